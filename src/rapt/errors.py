@@ -1,0 +1,115 @@
+"""Every error that `rapt` raises on purpose, in one tree.
+
+    RaptError                      exit 1
+    ├── UsageError                 exit 2   an argument breaks a rule before any work starts
+    ├── CorpusError                exit 3   a file of texts cannot be read or written
+    ├── WireError                  exit 4   a privatized file, manifest or card is malformed, truncated or unknown
+    ├── VocabularyError            exit 5   a vocabulary is missing, damaged, or not the one that was promised
+    ├── MechanismError             exit 6   a privacy parameter is outside its domain
+    ├── TuningError                exit 7   tuning cannot start or had to stop
+    ├── AuditError                 exit 8   an audit cannot say anything true about this input
+    └── ServiceError               exit 9   the service refused, or could not be reached
+        ├── NotFoundError                   no such object, or not yours: the two look the same
+        └── UnavailableError                no answer
+
+A message is one line: rule, name=value, way out; lower case, no full stop. It never holds a user's text, tokens or
+keys: positions and counts only. The command line prints the message and leaves with `exit_code`; the service
+answers with `status` and `code`.
+
+A caller who wants all of them writes:
+
+    try:
+        ...
+    except rapt.RaptError as error:
+        log.error("%s", error)
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class RaptError(Exception):
+    """Base of every deliberate error; never raised itself."""
+
+    exit_code: ClassVar[int] = 1
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+
+class UsageError(RaptError):
+    """An argument breaks a rule before any work starts."""
+
+    exit_code = 2
+    status = 400
+    code = "invalid_request"
+
+
+class CorpusError(RaptError):
+    """A file of texts cannot be read or written: a missing column, bad UTF-8, nothing in it."""
+
+    exit_code = 3
+    status = 400
+    code = "invalid_file"
+
+
+class WireError(RaptError):
+    """A privatized file, manifest or adapter card is malformed, truncated, or of an unknown version."""
+
+    exit_code = 4
+    status = 400
+    code = "invalid_wire_format"
+
+
+class VocabularyError(RaptError):
+    """A vocabulary is missing, damaged, or not the one that was promised."""
+
+    exit_code = 5
+    status = 409
+    code = "vocabulary_mismatch"
+
+
+class MechanismError(RaptError):
+    """A privacy parameter is outside its domain, or a mechanism is unknown."""
+
+    exit_code = 6
+    status = 400
+    code = "invalid_mechanism"
+
+
+class TuningError(RaptError):
+    """Tuning cannot start, or had to stop."""
+
+    exit_code = 7
+    status = 400
+    code = "tuning_failed"
+
+
+class AuditError(RaptError):
+    """An audit cannot say anything true about this input."""
+
+    exit_code = 8
+    status = 400
+    code = "invalid_audit"
+
+
+class ServiceError(RaptError):
+    """The service refused, or could not be reached."""
+
+    exit_code = 9
+    status = 502
+    code = "service_error"
+
+
+class NotFoundError(ServiceError):
+    """No such object, or not yours: the two look the same."""
+
+    status = 404
+    code = "not_found"
+
+
+class UnavailableError(ServiceError):
+    """The service gave no answer."""
+
+    status = 503
+    code = "unavailable"

@@ -1,0 +1,212 @@
+"""The manifest: what was done to a text before it left, as inert data.
+
+A service cannot tell privatized from plain text, so it demands this statement and checks it against what it can see:
+ids, counts, hashes. That guards against mistakes, not against a client that lies. Meanings are append-only: a field
+keeps its meaning for ever, and a new meaning is a new schema.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from rapt.errors import MechanismError, WireError
+from rapt.wire.strict_json import exact_fields, field, id_tuple
+
+SCHEMA: Final = "rapt.privatized/1"
+
+Parameter = float | int | str | bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MechanismSetting:
+    """A mechanism and its public parameters; `eta` is in 1/distance of the table named by the vocabulary hash."""
+
+    name: str
+    parameters: Mapping[str, Parameter]
+
+    @property
+    def eta(self) -> float:
+        """The slope of the dχ guarantee: log P(y|x) - log P(y|x') <= eta * d(x, x')."""
+        return float(self.parameters["eta"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Randomness:
+    """Where the noise came from. `insecure_seed` marks a file whose noise anyone can replay: it protects nothing."""
+
+    source: str
+    insecure_seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainTokens:
+    """The public plain tokens k of RAPT, Sec. 3: chosen before any text is read, privatized with the record.
+
+    Attributes:
+        count: m, how many stand before each record; 0 switches reconstruction off.
+        pool: The ids that they are drawn from: the |T| classes of the reconstruction head.
+        fixed: One sequence for the whole file, or None when each record has a fresh one of its own.
+    """
+
+    count: int
+    pool: tuple[int, ...]
+    fixed: tuple[int, ...] | None
+
+    @cached_property
+    def pool_set(self) -> frozenset[int]:
+        """The pool, for membership tests."""
+        return frozenset(self.pool)
+
+
+NO_PLAIN_TOKENS: Final = PlainTokens(count=0, pool=(), fixed=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """First line of a privatized file.
+
+    Attributes:
+        model: Name of the backbone whose vocabulary was used.
+        vocabulary_hash: `sha256:...` of that vocabulary; eta means nothing without it.
+        mechanism: What turned a token into another.
+        randomness: Where the noise came from.
+        plain_tokens: The public plain tokens, or none.
+        labels: Names of the classes, in clear; None for a file without labels.
+        records: Number of record lines that follow.
+        tokens: Number of privatized text tokens in them, plain tokens not counted.
+        records_sha256: Hex digest of the record lines as bytes: a truncated or edited file is refused.
+        created_by: Program and version.
+    """
+
+    model: str
+    vocabulary_hash: str
+    mechanism: MechanismSetting
+    randomness: Randomness
+    plain_tokens: PlainTokens
+    labels: tuple[str, ...] | None
+    records: int
+    tokens: int
+    records_sha256: str
+    created_by: str
+
+
+def check_eta(eta: float) -> float:
+    """`eta` as a float, if it is a finite number above zero.
+
+    Raises:
+        MechanismError: It is not.
+    """
+    if isinstance(eta, bool) or not isinstance(eta, int | float) or not math.isfinite(eta) or eta <= 0:
+        raise MechanismError(
+            f"eta must be a finite number above 0, got eta={eta!r}; "
+            "see `rapt statement` for what a value means on a vocabulary"
+        )
+    return float(eta)
+
+
+def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+    """The manifest as plain JSON values, in a fixed order of keys."""
+    plain = manifest.plain_tokens
+    return {
+        "schema": SCHEMA,
+        "model": manifest.model,
+        "vocabulary_hash": manifest.vocabulary_hash,
+        "mechanism": {
+            "name": manifest.mechanism.name,
+            "parameters": dict(manifest.mechanism.parameters),
+        },
+        "randomness": {
+            "source": manifest.randomness.source,
+            "insecure_seed": manifest.randomness.insecure_seed,
+        },
+        "plain_tokens": {
+            "count": plain.count,
+            "pool": list(plain.pool),
+            "fixed": None if plain.fixed is None else list(plain.fixed),
+        },
+        "labels": None if manifest.labels is None else list(manifest.labels),
+        "records": manifest.records,
+        "tokens": manifest.tokens,
+        "records_sha256": manifest.records_sha256,
+        "created_by": manifest.created_by,
+    }
+
+
+def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
+    """The manifest in a JSON object, or a refusal.
+
+    Raises:
+        WireError: Unknown schema, a missing, unknown or mistyped field, or counts that contradict each other.
+        MechanismError: eta is not a finite number above 0.
+    """
+    what = "the manifest"
+    if value.get("schema") != SCHEMA:
+        raise WireError(f"the first line must be a manifest of schema {SCHEMA!r}; run `rapt privatize` to make one")
+    names = {
+        "schema",
+        "model",
+        "vocabulary_hash",
+        "mechanism",
+        "randomness",
+        "plain_tokens",
+        "labels",
+        "records",
+    }
+    exact_fields(value, required=names | {"tokens", "records_sha256", "created_by"}, optional=set(), what=what)
+    labels = value["labels"]
+    if labels is not None and (type(labels) is not list or not all(type(name) is str for name in labels)):
+        raise WireError("the manifest must have labels as a list of names, or null")
+    if labels is not None and len(set(labels)) != len(labels):
+        raise WireError("the manifest must name each label once; write the file again")
+    records, tokens = field(value, "records", int, what=what), field(value, "tokens", int, what=what)
+    if records < 0 or tokens < 0:
+        raise WireError(f"the manifest must count upwards from 0, got records={records} tokens={tokens}")
+    return Manifest(
+        model=field(value, "model", str, what=what),
+        vocabulary_hash=field(value, "vocabulary_hash", str, what=what),
+        mechanism=_mechanism(field(value, "mechanism", dict, what=what)),
+        randomness=_randomness(field(value, "randomness", dict, what=what)),
+        plain_tokens=_plain_tokens(field(value, "plain_tokens", dict, what=what)),
+        labels=None if labels is None else tuple(labels),
+        records=records,
+        tokens=tokens,
+        records_sha256=field(value, "records_sha256", str, what=what),
+        created_by=field(value, "created_by", str, what=what),
+    )
+
+
+def _mechanism(value: Mapping[str, Any]) -> MechanismSetting:
+    what = "the manifest's mechanism"
+    exact_fields(value, required={"name", "parameters"}, optional=set(), what=what)
+    parameters = field(value, "parameters", dict, what=what)
+    if not all(type(item) in (float, int, str, bool) for item in parameters.values()):
+        raise WireError(f"{what} must have numbers, words or true/false as parameters")
+    if "eta" not in parameters:
+        raise WireError(f"{what} must state eta; a file without a guarantee is not accepted")
+    check_eta(parameters["eta"])
+    return MechanismSetting(name=field(value, "name", str, what=what), parameters=parameters)
+
+
+def _randomness(value: Mapping[str, Any]) -> Randomness:
+    what = "the manifest's randomness"
+    exact_fields(value, required={"source", "insecure_seed"}, optional=set(), what=what)
+    seed = None if value["insecure_seed"] is None else field(value, "insecure_seed", int, what=what)
+    return Randomness(source=field(value, "source", str, what=what), insecure_seed=seed)
+
+
+def _plain_tokens(value: Mapping[str, Any]) -> PlainTokens:
+    what = "the manifest's plain tokens"
+    exact_fields(value, required={"count", "pool", "fixed"}, optional=set(), what=what)
+    count, pool = field(value, "count", int, what=what), id_tuple(value, "pool", what=what)
+    fixed = None if value["fixed"] is None else id_tuple(value, "fixed", what=what)
+    if count < 0 or (count > 0 and not pool):
+        raise WireError(f"{what} must come from a pool, got count={count} and a pool of {len(pool)}")
+    if len(set(pool)) != len(pool):
+        raise WireError(f"{what} must have each id once in the pool; write the file again")
+    if fixed is not None and (len(fixed) != count or not set(fixed) <= set(pool)):
+        raise WireError(f"{what} must be {count} ids of the pool when fixed, got {len(fixed)}")
+    return PlainTokens(count=count, pool=pool, fixed=fixed)

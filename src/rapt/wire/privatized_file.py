@@ -1,0 +1,229 @@
+"""The privatized file: a manifest line, then one record a line, as token ids.
+
+Ids and not words, because decoding and tokenizing again changes ids. A file appears under its name only when it is
+whole: it is written beside it as `NAME.partial` and renamed at the end, so a failure leaves nothing that looks done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, Final
+
+from rapt.errors import CorpusError, WireError
+from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
+from rapt.wire.strict_json import dump, exact_fields, field, id_tuple, parse_object
+
+# Two counts of up to 19 digits are filled in when the file is whole; the line is padded with spaces until then.
+_ROOM_FOR_COUNTS: Final = 40
+# A line longer than this is not a record: 512 ids of 6 digits are 4 KB, long-context backbones need 1 MB.
+MAX_LINE_BYTES: Final = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivatizedRecord:
+    """One privatized text: z = M([k; x]) of RAPT, Eq. 5, kept as its two parts.
+
+    Attributes:
+        token_ids: M(x), one id for each content token of the text, in order.
+        label: Index into the manifest's labels, in clear; None without a label.
+        privatized_plain_tokens: M(k), as many as the manifest's plain tokens.
+        plain_tokens: k, when each record has its own; None when the manifest holds one for all, or there are none.
+    """
+
+    token_ids: tuple[int, ...]
+    label: int | None = None
+    privatized_plain_tokens: tuple[int, ...] = ()
+    plain_tokens: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivatizedFile:
+    """A manifest and all of its records, in memory."""
+
+    manifest: Manifest
+    records: tuple[PrivatizedRecord, ...]
+
+
+class PrivatizedFileWriter:
+    """Takes records one at a time; `write_privatized_file` opens one and closes it."""
+
+    def __init__(self, stream: IO[bytes], manifest: Manifest) -> None:
+        """Write the manifest line with room for the counts that are not known yet."""
+        self._stream = stream
+        self._manifest = manifest
+        self._digest = hashlib.sha256()
+        self._records = 0
+        self._tokens = 0
+        empty = replace(manifest, records=0, tokens=0, records_sha256="0" * 64)
+        self._width = len(dump(manifest_to_json(empty))) + _ROOM_FOR_COUNTS
+        stream.write(b" " * self._width + b"\n")
+
+    def write(self, record: PrivatizedRecord) -> None:
+        """Append one record, checked against the manifest.
+
+        Raises:
+            WireError: The record contradicts the manifest.
+        """
+        check_record(record, self._manifest, position=self._records)
+        line = dump(_record_to_json(record)).encode("ascii") + b"\n"
+        self._stream.write(line)
+        self._digest.update(line)
+        self._records += 1
+        self._tokens += len(record.token_ids)
+
+    def finish(self) -> Manifest:
+        """Fill in the counts; returns the manifest as it stands in the file."""
+        manifest = replace(
+            self._manifest,
+            records=self._records,
+            tokens=self._tokens,
+            records_sha256=self._digest.hexdigest(),
+        )
+        self._stream.seek(0)
+        self._stream.write(dump(manifest_to_json(manifest)).encode("ascii").ljust(self._width))
+        return manifest
+
+
+@contextmanager
+def write_privatized_file(path: Path, manifest: Manifest) -> Iterator[PrivatizedFileWriter]:
+    """A writer whose file appears at `path` only if the block ends without an error.
+
+    The counts and the digest in `manifest` are ignored: they are counted while writing.
+
+    Raises:
+        CorpusError: The disk is full, or the folder cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as stream:
+            writer = PrivatizedFileWriter(stream, manifest)
+            yield writer
+            writer.finish()
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CorpusError(
+            f"the output must be writable, got {error.strerror or type(error).__name__}; "
+            "free space or choose another folder"
+        ) from None
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | PrivatizedRecord]:
+    """The manifest, then every record, in constant memory.
+
+    Counts and digest are known to be right only when the iteration ends without an error.
+
+    Raises:
+        WireError: The file is malformed, truncated, edited, or of an unknown version.
+    """
+    stream = iter(lines)
+    first = next(stream, b"")
+    if len(first) > MAX_LINE_BYTES:
+        raise WireError(f"the manifest must be at most {MAX_LINE_BYTES} bytes, got {len(first)}")
+    manifest = manifest_from_json(parse_object(first, what="the first line"))
+    yield manifest
+    digest, records, tokens = hashlib.sha256(), 0, 0
+    for line in stream:
+        if len(line) > MAX_LINE_BYTES:
+            raise WireError(f"record {records} must be at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+        record = record_from_json(parse_object(line, what=f"record {records}"), position=records)
+        check_record(record, manifest, position=records)
+        yield record
+        digest.update(line)
+        records += 1
+        tokens += len(record.token_ids)
+    if (records, tokens) != (manifest.records, manifest.tokens):
+        raise WireError(
+            f"a privatized file must hold what its manifest counts, got {records} of {manifest.records} records; "
+            "it was cut off or edited: privatize or upload it again"
+        )
+    if digest.hexdigest() != manifest.records_sha256:
+        raise WireError("a privatized file must match the digest in its manifest; it was edited: privatize it again")
+
+
+def read_privatized_lines(lines: Iterable[bytes]) -> PrivatizedFile:
+    """A whole privatized file from its lines, checked. Raises as `iterate_privatized_lines`."""
+    items = iterate_privatized_lines(lines)
+    manifest = next(items)
+    assert isinstance(manifest, Manifest)
+    return PrivatizedFile(
+        manifest=manifest,
+        records=tuple(item for item in items if isinstance(item, PrivatizedRecord)),
+    )
+
+
+def read_privatized_file(path: Path) -> PrivatizedFile:
+    """A whole privatized file in memory, checked.
+
+    Raises:
+        CorpusError: It cannot be opened.
+        WireError: It is malformed, truncated, edited, or of an unknown version.
+    """
+    try:
+        with path.open("rb") as stream:
+            return read_privatized_lines(stream)
+    except OSError as error:
+        raise CorpusError(
+            f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
+        ) from None
+
+
+def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
+    """Refuse a record that contradicts its manifest: labels out of range, plain tokens missing or unexpected."""
+    plain = manifest.plain_tokens
+    what = f"record {position}"
+    if manifest.labels is None and record.label is not None:
+        raise WireError(f"{what} must have no label, because the manifest names none")
+    if manifest.labels is not None and (record.label is None or not 0 <= record.label < len(manifest.labels)):
+        raise WireError(f"{what} must have a label from 0 to {len(manifest.labels) - 1}, as the manifest names them")
+    if len(record.privatized_plain_tokens) != plain.count:
+        raise WireError(
+            f"{what} must have {plain.count} privatized plain tokens, got {len(record.privatized_plain_tokens)}"
+        )
+    fresh = plain.count > 0 and plain.fixed is None
+    if fresh and (record.plain_tokens is None or len(record.plain_tokens) != plain.count):
+        raise WireError(f"{what} must have {plain.count} plain tokens of its own, because the manifest fixes none")
+    if fresh and not plain.pool_set.issuperset(record.plain_tokens or ()):
+        raise WireError(f"{what} must have plain tokens of the manifest's pool")
+    if not fresh and record.plain_tokens is not None:
+        raise WireError(f"{what} must have no plain tokens of its own, because the manifest fixes them")
+
+
+def record_from_json(value: dict[str, Any], *, position: int) -> PrivatizedRecord:
+    """The record in a JSON object. Raises `WireError` for a missing, unknown or mistyped field."""
+    what = f"record {position}"
+    exact_fields(
+        value,
+        required={"token_ids"},
+        optional={"label", "privatized_plain_tokens", "plain_tokens"},
+        what=what,
+    )
+    return PrivatizedRecord(
+        token_ids=id_tuple(value, "token_ids", what=what),
+        label=field(value, "label", int, what=what) if value.get("label") is not None else None,
+        privatized_plain_tokens=(
+            id_tuple(value, "privatized_plain_tokens", what=what) if "privatized_plain_tokens" in value else ()
+        ),
+        plain_tokens=id_tuple(value, "plain_tokens", what=what) if "plain_tokens" in value else None,
+    )
+
+
+def _record_to_json(record: PrivatizedRecord) -> dict[str, Any]:
+    value: dict[str, Any] = {"token_ids": record.token_ids}
+    if record.label is not None:
+        value["label"] = record.label
+    if record.privatized_plain_tokens:
+        value["privatized_plain_tokens"] = record.privatized_plain_tokens
+    if record.plain_tokens is not None:
+        value["plain_tokens"] = record.plain_tokens
+    return value

@@ -1,0 +1,215 @@
+"""The vocabulary bundle: everything a user needs to privatize for a backbone, and its hash.
+
+A folder of three public files: `tokenizer.json`, `embeddings.safetensors` (the table, (V, d), float32) and
+`vocabulary.json` (model, hash, eligible ids, longest input). Both sides compute the same hash from the same files, so a
+privatized file can say which table its eta belongs to, and a service can refuse a file made for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rapt.errors import VocabularyError, WireError
+from rapt.wire.strict_json import exact_fields, field, id_tuple, parse_object
+
+SCHEMA: Final = "rapt.vocabulary/1"
+TABLE: Final = "embeddings"
+
+# Names under which Hugging Face models keep the input embedding table, by architecture.
+_TABLE_NAMES: Final = (
+    "embeddings.word_embeddings.weight",  # BERT
+    "shared.weight",  # T5
+    "embed_tokens.weight",  # Llama
+    "wte.weight",  # GPT-2
+)
+# Rows that no training text ever used: never an output, because they would mark a privatized text as such.
+_UNUSED: Final = re.compile(r"^(\[unused\d+\]|<unused\d+>|<extra_id_\d+>|<\|reserved[^>]*\|>)$")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VocabularyBundle:
+    """A tokenizer, its embedding table and the ids that may be an output.
+
+    Attributes:
+        model: Name of the backbone.
+        tokenizer_json: Bytes of `tokenizer.json`, as the model's authors wrote them.
+        embeddings: The table E, (V, d), float32, read-only. Distances in it are what eta is measured against.
+        eligible: Sorted ids that a mechanism may put out, int64: no special and no unused token.
+        max_tokens: Longest input of the backbone in tokens, special tokens included.
+        hash: `sha256:...` over all of the above but the name.
+    """
+
+    model: str
+    tokenizer_json: bytes
+    embeddings: NDArray[np.float32]
+    eligible: NDArray[np.int64]
+    max_tokens: int
+    hash: str
+
+
+def make_bundle(
+    *, model: str, tokenizer_json: bytes, embeddings: NDArray[np.float32], max_tokens: int
+) -> VocabularyBundle:
+    """The bundle of a tokenizer and a table; the eligible ids follow from the tokenizer.
+
+    Raises:
+        VocabularyError: The table is not finite, or does not fit the tokenizer.
+    """
+    if embeddings.ndim != 2 or embeddings.dtype != np.float32 or not np.isfinite(embeddings).all():
+        raise VocabularyError(
+            f"an embedding table must be finite float32 of shape (V, d), got {embeddings.dtype} {embeddings.shape}"
+        )
+    table = np.ascontiguousarray(embeddings)
+    table.flags.writeable = False
+    eligible = eligible_ids(tokenizer_json, rows=len(table))
+    digest = hashlib.sha256()
+    for part in (
+        SCHEMA.encode(),
+        hashlib.sha256(tokenizer_json).digest(),
+        repr(table.shape).encode(),
+        table.astype("<f4", copy=False).tobytes(),
+        eligible.astype("<i8", copy=False).tobytes(),
+        str(max_tokens).encode(),
+    ):
+        digest.update(part)
+    return VocabularyBundle(
+        model=model,
+        tokenizer_json=tokenizer_json,
+        embeddings=table,
+        eligible=eligible,
+        max_tokens=max_tokens,
+        hash=f"sha256:{digest.hexdigest()}",
+    )
+
+
+def eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
+    """Sorted ids of the tokens that are neither special nor unused, and that have a row in the table."""
+    try:
+        description = json.loads(tokenizer_json)
+        tokens = description["model"]["vocab"]
+        named: dict[str, int] = (
+            dict(tokens) if isinstance(tokens, dict) else {item[0]: i for i, item in enumerate(tokens)}
+        )
+        added = {item["id"]: item for item in description.get("added_tokens", [])}
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again") from None
+    named |= {item["content"]: token_id for token_id, item in added.items() if not item["special"]}
+    banned = {token_id for token_id, item in added.items() if item["special"]}
+    kept = {i for token, i in named.items() if i < rows and i not in banned and not _UNUSED.match(token)}
+    if not kept:
+        raise VocabularyError(f"a vocabulary must have at least one eligible token, got rows={rows} and none eligible")
+    return np.array(sorted(kept), dtype=np.int64)
+
+
+def bundle_from_model_directory(folder: Path, *, model: str) -> VocabularyBundle:
+    """The bundle of a model in Hugging Face's layout; of the weights only the embedding table is read.
+
+    Raises:
+        VocabularyError: A file is missing or damaged, or holds no embedding table of a known name.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+        tokenizer_json = (folder / "tokenizer.json").read_bytes()
+        table = _read_table(folder / "model.safetensors")
+    except (OSError, ValueError, SafetensorError):
+        raise VocabularyError(
+            f"model={model!r} must have config.json, tokenizer.json and model.safetensors; install it again"
+        ) from None
+    longest = config.get("max_position_embeddings") or config.get("n_positions") or 512
+    return make_bundle(model=model, tokenizer_json=tokenizer_json, embeddings=table, max_tokens=int(longest))
+
+
+def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
+    """Write the three files; `vocabulary.json` last, so a folder without it is not a bundle."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_bytes(bundle.tokenizer_json)
+    save_file({TABLE: np.asarray(bundle.embeddings)}, folder / "embeddings.safetensors")
+    (folder / "vocabulary.json").write_text(json.dumps(bundle_description(bundle)) + "\n", encoding="ascii")
+
+
+def bundle_description(bundle: VocabularyBundle) -> dict[str, Any]:
+    """What `vocabulary.json` says."""
+    return {
+        "schema": SCHEMA,
+        "model": bundle.model,
+        "hash": bundle.hash,
+        "shape": list(bundle.embeddings.shape),
+        "max_tokens": bundle.max_tokens,
+        "eligible": bundle.eligible.tolist(),
+    }
+
+
+def read_bundle(folder: Path) -> VocabularyBundle:
+    """The bundle in a folder, its hash computed again from its files.
+
+    Raises:
+        VocabularyError: A file is missing, or the contents do not match the hash.
+        WireError: `vocabulary.json` is malformed or of an unknown version.
+    """
+    what = "vocabulary.json"
+    try:
+        described = parse_object((folder / "vocabulary.json").read_bytes(), what=what)
+        tokenizer_json = (folder / "tokenizer.json").read_bytes()
+        with safe_open(folder / "embeddings.safetensors", framework="numpy") as weights:
+            table = weights.get_tensor(TABLE)
+    except (OSError, SafetensorError):
+        raise VocabularyError(
+            "a vocabulary bundle must have vocabulary.json, tokenizer.json and embeddings.safetensors; fetch it again"
+        ) from None
+    if described.get("schema") != SCHEMA:
+        raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or fetch the bundle again")
+    exact_fields(
+        described,
+        required={"schema", "model", "hash", "shape", "max_tokens", "eligible"},
+        optional=set(),
+        what=what,
+    )
+    bundle = make_bundle(
+        model=field(described, "model", str, what=what),
+        tokenizer_json=tokenizer_json,
+        embeddings=table,
+        max_tokens=field(described, "max_tokens", int, what=what),
+    )
+    check_hash(bundle, expected=field(described, "hash", str, what=what))
+    if id_tuple(described, "eligible", what=what) != tuple(bundle.eligible.tolist()):
+        raise VocabularyError("a vocabulary must list the eligible ids of its tokenizer; fetch the bundle again")
+    return bundle
+
+
+def check_hash(bundle: VocabularyBundle, *, expected: str) -> None:
+    """Refuse a vocabulary that is not the promised one.
+
+    Raises:
+        VocabularyError: The hashes differ.
+    """
+    if bundle.hash != expected:
+        raise VocabularyError(
+            f"vocabulary hashes must be equal, got {short_hash(bundle.hash)}, promised {short_hash(expected)}; "
+            "privatize with the vocabulary of the service's model"
+        )
+
+
+def short_hash(full: str) -> str:
+    """The first 12 hex digits of a `sha256:` hash, for people."""
+    return full.removeprefix("sha256:")[:12]
+
+
+def _read_table(path: Path) -> NDArray[np.float32]:
+    with safe_open(path, framework="numpy") as weights:
+        for name in weights.keys():
+            if name.endswith(_TABLE_NAMES):
+                return np.asarray(weights.get_tensor(name)).astype(np.float32)
+    raise VocabularyError(
+        "model.safetensors must hold an input embedding table under a known name; "
+        f"known endings are {', '.join(_TABLE_NAMES)}"
+    )
