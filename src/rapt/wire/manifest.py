@@ -61,6 +61,11 @@ class PlainTokens:
         """The pool, for membership tests."""
         return frozenset(self.pool)
 
+    @cached_property
+    def pool_index(self) -> dict[int, int]:
+        """Class of each id of the pool in the reconstruction head."""
+        return {token_id: index for index, token_id in enumerate(self.pool)}
+
 
 NO_PLAIN_TOKENS: Final = PlainTokens(count=0, pool=(), fixed=None)
 
@@ -115,10 +120,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": manifest.model,
         "vocabulary_hash": manifest.vocabulary_hash,
-        "mechanism": {
-            "name": manifest.mechanism.name,
-            "parameters": dict(manifest.mechanism.parameters),
-        },
+        "mechanism": mechanism_to_json(manifest.mechanism),
         "randomness": {
             "source": manifest.randomness.source,
             "insecure_seed": manifest.randomness.insecure_seed,
@@ -168,7 +170,7 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
     return Manifest(
         model=field(value, "model", str, what=what),
         vocabulary_hash=field(value, "vocabulary_hash", str, what=what),
-        mechanism=_mechanism(field(value, "mechanism", dict, what=what)),
+        mechanism=mechanism_from_json(field(value, "mechanism", dict, what=what)),
         randomness=_randomness(field(value, "randomness", dict, what=what)),
         plain_tokens=_plain_tokens(field(value, "plain_tokens", dict, what=what)),
         labels=None if labels is None else tuple(labels),
@@ -179,8 +181,14 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
     )
 
 
-def _mechanism(value: Mapping[str, Any]) -> MechanismSetting:
-    what = "the manifest's mechanism"
+def mechanism_to_json(setting: MechanismSetting) -> dict[str, Any]:
+    """A mechanism as plain JSON values."""
+    return {"name": setting.name, "parameters": dict(setting.parameters)}
+
+
+def mechanism_from_json(value: Mapping[str, Any]) -> MechanismSetting:
+    """The mechanism in a JSON object. Raises as `manifest_from_json`."""
+    what = "the mechanism"
     exact_fields(value, required={"name", "parameters"}, optional=set(), what=what)
     parameters = field(value, "parameters", dict, what=what)
     if not all(type(item) in (float, int, str, bool) for item in parameters.values()):
