@@ -1,0 +1,61 @@
+"""What every mechanism is: a public setting, an honest status, and one method that replaces tokens."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.errors import VocabularyError
+from rapt.wire.manifest import MechanismSetting
+
+GuaranteeStatus = Literal["proved", "conditional", "broken-as-published"]
+
+
+class Mechanism(Protocol):
+    """Replaces each token by a random eligible one.
+
+    A mechanism is a value: its setting may be published, the tokens are arguments and are not kept.
+    """
+
+    @property
+    def setting(self) -> MechanismSetting:
+        """Name and public parameters, as a manifest states them."""
+        ...
+
+    @property
+    def status(self) -> GuaranteeStatus:
+        """Whether the guarantee in the docstring is proved, holds under conditions, or fails as published."""
+        ...
+
+    def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
+        """One eligible token for each token, every one drawn independently.
+
+        Args:
+            token_ids: (n,), any rows of the table, [UNK] and special tokens included. Not changed.
+            rng: Private: whoever can repeat its draws can undo them.
+
+        Returns:
+            Eligible ids, (n,), int64.
+        """
+        ...
+
+
+def check_token_ids(token_ids: NDArray[np.int64], *, size: int) -> None:
+    """Refuse ids that have no row in a table of `size` rows; a negative one would silently count from the end.
+
+    Raises:
+        VocabularyError: Such an id, named by its position only.
+    """
+    if token_ids.ndim != 1 or not np.issubdtype(token_ids.dtype, np.integer):
+        raise VocabularyError(
+            f"token ids must be a flat array of whole numbers, got {token_ids.dtype} {token_ids.shape}; "
+            "encode with the vocabulary"
+        )
+    outside = (token_ids < 0) | (token_ids >= size)
+    if outside.any():
+        raise VocabularyError(
+            f"every token must have a row in the table, got none for token {int(outside.argmax())} of "
+            f"{len(token_ids)}; encode with the vocabulary of that table"
+        )

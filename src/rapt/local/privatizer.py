@@ -1,0 +1,133 @@
+"""From texts to privatized records: z = M([k; x]) of RAPT, Eq. 5, for many texts in one batch.
+
+Every content token goes through the mechanism: stop words, numbers, punctuation and [UNK] included. A token that passed
+unchanged by rule would tell the service that it is the true one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from rapt.errors import CorpusError, UsageError
+from rapt.local.mechanisms.interface import Mechanism
+from rapt.local.plain_tokens import draw_plain_tokens
+from rapt.local.randomness import RandomStream
+from rapt.local.vocabulary import Vocabulary
+from rapt.version import __version__
+from rapt.wire.manifest import Manifest, PlainTokens, Randomness
+from rapt.wire.privatized_file import PrivatizedRecord
+
+# The backbone puts one before a text and one after it: [CLS] and [SEP], or their like.
+SPECIAL_TOKENS: Final = 2
+
+
+@dataclass(frozen=True)
+class Privatizer:
+    """A setting that can be published; texts, labels and randomness are arguments and are not kept.
+
+    Attributes:
+        vocabulary: Of the backbone that will read the records.
+        mechanism: M.
+        plain_tokens: k, or the pool that k is drawn from for each record.
+        truncate_to: Content tokens to keep of a longer text; None refuses texts that are too long.
+    """
+
+    vocabulary: Vocabulary
+    mechanism: Mechanism
+    plain_tokens: PlainTokens
+    truncate_to: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a setting that no text can satisfy (`UsageError`)."""
+        if self.truncate_to is not None and self.truncate_to < 1:
+            raise UsageError(f"truncate_to must be at least 1 token, got truncate_to={self.truncate_to}")
+        if self.longest_text < 1:
+            raise UsageError(
+                f"plain tokens must leave room for a text in the {self.vocabulary.bundle.max_tokens} tokens that "
+                f"model={self.vocabulary.model!r} takes, got count={self.plain_tokens.count}; use fewer"
+            )
+
+    @property
+    def longest_text(self) -> int:
+        """Content tokens that fit into the backbone beside the special and the plain tokens."""
+        return self.vocabulary.bundle.max_tokens - SPECIAL_TOKENS - self.plain_tokens.count
+
+    def privatize(
+        self,
+        texts: Sequence[str],
+        *,
+        labels: Sequence[int | None] | None,
+        stream: RandomStream,
+        first_position: int = 0,
+    ) -> list[PrivatizedRecord]:
+        """One record for each text, in order.
+
+        A text without any token (empty, or nothing but spaces and control characters) is refused: it would leave the
+        trusted side as it is, recognizably empty.
+
+        Args:
+            texts: In clear; not kept, and never part of an error.
+            labels: Index of each text's label, or None where there are none. They leave in clear.
+            stream: Of plain tokens, then noise. It must not have been copied from another process.
+            first_position: Position of the first text in its file, for messages.
+
+        Raises:
+            CorpusError: A text has no token, too many, or is not valid Unicode; named by its position.
+            UsageError: Labels and texts differ in number, or the stream is another process's.
+        """
+        if labels is not None and len(labels) != len(texts):
+            raise UsageError(f"there must be one label for each text, got {len(labels)} labels for {len(texts)} texts")
+        stream.check_process()
+        # Before any text is looked at: k cannot depend on x.
+        plain = [draw_plain_tokens(self.plain_tokens, stream.generator) for _ in texts]
+        contents = self._contents(texts, first_position=first_position)
+        flat = [token for k, x in zip(plain, contents, strict=True) for token in (*k, *x)]
+        private = self.mechanism.privatize(np.array(flat, dtype=np.int64), rng=stream.generator).tolist()
+        fresh = self.plain_tokens.count > 0 and self.plain_tokens.fixed is None
+        records, start = [], 0
+        for position, (k, x) in enumerate(zip(plain, contents, strict=True)):
+            middle, end = start + len(k), start + len(k) + len(x)
+            records.append(
+                PrivatizedRecord(
+                    token_ids=tuple(private[middle:end]),
+                    label=None if labels is None else labels[position],
+                    privatized_plain_tokens=tuple(private[start:middle]),
+                    plain_tokens=k if fresh else None,
+                )
+            )
+            start = end
+        return records
+
+    def manifest(self, *, labels: tuple[str, ...] | None, randomness: Randomness) -> Manifest:
+        """The manifest of a file made with this setting, its counts still 0: the writer fills them in."""
+        return Manifest(
+            model=self.vocabulary.model,
+            vocabulary_hash=self.vocabulary.hash,
+            mechanism=self.mechanism.setting,
+            randomness=randomness,
+            plain_tokens=self.plain_tokens,
+            labels=labels,
+            records=0,
+            tokens=0,
+            records_sha256="",
+            created_by=f"rapt {__version__}",
+        )
+
+    def _contents(self, texts: Sequence[str], *, first_position: int) -> list[list[int]]:
+        """The content tokens of each text, cut where the setting says so, within the backbone's limit."""
+        encoded = self.vocabulary.encode(texts, first_position=first_position)
+        contents = [content[: self.truncate_to] for content in encoded]
+        for position, content in enumerate(contents, first_position):
+            if not content:
+                raise CorpusError(f"record {position} must have at least one token, got an empty text; remove it")
+            if len(content) > self.longest_text:
+                raise CorpusError(
+                    f"record {position} must have at most {self.longest_text} tokens beside {self.plain_tokens.count} "
+                    f"plain and {SPECIAL_TOKENS} special ones, got {len(content)}; "
+                    f"split it, or cut with truncate_to={self.longest_text}"
+                )
+        return contents

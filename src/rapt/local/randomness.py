@@ -1,0 +1,96 @@
+"""Where noise comes from: a block or stream cipher keyed by the operating system, or, on request, a seed.
+
+Plain tokens are public together with their privatized forms, so whoever receives a file holds pairs of known plaintext
+and output. From a generator with a small seed, or with a state that can be solved for, such pairs give away all of the
+noise and with it the text. Hence a cipher with a full random key is the default, and a seed is called insecure.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass, field
+
+import numpy as np
+from randomgen import AESCounter, ChaCha  # type: ignore[import-untyped]  # it ships no type stubs
+
+from rapt.errors import UsageError
+from rapt.wire.manifest import Randomness
+
+
+@dataclass(frozen=True)
+class RandomStream:
+    """A generator and the public statement of where it came from.
+
+    Attributes:
+        generator: Draws from it are private: whoever can repeat them can undo the privatization.
+        provenance: What the manifest says about it.
+        process: Where it was made. A copy in another process would draw the same noise twice: `check_process`.
+    """
+
+    generator: np.random.Generator = field(repr=False)
+    provenance: Randomness
+    process: int = field(default_factory=os.getpid, repr=False, compare=False)
+
+    def check_process(self) -> None:
+        """Refuse a stream that was copied into another process, where it would repeat the noise of its original.
+
+        Raises:
+            UsageError: This process did not make the stream.
+        """
+        if self.process != os.getpid():
+            raise UsageError(
+                "a random stream must be used in the process that made it, because a copy repeats its noise; "
+                "make one in each worker with worker_stream()"
+            )
+
+
+def secure_stream() -> RandomStream:
+    """A stream that nobody can predict or tell from uniform noise without its key, which is drawn here and not kept.
+
+    AES-128 in counter mode where the processor computes AES, else ChaCha20 with a 256-bit key: table-driven AES is
+    slower and its timing depends on the key. The key is set as it is, not hashed down from a seed.
+    """
+    cipher = AESCounter(key=secrets.randbits(128))
+    if cipher.use_aesni:
+        source = "AES-128 counter mode (randomgen), 128-bit key from the operating system"
+        return RandomStream(np.random.Generator(cipher), Randomness(source=source))
+    source = "ChaCha20 (randomgen), 256-bit key from the operating system"
+    stream = ChaCha(key=secrets.randbits(256), rounds=20)
+    return RandomStream(np.random.Generator(stream), Randomness(source=source))
+
+
+def insecure_stream(seed: int) -> RandomStream:
+    """A stream that anyone who guesses the seed can repeat: for tests and for experiments on public text.
+
+    The seed is recorded in every manifest, because such a file protects nothing.
+
+    Raises:
+        UsageError: The seed is not a whole number >= 0.
+    """
+    return _seeded(seed, position=None)
+
+
+def worker_stream(provenance: Randomness, *, position: int) -> RandomStream:
+    """The stream of one worker process, called inside it: independent of its parent's and of every other worker's.
+
+    A fresh key where the parent's stream is secure; else derived from the parent's seed and the worker's position.
+
+    Args:
+        provenance: Of the parent's stream. A statement travels; a stream must not.
+        position: Of the worker, from 0.
+    """
+    if provenance.insecure_seed is None:
+        return secure_stream()
+    return _seeded(provenance.insecure_seed, position=position)
+
+
+def _seeded(seed: int, *, position: int | None) -> RandomStream:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError(f"an insecure seed must be a whole number >= 0, got seed={seed!r}")
+    sequence = np.random.SeedSequence(seed, spawn_key=() if position is None else (position,))
+    worker = "" if position is None else f", worker {position}"
+    return RandomStream(
+        np.random.Generator(np.random.PCG64DXSM(sequence)),
+        Randomness(source=f"PCG64DXSM (numpy), seed chosen by hand{worker}", insecure_seed=seed),
+    )
