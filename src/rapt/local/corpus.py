@@ -1,0 +1,166 @@
+"""Files of private texts in, a privatized file out, streamed: memory does not grow with the file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Final, get_args
+
+from rapt.errors import CorpusError, UsageError
+from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, read_lines
+from rapt.local.privatizer import Privatizer
+from rapt.local.randomness import RandomStream
+from rapt.wire.manifest import Manifest
+from rapt.wire.privatized_file import iterate_privatized_lines, write_privatized_file
+
+# Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
+# so that progress moves.
+_CHUNK: Final = 512
+# Labels leave in clear, so a column of texts or names taken for labels by mistake must not: labels that are collected
+# from the file are few and short. Labels that the caller lists may be anything.
+_MOST_LABELS: Final = 256
+_LONGEST_LABEL: Final = 64
+
+__all__ = ["LabelledText", "label_names", "privatize_corpus", "read_corpus"]
+
+
+def read_corpus(
+    path: Path, *, text_column: str = "text", label_column: str | None = "label", file_format: FileFormat | None = None
+) -> Iterator[LabelledText]:
+    """The records of a file, one at a time. Blank lines are allowed at its end only.
+
+    Args:
+        path: A regular file in UTF-8, with or without a byte order mark.
+        text_column: Column, or JSON field, of the text.
+        label_column: Column, or JSON field, of the label: a name or a whole number. None when there is none.
+        file_format: Of the file; None goes by the suffix of its name.
+
+    Raises:
+        CorpusError: The file cannot be read, is empty, is not UTF-8, lacks a column, or has a damaged line.
+        UsageError: The format is unknown, or both columns are the same.
+    """
+    if text_column == label_column:
+        raise UsageError(
+            f"text and label must be different columns, got {text_column!r} for both; labels leave in clear"
+        )
+    read = READERS[_format_of(path, file_format)]
+    empty = True
+    for record in read(read_lines(path), text_column, label_column):
+        empty = False
+        yield record
+    if empty:
+        raise CorpusError("a corpus must have at least one record, got records=0; check the file")
+
+
+def label_names(records: Iterator[LabelledText]) -> tuple[str, ...]:
+    """The different labels among the records, sorted.
+
+    Raises:
+        CorpusError: They are too many or too long to be classes.
+    """
+    names: set[str] = set()
+    for position, record in enumerate(records):
+        if record.label is None:
+            continue
+        names.add(record.label)
+        if len(record.label) > _LONGEST_LABEL or len(names) > _MOST_LABELS:
+            raise CorpusError(
+                f"labels must be at most {_MOST_LABELS} names of at most {_LONGEST_LABEL} characters, "
+                f"got more by record {position}; they leave in clear: choose the column of classes, or list the labels"
+            )
+    return tuple(sorted(names))
+
+
+def privatize_corpus(
+    source: Path,
+    target: Path,
+    *,
+    privatizer: Privatizer,
+    text_column: str = "text",
+    label_column: str | None = "label",
+    labels: tuple[str, ...] | None = None,
+    file_format: FileFormat | None = None,
+    stream: RandomStream,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Manifest:
+    """Write the privatized file of a corpus; returns its manifest.
+
+    Nothing appears at `target` unless every record was privatized.
+
+    Args:
+        source: The private file: read twice when labels are to be collected, never changed.
+        target: The privatized file.
+        privatizer: The setting.
+        text_column: Column, or JSON field, of the text.
+        label_column: Column, or JSON field, of the label, which leaves in clear; None sends no labels.
+        labels: Names of the classes in order, for a file that must match another; None collects and sorts them.
+        file_format: Of the source; None goes by the suffix of its name.
+        stream: Of plain tokens and noise.
+        on_progress: Called with the records and the text tokens written so far, about once a second.
+
+    Raises:
+        CorpusError: As `read_corpus`; also a text without a token or with too many, a label that is not among
+            `labels`, or an output that cannot be written.
+        UsageError: `target` is `source`, or `labels` without a column.
+    """
+    _refuse_overwriting(source, target)
+    if label_column is None and labels is not None:
+        raise UsageError("labels must come with the column they stand in, got labels without label_column")
+
+    def records() -> Iterator[LabelledText]:
+        return read_corpus(source, text_column=text_column, label_column=label_column, file_format=file_format)
+
+    names = label_names(records()) if labels is None and label_column is not None else labels
+    index = {name: i for i, name in enumerate(names or ())}
+    if len(index) != len(names or ()):
+        raise UsageError(f"labels must differ from each other, got {len(names or ())} of which {len(index)} differ")
+    manifest = privatizer.manifest(labels=names, randomness=stream.provenance)
+    with write_privatized_file(target, manifest) as writer:
+        waiting, done, tokens = records(), 0, 0
+        while chunk := list(islice(waiting, _CHUNK)):
+            privatized = privatizer.privatize(
+                [record.text for record in chunk],
+                labels=None if names is None else _label_indices(chunk, index, first_position=done),
+                stream=stream,
+                first_position=done,
+            )
+            for record in privatized:
+                writer.write(record)
+                tokens += len(record.token_ids)
+            done += len(chunk)
+            if on_progress is not None:
+                on_progress(done, tokens)
+    with target.open("rb") as written:
+        first = next(iterate_privatized_lines(written))
+    assert isinstance(first, Manifest)
+    return first
+
+
+def _label_indices(chunk: list[LabelledText], index: Mapping[str, int], *, first_position: int) -> list[int | None]:
+    found: list[int | None] = []
+    for position, record in enumerate(chunk, first_position):
+        if record.label is None or record.label not in index:
+            raise CorpusError(
+                f"record {position} must have one of the {len(index)} labels that were named, got another; "
+                "name it, or correct the record"
+            )
+        found.append(index[record.label])
+    return found
+
+
+def _refuse_overwriting(source: Path, target: Path) -> None:
+    # The writer works in NAME.partial, so that name is taken as well.
+    for path in (target, target.with_name(target.name + ".partial")):
+        if path.exists() and source.exists() and path.samefile(source):
+            raise UsageError("the output must be another file than the source; choose another name")
+
+
+def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
+    suffix = path.suffix.lower().removeprefix(".") if file_format is None else file_format
+    for known in get_args(FileFormat):
+        if suffix == known:
+            return known  # type: ignore[no-any-return]  # get_args is untyped
+    raise UsageError(
+        f"the format of a corpus must be one of {', '.join(get_args(FileFormat))}, got {suffix!r}; state it"
+    )
