@@ -2,7 +2,7 @@
 
 The search is for any run of five words of any text, without regard to case and to what stands between the words, in
 UTF-8, UTF-16 and escaped JSON, so a text that was cut off, logged in pieces or stored in a page of a database is found
-too. A word is a run of three or more ASCII letters and digits: shorter ones turn up in tables of numbers by the million.
+too. A word is a run of three or more ASCII letters and digits: shorter ones abound in tables of numbers.
 Text that was encrypted or compressed would not be found; nothing in the service does either.
 """
 

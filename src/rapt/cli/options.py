@@ -1,0 +1,24 @@
+"""Options that several commands share, spelled once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Eta = Annotated[
+    float,
+    typer.Option(
+        metavar="NUMBER",
+        help="Slope of the guarantee in 1/embedding distance: smaller protects more. It has no default.",
+    ),
+]
+VocabularyName = Annotated[
+    str, typer.Option(help="Whose tokens and distances: a known model, a model folder, or a fetched bundle.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+ServiceUrl = Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8420.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="RAPT_API_KEY", show_envvar=True, help="Key of the service, if it asks for one."),
+]

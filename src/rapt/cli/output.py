@@ -1,0 +1,137 @@
+"""Where the command line writes: data to stdout, progress and remarks to stderr.
+
+With `--json` exactly one JSON document stands on stdout. On a terminal progress is a bar; elsewhere it is plain lines,
+one for each tenth of the work, so that a log stays readable.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+# Between two plain lines at least this long passes, in seconds, when the end of the work is not known.
+_PLAIN_INTERVAL = 5.0
+
+
+class Meter(Protocol):
+    """Takes the progress of one piece of work."""
+
+    def __call__(self, done: int, /, *, total: int | None = None, note: str = "") -> None:
+        """Show that `done` of `total` units are done; `note` is what else there is to say."""
+
+
+def say(line: str) -> None:
+    """Write one line for people to stderr."""
+    typer.echo(line, err=True)
+
+
+def show(text: str) -> None:
+    """Write text to stdout: it is what was asked for."""
+    typer.echo(text)
+
+
+def show_json(value: Mapping[str, Any]) -> None:
+    """Write the one JSON document of a run to stdout, on one line."""
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of text under a header, two spaces apart, the first to the left and numbers to the right.
+
+    Args:
+        header: One name a column.
+        rows: Cells, as many a row as the header has names.
+
+    Returns:
+        Lines joined by newlines, without trailing spaces.
+    """
+    widths = [max(len(line[i]) for line in [header, *rows]) for i in range(len(header))]
+    rule = ["─" * width for width in widths]
+    lines = []
+    for line in [header, rule, *rows]:
+        cells = [
+            cell.rjust(width) if _numeric(rows, column) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+@contextmanager
+def meter(what: str, *, total: int | None = None, unit: str = "") -> Iterator[Meter]:
+    """A meter on stderr for one piece of work: a bar on a terminal, plain lines elsewhere."""
+    if sys.stderr.isatty():
+        with _bar() as progress:
+            yield _BarMeter(progress, progress.add_task(what, total=total, note="", unit=unit))
+    else:
+        yield _LineMeter(what, total=total, unit=unit)
+
+
+class _BarMeter:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def __call__(self, done: int, /, *, total: int | None = None, note: str = "") -> None:
+        self._progress.update(self._task, completed=done, note=note)
+        if total is not None:
+            self._progress.update(self._task, total=total)
+
+
+class _LineMeter:
+    def __init__(self, what: str, *, total: int | None, unit: str) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._shown_tenth = 0
+        self._shown_at = time.monotonic()
+
+    def __call__(self, done: int, /, *, total: int | None = None, note: str = "") -> None:
+        self._total = total or self._total
+        if self._total:
+            tenth = 10 * done // self._total
+            if tenth <= self._shown_tenth:
+                return
+            self._shown_tenth = tenth
+        elif time.monotonic() - self._shown_at < _PLAIN_INTERVAL:
+            return
+        self._shown_at = time.monotonic()
+        of = f" of {self._total:,}" if self._total else ""
+        unit = f" {self._unit}" if self._unit else ""
+        say(f"{self._what}: {done:,}{of}{unit}" + (f"; {note}" if note else ""))
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=False,
+    )
+
+
+def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
+    cells = [row[column] for row in rows]
+    return column > 0 and bool(cells) and all(cell[:1].isdigit() or cell[:1] in "-−+.≤≥" for cell in cells if cell)

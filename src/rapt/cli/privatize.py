@@ -1,0 +1,143 @@
+"""`rapt privatize`: a file of texts becomes a file of random tokens that may leave the machine."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rapt.cli.options import AsJson, Eta, VocabularyName
+from rapt.cli.output import meter, say, show, show_json
+from rapt.errors import UsageError
+
+
+class Format(StrEnum):
+    """What a file of texts can be."""
+
+    CSV = "csv"
+    TSV = "tsv"
+    JSONL = "jsonl"
+
+
+class Drawn(StrEnum):
+    """When the plain tokens are drawn: once for the file, or anew for each record."""
+
+    FILE = "file"
+    RECORD = "record"
+
+
+def privatize(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="CSV, TSV or JSONL with one text a row.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids.")],
+    eta: Eta,
+    mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
+    vocabulary: VocabularyName = "minilm",
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column that holds the label; it is sent in clear.")] = "label",
+    no_label: Annotated[bool, typer.Option("--no-label", help="There are no labels, or they stay here.")] = False,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Names of the classes in order; default: those found, sorted.")
+    ] = None,
+    plain_tokens: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Public plain tokens before each text, for reconstruction; 0 for none."),
+    ] = 10,
+    plain_token_pool: Annotated[
+        int, typer.Option(metavar="N", min=1, help="How many words they are drawn from.")
+    ] = 100,
+    plain_tokens_drawn: Annotated[
+        Drawn, typer.Option(help="One sequence for the whole file, or a fresh one for each record.")
+    ] = Drawn.RECORD,
+    truncate: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Keep the first tokens of a longer text instead of refusing it."),
+    ] = None,
+    insecure_seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Repeatable noise for tests: it protects nothing, and OUT says so."),
+    ] = None,
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="Of IN; default: by the suffix of its name.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Replace every token of every text by a random one.
+
+    This is metric differential privacy, a token at a time. Nothing is skipped: stop words, numbers and punctuation are
+    privatized too. What stays as it is: labels, the number of tokens of a text, and the order of the texts; see
+    `rapt statement`. OUT appears only when it is whole.
+
+    \b
+    Example:
+      rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --text-column review --label-column stars
+    """
+    from rapt.local.corpus import privatize_corpus
+    from rapt.local.mechanisms import make_mechanism
+    from rapt.local.plain_tokens import plan_plain_tokens
+    from rapt.local.privatizer import Privatizer
+    from rapt.local.randomness import insecure_stream, secure_stream
+    from rapt.local.vocabulary import load_vocabulary
+    from rapt.wire.manifest import check_eta
+
+    check_eta(eta)
+    check_target(target, source=source, overwrite=overwrite)
+    stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
+    if insecure_seed is not None:
+        say("rapt: warning: whoever knows --insecure-seed can undo this file; use it for tests only")
+    table = load_vocabulary(vocabulary)
+    privatizer = Privatizer(
+        vocabulary=table,
+        mechanism=make_mechanism(mechanism, vocabulary=table, eta=eta),
+        plain_tokens=plan_plain_tokens(
+            table,
+            count=plain_tokens,
+            pool_size=plain_token_pool,
+            drawn=plain_tokens_drawn.value,
+            rng=stream.generator,
+        ),
+        truncate_to=truncate,
+    )
+    with meter("privatizing", unit="texts") as progress:
+        manifest = privatize_corpus(
+            source,
+            target,
+            privatizer=privatizer,
+            text_column=text_column,
+            label_column=None if no_label else label_column,
+            labels=None if labels is None else split_names(labels),
+            file_format=None if file_format is None else file_format.value,
+            stream=stream,
+            on_progress=lambda records, tokens: progress(records, note=f"{tokens:,} tokens"),
+        )
+    if as_json:
+        from rapt.wire.manifest import manifest_to_json
+
+        show_json({"file": str(target)} | manifest_to_json(manifest))
+        return
+    show(str(target))
+    sent = "none" if manifest.labels is None else f"{', '.join(manifest.labels)} (sent in clear)"
+    say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
+    say(f"what this protects, and what not: rapt statement {target}")
+
+
+def check_target(target: Path, *, source: Path, overwrite: bool) -> None:
+    """Refuse a target that exists, that is a folder, or that is the source (`UsageError`)."""
+    if target.resolve() == source.resolve():
+        raise UsageError("the output must be another file than the input; choose another name")
+    if target.is_dir():
+        raise UsageError(f"the output must be a file, got the folder {str(target)!r}; name a file in it")
+    if target.exists() and not overwrite:
+        raise UsageError(f"the output must not exist yet, got {str(target)!r}; choose another name or add --overwrite")
+
+
+def split_names(names: str) -> tuple[str, ...]:
+    """The class names in `a,b,c` (`UsageError` for an empty one or one that is named twice)."""
+    found = tuple(name.strip() for name in names.split(","))
+    if not all(found) or len(set(found)) != len(found):
+        raise UsageError(
+            "--labels must be different names with commas between them, such as --labels negative,positive"
+        )
+    return found

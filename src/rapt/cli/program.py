@@ -1,0 +1,112 @@
+"""The program: the commands in the order of a first visit, and how an error leaves it.
+
+Exit codes are those of `rapt.errors`. An error is one line on stderr and never a traceback, because the message of an
+unexpected exception could quote a text: only its class is named, unless RAPT_DEBUG=1 asks for everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final
+
+import typer
+from typer.main import get_command
+
+from rapt.cli.mechanisms import mechanisms
+from rapt.cli.output import say, show
+from rapt.cli.privatize import privatize
+from rapt.cli.serve import serve
+from rapt.cli.statement import statement
+from rapt.cli.vocabulary import vocabulary
+from rapt.errors import RaptError
+from rapt.version import __version__
+
+COMMANDS: Final[tuple[Callable[..., None], ...]] = (
+    privatize,
+    statement,
+    serve,
+    mechanisms,
+)
+
+# What a command may find missing on a machine with the trusted half only, and the extra that brings it.
+EXTRAS: Final = {
+    "torch": "service",
+    "transformers": "service",
+    "fastapi": "service",
+    "uvicorn": "service",
+    "sqlalchemy": "service",
+    "pydantic_settings": "service",
+    "python_multipart": "service",
+    "scipy": "audit",
+    "jinja2": "audit",
+}
+
+app = typer.Typer(
+    add_completion=False,
+    # Plain help: the same bytes on a terminal, in a pipe and in docs/cli.md, and rich is not loaded to print it.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for _command in COMMANDS:
+    app.command()(_command)
+app.add_typer(vocabulary, name="vocabulary")
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Tune and use a language-model service on private text without the text leaving the machine.
+
+    \b
+    Start here:
+      rapt demo
+    """
+    if version:
+        show(f"rapt {__version__}")
+    elif context.invoked_subcommand is None:
+        show(context.get_help())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of the command line `rapt ARGUMENTS`."""
+    try:
+        code: Any = get_command(app).main(args=list(arguments), prog_name="rapt", standalone_mode=False)
+    except RaptError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(_usage(error.format_message(), arguments), error.exit_code)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            return _unexpected(error)
+        extra = EXTRAS[error.name]
+        return _fail(f"this command needs {error.name!r}, which is not installed; run: pip install 'rapt[{extra}]'", 2)
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    except Exception as error:
+        return _unexpected(error)
+    if code == 130:
+        return _fail("interrupted", 130)
+    return code if isinstance(code, int) else 0
+
+
+def _unexpected(error: Exception) -> int:
+    if os.environ.get("RAPT_DEBUG") == "1":
+        raise error
+    return _fail(f"unexpected {type(error).__name__}; run with RAPT_DEBUG=1 for the traceback", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    say(f"rapt: error: {message}")
+    return code
+
+
+def _usage(message: str, arguments: Sequence[str]) -> str:
+    """Typer's message as one line of ours: lower case, no full stop, a way out."""
+    line = " ".join(message.split()).rstrip(".")
+    known = {command.__name__ for command in COMMANDS} | {"vocabulary"}
+    called = f"rapt {arguments[0]}" if arguments and arguments[0] in known else "rapt"
+    return f"{line[:1].lower()}{line[1:]}; see {called} --help"

@@ -1,0 +1,45 @@
+"""`rapt serve`: the other party, honest but curious. It never needs to see a text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rapt.cli.output import show_json
+
+
+def serve(
+    data: Annotated[
+        Path | None, typer.Option(help="The one folder that holds all state.  [default: rapt-data]", show_default=False)
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.  [default: 8420]")
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Base model to serve, a known name or a folder; repeat for more.  [default: minilm]"),
+    ] = None,
+) -> None:
+    """Serve tuning and prediction on privatized text.
+
+    Without a key the service listens on this machine only: to open it, set the environment variable RAPT_API_KEY and
+    --host. Every setting is also an environment variable, such as RAPT_PORT. Once the service answers, one line of JSON
+    with its address stands on stdout; it stops at SIGINT or SIGTERM.
+
+    \b
+    Example:
+      rapt serve --data rapt-data --port 8420
+    """
+    from rapt.service.settings import load_settings
+
+    settings = load_settings(
+        {"data_directory": data, "host": host, "port": port, "models": tuple(model) if model else None}
+    )
+    from rapt.service.server import serve as run_service
+
+    run_service(settings, on_ready=lambda url: show_json({"url": url}))

@@ -1,0 +1,164 @@
+"""What every command has in common: how it leaves, what it loads, where it writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rapt.cli import program
+from rapt.cli.output import table
+from rapt.errors import RaptError, TuningError
+
+HEAVY = ("torch", "transformers", "fastapi", "sqlalchemy", "scipy", "jinja2", "numpy", "rich")
+
+
+def shell(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rapt", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def every_error(kind: type[RaptError] = RaptError) -> list[type[RaptError]]:
+    return [found for child in kind.__subclasses__() for found in (child, *every_error(child))]
+
+
+def test_without_arguments_the_help_is_shown(rapt):
+    assert rapt().out == rapt("--help").out
+    assert rapt().code == 0
+
+
+def test_help_has_an_example_for_every_command(rapt):
+    for name in [command.__name__ for command in program.COMMANDS] + ["vocabulary fetch"]:
+        shown = rapt(*name.split(), "--help")
+        assert shown.code == 0
+        assert "Example" in shown.out
+        assert f"  rapt {name}" in shown.out
+
+
+@pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)
+def test_every_error_is_one_line_on_stderr_and_its_own_exit_code(kind, rapt, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise kind("a rule must hold, got name=value; do this")
+
+    monkeypatch.setattr(program, "get_command", fail)
+    outcome = rapt("mechanisms")
+    assert (outcome.code, outcome.out) == (kind.exit_code, "")
+    assert outcome.err == "rapt: error: a rule must hold, got name=value; do this\n"
+
+
+def test_an_unexpected_exception_names_its_class_and_never_its_message(rapt, monkeypatch):
+    def fail(*_: object) -> None:
+        raise LookupError("the patient's name is Ada")
+
+    monkeypatch.setattr(program, "get_command", fail)
+    outcome = rapt("mechanisms")
+    assert outcome.code == 1
+    assert outcome.err == "rapt: error: unexpected LookupError; run with RAPT_DEBUG=1 for the traceback\n"
+
+
+def test_with_rapt_debug_an_unexpected_exception_keeps_its_traceback(rapt, monkeypatch):
+    def fail(*_: object) -> None:
+        raise LookupError("all of it")
+
+    monkeypatch.setattr(program, "get_command", fail)
+    monkeypatch.setenv("RAPT_DEBUG", "1")
+    with pytest.raises(LookupError, match="all of it"):
+        rapt("mechanisms")
+
+
+def test_a_missing_extra_says_how_to_install_it(rapt, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("rapt.service")]:
+        monkeypatch.delitem(sys.modules, name)
+    outcome = rapt("serve", "--port", "0")
+    assert outcome.code == 2
+    assert outcome.err == (
+        "rapt: error: this command needs 'torch', which is not installed; run: pip install 'rapt[service]'\n"
+    )
+
+
+def test_an_interrupt_leaves_with_130(rapt, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "get_command", interrupt)
+    outcome = rapt("mechanisms")
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "rapt: error: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("privatize",), "missing argument 'IN'"),
+        (("privatize", "a.csv", "b"), "missing option '--eta'"),
+        (("privatize", "a.csv", "b", "--eta", "much"), "invalid value for '--eta'"),
+        (("privatize", "a.csv", "b", "--eta", "1", "--plain-tokens", "-1"), "invalid value for '--plain-tokens'"),
+        (("mechanisms", "--unknown"), "no such option: --unknown"),
+        (("unknown",), "no such command 'unknown'"),
+    ],
+)
+def test_a_usage_error_is_one_line_and_exit_2(arguments, said, rapt):
+    outcome = rapt(*arguments)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in outcome.err
+    assert outcome.err.startswith("rapt: error: ")
+    assert outcome.err.count("\n") == 1
+    assert "--help" in outcome.err
+
+
+def test_help_loads_nothing_heavy():
+    script = f"""
+import sys
+from rapt.cli.program import run
+assert run(["--help"]) == 0
+loaded = [name for name in {HEAVY!r} if name in sys.modules]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_the_console_script_reports_its_exit_code_to_the_shell(tmp_path: Path):
+    done = shell("privatize", str(tmp_path / "none.csv"), str(tmp_path / "out"), "--eta", "nan", RAPT_DEBUG="")
+    assert done.returncode == 6
+    assert done.stderr.startswith("rapt: error: eta must be a finite number above 0")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_terminated_process_cleans_up_and_leaves_with_143():
+    script = """
+import os, signal, sys
+import rapt.cli.program as program
+def killed(arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+    finally:
+        print("cleaned", file=sys.stderr)
+program.run = killed
+from rapt.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr == "cleaned\n"
+
+
+def test_numbers_stand_to_the_right_and_words_to_the_left():
+    assert table(["arm", "accuracy"], [["clean", "81.1 %"], ["rapt", "9 %"]]) == (
+        "arm    accuracy\n─────  ────────\nclean    81.1 %\nrapt        9 %"
+    )
+
+
+def test_the_tree_of_errors_has_an_exit_code_of_its_own_for_each_branch():
+    branches = RaptError.__subclasses__()
+    assert len({kind.exit_code for kind in branches}) == len(branches)
+    assert TuningError.exit_code == 7

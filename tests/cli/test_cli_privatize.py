@@ -1,0 +1,152 @@
+"""`rapt privatize` from the shell's side: what it writes, what it refuses, and that no text ever shows."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rapt.wire.privatized_file import read_privatized_file
+
+TINY = ("--vocabulary", "bert-tiny")
+
+
+def test_a_file_becomes_a_privatized_file(rapt, reviews: Path, tmp_path: Path, never_shows):
+    target = tmp_path / "reviews.rapt.jsonl"
+    outcome = rapt("privatize", reviews, target, "--eta", 20, *TINY)
+    assert outcome.code == 0
+    assert outcome.out == f"{target}\n"
+    never_shows(outcome.out + outcome.err + target.read_text())
+    file = read_privatized_file(target)
+    assert file.manifest.labels == ("negative", "positive")
+    assert [record.label for record in file.records] == [1, 0, 0, 1, 0, 1]
+    assert file.manifest.plain_tokens.count == 10
+    assert file.manifest.randomness.insecure_seed is None
+
+
+def test_json_is_one_document_that_is_the_manifest(rapt, reviews: Path, tmp_path: Path):
+    outcome = rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, "--json")
+    printed = json.loads(outcome.out)
+    assert printed["file"] == str(tmp_path / "out")
+    assert printed["records"] == 6
+    assert printed["mechanism"] == {"name": "laplace", "parameters": {"eta": 20.0}}
+
+
+def test_labels_stay_at_home_when_told(rapt, reviews: Path, tmp_path: Path):
+    rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, "--no-label", "--plain-tokens", 0)
+    file = read_privatized_file(tmp_path / "out")
+    assert file.manifest.labels is None
+    assert file.manifest.plain_tokens.count == 0
+    assert b"positive" not in (tmp_path / "out").read_bytes()
+
+
+def test_the_order_of_the_labels_can_be_set(rapt, reviews: Path, tmp_path: Path):
+    rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, "--labels", "positive, negative")
+    assert read_privatized_file(tmp_path / "out").manifest.labels == ("positive", "negative")
+
+
+def test_plain_tokens_can_be_drawn_once_for_the_file(rapt, reviews: Path, tmp_path: Path):
+    rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, "--plain-tokens-drawn", "file")
+    file = read_privatized_file(tmp_path / "out")
+    assert file.manifest.plain_tokens.fixed is not None
+    assert all(record.plain_tokens is None for record in file.records)
+
+
+def test_an_insecure_seed_repeats_the_noise_and_is_recorded_and_warned_of(rapt, reviews: Path, tmp_path: Path):
+    for name in ("a", "b"):
+        outcome = rapt("privatize", reviews, tmp_path / name, "--eta", 20, *TINY, "--insecure-seed", 7)
+        assert "warning" in outcome.err
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_privatized_file(tmp_path / "a").manifest.randomness.insecure_seed == 7
+
+
+def test_two_runs_without_a_seed_differ(rapt, reviews: Path, tmp_path: Path):
+    for name in ("a", "b"):
+        rapt("privatize", reviews, tmp_path / name, "--eta", 20, *TINY)
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
+
+
+FILES = {
+    "empty.csv": b"",
+    "header.csv": b"text,label\n",
+    "bytes.csv": b"text,label\nkohlrabi \xff\xfe,positive\n",
+    "long.csv": b"text,label\n" + b"kohlrabi " * 600 + b",positive\n",
+    "blank.csv": b"text,label\n   ,positive\n",
+    "odd.parquet": b"text,label\n",
+    "taken": b"mine",
+}
+BAD_INPUTS = [
+    # name, arguments in place of IN OUT, exit code, part of the message
+    ("a missing file", "none.csv out", 3, "must be readable"),
+    ("an empty file", "empty.csv out", 3, "'text'"),
+    ("a file with a header only", "header.csv out", 3, "at least one record"),
+    ("a missing text column", "reviews.csv out --text-column body", 3, "'body'"),
+    ("a missing label column", "reviews.csv out --label-column stars", 3, "'stars'"),
+    ("bad UTF-8", "bytes.csv out", 3, "line 2 must be utf-8"),
+    ("a text that is too long", "long.csv out", 3, "record 0"),
+    ("an empty text", "blank.csv out", 3, "record 0"),
+    ("an unknown format", "odd.parquet out", 2, "csv, tsv, jsonl"),
+    ("a label that was not named", "reviews.csv out --labels positive,mixed", 3, "record 1"),
+    ("labels named twice", "reviews.csv out --labels a,a", 2, "different names"),
+    ("an eta of 0", "reviews.csv out --eta 0", 6, "eta=0.0"),
+    ("a negative eta", "reviews.csv out --eta -1", 6, "eta=-1.0"),
+    ("an eta that is no number", "reviews.csv out --eta nan", 6, "eta=nan"),
+    ("an infinite eta", "reviews.csv out --eta inf", 6, "eta=inf"),
+    ("an unknown mechanism", "reviews.csv out --mechanism magic", 6, "laplace"),
+    ("an unknown vocabulary", "reviews.csv out --vocabulary gpt-9", 5, "gpt-9"),
+    ("a target that exists", "reviews.csv taken", 2, "--overwrite"),
+    ("the source as target", "reviews.csv reviews.csv --overwrite", 2, "another file"),
+    ("a folder that is missing", "reviews.csv nowhere/out", 3, "must be writable"),
+    ("a folder as target", "reviews.csv . --overwrite", 2, "must be a file"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"), [row[1:] for row in BAD_INPUTS], ids=[row[0] for row in BAD_INPUTS]
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
+    arguments, code, said, rapt, reviews: Path, tmp_path: Path, monkeypatch, never_shows
+):
+    for name, content in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.chdir(tmp_path)
+    eta = () if "--eta" in arguments else ("--eta", "20")
+    vocabulary = () if "--vocabulary" in arguments else TINY
+    outcome = rapt("privatize", *arguments.split(), *eta, *vocabulary)
+    assert (outcome.code, outcome.out) == (code, "")
+    assert said in outcome.err
+    assert outcome.err.startswith("rapt: error: ")
+    assert outcome.err.count("\n") == 1
+    never_shows(outcome.err)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_existing_file_is_replaced_only_when_told_and_only_by_a_whole_one(rapt, reviews: Path, tmp_path: Path):
+    target = tmp_path / "out"
+    target.write_text("mine")
+    rapt("privatize", tmp_path / "none.csv", target, "--eta", 20, *TINY, "--overwrite")
+    assert target.read_text() == "mine"
+    rapt("privatize", reviews, target, "--eta", 20, *TINY, "--overwrite")
+    assert len(read_privatized_file(target).records) == 6
+
+
+def test_privatizing_from_the_shell_loads_no_torch(reviews: Path, tmp_path: Path):
+    script = f"""
+import sys
+from rapt.cli.program import run
+code = run(["privatize", {str(reviews)!r}, {str(tmp_path / "out")!r}, "--eta", "20", "--vocabulary", "bert-tiny"])
+assert code == 0, code
+loaded = [name for name in ("torch", "transformers", "scipy", "jinja2", "fastapi") if name in sys.modules]
+assert not loaded, loaded
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_mechanisms_are_listed_with_their_status(rapt):
+    assert "proved" in rapt("mechanisms").out
+    listed = json.loads(rapt("mechanisms", "--json").out)["mechanisms"]
+    assert [(entry["name"], entry["status"]) for entry in listed] == [("laplace", "proved")]
