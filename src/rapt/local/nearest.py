@@ -1,6 +1,6 @@
 """The nearest eligible token, exactly: the hot loop of every mechanism that adds noise to an embedding.
 
-Exact means equal to brute force in float64, ties to the lowest id. An approximate index would change the distribution
+Exact means decided in float64, ties to the lowest id. An approximate index would change the distribution
 of outputs and with it the channel that the guarantee and the audit speak about (Carpentier et al., arXiv 2411.11521).
 
 Two steps. A *screen* names, for each vector, a few tokens that must contain the nearest one; a *re-check* computes
@@ -78,6 +78,8 @@ class _Float32Screen:
 
     def __init__(self, rows: NDArray[np.float32]) -> None:
         half_square = np.einsum("ij,ij->i", rows, rows, dtype=np.float64) / 2
+        if half_square.max() > 2.0**100:
+            raise VocabularyError("the rows of a table must be shorter than 2**50, got a longer one; scale the table")
         # The last column subtracts ||w||²/2 inside the product: one pass over the scores less.
         self._table = np.concatenate([rows, -half_square[:, None].astype(np.float32)], axis=1)
         self._longest = float(np.sqrt(2 * half_square.max()))
@@ -109,7 +111,6 @@ class _Float32Screen:
             np.maximum(second, np.minimum(top, value), out=second)
             column = np.where(value > top, start + place, column)
             np.maximum(top, value, out=top)
-        # False also where the error is unbounded: a vector too long for float32 is undecided.
         decided = second < top.astype(np.float64) - 2 * error
         return column, np.flatnonzero(~decided)
 
@@ -124,30 +125,30 @@ class _Float32Screen:
         floor = top.astype(np.float64) - 2 * error
         rows, columns = [], []
         for start in starts:
-            # Not `>=`: where an overflow left NaN, nothing may be excluded.
-            row, place = np.nonzero(~(self._scores(queries, start, scores) < floor[:, None]))
+            row, place = np.nonzero(self._scores(queries, start, scores) >= floor[:, None])
             rows.append(undecided[row])
             columns.append(start + place)
         return np.concatenate(rows), np.concatenate(columns)
 
     def _queries(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The vectors as rows of the product, and how far a float32 score of each can be from the true one."""
+        # Too long for float32: scored as zero, excluding nothing.
+        far = np.abs(vectors).max(axis=1, initial=0.0) > 2.0**100 / max(self._longest, 1.0)
+        near = np.where(far[:, None], 0.0, vectors)
         queries = np.ones((len(vectors), self._table.shape[1]), dtype=np.float32)
-        with np.errstate(over="ignore", under="ignore"):
-            queries[:, :-1] = vectors
-            length = np.linalg.norm(vectors, axis=1)
+        with np.errstate(under="ignore"):
+            queries[:, :-1] = near
         # n = d + 1 products, one unit roundoff u for v -> float32 and one for ||w||²/2 -> float32, n more if partial
         # sums underflow to zero. The hundredth on top covers the second order and the float64 of this line.
         n, unit = self._table.shape[1], 2.0**-24
-        size = length * max(self._longest, 1.0) + self._longest**2 / 2
-        error = 1.01 * ((n + 2) * unit / (1 - n * unit) * size + n * 2.0**-126)
-        return queries, np.where(size < 2.0**120, error, np.inf)
+        size = np.linalg.norm(near, axis=1) * self._longest + self._longest**2 / 2
+        error = 1.01 * ((n + 2) * unit / (1 - n * unit) * size + n * 2.0**-126 * max(self._longest, 1.0))
+        return queries, np.where(far, np.inf, error)
 
     def _scores(self, queries: NDArray[np.float32], start: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
         tile = self._table[start : start + TILE]
         scores = out[: len(queries) * len(tile)].reshape(len(queries), len(tile))
-        with np.errstate(over="ignore", invalid="ignore"):
-            return np.matmul(queries, tile.T, out=scores)
+        return np.matmul(queries, tile.T, out=scores)
 
 
 def _nearest_of(
@@ -157,14 +158,18 @@ def _nearest_of(
     columns: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """For each vector among `rows`, in order, the nearest of its `columns` in float64, ties to the lowest."""
-    score = np.empty(len(rows))
+    order = np.lexsort((columns, rows))
+    rows, columns = rows[order], columns[order]
+    first = np.ones(len(rows), dtype=bool)
+    first[1:] = np.diff(rows) != 0
+    lowest = columns[first][np.cumsum(first) - 1]
+    lead = np.empty(len(rows))
     for start in range(0, len(rows), PAIRS):
         part = slice(start, start + PAIRS)
-        token = table[columns[part]].astype(np.float64)
-        # Not ||v - w||²: far from the table, where all differences round to v, the score still tells tokens apart.
-        # Not a BLAS product either: equal rows must get equal bits, so that ties go to the lowest id.
-        score[part] = (vectors[rows[part]] * token).sum(axis=1) - (token * token).sum(axis=1) / 2
-    order = np.lexsort((columns, -score, rows))
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = np.diff(rows[order]) != 0
+        token, other = table[columns[part]].astype(np.float64), table[lowest[part]].astype(np.float64)
+        # By how much a token beats the lowest candidate: (||v - other||² - ||v - token||²) / 2, as a product whose
+        # rounding error shrinks with the difference of the two, near the table and far from it. It is exactly 0 for
+        # equal rows. Not a BLAS product: equal rows must get equal bits, so that ties go to the lowest id.
+        lead[part] = ((token - other) * (vectors[rows[part]] - (token + other) / 2)).sum(axis=1)
+    order = np.lexsort((columns, -lead, rows))
     return columns[order[first]]

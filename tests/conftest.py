@@ -1,0 +1,38 @@
+"""Options and seeds for every test.
+
+Statistical tests draw from `rng`, which is fixed by `--seed` and the test's name: the same in every run, other numbers
+in every test, and fresh everywhere with another `--seed`, as the nightly run does.
+"""
+
+import zlib
+
+import numpy as np
+import pytest
+
+DEFAULT_SEED = 2305_06212
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
+    parser.addoption("--network", action="store_true", help="run the tests marked network as well")
+    parser.addoption("--seed", type=int, default=DEFAULT_SEED, help="seed of all statistical tests")
+
+
+def pytest_report_header(config):
+    return f"seed of the statistical tests: {config.getoption('--seed')} (change it with --seed)"
+
+
+def pytest_collection_modifyitems(config, items):
+    for marker in ("slow", "network"):
+        if not config.getoption(f"--{marker}"):
+            skip = pytest.mark.skip(reason=f"marked {marker}; run with --{marker}")
+            for item in items:
+                if marker in item.keywords:
+                    item.add_marker(skip)
+
+
+@pytest.fixture
+def rng(request):
+    """A generator of this test's own."""
+    name = zlib.crc32(request.node.nodeid.encode())
+    return np.random.default_rng([request.config.getoption("--seed"), name])

@@ -1,0 +1,167 @@
+"""Exact nearest tokens: equal to brute force in float64, ties to the lowest id, whatever the screen did."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from rapt.errors import VocabularyError
+from rapt.local.mechanisms.laplace import sample_noise
+from rapt.local.nearest import BATCH, TILE, NearestToken
+
+
+def brute_force(vectors, table, eligible):
+    """Every score v·w - ||w||²/2 in float64, one vector at a time; the lowest id of the best."""
+    rows = table[eligible].astype(np.float64)
+    half = (rows * rows).sum(axis=1) / 2
+    return np.array([eligible[np.argmax(rows @ v.astype(np.float64) - half)] for v in vectors])
+
+
+def all_of(table):
+    return np.arange(len(table), dtype=np.int64)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 7, 384])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_search_equals_brute_force_on_random_tables(dim, dtype, rng):
+    table = rng.standard_normal((TILE + 300, dim)).astype(np.float32)
+    eligible = np.sort(rng.choice(len(table), TILE + 10, replace=False))
+    vectors = (rng.standard_normal((150, dim)) * rng.choice([0.01, 1, 100], (150, 1))).astype(dtype)
+    assert (NearestToken(table, eligible).search(vectors) == brute_force(vectors, table, eligible)).all()
+
+
+@pytest.mark.parametrize("eta", [1e-6, 1.0, 20.0, 50.0, 75.0, 100.0, 1e3])
+def test_search_equals_brute_force_on_a_real_table(bert_tiny, eta, rng):
+    ids = rng.integers(bert_tiny.size, size=120)
+    noisy = bert_tiny.embeddings[ids] + sample_noise(rng, eta=eta, dim=bert_tiny.dimension, size=len(ids))
+    found = NearestToken(bert_tiny.embeddings, bert_tiny.eligible).search(noisy)
+    assert (found == brute_force(noisy, bert_tiny.embeddings, bert_tiny.eligible)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [10.0, 25.0, 50.0, 75.0, 100.0, 125.0, 150.0, 300.0])
+def test_search_equals_brute_force_over_many_tokens(eta, rng):
+    from rapt.local.vocabulary import load_vocabulary
+
+    minilm = load_vocabulary("minilm")
+    rows = minilm.embeddings[minilm.eligible].astype(np.float64)
+    half = (rows * rows).sum(axis=1) / 2
+    search = NearestToken(minilm.embeddings, minilm.eligible).search
+    for _ in range(13):
+        ids = rng.integers(minilm.size, size=1024)
+        noisy = minilm.embeddings[ids] + sample_noise(rng, eta=eta, dim=minilm.dimension, size=len(ids))
+        assert (search(noisy) == minilm.eligible[(noisy @ rows.T - half).argmax(axis=1)]).all()
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    table=arrays.arrays(np.int8, st.tuples(st.integers(1, 40), st.just(3)), elements=st.integers(-3, 3)),
+    vectors=arrays.arrays(np.int8, st.tuples(st.integers(1, 8), st.just(3)), elements=st.integers(-6, 6)),
+)
+def test_ties_go_to_the_lowest_id(table, vectors):
+    # Whole and half numbers: many exact ties, and distances that Python computes exactly.
+    found = NearestToken(table.astype(np.float32), all_of(table)).search(vectors.astype(np.float32) / 2)
+    for vector, token in zip(vectors.tolist(), found.tolist(), strict=True):
+        square = [sum((Fraction(a, 2) - b) ** 2 for a, b in zip(vector, row, strict=True)) for row in table.tolist()]
+        assert token == square.index(min(square))
+
+
+def test_equal_rows_across_tiles_give_the_lowest_id(rng):
+    table = np.repeat(rng.standard_normal((2, 33)).astype(np.float32), TILE, axis=0)
+    table[5] = table[-1]
+    assert NearestToken(table, all_of(table)).search(table[[0, 5, -1, TILE]]).tolist() == [0, 5, 5, 5]
+
+
+def test_a_table_of_equal_rows_gives_the_first(rng):
+    table = np.ones((5_000, 16), dtype=np.float32)
+    assert (NearestToken(table, all_of(table)).search(rng.standard_normal((9, 16))) == 0).all()
+
+
+def test_rows_one_unit_apart_in_float32_are_told_apart(rng):
+    row = rng.standard_normal(384).astype(np.float32)
+    table = np.tile(row, (50, 1))
+    for i in range(50):
+        table[i, i] = np.nextafter(table[i, i], np.float32(np.inf))
+    vectors = table.astype(np.float64)
+    found = NearestToken(table, all_of(table)).search(vectors)
+    assert (found == all_of(table)).all()
+    # The twin: a float32 product without the re-check cannot.
+    half = (table * table).sum(axis=1) / 2
+    assert ((table @ table.T - half).argmax(axis=1) != all_of(table)).any()
+
+
+def test_a_tie_far_from_the_table_is_decided_by_direction(rng):
+    # In float64 every ||v - w||² is the same here: only the score tells the tokens apart.
+    table = rng.standard_normal((300, 8)).astype(np.float32)
+    vectors = rng.standard_normal((20, 8)) * 1e25
+    square = ((vectors[:, None] - table[None]) ** 2).sum(axis=-1)
+    assert (square.argmin(axis=1) != brute_force(vectors, table, all_of(table))).any()
+    assert (NearestToken(table, all_of(table)).search(vectors) == (vectors @ table.T).argmax(axis=1)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e10, 1e30, 1e38, 1e39, 1e200])
+def test_vectors_of_any_length_are_searched_exactly(scale, rng):
+    table = rng.standard_normal((400, 20)).astype(np.float32)
+    vectors = rng.standard_normal((20, 20)) * scale
+    assert (NearestToken(table, all_of(table)).search(vectors) == brute_force(vectors, table, all_of(table))).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1e3, 1e12])
+def test_tables_of_any_scale_are_searched_exactly(scale, rng):
+    table = (rng.standard_normal((400, 20)) * scale).astype(np.float32)
+    vectors = table[:30] + rng.standard_normal((30, 20)) * scale
+    assert (NearestToken(table, all_of(table)).search(vectors) == brute_force(vectors, table, all_of(table))).all()
+
+
+def test_the_answer_does_not_depend_on_the_batch(rng):
+    table = rng.standard_normal((500, 24)).astype(np.float32)
+    vectors = rng.standard_normal((2 * BATCH + 3, 24))
+    search = NearestToken(table, all_of(table)).search
+    assert (search(vectors) == np.concatenate([search(vectors[i : i + 1]) for i in range(len(vectors))])).all()
+
+
+def test_only_eligible_tokens_are_found(rng):
+    table = rng.standard_normal((100, 5)).astype(np.float32)
+    eligible = np.array([3, 50, 99])
+    assert set(NearestToken(table, eligible).search(table.copy()).tolist()) <= {3, 50, 99}
+
+
+def test_inputs_are_not_changed(rng):
+    table = rng.standard_normal((100, 5)).astype(np.float32)
+    vectors = rng.standard_normal((BATCH + 1, 5))
+    before = table.copy(), vectors.copy()
+    NearestToken(table, all_of(table)).search(vectors)
+    assert (table == before[0]).all()
+    assert (vectors == before[1]).all()
+
+
+def test_no_vectors_give_no_tokens():
+    table = np.ones((3, 5), dtype=np.float32)
+    assert NearestToken(table, all_of(table)).search(np.empty((0, 5))).shape == (0,)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_that_is_not_finite_is_refused(value):
+    table = np.ones((3, 5), dtype=np.float32)
+    with pytest.raises(VocabularyError, match="vectors must be finite"):
+        NearestToken(table, all_of(table)).search(np.full((2, 5), value))
+
+
+def test_a_table_too_long_for_float32_is_refused():
+    with pytest.raises(VocabularyError, match="must be shorter than"):
+        NearestToken(np.full((3, 5), 1e30, dtype=np.float32), all_of(range(3)))
+
+
+def test_a_vector_of_another_width_is_refused():
+    table = np.ones((3, 5), dtype=np.float32)
+    with pytest.raises(VocabularyError, match=r"vectors must be of shape \(n, 5\), got \(2, 4\)"):
+        NearestToken(table, all_of(table)).search(np.ones((2, 4)))
+
+
+@pytest.mark.parametrize("eligible", [[], [2, 1], [1, 1], [-1, 0], [0, 3]])
+def test_eligible_ids_that_are_not_sorted_rows_are_refused(eligible):
+    with pytest.raises(VocabularyError, match="eligible ids must be sorted rows of the table"):
+        NearestToken(np.ones((3, 5), dtype=np.float32), np.array(eligible, dtype=np.int64))
