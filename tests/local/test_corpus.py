@@ -1,0 +1,282 @@
+import json
+import traceback
+
+import pytest
+
+from rapt.errors import CorpusError, RaptError, UsageError
+from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
+from rapt.local.mechanisms import make_mechanism
+from rapt.local.plain_tokens import plan_plain_tokens
+from rapt.local.privatizer import Privatizer
+from rapt.local.randomness import insecure_stream
+from rapt.wire.privatized_file import read_privatized_file
+
+SECRET = "zanzibarsecret"
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def privatizer(bert_tiny):
+    plain = plan_plain_tokens(bert_tiny, count=3, pool_size=50, drawn="file", rng=insecure_stream(1).generator)
+    return Privatizer(bert_tiny, make_mechanism("laplace", vocabulary=bert_tiny, eta=1e7), plain)
+
+
+def rows(path, **arguments):
+    return [(record.text, record.label) for record in read_corpus(path, **arguments)]
+
+
+GOOD = [("good film", "yes"), ("bad, film", "no")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text,label\ngood film,yes\n"bad, film",no\n'),
+        ("a.csv", 'label,other,text\r\nyes,1,good film\r\nno,2,"bad, film"\r\n\r\n\n'),
+        ("a.CSV", '\ufefftext,label\ngood film,yes\n"bad, film",no'),
+        ("a.tsv", "text\tlabel\ngood film\tyes\nbad, film\tno\n"),
+        ("a.tsv", "\ufefflabel\ttext\r\nyes\tgood film\r\nno\tbad, film\r\n\r\n"),
+        ("a.jsonl", '{"text": "good film", "label": "yes"}\n{"label": "no", "n": [1], "text": "bad, film"}\n\n'),
+        ("a.jsonl", '\ufeff{"text": "good film", "label": "yes"}\r\n{"label": "no", "text": "bad, film"}'),
+    ],
+)
+def test_every_format_gives_the_same_records(file, name, content):
+    assert rows(file(name, content)) == GOOD
+
+
+def test_columns_and_format_are_arguments(file):
+    path = file("data.txt", "sentence\tclass\ngood film\t1\n")
+    assert rows(path, text_column="sentence", label_column="class", file_format="tsv") == [("good film", "1")]
+    assert rows(path, text_column="sentence", label_column=None, file_format="tsv") == [("good film", None)]
+
+
+def test_a_quote_in_tsv_is_a_letter(file):
+    assert rows(file("a.tsv", 'text\tlabel\nan "odd one\t1\n')) == [('an "odd one', "1")]
+
+
+def test_a_csv_field_may_span_lines(file):
+    assert rows(file("a.csv", 'text,label\n"two\nlines ""quoted""",1\n')) == [('two\nlines "quoted"', "1")]
+
+
+def test_a_json_label_may_be_a_whole_number(file):
+    assert rows(file("a.jsonl", '{"text": "good", "label": 1}\n')) == [("good", "1")]
+
+
+def test_any_unicode_survives(file):
+    text = "naïve 你好 שלום 🎉 \u2028 end"
+    assert rows(file("a.csv", f"text,label\n{text},1\n")) == [(text, "1")]
+    assert rows(file("a.tsv", f"text\tlabel\n{text}\t1\n")) == [(text, "1")]
+
+
+def test_a_file_is_read_as_it_is_asked_for(file):
+    path = file("a.jsonl", '{"text": "good", "label": 1}\n' * 3 + "damaged\n")
+    records = read_corpus(path)
+    assert [next(records).text for _ in range(3)] == ["good"] * 3
+    with pytest.raises(CorpusError, match="line 4"):
+        next(records)
+
+
+def test_a_record_shows_no_text():
+    assert repr(LabelledText(text=SECRET, label=SECRET)) == "LabelledText()"
+
+
+BAD = [
+    ("empty.csv", "", "the first line must name the columns"),
+    ("empty.tsv", "", "the first line must name the columns"),
+    ("empty.jsonl", "", "at least one record"),
+    ("header.csv", "text,label\n", "at least one record, got records=0"),
+    ("column.csv", f"sentence,label\n{SECRET},1\n", r"'text', got 2 columns \(sentence, label\)"),
+    ("column.tsv", f"Tweet Text\tlabel\n{SECRET}\t1\n", r"'text', got 2 columns \(Tweet Text, label\)"),
+    ("no_header.csv", f"my {SECRET} is this,1\n{SECRET},0\n", r"'text', got 2 columns \(not names, so not shown\)"),
+    ("no_header.tsv", f"i met {SECRET}\t1\n", r"got 2 columns \(not names, so not shown\)"),
+    ("column.jsonl", f'{{"sentence": "{SECRET}", "label": 1}}\n', "line 1 must have a text in 'text', got nothing"),
+    ("twice.csv", f"text,text,label\n{SECRET},b,1\n", "column 'text' must stand once in the header, got it 2 times"),
+    ("ragged.csv", f"text,label\nfine,1\n{SECRET}\n", "line 3 must have 2 fields like the header, got 1"),
+    ("ragged.tsv", f"text\tlabel\nfine\t1\n{SECRET}\t1\t2\n", "line 3 must have 2 fields like the header, got 3"),
+    ("blank.csv", f"text,label\nfine,1\n\n{SECRET},1\n", "line 3 must not be blank"),
+    ("blank.tsv", f"text\tlabel\nfine\t1\n\n{SECRET}\t1\n", "line 3 must not be blank"),
+    ("blank.jsonl", f'{{"text": "a", "label": 1}}\n\n{{"text": "{SECRET}", "label": 1}}\n', "line 2 must not be blank"),
+    ("quote.csv", f'text,label\n"{SECRET},1\nother,0\n', "must be csv"),
+    ("stray.csv", f'text,label\n"{SECRET}" end,1\n', "line 2 must be csv"),
+    ("huge.csv", f"text,label\n{SECRET * 20_000},1\n", "line 2 must be csv with fields of at most 131072 characters"),
+    ("latin.csv", f"text,label\nfine,1\n{SECRET} caf\xe9,1\n".encode("latin-1"), "line 3 must be utf-8"),
+    ("utf16.csv", f"text,label\n{SECRET},1\n".encode("utf-16"), "line 1 must be utf-8"),
+    ("cut.tsv", f"text\tlabel\n{SECRET} caf\xe9".encode()[:-1], "line 2 must be utf-8"),
+    ("json.jsonl", f'{{"text": "{SECRET}"\n', "line 1 must be one JSON object"),
+    ("list.jsonl", f'["{SECRET}"]\n', "line 1 must be a JSON object, got list"),
+    ("keys.jsonl", f'{{"text": "{SECRET}", "text": "b", "label": 1}}\n', "line 1 must be one JSON object"),
+    ("number.jsonl", f'{{"text": 3, "label": "{SECRET}"}}\n', "line 1 must have a text in 'text', got int"),
+    ("null.jsonl", f'{{"text": null, "label": "{SECRET}"}}\n', "line 1 must have a text in 'text', got NoneType"),
+    ("label.jsonl", f'{{"text": "{SECRET}", "label": 0.5}}\n', "a name or a whole number in 'label', got float"),
+    ("bool.jsonl", f'{{"text": "{SECRET}", "label": true}}\n', "a name or a whole number in 'label', got bool"),
+    ("unlabelled.jsonl", f'{{"text": "{SECRET}"}}\n', "a name or a whole number in 'label', got nothing"),
+    ("no_label.csv", f"text,label\n{SECRET},\n", "line 2 must have a label, got an empty one"),
+    ("nothing.csv", "text,label\nfine,1\n,1\n", "record 1 must have at least one token, got an empty text"),
+    ("long.csv", f"text,label\n{(SECRET + ' ') * 600},1\n", "record 0 must have at most 507 tokens"),
+    ("surrogate.jsonl", f'{{"text": "{SECRET} \\ud800", "label": 1}}\n', "record 0 must be valid unicode"),
+    ("labels.csv", "text,label\n" + "".join(f"a,{SECRET}{i}\n" for i in range(300)), "at most 256 names"),
+    ("long_label.csv", f"text,label\na,{SECRET * 6}\n", "at most 64 characters, got more by record 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD, ids=[case[0] for case in BAD])
+def test_bad_input_is_one_clear_line_without_the_text_and_leaves_nothing(
+    file, tmp_path, privatizer, name, content, message
+):
+    source = file(name, content)
+    with pytest.raises(CorpusError, match=message) as caught:
+        privatize_corpus(source, tmp_path / "out.jsonl", privatizer=privatizer, stream=insecure_stream(2))
+    assert_harmless(caught)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def assert_harmless(caught):
+    """One line, no full stop, and the secret nowhere in what a user or a log would see, causes included."""
+    message = str(caught.value)
+    assert SECRET not in message + repr(caught.value) + "".join(traceback.format_exception(caught.value))
+    assert "\n" not in message
+    assert not message.endswith(".")
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match="a corpus must be readable, got No such file or directory"):
+        rows(tmp_path / "none.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(CorpusError, match="must be a regular file"):
+        rows(tmp_path / "folder.csv")
+
+
+def test_an_unknown_format_is_refused(file):
+    with pytest.raises(UsageError, match=r"one of csv, tsv, jsonl, got 'xlsx'"):
+        rows(file("a.xlsx", "text,label\na,1\n"))
+
+
+def test_the_text_cannot_be_its_own_label(file):
+    with pytest.raises(UsageError, match="different columns"):
+        rows(file("a.csv", "text\na\n"), text_column="text", label_column="text")
+
+
+# privatize_corpus
+
+
+def test_a_corpus_becomes_a_privatized_file(file, tmp_path, privatizer, bert_tiny):
+    source = file("a.csv", "text,label\ngood film,yes\nbad film indeed,no\nfine,yes\n")
+    seen = []
+    manifest = privatize_corpus(
+        source,
+        tmp_path / "out.jsonl",
+        privatizer=privatizer,
+        stream=insecure_stream(2),
+        on_progress=lambda records, tokens: seen.append((records, tokens)),
+    )
+    written = read_privatized_file(tmp_path / "out.jsonl")
+    assert written.manifest == manifest
+    assert (manifest.labels, manifest.records, manifest.tokens) == (("no", "yes"), 3, 6)
+    assert manifest.randomness.insecure_seed == 2
+    assert seen == [(3, 6)]
+    assert [record.label for record in written.records] == [1, 0, 1]
+    assert [bert_tiny.decode(record.token_ids) for record in written.records] == [
+        "good film",
+        "bad film indeed",
+        "fine",
+    ]
+    assert source.read_text() == "text,label\ngood film,yes\nbad film indeed,no\nfine,yes\n"
+
+
+def test_a_long_corpus_goes_by_chunks_in_order(file, tmp_path, privatizer, bert_tiny):
+    words = bert_tiny.tokens(privatizer.plain_tokens.pool)
+    texts = [words[i % 50] + " " + words[i % 49] for i in range(1_300)]
+    source = file("a.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+    seen = []
+    privatize_corpus(
+        source,
+        tmp_path / "out.jsonl",
+        privatizer=privatizer,
+        label_column=None,
+        stream=insecure_stream(2),
+        on_progress=lambda records, tokens: seen.append((records, tokens)),
+    )
+    written = read_privatized_file(tmp_path / "out.jsonl")
+    assert [bert_tiny.decode(record.token_ids) for record in written.records] == texts
+    assert written.manifest.labels is None
+    assert len(seen) > 1
+    assert seen[-1] == (1_300, 2_600)
+
+
+def test_labels_may_be_named_beforehand(file, tmp_path, privatizer):
+    source = file("a.csv", "text,label\ngood,yes\n")
+    manifest = privatize_corpus(
+        source, tmp_path / "out.jsonl", privatizer=privatizer, labels=("yes", "no"), stream=insecure_stream(2)
+    )
+    assert manifest.labels == ("yes", "no")
+    assert read_privatized_file(tmp_path / "out.jsonl").records[0].label == 0
+
+
+def test_a_label_that_was_not_named_is_refused_by_its_position(file, tmp_path, privatizer):
+    source = file("a.csv", f"text,label\ngood,yes\nbad,{SECRET}\n")
+    with pytest.raises(CorpusError, match="record 1 must have one of the 2 labels that were named") as caught:
+        privatize_corpus(
+            source, tmp_path / "out.jsonl", privatizer=privatizer, labels=("yes", "no"), stream=insecure_stream(2)
+        )
+    assert_harmless(caught)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": ("a",), "label_column": None}, "labels must come with the column"),
+        ({"labels": ("a", "a")}, "labels must differ"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(file, tmp_path, privatizer, arguments, message):
+    source = file("a.csv", "text,label\ngood,a\n")
+    with pytest.raises(UsageError, match=message):
+        privatize_corpus(source, tmp_path / "out", privatizer=privatizer, stream=insecure_stream(2), **arguments)
+
+
+def test_the_source_is_never_overwritten(file, tmp_path, privatizer):
+    content = "text,label\ngood,yes\n"
+    source = file("a.csv", content)
+    partial = file("b.csv.partial", content)
+    (tmp_path / "link.csv").symlink_to(source)
+    for taken, target in ((source, source), (source, tmp_path / "link.csv"), (partial, tmp_path / "b.csv")):
+        with pytest.raises(UsageError, match="the output must be another file than the source"):
+            privatize_corpus(taken, target, privatizer=privatizer, file_format="csv", stream=insecure_stream(2))
+    assert source.read_text() == partial.read_text() == content
+
+
+def test_an_earlier_output_stays_when_a_run_fails(file, tmp_path, privatizer):
+    target = tmp_path / "out.jsonl"
+    privatize_corpus(file("a.csv", "text,label\ngood,1\n"), target, privatizer=privatizer, stream=insecure_stream(2))
+    before = target.read_bytes()
+    with pytest.raises(RaptError):
+        privatize_corpus(
+            file("b.csv", "text,label\nok,1\n,1\n"), target, privatizer=privatizer, stream=insecure_stream(2)
+        )
+    assert target.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_refused(file, tmp_path, privatizer):
+    source = file("a.csv", "text,label\ngood,1\n")
+    with pytest.raises(CorpusError, match="the output must be writable"):
+        privatize_corpus(source, tmp_path / "none" / "out", privatizer=privatizer, stream=insecure_stream(2))
+
+
+def test_a_stopped_run_leaves_nothing(file, tmp_path, privatizer):
+    def stop(records, tokens):
+        raise KeyboardInterrupt
+
+    source = file("a.csv", "text,label\ngood,1\n")
+    with pytest.raises(KeyboardInterrupt):
+        privatize_corpus(source, tmp_path / "out", privatizer=privatizer, stream=insecure_stream(2), on_progress=stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]

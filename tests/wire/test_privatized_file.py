@@ -1,0 +1,322 @@
+import errno
+import json
+from dataclasses import replace
+
+import pytest
+
+from rapt.errors import CorpusError, MechanismError, WireError
+from rapt.wire.manifest import (
+    NO_PLAIN_TOKENS,
+    Manifest,
+    MechanismSetting,
+    PlainTokens,
+    Randomness,
+    check_eta,
+    manifest_from_json,
+    manifest_to_json,
+)
+from rapt.wire.privatized_file import (
+    MAX_LINE_BYTES,
+    PrivatizedFile,
+    PrivatizedRecord,
+    iterate_privatized_lines,
+    read_privatized_file,
+    read_privatized_lines,
+    write_privatized_file,
+)
+
+SECRET = "zanzibarsecret"
+
+
+def manifest_of(*, plain_tokens=NO_PLAIN_TOKENS, labels=("no", "yes")):
+    return Manifest(
+        model="bert-tiny",
+        vocabulary_hash="sha256:" + "ab" * 32,
+        mechanism=MechanismSetting(name="laplace", parameters={"eta": 75.0}),
+        randomness=Randomness(source="a test", insecure_seed=3),
+        plain_tokens=plain_tokens,
+        labels=labels,
+        records=0,
+        tokens=0,
+        records_sha256="",
+        created_by="rapt test",
+    )
+
+
+FRESH = PlainTokens(count=2, pool=(5, 6, 7), fixed=None)
+FIXED = PlainTokens(count=2, pool=(5, 6, 7), fixed=(7, 7))
+CASES = {
+    "bare": (manifest_of(labels=None), [PrivatizedRecord(token_ids=(1, 2)), PrivatizedRecord(token_ids=())]),
+    "labelled": (
+        manifest_of(),
+        [PrivatizedRecord(token_ids=(1, 2), label=1), PrivatizedRecord(token_ids=(9,), label=0)],
+    ),
+    "fixed plain tokens": (
+        manifest_of(plain_tokens=FIXED),
+        [PrivatizedRecord(token_ids=(3,), label=0, privatized_plain_tokens=(8, 9))],
+    ),
+    "fresh plain tokens": (
+        manifest_of(plain_tokens=FRESH),
+        [PrivatizedRecord(token_ids=(3,), label=0, privatized_plain_tokens=(8, 9), plain_tokens=(5, 7))],
+    ),
+    "no records": (manifest_of(), []),
+}
+
+
+def write(path, manifest, records):
+    with write_privatized_file(path, manifest) as writer:
+        for record in records:
+            writer.write(record)
+    return path
+
+
+@pytest.fixture
+def good(tmp_path):
+    records = [PrivatizedRecord(token_ids=tuple(range(i + 1)), label=i % 2) for i in range(20)]
+    return write(tmp_path / "good.jsonl", manifest_of(), records)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_written_is_read(tmp_path, case):
+    manifest, records = CASES[case]
+    read = read_privatized_file(write(tmp_path / "file", manifest, records))
+    assert list(read.records) == records
+    tokens = sum(len(record.token_ids) for record in records)
+    assert read.manifest == replace(
+        manifest, records=len(records), tokens=tokens, records_sha256=read.manifest.records_sha256
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_lines_are_ascii_json_and_the_first_is_the_manifest(good):
+    lines = good.read_bytes().splitlines()
+    assert len(lines) == 21
+    assert all(line.isascii() for line in lines)
+    assert json.loads(lines[0])["schema"] == "rapt.privatized/1"
+    assert json.loads(lines[1]) == {"token_ids": [0], "label": 0}
+
+
+def test_the_manifest_is_known_before_the_records_are_read(good):
+    items = iterate_privatized_lines(good.read_bytes().splitlines(keepends=True))
+    assert isinstance(next(items), Manifest)
+    assert isinstance(next(items), PrivatizedRecord)
+
+
+def test_a_file_of_lines_in_memory_is_the_same(good):
+    read = read_privatized_lines(good.read_bytes().splitlines(keepends=True))
+    assert isinstance(read, PrivatizedFile)
+    assert read == read_privatized_file(good)
+
+
+def test_a_file_cut_off_anywhere_is_refused(good, tmp_path):
+    content = good.read_bytes()
+    cut = tmp_path / "cut"
+    for length in [0, 1, 100, *range(content.index(b"\n"), len(content), 37), len(content) - 1]:
+        cut.write_bytes(content[:length])
+        with pytest.raises(WireError):
+            read_privatized_file(cut)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'{"token_ids":[0,1],', b'{"token_ids":[0,2],'),
+        (b'"label":1}\n{"token_ids":[0,1,2],', b'"label":0}\n{"token_ids":[0,1,2],'),
+        (b'"records":20', b'"records":21'),
+        (b'"records":20', b'"records":19'),
+        (b'"tokens":210', b'"tokens":211'),
+    ],
+)
+def test_an_edited_file_is_refused(good, old, new):
+    content = good.read_bytes()
+    assert content.count(old) == 1
+    good.write_bytes(content.replace(old, new))
+    with pytest.raises(WireError, match="edited"):
+        read_privatized_file(good)
+
+
+def test_two_records_that_changed_places_are_noticed(good):
+    lines = good.read_bytes().splitlines(keepends=True)
+    lines[3], lines[5] = lines[5], lines[3]
+    with pytest.raises(WireError, match="must match the digest in its manifest"):
+        read_privatized_lines(lines)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match="a privatized file must be readable, got No such file"):
+        read_privatized_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        SECRET.encode(),
+        b'{"token_ids": [1], "label": 0, "text": "' + SECRET.encode() + b'"}',
+        b'{"' + SECRET.encode() + b'": 1, "token_ids": [1]}',
+        b'["' + SECRET.encode() + b'"]',
+        b'{"token_ids": "' + SECRET.encode() + b'", "label": 0}',
+        b'{"token_ids": ["' + SECRET.encode() + b'"], "label": 0}',
+        b'{"token_ids": [1], "label": "' + SECRET.encode() + b'"}',
+        b'{"token_ids": [-1], "label": 0}',
+        b'{"token_ids": [1.0], "label": 0}',
+        b'{"token_ids": [true], "label": 0}',
+        b'{"token_ids": [1], "token_ids": [2], "label": 0}',
+        b'{"token_ids": [NaN], "label": 0}',
+        b'{"label": 0}',
+        b'{"token_ids": [1], "label": true}',
+        b"\xff\xfe",
+        b"",
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_record_is_refused_by_its_position_and_never_quoted(good, line):
+    lines = good.read_bytes().splitlines(keepends=True)
+    lines[4] = line + b"\n"
+    with pytest.raises(WireError, match="record 3") as caught:
+        read_privatized_lines(lines)
+    assert SECRET not in str(caught.value) + repr(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+def test_a_plain_text_is_not_a_privatized_file(tmp_path):
+    path = tmp_path / "plain.csv"
+    path.write_text(f"text,label\n{SECRET},1\n")
+    with pytest.raises(WireError, match="the first line must be one JSON object") as caught:
+        read_privatized_file(path)
+    assert SECRET not in str(caught.value)
+
+
+def test_an_enormous_line_is_refused(good):
+    lines = good.read_bytes().splitlines(keepends=True)
+    with pytest.raises(WireError, match=f"record 0 must be at most {MAX_LINE_BYTES} bytes"):
+        read_privatized_lines([lines[0], b" " * MAX_LINE_BYTES + b"\n"])
+    with pytest.raises(WireError, match=f"the manifest must be at most {MAX_LINE_BYTES} bytes"):
+        read_privatized_lines([b" " * MAX_LINE_BYTES + b"\n"])
+
+
+# Records that contradict their manifest are refused on both sides.
+
+CONTRADICTIONS = {
+    "a label without names": (manifest_of(labels=None), PrivatizedRecord(token_ids=(1,), label=0), "no label"),
+    "no label": (manifest_of(), PrivatizedRecord(token_ids=(1,)), "a label from 0 to 1"),
+    "a label out of range": (manifest_of(), PrivatizedRecord(token_ids=(1,), label=2), "a label from 0 to 1"),
+    "plain tokens that were not announced": (
+        manifest_of(),
+        PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5,)),
+        "0 privatized plain tokens, got 1",
+    ),
+    "too few plain tokens": (
+        manifest_of(plain_tokens=FIXED),
+        PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5,)),
+        "2 privatized plain tokens, got 1",
+    ),
+    "fresh ones that are missing": (
+        manifest_of(plain_tokens=FRESH),
+        PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6)),
+        "2 plain tokens of its own",
+    ),
+    "fresh ones outside the pool": (
+        manifest_of(plain_tokens=FRESH),
+        PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6), plain_tokens=(5, 8)),
+        "of the manifest's pool",
+    ),
+    "its own although they are fixed": (
+        manifest_of(plain_tokens=FIXED),
+        PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6), plain_tokens=(5, 6)),
+        "no plain tokens of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_a_record_that_contradicts_its_manifest_is_not_written_and_leaves_nothing(tmp_path, case):
+    manifest, record, message = CONTRADICTIONS[case]
+    with pytest.raises(WireError, match=message):
+        write(tmp_path / "file", manifest, [record])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_no_partial_file_and_keeps_the_earlier_one(tmp_path):
+    path = write(tmp_path / "file", *CASES["labelled"])
+    before = path.read_bytes()
+
+    def records():
+        yield PrivatizedRecord(token_ids=(1,), label=0)
+        assert (tmp_path / "file.partial").exists()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write(path, manifest_of(), records())
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
+    def records():
+        yield PrivatizedRecord(token_ids=(1,), label=0)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CorpusError, match="the output must be writable, got No space left on device"):
+        write(tmp_path / "file", manifest_of(), records())
+    assert list(tmp_path.iterdir()) == []
+
+
+# The manifest.
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_manifest_survives_json(case):
+    manifest = CASES[case][0]
+    assert manifest_from_json(json.loads(json.dumps(manifest_to_json(manifest)))) == manifest
+
+
+def changed(**fields):
+    return {**manifest_to_json(manifest_of(plain_tokens=FIXED)), **fields}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({}, "must be a manifest of schema 'rapt.privatized/1'"),
+        (changed(schema="rapt.privatized/2"), "must be a manifest of schema 'rapt.privatized/1'"),
+        (changed(surprise=SECRET), "has a field this version does not know"),
+        (changed(records="1"), "must have records of type int, got str"),
+        (changed(records=-1), "must count upwards from 0"),
+        (changed(labels=[1]), "labels as a list of names"),
+        (changed(labels=["a", "a"]), "name each label once"),
+        (changed(mechanism={"name": "laplace", "parameters": {}}), "must state eta"),
+        (
+            changed(mechanism={"name": "laplace", "parameters": {"eta": 1, "x": [SECRET]}}),
+            "numbers, words or true/false",
+        ),
+        (changed(randomness={"source": 3, "insecure_seed": None}), "source of type str, got int"),
+        (changed(randomness={"source": "x", "insecure_seed": "3"}), "insecure_seed of type int, got str"),
+        (changed(plain_tokens={"count": 1, "pool": [], "fixed": None}), "must come from a pool"),
+        (changed(plain_tokens={"count": 1, "pool": [5, 5], "fixed": None}), "each id once in the pool"),
+        (changed(plain_tokens={"count": 2, "pool": [5], "fixed": [5]}), "2 ids of the pool when fixed, got 1"),
+        (changed(plain_tokens={"count": 1, "pool": [5], "fixed": [6]}), "ids of the pool when fixed"),
+    ],
+)
+def test_a_manifest_that_cannot_be_trusted_is_refused(value, message):
+    with pytest.raises(WireError, match=message) as caught:
+        manifest_from_json(value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in manifest_to_json(manifest_of()) if name != "schema"])
+def test_a_manifest_without_one_of_its_fields_is_refused(name):
+    value = changed()
+    del value[name]
+    with pytest.raises(WireError, match=f"must have the field '{name}'"):
+        manifest_from_json(value)
+
+
+@pytest.mark.parametrize("eta", [0, -3, float("nan"), float("inf"), True, "75", None])
+def test_an_eta_outside_its_domain_is_refused(eta):
+    with pytest.raises(MechanismError, match="eta must be a finite number above 0"):
+        check_eta(eta)
+
+
+def test_an_eta_that_is_whole_is_a_float_afterwards():
+    assert type(check_eta(75)) is float
