@@ -10,6 +10,8 @@
     ├── AuditError                 exit 8   an audit cannot say anything true about this input
     └── ServiceError               exit 9   the service refused, or could not be reached
         ├── NotFoundError                   no such object, or not yours: the two look the same
+        ├── AccessError                     no key, or not the right one
+        ├── LimitError                      more at once than the service takes
         └── UnavailableError                no answer
 
 A message is one line: rule, name=value, way out; lower case, no full stop. It never holds a user's text, tokens or
@@ -106,6 +108,20 @@ class NotFoundError(ServiceError):
 
     status = 404
     code = "not_found"
+
+
+class AccessError(ServiceError):
+    """No API key came with the request, or not the right one."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class LimitError(ServiceError):
+    """A request is larger than the service takes at once."""
+
+    status = 413
+    code = "too_large"
 
 
 class UnavailableError(ServiceError):

@@ -151,6 +151,12 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
         raise WireError("a privatized file must match the digest in its manifest; it was edited: privatize it again")
 
 
+def bounded_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """Lines of at most one byte more than a record may have, so that a file of one endless line fills no memory."""
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        yield line
+
+
 def read_privatized_lines(lines: Iterable[bytes]) -> PrivatizedFile:
     """A whole privatized file from its lines, checked. Raises as `iterate_privatized_lines`."""
     items = iterate_privatized_lines(lines)
@@ -171,7 +177,7 @@ def read_privatized_file(path: Path) -> PrivatizedFile:
     """
     try:
         with path.open("rb") as stream:
-            return read_privatized_lines(stream)
+            return read_privatized_lines(bounded_lines(stream))
     except OSError as error:
         raise CorpusError(
             f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"

@@ -1,0 +1,192 @@
+"""What a service answers, as values. Fields that this version does not know are passed over: a service may be newer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rapt.errors import ServiceError, WireError
+from rapt.wire.adapter_card import AdapterCard, card_from_json
+from rapt.wire.strict_json import field
+
+ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """An uploaded privatized file."""
+
+    id: str
+    bytes: int
+    created_at: int
+    vocabulary_hash: str
+    records: int
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobInfo:
+    """A tuning job.
+
+    Attributes:
+        id: `ftjob-...`.
+        model: Base model.
+        training_file: Id of the file.
+        status: `queued`, `running`, `succeeded`, `failed` or `cancelled`.
+        method: Method and hyper-parameters as the service decided them.
+        seed: Of the training.
+        fine_tuned_model: Name of the result; None unless it succeeded.
+        trained_tokens: Text tokens seen; None unless it succeeded.
+        error_code: Why it failed, for machines; None unless it did.
+        error_message: Why it failed, for people; None unless it did.
+    """
+
+    id: str
+    model: str
+    training_file: str
+    status: str
+    method: Mapping[str, Any]
+    seed: int
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    error_code: str | None
+    error_message: str | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self.status in ENDED
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """Something that happened to a job; `data` has the figures of a `metrics` event, and is None for a `message`."""
+
+    id: str
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """A base model, or a tuned one; `card` only of a tuned one that was asked for by name."""
+
+    id: str
+    base: str
+    vocabulary_hash: str
+    max_tokens: int
+    card: AdapterCard | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The answer for one record; probabilities in the order of the model's labels."""
+
+    label: str
+    label_index: int
+    probabilities: tuple[float, ...]
+
+
+def file_info(value: Mapping[str, Any]) -> FileInfo:
+    """The file in an answer. Raises `WireError`, as all below, when it is not one."""
+    what, detail = "a file", field(value, "rapt", dict, what="a file")
+    return FileInfo(
+        id=field(value, "id", str, what=what),
+        bytes=field(value, "bytes", int, what=what),
+        created_at=field(value, "created_at", int, what=what),
+        vocabulary_hash=field(detail, "vocabulary_hash", str, what=what),
+        records=field(detail, "records", int, what=what),
+        tokens=field(detail, "tokens", int, what=what),
+    )
+
+
+def job_info(value: Mapping[str, Any]) -> JobInfo:
+    """The job in an answer."""
+    what = "a job"
+    error = field(value, "error", dict, what=what) if value.get("error") is not None else {}
+    return JobInfo(
+        id=field(value, "id", str, what=what),
+        model=field(value, "model", str, what=what),
+        training_file=field(value, "training_file", str, what=what),
+        status=field(value, "status", str, what=what),
+        method=field(value, "method", dict, what=what),
+        seed=field(value, "seed", int, what=what),
+        fine_tuned_model=_optional(value, "fine_tuned_model", str, what=what),
+        trained_tokens=_optional(value, "trained_tokens", int, what=what),
+        error_code=_optional(error, "code", str, what=what),
+        error_message=_one_line(error["message"]) if "message" in error else None,
+    )
+
+
+def job_event(value: Mapping[str, Any]) -> JobEvent:
+    """The event in an answer."""
+    what = "an event"
+    return JobEvent(
+        id=field(value, "id", str, what=what),
+        created_at=field(value, "created_at", int, what=what),
+        level=field(value, "level", str, what=what),
+        type=field(value, "type", str, what=what),
+        message=_one_line(field(value, "message", str, what=what)),
+        data=_optional(value, "data", dict, what=what),
+    )
+
+
+def model_info(value: Mapping[str, Any]) -> ModelInfo:
+    """The model in an answer."""
+    what, detail = "a model", field(value, "rapt", dict, what="a model")
+    card = _optional(detail, "card", dict, what=what)
+    return ModelInfo(
+        id=field(value, "id", str, what=what),
+        base=field(detail, "base", str, what=what),
+        vocabulary_hash=field(detail, "vocabulary_hash", str, what=what),
+        max_tokens=field(detail, "max_tokens", int, what=what),
+        card=None if card is None else card_from_json(card),
+    )
+
+
+def prediction(value: Mapping[str, Any]) -> Prediction:
+    """One prediction in an answer."""
+    what = "a prediction"
+    probabilities = field(value, "probabilities", list, what=what)
+    if not all(type(item) in (float, int) for item in probabilities):
+        raise WireError(f"{what} must have numbers as probabilities")
+    return Prediction(
+        label=field(value, "label", str, what=what),
+        label_index=field(value, "label_index", int, what=what),
+        probabilities=tuple(float(item) for item in probabilities),
+    )
+
+
+def items_of(value: Mapping[str, Any], name: str = "data") -> list[Mapping[str, Any]]:
+    """The objects of a list in an answer."""
+    found: list[Mapping[str, Any]] = field(value, name, list, what="a list")
+    if not all(isinstance(item, dict) for item in found):
+        raise WireError("a list must hold objects")
+    return found
+
+
+def refusal(value: object) -> str:
+    """The message of an error answer, on one line; what does not look like one is not repeated."""
+    if isinstance(value, dict) and isinstance(value.get("error"), dict):
+        message = value["error"].get("message")
+        if isinstance(message, str) and message:
+            return _one_line(message)
+    return "no reason given"
+
+
+def not_understood() -> ServiceError:
+    """The error for an answer that is not what the API says."""
+    return ServiceError("the service must answer as this version of rapt expects, and did not; is it a rapt service?")
+
+
+def _optional(value: Mapping[str, Any], name: str, kind: type[Any], *, what: str) -> Any:
+    return None if value.get(name) is None else field(value, name, kind, what=what)
+
+
+def _one_line(text: object) -> str:
+    # It goes to a terminal: control characters of a stranger's text do not.
+    return "".join(character if character.isprintable() else " " for character in str(text))[:500]
