@@ -80,17 +80,19 @@ def test_a_table_of_equal_rows_gives_the_first(rng):
     assert (NearestToken(table, all_of(table)).search(rng.standard_normal((9, 16))) == 0).all()
 
 
-def test_rows_one_unit_apart_in_float32_are_told_apart(rng):
+@pytest.mark.parametrize("apart", [1, TILE // 10], ids=["in one tile", "across tiles"])
+def test_rows_one_unit_apart_in_float32_are_told_apart(apart, rng):
     row = rng.standard_normal(384).astype(np.float32)
-    table = np.tile(row, (50, 1))
-    for i in range(50):
-        table[i, i] = np.nextafter(table[i, i], np.float32(np.inf))
-    vectors = table.astype(np.float64)
-    found = NearestToken(table, all_of(table)).search(vectors)
-    assert (found == all_of(table)).all()
+    table = np.full((50 * apart, 384), 10, dtype=np.float32)
+    near = np.arange(50) * apart
+    table[near] = row
+    for i, place in enumerate(near):
+        table[place, i] = np.nextafter(row[i], np.float32(np.inf))
+    found = NearestToken(table, all_of(table)).search(table[near].astype(np.float64))
+    assert (found == near).all()
     # The twin: a float32 product without the re-check cannot.
     half = (table * table).sum(axis=1) / 2
-    assert ((table @ table.T - half).argmax(axis=1) != all_of(table)).any()
+    assert ((table[near] @ table.T - half).argmax(axis=1) != near).any()
 
 
 def test_a_tie_far_from_the_table_is_decided_by_direction(rng):
