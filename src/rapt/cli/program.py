@@ -15,9 +15,11 @@ from typer.main import get_command
 
 from rapt.cli.mechanisms import mechanisms
 from rapt.cli.output import say, show
+from rapt.cli.predict import predict
 from rapt.cli.privatize import privatize
 from rapt.cli.serve import serve
 from rapt.cli.statement import statement
+from rapt.cli.tune import tune
 from rapt.cli.vocabulary import vocabulary
 from rapt.errors import RaptError
 from rapt.version import __version__
@@ -25,6 +27,8 @@ from rapt.version import __version__
 COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     privatize,
     statement,
+    tune,
+    predict,
     serve,
     mechanisms,
 )

@@ -43,6 +43,8 @@ def statement(
     """
     from rapt.local.guarantee import privacy_statement
     from rapt.local.mechanisms import make_mechanism
+    from rapt.local.randomness import secure_stream
+    from rapt.local.unchanged import measure_unchanged
     from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import NO_PLAIN_TOKENS
     from rapt.wire.vocabulary_bundle import check_hash
@@ -54,18 +56,22 @@ def statement(
         manifest = read_manifest(file)
         table = load_vocabulary(vocabulary or manifest.model)
         check_hash(table.bundle, expected=manifest.vocabulary_hash)
-        found = privacy_statement(
-            table,
-            manifest.mechanism,
-            plain_tokens=manifest.plain_tokens,
-            labels_sent=manifest.labels is not None,
-            word_pairs=pairs,
-        )
+        made = make_mechanism(manifest.mechanism.name, vocabulary=table, eta=manifest.mechanism.eta)
+        plain_tokens, labels_sent, randomness = manifest.plain_tokens, manifest.labels is not None, manifest.randomness
     else:
         assert eta is not None
         table = load_vocabulary(vocabulary or "minilm")
-        setting = make_mechanism(mechanism, vocabulary=table, eta=eta).setting
-        found = privacy_statement(table, setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=True, word_pairs=pairs)
+        made = make_mechanism(mechanism, vocabulary=table, eta=eta)
+        plain_tokens, labels_sent, randomness = NO_PLAIN_TOKENS, True, None
+    found = privacy_statement(
+        table,
+        made.setting,
+        plain_tokens=plain_tokens,
+        labels_sent=labels_sent,
+        word_pairs=pairs,
+        randomness=randomness,
+        unchanged=measure_unchanged(made, table, rng=secure_stream().generator),
+    )
     if as_json:
         show_json(found.to_json())
     else:
