@@ -48,6 +48,8 @@ from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, iterate_pri
 from rapt.wire.query import query_to_json, without_labels
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
 
+__all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "ServiceClient"]
+
 T = TypeVar("T")
 UPLOAD_NAME: Final = "privatized.jsonl"
 RECORDS_PER_REQUEST: Final = 256

@@ -1,0 +1,38 @@
+import httpx2
+import pytest
+
+from rapt.service.assembly import load_backbones
+from rapt.service.settings import load_settings
+from running_service import running_service, save_privatized
+from tuning_material import separable_file
+
+
+@pytest.fixture(scope="session")
+def backbones():
+    """One real, tiny, frozen BERT under the name that it is served by."""
+    return load_backbones(load_settings({"models": "bert-tiny"}))
+
+
+@pytest.fixture(scope="session")
+def training_file(backbones):
+    """Two classes that are easy to tell apart, with four plain tokens fixed for the file."""
+    return separable_file(backbones["bert-tiny"], records=64, plain=4, fixed=True)
+
+
+@pytest.fixture(scope="session")
+def training_path(training_file, tmp_path_factory):
+    return save_privatized(training_file, tmp_path_factory.mktemp("privatized") / "training.jsonl")
+
+
+@pytest.fixture(scope="module")
+def service(backbones, tmp_path_factory):
+    """The URL of a service that the tests of one module share."""
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+        yield url
+
+
+@pytest.fixture
+def http(service):
+    """A bare HTTP client, to send what no well-behaved client would."""
+    with httpx2.Client(base_url=service, timeout=60, trust_env=False) as client:
+        yield client
