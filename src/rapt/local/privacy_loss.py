@@ -41,7 +41,7 @@ from rapt.wire.manifest import check_eta
 RADIUS_CELLS: Final = 1024
 COSINE_CELLS: Final = 4096
 # Grid points between a loss of 0 and the largest loss, at most.
-LOSS_POINTS: Final = 2**15
+LOSS_POINTS: Final = 2**14
 # Above the error of the two laws in double precision (under 1e-11 up to d = 4,096; measured in the tests).
 ROUNDING: Final = 1e-10
 # Mass cut off at either end. It keeps the arrays short; a delta below 1e-7 gets a needlessly large epsilon for it.

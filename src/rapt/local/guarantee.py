@@ -1,0 +1,223 @@
+"""What a setting promises, in numbers and words: the privacy statement.
+
+A value of η means nothing without its table, and a pure bound η·d is a very loose one in hundreds of dimensions, so a
+statement gives, beside each other: ε = η·d at distances that occur in the table, and (ε, δ) and the best possible
+guess from the exact privacy-loss distribution (`privacy_loss`), for one token and for a text. It ends with what the
+mechanism leaves open. The numbers bound every attack on the tokens, whatever else the attacker knows; how far a given
+attack gets is measured by the audit.
+
+An unknown mechanism, or an unknown parameter of a known one, is refused: no promise is better than a guess.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import numpy as np
+
+from rapt.errors import MechanismError, UsageError
+from rapt.local.distances import TableDistances, table_distances
+from rapt.local.mechanisms.interface import GuaranteeStatus
+from rapt.local.mechanisms.laplace import LaplaceMechanism
+from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step
+from rapt.local.statement import Bound, Noise, PrivacyStatement
+from rapt.local.statement_words import UNIT, not_protected, reading
+from rapt.local.unchanged import UnchangedShare
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import MechanismSetting, PlainTokens, Randomness, check_eta
+
+__all__ = ["PROMISES", "PrivacyStatement", "Promise", "privacy_statement"]
+
+DELTA: Final = 1e-5
+TEXT_LENGTHS: Final = (10, 20)
+
+
+class TokenLoss(Protocol):
+    """The privacy loss of one token against another at a distance; `step` as in `laplace_loss`."""
+
+    def __call__(
+        self, setting: MechanismSetting, *, distance: float, dimension: int, step: float | None
+    ) -> PrivacyLoss: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What a statement has to know about a mechanism.
+
+    Attributes:
+        status: Of its guarantee.
+        parameters: Names of all its parameters; a setting with others is refused.
+        loss: Privacy loss of one token.
+        noise: Size of its noise in d dimensions.
+    """
+
+    status: GuaranteeStatus
+    parameters: frozenset[str]
+    loss: TokenLoss
+    noise: Callable[[MechanismSetting, int], Noise]
+
+
+def _laplace_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+    return laplace_loss(eta=setting.eta, distance=distance, dimension=dimension, step=step)
+
+
+def _laplace_noise(setting: MechanismSetting, dimension: int) -> Noise:
+    # ‖z‖ ~ Gamma(d, 1/η), so E‖z‖ = d/η and E‖z‖² = d(d+1)/η², the same share of it in each of the d directions.
+    length = dimension / setting.eta
+    if not math.isfinite(length):
+        raise MechanismError(f"eta must give noise of finite length, got eta={setting.eta!r}; take a larger one")
+    return Noise(mean_length=length, deviation_along_a_line=math.sqrt(dimension + 1) / setting.eta)
+
+
+PROMISES: Final[Mapping[str, Promise]] = {
+    LaplaceMechanism.name: Promise(
+        status=LaplaceMechanism.status,
+        parameters=frozenset({"eta"}),
+        loss=_laplace_loss,
+        noise=_laplace_noise,
+    )
+}
+
+
+def privacy_statement(
+    vocabulary: Vocabulary,
+    setting: MechanismSetting,
+    *,
+    plain_tokens: PlainTokens,
+    labels_sent: bool,
+    word_pairs: Sequence[tuple[str, str]] = (),
+    randomness: Randomness | None = None,
+    unchanged: UnchangedShare | None = None,
+) -> PrivacyStatement:
+    """What `setting` promises on `vocabulary`, and what it does not.
+
+    Args:
+        vocabulary: Whose table η is measured in.
+        setting: Mechanism and parameters, as a manifest states them.
+        plain_tokens: As the manifest states them; public.
+        labels_sent: Whether labels leave, in clear.
+        word_pairs: Words to state bounds for. They appear in the statement.
+        randomness: As the manifest states it; None where no file is meant.
+        unchanged: From `measure_unchanged`, to be shown as well.
+
+    Raises:
+        MechanismError: The mechanism or one of its parameters is unknown, or η is outside its domain.
+        UsageError: The two words of a pair have different numbers of tokens, or none.
+    """
+    promise = _promise(setting)
+    distances = table_distances(vocabulary)
+
+    def loss(distance: float, *, step: float | None = None) -> PrivacyLoss:
+        return promise.loss(setting, distance=distance, dimension=vocabulary.dimension, step=step)
+
+    references = [(near, loss(near.distance)) for near in _references(distances)]
+    pairs = tuple(_bound(near.name, near.tokens, distance=near.distance, losses=[(one, 1)]) for near, one in references)
+    texts = tuple(
+        _bound(
+            f"{near.name}_{length}",
+            f"{length} tokens, {near.texts}",
+            distance=near.distance * length,
+            losses=[(one, length)],
+        )
+        for length in TEXT_LENGTHS
+        for near, one in references
+    )
+    words = []
+    for position, pair in enumerate(word_pairs):
+        apart = _word_distances(vocabulary, pair, position=position)
+        step = loss_step(setting.eta * max(apart))
+        losses = [(loss(distance, step=step), 1) for distance in apart]
+        words.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
+    return PrivacyStatement(
+        protects=randomness is None or randomness.insecure_seed is None,
+        unit=UNIT,
+        model=vocabulary.model,
+        vocabulary_hash=vocabulary.hash,
+        dimension=vocabulary.dimension,
+        size=vocabulary.size,
+        distances=distances,
+        mechanism=setting,
+        status=promise.status,
+        noise=promise.noise(setting, vocabulary.dimension),
+        delta=DELTA,
+        pairs=pairs,
+        texts=texts,
+        word_pairs=tuple(words),
+        unchanged=unchanged,
+        plain_tokens=plain_tokens,
+        labels_sent=labels_sent,
+        randomness=randomness,
+        reading=tuple(reading(pairs[0], texts[0], delta=DELTA)),
+        not_protected=tuple(not_protected(plain_tokens, labels_sent=labels_sent)),
+    )
+
+
+def _promise(setting: MechanismSetting) -> Promise:
+    if setting.name not in PROMISES:
+        raise MechanismError(
+            f"there is no privacy statement for mechanism={setting.name!r}; choose one of {', '.join(PROMISES)}"
+        )
+    promise = PROMISES[setting.name]
+    if setting.parameters.keys() != promise.parameters:
+        raise MechanismError(
+            f"mechanism={setting.name!r} must have exactly the parameters {', '.join(sorted(promise.parameters))}, "
+            f"got {len(setting.parameters)}; upgrade rapt, or privatize again"
+        )
+    check_eta(setting.parameters["eta"])  # type: ignore[arg-type]  # it checks the type as well
+    return promise
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reference:
+    """A distance that every statement speaks of, and how it is called there."""
+
+    name: str
+    tokens: str
+    texts: str
+    distance: float
+
+
+def _references(distances: TableDistances) -> list[_Reference]:
+    return [
+        _Reference(
+            name="nearest",
+            tokens="a token, its nearest neighbour (median)",
+            texts="each its nearest neighbour",
+            distance=distances.nearest_50,
+        ),
+        _Reference(name="median", tokens="two tokens (median)", texts="each at the median", distance=distances.median),
+        _Reference(
+            name="largest",
+            tokens="any two tokens (none are farther)",
+            texts="each as far as can be",
+            distance=distances.largest_bound,
+        ),
+    ]
+
+
+def _bound(name: str, meaning: str, *, distance: float, losses: Sequence[tuple[PrivacyLoss, int]]) -> Bound:
+    loss = compose(losses)
+    return Bound(
+        name=name,
+        meaning=meaning,
+        tokens=sum(count for _, count in losses),
+        distance=distance,
+        epsilon=loss.bound,
+        epsilon_at_delta=loss.epsilon(DELTA),
+        right_guess=(1 + loss.delta(0.0)) / 2,
+    )
+
+
+def _word_distances(vocabulary: Vocabulary, pair: tuple[str, str], *, position: int) -> list[float]:
+    """The distances of the tokens of two words, place by place."""
+    left, right = vocabulary.encode(pair)
+    if len(left) != len(right) or not left:
+        raise UsageError(
+            f"the words of pair {position} must have equally many tokens, at least 1, got {len(left)} and "
+            f"{len(right)}: the number of tokens is not protected, so there is no bound; choose other words"
+        )
+    difference = vocabulary.embeddings[left].astype(np.float64) - vocabulary.embeddings[right]
+    return [float(distance) for distance in np.linalg.norm(difference, axis=1)]

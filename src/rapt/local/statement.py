@@ -1,0 +1,237 @@
+"""The privacy statement as a value: what `guarantee` computes, as JSON and as a page for people.
+
+Numbers in the page are rounded up, towards less privacy; the JSON holds them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from rapt.local.distances import TableDistances
+from rapt.local.mechanisms.interface import GuaranteeStatus
+from rapt.local.text_page import facts, items, nats_up, percent_up, scientific, table, wrap
+from rapt.local.unchanged import UnchangedShare
+from rapt.wire.manifest import MechanismSetting, PlainTokens, Randomness
+
+SCHEMA: Final = "rapt.statement/1"
+PROTECTS_NOTHING: Final = (
+    "THIS PROTECTS NOTHING. The noise came from a seed that is written in the file, so anyone can draw it again and "
+    "read the text. Privatize again without a seed before anything leaves this machine."
+)
+_LOUD: Final = "!! "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """How well two inputs can be told apart by whoever sees the output.
+
+    Attributes:
+        name: Which inputs: a key for programs.
+        meaning: The same for people.
+        tokens: Tokens in which the two differ.
+        distance: Sum of the distances of these tokens in the table.
+        epsilon: Pure bound, nats: η times the distance.
+        epsilon_at_delta: ε at the statement's δ, nats; never understated, at most `epsilon`.
+        right_guess: Nobody who must say which of the two it was, each as likely, is right more often than this.
+    """
+
+    name: str
+    meaning: str
+    tokens: int
+    distance: float
+    epsilon: float
+    epsilon_at_delta: float
+    right_guess: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Size of the noise vector, in distances of the table.
+
+    Attributes:
+        mean_length: E‖z‖.
+        deviation_along_a_line: Standard deviation of the noise along a line through two tokens.
+    """
+
+    mean_length: float
+    deviation_along_a_line: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exposure:
+    """Something that the mechanism does not protect."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyStatement:
+    """What a setting promises on a vocabulary, and what it does not.
+
+    Attributes:
+        protects: False when the noise can be drawn again by anyone: then no number below holds.
+        unit: What two inputs may differ in.
+        model, vocabulary_hash, dimension, size: The metric space, with `distances`.
+        distances: Between the tokens of the table.
+        mechanism: Name and public parameters.
+        status: Whether the guarantee is proved.
+        noise: Its size.
+        delta: δ of every `epsilon_at_delta`, for one token or one text.
+        pairs: Bounds for one token.
+        texts: Bounds for a text of which every token is replaced.
+        word_pairs: Bounds for the words that the user named.
+        unchanged: How often a token stays itself, where it was measured.
+        plain_tokens: The public plain tokens.
+        labels_sent: Whether labels leave, in clear.
+        randomness: Where the noise comes from; None where no file is meant.
+        reading: How to read the numbers.
+        not_protected: What the mechanism leaves open.
+    """
+
+    protects: bool
+    unit: str
+    model: str
+    vocabulary_hash: str
+    dimension: int
+    size: int
+    distances: TableDistances
+    mechanism: MechanismSetting
+    status: GuaranteeStatus
+    noise: Noise
+    delta: float
+    pairs: tuple[Bound, ...]
+    texts: tuple[Bound, ...]
+    word_pairs: tuple[Bound, ...]
+    unchanged: UnchangedShare | None
+    plain_tokens: PlainTokens
+    labels_sent: bool
+    randomness: Randomness | None
+    reading: tuple[str, ...]
+    not_protected: tuple[Exposure, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The statement as plain JSON values; keys keep their names and meanings within a schema version."""
+        plain = self.plain_tokens
+        return {
+            "schema": SCHEMA,
+            "protects": self.protects,
+            "warning": None if self.protects else PROTECTS_NOTHING,
+            "unit": self.unit,
+            "metric_space": {
+                "model": self.model,
+                "vocabulary_hash": self.vocabulary_hash,
+                "dimension": self.dimension,
+                "size": self.size,
+                "distance": "euclidean",
+                "normalization": "none",
+                "distances": asdict(self.distances),
+            },
+            "mechanism": {
+                "name": self.mechanism.name,
+                "status": self.status,
+                "parameters": dict(self.mechanism.parameters),
+            },
+            "noise": asdict(self.noise),
+            "delta": self.delta,
+            "pairs": [asdict(bound) for bound in self.pairs],
+            "texts": [asdict(bound) for bound in self.texts],
+            "word_pairs": [asdict(bound) for bound in self.word_pairs],
+            "unchanged": None if self.unchanged is None else asdict(self.unchanged),
+            "plain_tokens": {
+                "count": plain.count,
+                "pool_size": len(plain.pool),
+                "drawn": None if plain.count == 0 else "record" if plain.fixed is None else "file",
+            },
+            "labels_sent": self.labels_sent,
+            "randomness": None if self.randomness is None else asdict(self.randomness),
+            "reading": list(self.reading),
+            "not_protected": [asdict(exposure) for exposure in self.not_protected],
+        }
+
+    def to_text(self) -> str:
+        """The statement as a page of plain text, at most 88 columns wide."""
+        loud = [] if self.protects else ["", *wrap(PROTECTS_NOTHING, first=_LOUD, rest=_LOUD)]
+        lines = ["Privacy statement", "=================", *loud]
+        lines += ["", *wrap(self.unit), "", *facts(self._facts())]
+        lines += ["", "How well two tokens can be told apart", *self._table(self.pairs)]
+        if self.word_pairs:
+            lines += ["", "The words you named", *self._table(self.word_pairs)]
+        lines += ["", "A text in which every token is another one", *self._table(self.texts)]
+        lines += ["", "How to read this", *items(self.reading)]
+        lines += ["", "What is NOT protected"]
+        lines += items(f"{exposure.what}: {exposure.why}" for exposure in self.not_protected)
+        return "\n".join(lines + loud)
+
+    def _table(self, bounds: Sequence[Bound]) -> list[str]:
+        return table(
+            ("", "distance", "ε, pure", f"ε at δ={scientific(self.delta)}", "right guess"),
+            [
+                (
+                    bound.meaning,
+                    f"{bound.distance:.3g}",
+                    nats_up(bound.epsilon),
+                    nats_up(bound.epsilon_at_delta),
+                    percent_up(bound.right_guess),
+                )
+                for bound in bounds
+            ],
+        )
+
+    def _facts(self) -> list[tuple[str, str]]:
+        return [
+            ("mechanism", f"{self.mechanism.name}; its guarantee is {self.status}"),
+            ("eta", f"{self.mechanism.eta:g} per unit of distance in this table, and in no other"),
+            ("model", self.model),
+            ("vocabulary", self.vocabulary_hash),
+            *self._space(),
+            *self._measured(),
+            *self._sent(),
+        ]
+
+    def _space(self) -> list[tuple[str, str]]:
+        space = self.distances
+        sampled = "all" if space.rows == space.tokens else f"{space.rows:,} of {space.tokens:,}"
+        return [
+            (
+                "table",
+                f"{self.size:,} tokens of {self.dimension} dimensions, Euclidean distance, not normalized; "
+                f"{space.tokens:,} of them may be an output",
+            ),
+            (
+                "distances",
+                f"to the nearest other token {space.nearest_5:.3g} / {space.nearest_50:.3g} / {space.nearest_95:.3g} "
+                f"(5 % / median / 95 %, exact for {sampled} tokens); of two tokens {space.median:.3g} (median of "
+                f"{space.pairs:,} pairs); largest seen {space.largest_seen:.3g}",
+            ),
+            (
+                "noise",
+                f"length {self.noise.mean_length:.3g} on average; along the line between two tokens its standard "
+                f"deviation is {self.noise.deviation_along_a_line:.3g}",
+            ),
+        ]
+
+    def _measured(self) -> list[tuple[str, str]]:
+        if (found := self.unchanged) is None:
+            return []
+        return [
+            (
+                "unchanged",
+                f"{100 * found.share:.1f} % of tokens stay themselves, 95 % interval {100 * found.low:.1f} % to "
+                f"{100 * found.high:.1f} %; by token {100 * found.quantile_5:.0f} % / {100 * found.median:.0f} % / "
+                f"{100 * found.quantile_95:.0f} % (5 % / median / 95 %); measured, {found.draws} draws of each of "
+                f"{found.types} tokens",
+            )
+        ]
+
+    def _sent(self) -> list[tuple[str, str]]:
+        plain, source = self.plain_tokens, self.randomness
+        words = f"{plain.count} public words before each text, from a pool of {len(plain.pool):,}"
+        named = "named in the manifest of each file" if source is None else source.source
+        return [
+            ("labels", "sent in clear" if self.labels_sent else "not sent"),
+            ("plain tokens", words if plain.count else "none"),
+            ("randomness", named if self.protects else f"{named}: INSECURE"),
+        ]

@@ -1,0 +1,73 @@
+"""Laying out a page of plain text for a terminal: no colours, no control characters, one fixed width.
+
+Numbers that bound a loss of privacy are rounded up: a page never looks better than the value behind it.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+WIDTH: Final = 88
+
+
+def nats_up(epsilon: float) -> str:
+    """Nats with as many decimals as are worth reading, rounded up."""
+    if epsilon >= 1e6:
+        return f"{epsilon:.2e}"
+    digits = 3 if epsilon < 1 else 2 if epsilon < 10 else 1 if epsilon < 1000 else 0
+    return f"{_up(epsilon, digits):,.{digits}f}"
+
+
+def odds_up(epsilon: float) -> str:
+    """e^ε as a number, or as a power of ten where it is large, rounded up."""
+    exponent = epsilon / math.log(10)
+    return f"{_up(math.exp(epsilon), 1):,.1f}" if exponent < 4 else f"10^{nats_up(exponent)}"
+
+
+def percent_up(share: float) -> str:
+    """A share as percent with one decimal, rounded up: 99.96 % shows as 100.0 %, never as less."""
+    return f"{_up(100 * share, 1):.1f} %"
+
+
+def _up(value: float, digits: int) -> float:
+    # The billionth keeps 0.5, which may be stored as a little more, from showing as 50.1 %.
+    unit = 10.0**digits
+    return math.ceil(value * unit - 1e-9) / unit
+
+
+def scientific(value: float) -> str:
+    """A small number as people write it: 1e-5, not 1e-05."""
+    return f"{value:g}".replace("e-0", "e-")
+
+
+def wrap(text: str, *, first: str = "", rest: str = "") -> list[str]:
+    """A paragraph as lines; what cannot be printed shows as a question mark."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return textwrap.wrap(printable, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False)
+
+
+def items(sentences: Iterable[str]) -> list[str]:
+    """Sentences as a list with dashes."""
+    return [line for sentence in sentences for line in wrap(sentence, first="  - ", rest="    ")]
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Names, and their values beside them."""
+    return [line for name, value in pairs for line in wrap(value, first=f"  {name:<14}", rest=" " * 16)]
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table whose first column is text, wrapped, and whose others are aligned right."""
+    columns = [heads, *rows]
+    widths = [max(len(row[i]) for row in columns) for i in range(1, len(heads))]
+    room = WIDTH - 2 - sum(widths) - 2 * len(widths)
+    lines: list[str] = []
+    for row in columns:
+        cells = "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths, strict=True))
+        printable = "".join(character if character.isprintable() else "?" for character in row[0])
+        *before, last = textwrap.wrap(printable, room) or [""]
+        lines += [f"  {line}" for line in before] + [f"  {last:<{room}}{cells}"]
+    return lines
