@@ -6,6 +6,7 @@ byte: a plain CSV, or a privatized file that somebody edited, does not leave. A 
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import time
@@ -53,6 +54,7 @@ __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "Servic
 T = TypeVar("T")
 UPLOAD_NAME: Final = "privatized.jsonl"
 RECORDS_PER_REQUEST: Final = 256
+_KEY: Final = re.compile(r"[!-~]+")
 _EVENTS_PER_REQUEST: Final = 100
 _BUNDLE_FILES: Final = ("vocabulary.json", "tokenizer.json", "embeddings.safetensors")
 _KINDS: Final[Mapping[int, type[ServiceError]]] = {
@@ -72,8 +74,10 @@ class ServiceClient:
             timeout: Longest silence that is waited through, s; it checks an upload before it answers.
 
         Raises:
-            UsageError: The URL is not one of HTTP.
+            UsageError: The URL is not one of HTTP, or the key cannot be sent.
         """
+        if api_key is not None and not _KEY.fullmatch(api_key):
+            raise UsageError("an API key must be one word of printable ASCII; copy it again")
         try:
             parsed = httpx2.URL(url)
         except (httpx2.InvalidURL, TypeError):

@@ -89,6 +89,8 @@ def _explain(first: Any) -> tuple[str, str | None]:
     param = ".".join(names) or None
     place = f"the field {param}" if param else "the request body"
     if first["type"] == "extra_forbidden":
+        if first["loc"][-1] in _KNOWN_FIELDS:
+            return f"{place} must be left out; this service does not offer it", param
         return f"{place} must have no field that this service does not know; see /openapi.json", param
     if first["type"] not in _RULE_ONLY:
         return f"{place} must be as /openapi.json says", param

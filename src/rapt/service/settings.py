@@ -20,6 +20,7 @@ from rapt.wire.addresses import is_loopback
 
 MEBIBYTE: Final = 1024 * 1024
 SHORTEST_KEY: Final = 16
+_KEY: Final = re.compile(rf"[!-~]{{{SHORTEST_KEY},}}")  # what fits into a header, and into one word of it
 # A model's name stands between colons in `ft:{base}:{suffix}:{id}` and in a URL.
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -61,8 +62,8 @@ class Settings(BaseSettings):
     @field_validator("api_key")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value()) < SHORTEST_KEY:
-            raise ValueError(f"must have at least {SHORTEST_KEY} characters, or be left out")
+        if value is not None and not _KEY.fullmatch(value.get_secret_value()):
+            raise ValueError(f"must have at least {SHORTEST_KEY} characters, printable ASCII without spaces")
         return value
 
     @model_validator(mode="after")
