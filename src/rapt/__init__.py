@@ -3,8 +3,130 @@
 `rapt` implements RAPT (Li, Tan, Liu: Privacy-Preserving Prompt Tuning for Large Language Model Services,
 arXiv 2305.06212). The rooms are the threat model: `rapt.local` is trusted and sees plain text, `rapt.service` sees what
 `rapt.wire` carries, `rapt.audit` plays the adversary. Importing this package imports no torch.
+
+The names below are the public API, and they are the trusted half: what a program needs to privatize, to know what that
+promises, and to talk to a service. They are loaded when they are first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from rapt.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from rapt.errors import (
+        AuditError,
+        CorpusError,
+        MechanismError,
+        NotFoundError,
+        RaptError,
+        ServiceError,
+        TuningError,
+        UnavailableError,
+        UsageError,
+        VocabularyError,
+        WireError,
+    )
+    from rapt.local.client import ServiceClient
+    from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
+    from rapt.local.guarantee import PrivacyStatement, privacy_statement
+    from rapt.local.job_progress import follow_job
+    from rapt.local.mechanisms import MECHANISMS, Mechanism, make_mechanism
+    from rapt.local.plain_tokens import plan_plain_tokens
+    from rapt.local.privatizer import Privatizer
+    from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
+    from rapt.local.vocabulary import Vocabulary, load_vocabulary
+    from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, PlainTokens
+    from rapt.wire.privatized_file import (
+        PrivatizedFile,
+        PrivatizedRecord,
+        read_privatized_file,
+        write_privatized_file,
+    )
+
+__all__ = [
+    "MECHANISMS",
+    "NO_PLAIN_TOKENS",
+    "AuditError",
+    "CorpusError",
+    "LabelledText",
+    "Manifest",
+    "Mechanism",
+    "MechanismError",
+    "NotFoundError",
+    "PlainTokens",
+    "PrivacyStatement",
+    "PrivatizedFile",
+    "PrivatizedRecord",
+    "Privatizer",
+    "RandomStream",
+    "RaptError",
+    "ServiceClient",
+    "ServiceError",
+    "TuningError",
+    "UnavailableError",
+    "UsageError",
+    "Vocabulary",
+    "VocabularyError",
+    "WireError",
+    "__version__",
+    "follow_job",
+    "insecure_stream",
+    "load_vocabulary",
+    "make_mechanism",
+    "plan_plain_tokens",
+    "privacy_statement",
+    "privatize_corpus",
+    "read_corpus",
+    "read_privatized_file",
+    "secure_stream",
+    "write_privatized_file",
+]
+
+_MODULES: Final = {
+    "rapt.errors": (
+        "AuditError",
+        "CorpusError",
+        "MechanismError",
+        "NotFoundError",
+        "RaptError",
+        "ServiceError",
+        "TuningError",
+        "UnavailableError",
+        "UsageError",
+        "VocabularyError",
+        "WireError",
+    ),
+    "rapt.local.client": ("ServiceClient",),
+    "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),
+    "rapt.local.guarantee": ("PrivacyStatement", "privacy_statement"),
+    "rapt.local.job_progress": ("follow_job",),
+    "rapt.local.mechanisms": ("MECHANISMS", "Mechanism", "make_mechanism"),
+    "rapt.local.plain_tokens": ("plan_plain_tokens",),
+    "rapt.local.privatizer": ("Privatizer",),
+    "rapt.local.randomness": ("RandomStream", "insecure_stream", "secure_stream"),
+    "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
+    "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "Manifest", "PlainTokens"),
+    "rapt.wire.privatized_file": (
+        "PrivatizedFile",
+        "PrivatizedRecord",
+        "read_privatized_file",
+        "write_privatized_file",
+    ),
+}
+_HOME: Final = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, loaded from its module when it is first asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Every public name, loaded or not."""
+    return sorted({*globals(), *__all__})

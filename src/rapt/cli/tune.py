@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from rapt.cli.options import ApiKey, AsJson, ServiceUrl
-from rapt.cli.output import Meter, meter, say, show, show_json
-from rapt.errors import TuningError, UsageError
-
-if TYPE_CHECKING:
-    from rapt.local.client import ServiceClient
-    from rapt.local.service_objects import JobEvent
+from rapt.cli.output import meter, say, show, show_json
+from rapt.errors import UsageError
 
 
 def tune(
@@ -47,6 +43,7 @@ def tune(
     """
     from rapt.cli.statement import read_manifest
     from rapt.local.client import ServiceClient
+    from rapt.local.job_progress import follow_job
 
     if no_reconstruction and reconstruction_weight is not None:
         raise UsageError("--reconstruction-weight and --no-reconstruction exclude each other; give one of them")
@@ -73,12 +70,18 @@ def tune(
         )
         say(f"job {job.id}: {describe(job.method)}")
         try:
-            tuned = follow(client, job.id, what="tuning")
+            with meter("tuning", unit="steps") as progress:
+                job = follow_job(
+                    client,
+                    job.id,
+                    on_step=lambda done, total, losses: progress(done, total=total, note=losses),
+                    on_warning=say,
+                )
         except KeyboardInterrupt:
             client.cancel_job(job.id)
             say(f"job {job.id} cancelled")
             raise
-        job = client.job(job.id)
+    tuned = str(job.fine_tuned_model)
     if as_json:
         show_json(
             {"model": tuned, "job": job.id, "file": uploaded.id, "method": dict(job.method), "seed": job.seed}
@@ -86,38 +89,6 @@ def tune(
         )
     else:
         show(tuned)
-
-
-def follow(client: ServiceClient, job_id: str, *, what: str) -> str:
-    """Wait for a job with a meter; the name of the tuned model.
-
-    Raises:
-        TuningError: The job failed or was cancelled.
-    """
-    with meter(what, unit="steps") as progress:
-        job = client.wait(job_id, on_event=lambda event: report(event, progress))
-    if job.fine_tuned_model is None:
-        reason = job.error_message or "somebody cancelled it"
-        raise TuningError(f"the job must succeed, got status={job.status!r}: {reason}")
-    return job.fine_tuned_model
-
-
-def report(event: JobEvent, progress: Meter) -> None:
-    """Show a job's event: figures on the meter, a warning as a line of its own."""
-    if event.data is not None and "step" in event.data:
-        progress(event.data["step"], total=event.data.get("total_steps"), note=loss_note(event.data))
-    elif event.level != "info":
-        say(event.message)
-
-
-def loss_note(data: Mapping[str, Any]) -> str:
-    """The losses in an event, for people."""
-    parts = [
-        f"{name} {data[key]:.3f}"
-        for key, name in (("train_loss", "loss"), ("reconstruction_loss", "reconstruction"), ("accuracy", "accuracy"))
-        if data.get(key) is not None
-    ]
-    return " ".join(parts)
 
 
 def describe(method: Mapping[str, Any]) -> str:

