@@ -1,12 +1,13 @@
 """The nearest eligible token, exactly: the hot loop of every mechanism that adds noise to an embedding.
 
-Exact means decided in float64, ties to the lowest id. An approximate index would change the distribution
-of outputs and with it the channel that the guarantee and the audit speak about (Carpentier et al., arXiv 2411.11521).
+Exact means decided in float64, ties to the lowest id. An approximate index would change the distribution of outputs,
+and with it the channel that the guarantee and the audit speak about (Carpentier et al., arXiv 2411.11521).
 
-Two steps. A *screen* names, for each vector, a few tokens that must contain the nearest one; a *re-check* computes
-their distances in float64. The screen is a float32 matrix product: argmin ||v - w||² = argmax (v·w - ||w||²/2), and any
-order of summing n products is off by at most γ_n Σ|aᵢbᵢ| with γ_n = n·u / (1 - n·u), u = 2⁻²⁴ (Higham, Accuracy and
-Stability of Numerical Algorithms, 2002, Sec. 3.1). The bound is deterministic: no token that could be nearest is lost.
+Two steps. A *screen* names, for each vector, a few tokens that must contain the nearest one; where it names more than
+one, a *re-check* compares them in float64. The screen is a float32 matrix product, because argmin ||v - w||² is
+argmax v·w - ||w||²/2, and a sum of n products is off by at most γ_n Σ|aᵢbᵢ| in any order, with γ_n = n·u / (1 - n·u)
+and u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 2002, Sec. 3.1). That bound is deterministic: no
+token that could be the nearest is lost.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 
 from rapt.errors import VocabularyError
 
-# Vectors a batch, tokens a tile: the scores of a tile, 4 MB, stay in the second-level cache while they are searched,
-# and the memory in use does not depend on the size of the vocabulary.
-BATCH: Final = 512
+# Vectors a batch, tokens a tile. A batch reads the table once; the 8 MB of a tile's scores are searched while they are
+# in the processor's cache, and the memory in use does not depend on the size of the vocabulary.
+BATCH: Final = 1024
 TILE: Final = 2048
 # Pairs whose difference is held in float64 at once by the re-check: 12 MB at d = 384.
 PAIRS: Final = 4096
@@ -44,7 +45,7 @@ class NearestToken:
                 f"eligible ids must be sorted rows of the table, got {len(eligible)} ids for {len(embeddings)} rows"
             )
         self._eligible = eligible
-        self._screen = _Float32Screen(embeddings[eligible])
+        self._screen = _Float32Screen(embeddings, eligible)
 
     def search(self, vectors: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.int64]:
         """The id of the eligible token nearest to each vector by Euclidean distance, ties to the lowest id.
@@ -65,23 +66,26 @@ class NearestToken:
         found = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), BATCH):
             batch = vectors[start : start + BATCH].astype(np.float64)
-            column, undecided = self._screen.best(batch)
-            if undecided.size:
-                rows, columns = self._screen.candidates(batch, undecided)
-                column[undecided] = _nearest_of(batch, self._screen.rows, rows, columns)
-            found[start : start + BATCH] = self._eligible[column]
+            rows, columns = self._screen.candidates(batch)
+            found[start : start + BATCH] = self._eligible[_nearest_of(batch, self._screen.rows, rows, columns)]
         return found
 
 
 class _Float32Screen:
     """Which tokens can be nearest, by a float32 matrix product with a rounding bound."""
 
-    def __init__(self, rows: NDArray[np.float32]) -> None:
-        half_square = np.einsum("ij,ij->i", rows, rows, dtype=np.float64) / 2
+    def __init__(self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> None:
+        count, dim = len(eligible), embeddings.shape[1]
+        self._table = np.empty((count, dim + 1), dtype=np.float32)
+        half_square = np.empty(count)
+        for start in range(0, count, TILE):  # so that the table is never held a third time
+            part = slice(start, start + TILE)
+            self._table[part, :-1] = embeddings[eligible[part]]
+            half_square[part] = np.square(self.rows[part], dtype=np.float64).sum(axis=1) / 2
         if half_square.max() > 2.0**100:
             raise VocabularyError("the rows of a table must be shorter than 2**50, got a longer one; scale the table")
         # The last column subtracts ||w||²/2 inside the product: one pass over the scores less.
-        self._table = np.concatenate([rows, -half_square[:, None].astype(np.float32)], axis=1)
+        self._table[:, -1] = -half_square
         self._longest = float(np.sqrt(2 * half_square.max()))
 
     @property
@@ -94,40 +98,31 @@ class _Float32Screen:
         """Embeddings of the eligible tokens, (n, d), a view."""
         return self._table[:, :-1]
 
-    def best(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The row of the best score for each vector, and the positions of the vectors for which it proves nothing."""
+    def candidates(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs (position of a vector, row of the table) that hold the nearest row of every vector."""
         queries, error = self._queries(vectors)
-        each = np.arange(len(vectors))
-        top = np.full(len(vectors), -np.inf, dtype=np.float32)
-        second = top.copy()
-        column = np.zeros(len(vectors), dtype=np.int64)
-        scores = np.empty(len(vectors) * TILE, dtype=np.float32)
-        for start in range(0, len(self._table), TILE):
-            tile = self._scores(queries, start, scores)
-            place = tile.argmax(axis=1)
-            value = tile[each, place]
-            tile[each, place] = -np.inf
-            np.maximum(second, tile.max(axis=1), out=second)
-            np.maximum(second, np.minimum(top, value), out=second)
-            column = np.where(value > top, start + place, column)
-            np.maximum(top, value, out=top)
-        decided = second < top.astype(np.float64) - 2 * error
-        return column, np.flatnonzero(~decided)
-
-    def candidates(
-        self, vectors: NDArray[np.float64], undecided: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pairs (position of the vector, row of the table) that hold the nearest row of each undecided vector."""
-        queries, error = self._queries(vectors[undecided])
-        scores = np.empty(len(undecided) * TILE, dtype=np.float32)
-        starts = range(0, len(self._table), TILE)
-        top = np.max([self._scores(queries, start, scores).max(axis=1) for start in starts], axis=0)
-        floor = top.astype(np.float64) - 2 * error
-        rows, columns = [], []
-        for start in starts:
-            row, place = np.nonzero(self._scores(queries, start, scores) >= floor[:, None])
-            rows.append(undecided[row])
-            columns.append(start + place)
+        each, starts = np.arange(len(vectors)), range(0, len(self._table), TILE)
+        shape = (len(vectors), len(starts))
+        top, second = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
+        place = np.empty(shape, dtype=np.int64)
+        buffer = np.empty(len(vectors) * TILE, dtype=np.float32)
+        for i, start in enumerate(starts):
+            scores = self._scores(queries, start, buffer)
+            place[:, i] = scores.argmax(axis=1)
+            top[:, i] = scores[each, place[:, i]]
+            scores[each, place[:, i]] = -np.inf
+            second[:, i] = scores[each, scores.argmax(axis=1)]  # faster than max
+        # The nearest row scores at least the best true score minus the error, and the best score seen is at most the
+        # best true one plus the error.
+        floor = top.max(axis=1).astype(np.float64) - 2 * error
+        crowded = second >= floor[:, None]
+        vector, tile = np.nonzero((top >= floor[:, None]) & ~crowded)
+        rows, columns = [vector], [tile * TILE + place[vector, tile]]
+        for i in np.flatnonzero(crowded.any(axis=0)).tolist():
+            again = np.flatnonzero(crowded[:, i])
+            vector, column = np.nonzero(self._scores(queries[again], starts[i], buffer) >= floor[again, None])
+            rows.append(again[vector])
+            columns.append(starts[i] + column)
         return np.concatenate(rows), np.concatenate(columns)
 
     def _queries(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -157,11 +152,13 @@ def _nearest_of(
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """For each vector among `rows`, in order, the nearest of its `columns` in float64, ties to the lowest."""
+    """For each vector, the nearest of its candidate columns in float64, ties to the lowest."""
     order = np.lexsort((columns, rows))
     rows, columns = rows[order], columns[order]
     first = np.ones(len(rows), dtype=bool)
     first[1:] = np.diff(rows) != 0
+    if first.all():
+        return columns
     lowest = columns[first][np.cumsum(first) - 1]
     lead = np.empty(len(rows))
     for start in range(0, len(rows), PAIRS):

@@ -14,9 +14,9 @@ from rapt.local.nearest import NearestToken
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, check_eta
 
-# Tokens whose noise is held at once: 1.6 MB of float64 at d = 384. It fixes the order of draws, so changing it changes
+# Tokens whose noise is held at once: 3 MB of float64 at d = 384. It fixes the order of draws, so changing it changes
 # what an insecure seed gives.
-_BATCH: Final = 512
+_BATCH: Final = 1024
 
 
 @dataclass(frozen=True)
