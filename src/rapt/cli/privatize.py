@@ -43,10 +43,10 @@ def privatize(
     plain_tokens: Annotated[
         int,
         typer.Option(metavar="N", min=0, help="Public plain tokens before each text, for reconstruction; 0 for none."),
-    ] = 10,
+    ] = 20,
     plain_token_pool: Annotated[
         int, typer.Option(metavar="N", min=1, help="How many words they are drawn from.")
-    ] = 100,
+    ] = 500,
     plain_tokens_drawn: Annotated[
         Drawn, typer.Option(help="One sequence for the whole file, or a fresh one for each record.")
     ] = Drawn.RECORD,

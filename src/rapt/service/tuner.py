@@ -81,11 +81,11 @@ class TuningConfig:
     """
 
     method: str = PROMPT_TUNING
-    prompt_length: int = 20
+    prompt_length: int = 10
     epochs: int = 3
     batch_size: int = 32
-    learning_rate: float = 0.01
-    head_learning_rate: float = 0.003
+    learning_rate: float = 0.02
+    head_learning_rate: float = 0.01
     warmup: float = 0.06
     seed: int = 0
     reconstruction: ReconstructionConfig | None = None
