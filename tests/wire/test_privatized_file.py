@@ -7,6 +7,7 @@ import pytest
 from rapt.errors import CorpusError, MechanismError, WireError
 from rapt.wire.manifest import (
     NO_PLAIN_TOKENS,
+    LabelPrivacy,
     Manifest,
     MechanismSetting,
     PlainTokens,
@@ -271,6 +272,9 @@ def test_a_manifest_survives_json(case):
     assert manifest_from_json(json.loads(json.dumps(manifest_to_json(manifest)))) == manifest
 
 
+HIDDEN = {"mechanism": "randomized-response", "epsilon": 1.0}
+
+
 def changed(**fields):
     return {**manifest_to_json(manifest_of(plain_tokens=FIXED)), **fields}
 
@@ -292,6 +296,11 @@ def changed(**fields):
         ),
         (changed(randomness={"source": 3, "insecure_seed": None}), "source of type str, got int"),
         (changed(randomness={"source": "x", "insecure_seed": "3"}), "insecure_seed of type int, got str"),
+        (changed(label_privacy=1), "label_privacy of type dict, got int"),
+        (changed(label_privacy={"mechanism": "randomized-response"}), "must have the field 'epsilon'"),
+        (changed(label_privacy={"mechanism": "randomized-response", "epsilon": "1"}), "epsilon of type float, got str"),
+        (changed(labels=None, label_privacy=HIDDEN), "at least two labels"),
+        (changed(labels=["one"], label_privacy=HIDDEN), "at least two labels"),
         (changed(plain_tokens={"count": 1, "pool": [], "fixed": None}), "must come from a pool"),
         (changed(plain_tokens={"count": 1, "pool": [5, 5], "fixed": None}), "each id once in the pool"),
         (changed(plain_tokens={"count": 2, "pool": [5], "fixed": [5]}), "2 ids of the pool when fixed, got 1"),
@@ -301,6 +310,26 @@ def changed(**fields):
 def test_a_manifest_that_cannot_be_trusted_is_refused(value, message):
     with pytest.raises(WireError, match=message) as caught:
         manifest_from_json(value)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_manifest_says_how_its_labels_were_privatized():
+    manifest = replace(manifest_of(), label_privacy=LabelPrivacy(epsilon=1))
+    stated = manifest_to_json(manifest)
+    assert stated["label_privacy"] == {"mechanism": "randomized-response", "epsilon": 1.0}
+    assert manifest_from_json(json.loads(json.dumps(stated))) == manifest
+    assert manifest_from_json(manifest_to_json(manifest_of())).label_privacy is None
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, 1e-7, float("nan"), float("inf"), True, "1", None])
+def test_an_epsilon_of_labels_outside_its_domain_is_refused(epsilon):
+    with pytest.raises(MechanismError, match="the epsilon of labels must be finite and at least"):
+        LabelPrivacy(epsilon=epsilon)
+
+
+def test_an_unknown_mechanism_for_labels_is_refused():
+    with pytest.raises(MechanismError, match="upgrade rapt") as caught:
+        manifest_from_json(changed(label_privacy={"mechanism": SECRET, "epsilon": 1}))
     assert SECRET not in str(caught.value)
 
 

@@ -69,6 +69,42 @@ class PlainTokens:
 
 NO_PLAIN_TOKENS: Final = PlainTokens(count=0, pool=(), fixed=None)
 
+RANDOMIZED_RESPONSE: Final = "randomized-response"
+# Below it a label is noise, and the rounding of a probability to 64 bits would no longer be negligible beside epsilon.
+LEAST_LABEL_EPSILON: Final = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelPrivacy:
+    """What stands between the true labels and those in the file: K-ary randomized response.
+
+    A label is kept with probability e^ε / (e^ε + K - 1) and is otherwise one of the K - 1 others, each as likely. So ε
+    and the number of names in the manifest fix the whole matrix, and whoever trains on the labels can correct for it.
+
+    Attributes:
+        epsilon: log P(y|x) - log P(y|x') is at most this for any labels x, x', y; nats, for one release of one label.
+        mechanism: `randomized-response`, the only one.
+    """
+
+    epsilon: float
+    mechanism: str = RANDOMIZED_RESPONSE
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown mechanism, or an epsilon outside its domain (`MechanismError`)."""
+        if self.mechanism != RANDOMIZED_RESPONSE:
+            raise MechanismError(
+                f"labels must be privatized by {RANDOMIZED_RESPONSE!r}, got another mechanism; upgrade rapt"
+            )
+        if (
+            isinstance(self.epsilon, bool)
+            or not isinstance(self.epsilon, int | float)
+            or not (LEAST_LABEL_EPSILON <= self.epsilon < math.inf)
+        ):
+            raise MechanismError(
+                f"the epsilon of labels must be finite and at least {LEAST_LABEL_EPSILON:g}, "
+                f"got epsilon={self.epsilon!r}; 1 is usual, and below 0.1 labels are close to noise"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -81,6 +117,7 @@ class Manifest:
         randomness: Where the noise came from.
         plain_tokens: The public plain tokens, or none.
         labels: Names of the classes, in clear; None for a file without labels.
+        label_privacy: What privatized each record's label; None when labels are the true ones, or there are none.
         records: Number of record lines that follow.
         tokens: Number of privatized text tokens in them, plain tokens not counted.
         records_sha256: Hex digest of the record lines as bytes: a truncated or edited file is refused.
@@ -97,6 +134,7 @@ class Manifest:
     tokens: int
     records_sha256: str
     created_by: str
+    label_privacy: LabelPrivacy | None = None
 
 
 def check_eta(eta: float) -> float:
@@ -131,6 +169,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             "fixed": None if plain.fixed is None else list(plain.fixed),
         },
         "labels": None if manifest.labels is None else list(manifest.labels),
+        "label_privacy": None if manifest.label_privacy is None else _label_privacy_to_json(manifest.label_privacy),
         "records": manifest.records,
         "tokens": manifest.tokens,
         "records_sha256": manifest.records_sha256,
@@ -143,7 +182,7 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
 
     Raises:
         WireError: Unknown schema, a missing, unknown or mistyped field, or counts that contradict each other.
-        MechanismError: eta is not a finite number above 0.
+        MechanismError: eta is not a finite number above 0, or an epsilon of labels is outside its domain.
     """
     what = "the manifest"
     if value.get("schema") != SCHEMA:
@@ -156,6 +195,7 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
         "randomness",
         "plain_tokens",
         "labels",
+        "label_privacy",
         "records",
     }
     exact_fields(value, required=names | {"tokens", "records_sha256", "created_by"}, optional=set(), what=what)
@@ -164,6 +204,9 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
         raise WireError("the manifest must have labels as a list of names, or null")
     if labels is not None and len(set(labels)) != len(labels):
         raise WireError("the manifest must name each label once; write the file again")
+    hidden = None if value["label_privacy"] is None else _label_privacy(field(value, "label_privacy", dict, what=what))
+    if hidden is not None and (labels is None or len(labels) < 2):
+        raise WireError("the manifest must name at least two labels when it says how labels were privatized")
     records, tokens = field(value, "records", int, what=what), field(value, "tokens", int, what=what)
     if records < 0 or tokens < 0:
         raise WireError(f"the manifest must count upwards from 0, got records={records} tokens={tokens}")
@@ -174,6 +217,7 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
         randomness=_randomness(field(value, "randomness", dict, what=what)),
         plain_tokens=_plain_tokens(field(value, "plain_tokens", dict, what=what)),
         labels=None if labels is None else tuple(labels),
+        label_privacy=hidden,
         records=records,
         tokens=tokens,
         records_sha256=field(value, "records_sha256", str, what=what),
@@ -204,6 +248,18 @@ def _randomness(value: Mapping[str, Any]) -> Randomness:
     exact_fields(value, required={"source", "insecure_seed"}, optional=set(), what=what)
     seed = None if value["insecure_seed"] is None else field(value, "insecure_seed", int, what=what)
     return Randomness(source=field(value, "source", str, what=what), insecure_seed=seed)
+
+
+def _label_privacy_to_json(hidden: LabelPrivacy) -> dict[str, Any]:
+    return {"mechanism": hidden.mechanism, "epsilon": float(hidden.epsilon)}
+
+
+def _label_privacy(value: Mapping[str, Any]) -> LabelPrivacy:
+    what = "the manifest's label privacy"
+    exact_fields(value, required={"mechanism", "epsilon"}, optional=set(), what=what)
+    return LabelPrivacy(
+        mechanism=field(value, "mechanism", str, what=what), epsilon=field(value, "epsilon", float, what=what)
+    )
 
 
 def _plain_tokens(value: Mapping[str, Any]) -> PlainTokens:
