@@ -35,7 +35,7 @@ QUOTED = [  # reference, ε pure, ε at δ = 1e-5
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    table = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    table = np.random.default_rng(0).standard_normal((40, 32)).astype(np.float32)
     return toy_vocabulary(table, special=(39,))
 
 
@@ -67,7 +67,7 @@ def test_the_pure_bound_is_eta_times_the_distance(statement):
 
 def test_epsilon_at_delta_and_the_right_guess_are_those_of_the_privacy_loss(statement):
     nearest, text = statement.pairs[0], statement.texts[0]
-    loss = laplace_loss(eta=2.0, distance=nearest.distance, dimension=6)
+    loss = laplace_loss(eta=2.0, distance=nearest.distance, dimension=32)
     assert nearest.epsilon_at_delta == loss.epsilon(DELTA)
     assert nearest.right_guess == (1 + loss.delta(0.0)) / 2
     assert text.epsilon_at_delta == compose([(loss, 10)]).epsilon(DELTA)
@@ -85,7 +85,7 @@ def test_nobody_guesses_right_more_often_than_stated():
 
 def test_the_noise_has_the_size_that_is_drawn(statement, rng):
     noise = statement.noise
-    drawn = sample_noise(rng, eta=2.0, dim=6, size=200_000)
+    drawn = sample_noise(rng, eta=2.0, dim=32, size=40_000)
     assert np.linalg.norm(drawn, axis=1).mean() == pytest.approx(noise.mean_length, rel=0.01)
     assert drawn[:, 0].std() == pytest.approx(noise.deviation_along_a_line, rel=0.01)
 

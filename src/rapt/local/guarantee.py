@@ -108,6 +108,7 @@ def privacy_statement(
         UsageError: The two words of a pair have different numbers of tokens, or none.
     """
     promise = _promise(setting)
+    noise = promise.noise(setting, vocabulary.dimension)
     distances = table_distances(vocabulary)
 
     def loss(distance: float, *, step: float | None = None) -> PrivacyLoss:
@@ -141,7 +142,7 @@ def privacy_statement(
         distances=distances,
         mechanism=setting,
         status=promise.status,
-        noise=promise.noise(setting, vocabulary.dimension),
+        noise=noise,
         delta=DELTA,
         pairs=pairs,
         texts=texts,

@@ -66,7 +66,8 @@ def not_protected(plain_tokens: PlainTokens, *, labels_sent: bool) -> Iterator[E
     )
     yield Exposure(
         what="repeated releases",
-        why="each further release of the same text adds its own loss; privatize once and keep the file",
+        why="each further release of a text adds its own loss, and so does each text in which a word comes back; "
+        "privatize a text once and keep the file",
     )
     yield Exposure(
         what="context",

@@ -42,7 +42,7 @@ class UnchangedShare:
 
 
 def measure_unchanged(
-    mechanism: Mechanism, vocabulary: Vocabulary, *, rng: np.random.Generator, types: int = 256, draws: int = 32
+    mechanism: Mechanism, vocabulary: Vocabulary, *, rng: np.random.Generator, types: int = 256, draws: int = 16
 ) -> UnchangedShare:
     """N_w on a sample of tokens.
 
