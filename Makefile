@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench help-pages clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,10 @@ check: $(READY)  ## format, lint, types, import contracts
 format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+help-pages: $(READY)  ## write docs/cli.md from the program's help
+	$(BIN)/python -m rapt.cli.help_pages > docs/cli.md.partial
+	mv docs/cli.md.partial docs/cli.md
 
 clean:  ## remove what `make` made
 	rm -rf $(VENV) rapt-demo
