@@ -16,7 +16,7 @@ from rapt.local.privacy_loss import compose, laplace_loss
 from rapt.local.statement import PROTECTS_NOTHING
 from rapt.local.unchanged import measure_unchanged
 from rapt.local.vocabulary import load_vocabulary
-from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, MechanismSetting, PlainTokens, Randomness
 from toy_vocabularies import toy_vocabulary, toy_word
 
 LAPLACE = MechanismSetting(name="laplace", parameters={"eta": 2.0})
@@ -161,6 +161,15 @@ def test_what_is_open_is_named(vocabulary, statement):
     assert "labels not sent" in words(silent)
 
 
+def test_randomized_labels_are_not_said_to_be_clear(vocabulary):
+    told = state(vocabulary, label_privacy=LabelPrivacy(epsilon=1.5))
+    assert told.to_json()["label_privacy"] == {"mechanism": "randomized-response", "epsilon": 1.5}
+    assert "labels sent after randomized-response, ε = 1.50 for each" in words(told)
+    assert "the names of the labels are sent in clear" in words(told)
+    assert "the label of each text" not in words(told)
+    assert state(vocabulary, labels_sent=False, label_privacy=LabelPrivacy(epsilon=1.5)).label_privacy is None
+
+
 @pytest.mark.parametrize(("fixed", "drawn"), [(None, "record"), ((1, 2), "file")])
 def test_plain_tokens_are_said_to_be_public(vocabulary, statement, fixed, drawn):
     told = state(vocabulary, plain_tokens=PlainTokens(count=2, pool=(1, 2, 3), fixed=fixed))
@@ -225,6 +234,7 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
         "unchanged",
         "plain_tokens",
         "labels_sent",
+        "label_privacy",
         "randomness",
         "reading",
         "not_protected",

@@ -27,7 +27,7 @@ from rapt.local.statement import Bound, Noise, PrivacyStatement
 from rapt.local.statement_words import UNIT, not_protected, reading
 from rapt.local.unchanged import UnchangedShare
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, PlainTokens, Randomness, check_eta
+from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, check_eta
 
 __all__ = ["PROMISES", "PrivacyStatement", "Promise", "privacy_statement"]
 
@@ -91,6 +91,7 @@ def privacy_statement(
     word_pairs: Sequence[tuple[str, str]] = (),
     randomness: Randomness | None = None,
     unchanged: UnchangedShare | None = None,
+    label_privacy: LabelPrivacy | None = None,
 ) -> PrivacyStatement:
     """What `setting` promises on `vocabulary`, and what it does not.
 
@@ -98,10 +99,11 @@ def privacy_statement(
         vocabulary: Whose table η is measured in.
         setting: Mechanism and parameters, as a manifest states them.
         plain_tokens: As the manifest states them; public.
-        labels_sent: Whether labels leave, in clear.
+        labels_sent: Whether labels leave: in clear, unless `label_privacy` says otherwise.
         word_pairs: Words to state bounds for. They appear in the statement.
         randomness: As the manifest states it; None where no file is meant.
         unchanged: From `measure_unchanged`, to be shown as well.
+        label_privacy: As the manifest states it; None where the labels sent are the true ones.
 
     Raises:
         MechanismError: The mechanism or one of its parameters is unknown, or η is outside its domain.
@@ -150,9 +152,10 @@ def privacy_statement(
         unchanged=unchanged,
         plain_tokens=plain_tokens,
         labels_sent=labels_sent,
+        label_privacy=label_privacy if labels_sent else None,
         randomness=randomness,
         reading=tuple(reading(pairs[0], texts[0], delta=DELTA)),
-        not_protected=tuple(not_protected(plain_tokens, labels_sent=labels_sent)),
+        not_protected=tuple(not_protected(plain_tokens, labels_sent=labels_sent, label_privacy=label_privacy)),
     )
 
 

@@ -13,7 +13,7 @@ from rapt.local.distances import TableDistances
 from rapt.local.mechanisms.interface import GuaranteeStatus
 from rapt.local.text_page import facts, items, nats_up, percent_up, scientific, table, wrap
 from rapt.local.unchanged import UnchangedShare
-from rapt.wire.manifest import MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness
 
 SCHEMA: Final = "rapt.statement/1"
 PROTECTS_NOTHING: Final = (
@@ -85,7 +85,8 @@ class PrivacyStatement:
         word_pairs: Bounds for the words that the user named.
         unchanged: How often a token stays itself, where it was measured.
         plain_tokens: The public plain tokens.
-        labels_sent: Whether labels leave, in clear.
+        labels_sent: Whether labels leave.
+        label_privacy: What privatized them; None where they leave in clear, or not at all.
         randomness: Where the noise comes from; None where no file is meant.
         reading: How to read the numbers.
         not_protected: What the mechanism leaves open.
@@ -108,6 +109,7 @@ class PrivacyStatement:
     unchanged: UnchangedShare | None
     plain_tokens: PlainTokens
     labels_sent: bool
+    label_privacy: LabelPrivacy | None
     randomness: Randomness | None
     reading: tuple[str, ...]
     not_protected: tuple[Exposure, ...]
@@ -146,6 +148,7 @@ class PrivacyStatement:
                 "drawn": None if plain.count == 0 else "record" if plain.fixed is None else "file",
             },
             "labels_sent": self.labels_sent,
+            "label_privacy": None if self.label_privacy is None else asdict(self.label_privacy),
             "randomness": None if self.randomness is None else asdict(self.randomness),
             "reading": list(self.reading),
             "not_protected": [asdict(exposure) for exposure in self.not_protected],
@@ -227,11 +230,16 @@ class PrivacyStatement:
         ]
 
     def _sent(self) -> list[tuple[str, str]]:
-        plain, source = self.plain_tokens, self.randomness
+        plain, source, hidden = self.plain_tokens, self.randomness, self.label_privacy
+        labels = "not sent"
+        if self.labels_sent and hidden is not None:
+            labels = f"sent after {hidden.mechanism}, ε = {nats_up(hidden.epsilon)} for each"
+        elif self.labels_sent:
+            labels = "sent in clear"
         words = f"{plain.count} public words before each text, from a pool of {len(plain.pool):,}"
         named = "named in the manifest of each file" if source is None else source.source
         return [
-            ("labels", "sent in clear" if self.labels_sent else "not sent"),
+            ("labels", labels),
             ("plain tokens", words if plain.count else "none"),
             ("randomness", named if self.protects else f"{named}: INSECURE"),
         ]

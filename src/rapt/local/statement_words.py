@@ -7,7 +7,7 @@ from typing import Final
 
 from rapt.local.statement import Bound, Exposure
 from rapt.local.text_page import nats_up, odds_up, percent_up, scientific
-from rapt.wire.manifest import PlainTokens
+from rapt.wire.manifest import LabelPrivacy, PlainTokens
 
 # A factor e^7 is a thousand: from there on the pure bound alone says little.
 _LOOSE: Final = 7.0
@@ -52,9 +52,17 @@ def reading(token: Bound, text: Bound, *, delta: float) -> Iterator[str]:
     )
 
 
-def not_protected(plain_tokens: PlainTokens, *, labels_sent: bool) -> Iterator[Exposure]:
+def not_protected(
+    plain_tokens: PlainTokens, *, labels_sent: bool, label_privacy: LabelPrivacy | None
+) -> Iterator[Exposure]:
     """What the mechanism leaves open, for any setting of it."""
-    if labels_sent:
+    if labels_sent and label_privacy is not None:
+        yield Exposure(
+            what="labels",
+            why="the names of the labels are sent in clear; the label of a text is randomized, its ε adds to that of the "
+            "text, and the share of each label in the whole file can be estimated well",
+        )
+    elif labels_sent:
         yield Exposure(what="labels", why="the label of each text, and the names of the labels, are sent in clear")
     yield Exposure(
         what="number and length",
