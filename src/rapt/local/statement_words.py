@@ -59,8 +59,8 @@ def not_protected(
     if labels_sent and label_privacy is not None:
         yield Exposure(
             what="labels",
-            why="the names of the labels are sent in clear; the label of a text is randomized, its ε adds to that of the "
-            "text, and the share of each label in the whole file can be estimated well",
+            why="the names of the labels are sent in clear; the label of a text is randomized, and its ε adds to the "
+            "text's; the share of each label in the whole file can be estimated well",
         )
     elif labels_sent:
         yield Exposure(what="labels", why="the label of each text, and the names of the labels, are sent in clear")
