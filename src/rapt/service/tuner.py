@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rapt.errors import TuningError
 from rapt.service.adapter import Adapter
 from rapt.service.backbone import Backbone
+from rapt.service.label_correction import task_loss
 from rapt.service.layout import check_length, encode_with_prompts, lay_out
 from rapt.service.reconstruction import (
     ReconstructionHead,
@@ -106,7 +107,7 @@ class TuningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One step of a run. Losses in nats; accuracy is that of the step's own batch."""
+    """One step of a run. Losses in nats; accuracy is that of the step's own batch, by the labels in the file."""
 
     step: int
     steps: int
@@ -152,6 +153,7 @@ class Tuning(nn.Module):
         self.to(backbone.device)
         self._backbone = (backbone,)  # in a tuple, so that its weights are not parameters of this module
         self._plain = manifest.plain_tokens
+        self._label_privacy = manifest.label_privacy
 
     def losses(self, records: list[PrivatizedRecord]) -> Losses:
         """Both losses of one batch."""
@@ -171,7 +173,7 @@ class Tuning(nn.Module):
             targets = plain_token_targets(records, self._plain, device=states.device)
             reconstruction = reconstruction_loss(plain_states(states, layout, count=m), targets, head)
         return Losses(
-            task=nn.functional.cross_entropy(logits, labels),
+            task=task_loss(logits, labels, label_privacy=self._label_privacy),
             reconstruction=reconstruction,
             correct=(logits.argmax(dim=1) == labels).sum(),
         )
@@ -304,6 +306,8 @@ def _adapter(tuning: Tuning, manifest: Manifest, *, config: TuningConfig, latest
     settings = {name: value for name, value in asdict(config).items() if name != "reconstruction"}
     if config.reconstruction is not None:
         settings |= {f"reconstruction_{name}": value for name, value in asdict(config.reconstruction).items()}
+    if manifest.label_privacy is not None:
+        settings |= {"label_epsilon": float(manifest.label_privacy.epsilon)}
     card = AdapterCard(
         model=manifest.model,
         vocabulary_hash=manifest.vocabulary_hash,
