@@ -57,19 +57,24 @@ def statement(
         table = load_vocabulary(vocabulary or manifest.model)
         check_hash(table.bundle, expected=manifest.vocabulary_hash)
         made = make_mechanism(manifest.mechanism.name, vocabulary=table, eta=manifest.mechanism.eta)
-        plain_tokens, labels_sent, randomness = manifest.plain_tokens, manifest.labels is not None, manifest.randomness
+        # The file's own setting, not the one made of it: a parameter that this version does not know must be refused.
+        setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
+        labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
+        label_privacy = manifest.label_privacy
     else:
         assert eta is not None
         table = load_vocabulary(vocabulary or "minilm")
         made = make_mechanism(mechanism, vocabulary=table, eta=eta)
-        plain_tokens, labels_sent, randomness = NO_PLAIN_TOKENS, True, None
+        plain_tokens, labels_sent, randomness, label_privacy = NO_PLAIN_TOKENS, True, None, None
     found = privacy_statement(
         table,
-        made.setting,
+        setting,
         plain_tokens=plain_tokens,
         labels_sent=labels_sent,
+        label_privacy=label_privacy,
         word_pairs=pairs,
         randomness=randomness,
+        label_privacy=label_privacy,
         unchanged=measure_unchanged(made, table, rng=secure_stream().generator),
     )
     if as_json:
