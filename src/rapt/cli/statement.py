@@ -60,12 +60,12 @@ def statement(
         # The file's own setting, not the one made of it: a parameter that this version does not know must be refused.
         setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
         labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
-        label_privacy = manifest.label_privacy
     else:
         assert eta is not None
         table = load_vocabulary(vocabulary or "minilm")
         made = make_mechanism(mechanism, vocabulary=table, eta=eta)
-        plain_tokens, labels_sent, randomness, label_privacy = NO_PLAIN_TOKENS, True, None, None
+        setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
+        labels_sent, label_privacy = True, None
     found = privacy_statement(
         table,
         setting,
@@ -74,7 +74,6 @@ def statement(
         label_privacy=label_privacy,
         word_pairs=pairs,
         randomness=randomness,
-        label_privacy=label_privacy,
         unchanged=measure_unchanged(made, table, rng=secure_stream().generator),
     )
     if as_json:
