@@ -54,6 +54,8 @@ __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "Servic
 T = TypeVar("T")
 UPLOAD_NAME: Final = "privatized.jsonl"
 RECORDS_PER_REQUEST: Final = 256
+# The last two are what a host name that cannot be one becomes.
+_NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
 _KEY: Final = re.compile(r"[!-~]+")
 _EVENTS_PER_REQUEST: Final = 100
 _BUNDLE_FILES: Final = ("vocabulary.json", "tokenizer.json", "embeddings.safetensors")
@@ -264,7 +266,7 @@ class ServiceClient:
                         stream.write(chunk)
                     return
                 response.read()
-        except httpx2.HTTPError as error:
+        except _NO_ANSWER as error:
             raise _no_answer(error) from None
         raise _refused(response)
 
@@ -281,7 +283,7 @@ class ServiceClient:
         """One request; the JSON object in its answer."""
         try:
             response = self._http.request(method, path, json=json, params=params, data=data, files=files)
-        except httpx2.HTTPError as error:
+        except _NO_ANSWER as error:
             raise _no_answer(error) from None
         if not response.is_success:
             raise _refused(response)
@@ -319,7 +321,7 @@ def _check_replaceable(folder: Path) -> None:
 def _json(response: httpx2.Response) -> object:
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -328,7 +330,7 @@ def _refused(response: httpx2.Response) -> RaptError:
     return kind(f"the service refused, status={response.status_code}: {refusal(_json(response))}")
 
 
-def _no_answer(error: httpx2.HTTPError) -> UnavailableError:
+def _no_answer(error: Exception) -> UnavailableError:
     return UnavailableError(f"the service must be reachable, got {type(error).__name__}; is it running at that URL?")
 
 

@@ -1,0 +1,385 @@
+import json
+import re
+import socket
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import httpx2
+import pytest
+
+from rapt.errors import (
+    AccessError,
+    CorpusError,
+    LimitError,
+    NotFoundError,
+    ServiceError,
+    UnavailableError,
+    UsageError,
+    VocabularyError,
+    WireError,
+)
+from rapt.local import client as client_module
+from rapt.local.client import UPLOAD_NAME, ServiceClient
+from rapt.service.assembly import load_backbones
+from rapt.service.settings import load_settings
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.vocabulary_bundle import write_bundle
+from running_service import running_service, save_privatized
+from tuning_material import manifest_for, separable_file
+
+SECRET = "the patient said that it hurts"
+METHOD = {
+    "type": "prompt_tuning",
+    "prompt_tuning": {"hyperparameters": {"num_virtual_tokens": 4, "n_epochs": 4, "batch_size": 16}},
+}
+
+
+@pytest.fixture(scope="module")
+def backbones():
+    return load_backbones(load_settings({"models": "bert-tiny"}))
+
+
+@pytest.fixture(scope="module")
+def file(backbones):
+    return separable_file(backbones["bert-tiny"], records=64, plain=4, fixed=True)
+
+
+@pytest.fixture(scope="module")
+def path(file, tmp_path_factory):
+    return save_privatized(file, tmp_path_factory.mktemp("privatized") / "mrs-smiths-complaints.jsonl")
+
+
+@pytest.fixture(scope="module")
+def service(backbones, tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+        yield url
+
+
+@pytest.fixture
+def client(service):
+    with ServiceClient(service) as connected:
+        yield connected
+
+
+@pytest.fixture(scope="module")
+def done(service, path):
+    """A job that succeeded."""
+    with ServiceClient(service) as connected:
+        job = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=METHOD, seed=1)
+        return connected.wait(job.id)
+
+
+@contextmanager
+def answering(answer):
+    """A stranger at the other end: answers each request by `answer(path, body)`, a status, headers and bytes."""
+
+    class Stranger(BaseHTTPRequestHandler):
+        def reply(self):
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            status, headers, content = answer(self.path, body)
+            self.send_response(status)
+            for name, value in {"content-length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_DELETE = reply
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        with ServiceClient(f"http://127.0.0.1:{server.server_address[1]}") as connected:
+            yield connected
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_file_goes_there_and_is_known_by_its_counts(client, path, file):
+    info = client.upload(path)
+    assert (info.records, info.tokens) == (file.manifest.records, file.manifest.tokens)
+    assert (info.bytes, info.vocabulary_hash) == (path.stat().st_size, file.manifest.vocabulary_hash)
+    client.delete_file(info.id)
+    with pytest.raises(NotFoundError):
+        client.delete_file(info.id)
+
+
+def test_the_name_of_a_file_stays_here(client, service, path):
+    info = client.upload(path)
+    assert httpx2.get(f"{service}/v1/files/{info.id}", trust_env=False).json()["filename"] == UPLOAD_NAME
+
+
+@pytest.mark.parametrize("damage", ["plain", "first line only", "one record of text", "cut off", "one id changed"])
+def test_what_is_not_a_whole_privatized_file_is_refused_before_a_connection_is_made(path, tmp_path, damage):
+    lines = path.read_bytes().splitlines(keepends=True)
+    content = {
+        "plain": f"text,label\n{SECRET},1\n".encode(),
+        "first line only": lines[0],
+        "one record of text": b"".join([*lines[:5], json.dumps({"text": SECRET}).encode() + b"\n", *lines[6:]]),
+        "cut off": b"".join(lines)[:-30],
+        "one id changed": b"".join(lines).replace(b'"token_ids":[', b'"token_ids":[2204,', 1),
+    }[damage]
+    (tmp_path / "file").write_bytes(content)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with ServiceClient(f"http://127.0.0.1:{listener.getsockname()[1]}") as connected:
+            with pytest.raises(WireError) as error:
+                connected.upload(tmp_path / "file")
+            assert "patient" not in str(error.value)
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has knocked
+            listener.accept()
+
+
+def test_a_file_that_is_not_there_is_one_clear_line(client, tmp_path):
+    with pytest.raises(CorpusError, match="must be readable"):
+        client.upload(tmp_path / "none")
+
+
+def test_a_job_is_followed_to_its_model(client, path, file):
+    job = client.create_job(file_id=client.upload(path).id, model="bert-tiny", method=METHOD, suffix="mine", seed=4)
+    assert (job.status, job.ended, job.seed) == ("queued", False, 4)
+    seen = []
+    done = client.wait(job.id, on_event=seen.append, seconds_between=0.02)
+    assert (done.status, done.ended, done.error_code) == ("succeeded", True, None)
+    assert done.fine_tuned_model.startswith("ft:bert-tiny:mine:")
+    assert done.trained_tokens == 4 * file.manifest.tokens
+    assert seen == client.events(job.id)  # in order, none twice, none missed
+    assert [event.data["step"] for event in seen if event.type == "metrics"] == [10, 16]
+    with pytest.raises(ServiceError, match="status=succeeded"):
+        client.cancel_job(job.id)
+
+
+def test_events_after_one_are_those_that_came_later(client, done, monkeypatch):
+    monkeypatch.setattr(client_module, "_EVENTS_PER_REQUEST", 2)  # several pages
+    everything = client.events(done.id)
+    assert everything[0].message == "the job is queued"
+    for position, event in enumerate(everything):
+        assert client.events(done.id, after=event.id) == everything[position + 1 :]
+
+
+def test_a_job_is_cancelled(client, path):
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}}
+    job = client.create_job(file_id=client.upload(path).id, model="bert-tiny", method=method)
+    assert client.cancel_job(job.id).status == "cancelled"
+    assert client.wait(job.id).fine_tuned_model is None
+
+
+def test_a_failed_job_says_why(backbones, path, tmp_path):
+    data = tmp_path / "data"
+    with running_service(data, backbones=backbones) as url, ServiceClient(url) as connected:
+        method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}}
+        blocker = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=method)
+        job = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=METHOD)
+        next(data.glob("files/*/*")).write_bytes(b"damaged")
+        connected.cancel_job(blocker.id)
+        failed = connected.wait(job.id)
+    assert (failed.status, failed.error_code) == ("failed", "invalid_wire_format")
+    assert "first line" in failed.error_message
+
+
+def test_models_are_listed_and_a_tuned_one_has_its_card(client, done, file):
+    listed = {model.id: model for model in client.models()}
+    assert set(listed) >= {"bert-tiny", done.fine_tuned_model}
+    assert client.model("bert-tiny").card is None
+    model = client.model(done.fine_tuned_model)
+    assert (model.base, model.vocabulary_hash) == ("bert-tiny", file.manifest.vocabulary_hash)
+    assert model.card.mechanism == file.manifest.mechanism
+    assert model.card.labels == ("no", "yes")
+    assert replace(model, card=None) == listed[model.id]
+
+
+def test_a_deleted_model_is_not_found(client, path):
+    job = client.create_job(file_id=client.upload(path).id, model="bert-tiny", method=METHOD)
+    model = client.wait(job.id).fine_tuned_model
+    client.delete_model(model)
+    with pytest.raises(NotFoundError):
+        client.model(model)
+
+
+def test_predictions_come_in_order_whatever_the_size_of_a_request(client, done, file, monkeypatch):
+    whole = client.classify(done.fine_tuned_model, file)
+    monkeypatch.setattr(client_module, "RECORDS_PER_REQUEST", 7)
+    progress = []
+    parts = client.classify(done.fine_tuned_model, file, on_progress=progress.append)
+    assert progress == [*range(7, 64, 7), 64]
+    assert [item.label for item in parts] == [item.label for item in whole]
+    for one, other in zip(parts, whole, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    assert {item.label for item in whole} <= {"no", "yes"}
+
+
+def test_nothing_to_predict_is_no_request(client, backbones):
+    empty = PrivatizedFile(manifest=manifest_for(backbones["bert-tiny"]), records=())
+    assert client.classify("none", empty) == []
+
+
+def test_labels_of_queries_stay_here(file):
+    sent = []
+    named = replace(file, manifest=replace(file.manifest, labels=("is ill", "is well")))
+
+    def answer(path, body):
+        sent.append(body)
+        return 500, {}, b""
+
+    with answering(answer) as connected, pytest.raises(ServiceError):
+        connected.classify("ft:x:y:z", named)
+    assert b"is ill" not in sent[0]
+    assert b'"label"' not in sent[0]
+    assert b'"token_ids"' in sent[0]
+
+
+def test_a_vocabulary_is_fetched_with_its_hash_computed_again(client, backbones, tmp_path, done):
+    expected = backbones["bert-tiny"].bundle.hash
+    assert client.vocabulary("bert-tiny", tmp_path / "new" / "folder").hash == expected
+    assert client.vocabulary(done.fine_tuned_model, tmp_path / "new" / "folder").hash == expected  # in its place
+    assert sorted(item.name for item in (tmp_path / "new" / "folder").iterdir()) == [
+        "embeddings.safetensors",
+        "tokenizer.json",
+        "vocabulary.json",
+    ]
+    assert [item.name for item in (tmp_path / "new").iterdir()] == ["folder"]
+
+
+def test_a_vocabulary_takes_the_place_of_nothing_else(client, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for target in (tmp_path, tmp_path / "thesis.tex"):
+        with pytest.raises(UsageError, match="must be new"):
+            client.vocabulary("bert-tiny", target)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("damaged", ["vocabulary.json", "tokenizer.json", "embeddings.safetensors"])
+def test_a_vocabulary_that_is_not_the_promised_one_leaves_no_folder(backbones, tmp_path, damaged):
+    write_bundle(backbones["bert-tiny"].bundle, tmp_path / "theirs")
+    path = tmp_path / "theirs" / damaged
+    content = bytearray(path.read_bytes())
+    at = content.index(b"sha256:") + 8 if damaged == "vocabulary.json" else len(content) // 2
+    content[at] = content[at] ^ 1
+    path.write_bytes(content)
+
+    def answer(route, _body):
+        name = route.rpartition("/")[2]
+        return 200, {}, (tmp_path / "theirs" / ("vocabulary.json" if name == "bert-tiny" else name)).read_bytes()
+
+    with answering(answer) as connected, pytest.raises((VocabularyError, WireError)):
+        connected.vocabulary("bert-tiny", tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()
+    assert [item.name for item in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (302, ServiceError),
+        (400, ServiceError),
+        (401, AccessError),
+        (404, NotFoundError),
+        (409, ServiceError),
+        (413, LimitError),
+        (500, ServiceError),
+        (503, UnavailableError),
+    ],
+)
+def test_a_refusal_is_an_error_of_the_tree_with_the_reason(status, kind):
+    body = json.dumps({"error": {"message": "a rule", "type": "x", "param": None, "code": "y"}}).encode()
+    headers = {"location": "http://example.org/"} if status == 302 else {}
+    with answering(lambda path, content: (status, headers, body)) as connected:
+        with pytest.raises(kind, match=f"status={status}: a rule") as error:
+            connected.models()
+        assert type(error.value) is kind
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"[]", b"{}", b'{"data": 5}', b'{"data": [5]}', b'{"data": [{"id": 5}]}', b"\xff", b"[" * 100_000],
+    ids=lambda content: repr(content[:20]),
+)
+def test_an_answer_that_is_not_one_of_ours_is_one_clear_line(content):
+    with answering(lambda path, body: (200, {}, content)) as connected:
+        with pytest.raises(ServiceError, match="is it a rapt service"):
+            connected.models()
+
+
+def test_a_strangers_message_cannot_drive_the_terminal():
+    body = json.dumps({"error": {"message": "\x1b[2J\r\n" + "x" * 10_000}}).encode()
+    with answering(lambda path, content: (400, {}, body)) as connected, pytest.raises(ServiceError) as error:
+        connected.models()
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
+def test_fewer_predictions_than_records_are_not_taken(file):
+    body = json.dumps({"predictions": [{"label": "a", "label_index": 0, "probabilities": [1]}]}).encode()
+    with answering(lambda path, content: (200, {}, body)) as connected, pytest.raises(ServiceError):
+        connected.classify("ft:x:y:z", file)
+
+
+def test_a_service_that_is_not_there_is_unavailable():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with ServiceClient(f"http://127.0.0.1:{port}") as connected, pytest.raises(UnavailableError, match="is it running"):
+        connected.models()
+
+
+@pytest.mark.parametrize("host", ["[", "a" * 70])
+def test_a_host_that_cannot_be_is_unavailable(host):
+    with ServiceClient(f"http://{host}:1") as connected, pytest.raises(UnavailableError):
+        connected.models()
+
+
+def test_a_service_that_says_nothing_is_unavailable(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with ServiceClient(url, timeout=0.05) as connected:
+            with pytest.raises(UnavailableError, match="ReadTimeout"):
+                connected.models()
+            with pytest.raises(UnavailableError, match="ReadTimeout"):
+                connected.vocabulary("bert-tiny", tmp_path / "mine")
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8420", "ftp://host", "http://", "file:///etc/passwd", "\x00"])
+def test_a_url_that_is_none_is_refused(url):
+    with pytest.raises(UsageError, match=re.escape("such as http://127.0.0.1:8420")):
+        ServiceClient(url)
+
+
+@pytest.mark.parametrize("key", ["", "two words", "line\nbreak", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated(key):
+    with pytest.raises(UsageError, match="API key") as error:
+        ServiceClient("http://127.0.0.1:1", api_key=key)
+    assert not key or key not in str(error.value)
+
+
+def test_the_key_opens_the_door(backbones, tmp_path):
+    key = "a-key-of-the-provider-for-its-tenant"
+    with running_service(tmp_path, backbones=backbones, settings={"api_key": key}) as url:
+        with ServiceClient(url, api_key=key) as connected:
+            assert connected.model("bert-tiny").base == "bert-tiny"
+        with ServiceClient(url) as connected, pytest.raises(AccessError):
+            connected.models()
+
+
+def test_a_proxy_of_the_environment_does_not_see_what_stays_on_this_machine(service, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        with ServiceClient(service) as connected:
+            assert connected.model("bert-tiny").id == "bert-tiny"
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+
+
+def test_a_name_cannot_leave_its_place_in_the_path(client):
+    for name in ("../files", "a/b", "?x=1", "#", "%2e%2e", "naïve"):
+        with pytest.raises(NotFoundError):
+            client.model(name)
