@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file
 
 TINY = ("--vocabulary", "bert-tiny")
@@ -23,7 +24,7 @@ def test_a_file_becomes_a_privatized_file(rapt, reviews: Path, tmp_path: Path, n
     file = read_privatized_file(target)
     assert file.manifest.labels == ("negative", "positive")
     assert [record.label for record in file.records] == [1, 0, 0, 1, 0, 1]
-    assert file.manifest.plain_tokens.count == 10
+    assert file.manifest.plain_tokens.count == 20
     assert file.manifest.randomness.insecure_seed is None
 
 
@@ -41,6 +42,15 @@ def test_labels_stay_at_home_when_told(rapt, reviews: Path, tmp_path: Path):
     assert file.manifest.labels is None
     assert file.manifest.plain_tokens.count == 0
     assert b"positive" not in (tmp_path / "out").read_bytes()
+
+
+def test_labels_are_randomized_when_told_and_the_statement_says_so(rapt, reviews: Path, tmp_path: Path):
+    outcome = rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, "--label-epsilon", 2)
+    assert outcome.code == 0
+    assert "randomized, ε = 2 for each" in outcome.err
+    assert "in clear" not in outcome.err
+    assert read_privatized_file(tmp_path / "out").manifest.label_privacy == LabelPrivacy(epsilon=2.0)
+    assert "randomized-response" in rapt("statement", tmp_path / "out").out
 
 
 def test_the_order_of_the_labels_can_be_set(rapt, reviews: Path, tmp_path: Path):
@@ -91,6 +101,8 @@ BAD_INPUTS = [
     ("an unknown format", "odd.parquet out", 2, "csv, tsv, jsonl"),
     ("a label that was not named", "reviews.csv out --labels positive,mixed", 3, "record 1"),
     ("labels named twice", "reviews.csv out --labels a,a", 2, "different names"),
+    ("an epsilon of labels of 0", "reviews.csv out --label-epsilon 0", 6, "epsilon=0.0"),
+    ("an epsilon of no labels", "reviews.csv out --label-epsilon 1 --no-label", 2, "exclude each other"),
     ("an eta of 0", "reviews.csv out --eta 0", 6, "eta=0.0"),
     ("a negative eta", "reviews.csv out --eta -1", 6, "eta=-1.0"),
     ("an eta that is no number", "reviews.csv out --eta nan", 6, "eta=nan"),

@@ -9,6 +9,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.plain_tokens import plan_plain_tokens
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
+from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file
 
 SECRET = "zanzibarsecret"
@@ -280,3 +281,44 @@ def test_a_stopped_run_leaves_nothing(file, tmp_path, privatizer):
     with pytest.raises(KeyboardInterrupt):
         privatize_corpus(source, tmp_path / "out", privatizer=privatizer, stream=insecure_stream(2), on_progress=stop)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def many(file, *, count=400):
+    return file("many.csv", "text,label\n" + "".join(f"good film,{'yes' if i % 4 else 'no'}\n" for i in range(count)))
+
+
+def test_labels_are_randomized_when_asked_and_the_manifest_says_so(file, tmp_path, privatizer):
+    source, target = many(file), tmp_path / "out"
+    hidden = LabelPrivacy(epsilon=1.0)
+    manifest = privatize_corpus(source, target, privatizer=privatizer, label_privacy=hidden, stream=insecure_stream(4))
+    written = read_privatized_file(target)
+    assert manifest.label_privacy == written.manifest.label_privacy == hidden
+    changed = sum(record.label != min(i % 4, 1) for i, record in enumerate(written.records))
+    # 27 % of 400 on average; outside of 60 to 160 less than once in a million runs.
+    assert 60 < changed < 160
+
+
+def test_labels_are_the_true_ones_otherwise(file, tmp_path, privatizer):
+    manifest = privatize_corpus(many(file, count=8), tmp_path / "out", privatizer=privatizer, stream=insecure_stream(4))
+    assert manifest.label_privacy is None
+    assert [record.label for record in read_privatized_file(tmp_path / "out").records] == [0, 1, 1, 1] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ("text,label\ngood film,yes\n", {}, "at least 2 different ones, got classes=1"),
+        ("text,label\ngood film,yes\n", {"label_column": None}, "labels must come with the column"),
+    ],
+)
+def test_labels_that_cannot_be_randomized_are_refused(file, tmp_path, privatizer, content, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        privatize_corpus(
+            file("a.csv", content),
+            tmp_path / "out",
+            privatizer=privatizer,
+            label_privacy=LabelPrivacy(epsilon=1.0),
+            stream=insecure_stream(4),
+            **arguments,
+        )
+    assert list(tmp_path.glob("out*")) == []

@@ -40,6 +40,13 @@ def privatize(
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Names of the classes in order; default: those found, sorted.")
     ] = None,
+    label_epsilon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Send each label by randomized response with this ε instead of in clear; 1 keeps 73 % of two classes.",
+        ),
+    ] = None,
     plain_tokens: Annotated[
         int,
         typer.Option(metavar="N", min=0, help="Public plain tokens before each text, for reconstruction; 0 for none."),
@@ -80,9 +87,12 @@ def privatize(
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import insecure_stream, secure_stream
     from rapt.local.vocabulary import load_vocabulary
-    from rapt.wire.manifest import check_eta
+    from rapt.wire.manifest import LabelPrivacy, check_eta
 
     check_eta(eta)
+    label_privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
+    if no_label and label_privacy is not None:
+        raise UsageError("--label-epsilon and --no-label exclude each other; give one of them")
     check_target(target, source=source, overwrite=overwrite)
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
@@ -108,6 +118,7 @@ def privatize(
             text_column=text_column,
             label_column=None if no_label else label_column,
             labels=None if labels is None else split_names(labels),
+            label_privacy=label_privacy,
             file_format=None if file_format is None else file_format.value,
             stream=stream,
             on_progress=lambda records, tokens: progress(records, note=f"{tokens:,} tokens"),
@@ -118,7 +129,8 @@ def privatize(
         show_json({"file": str(target)} | manifest_to_json(manifest))
         return
     show(str(target))
-    sent = "none" if manifest.labels is None else f"{', '.join(manifest.labels)} (sent in clear)"
+    how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
+    sent = "none" if manifest.labels is None else f"{', '.join(manifest.labels)} ({how})"
     say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
     say(f"what this protects, and what not: rapt statement {target}")
 

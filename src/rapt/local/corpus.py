@@ -9,9 +9,10 @@ from typing import Final, get_args
 
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, read_lines
+from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
-from rapt.wire.manifest import Manifest
+from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import iterate_privatized_lines, write_privatized_file
 
 # Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
@@ -80,6 +81,7 @@ def privatize_corpus(
     text_column: str = "text",
     label_column: str | None = "label",
     labels: tuple[str, ...] | None = None,
+    label_privacy: LabelPrivacy | None = None,
     file_format: FileFormat | None = None,
     stream: RandomStream,
     on_progress: Callable[[int, int], None] | None = None,
@@ -93,19 +95,23 @@ def privatize_corpus(
         target: The privatized file.
         privatizer: The setting.
         text_column: Column, or JSON field, of the text.
-        label_column: Column, or JSON field, of the label, which leaves in clear; None sends no labels.
+        label_column: Column, or JSON field, of the label, which leaves in clear unless `label_privacy` is set; None
+            sends no labels.
         labels: Names of the classes in order, for a file that must match another; None collects and sorts them.
+        label_privacy: Randomizes the label of each record. The names of the classes leave in clear all the same; list
+            them in `labels` where it is private which of them occur.
         file_format: Of the source; None goes by the suffix of its name.
-        stream: Of plain tokens and noise.
+        stream: Of labels, plain tokens and noise.
         on_progress: Called with the records and the text tokens written so far, about once a second.
 
     Raises:
         CorpusError: As `read_corpus`; also a text without a token or with too many, a label that is not among
             `labels`, or an output that cannot be written.
-        UsageError: `target` is `source`, or `labels` without a column.
+        UsageError: `target` is `source`, labels without a column, or fewer than two labels to randomize.
     """
     _refuse_overwriting(source, target)
-    if label_column is None and labels is not None:
+    stream.check_process()
+    if label_column is None and (labels is not None or label_privacy is not None):
         raise UsageError("labels must come with the column they stand in, got labels without label_column")
 
     def records() -> Iterator[LabelledText]:
@@ -115,13 +121,19 @@ def privatize_corpus(
     index = {name: i for i, name in enumerate(names or ())}
     if len(index) != len(names or ()):
         raise UsageError(f"labels must differ from each other, got {len(names or ())} of which {len(index)} differ")
-    manifest = privatizer.manifest(labels=names, randomness=stream.provenance)
+    response = None
+    if label_privacy is not None:
+        response = RandomizedResponse(classes=len(index), epsilon=label_privacy.epsilon)
+    manifest = privatizer.manifest(labels=names, randomness=stream.provenance, label_privacy=label_privacy)
     with write_privatized_file(target, manifest) as writer:
         waiting, done, tokens = records(), 0, 0
         while chunk := list(islice(waiting, _CHUNK)):
+            sent = None if names is None else _label_indices(chunk, index, first_position=done)
+            if response is not None and sent is not None:
+                sent = response.randomize(sent, rng=stream.generator)
             privatized = privatizer.privatize(
                 [record.text for record in chunk],
-                labels=None if names is None else _label_indices(chunk, index, first_position=done),
+                labels=sent,
                 stream=stream,
                 first_position=done,
             )
@@ -137,8 +149,8 @@ def privatize_corpus(
     return first
 
 
-def _label_indices(chunk: list[LabelledText], index: Mapping[str, int], *, first_position: int) -> list[int | None]:
-    found: list[int | None] = []
+def _label_indices(chunk: list[LabelledText], index: Mapping[str, int], *, first_position: int) -> list[int]:
+    found: list[int] = []
     for position, record in enumerate(chunk, first_position):
         if record.label is None or record.label not in index:
             raise CorpusError(

@@ -18,7 +18,7 @@ from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary
 from rapt.version import __version__
-from rapt.wire.manifest import Manifest, PlainTokens, Randomness
+from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedRecord
 
 # The backbone puts one before a text and one after it: [CLS] and [SEP], or their like.
@@ -71,7 +71,7 @@ class Privatizer:
 
         Args:
             texts: In clear; not kept, and never part of an error.
-            labels: Index of each text's label, or None where there are none. They leave in clear.
+            labels: Index of each text's label, or None where there are none. They leave as they are given.
             stream: Of plain tokens, then noise. It must not have been copied from another process.
             first_position: Position of the first text in its file, for messages.
 
@@ -102,7 +102,9 @@ class Privatizer:
             start = end
         return records
 
-    def manifest(self, *, labels: tuple[str, ...] | None, randomness: Randomness) -> Manifest:
+    def manifest(
+        self, *, labels: tuple[str, ...] | None, randomness: Randomness, label_privacy: LabelPrivacy | None = None
+    ) -> Manifest:
         """The manifest of a file made with this setting, its counts still 0: the writer fills them in."""
         return Manifest(
             model=self.vocabulary.model,
@@ -111,6 +113,7 @@ class Privatizer:
             randomness=randomness,
             plain_tokens=self.plain_tokens,
             labels=labels,
+            label_privacy=label_privacy,
             records=0,
             tokens=0,
             records_sha256="",
