@@ -1,0 +1,177 @@
+"""Run the attacks on a file, score them, and put everything a reader needs beside the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import isfinite, sqrt
+
+from rapt.audit.attacks import ATTACKS
+from rapt.audit.bound import ContextFreeBound, context_free_bound
+from rapt.audit.intervals import Share
+from rapt.audit.mechanism_channels import CHANNELS
+from rapt.audit.scoring import TokenScore, score, unchanged_share
+from rapt.audit.view import AdversaryView, Truth
+from rapt.errors import AuditError
+
+# Distance, in standard errors, at which a file is said not to be what its manifest states: once in 10^9 by chance.
+_MISMATCH = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackResult:
+    """One attack on one file.
+
+    Attributes:
+        attack: Its name in `ATTACKS`.
+        title, uses, source: As `Attack`.
+        score: What it recovered.
+        remarks: As `Guess`.
+    """
+
+    attack: str
+    title: str
+    uses: str
+    source: str
+    score: TokenScore
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """An attack that was asked for and did not run."""
+
+    attack: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What an audit found; it holds no token and no text.
+
+    Attributes:
+        model: Name of the vocabulary's model.
+        vocabulary_hash: Of the table that eta belongs to.
+        mechanism: Name of the mechanism.
+        eta: Its slope, 1/distance.
+        insecure: Whether the noise came from a seed that anyone can replay.
+        records, tokens: In the file.
+        unchanged: Share of tokens that left as they were.
+        results: One for each attack that ran, in the order asked for.
+        skipped: The others.
+        bound: For every attacker without context; None when the mechanism's channel is not known.
+        warnings: What should not be so, one sentence each.
+        seed: Of everything that was drawn here.
+    """
+
+    model: str
+    vocabulary_hash: str
+    mechanism: str
+    eta: float
+    insecure: bool
+    records: int
+    tokens: int
+    unchanged: Share
+    results: tuple[AttackResult, ...]
+    skipped: tuple[Skipped, ...]
+    bound: ContextFreeBound | None
+    warnings: tuple[str, ...]
+    seed: int
+
+    @property
+    def strongest(self) -> AttackResult:
+        """The attack that recovered the largest share of all tokens."""
+        return max(self.results, key=lambda result: result.score.all_tokens.first.value)
+
+
+def audit(
+    view: AdversaryView,
+    truth: Truth,
+    *,
+    attacks: Sequence[str] = tuple(ATTACKS),
+    seed: int = 0,
+    on_progress: Callable[[str, float], None] | None = None,
+) -> AuditReport:
+    """Run the attacks on a view and score them against the truth.
+
+    Args:
+        view: All that an attack is given.
+        truth: Read only after an attack has answered.
+        attacks: Names in `ATTACKS`.
+        seed: Of every draw; the same seed gives the same report.
+        on_progress: Called with the name of a stage and the share of it that is done.
+
+    Raises:
+        AuditError: An attack is unknown, none can run, or the truth is of another file.
+    """
+    if unknown := [name for name in attacks if name not in ATTACKS]:
+        raise AuditError(f"unknown attack={unknown[0]!r}; choose among {', '.join(ATTACKS)}")
+
+    def stage(name: str) -> Callable[[float], None]:
+        return (lambda share: None) if on_progress is None else (lambda share: on_progress(name, share))
+
+    results, skipped = [], []
+    for name in dict.fromkeys(attacks):
+        attack = ATTACKS[name]
+        if (reason := attack.reason_to_skip(view)) is not None:
+            skipped.append(Skipped(attack=name, reason=reason))
+            continue
+        stage(name)(0.0)
+        guess = attack.run(view, seed=seed, on_progress=stage(name))
+        results.append(
+            AttackResult(
+                attack=name,
+                title=attack.title,
+                uses=attack.uses,
+                source=attack.source,
+                score=score(guess, view=view, truth=truth),
+                remarks=guess.remarks,
+            )
+        )
+        stage(name)(1.0)
+    if not results:
+        raise AuditError(f"an audit must have an attack that can run, got {len(skipped)} skipped; add another")
+    manifest = view.manifest
+    bound = None
+    if manifest.mechanism.name in CHANNELS:
+        stage("bound")(0.0)
+        bound = context_free_bound(view, truth, seed=seed, on_progress=stage("bound"))
+        stage("bound")(1.0)
+    unchanged = unchanged_share(view=view, truth=truth)
+    insecure = manifest.randomness.insecure_seed is not None
+    return AuditReport(
+        model=manifest.model,
+        vocabulary_hash=manifest.vocabulary_hash,
+        mechanism=manifest.mechanism.name,
+        eta=manifest.mechanism.eta,
+        insecure=insecure,
+        records=len(view.records),
+        tokens=len(view.observed),
+        unchanged=unchanged,
+        results=tuple(results),
+        skipped=tuple(skipped),
+        bound=bound,
+        warnings=_warnings(unchanged, bound, insecure=insecure),
+        seed=seed,
+    )
+
+
+def _warnings(unchanged: Share, bound: ContextFreeBound | None, *, insecure: bool) -> tuple[str, ...]:
+    found = []
+    if insecure:
+        found.append("The noise of this file came from a seed chosen by hand: whoever learns it can undo all of it.")
+    if bound is not None:
+        expected = bound.unchanged.value
+        error = sqrt(_variance(unchanged) + _variance(bound.unchanged))
+        distance = (unchanged.value - expected) / error if error > 0 else 0.0
+        if isfinite(distance) and abs(distance) > _MISMATCH:
+            found.append(
+                f"The file left {unchanged.value:.1%} of its tokens unchanged where the stated mechanism leaves "
+                f"{expected:.1%}: it was not made as its manifest says, or this is not the text it was made from."
+            )
+    return tuple(found)
+
+
+def _variance(share: Share) -> float:
+    # Half the width of an interval is about two standard errors, also where the share is 0 or 1.
+    return ((share.high - share.low) / 4) ** 2

@@ -1,0 +1,275 @@
+"""P(y|x) of the multivariate Laplace mechanism, which has no closed form above one dimension.
+
+Counting outputs would need about 1 / P(y|x) draws a pair, and the pairs that matter have P near 10^-5. Here each draw
+gives every pair a smooth value, because one direction of the noise is integrated exactly:
+
+1. z of density proportional to exp(-η||z||) is sqrt(w)·g with w ~ Gamma((d + 1)/2, scale 2/η²) and g ~ N(0, I): the
+   mixture over w of N(0, wI) is a multiple of K_½(η||z||)·sqrt(||z||), which is exp(-η||z||).
+2. Fix an output y, let u be the unit vector along E(y), the table's mean taken as origin (any direction fixed by y is
+   right; this one varies little). Given w, the part of z along u is t ~ N(0, w), independent of the rest of z.
+3. With s(v) = (E(x) + z)·E(v) - ||E(v)||²/2, the nearest token is the one of largest s. Moving t by τ changes
+   s(y) - s(v) by τ·u·(E(y) - E(v)), so y wins exactly on an interval of τ: above (s(v) - s(y)) / u·(E(y) - E(v)) for
+   every v with a positive divisor, below it for every v with a negative one.
+4. P(y|x) is the mean over draws of the normal probability of that interval: the law of total expectation, no more.
+
+Truncation: of the tokens that compete with y, only the `COMPETITORS` nearest to the noisy vector and the `NEIGHBOURS`
+nearest to y are looked at; in a vocabulary no larger than that, all are. Leaving one out can only raise P(y|x), on
+MiniLM at η = 75 by 0.1 % for x = y and by 12 % for the others, measured against 256 competitors; the share of tokens
+that the Bayes attack recovers moved by 0.0004.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr, ndtr
+
+from rapt.audit.channel import ChannelEstimate
+from rapt.wire.vocabulary_bundle import VocabularyBundle
+
+# Draws of the noise shared by all pairs. Measured on 10,000 tokens of tweets with MiniLM at η = 75: the choice by 32
+# draws loses 0.1 % of the best success, by 64 less than 0.1 %.
+DRAWS: Final = 64
+# Sources kept for each output beside itself.
+SOURCES: Final = 15
+COMPETITORS: Final = 8
+NEIGHBOURS: Final = 8
+# Tokens among which the competitors of one draw are sought: the strongest before the source is added, and those nearest
+# to the source. On MiniLM the strongest 8 are never outside.
+_STRONGEST: Final = 1024
+_NEAR_SOURCE: Final = 32
+# Most frequent tokens that are tried as sources beside the output itself.
+_TRIED: Final = 4096
+# Draws that place the level which an output must reach, where a rough value is enough.
+_ROUGH_DRAWS: Final = 8
+_SOURCE_BLOCK: Final = 512
+_OUTPUT_BLOCK: Final = 32
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Game:
+    """One set of draws on one table. C eligible tokens compete, K draws.
+
+    Attributes:
+        table: All rows, mean of the eligible ones taken off, (V, d).
+        rows: The competitors' rows, (C, d).
+        eligible: Their ids, (C,).
+        half_square: ||row||² / 2, (C,).
+        variance: w of each draw, (K,).
+        noise: z of each draw, (K, d).
+        level: z·row - ||row||² / 2, the part of a competitor's score that does not depend on the source, (K, C).
+    """
+
+    table: Floats
+    rows: Floats
+    eligible: Ints
+    half_square: Floats
+    variance: Floats
+    noise: Floats
+    level: Floats
+
+
+def estimate_laplace_channel(
+    bundle: VocabularyBundle,
+    *,
+    eta: float,
+    outputs: Ints,
+    prior: NDArray[np.float64],
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+    on_progress: Callable[[float], None] | None = None,
+) -> ChannelEstimate:
+    """The channel at the given outputs.
+
+    Args:
+        bundle: The public table.
+        eta: Slope of the mechanism, 1/distance.
+        outputs: Sorted eligible ids, (O,).
+        prior: Chooses which sources are looked at, (V,); it does not enter P(y|x).
+        rng: Of the draws.
+        draws: K.
+        on_progress: Called with the share done.
+    """
+    game = _draw(bundle, eta=eta, draws=draws, rng=rng)
+    places = np.searchsorted(game.eligible, outputs)
+    tried = np.flatnonzero(prior > 0)
+    tried = np.sort(tried[np.argsort(-prior[tried], kind="stable")[:_TRIED]])
+    sources = _nominate(game, tried, prior[tried], outputs=outputs, places=places, eta=eta)
+    held = np.unique(sources)
+    columns = np.searchsorted(held, sources)
+    names, scores = _strongest(game, held, on_progress=on_progress)
+    likelihood = np.empty((*sources.shape, draws), dtype=np.float32)
+    for block in _blocks(len(outputs), _OUTPUT_BLOCK):
+        likelihood[block] = _integrate(
+            game, places[block], game.table[sources[block]], names[columns[block]], scores[columns[block]]
+        )
+        if on_progress is not None:
+            on_progress(0.5 + 0.5 * block.stop / len(outputs))
+    padding = sources == outputs[:, None]
+    padding[:, 0] = False
+    likelihood[padding] = 0
+    return ChannelEstimate(outputs=outputs, sources=sources, likelihood=likelihood)
+
+
+def sample_mixture(
+    rng: np.random.Generator, *, eta: float, dim: int, size: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A variance for each row, (n,), and rows normal given it, of density proportional to exp(-eta * ||z||), (n, d)."""
+    variance = rng.gamma((dim + 1) / 2, 2 / eta**2, size)
+    return variance, np.sqrt(variance)[:, None] * rng.standard_normal((size, dim))
+
+
+def _draw(bundle: VocabularyBundle, *, eta: float, draws: int, rng: np.random.Generator) -> _Game:
+    table = bundle.embeddings - bundle.embeddings[bundle.eligible].mean(axis=0)
+    rows = np.ascontiguousarray(table[bundle.eligible])
+    half_square = np.einsum("ij,ij->i", rows, rows) / 2
+    variance, noise = sample_mixture(rng, eta=eta, dim=table.shape[1], size=draws)
+    noise32 = noise.astype(np.float32)
+    level = noise32 @ rows.T - half_square
+    return _Game(table, rows, bundle.eligible, half_square, variance.astype(np.float32), noise32, level)
+
+
+def _nominate(game: _Game, tried: Ints, prior: NDArray[np.float64], *, outputs: Ints, places: Ints, eta: float) -> Ints:
+    """The sources worth a close look, the output itself first, (O, 1 + SOURCES).
+
+    They are the largest by prior(x) times a rough P(y|x): y must beat a level that depends on the source alone, as if
+    the competitors were independent of y.
+    """
+    dim = game.table.shape[1]
+    kept = min(SOURCES, len(tried))
+    level = _rough_level(game, tried)
+    deviation = np.sqrt(dim + 1) / eta * np.sqrt(2 * game.half_square[places])
+    deviation = np.maximum(deviation, np.finfo(np.float32).tiny)
+    log_prior = np.log(prior).astype(np.float32)
+    sources = np.repeat(outputs[:, None], 1 + kept, axis=1)
+    for block in _blocks(len(outputs), _SOURCE_BLOCK):
+        reach = game.rows[places[block]] @ game.table[tried].T - level - game.half_square[places[block], None]
+        value = log_ndtr(reach / deviation[block, None]) + log_prior
+        value[outputs[block, None] == tried] = -np.inf
+        best = np.argpartition(-value, kept - 1, axis=1)[:, :kept]
+        best_value = np.take_along_axis(value, best, axis=1)
+        sources[block, 1:] = np.where(np.isfinite(best_value), tried[best], outputs[block, None])
+    return sources
+
+
+def _rough_level(game: _Game, tried: Ints) -> Floats:
+    """Mean over a few draws of the best competitor's score, (len(tried),)."""
+    total = np.zeros(len(tried), dtype=np.float32)
+    draws = min(_ROUGH_DRAWS, len(game.noise))
+    own = _position(game, tried)
+    table = game.table[tried]
+    itself = np.einsum("ij,ij->i", table, game.rows[own])
+    for k in range(draws):
+        strong = _top(game.level[k], _STRONGEST)
+        best = (table @ game.rows[strong].T + game.level[k, strong]).max(axis=1)
+        alone = np.where(game.eligible[own] == tried, itself + game.level[k, own], -np.inf)
+        total += np.maximum(best, alone)
+    mean: Floats = total / np.float32(draws)
+    return mean
+
+
+def _strongest(
+    game: _Game, held: Ints, *, on_progress: Callable[[float], None] | None
+) -> tuple[NDArray[np.int32], Floats]:
+    """The competitors nearest to the noisy vector of each source and draw: places and scores, (S, K, M)."""
+    draws, all_places = len(game.noise), len(game.rows)
+    wanted = min(COMPETITORS, all_places)
+    table = game.table[held]
+    near = np.empty((len(held), min(_NEAR_SOURCE, all_places)), dtype=np.int64)
+    near_product = np.empty(near.shape, dtype=np.float32)
+    for block in _blocks(len(held), _SOURCE_BLOCK):
+        product = table[block] @ game.rows.T
+        near[block] = _top(product - game.half_square, near.shape[1])
+        near_product[block] = np.take_along_axis(product, near[block], axis=1)
+    names = np.empty((len(held), draws, wanted), dtype=np.int32)
+    scores = np.empty((len(held), draws, wanted), dtype=np.float32)
+    for k in range(draws):
+        strong = _top(game.level[k], _STRONGEST)
+        is_strong = np.zeros(all_places, dtype=bool)
+        is_strong[strong] = True
+        near_score = np.where(is_strong[near], -np.inf, near_product + game.level[k, near]).astype(np.float32)
+        rows, level = game.rows[strong].T, game.level[k, strong]
+        for block in _blocks(len(held), _SOURCE_BLOCK):
+            score = np.concatenate([table[block] @ rows + level, near_score[block]], axis=1)
+            place = np.concatenate([np.broadcast_to(strong, (len(score), len(strong))), near[block]], axis=1)
+            best = _top(score, wanted)
+            names[block, k] = np.take_along_axis(place, best, axis=1)
+            scores[block, k] = np.take_along_axis(score, best, axis=1)
+        if on_progress is not None:
+            on_progress(0.5 * (k + 1) / draws)
+    return names, scores
+
+
+def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int32], scores: Floats) -> Floats:
+    """P(y|x) of each draw for a block of outputs: steps 2 to 4 of the module's docstring.
+
+    Args:
+        game: The draws.
+        places: Of the outputs among the competitors, (B,).
+        sources: Rows of the sources, (B, S, d).
+        names: Places of the competitors of each source and draw, (B, S, K, M).
+        scores: Their scores, (B, S, K, M).
+    """
+    size = len(places)
+    outputs = game.rows[places]
+    length = np.linalg.norm(outputs, axis=1, keepdims=True)
+    unit = np.where(length > 0, outputs / np.where(length > 0, length, 1), np.eye(1, outputs.shape[1]))
+    unit = unit.astype(np.float32)
+    along = unit @ game.rows.T  # (B, C)
+    own_along = along[np.arange(size), places]
+    product = np.einsum("bsd,bd->bs", sources, outputs)
+    score = product[:, :, None] + game.level[:, places].T[:, None, :]  # (B, S, K)
+
+    offset = (np.arange(size, dtype=np.int32) * np.int32(along.shape[1]))[:, None, None, None]
+    slope = own_along[:, None, None, None] - along.ravel().take(names + offset)
+    lower, upper = _interval(scores - score[..., None], slope, names == places[:, None, None, None])
+
+    near = _top(outputs @ game.rows.T - game.half_square, min(NEIGHBOURS + 1, along.shape[1]))  # (B, N), y among them
+    near_score = (
+        np.einsum("bsd,bnd->bsn", sources, game.rows[near])[:, :, None, :]
+        + np.moveaxis(game.level[:, near], 0, 1)[:, None]
+    )
+    slope = (own_along[:, None] - np.take_along_axis(along, near, axis=1))[:, None, None, :]
+    near_lower, near_upper = _interval(near_score - score[..., None], slope, (near == places[:, None])[:, None, None])
+
+    deviation = np.sqrt(game.variance.astype(np.float64))
+    drawn = (unit @ game.noise.T)[:, None, :]
+    low = (drawn + np.maximum(lower, near_lower)) / deviation
+    high = (drawn + np.minimum(upper, near_upper)) / deviation
+    # On either side of 0 the difference of the smaller tails, which do not cancel.
+    chance = np.where(low + high > 0, ndtr(-low) - ndtr(-high), ndtr(high) - ndtr(low))
+    return np.where(high > low, chance, 0).astype(np.float32)
+
+
+def _interval(gap: Floats, slope: Floats, ignored: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """The bounds that the competitors on the last axis put on a move τ along u: τ * slope >= gap for each."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bound = gap / slope
+    lower: Floats = np.where((slope > 0) & ~ignored, bound, -np.inf).max(axis=-1)
+    upper: Floats = np.where((slope < 0) & ~ignored, bound, np.inf).min(axis=-1)
+    return lower, upper
+
+
+def _position(game: _Game, ids: Ints) -> Ints:
+    """Place of each id among the competitors; a wrong but valid place for an id that is not eligible."""
+    return np.minimum(np.searchsorted(game.eligible, ids), len(game.eligible) - 1)
+
+
+def _top(values: Floats, count: int) -> Ints:
+    """Places of the `count` largest values on the last axis, in no order."""
+    size = values.shape[-1]
+    if count >= size:
+        return np.broadcast_to(np.arange(size), values.shape)
+    return np.argpartition(values, size - count, axis=-1)[..., size - count :]
+
+
+def _blocks(size: int, block: int) -> Iterator[slice]:
+    for start in range(0, size, block):
+        yield slice(start, min(start + block, size))

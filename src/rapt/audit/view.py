@@ -1,0 +1,154 @@
+"""What an attack may see, and what only the score may see, as two values that never meet inside an attack.
+
+The service holds the privatized file, the public vocabulary and whatever is public about the language. That is
+`AdversaryView`. The true tokens are a `Truth`: attacks do not take one, so no attack can read it by accident.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.audit.priors import TokenPrior
+from rapt.errors import AuditError
+from rapt.local.corpus import read_corpus
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import Manifest
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdversaryView:
+    """Everything that an honest but curious service sees, and nothing more.
+
+    Attributes:
+        manifest: The mechanism and eta in it are public: the attacker knows the channel.
+        records: The privatized records, labels included.
+        bundle: Tokenizer, embedding table and eligible ids.
+        prior: Token frequencies from a public source, or None when the attacker has no such source.
+    """
+
+    manifest: Manifest
+    records: tuple[PrivatizedRecord, ...]
+    bundle: VocabularyBundle
+    prior: TokenPrior | None = None
+
+    @cached_property
+    def observed(self) -> NDArray[np.int64]:
+        """The privatized tokens of all records, one after another, (n,)."""
+        return np.array([token for record in self.records for token in record.token_ids], dtype=np.int64)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens of each record, (records,)."""
+        return np.array([len(record.token_ids) for record in self.records], dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Truth:
+    """The tokens before privatization, for the score alone. Its `repr` shows nothing of them.
+
+    Attributes:
+        token_ids: In the order of `AdversaryView.observed`, (n,).
+    """
+
+    token_ids: NDArray[np.int64] = field(repr=False)
+
+
+def adversary_view(file: PrivatizedFile, bundle: VocabularyBundle, *, prior: TokenPrior | None = None) -> AdversaryView:
+    """What the service sees of a privatized file.
+
+    Raises:
+        AuditError: The vocabulary is not the file's, the file holds no token, one that no mechanism puts out, or the
+            prior is for a table of another size.
+    """
+    manifest = file.manifest
+    if manifest.vocabulary_hash != bundle.hash:
+        raise AuditError(
+            f"the vocabulary must be the one the file was made with, got {short_hash(bundle.hash)}, the manifest names "
+            f"{short_hash(manifest.vocabulary_hash)}; give the vocabulary of model={manifest.model!r}"
+        )
+    view = AdversaryView(manifest=manifest, records=file.records, bundle=bundle, prior=prior)
+    if view.observed.size == 0:
+        raise AuditError("an audit must have at least one token, got tokens=0; give a file with records")
+    if not np.isin(view.observed, bundle.eligible).all():
+        raise AuditError(
+            f"every privatized token must be one that a mechanism can put out, got token "
+            f"{int(np.isin(view.observed, bundle.eligible).argmin())} of {view.observed.size}; privatize the file again"
+        )
+    if prior is not None and len(prior.probabilities) != len(bundle.embeddings):
+        raise AuditError(
+            f"a prior must have one probability for each of the {len(bundle.embeddings)} rows of the table, "
+            f"got {len(prior.probabilities)}; count with the vocabulary of model={manifest.model!r}"
+        )
+    return view
+
+
+def match_truth(view: AdversaryView, contents: Sequence[Sequence[int]], *, truncate_to: int | None = None) -> Truth:
+    """The truth of a view, once every count shows that the plain text belongs to the privatized file.
+
+    Args:
+        view: Made from the privatized file.
+        contents: Token ids of each plain text, in the order of the file.
+        truncate_to: As given when the file was privatized; None if nothing was cut.
+
+    Raises:
+        AuditError: Records or tokens differ in number, so nothing true could be said about recovery.
+    """
+    if len(contents) != len(view.records):
+        raise AuditError(
+            f"the plain text must belong to the privatized file, got {len(contents)} records for "
+            f"{len(view.records)} in the file; give the corpus it was made from"
+        )
+    kept = [content[:truncate_to] for content in contents]
+    for position, (content, length) in enumerate(zip(kept, view.lengths, strict=True)):
+        if len(content) != length:
+            raise AuditError(
+                f"the plain text must belong to the privatized file, got {len(content)} tokens for {length} in record "
+                f"{position}; give the corpus it was made from, and truncate_to if it was cut"
+            )
+    flat = np.array([token for content in kept for token in content], dtype=np.int64)
+    if ((flat < 0) | (flat >= len(view.bundle.embeddings))).any():
+        raise AuditError(f"every true token must have a row in the table of model={view.manifest.model!r}")
+    return Truth(token_ids=flat)
+
+
+def read_truth(
+    view: AdversaryView,
+    path: Path,
+    *,
+    text_column: str = "text",
+    label_column: str | None = "label",
+    truncate_to: int | None = None,
+) -> Truth:
+    """The truth of a view, from the corpus that the privatized file was made from.
+
+    Args:
+        view: Made from the privatized file.
+        path: The private corpus: CSV, TSV or JSONL.
+        text_column: As given when the file was privatized.
+        label_column: As given when the file was privatized; ignored when the manifest names no labels.
+        truncate_to: As given when the file was privatized.
+
+    Raises:
+        AuditError: Records, tokens or labels do not belong to the file.
+        CorpusError: The corpus cannot be read.
+    """
+    names = view.manifest.labels
+    records = list(read_corpus(path, text_column=text_column, label_column=None if names is None else label_column))
+    contents = Vocabulary(view.bundle).encode([record.text for record in records])
+    truth = match_truth(view, contents, truncate_to=truncate_to)
+    if names is not None and label_column is not None:
+        for position, (plain, private) in enumerate(zip(records, view.records, strict=True)):
+            if private.label is None or plain.label != names[private.label]:
+                raise AuditError(
+                    f"the plain text must belong to the privatized file, but record {position} has another label; "
+                    "give the corpus it was made from"
+                )
+    return truth
