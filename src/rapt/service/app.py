@@ -43,7 +43,7 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(module.router(service))
 
     @app.get("/healthz", tags=["health"])
-    def healthz() -> Health:
+    async def healthz() -> Health:  # async: it answers also while every thread is busy
         """The service answers."""
         return Health(version=__version__)
 
