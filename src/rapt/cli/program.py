@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.main import get_command
 
+from rapt.cli.demo import demo
 from rapt.cli.mechanisms import mechanisms
 from rapt.cli.output import say, show
 from rapt.cli.predict import predict
@@ -25,6 +26,7 @@ from rapt.errors import RaptError
 from rapt.version import __version__
 
 COMMANDS: Final[tuple[Callable[..., None], ...]] = (
+    demo,
     privatize,
     statement,
     tune,

@@ -35,8 +35,8 @@ class DemoPlan:
     queries: int = 1_000
     # Paper: 40 out of 7,630 words. Ours: fewer out of a small pool, because with thousands of classes and few texts
     # the reconstruction loss drowns the task. Effect: on utility only, plain tokens are public.
-    plain_tokens: int = 10
-    plain_token_pool: int = 100
+    plain_tokens: int = 20
+    plain_token_pool: int = 500
     # One sequence for all records can be reconstructed from the positions alone, without looking at a token.
     plain_tokens_drawn: Literal["file", "record"] = "record"
     prompt_length: int = 20

@@ -1,0 +1,73 @@
+"""`rapt demo`: the main job on real text, from a file of tweets to a report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rapt.cli import output
+from rapt.cli.options import AsJson
+from rapt.cli.output import show, show_json, table
+
+if TYPE_CHECKING:
+    from rapt.audit.intervals import Share
+    from rapt.demo.results import DemoResult
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder to write; an earlier demo in it is replaced.")] = Path("rapt-demo"),
+    eta: Annotated[float | None, typer.Option(metavar="NUMBER", help="Another slope than the demo's own.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the main job on real tweets, in minutes.
+
+    Privatizes them, starts a service as another process, tunes it on the privatized file with and without
+    reconstruction, predicts privatized queries, attacks the file, and writes OUT/report.html and OUT/report.json.
+    OUT/trusted holds the plain text and OUT/service everything that the service kept.
+
+    \b
+    Example:
+      rapt demo --out rapt-demo
+    """
+    from rapt.demo.plan import DemoPlan
+    from rapt.demo.run import REPORT, run_demo
+    from rapt.wire.manifest import check_eta
+
+    plan = DemoPlan() if eta is None else replace(DemoPlan(), eta=check_eta(eta))
+    result = run_demo(plan, out=out, narrator=output)
+    if as_json:
+        show_json({"report": str(out / REPORT)} | result.to_json())
+    else:
+        show(result_table(result))
+        show(f"report: {out / REPORT}")
+
+
+def result_table(result: DemoResult) -> str:
+    """The three runs and the attacks, for a terminal."""
+    plan = result.plan
+    arms = [[arm.name, *percent(arm.accuracy)] for arm in result.arms]
+    attacks = [
+        [found.title, *percent(found.score.all_tokens.first), f"{found.score.all_tokens.chance:.1%}"]
+        for found in result.audit.results
+    ]
+    leak = result.leak
+    return "\n".join(
+        [
+            "",
+            table([f"tuned on {plan.training:,} tweets, eta = {plan.eta:g}", "accuracy", "95 % interval"], arms),
+            "",
+            table(["attack on the privatized file", "recovered", "95 % interval", "without the text"], attacks),
+            "",
+            f"searched the service's {leak.files} files ({leak.bytes / 1e6:.0f} MB) for {leak.runs:,} runs of five "
+            f"words of the plain text: found in {len(leak.leaked)} of them",
+            f"{result.seconds:.0f} s in all",
+        ]
+    )
+
+
+def percent(share: Share) -> tuple[str, str]:
+    """A share and its interval, in percent."""
+    return f"{share.value:.1%}", f"{share.low:.1%} to {share.high:.1%}"

@@ -1,0 +1,135 @@
+"""The demo's story, step by step: a trusted side, a service in another process, and a look at what came out of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from pathlib import Path
+from typing import Final
+
+from rapt.audit.audit import AuditReport
+from rapt.demo.background import Background
+from rapt.demo.leak_check import search_folder
+from rapt.demo.narrator import Narrator
+from rapt.demo.plan import DemoPlan
+from rapt.demo.results import Arm, DemoResult
+from rapt.demo.service_arms import PROMPT_TUNING, RAPT, follow, predict_queries, start_jobs
+from rapt.demo.service_process import running_service
+from rapt.demo.trusted_side import TrustedSide, prepare_trusted_side
+from rapt.demo.trusted_work import attack_own_file, upper_bound
+from rapt.errors import ServiceError, UsageError
+from rapt.local.client import ServiceClient
+
+TRUSTED: Final = "trusted"
+SERVICE: Final = "service"
+REPORT: Final = "report.html"
+REPORT_JSON: Final = "report.json"
+CLEAR: Final = "clear text (upper bound)"
+
+
+def run_demo(
+    plan: DemoPlan,
+    *,
+    out: Path,
+    narrator: Narrator,
+    through: Callable[[str], AbstractContextManager[str]] = nullcontext,
+) -> DemoResult:
+    """Run the main job on real text, from a file of tweets to a report.
+
+    Args:
+        plan: Sizes and settings.
+        out: Folder to write; one that an earlier demo wrote is replaced.
+        narrator: Takes what there is to say while it runs.
+        through: What stands between client and service, given the URL of one and giving that for the other: a recorder.
+
+    Raises:
+        UsageError: `out` holds something else.
+        RaptError: A step failed; no report is written then.
+    """
+    started = time.monotonic()
+    make_room(out)
+    # Half of the cores each: the service and the trusted side compute at the same time.
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    with ExitStack() as stack:
+        narrator.say("1/7 Starting the service: another process, with a folder of its own and no way told to any text")
+        service = stack.enter_context(running_service(out / SERVICE, model=plan.model, threads=threads))
+        narrator.say(f"    process {service.pid}, folder {out / SERVICE}")
+        narrator.say(f"2/7 Privatizing {plan.training:,} tweets and {plan.queries:,} queries at eta = {plan.eta:g}")
+        side = prepare_trusted_side(plan, out / TRUSTED, narrator=narrator)
+        for before, after in side.before_and_after(plan.shown):
+            narrator.say(f"    before: {before}")
+            narrator.say(f"    after:  {after}")
+        unchanged = side.unchanged()
+        narrator.say(f"    {unchanged:.1%} of the tokens happen to be unchanged")
+        narrator.say("3/7 What that promises")
+        for line in promise_in_short(side):
+            narrator.say(f"    {line}")
+        client = stack.enter_context(ServiceClient(stack.enter_context(through(service.url()))))
+        narrator.say(
+            "4/7 Uploading the privatized file; the service tunes on it twice, with and without reconstruction"
+        )
+        jobs = start_jobs(client, side, plan)
+        narrator.say(
+            "    meanwhile, here: the upper bound on clear text, which the service never sees, and the attacks"
+        )
+        here = Background(lambda should_stop: work_here(plan, side, threads=threads, should_stop=should_stop))
+        stack.callback(here.stop)
+        models = {name: follow(client, job, name=name, narrator=narrator) for name, job in jobs.items()}
+        narrator.say("5/7 Sending privatized queries, without labels")
+        answers = {name: predict_queries(client, model, side) for name, model in models.items()}
+        narrator.say("6/7 Waiting for the upper bound and the attacks")
+        clear, found = here.result()
+        arms = (
+            Arm.of(CLEAR, clear, side.queries.labels),
+            *(Arm.of(name, answers[name], side.queries.labels) for name in (PROMPT_TUNING, RAPT)),
+        )
+    narrator.say("7/7 The service has stopped; searching everything that it kept for the plain text")
+    leak = search_folder(out / SERVICE, [*side.training.texts, *side.queries.texts])
+    if leak.leaked:
+        raise ServiceError(f"the service must keep no plain text, got it in {len(leak.leaked)} files; report this")
+    return DemoResult(
+        plan=plan,
+        arms=arms,
+        audit=found,
+        unchanged=unchanged,
+        statement=side.statement,
+        leak=leak,
+        seconds=time.monotonic() - started,
+    )
+
+
+def work_here(
+    plan: DemoPlan, side: TrustedSide, *, threads: int, should_stop: Callable[[], bool]
+) -> tuple[list[str], AuditReport]:
+    """The upper bound's answers and the attacks' success, one after the other."""
+    answers = upper_bound(plan, side, threads=threads, on_progress=lambda step: None, should_stop=should_stop)
+    return answers, attack_own_file(plan, side, on_progress=lambda stage, share: None)
+
+
+def make_room(out: Path) -> None:
+    """An empty folder, where an earlier demo may have been (`UsageError` if something else is there)."""
+    if out.exists():
+        known = {TRUSTED, SERVICE, REPORT, REPORT_JSON}
+        if not out.is_dir() or not {item.name for item in out.iterdir()} <= known:
+            raise UsageError(
+                "the folder of a demo must be new, or hold an earlier demo only; choose another with --out"
+            )
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+
+
+def promise_in_short(side: TrustedSide) -> list[str]:
+    """Three lines out of the privacy statement."""
+    statement = side.statement
+    nearest = statement.pairs[0]
+    return [
+        f"eta = {statement.mechanism.eta:g} per unit of distance in the table of {statement.model}; "
+        f"{statement.mechanism.name}, {statement.status}",
+        f"{nearest.meaning}: ε = {nearest.epsilon:.1f} pure, {nearest.epsilon_at_delta:.1f} at δ = "
+        f"{statement.delta:g}; whoever guesses which of the two it was is right in at most {nearest.right_guess:.1%}",
+        "not protected: " + ", ".join(exposure.what for exposure in statement.not_protected),
+        f"the whole statement: rapt statement {side.training_path}",
+    ]
