@@ -1,0 +1,113 @@
+"""The whole audit of a file: what it reports, skips, warns of and refuses."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from audit_material import privatized_view, scattered_vocabulary, view_of, zipf_prior
+from rapt.audit.attacks import ATTACKS
+from rapt.audit.audit import audit
+from rapt.audit.scoring import score
+from rapt.audit.view import Truth
+from rapt.errors import AuditError
+from rapt.wire.manifest import MechanismSetting, Randomness
+
+ETA = 9.0
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return scattered_vocabulary()
+
+
+@pytest.fixture(scope="module")
+def audited(vocabulary):
+    tokens = np.random.default_rng(0).choice(300, 2000, p=zipf_prior(300).probabilities)
+    view, truth = privatized_view(vocabulary, tokens, eta=ETA, prior=zipf_prior(300))
+    return view, truth, audit(view, truth, seed=3)
+
+
+def test_every_attack_is_run_on_the_view_and_scored_on_the_truth(audited):
+    view, truth, report = audited
+    assert [result.attack for result in report.results] == list(ATTACKS)
+    for result in report.results:
+        assert result.score == score(ATTACKS[result.attack].run(view, seed=3), view=view, truth=truth)
+
+
+def test_another_truth_changes_the_score_and_not_the_guess(audited):
+    view, truth, report = audited
+    other = Truth(token_ids=np.roll(truth.token_ids, 10))
+    again = audit(view, other, attacks=["embedding_inversion"], seed=3)
+    guess = ATTACKS["embedding_inversion"].run(view, seed=3)
+    assert again.results[0].score == score(guess, view=view, truth=other)
+    assert again.results[0].score != report.results[0].score
+
+
+def test_the_strongest_attack_is_named(audited):
+    assert audited[2].strongest.attack == "bayes"
+
+
+def test_no_attack_is_above_the_bound(audited):
+    report = audited[2]
+    for result in report.results:
+        assert result.score.all_tokens.first.low <= report.bound.high
+
+
+def test_a_sound_file_gets_no_warning(audited):
+    assert audited[2].warnings == ()
+
+
+def test_the_same_seed_gives_the_same_report(audited):
+    view, truth, report = audited
+    assert audit(view, truth, seed=3) == report
+
+
+def test_progress_names_each_stage_and_ends_whole(audited):
+    view, truth, _ = audited
+    seen = {}
+    audit(view, truth, on_progress=lambda stage, share: seen.setdefault(stage, []).append(share))
+    assert list(seen) == [*ATTACKS, "bound"]
+    for shares in seen.values():
+        assert shares[0] == 0
+        assert shares[-1] == 1
+        assert shares == sorted(shares)
+
+
+@pytest.mark.parametrize("real_eta", [ETA / 2, 2 * ETA])
+def test_a_file_that_was_made_with_another_eta_is_called_out(real_eta, vocabulary):
+    tokens = np.random.default_rng(1).choice(300, 1000)
+    made, _ = privatized_view(vocabulary, tokens, eta=real_eta)
+    view, truth = view_of(vocabulary, tokens, made.observed, eta=ETA)
+    report = audit(view, truth, attacks=["embedding_inversion"])
+    assert any("not made as its manifest says" in warning for warning in report.warnings)
+
+
+def test_noise_that_can_be_replayed_is_called_out(audited):
+    view, truth, _ = audited
+    manifest = replace(view.manifest, randomness=Randomness(source="a seed", insecure_seed=42))
+    report = audit(replace(view, manifest=manifest), truth, attacks=["embedding_inversion"])
+    assert report.insecure
+    assert any("undo all of it" in warning for warning in report.warnings)
+
+
+def test_an_attack_that_needs_an_unknown_channel_is_skipped_and_said_to_be(audited):
+    view, truth, _ = audited
+    manifest = replace(view.manifest, mechanism=MechanismSetting(name="novel", parameters={"eta": 2.0}))
+    report = audit(replace(view, manifest=manifest), truth)
+    assert [result.attack for result in report.results] == ["embedding_inversion"]
+    assert [(skipped.attack, "novel" in skipped.reason) for skipped in report.skipped] == [("bayes", True)]
+    assert report.bound is None
+
+
+def test_an_audit_without_an_attack_that_can_run_is_refused(audited):
+    view, truth, _ = audited
+    manifest = replace(view.manifest, mechanism=MechanismSetting(name="novel", parameters={"eta": 2.0}))
+    with pytest.raises(AuditError, match="1 skipped"):
+        audit(replace(view, manifest=manifest), truth, attacks=["bayes"])
+
+
+def test_an_unknown_attack_is_refused_before_any_work(audited):
+    view, truth, _ = audited
+    with pytest.raises(AuditError, match="unknown attack='magic'; choose among embedding_inversion, bayes"):
+        audit(view, truth, attacks=["embedding_inversion", "magic"])

@@ -1,0 +1,59 @@
+"""Small audits whose answers are known: toy tables, and files privatized from tokens that a test draws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from rapt.audit.priors import TokenPrior
+from rapt.audit.view import AdversaryView, Truth, adversary_view, match_truth
+from rapt.local.mechanisms import make_mechanism
+from rapt.local.privatizer import Privatizer
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from toy_vocabularies import toy_vocabulary
+
+RECORD = 10  # tokens in each record of a drawn file
+
+
+def scattered_vocabulary(*, size: int = 300, dim: int = 12, seed: int = 0) -> Vocabulary:
+    """Words spread like those of a real table: far from each other compared with their number."""
+    return toy_vocabulary(np.random.default_rng(seed).normal(0, 0.6, (size, dim)))
+
+
+def zipf_prior(size: int, *, source: str = "a public text") -> TokenPrior:
+    weight = 1 / np.arange(1, size + 1)
+    return TokenPrior(probabilities=weight / weight.sum(), source=source)
+
+
+def privatized_view(
+    vocabulary: Vocabulary, tokens, *, eta: float, seed: int = 0, prior: TokenPrior | None = None
+) -> tuple[AdversaryView, Truth]:
+    """What a service sees of these true tokens, in records of `RECORD`, and the truth."""
+    mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
+    released = mechanism.privatize(np.asarray(tokens, dtype=np.int64), rng=np.random.default_rng(seed))
+    return view_of(vocabulary, tokens, released, eta=eta, prior=prior)
+
+
+def view_of(
+    vocabulary: Vocabulary, tokens, released, *, eta: float, prior: TokenPrior | None = None
+) -> tuple[AdversaryView, Truth]:
+    records = tuple(PrivatizedRecord(token_ids=tuple(part)) for part in _parts(released))
+    file = PrivatizedFile(
+        manifest=manifest_of(vocabulary, eta=eta, records=len(records), tokens=len(tokens)), records=records
+    )
+    view = adversary_view(file, vocabulary.bundle, prior=prior)
+    return view, match_truth(view, _parts(tokens))
+
+
+def manifest_of(vocabulary: Vocabulary, *, eta: float, records: int, tokens: int) -> Manifest:
+    privatizer = Privatizer(vocabulary, make_mechanism("laplace", vocabulary=vocabulary, eta=eta), NO_PLAIN_TOKENS)
+    manifest = privatizer.manifest(labels=None, randomness=Randomness(source="a test"))
+    return replace(manifest, records=records, tokens=tokens)
+
+
+def _parts(tokens) -> list[list[int]]:
+    values = [int(token) for token in tokens]
+    return [values[start : start + RECORD] for start in range(0, len(values), RECORD)]
