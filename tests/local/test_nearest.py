@@ -50,10 +50,12 @@ def test_search_equals_brute_force_over_many_tokens(eta, rng):
     rows = minilm.embeddings[minilm.eligible].astype(np.float64)
     half = (rows * rows).sum(axis=1) / 2
     search = NearestToken(minilm.embeddings, minilm.eligible).search
-    for _ in range(13):
-        ids = rng.integers(minilm.size, size=1024)
-        noisy = minilm.embeddings[ids] + sample_noise(rng, eta=eta, dim=minilm.dimension, size=len(ids))
-        assert (search(noisy) == minilm.eligible[(noisy @ rows.T - half).argmax(axis=1)]).all()
+    scores = np.empty((256, len(rows)))
+    for _ in range(50):
+        ids = rng.integers(minilm.size, size=256)
+        noisy = minilm.embeddings[ids] + sample_noise(rng, eta=eta, dim=minilm.dimension, size=256)
+        np.subtract(np.matmul(noisy, rows.T, out=scores), half, out=scores)
+        assert (search(noisy) == minilm.eligible[scores.argmax(axis=1)]).all()
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -93,6 +95,37 @@ def test_rows_one_unit_apart_in_float32_are_told_apart(count, apart, rng):
     # The twin: a float32 product without the re-check cannot.
     half = (table * table).sum(axis=1) / 2
     assert ((table[near] @ table.T - half).argmax(axis=1) != near).any()
+
+
+@pytest.mark.parametrize("apart", [1, TILE], ids=["in one tile", "in two tiles"])
+def test_vectors_halfway_between_two_rows_are_decided(apart, rng):
+    # Closer to a tie than float32 can see, on a side that is known.
+    table = (10 * rng.standard_normal((3 * TILE, 64))).astype(np.float32)
+    left = np.arange(0, TILE - 1, 2)
+    right = left + apart
+    table[right] = table[left] + rng.standard_normal((len(left), 64)).astype(np.float32)
+    side = rng.choice([-1e-7, 1e-7], (len(left), 1))
+    a, b = table[left].astype(np.float64), table[right].astype(np.float64)
+    vectors = (a + b) / 2 + side * (a - b)
+    nearer = np.where(side[:, 0] > 0, left, right)
+    assert (NearestToken(table, all_of(table)).search(vectors) == nearer).all()
+    # The twin: a float32 product without the re-check.
+    half = (table * table).sum(axis=1) / 2
+    guesses = (vectors.astype(np.float32) @ table.T - half).argmax(axis=1)
+    assert 0.1 < (guesses != nearer).mean() < 0.9
+
+
+def test_the_nearest_of_many_rows_on_one_sphere_is_found(rng):
+    # Rows all about 1 away from a vector: equal but for the rounding of the table, in one tile and in several.
+    vectors = 10 * rng.standard_normal((500, 64))
+    spokes = rng.standard_normal((500, 6, 64))
+    rows = (vectors[:, None] + spokes / np.linalg.norm(spokes, axis=2, keepdims=True)).astype(np.float32)
+    place = rng.permutation(500 * 6).reshape(500, 6)
+    table = np.empty((500 * 6, 64), dtype=np.float32)
+    table[place] = rows
+    square = np.square(rows - vectors[:, None]).sum(axis=2)
+    nearest = place[np.arange(500), square.argmin(axis=1)]
+    assert (NearestToken(table, all_of(table)).search(vectors) == nearest).all()
 
 
 def test_a_tie_far_from_the_table_is_decided_by_direction(rng):

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from rapt.errors import VocabularyError
 
-# Vectors a batch, tokens a tile. A batch reads the table once; the 8 MB of a tile's scores are searched while they are
+# Vectors a batch, tokens a tile. A batch reads the table once; the 4 MB of a tile's scores are searched while they are
 # in the processor's cache, and the memory in use does not depend on the size of the vocabulary.
 BATCH: Final = 1024
-TILE: Final = 2048
+TILE: Final = 1024
 # Pairs whose difference is held in float64 at once by the re-check: 12 MB at d = 384.
 PAIRS: Final = 4096
 
@@ -65,7 +65,7 @@ class NearestToken:
             raise VocabularyError(f"vectors must be finite, got a value that is not among {len(vectors)} vectors")
         found = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), BATCH):
-            batch = vectors[start : start + BATCH].astype(np.float64)
+            batch = vectors[start : start + BATCH].astype(np.float64, copy=False)
             rows, columns = self._screen.candidates(batch)
             found[start : start + BATCH] = self._eligible[_nearest_of(batch, self._screen.rows, rows, columns)]
         return found
@@ -103,18 +103,23 @@ class _Float32Screen:
         queries, error = self._queries(vectors)
         each, starts = np.arange(len(vectors)), range(0, len(self._table), TILE)
         shape = (len(vectors), len(starts))
-        top, second = np.empty(shape, dtype=np.float32), np.empty(shape, dtype=np.float32)
-        place = np.empty(shape, dtype=np.int64)
+        place, top = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
+        second = np.full(shape, -np.inf, dtype=np.float32)
+        best = np.full(len(vectors), -np.inf)
         buffer = np.empty(len(vectors) * TILE, dtype=np.float32)
         for i, start in enumerate(starts):
             scores = self._scores(queries, start, buffer)
             place[:, i] = scores.argmax(axis=1)
             top[:, i] = scores[each, place[:, i]]
-            scores[each, place[:, i]] = -np.inf
-            second[:, i] = scores[each, scores.argmax(axis=1)]  # faster than max
+            np.maximum(best, top[:, i], out=best)
+            # A second score matters only where the first is near the best so far: in few tiles for each vector.
+            close = np.flatnonzero(top[:, i] >= best - 2 * error)
+            others = scores[close]
+            others[each[: len(close)], place[close, i]] = -np.inf
+            second[close, i] = others.max(axis=1)
         # The nearest row scores at least the best true score minus the error, and the best score seen is at most the
         # best true one plus the error.
-        floor = top.max(axis=1).astype(np.float64) - 2 * error
+        floor = best - 2 * error
         crowded = second >= floor[:, None]
         vector, tile = np.nonzero((top >= floor[:, None]) & ~crowded)
         rows, columns = [vector], [tile * TILE + place[vector, tile]]
@@ -127,16 +132,17 @@ class _Float32Screen:
 
     def _queries(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The vectors as rows of the product, and how far a float32 score of each can be from the true one."""
+        with np.errstate(over="ignore"):
+            length = np.linalg.norm(vectors, axis=1)
         # Too long for float32: scored as zero, excluding nothing.
-        far = np.abs(vectors).max(axis=1, initial=0.0) > 2.0**100 / max(self._longest, 1.0)
-        near = np.where(far[:, None], 0.0, vectors)
+        far = length > 2.0**100 / max(self._longest, 1.0)
         queries = np.ones((len(vectors), self._table.shape[1]), dtype=np.float32)
         with np.errstate(under="ignore"):
-            queries[:, :-1] = near
+            queries[:, :-1] = np.where(far[:, None], 0.0, vectors) if far.any() else vectors
         # n = d + 1 products, one unit roundoff u for v -> float32 and one for ||w||²/2 -> float32, n more if partial
         # sums underflow to zero. The hundredth on top covers the second order and the float64 of this line.
         n, unit = self._table.shape[1], 2.0**-24
-        size = np.linalg.norm(near, axis=1) * self._longest + self._longest**2 / 2
+        size = length * self._longest + self._longest**2 / 2
         error = 1.01 * ((n + 2) * unit / (1 - n * unit) * size + n * 2.0**-126 * max(self._longest, 1.0))
         return queries, np.where(far, np.inf, error)
 
@@ -153,20 +159,36 @@ def _nearest_of(
     columns: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     """For each vector, the nearest of its candidate columns in float64, ties to the lowest."""
-    order = np.lexsort((columns, rows))
-    rows, columns = rows[order], columns[order]
-    first = np.ones(len(rows), dtype=bool)
-    first[1:] = np.diff(rows) != 0
-    if first.all():
-        return columns
-    lowest = columns[first][np.cumsum(first) - 1]
+    found = np.empty(len(vectors), dtype=np.int64)
+    found[rows] = columns
+    contested = np.bincount(rows, minlength=len(vectors))[rows] > 1
+    if contested.any():
+        rows, columns = rows[contested], columns[contested]
+        order = np.lexsort((columns, rows))
+        rows, columns = rows[order], columns[order]
+        first = np.diff(rows, prepend=-1) != 0
+        lead = _lead(vectors, table, rows, columns, over=columns[first][np.cumsum(first) - 1])
+        order = np.lexsort((columns, -lead, rows))
+        found[rows[first]] = columns[order[first]]
+    return found
+
+
+def _lead(
+    vectors: NDArray[np.float64],
+    table: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    *,
+    over: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """By how much each column is nearer to its vector than the column `over`: (||v - over||² - ||v - column||²) / 2.
+
+    As a product, so that its rounding error shrinks with the difference of the two, near the table and far from it. It
+    is exactly 0 for equal rows, and no BLAS product: equal rows get equal bits, and ties go to the lowest id.
+    """
     lead = np.empty(len(rows))
     for start in range(0, len(rows), PAIRS):
         part = slice(start, start + PAIRS)
-        token, other = table[columns[part]].astype(np.float64), table[lowest[part]].astype(np.float64)
-        # By how much a token beats the lowest candidate: (||v - other||² - ||v - token||²) / 2, as a product whose
-        # rounding error shrinks with the difference of the two, near the table and far from it. It is exactly 0 for
-        # equal rows. Not a BLAS product: equal rows must get equal bits, so that ties go to the lowest id.
+        token, other = table[columns[part]].astype(np.float64), table[over[part]].astype(np.float64)
         lead[part] = ((token - other) * (vectors[rows[part]] - (token + other) / 2)).sum(axis=1)
-    order = np.lexsort((columns, -lead, rows))
-    return columns[order[first]]
+    return lead
