@@ -18,7 +18,9 @@ from rapt.version import __version__
 if TYPE_CHECKING:
     from rapt.errors import (
         AuditError,
+        BudgetError,
         CorpusError,
+        LedgerError,
         MechanismError,
         NotFoundError,
         RaptError,
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
     from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
     from rapt.local.guarantee import PrivacyStatement, privacy_statement
     from rapt.local.job_progress import follow_job
+    from rapt.local.ledger import open_ledger
     from rapt.local.mechanisms import MECHANISMS, Mechanism, make_mechanism
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
-    from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, PlainTokens
+    from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens
     from rapt.wire.privatized_file import (
         PrivatizedFile,
         PrivatizedRecord,
@@ -50,8 +53,11 @@ __all__ = [
     "MECHANISMS",
     "NO_PLAIN_TOKENS",
     "AuditError",
+    "BudgetError",
     "CorpusError",
+    "LabelPrivacy",
     "LabelledText",
+    "LedgerError",
     "Manifest",
     "Mechanism",
     "MechanismError",
@@ -76,6 +82,7 @@ __all__ = [
     "insecure_stream",
     "load_vocabulary",
     "make_mechanism",
+    "open_ledger",
     "plan_plain_tokens",
     "privacy_statement",
     "privatize_corpus",
@@ -88,7 +95,9 @@ __all__ = [
 _MODULES: Final = {
     "rapt.errors": (
         "AuditError",
+        "BudgetError",
         "CorpusError",
+        "LedgerError",
         "MechanismError",
         "NotFoundError",
         "RaptError",
@@ -103,12 +112,13 @@ _MODULES: Final = {
     "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),
     "rapt.local.guarantee": ("PrivacyStatement", "privacy_statement"),
     "rapt.local.job_progress": ("follow_job",),
+    "rapt.local.ledger": ("open_ledger",),
     "rapt.local.mechanisms": ("MECHANISMS", "Mechanism", "make_mechanism"),
     "rapt.local.plain_tokens": ("plan_plain_tokens",),
     "rapt.local.privatizer": ("Privatizer",),
     "rapt.local.randomness": ("RandomStream", "insecure_stream", "secure_stream"),
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
-    "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "Manifest", "PlainTokens"),
+    "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "LabelPrivacy", "Manifest", "PlainTokens"),
     "rapt.wire.privatized_file": (
         "PrivatizedFile",
         "PrivatizedRecord",

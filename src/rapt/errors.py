@@ -8,11 +8,13 @@
     ├── MechanismError             exit 6   a privacy parameter is outside its domain
     ├── TuningError                exit 7   tuning cannot start or had to stop
     ├── AuditError                 exit 8   an audit cannot say anything true about this input
-    └── ServiceError               exit 9   the service refused, or could not be reached
-        ├── NotFoundError                   no such object, or not yours: the two look the same
-        ├── AccessError                     no key, or not the right one
-        ├── LimitError                      more at once than the service takes
-        └── UnavailableError                no answer
+    ├── ServiceError               exit 9   the service refused, or could not be reached
+    │   ├── NotFoundError                   no such object, or not yours: the two look the same
+    │   ├── AccessError                     no key, or not the right one
+    │   ├── LimitError                      more at once than the service takes
+    │   └── UnavailableError                no answer
+    └── LedgerError                exit 10  a ledger of releases is damaged, busy, or not what it was
+        └── BudgetError                     a release would spend more than the ledger allows
 
 A message is one line: rule, name=value, way out; lower case, no full stop. It never holds a user's text, tokens or
 keys: positions and counts only. The command line prints the message and leaves with `exit_code`; the service
@@ -129,3 +131,17 @@ class UnavailableError(ServiceError):
 
     status = 503
     code = "unavailable"
+
+
+class LedgerError(RaptError):
+    """A ledger of releases is damaged, busy, without its key, or not what it was."""
+
+    exit_code = 10
+    status = 400
+    code = "ledger_error"
+
+
+class BudgetError(LedgerError):
+    """A release would spend more than the ledger allows; nothing was released."""
+
+    code = "budget_exhausted"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rapt.cli import program
+from rapt.cli.help_pages import GROUPS
 from rapt.cli.output import table
 from rapt.errors import RaptError, TuningError
 
@@ -37,7 +38,7 @@ def test_without_arguments_the_help_is_shown(rapt):
 
 
 def test_help_has_an_example_for_every_command(rapt):
-    for name in [command.__name__ for command in program.COMMANDS] + ["vocabulary fetch"]:
+    for name in [command.__name__ for command in program.COMMANDS] + [name for name in GROUPS if " " in name]:
         shown = rapt(*name.split(), "--help")
         assert shown.code == 0
         assert "Example" in shown.out

@@ -186,3 +186,22 @@ def test_a_record_is_a_wire_value(bert_tiny):
     record = make(bert_tiny).privatize(["text"], labels=[1], stream=insecure_stream(2))[0]
     assert isinstance(record, PrivatizedRecord)
     assert {type(i) for i in (*record.token_ids, *record.plain_tokens, *record.privatized_plain_tokens)} == {int}
+
+
+def test_a_text_that_was_released_before_keeps_its_tokens_and_gets_plain_tokens_of_its_own(bert_tiny):
+    privatizer = make(bert_tiny, eta=HARDLY_ANY_NOISE)
+    plain = privatizer.privatize(TEXTS, labels=None, stream=insecure_stream(2))
+    known = [None, (7,), None, tuple(range(100, 100 + len(plain[3].token_ids)))]
+    records = privatizer.privatize(TEXTS, labels=None, stream=insecure_stream(2), known=known)
+    for position, record in enumerate(records):
+        assert record.token_ids == (known[position] or plain[position].token_ids)
+        assert record.privatized_plain_tokens == record.plain_tokens == plain[position].plain_tokens
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [([(7,)], "one known release or none"), ([None, (7, 8), None, None], r"got 2 tokens for 1 in record 11")],
+)
+def test_a_known_release_of_another_text_is_refused(bert_tiny, known, message):
+    with pytest.raises(UsageError, match=message):
+        make(bert_tiny).privatize(TEXTS, labels=None, stream=insecure_stream(2), known=known, first_position=10)

@@ -31,14 +31,16 @@ document stands on stdout. An error is one line, `rapt: error: ...`, and an exit
 | 7 | tuning could not start, or had to stop |
 | 8 | an audit cannot say anything true about this input |
 | 9 | the service refused, or could not be reached |
+| 10 | a ledger is damaged, busy, or without its key, or a release would spend more than it allows |
 | 130 | interrupted |
 """
+GROUPS: Final = ("vocabulary", "vocabulary fetch", "ledger", "ledger show", "ledger verify", "ledger cap")
 _WIDTH: Final = "102"
 
 
 def help_pages() -> str:
     """The page: an introduction and the help of every command, at a width that does not depend on the terminal."""
-    calls = ["", *(command.__name__ for command in COMMANDS), "vocabulary", "vocabulary fetch"]
+    calls = ["", *(command.__name__ for command in COMMANDS), *GROUPS]
     return "\n".join([_INTRODUCTION, *(_page(call.split()) for call in calls)])
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from rapt.cli.ledger import use_ledger
 from rapt.cli.options import AsJson, Eta, VocabularyName
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
@@ -65,6 +66,20 @@ def privatize(
         int | None,
         typer.Option(metavar="N", min=0, help="Repeatable noise for tests: it protects nothing, and OUT says so."),
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Account for every release here, and send the stored release of a text that was released before.",
+        ),
+    ] = None,
+    cap: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Most η that all releases of one text may add up to; kept in the ledger."),
+    ] = None,
+    redraw: Annotated[
+        bool, typer.Option("--redraw", help="With --ledger, draw anew and pay again for texts released before.")
+    ] = False,
     file_format: Annotated[
         Format | None, typer.Option("--format", help="Of IN; default: by the suffix of its name.")
     ] = None,
@@ -78,8 +93,9 @@ def privatize(
     `rapt statement`. OUT appears only when it is whole.
 
     \b
-    Example:
+    Examples:
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --text-column review --label-column stars
+      rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --ledger releases.ledger --cap 150
     """
     from rapt.local.corpus import privatize_corpus
     from rapt.local.mechanisms import make_mechanism
@@ -110,7 +126,7 @@ def privatize(
         ),
         truncate_to=truncate,
     )
-    with meter("privatizing", unit="texts") as progress:
+    with use_ledger(ledger, cap=cap, redraw=redraw) as account, meter("privatizing", unit="texts") as progress:
         manifest = privatize_corpus(
             source,
             target,
@@ -121,6 +137,8 @@ def privatize(
             label_privacy=label_privacy,
             file_format=None if file_format is None else file_format.value,
             stream=stream,
+            ledger=account,
+            redraw=redraw,
             on_progress=lambda records, tokens: progress(records, note=f"{tokens:,} tokens"),
         )
     if as_json:
@@ -132,6 +150,8 @@ def privatize(
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
     sent = "none" if manifest.labels is None else f"{', '.join(manifest.labels)} ({how})"
     say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
+    if ledger is not None:
+        say(f"what was spent so far: rapt ledger show {ledger}")
     say(f"what this protects, and what not: rapt statement {target}")
 
 

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Final
 import typer
 from typer.main import get_command
 
+from rapt.cli.audit import audit
 from rapt.cli.demo import demo
+from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms
 from rapt.cli.output import say, show
 from rapt.cli.predict import predict
@@ -31,6 +33,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     statement,
     tune,
     predict,
+    audit,
     serve,
     mechanisms,
 )
@@ -58,6 +61,7 @@ app = typer.Typer(
 for _command in COMMANDS:
     app.command()(_command)
 app.add_typer(vocabulary, name="vocabulary")
+app.add_typer(ledger, name="ledger")
 
 
 @app.callback(invoke_without_command=True)
@@ -113,6 +117,6 @@ def _fail(message: str, code: int) -> int:
 def _usage(message: str, arguments: Sequence[str]) -> str:
     """Typer's message as one line of ours: lower case, no full stop, a way out."""
     line = " ".join(message.split()).rstrip(".")
-    known = {command.__name__ for command in COMMANDS} | {"vocabulary"}
+    known = {command.__name__ for command in COMMANDS} | {"vocabulary", "ledger"}
     called = f"rapt {arguments[0]}" if arguments and arguments[0] in known else "rapt"
     return f"{line[:1].lower()}{line[1:]}; see {called} --help"

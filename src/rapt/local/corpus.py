@@ -10,6 +10,8 @@ from typing import Final, get_args
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, read_lines
 from rapt.local.label_privacy import RandomizedResponse
+from rapt.local.ledger import Ledger
+from rapt.local.ledger_releases import privatize_through
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import LabelPrivacy, Manifest
@@ -84,6 +86,8 @@ def privatize_corpus(
     label_privacy: LabelPrivacy | None = None,
     file_format: FileFormat | None = None,
     stream: RandomStream,
+    ledger: Ledger | None = None,
+    redraw: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Write the privatized file of a corpus; returns its manifest.
@@ -102,11 +106,17 @@ def privatize_corpus(
             them in `labels` where it is private which of them occur.
         file_format: Of the source; None goes by the suffix of its name.
         stream: Of labels, plain tokens and noise.
+        ledger: Accounts for every release before it is written, and answers texts that were released before with
+            their stored release.
+        redraw: With a ledger, draw and pay anew for every text.
         on_progress: Called with the records and the text tokens written so far, about once a second.
 
     Raises:
         CorpusError: As `read_corpus`; also a text without a token or with too many, a label that is not among
             `labels`, or an output that cannot be written.
+        BudgetError: A text would exceed a cap of the ledger. Nothing appears at `target`; what was accounted for up to
+            there stays so, and is released by the next run at no cost.
+        LedgerError: The ledger is busy, damaged, or its disk is full.
         UsageError: `target` is `source`, labels without a column, or fewer than two labels to randomize.
     """
     _refuse_overwriting(source, target)
@@ -129,14 +139,22 @@ def privatize_corpus(
         waiting, done, tokens = records(), 0, 0
         while chunk := list(islice(waiting, _CHUNK)):
             sent = None if names is None else _label_indices(chunk, index, first_position=done)
-            if response is not None and sent is not None:
-                sent = response.randomize(sent, rng=stream.generator)
-            privatized = privatizer.privatize(
-                [record.text for record in chunk],
-                labels=sent,
-                stream=stream,
-                first_position=done,
-            )
+            texts = [record.text for record in chunk]
+            if ledger is None:
+                if response is not None and sent is not None:
+                    sent = response.randomize(sent, rng=stream.generator)
+                privatized = privatizer.privatize(texts, labels=sent, stream=stream, first_position=done)
+            else:
+                privatized = privatize_through(
+                    ledger,
+                    privatizer,
+                    texts,
+                    labels=sent,
+                    response=response,
+                    stream=stream,
+                    first_position=done,
+                    redraw=redraw,
+                )
             for record in privatized:
                 writer.write(record)
                 tokens += len(record.token_ids)

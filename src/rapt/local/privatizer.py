@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
@@ -20,9 +19,6 @@ from rapt.local.vocabulary import Vocabulary
 from rapt.version import __version__
 from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedRecord
-
-# The backbone puts one before a text and one after it: [CLS] and [SEP], or their like.
-SPECIAL_TOKENS: Final = 2
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,8 @@ class Privatizer:
     @property
     def longest_text(self) -> int:
         """Content tokens that fit into the backbone beside the special and the plain tokens."""
-        return self.vocabulary.bundle.max_tokens - SPECIAL_TOKENS - self.plain_tokens.count
+        bundle = self.vocabulary.bundle
+        return bundle.max_tokens - bundle.special_tokens - self.plain_tokens.count
 
     def privatize(
         self,
@@ -63,6 +60,7 @@ class Privatizer:
         labels: Sequence[int | None] | None,
         stream: RandomStream,
         first_position: int = 0,
+        known: Sequence[tuple[int, ...] | None] | None = None,
     ) -> list[PrivatizedRecord]:
         """One record for each text, in order.
 
@@ -74,10 +72,13 @@ class Privatizer:
             labels: Index of each text's label, or None where there are none. They leave as they are given.
             stream: Of plain tokens, then noise. It must not have been copied from another process.
             first_position: Position of the first text in its file, for messages.
+            known: M(x) of texts that were released before, as a ledger stores it, and None for each other text; those
+                are not drawn again. Plain tokens are drawn for every record: they say nothing about a text.
 
         Raises:
             CorpusError: A text has no token, too many, or is not valid Unicode; named by its position.
-            UsageError: Labels and texts differ in number, or the stream is another process's.
+            UsageError: Labels and texts differ in number, a known release is of another text, or the stream is another
+                process's.
         """
         if labels is not None and len(labels) != len(texts):
             raise UsageError(f"there must be one label for each text, got {len(labels)} labels for {len(texts)} texts")
@@ -85,15 +86,18 @@ class Privatizer:
         # Before any text is looked at: k cannot depend on x.
         plain = [draw_plain_tokens(self.plain_tokens, stream.generator) for _ in texts]
         contents = self._contents(texts, first_position=first_position)
-        flat = [token for k, x in zip(plain, contents, strict=True) for token in (*k, *x)]
+        stored = [None] * len(texts) if known is None else list(known)
+        _check_known(stored, contents, first_position=first_position)
+        drawn = [x if y is None else [] for x, y in zip(contents, stored, strict=True)]
+        flat = [token for k, x in zip(plain, drawn, strict=True) for token in (*k, *x)]
         private = self.mechanism.privatize(np.array(flat, dtype=np.int64), rng=stream.generator).tolist()
         fresh = self.plain_tokens.count > 0 and self.plain_tokens.fixed is None
         records, start = [], 0
-        for position, (k, x) in enumerate(zip(plain, contents, strict=True)):
+        for position, (k, x, y) in enumerate(zip(plain, drawn, stored, strict=True)):
             middle, end = start + len(k), start + len(k) + len(x)
             records.append(
                 PrivatizedRecord(
-                    token_ids=tuple(private[middle:end]),
+                    token_ids=tuple(private[middle:end]) if y is None else y,
                     label=None if labels is None else labels[position],
                     privatized_plain_tokens=tuple(private[start:middle]),
                     plain_tokens=k if fresh else None,
@@ -130,7 +134,20 @@ class Privatizer:
             if len(content) > self.longest_text:
                 raise CorpusError(
                     f"record {position} must have at most {self.longest_text} tokens beside {self.plain_tokens.count} "
-                    f"plain and {SPECIAL_TOKENS} special ones, got {len(content)}; "
+                    f"plain and {self.vocabulary.bundle.special_tokens} special ones, got {len(content)}; "
                     f"split it, or cut with truncate_to={self.longest_text}"
                 )
         return contents
+
+
+def _check_known(
+    known: Sequence[tuple[int, ...] | None], contents: Sequence[Sequence[int]], *, first_position: int
+) -> None:
+    if len(known) != len(contents):
+        raise UsageError(f"there must be one known release or none for each text, got {len(known)} for {len(contents)}")
+    for position, (y, x) in enumerate(zip(known, contents, strict=True), first_position):
+        if y is not None and len(y) != len(x):
+            raise UsageError(
+                f"a known release must be of the same text and setting, got {len(y)} tokens for {len(x)} in record "
+                f"{position}; draw it again"
+            )

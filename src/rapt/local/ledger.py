@@ -1,0 +1,248 @@
+"""The ledger: what was released of which text, and what it cost, so that nothing is spent twice by mistake.
+
+Every release of a text adds its η to what an observer can learn about it. The ledger makes the second release of a text
+free, by answering it with the first one, and stops at a cap.
+
+*Promise.* At any moment, also after a crash, whatever was released through a ledger stands in it. *Why.* A release is
+written and synced to disk before its record is handed out, hence before the output file can appear. A crash in between
+leaves a row without a file: the budget counts as spent, and the same text is answered from that row later, at no cost.
+Two processes cannot spend the same budget, because looking up, checking the cap and appending are one transaction that
+holds the only write lock (`BEGIN IMMEDIATE`): the second one finds the first one's release and drops its own draw.
+
+*What it holds.* Keyed hashes of texts, settings, counts, times, and the releases, which are private output. No text.
+*What it does not protect.* Equal texts answered by one release look equal in the output; a new draw would hide that,
+and cost η again. Whoever holds ledger and key can test guesses of a text.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from rapt.errors import BudgetError, LedgerError, UsageError
+from rapt.local.ledger_entries import (
+    CAP_HASH,
+    COLUMNS,
+    Caps,
+    Release,
+    caps_from_json,
+    caps_to_json,
+    first_digest,
+    next_digest,
+)
+from rapt.local.ledger_file import open_for_writing, sqlite_errors
+from rapt.local.ledger_key import LedgerKey
+
+# Sums of η in float64: a cap that is met exactly in decimals is not missed by their last bit.
+_SLACK: Final = 1 + 1e-12
+_INSERT: Final = f"INSERT INTO entries ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """What was spent up to and with a release: Σ η on its text, Σ η·tokens in all."""
+
+    text: float
+    ledger: float
+
+
+class _Account:
+    """Adds releases up, one after the other, within one transaction."""
+
+    def __init__(self, *, ledger: float, spent_on: Callable[[bytes], float]) -> None:
+        self._ledger = ledger
+        self._spent_on = spent_on
+        self._texts: dict[bytes, float] = {}
+
+    def add(self, release: Release) -> _Totals:
+        before = self._texts.get(release.text_hash)
+        text = (self._spent_on(release.text_hash) if before is None else before) + release.eta
+        self._texts[release.text_hash] = text
+        self._ledger += release.budget
+        return _Totals(text, self._ledger)
+
+
+class Ledger:
+    """An open ledger; `open_ledger` makes one. To be used in the process that opened it."""
+
+    def __init__(self, connection: sqlite3.Connection, *, path: Path, key: LedgerKey) -> None:
+        """Take over a connection to a ledger whose key was checked."""
+        self._connection = connection
+        self._path = path
+        self._process = os.getpid()
+        self.key = key
+
+    def __repr__(self) -> str:
+        """The path alone."""
+        return f"Ledger({str(self._path)!r})"
+
+    def find(self, release_hashes: Sequence[bytes]) -> list[str | None]:
+        """The latest release under each hash, as JSON, or None where there is none."""
+        with self._guarded():
+            return [self._latest(release_hash) for release_hash in release_hashes]
+
+    def caps(self) -> Caps:
+        """The caps in force."""
+        with self._guarded():
+            return self._caps()
+
+    def set_caps(self, caps: Caps) -> None:
+        """Put other caps in force. The change is a row of the ledger like any other.
+
+        Raises:
+            UsageError: A cap is not a finite number above 0.
+        """
+        for name, value in (("per_text", caps.per_text), ("in_all", caps.in_all)):
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"a cap must be a finite number above 0, got {name}={value!r}; leave it out for none")
+        row = Release(
+            kind="cap",
+            setting="{}",
+            text_hash=CAP_HASH,
+            release_hash=CAP_HASH,
+            released=caps_to_json(caps),
+            position=0,
+        )
+        with self._transaction():
+            self._append([(row, self._account().add(row))])
+
+    def commit(self, releases: Sequence[Release], *, redraw: bool = False) -> list[str]:
+        """Account for releases, all or none; returns what may leave, as JSON, one for each.
+
+        That is the given release where it is new, and the stored one where the ledger has one under the same hash: the
+        given one must then be forgotten.
+
+        Args:
+            releases: In order; two of one text in one call are one release.
+            redraw: Account for each as a new one, whatever is stored.
+
+        Raises:
+            BudgetError: One of them would exceed a cap. Nothing of this call was spent, nothing of it may leave.
+            LedgerError: The ledger is busy, damaged, or the disk is full. Nothing of this call may leave.
+        """
+        with self._transaction():
+            caps, account = self._caps(), self._account()
+            fresh: dict[bytes, str] = {}
+            new, answers = [], []
+            for release in releases:
+                known = None if redraw else fresh.get(release.release_hash) or self._latest(release.release_hash)
+                if known is None:
+                    totals = account.add(release)
+                    _refuse_above(caps.per_text, total=totals.text, asked=release.eta, what="on one text", of=release)
+                    _refuse_above(caps.in_all, total=totals.ledger, asked=release.budget, what="in all", of=release)
+                    new.append((release, totals))
+                    known = fresh[release.release_hash] = release.released
+                answers.append(known)
+            self._append(new)
+        return answers
+
+    def _account(self) -> _Account:
+        return _Account(ledger=self._spent(), spent_on=self._spent_on)
+
+    def _append(self, rows: Sequence[tuple[Release, _Totals]]) -> None:
+        """Chain rows to the end. The caller holds the lock."""
+        ledger_id, last, digest = self._head()
+        digest = digest or first_digest(ledger_id)
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        written = []
+        for sequence, (release, totals) in enumerate(rows, last + 1):
+            values = (
+                sequence,
+                time,
+                release.kind,
+                release.setting,
+                release.tokens,
+                float(release.eta),
+                float(release.budget),
+                float(release.label_epsilon),
+                totals.text,
+                totals.ledger,
+                release.text_hash,
+                release.release_hash,
+                release.released,
+            )
+            digest = next_digest(digest, values)
+            written.append((*values, digest))
+        if written:
+            self._connection.executemany(_INSERT, written)
+            self._connection.execute("UPDATE ledger SET head_sequence = ?, head_digest = ?", (last + len(rows), digest))
+
+    def _head(self) -> tuple[str, int, bytes]:
+        """Id of the ledger, sequence and digest of its last row, which must be what the ledger says they are."""
+        ledger_id, sequence, digest = self._connection.execute(
+            "SELECT id, head_sequence, head_digest FROM ledger"
+        ).fetchone()
+        last = self._connection.execute(
+            "SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1"
+        ).fetchone()
+        if (last or (0, b"")) != (sequence, digest):
+            raise LedgerError(
+                f"the last row of a ledger must be the one it names, got another after row {sequence}; "
+                "see `rapt ledger verify`, and restore it from a backup"
+            )
+        return ledger_id, sequence, digest
+
+    def _latest(self, release_hash: bytes) -> str | None:
+        row = self._connection.execute(
+            "SELECT released FROM entries WHERE release_hash = ? ORDER BY sequence DESC LIMIT 1", (release_hash,)
+        ).fetchone()
+        return None if row is None else str(row[0])
+
+    def _spent(self) -> float:
+        row = self._connection.execute("SELECT ledger_total FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
+        return 0.0 if row is None else float(row[0])
+
+    def _spent_on(self, text_hash: bytes) -> float:
+        row = self._connection.execute(
+            "SELECT text_total FROM entries WHERE text_hash = ? ORDER BY sequence DESC LIMIT 1", (text_hash,)
+        ).fetchone()
+        return 0.0 if row is None else float(row[0])
+
+    def _caps(self) -> Caps:
+        stated = self._latest(CAP_HASH)
+        return Caps() if stated is None else caps_from_json(stated)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._guarded():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        if self._process != os.getpid():
+            raise UsageError("a ledger must be used in the process that opened it; open it again in each worker")
+        with sqlite_errors():
+            yield
+
+
+@contextmanager
+def open_ledger(path: Path) -> Iterator[Ledger]:
+    """A ledger to release through, made with a fresh key when nothing is there.
+
+    Raises:
+        LedgerError: It is not a ledger, its key is missing or another's, or it cannot be written.
+    """
+    with open_for_writing(path) as (connection, key):
+        yield Ledger(connection, path=path, key=key)
+
+
+def _refuse_above(cap: float | None, *, total: float, asked: float, what: str, of: Release) -> None:
+    if cap is not None and asked > 0 and total > cap * _SLACK:
+        raise BudgetError(
+            f"record {of.position} would spend more {what} than the ledger allows, asked={asked:g} "
+            f"spent={total - asked:g} limit={cap:g}; release less, or raise the cap with `rapt ledger cap`"
+        )

@@ -1,0 +1,185 @@
+"""The chain of a ledger: whatever somebody does to a row shows, and where."""
+
+import hashlib
+import json
+import sqlite3
+
+import pytest
+
+from rapt.errors import LedgerError
+from rapt.local.ledger import open_ledger
+from rapt.local.ledger_entries import COLUMNS, Caps, Release
+from rapt.local.ledger_report import summarize_ledger, verify_ledger
+
+ROWS = 8
+
+
+def release(number):
+    return Release(
+        kind="text",
+        setting="{}",
+        text_hash=bytes([number]) * 32,
+        release_hash=bytes([number + 100]) * 32,
+        released=json.dumps({"token_ids": [number, number + 1]}),
+        position=number,
+        tokens=2,
+        eta=10.0 + number,
+    )
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Seven releases in three commits, and a change of the caps between them."""
+    with open_ledger(tmp_path / "a.ledger") as ledger:
+        ledger.commit([release(1), release(2), release(3)])
+        ledger.set_caps(Caps(per_text=1000.0))
+        ledger.commit([release(4)])
+        ledger.commit([release(5), release(6), release(7)])
+    return tmp_path / "a.ledger"
+
+
+def tamper(path, *statements):
+    """What somebody with the file and any SQLite program can do."""
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute("DROP TRIGGER entries_are_not_changed")
+        connection.execute("DROP TRIGGER entries_are_not_removed")
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+
+
+def test_a_ledger_that_nobody_touched_is_whole(path):
+    assert verify_ledger(path).rows == ROWS
+
+
+def test_an_empty_ledger_is_whole(tmp_path):
+    with open_ledger(tmp_path / "empty") as ledger:
+        ledger.commit([])
+    assert (verify_ledger(tmp_path / "empty").rows, verify_ledger(tmp_path / "empty").head) == (0, "")
+    assert summarize_ledger(tmp_path / "empty").first is None
+
+
+def test_the_chain_is_sha256_over_the_digest_before_and_the_row(path):
+    connection = sqlite3.connect(path)
+    (ledger_id,) = connection.execute("SELECT id FROM ledger").fetchone()
+    digest = hashlib.sha256(f"rapt.ledger/1 {ledger_id}".encode()).digest()
+    for row in connection.execute(f"SELECT {', '.join(COLUMNS)} FROM entries ORDER BY sequence"):
+        values = [value.hex() if isinstance(value, bytes) else value for value in row[:-1]]
+        digest = hashlib.sha256(digest + json.dumps(values, separators=(",", ":")).encode()).digest()
+        assert row[-1] == digest
+    connection.close()
+    assert verify_ledger(path).head == digest.hex()
+
+
+NEW_VALUES = {
+    "sequence": "99",
+    "time": "'2001-01-01T00:00:00+00:00'",
+    "kind": "'label'",
+    "setting": "'{\"eta\":1}'",
+    "tokens": "1",
+    "eta": "0.5",
+    "budget": "0.5",
+    "label_epsilon": "1.0",
+    "text_total": "0.5",
+    "ledger_total": "0.5",
+    "text_hash": "zeroblob(32)",
+    "release_hash": "zeroblob(32)",
+    "released": "'{\"token_ids\":[]}'",
+    "digest": "zeroblob(32)",
+}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_column_that_was_edited_is_found_at_its_row(path, column):
+    tamper(path, f"UPDATE entries SET {column} = {NEW_VALUES[column]} WHERE sequence = 5")
+    with pytest.raises(LedgerError, match=r"row 5 of the ledger does not follow"):
+        verify_ledger(path)
+
+
+@pytest.mark.parametrize("row", range(1, ROWS))
+def test_a_row_that_was_removed_is_found_where_it_stood(path, row):
+    tamper(path, f"DELETE FROM entries WHERE sequence = {row}")
+    with pytest.raises(LedgerError, match=f"row {row} of the ledger"):
+        verify_ledger(path)
+
+
+def test_a_row_that_was_removed_and_closed_up_is_found(path):
+    tamper(
+        path,
+        "DELETE FROM entries WHERE sequence = 3",
+        *(f"UPDATE entries SET sequence = {i - 1} WHERE sequence = {i}" for i in range(4, ROWS + 1)),
+    )
+    with pytest.raises(LedgerError, match="row 3 of the ledger"):
+        verify_ledger(path)
+
+
+def test_rows_that_changed_places_are_found(path):
+    tamper(
+        path,
+        "UPDATE entries SET sequence = -1 WHERE sequence = 5",
+        "UPDATE entries SET sequence = 5 WHERE sequence = 6",
+        "UPDATE entries SET sequence = 6 WHERE sequence = -1",
+    )
+    with pytest.raises(LedgerError, match="row 5 of the ledger"):
+        verify_ledger(path)
+
+
+def test_rows_removed_from_the_end_are_found(path):
+    tamper(path, "DELETE FROM entries WHERE sequence > 6")
+    with pytest.raises(LedgerError, match="got 6 rows of 8"):
+        verify_ledger(path)
+    # And nothing more is released on top of them.
+    with pytest.raises(LedgerError, match="the last row of a ledger"), open_ledger(path) as ledger:
+        ledger.commit([release(9)])
+
+
+def test_a_ledger_set_back_as_a_whole_is_found_by_a_noted_head(path):
+    before = path.read_bytes()
+    noted = verify_ledger(path).head
+    with open_ledger(path) as ledger:
+        ledger.commit([release(9)])
+    later = verify_ledger(path, head=noted)
+    assert later.rows == ROWS + 1
+    path.write_bytes(before)
+    assert verify_ledger(path).rows == ROWS
+    with pytest.raises(LedgerError, match="the ledger was set back or rewritten"):
+        verify_ledger(path, head=later.head)
+
+
+def test_a_row_of_another_ledger_does_not_fit(path, tmp_path):
+    with open_ledger(tmp_path / "b.ledger") as ledger:
+        ledger.commit([release(1)])
+    tamper(
+        path,
+        "DELETE FROM entries WHERE sequence = 1",
+        f"ATTACH '{tmp_path / 'b.ledger'}' AS other",
+        "INSERT INTO entries SELECT * FROM other.entries",
+    )
+    with pytest.raises(LedgerError, match="row 1 of the ledger"):
+        verify_ledger(path)
+
+
+def test_a_damaged_file_is_a_clear_error(path):
+    content = bytearray(path.read_bytes())
+    content[4096 : len(content)] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    for read in (verify_ledger, summarize_ledger):
+        with pytest.raises(LedgerError):
+            read(path)
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM ledger", "UPDATE ledger SET schema = 'rapt.ledger/9'"])
+def test_a_ledger_of_another_version_is_refused(path, statement):
+    tamper(path, statement)
+    for read in (verify_ledger, summarize_ledger):
+        with pytest.raises(LedgerError, match=r"must be of schema 'rapt\.ledger/1'"):
+            read(path)
+    with pytest.raises(LedgerError, match="must be of schema"), open_ledger(path):
+        pass
+
+
+def test_caps_that_were_damaged_are_a_clear_error(path):
+    tamper(path, "UPDATE entries SET released = 'none' WHERE kind = 'cap'")
+    with pytest.raises(LedgerError, match="a row of caps"):
+        summarize_ledger(path)
