@@ -12,7 +12,10 @@ from rapt.wire.vocabulary_bundle import make_bundle
 
 
 def toy_vocabulary(table: ArrayLike, *, special: tuple[int, ...] = (), max_tokens: int = 64) -> Vocabulary:
-    """Row i of the table is `toy_word(i)`; the rows in `special` are special tokens, the first [UNK]."""
+    """Row i of the table is `toy_word(i)`; the rows in `special` are special tokens, the first [UNK].
+
+    As around a text of BERT, two special tokens go around one of these.
+    """
     rows = np.asarray(table, dtype=np.float32)
     names = [toy_word(i) for i in range(len(rows))]
     for place, row in enumerate(special):
@@ -37,7 +40,7 @@ def toy_vocabulary(table: ArrayLike, *, special: tuple[int, ...] = (), max_token
         "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
+        "post_processor": {"type": "BertProcessing", "cls": [names[0], 0], "sep": [names[0], 0]},
         "decoder": None,
         "model": {"type": "WordLevel", "vocab": {name: i for i, name in enumerate(names)}, "unk_token": unknown},
     }

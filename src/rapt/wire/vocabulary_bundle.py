@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,20 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
+from rapt.wire.model_table import read_table
 from rapt.wire.strict_json import exact_fields, field, id_tuple, parse_object
+from rapt.wire.tokenizer_file import eligible_ids, special_tokens
 
 SCHEMA: Final = "rapt.vocabulary/1"
 TABLE: Final = "embeddings"
-
-# Names under which Hugging Face models keep the input embedding table, by architecture.
-_TABLE_NAMES: Final = (
-    "embeddings.word_embeddings.weight",  # BERT
-    "shared.weight",  # T5
-    "embed_tokens.weight",  # Llama
-    "wte.weight",  # GPT-2
-)
-# Rows that no training text ever used: never an output, because they would mark a privatized text as such.
-_UNUSED: Final = re.compile(r"^(\[unused\d+\]|<unused\d+>|<extra_id_\d+>|<\|reserved[^>]*\|>)$")
+# Architectures whose first position is not 0: the table of positions has that many rows more than positions.
+_POSITIONS_FROM_PAD: Final = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm")
+_USUAL_LIMIT: Final = 512  # T5 and others with relative positions name none; they were trained on this
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,6 +41,7 @@ class VocabularyBundle:
         embeddings: The table E, (V, d), float32, read-only. Distances in it are what eta is measured against.
         eligible: Sorted ids that a mechanism may put out, int64: no special and no unused token.
         max_tokens: Longest input of the backbone in tokens, special tokens included.
+        special_tokens: How many of them its tokenizer puts around a text; it follows from `tokenizer_json`.
         hash: `sha256:...` over all of the above but the name.
     """
 
@@ -54,6 +50,7 @@ class VocabularyBundle:
     embeddings: NDArray[np.float32]
     eligible: NDArray[np.int64]
     max_tokens: int
+    special_tokens: int
     hash: str
 
 
@@ -63,7 +60,7 @@ def make_bundle(
     """The bundle of a tokenizer and a table; the eligible ids follow from the tokenizer.
 
     Raises:
-        VocabularyError: The table is not finite, or does not fit the tokenizer.
+        VocabularyError: The table is not finite, does not fit the tokenizer, or the tokenizer is none.
     """
     if embeddings.ndim != 2 or embeddings.dtype != np.float32 or not np.isfinite(embeddings).all():
         raise VocabularyError(
@@ -77,7 +74,7 @@ def make_bundle(
         SCHEMA.encode(),
         hashlib.sha256(tokenizer_json).digest(),
         repr(table.shape).encode(),
-        table.astype("<f4", copy=False).tobytes(),
+        table.astype("<f4", copy=False).data.cast("B"),
         eligible.astype("<i8", copy=False).tobytes(),
         str(max_tokens).encode(),
     ):
@@ -88,45 +85,42 @@ def make_bundle(
         embeddings=table,
         eligible=eligible,
         max_tokens=max_tokens,
+        special_tokens=special_tokens(tokenizer_json),
         hash=f"sha256:{digest.hexdigest()}",
     )
-
-
-def eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
-    """Sorted ids of the tokens that are neither special nor unused, and that have a row in the table."""
-    try:
-        description = json.loads(tokenizer_json)
-        tokens = description["model"]["vocab"]
-        named: dict[str, int] = (
-            dict(tokens) if isinstance(tokens, dict) else {item[0]: i for i, item in enumerate(tokens)}
-        )
-        added = {item["id"]: item for item in description.get("added_tokens", [])}
-    except (ValueError, KeyError, TypeError, IndexError):
-        raise VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again") from None
-    named |= {item["content"]: token_id for token_id, item in added.items() if not item["special"]}
-    banned = {token_id for token_id, item in added.items() if item["special"]}
-    kept = {i for token, i in named.items() if i < rows and i not in banned and not _UNUSED.match(token)}
-    if not kept:
-        raise VocabularyError(f"a vocabulary must have at least one eligible token, got rows={rows} and none eligible")
-    return np.array(sorted(kept), dtype=np.int64)
 
 
 def bundle_from_model_directory(folder: Path, *, model: str) -> VocabularyBundle:
     """The bundle of a model in Hugging Face's layout; of the weights only the embedding table is read.
 
+    BERT, T5, GPT-2 and Llama tables and their like; float32, float16 or bfloat16; one file or shards.
+
     Raises:
         VocabularyError: A file is missing or damaged, or holds no embedding table of a known name.
     """
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+        config = parse_object((folder / "config.json").read_bytes(), what="config.json")
         tokenizer_json = (folder / "tokenizer.json").read_bytes()
-        table = _read_table(folder / "model.safetensors")
-    except (OSError, ValueError, SafetensorError):
+        table = read_table(folder)
+    except (OSError, WireError):
         raise VocabularyError(
             f"model={model!r} must have config.json, tokenizer.json and model.safetensors; install it again"
         ) from None
-    longest = config.get("max_position_embeddings") or config.get("n_positions") or 512
-    return make_bundle(model=model, tokenizer_json=tokenizer_json, embeddings=table, max_tokens=int(longest))
+    return make_bundle(model=model, tokenizer_json=tokenizer_json, embeddings=table, max_tokens=longest_input(config))
+
+
+def longest_input(config: Mapping[str, Any]) -> int:
+    """How many tokens a model takes by its `config.json`, special tokens included.
+
+    Raises:
+        VocabularyError: The limit is not a whole number above 0.
+    """
+    config = config.get("text_config") or config
+    longest = config.get("max_position_embeddings") or config.get("n_positions") or _USUAL_LIMIT
+    first = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _POSITIONS_FROM_PAD else 0
+    if type(longest) is not int or type(first) is not int or longest - first < 1:
+        raise VocabularyError("config.json must state the longest input as a whole number above 0; correct it")
+    return longest - first
 
 
 def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
@@ -202,14 +196,3 @@ def check_hash(bundle: VocabularyBundle, *, expected: str) -> None:
 def short_hash(full: str) -> str:
     """The first 12 hex digits of a `sha256:` hash, for people."""
     return full.removeprefix("sha256:")[:12]
-
-
-def _read_table(path: Path) -> NDArray[np.float32]:
-    with safe_open(path, framework="numpy") as weights:
-        for name in weights.keys():
-            if name.endswith(_TABLE_NAMES):
-                return np.asarray(weights.get_tensor(name)).astype(np.float32)
-    raise VocabularyError(
-        "model.safetensors must hold an input embedding table under a known name; "
-        f"known endings are {', '.join(_TABLE_NAMES)}"
-    )
