@@ -1,0 +1,109 @@
+"""The report: one HTML file that needs nothing else, and one JSON with the same values."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from rapt.audit import charts
+from rapt.audit.intervals import Share
+from rapt.audit.report_values import Report
+from rapt.audit.values_json import from_json, to_json
+from rapt.audit.verdict import NOT_ATTACKED, verdict
+from rapt.errors import AuditError
+from rapt.wire.vocabulary_bundle import short_hash
+
+SCHEMA: Final = "rapt.audit-report/1"
+HTML: Final = "report.html"
+JSON: Final = "report.json"
+
+
+def render_report(report: Report) -> str:
+    """The page, complete in itself: style and drawings inline, no script, nothing loaded from anywhere."""
+    return _template().render(
+        report=report,
+        audit=report.audit,
+        verdict=verdict(report.audit),
+        not_attacked=NOT_ATTACKED,
+        charts=charts,
+    )
+
+
+def report_to_json(report: Report) -> dict[str, Any]:
+    """The report as plain JSON values."""
+    return {"schema": SCHEMA, **to_json(report)}
+
+
+def report_from_json(value: dict[str, Any]) -> Report:
+    """The report that `report_to_json` wrote.
+
+    Raises:
+        AuditError: The schema is another, or a field does not fit.
+    """
+    if value.get("schema") != SCHEMA:
+        raise AuditError(f"a report must be of schema {SCHEMA!r}; run the audit again with this version")
+    return from_json(Report, {name: item for name, item in value.items() if name != "schema"})
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.json`; each appears whole or not at all. Returns their paths.
+
+    Raises:
+        AuditError: The folder cannot be written.
+    """
+    page, values = render_report(report), json.dumps(report_to_json(report), indent=1, allow_nan=False)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _write(folder / HTML, page), _write(folder / JSON, values + "\n")
+    except OSError as error:
+        raise AuditError(
+            f"a report must be writable, got {error.strerror or type(error).__name__}; "
+            "free space or choose another folder"
+        ) from None
+
+
+def _write(path: Path, content: str) -> Path:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("rapt.audit"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
+    environment.filters["short_hash"] = short_hash
+    return environment.get_template("report.html.j2")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _signed(difference: float) -> str:
+    return f"{100 * difference:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(share: Share) -> str:
+    return f"{100 * share.low:.1f}–{100 * share.high:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}"

@@ -1,0 +1,106 @@
+"""What a report shows, as values: the page and the JSON say the same.
+
+Nothing in it is private unless it was put in: `examples` hold text, and are shown only because somebody passed them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapt.audit.audit import AuditReport
+from rapt.audit.intervals import Share
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtilityRow:
+    """The accuracy of one way to tune.
+
+    Attributes:
+        name: For people.
+        accuracy: Share of right answers with its interval; its `n` are the queries.
+        seeds: Of the training runs behind it.
+        note: What a reader must know to compare it; may be empty.
+    """
+
+    name: str
+    accuracy: Share
+    seeds: tuple[int, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utility:
+    """What the privatized text is still good for.
+
+    Attributes:
+        task: What is predicted, on which data, in one sentence.
+        rows: The ways to tune that are compared, on the same queries.
+        chance: Share of right answers of always naming the most frequent label; None when not known.
+    """
+
+    task: str
+    rows: tuple[UtilityRow, ...]
+    chance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a figure: points (x, y), x rising."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Lines over one pair of axes."""
+
+    title: str
+    across: str
+    up: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A text that its owner says may be shown, and its privatized form."""
+
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One line of a list of facts."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything on one page.
+
+    Attributes:
+        title: For people.
+        created: Date, as it is to be printed.
+        created_by: Program and version.
+        audit: The attacks.
+        statement: Text of the privacy statement; empty when it was not made.
+        commands: Lines that make the numbers again.
+        facts: Anything else a reader may ask: the model, seconds, memory.
+        utility: What the text is still good for.
+        figures: Such as the loss of training.
+        examples: Texts before and after, only those that may be shown.
+    """
+
+    title: str
+    created: str
+    created_by: str
+    audit: AuditReport
+    statement: str = ""
+    commands: tuple[str, ...] = ()
+    facts: tuple[Fact, ...] = ()
+    utility: Utility | None = None
+    figures: tuple[Figure, ...] = ()
+    examples: tuple[Example, ...] = ()

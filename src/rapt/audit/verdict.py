@@ -1,0 +1,93 @@
+"""The verdict in plain words, for a reader who decides about data and not about mechanisms.
+
+Who can learn what, how likely, compared with what. Words here mean tokens: words, or pieces of rare words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from rapt.audit.audit import AuditReport
+from rapt.audit.intervals import Share
+
+# Beyond chance, in hundredths: below it an attacker with the file is hardly better off than one without.
+_NEAR_CHANCE: Final = 0.05
+
+NOT_ATTACKED: Final = (
+    (
+        "Context",
+        "An attacker who also uses the words around a word, with a language model, recovers more than is stated here.",
+    ),
+    ("Traits of the author", "Gender, age, opinion or any other attribute, inferred from the whole privatized text."),
+    ("Re-identification", "Linking a privatized text to its author, or two texts of one author to each other."),
+    ("The tuned model", "Whether a text was among those it was tuned on, or what it would repeat of them."),
+    ("Repetition", "Several releases of one text, or of nearly the same text: each one gives away more."),
+    (
+        "What is sent in clear",
+        "Number and order of records, their lengths, and labels unless they were randomized: no attack is needed.",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A headline and what stands behind it, one sentence each."""
+
+    headline: str
+    sentences: tuple[str, ...]
+
+
+def verdict(report: AuditReport) -> Verdict:
+    """The verdict on a file."""
+    best = report.strongest.score.all_tokens
+    if report.insecure:
+        headline = "This file protects nothing: its noise can be drawn again and taken off."
+    elif best.advantage < _NEAR_CHANCE:
+        headline = (
+            f"The attacks tried name {of_100(best.first.value)} words rightly, hardly more than blind guessing does."
+        )
+    else:
+        headline = f"An attacker can rightly name about {of_100(best.first.value)} words of these texts."
+    sentences = [
+        f"Whoever holds the file, the service first of all, can do so with “{report.strongest.title}”, the strongest "
+        f"attack tried. The true figure lies between {between(best.first)} of 100, with 95 % confidence.",
+        f"Without the file, a blind guess is right for {of_100(best.chance)} words: it always names the most frequent "
+        "one.",
+        _on_changed_words(report),
+    ]
+    if report.bound is not None:
+        sentences.append(
+            "Whatever method is used, an attacker who looks at each word by itself cannot expect more than about "
+            f"{of_100(report.bound.high)}, even one who knows exactly how often every word occurs in these texts."
+        )
+    sentences.append("Attackers who also use the words around a word were not tried. Expect them to do better.")
+    if best.advantage >= _NEAR_CHANCE and not report.insecure:
+        sentences.append("These texts must not be treated as anonymous.")
+    return Verdict(headline=headline, sentences=tuple(sentences))
+
+
+def of_100(share: float) -> str:
+    """A share as `58 of 100`; never 0 or 100 for what is neither."""
+    if 0 < share < 0.005:
+        return "fewer than 1 of 100"
+    if 0.995 <= share < 1:
+        return "more than 99 of 100"
+    return f"{100 * share:.0f} of 100"
+
+
+def between(share: Share) -> str:
+    """An interval as `57 and 59`, rounded outwards."""
+    low, high = int(100 * share.low), -int(-100 * share.high // 1)
+    return f"{low} and {high}"
+
+
+def _on_changed_words(report: AuditReport) -> str:
+    kept = f"{of_100(report.unchanged.value)} words left as they were, by chance; nothing marks which."
+    told = report.strongest.score.told_changed
+    if told is None:
+        return kept
+    return (
+        f"{kept} Of the words that did change, an attacker who is told which they are names "
+        f"{of_100(told.first.value)}, where a blind guess names {of_100(told.chance)}."
+    )

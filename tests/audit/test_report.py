@@ -1,0 +1,231 @@
+"""The report: complete in itself, says what was found, escapes what it is given, and survives a round trip."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from audit_material import privatized_view, scattered_vocabulary, zipf_prior
+from rapt.audit.audit import audit
+from rapt.audit.intervals import independent_share
+from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
+from rapt.audit.report_values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
+from rapt.audit.verdict import NOT_ATTACKED, between, of_100, verdict
+from rapt.errors import AuditError
+
+HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
+
+
+@pytest.fixture(scope="module")
+def found():
+    tokens = np.random.default_rng(0).choice(300, 1500, p=zipf_prior(300).probabilities)
+    view, truth = privatized_view(scattered_vocabulary(), tokens, eta=9.0, prior=zipf_prior(300))
+    return audit(view, truth)
+
+
+@pytest.fixture(scope="module")
+def bare(found):
+    return Report(title="A file", created="2026-01-02", created_by="rapt test", audit=found)
+
+
+@pytest.fixture(scope="module")
+def full(found):
+    share = independent_share(np.arange(1000) < 641)
+    return Report(
+        title="A file",
+        created="2026-01-02",
+        created_by="rapt test",
+        audit=found,
+        statement="Protected: each single token",
+        commands=("rapt audit FILE --seed 0",),
+        facts=(Fact(name="Time", value="3 min"),),
+        utility=Utility(
+            task="Sentiment", rows=(UtilityRow(name="RAPT", accuracy=share, seeds=(0, 1), note="note"),), chance=0.341
+        ),
+        figures=(
+            Figure(
+                title="Loss", across="step", up="nats", lines=(Line(name="RAPT", points=((0.0, 1.5), (9.0, 0.75))),)
+            ),
+        ),
+        examples=(Example(before="the secret text", after="that sacred test"),),
+    )
+
+
+class Page(HTMLParser):
+    """Tags that are open, and every attribute that was seen."""
+
+    VOID = frozenset({"meta", "br", "line", "rect", "polyline", "img", "link"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.seen, self.attributes = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attributes += attrs
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("kind", ["bare", "full"])
+def test_the_page_is_well_formed_and_loads_nothing(kind, request):
+    page = render_report(request.getfixturevalue(kind))
+    parsed = Page(page)
+    assert parsed.open == []
+    assert not {"script", "link", "img", "iframe", "object"} & set(parsed.seen)
+    assert not {"src", "href", "srcset", "action"} & {name for name, _ in parsed.attributes}
+    assert "://" not in page
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_the_verdict_comes_before_any_figure(full):
+    page = render_report(full)
+    assert page.index(verdict(full.audit).headline) < page.index("<svg")
+
+
+def test_every_number_of_the_attacks_stands_on_the_page(full):
+    page = render_report(full)
+    for result in full.audit.results:
+        for recovery in (result.score.all_tokens, result.score.changed_tokens, result.score.told_changed):
+            assert f"{100 * recovery.first.value:.1f}\N{NO-BREAK SPACE}%" in page
+            assert f"{100 * recovery.first.low:.1f}–{100 * recovery.first.high:.1f}" in page
+            assert f"{100 * recovery.chance:.1f}\N{NO-BREAK SPACE}%" in page
+    assert f"{100 * full.audit.bound.high:.1f}\N{NO-BREAK SPACE}%" in page
+
+
+def test_optional_parts_are_shown_when_given(full):
+    page = render_report(full)
+    for part in ("64.1", "seeds 0, 1", "the secret text", "Protected: each single token", "rapt audit FILE", "3 min"):
+        assert part in page
+
+
+def test_optional_parts_leave_no_trace_when_not_given(bare):
+    page = render_report(bare)
+    for heading in ("What the texts are still good for", "Before and after", "What the setting promises", "<polyline"):
+        assert heading not in page
+
+
+def test_what_was_not_attacked_is_stated(bare):
+    page = render_report(bare)
+    for name, what in NOT_ATTACKED:
+        assert name in page
+        assert what in page
+
+
+def test_hostile_names_are_text(full):
+    row = replace(full.utility.rows[0], name=HOSTILE, note=HOSTILE)
+    hostile = replace(
+        full,
+        title=HOSTILE,
+        statement=HOSTILE,
+        commands=(HOSTILE,),
+        facts=(Fact(name=HOSTILE, value=HOSTILE),),
+        utility=replace(full.utility, task=HOSTILE, rows=(row,)),
+        figures=(Figure(title=HOSTILE, across=HOSTILE, up=HOSTILE, lines=(Line(name=HOSTILE, points=((0.0, 1.0),)),)),),
+        examples=(Example(before=HOSTILE, after=HOSTILE),),
+        audit=replace(full.audit, model=HOSTILE, mechanism=HOSTILE, warnings=(HOSTILE,)),
+    )
+    page = render_report(hostile)
+    assert not {"script", "img"} & set(Page(page).seen)
+    assert "&lt;script&gt;" in page
+
+
+def test_an_empty_line_and_a_flat_one_can_be_drawn(full):
+    figure = Figure(
+        title="t", across="x", up="y", lines=(Line(name="a", points=()), Line(name="b", points=((1.0, 0.0),)))
+    )
+    drawn = re.findall(r"points=\"([^\"]*)\"", render_report(replace(full, figures=(figure,))))
+    assert drawn == ["", "0.00,100.00"]
+
+
+@pytest.mark.parametrize("kind", ["bare", "full"])
+def test_the_json_survives_a_round_trip(kind, request):
+    report = request.getfixturevalue(kind)
+    assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda value: value | {"schema": "rapt.audit-report/99"},
+        lambda value: {name: item for name, item in value.items() if name != "title"},
+        lambda value: value | {"extra": 1},
+        lambda value: value | {"title": 3},
+        lambda value: value | {"commands": "rapt"},
+        lambda value: value | {"audit": value["audit"] | {"records": "many"}},
+        lambda value: (
+            value | {"figures": [{"title": "t", "across": "x", "up": "y", "lines": [{"name": "a", "points": [[1]]}]}]}
+        ),
+    ],
+)
+def test_json_of_another_kind_is_refused(damage, full):
+    with pytest.raises(AuditError):
+        report_from_json(damage(json.loads(json.dumps(report_to_json(full)))))
+
+
+def test_both_files_are_written_whole(full, tmp_path):
+    page, values = write_report(full, tmp_path / "new" / "folder")
+    assert page.read_text(encoding="utf-8") == render_report(full)
+    assert report_from_json(json.loads(values.read_text(encoding="utf-8"))) == full
+    assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(full, tmp_path):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(AuditError, match="a report must be writable"):
+        write_report(full, tmp_path / "file")
+
+
+def test_the_json_names_no_private_token(full):
+    # The examples are the only text in it, and they were passed on purpose.
+    values = json.dumps(report_to_json(replace(full, examples=())))
+    assert "secret" not in values
+    assert "token_ids" not in values
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (0.0, "0 of 100"),
+        (0.001, "fewer than 1 of 100"),
+        (0.584, "58 of 100"),
+        (0.999, "more than 99 of 100"),
+        (1.0, "100 of 100"),
+    ],
+)
+def test_a_share_in_words_is_never_rounded_to_never_or_always(share, words):
+    assert of_100(share) == words
+
+
+def test_an_interval_in_words_is_rounded_outwards():
+    share = independent_share(np.arange(1000) < 584)
+    low, high = map(int, between(share).split(" and "))
+    assert low <= 100 * share.low < low + 1
+    assert high - 1 < 100 * share.high <= high
+
+
+def test_a_seeded_file_is_said_to_protect_nothing(found):
+    assert "protects nothing" in verdict(replace(found, insecure=True)).headline
+
+
+def test_a_file_near_chance_is_not_called_readable(found):
+    best = found.results[1].score
+    near = replace(best.all_tokens, chance=best.all_tokens.first.value - 0.01)
+    calm = replace(found, results=(replace(found.results[1], score=replace(best, all_tokens=near)),))
+    assert "hardly more than blind guessing" in verdict(calm).headline
+    assert not any("anonymous" in sentence for sentence in verdict(calm).sentences)
+
+
+def test_a_readable_file_is_not_called_anonymous(found):
+    assert any("must not be treated as anonymous" in sentence for sentence in verdict(found).sentences)
