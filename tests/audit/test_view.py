@@ -9,7 +9,7 @@ import pytest
 
 from audit_material import manifest_of, privatized_view, scattered_vocabulary, view_of, zipf_prior
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.view import AdversaryView, Truth, adversary_view, match_truth, read_truth
+from rapt.audit.view import AdversaryView, Truth, adversary_view, match_truth, read_truth, sample_records
 from rapt.errors import AuditError
 from rapt.local.corpus import privatize_corpus
 from rapt.local.mechanisms import make_mechanism
@@ -136,6 +136,20 @@ def test_no_refusal_quotes_the_text(released, tmp_path):
     with pytest.raises(AuditError) as refusal:
         read_truth(view, other)
     assert "secret" not in str(refusal.value)
+
+
+def test_a_part_of_a_file_is_whole_records_with_their_own_truth(vocabulary):
+    tokens = np.arange(200) % 30
+    view, truth = view_of(vocabulary, tokens, (tokens + 1) % 30, eta=6.0)
+    part, part_truth = sample_records(view, truth, tokens=55, seed=1)
+    assert part.lengths.tolist() == [10] * 6
+    assert np.array_equal((part_truth.token_ids + 1) % 30, part.observed)
+    assert not np.array_equal(part.observed, view.observed[:60])
+
+
+def test_a_part_as_large_as_the_file_is_the_file(vocabulary):
+    view, truth = view_of(vocabulary, [1, 2], [3, 4], eta=6.0)
+    assert sample_records(view, truth, tokens=2, seed=1) == (view, truth)
 
 
 def test_the_guesses_are_the_same_whatever_the_truth_is(vocabulary):

@@ -55,7 +55,8 @@ class AuditReport:
         mechanism: Name of the mechanism.
         eta: Its slope, 1/distance.
         insecure: Whether the noise came from a seed that anyone can replay.
-        records, tokens: In the file.
+        records, tokens: Attacked.
+        of_records: Records in the whole file.
         unchanged: Share of tokens that left as they were.
         results: One for each attack that ran, in the order asked for.
         skipped: The others.
@@ -71,6 +72,7 @@ class AuditReport:
     insecure: bool
     records: int
     tokens: int
+    of_records: int
     unchanged: Share
     results: tuple[AttackResult, ...]
     skipped: tuple[Skipped, ...]
@@ -147,6 +149,7 @@ def audit(
         insecure=insecure,
         records=len(view.records),
         tokens=len(view.observed),
+        of_records=manifest.records,
         unchanged=unchanged,
         results=tuple(results),
         skipped=tuple(skipped),
