@@ -32,17 +32,18 @@ def demo(
     Example:
       rapt demo --out rapt-demo
     """
+    from rapt.audit.report import HTML
     from rapt.demo.plan import DemoPlan
-    from rapt.demo.run import REPORT, run_demo
+    from rapt.demo.run import run_demo
     from rapt.wire.manifest import check_eta
 
     plan = DemoPlan() if eta is None else replace(DemoPlan(), eta=check_eta(eta))
     result = run_demo(plan, out=out, narrator=output)
     if as_json:
-        show_json({"report": str(out / REPORT)} | result.to_json())
+        show_json({"report": str(out / HTML)} | result.to_json())
     else:
         show(result_table(result))
-        show(f"report: {out / REPORT}")
+        show(f"report: {out / HTML}")
 
 
 def result_table(result: DemoResult) -> str:

@@ -10,9 +10,10 @@ import numpy as np
 
 from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share, independent_share
+from rapt.audit.report import report_to_json
+from rapt.audit.report_values import Report
 from rapt.demo.leak_check import LeakCheck
 from rapt.demo.plan import DemoPlan
-from rapt.local.guarantee import PrivacyStatement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,42 +36,32 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """All that a demo found; it holds no text.
+    """All that a demo found.
 
     Attributes:
         plan: What was done.
         arms: Upper bound, prompt tuning, RAPT.
-        audit: The attacks on the privatized training file.
-        unchanged: Share of its tokens that happened to stay as they were.
-        statement: What the setting promises.
         leak: The search through everything that the service kept.
+        report: As it was written.
         seconds: The whole of it.
     """
 
     plan: DemoPlan
     arms: tuple[Arm, ...]
-    audit: AuditReport
-    unchanged: float
-    statement: PrivacyStatement
     leak: LeakCheck
+    report: Report
     seconds: float
+
+    @property
+    def audit(self) -> AuditReport:
+        """The attacks on the privatized training file."""
+        return self.report.audit
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "plan": asdict(self.plan),
-            "arms": [{"name": arm.name, **asdict(arm.accuracy)} for arm in self.arms],
-            "unchanged": self.unchanged,
-            "attacks": [
-                {
-                    "name": result.attack,
-                    "title": result.title,
-                    "recovered": asdict(result.score.all_tokens.first),
-                    "chance": result.score.all_tokens.chance,
-                }
-                for result in self.audit.results
-            ],
-            "statement": self.statement.to_json(),
             "leak_check": asdict(self.leak),
             "seconds": self.seconds,
+            "report": report_to_json(self.report),
         }

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Final
 
 from rapt.audit.audit import AuditReport
+from rapt.audit.report import HTML, JSON, write_report
 from rapt.demo.background import Background
 from rapt.demo.leak_check import search_folder
 from rapt.demo.narrator import Narrator
 from rapt.demo.plan import DemoPlan
 from rapt.demo.results import Arm, DemoResult
-from rapt.demo.service_arms import PROMPT_TUNING, RAPT, follow, predict_queries, start_jobs
+from rapt.demo.service_arms import PROMPT_TUNING, RAPT, follow, losses_of, predict_queries, start_jobs
 from rapt.demo.service_process import running_service
+from rapt.demo.story import demo_report
 from rapt.demo.trusted_side import TrustedSide, prepare_trusted_side
 from rapt.demo.trusted_work import attack_own_file, upper_bound
 from rapt.errors import ServiceError, UsageError
@@ -25,8 +27,6 @@ from rapt.local.client import ServiceClient
 
 TRUSTED: Final = "trusted"
 SERVICE: Final = "service"
-REPORT: Final = "report.html"
-REPORT_JSON: Final = "report.json"
 CLEAR: Final = "clear text (upper bound)"
 
 
@@ -62,8 +62,7 @@ def run_demo(
         for before, after in side.before_and_after(plan.shown):
             narrator.say(f"    before: {before}")
             narrator.say(f"    after:  {after}")
-        unchanged = side.unchanged()
-        narrator.say(f"    {unchanged:.1%} of the tokens happen to be unchanged")
+        narrator.say(f"    {side.unchanged():.1%} of the tokens happen to be unchanged")
         narrator.say("3/7 What that promises")
         for line in promise_in_short(side):
             narrator.say(f"    {line}")
@@ -78,6 +77,7 @@ def run_demo(
         here = Background(lambda should_stop: work_here(plan, side, threads=threads, should_stop=should_stop))
         stack.callback(here.stop)
         models = {name: follow(client, job, name=name, narrator=narrator) for name, job in jobs.items()}
+        losses = [losses_of(client, job, name=name) for name, job in jobs.items()]
         narrator.say("5/7 Sending privatized queries, without labels")
         answers = {name: predict_queries(client, model, side) for name, model in models.items()}
         narrator.say("6/7 Waiting for the upper bound and the attacks")
@@ -90,15 +90,10 @@ def run_demo(
     leak = search_folder(out / SERVICE, [*side.training.texts, *side.queries.texts])
     if leak.leaked:
         raise ServiceError(f"the service must keep no plain text, got it in {len(leak.leaked)} files; report this")
-    return DemoResult(
-        plan=plan,
-        arms=arms,
-        audit=found,
-        unchanged=unchanged,
-        statement=side.statement,
-        leak=leak,
-        seconds=time.monotonic() - started,
-    )
+    seconds = time.monotonic() - started
+    report = demo_report(plan, side, arms=arms, audit=found, losses=losses, leak=leak, seconds=seconds)
+    write_report(report, out)
+    return DemoResult(plan=plan, arms=arms, leak=leak, report=report, seconds=seconds)
 
 
 def work_here(
@@ -112,7 +107,7 @@ def work_here(
 def make_room(out: Path) -> None:
     """An empty folder, where an earlier demo may have been (`UsageError` if something else is there)."""
     if out.exists():
-        known = {TRUSTED, SERVICE, REPORT, REPORT_JSON}
+        known = {TRUSTED, SERVICE, HTML, JSON}
         if not out.is_dir() or not {item.name for item in out.iterdir()} <= known:
             raise UsageError(
                 "the folder of a demo must be new, or hold an earlier demo only; choose another with --out"

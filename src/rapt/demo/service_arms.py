@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from rapt.audit.report_values import Line
 from rapt.demo.narrator import Narrator
 from rapt.demo.plan import DemoPlan
 from rapt.demo.trusted_side import TrustedSide
@@ -49,6 +50,12 @@ def follow(client: ServiceClient, job: JobInfo, *, name: str, narrator: Narrator
     with narrator.meter(f"service: {name}", unit="steps") as meter:
         ended = follow_job(client, job.id, on_step=lambda done, total, losses: meter(done, total=total, note=losses))
     return str(ended.fine_tuned_model)
+
+
+def losses_of(client: ServiceClient, job: JobInfo, *, name: str) -> Line:
+    """The training loss of a run over its steps, in nats."""
+    steps = [event.data for event in client.events(job.id) if event.data is not None and "step" in event.data]
+    return Line(name=name, points=tuple((float(data["step"]), float(data["train_loss"])) for data in steps))
 
 
 def predict_queries(client: ServiceClient, model: str, side: TrustedSide) -> list[str]:

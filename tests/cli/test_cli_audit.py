@@ -1,0 +1,72 @@
+"""`rapt audit` from the shell's side. The attacks themselves are tested in tests/audit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+TINY = ("--vocabulary", "bert-tiny")
+
+
+@pytest.fixture
+def privatized(rapt, reviews: Path, tmp_path: Path) -> Path:
+    target = tmp_path / "reviews.rapt.jsonl"
+    assert rapt("privatize", reviews, target, "--eta", 60, *TINY).code == 0
+    return target
+
+
+def test_a_file_is_attacked_and_a_report_written_that_holds_no_text(
+    rapt, privatized: Path, reviews: Path, tmp_path: Path, never_shows
+):
+    out = tmp_path / "audit"
+    outcome = rapt("audit", privatized, "--original", reviews, "--out", out, "--attacks", "embedding_inversion")
+    assert outcome.code == 0
+    assert "Embedding inversion" in outcome.out
+    assert "any attack without context" in outcome.out
+    written = (out / "report.html").read_text() + (out / "report.json").read_text()
+    assert "Privacy statement" in written
+    never_shows(outcome.out + outcome.err + written)
+
+
+def test_json_is_the_report(rapt, privatized: Path, reviews: Path):
+    arguments = ("--original", reviews, "--attacks", "embedding_inversion", "--limit", 2, "--json")
+    printed = json.loads(rapt("audit", privatized, *arguments).out)
+    assert printed["audit"]["records"] == 2
+    assert [found["attack"] for found in printed["audit"]["results"]] == ["embedding_inversion"]
+    assert "--limit 2" in printed["commands"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("--original none.csv", 3, "must be readable"),
+        ("--original reviews.csv --attacks magic", 8, "embedding_inversion"),
+        ("--original other.csv", 8, "belong"),
+        ("--original reviews.csv --text-column body", 3, "'body'"),
+        ("--original reviews.csv --label-column stars", 3, "'stars'"),
+        ("--original reviews.csv --vocabulary minilm", 8, "vocabulary"),
+        ("--original reviews.csv --public-text empty.csv", 3, "'text'"),
+        ("--original reviews.csv --limit 0", 2, "--limit"),
+    ],
+)
+def test_bad_input_is_one_clear_line(
+    arguments, code, said, rapt, privatized: Path, tmp_path: Path, monkeypatch, never_shows
+):
+    (tmp_path / "empty.csv").write_bytes(b"")
+    (tmp_path / "other.csv").write_text("text,label\nsomething else,positive\n")
+    monkeypatch.chdir(tmp_path)
+    outcome = rapt("audit", privatized, *arguments.split(), "--out", "audit")
+    assert (outcome.code, outcome.out) == (code, "")
+    assert said in outcome.err
+    assert outcome.err.count("rapt: error: ") == 1
+    never_shows(outcome.err)
+    assert not (tmp_path / "audit").exists()
+
+
+def test_randomized_labels_do_not_make_a_file_look_foreign(rapt, reviews: Path, tmp_path: Path):
+    target = tmp_path / "out"
+    rapt("privatize", reviews, target, "--eta", 60, *TINY, "--label-epsilon", 0.1)
+    outcome = rapt("audit", target, "--original", reviews, "--attacks", "embedding_inversion", "--limit", 1)
+    assert outcome.code == 0
