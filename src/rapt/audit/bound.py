@@ -25,8 +25,10 @@ from rapt.audit.view import AdversaryView, Truth
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import Vocabulary
 
-# Tokens that are privatized afresh: half an interval of at most 1.1 points.
-TRIALS: Final = 8192
+# Tokens that are privatized afresh: twice those of the file, within limits. The largest number gives half an interval
+# of at most 1.1 points; more than the file's own error would be wasted on a small one.
+MOST_TRIALS: Final = 8192
+_LEAST_TRIALS: Final = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def context_free_bound(
     truth: Truth,
     *,
     seed: int,
-    trials: int = TRIALS,
+    trials: int | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> ContextFreeBound:
     """The bound for the text of a view under its stated mechanism.
@@ -60,12 +62,14 @@ def context_free_bound(
         view: What the service sees.
         truth: The true tokens, whose frequencies are the prior.
         seed: Of the fresh noise and of the channel estimate. Nothing is released, so it need not be secret.
-        trials: Tokens to privatize.
+        trials: Tokens to privatize; None chooses by the size of the file.
         on_progress: Called with the share done.
 
     Raises:
         AuditError: The mechanism's channel is not known.
     """
+    if trials is None:
+        trials = int(np.clip(2 * len(truth.token_ids), _LEAST_TRIALS, MOST_TRIALS))
     rng = np.random.default_rng(seed)
     setting = view.manifest.mechanism
     prior = np.bincount(truth.token_ids, minlength=len(view.bundle.embeddings)) / len(truth.token_ids)
