@@ -162,3 +162,34 @@ def test_mechanisms_are_listed_with_their_status(rapt):
     assert "proved" in rapt("mechanisms").out
     listed = json.loads(rapt("mechanisms", "--json").out)["mechanisms"]
     assert [(entry["name"], entry["status"]) for entry in listed] == [("laplace", "proved")]
+
+
+def vectors(tmp_path: Path) -> Path:
+    path = tmp_path / "small.vec"
+    words = ["good", "bad", "film", "Story", "slow"]
+    path.write_text("5 2\n" + "".join(f"{word} {place} {place * place}\n" for place, word in enumerate(words)))
+    return path
+
+
+def test_word_vectors_are_a_vocabulary(rapt, tmp_path: Path, never_shows):
+    source = tmp_path / "a.csv"
+    source.write_text("text\ngood unheardof film\n")
+    arguments = ("--eta", 20, "--no-label", "--plain-tokens", 0, "--vocabulary")
+    assert rapt("privatize", source, tmp_path / "out", *arguments, vectors(tmp_path)).code == 0
+    assert len(read_privatized_file(tmp_path / "out").records[0].token_ids) == 3
+    outcome = rapt("privatize", source, tmp_path / "none", *arguments, vectors(tmp_path), "--unknown-words", "refuse")
+    assert (outcome.code, "got 1 others, the first as token 1" in outcome.err) == (3, True)
+    assert "unheardof" not in outcome.err
+
+
+@pytest.mark.parametrize(("case", "known"), [("lower", 1), ("keep", 2), ("auto", 2)])
+def test_word_vectors_become_a_folder(rapt, tmp_path: Path, case, known):
+    from rapt.local.vocabulary import load_vocabulary
+
+    folder = tmp_path / "folder"
+    made = rapt("vocabulary", "vectors", vectors(tmp_path), folder, "--case", case, "--json")
+    vocabulary = load_vocabulary(str(folder))
+    assert json.loads(made.out) == {"folder": str(folder), "model": "small", "hash": vocabulary.hash}
+    ids = vocabulary.encode(["good Story"])[0]
+    assert len([i for i in ids if i != 5]) == known
+    assert rapt("vocabulary", "vectors", vectors(tmp_path), folder).code == 2

@@ -34,7 +34,15 @@ document stands on stdout. An error is one line, `rapt: error: ...`, and an exit
 | 10 | a ledger is damaged, busy, or without its key, or a release would spend more than it allows |
 | 130 | interrupted |
 """
-GROUPS: Final = ("vocabulary", "vocabulary fetch", "ledger", "ledger show", "ledger verify", "ledger cap")
+GROUPS: Final = (
+    "vocabulary",
+    "vocabulary fetch",
+    "vocabulary vectors",
+    "ledger",
+    "ledger show",
+    "ledger verify",
+    "ledger cap",
+)
 _WIDTH: Final = "102"
 
 

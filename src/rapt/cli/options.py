@@ -14,7 +14,11 @@ Eta = Annotated[
     ),
 ]
 VocabularyName = Annotated[
-    str, typer.Option(help="Whose tokens and distances: a known model, a model folder, or a fetched bundle.")
+    str,
+    typer.Option(
+        help="Whose tokens and distances: a known or downloaded model, a model folder, a fetched bundle, or a file of "
+        "word vectors (GloVe, word2vec, fastText)."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ServiceUrl = Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8420.")]

@@ -22,6 +22,13 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
+class UnknownWords(StrEnum):
+    """What becomes of a word that the vocabulary does not know."""
+
+    UNK = "unk"
+    REFUSE = "refuse"
+
+
 class Drawn(StrEnum):
     """When the plain tokens are drawn: once for the file, or anew for each record."""
 
@@ -35,6 +42,10 @@ def privatize(
     eta: Eta,
     mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
     vocabulary: VocabularyName = "minilm",
+    unknown_words: Annotated[
+        UnknownWords,
+        typer.Option(help="A word outside the vocabulary becomes the unknown token and is privatized, or is refused."),
+    ] = UnknownWords.UNK,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column that holds the label; it is sent in clear.")] = "label",
     no_label: Annotated[bool, typer.Option("--no-label", help="There are no labels, or they stay here.")] = False,
@@ -113,7 +124,7 @@ def privatize(
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
         say("rapt: warning: whoever knows --insecure-seed can undo this file; use it for tests only")
-    table = load_vocabulary(vocabulary)
+    table = load_vocabulary(vocabulary, unknown=unknown_words.value)
     privatizer = Privatizer(
         vocabulary=table,
         mechanism=make_mechanism(mechanism, vocabulary=table, eta=eta),

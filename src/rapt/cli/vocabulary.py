@@ -1,7 +1,8 @@
-"""`rapt vocabulary`: get the tokens and distances of a service's model, which a text is privatized with."""
+"""`rapt vocabulary`: get the tokens and distances that a text is privatized with, as a folder."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,21 @@ from rapt.cli.options import ApiKey, AsJson, ServiceUrl
 from rapt.cli.output import say, show, show_json
 from rapt.errors import UsageError
 
-vocabulary = typer.Typer(help="Get the vocabulary that a service's model reads.")
+
+class Case(StrEnum):
+    """Whether texts are lower-cased before their words are looked up."""
+
+    AUTO = "auto"
+    LOWER = "lower"
+    KEEP = "keep"
+
+
+vocabulary = typer.Typer(help="Get the vocabulary that a text is privatized with.")
 
 
 @vocabulary.callback()
 def group() -> None:
-    """Get the vocabulary that a service's model reads."""
+    """Get the vocabulary that a text is privatized with."""
 
 
 @vocabulary.command()
@@ -46,3 +56,35 @@ def fetch(
         return
     show(str(target))
     say(f"{bundle.model}: {len(bundle.embeddings):,} tokens, {bundle.hash}")
+
+
+@vocabulary.command()
+def vectors(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="Text file: a word and its numbers on each line.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
+    case: Annotated[
+        Case, typer.Option(help="Of texts: lowered, kept, or lowered if no word of IN has a capital.")
+    ] = Case.AUTO,
+    as_json: AsJson = False,
+) -> None:
+    """Make a vocabulary of word vectors in the text format of GloVe, word2vec or fastText.
+
+    The folder loads faster than IN, and its hash says which vectors a file was privatized with. A word outside becomes
+    the unknown token, whose vector is the mean of all, and is privatized like any other.
+
+    \b
+    Example:
+      rapt vocabulary vectors glove.6B.100d.txt glove-vocabulary
+    """
+    from rapt.local.word_vectors import read_word_vectors
+    from rapt.wire.vocabulary_bundle import write_bundle
+
+    if target.exists():
+        raise UsageError(f"the output must not exist yet, got {str(target)!r}; choose another folder")
+    bundle = read_word_vectors(source, lowercase=None if case is Case.AUTO else case is Case.LOWER)
+    write_bundle(bundle, target)
+    if as_json:
+        show_json({"folder": str(target), "model": bundle.model, "hash": bundle.hash})
+        return
+    show(str(target))
+    say(f"{bundle.model}: {len(bundle.embeddings):,} words, {bundle.hash}")

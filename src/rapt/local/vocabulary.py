@@ -18,22 +18,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from rapt.errors import CorpusError, VocabularyError
+from rapt.errors import CorpusError, UsageError, VocabularyError
+from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, model_directory, model_name
 from rapt.wire.tokenizer_file import control_ids
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory, read_bundle
 
+Unknown = Literal["unk", "refuse"]
+
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A bundle that can tokenize. Its fields are public; texts are arguments and are not kept."""
+    """A bundle that can tokenize. Its fields are public; texts are arguments and are not kept.
+
+    Attributes:
+        bundle: Tokenizer, table and eligible ids.
+        unknown: What becomes of a word that the tokenizer does not know: `unk` takes its unknown token, which has a row
+            and is privatized like any other; `refuse` refuses the text. Such a word never leaves as it is.
+    """
 
     bundle: VocabularyBundle
+    unknown: Unknown = "unk"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown policy (`UsageError`)."""
+        if self.unknown not in get_args(Unknown):
+            raise UsageError(f"unknown words must be for {' or '.join(get_args(Unknown))}, got {self.unknown!r}")
 
     @property
     def model(self) -> str:
@@ -95,7 +111,8 @@ class Vocabulary:
             first_position: Position of the first text in its file, for messages.
 
         Raises:
-            CorpusError: A text is not valid Unicode (a lone surrogate, which no UTF-8 file can hold).
+            CorpusError: A text is not valid Unicode (a lone surrogate, which no UTF-8 file can hold), or has an unknown
+                word where those are refused.
             VocabularyError: A text has a token without a row in the table, or the tokenizer cannot take it.
         """
         tokenizer = self._tokenizer
@@ -118,6 +135,11 @@ class Vocabulary:
         control, unknown = self._control
         if unknown is not None and not control.isdisjoint(ids):
             ids = [unknown if token_id in control else token_id for token_id in ids]
+        if self.unknown == "refuse" and unknown in ids:
+            raise CorpusError(
+                f"record {position} must have only words of the vocabulary of model={self.model!r}, got "
+                f"{ids.count(unknown)} others, the first as token {ids.index(unknown)}; replace it, or take them as unk"
+            )
         if ids and max(ids) >= self.size:
             raise VocabularyError(
                 f"record {position} must have tokens with a row in the table of model={self.model!r}, got one beyond "
@@ -147,22 +169,26 @@ class Vocabulary:
         return found
 
 
-def load_vocabulary(model_or_folder: str) -> Vocabulary:
-    """The vocabulary of a public model, of a bundle folder, or of a model folder in Hugging Face's layout.
+def load_vocabulary(model_or_folder: str, *, unknown: Unknown = "unk") -> Vocabulary:
+    """The vocabulary of a public model, a bundle folder, a model folder in Hugging Face's layout, or word vectors.
 
     Args:
         model_or_folder: A name in `PUBLIC_MODELS`, a name of the Hugging Face hub in its local cache, or a path. A
             folder that holds `vocabulary.json` is a bundle and its hash is checked; any other is read as a model
-            whose name is the folder's.
+            whose name is the folder's. A file, whatever its suffix, is read as word vectors in text format.
+        unknown: What becomes of words that the tokenizer does not know; see `Vocabulary`.
 
     Raises:
         VocabularyError: The name is unknown, not on this machine, or a file is missing or damaged.
         WireError: `vocabulary.json` is malformed or of an unknown version.
     """
-    if model_or_folder not in PUBLIC_MODELS and (Path(model_or_folder) / "vocabulary.json").is_file():
-        return Vocabulary(read_bundle(Path(model_or_folder)))
+    path = Path(model_or_folder)
+    if model_or_folder not in PUBLIC_MODELS and path.is_file():
+        return Vocabulary(read_word_vectors(path), unknown)
+    if model_or_folder not in PUBLIC_MODELS and (path / "vocabulary.json").is_file():
+        return Vocabulary(read_bundle(path), unknown)
     folder = model_directory(model_or_folder)
-    return Vocabulary(bundle_from_model_directory(folder, model=model_name(model_or_folder)))
+    return Vocabulary(bundle_from_model_directory(folder, model=model_name(model_or_folder)), unknown)
 
 
 def _is_unicode(text: object) -> bool:
