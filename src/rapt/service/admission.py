@@ -23,8 +23,21 @@ from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, bounded_lines, iterate_privatized_lines
 from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
 
-# Append-only: the name of a mechanism keeps its meaning for ever. Each is proved in rapt.local.mechanisms.
-KNOWN_MECHANISMS: Final = frozenset({"laplace"})
+# Append-only: the name of a mechanism keeps its meaning for ever. What each guarantees stands in rapt.local.mechanisms.
+KNOWN_MECHANISMS: Final = frozenset(
+    {
+        "laplace",
+        "exponential",
+        "mahalanobis",
+        "vickrey",
+        "rank-fix",
+        "tem",
+        "santext",
+        "custext",
+        "soft-pos",
+        "pct2t",
+    }
+)
 MOST_LABELS: Final = 1000
 LONGEST_LABEL: Final = 256
 

@@ -6,26 +6,95 @@ from collections.abc import Mapping
 from typing import Final
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import GuaranteeStatus, Mechanism
+from rapt.local.mechanisms.exponential import ExponentialMechanism
+from rapt.local.mechanisms.interface import ClosedChannel, GuaranteeStatus, Mechanism, MechanismKind
 from rapt.local.mechanisms.laplace import LaplaceMechanism
 from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import MechanismSetting, Parameter
 
-MECHANISMS: Final[Mapping[str, type[LaplaceMechanism]]] = {LaplaceMechanism.name: LaplaceMechanism}
+_KINDS: Final[tuple[MechanismKind, ...]] = (LaplaceMechanism, ExponentialMechanism)
+MECHANISMS: Final[Mapping[str, MechanismKind]] = {kind.name: kind for kind in _KINDS}
 
-__all__ = ["MECHANISMS", "GuaranteeStatus", "Mechanism", "make_mechanism"]
+__all__ = [
+    "MECHANISMS",
+    "ClosedChannel",
+    "GuaranteeStatus",
+    "Mechanism",
+    "MechanismKind",
+    "make_mechanism",
+    "mechanism_of_setting",
+]
 
 
-def make_mechanism(name: str, *, vocabulary: Vocabulary, eta: float) -> Mechanism:
+def make_mechanism(
+    name: str,
+    *,
+    vocabulary: Vocabulary,
+    eta: float,
+    options: Mapping[str, Parameter] = {},
+    allow_unproved: bool = False,
+) -> Mechanism:
     """The mechanism of that name on a vocabulary.
 
     Args:
         name: A key of `MECHANISMS`.
         vocabulary: Whose table and eligible ids it uses.
-        eta: Slope of the guarantee, 1/distance in the vocabulary's table; there is no default.
+        eta: Slope of its guarantee in its metric: log P(y|x) - log P(y|x') <= eta * d(x, x'). There is no default.
+        options: Further public parameters, as its class lists them; those left out have their defaults.
+        allow_unproved: Whether a mechanism may be made whose guarantee is not proved for all pairs of tokens.
 
     Raises:
-        MechanismError: The name is unknown, or eta is not a finite number above 0.
+        MechanismError: The name or an option is unknown, eta is not a finite number above 0, or the guarantee is not
+            proved and that was not allowed.
     """
     if name not in MECHANISMS:
         raise MechanismError(f"unknown mechanism={name!r}; choose one of {', '.join(MECHANISMS)}")
-    return MECHANISMS[name](vocabulary=vocabulary, eta=eta)
+    kind = MECHANISMS[name]
+    if kind.status != "proved" and not allow_unproved:
+        raise MechanismError(
+            f"the guarantee of mechanism={name!r} is {kind.status}: {kind.caveat}; "
+            "or allow it with allow_unproved=True, --allow-unproved"
+        )
+    return kind.make(vocabulary=vocabulary, eta=eta, options=options)
+
+
+def mechanism_of_setting(
+    setting: MechanismSetting,
+    *,
+    vocabulary: Vocabulary,
+    files: Mapping[str, str] = {},
+    allow_unproved: bool = False,
+) -> Mechanism:
+    """The mechanism that a manifest states, made again from its parameters.
+
+    Args:
+        setting: Name and parameters.
+        vocabulary: The one named by the manifest's hash.
+        files: Paths of the public files that options were read from, by option: a manifest holds their hashes only.
+        allow_unproved: As in `make_mechanism`.
+
+    Raises:
+        MechanismError: As `make_mechanism`; also when a file is missing, or what was made has another setting.
+    """
+    if setting.name not in MECHANISMS:
+        raise MechanismError(f"unknown mechanism={setting.name!r}; choose one of {', '.join(MECHANISMS)}")
+    stated = {name: setting.parameters[name] for name in MECHANISMS[setting.name].options if name in setting.parameters}
+    for name, value in stated.items():
+        if isinstance(value, str) and value.startswith("sha256:") and name not in files:
+            raise MechanismError(
+                f"the setting was made with a public file for option {name!r}, of which it holds the hash only; "
+                "give the file"
+            )
+    made = make_mechanism(
+        setting.name,
+        vocabulary=vocabulary,
+        eta=setting.eta,
+        options={**stated, **files},
+        allow_unproved=allow_unproved,
+    )
+    if made.setting != setting:
+        raise MechanismError(
+            f"mechanism={setting.name!r} must have the parameters that its file states, got others; "
+            "give the same public files, or upgrade rapt"
+        )
+    return made

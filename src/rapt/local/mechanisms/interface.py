@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import VocabularyError
-from rapt.wire.manifest import MechanismSetting
+from rapt.local.mechanisms.options import Option
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import MechanismSetting, Parameter
 
 GuaranteeStatus = Literal["proved", "conditional", "broken-as-published"]
 
@@ -39,6 +42,49 @@ class Mechanism(Protocol):
         Returns:
             Eligible ids, (n,), int64.
         """
+        ...
+
+
+class ClosedChannel(Mechanism, Protocol):
+    """A mechanism whose probabilities can be written down."""
+
+    def log_probabilities(self, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The log of P(y|x) for each x and every eligible y, in nats; -inf where y cannot follow from x.
+
+        Args:
+            token_ids: x, (n,), any rows of the table.
+
+        Returns:
+            (n, number of eligible tokens), in the order of the eligible ids.
+        """
+        ...
+
+
+class MechanismKind(Protocol):
+    """The class of a mechanism, as the dict of mechanisms holds it."""
+
+    @property
+    def name(self) -> str:
+        """As manifests write it: append-only, a name keeps its meaning for ever."""
+        ...
+
+    @property
+    def status(self) -> GuaranteeStatus:
+        """Of its guarantee."""
+        ...
+
+    @property
+    def caveat(self) -> str:
+        """Why the status is not "proved", and what to use instead; empty where it is."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Option]:
+        """Its parameters beside eta."""
+        ...
+
+    def make(self, *, vocabulary: Vocabulary, eta: float, options: Mapping[str, Parameter]) -> Mechanism:
+        """The mechanism with this setting. Raises `MechanismError`."""
         ...
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
+from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.nearest import NearestToken
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, check_eta
+from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
 
 # Tokens whose noise is held at once: 3 MB of float64 at d = 384. It fixes the order of draws, so changing it changes
 # what an insecure seed gives.
@@ -51,12 +53,20 @@ class LaplaceMechanism:
 
     name: ClassVar[str] = "laplace"
     status: ClassVar[GuaranteeStatus] = "proved"
+    caveat: ClassVar[str] = ""
+    options: ClassVar[Mapping[str, Option]] = {}
     vocabulary: Vocabulary
     eta: float
 
     def __post_init__(self) -> None:
         """Refuse an eta that is not a finite number above 0 (`MechanismError`)."""
         check_eta(self.eta)
+
+    @classmethod
+    def make(cls, *, vocabulary: Vocabulary, eta: float, options: Mapping[str, Parameter]) -> Self:
+        """The mechanism with this setting. Raises `MechanismError`."""
+        read_options(options, cls.options, mechanism=cls.name)
+        return cls(vocabulary=vocabulary, eta=eta)
 
     @property
     def setting(self) -> MechanismSetting:
