@@ -40,7 +40,7 @@ class DemoPlan:
     plain_token_pool: int = 500
     # One sequence for all records can be reconstructed from the positions alone, without looking at a token.
     plain_tokens_drawn: Literal["file", "record"] = "record"
-    prompt_length: int = 20
+    prompt_length: int = 10
     epochs: int = 3
     reconstruction_weight: float | None = None
     seed: int = 0
