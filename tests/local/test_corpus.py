@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_an_unknown_format_is_refused(file):
-    with pytest.raises(UsageError, match=r"one of csv, tsv, jsonl, got 'xlsx'"):
+    with pytest.raises(UsageError, match=r"one of csv, tsv, jsonl, parquet, dataset, got 'xlsx'"):
         rows(file("a.xlsx", "text,label\na,1\n"))
 
 

@@ -20,6 +20,8 @@ class Format(StrEnum):
     CSV = "csv"
     TSV = "tsv"
     JSONL = "jsonl"
+    PARQUET = "parquet"
+    DATASET = "dataset"
 
 
 class UnknownWords(StrEnum):
@@ -37,7 +39,9 @@ class Drawn(StrEnum):
 
 
 def privatize(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="CSV, TSV or JSONL with one text a row.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="CSV, TSV, JSONL or Parquet with one text a row, or a saved dataset.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids.")],
     eta: Eta,
     mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from rapt.errors import CorpusError, UsageError
+from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, read_lines
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
@@ -20,6 +21,10 @@ from rapt.wire.privatized_file import iterate_privatized_lines, write_privatized
 # Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
 # so that progress moves.
 _CHUNK: Final = 512
+_COLUMNAR: Final[Mapping[FileFormat, Callable[[Path, str, str | None], Iterator[LabelledText]]]] = {
+    "parquet": read_parquet,
+    "dataset": read_dataset,
+}
 # Labels leave in clear, so a column of texts or names taken for labels by mistake must not: labels that are collected
 # from the file are few and short. Labels that the caller lists may be anything.
 _MOST_LABELS: Final = 256
@@ -34,22 +39,27 @@ def read_corpus(
     """The records of a file, one at a time. Blank lines are allowed at its end only.
 
     Args:
-        path: A regular file in UTF-8, with or without a byte order mark.
+        path: A regular file in UTF-8, with or without a byte order mark; a Parquet file; or a folder that the
+            `datasets` library saved.
         text_column: Column, or JSON field, of the text.
         label_column: Column, or JSON field, of the label: a name or a whole number. None when there is none.
-        file_format: Of the file; None goes by the suffix of its name.
+        file_format: Of the file; None goes by the suffix of its name, and takes another folder for a dataset.
 
     Raises:
         CorpusError: The file cannot be read, is empty, is not UTF-8, lacks a column, or has a damaged line.
-        UsageError: The format is unknown, or both columns are the same.
+        UsageError: The format is unknown or needs an extra, or both columns are the same.
     """
     if text_column == label_column:
         raise UsageError(
             f"text and label must be different columns, got {text_column!r} for both; labels leave in clear"
         )
-    read = READERS[_format_of(path, file_format)]
+    kind = _format_of(path, file_format)
+    if kind in _COLUMNAR:
+        records = _COLUMNAR[kind](path, text_column, label_column)
+    else:
+        records = READERS[kind](read_lines(path), text_column, label_column)
     empty = True
-    for record in read(read_lines(path), text_column, label_column):
+    for record in records:
         empty = False
         yield record
     if empty:
@@ -191,6 +201,8 @@ def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
     for known in get_args(FileFormat):
         if suffix == known:
             return known  # type: ignore[no-any-return]  # get_args is untyped
+    if file_format is None and path.is_dir():
+        return "dataset"
     raise UsageError(
         f"the format of a corpus must be one of {', '.join(get_args(FileFormat))}, got {suffix!r}; state it"
     )

@@ -1,4 +1,4 @@
-"""The formats of a corpus, read strictly: CSV, TSV and JSONL.
+"""The formats of a corpus that are lines, read strictly: CSV, TSV and JSONL.
 
 Messages name lines, from 1, never what stands there. CSV quotes as RFC 4180 says; in TSV a quote is a letter like any
 other, as in the files of GLUE; JSONL holds one object a line.
@@ -16,7 +16,7 @@ from typing import Final, Literal
 from rapt.errors import CorpusError, WireError
 from rapt.wire.strict_json import parse_object
 
-FileFormat = Literal["csv", "tsv", "jsonl"]
+FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "dataset"]
 
 # A header that reads like names may be quoted in a message; the first line of a file without a header may not.
 _COLUMN_NAME: Final = re.compile(r"[^\W\d][\w.:-]{0,30}( [\w.:-]{1,15}){0,1}")
@@ -96,12 +96,17 @@ def _records_of(
 def _place(header: list[str], column: str) -> int:
     if header.count(column) == 1:
         return header.index(column)
+    raise missing_column(header, column)
+
+
+def missing_column(header: list[str], column: str) -> CorpusError:
+    """What to say of a header that does not have a column once; it shows only names that look like names."""
     if column in header:
-        raise CorpusError(f"column {column!r} must stand once in the header, got it {header.count(column)} times")
+        return CorpusError(f"column {column!r} must stand once in the header, got it {header.count(column)} times")
     if not header:
-        raise CorpusError(f"the first line must name the columns, got an empty one; add {column!r} as a header")
+        return CorpusError(f"the first line must name the columns, got an empty one; add {column!r} as a header")
     shown = ", ".join(header) if all(_COLUMN_NAME.fullmatch(name) for name in header) else "not names, so not shown"
-    raise CorpusError(
+    return CorpusError(
         f"the header must have the column {column!r}, got {len(header)} columns ({shown}); name the right column"
     )
 
