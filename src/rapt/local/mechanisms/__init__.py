@@ -9,10 +9,19 @@ from rapt.errors import MechanismError
 from rapt.local.mechanisms.exponential import ExponentialMechanism
 from rapt.local.mechanisms.interface import ClosedChannel, GuaranteeStatus, Mechanism, MechanismKind
 from rapt.local.mechanisms.laplace import LaplaceMechanism
+from rapt.local.mechanisms.santext import SantextMechanism
+from rapt.local.mechanisms.soft_pos import SoftPosMechanism
+from rapt.local.mechanisms.tem import TemMechanism
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter
 
-_KINDS: Final[tuple[MechanismKind, ...]] = (LaplaceMechanism, ExponentialMechanism)
+_KINDS: Final[tuple[MechanismKind, ...]] = (
+    LaplaceMechanism,
+    ExponentialMechanism,
+    SoftPosMechanism,
+    SantextMechanism,
+    TemMechanism,
+)
 MECHANISMS: Final[Mapping[str, MechanismKind]] = {kind.name: kind for kind in _KINDS}
 
 __all__ = [

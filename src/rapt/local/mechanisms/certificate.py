@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rapt.errors import WireError
 from rapt.local.mechanisms.scores import Scores
@@ -24,6 +24,15 @@ from rapt.wire.strict_json import exact_fields, field, parse_object
 SCHEMA: Final = "rapt.slope/1"
 # beta is searched among the thousandths of eta: finer steps change nothing that can be seen.
 _STEPS: Final = 1000
+
+
+class Subject(NamedTuple):
+    """All that the largest beta depends on: table, metric and prior by name, and the target."""
+
+    vocabulary_hash: str
+    metric: str
+    prior: str
+    eta: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,36 +63,34 @@ class Certificate:
     method: str
     created_by: str
 
+    @property
+    def subject(self) -> Subject:
+        """What it is for."""
+        return Subject(self.vocabulary_hash, self.metric, self.prior, self.eta)
+
 
 METHOD: Final = "all pairs of rows and all eligible outputs, float64, rounded up"
 
 
-def certified_beta(
-    make_scores: Callable[[float], Scores],
-    *,
-    vocabulary_hash: str,
-    metric: str,
-    prior: str,
-    eta: float,
-    on_progress: Callable[[str], None] | None = None,
+def certify(
+    make_scores: Callable[[float], Scores], *, subject: Subject, on_progress: Callable[[str], None] | None = None
 ) -> Certificate:
     """The certificate for this target: from the cache folder, or else computed and kept there.
 
     Args:
-        make_scores: The scores with a given beta, everything else fixed by the next three arguments.
-        vocabulary_hash: Names the table and the eligible ids.
-        metric: Names the metric on it.
-        prior: Names the output prior.
-        eta: Largest slope allowed.
+        make_scores: The scores with a given beta, on the table, metric and prior of the subject.
+        subject: What they are, and the largest slope allowed.
         on_progress: Called with what is being done, when it has to be computed.
     """
-    identity = {"vocabulary_hash": vocabulary_hash, "metric": metric, "prior": prior, "eta": eta}
-    path = cache_folder() / f"slope-{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.json"
+    path = cache_folder() / f"slope-{hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:32]}.json"
     found = _read(path)
-    if found is None or {name: getattr(found, name) for name in identity} != identity:
-        beta, slope = largest_beta(make_scores, eta=eta, on_progress=on_progress)
+    if found is None or found.subject != subject:
+        beta, slope = largest_beta(make_scores, eta=subject.eta, on_progress=on_progress)
         found = Certificate(
-            **identity,  # type: ignore[arg-type]  # three names and a number, as above
+            vocabulary_hash=subject.vocabulary_hash,
+            metric=subject.metric,
+            prior=subject.prior,
+            eta=subject.eta,
             beta=beta,
             slope=slope.value,
             token=slope.token,

@@ -29,6 +29,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.local.mechanisms.interface import check_token_ids
 from rapt.local.mechanisms.scores import Scores
 
 # Twelve codes an octave: a bound is at most 6 % above its weight, and 256 codes span 14.7 nats.
@@ -102,7 +103,8 @@ class ExactDraws:
         return _restore, (self._scores, self._budget)
 
     def draw(self, token_ids: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """One eligible id for each token, (n,), independently."""
+        """One eligible id for each token, (n,), independently. Raises as `Scores.log_probabilities`."""
+        check_token_ids(token_ids, size=len(self._slot))
         found = np.empty(len(token_ids), dtype=np.int64)
         with self._lock:
             for start in range(0, len(token_ids), _TOKENS_AT_ONCE):

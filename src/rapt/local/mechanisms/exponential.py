@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.certificate import Certificate, certified_beta
+from rapt.local.mechanisms.certificate import Certificate, Subject, certify
 from rapt.local.mechanisms.exact_draws import CACHE_BYTES, ExactDraws
-from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
+from rapt.local.mechanisms.interface import GuaranteeStatus
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.mechanisms.output_prior import UNIFORM, OutputPrior, read_output_prior
@@ -71,12 +71,7 @@ class ExponentialMechanism:
     def __post_init__(self) -> None:
         """Refuse an eta outside its domain, and a certificate for something else (`MechanismError`)."""
         check_eta(self.eta)
-        if self.certificate is not None and self._subject != (
-            self.certificate.vocabulary_hash,
-            self.certificate.metric,
-            self.certificate.prior,
-            self.certificate.eta,
-        ):
+        if self.certificate is not None and self.certificate.subject != self._subject:
             raise MechanismError("a certificate must be for this vocabulary, prior and eta; make one with calibrated")
 
     @classmethod
@@ -95,8 +90,7 @@ class ExponentialMechanism:
 
     def certify(self) -> Certificate:
         """The certificate of the largest beta for this eta, prior and vocabulary."""
-        vocabulary_hash, metric, prior, eta = self._subject
-        return certified_beta(self._scores_with, vocabulary_hash=vocabulary_hash, metric=metric, prior=prior, eta=eta)
+        return certify(self._scores_with, subject=self._subject)
 
     @property
     def beta(self) -> float:
@@ -115,8 +109,9 @@ class ExponentialMechanism:
         return MechanismSetting(name=self.name, parameters=parameters)
 
     @property
-    def _subject(self) -> tuple[str, str, str, float]:
-        return self.vocabulary.hash, EUCLIDEAN, UNIFORM if self.prior is None else self.prior.hash, float(self.eta)
+    def _subject(self) -> Subject:
+        prior = UNIFORM if self.prior is None else self.prior.hash
+        return Subject(self.vocabulary.hash, EUCLIDEAN, prior, float(self.eta))
 
     @cached_property
     def scores(self) -> Scores:
@@ -140,12 +135,11 @@ class ExponentialMechanism:
         return ExactDraws(self.scores, cache_bytes=self.cache_bytes)
 
     def log_probabilities(self, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log P(y|x) for each x and every eligible y, (n, C), in nats.
+        """The log of P(y|x) for each x and every eligible y, (n, C), in nats.
 
         Raises:
             VocabularyError: An id has no row in the table.
         """
-        check_token_ids(token_ids, size=self.vocabulary.size)
         return self.scores.log_probabilities(token_ids)
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -161,5 +155,4 @@ class ExponentialMechanism:
         Raises:
             VocabularyError: An id has no row in the table.
         """
-        check_token_ids(token_ids, size=self.vocabulary.size)
         return self._draws.draw(token_ids, rng)

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.local.mechanisms.interface import check_token_ids
 from rapt.local.mechanisms.metric import PublicMetric
 
 # Nats by which distance can lower a score. What lies farther than LARGEST_DROP / beta is treated as if it lay there, so
@@ -83,7 +84,12 @@ class Scores:
         return distances
 
     def log_probabilities(self, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log P(y|x), (n, C), in nats."""
+        """The log of P(y|x) for each x and every eligible y, (n, C), in nats.
+
+        Raises:
+            VocabularyError: An id has no row in the table.
+        """
+        check_token_ids(token_ids, size=len(self.metric.embeddings))
         found = np.empty((len(token_ids), len(self.eligible)))
         for start in range(0, len(token_ids), _ROWS):
             part = slice(start, start + _ROWS)

@@ -79,7 +79,7 @@ class _Search:
         self.best = [Slope(value=scores.beta, token=0, other=0) for scores in family]
 
     def normalize(self, tokens: NDArray[np.int64]) -> None:
-        """Log Z of some inputs."""
+        """The log of Z of some inputs."""
         normalizer = np.zeros((len(self.family), len(tokens)))
         for columns, distances in self.metric.tiles(tokens, self.family[0].eligible):
             for i, scores in enumerate(self.family):

@@ -1,0 +1,178 @@
+"""A public class for each token of a vocabulary: by rules for English, or from a file.
+
+The class belongs to the token, not to its place in a text ("type-level"): a tag that depends on the sentence would tell
+about the other words of the sentence. The built-in rules are coarse on purpose: endings and short lists, one class a
+word, no more than a reader of the vocabulary could do by hand. Words in other scripts share one class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.errors import MechanismError, VocabularyError, WireError
+from rapt.local.mechanisms import word_lists
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.strict_json import parse_object
+
+# Append-only: the rules of a name never change, because a setting holds the name.
+BUILT_IN: Final = "english/1"
+SPECIAL: Final = "special"
+
+_CLOSED: Final = (
+    ("determiner", word_lists.DETERMINERS),
+    ("pronoun", word_lists.PRONOUNS),
+    ("preposition", word_lists.PREPOSITIONS),
+    ("conjunction", word_lists.CONJUNCTIONS),
+    ("auxiliary", word_lists.AUXILIARIES),
+    ("adverb", word_lists.ADVERBS),
+    ("adjective", word_lists.ADJECTIVES),
+    ("verb", word_lists.VERBS),
+    ("number", word_lists.NUMBERS),
+)
+# In this order: the first ending that fits decides, so that "-ability" is a noun and "-able" an adjective.
+_ENDINGS: Final = (
+    ("noun", ("tion", "sion", "ment", "ness", "ity", "ship", "hood", "ism", "ist", "ance", "ence", "ology", "graphy")),
+    ("adverb", ("ly",)),
+    ("adjective", ("ous", "ful", "less", "able", "ible", "ive", "ical", "ial", "ual", "ish", "est")),
+    ("verb", ("ing", "ed", "ize", "ify")),
+)
+# What an ending must leave of a word: "bed", "ring" and "fly" have none.
+_LEAST_STEM: Final = 3
+_WORD_STARTS: Final = ("\u2581", "\u0120")  # sentencepiece, byte-level BPE
+_PIECE: Final = "##"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenTags:
+    """The class of every row of a table.
+
+    Attributes:
+        names: Of the classes, sorted.
+        classes: Index into `names` for each row, (V,).
+        source: As a setting states it: `BUILT_IN`, or the hash of a file's tags.
+    """
+
+    names: tuple[str, ...]
+    classes: NDArray[np.int64] = field(repr=False)
+    source: str
+
+
+def built_in_tags(vocabulary: Vocabulary) -> TokenTags:
+    """The tags by rule. Tokens that can never be an output are one class of their own."""
+    names = _token_names(vocabulary)
+    marks = tuple(mark for mark in _WORD_STARTS if any(name.startswith(mark) for name in names))
+    tags = [tag_of(name, word_starts=marks) for name in names]
+    for row in np.setdiff1d(np.arange(vocabulary.size), vocabulary.eligible):
+        tags[row] = SPECIAL
+    return _encode(tags, source=BUILT_IN)
+
+
+def tag_of(token: str, *, word_starts: Sequence[str] = ()) -> str:
+    """The class of one token by rule.
+
+    Args:
+        token: As the vocabulary writes it.
+        word_starts: Marks before a word in this vocabulary; where there are some, letters without one are a piece.
+    """
+    if token.startswith(_PIECE) and len(token) > len(_PIECE):
+        return "piece"
+    word = token
+    for mark in word_starts:
+        word = word.removeprefix(mark)
+    word = word.lower()
+    if any(letter.isdigit() for letter in word):
+        return "number"
+    if not any(letter.isalpha() for letter in word):
+        return "punctuation"
+    if word_starts and not token.startswith(tuple(word_starts)):
+        return "piece"
+    if not word.isascii():
+        return "foreign"
+    if len(word) == 1 and word not in ("a", "i"):
+        return "letter"
+    for name, words in _CLOSED:
+        if word in words:
+            return name
+    for name, endings in _ENDINGS:
+        if any(word.endswith(ending) and len(word) >= len(ending) + _LEAST_STEM for ending in endings):
+            return name
+    return "noun"
+
+
+def read_tags(path: Path, vocabulary: Vocabulary) -> TokenTags:
+    """The tags in a JSON file: an object that gives tokens a class, or a list with the class of every row in order.
+
+    Tokens that an object leaves out share one class of their own, as do those that can never be an output.
+
+    Raises:
+        MechanismError: The file cannot be read, is of another kind, or names no token.
+    """
+    what = "a file of tags"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MechanismError(f"{what} must be readable, got {error.strerror or type(error).__name__}") from None
+    names = _token_names(vocabulary)
+    given: list[object]
+    if content.lstrip()[:1] == b"[":
+        given = _list_of(content, what=what)
+        if len(given) != vocabulary.size:
+            raise MechanismError(
+                f"{what} must have one class for each of the {vocabulary.size} rows of the table, got {len(given)}"
+            )
+    else:
+        try:
+            by_token = parse_object(content, what=what)
+        except WireError as error:
+            raise MechanismError(str(error)) from None
+        given = [by_token.get(name, "") for name in names]
+        if not by_token.keys() & set(names):
+            raise MechanismError(f"{what} must name tokens of model={vocabulary.model!r}, got none of {len(by_token)}")
+    tags = [tag for tag in given if isinstance(tag, str)]
+    if len(tags) != len(given):
+        raise MechanismError(f'{what} must hold names of classes only, such as {{"walk": "verb"}}')
+    for row in np.setdiff1d(np.arange(vocabulary.size), vocabulary.eligible):
+        tags[row] = SPECIAL
+    digest = hashlib.sha256(json.dumps(tags).encode("ascii")).hexdigest()
+    return _encode(tags, source=f"sha256:{digest}")
+
+
+def chosen_tags(source: str, vocabulary: Vocabulary) -> TokenTags:
+    """The built-in tags under their name, else those of the file of that path."""
+    return built_in_tags(vocabulary) if source == BUILT_IN else read_tags(Path(source), vocabulary)
+
+
+def _encode(tags: Sequence[str], *, source: str) -> TokenTags:
+    names, classes = np.unique(np.array(tags), return_inverse=True)
+    return TokenTags(names=tuple(names.tolist()), classes=classes.astype(np.int64), source=source)
+
+
+def _list_of(content: bytes, *, what: str) -> list[object]:
+    try:
+        found: list[object] = json.loads(content)
+    except (ValueError, RecursionError):
+        raise MechanismError(f"{what} must be JSON; the file is damaged or of another kind") from None
+    return found
+
+
+def _token_names(vocabulary: Vocabulary) -> list[str]:
+    """The written form of every row; empty for rows that the tokenizer has no token for."""
+    try:
+        return vocabulary.tokens(range(vocabulary.size))
+    except VocabularyError:  # a table padded to a round number of rows
+        pass
+    found = []
+    for row in range(vocabulary.size):
+        try:
+            found += vocabulary.tokens([row])
+        except VocabularyError:
+            found.append("")
+    return found
