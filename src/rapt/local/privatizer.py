@@ -135,7 +135,7 @@ class Privatizer:
                 raise CorpusError(
                     f"record {position} must have at most {self.longest_text} tokens beside {self.plain_tokens.count} "
                     f"plain and {self.vocabulary.bundle.special_tokens} special ones, got {len(content)}; "
-                    f"split it, or cut with truncate_to={self.longest_text}"
+                    f"split it, or cut it there with --truncate {self.longest_text}"
                 )
         return contents
 

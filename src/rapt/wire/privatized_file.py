@@ -130,7 +130,14 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
     first = next(stream, b"")
     if len(first) > MAX_LINE_BYTES:
         raise WireError(f"the manifest must be at most {MAX_LINE_BYTES} bytes, got {len(first)}")
-    manifest = manifest_from_json(parse_object(first, what="the first line"))
+    try:
+        described = parse_object(first, what="the first line")
+    except WireError:
+        raise WireError(
+            "the first line must be one JSON object, the manifest; the file is not a privatized one or is damaged: "
+            "run `rapt privatize` to make one"
+        ) from None
+    manifest = manifest_from_json(described)
     yield manifest
     digest, records, tokens = hashlib.sha256(), 0, 0
     for line in stream:
