@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rapt.local.mechanisms import MECHANISMS
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file
 
@@ -85,7 +86,7 @@ FILES = {
     "bytes.csv": b"text,label\nkohlrabi \xff\xfe,positive\n",
     "long.csv": b"text,label\n" + b"kohlrabi " * 600 + b",positive\n",
     "blank.csv": b"text,label\n   ,positive\n",
-    "odd.parquet": b"text,label\n",
+    "odd.xyz": b"text,label\n",
     "taken": b"mine",
 }
 BAD_INPUTS = [
@@ -98,7 +99,7 @@ BAD_INPUTS = [
     ("bad UTF-8", "bytes.csv out", 3, "line 2 must be utf-8"),
     ("a text that is too long", "long.csv out", 3, "record 0"),
     ("an empty text", "blank.csv out", 3, "record 0"),
-    ("an unknown format", "odd.parquet out", 2, "csv, tsv, jsonl"),
+    ("an unknown format", "odd.xyz out", 2, "csv, tsv, jsonl"),
     ("a label that was not named", "reviews.csv out --labels positive,mixed", 3, "record 1"),
     ("labels named twice", "reviews.csv out --labels a,a", 2, "different names"),
     ("an epsilon of labels of 0", "reviews.csv out --label-epsilon 0", 6, "epsilon=0.0"),
@@ -161,7 +162,10 @@ assert not loaded, loaded
 def test_mechanisms_are_listed_with_their_status(rapt):
     assert "proved" in rapt("mechanisms").out
     listed = json.loads(rapt("mechanisms", "--json").out)["mechanisms"]
-    assert [(entry["name"], entry["status"]) for entry in listed] == [("laplace", "proved")]
+    assert {entry["name"]: entry["status"] for entry in listed} == {
+        name: kind.status for name, kind in MECHANISMS.items()
+    }
+    assert listed[0]["name"] == "laplace"
 
 
 def vectors(tmp_path: Path) -> Path:
