@@ -130,7 +130,7 @@ def privacy_statement(
     )
     words = []
     for position, pair in enumerate(word_pairs):
-        apart = _word_distances(vocabulary, pair, position=position)
+        apart = word_distances(vocabulary, pair, position=position)
         step = loss_step(setting.eta * max(apart))
         losses = [(loss(distance, step=step), 1) for distance in apart]
         words.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
@@ -215,7 +215,7 @@ def _bound(name: str, meaning: str, *, distance: float, losses: Sequence[tuple[P
     )
 
 
-def _word_distances(vocabulary: Vocabulary, pair: tuple[str, str], *, position: int) -> list[float]:
+def word_distances(vocabulary: Vocabulary, pair: tuple[str, str], *, position: int) -> list[float]:
     """The distances of the tokens of two words, place by place."""
     left, right = vocabulary.encode(pair)
     if len(left) != len(right) or not left:

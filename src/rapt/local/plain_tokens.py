@@ -43,7 +43,7 @@ def plan_plain_tokens(
         return NO_PLAIN_TOKENS
     if pool_size < 1:
         raise UsageError(f"the pool of plain tokens must have at least 1 word, got pool_size={pool_size}")
-    words = _whole_words(vocabulary, at_most=pool_size)
+    words = whole_words(vocabulary, at_most=pool_size)
     if len(words) < pool_size:
         raise UsageError(
             f"the pool of plain tokens must have at most the {len(words)} words of model={vocabulary.model!r}, "
@@ -62,7 +62,7 @@ def draw_plain_tokens(plain: PlainTokens, rng: np.random.Generator) -> tuple[int
     return tuple(plain.pool[i] for i in rng.integers(len(plain.pool), size=plain.count))
 
 
-def _whole_words(vocabulary: Vocabulary, *, at_most: int) -> tuple[int, ...]:
+def whole_words(vocabulary: Vocabulary, *, at_most: int) -> tuple[int, ...]:
     """The first eligible ids, in order, whose token is a word of two letters or more and not a piece (`##ing`)."""
     words: list[int] = []
     for token_id, token in zip(

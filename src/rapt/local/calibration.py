@@ -1,0 +1,313 @@
+"""Choosing η for a target, because a value of η means nothing by itself and does not carry over to another table.
+
+Targets: a share of tokens that stay themselves, or ε at a distance. The success of an attack as target is in
+`rapt.audit.calibration`. How a target is searched, and what the reported error is, stands in `calibration_search`.
+
+Everything here is public: the table, the mechanism, and the weighting unless it says that it is private.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from rapt.errors import MechanismError, UsageError
+from rapt.local.calibration_search import (
+    MakeMechanism,
+    UnchangedCurve,
+    check_share,
+    crossing,
+    crossings,
+    floor_digits,
+    share_error,
+    share_interval,
+)
+from rapt.local.distances import TableDistances, table_distances
+from rapt.local.guarantee import DELTA, PROMISES
+from rapt.local.mechanisms.interface import Mechanism
+from rapt.local.privacy_loss import PrivacyLoss, compose, loss_step
+from rapt.local.vocabulary import Vocabulary
+from rapt.local.weighting import Weighting
+
+DRAWS: Final = 4096
+# Named distances, by the attribute of `TableDistances`.
+NAMED_DISTANCES: Final = {
+    "near-neighbour": "nearest_5",
+    "median-neighbour": "nearest_50",
+    "far-neighbour": "nearest_95",
+    "median": "median",
+    "largest": "largest_bound",
+}
+# Points of the curve on either side of the chosen η: from half of it to its double.
+CURVE_STEPS: Final = 4
+
+# Share of η to which a target is met where nothing is simulated.
+_EXACT: Final = 1e-5
+
+Target = Literal["unchanged", "epsilon", "bayes-success"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """What one η does.
+
+    Attributes:
+        eta: η.
+        unchanged, low, high: Share of tokens that stay themselves, with its 95 % interval.
+        epsilon_neighbour, epsilon_median: Pure ε, nats, at the median distance to the nearest neighbour and of two
+            tokens; None where no statement is known for the mechanism.
+        delta_epsilon_neighbour, delta_epsilon_median: The same at δ = 10^-5.
+        success, success_low, success_high: Of the Bayes attack, where it was measured.
+    """
+
+    eta: float
+    unchanged: float
+    low: float
+    high: float
+    epsilon_neighbour: float | None
+    epsilon_median: float | None
+    delta_epsilon_neighbour: float | None
+    delta_epsilon_median: float | None
+    success: float | None = None
+    success_low: float | None = None
+    success_high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """An η for a target, and what lies around it.
+
+    Attributes:
+        target: What was asked for.
+        wanted: Its value.
+        at: Between which inputs, for a target ε.
+        distance: How far these are apart.
+        delta: δ of a target ε; None for the pure bound.
+        model, vocabulary_hash: Whose table η belongs to.
+        mechanism: Its name.
+        eta: The answer, rounded down to four digits.
+        eta_low, eta_high: 95 % interval of it by the error of the simulation; None where there is none, or no end.
+        reached, reached_low, reached_high: The target's value at `eta`: ε itself, or measured with draws of its own.
+        draws: Of each simulation.
+        weighting: Over which tokens shares are taken, in words.
+        depends_on_private_data: Whether that was counted in private text. Then η says something about it.
+        curve: Around `eta`, rising.
+    """
+
+    target: Target
+    wanted: float
+    at: str | None = None
+    distance: float | None = None
+    delta: float | None = None
+    model: str
+    vocabulary_hash: str
+    mechanism: str
+    eta: float
+    eta_low: float | None
+    eta_high: float | None
+    reached: float
+    reached_low: float
+    reached_high: float
+    draws: int
+    weighting: str
+    depends_on_private_data: bool
+    curve: tuple[CurvePoint, ...]
+
+
+def calibrate_unchanged(
+    make: MakeMechanism,
+    vocabulary: Vocabulary,
+    *,
+    share: float,
+    weighting: Weighting,
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+    curve_steps: int = CURVE_STEPS,
+    on_progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """The η at which this share of tokens stays unchanged.
+
+    Args:
+        make: The mechanism at an η.
+        vocabulary: Its vocabulary.
+        share: Target, between 0 and 1.
+        weighting: Over which tokens.
+        rng: Source of the draws; nothing private depends on it.
+        draws: Of each simulation; four times as many halve the error.
+        curve_steps: Points of the curve on either side of the answer.
+        on_progress: Called with the number of η tried so far.
+
+    Raises:
+        UsageError: The target is no share, no η reaches it, or there are too few draws.
+    """
+    check_share(share, name="unchanged")
+    distances = table_distances(vocabulary)
+    curve = UnchangedCurve(make, weighting, draws=draws, rng=rng, on_progress=on_progress)
+    start = first_guess(vocabulary, distances)
+    eta, low, high = crossings(curve, target=share, start=start, margin=share_error(share, draws))
+    points = curve_around(
+        make,
+        vocabulary,
+        eta=eta,
+        weighting=weighting,
+        rng=rng,
+        draws=draws,
+        steps=curve_steps,
+        distances=distances,
+    )
+    reached = points[curve_steps]
+    return Calibration(
+        target="unchanged",
+        wanted=share,
+        model=vocabulary.model,
+        vocabulary_hash=vocabulary.hash,
+        mechanism=make(eta).setting.name,
+        eta=eta,
+        eta_low=low,
+        eta_high=high,
+        reached=reached.unchanged,
+        reached_low=reached.low,
+        reached_high=reached.high,
+        draws=draws,
+        weighting=weighting.source,
+        depends_on_private_data=weighting.private,
+        curve=points,
+    )
+
+
+def calibrate_epsilon(
+    make: MakeMechanism,
+    vocabulary: Vocabulary,
+    *,
+    epsilon: float,
+    at: str,
+    apart: Sequence[float],
+    delta: float | None = None,
+    weighting: Weighting,
+    rng: np.random.Generator,
+    draws: int = DRAWS,
+    curve_steps: int = CURVE_STEPS,
+) -> Calibration:
+    """The largest η of four digits at which ε is at most this at a distance.
+
+    Args:
+        make: The mechanism at an η.
+        vocabulary: Its vocabulary.
+        epsilon: Target, nats, above 0.
+        at: Between which inputs, in words.
+        apart: Distance of their tokens, place by place: one for two tokens.
+        delta: For ε at this δ; None for the pure bound.
+        weighting: Over which tokens the curve's shares are taken.
+        rng: Source of the draws; nothing private depends on it.
+        draws: Of each simulation.
+        curve_steps: Points of the curve on either side of the answer.
+
+    Raises:
+        UsageError: The target or the distance is not a finite number above 0.
+        MechanismError: No statement is known for the mechanism, or δ is not in [0, 1].
+    """
+    if not (0 < epsilon < math.inf) or not all(0 <= part < math.inf for part in apart) or not sum(apart) > 0:
+        raise UsageError(
+            f"a target epsilon and its distance must be finite and above 0, got epsilon={epsilon!r} "
+            f"distance={math.fsum(apart)!r}; choose other inputs"
+        )
+
+    def stated(eta: float) -> float:
+        loss = stated_loss(make(eta), vocabulary, apart=apart)
+        if loss is None:
+            raise MechanismError(
+                f"there is no privacy statement for mechanism={make(eta).setting.name!r}, so no epsilon to aim at; "
+                "aim at a share of unchanged tokens"
+            )
+        return loss.bound if delta is None else loss.epsilon(delta)
+
+    # The pure bound is linear in η, so that is where it ends; an ε at a δ is smaller and ends farther out.
+    start, factor = (1 - _EXACT) * epsilon / math.fsum(apart), 1 + 3 * _EXACT if delta is None else 1.1
+    eta = floor_digits(crossing(stated, target=epsilon, start=start, factor=factor, tolerance=_EXACT))
+    reached = stated(eta)
+    return Calibration(
+        target="epsilon",
+        wanted=epsilon,
+        at=at,
+        distance=math.fsum(apart),
+        delta=delta,
+        model=vocabulary.model,
+        vocabulary_hash=vocabulary.hash,
+        mechanism=make(eta).setting.name,
+        eta=eta,
+        eta_low=None,
+        eta_high=None,
+        reached=reached,
+        reached_low=reached,
+        reached_high=reached,
+        draws=draws,
+        weighting=weighting.source,
+        depends_on_private_data=False,
+        curve=curve_around(make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=draws, steps=curve_steps),
+    )
+
+
+def curve_around(
+    make: MakeMechanism,
+    vocabulary: Vocabulary,
+    *,
+    eta: float,
+    weighting: Weighting,
+    rng: np.random.Generator,
+    draws: int,
+    steps: int = CURVE_STEPS,
+    distances: TableDistances | None = None,
+) -> tuple[CurvePoint, ...]:
+    """Points from half of `eta` to its double, `eta` in the middle, with draws of their own."""
+    found = table_distances(vocabulary) if distances is None else distances
+    share_at = UnchangedCurve(make, weighting, draws=draws, rng=rng)
+    points = []
+    for step in range(-steps, steps + 1):
+        here = eta * 2.0 ** (step / max(1, steps))
+        low, high = share_interval(share_at(here), draws)
+        near = stated_loss(make(here), vocabulary, apart=[found.nearest_50])
+        middle = stated_loss(make(here), vocabulary, apart=[found.median])
+        points.append(
+            CurvePoint(
+                eta=here,
+                unchanged=share_at(here),
+                low=low,
+                high=high,
+                epsilon_neighbour=None if near is None else near.bound,
+                epsilon_median=None if middle is None else middle.bound,
+                delta_epsilon_neighbour=None if near is None else near.epsilon(DELTA),
+                delta_epsilon_median=None if middle is None else middle.epsilon(DELTA),
+            )
+        )
+    return tuple(points)
+
+
+def stated_loss(mechanism: Mechanism, vocabulary: Vocabulary, *, apart: Sequence[float]) -> PrivacyLoss | None:
+    """The privacy loss of tokens at these distances, as the privacy statement has it; None for an unknown mechanism."""
+    if mechanism.setting.name not in PROMISES:
+        return None
+    loss = PROMISES[mechanism.setting.name].loss
+    step = None if len(apart) == 1 else loss_step(mechanism.setting.eta * max(apart))
+    return compose(
+        [(loss(mechanism.setting, distance=part, dimension=vocabulary.dimension, step=step), 1) for part in apart]
+    )
+
+
+def first_guess(vocabulary: Vocabulary, distances: TableDistances) -> float:
+    """An η of the right size: noise along a line, √d/η, of a quarter of the distance to the nearest neighbour."""
+    return 4 * math.sqrt(vocabulary.dimension) / (distances.nearest_50 or 1.0)
+
+
+def with_success(
+    points: Sequence[CurvePoint], found: Callable[[float], tuple[float, float, float]]
+) -> list[CurvePoint]:
+    """The points with the success of an attack at each: value, low, high."""
+    filled = []
+    for point in points:
+        value, low, high = found(point.eta)
+        filled.append(replace(point, success=value, success_low=low, success_high=high))
+    return filled

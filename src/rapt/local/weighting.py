@@ -1,0 +1,116 @@
+"""Which tokens an average over tokens is taken over: a public choice, unless it says otherwise.
+
+"Half of the tokens stay themselves" means little before it is said of which tokens: rare words lie farther apart than
+common ones. A weighting must be public, because what is chosen by it, such as η, is public.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.errors import CorpusError, UsageError
+from rapt.local.corpus import read_corpus
+from rapt.local.plain_tokens import whole_words
+from rapt.local.vocabulary import Vocabulary
+
+COMMON_WORDS: Final = 1000
+_CHUNK: Final = 512
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weighting:
+    """Tokens and their shares.
+
+    Attributes:
+        token_ids: Sorted rows of the table, (n,), int64.
+        shares: Of each, (n,), above 0, sum 1.
+        source: In words, for reports.
+        private: Whether it was counted in private text: what is chosen by it says something about that text.
+    """
+
+    token_ids: NDArray[np.int64] = field(repr=False)
+    shares: NDArray[np.float64] = field(repr=False)
+    source: str
+    private: bool = False
+
+    def sample(self, count: int) -> NDArray[np.int64]:
+        """`count` tokens in proportion to their shares, (count,): each as often as its share says, up to one.
+
+        The same tokens in every call: a systematic sample in the middle of `count` equal strata.
+        """
+        places = (np.arange(count) + 0.5) / count
+        found = np.searchsorted(np.cumsum(self.shares), places, side="right")
+        return self.token_ids[np.minimum(found, len(self.token_ids) - 1)]
+
+    def over_table(self, size: int) -> NDArray[np.float64]:
+        """The shares as one number for each of the `size` rows of the table."""
+        spread = np.zeros(size)
+        spread[self.token_ids] = self.shares
+        return spread
+
+
+def common_words(vocabulary: Vocabulary, *, count: int = COMMON_WORDS) -> Weighting:
+    """The first whole words of the vocabulary, each as much as another; in BERT's files these are the most frequent.
+
+    Raises:
+        UsageError: `count` is below 1, or the vocabulary has no whole words.
+    """
+    if count < 1:
+        raise UsageError(f"a weighting must have at least 1 word, got count={count}")
+    words = np.sort(np.array(whole_words(vocabulary, at_most=count), dtype=np.int64))
+    if not len(words):
+        raise UsageError(f"model={vocabulary.model!r} must have whole words to average over, got none; use every token")
+    return _even(words, source=f"the first {len(words):,} whole words of the vocabulary, each the same")
+
+
+def every_token(vocabulary: Vocabulary) -> Weighting:
+    """Every token that may be an output, each as much as another."""
+    return _even(
+        vocabulary.eligible, source=f"all {len(vocabulary.eligible):,} tokens that may be an output, each the same"
+    )
+
+
+def weighting_of_corpus(path: Path, vocabulary: Vocabulary, *, text_column: str = "text", private: bool) -> Weighting:
+    """The frequencies of the tokens of a corpus.
+
+    Args:
+        path: CSV, TSV or JSONL.
+        vocabulary: Whose tokens are counted.
+        text_column: Column, or JSON field, of the text.
+        private: Whether the text is private. What is chosen by the weighting then depends on private data.
+
+    Raises:
+        CorpusError: The corpus cannot be read, or holds no token.
+    """
+    counts = np.zeros(vocabulary.size, dtype=np.int64)
+    waiting: list[str] = []
+    for record in read_corpus(path, text_column=text_column, label_column=None):
+        waiting.append(record.text)
+        if len(waiting) == _CHUNK:
+            _count(counts, waiting, vocabulary)
+            waiting = []
+    _count(counts, waiting, vocabulary)
+    ids = np.flatnonzero(counts)
+    if not len(ids):
+        raise CorpusError("a corpus to count words in must hold at least one token, got none; check the file")
+    kind = "the PRIVATE texts" if private else "the public texts"
+    return Weighting(
+        token_ids=ids,
+        shares=counts[ids] / counts.sum(),
+        source=f"{counts.sum():,} tokens of {kind} in {path.name}",
+        private=private,
+    )
+
+
+def _even(token_ids: NDArray[np.int64], *, source: str) -> Weighting:
+    return Weighting(token_ids=token_ids, shares=np.full(len(token_ids), 1 / len(token_ids)), source=source)
+
+
+def _count(counts: NDArray[np.int64], texts: list[str], vocabulary: Vocabulary) -> None:
+    for content in vocabulary.encode(texts):
+        np.add.at(counts, content, 1)
