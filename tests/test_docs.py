@@ -1,0 +1,143 @@
+"""The documents are tested: what they show runs, what they name exists, where they point there is something."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rapt.cli.help_pages import GROUPS, help_pages
+from rapt.cli.program import COMMANDS, run
+from rapt.errors import RaptError
+from rapt.service.assembly import load_backbones
+from rapt.service.settings import load_settings
+from running_service import running_service
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted(
+    path for pattern in ("*.md", "docs/**/*.md", "requirements/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern)
+)
+README = ROOT / "README.md"
+# Hosts that a document may send a reader to; everything else is a relative link or loopback.
+HOSTS = {"arxiv.org", "doi.org", "keepachangelog.com", "127.0.0.1:8420", "127.0.0.1"}
+FENCE = re.compile(r"(<!-- runs -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def blocks(path: Path, language: str, *, only_runs: bool = False) -> Iterator[str]:
+    for runs, name, content in FENCE.findall(path.read_text(encoding="utf-8")):
+        if name == language and (runs or not only_runs):
+            yield content
+
+
+def calls_of_rapt(path: Path) -> Iterator[list[str]]:
+    """Every call of the program in a document's shell blocks and inline code, as words."""
+    text = path.read_text(encoding="utf-8")
+    for block in blocks(path, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for call in re.findall(r"(?:^|\$\(|\| )(?:\.venv/bin/)?rapt ([^|)]*)", line):
+                yield shlex.split(call, comments=True)
+    for call in re.findall(r"`rapt ([^`\n]+)`", FENCE.sub("", text)):
+        yield re.split(r"\s+", call)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    backbones = load_backbones(load_settings({"models": "minilm"}))
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+        yield url
+
+
+def test_the_help_pages_are_the_programs_own():
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == help_pages(), "run `make help-pages`"
+
+
+def test_the_help_pages_name_every_exit_code():
+    text = help_pages()
+    for kind in RaptError.__subclasses__():
+        assert f"| {kind.exit_code} |" in text
+
+
+def test_the_readmes_shell_blocks_run(service, tmp_path: Path):
+    rows = [f"the soup was {'good' if i % 2 else 'bad'} and so was the bread,{i % 2}\n" for i in range(12)]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows))
+    (tmp_path / "queries.csv").write_text("text\nthe bread was good\nthe soup was bad\n")
+    script = "set -euo pipefail\n" + "\n".join(blocks(README, "bash", only_runs=True))
+    done = subprocess.run(
+        ["bash", "-c", script.replace("http://127.0.0.1:8420", service)],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('"label"') == 2
+    assert (tmp_path / "audit" / "report.html").is_file()
+
+
+def test_the_readmes_python_blocks_run():
+    found = list(blocks(README, "python", only_runs=True))
+    assert found
+    for block in found:
+        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_and_option_in_a_document_exists(path: Path, capsys):
+    groups = {group.split()[0] for group in GROUPS}
+    names = {command.__name__ for command in COMMANDS} | groups
+    for words in calls_of_rapt(path):
+        if words[0].startswith("-"):
+            continue
+        assert words[0] in names, f"rapt {words[0]}"
+        run([*(words[:2] if words[0] in groups and len(words) > 1 else words[:1]), "--help"])
+        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        asked = {re.match(r"--[a-z-]+", word)[0] for word in words if word.startswith("--")}
+        assert asked <= known, f"rapt {words[0]}: {asked - known}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_inside_the_project_resolves(path: Path):
+    for target in LINK.findall(path.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        found = (path.parent / name).resolve() if name else path
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_document_names_no_path_of_a_machine_and_no_unexpected_host(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert not re.findall(r"(?<![\w.])/(?:home|root|tmp|opt|work|usr|mnt|Users)/\S*", text)
+    assert {host.rstrip(".") for host in re.findall(r"https?://([\w.:-]+)", text)} <= HOSTS
+
+
+def test_make_targets_in_documents_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in DOCUMENTS:
+        named = set(re.findall(r"`make ([a-z-]+)`", path.read_text(encoding="utf-8")))
+        assert named <= targets, (path.name, named - targets)
+
+
+def test_every_decision_is_in_the_list():
+    folder = ROOT / "docs" / "decisions"
+    listed = set(LINK.findall((folder / "README.md").read_text(encoding="utf-8")))
+    assert listed == {path.name for path in folder.glob("0*.md")}
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a document's headings, as they are made on the usual hosts."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
