@@ -22,11 +22,12 @@ demo: $(READY)  ## the main job on real text: privatize, tune, predict, attack; 
 test: $(READY)  ## every test that CI runs
 	$(BIN)/python -m pytest -q
 
-check: $(READY)  ## format, lint, types, import contracts
+check: $(READY)  ## format, lint, types, import contracts, documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_glossary.py tests/test_public_surface.py
 
 format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
