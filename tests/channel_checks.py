@@ -46,3 +46,49 @@ def assert_drawn_as_stated(mechanism, vocabulary, rng, *, channel=None, draws=DR
         channel = np.exp(mechanism.log_probabilities(np.arange(vocabulary.size)))
     for x in range(vocabulary.size):
         assert_counts(count_outputs(mechanism, vocabulary, x, rng, draws=draws), channel[x])
+
+
+def noisy_grid(table, *, reach, points=None):
+    """Points v of a fine grid around a table of one or two columns, (n, d). The same for every input."""
+    table = np.asarray(table, dtype=float)
+    count = points or (60_001 if table.shape[1] == 1 else 401)
+    axes = [np.linspace(column.min() - reach, column.max() + reach, count) for column in table.T]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, table.shape[1])
+
+
+def noise_density(table, grid, eta, *, root=None):
+    """p(v|x) at the grid's points for noise of density exp(-eta * ||root^-1 z||), (V, n); each row adds up to 1."""
+    table = np.asarray(table, dtype=float)
+    whiten = np.eye(table.shape[1]) if root is None else np.linalg.inv(root)
+    lengths = np.stack([np.linalg.norm((grid - row) @ whiten.T, axis=1) for row in table])
+    density = np.exp(-eta * lengths)
+    return density / density.sum(axis=1, keepdims=True)
+
+
+def grid_channel(table, kernel, *, eta, root=None):
+    """P(y|x) = ∫ K(y|v) p(v|x) dv by a sum over a grid, (V, C), for a mechanism that adds noise to an embedding.
+
+    Args:
+        table: (V, 1) or (V, 2).
+        kernel: Gives K(y|v) for grid points v, (n, C).
+        eta: Of the noise.
+        root: L, for noise L u.
+    """
+    widest = 1.0 if root is None else float(np.linalg.norm(root, 2))
+    grid = noisy_grid(table, reach=18.0137 * widest / eta)  # an odd number, so that no point is a token
+    return noise_density(table, grid, eta, root=root) @ kernel(grid)
+
+
+def distances_to(table, grid, ids):
+    """(n, len(ids))."""
+    return np.stack([np.linalg.norm(grid - row, axis=1) for row in np.asarray(table, dtype=float)[ids]], axis=1)
+
+
+def nearest_kernel(table, ids):
+    """K of a mechanism that puts out the nearest of `ids`."""
+
+    def kernel(grid):
+        nearest = distances_to(table, grid, ids).argmin(axis=1)
+        return (nearest[:, None] == np.arange(len(ids))).astype(float)
+
+    return kernel

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from rapt.errors import MechanismError
+from rapt.local.mechanisms.custext import CustextMechanism
 from rapt.local.mechanisms.exponential import ExponentialMechanism
 from rapt.local.mechanisms.interface import ClosedChannel, GuaranteeStatus, Mechanism, MechanismKind
 from rapt.local.mechanisms.laplace import LaplaceMechanism
+from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
+from rapt.local.mechanisms.pct2t import Pct2tMechanism
+from rapt.local.mechanisms.rank_fix import RankFixMechanism
 from rapt.local.mechanisms.santext import SantextMechanism
 from rapt.local.mechanisms.soft_pos import SoftPosMechanism
 from rapt.local.mechanisms.tem import TemMechanism
+from rapt.local.mechanisms.vickrey import VickreyMechanism
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter
 
@@ -19,8 +24,13 @@ _KINDS: Final[tuple[MechanismKind, ...]] = (
     LaplaceMechanism,
     ExponentialMechanism,
     SoftPosMechanism,
-    SantextMechanism,
+    MahalanobisMechanism,
+    VickreyMechanism,
+    RankFixMechanism,
     TemMechanism,
+    SantextMechanism,
+    CustextMechanism,
+    Pct2tMechanism,
 )
 MECHANISMS: Final[Mapping[str, MechanismKind]] = {kind.name: kind for kind in _KINDS}
 
