@@ -76,12 +76,29 @@ class UnchangedCurve:
 
 
 def crossings(
-    share_at: Callable[[float], float], *, target: float, start: float, margin: float
+    share_at: Callable[[float], float],
+    *,
+    target: float,
+    start: float,
+    margin: float,
+    factor: float = 2.0,
+    tolerance: float = TOLERANCE,
 ) -> tuple[float, float | None, float | None]:
-    """η for a target share, rounded down to four digits, and the ends of its interval; None for an end that is open."""
-    eta = crossing(share_at, target=target, start=start)
-    low = crossing(share_at, target=target - margin, start=eta, factor=_NEAR) if target > margin else None
-    high = crossing(share_at, target=target + margin, start=eta, factor=_NEAR) if target + margin < 1 else None
+    """η for a target share, rounded down to four digits, and the ends of its interval; None for an end that is open.
+
+    Args:
+        share_at: Simulated share at an η.
+        target: Between 0 and 1.
+        start: Where to begin.
+        margin: Error of a simulated share at the target.
+        factor: First step from the start.
+        tolerance: As in `crossing`.
+    """
+    eta = crossing(share_at, target=target, start=start, factor=factor, tolerance=tolerance)
+    low, high = (
+        crossing(share_at, target=end, start=eta, factor=_NEAR, tolerance=tolerance) if 0 < end < 1 else None
+        for end in (target - margin, target + margin)
+    )
     return floor_digits(eta), low, high
 
 
