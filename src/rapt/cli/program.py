@@ -14,6 +14,7 @@ import typer
 from typer.main import get_command
 
 from rapt.cli.audit import audit
+from rapt.cli.calibrate import calibrate
 from rapt.cli.demo import demo
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms
@@ -31,6 +32,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     demo,
     privatize,
     statement,
+    calibrate,
     tune,
     predict,
     audit,

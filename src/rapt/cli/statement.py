@@ -49,7 +49,7 @@ def statement(
     from rapt.wire.manifest import NO_PLAIN_TOKENS
     from rapt.wire.vocabulary_bundle import check_hash
 
-    pairs = tuple(_words(text) for text in pair or ())
+    pairs = tuple(split_pair(text) for text in pair or ())
     if (file is None) == (eta is None):
         raise UsageError("a statement is about one setting: give a privatized FILE, or --eta, and not both")
     if file is not None:
@@ -104,7 +104,8 @@ def read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _words(pair: str) -> tuple[str, str]:
+def split_pair(pair: str) -> tuple[str, str]:
+    """The two words in `word,word` (`UsageError`)."""
     first, comma, second = (part.strip() for part in pair.partition(","))
     if not (first and comma and second) or "," in second:
         raise UsageError("--pair must be two words with a comma between them, such as --pair london,paris")

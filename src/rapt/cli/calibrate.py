@@ -1,0 +1,317 @@
+"""`rapt calibrate`: the η for what you want, because a value of η means nothing by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rapt.cli.options import AsJson, VocabularyName
+from rapt.cli.output import meter, say, show, show_json, table
+from rapt.cli.statement import split_pair
+from rapt.errors import UsageError
+
+if TYPE_CHECKING:
+    from rapt.local.calibration import Calibration
+    from rapt.local.mechanisms import Mechanism
+    from rapt.local.vocabulary import Vocabulary
+    from rapt.local.weighting import Weighting
+
+SCHEMA = "rapt.calibration/1"
+PRIVATE_WARNING = (
+    "this η was chosen from private text, so its value says something about that text, which nothing here protects; "
+    "prefer public text"
+)
+
+
+class At(StrEnum):
+    """Distances of the table that a target ε can be stated at."""
+
+    NEAR_NEIGHBOUR = "near-neighbour"
+    MEDIAN_NEIGHBOUR = "median-neighbour"
+    FAR_NEIGHBOUR = "far-neighbour"
+    MEDIAN = "median"
+    LARGEST = "largest"
+
+
+def calibrate(
+    unchanged: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Target: this share of tokens stays itself, such as 0.5.")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Target: ε in nats, at --at or for --pair.")
+    ] = None,
+    bayes_success: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="Target: the context-free Bayes attack finds this share; minutes."),
+    ] = None,
+    at: Annotated[
+        At | None,
+        typer.Option(
+            help="Distance of a target ε: to the nearest other token (5 %, median, 95 %), of two tokens (median), "
+            "or the largest.  [default: median-neighbour]",
+            show_default=False,
+        ),
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="WORD,WORD", help="Two words instead of --at for a target ε.")
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Aim at ε at this δ, such as 1e-5, not at the pure ε.")
+    ] = None,
+    mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
+    allow_unproved: Annotated[
+        bool, typer.Option("--allow-unproved", help="Take a mechanism whose guarantee is not proved.")
+    ] = False,
+    vocabulary: VocabularyName = "minilm",
+    words: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Shares over the first N whole words.  [default: 1000]"),
+    ] = None,
+    all_tokens: Annotated[bool, typer.Option("--all-tokens", help="Shares over all tokens of the vocabulary.")] = False,
+    public_text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Shares over the words of public texts: CSV, TSV or JSONL.")
+    ] = None,
+    private_text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The same over private texts: η then tells something of them.")
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of these texts that holds the text.")] = "text",
+    draws: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=100, help="Tokens simulated for each η.  [default: 4096, with an attack 2048]"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the curve as an .svg file.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the plot if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Choose η for a target, and show what lies around it.
+
+    Everything is counted over public words by default, so that η says nothing about your texts. Give exactly one
+    target. Never compare two mechanisms at equal η.
+
+    \b
+    Examples:
+      rapt calibrate --unchanged 0.5 --plot curve.svg
+      rapt calibrate --epsilon 20 --at median-neighbour
+      rapt calibrate --epsilon 8 --delta 1e-5 --pair london,paris
+      rapt calibrate --bayes-success 0.3
+    """
+    from rapt.local.mechanisms import make_mechanism
+    from rapt.local.vocabulary import load_vocabulary
+
+    if sum(target is not None for target in (unchanged, epsilon, bayes_success)) != 1:
+        raise UsageError("a calibration has one target: give --unchanged, --epsilon or --bayes-success")
+    if epsilon is None and (at is not None or pair is not None or delta is not None):
+        raise UsageError("--at, --pair and --delta are about a target ε; give --epsilon")
+    if at is not None and pair is not None:
+        raise UsageError("--at and --pair exclude each other; give one of them")
+    check_plot(plot, overwrite=overwrite)
+    loaded = load_vocabulary(vocabulary)
+    weighting = weigh(
+        loaded, words=words, all_tokens=all_tokens, public=public_text, private=private_text, text_column=text_column
+    )
+
+    def make(eta: float) -> Mechanism:
+        return make_mechanism(mechanism, vocabulary=loaded, eta=eta, allow_unproved=allow_unproved)
+
+    with meter("calibrating", unit="values of η tried") as progress:
+        if epsilon is not None:
+            found = for_epsilon(make, loaded, epsilon, at=at, pair=pair, delta=delta, weighting=weighting, draws=draws)
+        else:
+            found = for_share(
+                make,
+                loaded,
+                unchanged=unchanged,
+                bayes_success=bayes_success,
+                weighting=weighting,
+                draws=draws,
+                on_progress=lambda tried: progress(tried),
+            )
+    if plot is not None:
+        from rapt.cli.predict import write_whole
+        from rapt.local.calibration_plot import calibration_svg
+
+        write_whole(plot, calibration_svg(found))
+    if as_json:
+        show_json(to_json(found) | ({} if plot is None else {"plot": str(plot)}))
+        return
+    show("\n".join(page(found)))
+    if plot is not None:
+        say(f"drawn: {plot}")
+    if found.depends_on_private_data:
+        say(f"rapt: warning: {PRIVATE_WARNING}")
+
+
+def for_epsilon(
+    make: Callable[[float], Mechanism],
+    loaded: Vocabulary,
+    epsilon: float,
+    *,
+    at: At | None,
+    pair: str | None,
+    delta: float | None,
+    weighting: Weighting,
+    draws: int | None,
+) -> Calibration:
+    """The calibration for a target ε. Raises as `calibrate_epsilon`."""
+    from rapt.local.calibration import DRAWS, NAMED_DISTANCES, calibrate_epsilon
+    from rapt.local.distances import table_distances
+    from rapt.local.guarantee import word_distances
+    from rapt.local.randomness import secure_stream
+
+    if pair is not None:
+        words = split_pair(pair)
+        name, apart = " / ".join(words), word_distances(loaded, words, position=0)
+    else:
+        name = (at or At.MEDIAN_NEIGHBOUR).value
+        apart = [getattr(table_distances(loaded), NAMED_DISTANCES[name])]
+    return calibrate_epsilon(
+        make,
+        loaded,
+        epsilon=epsilon,
+        at=name,
+        apart=apart,
+        delta=delta,
+        weighting=weighting,
+        rng=secure_stream().generator,
+        draws=draws or DRAWS,
+    )
+
+
+def for_share(
+    make: Callable[[float], Mechanism],
+    loaded: Vocabulary,
+    *,
+    unchanged: float | None,
+    bayes_success: float | None,
+    weighting: Weighting,
+    draws: int | None,
+    on_progress: Callable[[int], None],
+) -> Calibration:
+    """The calibration for a share, whichever is given. Raises as `calibrate_unchanged` and `calibrate_success`."""
+    from rapt.local.calibration import DRAWS, calibrate_unchanged
+    from rapt.local.randomness import secure_stream
+
+    rng = secure_stream().generator
+    if bayes_success is None:
+        assert unchanged is not None
+        return calibrate_unchanged(
+            make,
+            loaded,
+            share=unchanged,
+            weighting=weighting,
+            rng=rng,
+            draws=draws or DRAWS,
+            on_progress=on_progress,
+        )
+    from rapt.audit.calibration import TRIALS, calibrate_success
+
+    return calibrate_success(
+        make,
+        loaded,
+        success=bayes_success,
+        weighting=weighting,
+        rng=rng,
+        trials=draws or TRIALS,
+        on_progress=on_progress,
+    )
+
+
+def weigh(
+    loaded: Vocabulary,
+    *,
+    words: int | None,
+    all_tokens: bool,
+    public: Path | None,
+    private: Path | None,
+    text_column: str,
+) -> Weighting:
+    """The weighting that was asked for; the first thousand words where none was.
+
+    Raises:
+        UsageError: More than one was.
+        CorpusError: A file of texts cannot be read.
+    """
+    from rapt.local.weighting import COMMON_WORDS, common_words, every_token, weighting_of_corpus
+
+    if sum([words is not None, all_tokens, public is not None, private is not None]) > 1:
+        raise UsageError("--words, --all-tokens, --public-text and --private-text exclude each other; give one of them")
+    if all_tokens:
+        return every_token(loaded)
+    if public is not None:
+        return weighting_of_corpus(public, loaded, text_column=text_column, private=False)
+    if private is not None:
+        return weighting_of_corpus(private, loaded, text_column=text_column, private=True)
+    return common_words(loaded, count=COMMON_WORDS if words is None else words)
+
+
+def check_plot(plot: Path | None, *, overwrite: bool) -> None:
+    """Refuse a plot that is no .svg file, or that exists, before any work (`UsageError`)."""
+    if plot is None:
+        return
+    if plot.suffix != ".svg":
+        raise UsageError(f"--plot must end in .svg, got {plot.suffix!r}; rename it")
+    if plot.exists() and not overwrite:
+        raise UsageError(f"the plot must not exist yet, got {str(plot)!r}; choose another name or add --overwrite")
+
+
+def to_json(found: Calibration) -> dict[str, Any]:
+    """A calibration as plain JSON values."""
+    return {"schema": SCHEMA, **asdict(found), "warning": PRIVATE_WARNING if found.depends_on_private_data else None}
+
+
+def page(found: Calibration) -> list[str]:
+    """A calibration as lines for people."""
+    interval = ""
+    if found.eta_low is not None or found.eta_high is not None:
+        ends = ["…" if end is None else f"{end:.4g}" for end in (found.eta_low, found.eta_high)]
+        interval = f"  (95 % interval {ends[0]} to {ends[1]}, {found.draws:,} draws)"
+    lines = [
+        f"η = {found.eta:g}{interval}",
+        "",
+        f"target     {_target(found)}",
+        f"reached    {_reached(found)}",
+        f"mechanism  {found.mechanism}, on {found.model}, {found.vocabulary_hash.removeprefix('sha256:')[:12]}",
+        f"shares     over {found.weighting}",
+        "",
+    ]
+    attacked = all(point.success is not None for point in found.curve)
+    header = ["η", "unchanged", "95 %", *(["attack", "95 %"] if attacked else [])]
+    header += ["ε neighbour", "at δ=1e-5", "ε two tokens", "at δ=1e-5"]
+    rows = []
+    for point in found.curve:
+        row = [f"{point.eta:.4g}", f"{point.unchanged:.1%}", f"{point.low:.1%}–{point.high:.1%}"]
+        if attacked:
+            row += [f"{point.success:.1%}", f"{point.success_low:.1%}–{point.success_high:.1%}"]
+        row += [
+            "?" if value is None else f"{value:.1f}"
+            for value in (
+                point.epsilon_neighbour,
+                point.delta_epsilon_neighbour,
+                point.epsilon_median,
+                point.delta_epsilon_median,
+            )
+        ]
+        rows.append(row)
+    return [*lines, table(header, rows)]
+
+
+def _target(found: Calibration) -> str:
+    if found.target == "epsilon":
+        kind = "pure" if found.delta is None else f"at δ = {found.delta:g}"
+        return f"ε = {found.wanted:g} nats, {kind}, at distance {found.distance:.4g} ({found.at})"
+    if found.target == "unchanged":
+        return f"{found.wanted:.1%} of tokens unchanged"
+    return f"{found.wanted:.1%} of tokens found by the context-free Bayes attack"
+
+
+def _reached(found: Calibration) -> str:
+    if found.target == "epsilon":
+        return f"ε = {found.reached:.4f} nats"
+    if found.reached_low == found.reached_high:
+        return f"{found.reached:.1%}, exact"
+    return f"{found.reached:.1%} ({found.reached_low:.1%} to {found.reached_high:.1%}), measured with other draws"
