@@ -48,21 +48,24 @@ def assert_drawn_as_stated(mechanism, vocabulary, rng, *, channel=None, draws=DR
         assert_counts(count_outputs(mechanism, vocabulary, x, rng, draws=draws), channel[x])
 
 
-def noisy_grid(table, *, reach, points=None):
-    """Points v of a fine grid around a table of one or two columns, (n, d). The same for every input."""
-    table = np.asarray(table, dtype=float)
-    count = points or (60_001 if table.shape[1] == 1 else 401)
-    axes = [np.linspace(column.min() - reach, column.max() + reach, count) for column in table.T]
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, table.shape[1])
+def noisy_grid(table, *, reach):
+    """Points v around a table of one or two columns, (n, d), and how much of space each stands for, (n,).
 
-
-def noise_density(table, grid, eta, *, root=None):
-    """p(v|x) at the grid's points for noise of density exp(-eta * ||root^-1 z||), (V, n); each row adds up to 1."""
-    table = np.asarray(table, dtype=float)
-    whiten = np.eye(table.shape[1]) if root is None else np.linalg.inv(root)
-    lengths = np.stack([np.linalg.norm((grid - row) @ whiten.T, axis=1) for row in table])
-    density = np.exp(-eta * lengths)
-    return density / density.sum(axis=1, keepdims=True)
+    Fine among the tokens, where the cells of outputs may be small, and coarser with the distance from them. The same
+    for every input, so that an inequality between densities holds for sums as well.
+    """
+    step, growth = (0.0005, 1.001) if table.shape[1] == 1 else (0.0137, 1.03)
+    steps = step * growth ** np.arange(1 + int(np.log1p(reach * (growth - 1) / step) / np.log(growth)))
+    outside = np.cumsum(steps)
+    points, sizes = [], []
+    for column in np.asarray(table, dtype=float).T:
+        low, high = column.min() - 0.3, column.max() + 0.3
+        core = np.linspace(low, high, 1 + int((high - low) / step))
+        edges = np.concatenate([low - outside[::-1], core, high + outside])
+        points.append((edges[1:] + edges[:-1]) / 2)
+        sizes.append(np.diff(edges))
+    grid = np.stack(np.meshgrid(*points, indexing="ij"), axis=-1).reshape(-1, len(points))
+    return grid, np.prod(np.stack(np.meshgrid(*sizes, indexing="ij"), axis=-1), axis=-1).ravel()
 
 
 def grid_channel(table, kernel, *, eta, root=None):
@@ -72,11 +75,17 @@ def grid_channel(table, kernel, *, eta, root=None):
         table: (V, 1) or (V, 2).
         kernel: Gives K(y|v) for grid points v, (n, C).
         eta: Of the noise.
-        root: L, for noise L u.
+        root: L, for noise of density proportional to exp(-eta * ||L^-1 z||).
     """
-    widest = 1.0 if root is None else float(np.linalg.norm(root, 2))
-    grid = noisy_grid(table, reach=18.0137 * widest / eta)  # an odd number, so that no point is a token
-    return noise_density(table, grid, eta, root=root) @ kernel(grid)
+    table = np.asarray(table, dtype=float)
+    whiten = np.eye(table.shape[1]) if root is None else np.linalg.inv(root)
+    grid, sizes = noisy_grid(table, reach=18 / eta / np.linalg.svd(whiten, compute_uv=False).min())
+    outputs = kernel(grid)
+    found = np.empty((len(table), outputs.shape[1]))
+    for x, row in enumerate(table):
+        density = np.exp(-eta * np.linalg.norm((grid - row) @ whiten.T, axis=1)) * sizes
+        found[x] = density @ outputs / density.sum()
+    return found
 
 
 def distances_to(table, grid, ids):

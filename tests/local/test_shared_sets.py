@@ -185,7 +185,8 @@ def test_pct2t_puts_out_words_of_the_same_class_only(bert_tiny, rng):
 # Estimates.
 
 
-def test_an_estimate_counts_what_was_drawn(vocabulary, rng):
+def test_an_estimate_counts_what_was_drawn(rng):
+    vocabulary = toy_vocabulary(LINE, special=SPECIAL)
     mechanism = LaplaceMechanism(vocabulary=vocabulary, eta=2.0)
     found = estimate_channel(mechanism, vocabulary, 7, samples=70_000, rng=rng)
     table, ids = vocabulary.embeddings.astype(float), vocabulary.eligible

@@ -119,6 +119,10 @@ class CustextMechanism:
         found: NDArray[np.float64] = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
         return found
 
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """1 for two rows of one set, 0 for the same row, else infinite, (n,)."""
+        return np.where(self.sets[left] == self.sets[right], (left != right).astype(np.float64), np.inf)
+
     def log_probabilities(self, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """The log of P(y|x) for each x and every eligible y, (n, C), -inf outside the set. Raises `VocabularyError`."""
         check_token_ids(token_ids, size=self.vocabulary.size)

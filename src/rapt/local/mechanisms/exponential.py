@@ -134,6 +134,10 @@ class ExponentialMechanism:
     def _draws(self) -> ExactDraws:
         return ExactDraws(self.scores, cache_bytes=self.cache_bytes)
 
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Euclidean distance of pairs of rows, (n,)."""
+        return self._metric.pairs(left, right)
+
     def log_probabilities(self, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """The log of P(y|x) for each x and every eligible y, (n, C), in nats.
 

@@ -32,6 +32,10 @@ class Mechanism(Protocol):
         """Whether the guarantee in the docstring is proved, holds under conditions, or fails as published."""
         ...
 
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """d(x, x') of its guarantee, for pairs of rows, (n,); infinite where it has no bound."""
+        ...
+
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, every one drawn independently.
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
+from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.nearest import NearestToken
 from rapt.local.vocabulary import Vocabulary
@@ -76,6 +77,10 @@ class LaplaceMechanism:
     @cached_property
     def _nearest(self) -> NearestToken:
         return NearestToken(self.vocabulary.embeddings, self.vocabulary.eligible)
+
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Euclidean distance of pairs of rows, (n,)."""
+        return PublicMetric(embeddings=self.vocabulary.embeddings).pairs(left, right)
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, every one with noise of its own.

@@ -109,6 +109,13 @@ class MahalanobisMechanism:
     def _nearest(self) -> NearestToken:
         return NearestToken(self.vocabulary.embeddings, self.vocabulary.eligible)
 
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """d_RM of pairs of rows, (n,)."""
+        difference = np.subtract(self.vocabulary.embeddings[left], self.vocabulary.embeddings[right], dtype=np.float64)
+        # sqrt(D' S^-1 D) is the length of L^-1 D.
+        found: NDArray[np.float64] = np.linalg.norm(np.linalg.solve(self._root, difference.T), axis=0)
+        return found
+
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, as in `Mechanism`. Raises `VocabularyError`."""
         check_token_ids(token_ids, size=self.vocabulary.size)

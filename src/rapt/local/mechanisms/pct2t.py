@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
 from rapt.local.mechanisms.laplace import sample_noise
+from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.mechanisms.token_tags import BUILT_IN, TokenTags, chosen_tags
 from rapt.local.nearest import NearestToken
@@ -83,6 +84,12 @@ class Pct2tMechanism:
         for tag in range(len(self.tags.names)):
             own = eligible[self.tags.classes[eligible] == tag]
             found[tag] = NearestToken(embeddings, own if len(own) else eligible)
+        return found
+
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Euclidean distance of pairs of rows of one class, infinite for others, (n,)."""
+        found = PublicMetric(embeddings=self.vocabulary.embeddings).pairs(left, right)
+        found[self.tags.classes[left] != self.tags.classes[right]] = np.inf
         return found
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -79,6 +79,10 @@ class RankFixMechanism:
     def _laplace(self) -> LaplaceMechanism:
         return LaplaceMechanism(vocabulary=self.vocabulary, eta=self.eta)
 
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Euclidean distance of pairs of rows, (n,)."""
+        return self._laplace.distances(left, right)
+
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, as in `Mechanism`. Raises `VocabularyError`."""
         nearest = self._laplace.privatize(token_ids, rng=rng)

@@ -136,6 +136,10 @@ class SoftPosMechanism:
     def _draws(self) -> ExactDraws:
         return ExactDraws(self.scores, cache_bytes=self.cache_bytes)
 
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """d'(x, x') of pairs of rows, (n,)."""
+        return self._metric.pairs(left, right)
+
     def log_probabilities(self, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """The log of P(y|x) for each x and every eligible y, (n, C), in nats. Raises `VocabularyError`."""
         return self.scores.log_probabilities(token_ids)

@@ -102,6 +102,10 @@ class TemMechanism:
         metric = PublicMetric(embeddings=self.vocabulary.embeddings)
         return Scores(metric=metric, eligible=self.vocabulary.eligible, beta=self.eta / 2, reach=self.gamma)
 
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Euclidean distance of pairs of rows, (n,)."""
+        return self.scores.metric.pairs(left, right)
+
     def log_probabilities(self, token_ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """The log of P(y|x) for each x and every eligible y, (n, C), in nats. Raises `VocabularyError`."""
         return self.scores.log_probabilities(token_ids)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
 from rapt.local.mechanisms.laplace import sample_noise
+from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.neighbours import nearest_tokens
 from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.vocabulary import Vocabulary
@@ -74,6 +75,10 @@ class VickreyMechanism:
     def setting(self) -> MechanismSetting:
         """Name, eta and t."""
         return MechanismSetting(name=self.name, parameters={"eta": float(self.eta), "tuning": self.tuning})
+
+    def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Euclidean distance of pairs of rows, (n,)."""
+        return PublicMetric(embeddings=self.vocabulary.embeddings).pairs(left, right)
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, as in `Mechanism`. Raises `VocabularyError`."""

