@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
+
 from rapt.errors import WireError
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.slope import Slope, largest_slopes
@@ -107,8 +109,8 @@ def largest_beta(
 ) -> tuple[float, Slope]:
     """The largest thousandth of eta whose slope is at most eta, and that slope.
 
-    Slopes are computed at a few values at once, because distances are the dearer half of the work; after the first
-    round, around where the line through the two ends of the bracket crosses eta.
+    Slopes are computed at a few values at once, because distances are much of the work: first far apart, then around
+    where they should cross eta.
     """
     slopes: dict[int, Slope] = {}
     low, high = _STEPS // 2, _STEPS + 1  # high is not allowed: a slope is never below beta, and rounded up
@@ -127,11 +129,13 @@ def largest_beta(
 
 def _between(low: int, high: int, slopes: dict[int, Slope], *, eta: float) -> list[int]:
     """Up to four points strictly inside the bracket, around where the slope should cross eta."""
+    crossing = (low + high) // 2
     if high in slopes:
-        rise = (slopes[high].value - slopes[low].value) / (high - low)
-        crossing = low + int((eta - slopes[low].value) / rise)
-    else:
-        crossing = (low + high) // 2
+        # The slope is smooth in beta: the parabola through the three points nearest to eta, as beta of slope.
+        near = sorted(slopes, key=lambda point: abs(slopes[point].value - eta))[:3]
+        excess = [slopes[point].value - eta for point in near]
+        if len(set(excess)) == len(near):
+            crossing = int(np.polyfit(excess, near, len(near) - 1)[-1])
     crossing = min(max(crossing, low + 1), high - 1)
     return [point for point in range(crossing - 1, crossing + 3) if low < point < high]
 

@@ -8,8 +8,9 @@ cancels in the scores, so sup_y [s(x, y) - s(x', y)] = beta * sup_y [min(d(x', y
 
 - x is eligible: the supremum is beta * min(D, r), reached at y = x, where d(x, y) = 0 and d(x', y) = D. Nothing is
   more, by the triangle inequality. So all that is needed is Z of each input and one pass over pairs.
-- x is not eligible: the same is an upper bound. Where it exceeds the largest slope found so far, the supremum is taken
-  over all y. On MiniLM's table that is one pair in two thousand of those that begin with a special or unused token.
+- x is not eligible: the same is an upper bound, and so is beta * (max_y d(x', y) - min_y d(x, y)). Where the lower of
+  the two exceeds the largest slope found so far, the supremum is taken over all y. That is rare: a special token is far
+  from every output.
 
 Everything is in float64: slopes are right to about 1e-9 of their size, which `ROUNDING` covers.
 """
@@ -76,12 +77,16 @@ class _Search:
         self.family, self.metric = family, family[0].metric
         self.inputs = np.arange(len(self.metric.embeddings))
         self.log_normalizer = np.empty((len(family), len(self.inputs)))
+        self.nearest = np.full(len(self.inputs), np.inf)  # least and largest distance of each input to an output
+        self.farthest = np.zeros(len(self.inputs))
         self.best = [Slope(value=scores.beta, token=0, other=0) for scores in family]
 
     def normalize(self, tokens: NDArray[np.int64]) -> None:
         """The log of Z of some inputs."""
         normalizer = np.zeros((len(self.family), len(tokens)))
         for columns, distances in self.metric.tiles(tokens, self.family[0].eligible):
+            self.nearest[tokens] = np.minimum(self.nearest[tokens], distances.min(axis=1))
+            self.farthest[tokens] = np.maximum(self.farthest[tokens], distances.max(axis=1))
             for i, scores in enumerate(self.family):
                 weights = scores.from_distances(distances.copy(), columns)
                 normalizer[i] += np.exp(weights, out=weights).sum(axis=1)
@@ -90,36 +95,41 @@ class _Search:
     def from_eligible(self, tokens: NDArray[np.int64]) -> None:
         """Pairs whose first token can be an output."""
         for places, distances in self.metric.tiles(tokens, self.inputs):
-            columns = self.inputs[places]
+            columns, inverse = self.inputs[places], _inverse(distances)
             for i in range(len(self.family)):
-                bound = self._bound(i, tokens, columns, distances)
+                bound = self._bound(i, tokens, columns, distances, inverse)
                 row, column = np.unravel_index(bound.argmax(), bound.shape)
                 self._offer(i, float(bound[row, column]), tokens[row], columns[column])
 
     def from_others(self, tokens: NDArray[np.int64]) -> None:
         """Pairs whose first token cannot be an output: bounded, and where that is not enough, computed."""
-        for part_, distances in self.metric.tiles(tokens, self.inputs):
-            columns = self.inputs[part_]
-            for i in range(len(self.family)):
-                bound = self._bound(i, tokens, columns, distances)
+        for part, distances in self.metric.tiles(tokens, self.inputs):
+            columns, inverse = self.inputs[part], _inverse(distances)
+            for i, scores in enumerate(self.family):
+                farthest = np.minimum(self.farthest[columns], scores.effective_reach)
+                room = farthest - np.minimum(self.nearest[tokens], scores.effective_reach)[:, None]
+                bound = self._bound(i, tokens, columns, np.minimum(distances, room), inverse)
                 rows, places = np.nonzero(bound > self.best[i].value)
                 order = np.argsort(-bound[rows, places], kind="stable")
-                for part in _parts(order, _ROWS):
-                    rows_, places_ = rows[part], places[part]
-                    if bound[rows_[0], places_[0]] <= self.best[i].value:
+                for some in _parts(order, _ROWS):
+                    left, right = rows[some], places[some]
+                    if bound[left[0], right[0]] <= self.best[i].value:
                         break
-                    self._compute(i, tokens[rows_], columns[places_], distances[rows_, places_])
+                    self._compute(i, tokens[left], columns[right], distances[left, right])
 
     def _bound(
-        self, i: int, tokens: NDArray[np.int64], columns: NDArray[np.int64], distances: NDArray[np.float64]
+        self,
+        i: int,
+        tokens: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        gain: NDArray[np.float64],
+        inverse: NDArray[np.float64],
     ) -> NDArray[np.float64]:
-        """[beta * min(D, r) + log Z(x') - log Z(x)] / D of all pairs; 0 for inputs that nothing tells apart."""
+        """[beta * min(gain, r) + log Z(x') - log Z(x)] / D of all pairs; 0 where D is 0."""
         scores, log_normalizer = self.family[i], self.log_normalizer[i]
         found: NDArray[np.float64] = log_normalizer[columns] - log_normalizer[tokens, None]
-        found += scores.beta * np.minimum(distances, scores.effective_reach)
-        same = distances == 0
-        found /= np.where(same, 1.0, distances)
-        found[same] = 0.0
+        found += scores.beta * np.minimum(gain, scores.effective_reach)
+        found *= inverse
         return found
 
     def _compute(
@@ -135,6 +145,14 @@ class _Search:
     def _offer(self, i: int, value: float, token: np.int64, other: np.int64) -> None:
         if value * (1 + ROUNDING) > self.best[i].value:
             self.best[i] = Slope(value=value * (1 + ROUNDING), token=int(token), other=int(other))
+
+
+def _inverse(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / D, and 0 where D is 0."""
+    same = distances == 0
+    inverse: NDArray[np.float64] = 1 / np.where(same, 1.0, distances)
+    inverse[same] = 0.0
+    return inverse
 
 
 def _parts(values: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
