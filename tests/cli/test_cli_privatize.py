@@ -197,3 +197,19 @@ def test_word_vectors_become_a_folder(rapt, tmp_path: Path, case, known):
     ids = vocabulary.encode(["good Story"])[0]
     assert len([i for i in ids if i != 5]) == known
     assert rapt("vocabulary", "vectors", vectors(tmp_path), folder).code == 2
+
+
+def test_a_run_is_continued_and_split_when_told(rapt, reviews: Path, tmp_path: Path):
+    target = tmp_path / "out"
+    arguments = ("privatize", reviews, target, "--eta", 20, *TINY, "--resume", "--processes", 2)
+    assert rapt(*arguments).code == 0
+    whole = target.read_bytes()
+    target.rename(tmp_path / "out.partial")
+    assert rapt(*arguments).code == 0
+    assert target.read_bytes() == whole
+    target.rename(tmp_path / "out.partial")
+    refused = rapt("privatize", reviews, target, "--eta", 21, *TINY, "--resume")
+    assert (refused.code, "must be continued with the settings" in refused.err) == (4, True)
+    assert (
+        rapt("privatize", reviews, target, "--eta", 20, *TINY, "--processes", 2, "--ledger", tmp_path / "l").code == 2
+    )

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from rapt.cli.ledger import use_ledger
-from rapt.cli.options import AsJson, Eta, VocabularyName
+from rapt.cli.mechanisms import choose_mechanism
+from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, VocabularyName
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
 
@@ -45,6 +46,8 @@ def privatize(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids.")],
     eta: Eta,
     mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
+    settings: MechanismOptions = None,
+    allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",
     unknown_words: Annotated[
         UnknownWords,
@@ -98,6 +101,13 @@ def privatize(
     file_format: Annotated[
         Format | None, typer.Option("--format", help="Of IN; default: by the suffix of its name.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue where an earlier run with the same settings was killed."),
+    ] = False,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Worker processes, each with noise and a table of its own.")
+    ] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,15 +115,16 @@ def privatize(
 
     This is metric differential privacy, a token at a time. Nothing is skipped: stop words, numbers and punctuation are
     privatized too. What stays as it is: labels, the number of tokens of a text, and the order of the texts; see
-    `rapt statement`. OUT appears only when it is whole.
+    `rapt statement`. OUT appears only when it is whole. With --resume a run that fails leaves OUT.partial, and the same
+    command goes on from there.
 
     \b
     Examples:
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --text-column review --label-column stars
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --ledger releases.ledger --cap 150
+      rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
     """
     from rapt.local.corpus import privatize_corpus
-    from rapt.local.mechanisms import make_mechanism
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import insecure_stream, secure_stream
@@ -131,7 +142,9 @@ def privatize(
     table = load_vocabulary(vocabulary, unknown=unknown_words.value)
     privatizer = Privatizer(
         vocabulary=table,
-        mechanism=make_mechanism(mechanism, vocabulary=table, eta=eta),
+        mechanism=choose_mechanism(
+            mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved
+        ),
         plain_tokens=plan_plain_tokens(
             table,
             count=plain_tokens,
@@ -154,6 +167,8 @@ def privatize(
             stream=stream,
             ledger=account,
             redraw=redraw,
+            resume=resume,
+            processes=processes,
             on_progress=lambda records, tokens: progress(records, note=f"{tokens:,} tokens"),
         )
     if as_json:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from contextlib import closing
 from pathlib import Path
 from typing import Final, get_args
 
 from rapt.errors import CorpusError, UsageError
+from rapt.local.chunks import Chunk, in_chunks, privatize_chunk, privatize_in_processes
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, read_lines
+from rapt.local.kept_records import skip_kept, with_plain_tokens_of
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_releases import privatize_through
 from rapt.local.privatizer import Privatizer
-from rapt.local.randomness import RandomStream
+from rapt.local.randomness import RandomStream, worker_stream
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_file import iterate_privatized_lines, write_privatized_file
+from rapt.wire.privatized_file import (
+    PrivatizedRecord,
+    iterate_privatized_lines,
+    read_unfinished_manifest,
+    write_privatized_file,
+)
 
-# Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
-# so that progress moves.
-_CHUNK: Final = 512
 _COLUMNAR: Final[Mapping[FileFormat, Callable[[Path, str, str | None], Iterator[LabelledText]]]] = {
     "parquet": read_parquet,
     "dataset": read_dataset,
@@ -98,11 +102,15 @@ def privatize_corpus(
     stream: RandomStream,
     ledger: Ledger | None = None,
     redraw: bool = False,
+    resume: bool = False,
+    processes: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Write the privatized file of a corpus; returns its manifest.
 
-    Nothing appears at `target` unless every record was privatized.
+    Nothing appears at `target` unless every record was privatized. A run that was killed leaves `NAME.partial`, which
+    `resume` continues: its whole records are kept and compared with the source, a last one that was cut off is drawn
+    anew, with fresh randomness, because it never left.
 
     Args:
         source: The private file: read twice when labels are to be collected, never changed.
@@ -119,6 +127,10 @@ def privatize_corpus(
         ledger: Accounts for every release before it is written, and answers texts that were released before with
             their stored release.
         redraw: With a ledger, draw and pay anew for every text.
+        resume: Continue the unfinished file of an earlier run with the same settings, if there is one, and keep the
+            unfinished file after an error.
+        processes: How many workers privatize, each with a stream and a copy of the table of its own. 1 works in this
+            process and alone can use a ledger.
         on_progress: Called with the records and the text tokens written so far, about once a second.
 
     Raises:
@@ -127,12 +139,16 @@ def privatize_corpus(
         BudgetError: A text would exceed a cap of the ledger. Nothing appears at `target`; what was accounted for up to
             there stays so, and is released by the next run at no cost.
         LedgerError: The ledger is busy, damaged, or its disk is full.
-        UsageError: `target` is `source`, labels without a column, or fewer than two labels to randomize.
+        UsageError: `target` is `source`, labels without a column, fewer than two labels to randomize, no processes, or
+            several with a ledger; or a kept record that the ledger does not know.
+        WireError: The unfinished file was begun with other settings, or is damaged.
     """
     _refuse_overwriting(source, target)
     stream.check_process()
     if label_column is None and (labels is not None or label_privacy is not None):
         raise UsageError("labels must come with the column they stand in, got labels without label_column")
+    if processes < 1 or (processes > 1 and ledger is not None):
+        raise UsageError(f"processes must be at least 1, and 1 with a ledger, got processes={processes}")
 
     def records() -> Iterator[LabelledText]:
         return read_corpus(source, text_column=text_column, label_column=label_column, file_format=file_format)
@@ -144,49 +160,76 @@ def privatize_corpus(
     response = None
     if label_privacy is not None:
         response = RandomizedResponse(classes=len(index), epsilon=label_privacy.epsilon)
+    begun = read_unfinished_manifest(target) if resume else None
+    if begun is not None:
+        privatizer = with_plain_tokens_of(begun, privatizer)
     manifest = privatizer.manifest(labels=names, randomness=stream.provenance, label_privacy=label_privacy)
-    with write_privatized_file(target, manifest) as writer:
-        waiting, done, tokens = records(), 0, 0
-        while chunk := list(islice(waiting, _CHUNK)):
-            sent = None if names is None else _label_indices(chunk, index, first_position=done)
-            texts = [record.text for record in chunk]
+    with write_privatized_file(target, manifest, resume=resume) as writer:
+        texts = _indexed(records(), None if names is None else index)
+        done, tokens = skip_kept(
+            writer.kept(),
+            texts,
+            privatizer=privatizer,
+            labels_in_clear=names is not None and response is None,
+            stream=stream,
+            ledger=ledger,
+        )
+        if done > 0:  # with a seed, the noise of the first records must not come again
+            stream = worker_stream(stream.provenance, position=done)
+
+        def privatized(chunk: Chunk) -> list[PrivatizedRecord]:
             if ledger is None:
-                if response is not None and sent is not None:
-                    sent = response.randomize(sent, rng=stream.generator)
-                privatized = privatizer.privatize(texts, labels=sent, stream=stream, first_position=done)
-            else:
-                privatized = privatize_through(
-                    ledger,
-                    privatizer,
-                    texts,
-                    labels=sent,
-                    response=response,
-                    stream=stream,
-                    first_position=done,
-                    redraw=redraw,
-                )
-            for record in privatized:
-                writer.write(record)
-                tokens += len(record.token_ids)
-            done += len(chunk)
-            if on_progress is not None:
-                on_progress(done, tokens)
+                return privatize_chunk(chunk, privatizer=privatizer, response=response, stream=stream)
+            return privatize_through(
+                ledger,
+                privatizer,
+                chunk.texts,
+                labels=chunk.labels,
+                response=response,
+                stream=stream,
+                first_position=chunk.position,
+                redraw=redraw,
+            )
+
+        chunks = in_chunks(texts, first_position=done, labelled=names is not None)
+        if processes > 1:
+            results = privatize_in_processes(
+                chunks,
+                privatizer=privatizer,
+                response=response,
+                provenance=manifest.randomness,
+                processes=processes,
+                first_stream=done,
+            )
+        else:
+            results = (privatized(chunk) for chunk in chunks)
+        with closing(results):
+            for result in results:
+                for record in result:
+                    writer.write(record)
+                    tokens += len(record.token_ids)
+                writer.flush()
+                done += len(result)
+                if on_progress is not None:
+                    on_progress(done, tokens)
     with target.open("rb") as written:
         first = next(iterate_privatized_lines(written))
     assert isinstance(first, Manifest)
     return first
 
 
-def _label_indices(chunk: list[LabelledText], index: Mapping[str, int], *, first_position: int) -> list[int]:
-    found: list[int] = []
-    for position, record in enumerate(chunk, first_position):
-        if record.label is None or record.label not in index:
+def _indexed(records: Iterator[LabelledText], index: Mapping[str, int] | None) -> Iterator[tuple[str, int | None]]:
+    """Each text with the index of its label; None where no labels are sent."""
+    for position, record in enumerate(records):
+        if index is None:
+            yield record.text, None
+        elif record.label is None or record.label not in index:
             raise CorpusError(
                 f"record {position} must have one of the {len(index)} labels that were named, got another; "
                 "name it, or correct the record"
             )
-        found.append(index[record.label])
-    return found
+        else:
+            yield record.text, index[record.label]
 
 
 def _refuse_overwriting(source: Path, target: Path) -> None:

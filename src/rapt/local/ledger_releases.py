@@ -94,6 +94,15 @@ def privatize_through(
     return [replace(record, label=_label(answer)) for record, answer in zip(records, answers[new:], strict=True)]
 
 
+def stored_token_ids(
+    ledger: Ledger, privatizer: Privatizer, texts: Sequence[str], *, stream: RandomStream
+) -> list[tuple[int, ...] | None]:
+    """M(x) of each text as it was last released with this setting, None where it never was; raises `LedgerError`."""
+    setting = text_setting(privatizer, stream)
+    found = ledger.find([ledger.key.release_hash(text, setting=setting) for text in texts])
+    return [None if stored is None else _ids(stored) for stored in found]
+
+
 def text_setting(privatizer: Privatizer, stream: RandomStream) -> str:
     """All that M(x) depends on beside the text, as canonical JSON.
 

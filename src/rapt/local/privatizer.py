@@ -106,6 +106,10 @@ class Privatizer:
             start = end
         return records
 
+    def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
+        """How many tokens the record of each text has; raises `CorpusError` as `privatize` does."""
+        return [len(content) for content in self._contents(texts, first_position=first_position)]
+
     def manifest(
         self, *, labels: tuple[str, ...] | None, randomness: Randomness, label_privacy: LabelPrivacy | None = None
     ) -> Manifest:

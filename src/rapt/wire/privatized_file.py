@@ -2,6 +2,8 @@
 
 Ids and not words, because decoding and tokenizing again changes ids. A file appears under its name only when it is
 whole: it is written beside it as `NAME.partial` and renamed at the end, so a failure leaves nothing that looks done.
+The partial file begins with the manifest, its counts still 0, so a run that was killed can be continued, and only with
+the same settings. No reader takes it for a whole file: counts and digest are wrong.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from rapt.errors import CorpusError, WireError
+from rapt.wire.exclusive_file import open_alone
 from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
 from rapt.wire.strict_json import dump, exact_fields, field, id_tuple, parse_object
 
@@ -53,15 +56,50 @@ class PrivatizedFileWriter:
     """Takes records one at a time; `write_privatized_file` opens one and closes it."""
 
     def __init__(self, stream: IO[bytes], manifest: Manifest) -> None:
-        """Write the manifest line with room for the counts that are not known yet."""
+        """Write the manifest line with room for the counts, or find it there from a run that did not finish.
+
+        Raises:
+            WireError: The file begins otherwise: it was written with other settings.
+        """
         self._stream = stream
         self._manifest = manifest
         self._digest = hashlib.sha256()
         self._records = 0
         self._tokens = 0
-        empty = replace(manifest, records=0, tokens=0, records_sha256="0" * 64)
-        self._width = len(dump(manifest_to_json(empty))) + _ROOM_FOR_COUNTS
-        stream.write(b" " * self._width + b"\n")
+        empty = dump(manifest_to_json(_without_counts(manifest))).encode("ascii")
+        self._width = len(empty) + _ROOM_FOR_COUNTS
+        first = stream.readline(MAX_LINE_BYTES)
+        if not first.endswith(b"\n"):
+            stream.seek(0)
+            stream.truncate()
+            stream.write(empty.ljust(self._width) + b"\n")
+        elif unfinished_manifest([first]) != _without_counts(manifest):
+            raise WireError(
+                "an unfinished output must be continued with the settings it was begun with, got others; "
+                "repeat them, or remove its .partial file to begin again"
+            )
+
+    def kept(self) -> Iterator[PrivatizedRecord]:
+        """The records of the run that did not finish, checked and counted, to be taken before any is written.
+
+        A last line that was cut off is removed from the file.
+
+        Raises:
+            WireError: A whole line is damaged.
+        """
+        start = self._stream.tell()
+        for line in bounded_lines(self._stream):
+            if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
+                break
+            record = record_from_json(
+                parse_object(line, what=f"record {self._records} of the unfinished output"), position=self._records
+            )
+            check_record(record, self._manifest, position=self._records)
+            self._count(line, record)
+            start += len(line)
+            yield record
+        self._stream.seek(start)
+        self._stream.truncate()
 
     def write(self, record: PrivatizedRecord) -> None:
         """Append one record, checked against the manifest.
@@ -72,9 +110,11 @@ class PrivatizedFileWriter:
         check_record(record, self._manifest, position=self._records)
         line = dump(_record_to_json(record)).encode("ascii") + b"\n"
         self._stream.write(line)
-        self._digest.update(line)
-        self._records += 1
-        self._tokens += len(record.token_ids)
+        self._count(line, record)
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system, so that a killed process loses none of it."""
+        self._stream.flush()
 
     def finish(self) -> Manifest:
         """Fill in the counts; returns the manifest as it stands in the file."""
@@ -88,34 +128,84 @@ class PrivatizedFileWriter:
         self._stream.write(dump(manifest_to_json(manifest)).encode("ascii").ljust(self._width))
         return manifest
 
+    def _count(self, line: bytes, record: PrivatizedRecord) -> None:
+        self._digest.update(line)
+        self._records += 1
+        self._tokens += len(record.token_ids)
+
 
 @contextmanager
-def write_privatized_file(path: Path, manifest: Manifest) -> Iterator[PrivatizedFileWriter]:
+def write_privatized_file(path: Path, manifest: Manifest, *, resume: bool = False) -> Iterator[PrivatizedFileWriter]:
     """A writer whose file appears at `path` only if the block ends without an error.
 
     The counts and the digest in `manifest` are ignored: they are counted while writing.
 
+    Args:
+        path: Of the file; `NAME.partial` beside it is taken for the work, and locked.
+        manifest: Of the file.
+        resume: Continue an unfinished file if there is one, whose records `PrivatizedFileWriter.kept` gives, and leave
+            the file unfinished after an error. Otherwise begin anew, and remove it after an error.
+
     Raises:
-        CorpusError: The disk is full, or the folder cannot be written.
+        CorpusError: The disk is full, the folder cannot be written, or another process is writing the file.
+        WireError: The unfinished file was written with other settings, or is damaged.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_path(path)
     try:
-        with partial.open("wb") as stream:
-            writer = PrivatizedFileWriter(stream, manifest)
-            yield writer
-            writer.finish()
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        with open_alone(partial) as stream:
+            try:
+                if not resume:
+                    stream.truncate()
+                writer = PrivatizedFileWriter(stream, manifest)
+                yield writer
+                writer.finish()
+                stream.flush()
+                os.fsync(stream.fileno())
+                partial.replace(path)
+            except BaseException:
+                if not resume:
+                    partial.unlink(missing_ok=True)
+                raise
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CorpusError(
             f"the output must be writable, got {error.strerror or type(error).__name__}; "
             "free space or choose another folder"
         ) from None
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is while it is not whole."""
+    return path.with_name(path.name + ".partial")
+
+
+def read_unfinished_manifest(path: Path) -> Manifest | None:
+    """The manifest, without counts, of the unfinished file that is to become `path`; None if none was begun.
+
+    Raises:
+        CorpusError: It cannot be read.
+        WireError: It is damaged.
+    """
+    try:
+        with partial_path(path).open("rb") as stream:
+            return unfinished_manifest(bounded_lines(stream))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CorpusError(
+            f"an unfinished output must be readable, got {error.strerror or type(error).__name__}; check its folder"
+        ) from None
+
+
+def unfinished_manifest(lines: Iterable[bytes]) -> Manifest | None:
+    """The manifest in the first of the lines, its counts taken out; None if that line was cut off."""
+    first = next(iter(lines), b"")
+    if not first.endswith(b"\n"):
+        return None
+    return _without_counts(manifest_from_json(parse_object(first, what="the manifest of an unfinished output")))
+
+
+def _without_counts(manifest: Manifest) -> Manifest:
+    return replace(manifest, records=0, tokens=0, records_sha256="0" * 64)
 
 
 def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | PrivatizedRecord]:

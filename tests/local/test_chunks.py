@@ -1,0 +1,137 @@
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from rapt.errors import CorpusError
+from rapt.local.chunks import Chunk, in_chunks, privatize_in_processes
+from rapt.local.corpus import privatize_corpus
+from rapt.local.label_privacy import RandomizedResponse
+from rapt.local.mechanisms import make_mechanism
+from rapt.local.privatizer import Privatizer
+from rapt.local.randomness import insecure_stream, secure_stream
+from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.privatized_file import read_privatized_file
+from toy_vocabularies import toy_vocabulary, toy_word
+
+SECRET = "zanzibarsecret"
+
+
+@pytest.fixture(scope="module")
+def privatizer():
+    vocabulary = toy_vocabulary(np.random.default_rng(1).standard_normal((300, 4)))
+    return Privatizer(vocabulary, make_mechanism("laplace", vocabulary=vocabulary, eta=2.0), NO_PLAIN_TOKENS)
+
+
+def chunks(count, *, labels=None):
+    return iter([Chunk(10 * i, [" ".join([toy_word(7)] * (i + 1))] * 10, labels) for i in range(count)])
+
+
+def run(privatizer, given, *, processes=2, response=None, stream=None, first_stream=0):
+    provenance = (stream or secure_stream()).provenance
+    return privatize_in_processes(
+        given,
+        privatizer=privatizer,
+        response=response,
+        provenance=provenance,
+        processes=processes,
+        first_stream=first_stream,
+    )
+
+
+def ids(results):
+    return [[record.token_ids for record in result] for result in results]
+
+
+def test_texts_are_cut_into_chunks_in_order():
+    found = list(in_chunks(iter((f"text {i}", i) for i in range(1_100)), first_position=5, labelled=True))
+    assert [chunk.position for chunk in found] == [5, 517, 1029]
+    assert [text for chunk in found for text in chunk.texts] == [f"text {i}" for i in range(1_100)]
+    assert found[2].labels == list(range(1_024, 1_100))
+    assert SECRET not in repr(Chunk(0, [SECRET], None))
+
+
+@pytest.mark.parametrize(("count", "processes"), [(0, 2), (1, 3), (7, 3)])
+def test_results_come_in_order_whatever_the_number_of_workers(privatizer, count, processes):
+    results = list(run(privatizer, chunks(count), processes=processes))
+    assert [len(result[0].token_ids) for result in results] == list(range(1, count + 1))
+    assert all(len(result) == 10 for result in results)
+
+
+def test_no_two_workers_and_no_two_runs_draw_the_same_noise(privatizer):
+    results = ids(run(privatizer, chunks(4), processes=2)) + ids(run(privatizer, chunks(4), processes=2))
+    # 10 texts of up to 4 tokens from 300: two of them agree by chance less than once in 10^9 runs.
+    longest = [tuple(text for text in result) for result in results if len(result[0]) == 4]
+    assert len(set(longest)) == len(longest) == 2
+    again = ids(run(privatizer, iter([Chunk(0, [toy_word(7)] * 40, None)] * 2)))
+    assert again[0] != again[1]
+
+
+def test_a_seed_repeats_the_run_and_each_worker_has_its_own_noise(privatizer):
+    same = [Chunk(0, [toy_word(7)] * 40, None)] * 3
+    first, second = (ids(run(privatizer, iter(same), stream=insecure_stream(5))) for _ in range(2))
+    assert first == second
+    assert len({tuple(result) for result in first}) == 3
+    assert ids(run(privatizer, iter(same), stream=insecure_stream(5), first_stream=9)) != first
+
+
+def test_labels_are_randomized_in_the_worker(privatizer):
+    result = next(
+        run(
+            privatizer,
+            iter([Chunk(0, [toy_word(7)] * 400, [0] * 400)]),
+            response=RandomizedResponse(classes=2, epsilon=1.0),
+        )
+    )
+    # 27 % of 400 on average; outside of 60 to 160 less than once in a million runs.
+    assert 60 < sum(record.label for record in result) < 160
+
+
+def test_an_error_in_a_worker_is_the_error_of_the_run(privatizer):
+    bad = [*chunks(2), Chunk(20, [toy_word(1), SECRET + " \ud800"], None), *chunks(1)]
+    with pytest.raises(CorpusError, match="record 21 must be valid unicode") as caught:
+        list(run(privatizer, iter(bad)))
+    assert SECRET not in str(caught.value)
+
+
+def test_a_worker_that_dies_is_one_clear_line(privatizer):
+    import multiprocessing
+
+    def killing():
+        yield from chunks(2)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+        yield from chunks(2)
+
+    with pytest.raises(CorpusError, match="a worker process must live to the end, got one of 2"):
+        list(run(privatizer, killing()))
+
+
+def test_no_worker_outlives_its_run(privatizer):
+    import multiprocessing
+
+    results = run(privatizer, chunks(5))
+    next(results)
+    results.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_the_environment_is_left_as_it_was(privatizer, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    list(run(privatizer, chunks(2)))
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ
+
+
+def test_a_corpus_is_privatized_by_several_processes(privatizer, tmp_path):
+    source = tmp_path / "a.csv"
+    counts = [1 + i % 9 for i in range(1_300)]
+    source.write_text("text,label\n" + "".join(f"{' '.join([toy_word(3)] * n)},{n % 3}\n" for n in counts))
+    privatize_corpus(source, tmp_path / "out", privatizer=privatizer, stream=secure_stream(), processes=2)
+    records = read_privatized_file(tmp_path / "out").records
+    assert [len(record.token_ids) for record in records] == counts
+    assert [record.label for record in records] == [n % 3 for n in counts]
+    assert len({record.token_ids for record in records}) > 1_000
