@@ -110,7 +110,7 @@ def test_words_with_different_numbers_of_tokens_have_no_bound(vocabulary, pair):
 
 
 def test_every_mechanism_has_a_promise():
-    assert PROMISES.keys() <= MECHANISMS.keys()
+    assert PROMISES.keys() == {name for name, kind in MECHANISMS.items() if kind.status == "proved"}
     for name, promise in PROMISES.items():
         assert promise.status == MECHANISMS[name].status
 

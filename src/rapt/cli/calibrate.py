@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapt.cli.options import AsJson, VocabularyName
+from rapt.cli.mechanisms import choose_mechanism
+from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
 from rapt.cli.output import meter, say, show, show_json, table
 from rapt.cli.statement import split_pair
 from rapt.errors import UsageError
@@ -64,9 +65,8 @@ def calibrate(
         float | None, typer.Option(metavar="NUMBER", help="Aim at ε at this δ, such as 1e-5, not at the pure ε.")
     ] = None,
     mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
-    allow_unproved: Annotated[
-        bool, typer.Option("--allow-unproved", help="Take a mechanism whose guarantee is not proved.")
-    ] = False,
+    settings: MechanismOptions = None,
+    allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",
     words: Annotated[
         int | None,
@@ -100,7 +100,6 @@ def calibrate(
       rapt calibrate --epsilon 8 --delta 1e-5 --pair london,paris
       rapt calibrate --bayes-success 0.3
     """
-    from rapt.local.mechanisms import make_mechanism
     from rapt.local.vocabulary import load_vocabulary
 
     if sum(target is not None for target in (unchanged, epsilon, bayes_success)) != 1:
@@ -116,7 +115,7 @@ def calibrate(
     )
 
     def make(eta: float) -> Mechanism:
-        return make_mechanism(mechanism, vocabulary=loaded, eta=eta, allow_unproved=allow_unproved)
+        return choose_mechanism(mechanism, vocabulary=loaded, eta=eta, settings=settings, allow_unproved=allow_unproved)
 
     with meter("calibrating", unit="values of η tried") as progress:
         if epsilon is not None:

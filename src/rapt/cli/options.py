@@ -20,6 +20,15 @@ VocabularyName = Annotated[
         "word vectors (GloVe, word2vec, fastText)."
     ),
 ]
+MechanismOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Option of the mechanism, as `rapt mechanisms` lists them; repeat."
+    ),
+]
+AllowUnproved = Annotated[
+    bool, typer.Option("--allow-unproved", help="Take a mechanism whose guarantee is not proved.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ServiceUrl = Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8420.")]
 ApiKey = Annotated[

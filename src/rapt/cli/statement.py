@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapt.cli.options import AsJson
+from rapt.cli.mechanisms import choose_mechanism, mechanism_of_file
+from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions
 from rapt.cli.output import show, show_json
 from rapt.errors import UsageError
 
@@ -23,6 +24,8 @@ def statement(
         float | None, typer.Option(metavar="NUMBER", help="Slope in 1/embedding distance, when there is no FILE yet.")
     ] = None,
     mechanism: Annotated[str, typer.Option(help="What replaces a token; only with --eta.")] = "laplace",
+    settings: MechanismOptions = None,
+    allow_unproved: AllowUnproved = False,
     vocabulary: Annotated[
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: FILE's model, or minilm.")
     ] = None,
@@ -42,7 +45,6 @@ def statement(
       rapt statement --eta 75 --pair london,paris --pair london,cancer
     """
     from rapt.local.guarantee import privacy_statement
-    from rapt.local.mechanisms import make_mechanism
     from rapt.local.randomness import secure_stream
     from rapt.local.unchanged import measure_unchanged
     from rapt.local.vocabulary import load_vocabulary
@@ -56,14 +58,13 @@ def statement(
         manifest = read_manifest(file)
         table = load_vocabulary(vocabulary or manifest.model)
         check_hash(table.bundle, expected=manifest.vocabulary_hash)
-        made = make_mechanism(manifest.mechanism.name, vocabulary=table, eta=manifest.mechanism.eta)
-        # The file's own setting, not the one made of it: a parameter that this version does not know must be refused.
+        made = mechanism_of_file(manifest.mechanism, vocabulary=table, settings=settings)
         setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
         labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
     else:
         assert eta is not None
         table = load_vocabulary(vocabulary or "minilm")
-        made = make_mechanism(mechanism, vocabulary=table, eta=eta)
+        made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
         setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
         labels_sent, label_privacy = True, None
     found = privacy_statement(

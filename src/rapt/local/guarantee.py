@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -21,10 +21,10 @@ import numpy as np
 from rapt.errors import MechanismError, UsageError
 from rapt.local.distances import TableDistances, table_distances
 from rapt.local.mechanisms.interface import GuaranteeStatus
-from rapt.local.mechanisms.laplace import LaplaceMechanism
-from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step
+from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step, pure_loss
 from rapt.local.statement import Bound, Noise, PrivacyStatement
 from rapt.local.statement_words import UNIT, not_protected, reading
+from rapt.local.text_page import nats_up
 from rapt.local.unchanged import UnchangedShare
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, check_eta
@@ -51,13 +51,17 @@ class Promise:
         status: Of its guarantee.
         parameters: Names of all its parameters; a setting with others is refused.
         loss: Privacy loss of one token.
-        noise: Size of its noise in d dimensions.
+        noise: Size of its noise in d dimensions; None where there is none, or where it depends on the direction.
+        pure_only: Whether `loss` knows no more than the pure bound.
+        remark: What a reader has to know about its metric.
     """
 
     status: GuaranteeStatus
     parameters: frozenset[str]
     loss: TokenLoss
-    noise: Callable[[MechanismSetting, int], Noise]
+    noise: Callable[[MechanismSetting, int], Noise] | None
+    pure_only: bool
+    remark: Callable[[MechanismSetting], str] | None = None
 
 
 def _laplace_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
@@ -72,13 +76,76 @@ def _laplace_noise(setting: MechanismSetting, dimension: int) -> Noise:
     return Noise(mean_length=length, deviation_along_a_line=math.sqrt(dimension + 1) / setting.eta)
 
 
-PROMISES: Final[Mapping[str, Promise]] = {
-    LaplaceMechanism.name: Promise(
-        status=LaplaceMechanism.status,
-        parameters=frozenset({"eta"}),
-        loss=_laplace_loss,
-        noise=_laplace_noise,
+def _pure_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+    return pure_loss(epsilon=setting.eta * distance, step=step)
+
+
+def _class_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+    # The two tokens may be of different classes, at any distance.
+    penalty = _parameter(setting, "penalty", at_most=math.inf)
+    return pure_loss(epsilon=setting.eta * (distance + penalty), step=step)
+
+
+def _class_remark(setting: MechanismSetting) -> str:
+    nats = setting.eta * _parameter(setting, "penalty", at_most=math.inf)
+    return (
+        f"classes: every bound here allows the two tokens to be of different word classes, which adds {nats_up(nats)} "
+        "to ε; for two of one class it is so much lower."
     )
+
+
+def _stretched_slope(setting: MechanismSetting) -> float:
+    # No eigenvalue of S is below 1 - m, so no distance in its metric exceeds the Euclidean one over sqrt(1 - m).
+    return setting.eta / math.sqrt(1 - _parameter(setting, "mixing", at_most=0.999))
+
+
+def _stretched_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+    # Noise at a larger distance is told apart more easily: Laplace noise of a smaller scale plus independent noise is
+    # Laplace noise of a larger one, because the Gamma law of its variance is self-decomposable.
+    return laplace_loss(eta=_stretched_slope(setting), distance=distance, dimension=dimension, step=step)
+
+
+def _stretched_remark(setting: MechanismSetting) -> str:
+    return (
+        "metric: the noise is longer along some directions of the table than along others. Every bound here holds for "
+        f"any direction, with the slope {_stretched_slope(setting):.4g} per Euclidean distance in place of η; most "
+        "pairs are protected better."
+    )
+
+
+def _parameter(setting: MechanismSetting, name: str, *, at_most: float) -> float:
+    value = setting.parameters[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= at_most:
+        raise MechanismError(f"{name} must be a number from 0 to {at_most:g}, got {name}={value!r}; privatize again")
+    return float(value)
+
+
+# One for each mechanism that is proved for all pairs of tokens. Vickrey and the rank fix compute their output from the
+# noisy vector, or the token, of `laplace`, so its privacy loss bounds theirs.
+_LAPLACE: Final = Promise(
+    status="proved", parameters=frozenset({"eta"}), loss=_laplace_loss, noise=_laplace_noise, pure_only=False
+)
+_PURE: Final = Promise(status="proved", parameters=frozenset({"eta"}), loss=_pure_loss, noise=None, pure_only=True)
+PROMISES: Final[Mapping[str, Promise]] = {
+    "laplace": _LAPLACE,
+    "vickrey": replace(_LAPLACE, parameters=frozenset({"eta", "tuning"})),
+    "rank-fix": replace(_LAPLACE, parameters=frozenset({"eta", "decay"})),
+    "mahalanobis": replace(
+        _LAPLACE,
+        parameters=frozenset({"eta", "metric", "mixing"}),
+        loss=_stretched_loss,
+        noise=None,
+        remark=_stretched_remark,
+    ),
+    "exponential": replace(_PURE, parameters=frozenset({"eta", "beta", "calibrated", "prior"})),
+    "soft-pos": replace(
+        _PURE,
+        parameters=frozenset({"eta", "beta", "calibrated", "metric", "penalty", "tags"}),
+        loss=_class_loss,
+        remark=_class_remark,
+    ),
+    "tem": replace(_PURE, parameters=frozenset({"eta", "outside"})),
+    "santext": _PURE,
 }
 
 
@@ -110,7 +177,7 @@ def privacy_statement(
         UsageError: The two words of a pair have different numbers of tokens, or none.
     """
     promise = _promise(setting)
-    noise = promise.noise(setting, vocabulary.dimension)
+    noise = None if promise.noise is None else promise.noise(setting, vocabulary.dimension)
     distances = table_distances(vocabulary)
 
     def loss(distance: float, *, step: float | None = None) -> PrivacyLoss:
@@ -154,7 +221,10 @@ def privacy_statement(
         labels_sent=labels_sent,
         label_privacy=label_privacy if labels_sent else None,
         randomness=randomness,
-        reading=tuple(reading(pairs[0], texts[0], delta=DELTA)),
+        reading=(
+            *(() if promise.remark is None else (promise.remark(setting),)),
+            *reading(pairs[0], texts[0], delta=DELTA, pure_only=promise.pure_only),
+        ),
         not_protected=tuple(not_protected(plain_tokens, labels_sent=labels_sent, label_privacy=label_privacy)),
     )
 

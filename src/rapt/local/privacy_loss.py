@@ -133,6 +133,29 @@ def laplace_loss(*, eta: float, distance: float, dimension: int, step: float | N
     return _trimmed(PrivacyLoss(step=step, first=first, masses=masses, tail=0.0, bound=reach))
 
 
+def pure_loss(*, epsilon: float, step: float | None = None) -> PrivacyLoss:
+    """The privacy loss of which no more is known than that it is between -epsilon and epsilon; never understated.
+
+    No pair of laws whose ratio is within e^±ε is easier to tell apart than a coin of bias e^ε / (1 + e^ε) and its
+    reverse (Kairouz, Oh, Viswanath, ICML 2015), so that coin's loss gives the largest δ(ε'), composed or not.
+
+    Args:
+        epsilon: Pure bound, nats.
+        step: As in `laplace_loss`.
+
+    Raises:
+        MechanismError: epsilon is not a finite number >= 0.
+    """
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise MechanismError(f"a pure bound must be finite and at least 0, got epsilon={epsilon!r}")
+    step = loss_step(epsilon) if step is None else step
+    first = -math.floor(epsilon / step)  # both losses are rounded up
+    masses = np.zeros(math.ceil(epsilon / step) + 1 - first)
+    masses[0] += math.exp(-epsilon) / (1 + math.exp(-epsilon))
+    masses[-1] += 1 / (1 + math.exp(-epsilon))
+    return PrivacyLoss(step=step, first=first, masses=masses, tail=0.0, bound=epsilon)
+
+
 def compose(parts: Sequence[tuple[PrivacyLoss, int]]) -> PrivacyLoss:
     """The loss of independent releases together: each part is a loss and how many times it occurs.
 

@@ -78,7 +78,7 @@ class PrivacyStatement:
         distances: Between the tokens of the table.
         mechanism: Name and public parameters.
         status: Whether the guarantee is proved.
-        noise: Its size.
+        noise: Its size; None where the mechanism has none, or where it depends on the direction.
         delta: δ of every `epsilon_at_delta`, for one token or one text.
         pairs: Bounds for one token.
         texts: Bounds for a text of which every token is replaced.
@@ -101,7 +101,7 @@ class PrivacyStatement:
     distances: TableDistances
     mechanism: MechanismSetting
     status: GuaranteeStatus
-    noise: Noise
+    noise: Noise | None
     delta: float
     pairs: tuple[Bound, ...]
     texts: tuple[Bound, ...]
@@ -136,7 +136,7 @@ class PrivacyStatement:
                 "status": self.status,
                 "parameters": dict(self.mechanism.parameters),
             },
-            "noise": asdict(self.noise),
+            "noise": None if self.noise is None else asdict(self.noise),
             "delta": self.delta,
             "pairs": [asdict(bound) for bound in self.pairs],
             "texts": [asdict(bound) for bound in self.texts],
@@ -209,11 +209,18 @@ class PrivacyStatement:
                 f"(5 % / median / 95 %, exact for {sampled} tokens); of two tokens {space.median:.3g} (median of "
                 f"{space.pairs:,} pairs); largest seen {space.largest_seen:.3g}",
             ),
+            *self._noise(),
+        ]
+
+    def _noise(self) -> list[tuple[str, str]]:
+        if self.noise is None:
+            return []
+        return [
             (
                 "noise",
                 f"length {self.noise.mean_length:.3g} on average; along the line between two tokens its standard "
                 f"deviation is {self.noise.deviation_along_a_line:.3g}",
-            ),
+            )
         ]
 
     def _measured(self) -> list[tuple[str, str]]:

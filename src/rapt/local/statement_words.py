@@ -19,23 +19,36 @@ UNIT: Final = (
 )
 
 
-def reading(token: Bound, text: Bound, *, delta: float) -> Iterator[str]:
-    """How to read the numbers, with a token and its nearest neighbour, and a text of such, as examples."""
+def reading(token: Bound, text: Bound, *, delta: float, pure_only: bool = False) -> Iterator[str]:
+    """How to read the numbers, with a token and its nearest neighbour, and a text of such, as examples.
+
+    Args:
+        token: Bound for the one.
+        text: Bound for the other.
+        delta: δ of both.
+        pure_only: Whether ε at δ was computed from the pure bound, because no more is known of the mechanism.
+    """
     yield (
         "ε, pure: whatever was believed before, one privatized token changes the odds between two tokens by at most "
         "the factor e^ε. Here, for a token and its nearest neighbour, it is "
         f"e^{nats_up(token.epsilon)} = {odds_up(token.epsilon)}."
     )
     if token.epsilon > _LOOSE:
-        yield (
-            "At this η the pure bound is formally vacuous: such odds allow near certainty. It is also loose, because "
-            "noise in many dimensions hardly ever points where the bound is reached. Read ε at δ beside it."
+        loose = (
+            ""
+            if pure_only
+            else (
+                " It is also loose, because noise in many dimensions hardly ever points where the bound is reached. "
+                "Read ε at δ beside it."
+            )
         )
+        yield f"At this η the pure bound is formally vacuous: such odds allow near certainty.{loose}"
+    known = "the pure bound" if pure_only else "the exact distribution of the privacy loss"
     yield (
         f"ε at δ: every event is at most e^ε times as likely for one token as for the other, plus δ = "
         f"{scientific(delta)}. Here the factor is e^{nats_up(token.epsilon_at_delta)} = "
-        f"{odds_up(token.epsilon_at_delta)}. It is computed from the exact distribution of the privacy loss, rounded "
-        "up. δ should be well below one over the number of texts."
+        f"{odds_up(token.epsilon_at_delta)}. It is computed from {known}, rounded up. δ should be well below one over "
+        "the number of texts."
     )
     yield (
         "right guess: nobody who must say which of two equally likely inputs it was is right more often than this; a "
