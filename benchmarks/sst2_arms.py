@@ -33,9 +33,9 @@ from rapt.local.plain_tokens import plan_plain_tokens
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone import load_backbone
-from rapt.service.inference import ClassificationRow, classify
-from rapt.service.tuner import ReconstructionConfig, TuningConfig, tune
+from rapt.service.model.backbone import load_backbone
+from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
 
-from rapt.service.backbone import Backbone
-from rapt.service.server import listen, serve_on
-from rapt.service.settings import load_settings
+from rapt.service.http.server import listen, serve_on
+from rapt.service.http.settings import load_settings
+from rapt.service.model.backbone import Backbone
 from rapt.wire.privatized_file import PrivatizedFile, write_privatized_file
 
 

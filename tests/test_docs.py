@@ -15,8 +15,8 @@ import pytest
 from rapt.cli.help_pages import GROUPS, help_pages
 from rapt.cli.program import COMMANDS, run
 from rapt.errors import RaptError
-from rapt.service.assembly import load_backbones
-from rapt.service.settings import load_settings
+from rapt.service.http.assembly import load_backbones
+from rapt.service.http.settings import load_settings
 from running_service import running_service
 
 ROOT = Path(__file__).parent.parent

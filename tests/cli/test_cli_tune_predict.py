@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rapt.cli.program import run
-from rapt.service.assembly import load_backbones
-from rapt.service.settings import load_settings
+from rapt.service.http.assembly import load_backbones
+from rapt.service.http.settings import load_settings
 from running_service import running_service
 
 PRIVATIZE = ("--eta", 60, "--vocabulary", "bert-tiny", "--plain-tokens", 4, "--plain-token-pool", 20)

@@ -22,8 +22,8 @@ from rapt.errors import (
 )
 from rapt.local import client as client_module
 from rapt.local.client import UPLOAD_NAME, ServiceClient
-from rapt.service.assembly import load_backbones
-from rapt.service.settings import load_settings
+from rapt.service.http.assembly import load_backbones
+from rapt.service.http.settings import load_settings
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import write_bundle
 from running_service import running_service, save_privatized

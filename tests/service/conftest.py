@@ -1,8 +1,8 @@
 import httpx2
 import pytest
 
-from rapt.service.assembly import load_backbones
-from rapt.service.settings import load_settings
+from rapt.service.http.assembly import load_backbones
+from rapt.service.http.settings import load_settings
 from running_service import running_service, save_privatized
 from tuning_material import separable_file
 

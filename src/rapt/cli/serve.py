@@ -35,11 +35,11 @@ def serve(
     Example:
       rapt serve --data rapt-data --port 8420
     """
-    from rapt.service.settings import load_settings
+    from rapt.service.http.settings import load_settings
 
     settings = load_settings(
         {"data_directory": data, "host": host, "port": port, "models": tuple(model) if model else None}
     )
-    from rapt.service.server import serve as run_service
+    from rapt.service.http.server import serve as run_service
 
     run_service(settings, on_ready=lambda url: show_json({"url": url}))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from rapt.local.vocabulary import Vocabulary
-from rapt.service.backbone import load_backbone
-from rapt.service.inference import ClassificationRow, classify
-from rapt.service.tuner import Progress, TuningConfig, tune
+from rapt.service.model.backbone import load_backbone
+from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.tuner import Progress, TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 

@@ -11,7 +11,7 @@ from rapt.demo.clean_arm import clean_predictions
 from rapt.demo.data import CLASSES, public_tweets
 from rapt.demo.plan import DemoPlan
 from rapt.demo.trusted_side import TrustedSide
-from rapt.service.tuner import Progress, TuningConfig
+from rapt.service.model.tuner import Progress, TuningConfig
 
 
 def upper_bound(

@@ -1,0 +1,157 @@
+"""What is let in: a guard against mistakes, not against a client that lies.
+
+Privatized ids look like any ids, so nothing here can tell whether a text was privatized. What can be seen is checked: a
+manifest of a known schema and mechanism with eta > 0, made for a vocabulary that is served here, whose counts, digest
+and lengths fit, over ids that a mechanism can put out. That stops the plain CSV, the file for another model and the
+half-uploaded file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.errors import MechanismError, UsageError, VocabularyError
+from rapt.service.model.layout import sequence_length
+from rapt.service.storage.file_rows import FileSummary
+from rapt.wire.adapter_card import AdapterCard
+from rapt.wire.manifest import Manifest
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, bounded_lines, iterate_privatized_lines
+from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
+
+# Append-only: the name of a mechanism keeps its meaning for ever. What each guarantees stands in rapt.local.mechanisms.
+KNOWN_MECHANISMS: Final = frozenset(
+    {
+        "laplace",
+        "exponential",
+        "mahalanobis",
+        "vickrey",
+        "rank-fix",
+        "tem",
+        "santext",
+        "custext",
+        "soft-pos",
+        "pct2t",
+    }
+)
+MOST_LABELS: Final = 1000
+LONGEST_LABEL: Final = 256
+
+
+class Gate:
+    """The vocabularies served here, ready to check ids against."""
+
+    def __init__(self, bundles: Iterable[VocabularyBundle]) -> None:
+        """Index the bundles by hash; two models may share one vocabulary."""
+        self._bundles = {bundle.hash: bundle for bundle in bundles}
+        self._eligible = {hash_: _mask(bundle) for hash_, bundle in self._bundles.items()}
+
+    def admit_file(self, path: Path) -> FileSummary:
+        """What is in a file, read once, in constant memory.
+
+        Raises:
+            WireError: It is no privatized file, or damaged.
+            MechanismError: Its eta or its mechanism is not acceptable.
+            VocabularyError: It was made for a vocabulary that is not served here, or holds ids that are not in it.
+            UsageError: It is empty, or a record is too long.
+        """
+        with path.open("rb") as stream:
+            items = iterate_privatized_lines(bounded_lines(stream))
+            manifest = next(items)
+            assert isinstance(manifest, Manifest)
+            self.check_manifest(manifest)
+            longest = 0
+            for position, record in enumerate(items):
+                assert isinstance(record, PrivatizedRecord)
+                self.check_record(record, manifest, position=position)
+                longest = max(longest, len(record.token_ids))
+        return FileSummary(manifest=manifest, longest=longest)
+
+    def admit_query(self, query: PrivatizedFile, *, card: AdapterCard) -> None:
+        """Check a query as a file is checked, and against what the tuned model was trained on.
+
+        Raises:
+            UsageError: It was privatized otherwise than the training text.
+            Others: As `admit_file`.
+        """
+        manifest = query.manifest
+        self.check_manifest(manifest)
+        if manifest.vocabulary_hash != card.vocabulary_hash:
+            raise VocabularyError(
+                f"a query must be privatized with the model's vocabulary {short_hash(card.vocabulary_hash)}, "
+                f"got {short_hash(manifest.vocabulary_hash)}; fetch the vocabulary of the model"
+            )
+        if manifest.mechanism != card.mechanism:
+            raise UsageError(
+                f"a query must be privatized as the training text was, with {card.mechanism.name} at "
+                f"eta={card.mechanism.eta}, got {manifest.mechanism.name} at eta={manifest.mechanism.eta}; "
+                "privatize it again with all parameters of the model"
+            )
+        # A model tuned without reconstruction has never seen plain tokens and leaves those of a query out.
+        if card.plain_tokens and manifest.plain_tokens.count != card.plain_tokens:
+            raise UsageError(
+                f"a query must have the model's number of plain tokens {card.plain_tokens}, "
+                f"got plain_tokens={manifest.plain_tokens.count}; privatize it again with that many"
+            )
+        for position, record in enumerate(query.records):
+            self.check_record(record, manifest, position=position)
+
+    def check_manifest(self, manifest: Manifest) -> None:
+        """Check all that the first line can be held to. Raises as `admit_file`."""
+        name, bundle = manifest.mechanism.name, self._bundles.get(manifest.vocabulary_hash)
+        if name not in KNOWN_MECHANISMS:
+            raise MechanismError(
+                f"the mechanism must be one that this service knows, {', '.join(sorted(KNOWN_MECHANISMS))}; "
+                "privatize again with one of them"
+            )
+        if bundle is None:
+            served = ", ".join(f"{item.model} {short_hash(item.hash)}" for item in self._bundles.values())
+            raise VocabularyError(
+                f"a file must be privatized with a vocabulary that is served here ({served}), got another; "
+                "fetch the vocabulary from this service and privatize again"
+            )
+        if manifest.records == 0:
+            raise UsageError("a privatized file must have at least one record, got records=0; add some")
+        labels = manifest.labels or ()
+        if len(labels) > MOST_LABELS or any(len(label) > LONGEST_LABEL for label in labels):
+            raise UsageError(
+                f"a file must have at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters, "
+                f"got labels={len(labels)}; is the label column the right one?"
+            )
+        pool = manifest.plain_tokens.pool
+        if not self._all_eligible(pool, manifest.vocabulary_hash):
+            raise VocabularyError("the plain tokens must be eligible ids of the vocabulary; privatize again")
+
+    def check_record(self, record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
+        """Check the ids and the length of one record of a checked manifest. Raises as `admit_file`."""
+        bundle = self._bundles[manifest.vocabulary_hash]
+        if not record.token_ids:
+            raise UsageError(f"record {position} must have at least one token; leave it out")
+        needed = sequence_length(
+            prompt_length=0, plain_tokens=len(record.privatized_plain_tokens), text_tokens=len(record.token_ids)
+        )
+        if needed > bundle.max_tokens:
+            raise UsageError(
+                f"record {position} must fit into {bundle.max_tokens} positions, got {needed} with plain and special "
+                "tokens; privatize with a lower --truncate"
+            )
+        if not self._all_eligible((*record.token_ids, *record.privatized_plain_tokens), bundle.hash):
+            raise VocabularyError(
+                f"record {position} must have ids that a mechanism can put out, got others; "
+                "it was not privatized with this vocabulary"
+            )
+
+    def _all_eligible(self, ids: tuple[int, ...], vocabulary_hash: str) -> bool:
+        mask = self._eligible[vocabulary_hash]
+        # max() first: an id beyond 64 bits would not fit into the array.
+        return not ids or (max(ids) < len(mask) and bool(mask[np.asarray(ids)].all()))
+
+
+def _mask(bundle: VocabularyBundle) -> NDArray[np.bool_]:
+    mask = np.zeros(len(bundle.embeddings), dtype=bool)
+    mask[bundle.eligible] = True
+    return mask

@@ -1,0 +1,50 @@
+"""The HTTP application: routes, and what surrounds them."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from rapt.service.http.assembly import Service
+from rapt.service.http.http_errors import add_error_handlers
+from rapt.service.http.middleware import BodyLimit, Door, Envelope
+from rapt.service.http.routes import classify, files, jobs, models, vocabularies
+from rapt.service.http.schemas import ErrorResponse, Health
+from rapt.version import __version__
+
+DESCRIPTION = """
+Tuning and prediction on text that was privatized before it came here. The official `openai` clients drive files, jobs,
+events and models; `/v1/classify` and `/v1/vocabularies` are our own.
+
+The service cannot tell privatized from plain text. It demands a manifest and refuses what contradicts it: that guards
+against mistakes, not against a client that lies.
+"""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The application of an open service."""
+    app = FastAPI(
+        title="rapt",
+        version=__version__,
+        description=DESCRIPTION.strip(),
+        # The pages would load their scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        # Spans and metrics would carry paths and messages of errors to wherever the environment says.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
+        separate_input_output_schemas=False,
+    )
+    add_error_handlers(app)
+    # The last one added is outermost.
+    app.add_middleware(BodyLimit, settings=service.settings)
+    app.add_middleware(Door, settings=service.settings)
+    app.add_middleware(Envelope)
+    for module in (files, jobs, models, classify, vocabularies):
+        app.include_router(module.router(service))
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> Health:  # async: it answers also while every thread is busy
+        """The service answers."""
+        return Health(version=__version__)
+
+    return app

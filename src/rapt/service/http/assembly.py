@@ -1,0 +1,100 @@
+"""A service put together: settings, store, backbones, worker. One value that every route is given."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+
+from rapt.errors import NotFoundError
+from rapt.service.http.adapter_cache import AdapterCache
+from rapt.service.http.admission import Gate
+from rapt.service.http.settings import Settings, served_name
+from rapt.service.jobs.job_runner import JobRunner
+from rapt.service.jobs.worker import ThreadRunner
+from rapt.service.model.backbone import Backbone, load_backbone
+from rapt.service.storage.recovery import open_store
+from rapt.service.storage.store import Store
+from rapt.wire.vocabulary_bundle import write_bundle
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Service:
+    """What the routes work with.
+
+    Attributes:
+        settings: As they were read.
+        store: Files, jobs, models.
+        backbones: By the name that clients use.
+        gate: Checks what comes in.
+        runner: Runs the jobs.
+        adapters: Tuned models in memory.
+        started_at: Unix time, s; what base models say about their creation.
+        computing: Held for a prediction, so that many requests at once queue instead of sharing the cores badly.
+    """
+
+    settings: Settings
+    store: Store
+    backbones: Mapping[str, Backbone]
+    gate: Gate
+    runner: JobRunner
+    adapters: AdapterCache
+    started_at: int
+    computing: Lock = field(default_factory=Lock)
+
+    def backbone(self, name: str) -> Backbone:
+        """The base model of a name. Raises `NotFoundError`."""
+        if name not in self.backbones:
+            raise NotFoundError(f"the model must be one of {', '.join(self.backbones)}")
+        return self.backbones[name]
+
+
+def load_backbones(settings: Settings) -> dict[str, Backbone]:
+    """The base models of the settings, by the name that they are served under.
+
+    Raises:
+        VocabularyError: The files of one are missing.
+        UsageError: The architecture of one is not supported.
+    """
+    loaded = {}
+    for model in settings.models:
+        name, backbone = served_name(model), load_backbone(model)
+        # A model from a folder is known by that folder's name, here and in what clients are given.
+        loaded[name] = replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
+    return loaded
+
+
+@contextmanager
+def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], started_at: int) -> Iterator[Service]:
+    """A service whose worker runs until the end of the block.
+
+    Raises:
+        UsageError: The data directory cannot be used.
+    """
+    with open_store(settings.data_directory) as store:
+        shutil.rmtree(store.directory.vocabularies)
+        for name, backbone in backbones.items():
+            write_bundle(backbone.bundle, vocabulary_folder(store, name))
+        runner = ThreadRunner(store, backbones)
+        service = Service(
+            settings=settings,
+            store=store,
+            backbones=backbones,
+            gate=Gate([backbone.bundle for backbone in backbones.values()]),
+            runner=runner,
+            adapters=AdapterCache(settings.adapters_in_memory),
+            started_at=started_at,
+        )
+        runner.start()
+        try:
+            yield service
+        finally:
+            runner.close()
+
+
+def vocabulary_folder(store: Store, name: str) -> Path:
+    """Where the bundle of a base model is written for clients to fetch; made anew at every start."""
+    return store.directory.vocabularies / name

@@ -1,0 +1,100 @@
+"""Every error as OpenAI's JSON: status and code from the one error tree, never a value that came in.
+
+The framework's own messages are not passed on: some of them quote the request.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from rapt.errors import LimitError, NotFoundError, RaptError, UsageError
+from rapt.service.http import schemas
+from rapt.service.jobs import method_options
+
+log = logging.getLogger(__name__)
+
+# Kinds of pydantic error whose message states the rule only; of the others we say no more than that there is one.
+_RULE_ONLY: Final = frozenset(
+    "bool_type dict_type finite_number float_type greater_than greater_than_equal int_type json_invalid less_than "
+    "less_than_equal list_type literal_error missing model_attributes_type model_type string_pattern_mismatch "
+    "string_type too_short".split()
+)
+_FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
+    400: ("the request body must be readable; send JSON, or a form for files", UsageError.code),
+    404: ("there must be such a route; see /openapi.json", NotFoundError.code),
+    405: ("the method must be one that the route has; see /openapi.json", "method_not_allowed"),
+    413: ("the request must be smaller; send it in parts", LimitError.code),
+}
+
+
+def _field_names() -> frozenset[str]:
+    found = [*vars(schemas).values(), *vars(method_options).values()]
+    models = [item for item in found if isinstance(item, type) and issubclass(item, BaseModel)]
+    return frozenset(name for model in models for name in model.model_fields) | {"after", "limit", "order", "purpose"}
+
+
+# A key that a client made up may be anything, also a text: only these names are ever repeated.
+_KNOWN_FIELDS: Final = _field_names()
+
+
+def error_response(message: str, *, status: int, code: str, param: str | None = None) -> JSONResponse:
+    """The answer to a request that is refused."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    # The official client would repeat a 409 and a 413 as they are; they would fail as they are.
+    headers = {"x-should-retry": "false"} if status < 500 else {}
+    error = {"message": message, "type": kind, "param": param, "code": code}
+    return JSONResponse({"error": error}, status_code=status, headers=headers)
+
+
+def response_to(error: RaptError) -> JSONResponse:
+    """The answer that an error of the tree stands for."""
+    return error_response(str(error), status=error.status, code=error.code)
+
+
+def unforeseen_response(error: Exception) -> JSONResponse:
+    """The answer to an error that nobody foresaw: not even its message is trusted."""
+    return error_response(
+        f"an error that the service did not foresee, {type(error).__name__}; tell the provider the x-request-id",
+        status=500,
+        code=RaptError.code,
+    )
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Map the tree, the framework's refusals and invalid requests; all else is the middleware's."""
+
+    @app.exception_handler(RaptError)
+    async def _of_the_tree(_request: Request, error: RaptError) -> JSONResponse:
+        return response_to(error)
+
+    @app.exception_handler(HTTPException)
+    async def _of_the_framework(_request: Request, error: HTTPException) -> JSONResponse:
+        message, code = _FRAMEWORK.get(error.status_code, _FRAMEWORK[400])
+        return error_response(message, status=error.status_code, code=code)
+
+    @app.exception_handler(RequestValidationError)
+    async def _of_a_schema(_request: Request, error: RequestValidationError) -> JSONResponse:
+        message, param = _explain(error.errors()[0])
+        return error_response(message, status=400, code=UsageError.code, param=param)
+
+
+def _explain(first: Any) -> tuple[str, str | None]:
+    names = [str(part) for part in first["loc"] if part in _KNOWN_FIELDS]
+    param = ".".join(names) or None
+    place = f"the field {param}" if param else "the request body"
+    if first["type"] == "extra_forbidden":
+        if first["loc"][-1] in _KNOWN_FIELDS:
+            return f"{place} must be left out; this service does not offer it", param
+        return f"{place} must have no field that this service does not know; see /openapi.json", param
+    if first["type"] not in _RULE_ONLY:
+        return f"{place} must be as /openapi.json says", param
+    rule = str(first["msg"])
+    return f"{place} is refused: {rule[0].lower()}{rule[1:]}; see /openapi.json", param

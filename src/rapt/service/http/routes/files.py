@@ -1,0 +1,99 @@
+"""`/v1/files`: privatized files in, out, and away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import IO, Annotated, Final, Literal
+
+from fastapi import APIRouter, Form, Query
+from fastapi.responses import StreamingResponse
+
+from rapt.errors import NotFoundError
+from rapt.service.http.assembly import Service
+from rapt.service.http.routes.pages import After, LongLimit, Order, cursor, list_of
+from rapt.service.http.schemas import Deleted, FileDetail, FileObject, ListOf, UploadRequest
+from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, file_path, get_file, list_files
+
+_CHUNK: Final = 1024 * 1024
+_LONGEST_NAME: Final = 255
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of files."""
+    routes = APIRouter(prefix="/v1/files", tags=["files"])
+
+    @routes.post("", form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 4096})
+    def create_file(form: Annotated[UploadRequest, Form(media_type="multipart/form-data")]) -> FileObject:
+        """Upload a privatized file. The manifest is checked against it: a guard against mistakes, not against lies."""
+        with service.store.directory.stage(form.file.file, max_bytes=service.settings.max_file_bytes) as staged:
+            summary = service.gate.admit_file(staged.path)
+            name = clean_name(form.file.filename)
+            return show_file(add_file(service.store, staged, summary, filename=name, now=int(time.time())))
+
+    @routes.get("")
+    def list_all_files(
+        after: After = None,
+        limit: LongLimit = 10_000,
+        order: Order = "desc",
+        purpose: Annotated[Literal["fine-tune"] | None, Query()] = None,
+    ) -> ListOf[FileObject]:
+        """List files."""
+        del purpose  # there is one only
+        return list_of(list_files(service.store, cursor(after, limit, order)), show_file)
+
+    @routes.get("/{file_id}")
+    def retrieve_file(file_id: str) -> FileObject:
+        """What is known of a file."""
+        return show_file(get_file(service.store, file_id))
+
+    @routes.get("/{file_id}/content", response_class=StreamingResponse)
+    def retrieve_content(file_id: str) -> StreamingResponse:
+        """The bytes of a file, as they were uploaded."""
+        file = get_file(service.store, file_id)
+        try:
+            stream = file_path(service.store, file).open("rb")
+        except FileNotFoundError:  # deleted between the two lines
+            raise NotFoundError("no such object among the files; list them to see what there is") from None
+        headers = {"content-length": str(file.bytes), "content-disposition": f'attachment; filename="{file.id}.jsonl"'}
+        return StreamingResponse(_chunks(stream), media_type="application/jsonl", headers=headers)
+
+    @routes.delete("/{file_id}")
+    def remove_file(file_id: str) -> Deleted:
+        """Delete a file and its bytes, unless a job that has not ended needs it."""
+        delete_file(service.store, file_id)
+        return Deleted(id=file_id, object="file")
+
+    return routes
+
+
+def show_file(file: StoredFile) -> FileObject:
+    """A file in the shape of the API."""
+    return FileObject(
+        id=file.id,
+        bytes=file.bytes,
+        created_at=file.created_at,
+        filename=file.filename,
+        purpose=PURPOSE,
+        rapt=FileDetail(
+            vocabulary_hash=file.vocabulary_hash,
+            mechanism=file.mechanism,
+            insecure_seed=file.insecure_seed,
+            records=file.records,
+            tokens=file.tokens,
+            plain_tokens=file.plain_tokens,
+            labels=file.labels,
+        ),
+    )
+
+
+def clean_name(name: str | None) -> str:
+    """A name to show: the last part of a path, printable, of bounded length. It never names anything on the disk."""
+    last = (name or "").replace("\\", "/").rpartition("/")[2]
+    return "".join(character for character in last if character.isprintable())[:_LONGEST_NAME] or "file"
+
+
+def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+    with stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk

@@ -1,0 +1,71 @@
+"""`/v1/models`: base models and tuned ones."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from rapt.errors import UsageError
+from rapt.service.http.assembly import Service
+from rapt.service.http.schemas import Deleted, ListOf, ModelDetail, ModelObject
+from rapt.service.model.adapter import Adapter, load_adapter
+from rapt.service.storage.model_rows import StoredModel, adapter_folder, delete_model, get_model, list_models
+from rapt.wire.adapter_card import card_to_json
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of models."""
+    routes = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @routes.get("")
+    def list_all_models() -> ListOf[ModelObject]:
+        """List base models, then tuned ones."""
+        models = [_show_base(service, name) for name in service.backbones]
+        models += [
+            _show_tuned(service, model) for model in list_models(service.store) if model.base in service.backbones
+        ]
+        return ListOf(data=models)
+
+    @routes.get("/{model_id}")
+    def retrieve_model(model_id: str) -> ModelObject:
+        """A model; of a tuned one also its card, which says how queries must be privatized."""
+        if model_id in service.backbones:
+            return _show_base(service, model_id)
+        model = get_model(service.store, model_id)
+        shown = _show_tuned(service, model)
+        card = card_to_json(load_tuned(service, model).card)
+        return shown.model_copy(update={"rapt": shown.rapt.model_copy(update={"card": card})})
+
+    @routes.delete("/{model_id}")
+    def remove_model(model_id: str) -> Deleted:
+        """Delete a tuned model and its weights."""
+        if model_id in service.backbones:
+            raise UsageError("a base model must stay; tuned models can be deleted")
+        service.adapters.drop(delete_model(service.store, model_id).adapter)
+        return Deleted(id=model_id, object="model")
+
+    return routes
+
+
+def load_tuned(service: Service, model: StoredModel) -> Adapter:
+    """The adapter of a tuned model, from memory or from the disk.
+
+    Raises:
+        NotFoundError: Its base model is not served any more.
+    """
+    backbone = service.backbone(model.base)
+    return service.adapters.get(
+        model.adapter, lambda: load_adapter(adapter_folder(service.store, model), backbone=backbone)
+    )
+
+
+def _show_base(service: Service, name: str) -> ModelObject:
+    return ModelObject(id=name, created=service.started_at, owned_by="rapt", rapt=_detail(service, name))
+
+
+def _show_tuned(service: Service, model: StoredModel) -> ModelObject:
+    return ModelObject(id=model.id, created=model.created_at, owned_by="user", rapt=_detail(service, model.base))
+
+
+def _detail(service: Service, base: str) -> ModelDetail:
+    bundle = service.backbone(base).bundle
+    return ModelDetail(base=base, vocabulary_hash=bundle.hash, max_tokens=bundle.max_tokens)

@@ -1,0 +1,52 @@
+"""`/v1/vocabularies/{model}`: what a user needs to privatize, cacheable by its hash."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header
+from fastapi.responses import FileResponse, Response
+
+from rapt.service.http.assembly import Service, vocabulary_folder
+from rapt.service.storage.model_rows import get_model
+
+_TYPES: Final = {
+    "vocabulary.json": "application/json",
+    "tokenizer.json": "application/json",
+    "embeddings.safetensors": "application/octet-stream",
+}
+IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of vocabulary bundles; the name of a tuned model stands for its base."""
+    routes = APIRouter(prefix="/v1/vocabularies", tags=["vocabularies"])
+
+    @routes.get("/{model}", response_class=FileResponse)
+    def retrieve_vocabulary(model: str, if_none_match: IfNoneMatch = None) -> Response:
+        """`vocabulary.json`: hash, shape, longest input and eligible ids."""
+        return _send(service, model, "vocabulary.json", if_none_match)
+
+    @routes.get("/{model}/tokenizer.json", response_class=FileResponse)
+    def retrieve_tokenizer(model: str, if_none_match: IfNoneMatch = None) -> Response:
+        """The tokenizer, in Hugging Face's format."""
+        return _send(service, model, "tokenizer.json", if_none_match)
+
+    @routes.get("/{model}/embeddings.safetensors", response_class=FileResponse)
+    def retrieve_embeddings(model: str, if_none_match: IfNoneMatch = None) -> Response:
+        """The embedding table that eta is measured against."""
+        return _send(service, model, "embeddings.safetensors", if_none_match)
+
+    return routes
+
+
+def _send(service: Service, model: str, file: str, if_none_match: str | None) -> Response:
+    base = model if model in service.backbones else get_model(service.store, model).base
+    tag = f'"{service.backbone(base).bundle.hash}"'
+    # The tag changes with the content, so a cache may keep it for ever as long as it asks.
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if if_none_match is not None and {tag, "*"} & {
+        item.strip().removeprefix("W/") for item in if_none_match.split(",")
+    }:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(vocabulary_folder(service.store, base) / file, media_type=_TYPES[file], headers=headers)

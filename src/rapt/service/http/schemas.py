@@ -1,0 +1,185 @@
+"""The shapes of the API: OpenAI's objects, with what is ours under `rapt`.
+
+A request with a field that is not here is refused, never half understood.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from fastapi import UploadFile
+from pydantic import BaseModel, ConfigDict, Field
+
+from rapt.service.jobs.method_options import MethodOptions, Request
+
+T = TypeVar("T")
+
+
+class UploadRequest(BaseModel):
+    """Form of `POST /v1/files`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    file: UploadFile = Field(description="a privatized file, as `rapt privatize` writes it")
+    purpose: Literal["fine-tune"]
+
+
+class JobRequest(Request):
+    """Body of `POST /v1/fine_tuning/jobs`."""
+
+    model: str = Field(description="name of a base model")
+    training_file: str = Field(description="id of an uploaded file")
+    method: MethodOptions | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+
+
+class ClassifyRequest(Request):
+    """Body of `POST /v1/classify`: records as in a privatized file, and the manifest that counts them."""
+
+    model: str = Field(description="name of a tuned model")
+    manifest: dict[str, Any]
+    records: list[dict[str, Any]] = Field(min_length=1)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorResponse(BaseModel):
+    """Body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class FileDetail(BaseModel):
+    """What a privatized file says of itself."""
+
+    vocabulary_hash: str
+    mechanism: dict[str, Any]
+    insecure_seed: bool = Field(description="true: the noise came from a seed, and protects nothing")
+    records: int
+    tokens: int
+    plain_tokens: int
+    labels: int
+
+
+class FileObject(BaseModel):
+    """An uploaded file."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: Literal["processed"] = "processed"
+    rapt: FileDetail
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class JobObject(BaseModel):
+    """A tuning job."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    model: str
+    training_file: str
+    validation_file: None = None
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    method: dict[str, Any]
+    hyperparameters: dict[str, Any]
+    seed: int
+    suffix: str | None
+    created_at: int
+    finished_at: int | None
+    fine_tuned_model: str | None
+    trained_tokens: int | None
+    error: JobError | None
+    organization_id: str = "rapt"
+    result_files: list[str] = Field(default_factory=list)
+
+
+class EventObject(BaseModel):
+    """Something that happened to a job."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
+    message: str
+    data: dict[str, Any] | None
+
+
+class ModelDetail(BaseModel):
+    """A model's base, the hash of its vocabulary, and its card if it is tuned."""
+
+    base: str
+    vocabulary_hash: str
+    max_tokens: int
+    card: dict[str, Any] | None = None
+
+
+class ModelObject(BaseModel):
+    """A base model, or a tuned one."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str
+    rapt: ModelDetail
+
+
+class Deleted(BaseModel):
+    """Answer to a deletion."""
+
+    id: str
+    object: Literal["file", "model"]
+    deleted: Literal[True] = True
+
+
+class ListOf(BaseModel, Generic[T]):
+    """One page; the next one starts `after` the last id."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    first_id: str | None = None
+    last_id: str | None = None
+    has_more: bool = False
+
+
+class PredictionObject(BaseModel):
+    """The answer for one record; probabilities in the order of the labels."""
+
+    label: str
+    label_index: int
+    probabilities: list[float]
+
+
+class Classification(BaseModel):
+    """Answers in the order of the records."""
+
+    object: Literal["classification"] = "classification"
+    model: str
+    labels: list[str]
+    predictions: list[PredictionObject]
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: Literal["ok"] = "ok"
+    version: str

@@ -1,0 +1,149 @@
+"""The serving process: a socket, the application behind it, and word to whoever waits that it answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+import torch
+import uvicorn
+
+from rapt.errors import UsageError
+from rapt.service.http.app import create_app
+from rapt.service.http.assembly import load_backbones, open_service
+from rapt.service.http.settings import Settings
+from rapt.service.model.backbone import Backbone
+from rapt.service.storage.data_directory import write_atomically
+
+log = logging.getLogger(__name__)
+
+# uvicorn's own access log has paths and queries in it, so it is off; `middleware.Envelope` writes ours.
+LOGGING: Final[dict[str, Any]] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {
+        "rapt": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
+        "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+    },
+}
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says when it answers."""
+
+    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
+        """Call `on_ready` once the socket is served."""
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to serve."""
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._on_ready()
+
+
+def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: None) -> None:
+    """Serve until the process is asked to stop (SIGINT or SIGTERM).
+
+    Args:
+        settings: Where, what, and for whom.
+        on_ready: Called with the URL, port filled in, once the service answers; the ready file is there by then.
+
+    Raises:
+        UsageError: The address or the data directory cannot be used.
+        VocabularyError: The files of a model are missing.
+    """
+    logging.config.dictConfig(LOGGING)
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    with _stopped_by_signals(), listen(settings) as listener:
+        serve_on(listener, settings, backbones=load_backbones(settings), on_ready=lambda server, url: on_ready(url))
+
+
+def serve_on(
+    listener: socket.socket,
+    settings: Settings,
+    *,
+    backbones: Mapping[str, Backbone],
+    on_ready: Callable[[Server, str], None],
+) -> None:
+    """Serve loaded models on a socket that listens; `on_ready` gets the server too, so that it can be stopped."""
+    url = url_of(listener)
+
+    def ready() -> None:
+        if settings.ready_file is not None:
+            content = json.dumps({"url": url, "pid": os.getpid()}) + "\n"
+            write_atomically(settings.ready_file, content.encode("ascii"))
+        log.info("serving %s on %s", ", ".join(backbones), url)
+        on_ready(server, url)
+
+    with open_service(settings, backbones=backbones, started_at=int(time.time())) as service:
+        config = uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=10,
+        )
+        server = Server(config, on_ready=ready)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            if settings.ready_file is not None:
+                settings.ready_file.unlink(missing_ok=True)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens at the address of the settings.
+
+    Raises:
+        UsageError: The address is taken, or not ours.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family)
+    except OSError as error:
+        raise UsageError(
+            f"the address must be free and ours, got {error.strerror or type(error).__name__} for "
+            f"port={settings.port}; choose another, or 0 for any"
+        ) from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """The URL at which a listening socket is reached from this machine."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGINT end the block in order.
+
+    uvicorn stops serving and then raises the signal again, and the default answer to SIGTERM would end the process
+    before the worker has put its job back and the ready file is gone.
+    """
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.info("stopped")
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,45 @@
+"""Progress of a run, thinned out: a step takes milliseconds, an event takes a write to the disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from rapt.service.model.tuner import Progress
+
+STEPS_BETWEEN_EVENTS: Final = 10
+# A long run has its events further apart, so that no job fills the database.
+MOST_EVENTS: Final = 500
+
+
+class ProgressEvents:
+    """Takes every step; reports the means since the last report, every few steps and at the last one."""
+
+    def __init__(self, report: Callable[[str, dict[str, Any]], None]) -> None:
+        """Report to `report(message, data)`."""
+        self._report = report
+        self._since: list[Progress] = []
+
+    def add(self, progress: Progress) -> None:
+        """One step was made."""
+        self._since.append(progress)
+        every = max(STEPS_BETWEEN_EVENTS, math.ceil(progress.steps / MOST_EVENTS))
+        if progress.step % every and progress.step != progress.steps:
+            return
+        task = _mean([item.task_loss for item in self._since])
+        reconstruction = [item.reconstruction_loss for item in self._since if item.reconstruction_loss is not None]
+        data = {
+            "step": progress.step,
+            "total_steps": progress.steps,
+            "epoch": progress.epoch + 1,
+            "train_loss": task,
+            "reconstruction_loss": _mean(reconstruction) if reconstruction else None,
+            "accuracy": _mean([item.accuracy for item in self._since]),
+        }
+        self._since.clear()
+        self._report(f"step {progress.step}/{progress.steps}: training loss={task:.4f}", data)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,139 @@
+"""Uploaded files: rows that name bytes."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import Row, delete, func, insert, select, true
+
+from rapt.errors import UsageError
+from rapt.service.storage.data_directory import StagedFile
+from rapt.service.storage.database import FILES, JOBS, Cursor, Page, find, page_of
+from rapt.service.storage.store import Store
+from rapt.wire.manifest import Manifest, mechanism_to_json
+
+PURPOSE: Final = "fine-tune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSummary:
+    """What the service knows of an admitted file without opening it again.
+
+    Attributes:
+        manifest: As it stands in the file.
+        longest: Number of tokens of the longest text, plain tokens not counted.
+    """
+
+    manifest: Manifest
+    longest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFile:
+    """One upload. Two uploads of the same bytes are two of these and one file on the disk.
+
+    Attributes:
+        id: `file-...`.
+        filename: What the client called it; shown, never used.
+        purpose: `fine-tune`.
+        bytes: Size.
+        sha256: Hex digest, and name on the disk.
+        created_at: Unix time, s.
+        vocabulary_hash: What it was privatized for.
+        mechanism: How, as the manifest says it.
+        insecure_seed: Whether the noise came from a seed, which protects nothing.
+        records: How many.
+        tokens: Of their texts.
+        longest: Tokens of the longest text.
+        plain_tokens: m, before each text.
+        labels: Number of classes; 0 without labels.
+    """
+
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    created_at: int
+    vocabulary_hash: str
+    mechanism: dict[str, Any]
+    insecure_seed: bool
+    records: int
+    tokens: int
+    longest: int
+    plain_tokens: int
+    labels: int
+
+
+def add_file(store: Store, staged: StagedFile, summary: FileSummary, *, filename: str, now: int) -> StoredFile:
+    """Keep admitted bytes under a new id."""
+    manifest = summary.manifest
+    file = StoredFile(
+        id=f"file-{secrets.token_hex(12)}",
+        filename=filename,
+        purpose=PURPOSE,
+        bytes=staged.bytes,
+        sha256=staged.sha256,
+        created_at=now,
+        vocabulary_hash=manifest.vocabulary_hash,
+        mechanism=mechanism_to_json(manifest.mechanism),
+        insecure_seed=manifest.randomness.insecure_seed is not None,
+        records=manifest.records,
+        tokens=manifest.tokens,
+        longest=summary.longest,
+        plain_tokens=manifest.plain_tokens.count,
+        labels=len(manifest.labels or ()),
+    )
+    with store.naming:
+        store.directory.keep(staged)
+        with store.database.write() as connection:
+            connection.execute(insert(FILES).values(vars(file)))
+    return file
+
+
+def get_file(store: Store, file_id: str) -> StoredFile:
+    """The file of an id. Raises `NotFoundError`."""
+    with store.database.read() as connection:
+        return _from_row(find(connection, FILES, file_id))
+
+
+def list_files(store: Store, cursor: Cursor) -> Page[StoredFile]:
+    """One page of files. Raises `NotFoundError` for an unknown cursor."""
+    with store.database.read() as connection:
+        rows, has_more = page_of(connection, FILES, cursor, where=true())
+    return Page(tuple(_from_row(row) for row in rows), has_more)
+
+
+def file_path(store: Store, file: StoredFile) -> Path:
+    """Where the bytes of a file are."""
+    return store.directory.blob(file.sha256)
+
+
+def delete_file(store: Store, file_id: str) -> None:
+    """Delete a file, and its bytes if no other upload has the same.
+
+    Raises:
+        NotFoundError: There is no such file.
+        UsageError: A job that has not ended needs it.
+    """
+    with store.naming:
+        with store.database.write() as connection:
+            file = _from_row(find(connection, FILES, file_id))
+            needed = select(func.count()).where(
+                JOBS.c.training_file == file_id, JOBS.c.status.in_(("queued", "running"))
+            )
+            if connection.execute(needed).scalar_one():
+                raise UsageError("a file must not be deleted while a job needs it; cancel the job first")
+            connection.execute(delete(FILES).where(FILES.c.id == file_id))
+            others = connection.execute(select(func.count()).where(FILES.c.sha256 == file.sha256)).scalar_one()
+        if not others:
+            store.directory.remove_blob(file.sha256)
+
+
+def _from_row(row: Row[Any]) -> StoredFile:
+    values = dict(row._mapping)
+    del values["number"]
+    return StoredFile(**values)

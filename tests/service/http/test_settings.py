@@ -1,0 +1,83 @@
+import pytest
+
+from rapt.errors import UsageError
+from rapt.service.http.settings import Settings, load_settings, served_name
+from rapt.wire.addresses import is_loopback
+
+KEY = "a-key-of-more-than-sixteen-characters"
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch):
+    for field in Settings.model_fields:
+        monkeypatch.delenv(f"RAPT_{field.upper()}", raising=False)
+
+
+def test_the_defaults_serve_minilm_to_this_machine_only():
+    settings = load_settings({})
+    assert (settings.host, settings.models, settings.api_key) == ("127.0.0.1", ("minilm",), None)
+
+
+def test_every_field_is_an_environment_variable(monkeypatch):
+    monkeypatch.setenv("RAPT_MODELS", "minilm, bert-tiny")
+    monkeypatch.setenv("RAPT_PORT", "0")
+    monkeypatch.setenv("RAPT_API_KEY", KEY)
+    settings = load_settings({})
+    assert (settings.models, settings.port) == (("minilm", "bert-tiny"), 0)
+    assert settings.api_key.get_secret_value() == KEY
+
+
+def test_an_argument_goes_before_the_environment_and_none_is_no_argument(monkeypatch):
+    monkeypatch.setenv("RAPT_PORT", "1")
+    assert load_settings({"port": 2}).port == 2
+    assert load_settings({"port": None}).port == 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org", ""])
+def test_an_open_door_needs_a_key(host):
+    with pytest.raises(UsageError, match="loopback only"):
+        load_settings({"host": host})
+    assert load_settings({"host": host, "api_key": KEY}).host == host
+
+
+@pytest.mark.parametrize("key", ["", "short", "with spaces in between them", "nicht-aus-ASCII-sondern-äöü"])
+def test_a_key_that_can_be_guessed_is_refused_and_not_repeated(key):
+    with pytest.raises(UsageError, match="api_key is refused: must have at least 16") as error:
+        load_settings({"api_key": key})
+    assert not key or key not in str(error.value)
+
+
+def test_the_key_is_not_in_the_repr():
+    assert KEY not in repr(load_settings({"api_key": KEY}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("port", 70_000), ("port", "abc"), ("models", ""), ("models", "minilm,minilm"), ("models", "a:b"), ("typo", 1)],
+)
+def test_a_value_that_breaks_a_rule_is_one_line_naming_the_setting(name, value):
+    with pytest.raises(UsageError, match=rf"^the setting {name} is refused: [^\n]+$"):
+        load_settings({name: value})
+
+
+def test_a_model_in_a_folder_is_served_under_the_folders_name(tmp_path):
+    assert served_name(str(tmp_path / "models" / "mine")) == "mine"
+    assert served_name("bert-tiny") == "bert-tiny"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("localhost.example.org", False),
+        ("127.0.0.1.example.org", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_told_from_everything_else(host, expected):
+    assert is_loopback(host) is expected

@@ -1,0 +1,236 @@
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from rapt.service.http.admission import Gate
+from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
+from rapt.service.jobs.progress_events import MOST_EVENTS, ProgressEvents
+from rapt.service.jobs.worker import ThreadRunner, run_job
+from rapt.service.model.adapter import load_adapter
+from rapt.service.model.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
+from rapt.service.storage.database import Cursor
+from rapt.service.storage.file_rows import add_file
+from rapt.service.storage.job_rows import (
+    ENDED,
+    add_job,
+    cancel_job,
+    claim_next_job,
+    get_job,
+    list_events,
+    requeue_running_jobs,
+)
+from rapt.service.storage.model_rows import adapter_folder, get_model, list_models
+from rapt.service.storage.recovery import open_store
+from running_service import wait_until
+
+SHORT = TuningConfig(
+    prompt_length=4, epochs=4, batch_size=16, seed=3, reconstruction=ReconstructionConfig(weight=0.1, head_size=8)
+)
+ENDLESS = replace(SHORT, epochs=1000)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path / "data") as opened:
+        yield opened
+
+
+@pytest.fixture
+def runner(store, backbones):
+    thread = ThreadRunner(store, backbones)
+    thread.start()
+    yield thread
+    thread.close()
+
+
+@pytest.fixture
+def queue(store, backbones, training_path):
+    """Put one job on the queue; returns its row."""
+    gate = Gate([backbone.bundle for backbone in backbones.values()])
+
+    def put(config=SHORT):
+        with store.directory.stage(io.BytesIO(training_path.read_bytes()), max_bytes=10**7) as staged:
+            file = add_file(store, staged, gate.admit_file(staged.path), filename="f", now=1)
+        method = method_to_json(config)
+        return add_job(
+            store, model="bert-tiny", training_file=file.id, method=method, seed=config.seed, suffix=None, now=2
+        )
+
+    return put
+
+
+def ended(store, job):
+    return get_job(store, job.id).status in ENDED
+
+
+def events_of(store, job):
+    return list_events(store, job.id, Cursor(limit=1000, newest_first=False)).items
+
+
+def has_progress(store, job):
+    return any(event.type == "metrics" for event in events_of(store, job))
+
+
+def never():
+    return False
+
+
+@pytest.mark.parametrize("config", [SHORT, replace(SHORT, reconstruction=None), TuningConfig(learning_rate=0.3)])
+def test_a_stored_job_is_the_run_that_was_asked_for(config):
+    stored = json.loads(json.dumps(method_to_json(config)))
+    assert config_from_json(stored, seed=config.seed) == config
+
+
+def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, training_file):
+    queue()
+    job = claim_next_job(store, now=3)
+    run_job(store, job, backbones=backbones, should_stop=never)
+    done = get_job(store, job.id)
+    assert done.status == "succeeded"
+    assert done.fine_tuned_model.startswith("ft:bert-tiny:rapt:")
+    assert done.trained_tokens == 4 * training_file.manifest.tokens
+    adapter = load_adapter(
+        adapter_folder(store, get_model(store, done.fine_tuned_model)), backbone=backbones["bert-tiny"]
+    )
+    assert adapter.card.plain_tokens == 4
+    assert adapter.card.labels == ("no", "yes")
+
+
+def test_progress_is_reported_every_ten_steps_and_at_the_last(store, backbones, queue):
+    queue()  # 4 epochs of 4 batches
+    job = claim_next_job(store, now=3)
+    run_job(store, job, backbones=backbones, should_stop=never)
+    metrics = [event.data for event in events_of(store, job) if event.type == "metrics"]
+    assert [data["step"] for data in metrics] == [10, 16]
+    assert set(metrics[0]) == {"step", "total_steps", "epoch", "train_loss", "reconstruction_loss", "accuracy"}
+    assert all(type(value) in (int, float) for data in metrics for value in data.values())
+
+
+def test_an_event_has_the_means_of_its_steps():
+    reported = []
+    events = ProgressEvents(lambda message, data: reported.append(data))
+    for step in range(1, 13):
+        events.add(
+            Progress(step=step, steps=12, epoch=0, task_loss=step, reconstruction_loss=2 * step, accuracy=step / 12)
+        )
+    assert [(data["train_loss"], data["reconstruction_loss"]) for data in reported] == [(5.5, 11.0), (11.5, 23.0)]
+
+
+def test_a_long_run_does_not_fill_the_database():
+    reported = []
+    events = ProgressEvents(lambda message, data: reported.append(data))
+    steps = 100_001
+    for step in range(1, steps + 1):
+        events.add(Progress(step=step, steps=steps, epoch=0, task_loss=0, reconstruction_loss=None, accuracy=1))
+    assert len(reported) <= MOST_EVENTS + 1
+    assert reported[-1]["step"] == steps
+
+
+def test_jobs_run_in_order_one_at_a_time(store, runner, queue):
+    jobs = [queue(), queue()]
+    runner.wake()
+    wait_until(lambda: all(ended(store, job) for job in jobs))
+    assert [get_job(store, job.id).status for job in jobs] == ["succeeded", "succeeded"]
+    assert [model.job_id for model in list_models(store)] == [job.id for job in jobs]
+
+
+def test_a_cancelled_job_stops_within_a_step_and_keeps_nothing(store, runner, queue):
+    job, next_job = queue(ENDLESS), queue()
+    runner.wake()
+    wait_until(lambda: has_progress(store, job))
+    cancel_job(store, job.id, now=9)
+    runner.cancel(job.id)
+    wait_until(lambda: ended(store, next_job))  # the worker is free again
+    assert get_job(store, job.id).status == "cancelled"
+    assert get_job(store, next_job.id).status == "succeeded"
+    assert [model.job_id for model in list_models(store)] == [next_job.id]
+    assert len(list(store.directory.adapters.iterdir())) == 1
+
+
+def test_a_cancelled_job_that_still_reached_its_end_publishes_nothing(store, backbones, queue):
+    queue()
+    job = claim_next_job(store, now=3)
+    steps = []
+
+    def cancel_late():  # the store knows, but the word does not reach the run in time
+        steps.append(1)
+        if len(steps) == 16:
+            cancel_job(store, job.id, now=9)
+        return False
+
+    run_job(store, job, backbones=backbones, should_stop=cancel_late)
+    assert get_job(store, job.id).status == "cancelled"
+    assert list_models(store) == ()
+    assert list(store.directory.adapters.iterdir()) == []
+
+
+def test_a_file_that_was_damaged_on_the_disk_fails_its_job_and_not_the_worker(store, runner, queue, training_file):
+    job = queue()
+    path = next(store.directory.files.glob("*/*"))
+    path.write_bytes(path.read_bytes()[:-20])
+    runner.wake()
+    wait_until(lambda: ended(store, job))
+    failed = get_job(store, job.id)
+    assert (failed.status, failed.error_code) == ("failed", "invalid_wire_format")
+    path.unlink()
+    after = queue()
+    runner.wake()
+    wait_until(lambda: ended(store, after))
+    assert get_job(store, after.id).status == "succeeded"
+
+
+def test_an_unforeseen_error_leaves_its_class_and_not_its_message(store, backbones, queue, caplog):
+    class Broken(dict):
+        def __getitem__(self, name):
+            raise KeyError("the patient said that")
+
+    broken = ThreadRunner(store, Broken(backbones))
+    job = queue()
+    broken.start()
+    wait_until(lambda: ended(store, job))
+    broken.close()
+    failed = get_job(store, job.id)
+    assert (failed.status, failed.error_code) == ("failed", "internal_error")
+    assert "KeyError" in failed.error_message
+    everything = failed.error_message + caplog.text + str(events_of(store, job))
+    assert "patient" not in everything
+
+
+def test_closing_queues_the_running_job_again_and_it_ends_as_it_would_have(store, backbones, queue):
+    interrupted, control = queue(replace(SHORT, epochs=15)), queue(replace(SHORT, epochs=15))
+    first = ThreadRunner(store, backbones)
+    first.start()
+    wait_until(lambda: has_progress(store, interrupted))
+    first.close()
+    assert get_job(store, interrupted.id).status == "queued"
+    second = ThreadRunner(store, backbones)
+    second.start()
+    wait_until(lambda: ended(store, control))
+    second.close()
+    digests = {
+        load_adapter(adapter_folder(store, model), backbone=backbones["bert-tiny"]).card.weights_sha256
+        for model in list_models(store)
+    }
+    assert len(list_models(store)) == 2
+    assert len(digests) == 1  # the same seed on the same file: the interruption left no trace
+
+
+def test_a_stopped_run_leaves_no_adapter(store, backbones, queue):
+    queue()
+    job = claim_next_job(store, now=3)
+    with pytest.raises(TuningCancelled):
+        run_job(store, job, backbones=backbones, should_stop=lambda: True)
+    assert requeue_running_jobs(store, now=4) == 1
+    assert list(store.directory.adapters.iterdir()) == []
+
+
+def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, backbones, queue):
+    job = queue()
+    path = next(store.directory.files.glob("*/*"))
+    first, rest = path.read_bytes().split(b"\n", 1)
+    assert b'"model":"bert-tiny"' in first
+    path.write_bytes(first.replace(b'"model":"bert-tiny"', b'"model":"bert-mine"') + b"\n" + rest)
+    run_job(store, claim_next_job(store, now=3), backbones=backbones, should_stop=never)
+    assert get_job(store, job.id).status == "succeeded"

@@ -1,0 +1,141 @@
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.service.model.adapter import load_adapter, save_adapter
+from rapt.service.model.backbone import load_backbone
+from rapt.service.model.inference import MAX_ROWS, ClassificationRow, classify
+from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
+from tuning_material import separable_file
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("bert-tiny", precision="float32", device="cpu")
+
+
+def tuned(backbone, *, seed, prompt_length, plain):
+    config = TuningConfig(
+        prompt_length=prompt_length,
+        epochs=1,
+        batch_size=16,
+        seed=seed,
+        reconstruction=ReconstructionConfig(head_size=8) if plain else None,
+    )
+    return tune(backbone, separable_file(backbone, plain=plain, seed=seed), config=config)
+
+
+@pytest.fixture(scope="module")
+def adapters(backbone):
+    return [
+        tuned(backbone, seed=0, prompt_length=3, plain=0),
+        tuned(backbone, seed=1, prompt_length=7, plain=0),
+        tuned(backbone, seed=2, prompt_length=5, plain=4),
+    ]
+
+
+def rows_of(backbone, adapters, count):
+    records = separable_file(backbone, records=count, plain=4, seed=5).records
+    return [
+        ClassificationRow(
+            adapter=adapters[position % len(adapters)],
+            token_ids=record.token_ids,
+            privatized_plain_tokens=record.privatized_plain_tokens,
+        )
+        for position, record in enumerate(records)
+    ]
+
+
+def test_a_mixed_batch_answers_as_one_by_one(backbone, adapters):
+    rows = rows_of(backbone, adapters, 2 * MAX_ROWS + 3)
+    together = classify(backbone, rows)
+    alone = [classify(backbone, [row])[0] for row in rows]
+    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=0)
+
+
+def test_two_tenants_get_different_answers_to_the_same_text(backbone, adapters):
+    # PEFT gives every row the active adapter's prompt: then these would be equal.
+    text = rows_of(backbone, adapters, 1)[0].token_ids
+    first, second = classify(backbone, [ClassificationRow(adapter=adapter, token_ids=text) for adapter in adapters[:2]])
+    assert abs(first[0] - second[0]) > 1e-4
+
+
+def test_the_order_of_rows_never_swaps_answers(backbone, adapters):
+    rows = rows_of(backbone, adapters, 40)
+    forward, backward = classify(backbone, rows), classify(backbone, rows[::-1])
+    torch.testing.assert_close(torch.tensor(forward), torch.tensor(backward[::-1]), atol=1e-5, rtol=0)
+
+
+def test_probabilities_sum_to_one(backbone, adapters):
+    assert all(
+        sum(answer) == pytest.approx(1, abs=1e-5) for answer in classify(backbone, rows_of(backbone, adapters, 6))
+    )
+
+
+def test_a_query_without_its_plain_tokens_is_refused(backbone, adapters):
+    row = ClassificationRow(adapter=adapters[2], token_ids=(2001,))
+    with pytest.raises(UsageError, match="record 0 must have 4 privatized plain tokens as in tuning, got 0"):
+        classify(backbone, [row])
+
+
+def test_saved_and_loaded_it_answers_the_same(backbone, adapters, tmp_path):
+    for position, adapter in enumerate(adapters):
+        folder = tmp_path / str(position)
+        save_adapter(adapter, folder)
+        loaded = load_adapter(folder, backbone=backbone)
+        rows = rows_of(backbone, [adapter], 8)
+        again = [dataclasses.replace(row, adapter=loaded) for row in rows]
+        assert classify(backbone, rows) == classify(backbone, again)
+        assert dataclasses.replace(loaded.card, weights_sha256="") == adapter.card
+
+
+def test_the_file_has_peft_s_names_and_no_reconstruction_head(backbone, adapters, tmp_path):
+    save_adapter(adapters[2], tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert set(tensors) == {"prompt_embeddings", "classifier.weight", "classifier.bias"}
+    assert tensors["prompt_embeddings"].shape == (5, backbone.hidden_size)
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+def test_edited_weights_are_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WireError, match="must match the digest"):
+        load_adapter(tmp_path / "a", backbone=backbone)
+
+
+def test_a_missing_file_is_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    with pytest.raises(WireError, match=r"must have rapt\.json and"):
+        load_adapter(tmp_path / "a", backbone=backbone)
+
+
+def test_an_unknown_version_is_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    card = tmp_path / "a" / "rapt.json"
+    card.write_text(card.read_text().replace("rapt.adapter/1", "rapt.adapter/9"))
+    with pytest.raises(WireError, match="must be of schema"):
+        load_adapter(tmp_path / "a", backbone=backbone)
+
+
+def test_an_adapter_of_another_backbone_is_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    other = dataclasses.replace(backbone, model="minilm")
+    with pytest.raises(VocabularyError, match="must meet the backbone it was tuned on"):
+        load_adapter(tmp_path / "a", backbone=other)
+
+
+def test_clean_text_has_no_manifest_that_could_be_written(backbone, adapters, tmp_path):
+    # The clean upper bound is held in memory with eta = infinity: saving it must fail, and leave nothing behind.
+    card = adapters[0].card
+    clean = dataclasses.replace(card, mechanism=dataclasses.replace(card.mechanism, parameters={"eta": float("inf")}))
+    with pytest.raises(ValueError, match="Out of range float"):
+        save_adapter(dataclasses.replace(adapters[0], card=clean), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
