@@ -8,7 +8,7 @@ import pytest
 from audit_material import privatized_view, scattered_vocabulary, view_of, zipf_prior
 from rapt.audit.attacks import ATTACKS
 from rapt.audit.audit import audit
-from rapt.audit.scoring import score
+from rapt.audit.judge.scoring import score
 from rapt.audit.view import Truth
 from rapt.errors import AuditError
 from rapt.wire.manifest import MechanismSetting, Randomness

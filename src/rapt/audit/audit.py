@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.bound import ContextFreeBound, context_free_bound
+from rapt.audit.channels import CHANNELS
 from rapt.audit.intervals import Share
-from rapt.audit.mechanism_channels import CHANNELS
-from rapt.audit.scoring import TokenScore, score, unchanged_share
+from rapt.audit.judge.bound import ContextFreeBound, context_free_bound
+from rapt.audit.judge.scoring import TokenScore, score, unchanged_share
 from rapt.audit.view import AdversaryView, Truth
 from rapt.errors import AuditError
 

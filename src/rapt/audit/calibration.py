@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.mechanism_channels import estimate_channel
+from rapt.audit.channels import estimate_channel
 from rapt.local.calibration import Calibration, calibrate_unchanged, curve_around, with_success
 from rapt.local.calibration_search import (
     MakeMechanism,

@@ -62,7 +62,7 @@ def audit(
     from rapt.audit.audit import audit as run_audit
     from rapt.audit.priors import read_prior
     from rapt.audit.report import report_to_json, write_report
-    from rapt.audit.report_values import Report
+    from rapt.audit.report.values import Report
     from rapt.audit.view import adversary_view, read_truth, sample_records
     from rapt.local.vocabulary import load_vocabulary
     from rapt.version import __version__

@@ -11,7 +11,7 @@ import numpy as np
 from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share, independent_share
 from rapt.audit.report import report_to_json
-from rapt.audit.report_values import Report
+from rapt.audit.report.values import Report
 from rapt.demo.leak_check import LeakCheck
 from rapt.demo.plan import DemoPlan
 

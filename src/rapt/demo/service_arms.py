@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from rapt.audit.report_values import Line
+from rapt.audit.report.values import Line
 from rapt.demo.narrator import Narrator
 from rapt.demo.plan import DemoPlan
 from rapt.demo.trusted_side import TrustedSide

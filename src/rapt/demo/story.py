@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rapt.audit.audit import AuditReport
-from rapt.audit.report_values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
+from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
 from rapt.demo.leak_check import LeakCheck
 from rapt.demo.plan import DemoPlan
 from rapt.demo.results import Arm

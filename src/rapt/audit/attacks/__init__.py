@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Protocol
 
-from rapt.audit.bayes import context_free_bayes
-from rapt.audit.embedding_inversion import embedding_inversion
+from rapt.audit.attacks.bayes import context_free_bayes
+from rapt.audit.attacks.embedding_inversion import embedding_inversion
+from rapt.audit.channels import CHANNELS
 from rapt.audit.guess import Guess
-from rapt.audit.mechanism_channels import CHANNELS
 from rapt.audit.view import AdversaryView
 
 

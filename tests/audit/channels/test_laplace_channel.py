@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from audit_material import scattered_vocabulary, zipf_prior
-from rapt.audit import laplace_channel
-from rapt.audit.laplace_channel import estimate_laplace_channel, sample_mixture
+from rapt.audit.channels import laplace as laplace_channel
+from rapt.audit.channels.laplace import estimate_laplace_channel, sample_mixture
 from rapt.local.mechanisms import make_mechanism
 from significance import assert_distributed
 from toy_vocabularies import toy_vocabulary

@@ -9,8 +9,8 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.channel import ChannelEstimate
-from rapt.audit.laplace_channel import estimate_laplace_channel
+from rapt.audit.channels.estimate import ChannelEstimate
+from rapt.audit.channels.laplace import estimate_laplace_channel
 from rapt.errors import AuditError
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.vocabulary_bundle import VocabularyBundle

@@ -12,8 +12,8 @@ from audit_material import privatized_view, scattered_vocabulary, zipf_prior
 from rapt.audit.audit import audit
 from rapt.audit.intervals import independent_share
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
-from rapt.audit.report_values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
-from rapt.audit.verdict import NOT_ATTACKED, between, of_100, verdict
+from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
+from rapt.audit.report.verdict import NOT_ATTACKED, between, of_100, verdict
 from rapt.errors import AuditError
 
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"

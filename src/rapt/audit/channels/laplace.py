@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr
 
-from rapt.audit.channel import ChannelEstimate
+from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Draws of the noise shared by all pairs. Measured on 10,000 tokens of tweets with MiniLM at η = 75: the choice by 32

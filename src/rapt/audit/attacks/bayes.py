@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.channel import ChannelEstimate
+from rapt.audit.channels import estimate_channel
+from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.audit.guess import CANDIDATES, Guess
-from rapt.audit.mechanism_channels import estimate_channel
 from rapt.audit.priors import uniform_prior
 from rapt.audit.view import AdversaryView
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from rapt.audit.report_values import Figure
+from rapt.audit.report.values import Figure
 
 _BAR_HEIGHT: Final = 22
 _STYLES: Final = ("line-1", "line-2", "line-3", "line-4")

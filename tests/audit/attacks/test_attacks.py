@@ -7,11 +7,11 @@ import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, zipf_prior
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.bayes import context_free_bayes, fit_prior
-from rapt.audit.bound import context_free_bound
-from rapt.audit.channel import ChannelEstimate
-from rapt.audit.embedding_inversion import embedding_inversion
-from rapt.audit.scoring import score
+from rapt.audit.attacks.bayes import context_free_bayes, fit_prior
+from rapt.audit.attacks.embedding_inversion import embedding_inversion
+from rapt.audit.channels.estimate import ChannelEstimate
+from rapt.audit.judge.bound import context_free_bound
+from rapt.audit.judge.scoring import score
 
 SIZE = 300
 ETA = 9.0  # about half of the tokens stay as they were

@@ -19,8 +19,8 @@ from typing import Final
 
 import numpy as np
 
+from rapt.audit.channels import estimate_channel
 from rapt.audit.intervals import Share, independent_share
-from rapt.audit.mechanism_channels import estimate_channel
 from rapt.audit.view import AdversaryView, Truth
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import Vocabulary

@@ -5,7 +5,7 @@ import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, view_of
 from rapt.audit.guess import Guess
-from rapt.audit.scoring import score, unchanged_share
+from rapt.audit.judge.scoring import score, unchanged_share
 from rapt.errors import AuditError
 
 TRUE = [1, 1, 2, 3]

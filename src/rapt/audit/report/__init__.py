@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from rapt.audit import charts
 from rapt.audit.intervals import Share
-from rapt.audit.report_values import Report
-from rapt.audit.values_json import from_json, to_json
-from rapt.audit.verdict import NOT_ATTACKED, verdict
+from rapt.audit.report import charts
+from rapt.audit.report.values import Report
+from rapt.audit.report.values_json import from_json, to_json
+from rapt.audit.report.verdict import NOT_ATTACKED, verdict
 from rapt.errors import AuditError
 from rapt.wire.vocabulary_bundle import short_hash
 
@@ -82,7 +82,7 @@ def _write(path: Path, content: str) -> Path:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("rapt.audit"),
+        loader=PackageLoader("rapt.audit.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
