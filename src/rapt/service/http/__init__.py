@@ -1,0 +1,1 @@
+"""The API: OpenAI's shapes and a few routes of our own, checked at the door."""
