@@ -11,7 +11,10 @@
     ├── ServiceError               exit 9   the service refused, or could not be reached
     │   ├── NotFoundError                   no such object, or not yours: the two look the same
     │   ├── AccessError                     no key, or not the right one
+    │   ├── ForbiddenError                  a key that is known, and not for this
     │   ├── LimitError                      more at once than the service takes
+    │   ├── BusyError                       more at this moment than the service takes: later it may
+    │   │   └── QuotaError                  more than the tenant may have, of room or of a minute's work
     │   └── UnavailableError                no answer
     └── LedgerError                exit 10  a ledger of releases is damaged, busy, or not what it was
         └── BudgetError                     a release would spend more than the ledger allows
@@ -119,11 +122,36 @@ class AccessError(ServiceError):
     code = "invalid_api_key"
 
 
+class ForbiddenError(ServiceError):
+    """The API key is known, and is not for this."""
+
+    status = 403
+    code = "permission_denied"
+
+
 class LimitError(ServiceError):
     """A request is larger than the service takes at once."""
 
     status = 413
     code = "too_large"
+
+
+class BusyError(ServiceError):
+    """Too much waits already, of all or of one tenant; the same request may pass later."""
+
+    status = 429
+    code = "busy"
+
+    def __init__(self, message: str, *, retry_after: float | None) -> None:
+        """Say when it is worth to try again, in seconds from now; None if time alone will not help."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QuotaError(BusyError):
+    """The tenant has used up what it may have, of room or of a minute's work."""
+
+    code = "rate_limit_exceeded"
 
 
 class UnavailableError(ServiceError):
