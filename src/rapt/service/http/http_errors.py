@@ -6,6 +6,7 @@ The framework's own messages are not passed on: some of them quote the request.
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -15,7 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from rapt.errors import LimitError, NotFoundError, RaptError, UsageError
+from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UsageError
 from rapt.service.http import schemas
 from rapt.service.jobs import method_options
 
@@ -55,8 +56,12 @@ def error_response(message: str, *, status: int, code: str, param: str | None = 
 
 
 def response_to(error: RaptError) -> JSONResponse:
-    """The answer that an error of the tree stands for."""
-    return error_response(str(error), status=error.status, code=error.code)
+    """The answer that an error of the tree stands for; one that time will cure says when to come again."""
+    response = error_response(str(error), status=error.status, code=error.code)
+    if isinstance(error, BusyError) and error.retry_after is not None:
+        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+        del response.headers["x-should-retry"]
+    return response
 
 
 def unforeseen_response(error: Exception) -> JSONResponse:
