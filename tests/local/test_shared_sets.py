@@ -1,5 +1,7 @@
 """CusText and PCT2T, whose guarantee holds for some pairs only; and the estimate of channels without a closed form."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ from channel_checks import (
 )
 from rapt.errors import MechanismError
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.mechanisms.custext import CustextMechanism, partition
+from rapt.local.mechanisms.custext import CustextMechanism, _bisect, partition
 from rapt.local.mechanisms.estimate import estimate_channel
 from rapt.local.mechanisms.laplace import LaplaceMechanism
 from rapt.local.mechanisms.pct2t import Pct2tMechanism
@@ -130,6 +132,25 @@ def test_no_text_changes_the_sets(rng):
 def test_a_set_size_outside_its_domain_is_refused(size, vocabulary):
     with pytest.raises(MechanismError, match="set_size must be between"):
         CustextMechanism(vocabulary=vocabulary, eta=1.0, set_size=size)
+
+
+def test_what_custext_has_seen_changes_no_draw_and_is_not_copied(vocabulary, rng):
+    used = CustextMechanism(vocabulary=vocabulary, eta=2.0, set_size=3)
+    before = used.privatize(np.arange(vocabulary.size), rng=np.random.default_rng(1))
+    used.privatize(rng.integers(vocabulary.size, size=100), rng=rng)
+    assert (used.privatize(np.arange(vocabulary.size), rng=np.random.default_rng(1)) == before).all()
+    copy = pickle.loads(pickle.dumps(used))
+    assert vars(copy).keys() == {"vocabulary", "eta", "set_size"}
+    assert (copy.privatize(np.arange(vocabulary.size), rng=np.random.default_rng(1)) == before).all()
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 39, 64])
+def test_a_member_is_found_as_by_counting(width, rng):
+    ends = np.sort(rng.integers(0, 2**64, size=(50, width), dtype=np.uint64), axis=1)
+    ends[:, -1] = np.iinfo(np.uint64).max
+    rows, points = rng.integers(50, size=2_000), rng.integers(0, 2**64, size=2_000, dtype=np.uint64)
+    points[:50] = ends[rows[:50], rng.integers(width, size=50)]  # on an edge
+    assert (_bisect(ends, rows, points) == (ends[rows] < points[:, None]).sum(axis=1)).all()
 
 
 # PCT2T.

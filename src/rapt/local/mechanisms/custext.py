@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import ClassVar, Final, Self
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,11 @@ from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
 # The paper's K.
 SET_SIZE: Final = 20
 METRIC: Final = "1 within a set, infinite across"
-_TOKENS_AT_ONCE: Final = 4096
+_TOKENS_AT_ONCE: Final = 16384
+# Types whose probabilities are computed at once: 5 MB of distances at 40 outputs each.
+_TYPES_AT_ONCE: Final = 1024
+# Vocabularies whose sets are kept: a search among values of eta asks for the same ones each time.
+_KEPT: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,10 @@ class CustextMechanism:
         chosen = read_options(options, cls.options, mechanism=cls.name)
         return cls(vocabulary=vocabulary, eta=eta, set_size=int(chosen["set_size"]))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The setting alone: which types were seen tells which tokens were drawn for."""
+        return {"vocabulary": self.vocabulary, "eta": self.eta, "set_size": self.set_size}
+
     @property
     def setting(self) -> MechanismSetting:
         """Name, eta, the metric and the size of a set."""
@@ -92,7 +100,24 @@ class CustextMechanism:
     @cached_property
     def sets(self) -> NDArray[np.int64]:
         """The set of every row of the table, (V,)."""
-        return partition(self.vocabulary, set_size=self.set_size)
+        return _kept_partition(self.vocabulary, self.set_size)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.uint64]:
+        """`_whole_ends` of the types seen so far, (V, longest): 16 bytes times `set_size` a type seen, at most."""
+        return np.empty((self.vocabulary.size, self._members.shape[1]), dtype=np.uint64)  # taken up as it is filled
+
+    @cached_property
+    def _seen(self) -> NDArray[np.bool_]:
+        return np.zeros(self.vocabulary.size, dtype=bool)
+
+    def _see(self, token_ids: NDArray[np.int64]) -> None:
+        """Have the ends of these types. They follow from the public table: threads that meet write the same."""
+        missing = np.unique(token_ids[~self._seen[token_ids]])
+        for start in range(0, len(missing), _TYPES_AT_ONCE):
+            types = missing[start : start + _TYPES_AT_ONCE]
+            self._ends[types] = _whole_ends(np.exp(self._log_probabilities(types)))
+            self._seen[types] = True
 
     @cached_property
     def _members(self) -> NDArray[np.int64]:
@@ -138,12 +163,32 @@ class CustextMechanism:
         found = np.empty(len(token_ids), dtype=np.int64)
         for start in range(0, len(token_ids), _TOKENS_AT_ONCE):
             batch = token_ids[start : start + _TOKENS_AT_ONCE]
-            types, back = np.unique(batch, return_inverse=True)
-            ends = _whole_ends(np.exp(self._log_probabilities(types)))
+            self._see(batch)
             point = rng.integers(0, 2**64, size=len(batch), dtype=np.uint64)
-            member = (ends[back] < point[:, None]).sum(axis=1)
+            member = _bisect(self._ends, batch, point)
             found[start : start + _TOKENS_AT_ONCE] = self.vocabulary.eligible[self._members[self.sets[batch], member]]
         return found
+
+
+@lru_cache(maxsize=_KEPT)
+def _kept_partition(vocabulary: Vocabulary, set_size: int) -> NDArray[np.int64]:
+    found = partition(vocabulary, set_size=set_size)
+    found.flags.writeable = False
+    return found
+
+
+def _bisect(ends: NDArray[np.uint64], rows: NDArray[np.int64], points: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """How many ends of its row each point exceeds, (n,), by bisection in all rows at once; the last end is 2^64 - 1."""
+    flat, width = ends.ravel(), ends.shape[1]
+    first, place = rows * width, np.zeros(len(rows), dtype=np.int64)
+    step = 1 << width.bit_length() >> 1
+    while step:
+        # Beyond the end of a row stands another row's, which does not count.
+        passed = flat.take(first + place + (step - 1), mode="clip") < points
+        passed &= place + step <= width
+        place += step * passed
+        step >>= 1
+    return place
 
 
 def partition(vocabulary: Vocabulary, *, set_size: int) -> NDArray[np.int64]:
