@@ -1,0 +1,174 @@
+"""How a steering reaches the inside of a frozen model: at its attention layers and its linear layers.
+
+`install` prepares a loaded model once. From then on, `with steered(...)` around a call gives that call its prefixes and
+low-rank changes. The steering lives in a context variable, which every thread has for itself: a job and a request can
+use one model at the same time, and outside of `steered` the model is what it was.
+
+A prefix is put before the keys and values of each attention call, after their rotation and caching: it has no position,
+is visible to every query, and is never in a cache. So it works in encoders, under causal masks, left padding and
+grouped-query attention (each row's keys are given for the key heads, before they are repeated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.pytorch_utils import Conv1D
+
+from rapt.service.model.steering import Steering
+
+ATTENTION: Final = "rapt"
+_SITE: Final = "rapt_site"
+
+_steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
+_recorded: ContextVar[list[tuple[nn.Module, int, int]] | None] = ContextVar("recorded", default=None)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention layer: its name in the model, the number of its key heads and their width."""
+
+    name: str
+    key_heads: int
+    head_size: int
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where a model can be steered.
+
+    Attributes:
+        attention: In the order in which a forward pass meets them.
+        linear: Sizes (in, out) of every linear layer by its name.
+    """
+
+    attention: tuple[AttentionSite, ...]
+    linear: Mapping[str, tuple[int, int]]
+
+
+@contextmanager
+def steered(steering: Steering | None) -> Iterator[None]:
+    """Give the model calls in this block, in this thread, what `steering` holds inside the model.
+
+    Soft prompts are not among it: they are part of the input vectors.
+    """
+    token = _steering.set(steering)
+    try:
+        yield
+    finally:
+        _steering.reset(token)
+
+
+def install(model: PreTrainedModel) -> Sites:
+    """Prepare a loaded model and find its sites, by one forward pass over one token."""
+    model.set_attn_implementation(ATTENTION)
+    names = {module: name for name, module in model.named_modules()}
+    found: list[tuple[nn.Module, int, int]] = []
+    token = _recorded.set(found)
+    try:
+        with torch.inference_mode():
+            one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+            model(one, decoder_input_ids=one) if model.config.is_encoder_decoder else model(one)
+    finally:
+        _recorded.reset(token)
+    for index, (module, _, _) in enumerate(found):
+        setattr(module, _SITE, index)
+    linear: dict[str, tuple[int, int]] = {}
+    for module, name in names.items():
+        if isinstance(module, nn.Linear | Conv1D):
+            linear[name] = _sizes(module)
+            module.register_forward_hook(_Change(name))
+    return Sites(
+        attention=tuple(AttentionSite(names[module], heads, size) for module, heads, size in found), linear=linear
+    )
+
+
+class _Change:
+    """A forward hook: adds the low-rank change of one linear layer, if the call is steered there."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        steering = _steering.get()
+        if steering is None or self._name not in steering.lora:
+            return None
+        return output + steering.lora[self._name].change(inputs[0])
+
+
+def _sizes(module: nn.Linear | Conv1D) -> tuple[int, int]:
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return module.nx, module.nf
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **extras: Any,  # transformers hands its own settings through to the attention function
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention, with the prefix of this call before the keys and values."""
+    recorded = _recorded.get()
+    if recorded is not None:
+        recorded.append((module, key.shape[1], key.shape[3]))
+    steering = _steering.get()
+    if steering is not None and steering.prefix is not None:
+        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        attention_mask = _mask_with_prefix(attention_mask, steering, query=query, key=key, causal=bool(causal))
+        is_causal = False  # whatever must not be seen is in the mask now
+        own = steering.prefix[getattr(module, _SITE)].to(key.dtype)  # (2, B, H, P, d)
+        key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
+        if position_bias is not None:  # T5: a prefix is at no distance, so it has no bias
+            position_bias = nn.functional.pad(position_bias, (own.shape[3], 0))
+    answer: tuple[Tensor, None] = sdpa_attention_forward(
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        is_causal=is_causal,
+        position_bias=position_bias,
+        **extras,
+    )
+    return answer
+
+
+def _mask_with_prefix(
+    mask: Tensor | None, steering: Steering, *, query: Tensor, key: Tensor, causal: bool
+) -> Tensor | None:
+    """The mask over prefix and keys, (B, 1, Tq, P + Tk) or broadcastable; None when everything is visible."""
+    assert steering.prefix is not None
+    rows, length = steering.prefix.shape[2], steering.prefix.shape[4]
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        if causal and queries > 1:
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril(keys - queries)[None, None]
+        elif steering.prefix_mask is None:
+            return None
+        else:
+            mask = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=key.device)
+    seen = steering.prefix_mask
+    if seen is None:
+        seen = torch.ones(rows, length, dtype=torch.bool, device=key.device)
+    if mask.dtype != torch.bool:
+        seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
+    before = seen[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)
+    return torch.cat([before, mask.expand(rows, -1, -1, -1)], dim=3)
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,140 @@
+"""What adapters add to one forward pass, row by row: values only, nothing of a model is touched here.
+
+A method may add three kinds of parts: vectors at the place of word embeddings, keys and values at the attention layers,
+low-rank changes of linear layers. An adapter is a `Tuned`; a batch of them, one a row, is a `Steering`. Rows of one
+batch may carry different adapters, of different sizes and methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LoraPair:
+    """The change `scale * b a` of one linear layer's weight (Hu et al. 2021, Sec. 4.1): a is (r, in), b is (out, r)."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """The parts of one adapter. In training they carry gradients.
+
+    Attributes:
+        prompt: Soft prompt at the place of word embeddings, (P, h), or None.
+        prefix: Keys and values before those of every attention site, (S, 2, H, P, d): S sites, H key heads of width d.
+        lora: Changed linear layers by name; the others are left as they are.
+    """
+
+    prompt: Tensor | None = None
+    prefix: Tensor | None = None
+    lora: Mapping[str, LoraPair] = field(default_factory=dict)
+
+    @property
+    def prompt_length(self) -> int:
+        """P of the soft prompt: positions that it takes in the sequence. A prefix takes none."""
+        return 0 if self.prompt is None else len(self.prompt)
+
+
+@dataclass(frozen=True, eq=False)
+class LoraRows:
+    """Low-rank changes of one layer for a batch: n different pairs, padded to one rank, and the pair of each row.
+
+    Attributes:
+        a: (n, r, in).
+        b: (n, out, r), the scale multiplied in.
+        pair_of_row: (B,), or None when every row has pair 0.
+    """
+
+    a: Tensor
+    b: Tensor
+    pair_of_row: Tensor | None
+
+    def change(self, inputs: Tensor) -> Tensor:
+        """What is added to the layer's output, (B, T, in) -> (B, T, out), in the dtype of the inputs."""
+        a, b = self.a.to(inputs.dtype), self.b.to(inputs.dtype)
+        if self.pair_of_row is None:
+            return (inputs @ a[0].T) @ b[0].T
+        return (inputs @ a[self.pair_of_row].mT) @ b[self.pair_of_row].mT
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """What the B rows of a batch add to a forward pass.
+
+    Attributes:
+        prompts: Soft prompts of all rows, one after the other, (sum of prompt_lengths, h); None without any.
+        prompt_lengths: P of each row.
+        prefix: (S, 2, B, H, P, d), left-padded to the longest P; None without any.
+        prefix_mask: True where a prefix position is real, (B, P); None when all are.
+        lora: By name of the linear layer.
+    """
+
+    prompts: Tensor | None
+    prompt_lengths: tuple[int, ...]
+    prefix: Tensor | None
+    prefix_mask: Tensor | None
+    lora: Mapping[str, LoraRows]
+
+
+def steer(rows: Sequence[Tuned]) -> Steering:
+    """The steering of a batch whose row i carries `rows[i]`; gradients flow to every part."""
+    same = all(row is rows[0] for row in rows)
+    prefix, prefix_mask = _prefixes(rows, same=same)
+    prompts = [row.prompt for row in rows if row.prompt is not None]
+    return Steering(
+        prompts=torch.cat(prompts) if prompts else None,
+        prompt_lengths=tuple(row.prompt_length for row in rows),
+        prefix=prefix,
+        prefix_mask=prefix_mask,
+        lora=_lora_of_one(rows[0]) if same else _lora_of_many(rows),
+    )
+
+
+def _prefixes(rows: Sequence[Tuned], *, same: bool) -> tuple[Tensor | None, Tensor | None]:
+    first = next((row.prefix for row in rows if row.prefix is not None), None)
+    if first is None:
+        return None, None
+    if same:
+        return first[:, :, None].expand(-1, -1, len(rows), -1, -1, -1), None
+    lengths = [0 if row.prefix is None else row.prefix.shape[3] for row in rows]
+    longest = max(lengths)
+    padded = []
+    for row, length in zip(rows, lengths, strict=True):
+        own = first[:, :, :, :0] if row.prefix is None else row.prefix
+        padded.append(torch.nn.functional.pad(own, (0, 0, longest - length, 0)))
+    mask = torch.arange(longest)[None, :] >= longest - torch.tensor(lengths)[:, None]
+    return torch.stack(padded, dim=2), None if bool(mask.all()) else mask.to(first.device)
+
+
+def _lora_of_one(adapter: Tuned) -> dict[str, LoraRows]:
+    return {
+        name: LoraRows(a=pair.a[None], b=pair.scale * pair.b[None], pair_of_row=None)
+        for name, pair in adapter.lora.items()
+    }
+
+
+def _lora_of_many(rows: Sequence[Tuned]) -> dict[str, LoraRows]:
+    adapters = list({id(row): row for row in rows}.values())
+    place = {id(adapter): index for index, adapter in enumerate(adapters)}
+    stacked = {}
+    for name in {name: None for adapter in adapters for name in adapter.lora}:
+        pairs = [adapter.lora.get(name) for adapter in adapters]
+        known = next(pair for pair in pairs if pair is not None)
+        rank = max(len(pair.a) for pair in pairs if pair is not None)
+        a = known.a.new_zeros(len(pairs), rank, known.a.shape[1])
+        b = known.b.new_zeros(len(pairs), len(known.b), rank)
+        for index, pair in enumerate(pairs):
+            if pair is not None:  # an adapter that leaves the layer alone keeps zeros: it adds nothing
+                a[index, : len(pair.a)] = pair.a
+                b[index, :, : len(pair.a)] = pair.scale * pair.b
+        chosen = torch.tensor([place[id(row)] for row in rows], device=a.device)
+        stacked[name] = LoraRows(a=a, b=b, pair_of_row=chosen)
+    return stacked
