@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.service.model.adapter import load_adapter, save_adapter
 from rapt.service.model.backbone import load_backbone
-from rapt.service.model.inference import MAX_ROWS, ClassificationRow, classify
+from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.pass_plan import MAX_ROWS
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
 from tuning_material import separable_file
 
@@ -139,3 +140,36 @@ def test_clean_text_has_no_manifest_that_could_be_written(backbone, adapters, tm
     with pytest.raises(ValueError, match="Out of range float"):
         save_adapter(dataclasses.replace(adapters[0], card=clean), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
+
+
+def bare(backbone, count):
+    return [ClassificationRow(token_ids=record.token_ids) for record in separable_file(backbone, records=count).records]
+
+
+def answers_as_alone(classify_many, rows):
+    """The law of a mixed batch: every row answers as if it were alone."""
+    together = classify_many(rows)
+    for row, answer in zip(rows, together, strict=True):
+        torch.testing.assert_close(torch.tensor(answer), torch.tensor(classify_many([row])[0]), atol=1e-5, rtol=0)
+
+
+def test_rows_without_an_adapter_share_the_batch_and_get_the_mean_state(backbone, adapters):
+    rows = [row for pair in zip(rows_of(backbone, adapters, 12), bare(backbone, 12), strict=True) for row in pair]
+    answers_as_alone(lambda many: classify(backbone, many), rows)
+    assert len(classify(backbone, bare(backbone, 1))[0]) == backbone.hidden_size
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_active_adapter_for_every_row_would_be_caught(backbone, adapters, seed):
+    # What PEFT does with soft prompts: the argument that names each row's adapter is accepted and ignored.
+    def with_the_active_one(rows):
+        return classify(backbone, [dataclasses.replace(row, adapter=rows[0].adapter) for row in rows])
+
+    records = separable_file(backbone, records=4, seed=seed).records
+    rows = [
+        ClassificationRow(adapter=adapters[position % 2], token_ids=record.token_ids)
+        for position, record in enumerate(records)
+    ]
+    answers_as_alone(lambda many: classify(backbone, many), rows)
+    with pytest.raises(AssertionError, match="not close"):
+        answers_as_alone(with_the_active_one, rows)

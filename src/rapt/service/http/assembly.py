@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 
 from rapt.errors import NotFoundError
 from rapt.service.http.adapter_cache import AdapterCache
@@ -16,6 +15,8 @@ from rapt.service.http.settings import Settings, served_name
 from rapt.service.jobs.job_runner import JobRunner
 from rapt.service.jobs.worker import ThreadRunner
 from rapt.service.model.backbone import Backbone, load_backbone
+from rapt.service.model.batching import BatchLimits
+from rapt.service.model.serving import Predictor
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
 from rapt.wire.vocabulary_bundle import write_bundle
@@ -32,8 +33,8 @@ class Service:
         gate: Checks what comes in.
         runner: Runs the jobs.
         adapters: Tuned models in memory.
+        predictors: By the name of the backbone: predictions of all callers, in common batches.
         started_at: Unix time, s; what base models say about their creation.
-        computing: Held for a prediction, so that many requests at once queue instead of sharing the cores badly.
     """
 
     settings: Settings
@@ -42,8 +43,8 @@ class Service:
     gate: Gate
     runner: JobRunner
     adapters: AdapterCache
+    predictors: Mapping[str, Predictor]
     started_at: int
-    computing: Lock = field(default_factory=Lock)
 
     def backbone(self, name: str) -> Backbone:
         """The base model of a name. Raises `NotFoundError`."""
@@ -74,7 +75,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
     Raises:
         UsageError: The data directory cannot be used.
     """
-    with open_store(settings.data_directory) as store:
+    with open_store(settings.data_directory) as store, _predictors(settings, backbones) as predictors:
         shutil.rmtree(store.directory.vocabularies)
         for name, backbone in backbones.items():
             write_bundle(backbone.bundle, vocabulary_folder(store, name))
@@ -85,7 +86,8 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             backbones=backbones,
             gate=Gate([backbone.bundle for backbone in backbones.values()]),
             runner=runner,
-            adapters=AdapterCache(settings.adapters_in_memory),
+            adapters=AdapterCache(settings.adapter_memory_bytes),
+            predictors=predictors,
             started_at=started_at,
         )
         runner.start()
@@ -93,6 +95,17 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             yield service
         finally:
             runner.close()
+
+
+@contextmanager
+def _predictors(settings: Settings, backbones: Mapping[str, Backbone]) -> Iterator[dict[str, Predictor]]:
+    limits = BatchLimits(waiting_cost=settings.max_waiting_tokens)
+    with ExitStack() as closing:
+        predictors = {}
+        for name, backbone in backbones.items():
+            predictors[name] = Predictor(backbone, limits=limits)
+            closing.callback(predictors[name].close)
+        yield predictors
 
 
 def vocabulary_folder(store: Store, name: str) -> Path:

@@ -33,6 +33,7 @@ _FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
     404: ("there must be such a route; see /openapi.json", NotFoundError.code),
     405: ("the method must be one that the route has; see /openapi.json", "method_not_allowed"),
     413: ("the request must be smaller; send it in parts", LimitError.code),
+    499: ("the client must wait for its answer", "client_left"),
 }
 
 

@@ -40,7 +40,12 @@ class Settings(BaseSettings):
     max_file_bytes: int = Field(1024 * MEBIBYTE, ge=1, description="largest upload")
     max_request_bytes: int = Field(32 * MEBIBYTE, ge=1, description="largest body of any other request")
     max_records_per_request: int = Field(4096, ge=1, description="most records of one classification request")
-    adapters_in_memory: int = Field(4096, ge=1, description="tuned models kept loaded; the least used go first")
+    adapter_memory_bytes: int = Field(
+        1024 * MEBIBYTE, ge=1, description="memory for tuned models kept loaded; the least used go first"
+    )
+    max_waiting_tokens: int = Field(
+        262_144, ge=1, description="tokens of predictions that may wait for each base model; beyond, 429"
+    )
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
     ready_file: Path | None = Field(None, description="written once the service answers: its URL and process id")
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 
 from rapt.errors import LimitError, UsageError, WireError
 from rapt.service.http.assembly import Service
+from rapt.service.http.leaving import answers_of
 from rapt.service.http.routes.models import load_tuned
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.model.adapter import Adapter
-from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.batching import Ticket
+from rapt.service.model.inference import ClassificationRow
 from rapt.service.storage.model_rows import get_model
-from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.query import query_from_json
 
 
@@ -20,19 +25,34 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["predictions"])
 
     @routes.post("/classify")
-    def classify_records(request: ClassifyRequest) -> Classification:
+    async def classify_records(body: ClassifyRequest, request: Request) -> Classification:
         """Predict the label of each record. Labels of the records are not needed, and not looked at."""
-        most = service.settings.max_records_per_request
-        if len(request.records) > most:
-            raise LimitError(f"a request must have at most {most} records, got {len(request.records)}; send several")
-        if request.model in service.backbones:
-            raise UsageError("the model must be a tuned one, got a base model; tune it first")
-        adapter = _adapter(service, request.model)
-        query = query_from_json(request.manifest, request.records)
-        service.gate.admit_query(query, card=adapter.card)
-        return _answer(request.model, adapter, _probabilities(service, adapter, query))
+        # Database, disk and checks of every id are in a thread; only the waiting is here.
+        adapter, ticket = await run_in_threadpool(_admit, service, body)
+        answers = await answers_of(ticket, of=service.predictors[adapter.card.model], request=request)
+        return _answer(body.model, adapter.card.labels, answers)
 
     return routes
+
+
+def _admit(service: Service, body: ClassifyRequest) -> tuple[Adapter, Ticket[tuple[float, ...]]]:
+    most = service.settings.max_records_per_request
+    if len(body.records) > most:
+        raise LimitError(f"a request must have at most {most} records, got {len(body.records)}; send several")
+    if body.model in service.backbones:
+        raise UsageError("the model must be a tuned one, got a base model; tune it first")
+    adapter = _adapter(service, body.model)
+    query = query_from_json(body.manifest, body.records)
+    service.gate.admit_query(query, card=adapter.card)
+    rows = [
+        ClassificationRow(
+            adapter=adapter,
+            token_ids=record.token_ids,
+            privatized_plain_tokens=record.privatized_plain_tokens,
+        )
+        for record in query.records
+    ]
+    return adapter, service.predictors[adapter.card.model].submit(rows, tenant=body.model)
 
 
 def _adapter(service: Service, model_id: str) -> Adapter:
@@ -44,23 +64,9 @@ def _adapter(service: Service, model_id: str) -> Adapter:
         raise
 
 
-def _probabilities(service: Service, adapter: Adapter, query: PrivatizedFile) -> list[tuple[float, ...]]:
-    rows = [
-        ClassificationRow(
-            adapter=adapter,
-            token_ids=record.token_ids,
-            privatized_plain_tokens=record.privatized_plain_tokens,
-        )
-        for record in query.records
-    ]
-    with service.computing:
-        return classify(service.backbone(adapter.card.model), rows)
-
-
-def _answer(model: str, adapter: Adapter, probabilities: list[tuple[float, ...]]) -> Classification:
-    labels = adapter.card.labels
+def _answer(model: str, labels: Sequence[str], answers: Sequence[tuple[float, ...]]) -> Classification:
     predictions = []
-    for row in probabilities:
+    for row in answers:
         best = max(range(len(labels)), key=row.__getitem__)
         predictions.append(PredictionObject(label=labels[best], label_index=best, probabilities=list(row)))
     return Classification(model=model, labels=list(labels), predictions=predictions)

@@ -1,0 +1,47 @@
+"""Cutting rows into forward passes: rows of one lane and of like length go together.
+
+A pass computes every row at the length of its longest, so a short row among long ones costs as much as they do. Cut too
+finely, though, and each pass has too few rows to keep the processor busy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+# Rows of one pass: more make it no faster a row, and hold up whoever comes meanwhile.
+MAX_ROWS: Final = 64
+# Positions of one pass, padding included: bounds the memory that a pass takes.
+MAX_POSITIONS: Final = 16_384
+# A pass is begun anew when a row is more than this much longer than the shortest of the pass.
+GROWTH: Final = 1.5
+# Below this many positions a pass costs nearly the same whatever its length: short rows are kept together.
+SHORT: Final = 48
+
+
+def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable]) -> list[list[int]]:
+    """Positions of the rows of each pass, short passes first; every row is in exactly one.
+
+    Args:
+        lengths: How many positions each row takes.
+        lanes: What each row can be computed with; rows of different lanes never share a pass.
+    """
+    passes: list[list[int]] = []
+    by_lane: dict[Hashable, list[int]] = {}
+    for position, lane in enumerate(lanes):
+        by_lane.setdefault(lane, []).append(position)
+    for positions in by_lane.values():
+        positions.sort(key=lengths.__getitem__)
+        current: list[int] = []
+        for position in positions:
+            if current and _is_full(current, lengths, longest=lengths[position]):
+                passes.append(current)
+                current = []
+            current.append(position)
+        passes.append(current)
+    return sorted(passes, key=lambda chosen: lengths[chosen[-1]])
+
+
+def _is_full(current: list[int], lengths: Sequence[int], *, longest: int) -> bool:
+    unlike = longest > max(SHORT, GROWTH * lengths[current[0]])
+    return unlike or len(current) >= MAX_ROWS or (len(current) + 1) * longest > MAX_POSITIONS
