@@ -3,11 +3,10 @@
 Exact means decided in float64, ties to the lowest id. An approximate index would change the distribution of outputs,
 and with it the channel that the guarantee and the audit speak about (Carpentier et al., arXiv 2411.11521).
 
-Two steps. A *screen* names, for each vector, a few tokens that must contain the nearest one; where it names more than
-one, a *re-check* compares them in float64. The screen is a float32 matrix product, because argmin ||v - w||² is
-argmax v·w - ||w||²/2, and a sum of n products is off by at most γ_n Σ|aᵢbᵢ| in any order, with γ_n = n·u / (1 - n·u)
-and u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 2002, Sec. 3.1). That bound is deterministic: no
-token that could be the nearest is lost.
+Two steps. A *screen* names, for each vector, a few tokens that must contain the nearest one, by a bound on its rounding
+that holds always, not almost always; where it names more than one, a *re-check* compares them in float64. There are two
+screens: an int8 product by a kernel that is compiled when the package is installed, where there is a compiler, and a
+float32 product by numpy. They give the same answers.
 """
 
 from __future__ import annotations
@@ -18,24 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import VocabularyError
+from rapt.local.nearest_float32 import TILE, Float32Screen
+from rapt.local.nearest_int8 import Int8Screen
+from rapt.local.nearest_kernel import load_kernel
 
-# Vectors a batch, tokens a tile. A batch reads the table once; the 4 MB of a tile's scores are searched while they are
-# in the processor's cache, and the memory in use does not depend on the size of the vocabulary.
+# Vectors a batch: each reads the table once.
 BATCH: Final = 1024
-TILE: Final = 1024
-# Pairs whose difference is held in float64 at once by the re-check: 12 MB at d = 384.
-PAIRS: Final = 4096
 
 
 class NearestToken:
-    """Searches one table; holds one float32 copy of its eligible rows and no state between calls."""
+    """Searches one table; holds no state between calls."""
 
-    def __init__(self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> None:
+    def __init__(
+        self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64], *, use_kernel: bool = True
+    ) -> None:
         """Prepare the search.
 
         Args:
-            embeddings: The table E, (V, d), float32.
+            embeddings: The table E, (V, d), float32. Held where the int8 screen is used, so it must not change.
             eligible: Sorted ids that may be found, int64.
+            use_kernel: Whether to take the int8 screen where its kernel was built and runs on this processor.
 
         Raises:
             VocabularyError: Nothing is eligible, or the ids are not sorted rows of the table.
@@ -44,8 +45,16 @@ class NearestToken:
             raise VocabularyError(
                 f"eligible ids must be sorted rows of the table, got {len(eligible)} ids for {len(embeddings)} rows"
             )
-        self._eligible = eligible
-        self._screen = _Float32Screen(embeddings, eligible)
+        distinct = first_of_equal_rows(embeddings, eligible)
+        self._dimension = embeddings.shape[1]
+        self._screen: Int8Screen | Float32Screen
+        int8 = Int8Screen.fitting(embeddings, distinct, kernel=load_kernel() if use_kernel else None)
+        self._screen = Float32Screen(embeddings, distinct, copied=True) if int8 is None else int8
+
+    @property
+    def screen(self) -> str:
+        """Which screen is used: "int8" or "float32"."""
+        return "int8" if isinstance(self._screen, Int8Screen) else "float32"
 
     def search(self, vectors: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.int64]:
         """The id of the eligible token nearest to each vector by Euclidean distance, ties to the lowest id.
@@ -59,136 +68,34 @@ class NearestToken:
         Raises:
             VocabularyError: The vectors are not finite, or not as wide as the table.
         """
-        if vectors.ndim != 2 or vectors.shape[1] != self._screen.dimension:
-            raise VocabularyError(f"vectors must be of shape (n, {self._screen.dimension}), got {vectors.shape}")
+        if vectors.ndim != 2 or vectors.shape[1] != self._dimension:
+            raise VocabularyError(f"vectors must be of shape (n, {self._dimension}), got {vectors.shape}")
         if not np.isfinite(vectors).all():
             raise VocabularyError(f"vectors must be finite, got a value that is not among {len(vectors)} vectors")
         found = np.empty(len(vectors), dtype=np.int64)
         for start in range(0, len(vectors), BATCH):
             batch = vectors[start : start + BATCH].astype(np.float64, copy=False)
-            rows, columns = self._screen.candidates(batch)
-            found[start : start + BATCH] = self._eligible[_nearest_of(batch, self._screen.rows, rows, columns)]
+            found[start : start + BATCH] = self._screen.search(batch)
         return found
 
 
-class _Float32Screen:
-    """Which tokens can be nearest, by a float32 matrix product with a rounding bound."""
+def first_of_equal_rows(embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The eligible ids without those whose row equals that of a lower one, bit for bit: they are never the answer.
 
-    def __init__(self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> None:
-        count, dim = len(eligible), embeddings.shape[1]
-        self._table = np.empty((count, dim + 1), dtype=np.float32)
-        half_square = np.empty(count)
-        for start in range(0, count, TILE):  # so that the table is never held a third time
-            part = slice(start, start + TILE)
-            self._table[part, :-1] = embeddings[eligible[part]]
-            half_square[part] = np.square(self.rows[part], dtype=np.float64).sum(axis=1) / 2
-        if half_square.max() > 2.0**100:
-            raise VocabularyError("the rows of a table must be shorter than 2**50, got a longer one; scale the table")
-        # The last column subtracts ||w||²/2 inside the product: one pass over the scores less.
-        self._table[:, -1] = -half_square
-        self._longest = float(np.sqrt(2 * half_square.max()))
-
-    @property
-    def dimension(self) -> int:
-        """Width d of a vector."""
-        return int(self._table.shape[1]) - 1
-
-    @property
-    def rows(self) -> NDArray[np.float32]:
-        """Embeddings of the eligible tokens, (n, d), a view."""
-        return self._table[:, :-1]
-
-    def candidates(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Pairs (position of a vector, row of the table) that hold the nearest row of every vector."""
-        queries, error = self._queries(vectors)
-        each, starts = np.arange(len(vectors)), range(0, len(self._table), TILE)
-        shape = (len(vectors), len(starts))
-        place, top = np.empty(shape, dtype=np.int64), np.empty(shape, dtype=np.float32)
-        second = np.full(shape, -np.inf, dtype=np.float32)
-        best = np.full(len(vectors), -np.inf)
-        buffer = np.empty(len(vectors) * TILE, dtype=np.float32)
-        for i, start in enumerate(starts):
-            scores = self._scores(queries, start, buffer)
-            place[:, i] = scores.argmax(axis=1)
-            top[:, i] = scores[each, place[:, i]]
-            np.maximum(best, top[:, i], out=best)
-            # A second score matters only where the first is near the best so far: in few tiles for each vector.
-            close = np.flatnonzero(top[:, i] >= best - 2 * error)
-            others = scores[close]
-            others[each[: len(close)], place[close, i]] = -np.inf
-            second[close, i] = others.max(axis=1)
-        # The nearest row scores at least the best true score minus the error, and the best score seen is at most the
-        # best true one plus the error.
-        floor = best - 2 * error
-        crowded = second >= floor[:, None]
-        vector, tile = np.nonzero((top >= floor[:, None]) & ~crowded)
-        rows, columns = [vector], [tile * TILE + place[vector, tile]]
-        for i in np.flatnonzero(crowded.any(axis=0)).tolist():
-            again = np.flatnonzero(crowded[:, i])
-            vector, column = np.nonzero(self._scores(queries[again], starts[i], buffer) >= floor[again, None])
-            rows.append(again[vector])
-            columns.append(starts[i] + column)
-        return np.concatenate(rows), np.concatenate(columns)
-
-    def _queries(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """The vectors as rows of the product, and how far a float32 score of each can be from the true one."""
-        with np.errstate(over="ignore"):
-            length = np.linalg.norm(vectors, axis=1)
-        # Too long for float32: scored as zero, excluding nothing.
-        far = length > 2.0**100 / max(self._longest, 1.0)
-        queries = np.ones((len(vectors), self._table.shape[1]), dtype=np.float32)
-        with np.errstate(under="ignore"):
-            queries[:, :-1] = np.where(far[:, None], 0.0, vectors) if far.any() else vectors
-        # n = d + 1 products, one unit roundoff u for v -> float32 and one for ||w||²/2 -> float32, n more if partial
-        # sums underflow to zero. The hundredth on top covers the second order and the float64 of this line.
-        n, unit = self._table.shape[1], 2.0**-24
-        size = length * self._longest + self._longest**2 / 2
-        error = 1.01 * ((n + 2) * unit / (1 - n * unit) * size + n * 2.0**-126 * max(self._longest, 1.0))
-        return queries, np.where(far, np.inf, error)
-
-    def _scores(self, queries: NDArray[np.float32], start: int, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        tile = self._table[start : start + TILE]
-        scores = out[: len(queries) * len(tile)].reshape(len(queries), len(tile))
-        return np.matmul(queries, tile.T, out=scores)
-
-
-def _nearest_of(
-    vectors: NDArray[np.float64],
-    table: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """For each vector, the nearest of its candidate columns in float64, ties to the lowest."""
-    found = np.empty(len(vectors), dtype=np.int64)
-    found[rows] = columns
-    contested = np.bincount(rows, minlength=len(vectors))[rows] > 1
-    if contested.any():
-        rows, columns = rows[contested], columns[contested]
-        order = np.lexsort((columns, rows))
-        rows, columns = rows[order], columns[order]
-        first = np.diff(rows, prepend=-1) != 0
-        lead = _lead(vectors, table, rows, columns, over=columns[first][np.cumsum(first) - 1])
-        order = np.lexsort((columns, -lead, rows))
-        found[rows[first]] = columns[order[first]]
-    return found
-
-
-def _lead(
-    vectors: NDArray[np.float64],
-    table: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    *,
-    over: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """By how much each column is nearer to its vector than the column `over`: (||v - over||² - ||v - column||²) / 2.
-
-    As a product, so that its rounding error shrinks with the difference of the two, near the table and far from it. It
-    is exactly 0 for equal rows, and no BLAS product: equal rows get equal bits, and ties go to the lowest id.
+    Equal rows are candidates all or none. A table with thousands of them would fill the lists of a screen with ties.
     """
-    lead = np.empty(len(rows))
-    for start in range(0, len(rows), PAIRS):
-        part = slice(start, start + PAIRS)
-        token, other = table[columns[part]].astype(np.float64), table[over[part]].astype(np.float64)
-        lead[part] = ((token - other) * (vectors[rows[part]] - (token + other) / 2)).sum(axis=1)
-    return lead
+    marks = np.empty(len(eligible), dtype=np.uint64)
+    # Sums of the bits of a row times odd numbers: equal for equal rows, and for hardly any others.
+    factors = np.random.default_rng(0).integers(2**63, size=embeddings.shape[1], dtype=np.uint64) * 2 + 1
+    for start in range(0, len(eligible), TILE):
+        rows = np.ascontiguousarray(embeddings[eligible[start : start + TILE]])
+        marks[start : start + TILE] = rows.view(np.uint32) @ factors
+    _, first, place = np.unique(marks, return_index=True, return_inverse=True)
+    twin = first[place]
+    suspects = np.flatnonzero(twin != np.arange(len(eligible)))
+    keep = np.ones(len(eligible), dtype=np.bool_)
+    for start in range(0, len(suspects), TILE):
+        part = suspects[start : start + TILE]
+        same = embeddings[eligible[part]].view(np.uint32) == embeddings[eligible[twin[part]]].view(np.uint32)
+        keep[part] = ~same.all(axis=1)
+    return eligible[keep]

@@ -1,0 +1,190 @@
+"""The compiled int8 kernel of the search, if it was built, this processor can run it, and it multiplies correctly.
+
+The kernel is optional: without it the search is a float32 matrix product, exact as well and about four times slower.
+Source and method are in native/nearest.c; the choice is in docs/decisions/0010-own-int8-kernel.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.ctypeslib import ndpointer
+from numpy.typing import NDArray
+
+# Vectors a tile and rows a block of the kernel, and of the functions it has to export.
+VECTORS: Final = 6
+BLOCK: Final = 64
+_VERSION: Final = 1
+_LIBRARY: Final = Path(__file__).parent / "native" / "_nearest.so"
+# Candidates of one vector that the kernel holds before it gives it back. On MiniLM's table about ten pass its bound; on
+# bert-tiny's, where hundreds of unused rows lie close together, up to 512 do.
+_CAPACITY: Final = 1024
+
+
+@dataclass(frozen=True)
+class PackedTable:
+    """Rows quantized for the kernel; V' is their number rounded up to whole blocks.
+
+    Attributes:
+        count: Number of rows n.
+        words: (V' / 64, ⌈d / 4⌉, 64, 4), uint8: quotients of a row and its step, plus 128.
+        numbers: Of each row its step, half its squared length from below, what that is short of it, the length of what
+            quantizing took off, and its quantized length: five times (V',), float32.
+        half: ||w||² / 2, (n,), float64.
+    """
+
+    count: int
+    words: NDArray[np.uint8] = field(repr=False)
+    numbers: tuple[NDArray[np.float32], ...] = field(repr=False)
+    half: NDArray[np.float64] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Two functions of the library; any thread may call them."""
+
+    _pack: Callable[..., None] = field(repr=False)
+    _candidates: Callable[..., None] = field(repr=False)
+
+    def pack(self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> PackedTable:
+        """Quantize the eligible rows.
+
+        Args:
+            embeddings: (V, d), float32, contiguous, finite.
+            eligible: Sorted rows of it, (n,), int64.
+        """
+        count, dim = len(eligible), embeddings.shape[1]
+        blocks, groups = -(-count // BLOCK), -(-dim // 4)
+        words = np.empty((blocks, groups, BLOCK, 4), dtype=np.uint8)
+        numbers = tuple(np.empty(blocks * BLOCK, dtype=np.float32) for _ in range(5))
+        half = np.empty(count)
+        self._pack(embeddings, eligible, count, dim, groups, words, *numbers, half)
+        return PackedTable(count, words, numbers, half)
+
+    def candidates(
+        self,
+        vectors: NDArray[np.float64],
+        packed: PackedTable,
+        embeddings: NDArray[np.float32],
+        eligible: NDArray[np.int64],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Pairs (position of a vector, place among the eligible) that hold the nearest of every vector but some.
+
+        Args:
+            vectors: (n, d), float64, contiguous, finite.
+            packed: What `pack` made of the next two.
+            embeddings: (V, d), float32, contiguous.
+            eligible: Sorted rows of it.
+
+        Returns:
+            Positions and places of the pairs, in the order of the vectors; and the positions of those vectors that the
+            kernel gave up on, because they are too long or their nearest rows too many. Three times int64.
+        """
+        count, dim = vectors.shape
+        blocks, groups = packed.words.shape[:2]
+        tiles = -(-count // VECTORS)
+        rows = np.empty((count, _CAPACITY), dtype=np.int32)
+        found = np.empty(count, dtype=np.int32)
+        self._candidates(
+            vectors,
+            count,
+            dim,
+            packed.words,
+            blocks,
+            groups,
+            *packed.numbers,
+            embeddings,
+            eligible,
+            packed.half,
+            np.empty((tiles, groups, VECTORS), dtype=np.int32),
+            np.empty(tiles * VECTORS, dtype=np.int32),
+            np.empty(tiles * VECTORS, dtype=_VECTOR),
+            rows,
+            np.empty((count, _CAPACITY), dtype=np.float32),
+            _CAPACITY,
+            found,
+        )
+        each = np.maximum(found, 0)
+        position = np.repeat(np.arange(count), each)
+        turn = np.arange(len(position)) - np.repeat(np.cumsum(each) - each, each)
+        return position, rows[position, turn].astype(np.int64), np.flatnonzero(found < 0)
+
+
+# What the kernel notes of one vector, between its blocks: four floats and a count.
+_VECTOR: Final = np.dtype((np.void, 20))
+
+
+@cache
+def load_kernel() -> Kernel | None:
+    """The kernel, or None: it was not built, the processor lacks AVX-512 VNNI, or its products are not those of numpy.
+
+    The products are tested once a process, in microseconds: an int8 product that saturates, as some do on some
+    processors, is fast and wrong.
+    """
+    return _kernel_of(_LIBRARY)
+
+
+def _kernel_of(path: Path) -> Kernel | None:
+    try:
+        library = ctypes.CDLL(str(path))
+        if library.rapt_nearest_version() != _VERSION or not library.rapt_nearest_runs_here():
+            return None
+        functions = {name: _declared(library, name) for name in _ARGUMENTS}
+    except (OSError, AttributeError):
+        return None
+    if not multiplies_correctly(functions["rapt_nearest_products"]):
+        return None
+    return Kernel(functions["rapt_nearest_pack"], functions["rapt_nearest_candidates"])
+
+
+def multiplies_correctly(products: Callable[..., None]) -> bool:
+    """Whether the kernel's integer products are those of numpy, at the largest numbers and at all kinds of others."""
+    groups = 24
+    steps = np.arange(VECTORS * groups * 4, dtype=np.int64).reshape(VECTORS, groups * 4)
+    queries = (steps * 37 % 255 - 127).astype(np.int8)
+    queries[0], queries[1] = 127, -127
+    rows = (np.arange(BLOCK * groups * 4, dtype=np.int64).reshape(BLOCK, groups * 4) * 53 % 255 + 1).astype(np.uint8)
+    rows[0], rows[1] = 255, 1
+    starts = -128 * queries.sum(axis=1, dtype=np.int32)
+    words = np.ascontiguousarray(queries.view(np.int32).reshape(1, VECTORS, groups).transpose(0, 2, 1))
+    packed = np.ascontiguousarray(rows.reshape(1, BLOCK, groups, 4).transpose(0, 2, 1, 3))
+    out = np.empty((VECTORS, BLOCK), dtype=np.int32)
+    products(words, starts, 1, packed, 1, groups, out)
+    return bool((out == queries.astype(np.int32) @ (rows.astype(np.int32) - 128).T).all())
+
+
+def _declared(library: ctypes.CDLL, name: str) -> Callable[..., None]:
+    function = getattr(library, name)
+    function.argtypes, function.restype = _ARGUMENTS[name], None
+    return function  # type: ignore[no-any-return]  # ctypes types its functions as anything
+
+
+def _array(kind: type[np.generic] | np.dtype[np.void], dimensions: int) -> type:
+    return ndpointer(dtype=kind, ndim=dimensions, flags="C_CONTIGUOUS")
+
+
+_SIZE: Final = ctypes.c_int64
+_FLOATS: Final = [_array(np.float32, 1)] * 5
+# ctypes checks every call against these: type, number of dimensions and contiguity of each array.
+_ARGUMENTS: Final[dict[str, list[type]]] = {
+    "rapt_nearest_products": [
+        *(_array(np.int32, 3), _array(np.int32, 1), _SIZE),
+        *(_array(np.uint8, 4), _SIZE, _SIZE, _array(np.int32, 2)),
+    ],
+    "rapt_nearest_pack": [
+        *(_array(np.float32, 2), _array(np.int64, 1), _SIZE, _SIZE, _SIZE),
+        *(_array(np.uint8, 4), *_FLOATS, _array(np.float64, 1)),
+    ],
+    "rapt_nearest_candidates": [
+        *(_array(np.float64, 2), _SIZE, _SIZE, _array(np.uint8, 4), _SIZE, _SIZE, *_FLOATS),
+        *(_array(np.float32, 2), _array(np.int64, 1), _array(np.float64, 1)),
+        *(_array(np.int32, 3), _array(np.int32, 1), _array(_VECTOR, 1)),
+        *(_array(np.int32, 2), _array(np.float32, 2), ctypes.c_int32, _array(np.int32, 1)),
+    ],
+}

@@ -1,0 +1,149 @@
+"""The int8 screen: its integers are exact, its bounds hold, and a bound half as wide loses the nearest token."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rapt.local import nearest_kernel
+from rapt.local.mechanisms.laplace import sample_noise
+from rapt.local.nearest import NearestToken
+from rapt.local.nearest_int8 import Int8Screen
+from rapt.local.nearest_kernel import BLOCK, load_kernel, multiplies_correctly
+
+KERNEL = load_kernel()
+needs_kernel = pytest.mark.skipif(KERNEL is None, reason="the kernel was not built, or this processor cannot run it")
+
+
+def all_of(table):
+    return np.arange(len(table), dtype=np.int64)
+
+
+def unpacked(words):
+    """Quotients and rows as matrices: what `words` holds, plus 128 taken off."""
+    blocks, groups, block, four = words.shape
+    return words.transpose(0, 2, 1, 3).reshape(blocks * block, groups * four).astype(np.int64) - 128
+
+
+def integer_products(words, starts, tiles, packed, blocks, groups, out):
+    queries = words.transpose(0, 2, 1).reshape(tiles * 6, groups).copy().view(np.int8).astype(np.int64)
+    rows = packed.transpose(0, 2, 1, 3).reshape(blocks * BLOCK, groups * 4).astype(np.int64)
+    out[:] = queries @ rows.T + starts[:, None]
+
+
+def saturating_products(words, starts, tiles, packed, blocks, groups, out):
+    """As vpmaddubsw does it: the sum of two products is cut off at 16 bits."""
+    queries = words.transpose(0, 2, 1).reshape(tiles * 6, groups).copy().view(np.int8).astype(np.int64)
+    rows = packed.transpose(0, 2, 1, 3).reshape(blocks * BLOCK, groups * 4).astype(np.int64)
+    pairs = (queries[:, None, :] * rows[None]).reshape(tiles * 6, blocks * BLOCK, -1, 2).sum(axis=3)
+    out[:] = pairs.clip(-(2**15), 2**15 - 1).sum(axis=2) + starts[:, None]
+
+
+def test_the_self_test_accepts_integers_and_refuses_a_product_that_saturates():
+    assert multiplies_correctly(integer_products)
+    assert not multiplies_correctly(saturating_products)
+
+
+def test_a_library_that_is_not_there_or_is_no_library_gives_no_kernel(tmp_path):
+    assert nearest_kernel._kernel_of(tmp_path / "absent.so") is None
+    (tmp_path / "broken.so").write_bytes(b"not a library")
+    assert nearest_kernel._kernel_of(tmp_path / "broken.so") is None
+
+
+def test_the_search_says_which_screen_it_uses(rng):
+    table = rng.standard_normal((100, 8)).astype(np.float32)
+    assert NearestToken(table, all_of(table), use_kernel=False).screen == "float32"
+    assert NearestToken(table, all_of(table)).screen == ("float32" if KERNEL is None else "int8")
+
+
+@needs_kernel
+@pytest.mark.parametrize("scale", [1e-14, 1e14])
+def test_a_table_whose_numbers_could_overflow_takes_the_float32_screen(scale, rng):
+    table = (scale * rng.standard_normal((100, 8))).astype(np.float32)
+    assert NearestToken(table, all_of(table)).screen == "float32"
+
+
+@needs_kernel
+@pytest.mark.parametrize("dim", [1, 3, 4, 50, 384])
+@pytest.mark.parametrize("count", [1, 63, 64, 200])
+def test_packed_rows_are_within_their_bounds(dim, count, rng):
+    table = (rng.standard_normal((count + 5, dim)) * rng.choice([1e-45, 1e-3, 1, 1e3], (count + 5, 1))).astype(
+        np.float32
+    )
+    eligible = np.sort(rng.choice(count + 5, count, replace=False))
+    packed = KERNEL.pack(table, eligible)
+    step, half_below, slack, residual, length = (numbers[:count].astype(np.float64) for numbers in packed.numbers)
+    rows = table[eligible].astype(np.float64)
+    quotients = unpacked(packed.words)
+    assert abs(quotients).max() <= 127
+    assert (quotients[count:] == 0).all()
+    assert (quotients[:, dim:] == 0).all()
+    stored = quotients[:count, :dim] * step[:, None]
+    half = np.square(rows).sum(axis=1) / 2
+    assert packed.half == pytest.approx(half, rel=1e-12)
+    assert (residual >= np.linalg.norm(rows - stored, axis=1)).all()
+    assert (length >= np.linalg.norm(stored, axis=1)).all()
+    assert (half_below <= half * (1 - 2**-21)).all()
+    assert (half_below + slack >= half * (1 + 2**-21)).all()
+    assert (packed.numbers[1][count:] == np.inf).all()
+    # And not wider than they need be: half a step in every number, and a millionth.
+    assert (
+        residual
+        <= step * np.sqrt(dim) / 2 * 1.0001 + length * 2e-6 + np.linalg.norm(rows, axis=1) * (step == 0) + 1e-20
+    ).all()
+
+
+@needs_kernel
+def test_few_vectors_need_a_second_look(bert_tiny, rng):
+    packed = KERNEL.pack(bert_tiny.embeddings, bert_tiny.eligible)
+    ids = rng.integers(bert_tiny.size, size=500)
+    noisy = bert_tiny.embeddings[ids] + sample_noise(rng, eta=75.0, dim=bert_tiny.dimension, size=len(ids))
+    positions, _, left = KERNEL.candidates(noisy, packed, bert_tiny.embeddings, bert_tiny.eligible)
+    assert len(left) == 0
+    assert np.unique(positions).tolist() == list(range(500))
+    assert len(positions) < 510
+
+
+@needs_kernel
+def test_what_the_kernel_cannot_hold_is_given_back(rng):
+    table = (10 + 1e-3 * rng.standard_normal((2000, 16))).astype(np.float32)
+    vectors = np.concatenate([table[:5].astype(np.float64), np.full((2, 16), 1e30)])
+    positions, _, left = KERNEL.candidates(vectors, KERNEL.pack(table, all_of(table)), table, all_of(table))
+    assert len(positions) == 0
+    assert left.tolist() == list(range(7))
+
+
+def unlucky(rng, *, dim=384):
+    """Rows and a vector for which quantizing errs in one direction in every number: the bounds are almost attained."""
+    low = np.full(dim, 10.49)  # quantized to 10
+    high = np.full(dim, 10.51)  # quantized to 11
+    high[:2] -= [0, 10.0]  # so that its sum is the lower one
+    low[0] = high[0] = 127
+    vector = np.full(dim, 1e5)
+    others = rng.uniform(-5, 5, (90, dim))
+    place = rng.permutation(92)
+    table = np.concatenate([low[None], high[None], others])[np.argsort(place)].astype(np.float32)
+    table *= np.float32(2.0 ** rng.integers(-8, 8))
+    return table, vector[None], int(place[0])
+
+
+@needs_kernel
+@pytest.mark.parametrize("seed", range(6))
+def test_the_bounds_are_needed_in_full(seed):
+    table, vectors, nearest = unlucky(np.random.default_rng(seed))
+    rows = table.astype(np.float64)
+    assert np.argmax(rows @ vectors[0] - np.square(rows).sum(axis=1) / 2) == nearest
+    assert NearestToken(table, all_of(table)).search(vectors).tolist() == [nearest]
+    # The twin: half the width, and the nearest token is lost.
+    packed = KERNEL.pack(table, all_of(table))
+    step, half, slack, residual, length = packed.numbers
+    narrow = dataclasses.replace(packed, numbers=(step, half, slack, residual / 2, length / 2))
+    assert Int8Screen(table, all_of(table), kernel=KERNEL, packed=narrow).search(vectors).tolist() != [nearest]
+
+
+@needs_kernel
+def test_the_kernel_refuses_arrays_of_another_type(rng):
+    table = rng.standard_normal((100, 8)).astype(np.float32)
+    packed = KERNEL.pack(table, all_of(table))
+    with pytest.raises(Exception, match="argument 1"):
+        KERNEL.candidates(table[:3], packed, table, all_of(table))
