@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rapt.errors import MechanismError, UsageError
+from rapt.local.deniability import plausible_deniability
 from rapt.local.guarantee import DELTA, PROMISES, privacy_statement
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
@@ -215,7 +216,8 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=2.0)
     measured = measure_unchanged(mechanism, vocabulary, rng=rng, draws=4)
     pairs = [(toy_word(1), toy_word(2))]
-    value = state(vocabulary, word_pairs=pairs, unchanged=measured, randomness=SECURE).to_json()
+    denied = plausible_deniability(mechanism, vocabulary, rng=rng, draws=4)
+    value = state(vocabulary, word_pairs=pairs, unchanged=measured, deniability=denied, randomness=SECURE).to_json()
     bound = ["name", "meaning", "tokens", "distance", "epsilon", "epsilon_at_delta", "right_guess"]
     # A change here is a change of the schema: it needs a new version and a line in the changelog.
     assert value["schema"] == "rapt.statement/1"
@@ -232,6 +234,7 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
         "texts",
         "word_pairs",
         "unchanged",
+        "plausible_deniability",
         "plain_tokens",
         "labels_sent",
         "label_privacy",
@@ -272,6 +275,16 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
         "median",
         "quantile_95",
     ]
+    assert list(value["plausible_deniability"]) == [
+        "types",
+        "draws",
+        "outside",
+        "unchanged",
+        "set_size",
+        "confidence",
+    ]
+    spread = ["smallest", "quantile_5", "median", "quantile_95", "largest"]
+    assert all(list(value["plausible_deniability"][key]) == spread for key in ("unchanged", "set_size"))
     assert value["randomness"] == {"source": "a cipher", "insecure_seed": None}
     assert all(list(item) == ["what", "why"] for item in value["not_protected"])
     assert value == json.loads(json.dumps(value, allow_nan=False))
@@ -287,9 +300,21 @@ def test_the_statement_of_the_default_model_says_what_the_documentation_quotes()
         assert rows[name].epsilon_at_delta == pytest.approx(at_delta, rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "words"), [("laplace", "at least"), ("santext", "exact for each")])
+def test_the_page_says_how_many_outputs_a_token_hides_among(name, words, rng, vocabulary):
+    mechanism = make_mechanism(name, vocabulary=vocabulary, eta=2.0)
+    denied = plausible_deniability(mechanism, vocabulary, rng=rng, draws=50)
+    page = privacy_statement(
+        vocabulary, mechanism.setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=False, deniability=denied
+    ).to_text()
+    line = " ".join(page.split("output sets")[1].split())
+    assert words in line
+    assert "95 % of the time" in line
+
+
 def test_a_statement_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['scipy'] = None\n"
-        "import rapt.local.guarantee, rapt.local.unchanged\n"
+        "import rapt.local.guarantee, rapt.local.unchanged, rapt.local.deniability\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

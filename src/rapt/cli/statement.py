@@ -44,6 +44,7 @@ def statement(
       rapt statement reviews.rapt.jsonl
       rapt statement --eta 75 --pair london,paris --pair london,cancer
     """
+    from rapt.local.deniability import plausible_deniability
     from rapt.local.guarantee import privacy_statement
     from rapt.local.randomness import secure_stream
     from rapt.local.unchanged import measure_unchanged
@@ -67,6 +68,7 @@ def statement(
         made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
         setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
         labels_sent, label_privacy = True, None
+    rng = secure_stream().generator
     found = privacy_statement(
         table,
         setting,
@@ -75,7 +77,8 @@ def statement(
         label_privacy=label_privacy,
         word_pairs=pairs,
         randomness=randomness,
-        unchanged=measure_unchanged(made, table, rng=secure_stream().generator),
+        unchanged=measure_unchanged(made, table, rng=rng),
+        deniability=plausible_deniability(made, table, rng=rng),
     )
     if as_json:
         show_json(found.to_json())

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from rapt.errors import MechanismError, UsageError
+from rapt.local.deniability import PlausibleDeniability
 from rapt.local.distances import TableDistances, table_distances
 from rapt.local.mechanisms.interface import GuaranteeStatus
 from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step, pure_loss
@@ -158,6 +159,7 @@ def privacy_statement(
     word_pairs: Sequence[tuple[str, str]] = (),
     randomness: Randomness | None = None,
     unchanged: UnchangedShare | None = None,
+    deniability: PlausibleDeniability | None = None,
     label_privacy: LabelPrivacy | None = None,
 ) -> PrivacyStatement:
     """What `setting` promises on `vocabulary`, and what it does not.
@@ -170,6 +172,7 @@ def privacy_statement(
         word_pairs: Words to state bounds for. They appear in the statement.
         randomness: As the manifest states it; None where no file is meant.
         unchanged: From `measure_unchanged`, to be shown as well.
+        deniability: From `plausible_deniability`, to be shown as well.
         label_privacy: As the manifest states it; None where the labels sent are the true ones.
 
     Raises:
@@ -217,6 +220,7 @@ def privacy_statement(
         texts=texts,
         word_pairs=tuple(words),
         unchanged=unchanged,
+        deniability=deniability,
         plain_tokens=plain_tokens,
         labels_sent=labels_sent,
         label_privacy=label_privacy if labels_sent else None,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from rapt.local.deniability import PlausibleDeniability, Spread
 from rapt.local.distances import TableDistances
 from rapt.local.mechanisms.interface import GuaranteeStatus
 from rapt.local.text_page import facts, items, nats_up, percent_up, scientific, table, wrap
@@ -84,6 +85,7 @@ class PrivacyStatement:
         texts: Bounds for a text of which every token is replaced.
         word_pairs: Bounds for the words that the user named.
         unchanged: How often a token stays itself, where it was measured.
+        deniability: N_w and S_w over tokens, where they were computed.
         plain_tokens: The public plain tokens.
         labels_sent: Whether labels leave.
         label_privacy: What privatized them; None where they leave in clear, or not at all.
@@ -107,6 +109,7 @@ class PrivacyStatement:
     texts: tuple[Bound, ...]
     word_pairs: tuple[Bound, ...]
     unchanged: UnchangedShare | None
+    deniability: PlausibleDeniability | None
     plain_tokens: PlainTokens
     labels_sent: bool
     label_privacy: LabelPrivacy | None
@@ -142,6 +145,7 @@ class PrivacyStatement:
             "texts": [asdict(bound) for bound in self.texts],
             "word_pairs": [asdict(bound) for bound in self.word_pairs],
             "unchanged": None if self.unchanged is None else asdict(self.unchanged),
+            "plausible_deniability": None if self.deniability is None else asdict(self.deniability),
             "plain_tokens": {
                 "count": plain.count,
                 "pool_size": len(plain.pool),
@@ -224,17 +228,20 @@ class PrivacyStatement:
         ]
 
     def _measured(self) -> list[tuple[str, str]]:
-        if (found := self.unchanged) is None:
-            return []
-        return [
-            (
-                "unchanged",
-                f"{100 * found.share:.1f} % of tokens stay themselves, 95 % interval {100 * found.low:.1f} % to "
-                f"{100 * found.high:.1f} %; by token {100 * found.quantile_5:.0f} % / {100 * found.median:.0f} % / "
-                f"{100 * found.quantile_95:.0f} % (5 % / median / 95 %); measured, {found.draws} draws of each of "
-                f"{found.types} tokens",
+        lines = []
+        if (found := self.unchanged) is not None:
+            how = f"measured, {found.draws} draws of each of" if found.draws else "exact for each of"
+            lines.append(
+                (
+                    "unchanged",
+                    f"{100 * found.share:.1f} % of tokens stay themselves, 95 % interval {100 * found.low:.1f} % to "
+                    f"{100 * found.high:.1f} %; by token {100 * found.quantile_5:.0f} % / {100 * found.median:.0f} % / "
+                    f"{100 * found.quantile_95:.0f} % (5 % / median / 95 %); {how} {found.types} tokens",
+                )
             )
-        ]
+        if (denied := self.deniability) is not None:
+            lines.append(("output sets", _output_sets(denied)))
+        return lines
 
     def _sent(self) -> list[tuple[str, str]]:
         plain, source, hidden = self.plain_tokens, self.randomness, self.label_privacy
@@ -250,3 +257,20 @@ class PrivacyStatement:
             ("plain tokens", words if plain.count else "none"),
             ("randomness", named if self.protects else f"{named}: INSECURE"),
         ]
+
+
+def _output_sets(found: PlausibleDeniability) -> str:
+    """S_w in words: rounded down, towards less deniability."""
+    size: Spread = found.set_size
+    low, middle, high = (f"{int(value):,}" for value in (size.quantile_5, size.median, size.quantile_95))
+    share = f"{100 * (1 - found.outside):g} %"
+    if found.exact:
+        return (
+            f"a token comes out as one of {low} / {middle} / {high} tokens (5 % / median / 95 %) {share} of the time; "
+            f"smallest such sets, exact for each of {found.types} tokens"
+        )
+    return (
+        f"a token comes out as one of at least {low} / {middle} / {high} tokens (5 % / median / 95 %) {share} of the "
+        f"time; lower bounds on the smallest such set, each with {100 * found.confidence:g} % confidence, from "
+        f"{found.draws} draws of each of {found.types} tokens"
+    )

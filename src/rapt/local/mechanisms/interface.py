@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 import numpy as np
@@ -62,6 +62,11 @@ class ClosedChannel(Mechanism, Protocol):
             (n, number of eligible tokens), in the order of the eligible ids.
         """
         ...
+
+
+def closed_channel(mechanism: Mechanism) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
+    """The mechanism's `log_probabilities` (see `ClosedChannel`); None where it has none."""
+    return getattr(mechanism, "log_probabilities", None)
 
 
 class MechanismKind(Protocol):
