@@ -104,6 +104,11 @@ ZOO = {"bert": bert, "t5": t5, "gpt2": gpt2, "smollm2": smollm2, "llama2": llama
 SPECIAL_TOKENS = {"bert": 2, "t5": 1, "gpt2": 0, "smollm2": 0, "llama2": 1}
 
 
+def rows_of(folder: Path) -> int:
+    """How many tokens the tokenizer in a folder has."""
+    return int(Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size())
+
+
 def random_table(rows: int, width: int = WIDTH) -> np.ndarray:
     """A table whose numbers bfloat16 can hold, so that every width gives the same one."""
     numbers = np.random.default_rng(rows).standard_normal((rows, width)).astype(np.float32)

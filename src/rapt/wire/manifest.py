@@ -11,12 +11,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from rapt.errors import MechanismError, WireError
 from rapt.wire.strict_json import exact_fields, field, id_tuple
 
 SCHEMA: Final = "rapt.privatized/1"
+# A file whose records have more than one text. Files of single texts stay of the first schema, byte for byte.
+SCHEMA_OF_PARTS: Final = "rapt.privatized/2"
+
+# How the target texts of a file left: through the mechanism, or as they are, because the user declared them public.
+Targets = Literal["privatized", "public"]
 
 Parameter = float | int | str | bool
 
@@ -122,6 +127,8 @@ class Manifest:
         tokens: Number of privatized text tokens in them, plain tokens not counted.
         records_sha256: Hex digest of the record lines as bytes: a truncated or edited file is refused.
         created_by: Program and version.
+        pairs: Whether each record has a second text, privatized as the first.
+        targets: How each record's target text left; None when records have none.
     """
 
     model: str
@@ -135,6 +142,13 @@ class Manifest:
     records_sha256: str
     created_by: str
     label_privacy: LabelPrivacy | None = None
+    pairs: bool = False
+    targets: Targets | None = None
+
+    @property
+    def schema(self) -> str:
+        """The oldest schema that can say it."""
+        return SCHEMA_OF_PARTS if self.pairs or self.targets is not None else SCHEMA
 
 
 def check_eta(eta: float) -> float:
@@ -154,8 +168,11 @@ def check_eta(eta: float) -> float:
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     """The manifest as plain JSON values, in a fixed order of keys."""
     plain = manifest.plain_tokens
+    parts: dict[str, Any] = {}
+    if manifest.schema == SCHEMA_OF_PARTS:
+        parts = {"pairs": manifest.pairs, "targets": manifest.targets}
     return {
-        "schema": SCHEMA,
+        "schema": manifest.schema,
         "model": manifest.model,
         "vocabulary_hash": manifest.vocabulary_hash,
         "mechanism": mechanism_to_json(manifest.mechanism),
@@ -170,6 +187,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         },
         "labels": None if manifest.labels is None else list(manifest.labels),
         "label_privacy": None if manifest.label_privacy is None else _label_privacy_to_json(manifest.label_privacy),
+        **parts,
         "records": manifest.records,
         "tokens": manifest.tokens,
         "records_sha256": manifest.records_sha256,
@@ -185,8 +203,12 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
         MechanismError: eta is not a finite number above 0, or an epsilon of labels is outside its domain.
     """
     what = "the manifest"
-    if value.get("schema") != SCHEMA:
-        raise WireError(f"the first line must be a manifest of schema {SCHEMA!r}; run `rapt privatize` to make one")
+    schema = value.get("schema")
+    if schema not in (SCHEMA, SCHEMA_OF_PARTS):
+        raise WireError(
+            f"the first line must be a manifest of schema {SCHEMA!r} or {SCHEMA_OF_PARTS!r}; "
+            "run `rapt privatize` to make one"
+        )
     names = {
         "schema",
         "model",
@@ -198,7 +220,13 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
         "label_privacy",
         "records",
     }
+    if schema == SCHEMA_OF_PARTS:
+        names |= {"pairs", "targets"}
     exact_fields(value, required=names | {"tokens", "records_sha256", "created_by"}, optional=set(), what=what)
+    pairs = field(value, "pairs", bool, what=what) if schema == SCHEMA_OF_PARTS else False
+    targets = _targets(value["targets"]) if schema == SCHEMA_OF_PARTS else None
+    if schema == SCHEMA_OF_PARTS and not pairs and targets is None:
+        raise WireError(f"the manifest must be of schema {SCHEMA!r} when records have one text; write the file again")
     labels = value["labels"]
     if labels is not None and (type(labels) is not list or not all(type(name) is str for name in labels)):
         raise WireError("the manifest must have labels as a list of names, or null")
@@ -222,7 +250,18 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
         tokens=tokens,
         records_sha256=field(value, "records_sha256", str, what=what),
         created_by=field(value, "created_by", str, what=what),
+        pairs=pairs,
+        targets=targets,
     )
+
+
+def _targets(value: Any) -> Targets | None:
+    for known in get_args(Targets):
+        if value == known:
+            return known  # type: ignore[no-any-return]  # get_args is untyped
+    if value is not None:
+        raise WireError(f"the manifest must say of targets {' or '.join(get_args(Targets))}, or null; write it again")
+    return None
 
 
 def mechanism_to_json(setting: MechanismSetting) -> dict[str, Any]:

@@ -36,12 +36,16 @@ class PrivatizedRecord:
         label: Index into the manifest's labels, in clear; None without a label.
         privatized_plain_tokens: M(k), as many as the manifest's plain tokens.
         plain_tokens: k, when each record has its own; None when the manifest holds one for all, or there are none.
+        second_token_ids: M(x2) of the second text of a pair; None in a file of single texts.
+        target_ids: The text that is to be generated: M(t), or t itself when the manifest declares targets public.
     """
 
     token_ids: tuple[int, ...]
     label: int | None = None
     privatized_plain_tokens: tuple[int, ...] = ()
     plain_tokens: tuple[int, ...] | None = None
+    second_token_ids: tuple[int, ...] | None = None
+    target_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +135,7 @@ class PrivatizedFileWriter:
     def _count(self, line: bytes, record: PrivatizedRecord) -> None:
         self._digest.update(line)
         self._records += 1
-        self._tokens += len(record.token_ids)
+        self._tokens += privatized_tokens(record, self._manifest)
 
 
 @contextmanager
@@ -238,7 +242,7 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
         yield record
         digest.update(line)
         records += 1
-        tokens += len(record.token_ids)
+        tokens += privatized_tokens(record, manifest)
     if (records, tokens) != (manifest.records, manifest.tokens):
         raise WireError(
             f"a privatized file must hold what its manifest counts, got {records} of {manifest.records} records; "
@@ -281,6 +285,12 @@ def read_privatized_file(path: Path) -> PrivatizedFile:
         ) from None
 
 
+def privatized_tokens(record: PrivatizedRecord, manifest: Manifest) -> int:
+    """How many tokens of a record went through the mechanism: those of its texts, plain tokens not counted."""
+    targets = len(record.target_ids or ()) if manifest.targets == "privatized" else 0
+    return len(record.token_ids) + len(record.second_token_ids or ()) + targets
+
+
 def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
     """Refuse a record that contradicts its manifest: labels out of range, plain tokens missing or unexpected."""
     plain = manifest.plain_tokens
@@ -300,6 +310,12 @@ def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int)
         raise WireError(f"{what} must have plain tokens of the manifest's pool")
     if not fresh and record.plain_tokens is not None:
         raise WireError(f"{what} must have no plain tokens of its own, because the manifest fixes them")
+    if (record.second_token_ids is not None) != manifest.pairs:
+        wanted = "a" if manifest.pairs else "no"
+        raise WireError(f"{what} must have {wanted} second text, as the manifest says")
+    if (record.target_ids is not None) != (manifest.targets is not None):
+        wanted = "no" if manifest.targets is None else "a"
+        raise WireError(f"{what} must have {wanted} target, as the manifest says")
 
 
 def record_from_json(value: dict[str, Any], *, position: int) -> PrivatizedRecord:
@@ -308,7 +324,7 @@ def record_from_json(value: dict[str, Any], *, position: int) -> PrivatizedRecor
     exact_fields(
         value,
         required={"token_ids"},
-        optional={"label", "privatized_plain_tokens", "plain_tokens"},
+        optional={"label", "privatized_plain_tokens", "plain_tokens", "second_token_ids", "target_ids"},
         what=what,
     )
     return PrivatizedRecord(
@@ -318,6 +334,8 @@ def record_from_json(value: dict[str, Any], *, position: int) -> PrivatizedRecor
             id_tuple(value, "privatized_plain_tokens", what=what) if "privatized_plain_tokens" in value else ()
         ),
         plain_tokens=id_tuple(value, "plain_tokens", what=what) if "plain_tokens" in value else None,
+        second_token_ids=id_tuple(value, "second_token_ids", what=what) if "second_token_ids" in value else None,
+        target_ids=id_tuple(value, "target_ids", what=what) if "target_ids" in value else None,
     )
 
 
@@ -329,4 +347,8 @@ def _record_to_json(record: PrivatizedRecord) -> dict[str, Any]:
         value["privatized_plain_tokens"] = record.privatized_plain_tokens
     if record.plain_tokens is not None:
         value["plain_tokens"] = record.plain_tokens
+    if record.second_token_ids is not None:
+        value["second_token_ids"] = record.second_token_ids
+    if record.target_ids is not None:
+        value["target_ids"] = record.target_ids
     return value

@@ -18,9 +18,9 @@ from rapt.wire.strict_json import parse_object
 
 
 def without_labels(file: PrivatizedFile) -> PrivatizedFile:
-    """The same texts with no label: a prediction needs none, so none is sent."""
-    manifest = replace(file.manifest, labels=None, label_privacy=None)
-    records = tuple(replace(record, label=None) for record in file.records)
+    """The same texts with no label and no target: a prediction needs none, so none is sent."""
+    manifest = replace(file.manifest, labels=None, label_privacy=None, targets=None)
+    records = tuple(replace(record, label=None, target_ids=None) for record in file.records)
     return PrivatizedFile(manifest=seal(manifest, records), records=records)
 
 

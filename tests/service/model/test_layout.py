@@ -15,7 +15,7 @@ def test_cls_is_first_then_prompt_plain_tokens_text_and_sep(backbone):
     layout = lay_out(
         backbone, prompt_lengths=[2, 1], privatized_plain_tokens=[[7001], []], texts=[[2001, 2002], [3001]]
     )
-    cls, sep, pad = backbone.cls_id, backbone.sep_id, backbone.pad_id
+    cls, sep, pad = *backbone.frame.start, *backbone.frame.end, backbone.pad_id
     assert layout.token_ids.tolist() == [[cls, pad, pad, 7001, 2001, 2002, sep], [cls, pad, 3001, sep, pad, pad, pad]]
     assert layout.attention_mask.tolist() == [[1] * 7, [1, 1, 1, 1, 0, 0, 0]]
     assert layout.position_ids.tolist() == [list(range(7))] * 2
@@ -47,7 +47,7 @@ def test_padding_changes_no_state(backbone):
 def test_states_equal_those_of_the_library_when_there_is_no_prompt(backbone):
     layout = lay_out(backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[[2001, 2002, 2003]])
     ours = encode_with_prompts(backbone, layout, torch.empty(0, backbone.hidden_size))
-    theirs = backbone.encoder(input_ids=torch.tensor([[backbone.cls_id, 2001, 2002, 2003, backbone.sep_id]]))
+    theirs = backbone.encoder(input_ids=torch.tensor([[*backbone.frame.start, 2001, 2002, 2003, *backbone.frame.end]]))
     torch.testing.assert_close(ours, theirs.last_hidden_state, atol=1e-6, rtol=0)
 
 

@@ -1,6 +1,8 @@
 """The frozen language model: token ids or vectors in, last-layer states out.
 
 Nothing here is ever trained. Gradients flow through it to the vectors that are put in, never into its weights.
+Whatever the architecture, the rest of the room sees three calls: `embed`, `encode` and `word_logits`, and for
+encoder-decoders a fourth, `decode`.
 """
 
 from __future__ import annotations
@@ -8,73 +10,169 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from importlib import import_module
+from pathlib import Path
+from typing import Final, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import BertModel
-from transformers.utils import logging
 
 from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import model_directory
+from rapt.service.model.backbone_parts import Kind, Parts
+from rapt.service.model.frame import Frame, frame_of, make_tokenizer
+from rapt.service.model.injection import Sites, install, steered
+from rapt.service.model.language_head import LanguageHead
+from rapt.service.model.steering import Steering
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory
 
 Precision = Literal["auto", "float32", "bfloat16"]
-ARCHITECTURES: Final = ("bert",)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a `model_type` is read: what kind it is, and the module that loads it, imported when it is asked for."""
+
+    kind: Kind
+    module: str
+
+
+ARCHITECTURES: Final[Mapping[str, Architecture]] = {
+    "bert": Architecture("encoder", "rapt.service.model.backbone_bert"),
+    "t5": Architecture("encoder-decoder", "rapt.service.model.backbone_t5"),
+    "llama": Architecture("decoder", "rapt.service.model.backbone_llama"),
+    "gpt2": Architecture("decoder", "rapt.service.model.backbone_gpt2"),
+}
+
+
+class _Loader(Protocol):
+    def load(self, folder: Path, *, dtype: torch.dtype) -> Parts: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen encoder with its vocabulary.
+    """A frozen language model with its vocabulary.
 
     Attributes:
         model: Its name.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
-        encoder: The transformer, in evaluation mode, no parameter of which takes a gradient.
+        architecture: A key of `ARCHITECTURES`.
+        kind: What sees what: see `Kind`.
+        encoder: What `encode` calls, in evaluation mode, no parameter of which takes a gradient.
+        decoder: The second half of an encoder-decoder, or None.
+        language_head: Scores of words from states; None where the checkpoint has none.
+        sites: Where it can be steered: its attention layers and its linear layers.
         word_embeddings: The table E, (V, h), in float32.
         hidden_size: h.
-        dtype: Of the encoder's weights; what is trained is float32 whatever this is.
+        dtype: Of the weights; what is trained is float32 whatever this is.
         max_positions: Longest sequence, everything counted.
-        cls_id: Id of the token that stands first.
-        sep_id: Id of the token that stands last.
-        pad_id: Id of the filler, masked from attention.
+        frame: The public ids that stand around texts.
+        segment_shift: What a position of a second text has on top in its input vector, (h,), or None.
+        takes_positions: Whether `encoder` is told the position of each vector.
     """
 
     model: str
     bundle: VocabularyBundle
+    architecture: str
+    kind: Kind
     encoder: nn.Module
+    decoder: nn.Module | None
+    language_head: LanguageHead | None
+    sites: Sites
     word_embeddings: Tensor
     hidden_size: int
     dtype: torch.dtype
     max_positions: int
-    cls_id: int
-    sep_id: int
-    pad_id: int
+    frame: Frame
+    segment_shift: Tensor | None
+    takes_positions: bool
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
         return self.word_embeddings.device
 
+    @property
+    def pad_id(self) -> int:
+        """Id of the filler, masked from attention."""
+        return self.frame.pad_id
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """Rows of the table, (B, T) -> (B, T, h), float32, before positions and layer norm."""
         return nn.functional.embedding(token_ids, self.word_embeddings)
 
-    def encode(self, inputs_embeds: Tensor, *, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
-        """Last-layer states, (B, T, h), float32.
+    def encode(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        steering: Steering | None = None,
+    ) -> Tensor:
+        """Last-layer states, (B, T, h), float32; of a decoder, after its final norm.
 
         Args:
             inputs_embeds: Vectors at the place of word embeddings, (B, T, h); may require a gradient.
             attention_mask: 1 at real positions, (B, T).
-            position_ids: Explicit positions, (B, T): a model must not guess them from padded vectors.
+            position_ids: Explicit positions, (B, T): a model must not guess them from padded vectors. An architecture
+                that knows distances only is not told them.
+            steering: Prefixes and low-rank changes of the rows; None leaves the model as it is.
         """
-        states: Tensor = self.encoder(
-            inputs_embeds=inputs_embeds.to(self.dtype),
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-        ).last_hidden_state
+        positions = {"position_ids": position_ids} if self.takes_positions else {}
+        with steered(steering):
+            states: Tensor = self.encoder(
+                inputs_embeds=inputs_embeds.to(self.dtype), attention_mask=attention_mask, **positions
+            ).last_hidden_state
         return states.float()
+
+    def decode(
+        self, token_ids: Tensor, *, encoder_states: Tensor, encoder_mask: Tensor, steering: Steering | None = None
+    ) -> Tensor:
+        """Last-layer states of an encoder-decoder's second half, (B, U, h), float32: row u sees words 0 to u.
+
+        Args:
+            token_ids: Words so far, the start token first, (B, U).
+            encoder_states: What `encode` gave, (B, T, h).
+            encoder_mask: 1 at its real positions, (B, T).
+            steering: As in `encode`.
+        """
+        assert self.decoder is not None, "only an encoder-decoder decodes"
+        with steered(steering):
+            states: Tensor = self.decoder(
+                inputs_embeds=self.embed(token_ids).to(self.dtype),
+                encoder_hidden_states=encoder_states.to(self.dtype),
+                encoder_attention_mask=encoder_mask,
+                use_cache=False,
+            ).last_hidden_state
+        return states.float()
+
+    def word_logits(self, states: Tensor, *, word_ids: Tensor | None = None) -> Tensor:
+        """Scores of all words, (..., h) -> (..., V), or of `word_ids` alone, (..., C); float32.
+
+        Raises:
+            UsageError: The checkpoint has no language head.
+        """
+        logits: Tensor = self.require_language_head()(states, word_ids=word_ids)
+        return logits
+
+    def require_language_head(self) -> LanguageHead:
+        """The language head.
+
+        Raises:
+            UsageError: The checkpoint has none.
+        """
+        if self.language_head is None:
+            raise UsageError(
+                f"words can be predicted only by a model with a language head, got model={self.model!r} without one; "
+                "train a head on the text (task classification), or choose another model"
+            )
+        return self.language_head
+
+    def tokenize(self, public_text: str) -> tuple[int, ...]:
+        """Content tokens of a string that is public, such as a label word: never of a user's text."""
+        return tuple(make_tokenizer(self.bundle.tokenizer_json).encode(public_text, add_special_tokens=False).ids)
 
 
 @functools.lru_cache(maxsize=4)
@@ -82,7 +180,8 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
     """The named model, frozen; loading it twice gives the same object.
 
     Args:
-        model: A name in `PUBLIC_MODELS`, or a folder in Hugging Face's layout.
+        model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout, or a name of the hub that is in its local
+            cache.
         precision: `auto` takes bfloat16 where it is measured to be faster on this processor, else float32.
         device: `auto` takes a GPU where there is one.
 
@@ -93,41 +192,47 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
     folder = model_directory(model)
     bundle = bundle_from_model_directory(folder, model=model)
     config = json.loads((folder / "config.json").read_bytes())
-    if config.get("model_type") not in ARCHITECTURES:
+    architecture = config.get("model_type")
+    if architecture not in ARCHITECTURES:
         raise UsageError(
-            f"a backbone must be of architecture {' or '.join(ARCHITECTURES)}, got {config.get('model_type')!r}; "
-            "choose another model"
+            f"a backbone must be of architecture {', '.join(ARCHITECTURES)}, got {architecture!r}; choose another model"
         )
+    kind = ARCHITECTURES[architecture].kind
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     dtype = _dtype(precision, place)
-    encoder = _load_bert(str(folder), dtype=dtype).requires_grad_(False).eval().to(place)
+    parts = _load(ARCHITECTURES[architecture], folder, dtype=dtype, model=model)
+    parts.whole.requires_grad_(False).eval().to(place)  # type: ignore[no-untyped-call]
+    head = parts.language_head
+    if head is not None:
+        head.requires_grad_(False).eval().to(place)
     table = torch.from_numpy(bundle.embeddings.copy()).to(place)
-    cls_id, sep_id, pad_id = (_token_id(bundle, name) for name in ("[CLS]", "[SEP]", "[PAD]"))
     return Backbone(
         model=model,
         bundle=bundle,
-        encoder=encoder,
+        architecture=architecture,
+        kind=kind,
+        encoder=parts.encoder,
+        decoder=parts.decoder,
+        language_head=head,
+        sites=install(parts.whole),
         word_embeddings=table,
         hidden_size=table.shape[1],
         dtype=dtype,
         max_positions=bundle.max_tokens,
-        cls_id=cls_id,
-        sep_id=sep_id,
-        pad_id=pad_id,
+        frame=frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder"),
+        segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
+        takes_positions=parts.takes_positions,
     )
 
 
-def _load_bert(folder: str, *, dtype: torch.dtype) -> nn.Module:
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a head we do not use is not worth a warning
+def _load(architecture: Architecture, folder: Path, *, dtype: torch.dtype, model: str) -> Parts:
+    loader = cast(_Loader, import_module(architecture.module))
     try:
-        encoder: nn.Module = BertModel.from_pretrained(
-            folder, add_pooling_layer=False, local_files_only=True, dtype=dtype, attn_implementation="sdpa"
-        )
-    finally:
-        logging.set_verbosity(level)
-    return encoder
+        return loader.load(folder, dtype=dtype)
+    except OSError:  # transformers names paths in its own message
+        raise VocabularyError(
+            f"model={model!r} must have config.json and model.safetensors that fit each other; install it again"
+        ) from None
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -154,12 +259,3 @@ def _bfloat16_speedup() -> float:
             runs.append(time.perf_counter() - start)
         seconds.append(min(runs))
     return seconds[0] / seconds[1]
-
-
-def _token_id(bundle: VocabularyBundle, content: str) -> int:
-    for token in json.loads(bundle.tokenizer_json)["added_tokens"]:
-        if token["content"] == content:
-            return int(token["id"])
-    raise VocabularyError(
-        f"the tokenizer of model={bundle.model!r} must have the token {content!r}; take another model"
-    )

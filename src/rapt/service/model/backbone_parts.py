@@ -1,0 +1,52 @@
+"""What a loader takes out of a checkpoint, whatever its architecture: the parts that a backbone is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from rapt.service.model.language_head import LanguageHead
+
+# encoder: every position sees every other. encoder-decoder: text goes into the first half, words come out of the
+# second. decoder: a position sees those before it.
+Kind = Literal["encoder", "encoder-decoder", "decoder"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Parts:
+    """The parts of a loaded checkpoint.
+
+    Attributes:
+        whole: The model as loaded, of which the two below are parts or which is itself the first.
+        encoder: What turns input vectors into last-layer states; of a decoder-only model, all of its layers.
+        decoder: The second half of an encoder-decoder; None for the others.
+        language_head: Scores of words from states; None where the checkpoint has none.
+        segment_shift: What a position of the second text has more in its input vector than one of the first, (h,);
+            None where an architecture tells them apart by tokens alone.
+        takes_positions: Whether `encoder` is told the position of each vector; T5 knows distances only.
+    """
+
+    whole: PreTrainedModel
+    encoder: nn.Module
+    decoder: nn.Module | None = None
+    language_head: LanguageHead | None = None
+    segment_shift: Tensor | None = None
+    takes_positions: bool = True
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar, and no warning of a head that is in the checkpoint and not used."""
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

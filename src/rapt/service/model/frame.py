@@ -1,0 +1,114 @@
+"""The frame: the public token ids that stand around a text, as the model's own tokenizer puts them.
+
+A record holds content tokens alone. What a backbone was trained to see around them is read off the tokenizer, by
+tokenizing one public letter, once alone and once as a pair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tokenizers import Tokenizer
+
+from rapt.errors import VocabularyError
+
+_LETTER: Final = "a"
+# What comes between two texts where a tokenizer puts no token of its own: the end of a line, as byte-level tokenizers
+# write it and as SentencePiece does.
+_LINE_ENDS: Final = ("Ċ", "<0x0A>")
+_SENTINEL: Final = "<extra_id_0>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Ids around texts; all of them public and the same for every record.
+
+    Attributes:
+        start: Before everything: BERT ([CLS],), Llama (<s>,), T5 and GPT-2 none.
+        between: Between the two texts of a pair: BERT ([SEP],), T5 (</s>,), decoders the end of a line.
+        end: After everything: BERT ([SEP],), T5 (</s>,), decoders none.
+        pad_id: Fills places that attention does not see.
+        mask_id: Stands for a word to be predicted; None where the tokenizer has no [MASK].
+        sentinel_id: T5's first sentinel, which stands for missing words; None where the tokenizer has none.
+        decoder_start: What an encoder-decoder's second half begins with; empty for the others.
+        eos_id: Ends a generated text; None for a model that generates none.
+    """
+
+    start: tuple[int, ...]
+    between: tuple[int, ...]
+    end: tuple[int, ...]
+    pad_id: int
+    mask_id: int | None
+    sentinel_id: int | None
+    decoder_start: tuple[int, ...]
+    eos_id: int | None
+
+
+def make_tokenizer(tokenizer_json: bytes) -> Tokenizer:
+    """The tokenizer of a bundle, for public strings: it cuts off nothing and fills up nothing.
+
+    Raises:
+        VocabularyError: The bytes are not a tokenizer.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+    except Exception:  # tokenizers raises plain Exception
+        raise VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def frame_of(tokenizer_json: bytes, *, config: Mapping[str, Any], causal: bool) -> Frame:
+    """The frame of a model.
+
+    Args:
+        tokenizer_json: Its tokenizer.
+        config: Its `config.json`.
+        causal: Whether it is a decoder, which takes two texts as lines of one.
+    """
+    tokenizer = make_tokenizer(tokenizer_json)
+    content = tokenizer.encode(_LETTER, add_special_tokens=False).ids
+    alone = tokenizer.encode(_LETTER).ids
+    pair = tokenizer.encode(_LETTER, _LETTER).ids
+    first = _find(alone, content)
+    start, end = alone[:first], alone[first + len(content) :]
+    between = pair[len(start) + len(content) : len(pair) - len(content) - len(end)]
+    line_end = next((place for name in _LINE_ENDS if (place := tokenizer.token_to_id(name)) is not None), None)
+    eos: Any = config.get("eos_token_id")
+    eos_id: int | None = eos[0] if isinstance(eos, list) and eos else eos
+    if not between:
+        between = end  # a tokenizer that was saved without a rule for pairs
+    if causal:
+        between = [place for place in (line_end if line_end is not None else eos_id,) if place is not None]
+    decoder_start = config.get("decoder_start_token_id")
+    pad_id = config.get("pad_token_id")
+    return Frame(
+        start=tuple(start),
+        between=tuple(between),
+        end=tuple(end),
+        pad_id=pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0,
+        mask_id=_special_id(tokenizer_json, "[MASK]"),
+        sentinel_id=tokenizer.token_to_id(_SENTINEL),
+        decoder_start=() if decoder_start is None else (decoder_start,),
+        eos_id=eos_id,
+    )
+
+
+def _find(ids: list[int], content: list[int]) -> int:
+    for place in range(len(ids) - len(content) + 1):
+        if content and ids[place : place + len(content)] == content:
+            return place
+    raise VocabularyError(
+        "a tokenizer must put its special tokens around a text and leave the text as it is; take another model"
+    )
+
+
+def _special_id(tokenizer_json: bytes, content: str) -> int | None:
+    for token in json.loads(tokenizer_json).get("added_tokens") or []:
+        if token["content"] == content:
+            return int(token["id"])
+    return None

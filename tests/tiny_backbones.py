@@ -1,0 +1,123 @@
+"""Real backbones of every architecture, small and random: a few kilobytes in Hugging Face's layout, from a fixed seed.
+
+The tokenizers are those of `tokenizer_zoo`. Weights are random, so no test may expect sense of them; what they compute
+is what a large model of the same architecture computes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+import tokenizer_zoo
+from rapt.service.model.backbone import Backbone, load_backbone
+
+WIDTH = 32
+
+
+def bert(rows: int) -> PreTrainedModel:
+    """Two layers and a masked-word head."""
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=rows,
+            hidden_size=WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            initializer_range=0.3,
+        )
+    )
+
+
+def t5(rows: int) -> PreTrainedModel:
+    """Two layers a half; the table is shared, and states are scaled before it."""
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=rows,
+            d_model=WIDTH,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+
+
+def llama(rows: int) -> PreTrainedModel:
+    """Four query heads share two key heads; the head has a table of its own."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=rows,
+            hidden_size=WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=2,
+            pad_token_id=2,
+            initializer_range=0.3,
+        )
+    )
+
+
+def gpt2(rows: int) -> PreTrainedModel:
+    """Two layers with a table of positions."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=rows,
+            n_embd=WIDTH,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            bos_token_id=0,
+            eos_token_id=0,
+            initializer_range=0.3,
+        )
+    )
+
+
+# Architecture -> the tokenizer's maker and the model's.
+TINY = {
+    "bert": (tokenizer_zoo.bert, bert),
+    "t5": (tokenizer_zoo.t5, t5),
+    "llama": (tokenizer_zoo.smollm2, llama),
+    "gpt2": (tokenizer_zoo.gpt2, gpt2),
+}
+
+
+def write_tiny_model(architecture: str, folder: Path) -> Path:
+    """A folder in Hugging Face's layout; the same weights every time."""
+    write_tokenizer, make_model = TINY[architecture]
+    write_tokenizer(folder)
+    for path in folder.glob("model*.safetensors*"):
+        path.unlink()  # the zoo's own table
+    rows = tokenizer_zoo.rows_of(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2305)
+        make_model(rows).save_pretrained(folder)
+    return folder
+
+
+def tiny_backbone(architecture: str, folder: Path) -> Backbone:
+    """The random model in a new folder, loaded in float32."""
+    write_tiny_model(architecture, folder)
+    return load_backbone(str(folder), precision="float32", device="cpu")
