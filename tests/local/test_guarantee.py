@@ -312,6 +312,13 @@ def test_the_page_says_how_many_outputs_a_token_hides_among(name, words, rng, vo
     assert "95 % of the time" in line
 
 
+@pytest.mark.parametrize("name", [name for name, kind in MECHANISMS.items() if kind.status != "proved"])
+def test_a_mechanism_that_is_not_proved_gets_no_statement_but_the_reason_and_another_one(name, vocabulary):
+    setting = make_mechanism(name, vocabulary=vocabulary, eta=2.0, allow_unproved=True).setting
+    with pytest.raises(MechanismError, match=rf"{MECHANISMS[name].status}: .*; use "):
+        state(vocabulary, setting)
+
+
 def test_a_statement_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['scipy'] = None\n"

@@ -1,7 +1,7 @@
 """Plausible deniability of Feyisetan et al. 2020, over the tokens of a vocabulary: N_w and S_w.
 
 - N_w = P[M(w) = w]: how often a token stays itself. Low is deniable.
-- S_w: the size of the smallest set of outputs that holds M(w) with probability 1 - `outside` or more. Large is deniable.
+- S_w: the size of the smallest set of outputs that holds M(w) with probability 1 - `outside`. Large is deniable.
 
 Both differ from token to token by orders of magnitude, so they are given as distributions over tokens, not as means. A
 mechanism with a closed channel has them exactly. For the others draws are counted. N_w is then a share of draws, and

@@ -21,6 +21,7 @@ import numpy as np
 from rapt.errors import MechanismError, UsageError
 from rapt.local.deniability import PlausibleDeniability
 from rapt.local.distances import TableDistances, table_distances
+from rapt.local.mechanisms import MECHANISMS
 from rapt.local.mechanisms.interface import GuaranteeStatus
 from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step, pure_loss
 from rapt.local.statement import Bound, Noise, PrivacyStatement
@@ -234,6 +235,12 @@ def privacy_statement(
 
 
 def _promise(setting: MechanismSetting) -> Promise:
+    if setting.name in MECHANISMS and setting.name not in PROMISES:
+        kind = MECHANISMS[setting.name]
+        raise MechanismError(
+            f"there is no privacy statement for mechanism={setting.name!r}, because its guarantee is {kind.status}: "
+            f"{kind.caveat}"
+        )
     if setting.name not in PROMISES:
         raise MechanismError(
             f"there is no privacy statement for mechanism={setting.name!r}; choose one of {', '.join(PROMISES)}"
