@@ -1,5 +1,6 @@
 """Exact nearest tokens: equal to brute force in float64, ties to the lowest id, whatever the screen did."""
 
+import pickle
 import tracemalloc
 from fractions import Fraction
 from functools import partial
@@ -176,6 +177,14 @@ def test_the_answer_does_not_depend_on_the_batch(rng, prepare):
     vectors = rng.standard_normal((2 * BATCH + 3, 24))
     search = prepare(table, all_of(table)).search
     assert (search(vectors) == np.concatenate([search(vectors[i : i + 1]) for i in range(len(vectors))])).all()
+
+
+def test_a_search_that_is_sent_to_a_worker_gives_the_same_answers(rng, prepare):
+    table = rng.standard_normal((500, 24)).astype(np.float32)
+    search = prepare(table, all_of(table))
+    sent = pickle.loads(pickle.dumps(search))  # as multiprocessing sends it
+    assert sent.screen == search.screen
+    assert (sent.search(table + 0.5) == search.search(table + 0.5)).all()
 
 
 def test_only_eligible_tokens_are_found(rng, prepare):

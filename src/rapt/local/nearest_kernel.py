@@ -52,6 +52,10 @@ class Kernel:
     _pack: Callable[..., None] = field(repr=False)
     _candidates: Callable[..., None] = field(repr=False)
 
+    def __reduce__(self) -> tuple[Callable[[], Kernel | None], tuple[()]]:
+        """In another process, the library as that process loads it: a worker may be sent a search that is prepared."""
+        return load_kernel, ()
+
     def pack(self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> PackedTable:
         """Quantize the eligible rows.
 
