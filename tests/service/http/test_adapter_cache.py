@@ -8,13 +8,17 @@ import torch
 from rapt.errors import WireError
 from rapt.service.http.adapter_cache import AdapterCache, bytes_of
 from rapt.service.model.adapter import Adapter
+from rapt.service.model.steering import Tuned
 
 LONG = 60.0
 
 
 def adapter(size=1000):
     return Adapter(
-        prompt=torch.zeros(size, 4), head_weight=torch.zeros(2, 4), head_bias=torch.zeros(2), card=SimpleNamespace()
+        tuned=Tuned(prompt=torch.zeros(size, 4)),
+        head_weight=torch.zeros(2, 4),
+        head_bias=torch.zeros(2),
+        card=SimpleNamespace(),
     )
 
 

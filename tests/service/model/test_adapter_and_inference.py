@@ -121,7 +121,7 @@ def test_a_missing_file_is_refused(backbone, adapters, tmp_path):
 def test_an_unknown_version_is_refused(backbone, adapters, tmp_path):
     save_adapter(adapters[0], tmp_path / "a")
     card = tmp_path / "a" / "rapt.json"
-    card.write_text(card.read_text().replace("rapt.adapter/1", "rapt.adapter/9"))
+    card.write_text(card.read_text().replace("rapt.adapter/2", "rapt.adapter/9"))
     with pytest.raises(WireError, match="must be of schema"):
         load_adapter(tmp_path / "a", backbone=backbone)
 

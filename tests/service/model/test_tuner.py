@@ -52,9 +52,9 @@ def test_tuning_learns_a_task_and_answers_unseen_records(backbone, file, config)
 def test_a_gradient_reaches_the_prompt_and_none_reaches_the_backbone(backbone, file, config):
     # A public re-implementation ran the backbone under no_grad: its prompt never moved.
     tuning = Tuning(backbone, file.manifest, config)
-    tuning.losses(list(file.records[:8])).total(config).backward()
-    assert tuning.prompt.vectors.grad is not None
-    assert (tuning.prompt.vectors.grad.abs().sum(dim=1) > 0).all()
+    tuning.losses(list(file.records[:8])).combined(weight=0.5).backward()
+    assert tuning.method.vectors.grad is not None
+    assert (tuning.method.vectors.grad.abs().sum(dim=1) > 0).all()
     assert not any(weight.requires_grad or weight.grad is not None for weight in backbone.encoder.parameters())
     assert not backbone.word_embeddings.requires_grad
 
@@ -64,7 +64,7 @@ def test_reconstruction_alone_moves_the_prompt(backbone, file):
     losses = tuning.losses(list(file.records[:8]))
     assert losses.reconstruction is not None
     losses.reconstruction.backward()
-    assert (tuning.prompt.vectors.grad.abs().sum(dim=1) > 0).all()
+    assert (tuning.method.vectors.grad.abs().sum(dim=1) > 0).all()
     assert all(weight.grad is None for weight in tuning.task_head.parameters())
 
 
@@ -76,7 +76,7 @@ def test_no_weight_of_the_backbone_changes(backbone, file):
 
 def test_the_loss_is_task_plus_weight_times_reconstruction(backbone, file):
     losses = Tuning(backbone, file.manifest, WITH_L_REC).losses(list(file.records[:8]))
-    assert losses.total(WITH_L_REC).item() == pytest.approx(losses.task.item() + 0.5 * losses.reconstruction.item())
+    assert losses.combined(weight=0.5).item() == pytest.approx(losses.task.item() + 0.5 * losses.reconstruction.item())
 
 
 def test_the_same_seed_gives_the_same_adapter(backbone, file):
@@ -104,7 +104,7 @@ def test_fixed_plain_tokens_train_too(backbone):
 def test_the_reconstruction_head_is_thrown_away(backbone, file):
     adapter = tune(backbone, file, config=WITH_L_REC)
     assert adapter.prompt.shape == (4, backbone.hidden_size)
-    assert {field.name for field in dataclasses.fields(adapter)} == {"prompt", "head_weight", "head_bias", "card"}
+    assert {field.name for field in dataclasses.fields(adapter)} == {"tuned", "head_weight", "head_bias", "card"}
 
 
 def test_progress_counts_every_step_to_the_last(backbone, file):
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(backbone, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "the method must be 'prompt_tuning'"),
+        ({"method": "magic"}, "the method must be one of prompt_tuning, p_tuning, prefix_tuning, lora"),
         ({"prompt_length": 0}, "prompt_length must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate must be finite and above 0"),

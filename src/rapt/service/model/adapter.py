@@ -1,15 +1,16 @@
-"""The adapter: what tuning leaves behind, a soft prompt and a task head with their card. A value, never a mode.
+"""The adapter: what tuning leaves behind, parts for a forward pass and a task head, with a card. A value, never a mode.
 
-On disk it has PEFT's names (`adapter_model.safetensors`, `adapter_config.json`) and our card, `rapt.json`. PEFT puts a
-prompt before [CLS] and we put it behind, so the weights move between the two but the numbers do not: the card says so.
+On disk it has PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`, tensors by PEFT's names) and our card,
+`rapt.json`. PEFT computes the same numbers with a LoRA, others with a prompt in a BERT or with a prefix: it puts a
+prompt before [CLS], and shifts the text by the length of a prefix. A prefix of an encoder-decoder has no
+`adapter_config.json`, because PEFT would put all of it into the decoder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from rapt.errors import VocabularyError, WireError
 from rapt.service.model.backbone import Backbone
+from rapt.service.model.steering import LoraPair, Tuned
+from rapt.service.model.whole_folder import write_folder
 from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
 from rapt.wire.strict_json import dump, parse_object
 from rapt.wire.vocabulary_bundle import check_hash
@@ -30,51 +33,46 @@ WEIGHTS: Final = "adapter_model.safetensors"
 CARD: Final = "rapt.json"
 PEFT_CONFIG: Final = "adapter_config.json"
 _PROMPT, _HEAD_WEIGHT, _HEAD_BIAS = "prompt_embeddings", "classifier.weight", "classifier.bias"
+_LORA, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+_PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """A tuned soft prompt and its task head.
+    """What was tuned, and its task head.
 
     Attributes:
-        prompt: Soft prompt, (P, h), float32.
-        head_weight: Task head, (C, h), float32.
+        tuned: What it adds to a forward pass, float32.
+        head_weight: Task head, (C, h), float32; C = 0 for an adapter that generates text.
         head_bias: Its bias, (C,), float32.
         card: What it is and where it came from.
     """
 
-    prompt: Tensor
+    tuned: Tuned
     head_weight: Tensor
     head_bias: Tensor
     card: AdapterCard
 
+    @property
+    def prompt(self) -> Tensor:
+        """Its soft prompt, (P, h); of no row when it has none."""
+        return self.head_weight[:0] if self.tuned.prompt is None else self.tuned.prompt
+
 
 def save_adapter(adapter: Adapter, folder: Path) -> AdapterCard:
-    """Write the three files of an adapter; the folder appears whole or not at all. Returns the card as written.
+    """Write the files of an adapter; the folder appears whole or not at all. Returns the card as written.
 
     Args:
         adapter: To be saved.
         folder: Must not exist yet.
     """
-    weights = save_tensors(
-        {
-            _PROMPT: adapter.prompt.contiguous(),
-            _HEAD_WEIGHT: adapter.head_weight.contiguous(),
-            _HEAD_BIAS: adapter.head_bias.contiguous(),
-        }
-    )
+    weights = save_tensors(_to_disk(adapter))
     card = replace(adapter.card, weights_sha256=hashlib.sha256(weights).hexdigest())
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write(partial / WEIGHTS, weights)
-        _write(partial / PEFT_CONFIG, json.dumps(_peft_config(card), indent=2).encode())
-        _write(partial / CARD, dump(card_to_json(card)).encode())
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    files = {WEIGHTS: weights, CARD: dump(card_to_json(card)).encode()}
+    config = _peft_config(adapter)
+    if config is not None:
+        files[PEFT_CONFIG] = json.dumps(config, indent=2).encode()
+    write_folder(folder, files)
     return card
 
 
@@ -99,40 +97,77 @@ def load_adapter(folder: Path, *, backbone: Backbone) -> Adapter:
     if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
         raise WireError("an adapter's weights must match the digest in its card; copy both files again")
     try:
-        tensors = load_tensors(weights)
-        adapter = Adapter(
-            prompt=tensors[_PROMPT].to(backbone.device),
-            head_weight=tensors[_HEAD_WEIGHT].to(backbone.device),
-            head_bias=tensors[_HEAD_BIAS].to(backbone.device),
-            card=card,
+        tensors = {name: tensor.to(backbone.device) for name, tensor in load_tensors(weights).items()}
+        head_weight, head_bias = tensors[_HEAD_WEIGHT], tensors[_HEAD_BIAS]
+        tuned = _from_disk(tensors, card=card, backbone=backbone)
+    except (SafetensorError, KeyError, RuntimeError):
+        raise WireError("an adapter's weights must be what its card says, in safetensors; tune again") from None
+    _check_head(head_weight, head_bias, classes=len(card.labels), hidden_size=backbone.hidden_size)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+        raise WireError("an adapter's weights must be finite; tune again")
+    return Adapter(tuned=tuned, head_weight=head_weight, head_bias=head_bias, card=card)
+
+
+def _to_disk(adapter: Adapter) -> dict[str, Tensor]:
+    tuned = adapter.tuned
+    tensors = {_HEAD_WEIGHT: adapter.head_weight, _HEAD_BIAS: adapter.head_bias}
+    if tuned.prompt is not None:
+        tensors[_PROMPT] = tuned.prompt
+    if tuned.prefix is not None:  # (S, 2, H, P, d) -> (P, S * 2 * H * d), as PEFT keeps it
+        tensors[_PROMPT] = tuned.prefix.permute(3, 0, 1, 2, 4).flatten(1)
+    for name, pair in tuned.lora.items():
+        tensors |= {_LORA + name + _A: pair.a, _LORA + name + _B: pair.b}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _from_disk(tensors: Mapping[str, Tensor], *, card: AdapterCard, backbone: Backbone) -> Tuned:
+    length = card.prompt_length
+    if card.method == "prefix_tuning":
+        site = backbone.sites.attention[0]
+        shape = (length, len(backbone.sites.attention), 2, site.key_heads, site.head_size)
+        return Tuned(prefix=tensors[_PROMPT].view(shape).permute(1, 2, 3, 0, 4).contiguous())
+    if card.method == "lora":
+        return Tuned(lora=_pairs(tensors, backbone=backbone))
+    prompt = tensors[_PROMPT]
+    if prompt.shape != (length, backbone.hidden_size):
+        raise WireError(
+            f"an adapter's prompt must be of shape {(length, backbone.hidden_size)}, got {tuple(prompt.shape)}; "
+            "tune again"
         )
-    except (SafetensorError, KeyError):
-        raise WireError("an adapter's weights must be a prompt and a head in safetensors; tune again") from None
-    _check_shapes(adapter, hidden_size=backbone.hidden_size)
-    return adapter
+    return Tuned(prompt=prompt)
 
 
-def _check_shapes(adapter: Adapter, *, hidden_size: int) -> None:
-    classes, length = len(adapter.card.labels), adapter.card.prompt_length
-    expected = ((length, hidden_size), (classes, hidden_size), (classes,))
-    found = tuple(tuple(part.shape) for part in (adapter.prompt, adapter.head_weight, adapter.head_bias))
-    finite = all(bool(torch.isfinite(part).all()) for part in (adapter.prompt, adapter.head_weight, adapter.head_bias))
-    if found != expected or not finite:
-        raise WireError(f"an adapter's weights must be finite and of shapes {expected}, got {found}; tune again")
+def _pairs(tensors: Mapping[str, Tensor], *, backbone: Backbone) -> dict[str, LoraPair]:
+    names = [name.removeprefix(_LORA).removesuffix(_A) for name in tensors if name.endswith(_A)]
+    pairs = {name: LoraPair(a=tensors[_LORA + name + _A], b=tensors[_LORA + name + _B]) for name in names}
+    for name, pair in pairs.items():
+        inputs, outputs = backbone.sites.linear[name]
+        if pair.a.shape[1] != inputs or tuple(pair.b.shape) != (outputs, len(pair.a)):
+            raise WireError("an adapter's low-rank changes must fit the backbone's layers; tune again")
+    return pairs
 
 
-def _peft_config(card: AdapterCard) -> dict[str, Any]:
-    return {
-        "peft_type": "PROMPT_TUNING",
-        "task_type": "SEQ_CLS",
+def _check_head(weight: Tensor, bias: Tensor, *, classes: int, hidden_size: int) -> None:
+    expected, found = ((classes, hidden_size), (classes,)), (tuple(weight.shape), tuple(bias.shape))
+    if found != expected:
+        raise WireError(f"an adapter's head must be of shapes {expected}, got {found}; tune again")
+
+
+def _peft_config(adapter: Adapter) -> dict[str, Any] | None:
+    card, tuned = adapter.card, adapter.tuned
+    config = {
+        "task_type": _PEFT_TASKS[card.kind],
         "base_model_name_or_path": card.model,
-        "num_virtual_tokens": card.prompt_length,
         "inference_mode": True,
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    if tuned.prefix is not None:
+        sites, _, heads, _, size = tuned.prefix.shape
+        shape = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
+        own = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": card.prompt_length, "prefix_projection": False}
+        return None if card.kind == "encoder-decoder" else config | own | shape | {"num_transformer_submodules": 1}
+    if tuned.lora:
+        rank = max(len(pair.a) for pair in tuned.lora.values())
+        # alpha = r: the scale is in b already.
+        return config | {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(tuned.lora)}
+    prompt = {"num_virtual_tokens": card.prompt_length, "token_dim": adapter.prompt.shape[1]}
+    return config | {"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1} | prompt

@@ -18,6 +18,7 @@ from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import check_length, encode_with_prompts, lay_out, sequence_length
 from rapt.service.model.pass_plan import cut_into_passes
 from rapt.service.model.row_heads import class_probabilities
+from rapt.service.model.steering import NOTHING, steer
 from rapt.service.model.task_head import pool_text
 
 
@@ -107,13 +108,12 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
 
 
 def _pooled(backbone: Backbone, rows: Sequence[ClassificationRow]) -> Tensor:
+    steering = steer([NOTHING if row.adapter is None else row.adapter.tuned for row in rows])
     layout = lay_out(
         backbone,
-        prompt_lengths=[row.prompt_length for row in rows],
+        prompt_lengths=steering.prompt_lengths,
         privatized_plain_tokens=[row.plain for row in rows],
         texts=[row.token_ids for row in rows],
     )
-    prompts = [row.adapter.prompt for row in rows if row.adapter is not None]
-    nothing = torch.empty((0, backbone.hidden_size), device=backbone.device)
-    states = encode_with_prompts(backbone, layout, torch.cat([nothing, *prompts]))
+    states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
     return pool_text(states, layout.text_mask)  # (B, h)

@@ -30,7 +30,7 @@ ATTENTION: Final = "rapt"
 _SITE: Final = "rapt_site"
 
 _steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
-_recorded: ContextVar[list[tuple[nn.Module, int, int]] | None] = ContextVar("recorded", default=None)
+_recorded: ContextVar[list[tuple[nn.Module, Tensor, Tensor]] | None] = ContextVar("recorded", default=None)
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,12 @@ class Sites:
     Attributes:
         attention: In the order in which a forward pass meets them.
         linear: Sizes (in, out) of every linear layer by its name.
+        model: The model that was prepared.
     """
 
     attention: tuple[AttentionSite, ...]
     linear: Mapping[str, tuple[int, int]]
+    model: PreTrainedModel
 
 
 @contextmanager
@@ -72,14 +74,7 @@ def install(model: PreTrainedModel) -> Sites:
     """Prepare a loaded model and find its sites, by one forward pass over one token."""
     model.set_attn_implementation(ATTENTION)
     names = {module: name for name, module in model.named_modules()}
-    found: list[tuple[nn.Module, int, int]] = []
-    token = _recorded.set(found)
-    try:
-        with torch.inference_mode():
-            one = torch.zeros((1, 1), dtype=torch.long, device=model.device)
-            model(one, decoder_input_ids=one) if model.config.is_encoder_decoder else model(one)
-    finally:
-        _recorded.reset(token)
+    found = _attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
     for index, (module, _, _) in enumerate(found):
         setattr(module, _SITE, index)
     linear: dict[str, tuple[int, int]] = {}
@@ -88,8 +83,28 @@ def install(model: PreTrainedModel) -> Sites:
             linear[name] = _sizes(module)
             module.register_forward_hook(_Change(name))
     return Sites(
-        attention=tuple(AttentionSite(names[module], heads, size) for module, heads, size in found), linear=linear
+        attention=tuple(AttentionSite(names[module], key.shape[1], key.shape[3]) for module, key, _ in found),
+        linear=linear,
+        model=model,
     )
+
+
+def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
+    """What every attention site computes for a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
+    calls = _attention_calls(sites.model, token_ids)
+    return torch.stack([torch.cat([key, value]).float() for _, key, value in calls])
+
+
+@torch.no_grad()
+def _attention_calls(model: PreTrainedModel, token_ids: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Module, keys and values, each (1, H, P, d), of every attention call of one forward pass, in order."""
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    token, one = _recorded.set(calls), token_ids[None]
+    try:
+        model(one, decoder_input_ids=one) if model.config.is_encoder_decoder else model(one)
+    finally:
+        _recorded.reset(token)
+    return calls
 
 
 class _Change:
@@ -124,7 +139,7 @@ def _attention(
     """Scaled dot-product attention, with the prefix of this call before the keys and values."""
     recorded = _recorded.get()
     if recorded is not None:
-        recorded.append((module, key.shape[1], key.shape[3]))
+        recorded.append((module, key, value))
     steering = _steering.get()
     if steering is not None and steering.prefix is not None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

@@ -6,6 +6,8 @@ positions of M(k), so that the soft prompt learns to steer the backbone through 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -55,7 +57,7 @@ def reconstruction_loss(states: Tensor, targets: Tensor, head: ReconstructionHea
     return nn.functional.cross_entropy(head(states).flatten(0, 1), targets.flatten())
 
 
-def plain_token_targets(records: list[PrivatizedRecord], plain: PlainTokens, *, device: torch.device) -> Tensor:
+def plain_token_targets(records: Sequence[PrivatizedRecord], plain: PlainTokens, *, device: torch.device) -> Tensor:
     """Index in the pool of each record's true plain tokens, (B, m), int64."""
     index = plain.pool_index
     rows = [record.plain_tokens if plain.fixed is None else plain.fixed for record in records]

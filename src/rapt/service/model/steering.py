@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,11 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LoraPair:
-    """The change `scale * b a` of one linear layer's weight (Hu et al. 2021, Sec. 4.1): a is (r, in), b is (out, r)."""
+    """The change `b a` of one linear layer's weight (Hu et al. 2021, Sec. 4.1): a is (r, in), b is (out, r), scaled."""
 
     a: Tensor
     b: Tensor
-    scale: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +43,16 @@ class Tuned:
         return 0 if self.prompt is None else len(self.prompt)
 
 
+NOTHING: Final = Tuned()
+
+
 @dataclass(frozen=True, eq=False)
 class LoraRows:
     """Low-rank changes of one layer for a batch: n different pairs, padded to one rank, and the pair of each row.
 
     Attributes:
         a: (n, r, in).
-        b: (n, out, r), the scale multiplied in.
+        b: (n, out, r).
         pair_of_row: (B,), or None when every row has pair 0.
     """
 
@@ -90,7 +93,7 @@ def steer(rows: Sequence[Tuned]) -> Steering:
     prefix, prefix_mask = _prefixes(rows, same=same)
     prompts = [row.prompt for row in rows if row.prompt is not None]
     return Steering(
-        prompts=torch.cat(prompts) if prompts else None,
+        prompts=None if not prompts else prompts[0].repeat(len(rows), 1) if same else torch.cat(prompts),
         prompt_lengths=tuple(row.prompt_length for row in rows),
         prefix=prefix,
         prefix_mask=prefix_mask,
@@ -115,10 +118,7 @@ def _prefixes(rows: Sequence[Tuned], *, same: bool) -> tuple[Tensor | None, Tens
 
 
 def _lora_of_one(adapter: Tuned) -> dict[str, LoraRows]:
-    return {
-        name: LoraRows(a=pair.a[None], b=pair.scale * pair.b[None], pair_of_row=None)
-        for name, pair in adapter.lora.items()
-    }
+    return {name: LoraRows(a=pair.a[None], b=pair.b[None], pair_of_row=None) for name, pair in adapter.lora.items()}
 
 
 def _lora_of_many(rows: Sequence[Tuned]) -> dict[str, LoraRows]:
@@ -134,7 +134,7 @@ def _lora_of_many(rows: Sequence[Tuned]) -> dict[str, LoraRows]:
         for index, pair in enumerate(pairs):
             if pair is not None:  # an adapter that leaves the layer alone keeps zeros: it adds nothing
                 a[index, : len(pair.a)] = pair.a
-                b[index, :, : len(pair.a)] = pair.scale * pair.b
+                b[index, :, : len(pair.a)] = pair.b
         chosen = torch.tensor([place[id(row)] for row in rows], device=a.device)
         stacked[name] = LoraRows(a=a, b=b, pair_of_row=chosen)
     return stacked

@@ -1,0 +1,229 @@
+"""One run and its state: made step by step, stopped anywhere, and continued to the same numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from rapt.errors import TuningError
+from rapt.service.model.adapter import Adapter
+from rapt.service.model.backbone import Backbone
+from rapt.service.model.tuning.batches import batches_of_epoch, batches_per_epoch, parts_of_batch
+from rapt.service.model.tuning.checkpoint import Checkpoint, RunIdentity, check_same_run, identity
+from rapt.service.model.tuning.losses import Losses, Tuning
+from rapt.service.model.tuning.optimizer import Optimizer, rate_scale
+from rapt.service.model.tuning.progress import Progress
+from rapt.service.model.tuning.result import adapter_of
+from rapt.service.model.tuning.validation import Best, evaluate
+from rapt.service.model.tuning_config import TuningConfig
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+
+
+class Run:
+    """A run after `step` of its `steps` steps."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        training: PrivatizedFile,
+        *,
+        validation: PrivatizedFile | None,
+        config: TuningConfig,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Stand before the first step. The files must have been checked."""
+        self.config = config
+        self.steps_per_epoch = batches_per_epoch(len(training.records), size=config.batch_size)
+        self.steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self._backbone, self._training, self._validation = backbone, training, validation
+        self._warn = warn
+        self._tuning = Tuning(backbone, training.manifest, config)
+        self._optimizer = Optimizer(self._tuning, config, steps=self.steps)
+        self._micro = config.micro_batch_size
+        self._best = Best()
+        self._latest: Progress | None = None
+        self._lengths = [len(record.token_ids) for record in training.records]
+        self._epoch, self._batches = -1, [[0]]
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step was made, or validation says that no step is worth making any more."""
+        tired = self.config.patience > 0 and self._best.since >= self.config.patience
+        return self.step == self.steps or tired
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        """Whether the latest step was the last of its epoch."""
+        return self.step % self.steps_per_epoch == 0
+
+    def make_step(self) -> Progress:
+        """Take the next batch, change the parameters by its gradient, and evaluate at the end of an epoch.
+
+        Raises:
+            TuningError: The loss or its gradient is not finite, or memory is too small for one record. The parameters
+                are then as they were before the step.
+        """
+        records = self._next_batch()
+        self._optimizer.clear()
+        weight = 0.0
+        if self.config.reconstruction is not None:
+            weight = self.config.reconstruction.weight_at(self.step / self.steps)
+        task, reconstruction, right, total = self._gradients(records, weight=weight)
+        if not (math.isfinite(task + (reconstruction or 0.0)) and math.isfinite(self._optimizer.clip())):
+            raise TuningError(
+                f"the loss must stay finite, got nan or infinity at step={self.step}; lower the learning rate, "
+                "or continue from the checkpoint before"
+            )
+        self._optimizer.apply(self.step)
+        rate = self.config.learning_rate * rate_scale(self.step, steps=self.steps, warmup=self.config.warmup)
+        epoch = self.step // self.steps_per_epoch
+        self.step += 1
+        self._latest = Progress(
+            step=self.step,
+            steps=self.steps,
+            epoch=epoch,
+            task_loss=task,
+            reconstruction_loss=reconstruction,
+            accuracy=right / total,
+            learning_rate=rate,
+            **self._evaluation(),
+        )
+        return self._latest
+
+    def checkpoint(self) -> Checkpoint:
+        """A copy of the state."""
+        tensors = {f"parameter/{name}": value.detach().clone() for name, value in self._tuning.trained().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.state().items()}
+        tensors |= {f"best/{name}": value for name, value in self._best.parameters.items()}
+        return Checkpoint(
+            run=self._identity(),
+            step=self.step,
+            micro_batch_size=self._micro,
+            tensors=tensors,
+            best_loss=self._best.loss,
+            best_accuracy=self._best.accuracy,
+            best_step=self._best.step,
+            evaluations_since=self._best.since,
+            metrics=self._metrics(),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a checkpoint.
+
+        Raises:
+            VocabularyError: It is of another backbone.
+            TuningError: It is of another run.
+        """
+        check_same_run(checkpoint, self._identity())
+        parameters, best = checkpoint.part("parameter"), checkpoint.part("best")
+        with torch.no_grad():
+            for name, parameter in self._tuning.trained().items():
+                parameter.copy_(parameters[name])
+        self._optimizer.restore(checkpoint.part("optimizer"))
+        self._micro, self.step = checkpoint.micro_batch_size, checkpoint.step
+        self._best = Best(
+            loss=checkpoint.best_loss,
+            accuracy=checkpoint.best_accuracy,
+            step=checkpoint.best_step,
+            since=checkpoint.evaluations_since,
+            parameters=best,
+        )
+
+    def take_best(self) -> None:
+        """Go back to the parameters of the lowest validation loss, if there was a validation file."""
+        with torch.no_grad():
+            for name, value in self._best.parameters.items():
+                self._tuning.trained()[name].copy_(value)
+
+    def adapter(self) -> Adapter:
+        """What the run would leave now."""
+        return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=self._metrics())
+
+    def _identity(self) -> RunIdentity:
+        return identity(self._backbone, self.config, training=self._training, validation=self._validation)
+
+    def _next_batch(self) -> list[PrivatizedRecord]:
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._batches = batches_of_epoch(
+                self._lengths, size=self.config.batch_size, seed=self.config.seed, epoch=epoch
+            )
+        return [self._training.records[position] for position in self._batches[place]]
+
+    def _gradients(
+        self, records: Sequence[PrivatizedRecord], *, weight: float
+    ) -> tuple[float, float | None, float, int]:
+        """Add the gradient of a batch; L_task, L_rec, right answers and answers of it.
+
+        In parts if memory is too small for all of it at once: the parts' losses are weighted to the same mean.
+        """
+        while True:
+            try:
+                return self._gradients_in_parts(records, weight=weight)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                at_once = min(self._micro or len(records), len(records))
+                if at_once == 1:
+                    raise TuningError(
+                        "memory must hold one record at least, got too little; choose a smaller model or privatize "
+                        "with a lower --truncate"
+                    ) from None
+                self._micro = at_once // 2
+            self._optimizer.clear()  # outside of `except`: the traceback holds on to the memory of the failed pass
+            self._warn(
+                f"memory is too small for {at_once} records at once: computing {self._micro} at a time from "
+                f"step={self.step} on, with the same gradient"
+            )
+
+    def _gradients_in_parts(
+        self, records: Sequence[PrivatizedRecord], *, weight: float
+    ) -> tuple[float, float | None, float, int]:
+        answers = self._tuning.answers(records)
+        task = right = 0.0
+        reconstruction: float | None = None
+        for part in parts_of_batch(range(len(records)), size=self._micro):
+            losses = self._tuning.losses([records[position] for position in part])
+            of_answers, of_rows = losses.total / answers, losses.rows / len(records)
+            _weighted(losses, of_answers=of_answers, of_rows=of_rows, weight=weight).backward()  # type: ignore[no-untyped-call]
+            task += losses.task.item() * of_answers
+            right += losses.right.item()
+            if losses.reconstruction is not None:
+                reconstruction = (reconstruction or 0.0) + losses.reconstruction.item() * of_rows
+        return task, reconstruction, right, answers
+
+    def _evaluation(self) -> dict[str, float]:
+        if self._validation is None or not self.at_end_of_epoch:
+            return {}
+        size = self._micro or self.config.batch_size
+        found = evaluate(self._tuning, self._validation, batch_size=size)
+        self._best = self._best.after(found, step=self.step, tuning=self._tuning)
+        return {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
+
+    def _metrics(self) -> dict[str, float | int]:
+        metrics: dict[str, float | int] = {"steps": self.step}
+        if self._latest is not None:
+            metrics["final_task_loss"] = self._latest.task_loss
+            if self._latest.reconstruction_loss is not None:
+                metrics["final_reconstruction_loss"] = self._latest.reconstruction_loss
+        if self._best.parameters:
+            metrics |= {"validation_loss": self._best.loss, "validation_accuracy": self._best.accuracy}
+            metrics |= {"best_step": self._best.step}
+        return metrics
+
+
+def _weighted(losses: Losses, *, of_answers: float, of_rows: float, weight: float) -> torch.Tensor:
+    """A part's share of L: its answers' share of L_task, and its rows' share of λ L_rec."""
+    if losses.reconstruction is None:
+        return losses.task * of_answers
+    return losses.task * of_answers + losses.reconstruction * (of_rows * weight)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch has a class of its own for a GPU's memory only; for the processor's, its message is all there is.
+    words = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in words
