@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.corpus import read_corpus
+from rapt.local.corpus import Reading, read_corpus
 
 SECRET = "zanzibarsecret"
 TEXTS = ["good film", "naïve 你好 🎉", "two\nlines"]
@@ -57,6 +57,15 @@ def test_records_are_read_from_columns(make, labels, names):
     path = make({"other": [[1], [2], []], "label": labels, "text": TEXTS})
     assert rows(path) == list(zip(TEXTS, names, strict=True))
     assert rows(path, label_column=None) == [(text, None) for text in TEXTS]
+
+
+def test_who_shows_progress_learns_how_much_was_read(make):
+    reading, shares = Reading(), []
+    for _ in read_corpus(make({"text": [f"text {i}" for i in range(3_000)]}), label_column=None, reading=reading):
+        shares.append(reading.share)
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.99
+    assert reading.total > 0
 
 
 def test_batches_and_files_are_read_in_order(tmp_path):

@@ -1,10 +1,11 @@
 import json
 import traceback
+import tracemalloc
 
 import pytest
 
 from rapt.errors import CorpusError, RaptError, UsageError
-from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
+from rapt.local.corpus import LabelledText, Reading, privatize_corpus, read_corpus
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.plain_tokens import plan_plain_tokens
 from rapt.local.privatizer import Privatizer
@@ -52,6 +53,41 @@ GOOD = [("good film", "yes"), ("bad, film", "no")]
 )
 def test_every_format_gives_the_same_records(file, name, content):
     assert rows(file(name, content)) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\ngood film,yes\nbad film,no\n"),
+        ("a.tsv", "\ufefftext\tlabel\ngood film\tyes\nbad 电影\tno"),
+        ("a.jsonl", '{"text": "good film", "label": "yes"}\n{"label": "no", "text": "bad film"}\n\n'),
+    ],
+)
+def test_who_shows_progress_learns_how_much_was_read(file, name, content):
+    reading, shares = Reading(), []
+    assert reading.share == 0.0
+    for _ in read_corpus(file(name, content), reading=reading):
+        shares.append(reading.share)
+    assert 0 < shares[0] < shares[1] <= reading.share == 1.0
+    assert reading.total == len(content.encode())
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("a.csv", "text,label\n"), ("a.tsv", "text\tlabel\n"), ("a.jsonl", '{"text": "good"}\n')]
+)
+def test_an_enormous_line_is_refused_before_it_fills_the_memory(file, name, first):
+    path = file(name, first)
+    with path.open("ab") as stream:  # half a gigabyte of nothing, which takes no room on the disk
+        stream.write(SECRET.encode())
+        stream.truncate(2**29)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorpusError, match="line 2 must be at most 16777216 bytes") as caught:
+            rows(path, label_column=None)
+        assert tracemalloc.get_traced_memory()[1] < 3 * 2**24
+    finally:
+        tracemalloc.stop()
+    assert SECRET not in str(caught.value)
 
 
 def test_columns_and_format_are_arguments(file):

@@ -124,7 +124,8 @@ def privatize(
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --ledger releases.ledger --cap 150
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
     """
-    from rapt.local.corpus import privatize_corpus
+    from rapt.cli.pace import Pace
+    from rapt.local.corpus import Reading, privatize_corpus
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import insecure_stream, secure_stream
@@ -154,6 +155,7 @@ def privatize(
         ),
         truncate_to=truncate,
     )
+    reading, pace = Reading(), Pace()
     with use_ledger(ledger, cap=cap, redraw=redraw) as account, meter("privatizing", unit="texts") as progress:
         manifest = privatize_corpus(
             source,
@@ -169,7 +171,8 @@ def privatize(
             redraw=redraw,
             resume=resume,
             processes=processes,
-            on_progress=lambda records, tokens: progress(records, note=f"{tokens:,} tokens"),
+            on_progress=lambda records, tokens: progress(records, note=pace(tokens, share=reading.share)),
+            reading=reading,
         )
     if as_json:
         from rapt.wire.manifest import manifest_to_json

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.corpus_formats import LabelledText, missing_column
+from rapt.local.corpus_formats import LabelledText, Reading, missing_column
 
 _BATCH_ROWS: Final = 512
 
 
-def read_parquet(path: Path, text_column: str, label_column: str | None) -> Iterator[LabelledText]:
+def read_parquet(path: Path, text_column: str, label_column: str | None, reading: Reading) -> Iterator[LabelledText]:
     """The records of a Parquet file; raises as `read_corpus`, and `UsageError` without pyarrow."""
     arrow = _pyarrow()
     parquet = import_module("pyarrow.parquet")
@@ -28,7 +28,8 @@ def read_parquet(path: Path, text_column: str, label_column: str | None) -> Iter
     try:
         with parquet.ParquetFile(path) as file:
             columns = _checked_columns(arrow, file.schema_arrow, text_column, label_column)
-            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
+            batches = _counted(file.iter_batches(batch_size=_BATCH_ROWS, columns=columns), reading)
+            reading.total = file.metadata.num_rows
             yield from _records(batches, text_column, label_column, first=0)
     except OSError as error:
         raise _unreadable(error) from None
@@ -36,12 +37,14 @@ def read_parquet(path: Path, text_column: str, label_column: str | None) -> Iter
         raise CorpusError("a parquet corpus must be a whole parquet file; it is damaged or cut off") from None
 
 
-def read_dataset(folder: Path, text_column: str, label_column: str | None) -> Iterator[LabelledText]:
+def read_dataset(folder: Path, text_column: str, label_column: str | None, reading: Reading) -> Iterator[LabelledText]:
     """The records of one split, as `datasets.Dataset.save_to_disk` writes it; raises as `read_parquet`."""
     arrow = _pyarrow()
     ipc = import_module("pyarrow.ipc")
-    position = 0
-    for name in _arrow_files(folder):
+    position, before = 0, 0
+    names = _arrow_files(folder)
+    reading.total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    for name in names:
         try:
             with arrow.memory_map(str(folder / name)) as source, ipc.open_stream(source) as batches:
                 _checked_columns(arrow, batches.schema, text_column, label_column)
@@ -49,6 +52,8 @@ def read_dataset(folder: Path, text_column: str, label_column: str | None) -> It
                     slices = (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
                     yield from _records(slices, text_column, label_column, first=position)
                     position += batch.num_rows
+                    reading.done = before + source.tell()
+                before = reading.done
         except OSError as error:
             raise _unreadable(error) from None
         except arrow.ArrowException:
@@ -108,6 +113,12 @@ def _records(
                 raise CorpusError(f"record {position} must have a label in {label_column!r}; label it or remove it")
             yield LabelledText(text=text, label=None if label is None else str(label))
             position += 1
+
+
+def _counted(batches: Iterator[Any], reading: Reading) -> Iterator[Any]:
+    for batch in batches:
+        reading.done += batch.num_rows
+        yield batch
 
 
 def _arrow_files(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Final, get_args
 from rapt.errors import CorpusError, UsageError
 from rapt.local.chunks import Chunk, in_chunks, privatize_chunk, privatize_in_processes
 from rapt.local.columnar_formats import read_dataset, read_parquet
-from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, read_lines
+from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, Reading, read_lines
 from rapt.local.kept_records import skip_kept, with_plain_tokens_of
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
@@ -25,7 +25,7 @@ from rapt.wire.privatized_file import (
     write_privatized_file,
 )
 
-_COLUMNAR: Final[Mapping[FileFormat, Callable[[Path, str, str | None], Iterator[LabelledText]]]] = {
+_COLUMNAR: Final[Mapping[FileFormat, Callable[[Path, str, str | None, Reading], Iterator[LabelledText]]]] = {
     "parquet": read_parquet,
     "dataset": read_dataset,
 }
@@ -34,11 +34,16 @@ _COLUMNAR: Final[Mapping[FileFormat, Callable[[Path, str, str | None], Iterator[
 _MOST_LABELS: Final = 256
 _LONGEST_LABEL: Final = 64
 
-__all__ = ["LabelledText", "label_names", "privatize_corpus", "read_corpus"]
+__all__ = ["LabelledText", "Reading", "label_names", "privatize_corpus", "read_corpus"]
 
 
 def read_corpus(
-    path: Path, *, text_column: str = "text", label_column: str | None = "label", file_format: FileFormat | None = None
+    path: Path,
+    *,
+    text_column: str = "text",
+    label_column: str | None = "label",
+    file_format: FileFormat | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[LabelledText]:
     """The records of a file, one at a time. Blank lines are allowed at its end only.
 
@@ -48,6 +53,7 @@ def read_corpus(
         text_column: Column, or JSON field, of the text.
         label_column: Column, or JSON field, of the label: a name or a whole number. None when there is none.
         file_format: Of the file; None goes by the suffix of its name, and takes another folder for a dataset.
+        reading: Moved as the file is read, for whoever shows progress.
 
     Raises:
         CorpusError: The file cannot be read, is empty, is not UTF-8, lacks a column, or has a damaged line.
@@ -58,10 +64,11 @@ def read_corpus(
             f"text and label must be different columns, got {text_column!r} for both; labels leave in clear"
         )
     kind = _format_of(path, file_format)
+    moved = Reading() if reading is None else reading
     if kind in _COLUMNAR:
-        records = _COLUMNAR[kind](path, text_column, label_column)
+        records = _COLUMNAR[kind](path, text_column, label_column, moved)
     else:
-        records = READERS[kind](read_lines(path), text_column, label_column)
+        records = READERS[kind](read_lines(path, moved), text_column, label_column)
     empty = True
     for record in records:
         empty = False
@@ -105,6 +112,7 @@ def privatize_corpus(
     resume: bool = False,
     processes: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
+    reading: Reading | None = None,
 ) -> Manifest:
     """Write the privatized file of a corpus; returns its manifest.
 
@@ -132,6 +140,7 @@ def privatize_corpus(
         processes: How many workers privatize, each with a stream and a copy of the table of its own. 1 works in this
             process and alone can use a ledger.
         on_progress: Called with the records and the text tokens written so far, about once a second.
+        reading: Tells, meanwhile, how much of the source was read.
 
     Raises:
         CorpusError: As `read_corpus`; also a text without a token or with too many, a label that is not among
@@ -150,8 +159,10 @@ def privatize_corpus(
     if processes < 1 or (processes > 1 and ledger is not None):
         raise UsageError(f"processes must be at least 1, and 1 with a ledger, got processes={processes}")
 
-    def records() -> Iterator[LabelledText]:
-        return read_corpus(source, text_column=text_column, label_column=label_column, file_format=file_format)
+    def records(reading: Reading | None = None) -> Iterator[LabelledText]:
+        return read_corpus(
+            source, text_column=text_column, label_column=label_column, file_format=file_format, reading=reading
+        )
 
     names = label_names(records()) if labels is None and label_column is not None else labels
     index = {name: i for i, name in enumerate(names or ())}
@@ -165,7 +176,7 @@ def privatize_corpus(
         privatizer = with_plain_tokens_of(begun, privatizer)
     manifest = privatizer.manifest(labels=names, randomness=stream.provenance, label_privacy=label_privacy)
     with write_privatized_file(target, manifest, resume=resume) as writer:
-        texts = _indexed(records(), None if names is None else index)
+        texts = _indexed(records(reading), None if names is None else index)
         done, tokens = skip_kept(
             writer.kept(),
             texts,

@@ -7,6 +7,7 @@ other, as in the files of GLUE; JSONL holds one object a line.
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from rapt.wire.strict_json import parse_object
 
 FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "dataset"]
 
+# A line is held in memory as a whole. The longest context of a backbone is about a million tokens, 5 MB of English.
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 # A header that reads like names may be quoted in a message; the first line of a file without a header may not.
 _COLUMN_NAME: Final = re.compile(r"[^\W\d][\w.:-]{0,30}( [\w.:-]{1,15}){0,1}")
 
@@ -30,13 +33,38 @@ class LabelledText:
     label: str | None = field(default=None, repr=False)
 
 
-def read_lines(path: Path) -> Iterator[str]:
+@dataclass
+class Reading:
+    """How far a source has been read, for whoever shows progress; the reader moves it.
+
+    Attributes:
+        done: Bytes, or rows, that were read.
+        total: Of the source; 0 until it is known.
+    """
+
+    done: int = 0
+    total: int = 0
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1; 0 while nothing is known."""
+        return min(1.0, self.done / self.total) if self.total else 0.0
+
+
+def read_lines(path: Path, reading: Reading) -> Iterator[str]:
     """The lines of a file, their ends kept, each decoded on its own so that an error can say where."""
     if path.exists() and not path.is_file():
         raise CorpusError("a corpus must be a regular file, because it may be read twice; write it to one first")
     try:
         with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
+            reading.total = os.fstat(stream.fileno()).st_size
+            for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), 1):
+                if len(line) > MAX_LINE_BYTES:
+                    raise CorpusError(
+                        f"line {number} must be at most {MAX_LINE_BYTES} bytes; split its text, because no backbone "
+                        "takes so many tokens"
+                    )
+                reading.done += len(line)
                 try:
                     yield line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError:
