@@ -21,10 +21,12 @@ from rapt.wire.privatized_file import (
     PrivatizedFile,
     PrivatizedRecord,
     iterate_privatized_lines,
+    privatized_tokens,
     read_privatized_file,
     read_privatized_lines,
     write_privatized_file,
 )
+from rapt.wire.query import without_labels
 
 SECRET = "zanzibarsecret"
 
@@ -61,6 +63,18 @@ CASES = {
         [PrivatizedRecord(token_ids=(3,), label=0, privatized_plain_tokens=(8, 9), plain_tokens=(5, 7))],
     ),
     "no records": (manifest_of(), []),
+    "pairs": (
+        replace(manifest_of(plain_tokens=FIXED), pairs=True),
+        [PrivatizedRecord(token_ids=(3, 4), label=0, privatized_plain_tokens=(8, 9), second_token_ids=(5,))],
+    ),
+    "privatized targets": (
+        replace(manifest_of(labels=None), targets="privatized"),
+        [PrivatizedRecord(token_ids=(3,), target_ids=(5, 6))],
+    ),
+    "pairs with public targets": (
+        replace(manifest_of(), pairs=True, targets="public"),
+        [PrivatizedRecord(token_ids=(3,), label=1, second_token_ids=(7,), target_ids=(5, 6))],
+    ),
 }
 
 
@@ -82,7 +96,7 @@ def test_what_was_written_is_read(tmp_path, case):
     manifest, records = CASES[case]
     read = read_privatized_file(write(tmp_path / "file", manifest, records))
     assert list(read.records) == records
-    tokens = sum(len(record.token_ids) for record in records)
+    tokens = sum(privatized_tokens(record, manifest) for record in records)
     assert read.manifest == replace(
         manifest, records=len(records), tokens=tokens, records_sha256=read.manifest.records_sha256
     )
@@ -222,6 +236,26 @@ CONTRADICTIONS = {
         PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6), plain_tokens=(5, 8)),
         "of the manifest's pool",
     ),
+    "a second text that was not announced": (
+        manifest_of(),
+        PrivatizedRecord(token_ids=(1,), label=0, second_token_ids=(2,)),
+        "must have no second text",
+    ),
+    "a second text that is missing": (
+        replace(manifest_of(), pairs=True),
+        PrivatizedRecord(token_ids=(1,), label=0),
+        "must have a second text",
+    ),
+    "a target that was not announced": (
+        manifest_of(),
+        PrivatizedRecord(token_ids=(1,), label=0, target_ids=(2,)),
+        "must have no target",
+    ),
+    "a target that is missing": (
+        replace(manifest_of(), targets="privatized"),
+        PrivatizedRecord(token_ids=(1,), label=0),
+        "must have a target",
+    ),
     "its own although they are fixed": (
         manifest_of(plain_tokens=FIXED),
         PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6), plain_tokens=(5, 6)),
@@ -272,6 +306,28 @@ def test_a_manifest_survives_json(case):
     assert manifest_from_json(json.loads(json.dumps(manifest_to_json(manifest)))) == manifest
 
 
+def test_a_file_of_single_texts_keeps_the_first_schema_to_the_byte(good):
+    first = json.loads(good.read_bytes().splitlines()[0])
+    assert first["schema"] == "rapt.privatized/1"
+    assert not {"pairs", "targets"} & first.keys()
+    assert manifest_to_json(replace(manifest_of(), pairs=True))["schema"] == "rapt.privatized/2"
+
+
+@pytest.mark.parametrize(("targets", "tokens"), [("privatized", 2 + 1 + 3), ("public", 2 + 1)])
+def test_tokens_are_those_that_went_through_the_mechanism(tmp_path, targets, tokens):
+    record = PrivatizedRecord(token_ids=(1, 2), label=0, second_token_ids=(3,), target_ids=(4, 5, 6))
+    path = write(tmp_path / "file", replace(manifest_of(), pairs=True, targets=targets), [record])
+    assert read_privatized_file(path).manifest.tokens == tokens
+
+
+def test_a_query_has_neither_label_nor_target():
+    records = (PrivatizedRecord(token_ids=(1,), label=0, second_token_ids=(3,), target_ids=(4,)),)
+    manifest = replace(manifest_of(), pairs=True, targets="privatized")
+    query = without_labels(PrivatizedFile(manifest=manifest, records=records))
+    assert query.records == (PrivatizedRecord(token_ids=(1,), second_token_ids=(3,)),)
+    assert (query.manifest.pairs, query.manifest.targets, query.manifest.tokens) == (True, None, 2)
+
+
 HIDDEN = {"mechanism": "randomized-response", "epsilon": 1.0}
 
 
@@ -283,7 +339,13 @@ def changed(**fields):
     ("value", "message"),
     [
         ({}, "must be a manifest of schema 'rapt.privatized/1'"),
-        (changed(schema="rapt.privatized/2"), "must be a manifest of schema 'rapt.privatized/1'"),
+        (changed(schema="rapt.privatized/3"), "must be a manifest of schema 'rapt.privatized/1'"),
+        (changed(schema="rapt.privatized/2"), "must have the field 'pairs'"),
+        (changed(pairs=True), "has a field this version does not know"),
+        (changed(schema="rapt.privatized/2", pairs=False, targets=None), "schema 'rapt.privatized/1' when records"),
+        (changed(schema="rapt.privatized/2", pairs=1, targets=None), "pairs of type bool, got int"),
+        (changed(schema="rapt.privatized/2", pairs=True, targets=SECRET), "privatized or public, or null"),
+        (changed(schema="rapt.privatized/2", pairs=True, targets=[]), "privatized or public, or null"),
         (changed(surprise=SECRET), "has a field this version does not know"),
         (changed(records="1"), "must have records of type int, got str"),
         (changed(records=-1), "must count upwards from 0"),
