@@ -49,11 +49,11 @@ def read_dataset(folder: Path, text_column: str, label_column: str | None, readi
             with arrow.memory_map(str(folder / name)) as source, ipc.open_stream(source) as batches:
                 _checked_columns(arrow, batches.schema, text_column, label_column)
                 for batch in batches:
+                    reading.done = before + source.tell()
                     slices = (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
                     yield from _records(slices, text_column, label_column, first=position)
                     position += batch.num_rows
-                    reading.done = before + source.tell()
-                before = reading.done
+                before += source.size()
         except OSError as error:
             raise _unreadable(error) from None
         except arrow.ArrowException:
