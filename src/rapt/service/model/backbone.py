@@ -71,6 +71,7 @@ class Backbone:
         frame: The public ids that stand around texts.
         segment_shift: What a position of a second text has on top in its input vector, (h,), or None.
         takes_positions: Whether `encoder` is told the position of each vector.
+        inference: What `encode` calls instead when no gradient is asked for, or None.
     """
 
     model: str
@@ -88,6 +89,7 @@ class Backbone:
     frame: Frame
     segment_shift: Tensor | None
     takes_positions: bool
+    inference: nn.Module | None = None
 
     @property
     def device(self) -> torch.device:
@@ -120,6 +122,14 @@ class Backbone:
                 that knows distances only is not told them.
             steering: Prefixes and low-rank changes of the rows; None leaves the model as it is.
         """
+        if self.inference is not None and not torch.is_grad_enabled():
+            found: Tensor = self.inference(
+                inputs_embeds.to(self.dtype),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                steering=steering,
+            )
+            return found.float()
         positions = {"position_ids": position_ids} if self.takes_positions else {}
         with steered(steering):
             states: Tensor = self.encoder(
@@ -222,6 +232,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         frame=frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder"),
         segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
         takes_positions=parts.takes_positions,
+        inference=None if parts.inference is None else parts.inference.to(place),
     )
 
 
@@ -229,7 +240,7 @@ def _load(architecture: Architecture, folder: Path, *, dtype: torch.dtype, model
     loader = cast(_Loader, import_module(architecture.module))
     try:
         return loader.load(folder, dtype=dtype)
-    except (OSError, RuntimeError):  # a size that does not fit is a RuntimeError; both messages may name paths
+    except OSError:  # transformers names paths in its own message
         raise VocabularyError(
             f"model={model!r} must have config.json and model.safetensors that fit each other; install it again"
         ) from None

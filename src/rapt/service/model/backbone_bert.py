@@ -12,6 +12,7 @@ from transformers import BertModel
 from transformers.activations import ACT2FN
 
 from rapt.service.model.backbone_parts import Parts, quiet
+from rapt.service.model.bert_forward import bert_forward_of
 from rapt.service.model.language_head import LanguageHead, transform_from
 
 _HEAD: Final = "cls.predictions."
@@ -30,6 +31,7 @@ def load(folder: Path, *, dtype: torch.dtype) -> Parts:
         language_head=_masked_word_head(folder, encoder, dtype=dtype),
         # The encoder itself adds the first row everywhere, so a second text has the difference on top.
         segment_shift=types[1] - types[0] if len(types) > 1 else None,
+        inference=bert_forward_of(encoder, dtype=dtype),
     )
 
 
