@@ -240,7 +240,7 @@ def _load(architecture: Architecture, folder: Path, *, dtype: torch.dtype, model
     loader = cast(_Loader, import_module(architecture.module))
     try:
         return loader.load(folder, dtype=dtype)
-    except OSError:  # transformers names paths in its own message
+    except (OSError, RuntimeError):  # a size that does not fit is a RuntimeError; both messages may name paths
         raise VocabularyError(
             f"model={model!r} must have config.json and model.safetensors that fit each other; install it again"
         ) from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from rapt.service.model.language_head import LanguageHead
+
+if TYPE_CHECKING:  # a server that has its own forward pass need not load the library
+    from transformers import PreTrainedModel
 
 # encoder: every position sees every other. encoder-decoder: text goes into the first half, words come out of the
 # second. decoder: a position sees those before it.
@@ -45,6 +46,8 @@ class Parts:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bar, and no warning of a head that is in the checkpoint and not used."""
+    from transformers.utils import logging
+
     level = logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
