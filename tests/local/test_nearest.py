@@ -64,19 +64,20 @@ def test_search_equals_brute_force_on_a_real_table(bert_tiny, eta, rng, prepare)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("eta", [10.0, 25.0, 50.0, 75.0, 100.0, 125.0, 150.0, 300.0])
-def test_search_equals_brute_force_over_many_tokens(eta, rng, prepare):
+def test_both_searches_equal_brute_force_over_many_tokens(eta, rng):
     from rapt.local.vocabulary import load_vocabulary
 
     minilm = load_vocabulary("minilm")
     rows = minilm.embeddings[minilm.eligible].astype(np.float64)
     half = (rows * rows).sum(axis=1) / 2
-    search = prepare(minilm.embeddings, minilm.eligible).search
+    searches = [NearestToken(minilm.embeddings, minilm.eligible, use_kernel=kernel).search for kernel in (True, False)]
     scores = np.empty((256, len(rows)))
     for _ in range(50):
         ids = rng.integers(minilm.size, size=256)
         noisy = minilm.embeddings[ids] + sample_noise(rng, eta=eta, dim=minilm.dimension, size=256)
         np.subtract(np.matmul(noisy, rows.T, out=scores), half, out=scores)
-        assert (search(noisy) == minilm.eligible[scores.argmax(axis=1)]).all()
+        nearest = minilm.eligible[scores.argmax(axis=1)]
+        assert all((search(noisy) == nearest).all() for search in searches)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
