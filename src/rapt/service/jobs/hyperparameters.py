@@ -6,18 +6,59 @@ The resolved values are stored with the job, so a job that waits or restarts doe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
 from rapt.service.jobs.method_options import MethodOptions, ReconstructionOptions
 from rapt.service.model.layout import sequence_length
-from rapt.service.model.tuner import PROMPT_TUNING, ReconstructionConfig, TuningConfig
+from rapt.service.model.tuning_config import (
+    LORA,
+    P_TUNING,
+    PREFIX_TUNING,
+    PROMPT_TUNING,
+    ReconstructionConfig,
+    TuningConfig,
+    default_config,
+)
 from rapt.service.storage.file_rows import StoredFile
 from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
 
 T = TypeVar("T")
-DEFAULTS: Final = TuningConfig()
 RECONSTRUCTION_DEFAULTS: Final = ReconstructionConfig()
+
+# What the API calls each setting of a run, by method: PEFT's and OpenAI's names where they have one.
+_EVERY: Final[Mapping[str, str]] = {
+    "task": "task",
+    "label_words": "label_words",
+    "n_epochs": "epochs",
+    "batch_size": "batch_size",
+    "learning_rate": "learning_rate",
+    "patience": "patience",
+}
+_PROMPT: Final[Mapping[str, str]] = {
+    **_EVERY,
+    "num_virtual_tokens": "prompt_length",
+    "initialization": "initialization",
+    "init_text": "init_text",
+}
+_NETWORK: Final[Mapping[str, str]] = {
+    **_PROMPT,
+    "encoder": "reparametrization",
+    "encoder_hidden_size": "reparametrization_size",
+}
+_LORA: Final[Mapping[str, str]] = {
+    **_EVERY,
+    "r": "lora_rank",
+    "lora_alpha": "lora_alpha",
+    "target_modules": "lora_targets",
+}
+NAMES: Final[Mapping[str, Mapping[str, str]]] = {
+    PROMPT_TUNING: _PROMPT,
+    P_TUNING: _NETWORK,
+    PREFIX_TUNING: _NETWORK,
+    LORA: _LORA,
+}
 
 
 def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int) -> TuningConfig:
@@ -26,15 +67,15 @@ def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int
     Raises:
         TuningError: The values cannot be trained with.
     """
-    asked = (options or MethodOptions(type="prompt_tuning")).prompt_tuning.hyperparameters
-    return TuningConfig(
-        prompt_length=_or(asked.num_virtual_tokens, DEFAULTS.prompt_length),
-        epochs=_or(asked.n_epochs, DEFAULTS.epochs),
-        batch_size=_or(asked.batch_size, DEFAULTS.batch_size),
-        learning_rate=float(_or(asked.learning_rate, DEFAULTS.learning_rate)),
-        seed=seed,
-        reconstruction=_reconstruction(asked.reconstruction, file=file),
-    )
+    options = options or MethodOptions(type=PROMPT_TUNING)
+    asked = options.hyperparameters
+    given = {
+        field: _as_field(value)
+        for name, field in NAMES[options.type].items()
+        if (value := getattr(asked, name)) != "auto" and value is not None
+    }
+    reconstruction = _reconstruction(asked.reconstruction, file=file)
+    return replace(default_config(options.type), **given, seed=seed, reconstruction=reconstruction)
 
 
 def check_run(config: TuningConfig, *, file: StoredFile, bundle: VocabularyBundle) -> None:
@@ -50,7 +91,7 @@ def check_run(config: TuningConfig, *, file: StoredFile, bundle: VocabularyBundl
             f"a training file must be privatized with the vocabulary of its model, {short_hash(bundle.hash)}, "
             f"got {short_hash(file.vocabulary_hash)}; choose the other model or privatize again"
         )
-    if file.labels < 2:
+    if config.task != "generation" and file.labels < 2:
         raise TuningError(
             f"a training file must name two labels at least, got labels={file.labels}; privatize with --label-column"
         )
@@ -59,47 +100,36 @@ def check_run(config: TuningConfig, *, file: StoredFile, bundle: VocabularyBundl
             "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
         )
     plain = 0 if config.reconstruction is None else file.plain_tokens
-    needed = sequence_length(prompt_length=config.prompt_length, plain_tokens=plain, text_tokens=file.longest)
+    needed = sequence_length(prompt_length=config.prompt_positions, plain_tokens=plain, text_tokens=file.longest)
     if needed > bundle.max_tokens:
         raise UsageError(
             f"the longest record must fit into {bundle.max_tokens} positions, got {needed} with a prompt of "
-            f"{config.prompt_length}; privatize with a lower --truncate, or shorten the prompt"
+            f"{config.prompt_positions}; privatize with a lower --truncate, or shorten the prompt"
         )
 
 
 def method_to_json(config: TuningConfig) -> dict[str, Any]:
     """A run in the shape of the API's `method`."""
-    reconstruction = None
-    if config.reconstruction is not None:
-        reconstruction = {"weight": config.reconstruction.weight, "hidden_size": config.reconstruction.head_size}
-    return {
-        "type": PROMPT_TUNING,
-        PROMPT_TUNING: {
-            "hyperparameters": {
-                "num_virtual_tokens": config.prompt_length,
-                "n_epochs": config.epochs,
-                "batch_size": config.batch_size,
-                "learning_rate": config.learning_rate,
-                "reconstruction": reconstruction,
-            }
-        },
-    }
+    values = {name: getattr(config, field) for name, field in NAMES[config.method].items()}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    own = config.reconstruction
+    values["reconstruction"] = (
+        None if own is None else {"weight": own.weight, "hidden_size": own.head_size, "schedule": own.schedule}
+    )
+    return {"type": config.method, config.method: {"hyperparameters": values}}
 
 
 def config_from_json(method: Mapping[str, Any], *, seed: int) -> TuningConfig:
-    """The run of a stored job: the inverse of `method_to_json`."""
-    values = method[PROMPT_TUNING]["hyperparameters"]
-    reconstruction = values["reconstruction"]
-    return TuningConfig(
-        prompt_length=values["num_virtual_tokens"],
-        epochs=values["n_epochs"],
-        batch_size=values["batch_size"],
-        learning_rate=values["learning_rate"],
-        seed=seed,
-        reconstruction=None
-        if reconstruction is None
-        else ReconstructionConfig(weight=reconstruction["weight"], head_size=reconstruction["hidden_size"]),
-    )
+    """The run of a stored job: the inverse of `method_to_json`. A job of an older version lacks what was not known."""
+    kind = method["type"]
+    values = method[kind]["hyperparameters"]
+    given = {field: _as_field(values[name]) for name, field in NAMES[kind].items() if name in values}
+    own = values["reconstruction"]
+    reconstruction = None
+    if own is not None:
+        schedule = own.get("schedule", RECONSTRUCTION_DEFAULTS.schedule)
+        reconstruction = ReconstructionConfig(weight=own["weight"], head_size=own["hidden_size"], schedule=schedule)
+    return replace(default_config(kind), **given, seed=seed, reconstruction=reconstruction)
 
 
 def _reconstruction(asked: ReconstructionOptions | str | None, *, file: StoredFile) -> ReconstructionConfig | None:
@@ -109,8 +139,14 @@ def _reconstruction(asked: ReconstructionOptions | str | None, *, file: StoredFi
     return ReconstructionConfig(
         weight=float(_or(options.weight, RECONSTRUCTION_DEFAULTS.weight)),
         head_size=_or(options.hidden_size, RECONSTRUCTION_DEFAULTS.head_size),
+        schedule=_or(options.schedule, RECONSTRUCTION_DEFAULTS.schedule),
     )
 
 
 def _or(asked: T | str, default: T) -> T:
     return default if isinstance(asked, str) else asked
+
+
+def _as_field(value: Any) -> Any:
+    """JSON has lists where a frozen value has tuples."""
+    return tuple(value) if isinstance(value, list) else value

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Auto = Literal["auto"]
+Word = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class Request(BaseModel):
@@ -20,26 +21,96 @@ class ReconstructionOptions(Request):
 
     weight: Annotated[float, Field(ge=0, le=10_000)] | Auto = "auto"
     hidden_size: Annotated[int, Field(ge=1, le=8192)] | Auto = "auto"
+    schedule: Annotated[Literal["constant", "rise", "fall"] | Auto, Field(description="of the weight over the run")] = (
+        "auto"
+    )
 
 
 class HyperparameterOptions(Request):
-    """What can be set of a run; `reconstruction` null trains without, auto with if the file has plain tokens."""
+    """What can be set of every run; `reconstruction` null trains without, auto with if the file has plain tokens."""
 
-    num_virtual_tokens: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
+    task: Literal["classification", "label_words", "generation"] | Auto = "auto"
+    label_words: Annotated[
+        list[Word] | Auto, Field(description="public: a word for each class, for task label_words")
+    ] = "auto"
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"
     learning_rate: Annotated[float, Field(gt=0, le=100)] | Auto = "auto"
+    patience: Annotated[
+        Annotated[int, Field(ge=0, le=1000)] | Auto,
+        Field(description="epochs without a lower validation loss after which a run stops; 0 never"),
+    ] = "auto"
     reconstruction: ReconstructionOptions | Auto | None = "auto"
+
+
+class PromptHyperparameters(HyperparameterOptions):
+    """Of a soft prompt."""
+
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
+    initialization: Literal["vocabulary", "random", "text", "labels"] | Auto = "auto"
+    init_text: Annotated[
+        Annotated[str, Field(min_length=1, max_length=4096)] | None,
+        Field(description="public words for initialization text; they are sent and kept in clear"),
+    ] = None
+
+
+class PTuningHyperparameters(PromptHyperparameters):
+    """Of a soft prompt that a network makes."""
+
+    encoder: Literal["mlp", "lstm"] | Auto = "auto"
+    encoder_hidden_size: Annotated[int, Field(ge=1, le=8192)] | Auto = "auto"
+
+
+class PrefixHyperparameters(PromptHyperparameters):
+    """Of a prefix; `encoder` is the network that makes it."""
+
+    encoder: Literal["none", "mlp"] | Auto = "auto"
+    encoder_hidden_size: Annotated[int, Field(ge=1, le=8192)] | Auto = "auto"
+
+
+class LoraHyperparameters(HyperparameterOptions):
+    """Of a low-rank change."""
+
+    r: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
+    lora_alpha: Annotated[float, Field(gt=0, le=10_000)] | Auto = "auto"
+    target_modules: Annotated[list[Word] | Auto, Field(description="last part of the names of linear layers")] = "auto"
 
 
 class PromptTuningOptions(Request):
     """Options of one method."""
 
-    hyperparameters: HyperparameterOptions = Field(default_factory=HyperparameterOptions)
+    hyperparameters: PromptHyperparameters = Field(default_factory=PromptHyperparameters)
+
+
+class PTuningOptions(Request):
+    """Options of one method."""
+
+    hyperparameters: PTuningHyperparameters = Field(default_factory=PTuningHyperparameters)
+
+
+class PrefixTuningOptions(Request):
+    """Options of one method."""
+
+    hyperparameters: PrefixHyperparameters = Field(default_factory=PrefixHyperparameters)
+
+
+class LoraOptions(Request):
+    """Options of one method."""
+
+    hyperparameters: LoraHyperparameters = Field(default_factory=LoraHyperparameters)
 
 
 class MethodOptions(Request):
-    """How to adapt the backbone."""
+    """How to adapt the backbone; the options of the method that `type` names are read."""
 
-    type: Literal["prompt_tuning"]
+    type: Literal["prompt_tuning", "p_tuning", "prefix_tuning", "lora"]
     prompt_tuning: PromptTuningOptions = Field(default_factory=PromptTuningOptions)
+    p_tuning: PTuningOptions = Field(default_factory=PTuningOptions)
+    prefix_tuning: PrefixTuningOptions = Field(default_factory=PrefixTuningOptions)
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+
+    @property
+    def hyperparameters(self) -> HyperparameterOptions:
+        """Those of the method that `type` names."""
+        chosen: PromptTuningOptions | PTuningOptions | PrefixTuningOptions | LoraOptions = getattr(self, self.type)
+        return chosen.hyperparameters

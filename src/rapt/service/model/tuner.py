@@ -14,7 +14,7 @@ from rapt.service.model.tuning.losses import Tuning
 from rapt.service.model.tuning.progress import Progress, TuningCancelled
 from rapt.service.model.tuning.run import Run
 from rapt.service.model.tuning.validation import check_validation_file
-from rapt.service.model.tuning_config import LORA, PREFIX_TUNING, PROMPT_TUNING, ReconstructionConfig, TuningConfig
+from rapt.service.model.tuning_config import PROMPT_TUNING, ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
 
@@ -113,9 +113,10 @@ def check_training_file(backbone: Backbone, training: PrivatizedFile, *, config:
 def check_records(backbone: Backbone, file: PrivatizedFile, *, config: TuningConfig) -> None:
     """Refuse a record that is empty or does not fit the backbone (`UsageError`)."""
     plain = file.manifest.plain_tokens.count if config.reconstruction is not None else 0
-    prompt = 0 if config.method in (PREFIX_TUNING, LORA) else config.prompt_length
     for position, record in enumerate(file.records):
-        TASKS[config.task].check_record(backbone, record, prompt_length=prompt, plain_tokens=plain, position=position)
+        TASKS[config.task].check_record(
+            backbone, record, prompt_length=config.prompt_positions, plain_tokens=plain, position=position
+        )
 
 
 def _check_labels(training: PrivatizedFile) -> None:

@@ -148,6 +148,11 @@ class TuningConfig:
                 f"{P_TUNING} must have a reparametrization, mlp or lstm; without one it is {PROMPT_TUNING}"
             )
 
+    @property
+    def prompt_positions(self) -> int:
+        """Positions that the method takes in a sequence: a prefix and a LoRA take none."""
+        return self.prompt_length if self.method in (PROMPT_TUNING, P_TUNING) else 0
+
 
 def default_config(method: str) -> TuningConfig:
     """The run that a method has where nothing else is said.

@@ -1,0 +1,92 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from rapt.errors import TuningError
+from rapt.service.jobs.hyperparameters import NAMES, config_from_json, method_to_json, resolve_config
+from rapt.service.jobs.method_options import MethodOptions
+from rapt.service.model.methods import METHODS
+from rapt.service.model.tuning_config import (
+    LEARNING_RATES,
+    ReconstructionConfig,
+    TuningConfig,
+    default_config,
+)
+
+WITH_PLAIN_TOKENS = SimpleNamespace(plain_tokens=4)
+METHOD_NAMES = sorted(METHODS)
+
+
+def resolved(method, hyperparameters):
+    options = MethodOptions.model_validate({"type": method, method: {"hyperparameters": hyperparameters}})
+    return resolve_config(options, file=WITH_PLAIN_TOKENS, seed=3)
+
+
+def test_every_method_can_be_asked_for_has_a_rate_and_can_be_made():
+    assert METHODS.keys() == LEARNING_RATES.keys() == NAMES.keys()
+    assert set(MethodOptions.model_fields) - {"type"} == METHODS.keys()
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_nothing_asked_is_the_default_run_of_the_method_with_reconstruction(method):
+    assert resolved(method, {}) == replace(default_config(method), seed=3, reconstruction=ReconstructionConfig())
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_a_stored_job_is_the_run_that_was_resolved(method):
+    config = resolved(method, {"n_epochs": 7, "patience": 2, "reconstruction": {"weight": 0.5, "schedule": "rise"}})
+    stored = json.loads(json.dumps(method_to_json(config)))
+    assert config_from_json(stored, seed=3) == config
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "field", "value"),
+    [
+        ("prompt_tuning", {"initialization": "text", "init_text": "good or bad"}, "init_text", "good or bad"),
+        ("p_tuning", {"encoder": "lstm"}, "reparametrization", "lstm"),
+        ("prefix_tuning", {"num_virtual_tokens": 3}, "prompt_length", 3),
+        ("lora", {"target_modules": ["query"]}, "lora_targets", ("query",)),
+        ("lora", {"r": 4, "lora_alpha": 8.0}, "lora_rank", 4),
+    ],
+)
+def test_what_is_asked_for_reaches_the_run(method, asked, field, value):
+    assert getattr(resolved(method, asked), field) == value
+
+
+def test_a_job_of_an_older_version_is_still_the_run_it_was():
+    old = {"num_virtual_tokens": 4, "n_epochs": 2, "batch_size": 8, "learning_rate": 0.1}
+    method = {
+        "type": "prompt_tuning",
+        "prompt_tuning": {"hyperparameters": old | {"reconstruction": {"weight": 0.2, "hidden_size": 8}}},
+    }
+    assert config_from_json(method, seed=1) == TuningConfig(
+        prompt_length=4,
+        epochs=2,
+        batch_size=8,
+        learning_rate=0.1,
+        seed=1,
+        reconstruction=ReconstructionConfig(weight=0.2, head_size=8),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "asked"),
+    [
+        ("lora", {"num_virtual_tokens": 3}),
+        ("prompt_tuning", {"r": 3}),
+        ("prefix_tuning", {"encoder": "lstm"}),
+        ("prompt_tuning", {"reconstruction": {"schedule": "sometimes"}}),
+        ("prompt_tuning", {"learning_rate": float("nan")}),
+    ],
+)
+def test_what_a_method_does_not_have_is_refused(method, asked):
+    with pytest.raises(ValidationError):
+        resolved(method, asked)
+
+
+def test_a_start_at_words_must_come_with_the_words():
+    with pytest.raises(TuningError, match="initialization 'text' and an init_text go together"):
+        resolved("prompt_tuning", {"initialization": "text"})
