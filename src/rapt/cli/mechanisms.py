@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rapt.cli.options import AsJson
+import typer
+
+from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
 from rapt.cli.output import show, show_json, table
 from rapt.errors import UsageError
 
@@ -16,14 +18,50 @@ if TYPE_CHECKING:
     from rapt.wire.manifest import MechanismSetting, Parameter
 
 
-def mechanisms(as_json: AsJson = False) -> None:
+def mechanisms(
+    audit: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Instead of the list, measure the η that this one really spends."),
+    ] = None,
+    eta: Annotated[float | None, typer.Option(metavar="NUMBER", help="With --audit: the η that it states.")] = None,
+    settings: MechanismOptions = None,
+    allow_unproved: AllowUnproved = False,
+    vocabulary: VocabularyName = "minilm",
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORD,WORD", help="With --audit: words to tell apart; repeat. Default: near ones."),
+    ] = None,
+    runs: Annotated[
+        int, typer.Option(metavar="N", min=100, help="With --audit: draws of each word of a pair.")
+    ] = 10_000,
+    as_json: AsJson = False,
+) -> None:
     """List the mechanisms with the status of their guarantee and their options.
 
+    With --audit, draw many outputs for pairs of words and bound from below the η that they show, by exact intervals
+    of Clopper and Pearson: above the stated η the code is broken, whatever its proof says.
+
     \b
-    Example:
+    Examples:
       rapt mechanisms
+      rapt mechanisms --audit exponential --eta 14 --pair good,bad
     """
     from rapt.local.mechanisms import MECHANISMS
+
+    if audit is not None:
+        from rapt.cli.spent import audit_mechanism
+        from rapt.local.vocabulary import load_vocabulary
+
+        if eta is None:
+            raise UsageError("an audit needs the η that the mechanism states; give --eta")
+        known_table = load_vocabulary(vocabulary)
+        made = choose_mechanism(
+            audit, vocabulary=known_table, eta=eta, settings=settings, allow_unproved=allow_unproved
+        )
+        audit_mechanism(made, known_table, pairs=pair or (), runs=runs, as_json=as_json)
+        return
+    if eta is not None or settings or pair or allow_unproved:
+        raise UsageError("--eta, --set, --pair and --allow-unproved are about one mechanism; add --audit NAME")
 
     listed = [
         {
@@ -66,7 +104,15 @@ def choose_mechanism(
     name: str, *, vocabulary: Vocabulary, eta: float, settings: Sequence[str] | None, allow_unproved: bool
 ) -> Mechanism:
     """The mechanism with the options written as NAME=VALUE. Raises `UsageError` and `MechanismError`."""
-    from rapt.local.mechanisms import MECHANISMS, make_mechanism
+    from rapt.local.mechanisms import make_mechanism
+
+    options = given_options(name, settings)
+    return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
+
+
+def given_options(name: str, settings: Sequence[str] | None) -> dict[str, Parameter]:
+    """The options of a mechanism that are written as NAME=VALUE. Raises `UsageError`."""
+    from rapt.local.mechanisms import MECHANISMS
 
     known = MECHANISMS[name].options if name in MECHANISMS else {}
     options: dict[str, Parameter] = {}
@@ -76,7 +122,7 @@ def choose_mechanism(
             raise UsageError("--set must be NAME=VALUE, each name once, such as --set tuning=0.5")
         text = option in known and isinstance(known[option].default, str)
         options[option] = value if text else _read(value)
-    return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
+    return options
 
 
 def mechanism_of_file(
