@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.service.model.adapter import load_adapter, save_adapter
 from rapt.service.model.backbone import load_backbone
-from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.inference import ClassificationRow, classify, plan
 from rapt.service.model.pass_plan import MAX_ROWS
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
 from tuning_material import separable_file
@@ -173,3 +173,45 @@ def test_an_active_adapter_for_every_row_would_be_caught(backbone, adapters, see
     answers_as_alone(lambda many: classify(backbone, many), rows)
     with pytest.raises(AssertionError, match="not close"):
         answers_as_alone(with_the_active_one, rows)
+
+
+KINDS = {
+    "prompt of 3": {"method": "prompt_tuning", "prompt_length": 3},
+    "prompt of 7": {"method": "prompt_tuning", "prompt_length": 7},
+    "prefix of 4": {"method": "prefix_tuning", "prompt_length": 4},
+    "prefix of 2": {"method": "prefix_tuning", "prompt_length": 2},
+    "low rank": {"method": "lora"},
+    "label words": {"method": "prompt_tuning", "prompt_length": 2, "task": "label_words"},
+}
+
+
+@pytest.fixture(scope="module")
+def every_kind(backbone):
+    return [
+        tune(
+            backbone,
+            separable_file(backbone, seed=seed),
+            config=TuningConfig(epochs=1, batch_size=32, seed=seed, **kind),
+        )
+        for seed, kind in enumerate(KINDS.values())
+    ]
+
+
+def test_every_method_and_the_bare_backbone_share_one_batch(backbone, every_kind):
+    adapters = [*every_kind, None]
+    records = separable_file(backbone, records=6 * len(adapters), seed=3).records
+    rows = [
+        ClassificationRow(adapter=adapters[position % len(adapters)], token_ids=record.token_ids)
+        for position, record in enumerate(records)
+    ]
+    answers_as_alone(lambda many: classify(backbone, many), rows)
+    assert len(plan(rows)) == 3  # what is read elsewhere, and what costs every row, goes alone
+
+
+def test_a_pair_and_a_single_text_share_one_batch(backbone, adapters):
+    texts = [record.token_ids for record in separable_file(backbone, records=8).records]
+    rows = [
+        ClassificationRow(adapter=adapters[0], token_ids=one, second_token_ids=other)
+        for one, other in zip(texts, [None, *texts[1:4], None, *texts[5:]], strict=True)
+    ]
+    answers_as_alone(lambda many: classify(backbone, many), rows)

@@ -1,34 +1,38 @@
 """Prediction: one batch serves many tenants, each row with its own adapter, or with none.
 
 An adapter is a value that a row carries. Nothing is switched on the backbone, so rows of different tenants, prompt
-lengths and numbers of classes share a forward pass and cannot meet.
+lengths, methods and numbers of classes share a forward pass and cannot meet. Rows with a low-rank change have passes of
+their own, because it costs every row of a pass; so have the tasks that read their answer elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from rapt.errors import UsageError
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import check_length, encode_with_prompts, lay_out, sequence_length
+from rapt.service.model.layout import encode_with_prompts, lay_out, sequence_length
 from rapt.service.model.pass_plan import cut_into_passes
 from rapt.service.model.row_heads import class_probabilities
-from rapt.service.model.steering import NOTHING, steer
-from rapt.service.model.task_head import pool_text
+from rapt.service.model.steering import NOTHING, Tuned, steer
+from rapt.service.model.tasks import TASKS, Classes, check_texts
+from rapt.wire.privatized_file import PrivatizedRecord
+
+BARE_TASK = "classification"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ClassificationRow:
-    """One privatized text, and the adapter that answers it; without one, the bare backbone does."""
+    """One privatized text or pair, and the adapter that answers it; without one, the bare backbone does."""
 
     token_ids: tuple[int, ...]
     adapter: Adapter | None = None
     privatized_plain_tokens: tuple[int, ...] = ()
+    second_token_ids: tuple[int, ...] | None = None
 
     @property
     def plain(self) -> tuple[int, ...]:
@@ -36,23 +40,41 @@ class ClassificationRow:
         return self.privatized_plain_tokens if self.adapter is not None and self.adapter.card.plain_tokens else ()
 
     @property
-    def prompt_length(self) -> int:
-        """Positions that the soft prompt takes."""
-        return 0 if self.adapter is None else len(self.adapter.prompt)
+    def tuned(self) -> Tuned:
+        """What the adapter adds to the pass."""
+        return NOTHING if self.adapter is None else self.adapter.tuned
+
+    @property
+    def task(self) -> str:
+        """How the answer is read off the backbone."""
+        return BARE_TASK if self.adapter is None else self.adapter.card.task
 
     @property
     def positions(self) -> int:
-        """Length of the row in the backbone, everything counted."""
+        """Length of the row in the backbone, up to a cue of a few tokens."""
         return sequence_length(
-            prompt_length=self.prompt_length, plain_tokens=len(self.plain), text_tokens=len(self.token_ids)
+            prompt_length=self.tuned.prompt_length,
+            plain_tokens=len(self.plain),
+            text_tokens=len(self.token_ids) + len(self.second_token_ids or ()),
         )
+
+
+def row_of(record: PrivatizedRecord, *, adapter: Adapter | None) -> ClassificationRow:
+    """The row that asks an adapter about a record."""
+    return ClassificationRow(
+        adapter=adapter,
+        token_ids=record.token_ids,
+        privatized_plain_tokens=record.privatized_plain_tokens,
+        second_token_ids=record.second_token_ids,
+    )
 
 
 def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> None:
     """Refuse a row before it can spoil a batch.
 
     Raises:
-        UsageError: It does not fit the backbone, or lacks the plain tokens that its adapter was tuned with.
+        UsageError: It does not fit the backbone, lacks the plain tokens that its adapter was tuned with, or asks an
+            adapter for classes that has none.
     """
     expected = 0 if row.adapter is None else row.adapter.card.plain_tokens
     if len(row.plain) != expected:
@@ -60,18 +82,19 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
             f"record {position} must have {expected} privatized plain tokens as in tuning, got {len(row.plain)}; "
             "privatize queries with the settings of the training file"
         )
-    check_length(
+    check_texts(
         backbone,
-        prompt_length=row.prompt_length,
+        PrivatizedRecord(token_ids=row.token_ids, second_token_ids=row.second_token_ids),
+        prompt_length=row.tuned.prompt_length,
         plain_tokens=expected,
-        text_tokens=len(row.token_ids),
         position=position,
+        other_tokens=len(_classes(row.task).cue(backbone)),
     )
 
 
 def plan(rows: Sequence[ClassificationRow]) -> list[list[int]]:
     """Which rows share a pass, as positions."""
-    return cut_into_passes([row.positions for row in rows], lanes=[None] * len(rows))
+    return cut_into_passes([row.positions for row in rows], lanes=[_lane(row) for row in rows])
 
 
 def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tuple[float, ...]]:
@@ -94,26 +117,36 @@ def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tupl
 
 @torch.inference_mode()
 def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tuple[float, ...]]:
-    """Answers of checked rows in one forward pass; as `classify`."""
-    pooled = _pooled(backbone, rows)
-    tuned = [index for index, row in enumerate(rows) if row.adapter is not None]
-    heads = [(row.adapter.head_weight, row.adapter.head_bias) for row in rows if row.adapter is not None]
-    if len(tuned) == len(rows):
-        return class_probabilities(pooled, heads)
-    answers = [tuple(vector) for vector in pooled.tolist()]
-    if tuned:
-        for index, answer in zip(tuned, class_probabilities(pooled[tuned], heads), strict=True):
-            answers[index] = answer
-    return answers
-
-
-def _pooled(backbone: Backbone, rows: Sequence[ClassificationRow]) -> Tensor:
-    steering = steer([NOTHING if row.adapter is None else row.adapter.tuned for row in rows])
+    """Answers of checked rows of one lane in one forward pass; as `classify`."""
+    task = _classes(rows[0].task)
+    steering = steer([row.tuned for row in rows])
     layout = lay_out(
         backbone,
         prompt_lengths=steering.prompt_lengths,
         privatized_plain_tokens=[row.plain for row in rows],
         texts=[row.token_ids for row in rows],
+        second_texts=[row.second_token_ids for row in rows],
+        cues=[task.cue(backbone)] * len(rows),
     )
     states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
-    return pool_text(states, layout.text_mask)  # (B, h)
+    vectors = task.vectors(backbone, states, layout, steering=steering)  # (B, h)
+    tuned = [index for index, row in enumerate(rows) if row.adapter is not None]
+    heads = [(row.adapter.head_weight, row.adapter.head_bias) for row in rows if row.adapter is not None]
+    if len(tuned) == len(rows):
+        return class_probabilities(vectors, heads)
+    answers = [tuple(vector) for vector in vectors.tolist()]
+    if tuned:
+        for index, answer in zip(tuned, class_probabilities(vectors[tuned], heads), strict=True):
+            answers[index] = answer
+    return answers
+
+
+def _lane(row: ClassificationRow) -> Hashable:
+    return row.task, bool(row.tuned.lora)
+
+
+def _classes(name: str) -> Classes:
+    task = TASKS[name]
+    if not isinstance(task, Classes):
+        raise UsageError("the model must choose among classes, got one that writes text; ask it for a completion")
+    return task

@@ -15,7 +15,7 @@ from rapt.service.http.routes.models import load_tuned
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.batching import Ticket
-from rapt.service.model.inference import ClassificationRow
+from rapt.service.model.inference import row_of
 from rapt.service.storage.model_rows import get_model
 from rapt.wire.query import query_from_json
 
@@ -41,21 +41,15 @@ def _admit(service: Service, body: ClassifyRequest) -> tuple[Adapter, Ticket[tup
         raise LimitError(f"a request must have at most {most} records, got {len(body.records)}; send several")
     if body.model in service.backbones:
         raise UsageError("the model must be a tuned one, got a base model; tune it first")
-    adapter = _adapter(service, body.model)
+    adapter = tuned_adapter(service, body.model)
     query = query_from_json(body.manifest, body.records)
     service.gate.admit_query(query, card=adapter.card)
-    rows = [
-        ClassificationRow(
-            adapter=adapter,
-            token_ids=record.token_ids,
-            privatized_plain_tokens=record.privatized_plain_tokens,
-        )
-        for record in query.records
-    ]
+    rows = [row_of(record, adapter=adapter) for record in query.records]
     return adapter, service.predictors[adapter.card.model].submit(rows, tenant=body.model)
 
 
-def _adapter(service: Service, model_id: str) -> Adapter:
+def tuned_adapter(service: Service, model_id: str) -> Adapter:
+    """The adapter of a tuned model's id. Raises `NotFoundError`."""
     model = get_model(service.store, model_id)
     try:
         return load_tuned(service, model)
