@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rapt.audit.priors import TokenPrior
+from rapt.audit.priors import PublicText, TokenPrior
 from rapt.audit.view import AdversaryView, Truth, adversary_view, match_truth
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
@@ -28,28 +28,66 @@ def zipf_prior(size: int, *, source: str = "a public text") -> TokenPrior:
     return TokenPrior(probabilities=weight / weight.sum(), source=source)
 
 
+def markov_chain(*, words: int = 16, seed: int = 0):
+    """A language in which each word follows from the one before: first shares, (V,), and steps, (V, V)."""
+    rng = np.random.default_rng(seed)
+    return rng.dirichlet(np.full(words, 0.5)), rng.dirichlet(np.full(words, 0.08), size=words)
+
+
+def markov_texts(first, steps, *, texts: int, length: int = RECORD, seed: int = 1):
+    """Texts of that language, (texts, length)."""
+    rng = np.random.default_rng(seed)
+    found = np.empty((texts, length), dtype=np.int64)
+    found[:, 0] = rng.choice(len(first), texts, p=first)
+    for t in range(1, length):
+        found[:, t] = (np.cumsum(steps[found[:, t - 1]], axis=1) < rng.random((texts, 1))).sum(axis=1)
+    return np.minimum(found, len(first) - 1)
+
+
+def public_of(texts, *, source: str = "a public text") -> PublicText:
+    return PublicText(contents=tuple(np.asarray(text) for text in texts), source=source)
+
+
 def privatized_view(
-    vocabulary: Vocabulary, tokens, *, eta: float, seed: int = 0, prior: TokenPrior | None = None
+    vocabulary: Vocabulary,
+    tokens,
+    *,
+    eta: float,
+    seed: int = 0,
+    prior: TokenPrior | None = None,
+    public: PublicText | None = None,
+    mechanism: str = "laplace",
 ) -> tuple[AdversaryView, Truth]:
     """What a service sees of these true tokens, in records of `RECORD`, and the truth."""
-    mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
-    released = mechanism.privatize(np.asarray(tokens, dtype=np.int64), rng=np.random.default_rng(seed))
-    return view_of(vocabulary, tokens, released, eta=eta, prior=prior)
+    made = make_mechanism(mechanism, vocabulary=vocabulary, eta=eta, allow_unproved=True)
+    released = made.privatize(np.asarray(tokens, dtype=np.int64), rng=np.random.default_rng(seed))
+    return view_of(vocabulary, tokens, released, eta=eta, prior=prior, public=public, mechanism=mechanism)
 
 
 def view_of(
-    vocabulary: Vocabulary, tokens, released, *, eta: float, prior: TokenPrior | None = None
+    vocabulary: Vocabulary,
+    tokens,
+    released,
+    *,
+    eta: float,
+    prior: TokenPrior | None = None,
+    public: PublicText | None = None,
+    mechanism: str = "laplace",
 ) -> tuple[AdversaryView, Truth]:
     records = tuple(PrivatizedRecord(token_ids=tuple(part)) for part in _parts(released))
     file = PrivatizedFile(
-        manifest=manifest_of(vocabulary, eta=eta, records=len(records), tokens=len(tokens)), records=records
+        manifest=manifest_of(vocabulary, eta=eta, records=len(records), tokens=len(tokens), mechanism=mechanism),
+        records=records,
     )
-    view = adversary_view(file, vocabulary.bundle, prior=prior)
+    view = adversary_view(file, vocabulary.bundle, prior=prior, public=public)
     return view, match_truth(view, _parts(tokens))
 
 
-def manifest_of(vocabulary: Vocabulary, *, eta: float, records: int, tokens: int) -> Manifest:
-    privatizer = Privatizer(vocabulary, make_mechanism("laplace", vocabulary=vocabulary, eta=eta), NO_PLAIN_TOKENS)
+def manifest_of(
+    vocabulary: Vocabulary, *, eta: float, records: int, tokens: int, mechanism: str = "laplace"
+) -> Manifest:
+    made = make_mechanism(mechanism, vocabulary=vocabulary, eta=eta, allow_unproved=True)
+    privatizer = Privatizer(vocabulary, made, NO_PLAIN_TOKENS)
     manifest = privatizer.manifest(labels=None, randomness=Randomness(source="a test"))
     return replace(manifest, records=records, tokens=tokens)
 

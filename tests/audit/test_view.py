@@ -7,9 +7,18 @@ import json
 import numpy as np
 import pytest
 
-from audit_material import manifest_of, privatized_view, scattered_vocabulary, view_of, zipf_prior
+from audit_material import manifest_of, privatized_view, public_of, scattered_vocabulary, view_of, zipf_prior
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.view import AdversaryView, Truth, adversary_view, match_truth, read_truth, sample_records
+from rapt.audit.attacks.desk import Desk
+from rapt.audit.view import (
+    AdversaryView,
+    Truth,
+    adversary_view,
+    lend_texts,
+    match_truth,
+    read_truth,
+    sample_records,
+)
 from rapt.errors import AuditError
 from rapt.local.corpus import privatize_corpus
 from rapt.local.mechanisms import make_mechanism
@@ -32,13 +41,13 @@ def file_of(vocabulary, *records):
 
 def test_no_field_of_the_view_can_hold_a_truth():
     names = {field.name for field in dataclasses.fields(AdversaryView)}
-    assert names == {"manifest", "records", "bundle", "prior"}
+    assert names == {"manifest", "records", "bundle", "prior", "public"}
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_takes_a_view_a_seed_and_nothing_that_could_be_a_truth(name):
+def test_an_attack_takes_a_desk_and_nothing_that_could_be_a_truth(name):
     parameters = inspect.signature(ATTACKS[name].run).parameters
-    assert list(parameters) == ["view", "seed", "on_progress"]
+    assert list(parameters) == ["desk", "on_progress"]
 
 
 def test_the_truth_does_not_show_in_a_repr():
@@ -154,9 +163,29 @@ def test_a_part_as_large_as_the_file_is_the_file(vocabulary):
 
 def test_the_guesses_are_the_same_whatever_the_truth_is(vocabulary):
     tokens = np.random.default_rng(0).integers(0, 30, 200)
-    view, _ = privatized_view(vocabulary, tokens, eta=6.0)
-    before = {name: ATTACKS[name].run(view, seed=1).token_ids for name in ATTACKS}
-    again, other = view_of(vocabulary, np.roll(tokens, 7), view.observed, eta=6.0)
+    public = public_of(np.random.default_rng(1).integers(0, 30, (40, 10)))
+    view, _ = privatized_view(vocabulary, tokens, eta=6.0, public=public)
+    before = {name: ATTACKS[name].run(Desk(view, seed=1)).token_ids for name in ATTACKS}
+    again, other = view_of(vocabulary, np.roll(tokens, 7), view.observed, eta=6.0, public=public)
     assert not np.array_equal(other.token_ids, tokens)
     for name in ATTACKS:
-        assert np.array_equal(before[name], ATTACKS[name].run(again, seed=1).token_ids)
+        assert np.array_equal(before[name], ATTACKS[name].run(Desk(again, seed=1)).token_ids)
+
+
+def test_lent_texts_are_true_ones_and_are_not_attacked(vocabulary):
+    tokens = np.random.default_rng(0).integers(0, 30, 200)
+    view, truth = privatized_view(vocabulary, tokens, eta=6.0)
+    attacked, its_truth = lend_texts(view, truth, share=0.25, seed=3)
+    lent = [content.tolist() for content in attacked.public.contents]
+    kept = its_truth.token_ids.reshape(-1, 10).tolist()
+    assert (len(lent), len(kept), len(attacked.records)) == (5, 15, 15)
+    assert sorted(lent + kept) == sorted(tokens.reshape(-1, 10).tolist())
+    assert attacked.prior is not None
+    assert "5 other texts" in attacked.public.source
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_lending_all_or_nothing_is_refused(share, vocabulary):
+    view, truth = privatized_view(vocabulary, np.arange(20), eta=6.0)
+    with pytest.raises(AuditError, match="lending must leave records"):
+        lend_texts(view, truth, share=share, seed=0)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite, sqrt
 
-from rapt.audit.attacks import ATTACKS
-from rapt.audit.channels import CHANNELS
+from rapt.audit.attacks import ATTACKS, Attack
+from rapt.audit.attacks.desk import Desk
+from rapt.audit.channels import reason_unknown
 from rapt.audit.intervals import Share
 from rapt.audit.judge.bound import ContextFreeBound, context_free_bound
+from rapt.audit.judge.detail import Detail, detail
 from rapt.audit.judge.scoring import TokenScore, score, unchanged_share
-from rapt.audit.view import AdversaryView, Truth
+from rapt.audit.kept_results import KeptResults
+from rapt.audit.view import AdversaryView, Truth, sample_records
 from rapt.errors import AuditError
 
 # Distance, in standard errors, at which a file is said not to be what its manifest states: once in 10^9 by chance.
@@ -27,6 +31,10 @@ class AttackResult:
         title, uses, source: As `Attack`.
         score: What it recovered.
         remarks: As `Guess`.
+        uses_context: As `Attack`.
+        records: Texts that it was given; `score` counts their tokens.
+        detail: What kind of words it recovered.
+        seconds: That it took, the channel included where it was the first to need it.
     """
 
     attack: str
@@ -35,6 +43,10 @@ class AttackResult:
     source: str
     score: TokenScore
     remarks: tuple[str, ...]
+    uses_context: bool
+    records: int
+    detail: Detail
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,7 @@ class AuditReport:
         eta: Its slope, 1/distance.
         insecure: Whether the noise came from a seed that anyone can replay.
         records, tokens: Attacked.
+        learned_from: The attacker's own texts, in words; None when he had none.
         of_records: Records in the whole file.
         unchanged: Share of tokens that left as they were.
         results: One for each attack that ran, in the order asked for.
@@ -73,6 +86,7 @@ class AuditReport:
     records: int
     tokens: int
     of_records: int
+    learned_from: str | None
     unchanged: Share
     results: tuple[AttackResult, ...]
     skipped: tuple[Skipped, ...]
@@ -92,6 +106,7 @@ def audit(
     *,
     attacks: Sequence[str] = tuple(ATTACKS),
     seed: int = 0,
+    kept: KeptResults | None = None,
     on_progress: Callable[[str, float], None] | None = None,
 ) -> AuditReport:
     """Run the attacks on a view and score them against the truth.
@@ -101,6 +116,7 @@ def audit(
         truth: Read only after an attack has answered.
         attacks: Names in `ATTACKS`.
         seed: Of every draw; the same seed gives the same report.
+        kept: Where results are kept as they come, so that a run that was interrupted goes on; None keeps none.
         on_progress: Called with the name of a stage and the share of it that is done.
 
     Raises:
@@ -113,31 +129,33 @@ def audit(
         return (lambda share: None) if on_progress is None else (lambda share: on_progress(name, share))
 
     results, skipped = [], []
+    desk = Desk(view, seed=seed, channel=None if kept is None else kept.read_channel())
     for name in dict.fromkeys(attacks):
         attack = ATTACKS[name]
-        if (reason := attack.reason_to_skip(view)) is not None:
+        if (reason := attack.reason_to_skip(desk)) is not None:
             skipped.append(Skipped(attack=name, reason=reason))
             continue
         stage(name)(0.0)
-        guess = attack.run(view, seed=seed, on_progress=stage(name))
-        results.append(
-            AttackResult(
-                attack=name,
-                title=attack.title,
-                uses=attack.uses,
-                source=attack.source,
-                score=score(guess, view=view, truth=truth),
-                remarks=guess.remarks,
-            )
-        )
+        result = None if kept is None else kept.read(name, AttackResult)
+        if result is None:
+            result = _attack(name, attack, desk, truth, on_progress=stage(name))
+            if kept is not None:
+                if "channel" in attack.needs:
+                    kept.write_channel(desk.channel())
+                kept.write(name, result)
+        results.append(result)
         stage(name)(1.0)
     if not results:
         raise AuditError(f"an audit must have an attack that can run, got {len(skipped)} skipped; add another")
     manifest = view.manifest
     bound = None
-    if manifest.mechanism.name in CHANNELS:
+    if reason_unknown(manifest.mechanism, view.bundle) is None:
         stage("bound")(0.0)
-        bound = context_free_bound(view, truth, seed=seed, on_progress=stage("bound"))
+        bound = None if kept is None else kept.read("bound", ContextFreeBound)
+        if bound is None:
+            bound = context_free_bound(view, truth, seed=seed, on_progress=stage("bound"))
+            if kept is not None:
+                kept.write("bound", bound)
         stage("bound")(1.0)
     unchanged = unchanged_share(view=view, truth=truth)
     insecure = manifest.randomness.insecure_seed is not None
@@ -150,12 +168,36 @@ def audit(
         records=len(view.records),
         tokens=len(view.observed),
         of_records=manifest.records,
+        learned_from=None if view.public is None else view.public.source,
         unchanged=unchanged,
         results=tuple(results),
         skipped=tuple(skipped),
         bound=bound,
         warnings=_warnings(unchanged, bound, insecure=insecure),
         seed=seed,
+    )
+
+
+def _attack(
+    name: str, attack: Attack, desk: Desk, truth: Truth, *, on_progress: Callable[[float], None]
+) -> AttackResult:
+    started = time.monotonic()
+    seen, its_truth, table = desk.view, truth, desk
+    if attack.most_tokens is not None and attack.most_tokens < len(desk.view.observed):
+        seen, its_truth = sample_records(desk.view, truth, tokens=attack.most_tokens, seed=desk.seed)
+        table = desk.part(seen)
+    guess = attack.run(table, on_progress=on_progress)
+    return AttackResult(
+        attack=name,
+        title=attack.title,
+        uses=attack.uses,
+        source=attack.source,
+        score=score(guess, view=seen, truth=its_truth),
+        remarks=guess.remarks,
+        uses_context=attack.uses_context,
+        records=len(seen.records),
+        detail=detail(guess, view=seen, truth=its_truth),
+        seconds=round(time.monotonic() - started, 1),
     )
 
 

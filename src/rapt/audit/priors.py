@@ -34,6 +34,43 @@ class TokenPrior:
             raise AuditError("a prior must be one probability for each row of the table, adding up to 1")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublicText:
+    """Texts that the attacker holds in clear: of the same language, and none of them among those he attacks.
+
+    Attributes:
+        contents: Token ids of each text, rows of the table.
+        source: In words, for the report.
+    """
+
+    contents: tuple[NDArray[np.int64], ...] = field(repr=False)
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all texts."""
+        return sum(map(len, self.contents))
+
+    def prior(self, bundle: VocabularyBundle) -> TokenPrior:
+        """The frequencies of its tokens; see `prior_from_counts`."""
+        flat = np.concatenate([np.empty(0, dtype=np.int64), *self.contents])
+        return prior_from_counts(
+            np.bincount(flat, minlength=len(bundle.embeddings)), bundle, source=f"word frequencies of {self.source}"
+        )
+
+
+def public_text(texts: Iterable[str], bundle: VocabularyBundle, *, source: str) -> PublicText:
+    """Public texts, tokenized with the vocabulary; those without a token are left out."""
+    contents = (np.array(content, dtype=np.int64) for content in Vocabulary(bundle).encode(list(texts)))
+    return PublicText(contents=tuple(content for content in contents if len(content)), source=source)
+
+
+def read_public_text(path: Path, bundle: VocabularyBundle, *, text_column: str = "text") -> PublicText:
+    """A public corpus: CSV, TSV or JSONL with a column of texts. Raises `CorpusError` when it cannot be read."""
+    texts = (record.text for record in read_corpus(path, text_column=text_column, label_column=None))
+    return public_text(texts, bundle, source=f"the public text {path.name}")
+
+
 def uniform_prior(bundle: VocabularyBundle) -> TokenPrior:
     """Every eligible token equally likely: an attacker who knows nothing about the language."""
     values = np.zeros(len(bundle.embeddings))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.priors import TokenPrior
+from rapt.audit.priors import PublicText, TokenPrior
 from rapt.errors import AuditError
 from rapt.local.corpus import read_corpus
 from rapt.local.vocabulary import Vocabulary
@@ -32,12 +32,14 @@ class AdversaryView:
         records: The privatized records, labels included.
         bundle: Tokenizer, embedding table and eligible ids.
         prior: Token frequencies from a public source, or None when the attacker has no such source.
+        public: Texts of the same kind that the attacker holds in clear, or None when he has none.
     """
 
     manifest: Manifest
     records: tuple[PrivatizedRecord, ...]
     bundle: VocabularyBundle
     prior: TokenPrior | None = None
+    public: PublicText | None = None
 
     @cached_property
     def observed(self) -> NDArray[np.int64]:
@@ -61,8 +63,20 @@ class Truth:
     token_ids: NDArray[np.int64] = field(repr=False)
 
 
-def adversary_view(file: PrivatizedFile, bundle: VocabularyBundle, *, prior: TokenPrior | None = None) -> AdversaryView:
+def adversary_view(
+    file: PrivatizedFile,
+    bundle: VocabularyBundle,
+    *,
+    prior: TokenPrior | None = None,
+    public: PublicText | None = None,
+) -> AdversaryView:
     """What the service sees of a privatized file.
+
+    Args:
+        file: What was sent.
+        bundle: The public vocabulary.
+        prior: Frequencies of tokens that are public; None takes them from `public`, if there is any.
+        public: Texts that the attacker holds.
 
     Raises:
         AuditError: The vocabulary is not the file's, the file holds no token, one that no mechanism puts out, or the
@@ -74,7 +88,9 @@ def adversary_view(file: PrivatizedFile, bundle: VocabularyBundle, *, prior: Tok
             f"the vocabulary must be the one the file was made with, got {short_hash(bundle.hash)}, the manifest names "
             f"{short_hash(manifest.vocabulary_hash)}; give the vocabulary of model={manifest.model!r}"
         )
-    view = AdversaryView(manifest=manifest, records=file.records, bundle=bundle, prior=prior)
+    if prior is None and public is not None:
+        prior = public.prior(bundle)
+    view = AdversaryView(manifest=manifest, records=file.records, bundle=bundle, prior=prior, public=public)
     if view.observed.size == 0:
         raise AuditError("an audit must have at least one token, got tokens=0; give a file with records")
     if not np.isin(view.observed, bundle.eligible).all():
@@ -170,7 +186,41 @@ def sample_records(view: AdversaryView, truth: Truth, *, tokens: int, seed: int)
         return view, truth
     order = np.random.default_rng(seed).permutation(len(view.records))
     enough = int(np.searchsorted(np.cumsum(view.lengths[order]), tokens)) + 1
-    kept = np.sort(order[:enough])
-    chosen = np.isin(np.repeat(np.arange(len(view.records)), view.lengths), kept)
-    records = tuple(view.records[place] for place in kept)
+    return keep_records(view, truth, np.sort(order[:enough]))
+
+
+def keep_records(view: AdversaryView, truth: Truth, places: NDArray[np.int64]) -> tuple[AdversaryView, Truth]:
+    """The records at these places, in their order, as a view and a truth of their own."""
+    chosen = np.repeat(np.isin(np.arange(len(view.records)), places), view.lengths)
+    records = tuple(view.records[place] for place in places)
     return replace(view, records=records), Truth(token_ids=truth.token_ids[chosen])
+
+
+def lend_texts(view: AdversaryView, truth: Truth, *, share: float, seed: int) -> tuple[AdversaryView, Truth]:
+    """A random part of the records given to the attacker in clear, as texts of the same kind, and the rest to attack.
+
+    It answers what an attacker could do who holds as many texts from the same source, and no public text is at hand:
+    the part that is attacked is not among them. Public text that the view has is replaced.
+
+    Args:
+        view: Of the whole file.
+        truth: Of the whole file.
+        share: Of the records that are lent, between 0 and 1; at least one is lent and one attacked.
+        seed: Of the choice.
+
+    Raises:
+        AuditError: The share is not between 0 and 1, or there is only one record with tokens.
+    """
+    held = np.flatnonzero(view.lengths)
+    if not 0 < share < 1 or len(held) < 2:
+        raise AuditError(
+            f"lending must leave records on both sides, got share={share} of {len(held)} records with tokens; "
+            "give a share between 0 and 1, or public text"
+        )
+    lent = np.random.default_rng(seed).permutation(held)[: min(max(1, round(share * len(held))), len(held) - 1)]
+    starts = np.cumsum(view.lengths) - view.lengths
+    contents = tuple(truth.token_ids[starts[place] : starts[place] + view.lengths[place]] for place in np.sort(lent))
+    public = PublicText(contents=contents, source=f"{len(lent):,} other texts of the same file, lent to the attacker")
+    rest = np.setdiff1d(np.arange(len(view.records)), lent)
+    attacked, its_truth = keep_records(view, truth, rest)
+    return replace(attacked, public=public, prior=public.prior(view.bundle)), its_truth

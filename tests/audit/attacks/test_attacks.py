@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from audit_material import privatized_view, scattered_vocabulary, zipf_prior
+from audit_material import privatized_view, public_of, scattered_vocabulary, zipf_prior
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.attacks.bayes import context_free_bayes, fit_prior
+from rapt.audit.attacks.bayes import context_free_bayes
+from rapt.audit.attacks.desk import Desk
 from rapt.audit.attacks.embedding_inversion import embedding_inversion
+from rapt.audit.attacks.prior_fit import fit_prior
 from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.audit.judge.bound import context_free_bound
 from rapt.audit.judge.scoring import score
@@ -27,22 +29,34 @@ def zipf_tokens(n, *, seed=0):
 
 
 def success(name, view, truth):
-    return score(ATTACKS[name].run(view, seed=0), view=view, truth=truth).all_tokens
+    return score(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("with_prior", [True, False])
-def test_with_hardly_any_noise_everything_is_recovered(name, with_prior, vocabulary):
-    prior = zipf_prior(SIZE) if with_prior else None
-    view, truth = privatized_view(vocabulary, zipf_tokens(400), eta=2000.0, prior=prior)
+def knowledge(kind):
+    """A prior and public text, the first alone, or nothing."""
+    public = public_of(zipf_tokens(2000, seed=9).reshape(-1, 10)) if kind == "texts" else None
+    return {"prior": zipf_prior(SIZE) if kind != "nothing" else None, "public": public}
+
+
+def cases():
+    for name, attack in ATTACKS.items():
+        for kind in ("texts",) if "public" in attack.needs else ("texts", "frequencies", "nothing"):
+            yield pytest.param(name, kind, marks=[pytest.mark.slow] if name in SLOW else [])
+
+
+# The others take no more than a second or two each.
+SLOW: frozenset[str] = frozenset()
+
+
+@pytest.mark.parametrize(("name", "kind"), list(cases()))
+def test_with_hardly_any_noise_everything_is_recovered(name, kind, vocabulary):
+    view, truth = privatized_view(vocabulary, zipf_tokens(400), eta=2000.0, **knowledge(kind))
     assert success(name, view, truth).first.value == 1
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize("with_prior", [True, False])
-def test_with_nothing_but_noise_an_attack_is_at_chance(name, with_prior, vocabulary):
-    prior = zipf_prior(SIZE) if with_prior else None
-    view, truth = privatized_view(vocabulary, zipf_tokens(3000), eta=0.01, prior=prior)
+@pytest.mark.parametrize(("name", "kind"), list(cases()))
+def test_with_nothing_but_noise_an_attack_is_at_chance(name, kind, vocabulary):
+    view, truth = privatized_view(vocabulary, zipf_tokens(1500), eta=0.01, **knowledge(kind))
     found = success(name, view, truth)
     assert found.first.low <= found.chance + 0.01
     assert found.any_of_k.low <= found.chance_of_k + 0.01
@@ -50,17 +64,17 @@ def test_with_nothing_but_noise_an_attack_is_at_chance(name, with_prior, vocabul
 
 def test_with_nothing_but_noise_bayes_names_the_most_frequent_token(vocabulary):
     view, _ = privatized_view(vocabulary, zipf_tokens(300), eta=0.01, prior=zipf_prior(SIZE))
-    assert (context_free_bayes(view, seed=0).token_ids[:, 0] == 0).mean() > 0.95
+    assert (context_free_bayes(Desk(view, seed=0)).token_ids[:, 0] == 0).mean() > 0.95
 
 
 def test_the_first_guess_of_embedding_inversion_is_what_it_sees(vocabulary):
     view, _ = privatized_view(vocabulary, zipf_tokens(300), eta=ETA)
-    assert np.array_equal(embedding_inversion(view, seed=0).token_ids[:, 0], view.observed)
+    assert np.array_equal(embedding_inversion(Desk(view, seed=0)).token_ids[:, 0], view.observed)
 
 
 def test_the_next_guesses_of_embedding_inversion_are_the_nearest_tokens(vocabulary):
     view, _ = privatized_view(vocabulary, zipf_tokens(50), eta=ETA)
-    guessed = embedding_inversion(view, seed=0).token_ids
+    guessed = embedding_inversion(Desk(view, seed=0)).token_ids
     table = vocabulary.embeddings.astype(np.float64)
     for seen, row in zip(view.observed, guessed, strict=True):
         distance = ((table - table[seen]) ** 2).sum(axis=1)
@@ -85,7 +99,7 @@ def test_bayes_without_a_public_prior_is_no_worse_than_inversion_by_much(vocabul
 
 def test_bayes_says_which_prior_it_used(vocabulary):
     view, _ = privatized_view(vocabulary, zipf_tokens(50), eta=ETA, prior=zipf_prior(SIZE, source="a dictionary"))
-    assert "a dictionary" in context_free_bayes(view, seed=0).remarks[0]
+    assert "a dictionary" in context_free_bayes(Desk(view, seed=0)).remarks[0]
 
 
 def exact_channel(matrix):

@@ -8,6 +8,7 @@ from audit_material import scattered_vocabulary, zipf_prior
 from rapt.audit.channels import laplace as laplace_channel
 from rapt.audit.channels.laplace import estimate_laplace_channel, sample_mixture
 from rapt.local.mechanisms import make_mechanism
+from rapt.wire.manifest import MechanismSetting
 from significance import assert_distributed
 from toy_vocabularies import toy_vocabulary
 
@@ -27,7 +28,7 @@ def estimate(vocabulary, *, eta, rng, draws, outputs=None, prior=None):
     size = vocabulary.size
     return estimate_laplace_channel(
         vocabulary.bundle,
-        eta=eta,
+        setting=MechanismSetting(name="laplace", parameters={"eta": eta}),
         outputs=vocabulary.eligible if outputs is None else np.asarray(outputs),
         prior=np.full(size, 1 / size) if prior is None else prior,
         rng=rng,

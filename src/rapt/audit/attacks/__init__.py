@@ -1,29 +1,33 @@
-"""The attacks, one a module, in one closed dict, and what every attack is.
+"""The attacks on words, one a module, in one closed dict, and what every such attack is.
 
-An attack is a function of the adversary's view and a seed. It has no other way in: the truth is not an argument.
-To add one: a module with such a function, one line here, and the tests of `tests/audit/test_attacks.py`, which run over
-all of them (succeeds at a huge eta, is at chance at a tiny one, does not depend on the truth).
+An attack is a function of the attacker's desk: the adversary's view, a seed, and what was worked out from both. It has
+no other way in: the truth is not an argument. To add one: a module with such a function, one line here, and the tests
+of `tests/audit/attacks`, which run over all of them (succeeds at a huge eta, is at chance at a tiny one, cannot read
+the truth, reaches the optimum on a Markov source).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 from rapt.audit.attacks.bayes import context_free_bayes
+from rapt.audit.attacks.context import contextual
+from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.embedding_inversion import embedding_inversion
-from rapt.audit.channels import CHANNELS
 from rapt.audit.guess import Guess
-from rapt.audit.view import AdversaryView
+
+Need = Literal["channel", "public", "torch"]
 
 
 class AttackFunction(Protocol):
     """Names the likeliest true token of every privatized one."""
 
-    def __call__(self, view: AdversaryView, *, seed: int, on_progress: Callable[[float], None] | None = None) -> Guess:
-        """Candidates for each token of the view. `seed` fixes all that is drawn; `on_progress` takes the share done."""
+    def __call__(self, desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+        """Candidates for each token of the view; `on_progress` takes the share done."""
         ...
 
 
@@ -36,21 +40,28 @@ class Attack:
         title: For people.
         uses: What the attacker does, in plain words, one sentence.
         source: Where it is published.
-        mechanisms: Names of the mechanisms it works on; None for any.
+        needs: What it cannot do without.
+        uses_context: Whether it looks at the tokens around a token.
+        most_tokens: It is given a random part of the records with about so many tokens; None for all.
     """
 
     run: AttackFunction
     title: str
     uses: str
     source: str
-    mechanisms: frozenset[str] | None = None
+    needs: frozenset[Need] = frozenset()
+    uses_context: bool = False
+    most_tokens: int | None = None
 
-    def reason_to_skip(self, view: AdversaryView) -> str | None:
+    def reason_to_skip(self, desk: Desk) -> str | None:
         """Why it cannot run on this file, or None when it can."""
-        name = view.manifest.mechanism.name
-        if self.mechanisms is None or name in self.mechanisms:
-            return None
-        return f"the channel of mechanism={name!r} is not known here"
+        if "channel" in self.needs and (reason := desk.channel_unknown) is not None:
+            return reason
+        if "public" in self.needs and desk.view.public is None:
+            return "it learns from public text, and none was given"
+        if "torch" in self.needs and (find_spec("torch") is None or find_spec("transformers") is None):
+            return "it needs torch and transformers; install rapt[service,audit]"
+        return None
 
 
 ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
@@ -66,7 +77,15 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             title="Context-free Bayes",
             uses="Weighs, for each privatized token, how frequent every word is and how often it would turn into it.",
             source="Tong et al. 2025",
-            mechanisms=frozenset(CHANNELS),
+            needs=frozenset({"channel"}),
+        ),
+        "context": Attack(
+            run=contextual,
+            title="Channel and context",
+            uses="Weighs the same, and how well every word fits to the two words on either side, over the whole text.",
+            source="after Kazemi et al. 2025 (BeamClean); sums instead of a beam, the noise known",
+            needs=frozenset({"channel", "public"}),
+            uses_context=True,
         ),
     }
 )

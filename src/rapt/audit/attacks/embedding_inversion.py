@@ -7,25 +7,24 @@ is the share of unchanged tokens. It is the weakest attack here, and the one tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 
+from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.guess import CANDIDATES, Guess
-from rapt.audit.view import AdversaryView
 
 _BLOCK: Final = 256
 
 
-def embedding_inversion(view: AdversaryView, *, seed: int, on_progress: Callable[[float], None] | None = None) -> Guess:
+def embedding_inversion(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """The nearest rows of the table to each observed token's own, itself first; ties go to the lowest id.
 
     Args:
-        view: What the service sees.
-        seed: Not used: nothing is drawn.
+        desk: What the attacker has; nothing is drawn.
         on_progress: Called with the share done.
     """
+    view = desk.view
     table = view.bundle.embeddings
     outputs, place = np.unique(view.observed, return_inverse=True)
     half_square = np.einsum("ij,ij->i", table, table) / 2

@@ -14,6 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+# Sources kept for each output beside itself, where nobody asks for more.
+SOURCES: Final = 15
 # Parts of the draws for cross-fitting: decide on seven, judge on the eighth.
 _FOLDS: Final = 8
 
@@ -27,11 +29,14 @@ class ChannelEstimate:
         sources: Token ids x for each output, (O, S). The first is y itself; padding repeats y with likelihood 0.
         likelihood: One unbiased value of P(y|x) from each draw, (O, S, K), float32. Draws are shared by all pairs, so
             that ratios within an output are known better than the values.
+        unlisted: Sum of prior(x) * P(y|x) over the sources that are not listed, for the prior that chose them, (O,);
+            a rough value where the channel has no closed form. None when nobody asked.
     """
 
     outputs: NDArray[np.int64]
     sources: NDArray[np.int64]
     likelihood: NDArray[np.float32]
+    unlisted: NDArray[np.float64] | None = None
 
     @cached_property
     def mean(self) -> NDArray[np.float64]:

@@ -28,14 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr
 
-from rapt.audit.channels.estimate import ChannelEstimate
+from rapt.audit.channels.estimate import SOURCES, ChannelEstimate
+from rapt.wire.manifest import MechanismSetting
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Draws of the noise shared by all pairs. Measured on 10,000 tokens of tweets with MiniLM at η = 75: the choice by 32
 # draws loses 0.1 % of the best success, by 64 less than 0.1 %.
 DRAWS: Final = 64
-# Sources kept for each output beside itself.
-SOURCES: Final = 15
 COMPETITORS: Final = 8
 NEIGHBOURS: Final = 8
 # Tokens among which the competitors of one draw are sought: the strongest before the source is added, and those nearest
@@ -79,10 +78,11 @@ class _Game:
 def estimate_laplace_channel(
     bundle: VocabularyBundle,
     *,
-    eta: float,
+    setting: MechanismSetting,
     outputs: Ints,
     prior: NDArray[np.float64],
     rng: np.random.Generator,
+    sources: int = SOURCES,
     draws: int = DRAWS,
     on_progress: Callable[[float], None] | None = None,
 ) -> ChannelEstimate:
@@ -90,32 +90,37 @@ def estimate_laplace_channel(
 
     Args:
         bundle: The public table.
-        eta: Slope of the mechanism, 1/distance.
+        setting: The mechanism, of which eta is read.
         outputs: Sorted eligible ids, (O,).
         prior: Chooses which sources are looked at, (V,); it does not enter P(y|x).
         rng: Of the draws.
+        sources: Kept for each output beside itself.
         draws: K.
         on_progress: Called with the share done.
     """
+    eta = setting.eta
     game = _draw(bundle, eta=eta, draws=draws, rng=rng)
     places = np.searchsorted(game.eligible, outputs)
     tried = np.flatnonzero(prior > 0)
     tried = np.sort(tried[np.argsort(-prior[tried], kind="stable")[:_TRIED]])
-    sources = _nominate(game, tried, prior[tried], outputs=outputs, places=places, eta=eta)
-    held = np.unique(sources)
-    columns = np.searchsorted(held, sources)
+    listed, beyond = _nominate(
+        game, tried, prior[tried], outputs=outputs, places=places, eta=eta, kept=min(sources, len(tried))
+    )
+    held = np.unique(listed)
+    columns = np.searchsorted(held, listed)
     names, scores = _strongest(game, held, on_progress=on_progress)
-    likelihood = np.empty((*sources.shape, draws), dtype=np.float32)
+    likelihood = np.empty((*listed.shape, draws), dtype=np.float32)
     for block in _blocks(len(outputs), _OUTPUT_BLOCK):
         likelihood[block] = _integrate(
-            game, places[block], game.table[sources[block]], names[columns[block]], scores[columns[block]]
+            game, places[block], game.table[listed[block]], names[columns[block]], scores[columns[block]]
         )
         if on_progress is not None:
             on_progress(0.5 + 0.5 * block.stop / len(outputs))
-    padding = sources == outputs[:, None]
+    padding = listed == outputs[:, None]
     padding[:, 0] = False
     likelihood[padding] = 0
-    return ChannelEstimate(outputs=outputs, sources=sources, likelihood=likelihood)
+    others = (prior[listed[:, 1:]] * likelihood[:, 1:].mean(axis=2)).sum(axis=1)
+    return ChannelEstimate(outputs=outputs, sources=listed, likelihood=likelihood, unlisted=beyond * others)
 
 
 def sample_mixture(
@@ -136,19 +141,22 @@ def _draw(bundle: VocabularyBundle, *, eta: float, draws: int, rng: np.random.Ge
     return _Game(table, rows, bundle.eligible, half_square, variance.astype(np.float32), noise32, level)
 
 
-def _nominate(game: _Game, tried: Ints, prior: NDArray[np.float64], *, outputs: Ints, places: Ints, eta: float) -> Ints:
-    """The sources worth a close look, the output itself first, (O, 1 + SOURCES).
+def _nominate(
+    game: _Game, tried: Ints, prior: NDArray[np.float64], *, outputs: Ints, places: Ints, eta: float, kept: int
+) -> tuple[Ints, NDArray[np.float64]]:
+    """The sources worth a close look, the output itself first, (O, 1 + kept), and what is left out of them, (O,).
 
     They are the largest by prior(x) times a rough P(y|x): y must beat a level that depends on the source alone, as if
-    the competitors were independent of y.
+    the competitors were independent of y. What is left out is the sum of those values over the other sources, as a
+    multiple of their sum over the kept ones: the values are off by a factor, which is much the same for both.
     """
     dim = game.table.shape[1]
-    kept = min(SOURCES, len(tried))
     level = _rough_level(game, tried)
     deviation = np.sqrt(dim + 1) / eta * np.sqrt(2 * game.half_square[places])
     deviation = np.maximum(deviation, np.finfo(np.float32).tiny)
     log_prior = np.log(prior).astype(np.float32)
     sources = np.repeat(outputs[:, None], 1 + kept, axis=1)
+    beyond = np.zeros(len(outputs))
     for block in _blocks(len(outputs), _SOURCE_BLOCK):
         reach = game.rows[places[block]] @ game.table[tried].T - level - game.half_square[places[block], None]
         value = log_ndtr(reach / deviation[block, None]) + log_prior
@@ -156,7 +164,10 @@ def _nominate(game: _Game, tried: Ints, prior: NDArray[np.float64], *, outputs: 
         best = np.argpartition(-value, kept - 1, axis=1)[:, :kept]
         best_value = np.take_along_axis(value, best, axis=1)
         sources[block, 1:] = np.where(np.isfinite(best_value), tried[best], outputs[block, None])
-    return sources
+        scale = best_value.max(axis=1, keepdims=True, initial=np.finfo(np.float32).min)
+        inside = np.exp(best_value - scale).sum(axis=1)
+        beyond[block] = np.maximum(np.exp(value - scale).sum(axis=1) - inside, 0) / np.maximum(inside, 1)
+    return sources, beyond
 
 
 def _rough_level(game: _Game, tried: Ints) -> Floats:

@@ -22,7 +22,7 @@ import numpy as np
 from rapt.audit.channels import estimate_channel
 from rapt.audit.intervals import Share, independent_share
 from rapt.audit.view import AdversaryView, Truth
-from rapt.local.mechanisms import make_mechanism
+from rapt.local.mechanisms import mechanism_of_setting
 from rapt.local.vocabulary import Vocabulary
 
 # Tokens that are privatized afresh: twice those of the file, within limits. The largest number gives half an interval
@@ -76,7 +76,7 @@ def context_free_bound(
     # A systematic sample: every token of the text stands in it with the same expected number.
     places = (np.arange(trials) + rng.random()) * (len(truth.token_ids) / trials)
     true = np.sort(truth.token_ids)[places.astype(np.int64)]
-    mechanism = make_mechanism(setting.name, vocabulary=Vocabulary(view.bundle), eta=setting.eta)
+    mechanism = mechanism_of_setting(setting, vocabulary=Vocabulary(view.bundle), allow_unproved=True)
     released = mechanism.privatize(true, rng=rng)
     outputs, place = np.unique(released, return_inverse=True)
     channel = estimate_channel(setting, view.bundle, outputs=outputs, prior=prior, rng=rng, on_progress=on_progress)

@@ -13,12 +13,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from rapt.audit.intervals import Share
 from rapt.audit.report import charts
 from rapt.audit.report.values import Report
-from rapt.audit.report.values_json import from_json, to_json
 from rapt.audit.report.verdict import NOT_ATTACKED, verdict
+from rapt.audit.values_json import from_json, to_json
 from rapt.errors import AuditError
 from rapt.wire.vocabulary_bundle import short_hash
 
-SCHEMA: Final = "rapt.audit-report/1"
+SCHEMA: Final = "rapt.audit-report/2"
 HTML: Final = "report.html"
 JSON: Final = "report.json"
 

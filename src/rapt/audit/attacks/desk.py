@@ -1,0 +1,162 @@
+"""The attacker's desk: what the service sees, and what the attacker has already worked out from it.
+
+Attacks share the costly parts: the channel at the tokens that were seen, and the language model of the public text.
+All of it follows from an `AdversaryView` and a seed; there is no other way in, so nothing here can hold a truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.audit.attacks.prior_fit import fit_prior, starting_prior
+from rapt.audit.channels import estimate_channel, reason_unknown
+from rapt.audit.channels.estimate import ChannelEstimate
+from rapt.audit.language.ngram import NgramModel, fit_ngram
+from rapt.audit.priors import PublicText, TokenPrior
+from rapt.audit.view import AdversaryView
+from rapt.errors import AuditError
+from rapt.local.mechanisms import Mechanism, mechanism_of_setting
+from rapt.local.vocabulary import Vocabulary
+
+Progress = Callable[[float], None]
+
+# Sources looked at for each output. On SST-2 with MiniLM at η = 75 the true token is among 16 for 75 % of the tokens,
+# among 64 for 83 %; the rest is one candidate of its own, "something else".
+SOURCES: Final = 23
+# Steps of expectation-maximization. More fit the noise: of 100,000 tokens of tweets on MiniLM at η = 60, 28.8 % are
+# recovered after 1 step, 27.1 % after 3, 17.2 % after 20, and 28.7 % by embedding inversion.
+_FITTING_STEPS: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lattice:
+    """The candidates of every token that was seen, the likeliest without context first. n tokens, K candidates.
+
+    Attributes:
+        candidates: (n, K + 1); the last column is the id `anything`, for all other tokens together.
+        evidence: log P(y | candidate), (n, K + 1), in nats; of the last column log of the sum of prior(x) P(y | x).
+        prior: log prior(candidate), (n, K + 1); 0 in the last column.
+    """
+
+    candidates: NDArray[np.int64]
+    evidence: NDArray[np.float64]
+    prior: NDArray[np.float64]
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(self, view: AdversaryView, *, seed: int, channel: ChannelEstimate | None = None) -> None:
+        """Lay out what is known.
+
+        Args:
+            view: What the service sees.
+            seed: Of everything that is drawn.
+            channel: At the tokens of the view, if it was computed before.
+        """
+        self.view = view
+        self.seed = seed
+        self._channel = channel
+        self._ngrams: dict[int, NgramModel] = {}
+        self._prior: TokenPrior | None = view.prior
+
+    @property
+    def channel_unknown(self) -> str | None:
+        """Why the mechanism's channel is not known, or None."""
+        return reason_unknown(self.view.manifest.mechanism, self.view.bundle)
+
+    @property
+    def public(self) -> PublicText:
+        """The attacker's own texts. Raises `AuditError` where he has none."""
+        if self.view.public is None:
+            raise AuditError("this attack must have public text to learn from; give some")
+        return self.view.public
+
+    def rng(self, what: str) -> np.random.Generator:
+        """A generator for one purpose: the same for the same seed, whatever ran before."""
+        return np.random.default_rng([self.seed, *what.encode()])
+
+    def vocabulary(self) -> Vocabulary:
+        """The public vocabulary."""
+        return Vocabulary(self.view.bundle)
+
+    def mechanism(self) -> Mechanism:
+        """The mechanism, for attackers who privatize text of their own. Raises `MechanismError`."""
+        return mechanism_of_setting(self.view.manifest.mechanism, vocabulary=self.vocabulary(), allow_unproved=True)
+
+    def channel(self, on_progress: Progress | None = None) -> ChannelEstimate:
+        """The channel at every token that was seen. Raises `AuditError` where it is not known."""
+        if self._channel is None:
+            outputs, counts = np.unique(self.view.observed, return_counts=True)
+            start = starting_prior(self.view, outputs, counts) if self._prior is None else self._prior.probabilities
+            self._channel = self.channel_at(outputs, prior=start, on_progress=on_progress)
+        return self._channel
+
+    def channel_at(
+        self, outputs: NDArray[np.int64], *, prior: NDArray[np.float64], on_progress: Progress | None = None
+    ) -> ChannelEstimate:
+        """The channel at other outputs, sorted, such as those of text that the attacker privatized himself."""
+        return estimate_channel(
+            self.view.manifest.mechanism,
+            self.view.bundle,
+            outputs=outputs,
+            prior=prior,
+            rng=self.rng("channel"),
+            sources=SOURCES,
+            on_progress=on_progress,
+        )
+
+    def prior(self) -> TokenPrior:
+        """The public frequencies, or those fitted to the privatized file, which is much weaker."""
+        if self._prior is None:
+            outputs, counts = np.unique(self.view.observed, return_counts=True)
+            fitted = fit_prior(
+                self.channel(), counts, start=starting_prior(self.view, outputs, counts), steps=_FITTING_STEPS
+            )
+            self._prior = TokenPrior(
+                probabilities=fitted,
+                source="word frequencies: none public was given, so they were fitted to the privatized file, "
+                "which is weak",
+            )
+        return self._prior
+
+    def ngrams(self, *, order: int) -> NgramModel:
+        """The n-gram model of the public text."""
+        if order not in self._ngrams:
+            self._ngrams[order] = fit_ngram(self.public.contents, self.prior(), order=order)
+        return self._ngrams[order]
+
+    def lattice(self, *, width: int = SOURCES + 1) -> Lattice:
+        """Candidates and evidence for each token of the view, in its order."""
+        return lattice_of(self.channel(), self.view.observed, self.prior(), width=width)
+
+    def part(self, view: AdversaryView) -> Desk:
+        """The desk for some records of the same view: what was worked out stays."""
+        desk = Desk(view, seed=self.seed, channel=self._channel)
+        desk._ngrams, desk._prior = self._ngrams, self._prior
+        return desk
+
+
+def lattice_of(channel: ChannelEstimate, observed: NDArray[np.int64], prior: TokenPrior, *, width: int) -> Lattice:
+    """The candidates of these tokens, all of which are outputs of the channel estimate."""
+    anything = len(prior.probabilities) + 1
+    order = np.argsort(-channel.joint(prior.probabilities), axis=1, kind="stable")
+    names = np.take_along_axis(channel.sources, order, axis=1)
+    likelihood = np.take_along_axis(channel.mean, order, axis=1)
+    kept = min(width, names.shape[1])
+    rest = (prior.probabilities[names[:, kept:]] * likelihood[:, kept:]).sum(axis=1)
+    rest += 0 if channel.unlisted is None else channel.unlisted
+    names = np.column_stack([names[:, :kept], np.full(len(names), anything)])
+    with np.errstate(divide="ignore"):
+        evidence = np.log(np.column_stack([likelihood[:, :kept], rest]))
+        weight = np.log(np.append(prior.probabilities, [0.0, 1.0]))[names]
+    # An output that nothing explains explains itself.
+    blind = ~np.isfinite(evidence).any(axis=1)
+    evidence[blind, -1] = 0.0
+    place = np.searchsorted(channel.outputs, observed)
+    return Lattice(candidates=names[place], evidence=evidence[place], prior=weight[place])

@@ -1,0 +1,205 @@
+"""What kind of words a guess recovers: by frequency, by class, whole words and numbers, and the text as a whole.
+
+Frequency and class belong to the true token and are public properties of it; nothing here names a token. The classes
+are the coarse ones by rule of `token_tags`, one a token, whatever its place in a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.audit.guess import Guess
+from rapt.audit.intervals import Share, clustered_share
+from rapt.audit.view import AdversaryView, Truth
+from rapt.errors import VocabularyError
+from rapt.local.mechanisms.token_tags import built_in_tags
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.vocabulary_bundle import VocabularyBundle
+
+Ints = NDArray[np.int64]
+
+# Ranks by frequency in the audited text, the most frequent token first.
+_BANDS: Final = (("100 most frequent", 100), ("next 900", 1000), ("next 9,000", 10_000), ("rarer", None))
+_PIECE: Final = "##"
+_STARTS: Final = ("\u2581", "\u0120")  # sentencepiece, byte-level BPE
+_LONGEST_GRAM: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The first guesses among some of the tokens or words.
+
+    Attributes:
+        name: For people.
+        first: Share that was named rightly.
+        unchanged: Share that left as it was.
+    """
+
+    name: str
+    first: Share
+    unchanged: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detail:
+    """The parts of one attack's success.
+
+    Attributes:
+        bands: By frequency.
+        classes: By kind of word.
+        words: Whole words, of one or more tokens; None where there are none.
+        long_words: Whole words of two tokens or more.
+        numbers: Whole numbers: runs of digits.
+        bleu: Of the reconstructed texts against the true ones, BLEU-4 over tokens, between 0 and 1.
+        bleu_unattacked: Of the privatized texts as they are.
+        similarity: Mean cosine of the mean vectors of a reconstructed and a true text, the table's mean taken off.
+        similarity_unattacked: Of the privatized texts as they are.
+    """
+
+    bands: tuple[Group, ...]
+    classes: tuple[Group, ...]
+    words: Group | None
+    long_words: Group | None
+    numbers: Group | None
+    bleu: float
+    bleu_unattacked: float
+    similarity: float
+    similarity_unattacked: float
+
+
+def detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detail:
+    """The parts of the success of a guess of this view."""
+    true, seen, first = truth.token_ids, view.observed, guess.token_ids[:, 0]
+    record = np.repeat(np.arange(len(view.lengths)), view.lengths)
+    hits, same = first == true, seen == true
+    names, classes, written = _properties(view.bundle)
+    times = np.bincount(true, minlength=len(view.bundle.embeddings))
+    rank = np.empty(len(times), dtype=np.int64)
+    rank[np.argsort(-times, kind="stable")] = np.arange(len(rank))
+    bands, start = [], 0
+    for name, end in _BANDS:
+        inside = (rank[true] >= start) & (rank[true] < (len(rank) if end is None else end))
+        bands.append(_group(name, hits, same, record, inside))
+        start = len(rank) if end is None else end
+    kinds = [_group(name, hits, same, record, classes[true] == place) for place, name in enumerate(names)]
+    begins = _word_begins(true, record, written)
+    digits = _number_begins(true, record, written)
+    return Detail(
+        bands=tuple(group for group in bands if group),
+        classes=tuple(group for group in kinds if group),
+        words=_spans("words", hits, same, record, begins, least=1),
+        long_words=_spans("words of several tokens", hits, same, record, begins, least=2),
+        numbers=_spans("numbers", hits, same, record, digits, least=1),
+        bleu=bleu(first, true, view.lengths),
+        bleu_unattacked=bleu(seen, true, view.lengths),
+        similarity=_similarity(first, true, record, view.bundle),
+        similarity_unattacked=_similarity(seen, true, record, view.bundle),
+    )
+
+
+def bleu(guessed: Ints, true: Ints, lengths: Ints) -> float:
+    """BLEU of token texts of equal lengths (Papineni et al. 2002), smoothed by one above order 1 (Lin and Och 2004).
+
+    Args:
+        guessed: Tokens of all texts, (n,).
+        true: As many.
+        lengths: Of each text.
+    """
+    matched, possible = np.zeros(_LONGEST_GRAM), np.zeros(_LONGEST_GRAM)
+    start = 0
+    for length in lengths.tolist():
+        ours, theirs = guessed[start : start + length].tolist(), true[start : start + length].tolist()
+        for n in range(1, min(_LONGEST_GRAM, length) + 1):
+            left, right = (Counter(zip(*(text[i:] for i in range(n)), strict=False)) for text in (ours, theirs))
+            matched[n - 1] += (left & right).total()
+            possible[n - 1] += length - n + 1
+        start += length
+    smoothing = np.array([0.0] + [1.0] * (_LONGEST_GRAM - 1))
+    if matched[0] == 0:
+        return 0.0
+    return math.exp(float(np.log((matched + smoothing) / np.maximum(possible + smoothing, 1)).mean()))
+
+
+@lru_cache(maxsize=2)
+def _properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[str, ...]]:
+    """Names of the classes, the class of each row, and the written form of each row."""
+    vocabulary = Vocabulary(bundle)
+    tags = built_in_tags(vocabulary)
+    written = []
+    for row in range(vocabulary.size):
+        try:
+            written += vocabulary.tokens([row])
+        except VocabularyError:  # a table padded to a round number of rows
+            written.append("")
+    return tags.names, tags.classes, tuple(written)
+
+
+def _word_begins(true: Ints, record: Ints, written: tuple[str, ...]) -> NDArray[np.bool_]:
+    """Whether a word begins at each token: it is the first of its text, or not a piece."""
+    marked = any(name.startswith(_STARTS) for name in written)
+    piece = np.array([not name.startswith(_STARTS) if marked else name.startswith(_PIECE) for name in written])
+    begins = ~piece[true]
+    begins[np.flatnonzero(np.diff(record, prepend=-1))] = True
+    return begins
+
+
+def _number_begins(true: Ints, record: Ints, written: tuple[str, ...]) -> Ints:
+    """For each token the number of the run of digits that it is in, or -1."""
+    digit = np.array([name.removeprefix(_PIECE).lstrip("".join(_STARTS)).isdigit() for name in written])[true]
+    new = digit & (np.diff(record, prepend=-1).astype(bool) | ~np.concatenate([[False], digit[:-1]]))
+    return np.where(digit, np.cumsum(new) - 1, -1)
+
+
+def _group(
+    name: str, hits: NDArray[np.bool_], same: NDArray[np.bool_], record: Ints, inside: NDArray[np.bool_]
+) -> Group | None:
+    lengths = np.bincount(record[inside], minlength=1)
+    first = clustered_share(hits[inside], lengths)
+    return None if first is None else Group(name=name, first=first, unchanged=float(same[inside].mean()))
+
+
+def _spans(
+    name: str,
+    hits: NDArray[np.bool_],
+    same: NDArray[np.bool_],
+    record: Ints,
+    begins: NDArray[np.bool_] | Ints,
+    *,
+    least: int,
+) -> Group | None:
+    """Runs of tokens that count as hit when every token is."""
+    run = (np.cumsum(begins) - 1 if begins.dtype == bool else begins).astype(np.int64)
+    inside = run >= 0
+    if not inside.any():
+        return None
+    runs, place = np.unique(run[inside], return_inverse=True)
+    size = np.bincount(place)
+    whole = [np.bincount(place, part[inside]) == size for part in (hits, same)]
+    home = np.zeros(len(runs), dtype=np.int64)
+    home[place] = record[inside]
+    kept = np.greater_equal(size, least)
+    return _group(name, whole[0], whole[1], home, kept)
+
+
+def _similarity(guessed: Ints, true: Ints, record: Ints, bundle: VocabularyBundle) -> float:
+    table = bundle.embeddings - bundle.embeddings[bundle.eligible].mean(axis=0)
+    cosines = []
+    for part in _records(record):
+        left, right = table[guessed[part]].mean(axis=0), table[true[part]].mean(axis=0)
+        length = float(np.linalg.norm(left) * np.linalg.norm(right))
+        cosines.append(float(left @ right) / length if length > 0 else 0.0)
+    return float(np.mean(cosines))
+
+
+def _records(record: Ints) -> Iterator[slice]:
+    starts = np.flatnonzero(np.diff(record, prepend=-1))
+    for start, end in zip(starts, np.append(starts[1:], len(record)), strict=True):
+        yield slice(int(start), int(end))

@@ -1,0 +1,115 @@
+"""The results of an audit that was interrupted: each attack's, as soon as it is there, and the channel.
+
+A file of results is used again only by the same audit: the fingerprint covers the privatized file, the attacker's
+text, the seed and the program. Nothing here holds a token of the truth: results are counts, and the channel is public
+apart from which tokens were seen, which the privatized file says as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from zipfile import BadZipFile
+
+import numpy as np
+
+from rapt.audit.channels.estimate import ChannelEstimate
+from rapt.audit.values_json import from_json, to_json
+from rapt.audit.view import AdversaryView, Truth
+from rapt.errors import AuditError
+from rapt.version import __version__
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class KeptResults:
+    """A folder, and the audit that it belongs to."""
+
+    folder: Path
+    fingerprint: str
+
+    def read(self, name: str, kind: type[T]) -> T | None:
+        """The result of that name, or None where this audit has not kept it."""
+        try:
+            value = json.loads(self._path(name, "json").read_text(encoding="utf-8"))
+            return from_json(kind, value["result"]) if value["audit"] == self.fingerprint else None
+        except (OSError, ValueError, KeyError, TypeError, AuditError):
+            return None
+
+    def write(self, name: str, result: Any) -> None:
+        """Keep a result. Raises `AuditError` when the folder cannot be written."""
+        content = json.dumps({"audit": self.fingerprint, "result": to_json(result)})
+        self._write(self._path(name, "json"), content.encode())
+
+    def read_channel(self) -> ChannelEstimate | None:
+        """The channel, or None."""
+        try:
+            with np.load(self._path("channel", "npz"), allow_pickle=False) as held:
+                if str(held["audit"]) != self.fingerprint:
+                    return None
+                return ChannelEstimate(
+                    outputs=held["outputs"],
+                    sources=held["sources"],
+                    likelihood=held["likelihood"],
+                    unlisted=held["unlisted"] if held["unlisted"].size else None,
+                )
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            return None
+
+    def write_channel(self, channel: ChannelEstimate) -> None:
+        """Keep the channel. Raises `AuditError` when the folder cannot be written."""
+        path = self._path("channel", "npz")
+        partial = path.with_name("partial.npz")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.savez(
+                partial,
+                audit=np.array(self.fingerprint),
+                outputs=channel.outputs,
+                sources=channel.sources,
+                likelihood=channel.likelihood,
+                unlisted=np.empty(0) if channel.unlisted is None else channel.unlisted,
+            )
+            partial.replace(path)
+        except OSError as error:
+            raise _unwritable(error) from None
+
+    def remove(self) -> None:
+        """Forget everything: the audit is complete."""
+        for path in self.folder.glob("*"):
+            path.unlink(missing_ok=True)
+        if self.folder.exists():
+            self.folder.rmdir()
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{name}.{suffix}"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(path.name + ".partial")
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError as error:
+            raise _unwritable(error) from None
+
+
+def keep_results(folder: Path, view: AdversaryView, truth: Truth, *, seed: int) -> KeptResults:
+    """The place of the results of one audit."""
+    digest = hashlib.sha256(f"{__version__} {seed} {view.manifest.records_sha256} {view.bundle.hash}".encode())
+    digest.update(view.observed.tobytes() + view.lengths.tobytes() + truth.token_ids.tobytes())
+    for content in () if view.public is None else view.public.contents:
+        digest.update(content.tobytes() + b"|")
+    if view.prior is not None:
+        digest.update(view.prior.probabilities.tobytes())
+    return KeptResults(folder, digest.hexdigest())
+
+
+def _unwritable(error: OSError) -> AuditError:
+    return AuditError(
+        f"results must be writable, got {error.strerror or type(error).__name__}; free space or choose another folder"
+    )
