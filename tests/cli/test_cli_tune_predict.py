@@ -142,3 +142,28 @@ def test_queries_at_another_eta_are_refused(rapt, service, tuned, reviews: Path,
     outcome = rapt("predict", tmp_path / "queries", "--service", service, "--model", tuned)
     assert outcome.code == 9
     assert "eta=60.0, got laplace at eta=61.0" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "named"),
+    [
+        ("p_tuning", ("--prompt-length", 2, "--encoder", "lstm"), "encoder=lstm"),
+        ("prefix_tuning", ("--prompt-length", 2, "--init", "text", "--init-text", "good food"), "initialization=text"),
+        ("lora", ("--rank", 2, "--target", "query", "--reconstruction-schedule", "fall"), "target_modules=['query']"),
+    ],
+)
+def test_every_method_is_an_option_and_its_model_predicts(rapt, service, privatized: Path, method, options, named):
+    arguments = ("--epochs", 1, "--seed", 3, "--method", method, *options)
+    outcome = rapt("tune", privatized / "train", "--service", service, *arguments)
+    assert outcome.code == 0
+    assert f"{method}, " in outcome.err
+    assert named in outcome.err
+    answered = rapt("predict", privatized / "queries", "--service", service, "--model", outcome.out.strip())
+    assert len(answered.out.splitlines()) == 20
+
+
+def test_an_option_of_another_method_is_refused_in_one_line(rapt, service, privatized: Path):
+    outcome = rapt("tune", privatized / "train", "--service", service, "--method", "lora", "--prompt-length", 2)
+    assert outcome.code != 0
+    assert "num_virtual_tokens" in outcome.err
+    assert "Traceback" not in outcome.err

@@ -1,4 +1,4 @@
-"""`rapt tune`: send a privatized file, have a soft prompt tuned on it, and follow the job."""
+"""`rapt tune`: send a privatized file, have a model adapted to it, and follow the job."""
 
 from __future__ import annotations
 
@@ -16,16 +16,46 @@ from rapt.errors import UsageError
 def tune(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file with labels.")],
     service: ServiceUrl,
-    method: Annotated[str, typer.Option(help="How the frozen model is adapted.")] = "prompt_tuning",
-    prompt_length: Annotated[int | None, typer.Option(metavar="N", min=1, help="Vectors of the soft prompt.")] = None,
+    method: Annotated[
+        str, typer.Option(help="How the frozen model is adapted: prompt_tuning, p_tuning, prefix_tuning or lora.")
+    ] = "prompt_tuning",
+    task: Annotated[
+        str | None, typer.Option(help="What is learned: classification, label_words or generation.")
+    ] = None,
+    label_word: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="A public word for each class in turn; for label_words.")
+    ] = None,
+    prompt_length: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Vectors of the soft prompt, or positions of the prefix.")
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Where the prompt or prefix starts: vocabulary, random, text or labels.")
+    ] = None,
+    init_text: Annotated[
+        str | None, typer.Option(metavar="WORDS", help="For --init text. Sent in clear: public words only.")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Network that makes the prompt in training: mlp or lstm; for a prefix mlp or none."),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(metavar="N", min=1, help="r of LoRA.")] = None,
+    alpha: Annotated[float | None, typer.Option(metavar="NUMBER", help="LoRA's change is scaled by alpha / r.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A linear layer that LoRA changes, such as query.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Passes over the file.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(metavar="NUMBER", help="Of the soft prompt.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Records a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(metavar="NUMBER", help="Of the method, at its peak.")] = None,
     reconstruction_weight: Annotated[
         float | None,
         typer.Option(metavar="NUMBER", help="λ in L = L_task + λ L_rec; needs plain tokens in FILE."),
     ] = None,
+    reconstruction_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Width between the two layers of the reconstruction head.")
+    ] = None,
+    reconstruction_schedule: Annotated[str | None, typer.Option(help="λ over the run: constant, rise or fall.")] = None,
     no_reconstruction: Annotated[
-        bool, typer.Option("--no-reconstruction", help="Leave the plain tokens out: prompt tuning without RAPT.")
+        bool, typer.Option("--no-reconstruction", help="Leave the plain tokens out: tuning without RAPT.")
     ] = False,
     suffix: Annotated[str | None, typer.Option(help="A part of the tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Repeat a run of the tuning.")] = None,
@@ -40,23 +70,39 @@ def tune(
     \b
     Example:
       rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --suffix reviews
+      rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --method lora --rank 4
     """
     from rapt.cli.statement import read_manifest
     from rapt.local.client import ServiceClient
     from rapt.local.job_progress import follow_job
 
-    if no_reconstruction and reconstruction_weight is not None:
-        raise UsageError("--reconstruction-weight and --no-reconstruction exclude each other; give one of them")
-    hyperparameters: dict[str, Any] = {
+    asked: dict[str, Any] = {
+        "task": task,
+        "label_words": label_word or None,
         "num_virtual_tokens": prompt_length,
+        "initialization": init,
+        "init_text": init_text,
+        "encoder": encoder,
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": target or None,
         "n_epochs": epochs,
+        "batch_size": batch_size,
         "learning_rate": learning_rate,
     }
-    hyperparameters = {name: value for name, value in hyperparameters.items() if value is not None}
+    hyperparameters = {name: value for name, value in asked.items() if value is not None}
+    rapt = {
+        "weight": reconstruction_weight,
+        "hidden_size": reconstruction_size,
+        "schedule": reconstruction_schedule,
+    }
+    rapt = {name: value for name, value in rapt.items() if value is not None}
+    if no_reconstruction and rapt:
+        raise UsageError("--no-reconstruction and settings of the reconstruction exclude each other; give one of them")
     if no_reconstruction:
         hyperparameters["reconstruction"] = None
-    elif reconstruction_weight is not None:
-        hyperparameters["reconstruction"] = {"weight": reconstruction_weight}
+    elif rapt:
+        hyperparameters["reconstruction"] = rapt
     manifest = read_manifest(file)
     with ServiceClient(service, api_key=api_key) as client:
         say(f"sending {file.name}: {manifest.records:,} privatized texts, no plain text")
@@ -96,6 +142,7 @@ def describe(method: Mapping[str, Any]) -> str:
     kind = str(method.get("type"))
     values = dict(method.get(kind, {}).get("hyperparameters", {}))
     reconstruction = values.pop("reconstruction", None)
-    parts = [f"{name}={value}" for name, value in values.items()]
+    # A method has settings that most runs leave alone; they are not worth a word when they say nothing.
+    parts = [f"{name}={value}" for name, value in values.items() if value not in (None, [], 0, "none")]
     parts.append("no reconstruction" if reconstruction is None else f"reconstruction λ={reconstruction['weight']}")
     return f"{kind}, {', '.join(parts)}"
