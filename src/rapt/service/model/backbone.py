@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from rapt.errors import UsageError, VocabularyError
-from rapt.public_models import model_directory
+from rapt.public_models import model_directory, model_name
 from rapt.service.model.backbone_parts import Kind, Parts
 from rapt.service.model.frame import Frame, frame_of, make_tokenizer
 from rapt.service.model.injection import Sites, install, steered
@@ -56,7 +56,7 @@ class Backbone:
     """A frozen language model with its vocabulary.
 
     Attributes:
-        model: Its name.
+        model: Its name, as manifests have it; never a path.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
         architecture: A key of `ARCHITECTURES`.
         kind: What sees what: see `Kind`.
@@ -199,7 +199,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         VocabularyError: Its files are missing.
         UsageError: Its architecture is not one of `ARCHITECTURES`.
     """
-    folder = model_directory(model)
+    folder, model = model_directory(model), model_name(model)
     bundle = bundle_from_model_directory(folder, model=model)
     config = json.loads((folder / "config.json").read_bytes())
     architecture = config.get("model_type")
@@ -224,7 +224,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         encoder=parts.encoder,
         decoder=parts.decoder,
         language_head=head,
-        sites=install(parts.whole),
+        sites=_install(parts.whole),
         word_embeddings=table,
         hidden_size=table.shape[1],
         dtype=dtype,
@@ -234,6 +234,12 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         takes_positions=parts.takes_positions,
         inference=None if parts.inference is None else parts.inference.to(place),
     )
+
+
+def _install(model: PreTrainedModel) -> Sites:
+    from rapt.service.model.injection import install  # with the library of models, which takes seconds to import
+
+    return install(model)
 
 
 def _load(architecture: Architecture, folder: Path, *, dtype: torch.dtype, model: str) -> Parts:

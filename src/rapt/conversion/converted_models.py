@@ -1,0 +1,66 @@
+"""Where converted models are kept: one folder each, made once, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from rapt.conversion.gguf_file import read_gguf
+from rapt.conversion.gguf_llama import write_llama
+from rapt.errors import VocabularyError
+
+# Part of a folder's name: a change of what is written makes new folders.
+_VERSION: Final = 1
+
+
+def cache_folder() -> Path:
+    """The folder of everything that can be made again: `RAPT_CACHE`, or `rapt` in the user's cache folder."""
+    if own := os.environ.get("RAPT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rapt"
+
+
+def converted_llama(source: Path, *, sha256: str) -> Path:
+    """The folder of a Llama-style GGUF file in Hugging Face's layout, converted if it is not there yet.
+
+    Two processes that convert at once both succeed, and one result is kept.
+
+    Args:
+        source: The GGUF file.
+        sha256: Its hex digest: another file is refused.
+
+    Raises:
+        VocabularyError: The file is not the expected one, cannot be read, or the result cannot be written.
+    """
+    folder = cache_folder() / "models" / f"{source.stem}-{sha256[:12]}-{_VERSION}"
+    if (folder / "config.json").is_file():
+        return folder
+    try:
+        with source.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != sha256:
+            raise VocabularyError(
+                f"a model must be the file that was named, got digest {found[:12]} for {sha256[:12]}; install it again"
+            )
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
+        try:
+            write_llama(read_gguf(source), partial)
+            partial.chmod(0o755)
+            try:
+                partial.rename(folder)
+            except OSError:
+                if not (folder / "config.json").is_file():  # else another process was first
+                    raise
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise VocabularyError(
+            f"a model must be readable and its cache writable, got {error.strerror or type(error).__name__}; "
+            "free 600 MB, or choose another folder with RAPT_CACHE"
+        ) from None
+    return folder
