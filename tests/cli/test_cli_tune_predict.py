@@ -56,7 +56,7 @@ def tuned(service, privatized: Path) -> str:
 def test_tuning_prints_the_name_of_the_model_alone_on_stdout(rapt, service, privatized: Path):
     outcome = rapt("tune", privatized / "train", "--service", service, *QUICK, "--suffix", "food")
     assert outcome.code == 0
-    assert re.fullmatch(r"ft:bert-tiny:food:\S+\n", outcome.out)
+    assert re.fullmatch(r"ft:bert-tiny:local:food:\S+\n", outcome.out)
     assert "reconstruction λ=" in outcome.err
     assert "loss" in outcome.err
 

@@ -148,7 +148,7 @@ def test_a_job_is_followed_to_its_model(client, path, file):
     seen = []
     done = client.wait(job.id, on_event=seen.append, seconds_between=0.02)
     assert (done.status, done.ended, done.error_code) == ("succeeded", True, None)
-    assert done.fine_tuned_model.startswith("ft:bert-tiny:mine:")
+    assert done.fine_tuned_model.startswith("ft:bert-tiny:local:mine:")
     assert done.trained_tokens == 4 * file.manifest.tokens
     assert seen == client.events(job.id)  # in order, none twice, none missed
     assert [event.data["step"] for event in seen if event.type == "metrics"] == [10, 16]

@@ -42,6 +42,16 @@ GROUPS: Final = (
     "ledger show",
     "ledger verify",
     "ledger cap",
+    "admin",
+    "admin create-tenant",
+    "admin list-tenants",
+    "admin set-quotas",
+    "admin delete-tenant",
+    "admin create-key",
+    "admin list-keys",
+    "admin rotate-key",
+    "admin revoke-key",
+    "admin audit-log",
 )
 _WIDTH: Final = "102"
 

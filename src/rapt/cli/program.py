@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.main import get_command
 
+from rapt.cli.admin import admin
 from rapt.cli.audit import audit
 from rapt.cli.calibrate import calibrate
 from rapt.cli.demo import demo
@@ -47,6 +48,9 @@ EXTRAS: Final = {
     "fastapi": "service",
     "uvicorn": "service",
     "sqlalchemy": "service",
+    "alembic": "service",
+    "prometheus_client": "service",
+    "psycopg": "postgresql",
     "pydantic_settings": "service",
     "python_multipart": "service",
     "scipy": "audit",
@@ -64,6 +68,7 @@ for _command in COMMANDS:
     app.command()(_command)
 app.add_typer(vocabulary, name="vocabulary")
 app.add_typer(ledger, name="ledger")
+app.add_typer(admin, name="admin")
 
 
 @app.callback(invoke_without_command=True)
@@ -119,6 +124,6 @@ def _fail(message: str, code: int) -> int:
 def _usage(message: str, arguments: Sequence[str]) -> str:
     """Typer's message as one line of ours: lower case, no full stop, a way out."""
     line = " ".join(message.split()).rstrip(".")
-    known = {command.__name__ for command in COMMANDS} | {"vocabulary", "ledger"}
+    known = {command.__name__ for command in COMMANDS} | {"vocabulary", "ledger", "admin"}
     called = f"rapt {arguments[0]}" if arguments and arguments[0] in known else "rapt"
     return f"{line[:1].lower()}{line[1:]}; see {called} --help"

@@ -24,12 +24,20 @@ def serve(
         list[str] | None,
         typer.Option(help="Base model to serve, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="Certificate chain in PEM: serve HTTPS. With --tls-key.", show_default=False),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Private key of the certificate, in PEM.", show_default=False)
+    ] = None,
 ) -> None:
     """Serve tuning and prediction on privatized text.
 
-    Without a key the service listens on this machine only: to open it, set the environment variable RAPT_API_KEY and
-    --host. Every setting is also an environment variable, such as RAPT_PORT. Once the service answers, one line of JSON
-    with its address stands on stdout; it stops at SIGINT or SIGTERM.
+    Without keys the service listens on this machine only, and lets in local programs. To open it, create keys with
+    `rapt admin`, and give --host and the files for TLS. Every setting is also an environment variable, such as
+    RAPT_PORT. Once the service answers, one line of JSON with its address stands on stdout; it stops at SIGINT or
+    SIGTERM.
 
     \b
     Example:
@@ -38,7 +46,14 @@ def serve(
     from rapt.service.http.settings import load_settings
 
     settings = load_settings(
-        {"data_directory": data, "host": host, "port": port, "models": tuple(model) if model else None}
+        {
+            "data_directory": data,
+            "host": host,
+            "port": port,
+            "models": tuple(model) if model else None,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+        }
     )
     from rapt.service.http.server import serve as run_service
 

@@ -348,7 +348,7 @@ def test_a_deleted_model_is_not_found_any_more(http, training_path, query):
     job = http.post("/v1/fine_tuning/jobs", json=job_body(file_id) | {"suffix": "mine"}).json()
     wait_until(lambda: status_of(http, job["id"]) == "succeeded")
     model = http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["fine_tuned_model"]
-    assert model.startswith("ft:bert-tiny:mine:")
+    assert model.startswith("ft:bert-tiny:local:mine:")
     assert http.post("/v1/classify", json={"model": model, **query}).status_code == 200
     assert http.delete(f"/v1/models/{model}").json() == {"id": model, "object": "model", "deleted": True}
     error_of(http.post("/v1/classify", json={"model": model, **query}), 404, "not_found")
@@ -409,6 +409,21 @@ def test_the_openapi_document_knows_every_route(http):
         "GET /v1/vocabularies/{model}",
         "GET /v1/vocabularies/{model}/tokenizer.json",
         "GET /v1/vocabularies/{model}/embeddings.safetensors",
+        "GET /v1/keys",
+        "POST /v1/keys/{key_id}/rotate",
+        "POST /v1/keys/{key_id}/revoke",
+        "GET /v1/usage",
+        "POST /v1/admin/tenants",
+        "GET /v1/admin/tenants",
+        "GET /v1/admin/tenants/{tenant}",
+        "POST /v1/admin/tenants/{tenant}",
+        "DELETE /v1/admin/tenants/{tenant}",
+        "GET /v1/admin/tenants/{tenant}/usage",
+        "POST /v1/admin/tenants/{tenant}/keys",
+        "GET /v1/admin/keys",
+        "POST /v1/admin/keys/{key_id}/rotate",
+        "POST /v1/admin/keys/{key_id}/revoke",
+        "GET /v1/admin/audit",
         "GET /healthz",
     }
     assert "multipart/form-data" in document["paths"]["/v1/files"]["post"]["requestBody"]["content"]

@@ -51,7 +51,7 @@ def test_a_job_is_created_followed_and_leaves_a_model(client, file):
     assert job.error is None
     assert job.finished_at >= job.created_at
     assert job.trained_tokens == 3 * file.rapt["tokens"]
-    assert job.fine_tuned_model.startswith("ft:bert-tiny:mine:")
+    assert job.fine_tuned_model.startswith("ft:bert-tiny:local:mine:")
     events = list(client.fine_tuning.jobs.list_events(job.id, limit=2))  # several pages
     assert events[0].message == f"the model {job.fine_tuned_model} is ready"
     assert events[-1].message == "the job is queued"

@@ -33,11 +33,27 @@ def test_an_argument_goes_before_the_environment_and_none_is_no_argument(monkeyp
     assert load_settings({"port": None}).port == 1
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org", ""])
-def test_an_open_door_needs_a_key(host):
-    with pytest.raises(UsageError, match="loopback only"):
-        load_settings({"host": host})
-    assert load_settings({"host": host, "api_key": KEY}).host == host
+PLACEHOLDERS = [
+    "please-changethis-now",
+    "Your-API-Key-goes-here",
+    "correct horse my-secret!".replace(" ", "-"),
+    "x" * 40,
+]
+
+
+@pytest.mark.parametrize("key", PLACEHOLDERS)
+def test_a_placeholder_is_no_key_outside_development(key):
+    assert load_settings({"api_key": key}).host == "127.0.0.1"
+    with pytest.raises(UsageError, match="not a placeholder") as error:
+        load_settings({"host": "0.0.0.0", "api_key": key})
+    assert key not in str(error.value)
+    assert load_settings({"host": "0.0.0.0", "api_key": KEY}).host == "0.0.0.0"
+
+
+@pytest.mark.parametrize("half", ["tls_cert", "tls_key"])
+def test_half_of_a_certificate_is_refused(half):
+    with pytest.raises(UsageError, match="must come together"):
+        load_settings({half: "somewhere.pem"})
 
 
 @pytest.mark.parametrize("key", ["", "short", "with spaces in between them", "nicht-aus-ASCII-sondern-äöü"])

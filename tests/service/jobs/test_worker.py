@@ -10,19 +10,14 @@ from rapt.service.jobs.progress_events import MOST_EVENTS, ProgressEvents
 from rapt.service.jobs.worker import ThreadRunner, run_job
 from rapt.service.model.adapter import load_adapter
 from rapt.service.model.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
+from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file
-from rapt.service.storage.job_rows import (
-    ENDED,
-    add_job,
-    cancel_job,
-    claim_next_job,
-    get_job,
-    list_events,
-    requeue_running_jobs,
-)
+from rapt.service.storage.job_events import list_events
+from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job
+from rapt.service.storage.job_runs import claim_next_job
 from rapt.service.storage.model_rows import adapter_folder, get_model, list_models
-from rapt.service.storage.recovery import open_store
+from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from running_service import wait_until
 
 SHORT = TuningConfig(
@@ -52,21 +47,39 @@ def queue(store, backbones, training_path):
 
     def put(config=SHORT):
         with store.directory.stage(io.BytesIO(training_path.read_bytes()), max_bytes=10**7) as staged:
-            file = add_file(store, staged, gate.admit_file(staged.path), filename="f", now=1)
+            file = add_file(
+                store, staged, gate.admit_file(staged.path), filename="f", caller=DEVELOPER, now=1, max_bytes=10**9
+            )
         method = method_to_json(config)
         return add_job(
-            store, model="bert-tiny", training_file=file.id, method=method, seed=config.seed, suffix=None, now=2
+            store,
+            model="bert-tiny",
+            training_file=file.id,
+            method=method,
+            seed=config.seed,
+            suffix=None,
+            caller=DEVELOPER,
+            now=2,
+            max_jobs=100,
         )
 
     return put
 
 
+def claim(store):
+    return claim_next_job(store, worker="worker-of-a-test", models=["bert-tiny"], now=3)
+
+
+def models_of(store):
+    return list_models(store, Cursor(newest_first=False), tenant=LOCAL).items
+
+
 def ended(store, job):
-    return get_job(store, job.id).status in ENDED
+    return get_job(store, job.id, tenant=LOCAL).status in ENDED
 
 
 def events_of(store, job):
-    return list_events(store, job.id, Cursor(limit=1000, newest_first=False)).items
+    return list_events(store, job.id, Cursor(limit=1000, newest_first=False), tenant=LOCAL).items
 
 
 def has_progress(store, job):
@@ -85,14 +98,14 @@ def test_a_stored_job_is_the_run_that_was_asked_for(config):
 
 def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, training_file):
     queue()
-    job = claim_next_job(store, now=3)
+    job = claim(store)
     run_job(store, job, backbones=backbones, should_stop=never)
-    done = get_job(store, job.id)
+    done = get_job(store, job.id, tenant=LOCAL)
     assert done.status == "succeeded"
-    assert done.fine_tuned_model.startswith("ft:bert-tiny:rapt:")
+    assert done.fine_tuned_model.startswith("ft:bert-tiny:local:rapt:")
     assert done.trained_tokens == 4 * training_file.manifest.tokens
     adapter = load_adapter(
-        adapter_folder(store, get_model(store, done.fine_tuned_model)), backbone=backbones["bert-tiny"]
+        adapter_folder(store, get_model(store, done.fine_tuned_model, tenant=LOCAL)), backbone=backbones["bert-tiny"]
     )
     assert adapter.card.plain_tokens == 4
     assert adapter.card.labels == ("no", "yes")
@@ -100,7 +113,7 @@ def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, trai
 
 def test_progress_is_reported_every_ten_steps_and_at_the_last(store, backbones, queue):
     queue()  # 4 epochs of 4 batches
-    job = claim_next_job(store, now=3)
+    job = claim(store)
     run_job(store, job, backbones=backbones, should_stop=never)
     metrics = [event.data for event in events_of(store, job) if event.type == "metrics"]
     assert [data["step"] for data in metrics] == [10, 16]
@@ -132,37 +145,37 @@ def test_jobs_run_in_order_one_at_a_time(store, runner, queue):
     jobs = [queue(), queue()]
     runner.wake()
     wait_until(lambda: all(ended(store, job) for job in jobs))
-    assert [get_job(store, job.id).status for job in jobs] == ["succeeded", "succeeded"]
-    assert [model.job_id for model in list_models(store)] == [job.id for job in jobs]
+    assert [get_job(store, job.id, tenant=LOCAL).status for job in jobs] == ["succeeded", "succeeded"]
+    assert [model.job_id for model in models_of(store)] == [job.id for job in jobs]
 
 
 def test_a_cancelled_job_stops_within_a_step_and_keeps_nothing(store, runner, queue):
     job, next_job = queue(ENDLESS), queue()
     runner.wake()
     wait_until(lambda: has_progress(store, job))
-    cancel_job(store, job.id, now=9)
+    cancel_job(store, job.id, caller=DEVELOPER, now=9)
     runner.cancel(job.id)
     wait_until(lambda: ended(store, next_job))  # the worker is free again
-    assert get_job(store, job.id).status == "cancelled"
-    assert get_job(store, next_job.id).status == "succeeded"
-    assert [model.job_id for model in list_models(store)] == [next_job.id]
+    assert get_job(store, job.id, tenant=LOCAL).status == "cancelled"
+    assert get_job(store, next_job.id, tenant=LOCAL).status == "succeeded"
+    assert [model.job_id for model in models_of(store)] == [next_job.id]
     assert len(list(store.directory.adapters.iterdir())) == 1
 
 
 def test_a_cancelled_job_that_still_reached_its_end_publishes_nothing(store, backbones, queue):
     queue()
-    job = claim_next_job(store, now=3)
+    job = claim(store)
     steps = []
 
     def cancel_late():  # the store knows, but the word does not reach the run in time
         steps.append(1)
         if len(steps) == 16:
-            cancel_job(store, job.id, now=9)
+            cancel_job(store, job.id, caller=DEVELOPER, now=9)
         return False
 
-    run_job(store, job, backbones=backbones, should_stop=cancel_late)
-    assert get_job(store, job.id).status == "cancelled"
-    assert list_models(store) == ()
+    run_job(store, job, backbones=backbones, should_stop=cancel_late, between_questions=float("inf"))
+    assert get_job(store, job.id, tenant=LOCAL).status == "cancelled"
+    assert models_of(store) == ()
     assert list(store.directory.adapters.iterdir()) == []
 
 
@@ -172,13 +185,13 @@ def test_a_file_that_was_damaged_on_the_disk_fails_its_job_and_not_the_worker(st
     path.write_bytes(path.read_bytes()[:-20])
     runner.wake()
     wait_until(lambda: ended(store, job))
-    failed = get_job(store, job.id)
+    failed = get_job(store, job.id, tenant=LOCAL)
     assert (failed.status, failed.error_code) == ("failed", "invalid_wire_format")
     path.unlink()
     after = queue()
     runner.wake()
     wait_until(lambda: ended(store, after))
-    assert get_job(store, after.id).status == "succeeded"
+    assert get_job(store, after.id, tenant=LOCAL).status == "succeeded"
 
 
 def test_an_unforeseen_error_leaves_its_class_and_not_its_message(store, backbones, queue, caplog):
@@ -191,7 +204,7 @@ def test_an_unforeseen_error_leaves_its_class_and_not_its_message(store, backbon
     broken.start()
     wait_until(lambda: ended(store, job))
     broken.close()
-    failed = get_job(store, job.id)
+    failed = get_job(store, job.id, tenant=LOCAL)
     assert (failed.status, failed.error_code) == ("failed", "internal_error")
     assert "KeyError" in failed.error_message
     everything = failed.error_message + caplog.text + str(events_of(store, job))
@@ -204,25 +217,25 @@ def test_closing_queues_the_running_job_again_and_it_ends_as_it_would_have(store
     first.start()
     wait_until(lambda: has_progress(store, interrupted))
     first.close()
-    assert get_job(store, interrupted.id).status == "queued"
+    assert get_job(store, interrupted.id, tenant=LOCAL).status == "queued"
     second = ThreadRunner(store, backbones)
     second.start()
     wait_until(lambda: ended(store, control))
     second.close()
     digests = {
         load_adapter(adapter_folder(store, model), backbone=backbones["bert-tiny"]).card.weights_sha256
-        for model in list_models(store)
+        for model in models_of(store)
     }
-    assert len(list_models(store)) == 2
+    assert len(models_of(store)) == 2
     assert len(digests) == 1  # the same seed on the same file: the interruption left no trace
 
 
 def test_a_stopped_run_leaves_no_adapter(store, backbones, queue):
     queue()
-    job = claim_next_job(store, now=3)
+    job = claim(store)
     with pytest.raises(TuningCancelled):
         run_job(store, job, backbones=backbones, should_stop=lambda: True)
-    assert requeue_running_jobs(store, now=4) == 1
+    assert requeue_abandoned_jobs(store) == 1
     assert list(store.directory.adapters.iterdir()) == []
 
 
@@ -232,5 +245,5 @@ def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, b
     first, rest = path.read_bytes().split(b"\n", 1)
     assert b'"model":"bert-tiny"' in first
     path.write_bytes(first.replace(b'"model":"bert-tiny"', b'"model":"bert-mine"') + b"\n" + rest)
-    run_job(store, claim_next_job(store, now=3), backbones=backbones, should_stop=never)
-    assert get_job(store, job.id).status == "succeeded"
+    run_job(store, claim(store), backbones=backbones, should_stop=never)
+    assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"

@@ -8,23 +8,18 @@ from threading import Event
 import pytest
 
 from rapt.errors import LimitError, NotFoundError, UsageError
-from rapt.service.storage.database import FILES, SCHEMA_VERSION, Cursor, find
+from rapt.service.storage.callers import LOCAL, Caller
+from rapt.service.storage.database import Cursor, find
 from rapt.service.storage.file_rows import FileSummary, add_file, delete_file, file_path, get_file, list_files
-from rapt.service.storage.job_rows import (
-    add_job,
-    cancel_job,
-    claim_next_job,
-    fail_job,
-    get_job,
-    list_events,
-    list_jobs,
-    record_progress,
-    succeed_job,
-)
+from rapt.service.storage.job_events import list_events
+from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs
+from rapt.service.storage.job_runs import claim_next_job, fail_job, record_progress, succeed_job
 from rapt.service.storage.model_rows import adapter_folder, delete_model, get_model, list_models
 from rapt.service.storage.recovery import open_store
+from rapt.service.storage.tables import FILES
 from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
 
+CALLER = Caller(tenant=LOCAL, key="key-1", role="tenant")
 METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {}}}
 SUMMARY = FileSummary(
     manifest=Manifest(
@@ -51,12 +46,16 @@ def store(tmp_path):
 
 def upload(store, content=b"some bytes"):
     with store.directory.stage(io.BytesIO(content), max_bytes=1000) as staged:
-        return add_file(store, staged, SUMMARY, filename="mine.jsonl", now=7)
+        return add_file(store, staged, SUMMARY, filename="mine.jsonl", caller=CALLER, now=7, max_bytes=10**9)
 
 
 def queue(store, file=None, **changes):
     job = {"model": "toy", "training_file": (file or upload(store)).id, "method": METHOD, "seed": 1, "suffix": None}
-    return add_job(store, **{**job, **changes}, now=7)
+    return add_job(store, **{"caller": CALLER, "max_jobs": 1000, **job, **changes}, now=7)
+
+
+def claim(store, worker="worker-of-a-test"):
+    return claim_next_job(store, worker=worker, models=["toy"], now=8)
 
 
 def bytes_on_disk(store):
@@ -65,7 +64,7 @@ def bytes_on_disk(store):
 
 def test_a_file_comes_back_as_it_was_stored(store):
     file = upload(store, b"hello")
-    assert get_file(store, file.id) == file
+    assert get_file(store, file.id, tenant=LOCAL) == file
     assert file_path(store, file).read_bytes() == b"hello"
     assert (file.bytes, file.sha256) == (5, hashlib.sha256(b"hello").hexdigest())
     assert (file.records, file.tokens, file.longest, file.plain_tokens, file.labels) == (3, 9, 5, 2, 2)
@@ -77,9 +76,9 @@ def test_the_same_bytes_twice_are_one_file_on_the_disk_until_both_are_deleted(st
     first, second = upload(store), upload(store)
     assert first.id != second.id
     assert bytes_on_disk(store) == [first.sha256]
-    delete_file(store, first.id)
+    delete_file(store, first.id, caller=CALLER)
     assert file_path(store, second).read_bytes() == b"some bytes"
-    delete_file(store, second.id)
+    delete_file(store, second.id, caller=CALLER)
     assert bytes_on_disk(store) == []
 
 
@@ -98,8 +97,8 @@ def test_bytes_that_are_not_kept_leave_nothing(store):
 def test_a_deleted_file_is_gone_from_the_database_file_too(store, tmp_path):
     secret = "a-name-that-nobody-else-has.jsonl"
     with store.directory.stage(io.BytesIO(b"x"), max_bytes=10) as staged:
-        file = add_file(store, staged, SUMMARY, filename=secret, now=7)
-    delete_file(store, file.id)
+        file = add_file(store, staged, SUMMARY, filename=secret, caller=CALLER, now=7, max_bytes=10**9)
+    delete_file(store, file.id, caller=CALLER)
     store.database.close()
     with sqlite3.connect(store.directory.database) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -107,10 +106,19 @@ def test_a_deleted_file_is_gone_from_the_database_file_too(store, tmp_path):
     assert secret.encode() not in store.directory.database.read_bytes()
 
 
-@pytest.mark.parametrize("missing", [get_file, get_job, get_model, delete_file, delete_model])
-def test_an_unknown_id_is_not_found_and_not_repeated(store, missing):
+@pytest.mark.parametrize(
+    ("missing", "who"),
+    [
+        (get_file, {"tenant": LOCAL}),
+        (get_job, {"tenant": LOCAL}),
+        (get_model, {"tenant": LOCAL}),
+        (delete_file, {"caller": CALLER}),
+        (delete_model, {"caller": CALLER}),
+    ],
+)
+def test_an_unknown_id_is_not_found_and_not_repeated(store, missing, who):
     with pytest.raises(NotFoundError) as error:
-        missing(store, "made-up-by-a-stranger")
+        missing(store, "made-up-by-a-stranger", **who)
     assert "made-up" not in str(error.value)
 
 
@@ -118,21 +126,21 @@ def test_a_file_is_not_deleted_while_a_job_needs_it(store):
     file = upload(store)
     job = queue(store, file)
     with pytest.raises(UsageError, match="cancel the job first"):
-        delete_file(store, file.id)
-    assert claim_next_job(store, now=8).id == job.id
+        delete_file(store, file.id, caller=CALLER)
+    assert claim(store).id == job.id
     with pytest.raises(UsageError, match="cancel the job first"):
-        delete_file(store, file.id)
-    cancel_job(store, job.id, now=9)
-    delete_file(store, file.id)
-    assert get_job(store, job.id).training_file == file.id  # the job outlives its file
+        delete_file(store, file.id, caller=CALLER)
+    cancel_job(store, job.id, caller=CALLER, now=9)
+    delete_file(store, file.id, caller=CALLER)
+    assert get_job(store, job.id, tenant=LOCAL).training_file == file.id  # the job outlives its file
 
 
 def test_a_job_needs_a_file_that_exists(store):
     file = upload(store)
-    delete_file(store, file.id)
+    delete_file(store, file.id, caller=CALLER)
     with pytest.raises(NotFoundError):
         queue(store, file)
-    assert list_jobs(store, Cursor()).items == ()
+    assert list_jobs(store, Cursor(), tenant=LOCAL).items == ()
 
 
 @pytest.mark.parametrize("newest_first", [True, False])
@@ -141,7 +149,7 @@ def test_walking_the_pages_meets_every_file_once_in_order(store, newest_first, l
     made = [upload(store, bytes([n])).id for n in range(7)]
     seen, after = [], None
     while True:
-        page = list_files(store, Cursor(after=after, limit=limit, newest_first=newest_first))
+        page = list_files(store, Cursor(after=after, limit=limit, newest_first=newest_first), tenant=LOCAL)
         seen += [file.id for file in page.items]
         if not page.has_more:
             break
@@ -151,68 +159,69 @@ def test_walking_the_pages_meets_every_file_once_in_order(store, newest_first, l
 
 def test_a_cursor_of_another_list_is_refused(store):
     mine, other = queue(store), queue(store)
-    event = list_events(store, other.id, Cursor()).items[0]
+    event = list_events(store, other.id, Cursor(), tenant=LOCAL).items[0]
     with pytest.raises(NotFoundError, match="cursor"):
-        list_events(store, mine.id, Cursor(after=event.id))
+        list_events(store, mine.id, Cursor(after=event.id), tenant=LOCAL)
 
 
 def test_jobs_are_claimed_oldest_first_and_once(store):
     jobs = [queue(store).id for _ in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        claimed = list(pool.map(lambda _: claim_next_job(store, now=8), range(14)))
+        claimed = list(pool.map(lambda _: claim(store), range(14)))
     assert sorted(job.id for job in claimed if job) == sorted(jobs)
     assert claimed.count(None) == 2
-    assert queue(store).id == claim_next_job(store, now=8).id
+    assert queue(store).id == claim(store).id
 
 
 def test_success_publishes_job_and_model_together(store):
-    job = queue(store)
-    claim_next_job(store, now=8)
+    queue(store)
+    job = claim(store)
     assert succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="abc", trained_tokens=18, now=9)
-    done, model = get_job(store, job.id), get_model(store, "ft:toy:rapt:1")
+    done, model = get_job(store, job.id, tenant=LOCAL), get_model(store, "ft:toy:rapt:1", tenant=LOCAL)
     assert (done.status, done.finished_at, done.fine_tuned_model, done.trained_tokens) == ("succeeded", 9, model.id, 18)
     assert (model.base, model.job_id, adapter_folder(store, model).name) == ("toy", job.id, "abc")
-    assert list_models(store) == (model,)
+    assert list_models(store, Cursor(), tenant=LOCAL).items == (model,)
 
 
 @pytest.mark.parametrize("status", ["queued", "cancelled", "failed"])
 def test_a_job_that_is_not_running_cannot_succeed_or_fail(store, status):
     job = queue(store)
     if status != "queued":
-        claim_next_job(store, now=8)
+        job = claim(store)
     if status == "cancelled":
-        cancel_job(store, job.id, now=8)
+        cancel_job(store, job.id, caller=CALLER, now=8)
     if status == "failed":
-        fail_job(store, job.id, code="x", message="y", now=8)
-    before = get_job(store, job.id)
+        fail_job(store, job, code="x", message="y", now=8)
+    before = get_job(store, job.id, tenant=LOCAL)
     assert not succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="abc", trained_tokens=1, now=9)
-    assert not fail_job(store, job.id, code="other", message="other", now=9)
-    assert get_job(store, job.id) == before
-    assert list_models(store) == ()
+    assert not fail_job(store, job, code="other", message="other", now=9)
+    assert get_job(store, job.id, tenant=LOCAL) == before
+    assert list_models(store, Cursor(), tenant=LOCAL).items == ()
 
 
 def test_a_failed_job_says_why_in_its_row_and_its_last_event(store):
-    job = queue(store)
-    claim_next_job(store, now=8)
-    fail_job(store, job.id, code="invalid_file", message="a rule", now=9)
-    failed = get_job(store, job.id)
+    queue(store)
+    job = claim(store)
+    fail_job(store, job, code="invalid_file", message="a rule", now=9)
+    failed = get_job(store, job.id, tenant=LOCAL)
     assert (failed.status, failed.error_code, failed.error_message) == ("failed", "invalid_file", "a rule")
-    latest = list_events(store, job.id, Cursor(limit=1)).items[0]
+    latest = list_events(store, job.id, Cursor(limit=1), tenant=LOCAL).items[0]
     assert (latest.level, latest.message) == ("error", "the job failed: a rule")
 
 
 def test_a_job_that_has_ended_cannot_be_cancelled(store):
     job = queue(store)
-    cancel_job(store, job.id, now=8)
+    cancel_job(store, job.id, caller=CALLER, now=8)
     with pytest.raises(UsageError, match="status=cancelled"):
-        cancel_job(store, job.id, now=9)
-    assert claim_next_job(store, now=9) is None
+        cancel_job(store, job.id, caller=CALLER, now=9)
+    assert claim(store) is None
 
 
 def test_events_come_newest_first_with_their_figures(store):
     job = queue(store)
-    record_progress(store, job.id, message="step 1", data={"step": 1, "train_loss": 0.5}, now=8)
-    metrics, queued = list_events(store, job.id, Cursor()).items
+    record_progress(store, claim(store), message="step 1", data={"step": 1, "train_loss": 0.5}, now=8)
+    metrics, running, queued = list_events(store, job.id, Cursor(), tenant=LOCAL).items
+    assert running.message == "the job is running"
     assert (metrics.type, metrics.data, metrics.message) == ("metrics", {"step": 1, "train_loss": 0.5}, "step 1")
     assert (queued.type, queued.data) == ("message", None)
 
@@ -220,17 +229,17 @@ def test_events_come_newest_first_with_their_figures(store):
 def test_opening_again_queues_what_was_running_before_what_was_waiting(tmp_path):
     with open_store(tmp_path) as store:
         first, second = queue(store), queue(store)
-        claim_next_job(store, now=8)
+        claim(store)
     with open_store(tmp_path) as store:
-        assert [get_job(store, job.id).status for job in (first, second)] == ["queued", "queued"]
-        assert "queued again" in list_events(store, first.id, Cursor()).items[0].message
-        assert claim_next_job(store, now=9).id == first.id
+        assert [get_job(store, job.id, tenant=LOCAL).status for job in (first, second)] == ["queued", "queued"]
+        assert "queued again" in list_events(store, first.id, Cursor(), tenant=LOCAL).items[0].message
+        assert claim(store).id == first.id
 
 
 def test_opening_deletes_what_no_row_names_and_nothing_else(tmp_path):
     with open_store(tmp_path) as store:
-        file, job = upload(store), queue(store)
-        claim_next_job(store, now=8)
+        file, _ = upload(store), queue(store)
+        job = claim(store)
         store.directory.adapter("published").mkdir()
         succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="published", trained_tokens=1, now=9)
         # What crashes leave: an upload half way, bytes without their row, adapters without theirs.
@@ -248,12 +257,12 @@ def test_opening_deletes_what_no_row_names_and_nothing_else(tmp_path):
 
 
 def test_a_deleted_model_takes_its_weights_along(store):
-    job = queue(store)
-    claim_next_job(store, now=8)
+    queue(store)
+    job = claim(store)
     store.directory.adapter("abc").mkdir()
     (store.directory.adapter("abc") / "weights").write_bytes(b"1")
     succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="abc", trained_tokens=1, now=9)
-    delete_model(store, "ft:toy:rapt:1")
+    delete_model(store, "ft:toy:rapt:1", caller=CALLER)
     assert list(store.directory.adapters.iterdir()) == []
     assert list(store.directory.incoming.iterdir()) == []
 
@@ -270,12 +279,9 @@ def test_a_directory_that_cannot_be_made_is_one_clear_line(tmp_path):
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path):
-    with open_store(tmp_path) as store:
-        path = store.directory.database
-    with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    connection.close()
-    with pytest.raises(UsageError, match=f"version={SCHEMA_VERSION + 1}"), open_store(tmp_path):
+    with open_store(tmp_path) as store, store.database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(UsageError, match="got a newer one"), open_store(tmp_path):
         pass
 
 
@@ -293,7 +299,7 @@ def test_a_block_that_fails_changes_nothing(store):
 
     with pytest.raises(ZeroDivisionError):
         fail_halfway()
-    assert get_file(store, file.id) == file
+    assert get_file(store, file.id, tenant=LOCAL) == file
 
 
 def test_a_reader_goes_on_while_a_writer_holds_the_lock(store):
@@ -302,11 +308,11 @@ def test_a_reader_goes_on_while_a_writer_holds_the_lock(store):
 
     def read():
         with store.database.read() as connection:
-            found = find(connection, FILES, file.id).filename
+            found = find(connection, FILES, file.id, tenant=LOCAL).filename
             reading.set()
             assert written.wait(30)
             # A transaction sees one moment, whatever is committed meanwhile.
-            return found, find(connection, FILES, file.id).filename
+            return found, find(connection, FILES, file.id, tenant=LOCAL).filename
 
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(read)
@@ -315,7 +321,7 @@ def test_a_reader_goes_on_while_a_writer_holds_the_lock(store):
             connection.execute(FILES.update().values(filename="new"))
         written.set()
         assert answer.result() == (file.filename, file.filename)
-    assert get_file(store, file.id) == replace(file, filename="new")
+    assert get_file(store, file.id, tenant=LOCAL) == replace(file, filename="new")
 
 
 def test_two_writers_queue_and_neither_fails(store):
@@ -323,9 +329,9 @@ def test_two_writers_queue_and_neither_fails(store):
 
     def count(_):
         with store.database.write() as connection:  # reads before it writes: deferred transactions would fail here
-            seen = find(connection, FILES, job.training_file).records
+            seen = find(connection, FILES, job.training_file, tenant=LOCAL).records
             connection.execute(FILES.update().values(records=seen + 1))
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(count, range(40)))
-    assert get_file(store, job.training_file).records == 3 + 40
+    assert get_file(store, job.training_file, tenant=LOCAL).records == 3 + 40

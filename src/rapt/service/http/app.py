@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from rapt.service.http.assembly import Service
+from rapt.service.http.door import Door
 from rapt.service.http.http_errors import add_error_handlers
-from rapt.service.http.middleware import BodyLimit, Door, Envelope
-from rapt.service.http.routes import classify, files, jobs, models, vocabularies
+from rapt.service.http.middleware import BodyLimit, Envelope
+from rapt.service.http.routes import admin, classify, files, jobs, keys, models, vocabularies
 from rapt.service.http.schemas import ErrorResponse, Health
 from rapt.version import __version__
 
@@ -37,9 +38,9 @@ def create_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     # The last one added is outermost.
     app.add_middleware(BodyLimit, settings=service.settings)
-    app.add_middleware(Door, settings=service.settings)
+    app.add_middleware(Door, settings=service.settings, store=service.store)
     app.add_middleware(Envelope)
-    for module in (files, jobs, models, classify, vocabularies):
+    for module in (files, jobs, models, classify, vocabularies, keys, admin):
         app.include_router(module.router(service))
 
     @app.get("/healthz", tags=["health"])

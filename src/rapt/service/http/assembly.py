@@ -8,17 +8,22 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rapt.errors import NotFoundError
+from rapt.errors import NotFoundError, UsageError
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
+from rapt.service.http.quotas import TokenQuotas
 from rapt.service.http.settings import Settings, served_name
 from rapt.service.jobs.job_runner import JobRunner
 from rapt.service.jobs.worker import ThreadRunner
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.batching import BatchLimits
 from rapt.service.model.serving import Predictor
+from rapt.service.storage.callers import LOCAL
+from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
+from rapt.service.storage.tenant_rows import ensure_tenant
+from rapt.wire.addresses import is_loopback
 from rapt.wire.vocabulary_bundle import write_bundle
 
 
@@ -34,6 +39,7 @@ class Service:
         runner: Runs the jobs.
         adapters: Tuned models in memory.
         predictors: By the name of the backbone: predictions of all callers, in common batches.
+        quotas: Tokens a minute of each tenant.
         started_at: Unix time, s; what base models say about their creation.
     """
 
@@ -44,6 +50,7 @@ class Service:
     runner: JobRunner
     adapters: AdapterCache
     predictors: Mapping[str, Predictor]
+    quotas: TokenQuotas
     started_at: int
 
     def backbone(self, name: str) -> Backbone:
@@ -73,9 +80,13 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
     """A service whose worker runs until the end of the block.
 
     Raises:
-        UsageError: The data directory cannot be used.
+        UsageError: The data directory cannot be used, or anybody could come in.
+        UnavailableError: The database cannot be reached.
     """
-    with open_store(settings.data_directory) as store, _predictors(settings, backbones) as predictors:
+    url = None if settings.database_url is None else settings.database_url.get_secret_value()
+    with open_store(settings.data_directory, url=url) as store, _predictors(settings, backbones) as predictors:
+        _refuse_an_open_door(settings, store)
+        ensure_tenant(store, LOCAL, now=started_at)
         shutil.rmtree(store.directory.vocabularies)
         for name, backbone in backbones.items():
             write_bundle(backbone.bundle, vocabulary_folder(store, name))
@@ -88,6 +99,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             runner=runner,
             adapters=AdapterCache(settings.adapter_memory_bytes),
             predictors=predictors,
+            quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),
             started_at=started_at,
         )
         runner.start()
@@ -111,3 +123,11 @@ def _predictors(settings: Settings, backbones: Mapping[str, Backbone]) -> Iterat
 def vocabulary_folder(store: Store, name: str) -> Path:
     """Where the bundle of a base model is written for clients to fetch; made anew at every start."""
     return store.directory.vocabularies / name
+
+
+def _refuse_an_open_door(settings: Settings, store: Store) -> None:
+    if settings.api_key is None and not is_loopback(settings.host) and not has_keys(store):
+        raise UsageError(
+            "a service without keys must listen on loopback only; create one with `rapt admin create-key`, or leave "
+            "out --host"
+        )

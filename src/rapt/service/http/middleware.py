@@ -1,12 +1,10 @@
-"""What happens to every request before and after its route: an id, a key, a limit, one line in the log.
+"""What happens to every request before and after its route: an id, a limit, one line in the log.
 
 The log has the route's pattern and never the path, query, headers or body: those come from outside.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import secrets
 import time
@@ -16,15 +14,13 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rapt.errors import AccessError, LimitError
+from rapt.errors import LimitError
 from rapt.service.http.http_errors import response_to, unforeseen_response
 from rapt.service.http.settings import Settings
-from rapt.wire.addresses import is_loopback
 
 log = logging.getLogger(__name__)
 
 UPLOAD_PATH: Final = "/v1/files"
-OPEN_PATHS: Final = frozenset({"/healthz"})
 # Around the file in a multipart body: boundaries, headers, the other fields.
 _FORM_OVERHEAD: Final = 64 * 1024
 
@@ -63,38 +59,6 @@ class Envelope:
             log.info("%s %s %s %d %.1f ms", request_id, scope["method"], pattern, status, milliseconds)
 
 
-class Door:
-    """Lets in who has the key. Without a key, lets in who asked for this machine by a name of its own.
-
-    The second rule keeps out web pages: a page in the user's browser can reach loopback, but it brings its origin,
-    and a host name that was rebound to 127.0.0.1 is not a loopback name.
-    """
-
-    def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
-        """Wrap an application."""
-        self._app = app
-        key = settings.api_key
-        self._key = None if key is None else _digest(key.get_secret_value())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve or refuse one request."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._may_enter(Headers(scope=scope)):
-            rule = (
-                "an API key must be sent as `Authorization: Bearer ...`" if self._key else "only local programs may ask"
-            )
-            await response_to(AccessError(f"{rule}; ask the provider"))(scope, receive, send)
-            return
-        await self._app(scope, receive, send)
-
-    def _may_enter(self, headers: Headers) -> bool:
-        if self._key is None:
-            host = headers.get("host", "")
-            return "origin" not in headers and is_loopback(host.rpartition(":")[0] if _has_port(host) else host)
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        # Of digests, so that the time says nothing about the key, its length included.
-        return scheme.lower() == "bearer" and hmac.compare_digest(_digest(given.strip()), self._key)
-
-
 class BodyLimit:
     """Refuses a body that is too large, before it is read where its length is announced, else while it is."""
 
@@ -128,14 +92,6 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_some, send)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-def _has_port(host: str) -> bool:
-    return ":" in host and not host.endswith("]")
 
 
 def _place(error: Exception) -> str:

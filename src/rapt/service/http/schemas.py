@@ -108,7 +108,7 @@ class JobObject(BaseModel):
     fine_tuned_model: str | None
     trained_tokens: int | None
     error: JobError | None
-    organization_id: str = "rapt"
+    organization_id: str = Field(description="the tenant")
     result_files: list[str] = Field(default_factory=list)
 
 

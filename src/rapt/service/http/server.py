@@ -8,6 +8,7 @@ import logging.config
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from rapt.service.http.assembly import load_backbones, open_service
 from rapt.service.http.settings import Settings
 from rapt.service.model.backbone import Backbone
 from rapt.service.storage.data_directory import write_atomically
+from rapt.wire.addresses import is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +82,8 @@ def serve_on(
     on_ready: Callable[[Server, str], None],
 ) -> None:
     """Serve loaded models on a socket that listens; `on_ready` gets the server too, so that it can be stopped."""
-    url = url_of(listener)
+    url = url_of(listener, tls=settings.tls_cert is not None)
+    _check_tls(settings)
 
     def ready() -> None:
         if settings.ready_file is not None:
@@ -97,6 +100,8 @@ def serve_on(
             server_header=False,
             lifespan="off",
             timeout_graceful_shutdown=10,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
         )
         server = Server(config, on_ready=ready)
         try:
@@ -122,11 +127,28 @@ def listen(settings: Settings) -> socket.socket:
         ) from None
 
 
-def url_of(listener: socket.socket) -> str:
+def url_of(listener: socket.socket, *, tls: bool = False) -> str:
     """The URL at which a listening socket is reached from this machine."""
+    scheme = "https" if tls else "http"
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _check_tls(settings: Settings) -> None:
+    """Try the certificate before anything is opened, and say once if there is none where there should be."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        if not is_loopback(settings.host):
+            log.warning(
+                "serving plain HTTP beyond this machine: give --tls-cert and --tls-key, or put a proxy before it"
+            )
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise UsageError(
+            f"tls_cert and tls_key must be a readable certificate and its key in PEM, got {type(error).__name__}"
+        ) from None
 
 
 @contextmanager

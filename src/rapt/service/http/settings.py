@@ -1,7 +1,7 @@
 """The settings of a service: read once, from arguments and the environment (`RAPT_...`), then frozen.
 
-A service that listens on more than loopback must have a key, and the check is here: one that breaks the rule is never
-built.
+On loopback a service is taken to be in development. One that listens on more must have keys, which only the store can
+tell (`assembly`), and must not have one that came out of a manual.
 """
 
 from __future__ import annotations
@@ -21,6 +21,12 @@ from rapt.wire.addresses import is_loopback
 MEBIBYTE: Final = 1024 * 1024
 SHORTEST_KEY: Final = 16
 _KEY: Final = re.compile(rf"[!-~]{{{SHORTEST_KEY},}}")  # what fits into a header, and into one word of it
+# What people put where a secret should be, and what manuals put there for them.
+_PLACEHOLDERS: Final = (
+    "changeme", "changethis", "password", "secret", "example", "yourapikey", "yourkey", "default", "insert", "replace",
+    "placeholder", "todo", "12345678", "abcdefgh", "qwerty",
+)  # fmt: skip
+_FEWEST_DIFFERENT: Final = 8
 # A model's name stands between colons in `ft:{base}:{suffix}:{id}` and in a URL.
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -36,7 +42,21 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("minilm",), min_length=1, description="base models: known names or folders; in the environment, with commas"
     )
-    api_key: SecretStr | None = Field(None, description=f"what clients must send, {SHORTEST_KEY} characters or more")
+    api_key: SecretStr | None = Field(
+        None, description=f"a key of the provider's own, {SHORTEST_KEY} characters or more; tenants get theirs"
+    )
+    database_url: SecretStr | None = Field(
+        None, description="of a PostgreSQL database; without it SQLite in the data directory"
+    )
+    tls_cert: Path | None = Field(None, description="certificate chain in PEM, to serve HTTPS; with tls_key")
+    tls_key: Path | None = Field(None, description="its private key in PEM")
+    tenant_bytes: int = Field(
+        16 * 1024 * MEBIBYTE, ge=0, description="of a tenant's files, unless it has its own quota"
+    )
+    tenant_jobs: int = Field(100, ge=0, description="of a tenant that have not ended, unless it has its own quota")
+    tenant_tokens_per_minute: int = Field(
+        10_000_000, ge=0, description="of a tenant's predictions, unless it has its own quota"
+    )
     max_file_bytes: int = Field(1024 * MEBIBYTE, ge=1, description="largest upload")
     max_request_bytes: int = Field(32 * MEBIBYTE, ge=1, description="largest body of any other request")
     max_records_per_request: int = Field(4096, ge=1, description="most records of one classification request")
@@ -72,9 +92,18 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
-    def _refuse_an_open_door(self) -> Self:
-        if self.api_key is None and not is_loopback(self.host):
-            raise ValueError("a service without an api_key must listen on loopback only; set api_key or host")
+    def _refuse_a_default_secret(self) -> Self:
+        if self.api_key is not None and not is_loopback(self.host) and _is_placeholder(self.api_key.get_secret_value()):
+            raise ValueError(
+                "the setting api_key must be a secret of its own outside development, not a placeholder; leave it out "
+                "and create keys with `rapt admin create-key`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _need_both_halves_of_tls(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("the settings tls_cert and tls_key must come together; set both, or none")
         return self
 
 
@@ -97,3 +126,8 @@ def load_settings(overrides: Mapping[str, object]) -> Settings:
 def served_name(model: str) -> str:
     """The name under which a model is served: a folder goes by its last part, so no path of ours leaves."""
     return model if model in PUBLIC_MODELS else Path(model).resolve().name
+
+
+def _is_placeholder(key: str) -> bool:
+    letters = "".join(character for character in key.lower() if character.isalnum())
+    return len(set(key)) < _FEWEST_DIFFERENT or any(word in letters for word in _PLACEHOLDERS)

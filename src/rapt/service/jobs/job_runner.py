@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class JobRunner(Protocol):
-    """Runs queued jobs, oldest first."""
+    """Runs queued jobs, in the order of the queue."""
 
     def start(self) -> None:
         """Begin to run jobs, also those that were queued before."""
@@ -19,7 +19,10 @@ class JobRunner(Protocol):
         """A job was queued."""
 
     def cancel(self, job_id: str) -> None:
-        """A job was cancelled in the store; if it runs here, stop within a step."""
+        """A job was cancelled, paused or deleted in the store; if it runs here, stop within a step."""
+
+    def is_alive(self) -> bool:
+        """Whether jobs are run."""
 
     def close(self) -> None:
         """Stop within a step; a job that was running is queued again."""

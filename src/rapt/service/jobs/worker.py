@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from threading import Event, Lock, Thread
-from typing import Final
+from typing import Any, Final
 
 from rapt.errors import RaptError
 from rapt.service.jobs.hyperparameters import config_from_json
@@ -22,21 +22,28 @@ from rapt.service.model.backbone import Backbone
 from rapt.service.model.tuner import TuningCancelled, tune
 from rapt.service.storage.data_directory import sync_folder
 from rapt.service.storage.file_rows import file_path, get_file
-from rapt.service.storage.job_rows import (
-    StoredJob,
+from rapt.service.storage.job_rows import StoredJob
+from rapt.service.storage.job_runs import (
     claim_next_job,
     fail_job,
+    is_still_mine,
     record_progress,
-    requeue_running_jobs,
     succeed_job,
 )
+from rapt.service.storage.model_rows import model_name
+from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.storage.store import Store
+from rapt.service.storage.worker_locks import living_worker
 from rapt.wire.privatized_file import read_privatized_file
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SUFFIX: Final = "rapt"
 _PAUSE_AFTER_AN_ERROR: Final = 5.0  # s; the database may be locked or the disk full
+# How often a run asks the store whether it may go on, s: a step of a small model takes milliseconds.
+_BETWEEN_QUESTIONS: Final = 0.1
+# How often an idle worker looks by itself, s: another process may have queued a job.
+_BETWEEN_LOOKS: Final = 1.0
 
 
 class ThreadRunner:
@@ -62,10 +69,14 @@ class ThreadRunner:
         self._queued.set()
 
     def cancel(self, job_id: str) -> None:
-        """Stop a job if it is the one that runs."""
+        """Stop a job if it is the one that runs here; one that runs elsewhere finds out by itself."""
         with self._guard:
             if self._running == job_id:
                 self._stop_running.set()
+
+    def is_alive(self) -> bool:
+        """Whether it works."""
+        return self._thread.is_alive()
 
     def close(self) -> None:
         """Stop within a step, and wait for it."""
@@ -75,18 +86,20 @@ class ThreadRunner:
             self._thread.join()
 
     def _loop(self) -> None:
-        while not self._closing.is_set():
-            self._queued.clear()  # before looking, so that a job queued meanwhile is not slept over
-            try:
-                job = claim_next_job(self._store, now=_now())
-                if job is None:
-                    self._queued.wait()
-                else:
-                    self._run(job)
-            except Exception as error:
-                log.error("the worker could not use its store: %s", type(error).__name__)
-                self._closing.wait(_PAUSE_AFTER_AN_ERROR)
-        requeue_running_jobs(self._store, now=_now())
+        with living_worker(self._store.directory) as name:
+            while not self._closing.is_set():
+                self._queued.clear()  # before looking, so that a job queued meanwhile is not slept over
+                try:
+                    requeue_abandoned_jobs(self._store)
+                    job = claim_next_job(self._store, worker=name, models=tuple(self._backbones), now=_now())
+                    if job is None:
+                        self._queued.wait(_BETWEEN_LOOKS)
+                    else:
+                        self._run(job)
+                except Exception as error:
+                    log.error("the worker could not use its store: %s", type(error).__name__)
+                    self._closing.wait(_PAUSE_AFTER_AN_ERROR)
+        requeue_abandoned_jobs(self._store)
 
     def _run(self, job: StoredJob) -> None:
         with self._guard:
@@ -94,55 +107,88 @@ class ThreadRunner:
             self._running = job.id
         log.info("job %s is running", job.id)
         try:
-            run_job(self._store, job, backbones=self._backbones, should_stop=self._should_stop)
+            run_job(self._store, job, backbones=self._backbones, should_stop=self._stop_asked)
         except TuningCancelled:
             log.info("job %s stopped", job.id)  # by a cancellation, which the store knows, or by `close`
         except RaptError as error:
             log.warning("job %s failed: %s", job.id, error.code)
-            fail_job(self._store, job.id, code=error.code, message=str(error), now=_now())
+            fail_job(self._store, job, code=error.code, message=str(error), now=_now())
         except Exception as error:
             log.error("job %s failed: %s", job.id, type(error).__name__)
             message = f"an error that the service did not foresee, {type(error).__name__}; tell the provider the job id"
-            fail_job(self._store, job.id, code=RaptError.code, message=message, now=_now())
+            fail_job(self._store, job, code=RaptError.code, message=message, now=_now())
         finally:
             with self._guard:
                 self._running = None
 
-    def _should_stop(self) -> bool:
+    def _stop_asked(self) -> bool:
         return self._closing.is_set() or self._stop_running.is_set()
 
 
 def run_job(
-    store: Store, job: StoredJob, *, backbones: Mapping[str, Backbone], should_stop: Callable[[], bool]
+    store: Store,
+    job: StoredJob,
+    *,
+    backbones: Mapping[str, Backbone],
+    should_stop: Callable[[], bool],
+    between_questions: float = _BETWEEN_QUESTIONS,
 ) -> None:
     """Tune, save the adapter, and publish it as a model, unless the job was cancelled meanwhile.
 
+    Args:
+        store: Where.
+        job: Claimed.
+        backbones: By name.
+        should_stop: Asked before each step.
+        between_questions: How often the store is asked as well, s.
+
     Raises:
         RaptError: The job cannot be done.
-        TuningCancelled: `should_stop` said yes.
+        TuningCancelled: `should_stop` said yes, or the job was paused or cancelled.
     """
     backbone = backbones[job.model]
-    training = read_privatized_file(file_path(store, get_file(store, job.training_file)))
+    training = read_privatized_file(file_path(store, get_file(store, job.training_file, tenant=job.tenant)))
     # The hash says that it is the same vocabulary; the name is whatever the client called it.
     training = replace(training, manifest=replace(training.manifest, model=backbone.model))
     config = config_from_json(job.method, seed=job.seed)
-    progress = ProgressEvents(
-        lambda message, data: record_progress(store, job.id, message=message, data=data, now=_now())
-    )
-    adapter = tune(backbone, training, config=config, on_progress=progress.add, should_stop=should_stop)
+
+    def report(message: str, data: dict[str, Any]) -> None:
+        record_progress(store, job, message=message, data=data, now=_now())
+
+    progress = ProgressEvents(report)
+    stop = _asking(store, job, should_stop, between=between_questions)
+    adapter = tune(backbone, training, config=config, on_progress=progress.add, should_stop=stop)
     name = secrets.token_hex(12)
     save_adapter(adapter, store.directory.adapter(name))
     sync_folder(store.directory.adapters)
     published = succeed_job(
         store,
         job,
-        fine_tuned_model=f"ft:{job.model}:{job.suffix or DEFAULT_SUFFIX}:{name[:12]}",
+        fine_tuned_model=model_name(
+            base=job.model, tenant=job.tenant, suffix=job.suffix or DEFAULT_SUFFIX, adapter=name
+        ),
         adapter=name,
         trained_tokens=training.manifest.tokens * config.epochs,
         now=_now(),
     )
     if not published:
         store.directory.remove_adapter(name)
+
+
+def _asking(store: Store, job: StoredJob, should_stop: Callable[[], bool], *, between: float) -> Callable[[], bool]:
+    """Also asks the store whether the job is still ours, before each step but not more often than makes sense."""
+    asked = time.monotonic()
+
+    def stop() -> bool:
+        nonlocal asked
+        if should_stop():
+            return True
+        if time.monotonic() - asked < between:
+            return False
+        asked = time.monotonic()
+        return not is_still_mine(store, job)
+
+    return stop
 
 
 def _now() -> int:

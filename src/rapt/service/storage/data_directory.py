@@ -5,6 +5,9 @@
     incoming/       uploads on their way in; emptied at every start
     files/ab/ab..   privatized files, named by the sha256 of their bytes
     adapters/..     tuned adapters, one folder each
+    checkpoints/..  where runs can go on from, one folder each
+    parts/..        parts of uploads that are not complete
+    workers/..      one lock for each worker that lives; the system lets go of it when the worker dies
     vocabularies/.. what is handed out to clients, by hash
 
 A name appears only when what it names is whole and on the disk: written aside, flushed, renamed. Names are made here,
@@ -69,6 +72,21 @@ class DataDirectory:
         """Vocabulary bundles by hash."""
         return self.root / "vocabularies"
 
+    @property
+    def checkpoints(self) -> Path:
+        """States of runs."""
+        return self.root / "checkpoints"
+
+    @property
+    def parts(self) -> Path:
+        """Parts of uploads."""
+        return self.root / "parts"
+
+    @property
+    def workers(self) -> Path:
+        """Locks of the workers that live."""
+        return self.root / "workers"
+
     def blob(self, sha256: str) -> Path:
         """Where the bytes of a digest are."""
         return self.files / sha256[:2] / sha256
@@ -76,6 +94,14 @@ class DataDirectory:
     def adapter(self, name: str) -> Path:
         """Where an adapter is; `name` is one of ours."""
         return self.adapters / name
+
+    def checkpoint(self, name: str) -> Path:
+        """Where a state is; `name` is one of ours."""
+        return self.checkpoints / name
+
+    def part(self, name: str) -> Path:
+        """Where a part is; `name` is one of ours."""
+        return self.parts / name
 
     @contextmanager
     def stage(self, source: IO[bytes], *, max_bytes: int) -> Iterator[StagedFile]:
@@ -106,18 +132,35 @@ class DataDirectory:
         with suppress(FileNotFoundError):
             sync_folder(target.parent)
 
-    def remove_adapter(self, name: str) -> None:
-        """Delete an adapter: unnamed in one step, then emptied."""
-        doomed = self.incoming / secrets.token_hex(16)
-        with suppress(FileNotFoundError):
-            self.adapter(name).rename(doomed)
-            sync_folder(self.adapters)
-        shutil.rmtree(doomed, ignore_errors=True)
+    def keep_part(self, staged: StagedFile, *, name: str) -> None:
+        """Give staged bytes their name as a part of an upload."""
+        staged.path.replace(self.part(name))
+        sync_folder(self.parts)
 
-    def sweep(self, *, blobs: Collection[str], adapters: Collection[str]) -> int:
+    def remove_part(self, name: str) -> None:
+        """Delete a part."""
+        self.part(name).unlink(missing_ok=True)
+
+    def remove_adapter(self, name: str) -> None:
+        """Delete an adapter."""
+        self._remove_folder(self.adapter(name))
+
+    def remove_checkpoint(self, name: str) -> None:
+        """Delete a state."""
+        self._remove_folder(self.checkpoint(name))
+
+    def sweep(
+        self,
+        *,
+        blobs: Collection[str],
+        adapters: Collection[str],
+        checkpoints: Collection[str] = (),
+        parts: Collection[str] = (),
+    ) -> int:
         """Delete what nothing refers to: the leavings of a crash. Returns how many were deleted."""
         doomed = [path for path in self.files.glob("*/*") if path.name not in blobs]
-        doomed += [path for path in self.adapters.iterdir() if path.name not in adapters]
+        for folder, kept in ((self.adapters, adapters), (self.checkpoints, checkpoints), (self.parts, parts)):
+            doomed += [path for path in folder.iterdir() if path.name not in kept]
         doomed += self.incoming.iterdir()
         for path in doomed:
             if path.is_dir():
@@ -125,6 +168,42 @@ class DataDirectory:
             else:
                 path.unlink()
         return len(doomed)
+
+    def _remove_folder(self, folder: Path) -> None:
+        """Unnamed in one step, then emptied: nobody finds half of it."""
+        doomed = self.incoming / secrets.token_hex(16)
+        with suppress(FileNotFoundError):
+            folder.rename(doomed)
+            sync_folder(folder.parent)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def make_data_directory(root: Path) -> DataDirectory:
+    """The folder, made if it is missing.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    directory = DataDirectory(root.resolve())
+    try:
+        # Others on this machine have no business in here, even though the text is privatized.
+        directory.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (
+            directory.incoming,
+            directory.files,
+            directory.adapters,
+            directory.checkpoints,
+            directory.parts,
+            directory.vocabularies,
+            directory.workers,
+        ):
+            folder.mkdir(exist_ok=True)
+        (directory.root / "lock").touch()
+    except OSError as error:
+        raise UsageError(
+            f"the data directory must be writable, got {error.strerror or type(error).__name__}; choose another"
+        ) from None
+    return directory
 
 
 @contextmanager
@@ -134,18 +213,8 @@ def lock_data_directory(root: Path) -> Iterator[DataDirectory]:
     Raises:
         UsageError: It cannot be written, or another service holds it.
     """
-    directory = DataDirectory(root.resolve())
-    try:
-        # Others on this machine have no business in here, even though the text is privatized.
-        directory.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for folder in (directory.incoming, directory.files, directory.adapters, directory.vocabularies):
-            folder.mkdir(exist_ok=True)
-        lock = (directory.root / "lock").open("w")
-    except OSError as error:
-        raise UsageError(
-            f"the data directory must be writable, got {error.strerror or type(error).__name__}; choose another"
-        ) from None
-    with lock:
+    directory = make_data_directory(root)
+    with (directory.root / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

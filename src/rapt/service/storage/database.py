@@ -1,7 +1,12 @@
-"""The database: four tables in one SQLite file, and two ways in.
+"""The database: SQLite by default, PostgreSQL by URL, and two ways in.
 
-Write-ahead logging lets readers go on while one writes; a writer takes the lock when it begins (BEGIN IMMEDIATE), so
-two of them queue and never fail halfway. `synchronous = FULL`: what was acknowledged survives a power cut.
+SQLite: write-ahead logging lets readers go on while one writes; a writer takes the lock when it begins (BEGIN
+IMMEDIATE), so two of them queue and never fail halfway. `synchronous = FULL`: what was acknowledged survives a power
+cut.
+
+PostgreSQL: a writer takes one advisory lock when it begins, a reader sees one moment (REPEATABLE READ). So both have
+the same rule, one writer at a time, and numbers are given in the order in which rows become visible: a cursor never
+passes over a row that was written before it looked.
 """
 
 from __future__ import annotations
@@ -13,99 +18,27 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import (
-    JSON,
     URL,
-    Boolean,
-    Column,
     ColumnElement,
     Connection,
     Engine,
-    ForeignKey,
-    Integer,
-    MetaData,
     Row,
-    String,
     Table,
     create_engine,
     event,
+    make_url,
     select,
+    text,
+    true,
 )
+from sqlalchemy.exc import ArgumentError, OperationalError
 
-from rapt.errors import NotFoundError, UsageError
+from rapt.errors import NotFoundError, UnavailableError, UsageError
+from rapt.service.storage.migrations import migrate
 
-# Raised with every change of the tables. A newer file than this code knows is refused, never guessed at.
-SCHEMA_VERSION: Final = 1
 _WRITES: Final = "rapt_writes"
-
-METADATA: Final = MetaData()
-
-FILES: Final = Table(
-    "files",
-    METADATA,
-    Column("number", Integer, primary_key=True),
-    Column("id", String, unique=True, nullable=False),
-    Column("filename", String, nullable=False),
-    Column("purpose", String, nullable=False),
-    Column("bytes", Integer, nullable=False),
-    Column("sha256", String, nullable=False, index=True),
-    Column("created_at", Integer, nullable=False),
-    Column("vocabulary_hash", String, nullable=False),
-    Column("mechanism", JSON, nullable=False),
-    Column("insecure_seed", Boolean, nullable=False),
-    Column("records", Integer, nullable=False),
-    Column("tokens", Integer, nullable=False),
-    Column("longest", Integer, nullable=False),
-    Column("plain_tokens", Integer, nullable=False),
-    Column("labels", Integer, nullable=False),
-    sqlite_autoincrement=True,
-)
-
-JOBS: Final = Table(
-    "jobs",
-    METADATA,
-    Column("number", Integer, primary_key=True),
-    Column("id", String, unique=True, nullable=False),
-    Column("model", String, nullable=False),
-    # Not a foreign key: a job outlives its file, because a file must be deletable at any time after.
-    Column("training_file", String, nullable=False, index=True),
-    Column("status", String, nullable=False, index=True),
-    Column("method", JSON, nullable=False),
-    Column("seed", Integer, nullable=False),
-    Column("suffix", String),
-    Column("created_at", Integer, nullable=False),
-    Column("finished_at", Integer),
-    Column("fine_tuned_model", String),
-    Column("trained_tokens", Integer),
-    Column("error_code", String),
-    Column("error_message", String),
-    sqlite_autoincrement=True,
-)
-
-EVENTS: Final = Table(
-    "events",
-    METADATA,
-    Column("number", Integer, primary_key=True),
-    Column("id", String, unique=True, nullable=False),
-    Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("created_at", Integer, nullable=False),
-    Column("level", String, nullable=False),
-    Column("type", String, nullable=False),
-    Column("message", String, nullable=False),
-    Column("data", JSON(none_as_null=True)),
-    sqlite_autoincrement=True,
-)
-
-MODELS: Final = Table(
-    "models",
-    METADATA,
-    Column("number", Integer, primary_key=True),
-    Column("id", String, unique=True, nullable=False),
-    Column("base", String, nullable=False),
-    Column("job_id", String, ForeignKey("jobs.id"), nullable=False),
-    Column("adapter", String, unique=True, nullable=False),
-    Column("created_at", Integer, nullable=False),
-    sqlite_autoincrement=True,
-)
+# Any number will do, as long as nothing else in the same database uses it.
+_WRITE_LOCK: Final = 7_241_986_353
 
 T = TypeVar("T")
 
@@ -128,26 +61,30 @@ class Cursor:
 
 
 class Database:
-    """One SQLite file; safe to use from many threads."""
+    """One database; safe to use from many threads and processes."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, and make its tables if it is new.
+    def __init__(self, url: URL) -> None:
+        """Open it, and bring its tables to the present form.
 
         Raises:
             UsageError: It was written by a newer version.
+            UnavailableError: It cannot be reached.
         """
-        self._engine = create_engine(URL.create("sqlite", database=str(path)), connect_args={"timeout": 30.0})
-        _configure(self._engine)
+        self._engine = _engine(url)
         self._writing = self._engine.execution_options(**{_WRITES: True})
-        with self.write() as connection:
-            found = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if found not in (0, SCHEMA_VERSION):
-                raise UsageError(
-                    f"the data directory must be of schema version {SCHEMA_VERSION}, got version={found}; "
-                    "use the version of rapt that wrote it"
-                )
-            METADATA.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        try:
+            with self.write() as connection:
+                migrate(connection)
+        except OperationalError as error:
+            self._engine.dispose()
+            raise UnavailableError(
+                f"the database must be reachable, got {type(error.orig).__name__}; check its URL and that it runs"
+            ) from None
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is a file of ours."""
+        return self._engine.dialect.name == "sqlite"
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -161,35 +98,65 @@ class Database:
         with self._writing.begin() as connection:
             yield connection
 
+    def forget_deleted(self) -> None:
+        """Empty SQLite's log of writes, which still holds what was deleted; the file itself is overwritten at once."""
+        if self.is_sqlite:
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of it."""
         self._engine.dispose()
 
 
-def find(connection: Connection, table: Table, id_: str) -> Row[Any]:
-    """The row of an id.
+def database_url(setting: str | None, *, file: Path) -> URL:
+    """Where the rows are: the URL of a setting, or an SQLite file.
+
+    Raises:
+        UsageError: The URL is not one of PostgreSQL. The message does not repeat it: a password may be in it.
+    """
+    if setting is None:
+        return URL.create("sqlite", database=str(file))
+    try:
+        url = make_url(setting)
+    except ArgumentError:
+        url = URL.create("unreadable")
+    if url.get_backend_name() != "postgresql" or not url.database:
+        raise UsageError(
+            "the setting database_url must be like postgresql://user@host/name; leave it out for SQLite in the data "
+            "directory"
+        )
+    return url.set(drivername="postgresql+psycopg")
+
+
+def find(connection: Connection, table: Table, id_: str, *, tenant: str) -> Row[Any]:
+    """The row of an id that belongs to a tenant.
+
+    A row of somebody else is searched for and missed by the same query as one that never was.
 
     Raises:
         NotFoundError: There is none. The message does not repeat the id, which a stranger may have made up.
     """
-    row = connection.execute(select(table).where(table.c.id == id_)).first()
+    row = connection.execute(select(table).where(table.c.id == id_, table.c.tenant == tenant)).first()
     if row is None:
         raise NotFoundError(f"no such object among the {table.name}; list them to see what there is")
     return row
 
 
 def page_of(
-    connection: Connection, table: Table, cursor: Cursor, *, where: ColumnElement[bool]
+    connection: Connection, table: Table, cursor: Cursor, *, where: ColumnElement[bool] | None = None
 ) -> tuple[list[Row[Any]], bool]:
     """The rows of one page in order of creation, and whether more follow.
 
     Raises:
         NotFoundError: The cursor names no row of this list.
     """
-    number = table.c.number
-    query = select(table).where(where).order_by(number.desc() if cursor.newest_first else number.asc())
+    within = true() if where is None else where
+    # A tenant is known by its name.
+    number, id_ = table.c.number, table.c.id if "id" in table.c else table.c.name
+    query = select(table).where(within).order_by(number.desc() if cursor.newest_first else number.asc())
     if cursor.after is not None:
-        start = connection.execute(select(number).where(where, table.c.id == cursor.after)).scalar()
+        start = connection.execute(select(number).where(within, id_ == cursor.after)).scalar()
         if start is None:
             raise NotFoundError(f"no such object among the {table.name} for the cursor after; start without it")
         query = query.where(number < start if cursor.newest_first else number > start)
@@ -197,7 +164,25 @@ def page_of(
     return rows[: cursor.limit], len(rows) > cursor.limit
 
 
-def _configure(engine: Engine) -> None:
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": 30.0})
+        _configure_sqlite(engine)
+        return engine
+    # pre_ping: the server may have been restarted since a connection was last used.
+    engine = create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ", pool_size=16)
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        if connection.get_execution_options().get(_WRITES, False):
+            # In a statement of its own, at the level where the next one sees what the writer before has left.
+            connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})"))
+
+    return engine
+
+
+def _configure_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:
         # The driver must not begin transactions by itself: it would begin them late, and deferred.
@@ -207,5 +192,7 @@ def _configure(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        if options.get("isolation_level") == "AUTOCOMMIT":
+            return
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITES, False) else "BEGIN")

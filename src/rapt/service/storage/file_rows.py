@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, func, insert, select, true
+from sqlalchemy import Row, delete, func, insert, or_, select
 
 from rapt.errors import UsageError
+from rapt.service.storage.audit_rows import record
+from rapt.service.storage.callers import Caller
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import FILES, JOBS, Cursor, Page, find, page_of
+from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
+from rapt.service.storage.tables import FILES, JOBS
+from rapt.service.storage.tenant_rows import ACTIVE, check_bytes, check_tenant
 from rapt.wire.manifest import Manifest, mechanism_to_json
 
 PURPOSE: Final = "fine-tune"
@@ -37,6 +42,7 @@ class StoredFile:
 
     Attributes:
         id: `file-...`.
+        tenant: Whose it is.
         filename: What the client called it; shown, never used.
         purpose: `fine-tune`.
         bytes: Size.
@@ -53,6 +59,7 @@ class StoredFile:
     """
 
     id: str
+    tenant: str
     filename: str
     purpose: str
     bytes: int
@@ -68,11 +75,37 @@ class StoredFile:
     labels: int
 
 
-def add_file(store: Store, staged: StagedFile, summary: FileSummary, *, filename: str, now: int) -> StoredFile:
-    """Keep admitted bytes under a new id."""
+def add_file(
+    store: Store,
+    staged: StagedFile,
+    summary: FileSummary,
+    *,
+    filename: str,
+    caller: Caller,
+    now: int,
+    max_bytes: int,
+    request: Repeatable | None = None,
+) -> StoredFile:
+    """Keep admitted bytes under a new id.
+
+    Args:
+        store: Where.
+        staged: The bytes.
+        summary: What is in them.
+        filename: What the client calls it.
+        caller: Whose they become.
+        now: Unix time, s.
+        max_bytes: Of all files of a tenant without a quota of its own.
+        request: Marks of a request that may come again; then the file of the first time is the answer.
+
+    Raises:
+        QuotaError: The tenant has too many bytes.
+        UsageError: The same idempotency key came with another file.
+    """
     manifest = summary.manifest
     file = StoredFile(
         id=f"file-{secrets.token_hex(12)}",
+        tenant=caller.tenant,
         filename=filename,
         purpose=PURPOSE,
         bytes=staged.bytes,
@@ -88,22 +121,34 @@ def add_file(store: Store, staged: StagedFile, summary: FileSummary, *, filename
         labels=len(manifest.labels or ()),
     )
     with store.naming:
+        with store.database.read() as connection:
+            if (before := made_before(connection, caller, request)) is not None:
+                return _from_row(find(connection, FILES, before, tenant=caller.tenant))
+            check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
         store.directory.keep(staged)
-        with store.database.write() as connection:
-            connection.execute(insert(FILES).values(vars(file)))
+        try:
+            with store.database.write() as connection:
+                check_tenant(connection, caller.tenant)
+                check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
+                connection.execute(insert(FILES).values(vars(file)))
+                note(connection, caller, request, file.id, now=now)
+                record(connection, caller, "file.create", file.id)
+        except BaseException:
+            _remove_unnamed(store, file.sha256)
+            raise
     return file
 
 
-def get_file(store: Store, file_id: str) -> StoredFile:
+def get_file(store: Store, file_id: str, *, tenant: str) -> StoredFile:
     """The file of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return _from_row(find(connection, FILES, file_id))
+        return _from_row(find(connection, FILES, file_id, tenant=tenant))
 
 
-def list_files(store: Store, cursor: Cursor) -> Page[StoredFile]:
+def list_files(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredFile]:
     """One page of files. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
-        rows, has_more = page_of(connection, FILES, cursor, where=true())
+        rows, has_more = page_of(connection, FILES, cursor, where=FILES.c.tenant == tenant)
     return Page(tuple(_from_row(row) for row in rows), has_more)
 
 
@@ -112,7 +157,7 @@ def file_path(store: Store, file: StoredFile) -> Path:
     return store.directory.blob(file.sha256)
 
 
-def delete_file(store: Store, file_id: str) -> None:
+def delete_file(store: Store, file_id: str, *, caller: Caller) -> None:
     """Delete a file, and its bytes if no other upload has the same.
 
     Raises:
@@ -121,16 +166,24 @@ def delete_file(store: Store, file_id: str) -> None:
     """
     with store.naming:
         with store.database.write() as connection:
-            file = _from_row(find(connection, FILES, file_id))
+            file = _from_row(find(connection, FILES, file_id, tenant=caller.tenant))
             needed = select(func.count()).where(
-                JOBS.c.training_file == file_id, JOBS.c.status.in_(("queued", "running"))
+                or_(JOBS.c.training_file == file_id, JOBS.c.validation_file == file_id), JOBS.c.status.in_(ACTIVE)
             )
             if connection.execute(needed).scalar_one():
                 raise UsageError("a file must not be deleted while a job needs it; cancel the job first")
             connection.execute(delete(FILES).where(FILES.c.id == file_id))
-            others = connection.execute(select(func.count()).where(FILES.c.sha256 == file.sha256)).scalar_one()
-        if not others:
-            store.directory.remove_blob(file.sha256)
+            record(connection, caller, "file.delete", file_id)
+        _remove_unnamed(store, file.sha256)
+    store.database.forget_deleted()
+
+
+def _remove_unnamed(store: Store, sha256: str) -> None:
+    """Delete bytes that no row names; `store.naming` is held."""
+    with store.database.read() as connection:
+        named = connection.execute(select(func.count()).where(FILES.c.sha256 == sha256)).scalar_one()
+    if not named:
+        store.directory.remove_blob(sha256)
 
 
 def _from_row(row: Row[Any]) -> StoredFile:

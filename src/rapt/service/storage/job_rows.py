@@ -1,10 +1,12 @@
-"""Tuning jobs and their events: rows that change state, each change in one transaction.
+"""Tuning jobs as their tenant sees them: rows that change state, each change in one transaction.
 
     queued -> running -> succeeded | failed | cancelled
-    running -> queued          when the service stops or restarts
-    queued -> cancelled
+    queued | running -> paused -> queued
+    running -> queued               when its worker stops or dies
+    queued | paused -> cancelled
 
 A change that the present state does not allow does not happen: a job that was cancelled while it ran cannot succeed.
+What a worker does to a job stands in `job_runs`.
 """
 
 from __future__ import annotations
@@ -12,15 +14,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, insert, select, true, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from rapt.errors import UsageError
-from rapt.service.storage.database import EVENTS, FILES, JOBS, MODELS, Cursor, Page, find, page_of
+from rapt.service.storage.audit_rows import record
+from rapt.service.storage.callers import Caller
+from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.job_events import add_event
+from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
+from rapt.service.storage.tables import CHECKPOINTS, FILES, JOBS
+from rapt.service.storage.tenant_rows import check_jobs, check_tenant
 
-Level = Literal["info", "warn", "error"]
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -30,46 +37,45 @@ class StoredJob:
 
     Attributes:
         id: `ftjob-...`.
+        tenant: Whose it is.
         model: Name of the base model.
         training_file: Id of the privatized file.
+        validation_file: Id of another one, to measure on; None without.
         status: As in the module's drawing.
         method: Method and hyper-parameters, all resolved, in the shape of the API.
         seed: Of the training; not a secret.
         suffix: What the user wants in the tuned model's name.
+        metadata: Pairs of the user's own; None without.
+        priority: Among the jobs of its tenant; the highest is first.
         created_at: Unix time, s.
         finished_at: Unix time, s; None until it ended.
         fine_tuned_model: Name of the result; None unless it succeeded.
         trained_tokens: Text tokens seen, over all epochs; None unless it succeeded.
         error_code: From the error tree; None unless it failed.
         error_message: One line; None unless it failed.
+        worker: Who runs it, or ran it last; None before.
+        attempt: How often it was started.
     """
 
     id: str
+    tenant: str
     model: str
     training_file: str
+    validation_file: str | None = None
     status: str
     method: dict[str, Any]
     seed: int
     suffix: str | None
+    metadata: dict[str, str] | None = None
+    priority: int = 0
     created_at: int
     finished_at: int | None = None
     fine_tuned_model: str | None = None
     trained_tokens: int | None = None
     error_code: str | None = None
     error_message: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredEvent:
-    """Something that happened to a job; `data` holds numbers only."""
-
-    id: str
-    job_id: str
-    created_at: int
-    level: str
-    type: str
-    message: str
-    data: dict[str, Any] | None
+    worker: str | None = None
+    attempt: int = 0
 
 
 def add_job(
@@ -80,156 +86,151 @@ def add_job(
     method: Mapping[str, Any],
     seed: int,
     suffix: str | None,
+    caller: Caller,
     now: int,
+    max_jobs: int,
+    validation_file: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    priority: int = 0,
+    request: Repeatable | None = None,
 ) -> StoredJob:
-    """Queue a job. Raises `NotFoundError` when the file was deleted meanwhile."""
+    """Queue a job.
+
+    Args:
+        store: Where.
+        model: As `StoredJob`, and so on.
+        training_file: A file of the caller's tenant.
+        method: Resolved.
+        seed: Of the training.
+        suffix: For the name of the result.
+        caller: Whose it becomes.
+        now: Unix time, s.
+        max_jobs: That have not ended, of a tenant without a quota of its own.
+        validation_file: A file of the caller's tenant.
+        metadata: The user's own.
+        priority: Among the jobs of the tenant.
+        request: Marks of a request that may come again; then the job of the first time is the answer.
+
+    Raises:
+        NotFoundError: A file was deleted meanwhile.
+        QuotaError: The tenant has too many jobs that have not ended.
+        UsageError: The same idempotency key came with another request.
+    """
     job = StoredJob(
         id=f"ftjob-{secrets.token_hex(12)}",
+        tenant=caller.tenant,
         model=model,
         training_file=training_file,
+        validation_file=validation_file,
         status="queued",
         method=dict(method),
         seed=seed,
         suffix=suffix,
+        metadata=None if metadata is None else dict(metadata),
+        priority=priority,
         created_at=now,
     )
     with store.database.write() as connection:
-        find(connection, FILES, training_file)
+        if (before := made_before(connection, caller, request)) is not None:
+            return job_of(find(connection, JOBS, before, tenant=caller.tenant))
+        check_tenant(connection, caller.tenant)
+        for file in (training_file, validation_file):
+            if file is not None:
+                find(connection, FILES, file, tenant=caller.tenant)
+        check_jobs(connection, caller.tenant, limit=max_jobs)
         connection.execute(insert(JOBS).values(vars(job)))
-        _add_event(connection, job.id, message="the job is queued", now=now)
+        add_event(connection, job.id, message="the job is queued", now=now)
+        note(connection, caller, request, job.id, now=now)
+        record(connection, caller, "job.create", job.id)
     return job
 
 
-def get_job(store: Store, job_id: str) -> StoredJob:
+def get_job(store: Store, job_id: str, *, tenant: str) -> StoredJob:
     """The job of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return _job(find(connection, JOBS, job_id))
+        return job_of(find(connection, JOBS, job_id, tenant=tenant))
 
 
-def list_jobs(store: Store, cursor: Cursor) -> Page[StoredJob]:
-    """One page of jobs. Raises `NotFoundError` for an unknown cursor."""
-    with store.database.read() as connection:
-        rows, has_more = page_of(connection, JOBS, cursor, where=true())
-    return Page(tuple(_job(row) for row in rows), has_more)
+def list_jobs(
+    store: Store, cursor: Cursor, *, tenant: str, metadata: Mapping[str, str] | None = None
+) -> Page[StoredJob]:
+    """One page of jobs, of those alone that have all the pairs of `metadata`, if it is given.
 
-
-def list_events(store: Store, job_id: str, cursor: Cursor) -> Page[StoredEvent]:
-    """One page of a job's events. Raises `NotFoundError` for an unknown job or cursor."""
-    with store.database.read() as connection:
-        find(connection, JOBS, job_id)
-        rows, has_more = page_of(connection, EVENTS, cursor, where=EVENTS.c.job_id == job_id)
-    return Page(tuple(_event(row) for row in rows), has_more)
-
-
-def claim_next_job(store: Store, *, now: int) -> StoredJob | None:
-    """The oldest queued job, now running; None when the queue is empty."""
-    with store.database.write() as connection:
-        oldest = select(JOBS.c.id).where(JOBS.c.status == "queued").order_by(JOBS.c.number).limit(1)
-        job_id = connection.execute(oldest).scalar()
-        if job_id is None:
-            return None
-        connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="running"))
-        _add_event(connection, job_id, message="the job is running", now=now)
-        return _job(find(connection, JOBS, job_id))
-
-
-def record_progress(store: Store, job_id: str, *, message: str, data: Mapping[str, Any], now: int) -> None:
-    """Add an event of type `metrics`."""
-    with store.database.write() as connection:
-        _add_event(connection, job_id, message=message, data=data, now=now)
-
-
-def succeed_job(
-    store: Store, job: StoredJob, *, fine_tuned_model: str, adapter: str, trained_tokens: int, now: int
-) -> bool:
-    """Publish the result: the job has succeeded and its model exists, both or neither.
-
-    Returns:
-        False when the job is no longer running: it was cancelled, and the caller must delete the adapter.
+    Raises:
+        NotFoundError: The cursor is not in the list.
     """
-    with store.database.write() as connection:
-        values: dict[str, str | int] = {"fine_tuned_model": fine_tuned_model, "trained_tokens": trained_tokens}
-        if not _leave_running(connection, job.id, status="succeeded", now=now, values=values):
-            return False
-        model = {"id": fine_tuned_model, "base": job.model, "job_id": job.id, "adapter": adapter, "created_at": now}
-        connection.execute(insert(MODELS).values(model))
-        _add_event(connection, job.id, message=f"the model {fine_tuned_model} is ready", now=now)
-        return True
+    where = JOBS.c.tenant == tenant
+    for name, value in (metadata or {}).items():
+        where = where & (JOBS.c.metadata[name].as_string() == value)
+    with store.database.read() as connection:
+        rows, has_more = page_of(connection, JOBS, cursor, where=where)
+    return Page(tuple(job_of(row) for row in rows), has_more)
 
 
-def fail_job(store: Store, job_id: str, *, code: str, message: str, now: int) -> bool:
-    """The job has failed; False when it is no longer running."""
-    with store.database.write() as connection:
-        values = {"error_code": code, "error_message": message}
-        if not _leave_running(connection, job_id, status="failed", now=now, values=values):
-            return False
-        _add_event(connection, job_id, message=f"the job failed: {message}", level="error", now=now)
-        return True
-
-
-def cancel_job(store: Store, job_id: str, *, now: int) -> StoredJob:
-    """The job is cancelled, whether it was running yet or not.
+def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
+    """The job is cancelled, whether it was running yet or not; nothing of it is kept.
 
     Raises:
         NotFoundError: There is no such job.
         UsageError: It has ended.
     """
     with store.database.write() as connection:
-        job = _job(find(connection, JOBS, job_id))
+        job = job_of(find(connection, JOBS, job_id, tenant=caller.tenant))
         if job.status in ENDED:
-            raise UsageError(f"a job must be queued or running to be cancelled, got status={job.status}")
+            raise UsageError(f"a job must not have ended to be cancelled, got status={job.status}")
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="cancelled", finished_at=now))
-        _add_event(connection, job_id, message="the job was cancelled", level="warn", now=now)
-        return _job(find(connection, JOBS, job_id))
+        add_event(connection, job_id, message="the job was cancelled", level="warn", now=now)
+        record(connection, caller, "job.cancel", job_id)
+        folders = let_go_of_checkpoints(connection, job_id)
+        cancelled = job_of(find(connection, JOBS, job_id, tenant=caller.tenant))
+    for folder in folders:
+        store.directory.remove_checkpoint(folder)
+    return cancelled
 
 
-def requeue_running_jobs(store: Store, *, now: int) -> int:
-    """Queue again what was running when the service stopped; it keeps its place. Returns how many."""
-    with store.database.write() as connection:
-        running = connection.execute(select(JOBS.c.id).where(JOBS.c.status == "running")).scalars().all()
-        for job_id in running:
-            connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="queued"))
-            _add_event(
-                connection, job_id, message="the service stopped; the job is queued again", level="warn", now=now
-            )
-    return len(running)
+def pause_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
+    """The job rests until it is resumed; one that runs stops within a step and can go on from there.
+
+    Raises:
+        NotFoundError: There is no such job.
+        UsageError: It is neither queued nor running.
+    """
+    return _switch(store, job_id, caller=caller, now=now, allowed=("queued", "running"), status="paused", verb="pause")
 
 
-def _leave_running(
-    connection: Connection, job_id: str, *, status: str, now: int, values: Mapping[str, str | int]
-) -> bool:
-    change = update(JOBS).where(JOBS.c.id == job_id, JOBS.c.status == "running")
-    return connection.execute(change.values(status=status, finished_at=now, **values)).rowcount == 1
+def resume_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
+    """A paused job is queued again; it goes on where it stopped.
+
+    Raises:
+        NotFoundError: There is no such job.
+        UsageError: It is not paused.
+    """
+    return _switch(store, job_id, caller=caller, now=now, allowed=("paused",), status="queued", verb="resume")
 
 
-def _add_event(
-    connection: Connection,
-    job_id: str,
-    *,
-    message: str,
-    now: int,
-    level: Level = "info",
-    data: Mapping[str, Any] | None = None,
-) -> None:
-    event = StoredEvent(
-        id=f"ftevent-{secrets.token_hex(12)}",
-        job_id=job_id,
-        created_at=now,
-        level=level,
-        type="message" if data is None else "metrics",
-        message=message,
-        data=None if data is None else dict(data),
-    )
-    connection.execute(insert(EVENTS).values(vars(event)))
+def let_go_of_checkpoints(connection: Connection, job_id: str) -> list[str]:
+    """Keep no state of a job that has ended; returns the folders, to be deleted after the transaction."""
+    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id == job_id, CHECKPOINTS.c.folder.is_not(None))
+    folders = [folder for folder in connection.execute(held).scalars() if folder is not None]
+    connection.execute(update(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id).values(folder=None))
+    return folders
 
 
-def _job(row: Row[Any]) -> StoredJob:
+def job_of(row: Row[Any]) -> StoredJob:
+    """The job in a row."""
     values = dict(row._mapping)
     del values["number"]
     return StoredJob(**values)
 
 
-def _event(row: Row[Any]) -> StoredEvent:
-    values = dict(row._mapping)
-    del values["number"]
-    return StoredEvent(**values)
+def _switch(
+    store: Store, job_id: str, *, caller: Caller, now: int, allowed: tuple[str, ...], status: str, verb: str
+) -> StoredJob:
+    with store.database.write() as connection:
+        job = job_of(find(connection, JOBS, job_id, tenant=caller.tenant))
+        if job.status not in allowed:
+            raise UsageError(f"a job must be {' or '.join(allowed)} to {verb}, got status={job.status}")
+        connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status=status))
+        add_event(connection, job_id, message=f"the job was {verb}d", now=now)
+        record(connection, caller, f"job.{verb}", job_id)
+        return job_of(find(connection, JOBS, job_id, tenant=caller.tenant))

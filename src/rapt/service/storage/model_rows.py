@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, delete, select
+from sqlalchemy import Connection, Row, delete, insert
 
-from rapt.service.storage.database import MODELS, find
+from rapt.service.storage.audit_rows import record
+from rapt.service.storage.callers import Caller
+from rapt.service.storage.database import Cursor, Page, find, page_of
 from rapt.service.storage.store import Store
+from rapt.service.storage.tables import MODELS
+from rapt.service.storage.tenant_rows import check_tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,30 +21,38 @@ class StoredModel:
     """One tuned model.
 
     Attributes:
-        id: `ft:{base}:{suffix}:{number}`.
+        id: `ft:{base}:{tenant}:{suffix}:{number}`.
+        tenant: Whose it is.
         base: Name of the base model.
-        job_id: The job that made it.
+        job_id: The job that made it; None if it was imported.
         adapter: Name of its folder, made by us.
         created_at: Unix time, s.
     """
 
     id: str
+    tenant: str
     base: str
-    job_id: str
+    job_id: str | None
     adapter: str
     created_at: int
 
 
-def get_model(store: Store, model_id: str) -> StoredModel:
+def model_name(*, base: str, tenant: str, suffix: str, adapter: str) -> str:
+    """The name of a tuned model; the end of it is the start of its adapter's name."""
+    return f"ft:{base}:{tenant}:{suffix}:{adapter[:12]}"
+
+
+def get_model(store: Store, model_id: str, *, tenant: str) -> StoredModel:
     """The tuned model of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return _from_row(find(connection, MODELS, model_id))
+        return _from_row(find(connection, MODELS, model_id, tenant=tenant))
 
 
-def list_models(store: Store) -> tuple[StoredModel, ...]:
-    """All tuned models, oldest first: the API has no pages here."""
+def list_models(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredModel]:
+    """One page of tuned models. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
-        return tuple(_from_row(row) for row in connection.execute(select(MODELS).order_by(MODELS.c.number)))
+        rows, has_more = page_of(connection, MODELS, cursor, where=MODELS.c.tenant == tenant)
+    return Page(tuple(_from_row(row) for row in rows), has_more)
 
 
 def adapter_folder(store: Store, model: StoredModel) -> Path:
@@ -48,12 +60,31 @@ def adapter_folder(store: Store, model: StoredModel) -> Path:
     return store.directory.adapter(model.adapter)
 
 
-def delete_model(store: Store, model_id: str) -> StoredModel:
+def add_imported_model(
+    store: Store, *, model_id: str, base: str, adapter: str, caller: Caller, now: int
+) -> StoredModel:
+    """Name an adapter that came from outside and is on the disk. Raises `NotFoundError` for a tenant that is gone."""
+    model = StoredModel(id=model_id, tenant=caller.tenant, base=base, job_id=None, adapter=adapter, created_at=now)
+    with store.database.write() as connection:
+        check_tenant(connection, caller.tenant)
+        insert_model(connection, model)
+        record(connection, caller, "model.import", adapter[:12])
+    return model
+
+
+def insert_model(connection: Connection, model: StoredModel) -> None:
+    """Add the row of a model."""
+    connection.execute(insert(MODELS).values(vars(model)))
+
+
+def delete_model(store: Store, model_id: str, *, caller: Caller) -> StoredModel:
     """Delete a tuned model and its adapter; returns what it was. Raises `NotFoundError`."""
     with store.database.write() as connection:
-        model = _from_row(find(connection, MODELS, model_id))
+        model = _from_row(find(connection, MODELS, model_id, tenant=caller.tenant))
         connection.execute(delete(MODELS).where(MODELS.c.id == model_id))
+        record(connection, caller, "model.delete", model.adapter[:12])
     store.directory.remove_adapter(model.adapter)
+    store.database.forget_deleted()
     return model
 
 

@@ -7,7 +7,7 @@ at worst bytes that no row names, and the next start (`recovery`) deletes those.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import RLock
 
 from rapt.service.storage.data_directory import DataDirectory
 from rapt.service.storage.database import Database
@@ -15,15 +15,15 @@ from rapt.service.storage.database import Database
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Where everything is. The functions of `file_rows`, `job_rows` and `model_rows` take one.
+    """Where everything is. The functions of the `..._rows` modules take one.
 
     Attributes:
         database: Rows.
         directory: Bytes.
-        naming: Held while bytes get or lose their row, so that one client's deletion cannot take away the same bytes
-            that another has just uploaded.
+        naming: Held while bytes of a file get or lose their row, so that one client's deletion cannot take away the
+            same bytes that another has just uploaded. Only the one serving process names files.
     """
 
     database: Database
     directory: DataDirectory
-    naming: Lock = field(default_factory=Lock)
+    naming: RLock = field(default_factory=RLock)

@@ -10,12 +10,14 @@ from starlette.requests import Request
 
 from rapt.errors import LimitError, UsageError, WireError
 from rapt.service.http.assembly import Service
+from rapt.service.http.callers import CallerOf
 from rapt.service.http.leaving import answers_of
 from rapt.service.http.routes.models import load_tuned
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.batching import Ticket
 from rapt.service.model.inference import row_of
+from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import get_model
 from rapt.wire.query import query_from_json
 
@@ -25,36 +27,39 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["predictions"])
 
     @routes.post("/classify")
-    async def classify_records(body: ClassifyRequest, request: Request) -> Classification:
+    async def classify_records(body: ClassifyRequest, request: Request, caller: CallerOf) -> Classification:
         """Predict the label of each record. Labels of the records are not needed, and not looked at."""
         # Database, disk and checks of every id are in a thread; only the waiting is here.
-        adapter, ticket = await run_in_threadpool(_admit, service, body)
+        adapter, ticket = await run_in_threadpool(_admit, service, body, caller)
         answers = await answers_of(ticket, of=service.predictors[adapter.card.model], request=request)
         return _answer(body.model, adapter.card.labels, answers)
 
     return routes
 
 
-def _admit(service: Service, body: ClassifyRequest) -> tuple[Adapter, Ticket[tuple[float, ...]]]:
+def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Adapter, Ticket[tuple[float, ...]]]:
     most = service.settings.max_records_per_request
     if len(body.records) > most:
         raise LimitError(f"a request must have at most {most} records, got {len(body.records)}; send several")
     if body.model in service.backbones:
         raise UsageError("the model must be a tuned one, got a base model; tune it first")
-    adapter = tuned_adapter(service, body.model)
+    adapter = tuned_adapter(service, body.model, caller)
     query = query_from_json(body.manifest, body.records)
     service.gate.admit_query(query, card=adapter.card)
+    service.quotas.spend_tokens(caller.tenant, sum(len(record.token_ids) for record in query.records))
     rows = [row_of(record, adapter=adapter) for record in query.records]
-    return adapter, service.predictors[adapter.card.model].submit(rows, tenant=body.model)
+    return adapter, service.predictors[adapter.card.model].submit(rows, tenant=caller.tenant)
 
 
-def tuned_adapter(service: Service, model_id: str) -> Adapter:
-    """The adapter of a tuned model's id. Raises `NotFoundError`."""
-    model = get_model(service.store, model_id)
+def tuned_adapter(service: Service, model_id: str, caller: Caller) -> Adapter:
+    """The adapter of a tuned model of the caller's tenant. Raises `NotFoundError`."""
+    model = get_model(service.store, model_id, tenant=caller.tenant)
     try:
         return load_tuned(service, model)
     except WireError:
-        get_model(service.store, model_id)  # deleted while it was being loaded: then it is not found
+        get_model(
+            service.store, model_id, tenant=caller.tenant
+        )  # deleted while it was being loaded: then it is not found
         raise
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import StreamingResponse
 
 from rapt.errors import NotFoundError
 from rapt.service.http.assembly import Service
+from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, LongLimit, Order, cursor, list_of
 from rapt.service.http.schemas import Deleted, FileDetail, FileObject, ListOf, UploadRequest
 from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, file_path, get_file, list_files
@@ -24,15 +25,27 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/files", tags=["files"])
 
     @routes.post("", form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 4096})
-    def create_file(form: Annotated[UploadRequest, Form(media_type="multipart/form-data")]) -> FileObject:
+    def create_file(
+        form: Annotated[UploadRequest, Form(media_type="multipart/form-data")], caller: CallerOf
+    ) -> FileObject:
         """Upload a privatized file. The manifest is checked against it: a guard against mistakes, not against lies."""
         with service.store.directory.stage(form.file.file, max_bytes=service.settings.max_file_bytes) as staged:
             summary = service.gate.admit_file(staged.path)
             name = clean_name(form.file.filename)
-            return show_file(add_file(service.store, staged, summary, filename=name, now=int(time.time())))
+            stored = add_file(
+                service.store,
+                staged,
+                summary,
+                filename=name,
+                caller=caller,
+                now=int(time.time()),
+                max_bytes=service.settings.tenant_bytes,
+            )
+        return show_file(stored)
 
     @routes.get("")
     def list_all_files(
+        caller: CallerOf,
         after: After = None,
         limit: LongLimit = 10_000,
         order: Order = "desc",
@@ -40,17 +53,17 @@ def router(service: Service) -> APIRouter:
     ) -> ListOf[FileObject]:
         """List files."""
         del purpose  # there is one only
-        return list_of(list_files(service.store, cursor(after, limit, order)), show_file)
+        return list_of(list_files(service.store, cursor(after, limit, order), tenant=caller.tenant), show_file)
 
     @routes.get("/{file_id}")
-    def retrieve_file(file_id: str) -> FileObject:
+    def retrieve_file(file_id: str, caller: CallerOf) -> FileObject:
         """What is known of a file."""
-        return show_file(get_file(service.store, file_id))
+        return show_file(get_file(service.store, file_id, tenant=caller.tenant))
 
     @routes.get("/{file_id}/content", response_class=StreamingResponse)
-    def retrieve_content(file_id: str) -> StreamingResponse:
+    def retrieve_content(file_id: str, caller: CallerOf) -> StreamingResponse:
         """The bytes of a file, as they were uploaded."""
-        file = get_file(service.store, file_id)
+        file = get_file(service.store, file_id, tenant=caller.tenant)
         try:
             stream = file_path(service.store, file).open("rb")
         except FileNotFoundError:  # deleted between the two lines
@@ -59,9 +72,9 @@ def router(service: Service) -> APIRouter:
         return StreamingResponse(_chunks(stream), media_type="application/jsonl", headers=headers)
 
     @routes.delete("/{file_id}")
-    def remove_file(file_id: str) -> Deleted:
+    def remove_file(file_id: str, caller: CallerOf) -> Deleted:
         """Delete a file and its bytes, unless a job that has not ended needs it."""
-        delete_file(service.store, file_id)
+        delete_file(service.store, file_id, caller=caller)
         return Deleted(id=file_id, object="file")
 
     return routes

@@ -6,6 +6,8 @@ from fastapi import APIRouter
 
 from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
+from rapt.service.http.callers import CallerOf
+from rapt.service.http.routes.pages import After, LongLimit, cursor
 from rapt.service.http.schemas import Deleted, ListOf, ModelDetail, ModelObject
 from rapt.service.model.adapter import Adapter, load_adapter
 from rapt.service.storage.model_rows import StoredModel, adapter_folder, delete_model, get_model, list_models
@@ -17,30 +19,35 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/models", tags=["models"])
 
     @routes.get("")
-    def list_all_models() -> ListOf[ModelObject]:
-        """List base models, then tuned ones."""
-        models = [_show_base(service, name) for name in service.backbones]
-        models += [
-            _show_tuned(service, model) for model in list_models(service.store) if model.base in service.backbones
-        ]
-        return ListOf(data=models)
+    def list_all_models(caller: CallerOf, after: After = None, limit: LongLimit = 10_000) -> ListOf[ModelObject]:
+        """List base models, on the first page, and tuned ones, newest first."""
+        page = list_models(service.store, cursor(after, limit), tenant=caller.tenant)
+        models = [] if after is not None else [_show_base(service, name) for name in service.backbones]
+        models += [_show_tuned(service, model) for model in page.items if model.base in service.backbones]
+        return ListOf(
+            data=models,
+            first_id=models[0].id if models else None,
+            # Of the last row, shown or not: the next page starts there.
+            last_id=page.items[-1].id if page.items else None,
+            has_more=page.has_more,
+        )
 
     @routes.get("/{model_id}")
-    def retrieve_model(model_id: str) -> ModelObject:
+    def retrieve_model(model_id: str, caller: CallerOf) -> ModelObject:
         """A model; of a tuned one also its card, which says how queries must be privatized."""
         if model_id in service.backbones:
             return _show_base(service, model_id)
-        model = get_model(service.store, model_id)
+        model = get_model(service.store, model_id, tenant=caller.tenant)
         shown = _show_tuned(service, model)
         card = card_to_json(load_tuned(service, model).card)
         return shown.model_copy(update={"rapt": shown.rapt.model_copy(update={"card": card})})
 
     @routes.delete("/{model_id}")
-    def remove_model(model_id: str) -> Deleted:
+    def remove_model(model_id: str, caller: CallerOf) -> Deleted:
         """Delete a tuned model and its weights."""
         if model_id in service.backbones:
             raise UsageError("a base model must stay; tuned models can be deleted")
-        service.adapters.drop(delete_model(service.store, model_id).adapter)
+        service.adapters.drop(delete_model(service.store, model_id, caller=caller).adapter)
         return Deleted(id=model_id, object="model")
 
     return routes
@@ -63,7 +70,7 @@ def _show_base(service: Service, name: str) -> ModelObject:
 
 
 def _show_tuned(service: Service, model: StoredModel) -> ModelObject:
-    return ModelObject(id=model.id, created=model.created_at, owned_by="user", rapt=_detail(service, model.base))
+    return ModelObject(id=model.id, created=model.created_at, owned_by=model.tenant, rapt=_detail(service, model.base))
 
 
 def _detail(service: Service, base: str) -> ModelDetail:

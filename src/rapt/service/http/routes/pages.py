@@ -7,7 +7,8 @@ from typing import Annotated, Literal, TypeVar
 
 from fastapi import Query
 
-from rapt.service.http.schemas import EventObject, FileObject, JobObject, ListOf
+from rapt.service.http.admin_schemas import AuditObject, KeyObject, TenantObject
+from rapt.service.http.schemas import EventObject, FileObject, JobObject, ListOf, ModelObject
 from rapt.service.storage.database import Cursor, Page
 
 After = Annotated[str | None, Query(max_length=64, description="id of the last item of the page before")]
@@ -16,7 +17,7 @@ LongLimit = Annotated[int, Query(ge=1, le=10_000, description="items on a page")
 Order = Annotated[Literal["asc", "desc"], Query(description="by time of creation")]
 
 Stored = TypeVar("Stored")
-Shown = TypeVar("Shown", FileObject, JobObject, EventObject)
+Shown = TypeVar("Shown", FileObject, JobObject, EventObject, ModelObject, KeyObject, TenantObject, AuditObject)
 
 
 def cursor(after: str | None, limit: int, order: str = "desc") -> Cursor:

@@ -8,6 +8,8 @@ from fastapi import APIRouter, Header
 from fastapi.responses import FileResponse, Response
 
 from rapt.service.http.assembly import Service, vocabulary_folder
+from rapt.service.http.callers import CallerOf
+from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import get_model
 
 _TYPES: Final = {
@@ -23,25 +25,25 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/vocabularies", tags=["vocabularies"])
 
     @routes.get("/{model}", response_class=FileResponse)
-    def retrieve_vocabulary(model: str, if_none_match: IfNoneMatch = None) -> Response:
+    def retrieve_vocabulary(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
         """`vocabulary.json`: hash, shape, longest input and eligible ids."""
-        return _send(service, model, "vocabulary.json", if_none_match)
+        return _send(service, caller, model, "vocabulary.json", if_none_match)
 
     @routes.get("/{model}/tokenizer.json", response_class=FileResponse)
-    def retrieve_tokenizer(model: str, if_none_match: IfNoneMatch = None) -> Response:
+    def retrieve_tokenizer(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
         """The tokenizer, in Hugging Face's format."""
-        return _send(service, model, "tokenizer.json", if_none_match)
+        return _send(service, caller, model, "tokenizer.json", if_none_match)
 
     @routes.get("/{model}/embeddings.safetensors", response_class=FileResponse)
-    def retrieve_embeddings(model: str, if_none_match: IfNoneMatch = None) -> Response:
+    def retrieve_embeddings(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
         """The embedding table that eta is measured against."""
-        return _send(service, model, "embeddings.safetensors", if_none_match)
+        return _send(service, caller, model, "embeddings.safetensors", if_none_match)
 
     return routes
 
 
-def _send(service: Service, model: str, file: str, if_none_match: str | None) -> Response:
-    base = model if model in service.backbones else get_model(service.store, model).base
+def _send(service: Service, caller: Caller, model: str, file: str, if_none_match: str | None) -> Response:
+    base = model if model in service.backbones else get_model(service.store, model, tenant=caller.tenant).base
     tag = f'"{service.backbone(base).bundle.hash}"'
     # The tag changes with the content, so a cache may keep it for ever as long as it asks.
     headers = {"etag": tag, "cache-control": "no-cache"}

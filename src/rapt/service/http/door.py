@@ -1,0 +1,85 @@
+"""The door: who may come in, and as whom.
+
+With keys, whoever sends one that is good, as its tenant. A service on loopback that never had a key lets in local
+programs as the developer; the first key that is created, by whatever way, ends that for good.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from typing import Final
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rapt.errors import AccessError
+from rapt.service.http.http_errors import response_to
+from rapt.service.http.settings import Settings
+from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
+from rapt.service.storage.key_rows import has_keys, holder_of
+from rapt.service.storage.store import Store
+from rapt.wire.addresses import is_loopback
+
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+# Whoever has the key of the settings runs the service.
+_PROVIDER: Final = Caller(tenant=LOCAL, key="settings", role="admin")
+
+
+class Door:
+    """Lets a request in as somebody, or refuses it."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, store: Store) -> None:
+        """Wrap an application."""
+        self._app = app
+        self._store = store
+        key = settings.api_key
+        self._key = None if key is None else _digest(key.get_secret_value())
+        self._may_be_open = key is None and is_loopback(settings.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve or refuse one request."""
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            # In a thread: the store may have to wait for a disk or a database server.
+            caller = await run_in_threadpool(self._caller, Headers(scope=scope))
+            if caller is None:
+                rule = "an API key that is good must be sent as `Authorization: Bearer ...`"
+                if self._may_be_open:
+                    rule += ", or the service be without keys and asked by a local program"
+                await response_to(AccessError(f"{rule}; ask the provider"))(scope, receive, send)
+                return
+            scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send)
+
+    def _caller(self, headers: Headers) -> Caller | None:
+        key = _bearer(headers)
+        # Of digests, so that the time says nothing about the key, its length included.
+        if self._key is not None and key and hmac.compare_digest(_digest(key), self._key):
+            return _PROVIDER
+        if key and (holder := holder_of(self._store, key, now=int(time.time()))) is not None:
+            return holder
+        if self._may_be_open and _is_local_program(headers) and not has_keys(self._store):
+            return DEVELOPER
+        return None
+
+
+def _bearer(headers: Headers) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _is_local_program(headers: Headers) -> bool:
+    """Whether no web page asks.
+
+    A page in the user's browser reaches loopback too, but it brings its origin, and a host name that was rebound to
+    127.0.0.1 is not a loopback name.
+    """
+    host = headers.get("host", "")
+    has_port = ":" in host and not host.endswith("]")
+    return "origin" not in headers and is_loopback(host.rpartition(":")[0] if has_port else host)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

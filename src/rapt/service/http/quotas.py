@@ -1,0 +1,74 @@
+"""Tokens a minute, for each tenant: a bucket that fills evenly and from which every prediction takes.
+
+Kept in memory, because the one serving process does all predictions; a restart fills the buckets. Quotas that are about
+what is stored (bytes, jobs) are checked in the transaction that stores it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Lock
+
+from rapt.errors import NotFoundError, QuotaError
+from rapt.service.storage.store import Store
+from rapt.service.storage.tenant_rows import get_tenant
+
+
+@dataclass
+class _Bucket:
+    level: float
+    at: float
+
+
+class TokenQuotas:
+    """The buckets of all tenants; safe to use from many threads."""
+
+    def __init__(self, store: Store, *, default: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with full buckets.
+
+        Args:
+            store: Knows the quotas of tenants that have their own.
+            default: Tokens a minute of all others.
+            clock: In s.
+        """
+        self._store = store
+        self._default = default
+        self._clock = clock
+        self._buckets: dict[str, _Bucket] = {}
+        self._guard = Lock()
+
+    def spend_tokens(self, tenant: str, count: int) -> None:
+        """Take tokens for a prediction, before it is made.
+
+        Raises:
+            QuotaError: There are not enough now, or more than a minute's are asked at once; nothing was taken.
+        """
+        limit = self.limit_of(tenant)
+        if count > limit:
+            raise QuotaError(
+                f"a request must have at most the tenant's tokens of a minute, {limit}, got {count}; send several",
+                retry_after=None,
+            )
+        rate, now = limit / 60.0, self._clock()
+        with self._guard:
+            bucket = self._buckets.setdefault(tenant, _Bucket(level=float(limit), at=now))
+            bucket.level = min(float(limit), bucket.level + rate * (now - bucket.at))
+            bucket.at = now
+            if bucket.level >= count:
+                bucket.level -= count
+                return
+            missing = count - bucket.level
+        raise QuotaError(
+            f"a tenant must have at most {limit} tokens of predictions a minute; send less, or ask the provider",
+            retry_after=missing / rate,
+        )
+
+    def limit_of(self, tenant: str) -> int:
+        """Tokens a minute that a tenant may have."""
+        try:
+            own = get_tenant(self._store, tenant).quotas.tokens_per_minute
+        except NotFoundError:  # deleted since it came in at the door
+            return 0
+        return self._default if own is None else own

@@ -1,0 +1,63 @@
+"""The audit log: who did what to which object, and when. Rows are added with the change itself and never altered.
+
+It holds ids that the service made, names of tenants and of actions. What a user wrote is not in it: a model is named by
+the last part of its name, without the suffix that its user chose.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Connection, insert
+
+from rapt.service.storage.callers import Caller
+from rapt.service.storage.database import Cursor, Page, page_of
+from rapt.service.storage.store import Store
+from rapt.service.storage.tables import AUDIT
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditEntry:
+    """One change.
+
+    Attributes:
+        id: `audit-...`.
+        created_at: Unix time, s.
+        tenant: Of whoever did it.
+        key: Id of the key it was done with.
+        action: Such as `file.create`.
+        object: Id of what it was done to, or a tenant's name.
+    """
+
+    id: str
+    created_at: int
+    tenant: str
+    key: str
+    action: str
+    object: str
+
+
+def record(connection: Connection, caller: Caller, action: str, object_: str) -> None:
+    """Note a change in the transaction that makes it: both are there, or neither."""
+    entry = AuditEntry(
+        id=f"audit-{secrets.token_hex(12)}",
+        created_at=int(time.time()),
+        tenant=caller.tenant,
+        key=caller.key,
+        action=action,
+        object=object_,
+    )
+    connection.execute(insert(AUDIT).values(vars(entry)))
+
+
+def list_audit(store: Store, cursor: Cursor) -> Page[AuditEntry]:
+    """One page of the log of all tenants. Raises `NotFoundError` for an unknown cursor."""
+    with store.database.read() as connection:
+        rows, has_more = page_of(connection, AUDIT, cursor)
+    return Page(tuple(AuditEntry(**{name: row._mapping[name] for name in _FIELDS}) for row in rows), has_more)
+
+
+_FIELDS: Final = ("id", "created_at", "tenant", "key", "action", "object")

@@ -1,0 +1,202 @@
+"""What workers do to jobs: take one, tell of it, end it. Any number of them, in any number of processes.
+
+The queue is fair: it serves the tenant that it has not served for longest, and of that tenant the job of the highest
+priority, and of those the oldest. So one tenant's thousand jobs delay another's one by no more than the job that runs.
+
+A worker that takes a job writes its name and a new number of the attempt into the row, and every later change asks for
+both. A worker that was thought dead, or that missed a pause, changes nothing any more: no job ends twice.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+
+from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.job_events import add_event
+from rapt.service.storage.job_rows import StoredJob, job_of, let_go_of_checkpoints
+from rapt.service.storage.model_rows import StoredModel, insert_model
+from rapt.service.storage.store import Store
+from rapt.service.storage.tables import CHECKPOINTS, JOBS, TENANTS
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredCheckpoint:
+    """A state that a run reached.
+
+    Attributes:
+        id: `ftckpt-...`.
+        job_id: Whose.
+        created_at: Unix time, s.
+        step: Number of steps made.
+        metrics: Numbers only.
+        folder: Name of what is on the disk, made by us; None once a later one took its place.
+    """
+
+    id: str
+    job_id: str
+    created_at: int
+    step: int
+    metrics: dict[str, Any]
+    folder: str | None
+
+
+def claim_next_job(store: Store, *, worker: str, models: Collection[str], now: int) -> StoredJob | None:
+    """The job whose turn it is, now running; None when none waits for one of these models."""
+    with store.database.write() as connection:
+        turn = (
+            select(JOBS.c.id, JOBS.c.tenant, JOBS.c.attempt)
+            .join(TENANTS, TENANTS.c.name == JOBS.c.tenant)
+            .where(JOBS.c.status == "queued", JOBS.c.model.in_(models))
+            .order_by(TENANTS.c.served, JOBS.c.priority.desc(), JOBS.c.number)
+            .limit(1)
+        )
+        row = connection.execute(turn).first()
+        if row is None:
+            return None
+        latest = connection.execute(select(func.max(TENANTS.c.served))).scalar_one()
+        connection.execute(update(TENANTS).where(TENANTS.c.name == row.tenant).values(served=latest + 1))
+        taken = {"status": "running", "worker": worker, "attempt": row.attempt + 1}
+        connection.execute(update(JOBS).where(JOBS.c.id == row.id).values(taken))
+        add_event(connection, row.id, message="the job is running", now=now)
+        return job_of(find(connection, JOBS, row.id, tenant=row.tenant))
+
+
+def is_still_mine(store: Store, job: StoredJob) -> bool:
+    """Whether a job still runs, and here: neither cancelled nor paused, nor deleted, nor taken by another."""
+    with store.database.read() as connection:
+        return _is_mine(connection, job)
+
+
+def record_progress(store: Store, job: StoredJob, *, message: str, data: Mapping[str, Any], now: int) -> bool:
+    """Add an event of type `metrics`; False when the job is not this worker's any more."""
+    with store.database.write() as connection:
+        if not _is_mine(connection, job):
+            return False
+        add_event(connection, job.id, message=message, data=data, now=now)
+        return True
+
+
+def add_checkpoint(
+    store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, Any], folder: str, now: int
+) -> bool:
+    """A state that is on the disk becomes the one to go on from; the one before is deleted.
+
+    Returns:
+        False when the caller must delete the folder: the job was cancelled, deleted, or taken by another worker.
+    """
+    with store.database.write() as connection:
+        # A paused job keeps its state: that is what it will go on from.
+        if not _is_mine(connection, job, status=("running", "paused")):
+            return False
+        doomed = let_go_of_checkpoints(connection, job.id)
+        again = connection.execute(
+            update(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job.id, CHECKPOINTS.c.step == step).values(folder=folder)
+        ).rowcount
+        if not again:
+            values = {"id": f"ftckpt-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
+            connection.execute(insert(CHECKPOINTS).values(**values, metrics=dict(metrics), folder=folder))
+    for name in doomed:
+        store.directory.remove_checkpoint(name)
+    return True
+
+
+def latest_checkpoint(store: Store, job: StoredJob) -> StoredCheckpoint | None:
+    """The state to go on from; None when there is none."""
+    with store.database.read() as connection:
+        newest = (
+            select(CHECKPOINTS)
+            .where(CHECKPOINTS.c.job_id == job.id, CHECKPOINTS.c.folder.is_not(None))
+            .order_by(CHECKPOINTS.c.step.desc())
+            .limit(1)
+        )
+        row = connection.execute(newest).first()
+    return None if row is None else _checkpoint(row)
+
+
+def list_checkpoints(store: Store, job_id: str, cursor: Cursor, *, tenant: str) -> Page[StoredCheckpoint]:
+    """One page of the states that a job reached. Raises `NotFoundError` for an unknown job or cursor."""
+    with store.database.read() as connection:
+        find(connection, JOBS, job_id, tenant=tenant)
+        rows, has_more = page_of(connection, CHECKPOINTS, cursor, where=CHECKPOINTS.c.job_id == job_id)
+    return Page(tuple(_checkpoint(row) for row in rows), has_more)
+
+
+def succeed_job(
+    store: Store, job: StoredJob, *, fine_tuned_model: str, adapter: str, trained_tokens: int, now: int
+) -> bool:
+    """Publish the result: the job has succeeded and its model exists, both or neither.
+
+    Returns:
+        False when the caller must delete the adapter: the job is not this worker's any more.
+    """
+    with store.database.write() as connection:
+        values: dict[str, str | int] = {"fine_tuned_model": fine_tuned_model, "trained_tokens": trained_tokens}
+        if not _end(connection, job, status="succeeded", now=now, values=values):
+            return False
+        model = StoredModel(
+            id=fine_tuned_model, tenant=job.tenant, base=job.model, job_id=job.id, adapter=adapter, created_at=now
+        )
+        insert_model(connection, model)
+        add_event(connection, job.id, message=f"the model {fine_tuned_model} is ready", now=now)
+        folders = let_go_of_checkpoints(connection, job.id)
+    _remove(store, folders)
+    return True
+
+
+def fail_job(store: Store, job: StoredJob, *, code: str, message: str, now: int) -> bool:
+    """The job has failed; False when it is not this worker's any more."""
+    with store.database.write() as connection:
+        if not _end(connection, job, status="failed", now=now, values={"error_code": code, "error_message": message}):
+            return False
+        add_event(connection, job.id, message=f"the job failed: {message}", level="error", now=now)
+        folders = let_go_of_checkpoints(connection, job.id)
+    _remove(store, folders)
+    return True
+
+
+def requeue_jobs(store: Store, *, is_alive: Callable[[str], bool], now: int) -> int:
+    """Queue again what is run by workers that do not live any more; it keeps its place. Returns how many."""
+    running = select(JOBS.c.id, JOBS.c.worker).where(JOBS.c.status == "running")
+
+    def abandoned_of(connection: Connection) -> list[str]:
+        return [row.id for row in connection.execute(running) if row.worker is None or not is_alive(row.worker)]
+
+    with store.database.read() as connection:
+        if not abandoned_of(connection):  # nearly always; a writer would hold up the others
+            return 0
+    with store.database.write() as connection:
+        abandoned = abandoned_of(connection)
+        for job_id in abandoned:
+            connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="queued"))
+            add_event(connection, job_id, message="the service stopped; the job is queued again", level="warn", now=now)
+    return len(abandoned)
+
+
+def _is_mine(connection: Connection, job: StoredJob, *, status: tuple[str, ...] = ("running",)) -> bool:
+    query = select(JOBS.c.number).where(_mine(job), JOBS.c.status.in_(status))
+    return connection.execute(query).first() is not None
+
+
+def _mine(job: StoredJob) -> ColumnElement[bool]:
+    return (JOBS.c.id == job.id) & (JOBS.c.worker == job.worker) & (JOBS.c.attempt == job.attempt)
+
+
+def _end(connection: Connection, job: StoredJob, *, status: str, now: int, values: Mapping[str, str | int]) -> bool:
+    change = update(JOBS).where(_mine(job), JOBS.c.status == "running")
+    return connection.execute(change.values(status=status, finished_at=now, **values)).rowcount == 1
+
+
+def _remove(store: Store, folders: list[str]) -> None:
+    for folder in folders:
+        store.directory.remove_checkpoint(folder)
+
+
+def _checkpoint(row: Row[Any]) -> StoredCheckpoint:
+    values = dict(row._mapping)
+    del values["number"]
+    return StoredCheckpoint(**values)

@@ -1,0 +1,148 @@
+"""API keys: shown once, stored as a digest.
+
+A key is 256 random bits of the operating system. Its SHA-256 is all that is stored, without salt and without a slow
+hash, and that is enough: salts and slow hashes protect secrets that people choose, because somebody with the table can
+try the likely ones. Nobody can try 2^256 keys, so the digest of a random key gives nothing away, and a slow hash would
+only slow down every request. A key is looked up by its digest: what the time of that look-up shows is about a digest
+that the asker cannot steer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, exists, insert, or_, select, update
+
+from rapt.errors import NotFoundError
+from rapt.service.storage.audit_rows import record
+from rapt.service.storage.callers import Caller, Role
+from rapt.service.storage.database import Cursor, Page, page_of
+from rapt.service.storage.store import Store
+from rapt.service.storage.tables import KEYS, TENANTS
+
+_PREFIX: Final = "rapt-"
+_BYTES: Final = 32  # 256 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredKey:
+    """What is known of a key: all but the key.
+
+    Attributes:
+        id: `key-...`; may be shown, and stands in the audit log.
+        tenant: Whose.
+        role: What it may do.
+        created_at: Unix time, s.
+        expires_at: Unix time, s, from which on it is refused; None if it is not known to end.
+        revoked_at: Unix time, s; None while it is good.
+    """
+
+    id: str
+    tenant: str
+    role: Role
+    created_at: int
+    expires_at: int | None = None
+    revoked_at: int | None = None
+
+
+def digest_of(key: str) -> str:
+    """What is stored of a key, hex."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def create_key(store: Store, *, tenant: str, role: Role, caller: Caller, now: int) -> tuple[StoredKey, str]:
+    """A new key, and the only sight of it there will ever be. Raises `NotFoundError` for an unknown tenant."""
+    with store.database.write() as connection:
+        return _create(connection, tenant=tenant, role=role, caller=caller, now=now)
+
+
+def rotate_key(
+    store: Store, key_id: str, *, grace: int, caller: Caller, now: int, tenant: str | None = None
+) -> tuple[StoredKey, str]:
+    """A new key in place of an old one, which is refused after `grace` seconds.
+
+    Args:
+        store: Where.
+        key_id: The old one.
+        grace: s in which both are good, to change over without a gap.
+        caller: Who asks.
+        now: Unix time, s.
+        tenant: Whose key it has to be; None for an admin.
+
+    Raises:
+        NotFoundError: There is no such key that is good.
+    """
+    with store.database.write() as connection:
+        old = _good(connection, key_id, tenant=tenant, now=now)
+        ends = now + grace if old.expires_at is None else min(old.expires_at, now + grace)
+        connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(expires_at=ends))
+        record(connection, caller, "key.rotate", key_id)
+        return _create(connection, tenant=old.tenant, role=old.role, caller=caller, now=now)
+
+
+def revoke_key(store: Store, key_id: str, *, caller: Caller, now: int, tenant: str | None = None) -> StoredKey:
+    """Refuse a key from now on. Raises `NotFoundError` for one that is not good, or not of `tenant`."""
+    with store.database.write() as connection:
+        _good(connection, key_id, tenant=tenant, now=now)
+        connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(revoked_at=now))
+        record(connection, caller, "key.revoke", key_id)
+        return _from_row(connection.execute(select(KEYS).where(KEYS.c.id == key_id)).one())
+
+
+def list_keys(store: Store, cursor: Cursor, *, tenant: str | None = None) -> Page[StoredKey]:
+    """One page of keys, of one tenant or of all. Raises `NotFoundError` for an unknown cursor."""
+    with store.database.read() as connection:
+        where = None if tenant is None else KEYS.c.tenant == tenant
+        rows, has_more = page_of(connection, KEYS, cursor, where=where)
+    return Page(tuple(_from_row(row) for row in rows), has_more)
+
+
+def holder_of(store: Store, key: str, *, now: int) -> Caller | None:
+    """Who sends a key; None if it is none of ours, or no longer good."""
+    with store.database.read() as connection:
+        row = connection.execute(
+            select(KEYS.c.id, KEYS.c.tenant, KEYS.c.role).where(
+                KEYS.c.digest == digest_of(key),
+                KEYS.c.revoked_at.is_(None),
+                or_(KEYS.c.expires_at.is_(None), KEYS.c.expires_at > now),
+            )
+        ).first()
+    return None if row is None else Caller(tenant=row.tenant, key=row.id, role=row.role)
+
+
+def has_keys(store: Store) -> bool:
+    """Whether there ever was a key, revoked ones included: then the service never lets anybody in without one."""
+    with store.database.read() as connection:
+        return bool(connection.execute(select(exists().select_from(KEYS))).scalar())
+
+
+def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, now: int) -> tuple[StoredKey, str]:
+    if connection.execute(select(TENANTS.c.number).where(TENANTS.c.name == tenant)).first() is None:
+        raise NotFoundError("there is no such tenant; list them, or create it first")
+    shown = _PREFIX + secrets.token_urlsafe(_BYTES)
+    key = StoredKey(id=f"key-{secrets.token_hex(12)}", tenant=tenant, role=role, created_at=now)
+    connection.execute(insert(KEYS).values({**vars(key), "digest": digest_of(shown)}))
+    record(connection, caller, "key.create", key.id)
+    return key, shown
+
+
+def _good(connection: Connection, key_id: str, *, tenant: str | None, now: int) -> StoredKey:
+    row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).first()
+    if row is not None:
+        key = _from_row(row)
+        if (
+            key.revoked_at is None
+            and (key.expires_at is None or key.expires_at > now)
+            and (tenant is None or key.tenant == tenant)
+        ):
+            return key
+    raise NotFoundError("no such key is good; list them to see what there is")
+
+
+def _from_row(row: Row[Any]) -> StoredKey:
+    values = dict(row._mapping)
+    del values["number"], values["digest"]
+    return StoredKey(**values)

@@ -1,0 +1,205 @@
+"""The tables, as the newest migration leaves them. A test holds the two against each other.
+
+`number` is the order of creation and what cursors run over; `id` is what clients see. Who owns a row is in `tenant`,
+and every query that a request causes names it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    false,
+)
+
+METADATA: Final = MetaData()
+
+
+def _number() -> Column[int]:
+    return Column("number", Integer, primary_key=True)
+
+
+def _id() -> Column[str]:
+    return Column("id", String, unique=True, nullable=False)
+
+
+def _tenant() -> Column[str]:
+    return Column("tenant", String, nullable=False, server_default="local")
+
+
+def _table(name: str, *parts: Column[Any] | Index | UniqueConstraint) -> Table:
+    # Numbers are never given twice, so a cursor never meets another row under an old number.
+    return Table(name, METADATA, *parts, sqlite_autoincrement=True)
+
+
+TENANTS: Final = _table(
+    "tenants",
+    _number(),
+    Column("name", String, unique=True, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # Quotas of its own; null where the setting of the service holds.
+    Column("max_bytes", BigInteger),
+    Column("max_jobs", Integer),
+    Column("tokens_per_minute", BigInteger),
+    # When the queue served it last, as a running number: the lowest is next.
+    Column("served", BigInteger, nullable=False, server_default="0"),
+)
+
+KEYS: Final = _table(
+    "api_keys",
+    _number(),
+    _id(),
+    # Not a foreign key: a revoked key outlives its tenant, so that a service that had keys never opens again.
+    Column("tenant", String, nullable=False, index=True),
+    Column("role", String, nullable=False),
+    Column("digest", String, unique=True, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+)
+
+# Rows are only ever added; the migration puts triggers on it that refuse all else.
+AUDIT: Final = _table(
+    "audit_log",
+    _number(),
+    Column("id", String, unique=True, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("tenant", String, nullable=False, index=True),
+    Column("key", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("object", String, nullable=False),
+)
+
+FILES: Final = _table(
+    "files",
+    _number(),
+    _id(),
+    _tenant(),
+    Column("filename", String, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False, index=True),
+    Column("created_at", Integer, nullable=False),
+    Column("vocabulary_hash", String, nullable=False),
+    Column("mechanism", JSON, nullable=False),
+    Column("insecure_seed", Boolean, nullable=False, server_default=false()),
+    Column("records", Integer, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("longest", Integer, nullable=False),
+    Column("plain_tokens", Integer, nullable=False),
+    Column("labels", Integer, nullable=False),
+    Index("ix_files_tenant", "tenant", "number"),
+)
+
+JOBS: Final = _table(
+    "jobs",
+    _number(),
+    _id(),
+    _tenant(),
+    Column("model", String, nullable=False),
+    # Not foreign keys: a job outlives its files, because a file must be deletable at any time after.
+    Column("training_file", String, nullable=False, index=True),
+    Column("validation_file", String, index=True),
+    Column("status", String, nullable=False, index=True),
+    Column("method", JSON, nullable=False),
+    Column("seed", Integer, nullable=False),
+    Column("suffix", String),
+    Column("metadata", JSON(none_as_null=True)),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("created_at", Integer, nullable=False),
+    Column("finished_at", Integer),
+    Column("fine_tuned_model", String),
+    Column("trained_tokens", BigInteger),
+    Column("error_code", String),
+    Column("error_message", String),
+    # Who runs it, and for the how manieth time; a result of an earlier attempt is not taken.
+    Column("worker", String),
+    Column("attempt", Integer, nullable=False, server_default="0"),
+    Index("ix_jobs_tenant", "tenant", "number"),
+)
+
+EVENTS: Final = _table(
+    "events",
+    _number(),
+    _id(),
+    Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", Integer, nullable=False),
+    Column("level", String, nullable=False),
+    Column("type", String, nullable=False),
+    Column("message", String, nullable=False),
+    Column("data", JSON(none_as_null=True)),
+)
+
+CHECKPOINTS: Final = _table(
+    "checkpoints",
+    _number(),
+    _id(),
+    Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("created_at", BigInteger, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    # Null once a later one took its place: only the newest is kept to resume from.
+    Column("folder", String, unique=True),
+    UniqueConstraint("job_id", "step", name="uq_checkpoints_job_step"),
+)
+
+MODELS: Final = _table(
+    "models",
+    _number(),
+    _id(),
+    _tenant(),
+    Column("base", String, nullable=False),
+    # Null for an adapter that was imported.
+    Column("job_id", String, ForeignKey("jobs.id")),
+    Column("adapter", String, unique=True, nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Index("ix_models_tenant", "tenant", "number"),
+)
+
+UPLOADS: Final = _table(
+    "uploads",
+    _number(),
+    _id(),
+    Column("tenant", String, nullable=False),
+    Column("filename", String, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("status", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("file_id", String),
+    Index("ix_uploads_tenant", "tenant", "number"),
+)
+
+PARTS: Final = _table(
+    "upload_parts",
+    _number(),
+    _id(),
+    Column("upload_id", String, ForeignKey("uploads.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+REQUESTS: Final = _table(
+    "repeatable_requests",
+    _number(),
+    Column("tenant", String, nullable=False),
+    # Digests: a client may put anything into its idempotency key.
+    Column("key_digest", String, nullable=False),
+    Column("content_digest", String, nullable=False),
+    Column("object", String, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("tenant", "key_digest", name="uq_repeatable_requests_key"),
+)

@@ -1,0 +1,247 @@
+"""Tenants: who owns what, how much it may be, and how all of it goes away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+
+from rapt.errors import NotFoundError, QuotaError, UsageError
+from rapt.service.storage.audit_rows import record
+from rapt.service.storage.callers import Caller, check_tenant_name
+from rapt.service.storage.database import Cursor, Page, page_of
+from rapt.service.storage.store import Store
+from rapt.service.storage.tables import (
+    CHECKPOINTS,
+    FILES,
+    JOBS,
+    KEYS,
+    MODELS,
+    PARTS,
+    REQUESTS,
+    TENANTS,
+    UPLOADS,
+)
+
+# States in which a job takes room in the queue.
+ACTIVE: Final = ("queued", "running", "paused")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quotas:
+    """How much a tenant may have; None where the service's own setting holds.
+
+    Attributes:
+        max_bytes: Of all its files and parts of uploads.
+        max_jobs: That have not ended.
+        tokens_per_minute: Of its predictions.
+    """
+
+    max_bytes: int | None = None
+    max_jobs: int | None = None
+    tokens_per_minute: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTenant:
+    """A tenant.
+
+    Attributes:
+        name: Unique, and never changed: it stands in the names of its models.
+        created_at: Unix time, s.
+        quotas: Its own.
+    """
+
+    name: str
+    created_at: int
+    quotas: Quotas
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What a tenant has now."""
+
+    bytes: int
+    jobs: int
+    files: int
+    models: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed:
+    """What a deleted tenant had outside the database: names of ours."""
+
+    blobs: tuple[str, ...]
+    adapters: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+    parts: tuple[str, ...]
+
+
+def create_tenant(store: Store, name: str, *, quotas: Quotas, caller: Caller, now: int) -> StoredTenant:
+    """A new tenant. Raises `UsageError` for a name that is taken, or that cannot be one."""
+    check_tenant_name(name)
+    tenant = StoredTenant(name=name, created_at=now, quotas=quotas)
+    with store.database.write() as connection:
+        if connection.execute(select(TENANTS.c.number).where(TENANTS.c.name == name)).first() is not None:
+            raise UsageError("a tenant's name must be new; this one is taken")
+        connection.execute(insert(TENANTS).values(name=name, created_at=now, **vars(quotas)))
+        record(connection, caller, "tenant.create", name)
+    return tenant
+
+
+def ensure_tenant(store: Store, name: str, *, now: int) -> None:
+    """The tenant of a service without keys: made if it is not there."""
+    with store.database.write() as connection:
+        if connection.execute(select(TENANTS.c.number).where(TENANTS.c.name == name)).first() is None:
+            connection.execute(insert(TENANTS).values(name=name, created_at=now))
+
+
+def get_tenant(store: Store, name: str) -> StoredTenant:
+    """The tenant of a name. Raises `NotFoundError`."""
+    with store.database.read() as connection:
+        return _from_row(_find(connection, name))
+
+
+def list_tenants(store: Store, cursor: Cursor) -> Page[StoredTenant]:
+    """One page of tenants; the cursor is a name. Raises `NotFoundError` for an unknown one."""
+    with store.database.read() as connection:
+        rows, has_more = page_of(connection, TENANTS, cursor)
+    return Page(tuple(_from_row(row) for row in rows), has_more)
+
+
+def set_quotas(store: Store, name: str, quotas: Quotas, *, caller: Caller) -> StoredTenant:
+    """Replace the quotas of a tenant. Raises `NotFoundError`."""
+    with store.database.write() as connection:
+        _find(connection, name)
+        connection.execute(update(TENANTS).where(TENANTS.c.name == name).values(vars(quotas)))
+        record(connection, caller, "tenant.quotas", name)
+        return _from_row(_find(connection, name))
+
+
+def check_tenant(connection: Connection, name: str) -> None:
+    """Refuse to make something for a tenant that was deleted meanwhile. Raises `NotFoundError`."""
+    _find(connection, name)
+
+
+def usage_of(store: Store, name: str) -> Usage:
+    """What a tenant has now; of one that is not there, nothing."""
+    with store.database.read() as connection:
+        return Usage(
+            bytes=bytes_of(connection, name),
+            jobs=jobs_of(connection, name),
+            files=_count(connection, FILES, name),
+            models=_count(connection, MODELS, name),
+        )
+
+
+def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -> None:
+    """Refuse bytes beyond a tenant's quota, in the transaction that would add them. Raises `QuotaError`."""
+    most = connection.execute(select(TENANTS.c.max_bytes).where(TENANTS.c.name == tenant)).scalar()
+    most = limit if most is None else most
+    if bytes_of(connection, tenant) + more > most:
+        raise QuotaError(
+            f"a tenant must have at most {most} bytes of files; delete some, or ask the provider", retry_after=None
+        )
+
+
+def check_jobs(connection: Connection, tenant: str, *, limit: int) -> None:
+    """Refuse a job beyond a tenant's quota, in the transaction that would queue it. Raises `QuotaError`."""
+    most = connection.execute(select(TENANTS.c.max_jobs).where(TENANTS.c.name == tenant)).scalar()
+    most = limit if most is None else most
+    if jobs_of(connection, tenant) >= most:
+        raise QuotaError(
+            f"a tenant must have at most {most} jobs that have not ended; wait for one to end", retry_after=30.0
+        )
+
+
+def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Removed:
+    """Delete a tenant and everything it has: keys, jobs with their checkpoints, models, files, uploads.
+
+    A job that runs at this moment finds its row gone at its next step, and keeps nothing.
+
+    Returns:
+        What it had; it is gone from the disk, and a cache in memory has to forget it.
+
+    Raises:
+        NotFoundError: There is no such tenant.
+    """
+    with store.naming:
+        with store.database.write() as connection:
+            _find(connection, name)
+            removed = _delete_rows(connection, name, now=now)
+            record(connection, caller, "tenant.delete", name)
+        for blob in removed.blobs:
+            store.directory.remove_blob(blob)
+    for adapter in removed.adapters:
+        store.directory.remove_adapter(adapter)
+    for folder in removed.checkpoints:
+        store.directory.remove_checkpoint(folder)
+    for part in removed.parts:
+        store.directory.remove_part(part)
+    store.database.forget_deleted()
+    return removed
+
+
+def bytes_of(connection: Connection, tenant: str) -> int:
+    """Bytes of a tenant's files and of the parts of its uploads."""
+    files = select(func.coalesce(func.sum(FILES.c.bytes), 0)).where(FILES.c.tenant == tenant)
+    parts = (
+        select(func.coalesce(func.sum(PARTS.c.bytes), 0))
+        .join(UPLOADS, UPLOADS.c.id == PARTS.c.upload_id)
+        .where(UPLOADS.c.tenant == tenant)
+    )
+    return int(connection.execute(files).scalar_one()) + int(connection.execute(parts).scalar_one())
+
+
+def jobs_of(connection: Connection, tenant: str) -> int:
+    """Number of a tenant's jobs that have not ended."""
+    active = select(func.count()).where(JOBS.c.tenant == tenant, JOBS.c.status.in_(ACTIVE))
+    return connection.execute(active).scalar_one()
+
+
+def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
+    own_jobs = select(JOBS.c.id).where(JOBS.c.tenant == name)
+    own_uploads = select(UPLOADS.c.id).where(UPLOADS.c.tenant == name)
+    of_others = select(FILES.c.sha256).where(FILES.c.tenant != name)
+    mine_alone = select(FILES.c.sha256).distinct().where(FILES.c.tenant == name, FILES.c.sha256.not_in(of_others))
+    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id.in_(own_jobs), CHECKPOINTS.c.folder.is_not(None))
+
+    def all_of(query: Select[Any]) -> tuple[str, ...]:
+        return tuple(str(row[0]) for row in connection.execute(query))
+
+    removed = Removed(
+        blobs=all_of(mine_alone),
+        adapters=all_of(select(MODELS.c.adapter).where(MODELS.c.tenant == name)),
+        checkpoints=all_of(held),
+        parts=all_of(select(PARTS.c.id).where(PARTS.c.upload_id.in_(own_uploads))),
+    )
+    for table in (MODELS, JOBS, FILES, UPLOADS, REQUESTS):  # events, checkpoints and parts go with their owners
+        connection.execute(delete(table).where(table.c.tenant == name))
+    connection.execute(
+        update(KEYS)
+        .where(KEYS.c.tenant == name)
+        # The rows stay, so that deleting the last tenant does not open the service; the keys fit nothing any more.
+        .values(revoked_at=func.coalesce(KEYS.c.revoked_at, now), digest="deleted " + KEYS.c.id)
+    )
+    connection.execute(delete(TENANTS).where(TENANTS.c.name == name))
+    return removed
+
+
+def _count(connection: Connection, table: Any, tenant: str) -> int:
+    return int(connection.execute(select(func.count()).select_from(table).where(table.c.tenant == tenant)).scalar_one())
+
+
+def _find(connection: Connection, name: str) -> Row[Any]:
+    row = connection.execute(select(TENANTS).where(TENANTS.c.name == name)).first()
+    if row is None:
+        raise NotFoundError("there is no such tenant; list them, or create it first")
+    return row
+
+
+def _from_row(row: Row[Any]) -> StoredTenant:
+    return StoredTenant(
+        name=row.name,
+        created_at=row.created_at,
+        quotas=Quotas(max_bytes=row.max_bytes, max_jobs=row.max_jobs, tokens_per_minute=row.tokens_per_minute),
+    )
