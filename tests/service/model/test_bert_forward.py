@@ -10,8 +10,8 @@ from transformers.utils import logging
 from rapt.public_models import model_directory
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.bert_forward import bert_forward_of
-from rapt.service.model.injection import install, steered
-from rapt.service.model.steering import LoraPair, Tuned, steer
+from rapt.service.model.injection import install
+from rapt.service.model.steering import LoraPair, Tuned, steer, steered
 
 LENGTHS = (9, 23, 4, 17)
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,13 @@ from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import model_directory, model_name
 from rapt.service.model.backbone_parts import Kind, Parts
 from rapt.service.model.frame import Frame, frame_of, make_tokenizer
-from rapt.service.model.injection import Sites, install, steered
 from rapt.service.model.language_head import LanguageHead
-from rapt.service.model.steering import Steering
+from rapt.service.model.sites import Sites
+from rapt.service.model.steering import Steering, steered
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Precision = Literal["auto", "float32", "bfloat16"]
 

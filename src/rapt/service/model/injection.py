@@ -1,8 +1,7 @@
 """How a steering reaches the inside of a frozen model: at its attention layers and its linear layers.
 
 `install` prepares a loaded model once. From then on, `with steered(...)` around a call gives that call its prefixes and
-low-rank changes. The steering lives in a context variable, which every thread has for itself: a job and a request can
-use one model at the same time, and outside of `steered` the model is what it was.
+low-rank changes; outside of it the model computes what it did before.
 
 A prefix is put before the keys and values of each attention call, after their rotation and caching: it has no position,
 is visible to every query, and is never in a cache. So it works in encoders, under causal masks, left padding and
@@ -11,10 +10,6 @@ grouped-query attention (each row's keys are given for the key heads, before the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -24,57 +19,18 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
-from rapt.service.model.steering import Steering
+from rapt.service.model.sites import AttentionSite, Sites, attention_calls, recorder
+from rapt.service.model.steering import Steering, current_steering
 
 ATTENTION: Final = "rapt"
 _SITE: Final = "rapt_site"
-
-_steering: ContextVar[Steering | None] = ContextVar("steering", default=None)
-_recorded: ContextVar[list[tuple[nn.Module, Tensor, Tensor]] | None] = ContextVar("recorded", default=None)
-
-
-@dataclass(frozen=True)
-class AttentionSite:
-    """One attention layer: its name in the model, the number of its key heads and their width."""
-
-    name: str
-    key_heads: int
-    head_size: int
-
-
-@dataclass(frozen=True)
-class Sites:
-    """Where a model can be steered.
-
-    Attributes:
-        attention: In the order in which a forward pass meets them.
-        linear: Sizes (in, out) of every linear layer by its name.
-        model: The model that was prepared.
-    """
-
-    attention: tuple[AttentionSite, ...]
-    linear: Mapping[str, tuple[int, int]]
-    model: PreTrainedModel
-
-
-@contextmanager
-def steered(steering: Steering | None) -> Iterator[None]:
-    """Give the model calls in this block, in this thread, what `steering` holds inside the model.
-
-    Soft prompts are not among it: they are part of the input vectors.
-    """
-    token = _steering.set(steering)
-    try:
-        yield
-    finally:
-        _steering.reset(token)
 
 
 def install(model: PreTrainedModel) -> Sites:
     """Prepare a loaded model and find its sites, by one forward pass over one token."""
     model.set_attn_implementation(ATTENTION)
     names = {module: name for name, module in model.named_modules()}
-    found = _attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
+    found = attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
     for index, (module, _, _) in enumerate(found):
         setattr(module, _SITE, index)
     linear: dict[str, tuple[int, int]] = {}
@@ -89,24 +45,6 @@ def install(model: PreTrainedModel) -> Sites:
     )
 
 
-def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
-    """What every attention site computes for a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
-    calls = _attention_calls(sites.model, token_ids)
-    return torch.stack([torch.cat([key, value]).float() for _, key, value in calls])
-
-
-@torch.no_grad()
-def _attention_calls(model: PreTrainedModel, token_ids: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """Module, keys and values, each (1, H, P, d), of every attention call of one forward pass, in order."""
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-    token, one = _recorded.set(calls), token_ids[None]
-    try:
-        model(one, decoder_input_ids=one) if model.config.is_encoder_decoder else model(one)
-    finally:
-        _recorded.reset(token)
-    return calls
-
-
 class _Change:
     """A forward hook: adds the low-rank change of one linear layer, if the call is steered there."""
 
@@ -114,7 +52,7 @@ class _Change:
         self._name = name
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        steering = _steering.get()
+        steering = current_steering()
         if steering is None or self._name not in steering.lora:
             return None
         return output + steering.lora[self._name].change(inputs[0])
@@ -137,10 +75,10 @@ def _attention(
     **extras: Any,  # transformers hands its own settings through to the attention function
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention, with the prefix of this call before the keys and values."""
-    recorded = _recorded.get()
+    recorded = recorder()
     if recorded is not None:
         recorded.append((module, key, value))
-    steering = _steering.get()
+    steering = current_steering()
     if steering is not None and steering.prefix is not None:
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         attention_mask = _mask_with_prefix(attention_mask, steering, query=query, key=key, causal=bool(causal))

@@ -3,11 +3,16 @@
 A method may add three kinds of parts: vectors at the place of word embeddings, keys and values at the attention layers,
 low-rank changes of linear layers. An adapter is a `Tuned`; a batch of them, one a row, is a `Steering`. Rows of one
 batch may carry different adapters, of different sizes and methods.
+
+`steered` hands a steering to the model calls of one block. It lives in a context variable, which every thread has for
+itself: a job and a request can use one model at the same time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -85,6 +90,27 @@ class Steering:
     prefix: Tensor | None
     prefix_mask: Tensor | None
     lora: Mapping[str, LoraRows]
+
+
+_current: ContextVar[Steering | None] = ContextVar("steering", default=None)
+
+
+@contextmanager
+def steered(steering: Steering | None) -> Iterator[None]:
+    """Give the model calls in this block, in this thread, what `steering` holds inside the model.
+
+    Soft prompts are not among it: they are part of the input vectors.
+    """
+    token = _current.set(steering)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_steering() -> Steering | None:
+    """What the model calls of this thread are steered by now."""
+    return _current.get()
 
 
 def steer(rows: Sequence[Tuned]) -> Steering:

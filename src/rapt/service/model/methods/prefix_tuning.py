@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from rapt.errors import TuningError
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.injection import Sites, keys_and_values
 from rapt.service.model.methods.initialization import initial_tokens, initial_vectors, linear
+from rapt.service.model.sites import Sites, keys_and_values
 from rapt.service.model.steering import Tuned
 from rapt.service.model.tuning_config import TuningConfig
 
