@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
-from rapt.cli.output import show, show_json, table
+from rapt.cli.output import say, show, show_json, table
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -107,6 +107,8 @@ def choose_mechanism(
     from rapt.local.mechanisms import make_mechanism
 
     options = given_options(name, settings)
+    if options.get("calibrated") is True:
+        say("rapt: calibrated: computing the largest slope, minutes for 30,000 tokens, unless it was done before")
     return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
 
 

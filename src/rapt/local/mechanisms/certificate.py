@@ -1,7 +1,8 @@
 """How large beta of an exponential mechanism may be, computed once for a vocabulary and kept in a file.
 
 The search takes minutes on a vocabulary of 30,000, so its result is kept in the user's cache folder, under a name made
-from all that it depends on. It is never taken from a service's bundle: a wrong certificate would weaken the guarantee.
+from all that it depends on. A copy can be saved beside a bundle for readers (`rapt vocabulary certify`). It is never
+taken from there: a bundle may come from a service, and a wrong certificate would weaken the guarantee.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from rapt.errors import WireError
+from rapt.errors import CorpusError, WireError
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.slope import Slope, largest_slopes
 from rapt.version import __version__
@@ -84,7 +85,7 @@ def certify(
         subject: What they are, and the largest slope allowed.
         on_progress: Called with what is being done, when it has to be computed.
     """
-    path = cache_folder() / f"slope-{hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:32]}.json"
+    path = cache_folder() / _file_name(subject)
     found = _read(path)
     if found is None or found.subject != subject:
         beta, slope = largest_beta(make_scores, eta=subject.eta, on_progress=on_progress)
@@ -145,6 +146,25 @@ def cache_folder() -> Path:
     if chosen := os.environ.get("RAPT_CACHE_DIR"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rapt"
+
+
+def save_beside(certificate: Certificate, folder: Path) -> Path:
+    """Write a copy into a bundle's folder, for readers; returns its path.
+
+    Raises:
+        CorpusError: The folder cannot be written to.
+    """
+    path = folder / _file_name(certificate.subject)
+    _write(certificate, path)
+    if _read(path) != certificate:
+        raise CorpusError(
+            "a certificate must be saved in a folder that can be written to; free space, or copy the bundle"
+        )
+    return path
+
+
+def _file_name(subject: Subject) -> str:
+    return f"slope-{hashlib.sha256(json.dumps(subject).encode()).hexdigest()[:32]}.json"
 
 
 def _read(path: Path) -> Certificate | None:
