@@ -17,7 +17,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from rapt.errors import BusyError, RaptError, UnavailableError
 from rapt.service.model.fair_queue import FairQueue
@@ -30,7 +30,7 @@ Plan = Callable[[Sequence[Row]], list[list[int]]]
 # Of one tenant's waiting rows, as a part of all that may wait: the others always find room.
 TENANT_SHARE: Final = 0.5
 # Weight of the last batch in the running estimate of the speed.
-_SMOOTHING: Final = 0.2
+SMOOTHING: Final = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,13 @@ class Batcher(Generic[Row, Answer]):
         with self._changed:
             if self._closing:
                 raise UnavailableError("the service must not be stopping; send the request again later")
-            self._check_room(sum(work.cost for work in works), tenant=tenant)
+            require_room(
+                self._queue,
+                sum(work.cost for work in works),
+                tenant=tenant,
+                limit=self._limits.waiting_cost,
+                seconds_per_cost=self._seconds_per_cost,
+            )
             for work in works:
                 self._queue.push(work, tenant=tenant, cost=work.cost)
             self._waiting.add(ticket)
@@ -157,18 +163,6 @@ class Batcher(Generic[Row, Answer]):
             self._closing = True
             self._changed.notify()
         self._thread.join()
-
-    def _check_room(self, cost: int, *, tenant: str) -> None:
-        # A line that is empty takes any request that was let in: refused for its size alone, it could never pass.
-        limit = self._limits.waiting_cost
-        waiting, own = self._queue.cost, self._queue.cost_of(tenant)
-        if (not waiting or waiting + cost <= limit) and (not own or own + cost <= limit * TENANT_SHARE):
-            return
-        raise BusyError(
-            f"the service must have room for the request, got {waiting} tokens that wait already; "
-            "send it again after the time in retry-after",
-            retry_after=max(waiting * self._seconds_per_cost, 0.1),
-        )
 
     def _loop(self) -> None:
         while True:
@@ -208,7 +202,7 @@ class Batcher(Generic[Row, Answer]):
         self._last_callers = len(tickets)
         measured = self._last_seconds / sum(work.cost for work in works)
         with self._changed:
-            weight = _SMOOTHING if self._seconds_per_cost else 1.0
+            weight = SMOOTHING if self._seconds_per_cost else 1.0
             self._seconds_per_cost += weight * (measured - self._seconds_per_cost)
             self._waiting -= {ticket for ticket in tickets if ticket.future.done()}
 
@@ -225,6 +219,24 @@ class Batcher(Generic[Row, Answer]):
             return
         for work, answer in zip(works, answers, strict=True):
             work.ticket.answer(work.position, answer)
+
+
+def require_room(queue: FairQueue[Any], cost: int, *, tenant: str, limit: int, seconds_per_cost: float) -> None:
+    """Refuse what would wait too long.
+
+    An empty line takes any request that was let in: refused for its size alone, it could never pass.
+
+    Raises:
+        BusyError: More waits already than may, of all or of this tenant.
+    """
+    waiting, own = queue.cost, queue.cost_of(tenant)
+    if (not waiting or waiting + cost <= limit) and (not own or own + cost <= limit * TENANT_SHARE):
+        return
+    raise BusyError(
+        f"the service must have room for the request, got {waiting} tokens that wait already; "
+        "send it again after the time in retry-after",
+        retry_after=max(waiting * seconds_per_cost, 0.1),
+    )
 
 
 def _told(error: Exception) -> Exception:

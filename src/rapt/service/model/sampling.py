@@ -1,0 +1,71 @@
+"""The next token of each row: the likeliest, or a draw from the likeliest few, from the row's own generator.
+
+A row draws the same whatever shares its batch, because its generator is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How a row chooses.
+
+    Attributes:
+        temperature: Logits are divided by it; 0 takes the likeliest.
+        top_p: Only the likeliest tokens of this total probability are drawn from (Holtzman et al. 2020).
+        seed: Of its generator.
+        top_logprobs: How many alternatives are reported with each token.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    top_logprobs: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A chosen token and how likely it was, in nats, at temperature 1; alternatives likeliest first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def choose(logits: Tensor, samplings: Sequence[Sampling], *, draws: Sequence[float]) -> list[Choice]:
+    """One choice a row.
+
+    Args:
+        logits: (B, V), float32.
+        samplings: Of each row.
+        draws: A number from [0, 1) for each row, of its own generator.
+    """
+    logprobs = torch.log_softmax(logits, dim=1)
+    chosen = logits.argmax(dim=1)
+    drawing = [index for index, sampling in enumerate(samplings) if sampling.temperature > 0]
+    if drawing:
+        temperatures = torch.tensor([samplings[index].temperature for index in drawing], device=logits.device)
+        tops = torch.tensor([samplings[index].top_p for index in drawing], device=logits.device)
+        uniform = torch.tensor([draws[index] for index in drawing], device=logits.device)
+        found, order = torch.softmax(logits[drawing] / temperatures[:, None], dim=1).sort(dim=1, descending=True)
+        before = found.cumsum(dim=1) - found
+        found = torch.where(before < tops[:, None], found, 0.0)  # the likeliest is always among them
+        reached = found.cumsum(dim=1)
+        # Of the first place whose cumulative probability is above the draw: the inverse of the distribution function.
+        places = (reached <= uniform[:, None] * reached[:, -1:]).sum(dim=1).clamp(max=found.shape[1] - 1)
+        chosen[drawing] = order.gather(1, places[:, None])[:, 0]
+    likely = logprobs.gather(1, chosen[:, None])[:, 0].tolist()
+    most = max(sampling.top_logprobs for sampling in samplings)
+    values, ids = logprobs.topk(most, dim=1) if most else (logprobs[:, :0], chosen[:, None][:, :0])
+    return [
+        Choice(token_id=token, logprob=own, top=tuple(zip(tokens, numbers, strict=True))[: sampling.top_logprobs])
+        for token, own, tokens, numbers, sampling in zip(
+            chosen.tolist(), likely, ids.tolist(), values.tolist(), samplings, strict=True
+        )
+    ]

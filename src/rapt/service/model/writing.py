@@ -1,0 +1,199 @@
+"""Continuous batching: many callers' texts are written in one batch, and nobody waits for another's to end.
+
+One thread goes from token to token. Before each, those that wait join the batch, in fair order between tenants, as far
+as there is room; after it, those that have ended or were left by their callers go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Final
+
+from rapt.errors import RaptError, UnavailableError
+from rapt.service.model.backbone import Backbone
+from rapt.service.model.batching import SMOOTHING, BatchLimits, require_room
+from rapt.service.model.decoding import DecodingBatch, GenerationRow, check_generation
+from rapt.service.model.fair_queue import FairQueue
+from rapt.service.model.sampling import Choice
+
+# Rows that are written at once: beyond it a step of a small decoder takes longer in proportion.
+MAX_ROWS: Final = 16
+STOP: Final = "stop"
+LENGTH: Final = "length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """One more token of a text, or its end, or why it ends.
+
+    Attributes:
+        choice: The token; None at the end of the model's own accord, whose token is not part of the text.
+        finish: `stop` or `length` with the last one.
+        error: Instead of both.
+    """
+
+    choice: Choice | None = None
+    finish: str | None = None
+    error: Exception | None = None
+
+
+@dataclass(eq=False)
+class Text:
+    """A text that is being written."""
+
+    row: GenerationRow
+    tenant: str
+    tell: Callable[[Written], None]
+    written: int = 0
+    left: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Positions that it takes at most, about."""
+        return len(self.row.token_ids) + self.row.tuned.prompt_length + self.row.most_tokens
+
+
+class Writer:
+    """Texts of one decoder; safe to use from many threads."""
+
+    def __init__(self, backbone: Backbone, *, limits: BatchLimits | None = None, rows: int = MAX_ROWS) -> None:
+        """Start the thread that computes."""
+        self._backbone = backbone
+        self._limits = limits or BatchLimits()
+        self._most = rows
+        self._queue: FairQueue[Text] = FairQueue(quantum=self._limits.quantum)
+        self._batch = DecodingBatch(backbone)
+        self._texts: list[Text] = []
+        self._changed = Condition()
+        self._closing = False
+        self._seconds_per_cost = 0.0
+        self._thread = Thread(target=self._loop, name=f"rapt-writer-{backbone.model}", daemon=True)
+        self._thread.start()
+
+    def submit(self, row: GenerationRow, *, tenant: str, tell: Callable[[Written], None], position: int = 0) -> Text:
+        """Let a text wait to be written.
+
+        Args:
+            row: To be continued.
+            tenant: Whose turn it uses.
+            tell: Called in the thread that computes, with one token after the other, and with the end last.
+            position: Of the text in its request, for messages.
+
+        Raises:
+            UsageError: It cannot be written.
+            BusyError: Too much waits already.
+            UnavailableError: The service is stopping.
+        """
+        check_generation(self._backbone, row, position=position)
+        text = Text(row, tenant, tell)
+        with self._changed:
+            if self._closing:
+                raise UnavailableError("the service must not be stopping; send the request again later")
+            require_room(
+                self._queue,
+                text.cost,
+                tenant=tenant,
+                limit=self._limits.waiting_cost,
+                seconds_per_cost=self._seconds_per_cost,
+            )
+            self._queue.push(text, tenant=tenant, cost=text.cost)
+            self._changed.notify()
+        return text
+
+    def cancel(self, text: Text) -> None:
+        """Forget a caller: its text ends before the next token."""
+        with self._changed:
+            text.left = True
+            self._queue.remove(lambda other: other is text, tenant=text.tenant)
+
+    def close(self) -> None:
+        """Finish the token that is being written, refuse the rest, end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closing or self._texts or self._queue.cost):
+                    self._changed.wait()
+                if self._closing:
+                    refusal = UnavailableError("the service is stopping; send the request again later")
+                    for text in [*self._texts, *self._queue.clear()]:
+                        _tell(text, Written(error=refusal))
+                    return
+                joining: list[Text] = []
+                while self._queue.cost and len(self._texts) + len(joining) < self._most:
+                    joining += self._queue.take(budget=0)  # one
+            start = time.monotonic()
+            done = self._step() + self._join(joining)
+            if done:
+                measured = (time.monotonic() - start) / done
+                with self._changed:
+                    weight = SMOOTHING if self._seconds_per_cost else 1.0
+                    self._seconds_per_cost += weight * (measured - self._seconds_per_cost)
+
+    def _step(self) -> int:
+        """One token for each text in the batch; returns for how many."""
+        self._leave()
+        if not self._texts:
+            return 0
+        try:
+            choices = self._batch.step()
+        except Exception as error:
+            for text in self._texts:
+                text.left = True
+                _tell(text, Written(error=_told(error)))
+            self._leave()
+            return 0
+        for text, choice in zip(self._texts, choices, strict=True):
+            self._write(text, choice)
+        return len(choices)
+
+    def _join(self, texts: list[Text]) -> int:
+        """Read new texts and write their first tokens; returns of how many."""
+        texts = [text for text in texts if not text.left]
+        if not texts:
+            return 0
+        try:
+            choices = self._batch.join([text.row for text in texts])
+        except Exception as error:
+            if len(texts) == 1:
+                _tell(texts[0], Written(error=_told(error)))
+                return 0
+            return sum(self._join([text]) for text in texts)  # one of them is the reason
+        self._texts += texts
+        for text, choice in zip(texts, choices, strict=True):
+            self._write(text, choice)
+        return len(texts)
+
+    def _write(self, text: Text, choice: Choice) -> None:
+        text.written += 1
+        if choice.token_id == self._backbone.frame.eos_id:
+            text.left = True
+            _tell(text, Written(finish=STOP))
+        elif text.written == text.row.most_tokens:
+            text.left = True
+            _tell(text, Written(choice=choice, finish=LENGTH))
+        elif not text.left:
+            _tell(text, Written(choice=choice))
+
+    def _leave(self) -> None:
+        staying = [place for place, text in enumerate(self._texts) if not text.left]
+        self._batch.keep(staying)
+        self._texts = [self._texts[place] for place in staying]
+
+
+def _tell(text: Text, written: Written) -> None:
+    with suppress(Exception):  # whoever listened is gone: its loop is closed
+        text.tell(written)
+
+
+def _told(error: Exception) -> Exception:
+    """An error as its caller sees it: one that nobody foresaw keeps its class and loses its message."""
+    return error if isinstance(error, RaptError) else RuntimeError(f"a pass failed with {type(error).__name__}")
