@@ -16,6 +16,7 @@ from typer.main import get_command
 from rapt.cli.admin import admin
 from rapt.cli.audit import audit
 from rapt.cli.calibrate import calibrate
+from rapt.cli.compare import compare
 from rapt.cli.demo import demo
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms
@@ -37,6 +38,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     tune,
     predict,
     audit,
+    compare,
     serve,
     mechanisms,
 )

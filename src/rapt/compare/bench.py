@@ -1,0 +1,128 @@
+"""The bench: trains the model of one cell and lets it answer, in this process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rapt.compare.arms import ARMS
+from rapt.compare.files import FileMaker, unchanged
+from rapt.compare.plan import Cell, ComparisonPlan
+from rapt.compare.results import AttackRow, ModelRow
+from rapt.compare.texts import Split
+from rapt.errors import CorpusError
+from rapt.local.vocabulary import load_vocabulary
+from rapt.service.model.adapter import Adapter
+from rapt.service.model.backbone import Backbone, load_backbone
+from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.tuner import tune
+from rapt.wire.privatized_file import PrivatizedFile
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """A backbone, its vocabulary and the texts, loaded once for many cells.
+
+    Attributes:
+        plan: What is compared.
+        split: The texts, in clear.
+        setting: Digest under which results are kept.
+        backbone: Frozen; every model here is tuned on it.
+        files: Makes what the models read.
+    """
+
+    plan: ComparisonPlan
+    split: Split
+    setting: str
+    backbone: Backbone
+    files: FileMaker
+
+    def train_and_judge(self, cell: Cell) -> ModelRow:
+        """One line of the results.
+
+        Raises:
+            TuningError: The model cannot be trained, or its loss is not finite.
+        """
+        arm, plan = ARMS[cell.arm], self.plan
+        file = arm.change_file(self.files.training(self.split.training, eta=cell.eta, seed=cell.seed), cell.seed)
+        config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
+        start = time.perf_counter()
+        adapter = tune(self.backbone, file, config=config)
+        seconds = time.perf_counter() - start
+        judged = self.files.evaluation(self.split.evaluation, eta=cell.eta, seed=cell.seed)
+        right = np.sum([self._right(adapter, queries) for queries in judged], axis=0)
+        return ModelRow(
+            setting=self.setting,
+            arm=cell.arm,
+            eta=cell.eta,
+            seed=cell.seed,
+            privatizations=len(judged),
+            right=tuple(int(count) for count in right),
+            seconds=round(seconds, 1),
+        )
+
+    def attack(self, eta: float) -> AttackRow:
+        """What the strongest of the plan's attacks recovers from the training file of the first seed at an η."""
+        from rapt.audit.audit import audit
+        from rapt.audit.view import adversary_view, match_truth, sample_records
+
+        seed = self.plan.seeds[0]
+        file = self.files.training(self.split.training, eta=eta, seed=seed)
+        contents = self.files.vocabulary.encode(list(self.split.training.texts))
+        view = adversary_view(file, self.files.vocabulary.bundle)
+        truth = match_truth(view, contents)
+        view, truth = sample_records(view, truth, tokens=self.plan.attack_tokens, seed=seed)
+        found = audit(view, truth, attacks=self.plan.attacks, seed=seed)
+        recovered = found.strongest.score.all_tokens.first
+        return AttackRow(
+            setting=self.setting,
+            eta=eta,
+            attacks=tuple(result.attack for result in found.results),
+            strongest=found.strongest.attack,
+            recovered=recovered.value,
+            low=recovered.low,
+            high=recovered.high,
+            tokens=found.tokens,
+            unchanged=unchanged(contents, file),
+        )
+
+    def _right(self, adapter: Adapter, queries: PrivatizedFile) -> np.ndarray:
+        rows = [
+            ClassificationRow(
+                adapter=adapter, token_ids=record.token_ids, privatized_plain_tokens=record.privatized_plain_tokens
+            )
+            for record in queries.records
+        ]
+        answers = [max(range(len(answer)), key=answer.__getitem__) for answer in classify(self.backbone, rows)]
+        return np.array([answer == record.label for answer, record in zip(answers, queries.records, strict=True)])
+
+
+def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
+    """Load what all cells share.
+
+    Args:
+        plan: What is compared.
+        split: The texts.
+        threads: Of torch, in this process.
+
+    Raises:
+        CorpusError: A text has no token.
+        VocabularyError: The model's files are missing.
+    """
+    torch.set_num_threads(threads)
+    vocabulary = load_vocabulary(plan.model)
+    for name, part in (("training", split.training), ("evaluation", split.evaluation)):
+        if empty := sum(not ids for ids in vocabulary.encode(list(part.texts))):
+            raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
+    # Precision is fixed, so that two machines that differ in speed do not differ in what they measure.
+    backbone = load_backbone(plan.model, precision="float32")
+    return Bench(
+        plan=plan,
+        split=split,
+        setting=plan.setting(texts_digest=split.digest),
+        backbone=backbone,
+        files=FileMaker(plan, vocabulary),
+    )

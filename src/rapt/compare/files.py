@@ -1,0 +1,103 @@
+"""The files that a seed's models meet: the training text privatized once, the evaluation text several times."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rapt.compare.plan import ComparisonPlan
+from rapt.compare.texts import LabelledTexts
+from rapt.local.mechanisms import Mechanism, make_mechanism
+from rapt.local.plain_tokens import plan_plain_tokens
+from rapt.local.privatizer import Privatizer
+from rapt.local.randomness import insecure_stream
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+
+# Seeds of different things are kept apart by steps that no number of seeds or privatizations reaches.
+_TRAINING, _EVALUATION, _PER_SEED = 1_000_000, 2_000_000, 1_000
+
+
+@dataclass(frozen=True, eq=False)
+class FileMaker:
+    """Makes the files of a plan, in memory. Its noise comes from seeds, which is right here and nowhere else.
+
+    Attributes:
+        plan: Of the comparison.
+        vocabulary: Of its model.
+    """
+
+    plan: ComparisonPlan
+    vocabulary: Vocabulary
+
+    def training(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> PrivatizedFile:
+        """The training file of a seed at an η; in clear where η is None."""
+        return self._file(texts, eta=eta, seed=_TRAINING + seed)
+
+    def evaluation(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> list[PrivatizedFile]:
+        """The evaluation files of a seed at an η; a single one in clear where η is None."""
+        draws = 1 if eta is None else self.plan.privatizations
+        return [self._file(texts, eta=eta, seed=_EVALUATION + _PER_SEED * seed + draw) for draw in range(draws)]
+
+    def _file(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> PrivatizedFile:
+        if eta is None:
+            return self._clear(texts)
+        stream = insecure_stream(seed)
+        plain = self._plain_tokens(stream.generator)
+        privatizer = Privatizer(self.vocabulary, self.mechanism(eta), plain)
+        records = privatizer.privatize(texts.texts, labels=texts.labels, stream=stream)
+        manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance)
+        return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
+
+    def mechanism(self, eta: float) -> Mechanism:
+        """The plan's mechanism at an η."""
+        return make_mechanism(self.plan.mechanism, vocabulary=self.vocabulary, eta=eta, options=dict(self.plan.options))
+
+    def _plain_tokens(self, rng: np.random.Generator) -> PlainTokens:
+        if self.plan.plain_tokens == 0:
+            return NO_PLAIN_TOKENS
+        return plan_plain_tokens(
+            self.vocabulary,
+            count=self.plan.plain_tokens,
+            pool_size=self.plan.plain_pool,
+            drawn="record",
+            rng=rng,
+        )
+
+    def _clear(self, texts: LabelledTexts) -> PrivatizedFile:
+        records = [
+            PrivatizedRecord(token_ids=tuple(ids), label=label)
+            for ids, label in zip(self.vocabulary.encode(list(texts.texts)), texts.labels, strict=True)
+        ]
+        # Infinite: a setting that no wire format can write, so this file cannot leave the process.
+        manifest = Manifest(
+            model=self.vocabulary.model,
+            vocabulary_hash=self.vocabulary.hash,
+            mechanism=MechanismSetting(name="none", parameters={"eta": math.inf}),
+            randomness=Randomness(source="none: in clear, in memory only"),
+            plain_tokens=NO_PLAIN_TOKENS,
+            labels=texts.names,
+            records=0,
+            tokens=0,
+            records_sha256="",
+            created_by="rapt compare",
+        )
+        return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
+
+
+def unchanged(contents: Sequence[Sequence[int]], file: PrivatizedFile) -> float:
+    """Share of the texts' tokens that are in the file as they were."""
+    same = [
+        before == after
+        for ids, record in zip(contents, file.records, strict=True)
+        for before, after in zip(ids, record.token_ids, strict=True)
+    ]
+    return float(np.mean(same))
+
+
+def _counted(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
+    return replace(manifest, records=len(records), tokens=sum(len(record.token_ids) for record in records))

@@ -1,0 +1,131 @@
+"""What a comparison runs: arms × η × seeds, and everything that they have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from rapt.compare.arms import ARMS, CLEAN
+from rapt.errors import UsageError
+from rapt.service.model.tuning_config import PROMPT_TUNING, TuningConfig, default_config
+from rapt.wire.manifest import Parameter
+
+# Bootstrap over fewer seeds says little; the report says so below this number.
+SEEDS_FOR_AN_INTERVAL: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model to train: an arm at an η with a seed. `eta` is None on clean text."""
+
+    arm: str
+    eta: float | None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan:
+    """All of a comparison but its texts.
+
+    Attributes:
+        model: Backbone, a name in `PUBLIC_MODELS` or a folder.
+        mechanism: Name in `MECHANISMS`.
+        options: Its options; not η.
+        etas: Settings of η, 1/distance.
+        seeds: One model each for every arm and η. A seed fixes the privatization of the training text, those of the
+            evaluation text, initialization and order, so arms with one seed meet identical files.
+        arms: Names in `ARMS`.
+        privatizations: Of the evaluation text for each model; every model of one seed answers the same ones.
+        plain_tokens: m, before each text, drawn afresh for each record.
+        plain_pool: How many tokens they are drawn from, |T|.
+        weight: λ of the arms that reconstruct.
+        method: A tuning method.
+        epochs: Passes over the training text.
+        prompt_length: P.
+        batch_size: Records a step.
+        learning_rate: Of what the method trains; None takes the method's own.
+        attacks: Names in the audit's dict, run once at each η; empty for none.
+        attack_tokens: About how many tokens they are run on.
+    """
+
+    model: str
+    mechanism: str = "laplace"
+    options: Mapping[str, Parameter] = field(default_factory=dict)
+    etas: tuple[float, ...]
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    arms: tuple[str, ...] = tuple(ARMS)
+    privatizations: int = 3
+    plain_tokens: int = 20
+    plain_pool: int = 500
+    weight: float = 0.1
+    method: str = PROMPT_TUNING
+    epochs: int = 3
+    prompt_length: int = 10
+    batch_size: int = 32
+    learning_rate: float | None = None
+    attacks: tuple[str, ...] = ()
+    attack_tokens: int = 5_000
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that cannot be run."""
+        if unknown := [name for name in self.arms if name not in ARMS]:
+            raise UsageError(f"unknown arm={unknown[0]!r}; choose among {', '.join(ARMS)}")
+        for name in ("arms", "seeds"):
+            if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
+                raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
+        if any(not (math.isfinite(eta) and eta > 0) for eta in self.etas) or len(set(self.etas)) != len(self.etas):
+            raise UsageError("every eta must be finite, above 0 and named once; leave the others out")
+        if not self.etas and self.arms != (CLEAN,):
+            raise UsageError("a comparison on privatized text must have an eta; give --eta")
+        for name in ("privatizations", "attack_tokens"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {name}={getattr(self, name)}; raise it")
+        if any(seed < 0 for seed in self.seeds):
+            raise UsageError("every seed must be at least 0; leave the others out")
+        if self.plain_tokens < 1 and any(ARMS[name].plain_tokens for name in self.arms):
+            raise UsageError(f"arms with plain tokens need some, got plain_tokens={self.plain_tokens}; raise it")
+        self.config(seed=0)
+
+    def cells(self) -> Iterator[Cell]:
+        """Every model of the plan, seed after seed: cut short, it is still a comparison."""
+        for seed in self.seeds:
+            for name in self.arms:
+                if ARMS[name].clean:
+                    yield Cell(arm=name, eta=None, seed=seed)
+            for eta in self.etas:
+                for name in self.arms:
+                    if not ARMS[name].clean:
+                        yield Cell(arm=name, eta=eta, seed=seed)
+
+    def config(self, *, seed: int) -> TuningConfig:
+        """The run that all arms start from.
+
+        Raises:
+            TuningError: A field cannot be trained with.
+        """
+        start = default_config(self.method)
+        return TuningConfig(
+            method=self.method,
+            reparametrization=start.reparametrization,
+            learning_rate=start.learning_rate if self.learning_rate is None else self.learning_rate,
+            prompt_length=self.prompt_length,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=seed,
+        )
+
+    def setting(self, *, texts_digest: str) -> str:
+        """A digest of all that changes a number, and of the texts; results with another one are not mixed.
+
+        How many cells there are changes none of them, so a comparison may be given further η, seeds and arms later.
+        """
+        common: dict[str, Any] = asdict(self)
+        for name in ("etas", "seeds", "arms", "attacks", "attack_tokens"):
+            del common[name]
+        common["options"] = dict(self.options)
+        common["texts"] = texts_digest
+        return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,135 @@
+"""Results on disk: one JSON line a trained model or attacked setting, appended when it is done and never rewritten.
+
+A line holds which evaluation records were answered rightly, and no text. Whoever may not see the labels may not see the
+lines: a model that is right nearly always gives them away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any, Final
+
+from rapt.compare.plan import Cell
+from rapt.errors import UsageError
+from rapt.wire.exclusive_file import open_alone
+
+SCHEMA: Final = "rapt.comparison/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """One trained model.
+
+    Attributes:
+        setting: Digest of the plan and the texts.
+        arm: Its name.
+        eta: 1/distance; None on clear text.
+        seed: Of privatization, initialization and order.
+        privatizations: Of the evaluation text that it answered, N.
+        right: How often out of N it was right, one number an evaluation record.
+        seconds: That tuning took, on whatever else the machine was doing.
+    """
+
+    setting: str
+    arm: str
+    eta: float | None
+    seed: int
+    privatizations: int
+    right: tuple[int, ...]
+    seconds: float
+
+    @property
+    def cell(self) -> Cell:
+        """What it is the result of."""
+        return Cell(arm=self.arm, eta=self.eta, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackRow:
+    """The strongest attack at one η.
+
+    Attributes:
+        setting: As in `ModelRow`.
+        eta: 1/distance.
+        attacks: Those that ran.
+        strongest: The one that recovered most.
+        recovered: Share of all tokens, with its 95 % interval.
+        low: Lower end.
+        high: Upper end.
+        tokens: Attacked.
+        unchanged: Share of the tokens that the mechanism left as they were, over the whole training file.
+    """
+
+    setting: str
+    eta: float
+    attacks: tuple[str, ...]
+    strongest: str
+    recovered: float
+    low: float
+    high: float
+    tokens: int
+    unchanged: float
+
+
+Row = ModelRow | AttackRow
+_KINDS: Final = {"model": ModelRow, "attack": AttackRow}
+
+
+class ResultsFile:
+    """The lines of one comparison, open for appending by this process alone."""
+
+    def __init__(self, stream: IO[bytes], *, setting: str) -> None:
+        """Read what is there; a last line that a kill cut short is dropped."""
+        self._stream = stream
+        content = stream.read()
+        whole = content.rfind(b"\n") + 1
+        stream.truncate(whole)
+        stream.seek(whole)
+        self.rows: list[Row] = [_row(line) for line in content[:whole].splitlines()]
+        if any(row.setting != setting for row in self.rows):
+            raise UsageError(
+                "results of one file must be of one setting and the same texts; name another --out folder, "
+                "or give the options that this one was begun with"
+            )
+
+    def add(self, row: Row) -> None:
+        """Append a line, on the disk before this returns."""
+        kind = next(name for name, known in _KINDS.items() if isinstance(row, known))
+        line = json.dumps({"schema": SCHEMA, "kind": kind, **asdict(row)}, allow_nan=False)
+        self._stream.write(line.encode() + b"\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.rows.append(row)
+
+
+@contextmanager
+def open_results(path: Path, *, setting: str) -> Iterator[ResultsFile]:
+    """The results of a comparison, made if they are not there.
+
+    Raises:
+        UsageError: They are of another plan or other texts, or not results.
+        CorpusError: Another process writes them.
+    """
+    with open_alone(path) as stream:
+        yield ResultsFile(stream, setting=setting)
+
+
+def _row(line: bytes) -> Row:
+    try:
+        value: dict[str, Any] = json.loads(line)
+        if value["schema"] != SCHEMA:
+            raise ValueError
+        kind = _KINDS[value["kind"]]
+        known = {name: value[name] for name in (field.name for field in fields(kind))}
+        for name in ("right", "attacks"):
+            if name in known:
+                known[name] = tuple(known[name])
+        row: Row = kind(**known)
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"results must be lines of schema {SCHEMA!r}; name another --out folder") from None
+    return row

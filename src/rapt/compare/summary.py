@@ -1,0 +1,126 @@
+"""What the results say: accuracy of every arm at every η, and differences between arms on identical files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.compare.arms import ARMS, DIFFERENCES
+from rapt.compare.intervals import Mean, mean_of
+from rapt.compare.results import AttackRow, ModelRow, Row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """An arm at an η. Accuracy is a share of (record, privatization) pairs."""
+
+    arm: str
+    eta: float | None
+    accuracy: Mean
+    seeds: tuple[int, ...]
+    privatizations: int
+    records: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One arm minus another on the same files, in points of accuracy (hundredths)."""
+
+    arm: str
+    other: str
+    eta: float | None
+    points: Mean
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """The strongest attack at an η."""
+
+    eta: float
+    name: str
+    recovered: float
+    low: float
+    high: float
+    tokens: int
+    unchanged: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """All of it, ordered by η and by arm."""
+
+    accuracies: tuple[Accuracy, ...]
+    differences: tuple[Difference, ...]
+    attacks: tuple[Attack, ...]
+
+    @property
+    def etas(self) -> tuple[float, ...]:
+        """Every η with a result, ascending."""
+        return tuple(sorted({item.eta for item in self.accuracies if item.eta is not None}))
+
+    def accuracy(self, arm: str, eta: float | None) -> Accuracy | None:
+        """The accuracy of an arm at an η, or on clear text for None; None where it was not run."""
+        return next((item for item in self.accuracies if (item.arm, item.eta) == (arm, eta)), None)
+
+
+def summarize(rows: Sequence[Row]) -> Summary:
+    """The summary of results; arms are compared over the seeds that both have."""
+    models: dict[tuple[str, float | None], dict[int, ModelRow]] = {}
+    for row in rows:
+        if isinstance(row, ModelRow):
+            models.setdefault((row.arm, row.eta), {})[row.seed] = row
+    order = {name: place for place, name in enumerate(ARMS)}
+    keys = sorted(models, key=lambda key: (math.inf if key[1] is None else key[1], order[key[0]]))
+    attacks = [_attack(row) for row in rows if isinstance(row, AttackRow)]
+    return Summary(
+        accuracies=tuple(_accuracy(models[key]) for key in keys),
+        differences=tuple(_differences(models)),
+        attacks=tuple(sorted(attacks, key=lambda attack: attack.eta)),
+    )
+
+
+def _accuracy(runs: dict[int, ModelRow]) -> Accuracy:
+    first = runs[min(runs)]
+    return Accuracy(
+        arm=first.arm,
+        eta=first.eta,
+        accuracy=mean_of(_table(runs, sorted(runs))),
+        seeds=tuple(sorted(runs)),
+        privatizations=first.privatizations,
+        records=len(first.right),
+        seconds=float(np.mean([run.seconds for run in runs.values()])),
+    )
+
+
+def _differences(models: dict[tuple[str, float | None], dict[int, ModelRow]]) -> list[Difference]:
+    found = []
+    for eta in sorted({eta for _, eta in models if eta is not None}):
+        for arm, other in DIFFERENCES:
+            ours = models.get((arm, eta), {})
+            theirs = models.get((other, None if ARMS[other].clean else eta), {})
+            if seeds := tuple(sorted(ours.keys() & theirs.keys())):
+                points = 100 * (_table(ours, seeds) - _table(theirs, seeds))
+                found.append(Difference(arm=arm, other=other, eta=eta, points=mean_of(points), seeds=seeds))
+    return found
+
+
+def _table(runs: dict[int, ModelRow], seeds: Sequence[int]) -> NDArray[np.float64]:
+    return np.stack([np.array(runs[seed].right) / runs[seed].privatizations for seed in seeds])
+
+
+def _attack(row: AttackRow) -> Attack:
+    return Attack(
+        eta=row.eta,
+        name=row.strongest,
+        recovered=row.recovered,
+        low=row.low,
+        high=row.high,
+        tokens=row.tokens,
+        unchanged=row.unchanged,
+    )

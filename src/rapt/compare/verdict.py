@@ -1,0 +1,39 @@
+"""What a reader may conclude, in sentences; never more than the intervals allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rapt.compare.arms import CLEAN, PROMPT, RAPT
+from rapt.compare.paper_table import signed, signed_interval
+from rapt.compare.plan import SEEDS_FOR_AN_INTERVAL
+from rapt.compare.summary import Difference, Summary
+
+
+def verdict(summary: Summary) -> Iterator[str]:
+    """The conclusions, the most important first."""
+    for item in summary.differences:
+        if (item.arm, item.other) == (RAPT, PROMPT):
+            yield f"At η = {item.eta:g}, reconstruction {_says(item)}."
+    for item in summary.differences:
+        if item.arm == RAPT and item.other not in (PROMPT, CLEAN):
+            yield f"At η = {item.eta:g}, RAPT against its control “{item.other}”: {_says(item)}."
+    for item in summary.differences:
+        if (item.arm, item.other) == (PROMPT, CLEAN):
+            yield f"At η = {item.eta:g}, privacy cost {-item.points.value:.1f} points without reconstruction."
+    fewest = min((len(item.seeds) for item in summary.accuracies), default=0)
+    if fewest < SEEDS_FOR_AN_INTERVAL:
+        yield (
+            f"Some arm has {fewest} seed{'' if fewest == 1 else 's'}: below {SEEDS_FOR_AN_INTERVAL}, an interval "
+            "understates how much another seed would change."
+        )
+
+
+def _says(item: Difference) -> str:
+    points = item.points
+    amount = f"{signed(points.value)} points ({signed_interval(points)}, {len(item.seeds)} seeds)"
+    if points.low > 0:
+        return f"helped: {amount}"
+    if points.high < 0:
+        return f"hurt: {amount}"
+    return f"made no difference that can be told from chance: {amount}"

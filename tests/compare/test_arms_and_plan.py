@@ -1,0 +1,75 @@
+from dataclasses import replace
+
+import pytest
+
+from rapt.compare.arms import ARMS, CLEAN, LONGER, NO_LOSS, RAPT, SHUFFLED, shuffle_targets
+from rapt.compare.plan import ComparisonPlan
+from rapt.errors import UsageError
+from rapt.service.model.backbone import load_backbone
+from rapt.service.model.tuning_config import TuningConfig
+from tuning_material import separable_file
+
+
+@pytest.fixture(scope="module")
+def file():
+    return separable_file(load_backbone("bert-tiny"), records=16, plain=4, fixed=False)
+
+
+def plan(**changes):
+    return ComparisonPlan(**({"model": "bert-tiny", "etas": (75.0,)} | changes))
+
+
+def test_shuffled_targets_are_another_records_and_nothing_else_moves(file):
+    shuffled = shuffle_targets(file, 0)
+    assert sorted(record.plain_tokens for record in shuffled.records) == sorted(r.plain_tokens for r in file.records)
+    for before, after in zip(file.records, shuffled.records, strict=True):
+        assert replace(after, plain_tokens=before.plain_tokens) == before
+        assert after.plain_tokens != before.plain_tokens
+
+
+def test_arms_differ_from_the_common_run_in_what_they_say_only():
+    common = TuningConfig(seed=3)
+    assert ARMS[CLEAN].configure(common, 0.5, 4) == common
+    assert ARMS[RAPT].configure(common, 0.5, 4).reconstruction.weight == 0.5
+    assert ARMS[NO_LOSS].configure(common, 0.5, 4).reconstruction.weight == 0.0
+    assert ARMS[LONGER].configure(common, 0.5, 4) == replace(common, prompt_length=common.prompt_length + 4)
+    assert ARMS[SHUFFLED].configure(common, 0.5, 4) == ARMS[RAPT].configure(common, 0.5, 4)
+
+
+def test_clean_text_is_run_once_a_seed_whatever_the_etas():
+    cells = list(plan(etas=(50.0, 75.0), seeds=(0, 1), arms=(CLEAN, RAPT)).cells())
+    assert [(cell.arm, cell.eta, cell.seed) for cell in cells] == [
+        (CLEAN, None, 0),
+        (RAPT, 50.0, 0),
+        (RAPT, 75.0, 0),
+        (CLEAN, None, 1),
+        (RAPT, 50.0, 1),
+        (RAPT, 75.0, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ("RAPT", "magic")}, "unknown arm='magic'"),
+        ({"arms": ("RAPT", "RAPT")}, "arms must be named once each"),
+        ({"seeds": ()}, "seeds must be named once each"),
+        ({"seeds": (-1,)}, "every seed must be at least 0"),
+        ({"etas": (0.0,)}, "every eta must be finite, above 0"),
+        ({"etas": (75.0, 75.0)}, "every eta must be finite, above 0 and named once"),
+        ({"etas": ()}, "must have an eta"),
+        ({"privatizations": 0}, "privatizations must be at least 1"),
+        ({"plain_tokens": 0}, "arms with plain tokens need some"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_refused(changes, message):
+    with pytest.raises(UsageError, match=message):
+        plan(**changes)
+
+
+def test_further_cells_keep_the_setting_and_whatever_changes_a_number_changes_it():
+    setting = plan().setting(texts_digest="a")
+    assert plan(etas=(50.0, 75.0), seeds=(0, 9), arms=(RAPT,)).setting(texts_digest="a") == setting
+    assert plan().setting(texts_digest="b") != setting
+    for changes in ({"weight": 0.2}, {"epochs": 4}, {"mechanism": "exponential"}, {"privatizations": 4}):
+        assert plan(**changes).setting(texts_digest="a") != setting

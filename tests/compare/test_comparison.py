@@ -1,0 +1,126 @@
+import json
+
+import pytest
+
+from rapt.compare.arms import ARMS, CLEAN, PROMPT, RAPT
+from rapt.compare.crew import run_comparison
+from rapt.compare.plan import ComparisonPlan
+from rapt.compare.report import write_comparison
+from rapt.compare.results import ModelRow
+from rapt.compare.summary import summarize
+from rapt.compare.texts import LabelledTexts, Split
+from rapt.errors import CorpusError, UsageError
+
+GOOD = ("good", "great", "fine", "happy", "love", "best")
+BAD = ("bad", "awful", "poor", "sad", "hate", "worst")
+
+
+def texts(count, *, start):
+    words = [(BAD, GOOD)[place % 2][place // 2 % 6] for place in range(start, start + count)]
+    return LabelledTexts(
+        texts=tuple(f"the film was {word} in scene {place}" for place, word in enumerate(words, start)),
+        labels=tuple(place % 2 for place in range(start, start + count)),
+        names=("negative", "positive"),
+    )
+
+
+SPLIT = Split(training=texts(48, start=0), evaluation=texts(24, start=100))
+PLAN = ComparisonPlan(
+    model="bert-tiny",
+    etas=(20.0, 500.0),
+    seeds=(0, 1),
+    arms=(CLEAN, PROMPT, RAPT),
+    privatizations=2,
+    plain_tokens=2,
+    plain_pool=10,
+    epochs=12,
+    batch_size=8,
+    attacks=("embedding_inversion",),
+    attack_tokens=200,
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    path = tmp_path_factory.mktemp("comparison") / "results.jsonl"
+    return path, run_comparison(PLAN, SPLIT, results=path)
+
+
+def test_every_cell_is_run_once(results):
+    path, rows = results
+    models = [row for row in rows if isinstance(row, ModelRow)]
+    assert len(models) == len(set(PLAN.cells())) == 10
+    assert {row.cell for row in models} == set(PLAN.cells())
+    assert len(path.read_text().splitlines()) == len(rows) == 12
+
+
+def test_privacy_costs_what_the_noise_takes(results):
+    summary = summarize(results[1])
+    clean, weak, strong = (
+        summary.accuracy(*key).accuracy.value for key in ((CLEAN, None), (PROMPT, 500), (PROMPT, 20))
+    )
+    assert clean > 0.8
+    assert weak > 0.8
+    assert strong < 0.75  # at eta = 20 every token is replaced by a random one
+    assert summary.attacks[0].recovered < 0.2 < 0.99 < summary.attacks[1].recovered
+    assert summary.attacks[1].unchanged > 0.99
+
+
+def test_a_comparison_that_was_cut_off_goes_on_with_the_same_numbers(results, tmp_path):
+    path, rows = results
+    lines = path.read_bytes().splitlines(keepends=True)
+    cut = tmp_path / "results.jsonl"
+    cut.write_bytes(b"".join(lines[:9]) + lines[9][:40])
+    seen = []
+    again = run_comparison(PLAN, SPLIT, results=cut, on_row=lambda done, total: seen.append((done, total)))
+    assert seen == [(9, 12), (10, 12), (11, 12), (12, 12)]
+    assert {row.cell: row.right for row in again if isinstance(row, ModelRow)} == {
+        row.cell: row.right for row in rows if isinstance(row, ModelRow)
+    }
+
+
+def test_results_of_other_texts_or_another_plan_are_not_mixed(results, tmp_path):
+    path, _ = results
+    other = Split(training=texts(48, start=2), evaluation=SPLIT.evaluation)
+    with pytest.raises(UsageError, match="results of one file must be of one setting"):
+        run_comparison(PLAN, other, results=path)
+    (tmp_path / "notes.txt").write_text("shopping list\n")
+    with pytest.raises(UsageError, match="results must be lines of schema"):
+        run_comparison(PLAN, SPLIT, results=tmp_path / "notes.txt")
+
+
+def test_processes_give_the_numbers_of_one(results, tmp_path):
+    few = ComparisonPlan(
+        **{name: getattr(PLAN, name) for name in PLAN.__dataclass_fields__} | {"etas": (500.0,), "seeds": (0,)}
+    )
+    rows = run_comparison(few, SPLIT, results=tmp_path / "r.jsonl", processes=2)
+    expected = {row.cell: row.right for row in results[1] if isinstance(row, ModelRow)}
+    found = {row.cell: row.right for row in rows if isinstance(row, ModelRow)}
+    assert found
+    assert all(expected[cell] == right for cell, right in found.items())
+
+
+def test_a_text_without_a_token_is_refused(tmp_path):
+    empty = LabelledTexts(texts=("good", "\u200b"), labels=(1, 0), names=("negative", "positive"))
+    with pytest.raises(CorpusError, match="every evaluation text must have a token in the vocabulary, got 1 without"):
+        run_comparison(PLAN, Split(training=SPLIT.training, evaluation=empty), results=tmp_path / "r.jsonl")
+
+
+def test_the_report_says_what_the_results_say_and_no_text(results, tmp_path):
+    summary = summarize(results[1])
+    page = write_comparison(PLAN, SPLIT, summary, tmp_path, title="t", created="2026-01-01", command="rapt compare")
+    values = json.loads((tmp_path / "comparison.json").read_text())
+    assert [item["arm"] for item in values["accuracies"] if item["eta"] is None] == [CLEAN]
+    assert len(values["differences"]) == 6  # RAPT and plain tuning, each against clear text, and each other, at two eta
+    content = page.read_text()
+    for name in PLAN.arms:
+        assert ARMS[name].says.replace("'", "&#39;") in content
+    assert content.count('class="plot"') == 3
+    assert "below 5, an interval understates" in content
+    assert "<script" not in content
+    assert "http" not in content.replace("http-equiv", "")
+    for written in tmp_path.iterdir():
+        assert "the film was" not in written.read_text()
+    latex = (tmp_path / "comparison.tex").read_text()
+    assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 3
+    assert "η" not in latex
