@@ -72,3 +72,52 @@ def test_randomized_labels_do_not_make_a_file_look_foreign(rapt, reviews: Path, 
     rapt("privatize", reviews, target, "--eta", ETA, *TINY, "--label-epsilon", 0.1)
     outcome = rapt("audit", target, "--original", reviews, "--attacks", "embedding_inversion", "--limit", 1)
     assert outcome.code == 0
+
+
+def write_long_corpus(path: Path, texts: int) -> Path:
+    lines = [
+        f"the film was {'good' if i % 2 else 'bad'} and number {i} of many,label{i % 2},{'ab'[i % 2]}"
+        for i in range(texts)
+    ]
+    path.write_text("text,label,writer\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_half_of_a_long_file_is_lent_and_a_column_is_inferred(rapt, tmp_path: Path):
+    source, target = write_long_corpus(tmp_path / "long.csv", 40), tmp_path / "out"
+    assert rapt("privatize", source, target, "--eta", ETA, *TINY).code == 0
+    outcome = rapt(
+        "audit",
+        target,
+        "--original",
+        source,
+        "--attacks",
+        "embedding_inversion,context",
+        "--attribute",
+        "writer",
+        "--out",
+        tmp_path / "audit",
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    printed = json.loads(outcome.out)
+    assert printed["audit"]["records"] == 20
+    assert "20 other texts of the same file" in printed["audit"]["learned_from"]
+    assert [found["attack"] for found in printed["audit"]["results"]] == ["embedding_inversion", "context"]
+    assert printed["attributes"][0]["column"] == "writer"
+    assert printed["attributes"][0]["attackers"][0]["first"]["value"] > 0.9
+    assert not (tmp_path / "audit" / "unfinished").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [("--attribute hair", "'hair'"), ("--attribute same", "at least two different values")],
+)
+def test_a_column_that_cannot_be_inferred_is_one_clear_line(arguments, said, rapt, tmp_path: Path, never_shows):
+    source, target = tmp_path / "same.csv", tmp_path / "out"
+    source.write_text("text,label,same\n" + "a word,x,1\n" * 12)
+    rapt("privatize", source, target, "--eta", ETA, *TINY)
+    outcome = rapt("audit", target, "--original", source, *arguments.split(), "--attacks", "embedding_inversion")
+    assert outcome.code != 0
+    assert said in outcome.err
+    assert outcome.err.count("rapt: error: ") == 1

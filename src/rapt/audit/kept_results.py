@@ -48,7 +48,7 @@ class KeptResults:
     def read_channel(self) -> ChannelEstimate | None:
         """The channel, or None."""
         try:
-            with np.load(self._path("channel", "npz"), allow_pickle=False) as held:
+            with self._path("channel", "npz").open("rb") as stream, np.load(stream, allow_pickle=False) as held:
                 if str(held["audit"]) != self.fingerprint:
                     return None
                 return ChannelEstimate(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -16,9 +18,18 @@ from rapt.cli.output import Meter, meter, say, show, show_json
 from rapt.cli.output import table as columns
 
 if TYPE_CHECKING:
+    from rapt.audit.attributes import AttributeResult
     from rapt.audit.audit import AuditReport
+    from rapt.audit.view import AdversaryView, Truth
     from rapt.local.vocabulary import Vocabulary
     from rapt.wire.manifest import Manifest
+
+# Tokens of a quick look: half a minute on one core with MiniLM's table.
+QUICK_TOKENS: Final = 1500
+# A file with fewer records is attacked whole, by attackers who have no text of its kind.
+LEAST_TO_LEND: Final = 20
+# Time of the bound, in the unit of `Attack.weight`.
+_BOUND_WEIGHT: Final = 40.0
 
 
 def audit(
@@ -35,7 +46,23 @@ def audit(
         typer.Option(metavar="FILE", help="Public texts like the private ones, for the attacker to count words in."),
     ] = None,
     public_text_column: Annotated[str, typer.Option(help="Column of the public texts that holds the text.")] = "text",
+    lend: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            min=0.0,
+            max=0.9,
+            help="Without --public-text: share of FILE that the attacker holds in clear, and which is not attacked. "
+            "0 for an attacker without any text.",
+        ),
+    ] = 0.5,
     attacks: Annotated[str | None, typer.Option(metavar="A,B,...", help="Which attacks; default: all.")] = None,
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="COLUMN", help="A column of FILE to infer from each text, such as its author. Repeatable."
+        ),
+    ] = None,
     vocabulary: Annotated[
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: PRIVATIZED's model.")
     ] = None,
@@ -43,16 +70,23 @@ def audit(
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Attack a random part of about N tokens, in whole texts.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"A random part of about {QUICK_TOKENS:,} tokens, and the fast attacks.")
+    ] = False,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that the audit draws.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")
+        Path | None,
+        typer.Option(
+            help="Folder for report.html and report.json, which hold no text. A run that was interrupted goes on there."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how much of the texts a curious service can recover.
 
     Each attack sees what the service sees and nothing else; its guesses are then scored against the original. Attackers
-    who use context recover more: the report says what was not tried.
+    learn from public text of the same kind if you have some, else from a random half of FILE that is lent to them.
+    The report names the strongest attack and says what was not tried.
 
     \b
     Example:
@@ -60,51 +94,120 @@ def audit(
     """
     from rapt.audit.attacks import ATTACKS
     from rapt.audit.audit import audit as run_audit
-    from rapt.audit.priors import read_prior
+    from rapt.audit.kept_results import keep_results
+    from rapt.audit.priors import read_public_text
     from rapt.audit.report import report_to_json, write_report
     from rapt.audit.report.values import Report
-    from rapt.audit.view import adversary_view, read_truth, sample_records
+    from rapt.audit.view import adversary_view, lend_texts, read_truth, sample_records
     from rapt.local.vocabulary import load_vocabulary
     from rapt.version import __version__
     from rapt.wire.privatized_file import read_privatized_file
 
-    names = tuple(ATTACKS) if attacks is None else tuple(name.strip() for name in attacks.split(","))
+    fast = tuple(name for name, attack in ATTACKS.items() if attack.fast)
+    names = fast if quick else tuple(ATTACKS)
+    if attacks is not None:
+        names = tuple(name.strip() for name in attacks.split(","))
     private = read_privatized_file(file)
     table = load_vocabulary(vocabulary or private.manifest.model)
-    prior = None if public_text is None else read_prior(public_text, table.bundle, text_column=public_text_column)
-    view = adversary_view(private, table.bundle, prior=prior)
+    public = (
+        None if public_text is None else read_public_text(public_text, table.bundle, text_column=public_text_column)
+    )
+    view = adversary_view(private, table.bundle, public=public)
     truth = read_truth(view, original, text_column=text_column, label_column=label_column, truncate_to=truncate)
+    columns_to_infer = [
+        (column, read_column(original, column, text_column=text_column)) for column in dict.fromkeys(attribute or ())
+    ]
+    inferred = infer_columns(view, truth, columns_to_infer, seed=seed)
+    if public is None and lend > 0 and len(view.records) >= LEAST_TO_LEND:
+        view, truth = lend_texts(view, truth, share=lend, seed=seed)
+    limit = QUICK_TOKENS if quick and limit is None else limit
     if limit is not None:
         view, truth = sample_records(view, truth, tokens=limit, seed=seed)
+    kept = None if out is None else keep_results(out / "unfinished", view, truth, seed=seed)
     with meter("attacking", total=100, unit="%") as progress:
-        found = run_audit(view, truth, attacks=names, seed=seed, on_progress=stages(progress, count=len(names) + 1))
+        found = run_audit(
+            view, truth, attacks=names, seed=seed, kept=kept, on_progress=stages(progress, [*names, "bound"])
+        )
     report = Report(
         title=f"Audit of {file.name}",
         created=datetime.now(UTC).date().isoformat(),
         created_by=f"rapt {__version__}",
         audit=found,
         statement=statement_text(table, private.manifest),
-        commands=(command_line(file, original, seed=seed, limit=limit, public_text=public_text),),
+        commands=(
+            command_line(
+                file, original, seed=seed, limit=limit, public_text=public_text, lend=lend, attribute=attribute or ()
+            ),
+        ),
+        attributes=inferred,
     )
     if out is not None:
         page, _ = write_report(report, out)
         say(f"report: {page}")
+    if kept is not None:
+        kept.remove()
     if as_json:
         show_json(report_to_json(report))
     else:
         show(audit_table(found))
+        for result in inferred:
+            show("\n" + attribute_table(result))
 
 
-def stages(progress: Meter, *, count: int) -> Callable[[str, float], None]:
-    """A receiver of stages that come one after another, shown as one piece of work."""
-    seen: list[str] = []
+def read_column(original: Path, column: str, *, text_column: str) -> list[str]:
+    """A column of the corpus, in its order; an empty value counts as a value."""
+    from rapt.local.corpus import read_corpus
+
+    records = read_corpus(original, text_column=text_column, label_column=column)
+    return [str(record.label) for record in records]
+
+
+def infer_columns(
+    view: AdversaryView, truth: Truth, columns_to_infer: list[tuple[str, list[str]]], *, seed: int
+) -> tuple[AttributeResult, ...]:
+    """Every column that was named, inferred from the whole file."""
+    from rapt.audit.attributes import infer_attribute
+
+    found = []
+    for column, values in columns_to_infer:
+        with meter(f"inferring {column}", total=100, unit="%") as progress:
+            shown = stages(progress, [column])
+            result = infer_attribute(view, truth, values, column=column, seed=seed, on_progress=partial(shown, column))
+        found.append(result)
+    return tuple(found)
+
+
+def attribute_table(result: AttributeResult) -> str:
+    """How well one column is inferred, for a terminal."""
+    several = "" if result.attackers[0].of_several is None else f"{result.attackers[0].of_several.value:.1%}"
+    rows = [[f"{attacker.name} attacker", *percent(attacker.first)] for attacker in result.attackers]
+    rows.append(["unprotected texts", *percent(result.unprotected.first)])
+    rows.append(["without the file", f"{result.chance:.1%}", ""])
+    head = f"{result.column}: {result.values} values, {result.texts:,} texts" + (
+        f"; among five guesses {several}" if several else ""
+    )
+    return "\n".join([head, "", columns(["who", "right", "95 % interval"], rows)])
+
+
+def stages(progress: Meter, names: Sequence[str]) -> Callable[[str, float], None]:
+    """A receiver of stages that come one after another, shown as one piece of work with the time that is left."""
+    from rapt.audit.attacks import ATTACKS
+
+    weights = {name: ATTACKS[name].weight if name in ATTACKS else _BOUND_WEIGHT for name in names}
+    begun = time.monotonic()
+    before = {name: sum(list(weights.values())[:place]) for place, name in enumerate(weights)}
 
     def show_stage(stage: str, share: float) -> None:
-        if stage not in seen:
-            seen.append(stage)
-        progress(int(100 * (len(seen) - 1 + share) / count), note=stage.replace("_", " "))
+        done = (before[stage] + share * weights[stage]) / sum(weights.values())
+        seconds = time.monotonic() - begun
+        left = f", about {_minutes(seconds * (1 - done) / done)} left" if done > 0.02 and seconds > 1 else ""
+        progress(int(100 * done), note=stage.replace("_", " ") + left)
 
     return show_stage
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def statement_text(vocabulary: Vocabulary, manifest: Manifest) -> str:
@@ -123,11 +226,22 @@ def statement_text(vocabulary: Vocabulary, manifest: Manifest) -> str:
     ).to_text()
 
 
-def command_line(file: Path, original: Path, *, seed: int, limit: int | None, public_text: Path | None) -> str:
+def command_line(
+    file: Path,
+    original: Path,
+    *,
+    seed: int,
+    limit: int | None,
+    public_text: Path | None,
+    lend: float,
+    attribute: Sequence[str],
+) -> str:
     """What makes the numbers again; names of files, without the folders they are in."""
     words = ["rapt", "audit", file.name, "--original", original.name, "--seed", str(seed)]
     words += [] if limit is None else ["--limit", str(limit)]
-    words += [] if public_text is None else ["--public-text", public_text.name]
+    words += ["--lend", f"{lend:g}"] if public_text is None else ["--public-text", public_text.name]
+    for column in attribute:
+        words += ["--attribute", column]
     return shlex.join(words)
 
 
@@ -144,6 +258,8 @@ def audit_table(found: AuditReport) -> str:
         f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
         "",
         columns(["attack", "recovered", "95 % interval", "without the file"], rows),
+        "",
+        f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
         *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),
         *(f"warning: {warning}" for warning in found.warnings),
     ]

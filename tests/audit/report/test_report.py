@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, zipf_prior
+from rapt.audit.attributes import AttributeResult, Inference
 from rapt.audit.audit import audit
 from rapt.audit.intervals import independent_share
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
 from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
-from rapt.audit.report.verdict import NOT_ATTACKED, between, of_100, verdict
+from rapt.audit.report.verdict import between, not_attacked, of_100, verdict
 from rapt.errors import AuditError
 
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
@@ -118,9 +119,29 @@ def test_optional_parts_leave_no_trace_when_not_given(bare):
 
 def test_what_was_not_attacked_is_stated(bare):
     page = render_report(bare)
-    for name, what in NOT_ATTACKED:
+    for name, what in not_attacked(bare.audit, attributes=False):
         assert name in page
         assert what in page
+
+
+def test_what_was_attacked_is_not_said_to_be_untried(found):
+    names = [name for name, _ in not_attacked(found, attributes=False)]
+    assert names[:2] == ["Context", "Traits and identity of the author"]
+    context = replace(found.results[0], uses_context=True)
+    names = [name for name, _ in not_attacked(replace(found, results=(context,)), attributes=True)]
+    assert not {"Context", "Traits and identity of the author"} & set(names)
+
+
+def test_a_column_that_was_inferred_is_in_the_verdict_and_on_the_page(bare):
+    share = independent_share(np.arange(1000) < 700)
+    attacker = Inference(name="adaptive", first=share, of_several=None, balanced=0.65)
+    column = AttributeResult(
+        column="speaker", values=2, texts=1000, chance=0.5, attackers=(attacker,), unprotected=attacker
+    )
+    report = replace(bare, attributes=(column,))
+    assert "What the texts tell: speaker" in render_report(report)
+    assert any("“speaker”" in sentence for sentence in verdict(report.audit, attributes=(column,)).sentences)
+    assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
 
 
 def test_hostile_names_are_text(full):

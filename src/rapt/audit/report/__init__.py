@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from rapt.audit.intervals import Share
 from rapt.audit.report import charts
 from rapt.audit.report.values import Report
-from rapt.audit.report.verdict import NOT_ATTACKED, verdict
+from rapt.audit.report.verdict import not_attacked, verdict
 from rapt.audit.values_json import from_json, to_json
 from rapt.errors import AuditError
 from rapt.wire.vocabulary_bundle import short_hash
@@ -28,8 +28,8 @@ def render_report(report: Report) -> str:
     return _template().render(
         report=report,
         audit=report.audit,
-        verdict=verdict(report.audit),
-        not_attacked=NOT_ATTACKED,
+        verdict=verdict(report.audit, attributes=report.attributes),
+        not_attacked=not_attacked(report.audit, attributes=bool(report.attributes)),
         charts=charts,
     )
 

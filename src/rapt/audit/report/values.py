@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rapt.audit.attributes import AttributeResult
 from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share
 
@@ -92,6 +93,7 @@ class Report:
         utility: What the text is still good for.
         figures: Such as the loss of training.
         examples: Texts before and after, only those that may be shown.
+        attributes: What the texts tell about their authors.
     """
 
     title: str
@@ -104,3 +106,4 @@ class Report:
     utility: Utility | None = None
     figures: tuple[Figure, ...] = ()
     examples: tuple[Example, ...] = ()
+    attributes: tuple[AttributeResult, ...] = ()

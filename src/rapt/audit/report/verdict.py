@@ -8,19 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from rapt.audit.attributes import AttributeResult
 from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share
 
 # Beyond chance, in hundredths: below it an attacker with the file is hardly better off than one without.
 _NEAR_CHANCE: Final = 0.05
 
-NOT_ATTACKED: Final = (
+_NOT_ATTACKED: Final = (
     (
-        "Context",
-        "An attacker who also uses the words around a word, with a language model, recovers more than is stated here.",
+        "Large language models",
+        "An attacker with a large language model of the kind of these texts, or who knows whom they are about, "
+        "recovers more than is stated here.",
     ),
-    ("Traits of the author", "Gender, age, opinion or any other attribute, inferred from the whole privatized text."),
-    ("Re-identification", "Linking a privatized text to its author, or two texts of one author to each other."),
+    ("Names and entities by kind", "Persons, places, dates: how many of each survive or can be read."),
     ("The tuned model", "Whether a text was among those it was tuned on, or what it would repeat of them."),
     ("Repetition", "Several releases of one text, or of nearly the same text: each one gives away more."),
     (
@@ -28,6 +29,27 @@ NOT_ATTACKED: Final = (
         "Number and order of records, their lengths, and labels unless they were randomized: no attack is needed.",
     ),
 )
+
+
+_CONTEXT: Final = (
+    "Context",
+    "An attacker who also uses the words around a word recovers more than is stated here.",
+)
+_TRAITS: Final = (
+    "Traits and identity of the author",
+    "Gender, age, opinion or any other attribute, or who wrote a text: no column was named to try it on.",
+)
+
+
+def not_attacked(report: AuditReport, *, attributes: bool) -> tuple[tuple[str, str], ...]:
+    """What was not tried, as names and sentences."""
+    missing = [] if uses_context(report) else [_CONTEXT]
+    return (*missing, *(() if attributes else (_TRAITS,)), *_NOT_ATTACKED)
+
+
+def uses_context(report: AuditReport) -> bool:
+    """Whether an attack that looks at the words around a word ran."""
+    return any(result.uses_context for result in report.results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +60,8 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(report: AuditReport) -> Verdict:
-    """The verdict on a file."""
+def verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()) -> Verdict:
+    """The verdict on a file, and on what it tells about the authors of its texts."""
     best = report.strongest.score.all_tokens
     if report.insecure:
         headline = "This file protects nothing: its noise can be drawn again and taken off."
@@ -56,15 +78,30 @@ def verdict(report: AuditReport) -> Verdict:
         "one.",
         _on_changed_words(report),
     ]
+    if report.learned_from is not None:
+        sentences.append(f"The attackers held {report.learned_from}.")
     if report.bound is not None:
         sentences.append(
             "Whatever method is used, an attacker who looks at each word by itself cannot expect more than about "
             f"{of_100(report.bound.high)}, even one who knows exactly how often every word occurs in these texts."
         )
-    sentences.append("Attackers who also use the words around a word were not tried. Expect them to do better.")
+    if uses_context(report):
+        sentences.append("That limit does not hold for attackers who use the words around a word, as some here do.")
+    else:
+        sentences.append("Attackers who also use the words around a word were not tried. Expect them to do better.")
+    sentences += [_on_attribute(result) for result in attributes]
     if best.advantage >= _NEAR_CHANCE and not report.insecure:
         sentences.append("These texts must not be treated as anonymous.")
     return Verdict(headline=headline, sentences=tuple(sentences))
+
+
+def _on_attribute(result: AttributeResult) -> str:
+    first = result.attackers[0].first
+    return (
+        f"The column “{result.column}”, one of {result.values} values, is named rightly for {of_100(first.value)} "
+        f"texts; a blind guess is right for {of_100(result.chance)}, and the same method on the unprotected texts for "
+        f"{of_100(result.unprotected.first.value)}."
+    )
 
 
 def of_100(share: float) -> str:
