@@ -406,6 +406,8 @@ def test_the_openapi_document_knows_every_route(http):
         "GET /v1/models/{model_id}",
         "DELETE /v1/models/{model_id}",
         "POST /v1/classify",
+        "POST /v1/completions",
+        "POST /v1/chat/completions",
         "GET /v1/vocabularies/{model}",
         "GET /v1/vocabularies/{model}/tokenizer.json",
         "GET /v1/vocabularies/{model}/embeddings.safetensors",

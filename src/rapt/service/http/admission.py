@@ -100,6 +100,22 @@ class Gate:
         for position, record in enumerate(query.records):
             self.check_record(record, manifest, position=position)
 
+    def admit_bare_query(self, query: PrivatizedFile, *, bundle: VocabularyBundle) -> None:
+        """Check a query to a base model: nothing was tuned, so any mechanism that is known will do.
+
+        Raises:
+            VocabularyError: It was not privatized with the model's vocabulary.
+            Others: As `admit_file`.
+        """
+        self.check_manifest(query.manifest)
+        if query.manifest.vocabulary_hash != bundle.hash:
+            raise VocabularyError(
+                f"a query must be privatized with the model's vocabulary {short_hash(bundle.hash)}, "
+                f"got {short_hash(query.manifest.vocabulary_hash)}; fetch the vocabulary of the model"
+            )
+        for position, record in enumerate(query.records):
+            self.check_record(record, query.manifest, position=position)
+
     def check_manifest(self, manifest: Manifest) -> None:
         """Check all that the first line can be held to. Raises as `admit_file`."""
         name, bundle = manifest.mechanism.name, self._bundles.get(manifest.vocabulary_hash)

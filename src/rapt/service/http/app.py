@@ -8,13 +8,13 @@ from rapt.service.http.assembly import Service
 from rapt.service.http.door import Door
 from rapt.service.http.http_errors import add_error_handlers
 from rapt.service.http.middleware import BodyLimit, Envelope
-from rapt.service.http.routes import admin, classify, files, jobs, keys, models, vocabularies
+from rapt.service.http.routes import admin, chat, classify, completions, files, jobs, keys, models, vocabularies
 from rapt.service.http.schemas import ErrorResponse, Health
 from rapt.version import __version__
 
 DESCRIPTION = """
 Tuning and prediction on text that was privatized before it came here. The official `openai` clients drive files, jobs,
-events and models; `/v1/classify` and `/v1/vocabularies` are our own.
+events, models, completions and chats; `/v1/classify` and `/v1/vocabularies` are our own.
 
 The service cannot tell privatized from plain text. It demands a manifest and refuses what contradicts it: that guards
 against mistakes, not against a client that lies.
@@ -40,7 +40,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(BodyLimit, settings=service.settings)
     app.add_middleware(Door, settings=service.settings, store=service.store)
     app.add_middleware(Envelope)
-    for module in (files, jobs, models, classify, vocabularies, keys, admin):
+    for module in (files, jobs, models, classify, completions, chat, vocabularies, keys, admin):
         app.include_router(module.router(service))
 
     @app.get("/healthz", tags=["health"])

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from rapt.errors import NotFoundError, UsageError
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
@@ -17,7 +19,9 @@ from rapt.service.jobs.job_runner import JobRunner
 from rapt.service.jobs.worker import ThreadRunner
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.batching import BatchLimits
+from rapt.service.model.frame import make_tokenizer
 from rapt.service.model.serving import Predictor
+from rapt.service.model.writing import Writer
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
@@ -39,6 +43,8 @@ class Service:
         runner: Runs the jobs.
         adapters: Tuned models in memory.
         predictors: By the name of the backbone: predictions of all callers, in common batches.
+        writers: By the name of the backbone, of those that continue text: the texts of all callers in one batch.
+        tokenizers: By the name of the backbone, to spell what was written.
         quotas: Tokens a minute of each tenant.
         started_at: Unix time, s; what base models say about their creation.
     """
@@ -50,6 +56,8 @@ class Service:
     runner: JobRunner
     adapters: AdapterCache
     predictors: Mapping[str, Predictor]
+    writers: Mapping[str, Writer]
+    tokenizers: Mapping[str, Tokenizer]
     quotas: TokenQuotas
     started_at: int
 
@@ -84,7 +92,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
         UnavailableError: The database cannot be reached.
     """
     url = None if settings.database_url is None else settings.database_url.get_secret_value()
-    with open_store(settings.data_directory, url=url) as store, _predictors(settings, backbones) as predictors:
+    with open_store(settings.data_directory, url=url) as store, _computing(settings, backbones) as (predictors, writers):
         _refuse_an_open_door(settings, store)
         ensure_tenant(store, LOCAL, now=started_at)
         shutil.rmtree(store.directory.vocabularies)
@@ -99,6 +107,8 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             runner=runner,
             adapters=AdapterCache(settings.adapter_memory_bytes),
             predictors=predictors,
+            writers=writers,
+            tokenizers={name: make_tokenizer(backbone.bundle.tokenizer_json) for name, backbone in backbones.items()},
             quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),
             started_at=started_at,
         )
@@ -110,14 +120,19 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
 
 
 @contextmanager
-def _predictors(settings: Settings, backbones: Mapping[str, Backbone]) -> Iterator[dict[str, Predictor]]:
+def _computing(
+    settings: Settings, backbones: Mapping[str, Backbone]
+) -> Iterator[tuple[dict[str, Predictor], dict[str, Writer]]]:
     limits = BatchLimits(waiting_cost=settings.max_waiting_tokens)
     with ExitStack() as closing:
-        predictors = {}
+        predictors, writers = {}, {}
         for name, backbone in backbones.items():
             predictors[name] = Predictor(backbone, limits=limits)
             closing.callback(predictors[name].close)
-        yield predictors
+            if backbone.kind == "decoder":
+                writers[name] = Writer(backbone, limits=limits)
+                closing.callback(writers[name].close)
+        yield predictors, writers
 
 
 def vocabulary_folder(store: Store, name: str) -> Path:

@@ -35,7 +35,7 @@ async def answers_of(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Re
         HTTPException: The client has left.
     """
     answer = asyncio.wrap_future(ticket.future)
-    leaving = asyncio.ensure_future(_left(request))
+    leaving = asyncio.ensure_future(left(request))
     try:
         await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
@@ -47,6 +47,7 @@ async def answers_of(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Re
             of.cancel(ticket)
 
 
-async def _left(request: Request) -> None:
+async def left(request: Request) -> None:
+    """Returns when the client closes the connection; the body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,0 +1,227 @@
+"""Answers to prompts, piece by piece as they come: labels from one batch, texts from another, in one stream."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from tokenizers import Tokenizer
+
+from rapt.errors import UsageError
+from rapt.service.http.assembly import Service
+from rapt.service.http.completion_schemas import Usage
+from rapt.service.http.leaving import CLIENT_LEFT, left
+from rapt.service.http.routes.prompts import Prompt
+from rapt.service.model.adapter import Adapter
+from rapt.service.model.batching import Ticket
+from rapt.service.model.decoding import GenerationRow
+from rapt.service.model.inference import row_of
+from rapt.service.model.sampling import Choice, Sampling
+from rapt.service.model.writing import Text, Writer, Written
+from rapt.service.storage.callers import Caller
+
+GENERATION = "generation"
+# A character whose bytes are spread over tokens decodes to this until the last of them is there.
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A piece of text and how likely it was, in nats; `top` are the likeliest in its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What is new of the answer to prompt `index`; `finish` says that it was the last."""
+
+    index: int
+    text: str = ""
+    token: Token | None = None
+    finish: str | None = None
+
+
+@dataclass(eq=False)
+class Answering:
+    """Answers that are on their way to one client."""
+
+    prompts: Sequence[Prompt]
+    loop: asyncio.AbstractEventLoop
+    events: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
+    stops: list[Callable[[], None]] = field(default_factory=list)
+    written: int = 0
+
+    async def pieces(self, request: Request) -> AsyncIterator[Piece]:
+        """All that comes, until every prompt is answered.
+
+        Raises:
+            HTTPException: The client has left; nothing more is computed for it.
+        """
+        leaving = asyncio.ensure_future(left(request))
+        unfinished = len(self.prompts)
+        try:
+            while unfinished:
+                coming = asyncio.ensure_future(self.events.get())
+                await asyncio.wait((coming, leaving), return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    coming.cancel()
+                    raise HTTPException(CLIENT_LEFT)
+                event = coming.result()
+                if isinstance(event, Exception):
+                    raise event
+                self.written += event.token is not None
+                unfinished -= event.finish is not None
+                yield event
+        finally:
+            leaving.cancel()
+            self.stop()
+
+    def stop(self) -> None:
+        """Compute nothing more."""
+        for stop in self.stops:
+            stop()
+
+    def usage(self) -> Usage:
+        """Tokens read and written so far; a label counts as one."""
+        read = sum(len(prompt.record.token_ids) + len(prompt.record.second_token_ids or ()) for prompt in self.prompts)
+        return Usage(prompt_tokens=read, completion_tokens=self.written, total_tokens=read + self.written)
+
+    def tell(self, event: Piece | Exception) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+async def start_answering(
+    service: Service,
+    admit: Callable[[], list[Prompt]],
+    *,
+    caller: Caller,
+    most_tokens: int,
+    sampling: Sampling,
+) -> Answering:
+    """Answers to the prompts that `admit` lets in, begun in a thread: it asks the database and checks every id.
+
+    Raises:
+        RaptError: As `admit_prompts`, or a prompt cannot be answered, or too much waits.
+    """
+    loop = asyncio.get_running_loop()
+
+    def begin() -> Answering:
+        answering = Answering(admit(), loop)
+        try:
+            _begin(service, answering, caller=caller, most_tokens=most_tokens, sampling=sampling)
+        except BaseException:
+            answering.stop()
+            raise
+        return answering
+
+    return await run_in_threadpool(begin)
+
+
+def _begin(service: Service, answering: Answering, *, caller: Caller, most_tokens: int, sampling: Sampling) -> None:
+    choosing: dict[str, list[int]] = {}
+    for index, prompt in enumerate(answering.prompts):
+        if prompt.adapter is not None and prompt.adapter.card.task != GENERATION:
+            choosing.setdefault(prompt.backbone, []).append(index)
+            continue
+        if prompt.backbone not in service.writers:
+            raise UsageError(
+                f"text can be continued by a decoder, got model={prompt.backbone!r} of another kind; "
+                "tune a model that chooses among classes, or choose another base model"
+            )
+        row = GenerationRow(
+            token_ids=prompt.record.token_ids,
+            adapter=prompt.adapter,
+            privatized_plain_tokens=prompt.record.privatized_plain_tokens,
+            second_token_ids=prompt.record.second_token_ids,
+            most_tokens=most_tokens,
+            sampling=replace(sampling, seed=(sampling.seed + index) % 2**63),  # prompts of one request differ
+        )
+        writer = service.writers[prompt.backbone]
+        spelling = _Spelling(service.tokenizers[prompt.backbone], index, answering.tell)
+        text = writer.submit(row, tenant=caller.tenant, tell=spelling, position=index)
+        answering.stops.append(_stop_writing(writer, text))
+    for backbone, indices in choosing.items():
+        predictor = service.predictors[backbone]
+        chosen = [answering.prompts[index] for index in indices]
+        ticket = predictor.submit(
+            [row_of(prompt.record, adapter=prompt.adapter) for prompt in chosen], tenant=caller.tenant
+        )
+        answering.stops.append(lambda ticket=ticket, predictor=predictor: predictor.cancel(ticket))  # type: ignore[misc]
+        ticket.future.add_done_callback(_labels(answering, indices, ticket, sampling.top_logprobs))
+
+
+def _stop_writing(writer: Writer, text: Text) -> Callable[[], None]:
+    return lambda: writer.cancel(text)
+
+
+def _labels(
+    answering: Answering, indices: list[int], ticket: Ticket[tuple[float, ...]], top: int
+) -> Callable[[object], None]:
+    def done(_future: object) -> None:
+        if ticket.future.cancelled():
+            return
+        error = ticket.future.exception()
+        if error is not None:
+            answering.tell(error if isinstance(error, Exception) else RuntimeError("a pass was interrupted"))
+            return
+        for index, probabilities in zip(indices, ticket.future.result(), strict=True):
+            adapter = answering.prompts[index].adapter
+            assert adapter is not None
+            token = label_token(adapter, probabilities, top=top)
+            answering.tell(Piece(index=index, text=token.text, token=token, finish="stop"))
+
+    return done
+
+
+def label_token(adapter: Adapter, probabilities: Sequence[float], *, top: int) -> Token:
+    """The likeliest label as if it were one token, with the `top` likeliest."""
+    logprobs = [math.log(max(probability, 1e-45)) for probability in probabilities]
+    order = sorted(range(len(logprobs)), key=logprobs.__getitem__, reverse=True)
+    labels = adapter.card.labels
+    return Token(
+        text=labels[order[0]],
+        logprob=logprobs[order[0]],
+        top=tuple((labels[place], logprobs[place]) for place in order[:top]),
+    )
+
+
+class _Spelling:
+    """Tokens into text, as far as its characters are whole; called in the thread that writes."""
+
+    def __init__(self, tokenizer: Tokenizer, index: int, tell: Callable[[Piece | Exception], None]) -> None:
+        self._tokenizer, self._index, self._tell = tokenizer, index, tell
+        self._ids: list[int] = []
+        self._told = ""
+
+    def __call__(self, written: Written) -> None:
+        if written.error is not None:
+            self._tell(written.error)
+            return
+        token = None
+        if written.choice is not None:
+            self._ids.append(written.choice.token_id)
+            token = self._token(written.choice)
+        text = str(self._tokenizer.decode(self._ids))
+        if not written.finish and text.endswith(_UNFINISHED):
+            text = self._told
+        new, self._told = text[len(self._told) :], text
+        self._tell(Piece(index=self._index, text=new, token=token, finish=written.finish))
+
+    def _token(self, choice: Choice) -> Token:
+        return Token(
+            text=self._tokenizer.decode([choice.token_id], skip_special_tokens=False),
+            logprob=choice.logprob,
+            top=tuple(
+                (self._tokenizer.decode([token_id], skip_special_tokens=False), logprob)
+                for token_id, logprob in choice.top
+            ),
+        )

@@ -1,0 +1,107 @@
+"""`/v1/completions`: token ids in; a text, or the label that a model chooses, out. As OpenAI's, streamed or whole."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from starlette.requests import Request
+
+from rapt.service.http.assembly import Service
+from rapt.service.http.callers import CallerOf
+from rapt.service.http.completion_schemas import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    CompletionRequest,
+    SamplingOptions,
+)
+from rapt.service.http.routes.answering import Answering, Piece, Token, start_answering
+from rapt.service.http.routes.event_stream import event_stream
+from rapt.service.http.routes.prompts import admit_prompts
+from rapt.service.model.sampling import Sampling
+
+
+def router(service: Service) -> APIRouter:
+    """The route of completions."""
+    routes = APIRouter(prefix="/v1", tags=["predictions"])
+
+    @routes.post(
+        "/completions",
+        response_model=Completion,
+        responses={200: {"content": {"text/event-stream": {}}, "description": "a completion, or events of one"}},
+    )
+    async def create_completion(
+        body: CompletionRequest, request: Request, caller: CallerOf
+    ) -> Completion | StreamingResponse:
+        """Answer prompts of privatized token ids: with a text, or with the likeliest label of a model that chooses."""
+        prompts = [body.prompt] if isinstance(body.prompt[0], int) else body.prompt
+        answering = await start_answering(
+            service,
+            lambda: admit_prompts(service, prompts, model=body.model, privacy=body.rapt, caller=caller),
+            caller=caller,
+            most_tokens=body.max_tokens,
+            sampling=sampling_of(body, top=body.logprobs or 0),
+        )
+        frame = Completion(id=new_id("cmpl"), created=int(time.time()), model=body.model, choices=[])
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            return event_stream(_events(frame, answering, request, logprobs=body.logprobs is not None, usage=usage))
+        pieces: list[list[Piece]] = [[] for _ in prompts]
+        async for piece in answering.pieces(request):
+            pieces[piece.index].append(piece)
+        choices = [_choice(own, logprobs=body.logprobs is not None) for own in pieces]
+        return frame.model_copy(update={"choices": choices, "usage": answering.usage()})
+
+    return routes
+
+
+def sampling_of(body: SamplingOptions, *, top: int) -> Sampling:
+    """How the texts of a request are written; without a seed, each request is another draw."""
+    seed = secrets.randbelow(2**63) if body.seed is None else body.seed
+    return Sampling(temperature=body.temperature, top_p=body.top_p, seed=seed, top_logprobs=top)
+
+
+def new_id(kind: str) -> str:
+    """An id of an answer; nothing is kept under it."""
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+async def _events(
+    frame: Completion, answering: Answering, request: Request, *, logprobs: bool, usage: bool
+) -> AsyncIterator[Completion]:
+    offsets = [0] * len(answering.prompts)
+    async for piece in answering.pieces(request):
+        choice = _choice([piece], logprobs=logprobs, start=offsets[piece.index])
+        offsets[piece.index] += len(piece.text)
+        yield frame.model_copy(update={"choices": [choice]})
+    if usage:
+        yield frame.model_copy(update={"usage": answering.usage()})
+
+
+def _choice(pieces: Sequence[Piece], *, logprobs: bool, start: int = 0) -> CompletionChoice:
+    tokens = [piece.token for piece in pieces if piece.token is not None]
+    finish = pieces[-1].finish
+    assert finish in ("stop", "length", None)
+    return CompletionChoice(
+        index=pieces[0].index,
+        text="".join(piece.text for piece in pieces),
+        finish_reason=finish,  # type: ignore[arg-type]
+        logprobs=_logprobs(tokens, start=start) if logprobs else None,
+    )
+
+
+def _logprobs(tokens: Sequence[Token], *, start: int) -> CompletionLogprobs:
+    offsets = []
+    for token in tokens:
+        offsets.append(start)
+        start += len(token.text)
+    return CompletionLogprobs(
+        tokens=[token.text for token in tokens],
+        token_logprobs=[token.logprob for token in tokens],
+        top_logprobs=[dict(token.top) for token in tokens],
+        text_offset=offsets,
+    )

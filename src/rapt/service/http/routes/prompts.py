@@ -1,0 +1,68 @@
+"""Prompts that are let in: privatized ids, checked against their manifest and against what each model was tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rapt.errors import LimitError, UsageError
+from rapt.service.http.assembly import Service
+from rapt.service.http.completion_schemas import PromptPrivacy
+from rapt.service.http.routes.classify import tuned_adapter
+from rapt.service.model.adapter import Adapter
+from rapt.service.storage.callers import Caller
+from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.query import query_from_json
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prompt:
+    """One prompt and what answers it: an adapter, or without one the bare backbone."""
+
+    record: PrivatizedRecord
+    backbone: str
+    adapter: Adapter | None
+
+
+def admit_prompts(
+    service: Service, prompts: Sequence[list[int]], *, model: str, privacy: PromptPrivacy, caller: Caller
+) -> list[Prompt]:
+    """The prompts of a request, each with its model.
+
+    Raises:
+        UsageError: The lists are not of one length, or a prompt was privatized otherwise than its model's training
+            text.
+        NotFoundError: A model is not there, or not the caller's.
+        LimitError: There are too many.
+        QuotaError: The tenant has used up its tokens of this minute.
+        Others: As `Gate.admit_file`.
+    """
+    most = service.settings.max_records_per_request
+    if len(prompts) > most:
+        raise LimitError(f"a request must have at most {most} prompts, got {len(prompts)}; send several")
+    models = privacy.models or [model] * len(prompts)
+    rest = privacy.records or [{}] * len(prompts)
+    if not len(prompts) == len(models) == len(rest):
+        raise UsageError(
+            f"there must be one model and one record for each prompt, got prompts={len(prompts)}, "
+            f"models={len(models)}, records={len(rest)}; leave out what is the same for all"
+        )
+    if any("token_ids" in record for record in rest):
+        raise UsageError("the token ids must be in the prompt alone; take them out of rapt.records")
+    query = query_from_json(
+        privacy.manifest, [{**record, "token_ids": ids} for record, ids in zip(rest, prompts, strict=True)]
+    )
+    adapters: dict[str, tuple[str, Adapter | None]] = {}
+    for name in dict.fromkeys(models):
+        if name in service.backbones:
+            service.gate.admit_bare_query(query, bundle=service.backbones[name].bundle)
+            adapters[name] = name, None
+        else:
+            adapter = tuned_adapter(service, name, caller)
+            service.gate.admit_query(query, card=adapter.card)
+            adapters[name] = adapter.card.model, adapter
+    service.quotas.spend_tokens(caller.tenant, sum(len(record.token_ids) for record in query.records))
+    return [
+        Prompt(record=record, backbone=adapters[name][0], adapter=adapters[name][1])
+        for record, name in zip(query.records, models, strict=True)
+    ]

@@ -1,0 +1,249 @@
+"""Completions and chats through the official client, as it comes from the package index."""
+
+import math
+
+import httpx2
+import openai
+import pytest
+
+from rapt.service.model.decoding import DecodingBatch, GenerationRow
+from rapt.service.model.sampling import Sampling
+from rapt.wire.manifest import manifest_to_json
+from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.query import query_to_json, seal, without_labels
+from running_service import running_service, save_privatized, wait_until
+from tiny_backbones import tiny_backbone
+from tuning_material import manifest_for, separable_file
+
+SECRET = "the patient said that it hurts"
+
+
+@pytest.fixture(scope="module")
+def both(backbones, tmp_path_factory):
+    """A real encoder and a small random decoder."""
+    decoder = tiny_backbone("llama", tmp_path_factory.mktemp("llama") / "writer")
+    return {**backbones, decoder.model: decoder}
+
+
+@pytest.fixture(scope="module")
+def url(both, tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("data"), backbones=both) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as official:
+        yield official
+
+
+@pytest.fixture(scope="module")
+def decoder(both):
+    return next(backbone for backbone in both.values() if backbone.kind == "decoder")
+
+
+@pytest.fixture(scope="module")
+def chooser(client, backbones, tmp_path_factory):
+    """Two models that choose among two classes."""
+    training = separable_file(backbones["bert-tiny"], records=32)
+    path = save_privatized(training, tmp_path_factory.mktemp("training") / "f.jsonl")
+    with path.open("rb") as stream:
+        file = client.files.create(file=stream, purpose="fine-tune")
+    names = []
+    for seed in (1, 2):
+        method = {
+            "type": "prompt_tuning",
+            "prompt_tuning": {"hyperparameters": {"n_epochs": 2, "num_virtual_tokens": 3}},
+        }
+        job = client.fine_tuning.jobs.create(model="bert-tiny", training_file=file.id, method=method, seed=seed)
+        wait_until(lambda job=job: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded")
+        names.append(client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model)
+    return names
+
+
+def texts_for(backbone, count=3):
+    eligible = backbone.bundle.eligible
+    return [
+        [int(eligible[(11 * number + 3 * place) % len(eligible)]) for place in range(4 + number)]
+        for number in range(count)
+    ]
+
+
+def privacy(backbone, prompts, **more):
+    records = [PrivatizedRecord(token_ids=tuple(ids)) for ids in prompts]
+    manifest = seal(manifest_for(backbone, labels=None), records)
+    return {"rapt": {"manifest": manifest_to_json(manifest), **more}}
+
+
+def written(backbone, ids, *, most, seed=0):
+    """The likeliest continuation, from the batch itself."""
+    batch = DecodingBatch(backbone)
+    tokens = [batch.join([GenerationRow(token_ids=tuple(ids), most_tokens=most, sampling=Sampling(temperature=0))])[0]]
+    while len(tokens) < most and tokens[-1].token_id != backbone.frame.eos_id:
+        tokens.append(batch.step()[0])
+    return [token for token in tokens if token.token_id != backbone.frame.eos_id]
+
+
+def test_a_label_and_its_logprobs_come_as_a_completion(client, url, chooser, backbones):
+    backbone = backbones["bert-tiny"]
+    file = without_labels(separable_file(backbone, records=5, seed=3))
+    prompts = [list(record.token_ids) for record in file.records]
+    answer = client.completions.create(
+        model=chooser[0], prompt=prompts, logprobs=2, extra_body=privacy(backbone, prompts)
+    )
+    expected = httpx2.post(
+        f"{url}/v1/classify", json={"model": chooser[0], **query_to_json(file)}, trust_env=False
+    ).json()
+    assert (answer.object, answer.model, len(answer.choices)) == ("text_completion", chooser[0], 5)
+    for choice, prediction in zip(answer.choices, expected["predictions"], strict=True):
+        assert (choice.text, choice.finish_reason) == (prediction["label"], "stop")
+        found = {label: math.exp(logprob) for label, logprob in choice.logprobs.top_logprobs[0].items()}
+        assert found == pytest.approx(dict(zip(expected["labels"], prediction["probabilities"], strict=True)), abs=1e-5)
+        assert choice.logprobs.tokens == [choice.text]
+    assert answer.usage.prompt_tokens == sum(map(len, prompts))
+    assert answer.usage.completion_tokens == 5
+
+
+def test_one_request_may_mix_models(client, chooser, backbones):
+    backbone = backbones["bert-tiny"]
+    prompts = texts_for(backbone, 4)
+    models = [chooser[0], chooser[1], chooser[1], chooser[0]]
+    mixed = client.completions.create(
+        model=chooser[0], prompt=prompts, logprobs=2, extra_body=privacy(backbone, prompts, models=models)
+    )
+    for prompt, model, choice in zip(prompts, models, mixed.choices, strict=True):
+        alone = client.completions.create(
+            model=model, prompt=prompt, logprobs=2, extra_body=privacy(backbone, [prompt])
+        ).choices[0]
+        assert choice.logprobs.top_logprobs[0] == pytest.approx(alone.logprobs.top_logprobs[0], abs=1e-5)
+    with pytest.raises(openai.BadRequestError, match="models=1"):
+        client.completions.create(
+            model=chooser[0], prompt=prompts, extra_body=privacy(backbone, prompts, models=models[:1])
+        )
+
+
+def test_texts_are_written_whole_and_in_pieces_alike(client, decoder):
+    prompts = texts_for(decoder)
+    asked = {
+        "model": decoder.model,
+        "prompt": prompts,
+        "temperature": 0,
+        "max_tokens": 9,
+        "logprobs": 3,
+        "extra_body": privacy(decoder, prompts),
+    }
+    whole = client.completions.create(**asked)
+    for prompt, choice in zip(prompts, whole.choices, strict=True):
+        tokens = written(decoder, prompt, most=9)
+        assert choice.logprobs.token_logprobs == pytest.approx([token.logprob for token in tokens], abs=1e-4)
+        assert choice.finish_reason == ("length" if len(tokens) == 9 else "stop")
+        assert all(len(top) <= 3 for top in choice.logprobs.top_logprobs)
+    assert whole.usage.completion_tokens == sum(len(choice.logprobs.tokens) for choice in whole.choices)
+    texts, ends, usage = [""] * 3, [None] * 3, None
+    for event in client.completions.create(**asked, stream=True, stream_options={"include_usage": True}):
+        for choice in event.choices:
+            texts[choice.index] += choice.text
+            ends[choice.index] = choice.finish_reason or ends[choice.index]
+        usage = event.usage or usage
+    assert texts == [choice.text for choice in whole.choices]
+    assert ends == [choice.finish_reason for choice in whole.choices]
+    assert usage == whole.usage
+
+
+def chat(decoder, ids, **more):
+    return {
+        "model": decoder.model,
+        "messages": [{"role": "user", "content": [{"type": "token_ids", "token_ids": ids}]}],
+        "extra_body": privacy(decoder, [ids]),
+        **more,
+    }
+
+
+def test_a_chat_is_the_same_text_streamed_or_not(client, decoder):
+    ids = texts_for(decoder, 1)[0]
+    whole = client.chat.completions.create(
+        **chat(decoder, ids, temperature=0, max_tokens=7, logprobs=True, top_logprobs=2)
+    )
+    assert (whole.object, whole.choices[0].message.role) == ("chat.completion", "assistant")
+    assert len(whole.choices[0].logprobs.content) == len(written(decoder, ids, most=7))
+    assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
+    text, roles, end = "", [], None
+    for event in client.chat.completions.create(
+        **chat(decoder, ids, temperature=0, max_completion_tokens=7, stream=True)
+    ):
+        assert event.object == "chat.completion.chunk"
+        delta = event.choices[0].delta
+        roles += [delta.role] if delta.role else []
+        text += delta.content or ""
+        end = event.choices[0].finish_reason or end
+    assert (text, roles, end) == (whole.choices[0].message.content, ["assistant"], whole.choices[0].finish_reason)
+
+
+def test_a_seed_makes_a_draw_again(client, decoder):
+    ids = texts_for(decoder, 1)[0]
+    first, again, other = (
+        client.chat.completions.create(**chat(decoder, ids, seed=seed, max_tokens=12)).choices[0].message.content
+        for seed in (5, 5, 6)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_reader_that_leaves_in_the_middle_leaves_room(client, decoder):
+    ids = texts_for(decoder, 1)[0]
+    for _ in range(20):  # more than are written at once
+        with client.chat.completions.create(**chat(decoder, ids, max_tokens=50, stream=True)) as stream:
+            next(iter(stream))
+    assert client.chat.completions.create(**chat(decoder, ids, max_tokens=2)).usage.completion_tokens <= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"prompt": SECRET}, openai.BadRequestError),
+        ({"prompt": [SECRET]}, openai.BadRequestError),
+        ({"prompt": []}, openai.BadRequestError),
+        ({"prompt": [[]]}, openai.BadRequestError),
+        ({"prompt": [-1]}, openai.BadRequestError),
+        ({"prompt": [2205]}, openai.BadRequestError),
+        ({"extra_body": {}}, openai.BadRequestError),
+        ({"extra_body": {"rapt": {"manifest": {"schema": SECRET}}}}, openai.BadRequestError),
+        ({"extra_body": {SECRET: 1}}, openai.BadRequestError),
+        ({"suffix": SECRET}, openai.BadRequestError),
+        ({"max_tokens": 10_000}, openai.BadRequestError),
+        ({"model": "bert-tiny"}, openai.ConflictError),
+        ({"model": SECRET}, openai.NotFoundError),
+    ],
+    ids=str,
+)
+def test_what_is_not_a_privatized_prompt_is_refused_without_a_word_of_it(client, decoder, change, kind):
+    ids = texts_for(decoder, 1)[0]
+    asked = {"model": decoder.model, "prompt": ids, "extra_body": privacy(decoder, [ids])} | change
+    for stream in (False, True):
+        with pytest.raises(kind) as error:
+            client.completions.create(**asked, stream=stream)
+        assert "patient" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": SECRET}],
+        [{"role": "system", "content": SECRET}],
+        [{"role": "user", "content": [{"type": "text", "text": SECRET}]}],
+        [],
+    ],
+    ids=str,
+)
+def test_a_chat_of_text_is_refused_without_a_word_of_it(client, decoder, messages):
+    asked = chat(decoder, texts_for(decoder, 1)[0]) | {"messages": messages}
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(**asked)
+    assert "patient" not in str(error.value)
+
+
+def test_an_encoder_does_not_continue_text(client, backbones):
+    backbone = backbones["bert-tiny"]
+    prompts = texts_for(backbone, 1)
+    with pytest.raises(openai.BadRequestError, match="by a decoder"):
+        client.completions.create(model="bert-tiny", prompt=prompts, extra_body=privacy(backbone, prompts))
