@@ -15,6 +15,7 @@ from rapt.errors import AuditError
 from rapt.wire.manifest import MechanismSetting, Randomness
 
 ETA = 9.0
+FAST = [name for name, attack in ATTACKS.items() if attack.fast]
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +28,12 @@ def audited(vocabulary):
     tokens = np.random.default_rng(0).choice(300, 1000, p=zipf_prior(300).probabilities)
     public = public_of(np.random.default_rng(5).choice(300, (200, 10), p=zipf_prior(300).probabilities))
     view, truth = privatized_view(vocabulary, tokens, eta=ETA, prior=zipf_prior(300), public=public)
-    return view, truth, audit(view, truth, seed=3)
+    return view, truth, audit(view, truth, attacks=FAST, seed=3)
 
 
 def test_every_attack_is_run_on_the_view_and_scored_on_the_truth(audited):
     view, truth, report = audited
-    assert [result.attack for result in report.results] == list(ATTACKS)
+    assert [result.attack for result in report.results] == FAST
     for result in report.results:
         assert result.score == score(ATTACKS[result.attack].run(Desk(view, seed=3)), view=view, truth=truth)
 
@@ -62,14 +63,14 @@ def test_a_sound_file_gets_no_warning(audited):
 
 def test_the_same_seed_gives_the_same_report(audited):
     view, truth, report = audited
-    assert audit(view, truth, seed=3) == report
+    assert audit(view, truth, attacks=FAST, seed=3) == report
 
 
 def test_progress_names_each_stage_and_ends_whole(audited):
     view, truth, _ = audited
     seen = {}
-    audit(view, truth, on_progress=lambda stage, share: seen.setdefault(stage, []).append(share))
-    assert list(seen) == [*ATTACKS, "bound"]
+    audit(view, truth, attacks=FAST, on_progress=lambda stage, share: seen.setdefault(stage, []).append(share))
+    assert list(seen) == [*FAST, "bound"]
     for shares in seen.values():
         assert shares[0] == 0
         assert shares[-1] == 1

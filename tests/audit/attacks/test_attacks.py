@@ -34,29 +34,25 @@ def success(name, view, truth):
 
 def knowledge(kind):
     """A prior and public text, the first alone, or nothing."""
-    public = public_of(zipf_tokens(2000, seed=9).reshape(-1, 10)) if kind == "texts" else None
+    public = public_of(zipf_tokens(1000, seed=9).reshape(-1, 10)) if kind == "texts" else None
     return {"prior": zipf_prior(SIZE) if kind != "nothing" else None, "public": public}
 
 
 def cases():
     for name, attack in ATTACKS.items():
         for kind in ("texts",) if "public" in attack.needs else ("texts", "frequencies", "nothing"):
-            yield pytest.param(name, kind, marks=[pytest.mark.slow] if name in SLOW else [])
-
-
-# The others take no more than a second or two each.
-SLOW: frozenset[str] = frozenset()
+            yield name, kind
 
 
 @pytest.mark.parametrize(("name", "kind"), list(cases()))
 def test_with_hardly_any_noise_everything_is_recovered(name, kind, vocabulary):
-    view, truth = privatized_view(vocabulary, zipf_tokens(400), eta=2000.0, **knowledge(kind))
+    view, truth = privatized_view(vocabulary, zipf_tokens(200), eta=2000.0, **knowledge(kind))
     assert success(name, view, truth).first.value == 1
 
 
 @pytest.mark.parametrize(("name", "kind"), list(cases()))
 def test_with_nothing_but_noise_an_attack_is_at_chance(name, kind, vocabulary):
-    view, truth = privatized_view(vocabulary, zipf_tokens(1500), eta=0.01, **knowledge(kind))
+    view, truth = privatized_view(vocabulary, zipf_tokens(1000), eta=0.01, **knowledge(kind))
     found = success(name, view, truth)
     assert found.first.low <= found.chance + 0.01
     assert found.any_of_k.low <= found.chance_of_k + 0.01

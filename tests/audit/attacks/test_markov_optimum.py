@@ -15,7 +15,12 @@ from rapt.local.mechanisms import make_mechanism
 from toy_vocabularies import toy_vocabulary
 
 WORDS = 16
-CONTEXT = [name for name, attack in ATTACKS.items() if attack.uses_context]
+CONTEXT = [
+    pytest.param(name, marks=[] if attack.fast else [pytest.mark.slow])
+    for name, attack in ATTACKS.items()
+    if attack.uses_context
+]
+FAST = {name: attack for name, attack in ATTACKS.items() if attack.fast}
 # Public text is finite, so its n-grams are a little off.
 LEARNING_LOSS = 0.01
 
@@ -68,7 +73,7 @@ def test_without_context_the_optimum_of_independent_words_is_reached(eta, vocabu
     public = public_of(np.random.default_rng(2).choice(WORDS, (1000, 10), p=shares))
     view, truth = privatized_view(vocabulary, private, eta=eta, public=public, mechanism="exponential")
     best = (channel_of(vocabulary, eta=eta) * shares[:, None]).max(axis=0).sum()
-    for name, attack in ATTACKS.items():
+    for name, attack in FAST.items():
         found = score(attack.run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
         assert found.low <= best + LEARNING_LOSS
         if name != "embedding_inversion":

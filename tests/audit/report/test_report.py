@@ -24,7 +24,7 @@ HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
 def found():
     tokens = np.random.default_rng(0).choice(300, 1500, p=zipf_prior(300).probabilities)
     view, truth = privatized_view(scattered_vocabulary(), tokens, eta=9.0, prior=zipf_prior(300))
-    return audit(view, truth)
+    return audit(view, truth)  # without public text: two attacks
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from rapt.audit.attacks.bayes import context_free_bayes
 from rapt.audit.attacks.context import contextual
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.embedding_inversion import embedding_inversion
+from rapt.audit.attacks.learned_denoiser import learned_denoiser
 from rapt.audit.guess import Guess
 
 Need = Literal["channel", "public", "torch"]
@@ -93,6 +94,16 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             needs=frozenset({"channel", "public"}),
             weight=60,
             uses_context=True,
+        ),
+        "denoiser": Attack(
+            run=learned_denoiser,
+            title="Learned denoiser",
+            uses="Corrects the same beliefs by a network that learned from text which the attacker privatized himself.",
+            source="after Qu et al. 2021 and SnD 2024",
+            needs=frozenset({"channel", "public", "torch"}),
+            weight=150,
+            uses_context=True,
+            fast=False,
         ),
     }
 )
