@@ -29,6 +29,13 @@ check: $(READY)  ## format, lint, types, import contracts, documents
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_glossary.py tests/test_public_surface.py
 
+# One thread, so that tokens a second are tokens per core. Quick forms; docs/results.md names the long ones.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+bench: $(READY)  ## speed of privatizing as ratios within one run; PEERS=FOLDER adds the public packages of the field
+	$(ONE_THREAD) $(BIN)/python benchmarks/privatize_speed.py --eta 75 --rounds 3 --texts 100
+	$(ONE_THREAD) $(BIN)/python benchmarks/closed_speed.py --eta 14 --rounds 3 --texts 100
+	$(if $(PEERS),$(ONE_THREAD) $(BIN)/python benchmarks/peers.py --environments $(PEERS) --eta 75 --closed-eta 14 --rounds 3 --texts 100)
+
 format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
