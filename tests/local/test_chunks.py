@@ -11,6 +11,7 @@ from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
+from rapt.local.record_parts import SourceItem
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_vocabulary, toy_word
@@ -45,7 +46,7 @@ def ids(results):
 
 
 def test_texts_are_cut_into_chunks_in_order():
-    found = list(in_chunks(iter((f"text {i}", i) for i in range(1_100)), first_position=5, labelled=True))
+    found = list(in_chunks((SourceItem(f"text {i}", i) for i in range(1_100)), first_position=5, labelled=True))
     assert [chunk.position for chunk in found] == [5, 517, 1029]
     assert [text for chunk in found for text in chunk.texts] == [f"text {i}" for i in range(1_100)]
     assert found[2].labels == list(range(1_024, 1_100))

@@ -222,6 +222,8 @@ def statement_text(vocabulary: Vocabulary, manifest: Manifest) -> str:
         plain_tokens=manifest.plain_tokens,
         labels_sent=manifest.labels is not None,
         label_privacy=manifest.label_privacy,
+        two_texts=manifest.pairs,
+        targets=manifest.targets,
         randomness=manifest.randomness,
     ).to_text()
 

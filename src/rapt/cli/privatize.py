@@ -54,6 +54,16 @@ def privatize(
         typer.Option(help="A word outside the vocabulary becomes the unknown token and is privatized, or is refused."),
     ] = UnknownWords.UNK,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    text_column_2: Annotated[
+        str | None,
+        typer.Option("--text-column-2", metavar="NAME", help="Column of the second text of a pair; privatized too."),
+    ] = None,
+    target_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of a text to be generated; privatized too.")
+    ] = None,
+    public_target: Annotated[
+        bool, typer.Option("--public-target", help="The targets are public: send them as they are.")
+    ] = False,
     label_column: Annotated[str, typer.Option(help="Column that holds the label; it is sent in clear.")] = "label",
     no_label: Annotated[bool, typer.Option("--no-label", help="There are no labels, or they stay here.")] = False,
     labels: Annotated[
@@ -122,6 +132,7 @@ def privatize(
     Examples:
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --text-column review --label-column stars
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --ledger releases.ledger --cap 150
+      rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
     """
     from rapt.cli.pace import Pace
@@ -129,6 +140,7 @@ def privatize(
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import insecure_stream, secure_stream
+    from rapt.local.record_parts import PartColumns
     from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import LabelPrivacy, check_eta
 
@@ -136,6 +148,8 @@ def privatize(
     label_privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
     if no_label and label_privacy is not None:
         raise UsageError("--label-epsilon and --no-label exclude each other; give one of them")
+    if public_target and target_column is None:
+        raise UsageError("--public-target must come with --target-column; name the column")
     check_target(target, source=source, overwrite=overwrite)
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
@@ -163,6 +177,7 @@ def privatize(
             privatizer=privatizer,
             text_column=text_column,
             label_column=None if no_label else label_column,
+            other_texts=PartColumns(second=text_column_2, target=target_column, public_target=public_target),
             labels=None if labels is None else split_names(labels),
             label_privacy=label_privacy,
             file_format=None if file_format is None else file_format.value,
@@ -183,6 +198,8 @@ def privatize(
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
     sent = "none" if manifest.labels is None else f"{', '.join(manifest.labels)} ({how})"
     say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
+    if manifest.targets == "public":
+        say("rapt: warning: the targets left as they are, because --public-target says that they are public")
     if ledger is not None:
         say(f"what was spent so far: rapt ledger show {ledger}")
     say(f"what this protects, and what not: rapt statement {target}")

@@ -62,12 +62,14 @@ def statement(
         made = mechanism_of_file(manifest.mechanism, vocabulary=table, settings=settings)
         setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
         labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
+        two_texts, targets = manifest.pairs, manifest.targets
     else:
         assert eta is not None
         table = load_vocabulary(vocabulary or "minilm")
         made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
         setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
         labels_sent, label_privacy = True, None
+        two_texts, targets = False, None
     rng = secure_stream().generator
     found = privacy_statement(
         table,
@@ -75,6 +77,8 @@ def statement(
         plain_tokens=plain_tokens,
         labels_sent=labels_sent,
         label_privacy=label_privacy,
+        two_texts=two_texts,
+        targets=targets,
         word_pairs=pairs,
         randomness=randomness,
         unchanged=measure_unchanged(made, table, rng=rng),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +23,7 @@ from rapt.errors import CorpusError, RaptError
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream, worker_stream
+from rapt.local.record_parts import Part, SourceItem, check_pairs, with_other_parts
 from rapt.wire.manifest import Randomness
 from rapt.wire.privatized_file import PrivatizedRecord
 
@@ -43,19 +44,22 @@ class Chunk:
         position: Of the first text in its file.
         texts: In clear.
         labels: Index of each text's true label, or None where no labels are sent.
+        others: The other texts of each record, by the part of the record that they become.
     """
 
     position: int
     texts: list[str] = field(repr=False)
     labels: list[int] | None = field(repr=False)
+    others: Mapping[Part, list[str]] = field(default_factory=dict, repr=False)
 
 
-def in_chunks(texts: Iterator[tuple[str, int | None]], *, first_position: int, labelled: bool) -> Iterator[Chunk]:
+def in_chunks(items: Iterator[SourceItem], *, first_position: int, labelled: bool) -> Iterator[Chunk]:
     """The texts and label indices, some hundred at a time; `first_position` is that of the first."""
     position = first_position
-    while chunk := list(islice(texts, _CHUNK)):
-        labels = [label for _, label in chunk if label is not None]
-        yield Chunk(position, [text for text, _ in chunk], labels if labelled else None)
+    while chunk := list(islice(items, _CHUNK)):
+        labels = [item.label for item in chunk if item.label is not None]
+        others = {part: [item.others[part] for item in chunk] for part in chunk[0].others}
+        yield Chunk(position, [item.text for item in chunk], labels if labelled else None, others)
         position += len(chunk)
 
 
@@ -63,10 +67,16 @@ def privatize_chunk(
     chunk: Chunk, *, privatizer: Privatizer, response: RandomizedResponse | None, stream: RandomStream
 ) -> list[PrivatizedRecord]:
     """The records of one chunk; labels are randomized first where there is a response. Raises as `Privatizer`."""
+    check_pairs(privatizer, chunk.texts, chunk.others, first_position=chunk.position)
     labels = chunk.labels
     if response is not None and labels is not None:
         labels = response.randomize(labels, rng=stream.generator)
-    return privatizer.privatize(chunk.texts, labels=labels, stream=stream, first_position=chunk.position)
+    records = privatizer.privatize(chunk.texts, labels=labels, stream=stream, first_position=chunk.position)
+
+    def part(setting: Privatizer, texts: list[str]) -> list[PrivatizedRecord]:
+        return setting.privatize(texts, labels=None, stream=stream, first_position=chunk.position)
+
+    return with_other_parts(records, chunk.others, privatizer=privatizer, privatize=part, first_position=chunk.position)
 
 
 def privatize_in_processes(

@@ -17,10 +17,12 @@ from rapt.local.ledger import Ledger
 from rapt.local.ledger_releases import privatize_through
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream, worker_stream
+from rapt.local.record_parts import PartColumns, SourceItem, check_pairs, with_other_parts, zip_parts
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import (
     PrivatizedRecord,
     iterate_privatized_lines,
+    privatized_tokens,
     read_unfinished_manifest,
     write_privatized_file,
 )
@@ -33,6 +35,7 @@ _COLUMNAR: Final[Mapping[FileFormat, Callable[[Path, str, str | None, Reading], 
 # from the file are few and short. Labels that the caller lists may be anything.
 _MOST_LABELS: Final = 256
 _LONGEST_LABEL: Final = 64
+ONE_TEXT: Final = PartColumns()
 
 __all__ = ["LabelledText", "Reading", "label_names", "privatize_corpus", "read_corpus"]
 
@@ -103,6 +106,7 @@ def privatize_corpus(
     privatizer: Privatizer,
     text_column: str = "text",
     label_column: str | None = "label",
+    other_texts: PartColumns = ONE_TEXT,
     labels: tuple[str, ...] | None = None,
     label_privacy: LabelPrivacy | None = None,
     file_format: FileFormat | None = None,
@@ -127,6 +131,7 @@ def privatize_corpus(
         text_column: Column, or JSON field, of the text.
         label_column: Column, or JSON field, of the label, which leaves in clear unless `label_privacy` is set; None
             sends no labels.
+        other_texts: Columns of the second text of a pair, and of a text to be generated.
         labels: Names of the classes in order, for a file that must match another; None collects and sorts them.
         label_privacy: Randomizes the label of each record. The names of the classes leave in clear all the same; list
             them in `labels` where it is private which of them occur.
@@ -159,6 +164,10 @@ def privatize_corpus(
     if processes < 1 or (processes > 1 and ledger is not None):
         raise UsageError(f"processes must be at least 1, and 1 with a ledger, got processes={processes}")
 
+    others = other_texts.by_part
+    if len({text_column, *others.values()}) != 1 + len(others) or label_column in others.values():
+        raise UsageError("the texts and the label of a record must stand in different columns; name each once")
+
     def records(reading: Reading | None = None) -> Iterator[LabelledText]:
         return read_corpus(
             source, text_column=text_column, label_column=label_column, file_format=file_format, reading=reading
@@ -174,9 +183,17 @@ def privatize_corpus(
     begun = read_unfinished_manifest(target) if resume else None
     if begun is not None:
         privatizer = with_plain_tokens_of(begun, privatizer)
-    manifest = privatizer.manifest(labels=names, randomness=stream.provenance, label_privacy=label_privacy)
+    manifest = privatizer.manifest(
+        labels=names,
+        randomness=stream.provenance,
+        label_privacy=label_privacy,
+        pairs=other_texts.second is not None,
+        targets=other_texts.targets,
+    )
     with write_privatized_file(target, manifest, resume=resume) as writer:
         texts = _indexed(records(reading), None if names is None else index)
+        if others:  # each column is read beside the first, so that no reader need know of more than one text
+            texts = zip_parts(texts, {part: _texts(source, column, file_format) for part, column in others.items()})
         done, tokens = skip_kept(
             writer.kept(),
             texts,
@@ -191,15 +208,28 @@ def privatize_corpus(
         def privatized(chunk: Chunk) -> list[PrivatizedRecord]:
             if ledger is None:
                 return privatize_chunk(chunk, privatizer=privatizer, response=response, stream=stream)
-            return privatize_through(
-                ledger,
-                privatizer,
-                chunk.texts,
-                labels=chunk.labels,
-                response=response,
-                stream=stream,
+            check_pairs(privatizer, chunk.texts, chunk.others, first_position=chunk.position)
+
+            def through(
+                setting: Privatizer, texts: list[str], labels: list[int] | None = None
+            ) -> list[PrivatizedRecord]:
+                return privatize_through(
+                    ledger,
+                    setting,
+                    texts,
+                    labels=labels,
+                    response=None if labels is None else response,
+                    stream=stream,
+                    first_position=chunk.position,
+                    redraw=redraw,
+                )
+
+            return with_other_parts(
+                through(privatizer, chunk.texts, chunk.labels),
+                chunk.others,
+                privatizer=privatizer,
+                privatize=through,
                 first_position=chunk.position,
-                redraw=redraw,
             )
 
         chunks = in_chunks(texts, first_position=done, labelled=names is not None)
@@ -218,7 +248,7 @@ def privatize_corpus(
             for result in results:
                 for record in result:
                     writer.write(record)
-                    tokens += len(record.token_ids)
+                    tokens += privatized_tokens(record, manifest)
                 writer.flush()
                 done += len(result)
                 if on_progress is not None:
@@ -229,18 +259,23 @@ def privatize_corpus(
     return first
 
 
-def _indexed(records: Iterator[LabelledText], index: Mapping[str, int] | None) -> Iterator[tuple[str, int | None]]:
+def _texts(source: Path, column: str, file_format: FileFormat | None) -> Iterator[str]:
+    for record in read_corpus(source, text_column=column, label_column=None, file_format=file_format):
+        yield record.text
+
+
+def _indexed(records: Iterator[LabelledText], index: Mapping[str, int] | None) -> Iterator[SourceItem]:
     """Each text with the index of its label; None where no labels are sent."""
     for position, record in enumerate(records):
         if index is None:
-            yield record.text, None
+            yield SourceItem(record.text, None)
         elif record.label is None or record.label not in index:
             raise CorpusError(
                 f"record {position} must have one of the {len(index)} labels that were named, got another; "
                 "name it, or correct the record"
             )
         else:
-            yield record.text, index[record.label]
+            yield SourceItem(record.text, index[record.label])
 
 
 def _refuse_overwriting(source: Path, target: Path) -> None:

@@ -29,7 +29,7 @@ from rapt.local.statement_words import UNIT, not_protected, reading
 from rapt.local.text_page import nats_up
 from rapt.local.unchanged import UnchangedShare
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, check_eta
+from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets, check_eta
 
 __all__ = ["PROMISES", "PrivacyStatement", "Promise", "privacy_statement"]
 
@@ -162,6 +162,8 @@ def privacy_statement(
     unchanged: UnchangedShare | None = None,
     deniability: PlausibleDeniability | None = None,
     label_privacy: LabelPrivacy | None = None,
+    two_texts: bool = False,
+    targets: Targets | None = None,
 ) -> PrivacyStatement:
     """What `setting` promises on `vocabulary`, and what it does not.
 
@@ -175,6 +177,8 @@ def privacy_statement(
         unchanged: From `measure_unchanged`, to be shown as well.
         deniability: From `plausible_deniability`, to be shown as well.
         label_privacy: As the manifest states it; None where the labels sent are the true ones.
+        two_texts: Whether texts are sent in pairs.
+        targets: How texts to be generated are sent, if they are.
 
     Raises:
         MechanismError: The mechanism or one of its parameters is unknown, or η is outside its domain.
@@ -230,7 +234,11 @@ def privacy_statement(
             *(() if promise.remark is None else (promise.remark(setting),)),
             *reading(pairs[0], texts[0], delta=DELTA, pure_only=promise.pure_only),
         ),
-        not_protected=tuple(not_protected(plain_tokens, labels_sent=labels_sent, label_privacy=label_privacy)),
+        not_protected=tuple(
+            not_protected(
+                plain_tokens, labels_sent=labels_sent, label_privacy=label_privacy, pairs=two_texts, targets=targets
+            )
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from rapt.local.ledger import Ledger
 from rapt.local.ledger_releases import stored_token_ids
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
+from rapt.local.record_parts import SourceItem
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import PrivatizedRecord
 
@@ -40,7 +41,7 @@ def with_plain_tokens_of(unfinished: Manifest, privatizer: Privatizer) -> Privat
 
 def skip_kept(
     kept: Iterator[PrivatizedRecord],
-    source: Iterator[tuple[str, int | None]],
+    source: Iterator[SourceItem],
     *,
     privatizer: Privatizer,
     labels_in_clear: bool,
@@ -64,26 +65,40 @@ def skip_kept(
     """
     records = tokens = 0
     while chunk := list(islice(kept, _CHUNK)):
-        texts = list(islice(source, len(chunk)))
-        counts = privatizer.token_counts([text for text, _ in texts], first_position=records)
-        for position, record in enumerate(chunk):
-            if position >= len(texts) or len(record.token_ids) != counts[position]:
-                raise _another_source(records + position)
-            if labels_in_clear and record.label != texts[position][1]:
-                raise _another_source(records + position)
-        if ledger is not None:
-            stored = stored_token_ids(ledger, privatizer, [text for text, _ in texts], stream=stream)
-            _check_accounted(stored, chunk, first_position=records)
+        items = list(islice(source, len(chunk)))
+        if len(items) < len(chunk):
+            raise _another_source(records + len(items))
+        for position, (record, item) in enumerate(zip(chunk, items, strict=True), records):
+            if labels_in_clear and record.label != item.label:
+                raise _another_source(position)
+        for texts, ids, privatized in _parts(items, chunk):
+            counts = privatizer.token_counts(texts, first_position=records)
+            for position, (own, count) in enumerate(zip(ids, counts, strict=True), records):
+                if len(own) != count:
+                    raise _another_source(position)
+            if privatized and ledger is not None:
+                stored = stored_token_ids(ledger, privatizer, texts, stream=stream)
+                _check_accounted(stored, ids, first_position=records)
         records += len(chunk)
-        tokens += sum(len(record.token_ids) for record in chunk)
+        tokens += sum(len(ids) for _, part, privatized in _parts(items, chunk) for ids in part if privatized)
     return records, tokens
 
 
+def _parts(
+    items: Sequence[SourceItem], chunk: Sequence[PrivatizedRecord]
+) -> Iterator[tuple[list[str], list[tuple[int, ...]], bool]]:
+    """The texts of each part of the records, what stands in the file for them, and whether that was privatized."""
+    yield [item.text for item in items], [record.token_ids for record in chunk], True
+    for part in items[0].others if items else ():
+        ids = [(record.second_token_ids if part == "second" else record.target_ids) or () for record in chunk]
+        yield [item.others[part] for item in items], ids, part != "public_target"
+
+
 def _check_accounted(
-    stored: Sequence[tuple[int, ...] | None], chunk: Sequence[PrivatizedRecord], *, first_position: int
+    stored: Sequence[tuple[int, ...] | None], written: Sequence[tuple[int, ...]], *, first_position: int
 ) -> None:
-    for position, (ids, record) in enumerate(zip(stored, chunk, strict=True), first_position):
-        if ids is None or ids != record.token_ids:
+    for position, (ids, own) in enumerate(zip(stored, written, strict=True), first_position):
+        if ids is None or ids != own:
             raise UsageError(
                 f"record {position} of the unfinished output must be accounted for in the ledger; "
                 "name the ledger it was begun with, or remove its .partial file to begin again"

@@ -17,7 +17,7 @@ from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary
 from rapt.version import __version__
-from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness
+from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
 from rapt.wire.privatized_file import PrivatizedRecord
 
 
@@ -85,7 +85,7 @@ class Privatizer:
         stream.check_process()
         # Before any text is looked at: k cannot depend on x.
         plain = [draw_plain_tokens(self.plain_tokens, stream.generator) for _ in texts]
-        contents = self._contents(texts, first_position=first_position)
+        contents = self.contents(texts, first_position=first_position)
         stored = [None] * len(texts) if known is None else list(known)
         _check_known(stored, contents, first_position=first_position)
         drawn = [x if y is None else [] for x, y in zip(contents, stored, strict=True)]
@@ -108,10 +108,16 @@ class Privatizer:
 
     def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
         """How many tokens the record of each text has; raises `CorpusError` as `privatize` does."""
-        return [len(content) for content in self._contents(texts, first_position=first_position)]
+        return [len(content) for content in self.contents(texts, first_position=first_position)]
 
     def manifest(
-        self, *, labels: tuple[str, ...] | None, randomness: Randomness, label_privacy: LabelPrivacy | None = None
+        self,
+        *,
+        labels: tuple[str, ...] | None,
+        randomness: Randomness,
+        label_privacy: LabelPrivacy | None = None,
+        pairs: bool = False,
+        targets: Targets | None = None,
     ) -> Manifest:
         """The manifest of a file made with this setting, its counts still 0: the writer fills them in."""
         return Manifest(
@@ -122,14 +128,20 @@ class Privatizer:
             plain_tokens=self.plain_tokens,
             labels=labels,
             label_privacy=label_privacy,
+            pairs=pairs,
+            targets=targets,
             records=0,
             tokens=0,
             records_sha256="",
             created_by=f"rapt {__version__}",
         )
 
-    def _contents(self, texts: Sequence[str], *, first_position: int) -> list[list[int]]:
-        """The content tokens of each text, cut where the setting says so, within the backbone's limit."""
+    def contents(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[int]]:
+        """The content tokens of each text in clear, cut where the setting says so, within the backbone's limit.
+
+        Raises:
+            CorpusError: As `privatize`.
+        """
         encoded = self.vocabulary.encode(texts, first_position=first_position)
         contents = [content[: self.truncate_to] for content in encoded]
         for position, content in enumerate(contents, first_position):

@@ -7,7 +7,7 @@ from typing import Final
 
 from rapt.local.statement import Bound, Exposure
 from rapt.local.text_page import nats_up, odds_up, percent_up, scientific
-from rapt.wire.manifest import LabelPrivacy, PlainTokens
+from rapt.wire.manifest import LabelPrivacy, PlainTokens, Targets
 
 # A factor e^7 is a thousand: from there on the pure bound alone says little.
 _LOOSE: Final = 7.0
@@ -66,9 +66,26 @@ def reading(token: Bound, text: Bound, *, delta: float, pure_only: bool = False)
 
 
 def not_protected(
-    plain_tokens: PlainTokens, *, labels_sent: bool, label_privacy: LabelPrivacy | None
+    plain_tokens: PlainTokens,
+    *,
+    labels_sent: bool,
+    label_privacy: LabelPrivacy | None,
+    pairs: bool,
+    targets: Targets | None,
 ) -> Iterator[Exposure]:
     """What the mechanism leaves open, for any setting of it."""
+    if targets == "public":
+        yield Exposure(
+            what="targets",
+            why="the text to be generated of each record is sent in clear, because it was declared public; what it "
+            "says of the text beside it is open",
+        )
+    if pairs or targets == "privatized":
+        yield Exposure(
+            what="texts of one record",
+            why="which texts belong together; each is protected as a text is, and what two of them have in common is "
+            "told twice: their losses add up",
+        )
     if labels_sent and label_privacy is not None:
         yield Exposure(
             what="labels",
