@@ -31,8 +31,10 @@ if TYPE_CHECKING:
         VocabularyError,
         WireError,
     )
+    from rapt.local.calibration import calibrate_epsilon, calibrate_unchanged
     from rapt.local.client import ServiceClient
     from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
+    from rapt.local.deniability import plausible_deniability
     from rapt.local.guarantee import PrivacyStatement, privacy_statement
     from rapt.local.job_progress import follow_job
     from rapt.local.ledger import open_ledger
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
+    from rapt.local.weighting import common_words
     from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens
     from rapt.wire.privatized_file import (
         PrivatizedFile,
@@ -78,12 +81,16 @@ __all__ = [
     "VocabularyError",
     "WireError",
     "__version__",
+    "calibrate_epsilon",
+    "calibrate_unchanged",
+    "common_words",
     "follow_job",
     "insecure_stream",
     "load_vocabulary",
     "make_mechanism",
     "open_ledger",
     "plan_plain_tokens",
+    "plausible_deniability",
     "privacy_statement",
     "privatize_corpus",
     "read_corpus",
@@ -108,8 +115,10 @@ _MODULES: Final = {
         "VocabularyError",
         "WireError",
     ),
+    "rapt.local.calibration": ("calibrate_epsilon", "calibrate_unchanged"),
     "rapt.local.client": ("ServiceClient",),
     "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),
+    "rapt.local.deniability": ("plausible_deniability",),
     "rapt.local.guarantee": ("PrivacyStatement", "privacy_statement"),
     "rapt.local.job_progress": ("follow_job",),
     "rapt.local.ledger": ("open_ledger",),
@@ -118,6 +127,7 @@ _MODULES: Final = {
     "rapt.local.privatizer": ("Privatizer",),
     "rapt.local.randomness": ("RandomStream", "insecure_stream", "secure_stream"),
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
+    "rapt.local.weighting": ("common_words",),
     "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "LabelPrivacy", "Manifest", "PlainTokens"),
     "rapt.wire.privatized_file": (
         "PrivatizedFile",
