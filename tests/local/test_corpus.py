@@ -90,6 +90,25 @@ def test_an_enormous_line_is_refused_before_it_fills_the_memory(file, name, firs
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "line"),
+    [
+        ("a.csv", "text,label\n", '"good, film {}",1\n'),
+        ("a.tsv", "text\tlabel\n", "good film {}\t1\n"),
+        ("a.jsonl", "", '{{"text": "good film {}", "label": 1}}\n'),
+    ],
+)
+def test_reading_takes_no_more_memory_for_a_longer_file(file, name, first, line):
+    path = file(name, first + "".join(line.format("word " * 50 + str(i)) for i in range(20_000)))  # 5 MB
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in read_corpus(path))
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
+    assert count == 20_000
+
+
 def test_columns_and_format_are_arguments(file):
     path = file("data.txt", "sentence\tclass\ngood film\t1\n")
     assert rows(path, text_column="sentence", label_column="class", file_format="tsv") == [("good film", "1")]
