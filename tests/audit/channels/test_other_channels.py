@@ -1,0 +1,95 @@
+"""Channels with a closed form are exact, counted ones converge to it, and both list the likeliest sources."""
+
+import numpy as np
+import pytest
+
+from audit_material import scattered_vocabulary, zipf_prior
+from rapt.audit.channels import CHANNELS, estimate_channel, reason_unknown
+from rapt.audit.channels.closed import exact_channel
+from rapt.audit.channels.simulated import counted_channel
+from rapt.errors import AuditError
+from rapt.local.mechanisms import MECHANISMS, make_mechanism
+from rapt.wire.manifest import MechanismSetting
+
+SIZE = 30
+PRIOR = zipf_prior(SIZE).probabilities
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return scattered_vocabulary(size=SIZE, dim=4)
+
+
+def made(vocabulary, name, eta=4.0):
+    return make_mechanism(name, vocabulary=vocabulary, eta=eta, allow_unproved=True)
+
+
+def matrix_of(estimate):
+    """P(y|x) as listed, rows x, columns the outputs."""
+    found = np.zeros((SIZE, len(estimate.outputs)))
+    for column, (sources, values) in enumerate(zip(estimate.sources, estimate.mean, strict=True)):
+        np.add.at(found[:, column], sources, values)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if channel is exact_channel])
+def test_a_closed_channel_is_that_of_the_mechanism(name, vocabulary):
+    mechanism = made(vocabulary, name)
+    found = estimate_channel(
+        mechanism.setting, vocabulary.bundle, outputs=vocabulary.eligible, prior=PRIOR, rng=None, sources=SIZE
+    )
+    assert matrix_of(found) == pytest.approx(np.exp(mechanism.log_probabilities(np.arange(SIZE))), abs=1e-6)
+    assert found.unlisted == pytest.approx(np.zeros(SIZE), abs=1e-9)
+
+
+@pytest.mark.parametrize("sources", [1, 5])
+def test_the_sources_kept_are_the_likeliest_and_the_rest_is_accounted_for(sources, vocabulary):
+    mechanism = made(vocabulary, "exponential")
+    outputs = np.array([2, 3, 17])
+    found = estimate_channel(
+        mechanism.setting, vocabulary.bundle, outputs=outputs, prior=PRIOR, rng=None, sources=sources
+    )
+    joint = PRIOR[:, None] * np.exp(mechanism.log_probabilities(np.arange(SIZE)))[:, outputs]
+    assert found.joint(PRIOR).sum(axis=1) + found.unlisted == pytest.approx(joint.sum(axis=0), rel=1e-5)
+    for row, output in enumerate(outputs):
+        others = np.argsort(-np.where(np.arange(SIZE) == output, 0, joint[:, row]))[:sources]
+        assert found.sources[row, 0] == output
+        assert set(found.sources[row, 1:]) == set(others)
+
+
+def test_a_counted_channel_comes_close_to_the_closed_one(vocabulary, rng):
+    mechanism = made(vocabulary, "exponential")
+    outputs = vocabulary.eligible
+    found = counted_channel(
+        vocabulary.bundle, setting=mechanism.setting, outputs=outputs, prior=PRIOR, rng=rng, sources=SIZE, tokens=60_000
+    )
+    exact = np.exp(mechanism.log_probabilities(np.arange(SIZE)))
+    often = PRIOR > 0.02
+    # Three times the largest standard error of a share of 0.02 * 60,000 draws, and the belief in an output itself.
+    assert np.abs(matrix_of(found) - exact)[often].max() < 3 * 0.5 / np.sqrt(0.02 * 60_000) + 0.01
+
+
+@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if channel is counted_channel])
+def test_mechanisms_without_a_closed_form_are_counted(name, vocabulary, rng):
+    setting = MechanismSetting(name=name, parameters={"eta": 4.0})
+    try:
+        setting = made(vocabulary, name).setting
+    except Exception as error:
+        pytest.skip(f"needs more than eta: {type(error).__name__}")
+    found = counted_channel(
+        vocabulary.bundle, setting=setting, outputs=vocabulary.eligible, prior=PRIOR, rng=rng, tokens=4000
+    )
+    assert (found.sources[:, 0] == vocabulary.eligible).all()
+    assert (found.mean >= 0).all()
+    assert found.joint(PRIOR).sum() + found.unlisted.sum() == pytest.approx(1, abs=0.2)
+
+
+def test_every_mechanism_has_a_channel():
+    assert set(CHANNELS) == set(MECHANISMS)
+
+
+def test_a_mechanism_that_is_not_known_has_none(vocabulary):
+    setting = MechanismSetting(name="novel", parameters={"eta": 1.0})
+    assert "novel" in reason_unknown(setting, vocabulary.bundle)
+    with pytest.raises(AuditError, match="novel"):
+        estimate_channel(setting, vocabulary.bundle, outputs=vocabulary.eligible, prior=PRIOR, rng=None)
