@@ -137,6 +137,32 @@ def test_an_empty_record_is_refused(admit, backbone):
         admit(one_record(backbone))
 
 
+def with_parts(backbone, *, pairs=False, targets=None, **parts):
+    manifest = replace(manifest_for(backbone), pairs=pairs, targets=targets)
+    return PrivatizedFile(manifest=manifest, records=(PrivatizedRecord(token_ids=(2204,), label=0, **parts),))
+
+
+def test_the_other_texts_of_a_record_are_held_to_the_same(admit, backbone):
+    pair = {"pairs": True, "second_token_ids": (2204, 2919)}
+    assert admit(with_parts(backbone, **pair, targets="privatized", target_ids=(2204,))).longest == 3
+    with pytest.raises(VocabularyError, match="record 0 must have ids that a mechanism can put out"):
+        admit(with_parts(backbone, pairs=True, second_token_ids=(101,)))
+    with pytest.raises(VocabularyError, match="record 0 must have ids that a mechanism can put out"):
+        admit(with_parts(backbone, targets="privatized", target_ids=(101,)))
+    with pytest.raises(UsageError, match="record 0 must have at least one token in each of its texts"):
+        admit(with_parts(backbone, pairs=True, second_token_ids=()))
+    with pytest.raises(UsageError, match="record 0 must have at least one token in each of its texts"):
+        admit(with_parts(backbone, targets="public", target_ids=()))
+    with pytest.raises(UsageError, match="record 0 must fit into 512 positions, got 513"):
+        admit(with_parts(backbone, pairs=True, second_token_ids=(2204,) * 510))
+
+
+def test_a_public_target_may_be_any_token_of_the_vocabulary_and_no_other(admit, backbone):
+    assert admit(with_parts(backbone, targets="public", target_ids=(101, 2204)))
+    with pytest.raises(VocabularyError, match="record 0 must have a public target of this vocabulary"):
+        admit(with_parts(backbone, targets="public", target_ids=(30_522,)))
+
+
 @pytest.mark.parametrize("labels", [tuple(map(str, range(MOST_LABELS + 1))), ("x" * (LONGEST_LABEL + 1), "y")])
 def test_labels_that_look_like_texts_are_refused_and_not_repeated(admit, backbone, labels):
     with pytest.raises(UsageError, match="label column") as error:

@@ -68,7 +68,7 @@ class Gate:
             for position, record in enumerate(items):
                 assert isinstance(record, PrivatizedRecord)
                 self.check_record(record, manifest, position=position)
-                longest = max(longest, len(record.token_ids))
+                longest = max(longest, len(record.token_ids) + len(record.second_token_ids or ()))
         return FileSummary(manifest=manifest, longest=longest)
 
     def admit_query(self, query: PrivatizedFile, *, card: AdapterCard) -> None:
@@ -145,17 +145,29 @@ class Gate:
     def check_record(self, record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
         """Check the ids and the length of one record of a checked manifest. Raises as `admit_file`."""
         bundle = self._bundles[manifest.vocabulary_hash]
-        if not record.token_ids:
-            raise UsageError(f"record {position} must have at least one token; leave it out")
+        second, target = record.second_token_ids, record.target_ids
+        if () in (record.token_ids, second, target):
+            raise UsageError(f"record {position} must have at least one token in each of its texts; leave it out")
         needed = sequence_length(
-            prompt_length=0, plain_tokens=len(record.privatized_plain_tokens), text_tokens=len(record.token_ids)
+            prompt_length=0,
+            plain_tokens=len(record.privatized_plain_tokens),
+            text_tokens=len(record.token_ids) + len(second or ()),
+            special_tokens=bundle.special_tokens,
         )
         if needed > bundle.max_tokens:
             raise UsageError(
                 f"record {position} must fit into {bundle.max_tokens} positions, got {needed} with plain and special "
                 "tokens; privatize with a lower --truncate"
             )
-        if not self._all_eligible((*record.token_ids, *record.privatized_plain_tokens), bundle.hash):
+        privatized = (*record.token_ids, *(second or ()), *record.privatized_plain_tokens)
+        if manifest.targets == "privatized":
+            privatized = (*privatized, *(target or ()))
+        elif target is not None and max(target) >= len(bundle.embeddings):
+            raise VocabularyError(
+                f"record {position} must have a public target of this vocabulary, got an id beyond its "
+                f"{len(bundle.embeddings)} tokens; tokenize it with the vocabulary of the file"
+            )
+        if not self._all_eligible(privatized, bundle.hash):
             raise VocabularyError(
                 f"record {position} must have ids that a mechanism can put out, got others; "
                 "it was not privatized with this vocabulary"

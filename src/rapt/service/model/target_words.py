@@ -1,7 +1,7 @@
 """Generation: the words of a target text, each predicted from those before it (teacher forcing).
 
 A T5 reads the text in its encoder and writes the target in its decoder. A decoder reads both in one run: text, a line
-end, target. The target's own tokens are privatized, or declared public, before they arrive: docs/decisions/0011.
+end, target. The target's own tokens are privatized, or declared public, before they arrive: docs/decisions/0013.
 """
 
 from __future__ import annotations
