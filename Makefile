@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench help-pages clean
+.PHONY: help demo test test-postgres test-node check format bench help-pages clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,13 @@ demo: $(READY)  ## the main job on real text: privatize, tune, predict, attack; 
 
 test: $(READY)  ## every test that CI runs
 	$(BIN)/python -m pytest -q
+
+test-postgres: $(READY)  ## the store once more on a PostgreSQL server of its own (Debian: apt-get install postgresql)
+	RAPT_TEST_POSTGRESQL=1 $(BIN)/python -m pytest -q tests/service/storage/test_postgresql.py
+
+test-node: $(READY)  ## the official npm client against the service; needs node, and fetches the client
+	npm install --silent --no-audit --no-fund --prefix $(VENV)/node openai@7
+	RAPT_NODE_MODULES=$(abspath $(VENV)/node/node_modules) $(BIN)/python -m pytest -q tests/service/http/test_openai_node.py
 
 check: $(READY)  ## format, lint, types, import contracts, documents
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ from rapt.cli.serve import serve
 from rapt.cli.statement import statement
 from rapt.cli.tune import tune
 from rapt.cli.vocabulary import vocabulary
+from rapt.cli.worker import worker
 from rapt.errors import RaptError
 from rapt.version import __version__
 
@@ -40,6 +41,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     audit,
     compare,
     serve,
+    worker,
     mechanisms,
 )
 

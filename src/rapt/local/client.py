@@ -19,7 +19,9 @@ import httpx2
 
 from rapt.errors import (
     AccessError,
+    BusyError,
     CorpusError,
+    ForbiddenError,
     LimitError,
     NotFoundError,
     RaptError,
@@ -56,11 +58,14 @@ UPLOAD_NAME: Final = "privatized.jsonl"
 RECORDS_PER_REQUEST: Final = 256
 # The last two are what a host name that cannot be one becomes.
 _NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
+# How often a request is sent while the service says that it is busy, and the longest wait that is obeyed, s.
+_ATTEMPTS: Final = 5
+_LONGEST_WAIT: Final = 60
 _KEY: Final = re.compile(r"[!-~]+")
 _EVENTS_PER_REQUEST: Final = 100
 _BUNDLE_FILES: Final = ("vocabulary.json", "tokenizer.json", "embeddings.safetensors")
 _KINDS: Final[Mapping[int, type[ServiceError]]] = {
-    kind.status: kind for kind in (NotFoundError, AccessError, LimitError, UnavailableError)
+    kind.status: kind for kind in (NotFoundError, AccessError, ForbiddenError, LimitError, UnavailableError)
 }
 
 
@@ -182,17 +187,29 @@ class ServiceClient:
         *,
         on_event: Callable[[JobEvent], None] = lambda event: None,
         seconds_between: float = 0.5,
+        most_seconds_between: float = 5.0,
     ) -> JobInfo:
-        """The job once it has ended, well or not; `on_event` gets everything that happens, in order."""
-        latest = None
+        """The job once it has ended, well or not; `on_event` gets everything that happens, in order.
+
+        While nothing happens the service is asked less and less often.
+
+        Args:
+            job_id: As the service named it.
+            on_event: Gets the events.
+            seconds_between: Two questions, at first and after each event, s.
+            most_seconds_between: Two questions, however long nothing happens, s.
+        """
+        latest, pause = None, seconds_between
         while True:
             job = self.job(job_id)  # before the events: then none of an ended job is missed
-            for event in self.events(job_id, after=latest):
+            news = self.events(job_id, after=latest)
+            for event in news:
                 latest = event.id
                 on_event(event)
             if job.ended:
                 return job
-            time.sleep(seconds_between)
+            pause = seconds_between if news else min(1.5 * pause, max(seconds_between, most_seconds_between))
+            time.sleep(pause)
 
     def models(self) -> list[ModelInfo]:
         """Base models and tuned ones, without their cards."""
@@ -280,11 +297,17 @@ class ServiceClient:
         data: Mapping[str, str] | None = None,
         files: Mapping[str, tuple[str, IO[bytes], str]] | None = None,
     ) -> dict[str, Any]:
-        """One request; the JSON object in its answer."""
-        try:
-            response = self._http.request(method, path, json=json, params=params, data=data, files=files)
-        except _NO_ANSWER as error:
-            raise _no_answer(error) from None
+        """One request; the JSON object in its answer. One that comes too early is sent again when it may come."""
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                response = self._http.request(method, path, json=json, params=params, data=data, files=files)
+            except _NO_ANSWER as error:
+                raise _no_answer(error) from None
+            after = _retry_after(response)
+            # An upload would have to be read again from its start.
+            if after is None or not left or files is not None:
+                break
+            time.sleep(after)
         if not response.is_success:
             raise _refused(response)
         value = _json(response)
@@ -325,7 +348,18 @@ def _json(response: httpx2.Response) -> object:
         return None
 
 
+def _retry_after(response: httpx2.Response) -> float | None:
+    """When a service that is busy wants to be asked again, s; None if it is not, or wants it too late."""
+    after = response.headers.get("retry-after", "")
+    if response.status_code != BusyError.status or not after.isdecimal() or int(after) > _LONGEST_WAIT:
+        return None
+    return float(after)
+
+
 def _refused(response: httpx2.Response) -> RaptError:
+    if response.status_code == BusyError.status:
+        message = f"the service is busy or a quota is used up: {refusal(_json(response))}"
+        return BusyError(message, retry_after=_retry_after(response))
     kind = _KINDS.get(response.status_code, ServiceError)
     return kind(f"the service refused, status={response.status_code}: {refusal(_json(response))}")
 

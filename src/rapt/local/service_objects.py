@@ -33,7 +33,7 @@ class JobInfo:
         id: `ftjob-...`.
         model: Base model.
         training_file: Id of the file.
-        status: `queued`, `running`, `succeeded`, `failed` or `cancelled`.
+        status: `queued`, `running`, `paused`, `succeeded`, `failed` or `cancelled`.
         method: Method and hyper-parameters as the service decided them.
         seed: Of the training.
         fine_tuned_model: Name of the result; None unless it succeeded.

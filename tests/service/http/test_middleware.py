@@ -13,7 +13,7 @@ SECRET = "the patient said that it hurts"
 def failing_app():
     app = FastAPI()
     add_error_handlers(app)
-    app.add_middleware(Envelope)
+    app.add_middleware(Envelope, count=lambda method, route, status, seconds: None)
 
     @app.get("/before")
     def before() -> None:

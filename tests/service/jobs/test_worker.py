@@ -14,8 +14,8 @@ from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.job_events import list_events
-from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job
-from rapt.service.storage.job_runs import claim_next_job
+from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, pause_job, resume_job
+from rapt.service.storage.job_runs import claim_next_job, list_checkpoints
 from rapt.service.storage.model_rows import adapter_folder, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from running_service import wait_until
@@ -246,4 +246,44 @@ def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, b
     assert b'"model":"bert-tiny"' in first
     path.write_bytes(first.replace(b'"model":"bert-tiny"', b'"model":"bert-mine"') + b"\n" + rest)
     run_job(store, claim(store), backbones=backbones, should_stop=never)
+    assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"
+
+
+def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner, queue):
+    """And the undisturbed run beside it shows that the pause left no trace in the numbers."""
+    job, control = queue(replace(SHORT, epochs=30)), queue(replace(SHORT, epochs=30))
+    runner.wake()
+    wait_until(lambda: has_progress(store, job))
+    pause_job(store, job.id, caller=DEVELOPER, now=5)
+    runner.cancel(job.id)
+    wait_until(lambda: ended(store, control))
+    (state,) = list_checkpoints(store, job.id, Cursor(), tenant=LOCAL).items
+    assert 0 < state.step < 30 * 4
+    resume_job(store, job.id, caller=DEVELOPER, now=6)
+    runner.wake()
+    wait_until(lambda: ended(store, job))
+    steps = [event.data["step"] for event in events_of(store, job) if event.type == "metrics"]
+    assert steps == sorted(steps)  # no step was made twice
+    digests = {
+        json.loads((adapter_folder(store, model) / "rapt.json").read_text())["weights_sha256"]
+        for model in models_of(store)
+    }
+    assert len(models_of(store)) == 2
+    assert len(digests) == 1
+    assert list(store.directory.checkpoints.iterdir()) == []
+
+
+def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queue):
+    job = queue(replace(SHORT, epochs=30))
+    runner.wake()
+    wait_until(lambda: has_progress(store, job))
+    pause_job(store, job.id, caller=DEVELOPER, now=5)
+    runner.cancel(job.id)
+    wait_until(lambda: list_checkpoints(store, job.id, Cursor(), tenant=LOCAL).items)
+    (folder,) = store.directory.checkpoints.iterdir()
+    tensors = folder / "checkpoint.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-1])
+    resume_job(store, job.id, caller=DEVELOPER, now=6)
+    runner.wake()
+    wait_until(lambda: ended(store, job))
     assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"

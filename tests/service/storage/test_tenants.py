@@ -5,6 +5,9 @@ import secrets
 import sqlite3
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
 from sqlalchemy.exc import DatabaseError
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
@@ -23,9 +26,11 @@ from rapt.service.storage.job_runs import (
     succeed_job,
 )
 from rapt.service.storage.key_rows import create_key, digest_of, has_keys, holder_of, list_keys, revoke_key, rotate_key
+from rapt.service.storage.migrations import FIRST, migrate
 from rapt.service.storage.model_rows import get_model, list_models
 from rapt.service.storage.recovery import join_store, open_store, requeue_abandoned_jobs
 from rapt.service.storage.repeated_requests import repeatable
+from rapt.service.storage.tables import METADATA
 from rapt.service.storage.tenant_rows import (
     Quotas,
     create_tenant,
@@ -365,6 +370,11 @@ def test_the_log_is_only_added_to(store, ada, change):
     assert actions(store) == [("tenant.create", "ada")]
 
 
+def test_the_migrations_make_the_tables_that_the_code_knows(store):
+    with store.database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
 def test_keys_are_made_while_a_service_runs(store, tmp_path):
     with join_store(tmp_path / "data") as other:
         _, value = create_key(other, tenant="local", role="admin", caller=OPERATOR, now=5)
@@ -374,17 +384,12 @@ def test_keys_are_made_while_a_service_runs(store, tmp_path):
 def test_the_database_of_before_there_were_tenants_is_brought_along(tmp_path):
     old = tmp_path / "data" / "rapt.sqlite3"
     old.parent.mkdir()
-    with open_store(tmp_path / "new") as fresh, sqlite3.connect(old) as connection:
-        # The first form of the tables is what the first migration makes; those databases had no mark of migrations.
-        from rapt.service.storage.migrations import FIRST, migrate
-
-        del fresh
-        from sqlalchemy import create_engine
-
-        engine = create_engine(f"sqlite:///{old}")
-        with engine.begin() as first:
-            migrate(first, to=FIRST)
-        engine.dispose()
+    engine = create_engine(f"sqlite:///{old}")
+    with engine.begin() as first:
+        migrate(first, to=FIRST)
+    engine.dispose()
+    # What the first migration makes is what there was before there were migrations, but for the mark.
+    with sqlite3.connect(old) as connection:
         connection.execute("DROP TABLE alembic_version")
         connection.execute("PRAGMA user_version = 1")
         connection.execute(

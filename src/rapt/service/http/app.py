@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from typing import Final
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 
 from rapt.service.http.assembly import Service
 from rapt.service.http.door import Door
 from rapt.service.http.http_errors import add_error_handlers
 from rapt.service.http.middleware import BodyLimit, Envelope
-from rapt.service.http.routes import admin, chat, classify, completions, files, jobs, keys, models, vocabularies
-from rapt.service.http.schemas import ErrorResponse, Health
+from rapt.service.http.routes import (
+    adapters,
+    admin,
+    chat,
+    classify,
+    completions,
+    files,
+    health,
+    jobs,
+    keys,
+    models,
+    uploads,
+    vocabularies,
+)
+from rapt.service.http.schemas import ErrorResponse
 from rapt.version import __version__
 
 DESCRIPTION = """
@@ -19,6 +35,9 @@ events, models, completions and chats; `/v1/classify` and `/v1/vocabularies` are
 The service cannot tell privatized from plain text. It demands a manifest and refuses what contradicts it: that guards
 against mistakes, not against a client that lies.
 """
+
+# The door asks for the key; this only says so in the description of the API.
+_KEY_IN_THE_DESCRIPTION: Final = Depends(HTTPBearer(auto_error=False, description="an API key of a tenant"))
 
 
 def create_app(service: Service) -> FastAPI:
@@ -39,13 +58,20 @@ def create_app(service: Service) -> FastAPI:
     # The last one added is outermost.
     app.add_middleware(BodyLimit, settings=service.settings)
     app.add_middleware(Door, settings=service.settings, store=service.store)
-    app.add_middleware(Envelope)
-    for module in (files, jobs, models, classify, completions, chat, vocabularies, keys, admin):
-        app.include_router(module.router(service))
-
-    @app.get("/healthz", tags=["health"])
-    async def healthz() -> Health:  # async: it answers also while every thread is busy
-        """The service answers."""
-        return Health(version=__version__)
-
+    app.add_middleware(Envelope, count=service.metrics.count)
+    for module in (
+        files,
+        uploads,
+        jobs,
+        models,
+        adapters,
+        classify,
+        completions,
+        chat,
+        vocabularies,
+        keys,
+        admin,
+    ):
+        app.include_router(module.router(service), dependencies=[_KEY_IN_THE_DESCRIPTION])
+    app.include_router(health.router(service))
     return app

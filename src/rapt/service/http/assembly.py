@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from rapt.errors import NotFoundError, UsageError
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
+from rapt.service.http.metrics import Metrics
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.http.settings import Settings, served_name
 from rapt.service.jobs.job_runner import JobRunner
@@ -46,6 +47,7 @@ class Service:
         writers: By the name of the backbone, of those that continue text: the texts of all callers in one batch.
         tokenizers: By the name of the backbone, to spell what was written.
         quotas: Tokens a minute of each tenant.
+        metrics: What is counted.
         started_at: Unix time, s; what base models say about their creation.
     """
 
@@ -59,6 +61,7 @@ class Service:
     writers: Mapping[str, Writer]
     tokenizers: Mapping[str, Tokenizer]
     quotas: TokenQuotas
+    metrics: Metrics
     started_at: int
 
     def backbone(self, name: str) -> Backbone:
@@ -92,13 +95,16 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
         UnavailableError: The database cannot be reached.
     """
     url = None if settings.database_url is None else settings.database_url.get_secret_value()
-    with open_store(settings.data_directory, url=url) as store, _computing(settings, backbones) as (predictors, writers):
+    with (
+        open_store(settings.data_directory, url=url) as store,
+        _computing(settings, backbones) as (predictors, writers),
+    ):
         _refuse_an_open_door(settings, store)
         ensure_tenant(store, LOCAL, now=started_at)
         shutil.rmtree(store.directory.vocabularies)
         for name, backbone in backbones.items():
             write_bundle(backbone.bundle, vocabulary_folder(store, name))
-        runner = ThreadRunner(store, backbones)
+        runner = ThreadRunner(store, backbones, between_checkpoints=settings.checkpoint_seconds)
         service = Service(
             settings=settings,
             store=store,
@@ -109,10 +115,12 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             predictors=predictors,
             writers=writers,
             tokenizers={name: make_tokenizer(backbone.bundle.tokenizer_json) for name, backbone in backbones.items()},
+            metrics=Metrics(store),
             quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),
             started_at=started_at,
         )
-        runner.start()
+        if settings.worker_in_service:
+            runner.start()
         try:
             yield service
         finally:

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UsageError
-from rapt.service.http import admin_schemas, completion_schemas, schemas
+from rapt.service.http import admin_schemas, completion_schemas, import_schemas, schemas, upload_schemas
 from rapt.service.jobs import method_options
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,14 @@ _FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
 
 
 def _field_names() -> frozenset[str]:
-    found = [*vars(schemas).values(), *vars(completion_schemas).values(), *vars(admin_schemas).values(), *vars(method_options).values()]
+    found = [
+        *vars(schemas).values(),
+        *vars(completion_schemas).values(),
+        *vars(admin_schemas).values(),
+        *vars(upload_schemas).values(),
+        *vars(import_schemas).values(),
+        *vars(method_options).values(),
+    ]
     models = [item for item in found if isinstance(item, type) and issubclass(item, BaseModel)]
     return frozenset(name for model in models for name in model.model_fields) | {
         "after",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from typing import Final
+from typing import Final, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -21,16 +21,25 @@ from rapt.service.http.settings import Settings
 log = logging.getLogger(__name__)
 
 UPLOAD_PATH: Final = "/v1/files"
+PARTS_PATH: Final = "/v1/uploads/"
 # Around the file in a multipart body: boundaries, headers, the other fields.
 _FORM_OVERHEAD: Final = 64 * 1024
+
+
+class Count(Protocol):
+    """Is told of a request that was answered."""
+
+    def __call__(self, *, method: str, route: str, status: int, seconds: float) -> None:
+        """Count it."""
 
 
 class Envelope:
     """Outermost: gives each answer an `x-request-id`, writes the log, and catches what nobody else did."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an application."""
+    def __init__(self, app: ASGIApp, *, count: Count) -> None:
+        """Wrap an application; `count` is told of every request."""
         self._app = app
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -55,8 +64,9 @@ class Envelope:
                 await unforeseen_response(error)(scope, receive, send_with_id)
         finally:
             pattern = getattr(scope.get("route"), "path", "-")
-            milliseconds = (time.perf_counter() - start) * 1000
-            log.info("%s %s %s %d %.1f ms", request_id, scope["method"], pattern, status, milliseconds)
+            seconds = time.perf_counter() - start
+            log.info("%s %s %s %d %.1f ms", request_id, scope["method"], pattern, status, 1000 * seconds)
+            self._count(method=scope["method"], route=pattern, status=status, seconds=seconds)
 
 
 class BodyLimit:
@@ -75,6 +85,8 @@ class BodyLimit:
         limit = self._settings.max_request_bytes
         if scope["path"] == UPLOAD_PATH:
             limit = self._settings.max_file_bytes + _FORM_OVERHEAD
+        elif scope["path"].startswith(PARTS_PATH):
+            limit = max(limit, self._settings.max_part_bytes + _FORM_OVERHEAD)
         announced = Headers(scope=scope).get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             await response_to(LimitError(f"a request must have at most {limit} bytes; send it in parts"))(

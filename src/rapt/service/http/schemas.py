@@ -24,6 +24,18 @@ class UploadRequest(BaseModel):
     purpose: Literal["fine-tune"]
 
 
+Metadata = Annotated[
+    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]
+
+
+class JobExtension(Request):
+    """What OpenAI's shape of a job has no place for."""
+
+    priority: Annotated[int, Field(ge=-100, le=100, description="among the tenant's own jobs, the highest first")] = 0
+
+
 class JobRequest(Request):
     """Body of `POST /v1/fine_tuning/jobs`."""
 
@@ -32,6 +44,11 @@ class JobRequest(Request):
     method: MethodOptions | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+    validation_file: (
+        Annotated[str, Field(description="id of another uploaded file, to choose the best epoch by")] | None
+    ) = None
+    metadata: Metadata | None = None
+    rapt: JobExtension | None = None
 
 
 class ClassifyRequest(Request):
@@ -97,8 +114,8 @@ class JobObject(BaseModel):
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
     model: str
     training_file: str
-    validation_file: None = None
-    status: Literal["queued", "running", "succeeded", "failed", "cancelled"]
+    validation_file: str | None
+    status: Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
     method: dict[str, Any]
     hyperparameters: dict[str, Any]
     seed: int
@@ -110,6 +127,8 @@ class JobObject(BaseModel):
     error: JobError | None
     organization_id: str = Field(description="the tenant")
     result_files: list[str] = Field(default_factory=list)
+    metadata: dict[str, str] | None
+    rapt: JobExtension
 
 
 class EventObject(BaseModel):
@@ -122,6 +141,18 @@ class EventObject(BaseModel):
     type: Literal["message", "metrics"]
     message: str
     data: dict[str, Any] | None
+
+
+class CheckpointObject(BaseModel):
+    """A state that a run reached; the newest is what a paused or interrupted job goes on from."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str = Field(description="the tuned model, or the job while there is none")
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: dict[str, Any]
 
 
 class ModelDetail(BaseModel):

@@ -70,7 +70,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
     logging.config.dictConfig(LOGGING)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
-    with _stopped_by_signals(), listen(settings) as listener:
+    with stopped_by_signals(), listen(settings) as listener:
         serve_on(listener, settings, backbones=load_backbones(settings), on_ready=lambda server, url: on_ready(url))
 
 
@@ -152,7 +152,7 @@ def _check_tls(settings: Settings) -> None:
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
+def stopped_by_signals() -> Iterator[None]:
     """SIGTERM and SIGINT end the block in order.
 
     uvicorn stops serving and then raises the signal again, and the default answer to SIGTERM would end the process

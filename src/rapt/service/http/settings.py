@@ -58,6 +58,7 @@ class Settings(BaseSettings):
         10_000_000, ge=0, description="of a tenant's predictions, unless it has its own quota"
     )
     max_file_bytes: int = Field(1024 * MEBIBYTE, ge=1, description="largest upload")
+    max_part_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest part of an upload in parts")
     max_request_bytes: int = Field(32 * MEBIBYTE, ge=1, description="largest body of any other request")
     max_records_per_request: int = Field(4096, ge=1, description="most records of one classification request")
     adapter_memory_bytes: int = Field(
@@ -66,6 +67,8 @@ class Settings(BaseSettings):
     max_waiting_tokens: int = Field(
         262_144, ge=1, description="tokens of predictions that may wait for each base model; beyond, 429"
     )
+    worker_in_service: bool = Field(True, description="run jobs in the serving process; false: by `rapt worker` alone")
+    checkpoint_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
     ready_file: Path | None = Field(None, description="written once the service answers: its URL and process id")
 

@@ -17,6 +17,7 @@ from typing import Any, Final
 from rapt.errors import RaptError
 from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.progress_events import ProgressEvents
+from rapt.service.jobs.run_states import SECONDS_BETWEEN_CHECKPOINTS, STEPS_BETWEEN_CHECKPOINTS, RunStates
 from rapt.service.model.adapter import save_adapter
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.tuner import TuningCancelled, tune
@@ -34,7 +35,7 @@ from rapt.service.storage.model_rows import model_name
 from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.storage.store import Store
 from rapt.service.storage.worker_locks import living_worker
-from rapt.wire.privatized_file import read_privatized_file
+from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,22 @@ _BETWEEN_LOOKS: Final = 1.0
 class ThreadRunner:
     """A `JobRunner` inside the serving process."""
 
-    def __init__(self, store: Store, backbones: Mapping[str, Backbone]) -> None:
-        """Take the jobs of a store; nothing runs until `start`."""
+    def __init__(
+        self,
+        store: Store,
+        backbones: Mapping[str, Backbone],
+        *,
+        between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
+    ) -> None:
+        """Take the jobs of a store; nothing runs until `start`.
+
+        Args:
+            store: Where the jobs are.
+            backbones: By name; jobs for others are left to other workers.
+            between_checkpoints: How much work a crash may cost, s.
+        """
         self._store = store
+        self._between_checkpoints = between_checkpoints
         self._backbones = backbones
         self._closing = Event()
         self._queued = Event()
@@ -107,7 +121,13 @@ class ThreadRunner:
             self._running = job.id
         log.info("job %s is running", job.id)
         try:
-            run_job(self._store, job, backbones=self._backbones, should_stop=self._stop_asked)
+            run_job(
+                self._store,
+                job,
+                backbones=self._backbones,
+                should_stop=self._stop_asked,
+                between_checkpoints=self._between_checkpoints,
+            )
         except TuningCancelled:
             log.info("job %s stopped", job.id)  # by a cancellation, which the store knows, or by `close`
         except RaptError as error:
@@ -132,6 +152,7 @@ def run_job(
     backbones: Mapping[str, Backbone],
     should_stop: Callable[[], bool],
     between_questions: float = _BETWEEN_QUESTIONS,
+    between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> None:
     """Tune, save the adapter, and publish it as a model, unless the job was cancelled meanwhile.
 
@@ -141,15 +162,17 @@ def run_job(
         backbones: By name.
         should_stop: Asked before each step.
         between_questions: How often the store is asked as well, s.
+        between_checkpoints: How much work a crash may cost, s.
 
     Raises:
         RaptError: The job cannot be done.
         TuningCancelled: `should_stop` said yes, or the job was paused or cancelled.
     """
     backbone = backbones[job.model]
-    training = read_privatized_file(file_path(store, get_file(store, job.training_file, tenant=job.tenant)))
-    # The hash says that it is the same vocabulary; the name is whatever the client called it.
-    training = replace(training, manifest=replace(training.manifest, model=backbone.model))
+    training = _read(store, job, job.training_file, model=backbone.model)
+    validation = None
+    if job.validation_file is not None:
+        validation = _read(store, job, job.validation_file, model=backbone.model)
     config = config_from_json(job.method, seed=job.seed)
 
     def report(message: str, data: dict[str, Any]) -> None:
@@ -157,7 +180,18 @@ def run_job(
 
     progress = ProgressEvents(report)
     stop = _asking(store, job, should_stop, between=between_questions)
-    adapter = tune(backbone, training, config=config, on_progress=progress.add, should_stop=stop)
+    states = RunStates(store, job, between=between_checkpoints)
+    adapter = tune(
+        backbone,
+        training,
+        config=config,
+        validation=validation,
+        on_progress=progress.add,
+        should_stop=lambda: states.stops(stop()),
+        on_checkpoint=lambda checkpoint, _adapter: states.keep(checkpoint),
+        checkpoint_every=STEPS_BETWEEN_CHECKPOINTS,
+        resume_from=states.latest(),
+    )
     name = secrets.token_hex(12)
     save_adapter(adapter, store.directory.adapter(name))
     sync_folder(store.directory.adapters)
@@ -173,6 +207,12 @@ def run_job(
     )
     if not published:
         store.directory.remove_adapter(name)
+
+
+def _read(store: Store, job: StoredJob, file_id: str, *, model: str) -> PrivatizedFile:
+    file = read_privatized_file(file_path(store, get_file(store, file_id, tenant=job.tenant)))
+    # The hash says that it is the same vocabulary; the name is whatever the client called it.
+    return replace(file, manifest=replace(file.manifest, model=model))
 
 
 def _asking(store: Store, job: StoredJob, should_stop: Callable[[], bool], *, between: float) -> Callable[[], bool]:

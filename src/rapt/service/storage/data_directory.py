@@ -25,11 +25,18 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final, Protocol
 
 from rapt.errors import LimitError, UnavailableError, UsageError
 
 _CHUNK: Final = 1024 * 1024
+
+
+class Readable(Protocol):
+    """Something that bytes are read from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most `size` bytes; none at the end."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ class DataDirectory:
         return self.parts / name
 
     @contextmanager
-    def stage(self, source: IO[bytes], *, max_bytes: int) -> Iterator[StagedFile]:
+    def stage(self, source: Readable, *, max_bytes: int) -> Iterator[StagedFile]:
         """The bytes of `source` on the disk, gone at the end of the block unless `keep` took them.
 
         Raises:
@@ -247,7 +254,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
-def _copy(source: IO[bytes], path: Path, *, max_bytes: int) -> StagedFile:
+def _copy(source: Readable, path: Path, *, max_bytes: int) -> StagedFile:
     digest, size = hashlib.sha256(), 0
     try:
         with path.open("xb") as target:

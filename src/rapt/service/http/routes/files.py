@@ -12,9 +12,10 @@ from fastapi.responses import StreamingResponse
 from rapt.errors import NotFoundError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
-from rapt.service.http.routes.pages import After, LongLimit, Order, cursor, list_of
+from rapt.service.http.routes.pages import After, IdempotencyKey, LongLimit, Order, cursor, list_of
 from rapt.service.http.schemas import Deleted, FileDetail, FileObject, ListOf, UploadRequest
 from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, file_path, get_file, list_files
+from rapt.service.storage.repeated_requests import repeatable
 
 _CHUNK: Final = 1024 * 1024
 _LONGEST_NAME: Final = 255
@@ -26,7 +27,9 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("", form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 4096})
     def create_file(
-        form: Annotated[UploadRequest, Form(media_type="multipart/form-data")], caller: CallerOf
+        form: Annotated[UploadRequest, Form(media_type="multipart/form-data")],
+        caller: CallerOf,
+        idempotency_key: IdempotencyKey = None,
     ) -> FileObject:
         """Upload a privatized file. The manifest is checked against it: a guard against mistakes, not against lies."""
         with service.store.directory.stage(form.file.file, max_bytes=service.settings.max_file_bytes) as staged:
@@ -40,6 +43,7 @@ def router(service: Service) -> APIRouter:
                 caller=caller,
                 now=int(time.time()),
                 max_bytes=service.settings.tenant_bytes,
+                request=repeatable(idempotency_key, "file", staged.sha256),
             )
         return show_file(stored)
 

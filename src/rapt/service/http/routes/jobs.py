@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import secrets
 import time
+from typing import Final
 
 from fastapi import APIRouter
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
 
+from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
-from rapt.service.http.routes.pages import After, Limit, cursor, list_of
-from rapt.service.http.schemas import EventObject, JobError, JobObject, JobRequest, ListOf
+from rapt.service.http.routes.pages import After, IdempotencyKey, Limit, cursor, list_of
+from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, JobObject, JobRequest, ListOf
 from rapt.service.jobs.hyperparameters import check_run, method_to_json, resolve_config
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_events import StoredEvent, list_events
-from rapt.service.storage.job_rows import StoredJob, add_job, cancel_job, get_job, list_jobs
+from rapt.service.storage.job_rows import StoredJob, add_job, cancel_job, get_job, list_jobs, pause_job, resume_job
+from rapt.service.storage.job_runs import StoredCheckpoint, list_checkpoints
+from rapt.service.storage.repeated_requests import repeatable
+
+_MOST_PAIRS: Final = 16
 
 
 def router(service: Service) -> APIRouter:
@@ -22,10 +30,12 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
     @routes.post("")
-    def create_job(request: JobRequest, caller: CallerOf) -> JobObject:
+    def create_job(request: JobRequest, caller: CallerOf, idempotency_key: IdempotencyKey = None) -> JobObject:
         """Queue a tuning job. `auto` and what is left out are decided now and shown in the answer."""
         backbone = service.backbone(request.model)
         file = get_file(service.store, request.training_file, tenant=caller.tenant)
+        if request.validation_file is not None:
+            get_file(service.store, request.validation_file, tenant=caller.tenant)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         config = resolve_config(request.method, file=file, seed=seed)
         check_run(config, file=file, bundle=backbone.bundle)
@@ -39,14 +49,20 @@ def router(service: Service) -> APIRouter:
             caller=caller,
             now=int(time.time()),
             max_jobs=service.settings.tenant_jobs,
+            validation_file=request.validation_file,
+            metadata=request.metadata,
+            priority=0 if request.rapt is None else request.rapt.priority,
+            request=repeatable(idempotency_key, "job", request.model_dump_json()),
         )
         service.runner.wake()
         return show_job(job)
 
     @routes.get("")
-    def list_all_jobs(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[JobObject]:
-        """List jobs, newest first."""
-        return list_of(list_jobs(service.store, cursor(after, limit), tenant=caller.tenant), show_job)
+    def list_all_jobs(request: Request, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[JobObject]:
+        """List jobs, newest first; with `metadata[name]=value`, those alone that have the pair."""
+        wanted = _metadata_filter(request.query_params)
+        page = list_jobs(service.store, cursor(after, limit), tenant=caller.tenant, metadata=wanted)
+        return list_of(page, show_job)
 
     @routes.get("/{job_id}")
     def retrieve_job(job_id: str, caller: CallerOf) -> JobObject:
@@ -59,6 +75,29 @@ def router(service: Service) -> APIRouter:
         job = cancel_job(service.store, job_id, caller=caller, now=int(time.time()))
         service.runner.cancel(job_id)
         return show_job(job)
+
+    @routes.post("/{job_id}/pause")
+    def pause(job_id: str, caller: CallerOf) -> JobObject:
+        """Let a job rest. One that runs stops within a step, and goes on from there when it is resumed."""
+        job = pause_job(service.store, job_id, caller=caller, now=int(time.time()))
+        service.runner.cancel(job_id)
+        return show_job(job)
+
+    @routes.post("/{job_id}/resume")
+    def resume(job_id: str, caller: CallerOf) -> JobObject:
+        """Queue a paused job again."""
+        job = resume_job(service.store, job_id, caller=caller, now=int(time.time()))
+        service.runner.wake()
+        return show_job(job)
+
+    @routes.get("/{job_id}/checkpoints")
+    def list_job_checkpoints(
+        job_id: str, caller: CallerOf, after: After = None, limit: Limit = 10
+    ) -> ListOf[CheckpointObject]:
+        """States that a job reached, newest first."""
+        job = get_job(service.store, job_id, tenant=caller.tenant)
+        page = list_checkpoints(service.store, job_id, cursor(after, limit), tenant=caller.tenant)
+        return list_of(page, lambda checkpoint: show_checkpoint(checkpoint, job=job))
 
     @routes.get("/{job_id}/events")
     def list_job_events(job_id: str, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[EventObject]:
@@ -73,10 +112,12 @@ def show_job(job: StoredJob) -> JobObject:
     error = None
     if job.error_code is not None:
         error = JobError(code=job.error_code, message=job.error_message or "")
+    own = ("tenant", "priority", "worker", "attempt")
     asked = job.method[job.method["type"]]["hyperparameters"]
     return JobObject.model_validate(
         {
-            **{name: value for name, value in vars(job).items() if not name.startswith("error_")},
+            **{name: value for name, value in vars(job).items() if not name.startswith("error_") and name not in own},
+            "rapt": {"priority": job.priority},
             # Where OpenAI's own objects name who owns them.
             "organization_id": job.tenant,
             "error": error,
@@ -84,6 +125,26 @@ def show_job(job: StoredJob) -> JobObject:
             "hyperparameters": {name: asked[name] for name in ("n_epochs", "batch_size")},
         }
     )
+
+
+def show_checkpoint(checkpoint: StoredCheckpoint, *, job: StoredJob) -> CheckpointObject:
+    """A state in the shape of the API."""
+    return CheckpointObject(
+        id=checkpoint.id,
+        created_at=checkpoint.created_at,
+        fine_tuned_model_checkpoint=job.fine_tuned_model or job.id,
+        fine_tuning_job_id=job.id,
+        step_number=checkpoint.step,
+        metrics=checkpoint.metrics,
+    )
+
+
+def _metadata_filter(query: QueryParams) -> dict[str, str]:
+    """The pairs of `metadata[name]=value`, as the official clients write them."""
+    pairs = {name[9:-1]: value for name, value in query.items() if name.startswith("metadata[") and name.endswith("]")}
+    if len(pairs) > _MOST_PAIRS or any(len(name) > 64 or len(value) > 512 for name, value in pairs.items()):
+        raise UsageError(f"a filter must have at most {_MOST_PAIRS} pairs of metadata that a job can have")
+    return pairs
 
 
 def show_event(event: StoredEvent) -> EventObject:

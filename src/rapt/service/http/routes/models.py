@@ -23,7 +23,7 @@ def router(service: Service) -> APIRouter:
         """List base models, on the first page, and tuned ones, newest first."""
         page = list_models(service.store, cursor(after, limit), tenant=caller.tenant)
         models = [] if after is not None else [_show_base(service, name) for name in service.backbones]
-        models += [_show_tuned(service, model) for model in page.items if model.base in service.backbones]
+        models += [show_tuned(service, model) for model in page.items if model.base in service.backbones]
         return ListOf(
             data=models,
             first_id=models[0].id if models else None,
@@ -38,7 +38,7 @@ def router(service: Service) -> APIRouter:
         if model_id in service.backbones:
             return _show_base(service, model_id)
         model = get_model(service.store, model_id, tenant=caller.tenant)
-        shown = _show_tuned(service, model)
+        shown = show_tuned(service, model)
         card = card_to_json(load_tuned(service, model).card)
         return shown.model_copy(update={"rapt": shown.rapt.model_copy(update={"card": card})})
 
@@ -69,7 +69,8 @@ def _show_base(service: Service, name: str) -> ModelObject:
     return ModelObject(id=name, created=service.started_at, owned_by="rapt", rapt=_detail(service, name))
 
 
-def _show_tuned(service: Service, model: StoredModel) -> ModelObject:
+def show_tuned(service: Service, model: StoredModel) -> ModelObject:
+    """A tuned model in the shape of the API, without its card."""
     return ModelObject(id=model.id, created=model.created_at, owned_by=model.tenant, rapt=_detail(service, model.base))
 
 

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal, TypeVar
 
-from fastapi import Query
+from fastapi import Header, Query
 
 from rapt.service.http.admin_schemas import AuditObject, KeyObject, TenantObject
-from rapt.service.http.schemas import EventObject, FileObject, JobObject, ListOf, ModelObject
+from rapt.service.http.schemas import CheckpointObject, EventObject, FileObject, JobObject, ListOf, ModelObject
 from rapt.service.storage.database import Cursor, Page
 
 After = Annotated[str | None, Query(max_length=64, description="id of the last item of the page before")]
 Limit = Annotated[int, Query(ge=1, le=100, description="items on a page")]
 LongLimit = Annotated[int, Query(ge=1, le=10_000, description="items on a page")]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="the same request under the same key makes one object"),
+]
 Order = Annotated[Literal["asc", "desc"], Query(description="by time of creation")]
 
 Stored = TypeVar("Stored")
-Shown = TypeVar("Shown", FileObject, JobObject, EventObject, ModelObject, KeyObject, TenantObject, AuditObject)
+Shown = TypeVar(
+    "Shown", CheckpointObject, FileObject, JobObject, EventObject, ModelObject, KeyObject, TenantObject, AuditObject
+)
 
 
 def cursor(after: str | None, limit: int, order: str = "desc") -> Cursor:

@@ -1,0 +1,90 @@
+"""`/v1/models/{model}/adapter` and `/v1/adapters`: tuned weights out and in, as the files that PEFT reads and writes.
+
+Out as a ZIP archive of the files of an adapter. In as the two files themselves: nothing that came from outside is
+unpacked. An adapter without our card is refused, because nobody could say how queries for it must be privatized.
+"""
+
+from __future__ import annotations
+
+import io
+import secrets
+import time
+import zipfile
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Form, UploadFile
+from fastapi.responses import Response
+
+from rapt.errors import LimitError, WireError
+from rapt.service.http.assembly import Service
+from rapt.service.http.callers import CallerOf
+from rapt.service.http.import_schemas import AdapterRequest
+from rapt.service.http.routes.models import show_tuned
+from rapt.service.http.schemas import ModelObject
+from rapt.service.model.adapter import CARD, PEFT_CONFIG, WEIGHTS, load_adapter
+from rapt.service.model.whole_folder import write_folder
+from rapt.service.storage.data_directory import sync_folder
+from rapt.service.storage.model_rows import adapter_folder, add_imported_model, get_model, model_name
+from rapt.wire.adapter_card import card_from_json
+from rapt.wire.strict_json import parse_object
+
+_LARGEST_CARD: Final = 1024 * 1024  # bytes
+_SUFFIX: Final = "imported"
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of adapters."""
+    routes = APIRouter(prefix="/v1", tags=["models"])
+
+    @routes.get(
+        "/models/{model_id}/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}
+    )
+    def export_adapter(model_id: str, caller: CallerOf) -> Response:
+        """The files of a tuned model in a ZIP archive: weights, PEFT's configuration where it has one, and our card."""
+        folder = adapter_folder(service.store, get_model(service.store, model_id, tenant=caller.tenant))
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name in (WEIGHTS, PEFT_CONFIG, CARD):
+                if (folder / name).exists():
+                    # A fixed date: the same adapter is the same archive.
+                    archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
+        headers = {"content-disposition": 'attachment; filename="adapter.zip"'}
+        return Response(packed.getvalue(), media_type="application/zip", headers=headers)
+
+    @routes.post("/adapters", form_limits={"max_files": 2, "max_fields": 2, "max_part_size": 4096})
+    def import_adapter(
+        form: Annotated[AdapterRequest, Form(media_type="multipart/form-data")], caller: CallerOf
+    ) -> ModelObject:
+        """Make a model of weights that were tuned elsewhere: `adapter_model.safetensors` and the card `rapt.json`."""
+        card = _read(form.card, most=_LARGEST_CARD)
+        weights = _read(form.weights, most=service.settings.max_request_bytes)
+        base = card_from_json(parse_object(card, what="the adapter card")).model
+        backbone, store, name = service.backbone(base), service.store, secrets.token_hex(12)
+        folder = store.directory.adapter(name)
+        write_folder(folder, {WEIGHTS: weights, CARD: card})
+        try:
+            load_adapter(folder, backbone=backbone)
+            sync_folder(store.directory.adapters)
+            model = add_imported_model(
+                store,
+                model_id=model_name(base=base, tenant=caller.tenant, suffix=form.suffix or _SUFFIX, adapter=name),
+                base=base,
+                adapter=name,
+                caller=caller,
+                now=int(time.time()),
+            )
+        except BaseException:
+            store.directory.remove_adapter(name)
+            raise
+        return show_tuned(service, model)
+
+    return routes
+
+
+def _read(file: UploadFile, *, most: int) -> bytes:
+    content = file.file.read(most + 1)
+    if len(content) > most:
+        raise LimitError(f"a file of an adapter must have at most {most} bytes; it has more")
+    if not content:
+        raise WireError("a file of an adapter must not be empty; send the card and the weights")
+    return content

@@ -1,0 +1,65 @@
+"""The states of a run that are kept, so that a run that was killed or paused goes on instead of beginning again."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import Final
+
+from rapt.errors import WireError
+from rapt.service.model.tuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from rapt.service.storage.data_directory import sync_folder
+from rapt.service.storage.job_rows import StoredJob
+from rapt.service.storage.job_runs import add_checkpoint, latest_checkpoint
+from rapt.service.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+# A state is offered every few steps, which costs a copy of what is trained, and written after some time, which costs
+# the disk.
+STEPS_BETWEEN_CHECKPOINTS: Final = 10
+SECONDS_BETWEEN_CHECKPOINTS: Final = 15.0
+
+
+class RunStates:
+    """The states of one job: the latest to begin with, and those that are kept on the way."""
+
+    def __init__(self, store: Store, job: StoredJob, *, between: float) -> None:
+        """Keep a state every `between` s, and the last one whenever the run is asked to stop."""
+        self._store = store
+        self._job = job
+        self._between = between
+        self._kept_at = time.monotonic()
+        self._stopping = False
+
+    def latest(self) -> Checkpoint | None:
+        """The state to go on from; None to begin. The run is the same either way, only longer."""
+        found = latest_checkpoint(self._store, self._job)
+        if found is None or found.folder is None:
+            return None
+        try:
+            return load_checkpoint(self._store.directory.checkpoint(found.folder))
+        except WireError as error:
+            log.warning("job %s begins again: its state is not good (%s)", self._job.id, error.code)
+            return None
+
+    def stops(self, asked: bool) -> bool:
+        """Pass on whether the run is asked to stop: then the state that follows is kept, however early."""
+        self._stopping = asked
+        return asked
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Keep a state if it is time, on the disk first and then in the store; the one before goes."""
+        due = self._stopping or time.monotonic() - self._kept_at >= self._between
+        if not due or not checkpoint.step:
+            return
+        self._kept_at = time.monotonic()
+        name = secrets.token_hex(12)
+        save_checkpoint(checkpoint, self._store.directory.checkpoint(name))
+        sync_folder(self._store.directory.checkpoints)
+        kept = add_checkpoint(
+            self._store, self._job, step=checkpoint.step, metrics=checkpoint.metrics, folder=name, now=int(time.time())
+        )
+        if not kept:
+            self._store.directory.remove_checkpoint(name)

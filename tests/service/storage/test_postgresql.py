@@ -1,0 +1,111 @@
+"""The tests of the store once more, on PostgreSQL: what holds on SQLite holds there. Run with `make test-postgres`."""
+
+import inspect
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+import test_store
+import test_tenants
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from test_tenants import ada, bob  # noqa: F401  fixtures
+
+from own_postgresql import own_postgresql
+from rapt.errors import UnavailableError, UsageError
+from rapt.service.storage.database import Database, database_url
+from rapt.service.storage.recovery import open_store
+from rapt.service.storage.tables import METADATA
+
+pytestmark = pytest.mark.skipif(
+    "RAPT_TEST_POSTGRESQL" not in os.environ, reason="needs a PostgreSQL server; run make test-postgres"
+)
+# What is about SQLite's file.
+_OF_SQLITE = {
+    "test_a_key_is_shown_once_and_only_its_digest_is_stored",
+    "test_a_reader_goes_on_while_a_writer_holds_the_lock",
+}
+
+
+@pytest.fixture(scope="session")
+def server():
+    with own_postgresql() as url:
+        yield url
+
+
+@pytest.fixture
+def url(server):
+    """An empty database."""
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    return server
+
+
+@pytest.fixture
+def store(url, tmp_path):
+    with open_store(tmp_path / "data", url=url) as opened:
+        yield opened
+
+
+def _shared():
+    for module in (test_store, test_tenants):
+        for name, function in vars(module).items():
+            if name.startswith("test_") and callable(function) and name not in _OF_SQLITE:
+                wanted = inspect.signature(function).parameters
+                if "store" in wanted and "tmp_path" not in wanted:
+                    yield f"{name}_on_postgresql", function
+
+
+globals().update(_shared())
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(store):
+    with store.database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def test_numbers_become_visible_in_order_however_many_write(store, url):
+    other = Database(database_url(url, file=store.directory.database))
+    caller = test_tenants.tenant(store, "ada")
+    file = test_tenants.upload(store, caller)
+    seen = []
+
+    def write(_):
+        job = test_tenants.queue(store, caller, file, max_jobs=1000)
+        with other.read() as connection:
+            seen.append([row[0] for row in connection.exec_driver_sql("SELECT number FROM jobs ORDER BY number")])
+        return job.id
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(write, range(40)))) == 40
+    other.close()
+    # Without gaps: whoever has seen a number has seen all the lower ones.
+    assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in seen)
+
+
+def test_jobs_are_claimed_once_by_many_workers(store):
+    caller = test_tenants.tenant(store, "ada")
+    file = test_tenants.upload(store, caller)
+    jobs = [test_tenants.queue(store, caller, file).id for _ in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        claimed = list(pool.map(lambda number: test_tenants.claim(store, f"worker-{number}"), range(14)))
+    assert sorted(job.id for job in claimed if job) == sorted(jobs)
+
+
+@pytest.mark.parametrize("setting", ["mysql://x@y/z", "postgresql://", "nonsense", "sqlite:///x.db"])
+def test_a_url_that_is_none_of_postgresql_is_refused_and_not_repeated(setting, tmp_path):
+    with pytest.raises(UsageError, match="database_url must be like") as error:
+        database_url(setting, file=tmp_path / "x")
+    assert "x@y" not in str(error.value)
+    assert "x.db" not in str(error.value)
+
+
+def test_a_server_that_does_not_answer_is_one_clear_line(tmp_path):
+    with (
+        pytest.raises(UnavailableError, match="database must be reachable") as error,
+        open_store(tmp_path, url=f"postgresql://rapt:a-password@/postgres?host={tmp_path}"),
+    ):
+        pass
+    assert "a-password" not in str(error.value)
