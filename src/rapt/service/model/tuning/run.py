@@ -165,7 +165,7 @@ class Run:
             try:
                 return self._gradients_in_parts(records, weight=weight)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 at_once = min(self._micro or len(records), len(records))
                 if at_once == 1:
@@ -223,7 +223,8 @@ def _weighted(losses: Losses, *, of_answers: float, of_rows: float, weight: floa
     return losses.task * of_answers + losses.reconstruction * (of_rows * weight)
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was too small."""
     # torch has a class of its own for a GPU's memory only; for the processor's, its message is all there is.
     words = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in words
