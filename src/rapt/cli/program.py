@@ -18,6 +18,7 @@ from rapt.cli.audit import audit
 from rapt.cli.calibrate import calibrate
 from rapt.cli.compare import compare
 from rapt.cli.demo import demo
+from rapt.cli.denoise import denoise
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms
 from rapt.cli.output import say, show
@@ -40,6 +41,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     predict,
     audit,
     compare,
+    denoise,
     serve,
     worker,
     mechanisms,

@@ -1,0 +1,83 @@
+"""`rapt denoise`: a backbone that expects noise, from public text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rapt.cli.mechanisms import given_options
+from rapt.cli.options import AsJson, MechanismOptions
+from rapt.cli.output import meter, say, show, show_json, table
+
+
+def denoise(
+    public: Annotated[list[Path], typer.Argument(metavar="PUBLIC...", help="Files of public text; never a user's.")],
+    out: Annotated[Path, typer.Option(help="New folder for the backbone.")],
+    eta: Annotated[list[float], typer.Option(metavar="NUMBER", help="η that users will privatize with; repeat.")],
+    model: Annotated[str, typer.Option(help="Backbone to begin with: a known model or a model folder.")] = "minilm",
+    mechanism: Annotated[str, typer.Option(help="That users will privatize with.")] = "laplace",
+    settings: MechanismOptions = None,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    epochs: Annotated[float, typer.Option(help="Passes over the text; may be a fraction.")] = 3.0,
+    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 3e-4,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of order and noise.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a backbone to understand privatized text, from public text that is privatized here.
+
+    Run by whoever serves the model; it spends no user's budget. The vocabulary stays the same, so users privatize as
+    before: serve the new folder with `rapt serve --models FOLDER`.
+
+    \b
+    Example:
+      rapt denoise public.csv --eta 60 --eta 75 --eta 90 --out minilm-denoised
+    """
+    import torch
+
+    from rapt.denoise.model_folder import check_target, save_denoised
+    from rapt.denoise.plan import WarmUpPlan
+    from rapt.denoise.public_text import read_public_texts
+    from rapt.denoise.warm_up import warm_up
+    from rapt.local.vocabulary import load_vocabulary
+    from rapt.service.model.denoising import Student
+
+    check_target(out)
+    plan = WarmUpPlan(
+        model=model,
+        mechanism=mechanism,
+        options=given_options(mechanism, settings),
+        etas=tuple(eta),
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    if threads is not None:
+        torch.set_num_threads(threads)
+    vocabulary = load_vocabulary(model)
+    texts = read_public_texts(public, vocabulary=vocabulary, text_column=text_column)
+    student = Student(model)
+    with meter("denoising", unit="steps") as progress:
+        explained = warm_up(
+            student,
+            texts,
+            vocabulary=vocabulary,
+            plan=plan,
+            on_step=lambda step: progress(step.step, total=step.steps, note=f"error {step.text_error:.2f}"),
+        )
+    tokens = sum(len(text) for text in texts.training)
+    save_denoised(student, out, plan=plan, explained=explained, texts=len(texts.training), tokens=tokens)
+    say(f"backbone: {out}")
+    if as_json:
+        values = [{"eta": item.eta, "before": item.before, "after": item.after} for item in explained]
+        show_json({"backbone": str(out), "texts": len(texts.training), "tokens": tokens, "explained": values})
+        return
+    rows = [[f"{item.eta:g}", f"{item.before:.2f}", f"{item.after:.2f}"] for item in explained]
+    show(
+        f"{len(texts.training):,} public texts, {tokens:,} tokens; share of the clear text's state that is explained:\n"
+    )
+    show(table(["η", "before", "after"], rows))

@@ -1,0 +1,92 @@
+"""The folder of a backbone that expects noise: the original's files with other weights, and a card that says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+
+from rapt.denoise.plan import WarmUpPlan
+from rapt.denoise.warm_up import Explained
+from rapt.errors import UsageError
+from rapt.public_models import model_directory, model_name
+from rapt.service.model.denoising import Student
+from rapt.service.model.whole_folder import write_folder
+from rapt.version import __version__
+from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
+
+SCHEMA: Final = "rapt.denoised-backbone/1"
+CARD: Final = "denoising.json"
+_WEIGHTS: Final = "model.safetensors"
+# Checkpoints with a head have the encoder below this name; those converted from TensorFlow call a norm gamma and beta.
+_PREFIX: Final = "bert."
+_OLD_NAMES: Final = ((".gamma", ".weight"), (".beta", ".bias"))
+
+
+def check_target(folder: Path) -> None:
+    """Refuse a folder that holds something, before hours of work.
+
+    Raises:
+        UsageError: It does.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError("--out must be a new or empty folder; choose another name")
+
+
+def save_denoised(
+    student: Student, folder: Path, *, plan: WarmUpPlan, explained: Sequence[Explained], texts: int, tokens: int
+) -> None:
+    """Write the folder, whole or not at all; `rapt serve --models FOLDER` serves it.
+
+    Args:
+        student: As trained.
+        folder: New or empty.
+        plan: What was done.
+        explained: What came of it.
+        texts: Public windows trained on.
+        tokens: In them.
+
+    Raises:
+        UsageError: The folder holds something, or cannot be written.
+        VocabularyError: The result would have another vocabulary than the original.
+    """
+    check_target(folder)
+    source = model_directory(plan.model)
+    trained = student.encoder.state_dict()
+    weights = {name: _replaced(name, tensor, trained) for name, tensor in load_file(source / _WEIGHTS).items()}
+    card: dict[str, Any] = {
+        "schema": SCHEMA,
+        "created_by": f"rapt {__version__}",
+        "base_model": model_name(plan.model),
+        "vocabulary_hash": student.teacher.bundle.hash,
+        "plan": asdict(plan) | {"model": model_name(plan.model), "options": dict(plan.options)},
+        "public_texts": texts,
+        "public_tokens": tokens,
+        "explained": [asdict(item) for item in explained],
+    }
+    files = {path.name: path.read_bytes() for path in source.glob("*.json") if path.is_file()}
+    files[_WEIGHTS] = save_tensors(weights, metadata={"format": "pt"})
+    files[CARD] = json.dumps(card, indent=1, allow_nan=False).encode() + b"\n"
+    try:
+        write_folder(folder, files)
+    except OSError as error:
+        raise UsageError(
+            f"--out must be writable, got {error.strerror or type(error).__name__}; choose another"
+        ) from None
+    check_hash(bundle_from_model_directory(folder, model=folder.name), expected=student.teacher.bundle.hash)
+
+
+def _replaced(name: str, tensor: torch.Tensor, trained: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The trained tensor of that name in a checkpoint, or the tensor as it was: of a head, or of the embeddings."""
+    inner = name.removeprefix(_PREFIX)
+    for old, new in _OLD_NAMES:
+        inner = inner.removesuffix(old) + new if inner.endswith(old) else inner
+    if inner not in trained or inner.startswith("embeddings."):
+        return tensor
+    return trained[inner].detach().to("cpu", tensor.dtype).contiguous()

@@ -1,0 +1,136 @@
+"""The warm-up: privatize public text, batch after batch, and let the student catch up with its teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+
+from rapt.denoise.plan import WarmUpPlan
+from rapt.denoise.public_text import PublicTexts
+from rapt.errors import TuningError
+from rapt.local.mechanisms import Mechanism, make_mechanism
+from rapt.local.randomness import insecure_stream
+from rapt.local.vocabulary import Vocabulary
+from rapt.service.model.denoising import Student
+
+_RISE: Final = 0.05  # share of the steps that the rate takes to its peak
+_LONGEST_GRADIENT: Final = 1.0
+_SORTED_TOGETHER: Final = 16  # batches: texts of one length share a batch, in an order that stays random enough
+
+Tokens = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explained:
+    """Share of the teacher's variance that a backbone gets right on held-out privatized text, 1 at best.
+
+    It is below 0 for one that would do better to answer with a constant.
+
+    Attributes:
+        eta: At which the text was privatized.
+        before: Of the backbone as it was.
+        after: Of the backbone that expects noise.
+    """
+
+    eta: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One step; the errors are those of `Agreement`."""
+
+    step: int
+    steps: int
+    text_error: float
+    token_error: float
+
+
+def warm_up(
+    student: Student,
+    texts: PublicTexts,
+    *,
+    vocabulary: Vocabulary,
+    plan: WarmUpPlan,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> tuple[Explained, ...]:
+    """Train the student in place; returns what it explains of held-out text at each η, before and after.
+
+    Args:
+        student: Of the plan's model.
+        texts: Public.
+        vocabulary: Of the same model.
+        plan: What is done.
+        on_step: Called after each step.
+
+    Raises:
+        MechanismError: The mechanism is unknown or its options do not fit.
+        TuningError: The loss is not finite.
+    """
+    rng = insecure_stream(plan.seed).generator
+    noise = [
+        make_mechanism(plan.mechanism, vocabulary=vocabulary, eta=eta, options=dict(plan.options), allow_unproved=True)
+        for eta in plan.etas
+    ]
+    # The same noise before and after, so the two differ by the student alone.
+    queries = [privatize(mechanism, texts.held_out, rng=rng) for mechanism in noise]
+    before = [_explained(student, texts.held_out, query) for query in queries]
+    steps = math.ceil(plan.epochs * len(texts.training) / plan.batch_size)
+    # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
+    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate)
+    for step, batch in enumerate(_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng), start=1):
+        noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.learning_rate * _rate(step, steps)
+        agreement = student.agreement(batch, noisy)
+        if not torch.isfinite(agreement.loss):
+            raise TuningError(f"the loss must be finite, got another at step={step}; lower the learning rate")
+        optimizer.zero_grad()
+        agreement.loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(student.parameters(), _LONGEST_GRADIENT)
+        optimizer.step()
+        on_step(Step(step=step, steps=steps, text_error=agreement.text.item(), token_error=agreement.tokens.item()))
+    after = [_explained(student, texts.held_out, query) for query in queries]
+    return tuple(
+        Explained(eta=eta, before=first, after=last) for eta, first, last in zip(plan.etas, before, after, strict=True)
+    )
+
+
+def privatize(mechanism: Mechanism, texts: Tokens, *, rng: np.random.Generator) -> list[list[int]]:
+    """The texts privatized, token for token, in one call."""
+    flat = np.array([token for text in texts for token in text], dtype=np.int64)
+    ends = np.cumsum([len(text) for text in texts])
+    return [ids.tolist() for ids in np.split(mechanism.privatize(flat, rng=rng), ends[:-1])]
+
+
+@torch.no_grad()
+def _explained(student: Student, clear: Tokens, noisy: Tokens) -> float:
+    agreement = student.agreement(clear, noisy)
+    return 1.0 - agreement.text.item()
+
+
+def _batches(texts: Tokens, *, size: int, steps: int, rng: np.random.Generator) -> Iterator[list[Sequence[int]]]:
+    done = 0
+    while True:
+        order = rng.permutation(len(texts))
+        batches = []
+        for start in range(0, len(order), size * _SORTED_TOGETHER):
+            near = sorted(order[start : start + size * _SORTED_TOGETHER], key=lambda place: len(texts[place]))
+            batches += [near[at : at + size] for at in range(0, len(near), size)]
+        for place in rng.permutation(len(batches)):
+            if done == steps:
+                return
+            if len(batches[place]) > 1:  # the variance of one text is no measure
+                yield [texts[index] for index in batches[place]]
+                done += 1
+
+
+def _rate(step: int, steps: int) -> float:
+    rise = max(1, math.ceil(_RISE * steps))
+    return min(step / rise, max(0.0, (steps - step + 1) / max(1, steps - rise + 1)))

@@ -1,0 +1,98 @@
+"""Denoising by distillation: a student that sees privatized text learns the states that a teacher has of the clear one.
+
+Both begin as the same backbone. Privatization replaces tokens one for one, so every position of the privatized text has
+a position of the clear text to be compared with. The squared error is least for the mean of the teacher's states given
+the privatized text, E[f(x)|M(x)]: the posterior mean under the public text as a prior and the mechanism as a channel,
+learned instead of computed (the idea of post-processing by a denoiser is Qu et al. 2021's; theirs predicts tokens).
+The table of word embeddings stays as it is, so the vocabulary and its hash do, and users notice nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rapt.errors import UsageError
+from rapt.service.model.backbone import Backbone, load_backbone
+from rapt.service.model.layout import Layout, encode_with_prompts, lay_out
+from rapt.service.model.task_head import pool_text
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How far the student is from the teacher, as a share of the teacher's own variance: 0 is perfect.
+
+    Attributes:
+        text: Of the mean state of a text.
+        tokens: Of the states of its tokens.
+    """
+
+    text: Tensor
+    tokens: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        """What is minimized. Heads that pool need the first, heads that read words the second."""
+        return self.text + self.tokens
+
+
+class Student:
+    """A copy of a backbone whose layers are trained, beside the frozen original."""
+
+    def __init__(self, model: str) -> None:
+        """Load the backbone twice.
+
+        Raises:
+            UsageError: It is not an encoder of architecture `bert`.
+            VocabularyError: Its files are missing.
+        """
+        self.teacher = load_backbone(model, precision="float32")
+        if self.teacher.architecture != "bert":
+            raise UsageError(
+                f"denoising is for backbones of architecture bert, got {self.teacher.architecture!r}; choose another"
+            )
+        self.backbone: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares
+        self.encoder = self.backbone.encoder
+        self.encoder.requires_grad_(True)
+        self.encoder.get_submodule("embeddings").requires_grad_(False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+
+    def agreement(self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]]) -> Agreement:
+        """The errors on a batch; with a gradient to the student unless gradients are off.
+
+        Args:
+            clear: Content tokens of public texts, B sequences.
+            privatized: The same texts privatized, token for token.
+        """
+        layout = self._lay_out(clear)
+        with torch.no_grad():
+            target = encode_with_prompts(self.teacher, layout, None)
+        # `encode` of a backbone takes the fast way without gradients, which holds a copy of the weights.
+        found = self._encode(self._lay_out(privatized))
+        mask = layout.text_mask
+        text = (pool_text(target, mask) - pool_text(found, mask)).square().mean()
+        tokens = ((target - found).square().mean(dim=2) * mask).sum() / mask.sum()
+        return Agreement(
+            text=text / pool_text(target, mask).var(dim=0, correction=0).mean().clamp_min(1e-6),
+            tokens=tokens / target[mask > 0].var(dim=0, correction=0).mean().clamp_min(1e-6),
+        )
+
+    def _lay_out(self, texts: Sequence[Sequence[int]]) -> Layout:
+        count = len(texts)
+        return lay_out(
+            self.teacher, prompt_lengths=[0] * count, privatized_plain_tokens=[()] * count, texts=list(texts)
+        )
+
+    def _encode(self, layout: Layout) -> Tensor:
+        states: Tensor = self.encoder(
+            inputs_embeds=self.backbone.embed(layout.token_ids),
+            attention_mask=layout.attention_mask,
+            position_ids=layout.position_ids,
+        ).last_hidden_state
+        return states
