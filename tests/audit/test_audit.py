@@ -25,8 +25,8 @@ def vocabulary():
 
 @pytest.fixture(scope="module")
 def audited(vocabulary):
-    tokens = np.random.default_rng(0).choice(300, 1000, p=zipf_prior(300).probabilities)
-    public = public_of(np.random.default_rng(5).choice(300, (200, 10), p=zipf_prior(300).probabilities))
+    tokens = np.random.default_rng(0).choice(300, 600, p=zipf_prior(300).probabilities)
+    public = public_of(np.random.default_rng(5).choice(300, (60, 10), p=zipf_prior(300).probabilities))
     view, truth = privatized_view(vocabulary, tokens, eta=ETA, prior=zipf_prior(300), public=public)
     return view, truth, audit(view, truth, attacks=FAST, seed=3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite, sqrt
 
 from rapt.audit.attacks import ATTACKS, Attack
@@ -46,7 +46,7 @@ class AttackResult:
     uses_context: bool
     records: int
     detail: Detail
-    seconds: float
+    seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
