@@ -31,8 +31,9 @@ const messages = [];
 for await (const event of client.fineTuning.jobs.listEvents(job.id, { limit: 2 })) messages.push(event.message);
 assert.equal(messages.at(-1), "the job is queued");
 for await (const item of client.fineTuning.jobs.list({ metadata: { run: "node" } })) assert.equal(item.id, job.id);
-const checkpoints = await client.fineTuning.jobs.checkpoints.list(job.id);
-assert.equal(checkpoints.object, "list");
+const checkpoints = [];
+for await (const item of client.fineTuning.jobs.checkpoints.list(job.id)) checkpoints.push(item);
+assert.ok(checkpoints.every((item) => item.fine_tuning_job_id === job.id));
 
 const paused = await client.fineTuning.jobs.create({ ...body, method: { ...method } });
 assert.equal((await client.fineTuning.jobs.cancel(paused.id)).status, "cancelled");
