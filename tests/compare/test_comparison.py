@@ -1,15 +1,19 @@
 import json
+from dataclasses import replace
 
 import pytest
 
-from rapt.compare.arms import ARMS, CLEAN, PROMPT, RAPT
+from rapt.compare.arms import ARMS, CLEAN, DENOISED, PROMPT, RAPT
 from rapt.compare.crew import run_comparison
+from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan
 from rapt.compare.report import write_comparison
 from rapt.compare.results import ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
+from rapt.local.vocabulary import load_vocabulary
+from rapt.public_models import model_directory
 
 GOOD = ("good", "great", "fine", "happy", "love", "best")
 BAD = ("bad", "awful", "poor", "sad", "hate", "worst")
@@ -33,7 +37,7 @@ PLAN = ComparisonPlan(
     privatizations=2,
     plain_tokens=2,
     plain_pool=10,
-    epochs=12,
+    epochs=8,
     batch_size=8,
     attacks=("embedding_inversion",),
     attack_tokens=200,
@@ -98,6 +102,45 @@ def test_processes_give_the_numbers_of_one(results, tmp_path):
     found = {row.cell: row.right for row in rows if isinstance(row, ModelRow)}
     assert found
     assert all(expected[cell] == right for cell, right in found.items())
+
+
+def test_the_oracle_sees_the_unchanged_tokens_and_nothing_else():
+    plan = replace(PLAN, etas=(80.0,))
+    vocabulary = load_vocabulary("bert-tiny")
+    files = FileMaker(plan, vocabulary)
+    file = files.training(SPLIT.training, eta=80.0, seed=0)
+    told = files.unchanged_only(SPLIT.training, file)
+    lengths = [0, 0]
+    for ids, before, after in zip(
+        vocabulary.encode(list(SPLIT.training.texts)), file.records, told.records, strict=True
+    ):
+        kept = tuple(a for a, b in zip(before.token_ids, ids, strict=True) if a == b)
+        assert after.token_ids == (kept or before.token_ids[:1])
+        assert (after.label, after.plain_tokens) == (before.label, before.plain_tokens)
+        lengths[bool(kept)] += 1
+    assert lengths[True]
+    assert told.manifest.tokens < file.manifest.tokens
+
+
+def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
+    source = model_directory("bert-tiny")
+    folders = []
+    for name in ("one", "two"):
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        for path in source.glob("*.json"):
+            (folders[-1] / path.name).write_bytes(path.read_bytes())
+        (folders[-1] / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    # The original itself as the denoised one: the two arms must then agree to the last answer.
+    plan = replace(PLAN, etas=(80.0,), seeds=(0,), arms=(PROMPT, DENOISED), attacks=(), denoised=str(folders[0]))
+    rows = run_comparison(plan, SPLIT, results=tmp_path / "r.jsonl")
+    assert len(rows) == 2
+    assert rows[0].right == rows[1].right
+    moved = replace(plan, denoised=str(folders[1]))
+    assert moved.setting(texts_digest="a") == plan.setting(texts_digest="a")
+    assert replace(plan, denoised=None, arms=(PROMPT,)).setting(texts_digest="a") != plan.setting(texts_digest="a")
+    with pytest.raises(UsageError, match="--denoised must be a folder that rapt denoise made"):
+        replace(plan, denoised=str(tmp_path)).setting(texts_digest="a")
 
 
 def test_a_text_without_a_token_is_refused(tmp_path):

@@ -31,6 +31,9 @@ def compare(
     records: Annotated[int | None, typer.Option(min=2, help="Train on at most so many texts.")] = None,
     evaluation_records: Annotated[int | None, typer.Option(min=1, help="Judge on at most so many texts.")] = None,
     model: Annotated[str, typer.Option(help="Backbone: a known model or a model folder.")] = "minilm",
+    denoised: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="That `rapt denoise` made from the model; adds an arm.")
+    ] = None,
     mechanism: Annotated[str, typer.Option(help="As `rapt mechanisms` lists them.")] = "laplace",
     settings: MechanismOptions = None,
     arms: Annotated[str | None, typer.Option(metavar="A,B,...", help="What is compared; default: all arms.")] = None,
@@ -74,7 +77,8 @@ def compare(
         options=given_options(mechanism, settings),
         etas=tuple(eta),
         seeds=tuple(range(seeds)),
-        arms=_names(arms) or tuple(ARMS),
+        arms=_names(arms) or tuple(name for name, arm in ARMS.items() if denoised is not None or not arm.denoised),
+        denoised=None if denoised is None else str(denoised),
         privatizations=privatizations,
         plain_tokens=plain_tokens,
         plain_pool=plain_pool,
@@ -130,6 +134,7 @@ def _command(file: Path, evaluation: Path | None, plan: ComparisonPlan, split: S
     words: list[object] = ["rapt", "compare", file.name, "--out", "comparison", "--model", Path(plan.model).name]
     words += [word for eta in plan.etas for word in ("--eta", f"{eta:g}")]
     words += [] if evaluation is None else ["--evaluation", evaluation.name]
+    words += [] if plan.denoised is None else ["--denoised", Path(plan.denoised).name]
     words += ["--mechanism", plan.mechanism]
     words += [word for name, value in plan.options.items() for word in ("--set", f"{name}={value}")]
     words += ["--min-words", min_words, "--records", len(split.training)]

@@ -2,7 +2,9 @@
 
 The controls say what a difference is due to. `no loss` has the plain tokens and trains nothing on them; `shuffled
 targets` trains on the plain tokens of another record, so there is nothing to be learned from them but their
-frequencies; `longer prompt` spends the same positions on more prompt vectors.
+frequencies; `longer prompt` spends the same positions on more prompt vectors. The oracle is told which tokens the
+mechanism left alone and drops the others, which takes the truth: no service can, but it says what is to be had from
+knowing whom to trust.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ RAPT: Final = "RAPT"
 NO_LOSS: Final = "no loss"
 SHUFFLED: Final = "shuffled targets"
 LONGER: Final = "longer prompt"
+ORACLE: Final = "oracle"
+DENOISED: Final = "denoised"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,8 @@ class Arm:
         says: What is different, in one line.
         clean: Trained and judged on text in clear.
         plain_tokens: Whether the plain tokens stand in the sequence.
+        unchanged_only: Whether tokens that the mechanism changed are dropped, in training and in judging.
+        denoised: Whether it stands on the plan's denoised backbone.
         configure: From the common run, λ and m, this arm's run.
         change_file: What it does to the training file; most do nothing.
     """
@@ -39,6 +45,8 @@ class Arm:
     says: str
     clean: bool = False
     plain_tokens: bool = False
+    unchanged_only: bool = False
+    denoised: bool = False
     configure: Callable[[TuningConfig, float, int], TuningConfig]
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
 
@@ -85,7 +93,28 @@ ARMS: Final[Mapping[str, Arm]] = {
         change_file=shuffle_targets,
     ),
     LONGER: Arm(says="m more prompt vectors in place of m plain tokens", configure=_longer),
+    ORACLE: Arm(
+        says="the tokens that privatization left unchanged, which nobody but the user can know",
+        unchanged_only=True,
+        configure=_plain,
+    ),
+    DENOISED: Arm(
+        says="the same tuning on a backbone that expects noise, as `rapt denoise` makes it from public text",
+        denoised=True,
+        configure=_plain,
+    ),
 }
 
 # Pairs whose difference the report states, where both were run.
-DIFFERENCES: Final = ((RAPT, PROMPT), (RAPT, NO_LOSS), (RAPT, SHUFFLED), (RAPT, LONGER), (PROMPT, CLEAN), (RAPT, CLEAN))
+DIFFERENCES: Final = (
+    (RAPT, PROMPT),
+    (RAPT, NO_LOSS),
+    (RAPT, SHUFFLED),
+    (RAPT, LONGER),
+    (DENOISED, PROMPT),
+    (DENOISED, RAPT),
+    (DENOISED, ORACLE),
+    (ORACLE, PROMPT),
+    (PROMPT, CLEAN),
+    (RAPT, CLEAN),
+)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rapt.compare.arms import ARMS
 from rapt.compare.files import FileMaker, unchanged
@@ -20,6 +21,7 @@ from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.tuner import tune
 from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.vocabulary_bundle import check_hash
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +32,8 @@ class Bench:
         plan: What is compared.
         split: The texts, in clear.
         setting: Digest under which results are kept.
-        backbone: Frozen; every model here is tuned on it.
+        backbone: Frozen; every model here is tuned on it, but for those of the next.
+        denoised: The backbone that expects noise, if the plan has one.
         files: Makes what the models read.
     """
 
@@ -38,6 +41,7 @@ class Bench:
     split: Split
     setting: str
     backbone: Backbone
+    denoised: Backbone | None
     files: FileMaker
 
     def train_and_judge(self, cell: Cell) -> ModelRow:
@@ -47,13 +51,20 @@ class Bench:
             TuningError: The model cannot be trained, or its loss is not finite.
         """
         arm, plan = ARMS[cell.arm], self.plan
+        backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
         file = arm.change_file(self.files.training(self.split.training, eta=cell.eta, seed=cell.seed), cell.seed)
+        if arm.unchanged_only:
+            file = self.files.unchanged_only(self.split.training, file)
         config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
         start = time.perf_counter()
-        adapter = tune(self.backbone, file, config=config)
+        # The two have one vocabulary and two names.
+        file = replace(file, manifest=replace(file.manifest, model=backbone.model))
+        adapter = tune(backbone, file, config=config)
         seconds = time.perf_counter() - start
         judged = self.files.evaluation(self.split.evaluation, eta=cell.eta, seed=cell.seed)
-        right = np.sum([self._right(adapter, queries) for queries in judged], axis=0)
+        if arm.unchanged_only:
+            judged = [self.files.unchanged_only(self.split.evaluation, queries) for queries in judged]
+        right = np.sum([right_answers(backbone, adapter, queries) for queries in judged], axis=0)
         return ModelRow(
             setting=self.setting,
             arm=cell.arm,
@@ -89,15 +100,17 @@ class Bench:
             unchanged=unchanged(contents, file),
         )
 
-    def _right(self, adapter: Adapter, queries: PrivatizedFile) -> np.ndarray:
-        rows = [
-            ClassificationRow(
-                adapter=adapter, token_ids=record.token_ids, privatized_plain_tokens=record.privatized_plain_tokens
-            )
-            for record in queries.records
-        ]
-        answers = [max(range(len(answer)), key=answer.__getitem__) for answer in classify(self.backbone, rows)]
-        return np.array([answer == record.label for answer, record in zip(answers, queries.records, strict=True)])
+
+def right_answers(backbone: Backbone, adapter: Adapter, queries: PrivatizedFile) -> NDArray[np.bool_]:
+    """Whether each record is labelled rightly, (records,)."""
+    rows = [
+        ClassificationRow(
+            adapter=adapter, token_ids=record.token_ids, privatized_plain_tokens=record.privatized_plain_tokens
+        )
+        for record in queries.records
+    ]
+    answers = [max(range(len(answer)), key=answer.__getitem__) for answer in classify(backbone, rows)]
+    return np.array([answer == record.label for answer, record in zip(answers, queries.records, strict=True)])
 
 
 def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
@@ -119,10 +132,14 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
     # Precision is fixed, so that two machines that differ in speed do not differ in what they measure.
     backbone = load_backbone(plan.model, precision="float32")
+    denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision="float32")
+    if denoised is not None:
+        check_hash(denoised.bundle, expected=vocabulary.hash)
     return Bench(
         plan=plan,
         split=split,
         setting=plan.setting(texts_digest=split.digest),
         backbone=backbone,
+        denoised=denoised,
         files=FileMaker(plan, vocabulary),
     )

@@ -53,6 +53,15 @@ class FileMaker:
         manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance)
         return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
 
+    def unchanged_only(self, texts: LabelledTexts, file: PrivatizedFile) -> PrivatizedFile:
+        """The file without the tokens that were changed. A text of which nothing is left keeps its first token."""
+        records = [
+            replace(record, token_ids=kept or record.token_ids[:1])
+            for ids, record in zip(self.vocabulary.encode(list(texts.texts)), file.records, strict=True)
+            for kept in [tuple(a for a, b in zip(record.token_ids, ids, strict=True) if a == b)]
+        ]
+        return PrivatizedFile(manifest=_counted(file.manifest, records), records=tuple(records))
+
     def mechanism(self, eta: float) -> Mechanism:
         """The plan's mechanism at an η."""
         return make_mechanism(self.plan.mechanism, vocabulary=self.vocabulary, eta=eta, options=dict(self.plan.options))

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from rapt.compare.arms import ARMS, CLEAN
@@ -38,7 +39,8 @@ class ComparisonPlan:
         etas: Settings of η, 1/distance.
         seeds: One model each for every arm and η. A seed fixes the privatization of the training text, those of the
             evaluation text, initialization and order, so arms with one seed meet identical files.
-        arms: Names in `ARMS`.
+        arms: Names in `ARMS`; without `denoised` the arm of that name must be left out.
+        denoised: Folder that `rapt denoise` made from the model; None where there is none.
         privatizations: Of the evaluation text for each model; every model of one seed answers the same ones.
         plain_tokens: m, before each text, drawn afresh for each record.
         plain_pool: How many tokens they are drawn from, |T|.
@@ -57,7 +59,8 @@ class ComparisonPlan:
     options: Mapping[str, Parameter] = field(default_factory=dict)
     etas: tuple[float, ...]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    arms: tuple[str, ...] = tuple(ARMS)
+    arms: tuple[str, ...] = tuple(name for name, arm in ARMS.items() if not arm.denoised)
+    denoised: str | None = None
     privatizations: int = 3
     plain_tokens: int = 20
     plain_pool: int = 500
@@ -77,6 +80,8 @@ class ComparisonPlan:
         for name in ("arms", "seeds"):
             if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
+        if self.denoised is None and any(ARMS[name].denoised for name in self.arms):
+            raise UsageError("the arm 'denoised' needs a backbone that expects noise; give --denoised FOLDER")
         if any(not (math.isfinite(eta) and eta > 0) for eta in self.etas) or len(set(self.etas)) != len(self.etas):
             raise UsageError("every eta must be finite, above 0 and named once; leave the others out")
         if not self.etas and self.arms != (CLEAN,):
@@ -127,5 +132,23 @@ class ComparisonPlan:
         for name in ("etas", "seeds", "arms", "attacks", "attack_tokens"):
             del common[name]
         common["options"] = dict(self.options)
+        if self.denoised is None:
+            del common["denoised"]
+        else:  # what it is matters, and not where it lies
+            common["denoised"] = weights_digest(self.denoised)
         common["texts"] = texts_digest
         return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_digest(folder: str) -> str:
+    """SHA-256 of the weights in a folder.
+
+    Raises:
+        UsageError: There are none.
+    """
+    path = Path(folder) / "model.safetensors"
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        raise UsageError("--denoised must be a folder that rapt denoise made, with model.safetensors") from None

@@ -15,7 +15,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Te
 from rapt.compare.arms import ARMS
 from rapt.compare.curves import STYLES, Plot, draw, plots
 from rapt.compare.paper_table import accuracy_cells, attack_cells, difference_cells, latex, markdown
-from rapt.compare.plan import ComparisonPlan
+from rapt.compare.plan import ComparisonPlan, weights_digest
 from rapt.compare.summary import Summary
 from rapt.compare.texts import Split
 from rapt.compare.verdict import verdict
@@ -90,13 +90,14 @@ def write_comparison(
         facts=_facts(plan),
         command=command,
     )
+    denoised = None if plan.denoised is None else weights_digest(plan.denoised)
     values: dict[str, Any] = {
         "schema": SCHEMA,
         "created": created,
         "created_by": page.created_by,
         "command": command,
         "setting": page.setting,
-        "plan": asdict(plan) | {"options": dict(plan.options)},
+        "plan": asdict(plan) | {"options": dict(plan.options), "denoised": denoised},
         "training_records": len(split.training),
         "evaluation_records": len(split.evaluation),
         "verdict": page.verdict,
