@@ -18,8 +18,8 @@ PREFIX_TUNING: Final = "prefix_tuning"
 LORA: Final = "lora"
 
 # Peak rate of each method where nothing else is said. A prompt of raw embeddings needs a rate far above that of
-# weights: its gradient comes through the whole frozen model. Chosen by a coarse search on bert-tiny and MiniLM, clean
-# public text; see docs/tuning.md.
+# weights: its gradient comes through the whole frozen model. Nothing was searched but the first; the others are
+# usual values of the literature, and yours may be better.
 LEARNING_RATES: Final[Mapping[str, float]] = {
     PROMPT_TUNING: 0.02,
     P_TUNING: 0.001,
