@@ -142,7 +142,7 @@ class BusyError(ServiceError):
     status = 429
     code = "busy"
 
-    def __init__(self, message: str, *, retry_after: float | None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         """Say when it is worth to try again, in seconds from now; None if time alone will not help."""
         super().__init__(message)
         self.retry_after = retry_after
