@@ -78,13 +78,15 @@ class Bench:
     def attack(self, eta: float) -> AttackRow:
         """What the strongest of the plan's attacks recovers from the training file of the first seed at an η."""
         from rapt.audit.audit import audit
-        from rapt.audit.view import adversary_view, match_truth, sample_records
+        from rapt.audit.view import adversary_view, lend_texts, match_truth, sample_records
 
         seed = self.plan.seeds[0]
         file = self.files.training(self.split.training, eta=eta, seed=seed)
         contents = self.files.vocabulary.encode(list(self.split.training.texts))
         view = adversary_view(file, self.files.vocabulary.bundle)
         truth = match_truth(view, contents)
+        # Half of the texts are the attacker's own: without any in clear, those who use context could not begin.
+        view, truth = lend_texts(view, truth, share=0.5, seed=seed)
         view, truth = sample_records(view, truth, tokens=self.plan.attack_tokens, seed=seed)
         found = audit(view, truth, attacks=self.plan.attacks, seed=seed)
         recovered = found.strongest.score.all_tokens.first
