@@ -17,7 +17,9 @@ sys.meta_path.insert(0, Blocker())
 import rapt, rapt.local, rapt.wire
 for package in (rapt.local, rapt.wire):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
+        # The kernel is a library that ctypes loads; its name alone makes it look like a module.
+        if module.name != "rapt.local.native._nearest":
+            importlib.import_module(module.name)
 assert not HEAVY & set(sys.modules), sorted(HEAVY & set(sys.modules))
 
 from rapt.local.mechanisms import make_mechanism

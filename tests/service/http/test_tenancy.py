@@ -338,9 +338,10 @@ def test_figures_and_readiness(admin, url):
         assert http.get("/healthz").json()["status"] == http.get("/readyz").json()["status"] == "ok"
         assert http.get("/metrics").status_code == 401
     text = admin.get("/metrics").text
-    assert 'rapt_requests_total{method="GET",route="/readyz",status="200"} 1.0' in text
+    # Of the whole process, so other services of these tests may have counted before.
+    assert re.search(r'rapt_requests_total\{method="GET",route="/readyz",status="200"\} [1-9]', text)
     assert "rapt_request_seconds_bucket" in text
-    assert "ada" not in text
+    assert '"ada"' not in text
 
 
 def test_a_service_without_keys_does_not_listen_beyond_this_machine(backbones, tmp_path):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import fields
 
 import pytest
 import torch
@@ -52,8 +53,8 @@ def test_the_head_has_no_bias_and_rank_at_most_c():
 
 def test_states_are_taken_at_each_rows_own_plain_tokens():
     states = torch.arange(10.0).reshape(2, 5, 1)
-    nothing = torch.empty(0)
-    layout = Layout(nothing, nothing, nothing, nothing, nothing, nothing, plain_start=torch.tensor([1, 3]))
+    others = dict.fromkeys((field.name for field in fields(Layout)), torch.empty(0))
+    layout = Layout(**others | {"plain_start": torch.tensor([1, 3])})
     assert plain_states(states, layout, count=2).flatten().tolist() == [1, 2, 8, 9]
 
 
