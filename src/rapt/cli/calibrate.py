@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapt.cli.mechanisms import choose_mechanism
+from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
 from rapt.cli.output import meter, say, show, show_json, table
 from rapt.cli.statement import split_pair

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapt.cli.mechanisms import given_options
+from rapt.cli.chosen_mechanism import given_options
 from rapt.cli.options import AsJson, MechanismOptions
 from rapt.cli.output import meter, say, show, show_json, table
 

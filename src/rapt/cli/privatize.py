@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.ledger import use_ledger
-from rapt.cli.mechanisms import choose_mechanism
 from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, VocabularyName
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapt.cli.mechanisms import choose_mechanism, mechanism_of_file
+from rapt.cli.chosen_mechanism import choose_mechanism, mechanism_of_file
 from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions
 from rapt.cli.output import show, show_json
 from rapt.errors import UsageError

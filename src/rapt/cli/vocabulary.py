@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.mechanisms import given_options
+from rapt.cli.chosen_mechanism import given_options
 from rapt.cli.options import ApiKey, AsJson, Eta, MechanismOptions, ServiceUrl
 from rapt.cli.output import say, show, show_json
 from rapt.errors import UsageError
