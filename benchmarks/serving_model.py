@@ -19,6 +19,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -104,15 +105,11 @@ def forward(backbone: Backbone, *, rounds: int) -> dict[str, object]:
         inputs = backbone.embed(torch.randint(1000, 20_000, (rows, width), generator=generator))
         mask = (columns < lengths[:, None]).long()
 
-        def theirs(inputs=inputs, mask=mask, columns=columns) -> object:  # type: ignore[no-untyped-def]
-            return backbone.encoder(inputs_embeds=inputs, attention_mask=mask, position_ids=columns)
-
-        def ours(inputs=inputs, mask=mask, columns=columns) -> object:  # type: ignore[no-untyped-def]
-            return backbone.encode(inputs, attention_mask=mask, position_ids=columns)
-
+        theirs = partial(backbone.encoder, inputs_embeds=inputs, attention_mask=mask, position_ids=columns)
+        ours = partial(backbone.encode, inputs, attention_mask=mask, position_ids=columns)
         with torch.inference_mode():
             measured = ratio(theirs, ours, rounds=rounds)
-            difference = ((theirs().last_hidden_state - ours()) * mask[:, :, None]).abs().max()  # type: ignore[attr-defined, operator]
+            difference = ((theirs().last_hidden_state - ours()) * mask[:, :, None]).abs().max()
         found[f"{rows} rows of {low}-{high} tokens"] = measured | {
             "tokens_per_second": 1000 * int(lengths.sum()) / measured["fast_ms"],
             "largest_difference": float(difference),
