@@ -8,7 +8,7 @@ from rapt.errors import BusyError, UnavailableError, UsageError
 from rapt.service.model.batching import BatchLimits
 from rapt.service.model.decoding import DecodingBatch, GenerationRow
 from rapt.service.model.sampling import Sampling
-from rapt.service.model.writing import LENGTH, Writer, Written
+from rapt.service.model.writing import Writer, Written
 from tiny_backbones import tiny_backbone
 
 LONG = 60.0
@@ -56,7 +56,7 @@ def test_many_texts_at_once_are_what_each_is_alone(backbone):
         for row, queue in zip(rows, told, strict=True):
             tokens, finish = until_the_end(queue)
             assert tokens == alone(backbone, row)
-            assert (finish == LENGTH) == (len(tokens) == row.most_tokens)
+            assert (finish == "length") == (len(tokens) == row.most_tokens)
     finally:
         writer.close()
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Final
+from typing import Final, Literal
 
 from rapt.errors import RaptError, UnavailableError
 from rapt.service.model.backbone import Backbone
@@ -22,8 +22,7 @@ from rapt.service.model.sampling import Choice
 
 # Rows that are written at once: beyond it a step of a small decoder takes longer in proportion.
 MAX_ROWS: Final = 16
-STOP: Final = "stop"
-LENGTH: Final = "length"
+Finish = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +31,12 @@ class Written:
 
     Attributes:
         choice: The token; None at the end of the model's own accord, whose token is not part of the text.
-        finish: `stop` or `length` with the last one.
+        finish: With the last one: the model ended the text, or it has as many tokens as were asked for.
         error: Instead of both.
     """
 
     choice: Choice | None = None
-    finish: str | None = None
+    finish: Finish | None = None
     error: Exception | None = None
 
 
@@ -176,10 +175,10 @@ class Writer:
         text.written += 1
         if choice.token_id == self._backbone.frame.eos_id:
             text.left = True
-            _tell(text, Written(finish=STOP))
+            _tell(text, Written(finish="stop"))
         elif text.written == text.row.most_tokens:
             text.left = True
-            _tell(text, Written(choice=choice, finish=LENGTH))
+            _tell(text, Written(choice=choice, finish="length"))
         elif not text.left:
             _tell(text, Written(choice=choice))
 

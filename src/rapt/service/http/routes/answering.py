@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from rapt.service.model.batching import Ticket
 from rapt.service.model.decoding import GenerationRow
 from rapt.service.model.inference import row_of
 from rapt.service.model.sampling import Choice, Sampling
-from rapt.service.model.writing import Text, Writer, Written
+from rapt.service.model.writing import Finish, Written
 from rapt.service.storage.callers import Caller
 
 GENERATION = "generation"
@@ -46,7 +47,7 @@ class Piece:
     index: int
     text: str = ""
     token: Token | None = None
-    finish: str | None = None
+    finish: Finish | None = None
 
 
 @dataclass(eq=False)
@@ -148,19 +149,15 @@ def _begin(service: Service, answering: Answering, *, caller: Caller, most_token
         writer = service.writers[prompt.backbone]
         spelling = _Spelling(service.tokenizers[prompt.backbone], index, answering.tell)
         text = writer.submit(row, tenant=caller.tenant, tell=spelling, position=index)
-        answering.stops.append(_stop_writing(writer, text))
+        answering.stops.append(functools.partial(writer.cancel, text))
     for backbone, indices in choosing.items():
         predictor = service.predictors[backbone]
         chosen = [answering.prompts[index] for index in indices]
         ticket = predictor.submit(
             [row_of(prompt.record, adapter=prompt.adapter) for prompt in chosen], tenant=caller.tenant
         )
-        answering.stops.append(lambda ticket=ticket, predictor=predictor: predictor.cancel(ticket))  # type: ignore[misc]
+        answering.stops.append(functools.partial(predictor.cancel, ticket))
         ticket.future.add_done_callback(_labels(answering, indices, ticket, sampling.top_logprobs))
-
-
-def _stop_writing(writer: Writer, text: Text) -> Callable[[], None]:
-    return lambda: writer.cancel(text)
 
 
 def _labels(

@@ -61,10 +61,12 @@ def router(service: Service) -> APIRouter:
             usage = body.stream_options is not None and body.stream_options.include_usage
             return event_stream(_events(frame, answering, request, logprobs=body.logprobs, usage=usage))
         pieces = [piece async for piece in answering.pieces(request)]
+        finish = pieces[-1].finish
+        assert finish is not None  # the last piece has one
         choice = ChatChoice(
             index=0,
             message=AnswerMessage(content="".join(piece.text for piece in pieces)),
-            finish_reason=pieces[-1].finish,  # type: ignore[arg-type]  # the last piece has one
+            finish_reason=finish,
             logprobs=_logprobs([piece.token for piece in pieces if piece.token is not None]) if body.logprobs else None,
         )
         return ChatCompletion(
@@ -84,7 +86,7 @@ async def _events(
         choice = ChatChunkChoice(
             index=0,
             delta=Delta(content=piece.text),
-            finish_reason=piece.finish,  # type: ignore[arg-type]
+            finish_reason=piece.finish,
             logprobs=_logprobs(tokens) if logprobs else None,
         )
         yield frame.model_copy(update={"choices": [choice]})

@@ -84,12 +84,10 @@ async def _events(
 
 def _choice(pieces: Sequence[Piece], *, logprobs: bool, start: int = 0) -> CompletionChoice:
     tokens = [piece.token for piece in pieces if piece.token is not None]
-    finish = pieces[-1].finish
-    assert finish in ("stop", "length", None)
     return CompletionChoice(
         index=pieces[0].index,
         text="".join(piece.text for piece in pieces),
-        finish_reason=finish,  # type: ignore[arg-type]
+        finish_reason=pieces[-1].finish,
         logprobs=_logprobs(tokens, start=start) if logprobs else None,
     )
 
