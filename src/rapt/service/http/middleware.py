@@ -58,7 +58,7 @@ class Envelope:
 
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception as error:
+        except Exception as error:  # the server behind would log it with its message, which may hold anything
             log.error("%s failed: %s at %s", request_id, type(error).__name__, _place(error))
             if not status:
                 await unforeseen_response(error)(scope, receive, send_with_id)

@@ -110,7 +110,7 @@ class ThreadRunner:
                         self._queued.wait(_BETWEEN_LOOKS)
                     else:
                         self._run(job)
-                except Exception as error:
+                except Exception as error:  # of the database or the disk; a worker that ended would leave jobs behind
                     log.error("the worker could not use its store: %s", type(error).__name__)
                     self._closing.wait(_PAUSE_AFTER_AN_ERROR)
         requeue_abandoned_jobs(self._store)
@@ -133,7 +133,7 @@ class ThreadRunner:
         except RaptError as error:
             log.warning("job %s failed: %s", job.id, error.code)
             fail_job(self._store, job, code=error.code, message=str(error), now=_now())
-        except Exception as error:
+        except Exception as error:  # it ends this job and not the worker
             log.error("job %s failed: %s", job.id, type(error).__name__)
             message = f"an error that the service did not foresee, {type(error).__name__}; tell the provider the job id"
             fail_job(self._store, job, code=RaptError.code, message=message, now=_now())

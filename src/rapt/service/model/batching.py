@@ -30,7 +30,7 @@ Plan = Callable[[Sequence[Row]], list[list[int]]]
 # Of one tenant's waiting rows, as a part of all that may wait: the others always find room.
 TENANT_SHARE: Final = 0.5
 # Weight of the last batch in the running estimate of the speed.
-SMOOTHING: Final = 0.2
+_SMOOTHING: Final = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,17 +202,16 @@ class Batcher(Generic[Row, Answer]):
         self._last_callers = len(tickets)
         measured = self._last_seconds / sum(work.cost for work in works)
         with self._changed:
-            weight = SMOOTHING if self._seconds_per_cost else 1.0
-            self._seconds_per_cost += weight * (measured - self._seconds_per_cost)
+            self._seconds_per_cost = running_mean(self._seconds_per_cost, measured)
             self._waiting -= {ticket for ticket in tickets if ticket.future.done()}
 
     def _serve_pass(self, works: list[_Work[Row, Answer]]) -> None:
         try:
             answers = self._run([work.row for work in works])
-        except Exception as error:
+        except Exception as error:  # whatever it is, callers wait for it, and the thread must go on for the others
             callers = {id(work.ticket): work.ticket for work in works}
             if len(callers) == 1:
-                works[0].ticket.fail(_told(error))
+                works[0].ticket.fail(told(error))
                 return
             for ticket in callers.values():  # one of them is the reason; the others must not pay for it
                 self._serve_pass([work for work in works if work.ticket is ticket])
@@ -239,7 +238,12 @@ def require_room(queue: FairQueue[Any], cost: int, *, tenant: str, limit: int, s
     )
 
 
-def _told(error: Exception) -> Exception:
+def running_mean(mean: float, measured: float) -> float:
+    """An estimate of the speed, moved towards the last measurement; 0 is none yet."""
+    return mean + _SMOOTHING * (measured - mean) if mean else measured
+
+
+def told(error: Exception) -> Exception:
     """An error as its caller sees it: one that nobody foresaw keeps its class and loses its message."""
     if isinstance(error, RaptError):
         return error

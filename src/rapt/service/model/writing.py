@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from typing import Final, Literal
 
-from rapt.errors import RaptError, UnavailableError
+from rapt.errors import UnavailableError
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.batching import SMOOTHING, BatchLimits, require_room
+from rapt.service.model.batching import BatchLimits, require_room, running_mean, told
 from rapt.service.model.decoding import DecodingBatch, GenerationRow, check_generation
 from rapt.service.model.fair_queue import FairQueue
 from rapt.service.model.sampling import Choice
@@ -134,8 +134,7 @@ class Writer:
             if done:
                 measured = (time.monotonic() - start) / done
                 with self._changed:
-                    weight = SMOOTHING if self._seconds_per_cost else 1.0
-                    self._seconds_per_cost += weight * (measured - self._seconds_per_cost)
+                    self._seconds_per_cost = running_mean(self._seconds_per_cost, measured)
 
     def _step(self) -> int:
         """One token for each text in the batch; returns for how many."""
@@ -144,10 +143,10 @@ class Writer:
             return 0
         try:
             choices = self._batch.step()
-        except Exception as error:
+        except Exception as error:  # whatever it is, callers wait for it, and the thread must go on for the others
             for text in self._texts:
                 text.left = True
-                _tell(text, Written(error=_told(error)))
+                _tell(text, Written(error=told(error)))
             self._leave()
             return 0
         for text, choice in zip(self._texts, choices, strict=True):
@@ -161,9 +160,9 @@ class Writer:
             return 0
         try:
             choices = self._batch.join([text.row for text in texts])
-        except Exception as error:
+        except Exception as error:  # likewise
             if len(texts) == 1:
-                _tell(texts[0], Written(error=_told(error)))
+                _tell(texts[0], Written(error=told(error)))
                 return 0
             return sum(self._join([text]) for text in texts)  # one of them is the reason
         self._texts += texts
@@ -191,8 +190,3 @@ class Writer:
 def _tell(text: Text, written: Written) -> None:
     with suppress(Exception):  # whoever listened is gone: its loop is closed
         text.tell(written)
-
-
-def _told(error: Exception) -> Exception:
-    """An error as its caller sees it: one that nobody foresaw keeps its class and loses its message."""
-    return error if isinstance(error, RaptError) else RuntimeError(f"a pass failed with {type(error).__name__}")
