@@ -60,8 +60,8 @@ def config_for(method, row):
         task="classification" if row == "pairs" else row,
         label_words=("good", "bad") if row == "label_words" else (),
         prompt_length=2,
-        epochs=3,
-        batch_size=8,
+        epochs=6,
+        batch_size=RECORDS,  # every step sees every record, so that one loss can be held against another
         reconstruction=ReconstructionConfig(weight=0.1, head_size=4),
     )
 
@@ -88,7 +88,7 @@ def test_every_cell_trains_resumes_is_saved_and_predicts(tiny, tmp_path, archite
     file, config, steps, kept = file_for(backbone, row), config_for(method, row), [], []
     whole = tune(backbone, file, config=config, on_progress=steps.append)
     losses = [progress.task_loss for progress in steps]
-    assert min(losses[1:]) < losses[0]  # single batches of so short a run go up and down
+    assert losses[-1] < losses[0]
 
     seen = []
     with pytest.raises(TuningCancelled):
