@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 
 from gguf_writer import F16, F32, Q4_0, Q4_1, Q8_0, write_gguf
-from rapt.conversion.converted_models import cache_folder, converted_llama
+from rapt.conversion.converted_models import converted_llama
 from rapt.conversion.gguf_file import read_gguf
 from rapt.conversion.gguf_llama import halves_first
 from rapt.errors import VocabularyError
@@ -115,7 +115,7 @@ def tiny_gguf(path, **changes):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -193,14 +193,6 @@ def test_a_file_of_another_version_or_quantization_is_refused(tmp_path):
     endless.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1 << 60))
     with pytest.raises(VocabularyError, match="whole GGUF file"):
         read_gguf(endless)
-
-
-def test_the_cache_is_where_its_variables_say(monkeypatch, tmp_path):
-    monkeypatch.delenv("RAPT_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "rapt"
-    monkeypatch.setenv("RAPT_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
 
 
 def test_the_decoder_of_the_list_is_named_by_its_digest():

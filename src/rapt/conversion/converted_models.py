@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,16 +11,10 @@ from typing import Final
 from rapt.conversion.gguf_file import read_gguf
 from rapt.conversion.gguf_llama import write_llama
 from rapt.errors import VocabularyError
+from rapt.user_cache import cache_folder
 
 # Part of a folder's name: a change of what is written makes new folders.
 _VERSION: Final = 1
-
-
-def cache_folder() -> Path:
-    """The folder of everything that can be made again: `RAPT_CACHE`, or `rapt` in the user's cache folder."""
-    if own := os.environ.get("RAPT_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rapt"
 
 
 def converted_llama(source: Path, *, sha256: str) -> Path:
@@ -61,6 +54,6 @@ def converted_llama(source: Path, *, sha256: str) -> Path:
     except OSError as error:
         raise VocabularyError(
             f"a model must be readable and its cache writable, got {error.strerror or type(error).__name__}; "
-            "free 600 MB, or choose another folder with RAPT_CACHE"
+            "free 600 MB, or choose another folder with RAPT_CACHE_DIR"
         ) from None
     return folder

@@ -21,6 +21,7 @@ import numpy as np
 from rapt.errors import CorpusError, WireError
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.slope import Slope, largest_slopes
+from rapt.user_cache import cache_folder
 from rapt.version import __version__
 from rapt.wire.strict_json import exact_fields, field, parse_object
 
@@ -139,13 +140,6 @@ def _between(low: int, high: int, slopes: dict[int, Slope], *, eta: float) -> li
             crossing = int(np.polyfit(excess, near, len(near) - 1)[-1])
     crossing = min(max(crossing, low + 1), high - 1)
     return [point for point in range(crossing - 1, crossing + 3) if low < point < high]
-
-
-def cache_folder() -> Path:
-    """Where certificates are kept: `RAPT_CACHE_DIR`, or `rapt` in the user's cache folder."""
-    if chosen := os.environ.get("RAPT_CACHE_DIR"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rapt"
 
 
 def save_beside(certificate: Certificate, folder: Path) -> Path:
