@@ -9,12 +9,11 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Final
 
 from sqlalchemy import Connection, insert
 
 from rapt.service.storage.callers import Caller
-from rapt.service.storage.database import Cursor, Page, page_of
+from rapt.service.storage.database import Cursor, Page, page_of, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import AUDIT
 
@@ -57,7 +56,4 @@ def list_audit(store: Store, cursor: Cursor) -> Page[AuditEntry]:
     """One page of the log of all tenants. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
         rows, has_more = page_of(connection, AUDIT, cursor)
-    return Page(tuple(AuditEntry(**{name: row._mapping[name] for name in _FIELDS}) for row in rows), has_more)
-
-
-_FIELDS: Final = ("id", "created_at", "tenant", "key", "action", "object")
+    return Page(tuple(value_of(row, AuditEntry) for row in rows), has_more)

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -36,11 +36,15 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from rapt.errors import NotFoundError, UnavailableError, UsageError
 from rapt.service.storage.migrations import migrate
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 _WRITES: Final = "rapt_writes"
 # Any number will do, as long as nothing else in the same database uses it.
 _WRITE_LOCK: Final = 7_241_986_353
 
 T = TypeVar("T")
+Stored = TypeVar("Stored", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,11 @@ def page_of(
         query = query.where(number < start if cursor.newest_first else number > start)
     rows = list(connection.execute(query.limit(cursor.limit + 1)))
     return rows[: cursor.limit], len(rows) > cursor.limit
+
+
+def value_of(row: Row[Any], kind: type[Stored]) -> Stored:
+    """The value in a row: each of its fields is the column of that name."""
+    return kind(**{field.name: row._mapping[field.name] for field in fields(kind)})
 
 
 def _engine(url: URL) -> Engine:

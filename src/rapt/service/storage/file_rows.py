@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, func, insert, or_, select
+from sqlalchemy import delete, func, insert, or_, select
 
 from rapt.errors import UsageError
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import FILES, JOBS
@@ -123,7 +123,7 @@ def add_file(
     with store.naming:
         with store.database.read() as connection:
             if (before := made_before(connection, caller, request)) is not None:
-                return _from_row(find(connection, FILES, before, tenant=caller.tenant))
+                return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
             check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
         store.directory.keep(staged)
         try:
@@ -142,14 +142,14 @@ def add_file(
 def get_file(store: Store, file_id: str, *, tenant: str) -> StoredFile:
     """The file of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return _from_row(find(connection, FILES, file_id, tenant=tenant))
+        return value_of(find(connection, FILES, file_id, tenant=tenant), StoredFile)
 
 
 def list_files(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredFile]:
     """One page of files. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
         rows, has_more = page_of(connection, FILES, cursor, where=FILES.c.tenant == tenant)
-    return Page(tuple(_from_row(row) for row in rows), has_more)
+    return Page(tuple(value_of(row, StoredFile) for row in rows), has_more)
 
 
 def file_path(store: Store, file: StoredFile) -> Path:
@@ -166,7 +166,7 @@ def delete_file(store: Store, file_id: str, *, caller: Caller) -> None:
     """
     with store.naming:
         with store.database.write() as connection:
-            file = _from_row(find(connection, FILES, file_id, tenant=caller.tenant))
+            file = value_of(find(connection, FILES, file_id, tenant=caller.tenant), StoredFile)
             needed = select(func.count()).where(
                 or_(JOBS.c.training_file == file_id, JOBS.c.validation_file == file_id), JOBS.c.status.in_(ACTIVE)
             )
@@ -184,9 +184,3 @@ def _remove_unnamed(store: Store, sha256: str) -> None:
         named = connection.execute(select(func.count()).where(FILES.c.sha256 == sha256)).scalar_one()
     if not named:
         store.directory.remove_blob(sha256)
-
-
-def _from_row(row: Row[Any]) -> StoredFile:
-    values = dict(row._mapping)
-    del values["number"]
-    return StoredFile(**values)

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, insert
+from sqlalchemy import Connection, insert
 
-from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import EVENTS, JOBS
 
@@ -34,7 +34,7 @@ def list_events(store: Store, job_id: str, cursor: Cursor, *, tenant: str) -> Pa
     with store.database.read() as connection:
         find(connection, JOBS, job_id, tenant=tenant)
         rows, has_more = page_of(connection, EVENTS, cursor, where=EVENTS.c.job_id == job_id)
-    return Page(tuple(_event(row) for row in rows), has_more)
+    return Page(tuple(value_of(row, StoredEvent) for row in rows), has_more)
 
 
 def add_event(
@@ -57,9 +57,3 @@ def add_event(
         data=None if data is None else dict(data),
     )
     connection.execute(insert(EVENTS).values(vars(event)))
-
-
-def _event(row: Row[Any]) -> StoredEvent:
-    values = dict(row._mapping)
-    del values["number"]
-    return StoredEvent(**values)

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from rapt.errors import UsageError
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller
-from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.job_events import add_event
 from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
@@ -132,7 +132,7 @@ def add_job(
     )
     with store.database.write() as connection:
         if (before := made_before(connection, caller, request)) is not None:
-            return job_of(find(connection, JOBS, before, tenant=caller.tenant))
+            return value_of(find(connection, JOBS, before, tenant=caller.tenant), StoredJob)
         check_tenant(connection, caller.tenant)
         for file in (training_file, validation_file):
             if file is not None:
@@ -148,7 +148,7 @@ def add_job(
 def get_job(store: Store, job_id: str, *, tenant: str) -> StoredJob:
     """The job of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return job_of(find(connection, JOBS, job_id, tenant=tenant))
+        return value_of(find(connection, JOBS, job_id, tenant=tenant), StoredJob)
 
 
 def list_jobs(
@@ -164,7 +164,7 @@ def list_jobs(
         where = where & (JOBS.c.metadata[name].as_string() == value)
     with store.database.read() as connection:
         rows, has_more = page_of(connection, JOBS, cursor, where=where)
-    return Page(tuple(job_of(row) for row in rows), has_more)
+    return Page(tuple(value_of(row, StoredJob) for row in rows), has_more)
 
 
 def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
@@ -175,14 +175,14 @@ def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> Stored
         UsageError: It has ended.
     """
     with store.database.write() as connection:
-        job = job_of(find(connection, JOBS, job_id, tenant=caller.tenant))
+        job = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
         if job.status in ENDED:
             raise UsageError(f"a job must not have ended to be cancelled, got status={job.status}")
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="cancelled", finished_at=now))
         add_event(connection, job_id, message="the job was cancelled", level="warn", now=now)
         record(connection, caller, "job.cancel", job_id)
         folders = let_go_of_checkpoints(connection, job_id)
-        cancelled = job_of(find(connection, JOBS, job_id, tenant=caller.tenant))
+        cancelled = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
     for folder in folders:
         store.directory.remove_checkpoint(folder)
     return cancelled
@@ -216,21 +216,14 @@ def let_go_of_checkpoints(connection: Connection, job_id: str) -> list[str]:
     return folders
 
 
-def job_of(row: Row[Any]) -> StoredJob:
-    """The job in a row."""
-    values = dict(row._mapping)
-    del values["number"]
-    return StoredJob(**values)
-
-
 def _switch(
     store: Store, job_id: str, *, caller: Caller, now: int, allowed: tuple[str, ...], status: str, verb: str
 ) -> StoredJob:
     with store.database.write() as connection:
-        job = job_of(find(connection, JOBS, job_id, tenant=caller.tenant))
+        job = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
         if job.status not in allowed:
             raise UsageError(f"a job must be {' or '.join(allowed)} to {verb}, got status={job.status}")
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status=status))
         add_event(connection, job_id, message=f"the job was {verb}d", now=now)
         record(connection, caller, f"job.{verb}", job_id)
-        return job_of(find(connection, JOBS, job_id, tenant=caller.tenant))
+        return value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)

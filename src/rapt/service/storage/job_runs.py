@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
-from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.job_events import add_event
-from rapt.service.storage.job_rows import StoredJob, job_of, let_go_of_checkpoints
+from rapt.service.storage.job_rows import StoredJob, let_go_of_checkpoints
 from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CHECKPOINTS, JOBS, TENANTS
@@ -63,7 +63,7 @@ def claim_next_job(store: Store, *, worker: str, models: Collection[str], now: i
         taken = {"status": "running", "worker": worker, "attempt": row.attempt + 1}
         connection.execute(update(JOBS).where(JOBS.c.id == row.id).values(taken))
         add_event(connection, row.id, message="the job is running", now=now)
-        return job_of(find(connection, JOBS, row.id, tenant=row.tenant))
+        return value_of(find(connection, JOBS, row.id, tenant=row.tenant), StoredJob)
 
 
 def is_still_mine(store: Store, job: StoredJob) -> bool:
@@ -115,7 +115,7 @@ def latest_checkpoint(store: Store, job: StoredJob) -> StoredCheckpoint | None:
             .limit(1)
         )
         row = connection.execute(newest).first()
-    return None if row is None else _checkpoint(row)
+    return None if row is None else value_of(row, StoredCheckpoint)
 
 
 def list_checkpoints(store: Store, job_id: str, cursor: Cursor, *, tenant: str) -> Page[StoredCheckpoint]:
@@ -123,7 +123,7 @@ def list_checkpoints(store: Store, job_id: str, cursor: Cursor, *, tenant: str) 
     with store.database.read() as connection:
         find(connection, JOBS, job_id, tenant=tenant)
         rows, has_more = page_of(connection, CHECKPOINTS, cursor, where=CHECKPOINTS.c.job_id == job_id)
-    return Page(tuple(_checkpoint(row) for row in rows), has_more)
+    return Page(tuple(value_of(row, StoredCheckpoint) for row in rows), has_more)
 
 
 def succeed_job(
@@ -194,9 +194,3 @@ def _end(connection: Connection, job: StoredJob, *, status: str, now: int, value
 def _remove(store: Store, folders: list[str]) -> None:
     for folder in folders:
         store.directory.remove_checkpoint(folder)
-
-
-def _checkpoint(row: Row[Any]) -> StoredCheckpoint:
-    values = dict(row._mapping)
-    del values["number"]
-    return StoredCheckpoint(**values)

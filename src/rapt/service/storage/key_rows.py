@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Row, exists, insert, or_, select, update
+from sqlalchemy import Connection, exists, insert, or_, select, update
 
 from rapt.errors import NotFoundError
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller, Role
-from rapt.service.storage.database import Cursor, Page, page_of
+from rapt.service.storage.database import Cursor, Page, page_of, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import KEYS, TENANTS
 
@@ -89,7 +89,7 @@ def revoke_key(store: Store, key_id: str, *, caller: Caller, now: int, tenant: s
         _good(connection, key_id, tenant=tenant, now=now)
         connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(revoked_at=now))
         record(connection, caller, "key.revoke", key_id)
-        return _from_row(connection.execute(select(KEYS).where(KEYS.c.id == key_id)).one())
+        return value_of(connection.execute(select(KEYS).where(KEYS.c.id == key_id)).one(), StoredKey)
 
 
 def list_keys(store: Store, cursor: Cursor, *, tenant: str | None = None) -> Page[StoredKey]:
@@ -97,7 +97,7 @@ def list_keys(store: Store, cursor: Cursor, *, tenant: str | None = None) -> Pag
     with store.database.read() as connection:
         where = None if tenant is None else KEYS.c.tenant == tenant
         rows, has_more = page_of(connection, KEYS, cursor, where=where)
-    return Page(tuple(_from_row(row) for row in rows), has_more)
+    return Page(tuple(value_of(row, StoredKey) for row in rows), has_more)
 
 
 def holder_of(store: Store, key: str, *, now: int) -> Caller | None:
@@ -132,7 +132,7 @@ def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, 
 def _good(connection: Connection, key_id: str, *, tenant: str | None, now: int) -> StoredKey:
     row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).first()
     if row is not None:
-        key = _from_row(row)
+        key = value_of(row, StoredKey)
         if (
             key.revoked_at is None
             and (key.expires_at is None or key.expires_at > now)
@@ -140,9 +140,3 @@ def _good(connection: Connection, key_id: str, *, tenant: str | None, now: int) 
         ):
             return key
     raise NotFoundError("no such key is good; list them to see what there is")
-
-
-def _from_row(row: Row[Any]) -> StoredKey:
-    values = dict(row._mapping)
-    del values["number"], values["digest"]
-    return StoredKey(**values)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert
+from sqlalchemy import Connection, delete, insert
 
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller
-from rapt.service.storage.database import Cursor, Page, find, page_of
+from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import MODELS
 from rapt.service.storage.tenant_rows import check_tenant
@@ -45,14 +44,14 @@ def model_name(*, base: str, tenant: str, suffix: str, adapter: str) -> str:
 def get_model(store: Store, model_id: str, *, tenant: str) -> StoredModel:
     """The tuned model of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return _from_row(find(connection, MODELS, model_id, tenant=tenant))
+        return value_of(find(connection, MODELS, model_id, tenant=tenant), StoredModel)
 
 
 def list_models(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredModel]:
     """One page of tuned models. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
         rows, has_more = page_of(connection, MODELS, cursor, where=MODELS.c.tenant == tenant)
-    return Page(tuple(_from_row(row) for row in rows), has_more)
+    return Page(tuple(value_of(row, StoredModel) for row in rows), has_more)
 
 
 def adapter_folder(store: Store, model: StoredModel) -> Path:
@@ -80,15 +79,9 @@ def insert_model(connection: Connection, model: StoredModel) -> None:
 def delete_model(store: Store, model_id: str, *, caller: Caller) -> StoredModel:
     """Delete a tuned model and its adapter; returns what it was. Raises `NotFoundError`."""
     with store.database.write() as connection:
-        model = _from_row(find(connection, MODELS, model_id, tenant=caller.tenant))
+        model = value_of(find(connection, MODELS, model_id, tenant=caller.tenant), StoredModel)
         connection.execute(delete(MODELS).where(MODELS.c.id == model_id))
         record(connection, caller, "model.delete", model.adapter[:12])
     store.directory.remove_adapter(model.adapter)
     store.database.forget_deleted()
     return model
-
-
-def _from_row(row: Row[Any]) -> StoredModel:
-    values = dict(row._mapping)
-    del values["number"]
-    return StoredModel(**values)

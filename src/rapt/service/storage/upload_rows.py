@@ -6,15 +6,15 @@ import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Final
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from rapt.errors import LimitError, NotFoundError, UsageError
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import find
+from rapt.service.storage.database import find, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import PARTS, UPLOADS
 from rapt.service.storage.tenant_rows import check_bytes, check_tenant
@@ -85,7 +85,7 @@ def add_upload(store: Store, *, filename: str, purpose: str, size: int, caller: 
 def get_upload(store: Store, upload_id: str, *, tenant: str) -> StoredUpload:
     """The upload of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return _upload(find(connection, UPLOADS, upload_id, tenant=tenant))
+        return value_of(find(connection, UPLOADS, upload_id, tenant=tenant), StoredUpload)
 
 
 def add_part(
@@ -168,7 +168,7 @@ def end_upload(
         connection.execute(change.values(status=status, file_id=file_id))
         doomed = _drop_parts(connection, [upload_id])
         record(connection, caller, "upload.complete" if file_id else "upload.cancel", upload_id)
-        upload = _upload(find(connection, UPLOADS, upload_id, tenant=caller.tenant))
+        upload = value_of(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
     _remove(store, doomed)
     return upload
 
@@ -201,7 +201,7 @@ class JoinedParts:
 
 
 def _pending(connection: Connection, upload_id: str, *, caller: Caller, now: int) -> StoredUpload:
-    upload = _upload(find(connection, UPLOADS, upload_id, tenant=caller.tenant))
+    upload = value_of(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
     if upload.status != "pending" or upload.expires_at <= now:
         status = upload.status if upload.status != "pending" else "expired"
         raise UsageError(f"an upload must be pending, got status={status}; begin another")
@@ -224,9 +224,3 @@ def _drop_parts(connection: Connection, uploads: Sequence[str]) -> list[str]:
 def _remove(store: Store, parts: Iterable[str]) -> None:
     for part in parts:
         store.directory.remove_part(part)
-
-
-def _upload(row: Row[Any]) -> StoredUpload:
-    values = dict(row._mapping)
-    del values["number"]
-    return StoredUpload(**values)
