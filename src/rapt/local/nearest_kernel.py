@@ -164,9 +164,9 @@ def multiplies_correctly(products: Callable[..., None]) -> bool:
 
 
 def _declared(library: ctypes.CDLL, name: str) -> Callable[..., None]:
-    function = getattr(library, name)
+    function = library[name]
     function.argtypes, function.restype = _ARGUMENTS[name], None
-    return function  # type: ignore[no-any-return]  # ctypes types its functions as anything
+    return function
 
 
 def _array(kind: type[np.generic] | np.dtype[np.void], dimensions: int) -> type:

@@ -22,6 +22,7 @@ SCHEMA_OF_PARTS: Final = "rapt.privatized/2"
 
 # How the target texts of a file left: through the mechanism, or as they are, because the user declared them public.
 Targets = Literal["privatized", "public"]
+_TARGETS: Final[tuple[Targets, ...]] = get_args(Targets)
 
 Parameter = float | int | str | bool
 
@@ -256,11 +257,11 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
 
 
 def _targets(value: Any) -> Targets | None:
-    for known in get_args(Targets):
+    for known in _TARGETS:
         if value == known:
-            return known  # type: ignore[no-any-return]  # get_args is untyped
+            return known
     if value is not None:
-        raise WireError(f"the manifest must say of targets {' or '.join(get_args(Targets))}, or null; write it again")
+        raise WireError(f"the manifest must say of targets {' or '.join(_TARGETS)}, or null; write it again")
     return None
 
 
