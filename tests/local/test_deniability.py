@@ -52,7 +52,7 @@ def test_a_token_that_stays_itself_has_a_set_of_one(rng):
         assert plausible_deniability(mechanism, vocabulary, rng=rng).set_size.largest == 1
 
 
-def test_draws_of_a_closed_channel_bound_its_sets_from_below(rng):
+def test_draws_of_a_channel_that_is_not_closed_bound_its_sets_from_below(rng):
     vocabulary = toy_vocabulary(LINE, special=SPECIAL)
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=1.0)
     found = plausible_deniability(mechanism, vocabulary, rng=rng, draws=2_000)

@@ -31,12 +31,11 @@ from numpy.typing import NDArray
 
 from rapt.errors import UsageError
 from rapt.local.mechanisms.interface import Mechanism, closed_channel
+from rapt.local.unchanged import CHANNEL_ROWS, evenly_spaced
 from rapt.local.vocabulary import Vocabulary
 
 OUTSIDE: Final = 0.05
 CONFIDENCE: Final = 0.95
-# Tokens of a closed channel that are computed at once: 15 MB at 30,000 outputs.
-_ROWS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +104,7 @@ def plausible_deniability(
             f"plausible deniability needs a token, a draw and a share below 1, got types={wanted} draws={draws} "
             f"outside={outside!r}"
         )
-    ends = np.linspace(0, len(vocabulary.eligible) - 1, min(wanted, len(vocabulary.eligible))).round()
-    places = np.unique(ends.astype(np.int64))
+    places = evenly_spaced(len(vocabulary.eligible), most=wanted)
     if closed is None:
         kept, sizes = _simulated(mechanism, vocabulary.eligible[places], draws=draws, outside=outside, rng=rng)
     else:
@@ -130,8 +128,8 @@ def _exact(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """N_w and S_w of the tokens at these places among the eligible ids, (n,) each."""
     kept, sizes = np.empty(len(places)), np.empty(len(places), dtype=np.int64)
-    for start in range(0, len(places), _ROWS):
-        part = slice(start, start + _ROWS)
+    for start in range(0, len(places), CHANNEL_ROWS):
+        part = slice(start, start + CHANNEL_ROWS)
         probabilities = np.exp(channel(eligible[places[part]]))
         kept[part] = probabilities[np.arange(len(probabilities)), places[part]]
         probabilities.sort(axis=1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapt.errors import UsageError
 from rapt.local.mechanisms.interface import Mechanism, closed_channel
@@ -18,7 +19,7 @@ from rapt.local.vocabulary import Vocabulary
 # Two-sided 95 % of the normal law.
 _Z: Final = 1.959964
 # Tokens of a closed channel that are computed at once: 15 MB at 30,000 outputs.
-_ROWS: Final = 64
+CHANNEL_ROWS: Final = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +61,13 @@ def measure_unchanged(
     """
     if types < 2 or draws < 1 or len(vocabulary.eligible) < 2:
         raise UsageError(f"a share needs at least 2 tokens and 1 draw, got types={types} draws={draws}")
-    places = np.linspace(0, len(vocabulary.eligible) - 1, min(types, len(vocabulary.eligible))).round()
-    places = np.unique(places.astype(np.int64))
+    places = evenly_spaced(len(vocabulary.eligible), most=types)
     tried, channel = vocabulary.eligible[places], closed_channel(mechanism)
     if channel is None:
         released = mechanism.privatize(np.repeat(tried, draws), rng=rng).reshape(len(tried), draws)
         kept = (released == tried[:, None]).mean(axis=1)
     else:
-        rows = np.array_split(np.arange(len(tried)), math.ceil(len(tried) / _ROWS))
+        rows = np.array_split(np.arange(len(tried)), math.ceil(len(tried) / CHANNEL_ROWS))
         kept = np.concatenate([np.exp(channel(tried[row])[np.arange(len(row)), places[row]]) for row in rows])
         draws = 0
     share = float(kept.mean())
@@ -85,3 +85,8 @@ def measure_unchanged(
         median=float(np.median(kept)),
         quantile_95=float(np.quantile(kept, 0.95)),
     )
+
+
+def evenly_spaced(count: int, *, most: int) -> NDArray[np.int64]:
+    """Up to `most` of the places 0 to `count` - 1, the first and the last among them where there are two, (n,)."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
