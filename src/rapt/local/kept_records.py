@@ -76,11 +76,12 @@ def skip_kept(
             for position, (own, count) in enumerate(zip(ids, counts, strict=True), records):
                 if len(own) != count:
                     raise _another_source(position)
+            if privatized:
+                tokens += sum(counts)
             if privatized and ledger is not None:
                 stored = stored_token_ids(ledger, privatizer, texts, stream=stream)
                 _check_accounted(stored, ids, first_position=records)
         records += len(chunk)
-        tokens += sum(len(ids) for _, part, privatized in _parts(items, chunk) for ids in part if privatized)
     return records, tokens
 
 
