@@ -40,11 +40,10 @@ from rapt.service.model.backbone import load_backbone
 from rapt.service.model.layout import embed_with_prompts, lay_out
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig
 from rapt.service.model.tuning.run import Run
-from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 
 MEDIAN, SPREAD, LONGEST = 22, 0.55, 64
-NO_PLAIN_TOKENS = PlainTokens(count=0, pool=(), fixed=None)
 
 
 def privatized_file(backbone, *, records, plain, pool, more=0, seed=0):
