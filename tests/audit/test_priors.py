@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rapt.audit.priors import TokenPrior, prior_from_counts, prior_from_texts, read_prior, uniform_prior
+from rapt.audit.priors import TokenPrior, prior_from_counts, public_text, read_public_text, uniform_prior
 from rapt.errors import AuditError, CorpusError
 from toy_vocabularies import toy_vocabulary, toy_word
 
@@ -25,14 +25,14 @@ def test_counts_are_smoothed_by_the_share_of_new_types(bundle):
 
 def test_texts_are_counted_with_the_vocabulary(bundle):
     text = f"{toy_word(0)} {toy_word(1)} {toy_word(0)}"
-    counted = prior_from_texts([text], bundle, source="x").probabilities
+    counted = public_text([text], bundle, source="x").prior(bundle).probabilities
     assert counted == pytest.approx(prior_from_counts(np.array([2, 1, 0, 0, 0]), bundle, source="x").probabilities)
 
 
 def test_a_public_corpus_is_read_and_named(bundle, tmp_path):
     path = tmp_path / "public.csv"
     path.write_text(f"text\n{toy_word(3)}\n", encoding="utf-8")
-    prior = read_prior(path, bundle)
+    prior = read_public_text(path, bundle).prior(bundle)
     assert prior.probabilities.argmax() == 3
     assert "public.csv" in prior.source
 
@@ -45,7 +45,7 @@ def test_counts_of_nothing_or_of_another_table_are_refused(counts, bundle):
 
 def test_a_missing_public_corpus_is_refused(bundle, tmp_path):
     with pytest.raises(CorpusError):
-        read_prior(tmp_path / "none.csv", bundle)
+        read_public_text(tmp_path / "none.csv", bundle)
 
 
 @pytest.mark.parametrize("values", [[0.5, 0.6], [1.5, -0.5], [np.nan, 1.0], [[1.0]]])

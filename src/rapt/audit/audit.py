@@ -15,7 +15,7 @@ from rapt.audit.judge.bound import ContextFreeBound, context_free_bound
 from rapt.audit.judge.detail import Detail, detail
 from rapt.audit.judge.scoring import TokenScore, score, unchanged_share
 from rapt.audit.kept_results import KeptResults
-from rapt.audit.view import AdversaryView, Truth, sample_records
+from rapt.audit.view import AdversaryView, Truth
 from rapt.errors import AuditError
 
 # Distance, in standard errors, at which a file is said not to be what its manifest states: once in 10^9 by chance.
@@ -182,21 +182,17 @@ def _attack(
     name: str, attack: Attack, desk: Desk, truth: Truth, *, on_progress: Callable[[float], None]
 ) -> AttackResult:
     started = time.monotonic()
-    seen, its_truth, table = desk.view, truth, desk
-    if attack.most_tokens is not None and attack.most_tokens < len(desk.view.observed):
-        seen, its_truth = sample_records(desk.view, truth, tokens=attack.most_tokens, seed=desk.seed)
-        table = desk.part(seen)
-    guess = attack.run(table, on_progress=on_progress)
+    guess = attack.run(desk, on_progress=on_progress)
     return AttackResult(
         attack=name,
         title=attack.title,
         uses=attack.uses,
         source=attack.source,
-        score=score(guess, view=seen, truth=its_truth),
+        score=score(guess, view=desk.view, truth=truth),
         remarks=guess.remarks,
         uses_context=attack.uses_context,
-        records=len(seen.records),
-        detail=detail(guess, view=seen, truth=its_truth),
+        records=len(desk.view.records),
+        detail=detail(guess, view=desk.view, truth=truth),
         seconds=round(time.monotonic() - started, 1),
     )
 

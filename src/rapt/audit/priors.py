@@ -102,22 +102,3 @@ def prior_from_counts(counts: NDArray[np.int64], bundle: VocabularyBundle, *, so
     values = counts / (total + types)
     values[bundle.eligible] += types / (total + types) / len(bundle.eligible)
     return TokenPrior(probabilities=values / values.sum(), source=source)
-
-
-def prior_from_texts(texts: Iterable[str], bundle: VocabularyBundle, *, source: str) -> TokenPrior:
-    """The prior of public texts, tokenized with the vocabulary. Raises `AuditError` when they hold no token."""
-    counts = np.zeros(len(bundle.embeddings), dtype=np.int64)
-    for content in Vocabulary(bundle).encode(list(texts)):
-        np.add.at(counts, content, 1)
-    return prior_from_counts(counts, bundle, source=source)
-
-
-def read_prior(path: Path, bundle: VocabularyBundle, *, text_column: str = "text") -> TokenPrior:
-    """The prior of a public corpus: CSV, TSV or JSONL with a column of texts.
-
-    Raises:
-        AuditError: It holds no token.
-        CorpusError: It cannot be read.
-    """
-    texts = (record.text for record in read_corpus(path, text_column=text_column, label_column=None))
-    return prior_from_texts(texts, bundle, source=f"word frequencies of the public text {path.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rapt.audit.audit import AuditReport, audit
-from rapt.audit.priors import prior_from_texts
+from rapt.audit.priors import public_text
 from rapt.audit.view import adversary_view, match_truth, sample_records
 from rapt.demo.clean_arm import clean_predictions
 from rapt.demo.data import CLASSES, public_tweets
@@ -40,7 +40,7 @@ def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[
     """What a curious service can recover of the training texts, with public tweets to count words in."""
     texts = public_tweets(apart_from=[*side.training.texts, *side.queries.texts], most=plan.public_texts)
     bundle = side.vocabulary.bundle
-    prior = prior_from_texts(texts, bundle, source=f"word frequencies of {len(texts):,} other tweets")
+    prior = public_text(texts, bundle, source=f"{len(texts):,} other tweets").prior(bundle)
     view = adversary_view(side.privatized_training(), bundle, prior=prior)
     truth = match_truth(view, side.vocabulary.encode(side.training.texts))
     view, truth = sample_records(view, truth, tokens=plan.attacked_tokens, seed=plan.seed)

@@ -45,7 +45,6 @@ class Attack:
         uses_context: Whether it looks at the tokens around a token.
         weight: Seconds, very roughly, on 100,000 tokens with MiniLM's table: for progress alone.
         fast: Whether it is part of a quick look.
-        most_tokens: It is given a random part of the records with about so many tokens; None for all.
     """
 
     run: AttackFunction
@@ -56,7 +55,6 @@ class Attack:
     weight: float
     uses_context: bool = False
     fast: bool = True
-    most_tokens: int | None = None
 
     def reason_to_skip(self, desk: Desk) -> str | None:
         """Why it cannot run on this file, or None when it can."""

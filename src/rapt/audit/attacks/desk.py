@@ -135,12 +135,6 @@ class Desk:
         """Candidates and evidence for each token of the view, in its order."""
         return lattice_of(self.channel(), self.view.observed, self.prior(), width=width)
 
-    def part(self, view: AdversaryView) -> Desk:
-        """The desk for some records of the same view: what was worked out stays."""
-        desk = Desk(view, seed=self.seed, channel=self._channel)
-        desk._ngrams, desk._prior = self._ngrams, self._prior
-        return desk
-
 
 def lattice_of(channel: ChannelEstimate, observed: NDArray[np.int64], prior: TokenPrior, *, width: int) -> Lattice:
     """The candidates of these tokens, all of which are outputs of the channel estimate."""
