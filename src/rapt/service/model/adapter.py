@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rapt.errors import VocabularyError, WireError
+from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.steering import LoraPair, Tuned
 from rapt.service.model.whole_folder import write_folder
@@ -106,6 +106,16 @@ def load_adapter(folder: Path, *, backbone: Backbone) -> Adapter:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise WireError("an adapter's weights must be finite; tune again")
     return Adapter(tuned=tuned, head_weight=head_weight, head_bias=head_bias, card=card)
+
+
+def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, position: int) -> None:
+    """Refuse a record without the plain tokens that its adapter was tuned with (`UsageError`)."""
+    expected = 0 if adapter is None else adapter.card.plain_tokens
+    if len(privatized) != expected:
+        raise UsageError(
+            f"record {position} must have {expected} privatized plain tokens as in tuning, got {len(privatized)}; "
+            "privatize queries with the settings of the training file"
+        )
 
 
 def _to_disk(adapter: Adapter) -> dict[str, Tensor]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from rapt.errors import UsageError
-from rapt.service.model.adapter import Adapter
+from rapt.service.model.adapter import Adapter, check_plain_tokens
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import check_length, embed_with_prompts, lay_out
+from rapt.service.model.layout import check_texts, embed_with_prompts, lay_out
 from rapt.service.model.row_cache import RowCache
 from rapt.service.model.sampling import Choice, Sampling, choose
 from rapt.service.model.steering import NOTHING, Steering, Tuned, steer, steered
@@ -67,23 +67,23 @@ def check_generation(backbone: Backbone, row: GenerationRow, *, position: int) -
             f"text can be continued by a decoder, got model={backbone.model!r} of kind {backbone.kind}; "
             "choose another model"
         )
+    check_adapter(row, position=position)
+    check_texts(
+        backbone,
+        row.token_ids,
+        row.second_token_ids,
+        prompt_length=row.tuned.prompt_length,
+        plain_tokens=len(row.plain),
+        position=position,
+        other_tokens=len(row.cue(backbone)) + row.most_tokens,
+    )
+
+
+def check_adapter(row: GenerationRow, *, position: int) -> None:
+    """Refuse a row whose adapter does something else, or was tuned with other plain tokens (`UsageError`)."""
     if row.adapter is not None and row.adapter.card.task != "generation":
         raise UsageError("the model must write text, got one that chooses among classes; ask it for a label")
-    expected = 0 if row.adapter is None else row.adapter.card.plain_tokens
-    if len(row.plain) != expected:
-        raise UsageError(
-            f"record {position} must have {expected} privatized plain tokens as in tuning, got {len(row.plain)}; "
-            "privatize queries with the settings of the training file"
-        )
-    second = row.second_token_ids
-    check_length(
-        backbone,
-        prompt_length=row.tuned.prompt_length,
-        plain_tokens=expected,
-        text_tokens=0 if second == () else len(row.token_ids) and len(row.token_ids) + len(second or ()),
-        position=position,
-        other_tokens=len(row.cue(backbone)) + row.most_tokens + (len(backbone.frame.between) if second else 0),
-    )
+    check_plain_tokens(row.adapter, row.plain, position=position)
 
 
 class DecodingBatch:

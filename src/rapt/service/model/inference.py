@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from rapt.errors import UsageError
-from rapt.service.model.adapter import Adapter
+from rapt.service.model.adapter import Adapter, check_plain_tokens
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import encode_with_prompts, lay_out, sequence_length
+from rapt.service.model.layout import check_texts, encode_with_prompts, lay_out, sequence_length
 from rapt.service.model.pass_plan import cut_into_passes
 from rapt.service.model.row_heads import class_probabilities
 from rapt.service.model.steering import NOTHING, Tuned, steer
-from rapt.service.model.tasks import TASKS, Classes, check_texts
+from rapt.service.model.tasks import TASKS, Classes
 from rapt.wire.privatized_file import PrivatizedRecord
 
 BARE_TASK = "classification"
@@ -76,17 +76,13 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
         UsageError: It does not fit the backbone, lacks the plain tokens that its adapter was tuned with, or asks an
             adapter for classes that has none.
     """
-    expected = 0 if row.adapter is None else row.adapter.card.plain_tokens
-    if len(row.plain) != expected:
-        raise UsageError(
-            f"record {position} must have {expected} privatized plain tokens as in tuning, got {len(row.plain)}; "
-            "privatize queries with the settings of the training file"
-        )
+    check_plain_tokens(row.adapter, row.plain, position=position)
     check_texts(
         backbone,
-        PrivatizedRecord(token_ids=row.token_ids, second_token_ids=row.second_token_ids),
+        row.token_ids,
+        row.second_token_ids,
         prompt_length=row.tuned.prompt_length,
-        plain_tokens=expected,
+        plain_tokens=len(row.plain),
         position=position,
         other_tokens=len(_classes(row.task).cue(backbone)),
     )

@@ -94,6 +94,32 @@ def check_length(
         )
 
 
+def check_texts(
+    backbone: Backbone,
+    token_ids: Sequence[int],
+    second_token_ids: Sequence[int] | None,
+    *,
+    prompt_length: int,
+    plain_tokens: int,
+    position: int,
+    other_tokens: int = 0,
+) -> None:
+    """Refuse a row whose texts do not fit, with what stands between them and `other_tokens`, or of which one is empty.
+
+    Raises:
+        UsageError: As `check_length`.
+    """
+    one_is_empty = len(token_ids) == 0 or (second_token_ids is not None and len(second_token_ids) == 0)
+    check_length(
+        backbone,
+        prompt_length=prompt_length,
+        plain_tokens=plain_tokens,
+        text_tokens=0 if one_is_empty else len(token_ids) + len(second_token_ids or ()),
+        position=position,
+        other_tokens=other_tokens + (0 if second_token_ids is None else len(backbone.frame.between)),
+    )
+
+
 def lay_out(
     backbone: Backbone,
     *,

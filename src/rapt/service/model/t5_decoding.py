@@ -12,8 +12,8 @@ import torch
 
 from rapt.errors import UsageError
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.decoding import GenerationRow
-from rapt.service.model.layout import check_length, encode_with_prompts, lay_out
+from rapt.service.model.decoding import GenerationRow, check_adapter
+from rapt.service.model.layout import check_texts, encode_with_prompts, lay_out
 from rapt.service.model.sampling import Choice, choose
 from rapt.service.model.steering import steer, steered
 
@@ -75,25 +75,17 @@ def write_texts(backbone: Backbone, rows: Sequence[GenerationRow]) -> list[tuple
 
 
 def _check_row(backbone: Backbone, row: GenerationRow, *, position: int) -> None:
-    expected = 0 if row.adapter is None else row.adapter.card.plain_tokens
-    if row.adapter is not None and row.adapter.card.task != "generation":
-        raise UsageError("the model must write text, got one that chooses among classes; ask it for a label")
-    if len(row.plain) != expected:
-        raise UsageError(
-            f"record {position} must have {expected} privatized plain tokens as in tuning, got {len(row.plain)}; "
-            "privatize queries with the settings of the training file"
-        )
+    check_adapter(row, position=position)
     if row.most_tokens > backbone.max_positions:
         raise UsageError(
             f"an answer must fit into {backbone.max_positions} positions, got most_tokens={row.most_tokens}; "
             "ask for less"
         )
-    second = row.second_token_ids
-    check_length(
+    check_texts(
         backbone,
+        row.token_ids,
+        row.second_token_ids,
         prompt_length=row.tuned.prompt_length,
-        plain_tokens=expected,
-        text_tokens=0 if second == () else len(row.token_ids) and len(row.token_ids) + len(second or ()),
+        plain_tokens=len(row.plain),
         position=position,
-        other_tokens=len(backbone.frame.between) if second else 0,
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rapt.errors import TuningError, UsageError
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import Layout, check_length, lay_out
+from rapt.service.model.layout import Layout, check_texts, lay_out
 from rapt.service.model.steering import Steering
 from rapt.service.model.task_outcome import Outcome
 from rapt.wire.manifest import LabelPrivacy, Manifest
@@ -50,7 +50,7 @@ class Generation:
         self, backbone: Backbone, record: PrivatizedRecord, *, prompt_length: int, plain_tokens: int, position: int
     ) -> None:
         """Refuse a record that does not fit into the backbone, or has no text or no target (`UsageError`)."""
-        second, target = record.second_token_ids, record.target_ids or ()
+        target = record.target_ids or ()
         if not target:
             raise UsageError(f"record {position} must have a target of at least one token; leave it out")
         if backbone.kind == "encoder-decoder" and len(target) + 1 > backbone.max_positions:
@@ -58,15 +58,14 @@ class Generation:
                 f"the target of record {position} must fit into {backbone.max_positions} positions, got "
                 f"{len(target) + 1}; privatize with a lower --truncate"
             )
-        beside = 0 if second is None else len(backbone.frame.between)
-        behind = len(self.cue(backbone)) + len(target) if backbone.kind == "decoder" else 0
-        check_length(
+        check_texts(
             backbone,
+            record.token_ids,
+            record.second_token_ids,
             prompt_length=prompt_length,
             plain_tokens=plain_tokens,
-            text_tokens=0 if second == () else len(record.token_ids) and len(record.token_ids) + len(second or ()),
             position=position,
-            other_tokens=beside + behind,
+            other_tokens=len(self.cue(backbone)) + len(target) if backbone.kind == "decoder" else 0,
         )
 
     def cue(self, backbone: Backbone) -> tuple[int, ...]:

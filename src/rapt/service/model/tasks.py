@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rapt.errors import TuningError
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.label_correction import task_loss
-from rapt.service.model.layout import Layout, check_length, lay_out
+from rapt.service.model.layout import Layout, check_texts, lay_out
 from rapt.service.model.steering import Steering
 from rapt.service.model.target_words import Generation
 from rapt.service.model.task_head import TaskHead, pool_text
@@ -122,7 +122,8 @@ class Classes:
         """Refuse a record that does not fit into the backbone, or has no text (`UsageError`)."""
         check_texts(
             backbone,
-            record,
+            record.token_ids,
+            record.second_token_ids,
             prompt_length=prompt_length,
             plain_tokens=plain_tokens,
             position=position,
@@ -221,24 +222,3 @@ def label_word_ids(backbone: Backbone, words: Sequence[str], *, classes: int) ->
             f"of model={backbone.model!r}; choose other words"
         )
     return tuple(first)
-
-
-def check_texts(
-    backbone: Backbone,
-    record: PrivatizedRecord,
-    *,
-    prompt_length: int,
-    plain_tokens: int,
-    position: int,
-    other_tokens: int,
-) -> None:
-    """Refuse a record whose texts do not fit beside `other_tokens`, or of which one is empty (`UsageError`)."""
-    second = record.second_token_ids
-    check_length(
-        backbone,
-        prompt_length=prompt_length,
-        plain_tokens=plain_tokens,
-        text_tokens=0 if second == () else len(record.token_ids) and len(record.token_ids) + len(second or ()),
-        position=position,
-        other_tokens=other_tokens + (0 if second is None else len(backbone.frame.between)),
-    )
