@@ -214,7 +214,8 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     dtype = _dtype(precision, place)
     parts = _load(ARCHITECTURES[architecture], folder, dtype=dtype, model=model)
-    parts.whole.requires_grad_(False).eval().to(place)  # type: ignore[no-untyped-call]
+    whole: nn.Module = parts.whole
+    whole.requires_grad_(False).eval().to(place)
     head = parts.language_head
     if head is not None:
         head.requires_grad_(False).eval().to(place)

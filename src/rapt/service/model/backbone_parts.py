@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,12 +47,12 @@ class Parts:
 @contextmanager
 def quiet() -> Iterator[None]:
     """No progress bar, and no warning of a head that is in the checkpoint and not used."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    level = theirs.get_verbosity()
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library gives it no types
+    theirs.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        theirs.set_verbosity(level)

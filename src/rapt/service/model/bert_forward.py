@@ -10,13 +10,16 @@ and no checkpointing here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from rapt.service.model.steering import Steering
+
+if TYPE_CHECKING:  # the pass itself needs no library
+    from transformers import BertModel
 
 _QKV: Final = ("query", "key", "value")
 _USUAL: Final = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
@@ -151,14 +154,14 @@ class BertForward(nn.Module):
         return steering.lora[site].change(x.view(*shape, -1)).reshape(len(x), width)
 
 
-def bert_forward_of(model: nn.Module, *, dtype: torch.dtype) -> BertForward | None:
+def bert_forward_of(model: BertModel, *, dtype: torch.dtype) -> BertForward | None:
     """The same BERT as a loaded `BertModel`, in the same memory; None if it has something that is not implemented here.
 
     Args:
         model: Its query, key and value weights become views of the fused ones.
         dtype: Of its weights.
     """
-    config: Mapping[str, Any] = model.config.to_dict()  # type: ignore[operator, union-attr]
+    config: Mapping[str, Any] = model.config.to_dict()
     if not supports(config):
         return None
     weights = dict(model.named_parameters())

@@ -189,7 +189,7 @@ class Run:
         for part in parts_of_batch(range(len(records)), size=self._micro):
             losses = self._tuning.losses([records[position] for position in part])
             of_answers, of_rows = losses.total / answers, losses.rows / len(records)
-            _weighted(losses, of_answers=of_answers, of_rows=of_rows, weight=weight).backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(_weighted(losses, of_answers=of_answers, of_rows=of_rows, weight=weight))
             task += losses.task.item() * of_answers
             right += losses.right.item()
             if losses.reconstruction is not None:
