@@ -12,7 +12,7 @@ import typer
 
 from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
-from rapt.cli.output import meter, say, show, show_json, table
+from rapt.cli.output import meter, say, show, show_json, table, write_output
 from rapt.cli.statement import split_pair
 from rapt.errors import UsageError
 
@@ -131,10 +131,9 @@ def calibrate(
                 on_progress=lambda tried: progress(tried),
             )
     if plot is not None:
-        from rapt.cli.predict import write_whole
         from rapt.local.calibration_plot import calibration_svg
 
-        write_whole(plot, calibration_svg(found))
+        write_output(plot, calibration_svg(found))
     if as_json:
         show_json(to_json(found) | ({} if plot is None else {"plot": str(plot)}))
         return

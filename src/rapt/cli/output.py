@@ -11,9 +11,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
+
+from rapt.errors import CorpusError
+from rapt.wire.whole_file import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -42,6 +46,20 @@ def show(text: str) -> None:
 def show_json(value: Mapping[str, Any]) -> None:
     """Write the one JSON document of a run to stdout, on one line."""
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def write_output(path: Path, content: str) -> None:
+    """Write a file that the user named; it appears only when it is whole.
+
+    Raises:
+        CorpusError: It cannot be written.
+    """
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise CorpusError(
+            f"the output must be writable, got {error.strerror or type(error).__name__}; choose another folder"
+        ) from None
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

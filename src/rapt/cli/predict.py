@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli.options import ApiKey, AsJson, ServiceUrl
-from rapt.cli.output import meter, say, show, show_json
-from rapt.errors import CorpusError, UsageError
+from rapt.cli.output import meter, say, show, show_json, write_output
+from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.local.service_objects import Prediction
@@ -60,7 +59,7 @@ def predict(
         say(f"right: {right:,} of {len(predictions):,}, {right / len(predictions):.1%}")
     rows = [row_of(prediction, card.labels) for prediction in predictions]
     if out is not None:
-        write_whole(out, FORMATS[out.suffix](rows))
+        write_output(out, FORMATS[out.suffix](rows))
     if as_json:
         summary = {"model": model, "labels": list(card.labels), "records": len(rows), "right": right}
         show_json(summary | ({"predictions": rows} if out is None else {"file": str(out)}))
@@ -108,26 +107,3 @@ def comma_separated(rows: Sequence[dict[str, object]]) -> str:
 
 
 FORMATS = {".jsonl": jsonl, ".csv": comma_separated}
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Write a file that appears only when it is whole.
-
-    Raises:
-        CorpusError: It cannot be written.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CorpusError(
-            f"the output must be writable, got {error.strerror or type(error).__name__}; choose another folder"
-        ) from None
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -23,6 +22,7 @@ from rapt.errors import UsageError
 from rapt.local.distances import table_distances
 from rapt.local.vocabulary import load_vocabulary
 from rapt.version import __version__
+from rapt.wire.whole_file import write_whole
 
 SCHEMA: Final = "rapt.comparison-report/1"
 PAGE, VALUES, MARKDOWN, LATEX = "comparison.html", "comparison.json", "comparison.md", "comparison.tex"
@@ -110,7 +110,7 @@ def write_comparison(
             (LATEX, "\n".join(latex(table.cells) for table in tables)),
             (PAGE, _template().render(page=page, draw=draw, styles=STYLES)),
         ):
-            _write(folder / name, content)
+            write_whole(folder / name, content)
     except OSError as error:
         raise UsageError(
             f"a comparison must be writable, got {error.strerror or type(error).__name__}; "
@@ -153,18 +153,6 @@ def _facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
         ("privatizations of the evaluation texts", str(plan.privatizations)),
         ("seeds", ", ".join(map(str, plan.seeds))),
     )
-
-
-def _write(path: Path, content: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @cache

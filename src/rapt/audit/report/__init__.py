@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from rapt.audit.report.verdict import not_attacked, verdict
 from rapt.audit.values_json import from_json, to_json
 from rapt.errors import AuditError
 from rapt.wire.vocabulary_bundle import short_hash
+from rapt.wire.whole_file import write_whole
 
 SCHEMA: Final = "rapt.audit-report/2"
 HTML: Final = "report.html"
@@ -59,24 +59,12 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     page, values = render_report(report), json.dumps(report_to_json(report), indent=1, allow_nan=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return _write(folder / HTML, page), _write(folder / JSON, values + "\n")
+        return write_whole(folder / HTML, page), write_whole(folder / JSON, values + "\n")
     except OSError as error:
         raise AuditError(
             f"a report must be writable, got {error.strerror or type(error).__name__}; "
             "free space or choose another folder"
         ) from None
-
-
-def _write(path: Path, content: str) -> Path:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @cache
