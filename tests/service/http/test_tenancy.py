@@ -5,6 +5,7 @@ import re
 import statistics
 import time
 import zipfile
+from dataclasses import replace
 
 import httpx2
 import openai
@@ -18,6 +19,7 @@ from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import Quotas, create_tenant, delete_tenant
+from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.query import query_to_json, without_labels
 from running_service import running_service, wait_until
 from significance import ALPHA
@@ -231,6 +233,22 @@ def test_a_quota_answers_429_and_says_when_to_come_again(admin, url, training_pa
     again = ada.post("/v1/classify", json=query)
     assert again.status_code == 429
     assert 1 <= int(again.headers["retry-after"]) <= 60
+    admin.post("/v1/admin/tenants/ada", json={})
+
+
+def test_both_texts_of_a_pair_take_from_the_tokens_of_a_minute(admin, training_file, owned, ada):
+    """Only the first was counted once, so a pair passed by its quota."""
+    single = without_labels(training_file)
+    records = tuple(replace(record, second_token_ids=record.token_ids) for record in single.records)
+    query = query_to_json(PrivatizedFile(manifest=replace(single.manifest, pairs=True), records=records))
+    limit = {"tokens_per_minute": 2 * single.manifest.tokens - 1}
+    assert admin.post("/v1/admin/tenants/ada", json=limit).status_code == 200
+    rest = [{name: value for name, value in record.items() if name != "token_ids"} for record in query["records"]]
+    prompts = [record["token_ids"] for record in query["records"]]
+    privacy = {"manifest": query["manifest"], "records": rest}
+    for route, body in (("classify", query), ("completions", {"prompt": prompts, "rapt": privacy})):
+        answer = ada.post(f"/v1/{route}", json={"model": owned["model"], **body})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     admin.post("/v1/admin/tenants/ada", json={})
 
 

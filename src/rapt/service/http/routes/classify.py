@@ -46,7 +46,7 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
     adapter = tuned_adapter(service, body.model, caller)
     query = query_from_json(body.manifest, body.records)
     service.gate.admit_query(query, card=adapter.card)
-    service.quotas.spend_tokens(caller.tenant, sum(len(record.token_ids) for record in query.records))
+    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens)
     rows = [row_of(record, adapter=adapter) for record in query.records]
     return adapter, service.predictors[adapter.card.model].submit(rows, tenant=caller.tenant)
 
@@ -57,9 +57,8 @@ def tuned_adapter(service: Service, model_id: str, caller: Caller) -> Adapter:
     try:
         return load_tuned(service, model)
     except WireError:
-        get_model(
-            service.store, model_id, tenant=caller.tenant
-        )  # deleted while it was being loaded: then it is not found
+        # Deleted while it was being loaded: then it is not found.
+        get_model(service.store, model_id, tenant=caller.tenant)
         raise
 
 

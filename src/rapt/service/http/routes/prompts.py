@@ -61,7 +61,7 @@ def admit_prompts(
             adapter = tuned_adapter(service, name, caller)
             service.gate.admit_query(query, card=adapter.card)
             adapters[name] = adapter.card.model, adapter
-    service.quotas.spend_tokens(caller.tenant, sum(len(record.token_ids) for record in query.records))
+    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens)
     return [
         Prompt(record=record, backbone=adapters[name][0], adapter=adapters[name][1])
         for record, name in zip(query.records, models, strict=True)
