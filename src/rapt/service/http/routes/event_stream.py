@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import AsyncIterator
 
 from fastapi.responses import StreamingResponse
@@ -10,6 +10,9 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rapt.errors import RaptError
+from rapt.service.http.http_errors import response_to, unforeseen_response
+
+log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 
@@ -23,15 +26,12 @@ def event_stream(events: AsyncIterator[BaseModel]) -> StreamingResponse:
 async def _lines(events: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:
     try:
         async for event in events:
-            yield b"data: " + event.model_dump_json(exclude_unset=False).encode() + b"\n\n"
+            yield b"data: " + event.model_dump_json().encode() + b"\n\n"
     except HTTPException:
         return  # the client has left
-    except Exception as error:
-        # The status is sent already: the clients raise what they find in an event named error.
-        known = isinstance(error, RaptError)
-        message = str(error) if known else f"an error that the service did not foresee, {type(error).__name__}"
-        code = error.code if isinstance(error, RaptError) else RaptError.code
-        kind = "invalid_request_error" if isinstance(error, RaptError) and error.status < 500 else "server_error"
-        body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
-        yield b"data: " + json.dumps(body).encode() + b"\n\n"
+    except Exception as error:  # the status is sent already: the clients raise what they find in an event named error
+        if not isinstance(error, RaptError):
+            log.error("a stream failed: %s", type(error).__name__)
+        answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
+        yield b"data: " + bytes(answer.body) + b"\n\n"
     yield DONE

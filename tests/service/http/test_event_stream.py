@@ -1,0 +1,70 @@
+"""Streams that break off in the middle, as the official client sees them."""
+
+import asyncio
+import logging
+
+import httpx2
+import openai
+import pytest
+from fastapi import FastAPI
+
+from rapt.errors import UnavailableError
+from rapt.service.http.completion_schemas import Completion, CompletionChoice
+from rapt.service.http.routes.event_stream import event_stream
+
+SECRET = "the patient said that it hurts"
+
+
+async def pieces(error):
+    choice = CompletionChoice(index=0, text="good", finish_reason=None)
+    yield Completion(id="cmpl-1", created=1, model="m", choices=[choice])
+    if error is not None:
+        raise error
+
+
+def what_the_client_reads(error):
+    """The texts of a stream that ends with an error, or well, and what the official client raised."""
+    app = FastAPI()
+
+    @app.post("/v1/completions")
+    async def complete():
+        return event_stream(pieces(error))
+
+    async def read():
+        texts = []
+        transport = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), trust_env=False)
+        async with openai.AsyncOpenAI(base_url="http://service/v1", api_key="k", http_client=transport) as client:
+            try:
+                async for chunk in await client.completions.create(model="m", prompt=[1], stream=True):
+                    texts.append(chunk.choices[0].text)
+            except openai.APIError as raised:
+                return texts, raised
+        return texts, None
+
+    return asyncio.run(read())
+
+
+def test_a_stream_that_ends_well_raises_nothing():
+    assert what_the_client_reads(None) == (["good"], None)
+
+
+def test_an_error_of_the_tree_is_raised_by_the_client_after_the_pieces_before_it():
+    texts, raised = what_the_client_reads(UnavailableError("the service is stopping; send the request again later"))
+    assert texts == ["good"]
+    assert raised.message == "the service is stopping; send the request again later"
+    assert (raised.code, raised.type) == (UnavailableError.code, "server_error")
+
+
+def test_an_unforeseen_error_loses_its_message_on_the_wire_and_in_the_log(caplog):
+    with caplog.at_level(logging.DEBUG, logger="rapt"):
+        texts, raised = what_the_client_reads(ValueError(SECRET))
+    assert texts == ["good"]
+    assert "ValueError" in raised.message
+    assert caplog.messages == ["a stream failed: ValueError"]
+    assert "patient" not in raised.message + caplog.text
+
+
+@pytest.mark.parametrize("error", [UnavailableError("no"), ValueError(SECRET)], ids=["foreseen", "unforeseen"])
+def test_an_error_has_the_four_fields_of_every_error(error):
+    _, raised = what_the_client_reads(error)
+    assert set(raised.body) == {"message", "type", "param", "code"}
