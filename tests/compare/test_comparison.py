@@ -83,6 +83,18 @@ def test_a_comparison_that_was_cut_off_goes_on_with_the_same_numbers(results, tm
     }
 
 
+def test_other_attacks_are_run_and_not_taken_from_those_before(results, tmp_path):
+    path, rows = results
+    copy = tmp_path / "results.jsonl"
+    copy.write_bytes(path.read_bytes())
+    fewer = replace(PLAN, etas=(500.0,), attack_tokens=50)
+    again = run_comparison(fewer, SPLIT, results=copy)
+    (attack,) = [row for row in again if not isinstance(row, ModelRow)]
+    assert 50 <= attack.tokens < 100
+    assert len(copy.read_bytes().splitlines()) == len(rows) + 1
+    assert run_comparison(PLAN, SPLIT, results=copy) == rows
+
+
 def test_results_of_other_texts_or_another_plan_are_not_mixed(results, tmp_path):
     path, _ = results
     other = Split(training=texts(48, start=2), evaluation=SPLIT.evaluation)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rapt.compare.arms import ARMS
 from rapt.compare.files import FileMaker, unchanged
-from rapt.compare.plan import Cell, ComparisonPlan
+from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.texts import Split
 from rapt.errors import CorpusError
@@ -75,25 +75,26 @@ class Bench:
             seconds=round(seconds, 1),
         )
 
-    def attack(self, eta: float) -> AttackRow:
-        """What the strongest of the plan's attacks recovers from the training file of the first seed at an η."""
+    def attack(self, cell: AttackCell) -> AttackRow:
+        """What the strongest of the attacks recovers from the training file of the first seed at an η."""
         from rapt.audit.audit import audit
         from rapt.audit.view import adversary_view, lend_texts, match_truth, sample_records
 
         seed = self.plan.seeds[0]
-        file = self.files.training(self.split.training, eta=eta, seed=seed)
+        file = self.files.training(self.split.training, eta=cell.eta, seed=seed)
         contents = self.files.vocabulary.encode(list(self.split.training.texts))
         view = adversary_view(file, self.files.vocabulary.bundle)
         truth = match_truth(view, contents)
         # Half of the texts are the attacker's own: without any in clear, those who use context could not begin.
         view, truth = lend_texts(view, truth, share=0.5, seed=seed)
-        view, truth = sample_records(view, truth, tokens=self.plan.attack_tokens, seed=seed)
-        found = audit(view, truth, attacks=self.plan.attacks, seed=seed)
+        view, truth = sample_records(view, truth, tokens=cell.tokens, seed=seed)
+        found = audit(view, truth, attacks=cell.attacks, seed=seed)
         recovered = found.strongest.score.all_tokens.first
         return AttackRow(
             setting=self.setting,
-            eta=eta,
-            attacks=tuple(result.attack for result in found.results),
+            eta=cell.eta,
+            attacks=cell.attacks,
+            attack_tokens=cell.tokens,
             strongest=found.strongest.attack,
             recovered=recovered.value,
             low=recovered.low,

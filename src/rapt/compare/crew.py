@@ -9,12 +9,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from rapt.compare.bench import Bench, open_bench
-from rapt.compare.plan import Cell, ComparisonPlan
+from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
 from rapt.compare.results import AttackRow, ModelRow, Row, open_results
 from rapt.compare.texts import Split
 from rapt.errors import UsageError
 
-Task = Cell | float  # a float is the η of an attack
+Task = Cell | AttackCell
 
 _bench: Bench | None = None  # of a worker process, set once when it starts
 
@@ -42,14 +42,14 @@ def run_comparison(
     """
     setting = plan.setting(texts_digest=split.digest)
     with open_results(results, setting=setting) as file:
-        wanted: list[Task] = [*(plan.etas if plan.attacks else ()), *plan.cells()]
-        done = {_task_of(row) for row in file.rows}
+        wanted: list[Task] = [*plan.attack_cells(), *plan.cells()]
+        done = {row.cell for row in file.rows}
         left = [task for task in wanted if task not in done]
         on_row(len(wanted) - len(left), len(wanted))
         for count, row in enumerate(_rows(plan, split, left, processes=processes), start=1):
             file.add(row)
             on_row(len(wanted) - len(left) + count, len(wanted))
-        return [row for row in file.rows if _task_of(row) in set(wanted)]
+        return [row for row in file.rows if row.cell in wanted]
 
 
 def _rows(plan: ComparisonPlan, split: Split, left: list[Task], *, processes: int) -> Iterator[Row]:
@@ -100,7 +100,3 @@ def _work(task: Task) -> Row:
 
 def _run(bench: Bench, task: Task) -> ModelRow | AttackRow:
     return bench.train_and_judge(task) if isinstance(task, Cell) else bench.attack(task)
-
-
-def _task_of(row: Row) -> Task:
-    return row.cell if isinstance(row, ModelRow) else row.eta

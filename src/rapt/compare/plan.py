@@ -29,6 +29,15 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttackCell:
+    """One setting to attack: with these attacks, on about so many tokens."""
+
+    eta: float
+    attacks: tuple[str, ...]
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComparisonPlan:
     """All of a comparison but its texts.
 
@@ -106,6 +115,11 @@ class ComparisonPlan:
                     if not ARMS[name].clean:
                         yield Cell(arm=name, eta=eta, seed=seed)
 
+    def attack_cells(self) -> Iterator[AttackCell]:
+        """Every setting that is attacked: none where there are no attacks."""
+        for eta in self.etas if self.attacks else ():
+            yield AttackCell(eta=eta, attacks=self.attacks, tokens=self.attack_tokens)
+
     def config(self, *, seed: int) -> TuningConfig:
         """The run that all arms start from.
 
@@ -126,7 +140,7 @@ class ComparisonPlan:
     def setting(self, *, texts_digest: str) -> str:
         """A digest of all that changes a number, and of the texts; results with another one are not mixed.
 
-        How many cells there are changes none of them, so a comparison may be given further η, seeds and arms later.
+        What tells one cell from another is left out: a comparison may be given further η, seeds, arms and attacks later.
         """
         common: dict[str, Any] = asdict(self)
         for name in ("etas", "seeds", "arms", "attacks", "attack_tokens"):

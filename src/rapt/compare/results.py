@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Final
 
-from rapt.compare.plan import Cell
+from rapt.compare.plan import AttackCell, Cell
 from rapt.errors import UsageError
 from rapt.wire.exclusive_file import open_alone
 
@@ -56,7 +56,8 @@ class AttackRow:
     Attributes:
         setting: As in `ModelRow`.
         eta: 1/distance.
-        attacks: Those that ran.
+        attacks: Those that were asked for.
+        attack_tokens: About how many tokens were asked for.
         strongest: The one that recovered most.
         recovered: Share of all tokens, with its 95 % interval.
         low: Lower end.
@@ -68,12 +69,18 @@ class AttackRow:
     setting: str
     eta: float
     attacks: tuple[str, ...]
+    attack_tokens: int
     strongest: str
     recovered: float
     low: float
     high: float
     tokens: int
     unchanged: float
+
+    @property
+    def cell(self) -> AttackCell:
+        """What it is the result of."""
+        return AttackCell(eta=self.eta, attacks=self.attacks, tokens=self.attack_tokens)
 
 
 Row = ModelRow | AttackRow
