@@ -140,7 +140,7 @@ class ComparisonPlan:
     def setting(self, *, texts_digest: str) -> str:
         """A digest of all that changes a number, and of the texts; results with another one are not mixed.
 
-        What tells one cell from another is left out: a comparison may be given further η, seeds, arms and attacks later.
+        What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.
         """
         common: dict[str, Any] = asdict(self)
         for name in ("etas", "seeds", "arms", "attacks", "attack_tokens"):
