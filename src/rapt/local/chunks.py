@@ -34,6 +34,8 @@ from rapt.wire.privatized_file import PrivatizedRecord
 _CHUNK: Final = 512
 # Read by the linear algebra below numpy when it is loaded, which is before any code of ours runs in a worker.
 _THREAD_SETTINGS: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+# Draws the records of texts with a setting, and with their labels, if any.
+Release = Callable[[Privatizer, list[str], list[int] | None], list[PrivatizedRecord]]
 # How long a worker that was told to stop may take, in seconds.
 _PATIENCE: Final = 5.0
 
@@ -69,16 +71,25 @@ def privatize_chunk(
     chunk: Chunk, *, privatizer: Privatizer, response: RandomizedResponse | None, stream: RandomStream
 ) -> list[PrivatizedRecord]:
     """The records of one chunk; labels are randomized first where there is a response. Raises as `Privatizer`."""
+
+    def release(setting: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
+        if response is not None and labels is not None:
+            labels = response.randomize(labels, rng=stream.generator)
+        return setting.privatize(texts, labels=labels, stream=stream, first_position=chunk.position)
+
+    return release_chunk(chunk, privatizer=privatizer, release=release)
+
+
+def release_chunk(chunk: Chunk, *, privatizer: Privatizer, release: Release) -> list[PrivatizedRecord]:
+    """The records of one chunk, each of its texts drawn by `release`. Raises `CorpusError` for a pair too long."""
     check_pairs(privatizer, chunk.texts, chunk.others, first_position=chunk.position)
-    labels = chunk.labels
-    if response is not None and labels is not None:
-        labels = response.randomize(labels, rng=stream.generator)
-    records = privatizer.privatize(chunk.texts, labels=labels, stream=stream, first_position=chunk.position)
-
-    def part(setting: Privatizer, texts: list[str]) -> list[PrivatizedRecord]:
-        return setting.privatize(texts, labels=None, stream=stream, first_position=chunk.position)
-
-    return with_other_parts(records, chunk.others, privatizer=privatizer, privatize=part, first_position=chunk.position)
+    return with_other_parts(
+        release(privatizer, chunk.texts, chunk.labels),
+        chunk.others,
+        privatizer=privatizer,
+        privatize=lambda setting, texts: release(setting, texts, None),
+        first_position=chunk.position,
+    )
 
 
 def privatize_in_processes(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.chunks import Chunk, in_chunks, privatize_chunk, privatize_in_processes
+from rapt.local.chunks import Chunk, in_chunks, privatize_chunk, privatize_in_processes, release_chunk
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, Reading, read_lines
 from rapt.local.kept_records import skip_kept, with_plain_tokens_of
@@ -17,7 +17,7 @@ from rapt.local.ledger import Ledger
 from rapt.local.ledger_releases import privatize_through
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream, worker_stream
-from rapt.local.record_parts import PartColumns, SourceItem, check_pairs, with_other_parts, zip_parts
+from rapt.local.record_parts import PartColumns, SourceItem, zip_parts
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import (
     PrivatizedRecord,
@@ -208,11 +208,8 @@ def privatize_corpus(
         def privatized(chunk: Chunk) -> list[PrivatizedRecord]:
             if ledger is None:
                 return privatize_chunk(chunk, privatizer=privatizer, response=response, stream=stream)
-            check_pairs(privatizer, chunk.texts, chunk.others, first_position=chunk.position)
 
-            def through(
-                setting: Privatizer, texts: list[str], labels: list[int] | None = None
-            ) -> list[PrivatizedRecord]:
+            def through(setting: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
                 return privatize_through(
                     ledger,
                     setting,
@@ -224,13 +221,7 @@ def privatize_corpus(
                     redraw=redraw,
                 )
 
-            return with_other_parts(
-                through(privatizer, chunk.texts, chunk.labels),
-                chunk.others,
-                privatizer=privatizer,
-                privatize=through,
-                first_position=chunk.position,
-            )
+            return release_chunk(chunk, privatizer=privatizer, release=through)
 
         chunks = in_chunks(texts, first_position=done, labelled=names is not None)
         if processes > 1:
