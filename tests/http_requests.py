@@ -1,0 +1,38 @@
+"""Requests to a service that several tests send, and what every answer that is an error must be."""
+
+SECRET = "the patient said that it hurts"
+RUN = {"num_virtual_tokens": 4, "n_epochs": 2, "batch_size": 16}
+
+
+def upload(http, path, **changes):
+    """The answer to the upload of a file."""
+    form = {"purpose": "fine-tune", **changes}
+    with path.open("rb") as stream:
+        return http.post("/v1/files", data=form, files={"file": ("mine.jsonl", stream)})
+
+
+def job_body(file_id, **hyperparameters):
+    """What asks for a short run."""
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN | hyperparameters}}
+    return {"model": "bert-tiny", "training_file": file_id, "method": method, "seed": 5}
+
+
+def status_of(http, job_id):
+    """How a job stands."""
+    return http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"]
+
+
+def error_of(response, status, code):
+    """The error of an answer, after what every error answer must be was checked."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["x-request-id"].startswith("req_")
+    assert response.headers["x-should-retry"] == "false"
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["code"] == code
+    assert "\n" not in error["message"]
+    assert not error["message"].endswith(".")
+    assert "patient" not in response.text
+    return error
