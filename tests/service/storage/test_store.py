@@ -10,38 +10,16 @@ import pytest
 from rapt.errors import LimitError, NotFoundError, UsageError
 from rapt.service.storage.callers import LOCAL, Caller
 from rapt.service.storage.database import Cursor, find
-from rapt.service.storage.file_rows import FileSummary, add_file, delete_file, file_path, get_file, list_files
+from rapt.service.storage.file_rows import add_file, delete_file, file_path, get_file, list_files
 from rapt.service.storage.job_events import list_events
 from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs
 from rapt.service.storage.job_runs import claim_next_job, fail_job, record_progress, succeed_job
 from rapt.service.storage.model_rows import adapter_folder, delete_model, get_model, list_models
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tables import FILES
-from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
+from stored_material import METHOD, SUMMARY
 
 CALLER = Caller(tenant=LOCAL, key="key-1", role="tenant")
-METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {}}}
-SUMMARY = FileSummary(
-    manifest=Manifest(
-        model="toy",
-        vocabulary_hash="sha256:ab",
-        mechanism=MechanismSetting(name="laplace", parameters={"eta": 2.5}),
-        randomness=Randomness(source="operating system"),
-        plain_tokens=PlainTokens(count=2, pool=(1, 2), fixed=(1, 2)),
-        labels=("no", "yes"),
-        records=3,
-        tokens=9,
-        records_sha256="",
-        created_by="test",
-    ),
-    longest=5,
-)
-
-
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "data") as opened:
-        yield opened
 
 
 def upload(store, content=b"some bytes"):

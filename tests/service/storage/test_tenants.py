@@ -14,7 +14,7 @@ from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import list_audit
 from rapt.service.storage.callers import OPERATOR, Caller
 from rapt.service.storage.database import Cursor
-from rapt.service.storage.file_rows import FileSummary, add_file, get_file, list_files
+from rapt.service.storage.file_rows import add_file, get_file, list_files
 from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
     add_checkpoint,
@@ -33,7 +33,6 @@ from rapt.service.storage.repeated_requests import repeatable
 from rapt.service.storage.tables import METADATA
 from rapt.service.storage.tenant_rows import (
     Quotas,
-    create_tenant,
     delete_tenant,
     get_tenant,
     list_tenants,
@@ -41,45 +40,7 @@ from rapt.service.storage.tenant_rows import (
     usage_of,
 )
 from rapt.service.storage.worker_locks import is_alive, living_worker
-from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
-
-METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {}}}
-SUMMARY = FileSummary(
-    manifest=Manifest(
-        model="toy",
-        vocabulary_hash="sha256:ab",
-        mechanism=MechanismSetting(name="laplace", parameters={"eta": 2.5}),
-        randomness=Randomness(source="operating system"),
-        plain_tokens=PlainTokens(count=2, pool=(1, 2), fixed=(1, 2)),
-        labels=("no", "yes"),
-        records=3,
-        tokens=9,
-        records_sha256="",
-        created_by="test",
-    ),
-    longest=5,
-)
-
-
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "data") as opened:
-        yield opened
-
-
-@pytest.fixture
-def ada(store):
-    return tenant(store, "ada")
-
-
-@pytest.fixture
-def bob(store):
-    return tenant(store, "bob")
-
-
-def tenant(store, name, **quotas):
-    create_tenant(store, name, quotas=Quotas(**quotas), caller=OPERATOR, now=1)
-    return Caller(tenant=name, key=f"key-of-{name}", role="tenant")
+from stored_material import METHOD, SUMMARY, tenant
 
 
 def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
