@@ -119,7 +119,7 @@ def compare(
         out,
         title=f"Comparison on {file.name}",
         created=datetime.now(UTC).date().isoformat(),
-        command=_command(file, evaluation, plan, split, min_words=min_words),
+        command=_command(file, evaluation, plan, split, columns=(text_column, label_column), min_words=min_words),
     )
     say(f"report: {page}")
     if as_json:
@@ -129,13 +129,21 @@ def compare(
         show(table(cells[0], cells[1:]) + "\n")
 
 
-def _command(file: Path, evaluation: Path | None, plan: ComparisonPlan, split: Split, *, min_words: int) -> str:
+def _command(
+    file: Path,
+    evaluation: Path | None,
+    plan: ComparisonPlan,
+    split: Split,
+    *,
+    columns: tuple[str, str],
+    min_words: int,
+) -> str:
     """What makes the numbers again; names of files, without the folders they are in."""
     words: list[object] = ["rapt", "compare", file.name, "--out", "comparison", "--model", Path(plan.model).name]
     words += [word for eta in plan.etas for word in ("--eta", f"{eta:g}")]
     words += [] if evaluation is None else ["--evaluation", evaluation.name]
     words += [] if plan.denoised is None else ["--denoised", Path(plan.denoised).name]
-    words += ["--mechanism", plan.mechanism]
+    words += ["--text-column", columns[0], "--label-column", columns[1], "--mechanism", plan.mechanism]
     words += [word for name, value in plan.options.items() for word in ("--set", f"{name}={value}")]
     words += ["--min-words", min_words, "--records", len(split.training)]
     words += ["--evaluation-records", len(split.evaluation), "--arms", ",".join(plan.arms)]

@@ -1,0 +1,58 @@
+"""`rapt compare` and `rapt denoise` from the command line, on a tiny backbone."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+TINY = ("--model", "bert-tiny", "--eta", 90)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    words = {"bad": ("awful", "poor", "sad", "dull"), "good": ("great", "fine", "happy", "best")}
+    lines = [f"the film was {words[label][n % 4]} in scene {n},{label}" for n in range(20) for label in words]
+    path = tmp_path / "reviews.csv"
+    path.write_text("sentence,verdict\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def results(folder):
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def test_the_command_that_a_comparison_prints_makes_its_numbers_again(rapt, labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    columns = ("--text-column", "sentence", "--label-column", "verdict")
+    few = ("--arms", "clean,without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1)
+    outcome = rapt("compare", labelled, "--out", "first", *TINY, *columns, *few, "--records", 20, "--json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out) == {"report": "first/comparison.html"}
+    command = shlex.split(json.loads((tmp_path / "first" / "comparison.json").read_text())["command"])
+    assert command[0] == "rapt"
+    assert rapt(*command[1:]).code == 0
+    assert len(results(tmp_path / "first")) == 2
+    assert results(tmp_path / "comparison") == results(tmp_path / "first")
+
+
+def test_a_comparison_that_cannot_be_run_is_refused_in_one_line(rapt, labelled, tmp_path):
+    outcome = rapt("compare", labelled, "--out", tmp_path / "c", *TINY, "--arms", "magic")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "unknown arm='magic'" in outcome.err
+
+
+def test_public_text_becomes_a_backbone(rapt, tmp_path):
+    path = tmp_path / "public.csv"
+    path.write_text("text\n" + "\n".join(f"the show number {n} was long and dull" for n in range(80)) + "\n")
+    outcome = rapt("denoise", path, "--out", tmp_path / "made", *TINY, "--epochs", 0.5, "--json")
+    assert outcome.code == 0, outcome.err
+    made = json.loads(outcome.out)
+    assert made["texts"] == 75
+    assert [item["eta"] for item in made["explained"]] == [90]
+    assert (tmp_path / "made" / "model.safetensors").exists()
+    again = rapt("denoise", path, "--out", tmp_path / "made", *TINY)
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert "--out must be a new or empty folder" in again.err
