@@ -1,5 +1,6 @@
 """The privacy statement: its numbers against the formulas, its words, and what it refuses."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -82,6 +83,52 @@ def test_nobody_guesses_right_more_often_than_stated():
     statement = state(toy_vocabulary([[0.0], [1.5]]))
     exact = 1 - math.exp(-2.0 * 1.5 / 2) / 2
     assert exact <= statement.pairs[0].right_guess <= exact + 1e-3
+
+
+def assert_words_are_told_apart_no_better_than_stated(name, vocabulary, *, eta, stated):
+    mechanism, promised = (make_mechanism(name, vocabulary=vocabulary, eta=value) for value in (eta, stated))
+    channel = np.exp(mechanism.log_probabilities(vocabulary.eligible))
+    places = list(itertools.permutations(range(len(channel)), 2))
+    pairs = [(toy_word(x), toy_word(y)) for x, y in places]
+    for (x, y), bound in zip(places, state(vocabulary, promised.setting, word_pairs=pairs).word_pairs, strict=True):
+        assert np.log(channel[x] / channel[y]).max() <= bound.epsilon + 1e-9
+        assert np.maximum(0, channel[x] - math.exp(bound.epsilon_at_delta) * channel[y]).sum() <= DELTA
+        assert (1 + np.abs(channel[x] - channel[y]).sum() / 2) / 2 <= bound.right_guess
+
+
+@pytest.mark.parametrize("name", ["exponential", "soft-pos", "santext", "tem"])
+@pytest.mark.parametrize("eta", [0.5, 4.0])
+def test_no_closed_channel_exceeds_what_is_stated_of_two_words(name, eta, rng):
+    vocabulary = toy_vocabulary(rng.standard_normal((6, 2)))
+    assert_words_are_told_apart_no_better_than_stated(name, vocabulary, eta=eta, stated=eta)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", ["exponential", "santext", "tem"])
+def test_a_channel_of_more_than_twice_the_eta_is_caught(name, seed):
+    # Its scores alone have the slope 1.25 * 4: every pair exceeds its bound.
+    vocabulary = toy_vocabulary(np.random.default_rng(seed).standard_normal((6, 2)))
+    with pytest.raises(AssertionError, match="np\\.log"):
+        assert_words_are_told_apart_no_better_than_stated(name, vocabulary, eta=2.5 * 4.0, stated=4.0)
+
+
+def test_stretched_noise_is_told_apart_no_better_than_stated(rng):
+    # Two words that differ along the direction of least variance. Whoever sees the noisy vector guesses the nearer word
+    # in the metric of the noise, and is right more often than the loss at the Euclidean slope would say.
+    table = np.concatenate([rng.standard_normal((200, 2)) * [3.0, 0.01], [[0.0, 0.0], [0.0, 1.0]]])
+    vocabulary = toy_vocabulary(table)
+    mechanism = make_mechanism("mahalanobis", vocabulary=vocabulary, eta=2.0, options={"mixing": 0.9})
+    pair = (toy_word(200), toy_word(201))
+    (bound,) = state(vocabulary, mechanism.setting, word_pairs=[pair]).word_pairs
+    ends = np.array([200]), np.array([201])
+    assert 2.0 * mechanism.distances(*ends)[0] <= bound.epsilon
+    root = np.linalg.cholesky(mechanism.shape_matrix)
+    noise = sample_noise(rng, eta=2.0, dim=2, size=200_000)
+    apart = np.linalg.solve(root, vocabulary.embeddings[201] - vocabulary.embeddings[200])
+    right = (np.linalg.norm(noise, axis=1) <= np.linalg.norm(noise - apart, axis=1)).mean()
+    error = math.sqrt(math.log(1 / 1e-6) / (2 * len(noise)))  # Hoeffding, ALPHA = 1e-6
+    assert right - error <= bound.right_guess
+    assert right - error > (1 + laplace_loss(eta=2.0, distance=1.0, dimension=2).delta(0.0)) / 2
 
 
 def test_the_noise_has_the_size_that_is_drawn(statement, rng):

@@ -16,6 +16,7 @@ from rapt.local.privacy_loss import (
     gamma_survival,
     laplace_loss,
     laplace_losses,
+    pure_loss,
     radius_cells,
 )
 
@@ -260,6 +261,31 @@ def test_very_small_and_very_large_settings_stay_within_the_pure_bound(reach):
     loss = laplace_loss(eta=reach, distance=1.0, dimension=64)
     assert len(loss.masses) <= 2 * privacy_loss.LOSS_POINTS + 2
     assert 0 <= loss.epsilon(1e-5) <= reach
+
+
+def delta_of_coins(epsilon, bound, count):
+    """δ of `count` coins of bias e^bound / (1 + e^bound) and their reverses, summed over the binomial law."""
+    heads = np.arange(count + 1)
+    law = stats.binom(count, 1 / (1 + math.exp(-bound))).pmf(heads)
+    return float(law @ -np.expm1(np.minimum(0, epsilon - (2 * heads - count) * bound)))
+
+
+@pytest.mark.parametrize("bound", [1e-3, 0.7, 5.0, 40.0])
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_pure_bound_alone_is_a_coin_in_closed_form(bound, count):
+    loss, less = (compose([(pure_loss(epsilon=size), count)]) for size in (bound, 0.95 * bound))
+    for epsilon in np.linspace(0, 1.2 * count * bound, 25):
+        closed = delta_of_coins(epsilon, bound, count)
+        assert closed - 1e-8 <= loss.delta(epsilon) <= delta_of_coins(epsilon - count * loss.step, bound, count) + 1e-8
+    # The twin: a bound five percent too small is understated somewhere.
+    assert less.delta(0.97 * count * bound) < delta_of_coins(0.97 * count * bound, bound, count)
+
+
+def test_no_pure_bound_is_no_loss_and_one_that_is_none_is_refused():
+    assert pure_loss(epsilon=0.0).delta(0.0) == 0.0
+    for epsilon in (-1.0, math.nan, math.inf):
+        with pytest.raises(MechanismError, match="a pure bound must be finite"):
+            pure_loss(epsilon=epsilon)
 
 
 def test_two_equal_tokens_have_no_loss():
