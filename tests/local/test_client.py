@@ -11,6 +11,7 @@ import pytest
 
 from rapt.errors import (
     AccessError,
+    BusyError,
     CorpusError,
     LimitError,
     NotFoundError,
@@ -100,6 +101,44 @@ def answering(answer):
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def busy(*, after, times):
+    """A service that is busy so many times, and what it was asked."""
+    asked = []
+
+    def answer(path, body):
+        asked.append(path)
+        if len(asked) <= times:
+            return 429, {} if after is None else {"retry-after": after}, b'{"error": {"message": "wait"}}'
+        return 200, {}, b'{"object": "list", "data": []}'
+
+    return answer, asked
+
+
+def test_what_comes_too_early_is_sent_again():
+    answer, asked = busy(after="0", times=4)
+    with answering(answer) as connected:
+        assert list(connected.models()) == []
+    assert len(asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("after", "times"),
+    [("0", 5), (None, 1), ("61", 1), ("-1", 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)],
+)
+def test_a_service_that_stays_busy_or_names_no_time_is_not_asked_for_ever(after, times):
+    answer, asked = busy(after=after, times=99)
+    with answering(answer) as connected, pytest.raises(BusyError, match="busy or a quota is used up: wait"):
+        connected.models()
+    assert len(asked) == times
+
+
+def test_an_upload_that_comes_too_early_is_not_read_again(path):
+    answer, asked = busy(after="0", times=1)
+    with answering(answer) as connected, pytest.raises(BusyError):
+        connected.upload(path)
+    assert len(asked) == 1
 
 
 def test_a_file_goes_there_and_is_known_by_its_counts(client, path, file):
