@@ -9,7 +9,6 @@ from typing import Final, Literal
 from rapt.errors import UsageError
 
 Role = Literal["tenant", "admin"]
-ROLES: Final[tuple[Role, ...]] = ("tenant", "admin")
 # Owner of everything in a service without keys, and of what was there before there were tenants.
 LOCAL: Final = "local"
 # A tenant's name stands between colons in the names of its models, and in URLs.

@@ -46,9 +46,10 @@ class Losses:
     total: int
     rows: int
 
-    def combined(self, *, weight: float) -> Tensor:
-        """L = L_task + λ L_rec, with `weight` for λ."""
-        return self.task if self.reconstruction is None else self.task + weight * self.reconstruction
+    def combined(self, *, weight: float, of_answers: float = 1.0, of_rows: float = 1.0) -> Tensor:
+        """L = L_task + λ L_rec, with `weight` for λ; of a part of a batch, by its shares of answers and rows."""
+        task = self.task * of_answers
+        return task if self.reconstruction is None else task + self.reconstruction * (of_rows * weight)
 
 
 class Tuning(nn.Module):

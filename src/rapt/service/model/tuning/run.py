@@ -12,7 +12,7 @@ from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.tuning.batches import batches_of_epoch, batches_per_epoch, parts_of_batch
 from rapt.service.model.tuning.checkpoint import Checkpoint, RunIdentity, check_same_run, identity
-from rapt.service.model.tuning.losses import Losses, Tuning
+from rapt.service.model.tuning.losses import Tuning
 from rapt.service.model.tuning.optimizer import Optimizer, rate_scale
 from rapt.service.model.tuning.progress import Progress
 from rapt.service.model.tuning.result import adapter_of
@@ -189,7 +189,7 @@ class Run:
         for part in parts_of_batch(range(len(records)), size=self._micro):
             losses = self._tuning.losses([records[position] for position in part])
             of_answers, of_rows = losses.total / answers, losses.rows / len(records)
-            torch.autograd.backward(_weighted(losses, of_answers=of_answers, of_rows=of_rows, weight=weight))
+            torch.autograd.backward(losses.combined(weight=weight, of_answers=of_answers, of_rows=of_rows))
             task += losses.task.item() * of_answers
             right += losses.right.item()
             if losses.reconstruction is not None:
@@ -214,13 +214,6 @@ class Run:
             metrics |= {"validation_loss": self._best.loss, "validation_accuracy": self._best.accuracy}
             metrics |= {"best_step": self._best.step}
         return metrics
-
-
-def _weighted(losses: Losses, *, of_answers: float, of_rows: float, weight: float) -> torch.Tensor:
-    """A part's share of L: its answers' share of L_task, and its rows' share of λ L_rec."""
-    if losses.reconstruction is None:
-        return losses.task * of_answers
-    return losses.task * of_answers + losses.reconstruction * (of_rows * weight)
 
 
 def out_of_memory(error: BaseException) -> bool:
