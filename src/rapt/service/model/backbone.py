@@ -185,7 +185,7 @@ class Backbone:
 
     def tokenize(self, public_text: str) -> tuple[int, ...]:
         """Content tokens of a string that is public, such as a label word: never of a user's text."""
-        return tuple(make_tokenizer(self.bundle.tokenizer_json).encode(public_text, add_special_tokens=False).ids)
+        return _public_ids(self.bundle.tokenizer_json, public_text)
 
 
 @functools.lru_cache(maxsize=4)
@@ -254,6 +254,13 @@ def _load(architecture: Architecture, folder: Path, *, dtype: torch.dtype, model
         raise VocabularyError(
             f"model={model!r} must have config.json and model.safetensors that fit each other; install it again"
         ) from None
+
+
+@functools.lru_cache(
+    maxsize=256
+)  # the cue of a decoder is asked for with every row, and a tokenizer takes long to read
+def _public_ids(tokenizer_json: bytes, text: str) -> tuple[int, ...]:
+    return tuple(make_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)
 
 
 def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
