@@ -17,8 +17,6 @@ from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from queue import SimpleQueue
-from threading import Thread
 from typing import Final
 
 from rapt.errors import CorpusError, RaptError
@@ -116,22 +114,21 @@ def privatize_in_processes(
         CorpusError: As `Privatizer.privatize`; or a worker ended early.
         UsageError: As `Privatizer.privatize`.
     """
-    given: deque[_Worker] = deque()  # a worker for each chunk that is out, in the order of the chunks
-    workers: list[_Worker] = []
-    with _starter() as start:
+    busy: deque[Connection] = deque()
+    with _workers() as start:
         try:
             for number, chunk in enumerate(chunks):
                 if number < processes:
-                    workers.append(start(privatizer, response, provenance, first_stream + number))
-                worker = workers[number % processes]
-                # One chunk more than it works on: it need not wait for the disk, nor for its neighbour.
-                records = given.popleft().received() if len(given) == 2 * processes else None
-                worker.give(chunk)
-                given.append(worker)
-                if records is not None:
-                    yield records
-            while given:
-                yield given.popleft().received()
+                    busy.append(start(privatizer, response, provenance, first_stream + number))
+                    busy[-1].send(chunk)
+                    continue
+                worker = busy.popleft()
+                records = _received(worker)
+                worker.send(chunk)  # before the records are written, so that it does not wait for the disk
+                busy.append(worker)
+                yield records
+            while busy:
+                yield _received(busy.popleft())
         except (EOFError, BrokenPipeError, ConnectionResetError):
             raise CorpusError(
                 f"a worker process must live to the end, got one of {processes} that ended early; "
@@ -139,68 +136,32 @@ def privatize_in_processes(
             ) from None
 
 
-class _Worker:
-    """A worker process as its parent sees it.
-
-    Chunks go out through a thread. A pipe holds little: a parent that waited to send a chunk, to a worker that waits to
-    send its records, would wait for ever.
-    """
-
-    def __init__(self, process: SpawnProcess, connection: Connection) -> None:
-        self.process = process
-        self._connection = connection
-        self._chunks: SimpleQueue[object] = SimpleQueue()
-        Thread(target=self._send, daemon=True).start()
-
-    def give(self, value: object) -> None:
-        """Send something as soon as the worker takes it; a worker that died says so when its records are asked for."""
-        self._chunks.put(value)
-
-    def received(self) -> list[PrivatizedRecord]:
-        """The records of the first chunk that is out. Raises the error that the chunk ended with."""
-        answer: list[PrivatizedRecord] | RaptError = self._connection.recv()
-        if isinstance(answer, RaptError):
-            raise answer
-        return answer
-
-    def close(self) -> None:
-        """End the process, whatever it does."""
-        self._chunks.put(None)
-        self.process.terminate()
-        self.process.join(_PATIENCE)
-        self._connection.close()
-
-    def _send(self) -> None:
-        try:
-            while (value := self._chunks.get()) is not None:
-                self._connection.send(value)
-        except OSError:
-            return  # the worker is gone
-
-
 @contextmanager
-def _starter() -> Iterator[Callable[[Privatizer, RandomizedResponse | None, Randomness, int], _Worker]]:
-    """A function that starts a worker; all of them are stopped at the end of the block."""
+def _workers() -> Iterator[Callable[[Privatizer, RandomizedResponse | None, Randomness, int], Connection]]:
+    """A function that starts a worker and gives the pipe to it; all of them are stopped at the end of the block."""
     context = get_context("spawn")  # not fork: a worker begins with nothing of this process but what it is given
-    started: list[_Worker] = []
+    started: list[tuple[SpawnProcess, Connection]] = []
 
     def start(
         privatizer: Privatizer, response: RandomizedResponse | None, provenance: Randomness, number: int
-    ) -> _Worker:
+    ) -> Connection:
         ours, theirs = context.Pipe()
         process = context.Process(target=_work, args=(theirs,), daemon=True)
         with _one_thread():
             process.start()
         theirs.close()
-        started.append(_Worker(process, ours))
-        started[-1].give((privatizer, response, provenance, number))
-        return started[-1]
+        started.append((process, ours))
+        ours.send((privatizer, response, provenance, number))
+        return ours
 
     try:
         yield start
     finally:
-        for worker in started:
-            worker.close()
+        for _, connection in started:
+            connection.close()
+        for process, _ in started:
+            process.terminate()
+            process.join(_PATIENCE)
 
 
 def _work(connection: Connection) -> None:
@@ -220,6 +181,13 @@ def _work(connection: Connection) -> None:
             connection.send(answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone, killed or done
+
+
+def _received(connection: Connection) -> list[PrivatizedRecord]:
+    answer: list[PrivatizedRecord] | RaptError = connection.recv()
+    if isinstance(answer, RaptError):
+        raise answer
+    return answer
 
 
 @contextmanager
