@@ -1,6 +1,9 @@
 import json
+import os
 import traceback
 import tracemalloc
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -193,6 +196,24 @@ def test_bad_input_is_one_clear_line_without_the_text_and_leaves_nothing(
         privatize_corpus(source, tmp_path / "out.jsonl", privatizer=privatizer, stream=insecure_stream(2))
     assert_harmless(caught)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["huge.csv", "ragged.tsv", "number.jsonl", "labels.csv", "long.csv"])
+def test_an_error_leaves_no_file_open_though_it_is_kept(file, tmp_path, privatizer, name):
+    content = next(content for case, content, _ in BAD if case == name)
+    source = file(name, content)
+    with pytest.raises(CorpusError) as kept:
+        privatize_corpus(source, tmp_path / "out.jsonl", privatizer=privatizer, stream=insecure_stream(2))
+    assert str(source) not in open_files()
+    del kept
+
+
+def open_files():
+    found = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # that of the listing itself is closed by now
+            found.add(os.readlink(descriptor))
+    return found
 
 
 def assert_harmless(caught):

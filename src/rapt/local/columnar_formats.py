@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,9 @@ from rapt.local.corpus_formats import LabelledText, Reading, missing_column
 _BATCH_ROWS: Final = 512
 
 
-def read_parquet(path: Path, text_column: str, label_column: str | None, reading: Reading) -> Iterator[LabelledText]:
+def read_parquet(
+    path: Path, text_column: str, label_column: str | None, reading: Reading
+) -> Generator[LabelledText, None, None]:
     """The records of a Parquet file; raises as `read_corpus`, and `UsageError` without pyarrow."""
     arrow = _pyarrow()
     parquet = import_module("pyarrow.parquet")
@@ -37,7 +39,9 @@ def read_parquet(path: Path, text_column: str, label_column: str | None, reading
         raise CorpusError("a parquet corpus must be a whole parquet file; it is damaged or cut off") from None
 
 
-def read_dataset(folder: Path, text_column: str, label_column: str | None, reading: Reading) -> Iterator[LabelledText]:
+def read_dataset(
+    folder: Path, text_column: str, label_column: str | None, reading: Reading
+) -> Generator[LabelledText, None, None]:
     """The records of one split, as `datasets.Dataset.save_to_disk` writes it; raises as `read_parquet`."""
     arrow = _pyarrow()
     ipc = import_module("pyarrow.ipc")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final, get_args
 
@@ -27,7 +27,9 @@ from rapt.wire.privatized_file import (
     write_privatized_file,
 )
 
-_COLUMNAR: Final[Mapping[FileFormat, Callable[[Path, str, str | None, Reading], Iterator[LabelledText]]]] = {
+_COLUMNAR: Final[
+    Mapping[FileFormat, Callable[[Path, str, str | None, Reading], Generator[LabelledText, None, None]]]
+] = {
     "parquet": read_parquet,
     "dataset": read_dataset,
 }
@@ -47,8 +49,10 @@ def read_corpus(
     label_column: str | None = "label",
     file_format: FileFormat | None = None,
     reading: Reading | None = None,
-) -> Iterator[LabelledText]:
+) -> Generator[LabelledText, None, None]:
     """The records of a file, one at a time. Blank lines are allowed at its end only.
+
+    The file is open until the last record or an error; who stops before that closes the generator.
 
     Args:
         path: A regular file in UTF-8, with or without a byte order mark; a Parquet file; or a folder that the
@@ -68,14 +72,18 @@ def read_corpus(
         )
     kind = _format_of(path, file_format)
     moved = Reading() if reading is None else reading
-    if kind in _COLUMNAR:
-        records = _COLUMNAR[kind](path, text_column, label_column, moved)
-    else:
-        records = READERS[kind](read_lines(path, moved), text_column, label_column)
     empty = True
-    for record in records:
-        empty = False
-        yield record
+    records: Iterator[LabelledText]
+    # Closed here, not by the garbage collector: an error keeps what it came through alive, an open file too.
+    with ExitStack() as opened:
+        if kind in _COLUMNAR:
+            records = opened.enter_context(closing(_COLUMNAR[kind](path, text_column, label_column, moved)))
+        else:
+            lines = opened.enter_context(closing(read_lines(path, moved)))
+            records = READERS[kind](lines, text_column, label_column)
+        for record in records:
+            empty = False
+            yield record
     if empty:
         raise CorpusError("a corpus must have at least one record, got records=0; check the file")
 
@@ -168,12 +176,12 @@ def privatize_corpus(
     if len({text_column, *others.values()}) != 1 + len(others) or label_column in others.values():
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
 
-    def records(reading: Reading | None = None) -> Iterator[LabelledText]:
-        return read_corpus(
-            source, text_column=text_column, label_column=label_column, file_format=file_format, reading=reading
-        )
-
-    names = label_names(records()) if labels is None and label_column is not None else labels
+    names = labels
+    if labels is None and label_column is not None:
+        with closing(
+            read_corpus(source, text_column=text_column, label_column=label_column, file_format=file_format)
+        ) as scanned:
+            names = label_names(scanned)
     index = {name: i for i, name in enumerate(names or ())}
     if len(index) != len(names or ()):
         raise UsageError(f"labels must differ from each other, got {len(names or ())} of which {len(index)} differ")
@@ -190,10 +198,16 @@ def privatize_corpus(
         pairs=other_texts.second is not None,
         targets=other_texts.targets,
     )
-    with write_privatized_file(target, manifest, resume=resume) as writer:
-        texts = _indexed(records(reading), None if names is None else index)
+    with ExitStack() as opened, write_privatized_file(target, manifest, resume=resume) as writer:
+
+        def read(text: str, label: str | None, reading: Reading | None) -> Iterator[LabelledText]:
+            found = read_corpus(source, text_column=text, label_column=label, file_format=file_format, reading=reading)
+            return opened.enter_context(closing(found))
+
+        texts = _indexed(read(text_column, label_column, reading), None if names is None else index)
         if others:  # each column is read beside the first, so that no reader need know of more than one text
-            texts = zip_parts(texts, {part: _texts(source, column, file_format) for part, column in others.items()})
+            beside = {part: (record.text for record in read(column, None, None)) for part, column in others.items()}
+            texts = zip_parts(texts, beside)
         done, tokens = skip_kept(
             writer.kept(),
             texts,
@@ -248,11 +262,6 @@ def privatize_corpus(
         first = next(iterate_privatized_lines(written))
     assert isinstance(first, Manifest)
     return first
-
-
-def _texts(source: Path, column: str, file_format: FileFormat | None) -> Iterator[str]:
-    for record in read_corpus(source, text_column=column, label_column=None, file_format=file_format):
-        yield record.text
 
 
 def _indexed(records: Iterator[LabelledText], index: Mapping[str, int] | None) -> Iterator[SourceItem]:

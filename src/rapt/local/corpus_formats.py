@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -51,7 +51,7 @@ class Reading:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
 
-def read_lines(path: Path, reading: Reading) -> Iterator[str]:
+def read_lines(path: Path, reading: Reading) -> Generator[str, None, None]:
     """The lines of a file, their ends kept, each decoded on its own so that an error can say where."""
     if path.exists() and not path.is_file():
         raise CorpusError("a corpus must be a regular file, because it may be read twice; write it to one first")

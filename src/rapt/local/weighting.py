@@ -6,6 +6,7 @@ common ones. A weighting must be public, because what is chosen by it, such as Î
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -89,11 +90,12 @@ def weighting_of_corpus(path: Path, vocabulary: Vocabulary, *, text_column: str 
     """
     counts = np.zeros(vocabulary.size, dtype=np.int64)
     waiting: list[str] = []
-    for record in read_corpus(path, text_column=text_column, label_column=None):
-        waiting.append(record.text)
-        if len(waiting) == _CHUNK:
-            _count(counts, waiting, vocabulary)
-            waiting = []
+    with closing(read_corpus(path, text_column=text_column, label_column=None)) as records:
+        for record in records:
+            waiting.append(record.text)
+            if len(waiting) == _CHUNK:
+                _count(counts, waiting, vocabulary)
+                waiting = []
     _count(counts, waiting, vocabulary)
     ids = np.flatnonzero(counts)
     if not len(ids):
