@@ -15,6 +15,7 @@ from typing import Final
 from torch import Tensor
 
 from rapt.service.model.adapter import Adapter
+from rapt.service.storage.remembered import about_to_wait
 
 # Of an adapter beside its tensors: the card, and the objects that hold it all together.
 _OVERHEAD: Final = 8 * 1024
@@ -50,6 +51,7 @@ class AdapterCache:
             if name in self._adapters:
                 self._adapters.move_to_end(name)
                 return self._adapters[name]
+            about_to_wait()
             waiting = self._loading.get(name)
             if waiting is None:
                 mine = self._loading[name] = Future[Adapter]()

@@ -11,15 +11,15 @@ from rapt.errors import ForbiddenError
 from rapt.service.storage.callers import Caller
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:  # async: else the framework takes a thread for it
     """Who asks. The door has let nobody in without saying who it is."""
     caller: Caller = request.state.caller
     return caller
 
 
-def admin_of(request: Request) -> Caller:
+async def admin_of(request: Request) -> Caller:
     """Who asks, if it is an admin. Raises `ForbiddenError`."""
-    caller = caller_of(request)
+    caller = await caller_of(request)
     if caller.role != "admin":
         raise ForbiddenError("an API key of the role admin must be sent; ask the provider")
     return caller

@@ -1,7 +1,7 @@
 """The door: who may come in, and as whom.
 
 With keys, whoever sends one that is good, as its tenant. A service on loopback that never had a key lets in local
-programs as the developer; the first key that is created, by whatever way, ends that for good.
+programs as the developer, and its own page; the first key that is created, by whatever way, ends that for good.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ import hmac
 import time
 from typing import Final
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rapt.errors import AccessError
 from rapt.service.http.http_errors import response_to
+from rapt.service.http.leaving import at_hand_or_in_thread
 from rapt.service.http.settings import Settings
+from rapt.service.page.serving import PAGE_PATHS
 from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
 from rapt.service.storage.key_rows import has_keys, holder_of
 from rapt.service.storage.store import Store
 from rapt.wire.addresses import is_loopback
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
+# What browsers say of a request of a page to where it came from, and of one that no page made.
+_OWN_SITE: Final = frozenset({"same-origin", "none"})
 # Whoever has the key of the settings runs the service.
 _PROVIDER: Final = Caller(tenant=LOCAL, key="settings", role="admin")
 
@@ -38,12 +41,13 @@ class Door:
         key = settings.api_key
         self._key = None if key is None else _digest(key.get_secret_value())
         self._may_be_open = key is None and is_loopback(settings.host)
+        # Nothing of anybody is in the page, and it must be there to ask for a key.
+        self._open_paths = OPEN_PATHS | PAGE_PATHS if settings.page else OPEN_PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            # In a thread: the store may have to wait for a disk or a database server.
-            caller = await run_in_threadpool(self._caller, Headers(scope=scope))
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
+            caller = await at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"])
             if caller is None:
                 rule = "an API key that is good must be sent as `Authorization: Bearer ...`"
                 if self._may_be_open:
@@ -53,14 +57,14 @@ class Door:
             scope.setdefault("state", {})["caller"] = caller
         await self._app(scope, receive, send)
 
-    def _caller(self, headers: Headers) -> Caller | None:
+    def _caller(self, headers: Headers, scheme: str) -> Caller | None:
         key = _bearer(headers)
         # Of digests, so that the time says nothing about the key, its length included.
         if self._key is not None and key and hmac.compare_digest(_digest(key), self._key):
             return _PROVIDER
         if key and (holder := holder_of(self._store, key, now=int(time.time()))) is not None:
             return holder
-        if self._may_be_open and _is_local_program(headers) and not has_keys(self._store):
+        if self._may_be_open and _is_of_this_machine(headers, scheme) and not has_keys(self._store):
             return DEVELOPER
         return None
 
@@ -70,15 +74,18 @@ def _bearer(headers: Headers) -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def _is_local_program(headers: Headers) -> bool:
-    """Whether no web page asks.
+def _is_of_this_machine(headers: Headers, scheme: str) -> bool:
+    """Whether a local program asks, or the service's own page, and no other page.
 
-    A page in the user's browser reaches loopback too, but it brings its origin, and a host name that was rebound to
-    127.0.0.1 is not a loopback name.
+    A page in the user's browser reaches loopback too, but the browser says of each request which origin it comes from,
+    or that it is of another site; and a host name that was rebound to 127.0.0.1 is not a loopback name.
     """
     host = headers.get("host", "")
     has_port = ":" in host and not host.endswith("]")
-    return "origin" not in headers and is_loopback(host.rpartition(":")[0] if has_port else host)
+    if not is_loopback(host.rpartition(":")[0] if has_port else host):
+        return False
+    own = f"{scheme}://{host}"
+    return headers.get("origin", own) == own and headers.get("sec-fetch-site", "none") in _OWN_SITE
 
 
 def _digest(key: str) -> bytes:

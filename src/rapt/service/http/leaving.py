@@ -1,15 +1,19 @@
-"""Waiting for an answer, and for the client to leave: whoever has gone is not computed for."""
+"""Waiting: in a thread only where there is need, for an answer, and for the client to leave."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rapt.service.model.batching import Ticket
+from rapt.service.storage.remembered import WouldWait, at_hand_only
 
+Arguments = TypeVarTuple("Arguments")
 Answer = TypeVar("Answer")
 
 # nginx's number for a client that closed the connection; nobody but the log sees it.
@@ -21,6 +25,22 @@ class Cancels(Protocol[Answer]):
 
     def cancel(self, ticket: Ticket[Answer]) -> None:
         """Forget its caller."""
+
+
+async def at_hand_or_in_thread(work: Callable[[Unpack[Arguments]], Answer], *args: *Arguments) -> Answer:
+    """What `work` returns: done here if all that it asks for is at hand, else in a thread.
+
+    A thread costs two changes of the running thread, more than short work takes, and much more on a busy machine.
+
+    Args:
+        work: Short, and nothing done by the time it first has to wait: it may begin twice.
+        args: Its arguments.
+    """
+    try:
+        with at_hand_only():
+            return work(*args)
+    except WouldWait:
+        return await run_in_threadpool(work, *args)
 
 
 async def answers_of(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Request) -> list[Answer]:

@@ -11,6 +11,7 @@ passes over a row that was written before it looked.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -35,6 +36,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 
 from rapt.errors import NotFoundError, UnavailableError, UsageError
 from rapt.service.storage.migrations import migrate
+from rapt.service.storage.remembered import Remembered, about_to_wait
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -76,6 +78,8 @@ class Database:
         """
         self._engine = _engine(url)
         self._writing = self._engine.execution_options(**{_WRITES: True})
+        self._watching: sqlite3.Connection | None = None
+        self.remembered = Remembered(self._version)
         try:
             with self.write() as connection:
                 migrate(connection)
@@ -84,6 +88,11 @@ class Database:
             raise UnavailableError(
                 f"the database must be reachable, got {type(error.orig).__name__}; check its URL and that it runs"
             ) from None
+        if self.is_sqlite:
+            # Only ever asked for the number, under the lock of `remembered`; autocommit, so it never holds a read open.
+            self._watching = sqlite3.connect(
+                str(url.database), timeout=0, isolation_level=None, check_same_thread=False
+            )
 
     @property
     def is_sqlite(self) -> bool:
@@ -93,12 +102,14 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees one moment of the database."""
+        about_to_wait()
         with self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A connection that holds the write lock: all of the block happens, or nothing."""
+        about_to_wait()
         with self._writing.begin() as connection:
             yield connection
 
@@ -110,7 +121,19 @@ class Database:
 
     def close(self) -> None:
         """Let go of it."""
+        if self._watching is not None:
+            self._watching.close()
+            self._watching = None
         self._engine.dispose()
+
+    def _version(self) -> int | None:
+        """What SQLite counts up for this connection when any other has committed, in whatever process."""
+        if self._watching is None:
+            return None
+        try:
+            return int(self._watching.execute("PRAGMA data_version").fetchone()[0])
+        except sqlite3.OperationalError:  # busy for a moment: then it has to be asked
+            return None
 
 
 def database_url(setting: str | None, *, file: Path) -> URL:

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, exists, insert, or_, select, update
+from sqlalchemy import Connection, exists, insert, select, update
 
 from rapt.errors import NotFoundError
 from rapt.service.storage.audit_rows import record
@@ -102,21 +102,32 @@ def list_keys(store: Store, cursor: Cursor, *, tenant: str | None = None) -> Pag
 
 def holder_of(store: Store, key: str, *, now: int) -> Caller | None:
     """Who sends a key; None if it is none of ours, or no longer good."""
-    with store.database.read() as connection:
-        row = connection.execute(
-            select(KEYS.c.id, KEYS.c.tenant, KEYS.c.role).where(
-                KEYS.c.digest == digest_of(key),
-                KEYS.c.revoked_at.is_(None),
-                or_(KEYS.c.expires_at.is_(None), KEYS.c.expires_at > now),
-            )
-        ).first()
-    return None if row is None else Caller(tenant=row.tenant, key=row.id, role=row.role)
+    digest = digest_of(key)
+    found = store.database.remembered.ask(("holder", digest), lambda: _holder(store, digest))
+    if found is None or (found[1] is not None and found[1] <= now):
+        return None
+    return found[0]
 
 
 def has_keys(store: Store) -> bool:
     """Whether there ever was a key, revoked ones included: then the service never lets anybody in without one."""
+
+    def look_up() -> bool:
+        with store.database.read() as connection:
+            return bool(connection.execute(select(exists().select_from(KEYS))).scalar())
+
+    return store.database.remembered.ask("has keys", look_up)
+
+
+def _holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:
+    """Who has a key that is not revoked, and when it ends."""
     with store.database.read() as connection:
-        return bool(connection.execute(select(exists().select_from(KEYS))).scalar())
+        row = connection.execute(
+            select(KEYS.c.id, KEYS.c.tenant, KEYS.c.role, KEYS.c.expires_at).where(
+                KEYS.c.digest == digest, KEYS.c.revoked_at.is_(None)
+            )
+        ).first()
+    return None if row is None else (Caller(tenant=row.tenant, key=row.id, role=row.role), row.expires_at)
 
 
 def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, now: int) -> tuple[StoredKey, str]:

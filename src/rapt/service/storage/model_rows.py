@@ -43,8 +43,12 @@ def model_name(*, base: str, tenant: str, suffix: str, adapter: str) -> str:
 
 def get_model(store: Store, model_id: str, *, tenant: str) -> StoredModel:
     """The tuned model of an id. Raises `NotFoundError`."""
-    with store.database.read() as connection:
-        return value_of(find(connection, MODELS, model_id, tenant=tenant), StoredModel)
+
+    def look_up() -> StoredModel:
+        with store.database.read() as connection:
+            return value_of(find(connection, MODELS, model_id, tenant=tenant), StoredModel)
+
+    return store.database.remembered.ask(("model", tenant, model_id), look_up)
 
 
 def list_models(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredModel]:

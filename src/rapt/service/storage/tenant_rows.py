@@ -99,8 +99,12 @@ def ensure_tenant(store: Store, name: str, *, now: int) -> None:
 
 def get_tenant(store: Store, name: str) -> StoredTenant:
     """The tenant of a name. Raises `NotFoundError`."""
-    with store.database.read() as connection:
-        return _from_row(_find(connection, name))
+
+    def look_up() -> StoredTenant:
+        with store.database.read() as connection:
+            return _from_row(_find(connection, name))
+
+    return store.database.remembered.ask(("tenant", name), look_up)
 
 
 def list_tenants(store: Store, cursor: Cursor) -> Page[StoredTenant]:
