@@ -3,8 +3,11 @@ from dataclasses import replace
 import pytest
 
 from rapt.compare.arms import ARMS, CLEAN, LONGER, NO_LOSS, RAPT, SHUFFLED, shuffle_targets
+from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan
-from rapt.errors import UsageError
+from rapt.compare.texts import LabelledTexts
+from rapt.errors import MechanismError, UsageError
+from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.tuning_config import TuningConfig
 from tuning_material import separable_file
@@ -72,5 +75,27 @@ def test_further_cells_keep_the_setting_and_whatever_changes_a_number_changes_it
     setting = plan().setting(texts_digest="a")
     assert plan(etas=(50.0, 75.0), seeds=(0, 9), arms=(RAPT,)).setting(texts_digest="a") == setting
     assert plan().setting(texts_digest="b") != setting
-    for changes in ({"weight": 0.2}, {"epochs": 4}, {"mechanism": "exponential"}, {"privatizations": 4}):
+    for changes in (
+        {"weight": 0.2},
+        {"epochs": 4},
+        {"mechanism": "exponential"},
+        {"privatizations": 4},
+        {"plain_drawn": "file"},
+    ):
         assert plan(**changes).setting(texts_digest="a") != setting
+
+
+def test_plain_tokens_are_a_files_or_a_records_as_the_plan_says():
+    texts = LabelledTexts(texts=("a good film", "a bad film", "a film"), labels=(1, 0, 1), names=("no", "yes"))
+    for drawn, of_each_record in (("file", 0), ("record", 3)):
+        chosen = plan(plain_drawn=drawn, plain_tokens=8)
+        made = FileMaker(chosen, load_vocabulary("bert-tiny")).training(texts, eta=75.0, seed=0)
+        assert (made.manifest.plain_tokens.fixed is None) == (drawn == "record")
+        assert len({record.plain_tokens for record in made.records} - {None}) == of_each_record
+
+
+def test_a_mechanism_without_a_proof_is_compared_only_where_that_is_said():
+    vocabulary = load_vocabulary("bert-tiny")
+    with pytest.raises(MechanismError, match="allow"):
+        FileMaker(plan(mechanism="custext"), vocabulary).mechanism(5.0)
+    assert FileMaker(plan(mechanism="custext", allow_unproved=True), vocabulary).mechanism(5.0).name == "custext"

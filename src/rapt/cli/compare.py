@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli.chosen_mechanism import given_options
-from rapt.cli.options import AsJson, MechanismOptions
+from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions
 from rapt.cli.output import meter, say, show, show_json, table
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ def compare(
     privatizations: Annotated[int, typer.Option(min=1, help="Of the texts to judge on, for each model.")] = 3,
     plain_tokens: Annotated[int, typer.Option(min=0, help="m, before each text.")] = 20,
     plain_pool: Annotated[int, typer.Option(min=1, help="|T|, how many they are drawn from.")] = 500,
+    plain_tokens_drawn: Annotated[
+        Drawn, typer.Option(help="Once for the file, as in the paper, or anew for each record.")
+    ] = Drawn.RECORD,
     weight: Annotated[float, typer.Option(min=0, help="λ of the arms that reconstruct.")] = 0.1,
     method: Annotated[str, typer.Option(help="As `rapt tune` has them.")] = "prompt_tuning",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the texts.")] = 3,
@@ -51,6 +54,7 @@ def compare(
     ] = None,
     attack_tokens: Annotated[int, typer.Option(min=1, help="About how many tokens are attacked.")] = 5_000,
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Models trained at once, a thread each.")] = 1,
+    allow_unproved: AllowUnproved = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the same model with one thing changed, over η and seeds, and say what made a difference.
@@ -82,6 +86,7 @@ def compare(
         privatizations=privatizations,
         plain_tokens=plain_tokens,
         plain_pool=plain_pool,
+        plain_drawn=plain_tokens_drawn.value,
         weight=weight,
         method=method,
         epochs=epochs,
@@ -89,6 +94,7 @@ def compare(
         learning_rate=learning_rate,
         attacks=_names(attacks),
         attack_tokens=attack_tokens,
+        allow_unproved=allow_unproved,
     )
     split = read_split(
         file,
@@ -149,6 +155,8 @@ def _command(
     words += ["--evaluation-records", len(split.evaluation), "--arms", ",".join(plan.arms)]
     words += ["--seeds", len(plan.seeds), "--privatizations", plan.privatizations]
     words += ["--plain-tokens", plan.plain_tokens, "--plain-pool", plan.plain_pool, "--weight", f"{plan.weight:g}"]
+    words += [] if plan.plain_drawn == "record" else ["--plain-tokens-drawn", plan.plain_drawn]
+    words += ["--allow-unproved"] if plan.allow_unproved else []
     words += ["--method", plan.method, "--epochs", plan.epochs, "--prompt-length", plan.prompt_length]
     words += [] if plan.learning_rate is None else ["--learning-rate", f"{plan.learning_rate:g}"]
     words += ["--attacks", ",".join(plan.attacks), "--attack-tokens", plan.attack_tokens] if plan.attacks else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -35,3 +36,10 @@ ApiKey = Annotated[
     str | None,
     typer.Option(envvar="RAPT_API_KEY", show_envvar=True, help="Key of the service, if it asks for one."),
 ]
+
+
+class Drawn(StrEnum):
+    """When the plain tokens are drawn: once for the file, or anew for each record."""
+
+    FILE = "file"
+    RECORD = "record"

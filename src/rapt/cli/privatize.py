@@ -10,7 +10,7 @@ import typer
 
 from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.ledger import use_ledger
-from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, VocabularyName
+from rapt.cli.options import AllowUnproved, AsJson, Drawn, Eta, MechanismOptions, VocabularyName
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
 
@@ -30,13 +30,6 @@ class UnknownWords(StrEnum):
 
     UNK = "unk"
     REFUSE = "refuse"
-
-
-class Drawn(StrEnum):
-    """When the plain tokens are drawn: once for the file, or anew for each record."""
-
-    FILE = "file"
-    RECORD = "record"
 
 
 def privatize(

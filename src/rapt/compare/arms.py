@@ -26,6 +26,7 @@ SHUFFLED: Final = "shuffled targets"
 LONGER: Final = "longer prompt"
 ORACLE: Final = "oracle"
 DENOISED: Final = "denoised"
+DENOISED_RAPT: Final = "denoised RAPT"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,7 @@ ARMS: Final[Mapping[str, Arm]] = {
         denoised=True,
         configure=_plain,
     ),
+    DENOISED_RAPT: Arm(says="RAPT on that backbone", denoised=True, plain_tokens=True, configure=_reconstruct),
 }
 
 # Pairs whose difference the report states, where both were run.
@@ -114,6 +116,8 @@ DIFFERENCES: Final = (
     (DENOISED, PROMPT),
     (DENOISED, RAPT),
     (DENOISED, ORACLE),
+    (DENOISED_RAPT, DENOISED),
+    (DENOISED_RAPT, RAPT),
     (ORACLE, PROMPT),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),

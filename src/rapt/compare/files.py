@@ -64,7 +64,13 @@ class FileMaker:
 
     def mechanism(self, eta: float) -> Mechanism:
         """The plan's mechanism at an η."""
-        return make_mechanism(self.plan.mechanism, vocabulary=self.vocabulary, eta=eta, options=dict(self.plan.options))
+        return make_mechanism(
+            self.plan.mechanism,
+            vocabulary=self.vocabulary,
+            eta=eta,
+            options=dict(self.plan.options),
+            allow_unproved=self.plan.allow_unproved,
+        )
 
     def _plain_tokens(self, rng: np.random.Generator) -> PlainTokens:
         if self.plan.plain_tokens == 0:
@@ -73,7 +79,7 @@ class FileMaker:
             self.vocabulary,
             count=self.plan.plain_tokens,
             pool_size=self.plan.plain_pool,
-            drawn="record",
+            drawn=self.plan.plain_drawn,
             rng=rng,
         )
 

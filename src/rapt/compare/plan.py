@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from rapt.compare.arms import ARMS, CLEAN
 from rapt.errors import UsageError
@@ -51,8 +51,9 @@ class ComparisonPlan:
         arms: Names in `ARMS`; without `denoised` the arm of that name must be left out.
         denoised: Folder that `rapt denoise` made from the model; None where there is none.
         privatizations: Of the evaluation text for each model; every model of one seed answers the same ones.
-        plain_tokens: m, before each text, drawn afresh for each record.
+        plain_tokens: m, before each text.
         plain_pool: How many tokens they are drawn from, |T|.
+        plain_drawn: Whether each record has plain tokens of its own, or a file has one list, as in the paper.
         weight: λ of the arms that reconstruct.
         method: A tuning method.
         epochs: Passes over the training text.
@@ -61,6 +62,7 @@ class ComparisonPlan:
         learning_rate: Of what the method trains; None takes the method's own.
         attacks: Names in the audit's dict, run once at each η; empty for none.
         attack_tokens: About how many tokens they are run on.
+        allow_unproved: Takes a mechanism without a proved guarantee.
     """
 
     model: str
@@ -73,6 +75,7 @@ class ComparisonPlan:
     privatizations: int = 3
     plain_tokens: int = 20
     plain_pool: int = 500
+    plain_drawn: Literal["record", "file"] = "record"
     weight: float = 0.1
     method: str = PROMPT_TUNING
     epochs: int = 3
@@ -81,6 +84,7 @@ class ComparisonPlan:
     learning_rate: float | None = None
     attacks: tuple[str, ...] = ()
     attack_tokens: int = 5_000
+    allow_unproved: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot be run."""
@@ -143,8 +147,10 @@ class ComparisonPlan:
         What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.
         """
         common: dict[str, Any] = asdict(self)
-        for name in ("etas", "seeds", "arms", "attacks", "attack_tokens"):
+        for name in ("etas", "seeds", "arms", "attacks", "attack_tokens", "allow_unproved"):
             del common[name]
+        if self.plain_drawn == "record":  # results from before there was a choice stay what they are
+            del common["plain_drawn"]
         common["options"] = dict(self.options)
         if self.denoised is None:
             del common["denoised"]

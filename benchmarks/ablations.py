@@ -1,0 +1,186 @@
+"""What each choice in RAPT does: one thing changed at a time, five seeds, on the two-layer BERT.
+
+    python benchmarks/ablations.py run --data FOLDER --out RESULTS [--seeds 5]
+    python benchmarks/ablations.py table RESULTS --out docs/results/ablations.json --plot docs/images/ablations.svg
+
+FOLDER holds `train.csv` and `dev.csv` of `benchmarks/public_text.py`; sizes above 4,000 take `large.csv`, which
+`large` writes. Each setting is a comparison of its own (`rapt.compare`), resumable; seed after seed, so that a run that
+is cut short is still a comparison. A difference is always between arms that read identical privatized files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rapt.compare.arms import CLEAN, LONGER, NO_LOSS, PROMPT, RAPT, SHUFFLED
+from rapt.compare.crew import run_comparison
+from rapt.compare.plan import ComparisonPlan
+from rapt.compare.results import ModelRow, open_results
+from rapt.compare.summary import summarize
+from rapt.compare.texts import read_split
+
+ETA, RECORDS, SHORTEST = 83.0, 4_000, 8
+BASE = ComparisonPlan(model="bert-tiny", etas=(ETA,), seeds=(0,), arms=(CLEAN, PROMPT, RAPT, NO_LOSS, SHUFFLED, LONGER))
+PAIR, TRIO = (PROMPT, RAPT), (PROMPT, RAPT, NO_LOSS)
+
+# What is changed, its value, the changed plan, and how many texts train: in the order in which they are run.
+Setting = tuple[str, str, ComparisonPlan, int]
+
+
+def settings() -> list[Setting]:
+    """All of them; the first is what the others change one thing of."""
+    found: list[Setting] = [("base", "m = 20, |T| = 500, λ = 0.1, P = 10, η = 83, 4,000 texts", BASE, RECORDS)]
+    for eta in (77.0, 89.0, 95.0):
+        found.append(("η", f"{eta:g}", replace(BASE, etas=(eta,), arms=TRIO), RECORDS))
+    for m in (10, 40, 80):
+        found.append(("m", str(m), replace(BASE, plain_tokens=m, arms=TRIO if m == 40 else PAIR), RECORDS))
+    for weight in (0.01, 1.0, 20.0):
+        found.append(("λ", f"{weight:g}", replace(BASE, weight=weight, arms=PAIR), RECORDS))
+    for pool in (100, 7_630):
+        found.append(("|T|", f"{pool:,}", replace(BASE, plain_pool=pool, arms=PAIR), RECORDS))
+    found.append(("plain tokens", "one list a file", replace(BASE, plain_drawn="file", arms=TRIO), RECORDS))
+    for length in (1, 40):
+        found.append(("P", str(length), replace(BASE, prompt_length=length, arms=PAIR), RECORDS))
+    for records in (1_000, 16_000):
+        found.append(("texts", f"{records:,}", replace(BASE, arms=PAIR), records))
+    return found
+
+
+def results_of(folder: Path, setting: Setting) -> Path:
+    """The file of one setting."""
+    plan, records = setting[2], setting[3]
+    name = f"eta{plan.etas[0]:g}-m{plan.plain_tokens}-T{plan.plain_pool}-w{plan.weight:g}-P{plan.prompt_length}"
+    return folder / f"{name}-{plan.plain_drawn}-n{records}.jsonl"
+
+
+def run(data: Path, out: Path, *, seeds: int) -> None:
+    """Everything that is not there yet."""
+    out.mkdir(parents=True, exist_ok=True)
+    for count in range(1, seeds + 1):
+        for setting in settings():
+            _, _, plan, records = setting
+            split = read_split(
+                data / ("train.csv" if records <= RECORDS else "large.csv"),
+                evaluation=data / "dev.csv",
+                training_records=records,
+                evaluation_records=None,
+                min_words=SHORTEST,
+            )
+            path = results_of(out, setting)
+            run_comparison(replace(plan, seeds=tuple(range(count))), split, results=path)
+            print(f"seeds {count} of {seeds}: {path.name}", flush=True)
+
+
+def rows_of(path: Path) -> list[ModelRow]:
+    """The finished lines of one setting."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not lines:
+        return []
+    with open_results(path, setting=json.loads(lines[0])["setting"]) as file:
+        return [row for row in file.rows if isinstance(row, ModelRow)]
+
+
+def table(folder: Path) -> list[dict[str, Any]]:
+    """One row a setting and arm: accuracy, and the difference from no reconstruction on the same files."""
+    found = []
+    for setting in settings():
+        summary = summarize(rows_of(results_of(folder, setting)))
+        for item in summary.accuracies:
+            found.append(_row(setting, item.arm, item.accuracy, seeds=len(item.seeds)))
+        for item in summary.differences:
+            if item.arm == RAPT:
+                found.append(_row(setting, f"{RAPT} − {item.other}", item.points, seeds=len(item.seeds), scale=1.0))
+    return found
+
+
+def _row(setting: Setting, what: str, mean: Any, *, seeds: int, scale: float = 100.0) -> dict[str, Any]:
+    return {
+        "changed": setting[0],
+        "to": setting[1],
+        "what": what,
+        "points": round(scale * mean.value, 2),
+        "low": round(scale * mean.low, 2),
+        "high": round(scale * mean.high, 2),
+        "each_seed": [round(scale * value, 2) for value in mean.each_seed],
+        "seeds": seeds,
+    }
+
+
+def picture(rows: list[dict[str, Any]]) -> str:
+    """RAPT minus no reconstruction, each setting a line with its interval, as an SVG."""
+    rows = [row for row in rows if row["what"] == f"{RAPT} − {PROMPT}"]
+    left, wide, high = 210, 420, 26
+    reach = max(abs(end) for row in rows for end in (row["low"], row["high"])) * 1.05
+    height = 70 + high * len(rows)
+
+    def across(points: float) -> float:
+        return left + wide * (points + reach) / (2 * reach)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + wide + 20} {height}" role="img">',
+        "<title>What reconstruction gains, in points of accuracy</title>",
+        "<style>text{font:13px system-ui,sans-serif;fill:#24292f}line{stroke:#0969da;stroke-width:2}"
+        "circle{fill:#0969da}.zero{stroke:#8c959f;stroke-width:1;stroke-dasharray:4 4}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}line{stroke:#58a6ff}circle{fill:#58a6ff}}</style>",
+        '<text x="10" y="20">RAPT minus no reconstruction, same files, points (95 % interval)</text>',
+        f'<line class="zero" x1="{across(0):.1f}" x2="{across(0):.1f}" y1="32" y2="{height - 30}"/>',
+        f'<text x="{across(0):.1f}" y="{height - 10}" text-anchor="middle">0</text>',
+    ]
+    for end in (-1.0, 1.0):
+        value = round(end * reach * 0.9, 1)
+        parts.append(f'<text x="{across(value):.1f}" y="{height - 10}" text-anchor="middle">{value:+g}</text>')
+    for place, row in enumerate(rows):
+        y = 45 + high * place
+        name = "base" if row["changed"] == "base" else f"{row['changed']} = {row['to']}"
+        parts.append(f'<text x="10" y="{y + 4}">{name}</text>')
+        parts.append(f'<line x1="{across(row["low"]):.1f}" x2="{across(row["high"]):.1f}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<circle cx="{across(row["points"]):.1f}" cy="{y}" r="4"/>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def large(sst2: Path, data: Path) -> None:
+    """The 4,000 sentences and as many more as there are: the settings with more texts read it."""
+    with (data / "train.csv").open(encoding="utf-8", newline="") as stream:
+        first = {row["text"]: row["label"] for row in csv.DictReader(stream)}
+    lines = (line.rsplit("\t", 1) for line in sst2.read_text(encoding="utf-8").splitlines()[1:])
+    rest = {text.strip(): label for text, label in lines if len(text.split()) >= SHORTEST}
+    with (data / "large.csv").open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *(first | rest).items()])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("large")
+    made.add_argument("--sst2", type=Path, required=True, help="train.tsv")
+    made.add_argument("--data", type=Path, required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("--data", type=Path, required=True)
+    runs.add_argument("--out", type=Path, required=True)
+    runs.add_argument("--seeds", type=int, default=5)
+    shown = commands.add_parser("table")
+    shown.add_argument("results", type=Path)
+    shown.add_argument("--out", type=Path, required=True)
+    shown.add_argument("--plot", type=Path, required=True)
+    chosen = parser.parse_args()
+    if chosen.command == "large":
+        large(chosen.sst2, chosen.data)
+    elif chosen.command == "run":
+        run(chosen.data, chosen.out, seeds=chosen.seeds)
+    else:
+        rows = table(chosen.results)
+        document = {"command": "python benchmarks/ablations.py run --data FOLDER --out RESULTS", "rows": rows}
+        chosen.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        chosen.plot.write_text(picture(rows), encoding="utf-8")
+        for row in rows:
+            print(row["changed"], row["to"], row["what"], row["points"], row["low"], row["high"], row["each_seed"])
+
+
+if __name__ == "__main__":
+    main()
