@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rapt.errors import VocabularyError
+from rapt.errors import CorpusError, VocabularyError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import load_vocabulary
@@ -170,3 +170,29 @@ def test_a_tokenizer_that_cannot_take_a_text_is_named_without_it(vocabularies):
     with pytest.raises(VocabularyError, match="must take any text") as caught:
         without.encode(["secretword 你"])
     assert "secretword" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_spans_ascend_within_the_text_one_a_token(vocabulary, name):
+    text = TEXTS[name]
+    spans = vocabulary.spans([text])[0]
+    assert len(spans) == len(vocabulary.encode([text])[0])
+    assert all(0 <= start <= end <= len(text) for start, end in spans)
+    assert spans == sorted(spans)
+
+
+def test_spans_hold_the_words_that_tokens_are_made_of(vocabulary):
+    text = "The film was good,  and it's 2024."
+    spans = vocabulary.spans([text])[0]
+    covered = {place for start, end in spans for place in range(start, end)}
+    assert "".join(text[place] for place in range(len(text)) if place not in covered).strip() == ""
+    # One token cut out of the text by its span is that token again.
+    for token_id, (start, end) in zip(vocabulary.encode([text])[0], spans, strict=True):
+        written = vocabulary.decode([token_id]).removeprefix("##").strip()
+        if written:  # SentencePiece's mark of a word's beginning takes the span of its first letter
+            assert written.lower() == text[start:end].strip().lower()
+
+
+def test_a_text_with_a_lone_surrogate_has_no_spans(vocabulary):
+    with pytest.raises(CorpusError, match="record 3 must be valid unicode text"):
+        vocabulary.spans(["\ud800"], first_position=3)

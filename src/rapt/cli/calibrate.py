@@ -286,7 +286,7 @@ def page(found: Calibration) -> list[str]:
         if attacked:
             row += [f"{point.success:.1%}", f"{point.success_low:.1%}–{point.success_high:.1%}"]
         row += [
-            "?" if value is None else f"{value:.1f}"
+            "none" if value is None else f"{value:.1f}"
             for value in (
                 point.epsilon_neighbour,
                 point.delta_epsilon_neighbour,
@@ -295,7 +295,10 @@ def page(found: Calibration) -> list[str]:
             )
         ]
         rows.append(row)
-    return [*lines, table(header, rows)]
+    lines.append(table(header, rows))
+    if any(point.epsilon_neighbour is None for point in found.curve):
+        lines.append(f"\nno ε is stated, because no finite one is proved for mechanism {found.mechanism}")
+    return lines
 
 
 def _target(found: Calibration) -> str:

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from rapt.errors import CorpusError, UsageError, VocabularyError
 from rapt.local.word_vectors import read_word_vectors
@@ -115,9 +115,34 @@ class Vocabulary:
                 word where those are refused.
             VocabularyError: A text has a token without a row in the table, or the tokenizer cannot take it.
         """
+        encodings = self._encodings(texts, with_spans=False, first_position=first_position)
+        return [self._content(encoding.ids, position) for position, encoding in enumerate(encodings, first_position)]
+
+    def spans(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[tuple[int, int]]]:
+        """Where each token of `encode` stands in its text: (start, end) in characters, `text[start:end]`.
+
+        Spans ascend, and what lies between two of them are spaces, or letters that the tokenizer drops. Tokens that
+        are bytes of one character share its span; a mark for the beginning of a word may take that of its first
+        letter. Spans are positions of private text: like it, they stay here.
+
+        Args:
+            texts: In clear; not kept.
+            first_position: Position of the first text in its file, for messages.
+
+        Raises:
+            CorpusError: As `encode`.
+            VocabularyError: As `encode`.
+        """
+        encodings = self._encodings(texts, with_spans=True, first_position=first_position)
+        for position, encoding in enumerate(encodings, first_position):
+            self._content(encoding.ids, position)
+        return [encoding.offsets for encoding in encodings]
+
+    def _encodings(self, texts: Sequence[str], *, with_spans: bool, first_position: int) -> list[Encoding]:
         tokenizer = self._tokenizer
+        encode = tokenizer.encode_batch if with_spans else tokenizer.encode_batch_fast
         try:
-            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return encode(list(texts), add_special_tokens=False)
         except Exception:  # tokenizers raises plain Exception
             # The tokenizer's own message may quote the text: it is dropped on purpose.
             position = next((i for i, text in enumerate(texts) if not _is_unicode(text)), None)
@@ -129,7 +154,6 @@ class Vocabulary:
             raise CorpusError(
                 f"record {first_position + position} must be valid unicode text; remove its lone surrogates"
             ) from None
-        return [self._content(encoding.ids, position) for position, encoding in enumerate(encodings, first_position)]
 
     def _content(self, ids: list[int], position: int) -> list[int]:
         control, unknown = self._control
