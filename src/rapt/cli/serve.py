@@ -24,6 +24,10 @@ def serve(
         list[str] | None,
         typer.Option(help="Base model to serve, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
+    page: Annotated[
+        bool | None,
+        typer.Option("--page/--no-page", help="Serve the page at /.  [default: --page]", show_default=False),
+    ] = None,
     tls_cert: Annotated[
         Path | None,
         typer.Option(help="Certificate chain in PEM: serve HTTPS. With --tls-key.", show_default=False),
@@ -51,6 +55,7 @@ def serve(
             "host": host,
             "port": port,
             "models": tuple(model) if model else None,
+            "page": page,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
         }

@@ -156,9 +156,12 @@ class CheckpointObject(BaseModel):
 
 
 class ModelDetail(BaseModel):
-    """A model's base, the hash of its vocabulary, and its card if it is tuned."""
+    """A model's base and its kind, the hash of its vocabulary, and its card if it is tuned."""
 
     base: str
+    kind: Literal["encoder", "encoder-decoder", "decoder"] = Field(
+        description="of the base model; a decoder can be asked for a text without being tuned"
+    )
     vocabulary_hash: str
     max_tokens: int
     card: dict[str, Any] | None = None

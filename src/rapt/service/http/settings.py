@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     max_waiting_tokens: int = Field(
         262_144, ge=1, description="tokens of predictions that may wait for each base model; beyond, 429"
     )
+    page: bool = Field(True, description="serve the page for the provider and the tenants at /")
     worker_in_service: bool = Field(True, description="run jobs in the serving process; false: by `rapt worker` alone")
     checkpoint_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")

@@ -75,5 +75,6 @@ def show_tuned(service: Service, model: StoredModel) -> ModelObject:
 
 
 def _detail(service: Service, base: str) -> ModelDetail:
-    bundle = service.backbone(base).bundle
-    return ModelDetail(base=base, vocabulary_hash=bundle.hash, max_tokens=bundle.max_tokens)
+    backbone = service.backbone(base)
+    bundle = backbone.bundle
+    return ModelDetail(base=base, kind=backbone.kind, vocabulary_hash=bundle.hash, max_tokens=bundle.max_tokens)

@@ -1,0 +1,91 @@
+"""Hands out the page: HTML, style and scripts as they lie in `static`, under headers that let it load nothing else.
+
+The page is one more client of the public API. It needs no key to be loaded, because there is nothing of anybody in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Header, Response
+from starlette.exceptions import HTTPException
+
+ENTRY: Final = "index.html"
+# Every file of the page, so that no name from outside is ever looked for on the disk.
+ASSETS: Final[Mapping[str, str]] = {
+    ENTRY: "text/html; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    **dict.fromkeys(
+        (
+            "account.js",
+            "curves.js",
+            "elements.js",
+            "files.js",
+            "job_view.js",
+            "jobs.js",
+            "keys.js",
+            "models.js",
+            "operation.js",
+            "query.js",
+            "service.js",
+            "start.js",
+            "status.js",
+            "tenants.js",
+            "try_it.js",
+        ),
+        "text/javascript; charset=utf-8",
+    ),
+}
+PAGE_PATHS: Final = frozenset({"/", *(f"/page/{name}" for name in ASSETS if name != ENTRY)})
+
+# No inline script or style, nothing from elsewhere, in nobody's frame; and no script may write HTML from a string.
+CONTENT_SECURITY_POLICY: Final = "; ".join(
+    (
+        "default-src 'self'",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+HEADERS: Final[Mapping[str, str]] = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",
+}
+_IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
+
+
+def page_router() -> APIRouter:
+    """The routes of the page; the description of the API does not have them."""
+    routes = APIRouter(include_in_schema=False)
+    static = files(__package__) / "static"
+    contents = {name: (static / name).read_bytes() for name in ASSETS}
+
+    @routes.get("/")
+    async def entry(if_none_match: _IfNoneMatch = None) -> Response:
+        return _send(ENTRY, contents[ENTRY], if_none_match)
+
+    @routes.get("/page/{name}")
+    async def asset(name: str, if_none_match: _IfNoneMatch = None) -> Response:
+        if name not in contents or name == ENTRY:
+            raise HTTPException(404)
+        return _send(name, contents[name], if_none_match)
+
+    return routes
+
+
+def _send(name: str, content: bytes, if_none_match: str | None) -> Response:
+    headers = {**HEADERS, "etag": f'"{hashlib.sha256(content).hexdigest()}"'}
+    if if_none_match == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type=ASSETS[name], headers=headers)
