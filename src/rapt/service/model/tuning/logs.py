@@ -55,7 +55,7 @@ class TensorBoardLog:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UsageError("curves for TensorBoard need its writer; run: pip install tensorboard") from None
+            raise UsageError("curves for TensorBoard need its writer; run: pip install 'rapt[tensorboard]'") from None
         self._writer: Any = SummaryWriter(str(folder))
 
     def __enter__(self) -> TensorBoardLog:
