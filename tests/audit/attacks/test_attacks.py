@@ -1,6 +1,8 @@
 """Every attack: succeeds where it must, is at chance where it must be, and respects the bound."""
 
+import inspect
 import itertools
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from rapt.audit.attacks.prior_fit import fit_prior
 from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.audit.judge.bound import context_free_bound
 from rapt.audit.judge.scoring import score
+from rapt.audit.view import AdversaryView
 
 SIZE = 300
 ETA = 9.0  # about half of the tokens stay as they were
@@ -139,3 +142,12 @@ def test_regret_is_what_a_noisy_choice_may_lose(rng):
     few = ChannelEstimate(outputs=np.arange(3), sources=channel.sources, likelihood=noisy[:, :, :8])
     prior = np.full(3, 1 / 3)
     assert 0 <= channel.regret(prior) < few.regret(prior)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_takes_a_desk_and_a_desk_takes_a_view_so_that_no_truth_can_come_in(name):
+    taken = get_type_hints(ATTACKS[name].run)
+    assert set(taken) == {"desk", "on_progress", "return"}
+    assert taken["desk"] is Desk
+    assert set(inspect.signature(Desk).parameters) == {"view", "seed", "channel"}
+    assert not any("truth" in name.lower() for name in vars(AdversaryView)["__annotations__"])

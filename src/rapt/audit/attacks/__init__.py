@@ -19,6 +19,7 @@ from rapt.audit.attacks.context import contextual
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.embedding_inversion import embedding_inversion
 from rapt.audit.attacks.learned_denoiser import learned_denoiser
+from rapt.audit.attacks.masked import masked
 from rapt.audit.guess import Guess
 
 Need = Literal["channel", "public", "torch"]
@@ -92,6 +93,16 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             needs=frozenset({"channel", "public"}),
             weight=60,
             uses_context=True,
+        ),
+        "masked": Attack(
+            run=masked,
+            title="Masked language model",
+            uses="Weighs the same, and how well every word fits to all others of its text, in sweeps over the text.",
+            source="after Kazemi et al. 2025 (BeamClean) and Yue et al. 2021 (SanText)",
+            needs=frozenset({"channel", "public", "torch"}),
+            weight=200,
+            uses_context=True,
+            fast=False,
         ),
         "denoiser": Attack(
             run=learned_denoiser,

@@ -10,21 +10,9 @@ and not a beam, because they name more tokens rightly.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
-
-from rapt.audit.attacks.desk import Desk, Lattice, Progress
-from rapt.audit.guess import CANDIDATES, Guess
-from rapt.audit.language.interface import LanguageModel
-from rapt.audit.language.lattice import posteriors
-
-# Two words are looked back to among the candidates that are left after a look at one: K³ steps a token, of which so
-# many are taken in all, half a minute, and never with fewer candidates than these.
-_STEPS: Final = 20_000_000
-_LEAST_WIDTH: Final = 6
+from rapt.audit.attacks.beliefs import desk_beliefs, ranked, scaled
+from rapt.audit.attacks.desk import Desk, Progress
+from rapt.audit.guess import Guess
 
 
 def contextual(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
@@ -34,73 +22,6 @@ def contextual(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
         desk: What the attacker has: public text among it.
         on_progress: Called with the share done.
     """
-    half = _scaled(on_progress, 0.0, 0.5)
-    desk.channel(half)
-    lattice = desk.lattice()
-    beliefs = contextual_beliefs(
-        lattice,
-        lengths=desk.view.lengths,
-        models=(desk.ngrams(order=2), desk.ngrams(order=3)),
-        on_progress=_scaled(on_progress, 0.5, 1.0),
-    )
-    return Guess(token_ids=ranked(lattice, beliefs), remarks=(f"a trigram model of {desk.public.source}",))
-
-
-def contextual_beliefs(
-    lattice: Lattice,
-    *,
-    lengths: NDArray[np.int64],
-    models: tuple[LanguageModel, LanguageModel],
-    on_progress: Progress | None = None,
-) -> NDArray[np.float64]:
-    """Log P(candidate | all that was seen), (n, K + 1): first with one word before, then with two where it matters.
-
-    Args:
-        lattice: Of the tokens.
-        lengths: Tokens of each record.
-        models: Of order 2 and of order 3.
-        on_progress: Called with the share done.
-    """
-    pairs, triples = models
-    first = posteriors(
-        lattice.candidates, lattice.evidence, lengths=lengths, model=pairs, on_progress=_scaled(on_progress, 0.0, 0.3)
-    )
-    width = max(_LEAST_WIDTH, int((_STEPS / len(lattice.candidates)) ** (1 / 3)))
-    width = min(width, lattice.candidates.shape[1] - 1)
-    order = np.argsort(-first[:, :-1], axis=1, kind="stable")
-    kept, left = order[:, :width], order[:, width:]
-    with np.errstate(divide="ignore"):
-        rest = np.exp(np.take_along_axis(lattice.evidence + lattice.prior, left, axis=1)).sum(axis=1)
-        rest = np.log(rest + np.exp(lattice.evidence[:, -1]))
-    second = posteriors(
-        np.column_stack([np.take_along_axis(lattice.candidates, kept, axis=1), lattice.candidates[:, -1]]),
-        np.column_stack([np.take_along_axis(lattice.evidence, kept, axis=1), rest]),
-        lengths=lengths,
-        model=triples,
-        on_progress=_scaled(on_progress, 0.3, 1.0),
-    )
-    # The candidates that were left keep the order of the first pass, and share what "something else" got.
-    beliefs = np.empty_like(first)
-    share = _normalized(np.column_stack([np.take_along_axis(first, left, axis=1), first[:, -1]]))
-    np.put_along_axis(beliefs, np.column_stack([left, np.full(len(left), -1)]), second[:, -1:] + share, axis=1)
-    np.put_along_axis(beliefs, kept, second[:, :-1], axis=1)
-    return beliefs
-
-
-def ranked(lattice: Lattice, beliefs: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The candidates by falling belief, without "something else", (n, up to `CANDIDATES`)."""
-    order = np.argsort(-beliefs[:, :-1], axis=1, kind="stable")[:, :CANDIDATES]
-    return np.take_along_axis(lattice.candidates, order, axis=1)
-
-
-def _normalized(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log shares of one for each row; a row of -inf stays as it is."""
-    top = values.max(axis=1, keepdims=True)
-    top = np.where(np.isfinite(top), top, 0.0)
-    total = np.exp(values - top).sum(axis=1, keepdims=True)
-    found: NDArray[np.float64] = values - top - np.log(np.where(total > 0, total, 1.0))
-    return found
-
-
-def _scaled(on_progress: Progress | None, low: float, high: float) -> Callable[[float], None] | None:
-    return None if on_progress is None else (lambda share: on_progress(low + (high - low) * share))
+    desk.channel(scaled(on_progress, 0.0, 0.5))
+    beliefs = desk_beliefs(desk, on_progress=scaled(on_progress, 0.5, 1.0))
+    return Guess(token_ids=ranked(desk.lattice(), beliefs), remarks=(f"a trigram model of {desk.public.source}",))

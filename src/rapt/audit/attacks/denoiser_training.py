@@ -1,9 +1,8 @@
-"""The network of the learned denoiser, and how it is trained. The only attack module that imports torch."""
+"""The network of the learned denoiser, and how it is trained. Imported only where the attack runs: it needs torch."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 from transformers.utils import logging
 
-from rapt.errors import VocabularyError
+from rapt.audit.language.masked_network import same_vocabulary
 from rapt.public_models import model_directory
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
@@ -188,16 +187,9 @@ def _network(bundle: VocabularyBundle, *, longest: int) -> tuple[_Network, str]:
 
 def _pretrained_for(bundle: VocabularyBundle, *, longest: int) -> BertModel | None:
     """The small BERT where it is installed, has this vocabulary and takes texts so long."""
-    try:
-        folder = model_directory(_PRETRAINED)
-        ours, theirs = (
-            json.loads(content)["model"]["vocab"]
-            for content in (bundle.tokenizer_json, (folder / "tokenizer.json").read_bytes())
-        )
-    except (VocabularyError, OSError, ValueError, KeyError, TypeError):
+    if not same_vocabulary(bundle, model=_PRETRAINED):
         return None
-    if ours != theirs:
-        return None
+    folder = model_directory(_PRETRAINED)
     level = logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a head we do not use is not worth a warning

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from rapt.local.mechanisms import Mechanism, mechanism_of_setting
 from rapt.local.vocabulary import Vocabulary
 
 Progress = Callable[[float], None]
+T = TypeVar("T")
 
 # Sources looked at for each output. On SST-2 with MiniLM at η = 75 the true token is among 16 for 75 % of the tokens,
 # among 64 for 83 %; the rest is one candidate of its own, "something else".
@@ -64,6 +65,7 @@ class Desk:
         self._channel = channel
         self._ngrams: dict[int, NgramModel] = {}
         self._prior: TokenPrior | None = view.prior
+        self._kept: dict[str, Any] = {}
 
     @property
     def channel_unknown(self) -> str | None:
@@ -76,6 +78,13 @@ class Desk:
         if self.view.public is None:
             raise AuditError("this attack must have public text to learn from; give some")
         return self.view.public
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made at the first call of that name and kept for other attacks."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        kept: T = self._kept[name]
+        return kept
 
     def rng(self, what: str) -> np.random.Generator:
         """A generator for one purpose: the same for the same seed, whatever ran before."""
