@@ -1,16 +1,16 @@
 """What the service adds to its backbone, over real HTTP on loopback; the load comes from a process of its own.
 
-    OMP_NUM_THREADS=1 python benchmarks/serving_http.py --requests 200 --adapters 10 10000
+    OMP_NUM_THREADS=1 python benchmarks/serving_http.py --rounds 7 --adapters 10 10000
 
-A service is started in a process of its own with as many tuned models as asked for, random ones, whose rows and files
-are made beforehand. Then one client after another measures, all figures from one run:
+A service is started in a process of its own for each number of tuned models; these are random, and their rows and files
+are made beforehand. The arms of a figure take turns, so that a busy machine slows them alike:
 
-- `idle`: median time of one request of one short text on a service that does nothing else, less that of the same row
-  through the batcher without HTTP, which takes turns with it.
-- `batch`: processor time of the serving process for one request of 16 texts, less that of the same rows without HTTP,
-  as a part of the latter.
-- `many`: requests a second of 16 clients at once with a model each, against one client after the other, and by the
-  number of registered models; by processor time of the serving process, because the machine is shared.
+- `idle`: one request of one short text at a time, and the same row through the same model called in process. Wall time,
+  and processor time of all threads of the service. What threads waited for a processor, because the machine had other
+  work, is counted by the kernel and given beside it.
+- `batch`: processor time of the service for a request of 16 texts over that of the same rows in process.
+- `many`: requests of 16 clients at once, which ask the registered models in turn, by how many are registered. The
+  services run at the same time and are loaded in turn. By processor time, because the machine is shared.
 
 Prints one JSON object.
 """
@@ -18,7 +18,7 @@ Prints one JSON object.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import http.client
 import json
 import os
 import shutil
@@ -27,17 +27,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import torch
 from serving_model import made_adapter, made_texts
 
 from rapt.service.model.adapter import Adapter, save_adapter
 from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.service.model.inference import ClassificationRow
-from rapt.service.model.serving import Predictor
+from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.recovery import open_store
@@ -62,7 +63,7 @@ def register(data: Path, backbone: Backbone, *, count: int) -> list[str]:
         models = []
         for number in range(count):
             name = f"{number:024x}"
-            shutil.copytree(source, store.directory.adapter(name))
+            shutil.copytree(source, store.directory.adapter(name), copy_function=shutil.copyfile)
             models.append(
                 StoredModel(
                     id=f"ft:{backbone.model}:{LOCAL}:bench:{number}",
@@ -97,68 +98,183 @@ def body_for(backbone: Backbone, texts: list[tuple[int, ...]]) -> dict[str, Any]
     return query_to_json(PrivatizedFile(manifest=manifest, records=records))
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and its threads so far, s."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def spent(pid: int) -> tuple[float, float]:
+    """Of all threads of a process so far: processor time, and time in which they waited for a processor, s."""
+    ran = waited = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            own = (task / "schedstat").read_text().split()
+            ran, waited = ran + int(own[0]), waited + int(own[1])
+    return ran / 1e9, waited / 1e9
 
 
-async def load(url: str, bodies: list[dict[str, Any]], *, clients: int, requests: int) -> None:
+@contextmanager
+def service_on(data: Path, *, model: str) -> Iterator[tuple[str, int]]:
+    """URL and process id of a service in a process of its own."""
+    ready = data.parent / "ready"
+    environment = os.environ | {
+        "RAPT_DATA_DIRECTORY": str(data),
+        "RAPT_PORT": "0",
+        "RAPT_MODELS": model,
+        "RAPT_READY_FILE": str(ready),
+        "RAPT_TORCH_THREADS": "1",
+        "RAPT_TENANT_TOKENS_PER_MINUTE": "1000000000",
+    }
+    process = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not ready.exists():
+            if process.poll() is not None:
+                raise SystemExit("the service did not start")
+            time.sleep(0.1)
+        yield json.loads(ready.read_text())["url"], process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+class Client:
+    """One connection that stays open, with as little between it and the socket as there can be."""
+
+    def __init__(self, url: str) -> None:
+        """Connect."""
+        host, port = url.removeprefix("http://").split(":")
+        self._connection = http.client.HTTPConnection(host, int(port), timeout=120)
+
+    def classify(self, body: bytes) -> bytes:
+        """The answer to a query."""
+        self._connection.request("POST", "/v1/classify", body=body, headers={"content-type": "application/json"})
+        answer = self._connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"the service answered {answer.status}")
+        return content
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+def load(url: str, bodies: list[bytes], *, clients: int, requests: int) -> None:
     """Send requests from `clients` connections, each its next one when it has its answer."""
-    limits = httpx2.Limits(max_connections=clients)
-    async with httpx2.AsyncClient(base_url=url, trust_env=False, limits=limits, timeout=120) as http:
 
-        async def one(number: int) -> None:
+    def one(number: int) -> None:
+        with closing(Client(url)) as client:
             for turn in range(number, requests, clients):
-                answer = await http.post("/v1/classify", json=bodies[turn % len(bodies)])
-                answer.raise_for_status()
+                client.classify(bodies[turn % len(bodies)])
 
-        await asyncio.gather(*(one(number) for number in range(clients)))
+    with ThreadPoolExecutor(clients) as threads:
+        list(threads.map(one, range(clients)))
 
 
 def run_load(url: str, bodies: Path, *, clients: int, requests: int) -> None:
     """The load generator, in its own process."""
-    command = [sys.executable, __file__, "--load", url, str(bodies), str(clients), str(requests)]
-    subprocess.run(command, check=True)
+    subprocess.run([sys.executable, __file__, "--load", url, str(bodies), str(clients), str(requests)], check=True)
 
 
-def idle(url: str, predictor: Predictor, adapter: Adapter, body: dict[str, Any], *, requests: int) -> dict[str, float]:
-    """One request at a time, over HTTP and without, in turns."""
-    row = ClassificationRow(adapter=adapter, token_ids=tuple(body["records"][0]["token_ids"]))
-    times: dict[str, list[float]] = {"http": [], "direct": []}
-    with httpx2.Client(base_url=url, trust_env=False, timeout=120) as http:
-        for turn in range(requests + 5):
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, and the middle half."""
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": round(median, 3), "lower_quartile": round(low, 3), "upper_quartile": round(high, 3)}
+
+
+def idle(
+    url: str, pid: int, backbone: Backbone, adapter: Adapter, body: dict[str, Any], *, requests: int
+) -> dict[str, Any]:
+    """One request at a time, over HTTP and in process, in turns; ms."""
+    rows = [ClassificationRow(adapter=adapter, token_ids=tuple(body["records"][0]["token_ids"]))]
+    sent = json.dumps(body).encode()
+    found: dict[str, list[float]] = {"http": [], "in_process": [], "added": [], "added_without_waiting": []}
+    served = direct = 0.0
+    with closing(Client(url)) as client:
+        for turn in range(requests + 20):
+            cpu, waited = spent(pid)
+            own_wait = spent(os.getpid())[1]
             start = time.perf_counter()
-            http.post("/v1/classify", json=body).raise_for_status()
-            middle = time.perf_counter()
-            predictor.submit([row], tenant="a").future.result()
-            end = time.perf_counter()
-            if turn >= 5:
-                times["http"].append(middle - start)
-                times["direct"].append(end - middle)
-    over, direct = (1000 * statistics.median(times[name]) for name in ("http", "direct"))
-    lowest = 1000 * (min(times["http"]) - min(times["direct"]))
-    return {"http_ms": over, "direct_ms": direct, "added_ms": over - direct, "added_by_the_fastest_ms": lowest}
+            client.classify(sent)
+            over = time.perf_counter() - start
+            cpu_after, waited_after = spent(pid)
+            own_wait, before = spent(os.getpid())[1] - own_wait, spent(os.getpid())
+            start = time.perf_counter()
+            classify(backbone, rows)
+            alone = time.perf_counter() - start
+            after = spent(os.getpid())
+            if turn >= 20:
+                served += cpu_after - cpu
+                direct += after[0] - before[0]
+                found["http"].append(1000 * over)
+                found["in_process"].append(1000 * alone)
+                found["added"].append(1000 * (over - alone))
+                waits = waited_after - waited + own_wait - (after[1] - before[1])
+                found["added_without_waiting"].append(1000 * (over - alone - waits))
+    return {
+        **{f"{name}_ms": spread(values) for name, values in found.items()},
+        "difference_of_medians_ms": statistics.median(found["http"]) - statistics.median(found["in_process"]),
+        "added_cpu_ms": 1000 * (served - direct) / requests,
+        "requests": requests,
+    }
 
 
 def batch(
-    url: str, pid: int, predictor: Predictor, adapter: Adapter, body: dict[str, Any], *, requests: int
-) -> dict[str, float]:
-    """Processor time of one request of 16 texts, in the serving process and of the same rows here."""
+    url: str, pid: int, backbone: Backbone, adapter: Adapter, body: dict[str, Any], *, rounds: int, requests: int
+) -> dict[str, Any]:
+    """Processor time of requests of 16 texts in the service, over that of the same rows in process."""
     rows = [ClassificationRow(adapter=adapter, token_ids=tuple(r["token_ids"])) for r in body["records"]]
-    with httpx2.Client(base_url=url, trust_env=False, timeout=120) as http:
-        for _ in range(3):
-            http.post("/v1/classify", json=body).raise_for_status()
-            predictor.submit(rows, tenant="a").future.result()
-        before = cpu_seconds(pid)
-        for _ in range(requests):
-            http.post("/v1/classify", json=body).raise_for_status()
-        served = (cpu_seconds(pid) - before) / requests
-    before = time.process_time()
-    for _ in range(requests):
-        predictor.submit(rows, tenant="a").future.result()
-    direct = (time.process_time() - before) / requests
-    return {"served_cpu_ms": 1000 * served, "direct_cpu_ms": 1000 * direct, "added": served / direct - 1}
+    sent = json.dumps(body).encode()
+    found: dict[str, list[float]] = {"served": [], "direct": [], "added": []}
+    with closing(Client(url)) as client:
+        for turn in range(rounds + 1):
+            before = spent(pid)[0]
+            for _ in range(requests):
+                client.classify(sent)
+            served = spent(pid)[0] - before
+            before = time.process_time()
+            for _ in range(requests):
+                classify(backbone, rows)
+            direct = time.process_time() - before
+            if turn:
+                found["served"].append(1000 * served / requests)
+                found["direct"].append(1000 * direct / requests)
+                found["added"].append(served / direct - 1)
+    return {
+        "served_cpu_ms": spread(found["served"]),
+        "direct_cpu_ms": spread(found["direct"]),
+        "added_share": spread(found["added"]),
+        "texts": len(rows),
+        "tokens": sum(len(row.token_ids) for row in rows),
+        "rounds": rounds,
+        "requests_a_round": requests,
+    }
+
+
+def many(
+    services: dict[int, tuple[str, int, Path]], *, rounds: int, requests: int, clients: int = 16
+) -> dict[str, Any]:
+    """Processor time of each service for the same load, in turns."""
+    found: dict[int, list[float]] = {count: [] for count in services}
+    walls: dict[int, list[float]] = {count: [] for count in services}
+    for turn in range(rounds + 1):
+        for count, (url, pid, bodies) in services.items():
+            before, start = spent(pid)[0], time.perf_counter()
+            run_load(url, bodies, clients=clients, requests=requests)
+            if turn:  # in the first, every adapter that is asked for is read from the disk
+                found[count].append(1000 * (spent(pid)[0] - before) / requests)
+                walls[count].append(requests / (time.perf_counter() - start))
+    least, most = min(services), max(services)
+    ratios = [few / lots for few, lots in zip(found[least], found[most], strict=True)]
+    return {
+        **{
+            f"{count} models": {
+                "cpu_ms_a_request": spread(found[count]),
+                "requests_a_second_of_wall_time": spread(walls[count]),
+            }
+            for count in services
+        },
+        "throughput_of_most_over_fewest": spread(ratios),
+        "clients": clients,
+        "rounds": rounds,
+        "requests_a_round": requests,
+        "models_that_are_asked": requests,
+    }
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -167,70 +283,48 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(1)
     adapter = made_adapter(backbone, generator)
     short = made_texts(backbone, generator, count=64, low=6, high=20)
-    long = made_texts(backbone, generator, count=16, low=20, high=60)
-    found: dict[str, Any] = {}
-    predictor = Predictor(backbone)
-    for count in arguments.adapters:
-        with tempfile.TemporaryDirectory() as folder:
-            data = Path(folder) / "data"
-            models = register(data, backbone, count=count)
-            ready, bodies = Path(folder) / "ready", Path(folder) / "bodies.json"
-            environment = os.environ | {
-                "RAPT_DATA_DIRECTORY": str(data),
-                "RAPT_PORT": "0",
-                "RAPT_MODELS": arguments.model,
-                "RAPT_READY_FILE": str(ready),
-                "RAPT_TORCH_THREADS": "1",
-                "RAPT_TENANT_TOKENS_PER_MINUTE": "1000000000",
-            }
-            process = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, stderr=subprocess.DEVNULL)
-            try:
-                while not ready.exists():
-                    if process.poll() is not None:
-                        raise SystemExit("the service did not start")
-                    time.sleep(0.1)
-                started = cpu_seconds(process.pid)
-                url = json.loads(ready.read_text())["url"]
-                one = [
-                    {"model": models[7919 * turn % len(models)], **body_for(backbone, [short[turn % len(short)]])}
-                    for turn in range(max(arguments.requests, 16))
-                ]
-                bodies.write_text(json.dumps(one))
-                own: dict[str, Any] = {"start_cpu_s": started}
-                if count == arguments.adapters[0]:
-                    own["idle"] = idle(url, predictor, adapter, one[0], requests=arguments.requests)
-                    many = {"model": models[0], **body_for(backbone, long)}
-                    own["batch"] = batch(url, process.pid, predictor, adapter, many, requests=arguments.requests // 8)
-                run_load(url, bodies, clients=16, requests=arguments.requests)  # every adapter of it is read once
-                for clients in (1, 16):
-                    before, start = cpu_seconds(process.pid), time.perf_counter()
-                    run_load(url, bodies, clients=clients, requests=arguments.requests)
-                    wall = time.perf_counter() - start
-                    spent = cpu_seconds(process.pid) - before
-                    own[f"{clients} clients"] = {
-                        "cpu_ms_a_request": 1000 * spent / arguments.requests,
-                        "requests_a_second_of_wall_time": arguments.requests / wall,
-                    }
-                own["cpu_ratio"] = own["1 clients"]["cpu_ms_a_request"] / own["16 clients"]["cpu_ms_a_request"]
-                found[f"{count} models"] = own
-            finally:
-                process.terminate()
-                process.wait()
-    predictor.close()
-    first, last = (found[f"{count} models"]["16 clients"] for count in (arguments.adapters[0], arguments.adapters[-1]))
-    found["throughput_of_most_to_fewest_models"] = first["cpu_ms_a_request"] / last["cpu_ms_a_request"]
-    return found
+    long = made_texts(backbone, generator, count=16, low=12, high=36)
+    found: dict[str, Any] = {"model": arguments.model, "load_before": os.getloadavg()}
+    counts = sorted(arguments.adapters) if "many" in arguments.parts else arguments.adapters[:1]
+    with ExitStack() as stack:
+        services = {}
+        for count in counts:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            models = register(folder / "data", backbone, count=count)
+            one = [
+                json.dumps({"model": models[7919 * turn % count], **body_for(backbone, [short[turn % len(short)]])})
+                for turn in range(arguments.requests)
+            ]
+            bodies = folder / "bodies.json"
+            bodies.write_text(json.dumps(one))
+            url, pid = stack.enter_context(service_on(folder / "data", model=arguments.model))
+            services[count] = url, pid, bodies
+            if count == counts[0]:
+                first = models[0]
+        url, pid, _ = services[counts[0]]
+        if "idle" in arguments.parts:
+            body = {"model": first, **body_for(backbone, short[:1])}
+            found["idle"] = idle(url, pid, backbone, adapter, body, requests=arguments.requests)
+        if "batch" in arguments.parts:
+            body = {"model": first, **body_for(backbone, long)}
+            found["batch"] = batch(url, pid, backbone, adapter, body, rounds=arguments.rounds, requests=5)
+        if "many" in arguments.parts:
+            found["many"] = many(services, rounds=arguments.rounds, requests=arguments.requests)
+    return found | {"load_after": os.getloadavg()}
 
 
 def main() -> None:
     """Measure and print; with --load, be the load generator."""
     if sys.argv[1:2] == ["--load"]:
         url, bodies, clients, requests = sys.argv[2:]
-        asyncio.run(load(url, json.loads(Path(bodies).read_text()), clients=int(clients), requests=int(requests)))
+        sent = [body.encode() for body in json.loads(Path(bodies).read_text())]
+        load(url, sent, clients=int(clients), requests=int(requests))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="minilm")
-    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--parts", nargs="+", default=["idle", "batch", "many"], choices=["idle", "batch", "many"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=200, help="of `idle`, and of a round of `many`")
     parser.add_argument("--adapters", type=int, nargs="+", default=[10, 10_000])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

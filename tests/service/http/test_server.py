@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -108,6 +109,14 @@ def test_a_port_that_is_taken_is_one_clear_line():
         port = listener.getsockname()[1]
         with pytest.raises(UsageError, match=f"port={port}; choose another"):
             listen(load_settings({"port": port}))
+
+
+def test_an_answer_is_not_kept_back_until_its_first_half_is_confirmed():
+    """Found by measuring: every answer was 40 ms late, because its body waited for the client to confirm its head."""
+    with listen(load_settings({"port": 0})) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_the_url_has_the_port_that_was_free():
