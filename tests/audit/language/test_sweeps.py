@@ -3,14 +3,10 @@
 import numpy as np
 import pytest
 
-from audit_material import markov_chain, markov_texts, privatized_view
+from markov_language import alone, exact_posteriors, markov_material
 from rapt.audit.intervals import clustered_share
 from rapt.audit.language.sweeps import sweep
 from rapt.errors import AuditError
-from rapt.local.mechanisms import make_mechanism
-from toy_vocabularies import toy_vocabulary
-
-WORDS = 16
 
 
 def markov_conditional(first, steps, lengths, candidates):
@@ -28,76 +24,38 @@ def markov_conditional(first, steps, lengths, candidates):
     return conditional
 
 
-def exact_posteriors(seen, first, steps):
-    """Forward and backward sums over all words; evidence P(y | word), (texts, T, words)."""
-    forward, backward = np.empty(seen.shape), np.ones(seen.shape)
-    forward[:, 0] = first * seen[:, 0]
-    for t in range(1, seen.shape[1]):
-        forward[:, t] = (forward[:, t - 1] @ steps) * seen[:, t]
-        forward[:, t] /= forward[:, t].sum(axis=1, keepdims=True)
-    for t in range(seen.shape[1] - 2, -1, -1):
-        backward[:, t] = (backward[:, t + 1] * seen[:, t + 1]) @ steps.T
-        backward[:, t] /= backward[:, t].sum(axis=1, keepdims=True)
-    product = forward * backward
-    return product / product.sum(axis=2, keepdims=True)
-
-
-@pytest.fixture(scope="module")
-def vocabulary():
-    return toy_vocabulary(np.random.default_rng(4).normal(0, 0.6, (WORDS, 4)))
-
-
-def material(vocabulary, *, eta, texts=200):
-    first, steps = markov_chain(words=WORDS)
-    # Single positions are drawn: where each word is certain from its neighbours the draws hardly move.
-    steps = 0.8 * steps + 0.2 / WORDS
-    private = markov_texts(first, steps, texts=texts, seed=1)
-    view, truth = privatized_view(vocabulary, private.ravel(), eta=eta, mechanism="exponential")
-    mechanism = make_mechanism("exponential", vocabulary=vocabulary, eta=eta)
-    evidence = mechanism.log_probabilities(np.arange(WORDS))[:, view.observed].T
-    candidates = np.broadcast_to(np.arange(WORDS), evidence.shape)
-    return first, steps, view, truth.token_ids, candidates, evidence
+def swept(material, *, steps, sweeps, first_kept, seed=0):
+    return sweep(
+        material.candidates,
+        material.evidence,
+        lengths=material.view.lengths,
+        start=material.view.observed,
+        conditional=markov_conditional(material.first, steps, material.view.lengths, material.candidates),
+        rng=np.random.default_rng(seed),
+        sweeps=sweeps,
+        first_kept=first_kept,
+    )
 
 
 @pytest.mark.parametrize("eta", [3.0, 5.0])
-def test_sweeps_with_the_true_conditionals_reach_the_optimum_of_a_markov_source(eta, vocabulary):
-    first, steps, view, truth, candidates, evidence = material(vocabulary, eta=eta)
-    best = exact_posteriors(np.exp(evidence).reshape(len(view.lengths), -1, WORDS), first, steps).reshape(-1, WORDS)
-    found = sweep(
-        candidates,
-        evidence,
-        lengths=view.lengths,
-        start=view.observed,
-        conditional=markov_conditional(first, steps, view.lengths, candidates),
-        rng=np.random.default_rng(0),
-        sweeps=60,
-        first_kept=10,
-    )
-    ours = clustered_share(found.argmax(axis=1) == truth, view.lengths)
-    optimum = (best.argmax(axis=1) == truth).mean()
-    alone = (evidence + np.log(np.bincount(truth, minlength=WORDS) + 1)).argmax(axis=1)
+def test_sweeps_with_the_true_conditionals_reach_the_optimum_of_a_markov_source(eta):
+    material = markov_material(eta=eta)
+    best = exact_posteriors(material)
+    found = swept(material, steps=material.steps, sweeps=60, first_kept=10)
+    ours = clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths)
+    optimum = (best.argmax(axis=1) == material.truth).mean()
     assert ours.low <= optimum <= ours.high
-    assert optimum > clustered_share(alone == truth, view.lengths).high, "context must matter here"
+    assert optimum > alone(material).high, "context must matter here"
     # The posteriors themselves, not the choice alone: 50 draws leave about 0.02 on average, and a uniform guess 0.07.
     assert np.abs(np.exp(found) - best).mean() < 0.03
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sweeps_with_conditionals_that_look_the_wrong_way_miss_it(seed, vocabulary):
-    first, steps, view, truth, candidates, evidence = material(vocabulary, eta=3.0)
-    best = exact_posteriors(np.exp(evidence).reshape(len(view.lengths), -1, WORDS), first, steps).reshape(-1, WORDS)
-    found = sweep(
-        candidates,
-        evidence,
-        lengths=view.lengths,
-        start=view.observed,
-        conditional=markov_conditional(first, steps.T, view.lengths, candidates),
-        rng=np.random.default_rng(seed),
-        sweeps=12,
-        first_kept=2,
-    )
-    ours = clustered_share(found.argmax(axis=1) == truth, view.lengths)
-    assert ours.high < (best.argmax(axis=1) == truth).mean()
+def test_sweeps_with_conditionals_that_look_the_wrong_way_miss_it(seed):
+    material = markov_material(eta=3.0)
+    found = swept(material, steps=material.steps.T, sweeps=12, first_kept=2, seed=seed)
+    ours = clustered_share(found.argmax(axis=1) == material.truth, material.view.lengths)
+    assert ours.high < (exact_posteriors(material).argmax(axis=1) == material.truth).mean()
 
 
 def test_a_position_that_is_drawn_is_not_looked_at():
