@@ -125,9 +125,9 @@ def listen(settings: Settings) -> socket.socket:
             f"the address must be free and ours, got {error.strerror or type(error).__name__} for "
             f"port={settings.port}; choose another, or 0 for any"
         ) from None
-    # Connections inherit it. An answer is two writes, head and body; without this the kernel keeps the second back until
-    # the client has confirmed the first, which it does 40 ms late. asyncio sets it by itself on sockets whose protocol
-    # number is TCP's only, and `create_server` leaves that number at 0.
+    # Connections inherit it. An answer is two writes, head and body; without this the kernel keeps the second back
+    # until the client has confirmed the first, which it does 40 ms late. asyncio sets it by itself only on sockets whose
+    # protocol number is TCP's, and `create_server` leaves that number at 0.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
