@@ -126,8 +126,8 @@ def listen(settings: Settings) -> socket.socket:
             f"port={settings.port}; choose another, or 0 for any"
         ) from None
     # Connections inherit it. An answer is two writes, head and body; without this the kernel keeps the second back
-    # until the client has confirmed the first, which it does 40 ms late. asyncio sets it by itself only on sockets whose
-    # protocol number is TCP's, and `create_server` leaves that number at 0.
+    # until the client has confirmed the first, 40 ms late. asyncio sets it by itself only on sockets whose protocol
+    # number is that of TCP, and `create_server` leaves that number at 0.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
