@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rapt.denoise.model_folder import CARD, check_target, save_denoised
+from rapt.denoise.model_folder import check_target, save_denoised
 from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.public_text import LEAST_TEXTS, WINDOW, read_public_texts
 from rapt.denoise.warm_up import privatize, warm_up
@@ -13,6 +13,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.denoising import Student
+from rapt.service.model.noise_expected import CARD, NoiseExpected
 
 SUBJECTS = ("the film", "this book", "her song", "their play", "a long story", "the new show", "that old picture")
 VERBS = ("was", "seemed", "is", "became", "will be")
@@ -109,6 +110,8 @@ def test_the_folder_is_a_backbone_with_the_vocabulary_of_the_original(trained, t
         )
     card = json.loads((folder / CARD).read_text())
     assert card["plan"]["etas"] == [85.0, 110.0]
+    assert original.expects is None
+    assert loaded.expects == NoiseExpected(mechanism="laplace", options={}, etas=(85.0, 110.0))
     assert card["explained"][0]["after"] == explained[0].after
     with pytest.raises(UsageError, match="--out must be a new or empty folder"):
         check_target(folder)

@@ -30,7 +30,7 @@ def denoise(
     """Teach a backbone to understand privatized text, from public text that is privatized here.
 
     Run by whoever serves the model; it spends no user's budget. The vocabulary stays the same, so users privatize as
-    before: serve the new folder with `rapt serve --models FOLDER`.
+    before: serve the new folder with `rapt serve --model FOLDER`.
 
     \b
     Example:

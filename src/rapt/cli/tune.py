@@ -17,8 +17,9 @@ def tune(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file with labels.")],
     service: ServiceUrl,
     method: Annotated[
-        str, typer.Option(help="How the frozen model is adapted: prompt_tuning, p_tuning, prefix_tuning or lora.")
-    ] = "prompt_tuning",
+        str,
+        typer.Option(help="How the frozen model is adapted: auto, prompt_tuning, p_tuning, prefix_tuning or lora."),
+    ] = "auto",
     task: Annotated[
         str | None, typer.Option(help="What is learned: classification, label_words or generation.")
     ] = None,
@@ -114,7 +115,7 @@ def tune(
             suffix=suffix,
             seed=seed,
         )
-        say(f"job {job.id}: {describe(job.method)}")
+        say(f"job {job.id}: {describe(job.method)} on {job.model}")
         try:
             with meter("tuning", unit="steps") as progress:
                 job = follow_job(

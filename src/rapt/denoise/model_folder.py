@@ -17,12 +17,11 @@ from rapt.denoise.warm_up import Explained
 from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
 from rapt.service.model.denoising import Student
+from rapt.service.model.noise_expected import CARD, SCHEMA
 from rapt.service.model.whole_folder import write_folder
 from rapt.version import __version__
 from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
 
-SCHEMA: Final = "rapt.denoised-backbone/1"
-CARD: Final = "denoising.json"
 _WEIGHTS: Final = "model.safetensors"
 # Checkpoints with a head have the encoder below this name; those converted from TensorFlow call a norm gamma and beta.
 _PREFIX: Final = "bert."
@@ -42,7 +41,7 @@ def check_target(folder: Path) -> None:
 def save_denoised(
     student: Student, folder: Path, *, plan: WarmUpPlan, explained: Sequence[Explained], texts: int, tokens: int
 ) -> None:
-    """Write the folder, whole or not at all; `rapt serve --models FOLDER` serves it.
+    """Write the folder, whole or not at all; `rapt serve --model FOLDER` serves it.
 
     Args:
         student: As trained.

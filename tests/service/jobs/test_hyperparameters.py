@@ -27,7 +27,11 @@ def resolved(method, hyperparameters):
 
 def test_every_method_can_be_asked_for_has_a_rate_and_can_be_made():
     assert METHODS.keys() == LEARNING_RATES.keys() == NAMES.keys()
-    assert set(MethodOptions.model_fields) - {"type"} == METHODS.keys()
+    assert set(MethodOptions.model_fields) - {"type", "auto"} == METHODS.keys()
+
+
+def test_auto_is_prompt_tuning_with_what_was_asked_of_it():
+    assert resolved("auto", {"n_epochs": 7}) == resolved("prompt_tuning", {"n_epochs": 7})
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

@@ -68,14 +68,15 @@ def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int
         TuningError: The values cannot be trained with.
     """
     options = options or MethodOptions(type=PROMPT_TUNING)
+    method = PROMPT_TUNING if options.type == "auto" else options.type
     asked = options.hyperparameters
     given = {
         field: _as_field(value)
-        for name, field in NAMES[options.type].items()
+        for name, field in NAMES[method].items()
         if (value := getattr(asked, name)) != "auto" and value is not None
     }
     reconstruction = _reconstruction(asked.reconstruction, file=file)
-    return replace(default_config(options.type), **given, seed=seed, reconstruction=reconstruction)
+    return replace(default_config(method), **given, seed=seed, reconstruction=reconstruction)
 
 
 def check_run(config: TuningConfig, *, file: StoredFile, bundle: VocabularyBundle) -> None:

@@ -101,9 +101,13 @@ class LoraOptions(Request):
 
 
 class MethodOptions(Request):
-    """How to adapt the backbone; the options of the method that `type` names are read."""
+    """How to adapt the backbone; the options of the method that `type` names are read.
 
-    type: Literal["prompt_tuning", "p_tuning", "prefix_tuning", "lora"]
+    `auto` is prompt tuning, on a backbone that expects the file's noise where one is served.
+    """
+
+    type: Literal["auto", "prompt_tuning", "p_tuning", "prefix_tuning", "lora"]
+    auto: PromptTuningOptions = Field(default_factory=PromptTuningOptions)
     prompt_tuning: PromptTuningOptions = Field(default_factory=PromptTuningOptions)
     p_tuning: PTuningOptions = Field(default_factory=PTuningOptions)
     prefix_tuning: PrefixTuningOptions = Field(default_factory=PrefixTuningOptions)

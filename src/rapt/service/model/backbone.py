@@ -24,6 +24,7 @@ from rapt.public_models import model_directory, model_name
 from rapt.service.model.backbone_parts import Kind, Parts
 from rapt.service.model.frame import Frame, frame_of, make_tokenizer
 from rapt.service.model.language_head import LanguageHead
+from rapt.service.model.noise_expected import NoiseExpected, read_noise_expected
 from rapt.service.model.sites import Sites
 from rapt.service.model.steering import Steering, steered
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory
@@ -75,6 +76,7 @@ class Backbone:
         segment_shift: What a position of a second text has on top in its input vector, (h,), or None.
         takes_positions: Whether `encoder` is told the position of each vector.
         inference: What `encode` calls instead when no gradient is asked for, or None.
+        expects: The noise that it was distilled for; None for a model that has only seen clear text.
     """
 
     model: str
@@ -93,6 +95,7 @@ class Backbone:
     segment_shift: Tensor | None
     takes_positions: bool
     inference: nn.Module | None = None
+    expects: NoiseExpected | None = None
 
     @property
     def device(self) -> torch.device:
@@ -199,7 +202,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         device: `auto` takes a GPU where there is one.
 
     Raises:
-        VocabularyError: Its files are missing.
+        VocabularyError: Its files are missing or damaged.
         UsageError: Its architecture is not one of `ARCHITECTURES`.
     """
     folder, model = model_directory(model), model_name(model)
@@ -237,6 +240,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
         takes_positions=parts.takes_positions,
         inference=None if parts.inference is None else parts.inference.to(place),
+        expects=read_noise_expected(folder),
     )
 
 

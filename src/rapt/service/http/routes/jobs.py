@@ -15,6 +15,7 @@ from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, IdempotencyKey, Limit, cursor, list_of
 from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, JobObject, JobRequest, ListOf
+from rapt.service.jobs.automatic import best_backbone
 from rapt.service.jobs.hyperparameters import check_run, method_to_json, resolve_config
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_events import StoredEvent, list_events
@@ -36,12 +37,14 @@ def router(service: Service) -> APIRouter:
         file = get_file(service.store, request.training_file, tenant=caller.tenant)
         if request.validation_file is not None:
             get_file(service.store, request.validation_file, tenant=caller.tenant)
+        if request.method is not None and request.method.type == "auto":
+            backbone = best_backbone(backbone, service.backbones.values(), file=file)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         config = resolve_config(request.method, file=file, seed=seed)
         check_run(config, file=file, bundle=backbone.bundle)
         job = add_job(
             service.store,
-            model=request.model,
+            model=backbone.model,
             training_file=file.id,
             method=method_to_json(config),
             seed=seed,
