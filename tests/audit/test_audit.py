@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from audit_material import privatized_view, public_of, scattered_vocabulary, view_of, zipf_prior
-from rapt.audit.attacks import ATTACKS
+from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.audit import audit
 from rapt.audit.judge.scoring import score
@@ -99,9 +99,26 @@ def test_an_attack_that_needs_an_unknown_channel_is_skipped_and_said_to_be(audit
     manifest = replace(view.manifest, mechanism=MechanismSetting(name="novel", parameters={"eta": 2.0}))
     report = audit(replace(view, manifest=manifest), truth)
     assert [result.attack for result in report.results] == ["embedding_inversion"]
-    assert all("novel" in skipped.reason for skipped in report.skipped)
-    assert [skipped.attack for skipped in report.skipped] == [n for n, a in ATTACKS.items() if "channel" in a.needs]
+    reasons = {skipped.attack: skipped.reason for skipped in report.skipped}
+    assert list(reasons) == [name for name, attack in ATTACKS.items() if "channel" in attack.needs]
+    assert all(("novel" if name in DEFAULT_ATTACKS else "not asked for") in reasons[name] for name in reasons)
     assert report.bound is None
+
+
+def test_an_attack_that_nobody_asked_for_is_listed_as_not_run(audited):
+    report = audited[2]
+    assert {skipped.attack for skipped in report.skipped} == set(ATTACKS) - set(FAST)
+    assert all(skipped.reason == "it was not asked for" for skipped in report.skipped)
+
+
+def test_a_slow_attack_is_given_a_part_of_a_large_file_and_says_so(audited, monkeypatch):
+    view, truth, _ = audited
+    few = replace(ATTACKS["context"], most_tokens=100)
+    monkeypatch.setattr("rapt.audit.audit.ATTACKS", {**ATTACKS, "context": few})
+    whole, part = audit(view, truth, attacks=["bayes", "context"], seed=3).results
+    assert part.records < whole.records == len(view.records)
+    assert part.score.all_tokens.first.n == 10 * part.records >= 100
+    assert f"on a random part of {part.records} texts, because it is slow" in part.remarks
 
 
 def test_an_audit_without_an_attack_that_can_run_is_refused(audited):

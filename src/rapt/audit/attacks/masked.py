@@ -36,7 +36,7 @@ _SWEEPS: Final = 3
 _START: Final = np.array([0.0, 1.0, 0.0, 0.0, 0.0])
 
 
-def masked(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+def masked_sweeps(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """For each observed token, the candidates of largest mean probability over the sweeps.
 
     Args:

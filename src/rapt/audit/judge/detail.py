@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from rapt.audit.guess import Guess
 from rapt.audit.intervals import Share, clustered_share
+from rapt.audit.language.written import written_rows
 from rapt.audit.view import AdversaryView, Truth
-from rapt.errors import VocabularyError
 from rapt.local.mechanisms.token_tags import built_in_tags
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.vocabulary_bundle import VocabularyBundle
@@ -133,13 +133,7 @@ def _properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[
     """Names of the classes, the class of each row, and the written form of each row."""
     vocabulary = Vocabulary(bundle)
     tags = built_in_tags(vocabulary)
-    written = []
-    for row in range(vocabulary.size):
-        try:
-            written += vocabulary.tokens([row])
-        except VocabularyError:  # a table padded to a round number of rows
-            written.append("")
-    return tags.names, tags.classes, tuple(written)
+    return tags.names, tags.classes, written_rows(bundle)
 
 
 def _word_begins(true: Ints, record: Ints, written: tuple[str, ...]) -> NDArray[np.bool_]:

@@ -87,7 +87,7 @@ def beam_beliefs(
                 reader, weight, path, candidates[places[:, t]], evidence[places[:, t]], inside[:, t], pruned, t
             )
             # A position is asked about `later` positions after it, or where its text ends.
-            last = t == lengths[group] - 1
+            last = np.equal(t, lengths[group] - 1)
             for row in range(len(group)):
                 asked = range(max(0, t - later), t + 1) if last[row] else [t - later] if inside[row, t] else []
                 for position in asked:
