@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from rapt.errors import CorpusError
-from rapt.local.chunks import Chunk, in_chunks, privatize_in_processes
+from rapt.local.chunks import Chunk, in_chunks
 from rapt.local.corpus import privatize_corpus
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.local.record_parts import SourceItem
+from rapt.local.worker_processes import privatize_in_processes
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_vocabulary, toy_word

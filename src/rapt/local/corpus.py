@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.chunks import Chunk, in_chunks, privatize_chunk, privatize_in_processes, release_chunk
+from rapt.local.chunks import Chunk, in_chunks, privatize_chunk, release_chunk
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, Reading, read_lines
 from rapt.local.kept_records import skip_kept, with_plain_tokens_of
@@ -18,6 +18,7 @@ from rapt.local.ledger_releases import privatize_through
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.record_parts import PartColumns, SourceItem, zip_parts
+from rapt.local.worker_processes import privatize_in_processes
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import (
     PrivatizedRecord,
