@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -80,22 +80,26 @@ def register(data: Path, backbone: Backbone, *, count: int) -> list[str]:
     return [model.id for model in models]
 
 
-def body_for(backbone: Backbone, texts: list[tuple[int, ...]]) -> dict[str, Any]:
-    """A query without its model."""
-    manifest = Manifest(
+def manifest_for(backbone: Backbone, *, labels: tuple[str, ...] | None = None) -> Manifest:
+    """A manifest that counts nothing yet."""
+    return Manifest(
         model=backbone.model,
         vocabulary_hash=backbone.bundle.hash,
         mechanism=MechanismSetting(name="laplace", parameters={"eta": 75.0}),
         randomness=Randomness(source="benchmark", insecure_seed=0),
         plain_tokens=NO_PLAIN_TOKENS,
-        labels=None,
+        labels=labels,
         records=0,
         tokens=0,
         records_sha256="",
         created_by="benchmark",
     )
+
+
+def body_for(backbone: Backbone, texts: list[tuple[int, ...]]) -> dict[str, Any]:
+    """A query without its model."""
     records = tuple(PrivatizedRecord(token_ids=text) for text in texts)
-    return query_to_json(PrivatizedFile(manifest=manifest, records=records))
+    return query_to_json(PrivatizedFile(manifest=manifest_for(backbone), records=records))
 
 
 def spent(pid: int) -> tuple[float, float]:
@@ -109,8 +113,8 @@ def spent(pid: int) -> tuple[float, float]:
 
 
 @contextmanager
-def service_on(data: Path, *, model: str) -> Iterator[tuple[str, int]]:
-    """URL and process id of a service in a process of its own."""
+def service_on(data: Path, *, model: str, settings: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
+    """URL and process id of a service in a process of its own; `settings` as environment variables."""
     ready = data.parent / "ready"
     environment = os.environ | {
         "RAPT_DATA_DIRECTORY": str(data),
@@ -119,6 +123,7 @@ def service_on(data: Path, *, model: str) -> Iterator[tuple[str, int]]:
         "RAPT_READY_FILE": str(ready),
         "RAPT_TORCH_THREADS": "1",
         "RAPT_TENANT_TOKENS_PER_MINUTE": "1000000000",
+        **(settings or {}),
     }
     process = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, stderr=subprocess.DEVNULL)
     try:
