@@ -102,6 +102,8 @@ def keep_results(folder: Path, view: AdversaryView, truth: Truth, *, seed: int) 
     """The place of the results of one audit."""
     digest = hashlib.sha256(f"{__version__} {seed} {view.manifest.records_sha256} {view.bundle.hash}".encode())
     digest.update(view.observed.tobytes() + view.lengths.tobytes() + truth.token_ids.tobytes())
+    if truth.entity is not None:
+        digest.update(truth.entity.tobytes() + "|".join(truth.entity_kinds).encode())
     for content in () if view.public is None else view.public.contents:
         digest.update(content.tobytes() + b"|")
     if view.prior is not None:

@@ -58,9 +58,15 @@ class Truth:
 
     Attributes:
         token_ids: In the order of `AdversaryView.observed`, (n,).
+        records: Place of each record in the corpus; None where it is all of them.
+        entity: For each token the number of the named entity that it is part of, or -1, (n,); None where nobody looked.
+        entity_kinds: Kind of each of these entities.
     """
 
     token_ids: NDArray[np.int64] = field(repr=False)
+    records: NDArray[np.int64] | None = field(default=None, repr=False)
+    entity: NDArray[np.int64] | None = field(default=None, repr=False)
+    entity_kinds: tuple[str, ...] = field(default=(), repr=False)
 
 
 def adversary_view(
@@ -193,7 +199,13 @@ def keep_records(view: AdversaryView, truth: Truth, places: NDArray[np.int64]) -
     """The records at these places, in their order, as a view and a truth of their own."""
     chosen = np.repeat(np.isin(np.arange(len(view.records)), places), view.lengths)
     records = tuple(view.records[place] for place in places)
-    return replace(view, records=records), Truth(token_ids=truth.token_ids[chosen])
+    kept = replace(
+        truth,
+        token_ids=truth.token_ids[chosen],
+        records=places if truth.records is None else truth.records[places],
+        entity=None if truth.entity is None else truth.entity[chosen],
+    )
+    return replace(view, records=records), kept
 
 
 def lend_texts(view: AdversaryView, truth: Truth, *, share: float, seed: int) -> tuple[AdversaryView, Truth]:

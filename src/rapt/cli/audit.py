@@ -65,6 +65,13 @@ def audit(
             metavar="COLUMN", help="A column of FILE to infer from each text, such as its author. Repeatable."
         ),
     ] = None,
+    entities: Annotated[
+        bool,
+        typer.Option(
+            "--entities",
+            help="Count names, places, dates and the like by kind. Needs spaCy: pip install rapt[entities]",
+        ),
+    ] = False,
     vocabulary: Annotated[
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: PRIVATIZED's model.")
     ] = None,
@@ -125,6 +132,8 @@ def audit(
     limit = QUICK_TOKENS if quick and limit is None else limit
     if limit is not None:
         view, truth = sample_records(view, truth, tokens=limit, seed=seed)
+    if entities:
+        truth = count_entities(view, truth, original, text_column=text_column, truncate_to=truncate)
     kept = None if out is None else keep_results(out / "unfinished", view, truth, seed=seed)
     with meter("attacking", total=100, unit="%") as progress:
         found = run_audit(
@@ -162,6 +171,23 @@ def read_column(original: Path, column: str, *, text_column: str) -> list[str]:
 
     records = read_corpus(original, text_column=text_column, label_column=column)
     return [str(record.label) for record in records]
+
+
+def count_entities(
+    view: AdversaryView, truth: Truth, original: Path, *, text_column: str, truncate_to: int | None
+) -> Truth:
+    """The truth with its named entities, or as it is where they cannot be looked for, which is said."""
+    from rapt.audit.judge.entities import reason_without_entities, with_entities
+    from rapt.local.corpus import read_corpus
+
+    if (reason := reason_without_entities()) is not None:
+        say(reason)
+        return truth
+    texts = [record.text for record in read_corpus(original, text_column=text_column, label_column=None)]
+    with meter("finding entities", total=100, unit="%") as progress:
+        return with_entities(
+            view, truth, texts, truncate_to=truncate_to, on_progress=lambda share: progress(int(100 * share))
+        )
 
 
 def infer_columns(
@@ -264,7 +290,16 @@ def audit_table(found: AuditReport) -> str:
         columns(["attack", "recovered", "95 % interval", "without the file"], rows),
         "",
         f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
+        *(f"entities it recovered: {line}" for line in [entity_line(found)] if line),
         *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),
         *(f"warning: {warning}" for warning in found.warnings),
     ]
     return "\n".join(lines)
+
+
+def entity_line(found: AuditReport) -> str:
+    """The share of whole entities of each kind that the strongest attack recovered; empty where nobody looked."""
+    return ", ".join(
+        f"{group.name} {group.first.value:.0%} of {group.first.n:,} ({group.unchanged:.0%} as sent)"
+        for group in found.strongest.detail.entities
+    )

@@ -58,6 +58,7 @@ class Detail:
         words: Whole words, of one or more tokens; None where there are none.
         long_words: Whole words of two tokens or more.
         numbers: Whole numbers: runs of digits.
+        entities: Whole named entities, by kind, the most frequent first; empty where nobody looked for them.
         bleu: Of the reconstructed texts against the true ones, BLEU-4 over tokens, between 0 and 1.
         bleu_unattacked: Of the privatized texts as they are.
         similarity: Mean cosine of the mean vectors of a reconstructed and a true text, the table's mean taken off.
@@ -69,6 +70,7 @@ class Detail:
     words: Group | None
     long_words: Group | None
     numbers: Group | None
+    entities: tuple[Group, ...]
     bleu: float
     bleu_unattacked: float
     similarity: float
@@ -98,6 +100,7 @@ def detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detail:
         words=_spans("words", hits, same, record, begins, least=1),
         long_words=_spans("words of several tokens", hits, same, record, begins, least=2),
         numbers=_spans("numbers", hits, same, record, digits, least=1),
+        entities=_by_kind(truth, hits, same, record),
         bleu=bleu(first, true, view.lengths),
         bleu_unattacked=bleu(seen, true, view.lengths),
         similarity=_similarity(first, true, record, view.bundle),
@@ -181,6 +184,19 @@ def _spans(
     home[place] = record[inside]
     kept = np.greater_equal(size, least)
     return _group(name, whole[0], whole[1], home, kept)
+
+
+def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], record: Ints) -> tuple[Group, ...]:
+    """Whole entities of each kind that the text has."""
+    if truth.entity is None:
+        return ()
+    found = []
+    kinds = np.array([*truth.entity_kinds, ""])[truth.entity]  # -1 takes the last
+    present = np.array(truth.entity_kinds)[np.unique(truth.entity[truth.entity >= 0])]
+    for kind, _ in Counter(present.tolist()).most_common():
+        group = _spans(kind, hits, same, record, np.where(kinds == kind, truth.entity, -1), least=1)
+        found += [] if group is None else [group]
+    return tuple(found)
 
 
 def _similarity(guessed: Ints, true: Ints, record: Ints, bundle: VocabularyBundle) -> float:
