@@ -11,7 +11,7 @@ const PLAIN_MECHANISMS = ["laplace", "exponential"];
 /** The box for a model; `writes` says that it answers with text. */
 export function tryIt(model, { writes }) {
   const { card, vocabulary_hash: vocabularyHash, base } = model.rapt;
-  const takesIds = !card?.plain_tokens;
+  const takesIds = !card?.plain_tokens && !card?.training.pairs;
   const ids = el("textarea", { class: "ids", spellcheck: "false", autocomplete: "off", inputmode: "numeric" });
   const file = el("input", { type: "file", class: "file-choice", accept: ".jsonl,.json" });
   const sure = el("input", { type: "checkbox" });
@@ -24,9 +24,11 @@ export function tryIt(model, { writes }) {
   const stopping = el("button", { type: "button", hidden: true, onclick: () => stop?.abort() }, "Stop");
 
   const stated = card ? `${card.mechanism.name} at η = ${card.mechanism.parameters.eta}` : "the mechanism and η given here";
+  const needs = [card?.plain_tokens && plural(card.plain_tokens, "plain token"), card?.training.pairs && "two texts a record"]
+    .filter(Boolean).map((need) => ` and ${need}`).join("");
   async function query() {
     if (file.files.length) return readQuery(await file.files[0].text());
-    if (!takesIds) throw new Error("choose a query file: a text for this model comes with its privatized plain tokens");
+    if (!takesIds) throw new Error("choose a query file: it holds what this model needs beside a text");
     const records = readIds(ids.value);
     if (!sure.checked) throw new Error("tick that the ids were privatized; the service takes your word for it");
     if (!card && !(Number(eta.value) > 0)) throw new Error("give the η that the ids were privatized with, above 0");
@@ -73,7 +75,7 @@ export function tryIt(model, { writes }) {
         tick(sure, `These ids were privatized on this vocabulary with ${stated}.`),
         field("or a privatized query file", file, "Labels in it are not sent.")]
       : field("Privatized query file", file,
-        `Made with ${stated} and ${plural(card.plain_tokens, "plain token")}, as the training text was. Labels in it are not sent.`),
+        `Made with ${stated}${needs}, as the training text was. Labels in it are not sent.`),
     writes ? el("div", { class: "fields" }, field("Most tokens to write", most), field("Temperature", heat)) : "",
     el("div", { class: "buttons" }, el("button", { type: "submit", class: "primary" }, writes ? "Write" : "Predict"), stopping),
     answers);
