@@ -161,13 +161,13 @@ def test_the_service_gets_neither_the_users_environment_nor_the_way_to_the_texts
         assert narrator.given["cwd"] == os.fsencode(out / "service")
 
 
-def test_the_result_has_three_runs_with_intervals_and_both_attacks(demo):
+def test_the_result_has_three_runs_with_intervals_and_the_fast_attacks(demo):
     _, result, _, _ = demo
     assert [arm.name.split()[0] for arm in result.arms] == ["clear", "prompt", "RAPT"]
     for arm in result.arms:
         assert 0 <= arm.accuracy.low <= arm.accuracy.value <= arm.accuracy.high <= 1
         assert arm.accuracy.n == TINY.queries
-    assert [found.attack for found in result.audit.results] == ["embedding_inversion", "bayes"]
+    assert [found.attack for found in result.audit.results] == ["embedding_inversion", "bayes", "context"]
     assert result.leak.files > 5
     assert result.leak.leaked == ()
 

@@ -22,7 +22,7 @@ class DemoPlan:
         epochs: Passes over the training texts.
         reconstruction_weight: λ; None leaves it to the service.
         seed: Of the training runs, never of the noise.
-        public_texts: Texts that the attacker counts words in.
+        public_texts: Texts that the attacker learns the language from.
         attacked_tokens: Tokens that the attacks are run on, in whole records.
         shown: Sentences shown before and after.
     """
@@ -30,7 +30,7 @@ class DemoPlan:
     model: str = "minilm"
     # About half of the tokens of a text change: at 50 nothing is left to learn from, at 100 little is hidden.
     eta: float = 75.0
-    # Three runs of tuning, two attacks and all the rest stay under 8 minutes on 2 cores that do other work as well.
+    # Three runs of tuning, three attacks and all the rest stay under 8 minutes on 2 cores that do other work as well.
     training: int = 1_600
     # The 95 % interval of an accuracy near 75 % is ± 2.7 points, the least that tells the three runs apart.
     queries: int = 1_000
@@ -46,6 +46,6 @@ class DemoPlan:
     seed: int = 0
     # As many as the neutral tweets of the corpus give: the attacker knows how people tweet, but not these tweets.
     public_texts: int = 10_000
-    # Half of an interval is then below one point; the whole file would cost more time than it adds.
-    attacked_tokens: int = 20_000
+    # Half of an interval is then near one point; the whole file would cost more time than it adds.
+    attacked_tokens: int = 12_000
     shown: int = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rapt.audit.attacks import ATTACKS
 from rapt.audit.audit import AuditReport, audit
 from rapt.audit.priors import public_text
 from rapt.audit.view import adversary_view, match_truth, sample_records
@@ -37,11 +38,15 @@ def upper_bound(
 
 
 def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[[str, float], None]) -> AuditReport:
-    """What a curious service can recover of the training texts, with public tweets to count words in."""
+    """What a curious service can recover of the training texts, with public tweets to learn the language from.
+
+    The attacks that train a network are left to `rapt audit`: they take longer than the rest of the demo.
+    """
     texts = public_tweets(apart_from=[*side.training.texts, *side.queries.texts], most=plan.public_texts)
     bundle = side.vocabulary.bundle
-    prior = public_text(texts, bundle, source=f"{len(texts):,} other tweets").prior(bundle)
-    view = adversary_view(side.privatized_training(), bundle, prior=prior)
+    public = public_text(texts, bundle, source=f"{len(texts):,} other tweets")
+    view = adversary_view(side.privatized_training(), bundle, public=public)
     truth = match_truth(view, side.vocabulary.encode(side.training.texts))
     view, truth = sample_records(view, truth, tokens=plan.attacked_tokens, seed=plan.seed)
-    return audit(view, truth, seed=plan.seed, on_progress=on_progress)
+    fast = [name for name, attack in ATTACKS.items() if attack.fast]
+    return audit(view, truth, attacks=fast, seed=plan.seed, on_progress=on_progress)

