@@ -72,7 +72,7 @@ class Desk:
     def at(self, view: AdversaryView) -> Desk:
         """The desk of an attack on a part of the records: what was worked out for all of them is there."""
         part = Desk(view, seed=self.seed, channel=self.channel() if self.channel_unknown is None else None)
-        part._prior, part._ngrams = self.prior(), self._ngrams
+        part._prior, part._ngrams = self._prior, self._ngrams
         part._kept = {name: kept for name, kept in self._kept.items() if name not in _OF_THE_VIEW}
         return part
 
