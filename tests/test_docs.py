@@ -25,7 +25,7 @@ DOCUMENTS = sorted(
 )
 README = ROOT / "README.md"
 # Hosts that a document may send a reader to; everything else is a relative link or loopback.
-HOSTS = {"arxiv.org", "doi.org", "keepachangelog.com", "127.0.0.1:8420", "127.0.0.1"}
+HOSTS = {"arxiv.org", "doi.org", "github.com", "keepachangelog.com", "127.0.0.1:8420", "127.0.0.1"}
 FENCE = re.compile(r"(<!-- runs -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -94,7 +94,7 @@ def test_the_readmes_python_blocks_run():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_and_option_in_a_document_exists(path: Path, capsys):
     groups = {group.split()[0] for group in GROUPS}
-    names = {command.__name__ for command in COMMANDS} | groups
+    names = {command.__name__.replace("_", "-") for command in COMMANDS} | groups
     for words in calls_of_rapt(path):
         if words[0].startswith("-"):
             continue

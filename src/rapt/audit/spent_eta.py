@@ -30,9 +30,15 @@ from scipy import stats
 
 from rapt.errors import AuditError
 from rapt.local.mechanisms.interface import Mechanism
+from rapt.local.mechanisms.neighbours import nearest_tokens
+from rapt.local.vocabulary import Vocabulary
+from rapt.local.weighting import common_words
 
 # Sets tried for each pair and direction; they are nested, and no two hold nearly the same share of the outputs.
 _SETS: Final = 64
+# Common words, of which the ones nearest to another token are told apart where no pair is named.
+_WORDS: Final = 200
+_NEAREST_PAIRS: Final = 4
 # A bound on a pair this close would divide by nearly nothing.
 _LEAST_DISTANCE: Final = 1e-9
 
@@ -144,6 +150,22 @@ def token_pairs(mechanism: Mechanism, pairs: Sequence[tuple[int, int]]) -> tuple
     )
 
 
+def near_pairs(mechanism: Mechanism, vocabulary: Vocabulary) -> list[tuple[int, int]]:
+    """Some common words and their nearest neighbours that the guarantee bounds: near pairs show most."""
+    words = common_words(vocabulary, count=_WORDS).token_ids
+    near, _ = nearest_tokens(
+        vocabulary.embeddings[words].astype(np.float64),
+        embeddings=vocabulary.embeddings,
+        eligible=vocabulary.eligible,
+        count=2,
+    )
+    others = np.where(near[:, 0] == words, near[:, -1], near[:, 0])
+    distances = mechanism.distances(words, others)
+    bounded = np.flatnonzero(np.isfinite(distances) & (distances > 0))
+    order = bounded[np.argsort(distances[bounded], kind="stable")][:_NEAREST_PAIRS]
+    return [(int(words[i]), int(others[i])) for i in order]
+
+
 def clopper_pearson(hits: int, runs: int, *, level: float) -> tuple[float, float]:
     """A lower and an upper bound of a probability, each wrong at most `level` of the time."""
     low = float(stats.beta.ppf(level, hits, runs - hits + 1)) if hits else 0.0
@@ -162,7 +184,7 @@ class _Counts:
 def _bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *, level: float) -> SpentEta:
     """The better of the two directions; each of the four ends of intervals is wrong at most `level` of the time."""
     runs, half = len(left), len(left) // 2
-    codes = np.unique(np.concatenate([left, right]), axis=0, return_inverse=True)[1].ravel()
+    codes = _numbered(np.concatenate([left, right]))
     size = int(codes.max()) + 1
     first, second = (
         _Counts(np.bincount(part[:half], minlength=size), np.bincount(part[half:], minlength=size))
@@ -171,6 +193,15 @@ def _bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *
     swapped = InputPair(left=pair.right, right=pair.left, distance=pair.distance)
     directions = (_one_direction(pair, first, second, level=level), _one_direction(swapped, second, first, level=level))
     return max(directions, key=lambda spent: spent.lower)
+
+
+def _numbered(outputs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A number from 0 for each run, equal where all of its tokens are, (n, k) -> (n,)."""
+    base, tokens = int(outputs.max()) + 1, outputs.shape[1]
+    if base**tokens < 2**62:  # one number for all tokens: rows are sorted far more slowly than numbers
+        outputs = (outputs @ (base ** np.arange(tokens, dtype=np.int64)))[:, None]
+    codes: NDArray[np.int64] = np.unique(outputs, axis=None if outputs.shape[1] == 1 else 0, return_inverse=True)[1]
+    return codes.ravel()
 
 
 def _one_direction(pair: InputPair, counts: _Counts, others: _Counts, *, level: float) -> SpentEta:

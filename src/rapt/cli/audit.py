@@ -103,7 +103,9 @@ def audit(
     """
     from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
     from rapt.audit.audit import audit as run_audit
+    from rapt.audit.formal import formal_side
     from rapt.audit.kept_results import keep_results
+    from rapt.audit.known_plaintext import known_plaintext
     from rapt.audit.priors import read_public_text
     from rapt.audit.report import report_to_json, write_report
     from rapt.audit.report.values import Report
@@ -145,6 +147,8 @@ def audit(
         created_by=f"rapt {__version__}",
         audit=found,
         statement=statement_text(table, private.manifest),
+        formal=formal_side(table, private.manifest.mechanism, seed=seed),
+        known_plaintext=known_plaintext(adversary_view(private, table.bundle)),
         commands=(
             command_line(
                 file, original, seed=seed, limit=limit, public_text=public_text, lend=lend, attribute=attribute or ()

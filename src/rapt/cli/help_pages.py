@@ -58,7 +58,7 @@ _WIDTH: Final = "102"
 
 def help_pages() -> str:
     """The page: an introduction and the help of every command, at a width that does not depend on the terminal."""
-    calls = ["", *(command.__name__ for command in COMMANDS), *GROUPS]
+    calls = ["", *(command.__name__.replace("_", "-") for command in COMMANDS), *GROUPS]
     return "\n".join([_INTRODUCTION, *(_page(call.split()) for call in calls)])
 
 

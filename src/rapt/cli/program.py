@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from rapt.cli.admin import admin
 from rapt.cli.audit import audit
+from rapt.cli.audit_model import audit_model
 from rapt.cli.calibrate import calibrate
 from rapt.cli.compare import compare
 from rapt.cli.demo import demo
@@ -40,6 +41,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     tune,
     predict,
     audit,
+    audit_model,
     compare,
     denoise,
     serve,
@@ -130,6 +132,6 @@ def _fail(message: str, code: int) -> int:
 def _usage(message: str, arguments: Sequence[str]) -> str:
     """Typer's message as one line of ours: lower case, no full stop, a way out."""
     line = " ".join(message.split()).rstrip(".")
-    known = {command.__name__ for command in COMMANDS} | {"vocabulary", "ledger", "admin"}
+    known = {command.__name__.replace("_", "-") for command in COMMANDS} | {"vocabulary", "ledger", "admin"}
     called = f"rapt {arguments[0]}" if arguments and arguments[0] in known else "rapt"
     return f"{line[:1].lower()}{line[1:]}; see {called} --help"

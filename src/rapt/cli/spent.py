@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 # Of each token of a pair, where no number is given: a few seconds a pair.
 RUNS = 10_000
 _ALPHA = 1e-6
-# Of so many common words, the ones nearest to another token.
-_WORDS = 200
-_NEAREST_PAIRS = 4
 
 
 def audit_mechanism(
@@ -32,7 +29,7 @@ def audit_mechanism(
         UsageError: A pair is not two words of one token each.
         AuditError: The guarantee says nothing about a pair.
     """
-    from rapt.audit.spent_eta import audit_spent_eta, draw_independently, token_pairs
+    from rapt.audit.spent_eta import audit_spent_eta, draw_independently, near_pairs, token_pairs
     from rapt.local.randomness import secure_stream
 
     chosen = [word_tokens(vocabulary, pair) for pair in pairs] or near_pairs(mechanism, vocabulary)
@@ -76,27 +73,6 @@ def word_tokens(vocabulary: Vocabulary, pair: str) -> tuple[int, int]:
             "choose other words"
         )
     return left[0], right[0]
-
-
-def near_pairs(mechanism: Mechanism, vocabulary: Vocabulary) -> list[tuple[int, int]]:
-    """Some words and their nearest neighbours that the guarantee bounds: near pairs show most."""
-    import numpy as np
-
-    from rapt.local.mechanisms.neighbours import nearest_tokens
-    from rapt.local.weighting import common_words
-
-    words = common_words(vocabulary, count=_WORDS).token_ids
-    near, _ = nearest_tokens(
-        vocabulary.embeddings[words].astype(np.float64),
-        embeddings=vocabulary.embeddings,
-        eligible=vocabulary.eligible,
-        count=2,
-    )
-    others = np.where(near[:, 0] == words, near[:, -1], near[:, 0])
-    distances = mechanism.distances(words, others)
-    bounded = np.flatnonzero(np.isfinite(distances) & (distances > 0))
-    order = bounded[np.argsort(distances[bounded], kind="stable")][:_NEAREST_PAIRS]
-    return [(int(words[i]), int(others[i])) for i in order]
 
 
 def to_json(report: SpentEtaReport, *, mechanism: str, eta: float) -> dict[str, Any]:

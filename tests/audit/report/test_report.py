@@ -11,12 +11,24 @@ import pytest
 from audit_material import privatized_view, scattered_vocabulary, zipf_prior
 from rapt.audit.attributes import AttributeResult, Inference
 from rapt.audit.audit import audit
+from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
+from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
 from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
 from rapt.audit.report.verdict import between, not_attacked, of_100, verdict
 from rapt.errors import AuditError
 
+FORMAL = FormalSide(
+    eta=9.0,
+    curves=(LossCurve(name="a token", points=tuple((10.0**-k, 3.0 * k) for k in range(10, 0, -1)), pure=77.7),),
+    pure_only=False,
+    slope=LargestSlope(value=None, pairs=12, whole=True),
+    spent=SpentBound(lower=1.25, pairs=4, runs=2000, alpha=1e-6),
+)
+KNOWN = KnownPlaintext(
+    known=2400, seeds=1044, seed=None, tests=(SharedNoise(name="moves", agree=41, pairs=80, p=0.46),)
+)
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
 
 
@@ -52,6 +64,8 @@ def full(found):
             ),
         ),
         examples=(Example(before="the secret text", after="that sacred test"),),
+        formal=FORMAL,
+        known_plaintext=KNOWN,
     )
 
 
@@ -166,7 +180,7 @@ def test_an_empty_line_and_a_flat_one_can_be_drawn(full):
     figure = Figure(
         title="t", across="x", up="y", lines=(Line(name="a", points=()), Line(name="b", points=((1.0, 0.0),)))
     )
-    drawn = re.findall(r"points=\"([^\"]*)\"", render_report(replace(full, figures=(figure,))))
+    drawn = re.findall(r"points=\"([^\"]*)\"", render_report(replace(full, figures=(figure,), formal=None)))
     assert drawn == ["", "0.00,100.00"]
 
 
@@ -250,3 +264,27 @@ def test_a_file_near_chance_is_not_called_readable(found):
 
 def test_a_readable_file_is_not_called_anonymous(found):
     assert any("must not be treated as anonymous" in sentence for sentence in verdict(found).sentences)
+
+
+def test_the_formal_side_is_drawn_and_its_numbers_stand_on_the_page(full):
+    page = render_report(full)
+    for part in ("77.7", "30.0", "15.0", "6.0", "without bound", "at least 1.25", "10⁻¹⁰", "once in 1,000,000"):
+        assert part in page
+    assert "this is a defect" not in page
+    spent = replace(FORMAL.spent, lower=9.5)
+    assert "this is a defect" in render_report(replace(full, formal=replace(FORMAL, spent=spent)))
+
+
+def test_a_pure_bound_is_a_table_and_not_a_curve(full):
+    page = render_report(replace(full, figures=(), formal=replace(FORMAL, pure_only=True)))
+    assert "<polyline" not in page
+    assert "nothing is known but the pure bound" in page
+    assert "no proved guarantee" in render_report(replace(full, formal=replace(FORMAL, curves=())))
+
+
+def test_what_the_plain_tokens_say_is_said(full):
+    assert "2,400 such pairs" in render_report(full)
+    found = replace(KNOWN, seed=42)
+    assert "The seed of the noise was found" in render_report(replace(full, known_plaintext=found))
+    shared = replace(KNOWN, tests=(replace(KNOWN.tests[0], p=1e-9),))
+    assert "not independent" in render_report(replace(full, known_plaintext=shared))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rapt.audit.intervals import Share
 from rapt.audit.report import charts
+from rapt.audit.report.loss_figure import loss_figure, named_delta
 from rapt.audit.report.values import Report
 from rapt.audit.report.verdict import not_attacked, verdict
 from rapt.audit.values_json import from_json, to_json
@@ -18,19 +20,24 @@ from rapt.errors import AuditError
 from rapt.wire.vocabulary_bundle import short_hash
 from rapt.wire.whole_file import write_whole
 
-SCHEMA: Final = "rapt.audit-report/2"
+SCHEMA: Final = "rapt.audit-report/3"
 HTML: Final = "report.html"
 JSON: Final = "report.json"
 
 
 def render_report(report: Report) -> str:
     """The page, complete in itself: style and drawings inline, no script, nothing loaded from anywhere."""
-    return _template().render(
-        report=report,
-        audit=report.audit,
-        verdict=verdict(report.audit, attributes=report.attributes),
-        not_attacked=not_attacked(report.audit, attributes=bool(report.attributes)),
-        charts=charts,
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            report=report,
+            audit=report.audit,
+            verdict=verdict(report.audit, attributes=report.attributes),
+            not_attacked=not_attacked(report.audit, attributes=bool(report.attributes)),
+            loss_figure=None if report.formal is None else loss_figure(report.formal),
+            charts=charts,
+        )
     )
 
 
@@ -56,29 +63,36 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     Raises:
         AuditError: The folder cannot be written.
     """
-    page, values = render_report(report), json.dumps(report_to_json(report), indent=1, allow_nan=False)
+    values = json.dumps(report_to_json(report), indent=1, allow_nan=False)
+    return write_pair(folder, {HTML: render_report(report), JSON: values + "\n"})
+
+
+def write_pair(folder: Path, contents: Mapping[str, str]) -> tuple[Path, Path]:
+    """Write two files by name; each appears whole or not at all. Raises `AuditError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return write_whole(folder / HTML, page), write_whole(folder / JSON, values + "\n")
+        first, second = (write_whole(folder / name, content) for name, content in contents.items())
     except OSError as error:
         raise AuditError(
             f"a report must be writable, got {error.strerror or type(error).__name__}; "
             "free space or choose another folder"
         ) from None
+    return first, second
 
 
 @cache
-def _template() -> Template:
-    environment = Environment(
+def environment() -> Environment:
+    """What every page is made with: templates, escaping, and figures as this project writes them."""
+    made = Environment(
         loader=PackageLoader("rapt.audit.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
-    environment.filters["short_hash"] = short_hash
-    return environment.get_template("report.html.j2")
+    made.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
+    made.filters |= {"short_hash": short_hash, "delta": named_delta}
+    return made
 
 
 def _percent(share: float) -> str:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from rapt.audit.attributes import AttributeResult
 from rapt.audit.audit import AuditReport
+from rapt.audit.formal import FormalSide
 from rapt.audit.intervals import Share
+from rapt.audit.known_plaintext import KnownPlaintext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,8 @@ class Report:
         figures: Such as the loss of training.
         examples: Texts before and after, only those that may be shown.
         attributes: What the texts tell about their authors.
+        formal: What is known about the setting without any attack; None when it was not made.
+        known_plaintext: What the plain tokens of the file say; None without plain tokens.
     """
 
     title: str
@@ -107,3 +111,5 @@ class Report:
     figures: tuple[Figure, ...] = ()
     examples: tuple[Example, ...] = ()
     attributes: tuple[AttributeResult, ...] = ()
+    formal: FormalSide | None = None
+    known_plaintext: KnownPlaintext | None = None

@@ -1,0 +1,198 @@
+"""One audit of tuned models: which attacks, on what, and everything that they found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from rapt.audit.artefact.canaries import CanaryResult, find_canaries
+from rapt.audit.artefact.game import MembershipResult, play_membership
+from rapt.audit.artefact.models import Workshop, tune_models
+from rapt.audit.artefact.pooled import PooledRelease, ReleasesView, pooled_guesses, score_releases
+from rapt.audit.artefact.texts import TokenTexts
+from rapt.audit.artefact.words import WordReading, read_words
+from rapt.audit.priors import PublicText
+from rapt.errors import AuditError
+
+PARTS: Final = ("membership", "words", "canaries", "releases")
+# Tokens of which several releases are laid on top of each other: with 30 releases 9,000 outputs.
+POOLED_TOKENS: Final = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactPlan:
+    """What is tried.
+
+    Attributes:
+        parts: Of `PARTS`.
+        models: Tuned on each kind of text; each is attacked with the others.
+        queries: Fresh privatizations of a text that are asked about, averaged.
+        canaries: Different sentences for each number of repetitions.
+        repetitions: How often each is put in.
+        releases: Numbers of releases that are laid on top of each other.
+        seed: Of everything that is drawn.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    models: int = 8
+    queries: int = 4
+    canaries: int = 8
+    repetitions: tuple[int, ...] = (1, 10, 100)
+    releases: tuple[int, ...] = (1, 3, 10, 30)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a plan that nothing can come of (`AuditError`)."""
+        if unknown := [part for part in self.parts if part not in PARTS]:
+            raise AuditError(f"unknown attack={unknown[0]!r}; choose among {', '.join(PARTS)}")
+        least = min((*self.repetitions, *self.releases, self.canaries, self.queries))
+        if self.models < 3 or least < 1:
+            raise AuditError(
+                f"an audit of models needs 3 of them, and numbers of at least 1, got models={self.models} and {least}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactFindings:
+    """What was found; it holds no token and no text. Settings stand in clear first, then through the mechanism.
+
+    Attributes:
+        model: Name of the backbone.
+        method: How it was tuned.
+        epochs: Passes over the texts.
+        mechanism: Name of the mechanism.
+        eta: Its slope, 1/distance.
+        texts: In the game; each model had half of them.
+        models: Tuned on each kind of text.
+        membership, words, canaries, releases: Empty where the part was not asked for or says nothing.
+        seed: As the plan's.
+    """
+
+    model: str
+    method: str
+    epochs: int
+    mechanism: str
+    eta: float
+    texts: int
+    models: int
+    membership: tuple[MembershipResult, ...]
+    words: tuple[WordReading, ...]
+    canaries: tuple[CanaryResult, ...]
+    releases: tuple[PooledRelease, ...]
+    seed: int
+
+
+def audit_artefact(
+    workshop: Workshop,
+    texts: TokenTexts,
+    *,
+    plan: ArtefactPlan,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> ArtefactFindings:
+    """Tune models in clear and through the mechanism, and attack them.
+
+    Args:
+        workshop: With a mechanism.
+        texts: Of which each model gets a random half.
+        plan: What is tried.
+        on_progress: Called with the name of a part, what is done of it and its total.
+
+    Raises:
+        AuditError: The texts are too few, or the mechanism's channel is not known for the pooled releases.
+        TuningError: A model cannot be tuned.
+    """
+    if workshop.mechanism is None:
+        raise AuditError("an audit of models must have a mechanism; the clear text is tuned on for comparison anyway")
+    workshops = (replace(workshop, mechanism=None), workshop)
+    membership: list[MembershipResult] = []
+    words: list[WordReading] = []
+    canaries: list[CanaryResult] = []
+    tuned = 0
+    for shop in workshops if {"membership", "words"} & set(plan.parts) else ():
+
+        def one_more(done: int, before: int = tuned) -> None:
+            on_progress("models", before + done, 2 * plan.models)
+
+        models = tune_models(shop, texts, models=plan.models, seed=plan.seed, on_progress=one_more)
+        tuned += plan.models
+        if "membership" in plan.parts:
+            for privatized in (False, True) if shop.mechanism is not None else (False,):
+                membership.append(
+                    play_membership(shop, models, texts, privatized=privatized, queries=plan.queries, seed=plan.seed)
+                )
+        if "words" in plan.parts:
+            words += read_words(shop, models, texts, seed=plan.seed)
+    if "canaries" in plan.parts:
+        runs = [(shop, times) for shop in workshops for times in plan.repetitions]
+        for place, (shop, times) in enumerate(runs):
+            canaries.append(find_canaries(shop, texts, repetitions=times, canaries=plan.canaries, seed=plan.seed))
+            on_progress("canaries", place + 1, len(runs))
+    releases: tuple[PooledRelease, ...] = ()
+    if "releases" in plan.parts:
+        releases = pool_releases(
+            workshop,
+            texts,
+            counts=plan.releases,
+            seed=plan.seed,
+            on_progress=lambda share: on_progress("releases", int(100 * share), 100),
+        )
+    return ArtefactFindings(
+        model=workshop.vocabulary.model,
+        method=workshop.config.method,
+        epochs=workshop.config.epochs,
+        mechanism=workshop.mechanism.setting.name,
+        eta=workshop.mechanism.setting.eta,
+        texts=len(texts),
+        models=plan.models,
+        membership=tuple(membership),
+        words=tuple(words),
+        canaries=tuple(canaries),
+        releases=releases,
+        seed=plan.seed,
+    )
+
+
+def pool_releases(
+    workshop: Workshop,
+    texts: TokenTexts,
+    *,
+    counts: tuple[int, ...],
+    seed: int,
+    tokens: int = POOLED_TOKENS,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> tuple[PooledRelease, ...]:
+    """Release some of the texts several times and lay the releases on top of each other; the rest is public.
+
+    Args:
+        workshop: With a mechanism.
+        texts: At least two; about half of them, or fewer, are attacked.
+        counts: Numbers of releases.
+        seed: Of the choice and the noise.
+        tokens: Texts are attacked until there are so many.
+        on_progress: Called with the share done.
+
+    Raises:
+        AuditError: There is one text only, or the mechanism's channel is not known.
+    """
+    if workshop.mechanism is None or len(texts) < 2:
+        raise AuditError(f"pooled releases need a mechanism and two texts, got texts={len(texts)}; give more")
+    rng = np.random.default_rng([seed, 19])
+    order = rng.permutation(len(texts))
+    enough = 1 + int(np.searchsorted(np.cumsum(texts.lengths[order]), tokens))
+    enough = min(enough, len(texts) // 2)
+    attacked, public = texts.at(order[:enough]), texts.at(order[enough:])
+    true = np.concatenate([np.array(content, dtype=np.int64) for content in attacked.contents])
+    view = ReleasesView(
+        releases=np.stack([workshop.mechanism.privatize(true, rng=rng) for _ in range(max(counts))]),
+        setting=workshop.mechanism.setting,
+        vocabulary=workshop.vocabulary,
+        prior=PublicText(
+            contents=tuple(np.array(content, dtype=np.int64) for content in public.contents),
+            source=f"{len(public):,} other texts",
+        ).prior(workshop.vocabulary.bundle),
+    )
+    guesses = pooled_guesses(view, counts=counts, seed=seed, on_progress=on_progress)
+    return score_releases(guesses, true=true, lengths=attacked.lengths)

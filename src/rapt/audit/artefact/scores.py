@@ -1,0 +1,150 @@
+"""The judge of membership: how well scores tell members from others.
+
+Figures over several attacked models have intervals that hold both sources of chance, which model was attacked and
+which texts were asked about: both are resampled (Owen 2007, "The pigeonhole bootstrap", which errs on the wide side).
+With one model the interval holds the chance of the texts alone.
+
+*p.* Members are drawn at random, so if a model does not depend on them, its scores do not either, and the test of Mann
+and Whitney is valid for each attacked model given everything else. The smallest of the T values is multiplied by T.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from rapt.errors import AuditError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+# Shares of others that may be taken for members: a success that names few members but hardly ever wrongly is a success
+# (Carlini et al. 2022, Section III).
+FALSE_POSITIVE_RATES: Final = (0.001, 0.01, 0.1)
+REPLICATES: Final = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruePositives:
+    """Share of the members that are named when at most a stated share of the others is.
+
+    Attributes:
+        false_positive_rate: The stated share; guessing names as many members.
+        rate: None where there are too few others to see it.
+    """
+
+    false_positive_rate: float
+    rate: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembershipScore:
+    """Success of one attack.
+
+    Attributes:
+        auc: Chance that a member scores above another text, ties counted half; guessing has 0.5.
+        true_positives: One for each of `FALSE_POSITIVE_RATES`.
+        members, others: Pairs of a model and a text that were scored.
+        models: Attacked.
+        p: Probability, at most, of such a success if the models did not depend on their members.
+    """
+
+    auc: Estimate
+    true_positives: tuple[TruePositives, ...]
+    members: int
+    others: int
+    models: int
+    p: float
+
+
+def score_membership(scores: Floats, truth: Bools, *, seed: int = 0, replicates: int = REPLICATES) -> MembershipScore:
+    """How well scores tell members.
+
+    Args:
+        scores: Of T attacked models on n texts, (T, n).
+        truth: Who was a member, (T, n).
+        seed: Of the resampling.
+        replicates: Resamples behind an interval.
+
+    Raises:
+        AuditError: The shapes differ, or a model has no member or nobody else.
+    """
+    if scores.shape != truth.shape or scores.ndim != 2:
+        raise AuditError(f"there must be one score for each text, got {scores.shape} for {truth.shape}")
+    if truth.all(axis=1).any() or not truth.any(axis=1).all():
+        raise AuditError("a score of membership needs members and others for each model; ask about other texts as well")
+    models, texts = scores.shape
+    curve = _Curve(scores.ravel(), truth.ravel())
+    rng = np.random.default_rng([seed, 11])
+    weights = (
+        np.outer(_resample(rng, models) if models > 1 else np.ones(1), _resample(rng, texts)).ravel()
+        for _ in range(replicates)
+    )
+    drawn = np.array([curve.figures(weight) for weight in weights])
+    value = curve.figures(np.ones(scores.size))
+    # A resample without members or others says nothing.
+    low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+    estimates = [
+        Estimate(value=float(v), low=float(min(a, v)), high=float(max(b, v)))
+        for v, a, b in zip(value, low, high, strict=True)
+    ]
+    others = int((~truth).sum())
+    p = min(_mann_whitney(row, member) for row, member in zip(scores, truth, strict=True))
+    return MembershipScore(
+        auc=estimates[0],
+        true_positives=tuple(
+            TruePositives(false_positive_rate=rate, rate=estimate if rate * others >= 1 else None)
+            for rate, estimate in zip(FALSE_POSITIVE_RATES, estimates[1:], strict=True)
+        ),
+        members=int(truth.sum()),
+        others=others,
+        models=models,
+        p=min(1.0, models * p),
+    )
+
+
+class _Curve:
+    """Pairs in falling order of score, ready to be weighted again and again."""
+
+    def __init__(self, scores: Floats, truth: Bools) -> None:
+        order = np.argsort(-scores, kind="stable")
+        self._order, self._truth = order, truth[order]
+        ordered = scores[order]
+        # Last place of each run of equal scores: a threshold takes all of a run or none.
+        self._ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+
+    def figures(self, weight: Floats) -> Floats:
+        """The AUC and the rates of true positives, or nan where a side has no weight."""
+        ordered = weight[self._order]
+        hits = np.append(0.0, np.cumsum(ordered * self._truth)[self._ends])
+        alarms = np.append(0.0, np.cumsum(ordered * ~self._truth)[self._ends])
+        if hits[-1] == 0 or alarms[-1] == 0:
+            return np.full(1 + len(FALSE_POSITIVE_RATES), np.nan)
+        tpr, fpr = hits / hits[-1], alarms / alarms[-1]
+        auc = float((np.diff(fpr) * (tpr[1:] + tpr[:-1]) / 2).sum())
+        # A billionth of room: 3 of 3,000 are 0.1 %, whatever the last bit says.
+        at = [tpr[np.searchsorted(fpr, rate + 1e-9, side="right") - 1] for rate in FALSE_POSITIVE_RATES]
+        return np.array([auc, *at])
+
+
+def _resample(rng: np.random.Generator, size: int) -> Floats:
+    return rng.multinomial(size, np.full(size, 1 / size)).astype(np.float64)
+
+
+def _mann_whitney(scores: Floats, members: Bools) -> float:
+    if np.ptp(scores) == 0:
+        return 1.0
+    return float(stats.mannwhitneyu(scores[members], scores[~members], alternative="greater").pvalue)

@@ -1,0 +1,138 @@
+"""Labelled texts as token ids, and the files in memory that models of an attacker or of the judge are tuned on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.errors import AuditError
+from rapt.local.corpus import read_corpus
+from rapt.local.mechanisms.interface import Mechanism
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenTexts:
+    """Texts in clear with their labels. A `repr` shows neither.
+
+    Attributes:
+        contents: Token ids of each text.
+        labels: Places in `names`, one for each text.
+        names: Of the classes.
+    """
+
+    contents: tuple[tuple[int, ...], ...] = field(repr=False)
+    labels: tuple[int, ...] = field(repr=False)
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Number of texts."""
+        return len(self.contents)
+
+    def at(self, places: Sequence[int] | NDArray[np.int64]) -> TokenTexts:
+        """The texts at these places, in their order."""
+        return replace(
+            self,
+            contents=tuple(self.contents[place] for place in places),
+            labels=tuple(self.labels[place] for place in places),
+        )
+
+    def and_also(self, others: TokenTexts) -> TokenTexts:
+        """These texts, and behind them others with the same classes."""
+        return replace(self, contents=self.contents + others.contents, labels=self.labels + others.labels)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text, (n,)."""
+        return np.array([len(content) for content in self.contents], dtype=np.int64)
+
+
+def read_texts(
+    path: Path,
+    vocabulary: Vocabulary,
+    *,
+    text_column: str,
+    label_column: str,
+    longest: int,
+    names: tuple[str, ...] | None = None,
+) -> TokenTexts:
+    """A labelled corpus; texts without a token are left out, longer ones are cut to `longest` tokens.
+
+    Args:
+        path: CSV, TSV, JSONL or Parquet.
+        vocabulary: Of the backbone.
+        text_column: Name of the column.
+        label_column: Name of the column.
+        longest: Content tokens that the backbone takes.
+        names: Classes that the labels must be among; None takes those that occur.
+
+    Raises:
+        CorpusError: The corpus cannot be read, or a text has no label.
+        AuditError: A label is not among the classes.
+    """
+    records = list(read_corpus(path, text_column=text_column, label_column=label_column))
+    contents = vocabulary.encode([record.text for record in records])
+    kept = [
+        (content[:longest], str(record.label)) for content, record in zip(contents, records, strict=True) if content
+    ]
+    known = tuple(sorted({label for _, label in kept})) if names is None else names
+    if unknown := {label for _, label in kept} - set(known):
+        raise AuditError(
+            f"labels must be among the {len(known)} of the model, got {len(unknown)} others; leave them out"
+        )
+    return TokenTexts(
+        contents=tuple(tuple(content) for content, _ in kept),
+        labels=tuple(known.index(label) for _, label in kept),
+        names=known,
+    )
+
+
+def tuning_file(
+    texts: TokenTexts, *, vocabulary: Vocabulary, mechanism: Mechanism | None, rng: np.random.Generator
+) -> PrivatizedFile:
+    """The texts as a model is tuned on them: through the mechanism, or in clear for comparison.
+
+    It stays in memory. The clear one states an infinite η, which no wire format can write.
+
+    Args:
+        texts: In clear.
+        vocabulary: Of the backbone.
+        mechanism: None for the clear text.
+        rng: Of the noise.
+    """
+    setting = MechanismSetting(name="none", parameters={"eta": math.inf}) if mechanism is None else mechanism.setting
+    contents = texts.contents if mechanism is None else privatize(texts.contents, mechanism=mechanism, rng=rng)
+    manifest = Manifest(
+        model=vocabulary.model,
+        vocabulary_hash=vocabulary.hash,
+        mechanism=setting,
+        randomness=Randomness(source="drawn for an audit, in memory only"),
+        plain_tokens=NO_PLAIN_TOKENS,
+        labels=texts.names,
+        records=len(contents),
+        tokens=sum(map(len, contents)),
+        records_sha256="",
+        created_by="rapt audit-model",
+    )
+    records = tuple(
+        PrivatizedRecord(token_ids=content, label=label) for content, label in zip(contents, texts.labels, strict=True)
+    )
+    return PrivatizedFile(manifest=manifest, records=records)
+
+
+def privatize(
+    contents: Sequence[tuple[int, ...]], *, mechanism: Mechanism, rng: np.random.Generator
+) -> tuple[tuple[int, ...], ...]:
+    """A fresh release of every text."""
+    flat = np.array([token for content in contents for token in content], dtype=np.int64)
+    released = mechanism.privatize(flat, rng=rng)
+    return tuple(
+        tuple(part.tolist()) for part in np.split(released, np.cumsum([len(content) for content in contents])[:-1])
+    )

@@ -1,0 +1,111 @@
+"""The report on tuned models: a page of the same make as the audit's, and its JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rapt.audit.artefact.run import ArtefactFindings
+from rapt.audit.report import HTML, JSON, charts, environment, write_pair
+from rapt.audit.report.artefact_verdict import artefact_verdict, not_tried
+from rapt.audit.report.values import Figure, Line
+from rapt.audit.values_json import from_json, to_json
+from rapt.errors import AuditError
+
+SCHEMA: Final = "rapt.artefact-report/1"
+TITLES: Final = {
+    "lira_online": "LiRA, shadow models with and without the text",
+    "lira_offline": "LiRA, shadow models without the text",
+    "threshold": "Confidence alone",
+    "nearest": "Nearest rows of the table",
+    "nearest_shadows": "Nearest rows, against shadow models",
+    "asked": "Each word asked about, against shadow models",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactReport:
+    """Everything on one page.
+
+    Attributes:
+        title: For people.
+        created: Date, as it is to be printed.
+        created_by: Program and version.
+        findings: What was found.
+        commands: Lines that make the numbers again.
+    """
+
+    title: str
+    created: str
+    created_by: str
+    findings: ArtefactFindings
+    commands: tuple[str, ...] = ()
+
+
+def render_artefact_report(report: ArtefactReport) -> str:
+    """The page, complete in itself."""
+    return (
+        environment()
+        .get_template("artefact.html.j2")
+        .render(
+            report=report,
+            found=report.findings,
+            verdict=artefact_verdict(report.findings),
+            not_tried=not_tried(report.findings),
+            figure=releases_figure(report.findings),
+            titles=TITLES,
+            charts=charts,
+        )
+    )
+
+
+def releases_figure(found: ArtefactFindings) -> Figure | None:
+    """Recovered words over the number of releases, or None where there is no curve."""
+    if len(found.releases) < 2:
+        return None
+    return Figure(
+        title="What repeated releases add up to",
+        across="releases of each text, by their logarithm to base 10",
+        up="Share of words named rightly",
+        lines=(
+            Line(
+                name=f"{found.mechanism}, η = {found.eta:g}",
+                points=tuple((_log10(point.releases), point.recovered.value) for point in found.releases),
+            ),
+            Line(name="blind guess", points=tuple((_log10(point.releases), point.chance) for point in found.releases)),
+        ),
+    )
+
+
+def artefact_report_to_json(report: ArtefactReport) -> dict[str, Any]:
+    """The report as plain JSON values."""
+    return {"schema": SCHEMA, **to_json(report)}
+
+
+def artefact_report_from_json(value: dict[str, Any]) -> ArtefactReport:
+    """The report that `artefact_report_to_json` wrote.
+
+    Raises:
+        AuditError: The schema is another, or a field does not fit.
+    """
+    if value.get("schema") != SCHEMA:
+        raise AuditError(f"a report must be of schema {SCHEMA!r}; run the audit again with this version")
+    return from_json(ArtefactReport, {name: item for name, item in value.items() if name != "schema"})
+
+
+def write_artefact_report(report: ArtefactReport, folder: Path) -> tuple[Path, Path]:
+    """Write both forms; each appears whole or not at all. Returns their paths.
+
+    Raises:
+        AuditError: The folder cannot be written.
+    """
+    values = json.dumps(artefact_report_to_json(report), indent=1, allow_nan=False)
+    return write_pair(folder, {HTML: render_artefact_report(report), JSON: values + "\n"})
+
+
+def _log10(count: int) -> float:
+    from math import log10
+
+    return round(log10(count), 6)

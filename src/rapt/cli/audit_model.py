@@ -1,0 +1,201 @@
+"""`rapt audit-model`: what would a model tuned on these texts give away about them?"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rapt.cli.chosen_mechanism import choose_mechanism
+from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions
+from rapt.cli.output import meter, say, show, show_json, table
+from rapt.errors import UsageError
+
+if TYPE_CHECKING:
+    from rapt.audit.artefact.run import ArtefactFindings
+
+
+def audit_model(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled texts in clear; they stay here.")],
+    eta: Eta,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column that holds the label.")] = "label",
+    model: Annotated[str, typer.Option(help="Backbone: a known model or a model folder.")] = "minilm",
+    mechanism: Annotated[str, typer.Option(help="As `rapt mechanisms` lists them.")] = "laplace",
+    settings: MechanismOptions = None,
+    allow_unproved: AllowUnproved = False,
+    method: Annotated[str, typer.Option(help="As `rapt tune` has them.")] = "prompt_tuning",
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the texts.")] = 3,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records a step.")] = 32,
+    learning_rate: Annotated[float | None, typer.Option(metavar="NUMBER", help="Default: the method's own.")] = None,
+    records: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Play with at most so many texts, drawn at random.")
+    ] = 400,
+    models: Annotated[
+        int, typer.Option(metavar="N", min=3, help="Models of each kind, each on half of the texts.")
+    ] = 8,
+    queries: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Fresh privatizations of a text to ask about, averaged.")
+    ] = 4,
+    canaries: Annotated[int, typer.Option(metavar="N", min=1, help="Planted sentences of each kind.")] = 8,
+    repetitions: Annotated[
+        str, typer.Option(metavar="R,R,...", help="How often each planted sentence is put in.")
+    ] = "1,10,100",
+    releases: Annotated[
+        str, typer.Option(metavar="R,R,...", help="How many releases of a text are laid on top of each other.")
+    ] = "1,3,10,30",
+    attacks: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Of membership, words, canaries and releases; default: all."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that the audit draws.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the processor.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what models tuned on your texts give away: who was in the training, and what repetition costs.
+
+    Tunes models here, on random halves of FILE, in clear and through the mechanism; nothing is sent. Each is then
+    attacked by somebody who holds it and all the others: membership (LiRA), planted sentences, words that can be read
+    off it. Several releases of a text are laid on top of each other as well, which needs no model.
+
+    \b
+    Example:
+      rapt audit-model reviews.csv --eta 75 --out audit-model
+    """
+    import numpy as np
+    import torch
+
+    from rapt.audit.artefact.models import Workshop
+    from rapt.audit.artefact.run import PARTS, ArtefactPlan, audit_artefact
+    from rapt.audit.artefact.texts import read_texts
+    from rapt.audit.report.artefact_page import ArtefactReport, artefact_report_to_json, write_artefact_report
+    from rapt.local.vocabulary import load_vocabulary
+    from rapt.service.model.backbone import load_backbone
+    from rapt.service.model.tuning_config import default_config
+    from rapt.version import __version__
+
+    plan = ArtefactPlan(
+        parts=PARTS if attacks is None else tuple(name.strip() for name in attacks.split(",")),
+        models=models,
+        queries=queries,
+        canaries=canaries,
+        repetitions=numbers(repetitions, option="--repetitions"),
+        releases=numbers(releases, option="--releases"),
+        seed=seed,
+    )
+    config = replace(default_config(method), epochs=epochs, batch_size=batch_size)
+    config = config if learning_rate is None else replace(config, learning_rate=learning_rate)
+    vocabulary = load_vocabulary(model)
+    chosen = choose_mechanism(
+        mechanism, vocabulary=vocabulary, eta=eta, settings=settings, allow_unproved=allow_unproved
+    )
+    longest = vocabulary.bundle.max_tokens - vocabulary.bundle.special_tokens - config.prompt_positions
+    texts = read_texts(file, vocabulary, text_column=text_column, label_column=label_column, longest=longest)
+    texts = texts.at(np.sort(np.random.default_rng([seed, 23]).permutation(len(texts))[:records]))
+    torch.set_num_threads(threads)
+    workshop = Workshop(
+        backbone=load_backbone(model, precision="float32"), vocabulary=vocabulary, mechanism=chosen, config=config
+    )
+    with meter("attacking", unit="steps") as progress:
+        found = audit_artefact(
+            workshop,
+            texts,
+            plan=plan,
+            on_progress=lambda what, done, total: progress(done, total=total, note=what),
+        )
+    words: list[object] = ["rapt", "audit-model", file.name, "--eta", f"{eta:g}", "--model", Path(model).name]
+    words += ["--mechanism", mechanism, *(word for setting in settings or () for word in ("--set", setting))]
+    words += ["--method", method, "--epochs", epochs, "--batch-size", batch_size, "--records", records]
+    words += [] if learning_rate is None else ["--learning-rate", f"{learning_rate:g}"]
+    words += ["--models", models, "--queries", queries, "--canaries", canaries, "--repetitions", repetitions]
+    words += ["--releases", releases, "--attacks", ",".join(plan.parts), "--seed", seed]
+    report = ArtefactReport(
+        title=f"Models tuned on {file.name}",
+        created=datetime.now(UTC).date().isoformat(),
+        created_by=f"rapt {__version__}",
+        findings=found,
+        commands=(shlex.join(str(word) for word in words),),
+    )
+    if out is not None:
+        page, _ = write_artefact_report(report, out)
+        say(f"report: {page}")
+    if as_json:
+        show_json(artefact_report_to_json(report))
+    else:
+        show(findings_tables(found))
+
+
+def numbers(listed: str, *, option: str) -> tuple[int, ...]:
+    """Whole numbers above 0, separated by commas, sorted (`UsageError`)."""
+    try:
+        found = tuple(sorted({int(part) for part in listed.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or found[0] < 1:
+        raise UsageError(f"{option} must be whole numbers from 1, separated by commas, such as 1,10,100")
+    return found
+
+
+def findings_tables(found: ArtefactFindings) -> str:
+    """Everything that was found, for a terminal."""
+    parts = []
+    if found.membership:
+        rows = [
+            [
+                f"tuned on {result.tuned_on}, asked in {result.asked_with}",
+                named.attack,
+                f"{named.score.auc.value:.3f}",
+                f"{named.score.auc.low:.3f}–{named.score.auc.high:.3f}",
+                *("too few" if rate.rate is None else f"{rate.rate.value:.1%}" for rate in named.score.true_positives),
+                f"{named.score.p:.1g}",
+            ]
+            for result in found.membership
+            for named in result.attacks
+        ]
+        parts.append(
+            table(["membership", "attack", "AUC", "95 % interval", "at 0.1 %", "at 1 %", "at 10 %", "p"], rows)
+        )
+    if found.canaries:
+        rows = [
+            [
+                f"tuned on {result.tuned_on}, {result.repetitions} times",
+                f"{result.exposure:.2f}",
+                f"{result.low:.2f}–{result.high:.2f}",
+                f"{sorted(result.ranks)[len(result.ranks) // 2]:,} of {result.candidates:,}",
+                f"{result.p:.1g}",
+            ]
+            for result in found.canaries
+        ]
+        parts.append(table(["canaries", "bits, 1.44 by chance", "95 % interval", "middle rank", "p"], rows))
+    if found.words:
+        rows = [
+            [
+                f"tuned on {reading.tuned_on}, {reading.reader}",
+                f"{reading.score.auc.value:.3f}",
+                f"{reading.score.auc.low:.3f}–{reading.score.auc.high:.3f}",
+                f"{reading.first.value:.1%}",
+                f"{reading.chance:.1%}",
+                f"{reading.score.p:.1g}",
+            ]
+            for reading in found.words
+        ]
+        parts.append(table(["words", "AUC", "95 % interval", "of the first 20", "by chance", "p"], rows))
+    if found.releases:
+        rows = [
+            [
+                f"{point.releases}",
+                f"{point.recovered.value:.1%}",
+                f"{100 * point.recovered.low:.1f}–{100 * point.recovered.high:.1f} %",
+                f"{point.chance:.1%}",
+            ]
+            for point in found.releases
+        ]
+        parts.append(table(["releases of each text", "words recovered", "95 % interval", "blind"], rows))
+    return "\n\n".join(parts)
