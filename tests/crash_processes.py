@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from threading import Event
 
@@ -51,6 +52,18 @@ class Processes:
         self._folder = folder
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["crash_processes"])
+        # Python 3.11 does not hand the path on, and says nothing if what is to be loaded cannot be found: then every
+        # process loads torch anew.
+        before = os.environ.get("PYTHONPATH")
+        here = str(Path(__file__).parent)
+        os.environ["PYTHONPATH"] = here if before is None else os.pathsep.join((here, before))
+        try:
+            forkserver.ensure_running()
+        finally:
+            if before is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = before
         self._running: list = []
 
     def start(self, *, own_worker: bool) -> str:

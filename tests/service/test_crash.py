@@ -1,10 +1,11 @@
 """SIGKILL at random moments: what was acknowledged is there and right, and no job has two results.
 
-A moment is drawn from the time that the work of its phase takes, so it falls before, within and after it.
+A moment is drawn from the time that the work of its phase takes, so it falls before, within and after it. Those of a
+checkpoint are drawn from the 30 ms after the folder of states has changed: while one is written, named, or let go of.
 """
 
 import sqlite3
-from threading import Thread
+from threading import Event, Thread
 from time import monotonic
 
 import numpy as np
@@ -64,6 +65,15 @@ class Story:
         except RaptError:
             pass  # it was killed: whatever was not acknowledged may or may not be there
 
+    def wait_for_a_state(self):
+        """Until a state of a run comes or goes."""
+
+        def names():
+            return {path.name for path in (self.data / "checkpoints").iterdir()}
+
+        before = names()
+        wait_until(lambda: names() != before)
+
     def check(self, client):
         """All that was acknowledged is there, and right."""
         for file_id in self.files:
@@ -87,7 +97,7 @@ class Story:
 
 
 @pytest.mark.parametrize(
-    "moments", [8, pytest.param(50, marks=pytest.mark.slow)], ids=lambda moments: f"{moments} moments"
+    "moments", [12, pytest.param(50, marks=pytest.mark.slow)], ids=lambda moments: f"{moments} moments"
 )
 def test_whatever_is_killed_nothing_that_was_acknowledged_is_lost(moments, tmp_path, training_path, training_file):
     rng = np.random.default_rng(moments)
@@ -104,7 +114,10 @@ def test_whatever_is_killed_nothing_that_was_acknowledged_is_lost(moments, tmp_p
             stop: list = []
             client_thread = Thread(target=story.work, args=(phase, url, stop))
             client_thread.start()
-            wait_for(rng.uniform(0.02, min(1.5, length)))
+            pause(rng.uniform(0.02, min(1.5, length)))
+            if phase == "checkpoint":
+                story.wait_for_a_state()
+                pause(rng.uniform(0.0, 0.03))
             which = str(rng.choice(["service", "worker"])) if own_worker else "all"
             story.processes.kill(which)
             stop.append(True)
@@ -124,7 +137,6 @@ def test_whatever_is_killed_nothing_that_was_acknowledged_is_lost(moments, tmp_p
         story.processes.kill()
 
 
-def wait_for(seconds):
+def pause(seconds):
     """Let a random time pass."""
-    end = monotonic() + seconds
-    wait_until(lambda: monotonic() >= end, seconds=seconds + 60)
+    Event().wait(seconds)
