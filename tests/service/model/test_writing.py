@@ -1,5 +1,6 @@
 """Continuous batching with a real small decoder: who joins, who leaves, who is refused."""
 
+import time
 from queue import Queue
 
 import pytest
@@ -8,7 +9,8 @@ from rapt.errors import BusyError, UnavailableError, UsageError
 from rapt.service.model.batching import BatchLimits
 from rapt.service.model.decoding import DecodingBatch, GenerationRow
 from rapt.service.model.sampling import Sampling
-from rapt.service.model.writing import Writer, Written
+from rapt.service.model.writing import LineSpeed, Writer, Written
+from running_service import wait_until
 from tiny_backbones import tiny_backbone
 
 LONG = 60.0
@@ -97,3 +99,49 @@ def test_it_refuses_what_it_cannot_write_and_everything_when_it_stops(backbone):
     writer.close()
     with pytest.raises(UnavailableError):
         writer.submit(row_of(backbone, 0), tenant="a", tell=print)
+
+
+@pytest.mark.parametrize("speed", [0.5, 7.0, 300.0])
+def test_the_speed_of_a_line_is_that_of_what_leaves_it(speed):
+    line, now, left = LineSpeed(), 100.0, 1000
+    line.moved(64, left=left, now=now)  # those who find room at once say nothing about the line
+    assert line.seconds_per_cost == 0
+    for taken in (30, 0, 55, 0, 0, 7):  # 0: a token was written, and nobody left the line
+        now += taken / speed
+        left -= taken
+        line.moved(taken, left=left, now=now)
+    assert line.seconds_per_cost == pytest.approx(1 / speed)
+
+
+def test_the_time_in_which_nobody_waits_is_no_time_of_the_line():
+    line = LineSpeed()
+    line.moved(0, left=50, now=0.0)
+    line.moved(50, left=0, now=1.0)
+    line.moved(0, left=0, now=500.0)
+    line.moved(10, left=0, now=900.0)  # an idle hour later
+    line.moved(0, left=50, now=1000.0)
+    line.moved(50, left=0, now=1001.0)
+    assert line.seconds_per_cost == pytest.approx(1 / 50)
+
+
+def test_the_time_to_come_again_is_that_of_the_line_and_not_of_its_tokens_one_by_one(backbone):
+    texts, most, cost = 30, 2, 52
+    row = GenerationRow(token_ids=tuple(int(i) for i in backbone.bundle.eligible[:50]), most_tokens=most)
+    writer = Writer(backbone, rows=1, limits=BatchLimits(waiting_cost=2 * texts * cost))
+    refusals = []
+    try:
+        for _ in range(texts):  # so that the line was seen to move
+            writer.submit(row, tenant="t", tell=lambda written: None)
+        wait_until(lambda: not writer.waiting_cost)
+        while not refusals:  # a tenant may fill half of the line
+            try:
+                writer.submit(row, tenant="t", tell=lambda written: None)
+            except BusyError as refusal:
+                refusals.append(refusal.retry_after)
+        start = time.monotonic()
+        wait_until(lambda: not writer.waiting_cost)
+        taken = time.monotonic() - start
+    finally:
+        writer.close()
+    # Each text takes two passes. By the time of a token it would be 52 / 2 of them for each.
+    assert refusals[0] < 8 * taken

@@ -56,6 +56,35 @@ class Text:
         return len(self.row.token_ids) + self.row.tuned.prompt_length + self.row.most_tokens
 
 
+class LineSpeed:
+    """How fast a line moves, measured where it moves: at what leaves it to be written.
+
+    What a text costs in the line is the most it can take. It may end early, and its prompt is read at once and not
+    token by token, so the time of a token says little about how long the line takes. What says it is the time between
+    those that leave.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing measured."""
+        self.seconds_per_cost = 0.0
+        self._since: float | None = None
+
+    def moved(self, taken: int, *, left: int, now: float) -> None:
+        """Look at the line.
+
+        Args:
+            taken: Cost of what leaves it now; may be 0.
+            left: Cost of what still waits. The time with nobody in the line is no measure of it.
+            now: Of a clock, s.
+        """
+        if self._since is not None and taken:
+            self.seconds_per_cost = running_mean(self.seconds_per_cost, (now - self._since) / taken)
+        if not left:
+            self._since = None
+        elif self._since is None or taken:
+            self._since = now
+
+
 class Writer:
     """Texts of one decoder; safe to use from many threads."""
 
@@ -69,7 +98,7 @@ class Writer:
         self._texts: list[Text] = []
         self._changed = Condition()
         self._closing = False
-        self._seconds_per_cost = 0.0
+        self._speed = LineSpeed()
         self._thread = Thread(target=self._loop, name=f"rapt-writer-{backbone.model}", daemon=True)
         self._thread.start()
 
@@ -97,7 +126,7 @@ class Writer:
                 text.cost,
                 tenant=tenant,
                 limit=self._limits.waiting_cost,
-                seconds_per_cost=self._seconds_per_cost,
+                seconds_per_cost=self._speed.seconds_per_cost,
             )
             self._queue.push(text, tenant=tenant, cost=text.cost)
             self._changed.notify()
@@ -108,6 +137,12 @@ class Writer:
         with self._changed:
             text.left = True
             self._queue.remove(lambda other: other is text, tenant=text.tenant)
+
+    @property
+    def waiting_cost(self) -> int:
+        """Of all texts that wait; those being written are not counted."""
+        with self._changed:
+            return self._queue.cost
 
     def close(self) -> None:
         """Finish the token that is being written, refuse the rest, end the thread."""
@@ -129,18 +164,16 @@ class Writer:
                 joining: list[Text] = []
                 while self._queue.cost and len(self._texts) + len(joining) < self._most:
                     joining += self._queue.take(budget=0)  # one
-            start = time.monotonic()
-            done = self._step() + self._join(joining)
-            if done:
-                measured = (time.monotonic() - start) / done
-                with self._changed:
-                    self._seconds_per_cost = running_mean(self._seconds_per_cost, measured)
+                taken = sum(text.cost for text in joining)
+                self._speed.moved(taken, left=self._queue.cost, now=time.monotonic())
+            self._step()
+            self._join(joining)
 
-    def _step(self) -> int:
-        """One token for each text in the batch; returns for how many."""
+    def _step(self) -> None:
+        """One token for each text in the batch."""
         self._leave()
         if not self._texts:
-            return 0
+            return
         try:
             choices = self._batch.step()
         except Exception as error:  # whatever it is, callers wait for it, and the thread must go on for the others
@@ -148,27 +181,27 @@ class Writer:
                 text.left = True
                 _tell(text, Written(error=told(error)))
             self._leave()
-            return 0
+            return
         for text, choice in zip(self._texts, choices, strict=True):
             self._write(text, choice)
-        return len(choices)
 
-    def _join(self, texts: list[Text]) -> int:
-        """Read new texts and write their first tokens; returns of how many."""
+    def _join(self, texts: list[Text]) -> None:
+        """Read new texts and write their first tokens."""
         texts = [text for text in texts if not text.left]
         if not texts:
-            return 0
+            return
         try:
             choices = self._batch.join([text.row for text in texts])
         except Exception as error:  # likewise
             if len(texts) == 1:
                 _tell(texts[0], Written(error=told(error)))
-                return 0
-            return sum(self._join([text]) for text in texts)  # one of them is the reason
+                return
+            for text in texts:  # one of them is the reason
+                self._join([text])
+            return
         self._texts += texts
         for text, choice in zip(texts, choices, strict=True):
             self._write(text, choice)
-        return len(texts)
 
     def _write(self, text: Text, choice: Choice) -> None:
         text.written += 1
