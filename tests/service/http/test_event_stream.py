@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import httpx2
 import openai
 import pytest
 from fastapi import FastAPI
+from starlette.requests import ClientDisconnect
 
 from rapt.errors import UnavailableError
 from rapt.service.http.completion_schemas import Completion, CompletionChoice
@@ -28,7 +30,7 @@ def what_the_client_reads(error):
 
     @app.post("/v1/completions")
     async def complete():
-        return event_stream(pieces(error))
+        return event_stream(pieces(error), on_end=lambda: None)
 
     async def read():
         texts = []
@@ -68,3 +70,27 @@ def test_an_unforeseen_error_loses_its_message_on_the_wire_and_in_the_log(caplog
 def test_an_error_has_the_four_fields_of_every_error(error):
     _, raised = what_the_client_reads(error)
     assert set(raised.body) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("version", ["2.3", "2.4"])
+@pytest.mark.parametrize("leaves", ["before", "while it is sent to"])
+def test_a_stream_says_that_it_has_ended_to_a_client_that_leaves_early_too(version, leaves):
+    ended = []
+
+    async def receive():
+        if leaves != "before":
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        if leaves != "before":
+            raise OSError
+        await asyncio.sleep(0)
+
+    async def read():
+        response = event_stream(pieces(None), on_end=lambda: ended.append(True))
+        await response({"type": "http", "asgi": {"spec_version": version}}, receive, send)
+
+    with suppress(OSError, ClientDisconnect, ExceptionGroup):
+        asyncio.run(asyncio.wait_for(read(), 60))
+    assert ended == [True]

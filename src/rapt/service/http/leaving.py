@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol, TypeVar, TypeVarTuple, Unpack
 
 from starlette.concurrency import run_in_threadpool
@@ -15,6 +15,7 @@ from rapt.service.storage.remembered import WouldWait, at_hand_only
 
 Arguments = TypeVarTuple("Arguments")
 Answer = TypeVar("Answer")
+Begun = TypeVar("Begun")
 
 # nginx's number for a client that closed the connection; nobody but the log sees it.
 CLIENT_LEFT: Final = 499
@@ -41,6 +42,19 @@ async def at_hand_or_in_thread(work: Callable[[Unpack[Arguments]], Answer], *arg
             return work(*args)
     except WouldWait:
         return await run_in_threadpool(work, *args)
+
+
+async def begun(work: Awaitable[Begun], *, undo: Callable[[Begun], object]) -> Begun:
+    """What `work` begins; if whoever waits is cancelled meanwhile, it is undone as soon as it is there.
+
+    A thread cannot be stopped: what it begins for nobody would be computed to the end.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception() or undo(done.result()))
+        raise
 
 
 async def answers_of(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Request) -> list[Answer]:

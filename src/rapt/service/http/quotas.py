@@ -40,7 +40,7 @@ class TokenQuotas:
         self._guard = Lock()
 
     def spend_tokens(self, tenant: str, count: int) -> None:
-        """Take tokens for a prediction, before it is made.
+        """Take tokens for a prediction, before it is made: those that are read, and the most that may be written.
 
         Raises:
             QuotaError: There are not enough now, or more than a minute's are asked at once; nothing was taken.
@@ -64,6 +64,14 @@ class TokenQuotas:
             f"a tenant must have at most {limit} tokens of predictions a minute; send less, or ask the provider",
             retry_after=missing / rate,
         )
+
+    def give_back(self, tenant: str, count: int) -> None:
+        """Put back what was taken for tokens that were not written; never more than a full bucket."""
+        limit = self.limit_of(tenant)
+        with self._guard:
+            bucket = self._buckets.get(tenant)
+            if bucket is not None:
+                bucket.level = min(float(limit), bucket.level + count)
 
     def limit_of(self, tenant: str) -> int:
         """Tokens a minute that a tenant may have."""

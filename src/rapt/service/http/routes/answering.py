@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import Usage
-from rapt.service.http.leaving import CLIENT_LEFT, left
+from rapt.service.http.leaving import CLIENT_LEFT, begun, left
 from rapt.service.http.routes.prompts import Prompt
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.batching import Ticket
@@ -26,7 +26,6 @@ from rapt.service.model.sampling import Choice, Sampling
 from rapt.service.model.writing import Finish, Written
 from rapt.service.storage.callers import Caller
 
-GENERATION = "generation"
 # A character whose bytes are spread over tokens decodes to this until the last of them is there.
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
@@ -59,6 +58,7 @@ class Answering:
     events: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
     stops: list[Callable[[], None]] = field(default_factory=list)
     written: int = 0
+    unwritten: int = 0  # of the tokens that were taken from the tenant's to be written
 
     async def pieces(self, request: Request) -> AsyncIterator[Piece]:
         """All that comes, until every prompt is answered.
@@ -78,7 +78,9 @@ class Answering:
                 event = coming.result()
                 if isinstance(event, Exception):
                     raise event
-                self.written += event.token is not None
+                if event.token is not None:
+                    self.written += 1
+                    self.unwritten -= self.prompts[event.index].is_written_to
                 unfinished -= event.finish is not None
                 yield event
         finally:
@@ -86,9 +88,9 @@ class Answering:
             self.stop()
 
     def stop(self) -> None:
-        """Compute nothing more."""
-        for stop in self.stops:
-            stop()
+        """Compute nothing more. Once is enough, and more do no harm."""
+        while self.stops:
+            self.stops.pop()()
 
     def usage(self) -> Usage:
         """Tokens read and written so far; a label counts as one."""
@@ -124,13 +126,15 @@ async def start_answering(
             raise
         return answering
 
-    return await run_in_threadpool(begin)
+    return await begun(run_in_threadpool(begin), undo=Answering.stop)
 
 
 def _begin(service: Service, answering: Answering, *, caller: Caller, most_tokens: int, sampling: Sampling) -> None:
+    answering.unwritten = most_tokens * sum(prompt.is_written_to for prompt in answering.prompts)
+    answering.stops.append(lambda: service.quotas.give_back(caller.tenant, answering.unwritten))
     choosing: dict[str, list[int]] = {}
     for index, prompt in enumerate(answering.prompts):
-        if prompt.adapter is not None and prompt.adapter.card.task != GENERATION:
+        if not prompt.is_written_to:
             choosing.setdefault(prompt.backbone, []).append(index)
             continue
         if prompt.backbone not in service.writers:

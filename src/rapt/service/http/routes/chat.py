@@ -48,18 +48,22 @@ def router(service: Service) -> APIRouter:
     ) -> ChatCompletion | StreamingResponse:
         """Answer one message of privatized token ids."""
         prompt = body.messages[0].content[0].token_ids
+        most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
         answering = await start_answering(
             service,
-            lambda: admit_prompts(service, [prompt], model=body.model, privacy=body.rapt, caller=caller),
+            lambda: admit_prompts(
+                service, [prompt], model=body.model, privacy=body.rapt, caller=caller, most_tokens=most
+            ),
             caller=caller,
-            most_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
+            most_tokens=most,
             sampling=sampling_of(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
         )
         answer_id, created = new_id("chatcmpl"), int(time.time())
         if body.stream:
             frame = ChatChunk(id=answer_id, created=created, model=body.model, choices=[])
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return event_stream(_events(frame, answering, request, logprobs=body.logprobs, usage=usage))
+            events = _events(frame, answering, request, logprobs=body.logprobs, usage=usage)
+            return event_stream(events, on_end=answering.stop)
         pieces = [piece async for piece in answering.pieces(request)]
         finish = pieces[-1].finish
         assert finish is not None  # the last piece has one

@@ -12,12 +12,13 @@ from starlette.requests import Request
 from rapt.errors import LimitError, UsageError, WireError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
-from rapt.service.http.leaving import answers_of, at_hand_or_in_thread
+from rapt.service.http.leaving import answers_of, at_hand_or_in_thread, begun
 from rapt.service.http.routes.models import load_tuned
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.batching import Ticket
 from rapt.service.model.inference import row_of
+from rapt.service.model.serving import Predictor
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import get_model
 from rapt.wire.query import query_from_json
@@ -35,8 +36,10 @@ def router(service: Service) -> APIRouter:
         """Predict the label of each record. Labels of the records are not needed, and not looked at."""
         # Checking many ids, or asking the database and the disk, is for a thread: others are served meanwhile.
         admit = at_hand_or_in_thread if len(body.records) <= _FEW else run_in_threadpool
-        adapter, ticket = await admit(_admit, service, body, caller)
-        answers = await answers_of(ticket, of=service.predictors[adapter.card.model], request=request)
+        adapter, ticket = await begun(
+            admit(_admit, service, body, caller), undo=lambda both: _predictor(service, both[0]).cancel(both[1])
+        )
+        answers = await answers_of(ticket, of=_predictor(service, adapter), request=request)
         return _answer(body.model, adapter.card.labels, answers)
 
     return routes
@@ -53,7 +56,11 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
     service.gate.admit_query(query, card=adapter.card)
     service.quotas.spend_tokens(caller.tenant, query.manifest.tokens)
     rows = [row_of(record, adapter=adapter) for record in query.records]
-    return adapter, service.predictors[adapter.card.model].submit(rows, tenant=caller.tenant)
+    return adapter, _predictor(service, adapter).submit(rows, tenant=caller.tenant)
+
+
+def _predictor(service: Service, adapter: Adapter) -> Predictor:
+    return service.predictors[adapter.card.model]
 
 
 def tuned_adapter(service: Service, model_id: str, caller: Caller) -> Adapter:

@@ -41,7 +41,9 @@ def router(service: Service) -> APIRouter:
         prompts = [body.prompt] if isinstance(body.prompt[0], int) else body.prompt
         answering = await start_answering(
             service,
-            lambda: admit_prompts(service, prompts, model=body.model, privacy=body.rapt, caller=caller),
+            lambda: admit_prompts(
+                service, prompts, model=body.model, privacy=body.rapt, caller=caller, most_tokens=body.max_tokens
+            ),
             caller=caller,
             most_tokens=body.max_tokens,
             sampling=sampling_of(body, top=body.logprobs or 0),
@@ -49,7 +51,8 @@ def router(service: Service) -> APIRouter:
         frame = Completion(id=new_id("cmpl"), created=int(time.time()), model=body.model, choices=[])
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return event_stream(_events(frame, answering, request, logprobs=body.logprobs is not None, usage=usage))
+            events = _events(frame, answering, request, logprobs=body.logprobs is not None, usage=usage)
+            return event_stream(events, on_end=answering.stop)
         pieces: list[list[Piece]] = [[] for _ in prompts]
         async for piece in answering.pieces(request):
             pieces[piece.index].append(piece)

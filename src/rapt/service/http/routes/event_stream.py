@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from rapt.errors import RaptError
 from rapt.service.http.http_errors import response_to, unforeseen_response
@@ -17,10 +18,26 @@ log = logging.getLogger(__name__)
 DONE = b"data: [DONE]\n\n"
 
 
-def event_stream(events: AsyncIterator[BaseModel]) -> StreamingResponse:
-    """The answer that sends each value as it comes."""
+class _EventStream(StreamingResponse):
+    """Says when it has ended, however it did: also before the first value was asked for."""
+
+    def __init__(
+        self, events: AsyncIterator[BaseModel], *, on_end: Callable[[], None], headers: dict[str, str]
+    ) -> None:
+        super().__init__(_lines(events), media_type="text/event-stream", headers=headers)
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+
+
+def event_stream(events: AsyncIterator[BaseModel], *, on_end: Callable[[], None]) -> StreamingResponse:
+    """The answer that sends each value as it comes, and calls `on_end` when nobody reads any more."""
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # a proxy must not hold pieces back
-    return StreamingResponse(_lines(events), media_type="text/event-stream", headers=headers)
+    return _EventStream(events, on_end=on_end, headers=headers)
 
 
 async def _lines(events: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:

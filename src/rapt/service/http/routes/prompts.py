@@ -14,6 +14,8 @@ from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.query import query_from_json
 
+GENERATION = "generation"
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prompt:
@@ -23,11 +25,30 @@ class Prompt:
     backbone: str
     adapter: Adapter | None
 
+    @property
+    def is_written_to(self) -> bool:
+        """Whether the answer is a text and not a label."""
+        return self.adapter is None or self.adapter.card.task == GENERATION
+
 
 def admit_prompts(
-    service: Service, prompts: Sequence[list[int]], *, model: str, privacy: PromptPrivacy, caller: Caller
+    service: Service,
+    prompts: Sequence[list[int]],
+    *,
+    model: str,
+    privacy: PromptPrivacy,
+    caller: Caller,
+    most_tokens: int,
 ) -> list[Prompt]:
-    """The prompts of a request, each with its model.
+    """The prompts of a request, each with its model; its tokens are taken from the tenant's.
+
+    Args:
+        service: What answers.
+        prompts: Privatized ids.
+        model: Of all prompts that `privacy` names no model for.
+        privacy: Manifest, and what else stands in the records.
+        caller: Who asks.
+        most_tokens: Most that are written to each prompt whose answer is a text.
 
     Raises:
         UsageError: The lists are not of one length, or a prompt was privatized otherwise than its model's training
@@ -61,8 +82,10 @@ def admit_prompts(
             adapter = tuned_adapter(service, name, caller)
             service.gate.admit_query(query, card=adapter.card)
             adapters[name] = adapter.card.model, adapter
-    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens)
-    return [
+    admitted = [
         Prompt(record=record, backbone=adapters[name][0], adapter=adapters[name][1])
         for record, name in zip(query.records, models, strict=True)
     ]
+    writing = sum(prompt.is_written_to for prompt in admitted)
+    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + most_tokens * writing)
+    return admitted
