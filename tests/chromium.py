@@ -70,10 +70,10 @@ class Chromium:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait_for(self, script: str, *, seconds: float = 30.0):
+    def wait_for(self, script: str, *, seconds: float = 120.0):
         """The value of an expression once it is true."""
         deadline = time.monotonic() + seconds
-        while not (value := self.run(script)):
+        while (value := self.run(script)) in (None, False, 0, ""):  # an element comes as {}, and is there
             assert time.monotonic() < deadline, f"{script} stayed {value!r}; the page says {self.text()!r}"
             self.run("new Promise((done) => setTimeout(done, 30))")
         return value

@@ -1,0 +1,338 @@
+"""The page in a real browser, on a real service: what one sees and can do, by keyboard too, and what stays inside."""
+
+import json
+import logging
+import time
+
+import httpx2
+import pytest
+
+from chromium import chromium, needs_chromium
+from http_requests import SECRET, job_body, status_of, upload
+from running_service import running_service, save_privatized, wait_until
+from tiny_backbones import tiny_backbone
+from tuning_material import separable_file
+
+# Slow, because a browser starts: `make test` has the tests of the page that need none.
+pytestmark = [needs_chromium, pytest.mark.slow]
+
+KEY = "correct-horse-battery-staple"
+IDS = "2204 2307 6659"
+SECTIONS = ("files", "jobs", "models", "account", "tenants", "operation")
+# Every control by what a screen reader calls it.
+UNNAMED = """
+[...document.querySelectorAll("a, button, input, select, textarea, summary")]
+  .filter((one) => one.offsetParent !== null)
+  .filter((one) => !(one.labels?.length || one.textContent.trim() || one.getAttribute("aria-label")))
+  .map((one) => one.outerHTML)
+"""
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    return tiny_backbone("llama", tmp_path_factory.mktemp("llama") / "writer")
+
+
+@pytest.fixture(scope="module")
+def service(backbones, writer, tmp_path_factory):
+    """A service with a key, an encoder and a decoder."""
+    both = {**backbones, writer.model: writer}
+    with running_service(tmp_path_factory.mktemp("data"), backbones=both, settings={"api_key": KEY}) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def api(service):
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx2.Client(base_url=service, timeout=60, trust_env=False, headers=headers) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def plain_file(backbones, tmp_path_factory):
+    """A privatized file without plain tokens, on the disk."""
+    file = separable_file(backbones["bert-tiny"], records=32)
+    return save_privatized(file, tmp_path_factory.mktemp("files") / "reviews.rapt.jsonl")
+
+
+@pytest.fixture(scope="module")
+def tuned(api, plain_file):
+    """A tuned model, its job finished."""
+    file = upload(api, plain_file).json()
+    job = api.post("/v1/fine_tuning/jobs", json=job_body(file["id"], n_epochs=6)).json()
+    wait_until(lambda: status_of(api, job["id"]) == "succeeded")
+    return api.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["fine_tuned_model"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser, service):
+    """The browser, signed in as the provider."""
+    browser.size(1000, 800)
+    browser.prefer("light")
+    browser.open(f"{service}/")
+    sign_in(browser, KEY)
+    return browser
+
+
+def sign_in(browser, key):
+    browser.wait_for("!document.getElementById('sign-in').hidden")
+    browser.run("document.getElementById('key').focus()")
+    browser.type(key)
+    browser.enter()
+    browser.wait_for("!document.getElementById('sections').hidden")
+
+
+def go(browser, name):
+    browser.run(f"document.querySelector('nav a[href=\"#/{name}\"]').click()")
+    browser.wait_for(
+        f"document.querySelector('nav [aria-current]')?.hash === '#/{name}' && !document.querySelector('[aria-busy]')"
+    )
+
+
+def click(browser, words, *, inside="document"):
+    """Press the button with these words, once it is there."""
+    button = f"[...{inside}.querySelectorAll('button')].find((one) => one.textContent === '{words}')"
+    browser.wait_for(f"Boolean({button})")
+    browser.run(f"{button}.click()")
+
+
+def says(browser, words):
+    browser.wait_for(f"document.getElementById('status').textContent.includes({json.dumps(words)})")
+
+
+def test_a_key_stays_in_the_tab_and_is_forgotten_by_signing_out(browser, service):
+    browser.open(f"{service}/")
+    browser.wait_for("!document.getElementById('sign-in').hidden")
+    browser.type("a-key-that-nobody-has")  # the focus is there already
+    browser.enter()
+    says(browser, "An API key that is good must be sent")
+    assert "x-request-id req_" in browser.run("document.getElementById('status').textContent")
+    sign_in(browser, KEY)
+    assert "Tenant local, admin" in browser.text()
+    assert KEY not in browser.run(
+        "location.href + document.cookie + JSON.stringify({...localStorage, ...sessionStorage})"
+    )
+    assert not any(KEY in address for address in browser.requests())
+    browser.run("location.reload()")
+    browser.wait_for("document.readyState === 'complete' && !document.getElementById('sign-in')?.hidden")
+    browser.run("document.getElementById('keep').click()")
+    sign_in(browser, KEY)
+    assert browser.run("JSON.stringify(sessionStorage)") == json.dumps({"rapt-key": KEY}, separators=(",", ":"))
+    click(browser, "Sign out")
+    says(browser, "forgotten the key")
+    assert browser.run("sessionStorage.length + localStorage.length + document.cookie.length") == 0
+    assert browser.complaints() == []
+
+
+def test_the_browser_loads_nothing_from_elsewhere_and_runs_no_script_of_anybody_else(page, service):
+    for name in SECTIONS:
+        go(page, name)
+    assert all(address.startswith(f"{service}/") for address in page.requests())
+    assert page.complaints() == []
+    for attempt in (
+        "document.body.innerHTML = '<b>x</b>'",
+        "document.body.setAttribute('onclick', 'window.injected = true')",
+        "document.head.append(Object.assign(document.createElement('script'), { text: 'window.injected = true' }))",
+    ):
+        caught = f"(() => {{ try {{ {attempt}; return 'done'; }} catch (error) {{ return error.name; }} }})()"
+        assert page.run(caught) == "TypeError", attempt
+    assert page.run("window.injected") is None
+    assert any("require" in said for said in page.complaints())
+
+
+def test_plain_text_is_refused_before_it_leaves_and_a_privatized_file_is_tuned_on_and_watched(
+    page, api, plain_file, tmp_path
+):
+    (tmp_path / "plain.csv").write_text(f"text,label\n{SECRET},1\n")
+    go(page, "files")
+    page.choose_file("input[type=file]", tmp_path / "plain.csv")
+    before = len(api.get("/v1/files").json()["data"])
+    page.events.clear()
+    click(page, "Upload")
+    says(page, "nothing was sent")
+    assert page.requests() == []
+    page.choose_file("input[type=file]", plain_file)
+    click(page, "Upload")
+    says(page, "Uploaded reviews.rapt.jsonl: 32 records.")
+    assert len(api.get("/v1/files").json()["data"]) == before + 1
+    page.run("document.querySelector('details').open = true")
+    page.wait_for("document.body.innerText.includes('Labels were sent')")
+    shown = page.text()
+    for words in ("laplace, η = 60 per embedding distance", "in clear", "it protects nothing", "no, yes"):
+        assert words in shown
+    page.run("document.querySelector('details input[type=number]').value = '10'")
+    click(page, "Tune on this file")
+    page.wait_for("document.title.startsWith('Jobs')")
+    page.wait_for("document.querySelector('.state.succeeded') && document.querySelectorAll('.curves polyline').length")
+    page.wait_for("document.querySelector('figure').getAttribute('aria-label').includes('at step 20')")
+    loss = page.run("document.querySelector('figure').getAttribute('aria-label')")
+    events = api.get(f"/v1/fine_tuning/jobs/{api.get('/v1/fine_tuning/jobs').json()['data'][0]['id']}/events").json()
+    last = next(event["data"] for event in events["data"] if event["data"])
+    assert f"{last['train_loss']:.{3 if last['train_loss'] < 0.1 else 2}f} at step 20" in loss
+    assert page.complaints() == []
+
+
+def test_a_job_is_paused_resumed_and_cancelled_from_the_page(page, api, plain_file):
+    file = upload(api, plain_file).json()
+    job = api.post("/v1/fine_tuning/jobs", json=job_body(file["id"], n_epochs=1000)).json()["id"]
+    go(page, "jobs")
+    for words, status in (("Pause", "paused"), ("Resume", "running")):
+        click(page, words)
+        wait_until(lambda status=status: status_of(api, job) == status)
+    click(page, "Cancel")
+    page.wait_for("document.querySelector('dialog[open]')")
+    click(page, "No", inside="document.querySelector('dialog')")
+    page.wait_for("!document.querySelector('dialog')")
+    assert status_of(api, job) in ("queued", "running")
+    click(page, "Cancel")
+    click(page, "Cancel the job", inside="document.querySelector('dialog')")
+    wait_until(lambda: status_of(api, job) == "cancelled")
+    says(page, "Nothing of it was kept")
+    page.wait_for("document.querySelector('.state').textContent === 'cancelled'")
+
+
+def test_ids_that_are_tried_are_answered_as_by_the_api_and_stand_in_no_address_and_no_log(
+    page, api, tuned, plain_file, caplog
+):
+    go(page, "models")
+    page.wait_for("document.querySelector('.item[open] textarea')")
+    box = "document.querySelector('.item[open] form')"
+    page.events.clear()
+    page.run(f"{box}.querySelector('textarea').value = {json.dumps(SECRET)}")
+    click(page, "Predict", inside=box)
+    says(page, "words are not privatized")
+    page.run(f"{box}.querySelector('textarea').value = {json.dumps(IDS)}")
+    click(page, "Predict", inside=box)
+    says(page, "Tick that the ids were privatized")
+    assert page.requests() == []
+    with caplog.at_level(logging.DEBUG):
+        page.run(f"{box}.querySelector('.choice input').click()")
+        click(page, "Predict", inside=box)
+        says(page, "Answered 1 text.")
+    assert "2204" not in caplog.text
+    assert [address.partition("/v1/")[2] for address in page.requests()] == ["classify"]
+    assert "2204" not in page.run("location.href")
+    values = page.run(f"[...{box}.querySelectorAll('.answer .value')].map((one) => one.textContent)")
+    # A file with labels: they stay here, and the manifest is made anew.
+    page.events.clear()
+    page.choose_file(".item[open] form input[type=file]", plain_file)
+    click(page, "Predict", inside=box)
+    says(page, "Answered 32 texts.")
+    sent = json.loads(next(e["params"]["request"]["postData"] for e in page.events if "request" in e.get("params", {})))
+    assert sent["manifest"]["labels"] is None
+    assert not any("label" in record for record in sent["records"])
+    answers = api.post("/v1/classify", json=sent).json()["predictions"]
+    first = page.run(f"{box}.querySelector('.answer .value').textContent")
+    assert first == f"{100 * max(answers[0]['probabilities']):.1f} %"
+    assert len(values) == 2
+    assert abs(sum(float(value.split()[0]) for value in values) - 100) < 0.2
+    assert page.complaints() == []
+
+
+def test_a_decoder_writes_into_the_page(page, writer, tuned):
+    ids = [int(number) for number in writer.bundle.eligible[:5]]
+    go(page, "models")
+    page.run("[...document.querySelectorAll('.item')].at(-1).open = true")
+    box = "[...document.querySelectorAll('.item')].at(-1)"
+    page.wait_for(f"{box}.querySelector('textarea')")
+    page.run(f"{box}.querySelector('textarea').value = {json.dumps(' '.join(map(str, ids)))}")
+    page.run(f"{box}.querySelector('.choice input').click()")
+    page.run(f"{box}.querySelector('.fields input').value = '60'")
+    click(page, "Write", inside=box)
+    says(page, "Answered 1 text.")
+    assert page.run(f"{box}.querySelector('.written').textContent.length") > 0
+    assert page.complaints() == []
+
+
+def test_an_admin_creates_a_tenant_and_its_key_is_shown_once_and_works_until_revoked(page, service):
+    name = f"clinic-{time.time_ns() % 10**9}"
+    go(page, "tenants")
+    page.run(f"document.querySelector('form input').value = '{name}'")
+    click(page, "Create the tenant")
+    says(page, f"Created the tenant {name}")
+    page.run("document.querySelector('details').open = true")
+    click(page, "Create a key")
+    key = page.wait_for("document.querySelector('.secret code')?.textContent")
+    assert page.run("document.activeElement.className") == "secret"
+    with httpx2.Client(base_url=service, trust_env=False, headers={"authorization": f"Bearer {key}"}) as theirs:
+        assert theirs.get("/v1/usage").json()["tenant"] == name
+        click(page, "I have stored it")
+        assert key not in page.run("document.documentElement.outerHTML")
+        page.run("document.querySelector('details details').open = true")
+        click(page, "Revoke")
+        click(page, "Revoke the key")
+        says(page, "Revoked")
+        assert theirs.get("/v1/usage").status_code == 401
+    page.run("document.querySelector('.item form input').value = '1000'")
+    click(page, "Set quotas")
+    says(page, f"The quotas of {name} are set.")
+    page.wait_for("document.body.innerText.includes('0 bytes of 1000 bytes')")
+
+
+def test_a_tenant_sees_no_section_of_the_provider_and_is_signed_out_when_its_key_ends(page, api, service):
+    made = api.post("/v1/admin/tenants/local/keys").json()
+    page.open(f"{service}/")
+    sign_in(page, made["value"])
+    assert page.run("[...document.querySelectorAll('.for-admin')].every((one) => one.hidden)")
+    api.post(f"/v1/admin/keys/{made['id']}/revoke")
+    page.run("document.querySelector('nav a[href=\"#/models\"]').click()")
+    page.wait_for("!document.getElementById('sign-in').hidden")
+    assert "API key that is good" in page.text()
+
+
+def test_by_keyboard_alone_one_signs_in_and_opens_a_model(browser, service, tuned):
+    browser.size(1000, 800)
+    browser.open(f"{service}/")
+    browser.wait_for("document.activeElement.id === 'key'")
+    browser.type(KEY)
+    browser.enter()
+    browser.wait_for("document.activeElement.id === 'content'")
+    browser.run("document.body.focus(); document.activeElement.blur()")
+    seen = []
+    for _ in range(6):
+        browser.tab()
+        seen.append(browser.run("document.activeElement.textContent.trim()"))
+    assert seen[0] == "Skip to the content"
+    assert seen[1:] == ["Sign out", "Files", "Jobs", "Models", "Account"]
+    browser.tab(back=True)
+    browser.enter()
+    browser.wait_for("document.title.startsWith('Models') && document.querySelector('.item[open] textarea')")
+    browser.tab()
+    assert browser.run("document.activeElement.tagName") == "SUMMARY"
+    assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    browser.tab()
+    assert browser.run("document.activeElement.tagName") == "TEXTAREA"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_section_fits_a_phone_and_names_every_control(page, tuned, scheme):
+    page.size(360, 740, phone=True)
+    page.prefer(scheme)
+    for name in SECTIONS:
+        go(page, name)
+        page.run("for (const one of document.querySelectorAll('details')) one.open = true")
+        page.wait_for("!document.body.innerText.match(/Reading|Looking it up/)")
+        assert page.run("document.documentElement.scrollWidth") == 360, name
+        assert page.run(UNNAMED) == [], name
+        small = (
+            "[...document.querySelectorAll('button')].filter((one) => one.offsetParent && one.offsetHeight < 40).length"
+        )
+        assert page.run(small) == 0, name
+    brightness = page.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")
+    assert (brightness > 200) == (scheme == "light")
+
+
+def test_without_keys_the_page_is_open_to_this_machine(browser, backbones, tmp_path):
+    with running_service(tmp_path, backbones=backbones) as url:
+        browser.open(f"{url}/")
+        browser.wait_for("document.body.innerText.includes('Tenant local, admin, without a key')")
+        go(browser, "tenants")  # which asks by GET; creating asks by POST, with an origin
+        browser.run("document.querySelector('form input').value = 'clinic'")
+        click(browser, "Create the tenant")
+        says(browser, "Created the tenant clinic")
