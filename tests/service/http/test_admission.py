@@ -5,6 +5,7 @@ import pytest
 from rapt.errors import MechanismError, UsageError, VocabularyError, WireError
 from rapt.local.mechanisms import MECHANISMS
 from rapt.service.http.admission import KNOWN_MECHANISMS, LONGEST_LABEL, MOST_LABELS, Gate
+from rapt.service.model.tuner import TuningConfig, tune
 from rapt.wire.adapter_card import AdapterCard
 from rapt.wire.manifest import MechanismSetting, PlainTokens
 from rapt.wire.privatized_file import MAX_LINE_BYTES, PrivatizedFile, PrivatizedRecord
@@ -199,6 +200,23 @@ def test_a_query_is_held_to_the_card_of_its_model(gate, training_file):
         gate.admit_query(query, card=card_of(query, plain_tokens=5))
     with pytest.raises(VocabularyError, match="model's vocabulary"):
         gate.admit_query(query, card=card_of(query, vocabulary_hash="sha256:" + "0" * 64))
+
+
+def test_a_query_has_as_many_texts_a_record_as_the_training_text_had(gate, backbone):
+    singles = separable_file(backbone, records=2)
+    pairs = tuple(replace(record, second_token_ids=(2204,)) for record in singles.records)
+    paired = PrivatizedFile(manifest=seal(replace(singles.manifest, pairs=True), pairs), records=pairs)
+    for query, other in ((singles, paired), (paired, singles)):
+        gate.admit_query(query, card=card_of(query, training={"pairs": query.manifest.pairs}))
+        gate.admit_query(query, card=card_of(query))  # a card of an earlier version does not say
+        with pytest.raises(UsageError, match="as the training text had"):
+            gate.admit_query(query, card=card_of(query, training={"pairs": other.manifest.pairs}))
+
+
+def test_the_card_of_a_tuned_model_says_how_many_texts_a_record_has(backbone):
+    config = TuningConfig(method="prompt_tuning", prompt_length=1, epochs=1, batch_size=2)
+    adapter = tune(backbone, separable_file(backbone, records=2), config=config)
+    assert adapter.card.training["pairs"] is False
 
 
 def test_a_model_without_reconstruction_takes_queries_with_any_plain_tokens(gate, training_file):

@@ -91,6 +91,13 @@ class Gate:
                 f"eta={card.mechanism.eta}, got {manifest.mechanism.name} at eta={manifest.mechanism.eta}; "
                 "privatize it again with all parameters of the model"
             )
+        # A card of an earlier version does not say.
+        pairs = card.training.get("pairs", manifest.pairs)
+        if manifest.pairs != pairs:
+            raise UsageError(
+                f"a query must have {'two texts' if pairs else 'one text'} a record, as the training text had, "
+                f"got {'one' if pairs else 'two'}; privatize it again {'with' if pairs else 'without'} --text-column-2"
+            )
         # A model tuned without reconstruction has never seen plain tokens and leaves those of a query out.
         if card.plain_tokens and manifest.plain_tokens.count != card.plain_tokens:
             raise UsageError(

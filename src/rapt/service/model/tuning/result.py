@@ -29,7 +29,7 @@ def adapter_of(
     """A copy of what `tuning` holds now. The reconstruction head is dropped here (RAPT, Sec. 3)."""
     manifest = training.manifest
     tuned = _detached(tuned_parts(tuning.method))
-    settings = card_settings(config) | {"records": manifest.records}
+    settings = card_settings(config) | {"records": manifest.records, "pairs": manifest.pairs}
     if manifest.label_privacy is not None:
         settings |= {"label_epsilon": float(manifest.label_privacy.epsilon)}
     card = AdapterCard(
