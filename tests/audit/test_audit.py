@@ -10,6 +10,7 @@ from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.audit import audit
 from rapt.audit.judge.scoring import score
+from rapt.audit.report.verdict import not_attacked
 from rapt.audit.view import Truth
 from rapt.errors import AuditError
 from rapt.wire.manifest import MechanismSetting, Randomness
@@ -109,6 +110,15 @@ def test_an_attack_that_nobody_asked_for_is_listed_as_not_run(audited):
     report = audited[2]
     assert {skipped.attack for skipped in report.skipped} == set(ATTACKS) - set(FAST)
     assert all(skipped.reason == "it was not asked for" for skipped in report.skipped)
+
+
+def test_entities_are_said_not_to_be_counted_where_nobody_counted_them(audited):
+    view, truth, report = audited
+    first = np.where(np.arange(len(truth.token_ids)) == 0, 0, -1)
+    counted = audit(view, replace(truth, entity=first, entity_kinds=("PERSON",)), attacks=["embedding_inversion"])
+    assert [group.name for group in counted.strongest.detail.entities] == ["PERSON"]
+    for found, said in ((report, True), (counted, False)):
+        assert ("Names and entities by kind" in dict(not_attacked(found, attributes=True))) is said
 
 
 def test_a_slow_attack_is_given_a_part_of_a_large_file_and_says_so(audited, monkeypatch):

@@ -21,7 +21,6 @@ _NOT_ATTACKED: Final = (
         "An attacker with a large language model of the kind of these texts, or who knows whom they are about, "
         "recovers more than is stated here.",
     ),
-    ("Names and entities by kind", "Persons, places, dates: how many of each survive or can be read."),
     ("The tuned model", "Whether a text was among those it was tuned on, or what it would repeat of them."),
     ("Repetition", "Several releases of one text, or of nearly the same text: each one gives away more."),
     (
@@ -31,6 +30,7 @@ _NOT_ATTACKED: Final = (
 )
 
 
+_ENTITIES: Final = ("Names and entities by kind", "Persons, places, dates: how many of each survive or can be read.")
 _CONTEXT: Final = (
     "Context",
     "An attacker who also uses the words around a word recovers more than is stated here.",
@@ -44,6 +44,7 @@ _TRAITS: Final = (
 def not_attacked(report: AuditReport, *, attributes: bool) -> tuple[tuple[str, str], ...]:
     """What was not tried, as names and sentences."""
     missing = [] if uses_context(report) else [_CONTEXT]
+    missing += [] if report.strongest.detail.entities else [_ENTITIES]
     return (*missing, *(() if attributes else (_TRAITS,)), *_NOT_ATTACKED)
 
 
