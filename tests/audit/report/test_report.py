@@ -268,7 +268,7 @@ def test_a_readable_file_is_not_called_anonymous(found):
 
 def test_the_formal_side_is_drawn_and_its_numbers_stand_on_the_page(full):
     page = render_report(full)
-    for part in ("77.7", "30.0", "15.0", "6.0", "without bound", "at least 1.25", "10⁻¹⁰", "once in 1,000,000"):
+    for part in ("77.7", "30.0", "24.0", "15.0", "without bound", "at least 1.25", "10⁻¹⁰", "once in 1,000,000"):
         assert part in page
     assert "this is a defect" not in page
     spent = replace(FORMAL.spent, lower=9.5)
