@@ -23,7 +23,7 @@ from rapt.service.http.worker_process import work_with
 from running_service import wait_until
 
 torch.set_num_threads(1)  # before anything runs: a pool of threads does not survive a fork
-BACKBONES = load_backbones(load_settings({"models": "bert-tiny"}))
+BACKBONES = load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
 
 
 def settings_in(folder: Path, **changes: object):

@@ -49,7 +49,7 @@ def calls_of_rapt(path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    backbones = load_backbones(load_settings({"models": "minilm"}))
+    backbones = load_backbones(load_settings({"models": "minilm", "precision": "float32"}))
     with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
         yield url
 

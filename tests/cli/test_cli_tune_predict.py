@@ -20,7 +20,7 @@ QUICK = ("--epochs", 1, "--prompt-length", 2, "--seed", 3)
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    backbones = load_backbones(load_settings({"models": "bert-tiny"}))
+    backbones = load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
     with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
         yield url
 

@@ -39,7 +39,7 @@ METHOD = {
 
 @pytest.fixture(scope="module")
 def backbones():
-    return load_backbones(load_settings({"models": "bert-tiny"}))
+    return load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tuning_material import separable_file
 @pytest.fixture(scope="session")
 def backbones():
     """One real, tiny, frozen BERT under the name that it is served by."""
-    return load_backbones(load_settings({"models": "bert-tiny"}))
+    return load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
 
 
 @pytest.fixture(scope="session")

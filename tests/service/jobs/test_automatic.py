@@ -74,7 +74,7 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
     shutil.copytree(model_directory("bert-tiny"), folder)
     plan = {"mechanism": "laplace", "options": {}, "etas": [60.0]}
     (folder / CARD).write_text(json.dumps({"schema": "rapt.denoised-backbone/1", "plan": plan}))
-    backbones = load_backbones(load_settings({"models": ("bert-tiny", str(folder))}))
+    backbones = load_backbones(load_settings({"models": ("bert-tiny", str(folder)), "precision": "float32"}))
     file = separable_file(backbones["bert-tiny"], records=32, plain=4, fixed=True)
     path = save_privatized(file, tmp_path / "training.jsonl")
     with (

@@ -80,7 +80,7 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
     """
     loaded = {}
     for model in settings.models:
-        name, backbone = served_name(model), load_backbone(model)
+        name, backbone = served_name(model), load_backbone(model, precision=settings.precision)
         # A model from a folder is known by that folder's name, here and in what clients are given.
         loaded[name] = replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
     return loaded

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     page: bool = Field(True, description="serve the page for the provider and the tenants at /")
     worker_in_service: bool = Field(True, description="run jobs in the serving process; false: by `rapt worker` alone")
     checkpoint_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the base models; auto measures. Name one where several processes run jobs"
+    )
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
     ready_file: Path | None = Field(None, description="written once the service answers: its URL and process id")
 
