@@ -25,6 +25,7 @@ from rapt.compare.summary import summarize
 from rapt.compare.texts import read_split
 
 ETA, RECORDS, SHORTEST = 83.0, 4_000, 8
+NAMES = ("negative", "positive")  # of the labels, as `benchmarks/public_text.py` writes them
 BASE = ComparisonPlan(model="bert-tiny", etas=(ETA,), seeds=(0,), arms=(CLEAN, PROMPT, RAPT, NO_LOSS, SHUFFLED, LONGER))
 PAIR, TRIO = (PROMPT, RAPT), (PROMPT, RAPT, NO_LOSS)
 
@@ -148,7 +149,7 @@ def large(sst2: Path, data: Path) -> None:
     with (data / "train.csv").open(encoding="utf-8", newline="") as stream:
         first = {row["text"]: row["label"] for row in csv.DictReader(stream)}
     lines = (line.rsplit("\t", 1) for line in sst2.read_text(encoding="utf-8").splitlines()[1:])
-    rest = {text.strip(): label for text, label in lines if len(text.split()) >= SHORTEST}
+    rest = {text.strip(): NAMES[int(label)] for text, label in lines if len(text.split()) >= SHORTEST}
     with (data / "large.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("text", "label"), *(first | rest).items()])
 
