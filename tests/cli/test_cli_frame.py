@@ -38,7 +38,9 @@ def test_without_arguments_the_help_is_shown(rapt):
 
 
 def test_help_has_an_example_for_every_command(rapt):
-    for name in [command.__name__ for command in program.COMMANDS] + [name for name in GROUPS if " " in name]:
+    for name in [command.__name__.replace("_", "-") for command in program.COMMANDS] + [
+        name for name in GROUPS if " " in name
+    ]:
         shown = rapt(*name.split(), "--help")
         assert shown.code == 0
         assert "Example" in shown.out

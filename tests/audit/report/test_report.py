@@ -140,7 +140,7 @@ def test_what_was_not_attacked_is_stated(bare):
 
 def test_what_was_attacked_is_not_said_to_be_untried(found):
     names = [name for name, _ in not_attacked(found, attributes=False)]
-    assert names[:2] == ["Context", "Traits and identity of the author"]
+    assert names[:3] == ["Context", "Names and entities by kind", "Traits and identity of the author"]
     context = replace(found.results[0], uses_context=True)
     names = [name for name, _ in not_attacked(replace(found, results=(context,)), attributes=True)]
     assert not {"Context", "Traits and identity of the author"} & set(names)
