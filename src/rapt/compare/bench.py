@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -57,8 +57,6 @@ class Bench:
             file = self.files.unchanged_only(self.split.training, file)
         config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
         start = time.perf_counter()
-        # The two have one vocabulary and two names.
-        file = replace(file, manifest=replace(file.manifest, model=backbone.model))
         adapter = tune(backbone, file, config=config)
         seconds = time.perf_counter() - start
         judged = self.files.evaluation(self.split.evaluation, eta=cell.eta, seed=cell.seed)

@@ -21,7 +21,7 @@ from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import Quotas, create_tenant, delete_tenant
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.query import query_to_json, without_labels
-from running_service import running_service, wait_until
+from running_service import running_service, save_privatized, wait_until
 from significance import ALPHA
 
 ADMIN = "the-provider-s-own-key-of-32-chars"
@@ -74,12 +74,16 @@ def upload(http, path, **headers):
 def owned(ada, training_path):
     """What Ada has: a file, a job that has ended, and its model."""
     file = upload(ada, training_path).json()["id"]
-    body = {"model": "bert-tiny", "training_file": file, "method": METHOD, "seed": 5, "suffix": "mine"}
-    job = ada.post("/v1/fine_tuning/jobs", json=body).json()["id"]
-    wait_until(lambda: ada.get(f"/v1/fine_tuning/jobs/{job}").json()["status"] not in ("queued", "running"))
-    model = ada.get(f"/v1/fine_tuning/jobs/{job}").json()["fine_tuned_model"]
+    job, model = tuned_on(ada, file)
     assert re.fullmatch(r"ft:bert-tiny:ada:mine:[0-9a-f]{12}", model)
     return {"file": file, "job": job, "model": model}
+
+
+def tuned_on(http, file):
+    body = {"model": "bert-tiny", "training_file": file, "method": METHOD, "seed": 5, "suffix": "mine"}
+    job = http.post("/v1/fine_tuning/jobs", json=body).json()["id"]
+    wait_until(lambda: http.get(f"/v1/fine_tuning/jobs/{job}").json()["status"] not in ("queued", "running"))
+    return job, http.get(f"/v1/fine_tuning/jobs/{job}").json()["fine_tuned_model"]
 
 
 ROUTES = [
@@ -236,20 +240,24 @@ def test_a_quota_answers_429_and_says_when_to_come_again(admin, url, training_pa
     admin.post("/v1/admin/tenants/ada", json={})
 
 
-def test_both_texts_of_a_pair_take_from_the_tokens_of_a_minute(admin, training_file, owned, ada):
+def test_both_texts_of_a_pair_take_from_the_tokens_of_a_minute(admin, training_file, ada, tmp_path):
     """Only the first was counted once, so a pair passed by its quota."""
-    single = without_labels(training_file)
-    records = tuple(replace(record, second_token_ids=record.token_ids) for record in single.records)
-    query = query_to_json(PrivatizedFile(manifest=replace(single.manifest, pairs=True), records=records))
-    limit = {"tokens_per_minute": 2 * single.manifest.tokens - 1}
+    records = tuple(replace(record, second_token_ids=record.token_ids) for record in training_file.records)
+    pairs = PrivatizedFile(manifest=replace(training_file.manifest, pairs=True), records=records)
+    file = upload(ada, save_privatized(pairs, tmp_path / "pairs.jsonl")).json()["id"]
+    _, model = tuned_on(ada, file)
+    query = query_to_json(without_labels(pairs))
+    limit = {"tokens_per_minute": 2 * training_file.manifest.tokens - 1}
     assert admin.post("/v1/admin/tenants/ada", json=limit).status_code == 200
     rest = [{name: value for name, value in record.items() if name != "token_ids"} for record in query["records"]]
     prompts = [record["token_ids"] for record in query["records"]]
     privacy = {"manifest": query["manifest"], "records": rest}
     for route, body in (("classify", query), ("completions", {"prompt": prompts, "rapt": privacy})):
-        answer = ada.post(f"/v1/{route}", json={"model": owned["model"], **body})
+        answer = ada.post(f"/v1/{route}", json={"model": model, **body})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
     admin.post("/v1/admin/tenants/ada", json={})
+    assert ada.delete(f"/v1/models/{model}").json()["deleted"]
+    assert ada.delete(f"/v1/files/{file}").json()["deleted"]
 
 
 def test_a_bucket_of_tokens_fills_evenly(tmp_path):

@@ -1,11 +1,14 @@
 """Method `auto`: which of the served backbones a file is tuned on."""
 
+import io
 import json
 import shutil
+import zipfile
 from types import SimpleNamespace
 
 import httpx2
 import pytest
+from safetensors.torch import load_file, save_file
 
 from http_requests import upload
 from rapt.errors import VocabularyError
@@ -13,6 +16,8 @@ from rapt.public_models import model_directory
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.jobs.automatic import best_backbone
+from rapt.service.model.adapter import load_adapter
+from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.noise_expected import CARD, NoiseExpected, read_noise_expected
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.query import query_to_json, without_labels
@@ -74,6 +79,9 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
     shutil.copytree(model_directory("bert-tiny"), folder)
     plan = {"mechanism": "laplace", "options": {}, "etas": [60.0]}
     (folder / CARD).write_text(json.dumps({"schema": "rapt.denoised-backbone/1", "plan": plan}))
+    weights = load_file(folder / "model.safetensors")
+    changed = next(name for name in weights if name.endswith("layer.1.output.dense.weight"))
+    save_file(weights | {changed: -weights[changed]}, folder / "model.safetensors", metadata={"format": "pt"})
     backbones = load_backbones(load_settings({"models": ("bert-tiny", str(folder)), "precision": "float32"}))
     file = separable_file(backbones["bert-tiny"], records=32, plain=4, fixed=True)
     path = save_privatized(file, tmp_path / "training.jsonl")
@@ -92,4 +100,15 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
             assert tuned.startswith(f"ft:{base}:")
             # The user's side still knows the original's vocabulary alone: its hash is the same.
             answer = http.post("/v1/classify", json={"model": tuned, **query_to_json(without_labels(file))})
-            assert (answer.status_code, len(answer.json()["predictions"])) == (200, 32)
+            assert answer.status_code == 200
+            with zipfile.ZipFile(io.BytesIO(http.get(f"/v1/models/{tuned}/adapter").content)) as archive:
+                archive.extractall(tmp_path / base)
+            adapter = load_adapter(tmp_path / base, backbone=backbones[base])
+            rows = [
+                ClassificationRow(
+                    adapter=adapter, token_ids=record.token_ids, privatized_plain_tokens=record.privatized_plain_tokens
+                )
+                for record in file.records
+            ]
+            for found, expected in zip(answer.json()["predictions"], classify(backbones[base], rows), strict=True):
+                assert found["probabilities"] == pytest.approx(expected, abs=1e-5)

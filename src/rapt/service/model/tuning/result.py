@@ -33,7 +33,7 @@ def adapter_of(
     if manifest.label_privacy is not None:
         settings |= {"label_epsilon": float(manifest.label_privacy.epsilon)}
     card = AdapterCard(
-        model=manifest.model,
+        model=backbone.model,  # not the file's: it may name another of the same vocabulary
         vocabulary_hash=manifest.vocabulary_hash,
         kind=backbone.kind,
         method=config.method,
