@@ -253,7 +253,7 @@ def test_a_decoder_writes_into_the_page(page, writer, tuned):
 def test_an_admin_creates_a_tenant_and_its_key_is_shown_once_and_works_until_revoked(page, service):
     name = f"clinic-{time.time_ns() % 10**9}"
     go(page, "tenants")
-    page.run(f"document.querySelector('form input').value = '{name}'")
+    page.run(f"document.querySelector('#section form input').value = '{name}'")
     click(page, "Create the tenant")
     says(page, f"Created the tenant {name}")
     page.run("document.querySelector('details').open = true")
@@ -333,6 +333,6 @@ def test_without_keys_the_page_is_open_to_this_machine(browser, backbones, tmp_p
         browser.open(f"{url}/")
         browser.wait_for("document.body.innerText.includes('Tenant local, admin, without a key')")
         go(browser, "tenants")  # which asks by GET; creating asks by POST, with an origin
-        browser.run("document.querySelector('form input').value = 'clinic'")
+        browser.run("document.querySelector('#section form input').value = 'clinic'")
         click(browser, "Create the tenant")
         says(browser, "Created the tenant clinic")
