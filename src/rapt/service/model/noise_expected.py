@@ -13,8 +13,8 @@ from rapt.wire.manifest import MechanismSetting, Parameter
 
 SCHEMA: Final = "rapt.denoised-backbone/1"
 CARD: Final = "denoising.json"
-# A backbone for several η serves those between them, and a little beyond. How far was not measured; 10 % of η at
-# η = 75 is the step from half of the tokens unchanged to less than two thirds.
+# A backbone for several η serves those between them, and a little beyond. How far is right was not measured: on SST-2
+# with MiniLM 52 % of the tokens are unchanged at η = 75, and 61 % at 80.
 _SLACK: Final = 1.1
 
 
