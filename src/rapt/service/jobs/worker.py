@@ -10,7 +10,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from threading import Event, Lock, Thread
 from typing import Any, Final
 
@@ -169,10 +168,10 @@ def run_job(
         TuningCancelled: `should_stop` said yes, or the job was paused or cancelled.
     """
     backbone = backbones[job.model]
-    training = _read(store, job, job.training_file, model=backbone.model)
+    training = _read(store, job, job.training_file)
     validation = None
     if job.validation_file is not None:
-        validation = _read(store, job, job.validation_file, model=backbone.model)
+        validation = _read(store, job, job.validation_file)
     config = config_from_json(job.method, seed=job.seed)
 
     def report(message: str, data: dict[str, Any]) -> None:
@@ -209,10 +208,8 @@ def run_job(
         store.directory.remove_adapter(name)
 
 
-def _read(store: Store, job: StoredJob, file_id: str, *, model: str) -> PrivatizedFile:
-    file = read_privatized_file(file_path(store, get_file(store, file_id, tenant=job.tenant)))
-    # The hash says that it is the same vocabulary; the name is whatever the client called it.
-    return replace(file, manifest=replace(file.manifest, model=model))
+def _read(store: Store, job: StoredJob, file_id: str) -> PrivatizedFile:
+    return read_privatized_file(file_path(store, get_file(store, file_id, tenant=job.tenant)))
 
 
 def _asking(store: Store, job: StoredJob, should_stop: Callable[[], bool], *, between: float) -> Callable[[], bool]:
