@@ -66,12 +66,14 @@ class TokenQuotas:
         )
 
     def give_back(self, tenant: str, count: int) -> None:
-        """Put back what was taken for tokens that were not written; never more than a full bucket."""
-        limit = self.limit_of(tenant)
+        """Put back what was taken for tokens that were not written.
+
+        Called by the event loop, so the limit is not asked for: `spend_tokens` takes from no more than a full bucket.
+        """
         with self._guard:
             bucket = self._buckets.get(tenant)
             if bucket is not None:
-                bucket.level = min(float(limit), bucket.level + count)
+                bucket.level += count
 
     def limit_of(self, tenant: str) -> int:
         """Tokens a minute that a tenant may have."""
