@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
-from rapt.service.http.completion_schemas import Usage
+from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.leaving import CLIENT_LEFT, begun, left
-from rapt.service.http.routes.prompts import Prompt
+from rapt.service.http.routes.prompts import Prompt, admit_prompts
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.batching import Ticket
 from rapt.service.model.decoding import GenerationRow
@@ -104,13 +104,24 @@ class Answering:
 
 async def start_answering(
     service: Service,
-    admit: Callable[[], list[Prompt]],
+    prompts: Sequence[list[int]],
     *,
+    model: str,
+    privacy: PromptPrivacy,
     caller: Caller,
     most_tokens: int,
     sampling: Sampling,
 ) -> Answering:
-    """Answers to the prompts that `admit` lets in, begun in a thread: it asks the database and checks every id.
+    """Answers to prompts, admitted and begun in a thread: the database is asked, and every id is checked.
+
+    Args:
+        service: What answers.
+        prompts: As `admit_prompts` takes them, as `model`, `privacy`, `caller` and `most_tokens`.
+        model: Of all prompts that `privacy` names no model for.
+        privacy: Manifest, and what else stands in the records.
+        caller: Who asks.
+        most_tokens: Most that are written to each prompt whose answer is a text.
+        sampling: How they are chosen.
 
     Raises:
         RaptError: As `admit_prompts`, or a prompt cannot be answered, or too much waits.
@@ -118,7 +129,8 @@ async def start_answering(
     loop = asyncio.get_running_loop()
 
     def begin() -> Answering:
-        answering = Answering(admit(), loop)
+        admitted = admit_prompts(service, prompts, model=model, privacy=privacy, caller=caller, most_tokens=most_tokens)
+        answering = Answering(admitted, loop)
         try:
             _begin(service, answering, caller=caller, most_tokens=most_tokens, sampling=sampling)
         except BaseException:

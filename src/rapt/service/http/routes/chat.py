@@ -29,7 +29,6 @@ from rapt.service.http.completion_schemas import (
 from rapt.service.http.routes.answering import Answering, Token, start_answering
 from rapt.service.http.routes.completions import new_id, sampling_of
 from rapt.service.http.routes.event_stream import event_stream
-from rapt.service.http.routes.prompts import admit_prompts
 
 DEFAULT_TOKENS: Final = 128
 
@@ -47,15 +46,13 @@ def router(service: Service) -> APIRouter:
         body: ChatRequest, request: Request, caller: CallerOf
     ) -> ChatCompletion | StreamingResponse:
         """Answer one message of privatized token ids."""
-        prompt = body.messages[0].content[0].token_ids
-        most = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
         answering = await start_answering(
             service,
-            lambda: admit_prompts(
-                service, [prompt], model=body.model, privacy=body.rapt, caller=caller, most_tokens=most
-            ),
+            [body.messages[0].content[0].token_ids],
+            model=body.model,
+            privacy=body.rapt,
             caller=caller,
-            most_tokens=most,
+            most_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
             sampling=sampling_of(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
         )
         answer_id, created = new_id("chatcmpl"), int(time.time())

@@ -21,7 +21,6 @@ from rapt.service.http.completion_schemas import (
 )
 from rapt.service.http.routes.answering import Answering, Piece, Token, start_answering
 from rapt.service.http.routes.event_stream import event_stream
-from rapt.service.http.routes.prompts import admit_prompts
 from rapt.service.model.sampling import Sampling
 
 
@@ -41,9 +40,9 @@ def router(service: Service) -> APIRouter:
         prompts = [body.prompt] if isinstance(body.prompt[0], int) else body.prompt
         answering = await start_answering(
             service,
-            lambda: admit_prompts(
-                service, prompts, model=body.model, privacy=body.rapt, caller=caller, most_tokens=body.max_tokens
-            ),
+            prompts,
+            model=body.model,
+            privacy=body.rapt,
             caller=caller,
             most_tokens=body.max_tokens,
             sampling=sampling_of(body, top=body.logprobs or 0),
