@@ -261,9 +261,8 @@ def _load(architecture: Architecture, folder: Path, *, dtype: torch.dtype, model
         ) from None
 
 
-@functools.lru_cache(
-    maxsize=256
-)  # the cue of a decoder is asked for with every row, and a tokenizer takes long to read
+# The cue of a decoder is asked for with every row, and a tokenizer takes long to read.
+@functools.lru_cache(maxsize=256)
 def _public_ids(tokenizer_json: bytes, text: str) -> tuple[int, ...]:
     return tuple(make_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)
 
