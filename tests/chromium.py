@@ -42,13 +42,11 @@ class Chromium:
         self._rest = b""
         self._ids = itertools.count(1)
         self.events: list[dict] = []
+        self._session: str | None = None  # of the browser itself, until there is a tab
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = None
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log", "DOM"):
             self.call(f"{domain}.enable")
-
-    _session: str | None = None
 
     def call(self, method: str, **parameters) -> dict:
         """The answer to one command; events that come before it are kept."""
