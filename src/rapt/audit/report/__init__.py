@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -52,9 +51,14 @@ def report_from_json(value: dict[str, Any]) -> Report:
     Raises:
         AuditError: The schema is another, or a field does not fit.
     """
-    if value.get("schema") != SCHEMA:
-        raise AuditError(f"a report must be of schema {SCHEMA!r}; run the audit again with this version")
-    return from_json(Report, {name: item for name, item in value.items() if name != "schema"})
+    return from_json(Report, without_schema(value, schema=SCHEMA))
+
+
+def without_schema(value: dict[str, Any], *, schema: str) -> dict[str, Any]:
+    """The fields of a report of this schema; `AuditError` for any other."""
+    if value.get("schema") != schema:
+        raise AuditError(f"a report must be of schema {schema!r}; run the audit again with this version")
+    return {name: item for name, item in value.items() if name != "schema"}
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
@@ -63,21 +67,20 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     Raises:
         AuditError: The folder cannot be written.
     """
-    values = json.dumps(report_to_json(report), indent=1, allow_nan=False)
-    return write_pair(folder, {HTML: render_report(report), JSON: values + "\n"})
+    return write_pair(folder, page=render_report(report), values=report_to_json(report))
 
 
-def write_pair(folder: Path, contents: Mapping[str, str]) -> tuple[Path, Path]:
-    """Write two files by name; each appears whole or not at all. Raises `AuditError`."""
+def write_pair(folder: Path, *, page: str, values: dict[str, Any]) -> tuple[Path, Path]:
+    """Write a page and its values as `report.html` and `report.json`; see `write_report`."""
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        first, second = (write_whole(folder / name, content) for name, content in contents.items())
+        return write_whole(folder / HTML, page), write_whole(folder / JSON, text)
     except OSError as error:
         raise AuditError(
             f"a report must be writable, got {error.strerror or type(error).__name__}; "
             "free space or choose another folder"
         ) from None
-    return first, second
 
 
 @cache

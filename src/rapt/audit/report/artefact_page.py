@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from math import log10
 from pathlib import Path
 from typing import Any, Final
 
 from rapt.audit.artefact.run import ArtefactFindings
-from rapt.audit.report import HTML, JSON, charts, environment, write_pair
+from rapt.audit.report import charts, environment, without_schema, write_pair
 from rapt.audit.report.artefact_verdict import artefact_verdict, not_tried
 from rapt.audit.report.values import Figure, Line
 from rapt.audit.values_json import from_json, to_json
-from rapt.errors import AuditError
 
 SCHEMA: Final = "rapt.artefact-report/1"
 TITLES: Final = {
@@ -72,9 +71,9 @@ def releases_figure(found: ArtefactFindings) -> Figure | None:
         lines=(
             Line(
                 name=f"{found.mechanism}, η = {found.eta:g}",
-                points=tuple((_log10(point.releases), point.recovered.value) for point in found.releases),
+                points=tuple((log10(point.releases), point.recovered.value) for point in found.releases),
             ),
-            Line(name="blind guess", points=tuple((_log10(point.releases), point.chance) for point in found.releases)),
+            Line(name="blind guess", points=tuple((log10(point.releases), point.chance) for point in found.releases)),
         ),
     )
 
@@ -90,9 +89,7 @@ def artefact_report_from_json(value: dict[str, Any]) -> ArtefactReport:
     Raises:
         AuditError: The schema is another, or a field does not fit.
     """
-    if value.get("schema") != SCHEMA:
-        raise AuditError(f"a report must be of schema {SCHEMA!r}; run the audit again with this version")
-    return from_json(ArtefactReport, {name: item for name, item in value.items() if name != "schema"})
+    return from_json(ArtefactReport, without_schema(value, schema=SCHEMA))
 
 
 def write_artefact_report(report: ArtefactReport, folder: Path) -> tuple[Path, Path]:
@@ -101,11 +98,4 @@ def write_artefact_report(report: ArtefactReport, folder: Path) -> tuple[Path, P
     Raises:
         AuditError: The folder cannot be written.
     """
-    values = json.dumps(artefact_report_to_json(report), indent=1, allow_nan=False)
-    return write_pair(folder, {HTML: render_artefact_report(report), JSON: values + "\n"})
-
-
-def _log10(count: int) -> float:
-    from math import log10
-
-    return round(log10(count), 6)
+    return write_pair(folder, page=render_artefact_report(report), values=artefact_report_to_json(report))

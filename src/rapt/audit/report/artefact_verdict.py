@@ -10,7 +10,7 @@ from rapt.audit.report.verdict import Verdict, of_100
 _SURE = 1e-3
 _NAMES = {
     "membership": ("Membership", "Whether a text was among those that a model was tuned on: not asked for."),
-    "words": ("Words of the training", "Which words can be read off a model: not asked for."),
+    "words": ("Words of the training", "Which words can be read off a model: not asked for, or too few rare words."),
     "canaries": ("Canaries", "What a model remembers of sentences that are repeated: not asked for."),
     "releases": ("Repeated releases", "What several releases of a text add up to: not asked for."),
 }
@@ -29,18 +29,18 @@ _ALWAYS = (
 
 def artefact_verdict(found: ArtefactFindings) -> Verdict:
     """Who can learn what from a model, how likely, compared with what."""
-    private = [result for result in found.membership if result.tuned_on == "privatized"]
-    sentences = [_on_membership(result) for result in (_strongest(found.membership, "clear"), _best(private)) if result]
+    clear, private = (_strongest(found.membership, tuned_on) for tuned_on in ("clear", "privatized"))
+    sentences = [_on_membership(result) for result in (clear, private) if result is not None]
     headline = "What models tuned on these texts give away"
-    if private:
-        best = max(private, key=lambda result: result.strongest.score.auc.value)
-        if best.strongest.score.p < _SURE:
+    if private is not None:
+        if private.strongest.score.p < _SURE:
             headline = "A model tuned on the privatized texts shows whose texts it was tuned on."
         else:
             headline = "No attack tried tells the texts of a model that was tuned on privatized ones from others."
     sentences += [
-        f"A sentence that was put into the {_kind(result.tuned_on)} texts {_times(result.repetitions)} is ranked "
-        f"{_rank(result.ranks)} among {result.candidates:,} of its form, in the middle of {result.canaries} tries."
+        f"A sentence that was put into the {result.tuned_on} texts {_times(result.repetitions)} is ranked "
+        f"number {sorted(result.ranks)[len(result.ranks) // 2]:,} among {result.candidates:,} of its form, in the "
+        f"middle of {result.canaries} tries."
         for result in found.canaries
         if result.repetitions == max(other.repetitions for other in found.canaries)
     ]
@@ -60,30 +60,19 @@ def not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
 
 
 def _strongest(results: tuple[MembershipResult, ...], tuned_on: str) -> MembershipResult | None:
-    return _best([result for result in results if result.tuned_on == tuned_on])
-
-
-def _best(results: list[MembershipResult]) -> MembershipResult | None:
-    return max(results, key=lambda result: result.strongest.score.auc.value) if results else None
+    kind = [result for result in results if result.tuned_on == tuned_on]
+    return max(kind, key=lambda result: result.strongest.score.auc.value) if kind else None
 
 
 def _on_membership(result: MembershipResult) -> str:
     auc = result.strongest.score.auc
+    form = "in clear" if result.tuned_on == "clear" else "privatized"
     chance = "no more than a coin" if auc.low <= 0.5 else f"a coin {of_100(0.5)}"
     return (
-        f"Given a text that a model was tuned on, {_kind(result.tuned_on)}, and one that it was not, the strongest "
-        f"attack picks the right one for {of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}), "
-        f"{chance}."
+        f"Given a text that a model was tuned on, {form}, and one that it was not, the strongest attack picks the "
+        f"right one for {of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}), {chance}."
     )
-
-
-def _kind(tuned_on: str) -> str:
-    return "clear" if tuned_on == "clear" else "privatized"
 
 
 def _times(count: int, what: str = "time") -> str:
     return f"one {what}" if count == 1 else f"{count:,} {what}s"
-
-
-def _rank(ranks: tuple[int, ...]) -> str:
-    return f"number {sorted(ranks)[len(ranks) // 2]:,}"
