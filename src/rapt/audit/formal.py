@@ -1,11 +1,11 @@
 """The formal side of a setting, beside what attacks reach: loss curves, the exact largest slope, the η that is spent.
 
 - A *loss curve* is ε over δ, from the exact privacy-loss distribution where the mechanism has one (`privacy_loss`),
-  never understated; for the others the pure bound composed, which is all that is known. - The *largest slope* of a
-  closed channel is sup (log P(y|x) - log P(y|x')) / d(x, x') over all outputs: over all pairs of tokens in a small
-  table, over near pairs of common words in a large one, where it is a lower bound of the whole. - The *η spent* is
-  bounded from below by drawing from the implementation that runs here, with exact intervals. It is about the program
-  and not about a file, whose noise is drawn already.
+  never understated; for the others the pure bound composed, which is all that is known.
+- The *largest slope* of a closed channel is sup (log P(y|x) - log P(y|x')) / d(x, x') over all outputs: over all pairs
+  of tokens in a small table, over near pairs of common words in a large one, where it is a lower bound of the whole.
+- The *η spent* is bounded from below by drawing from the implementation that runs here, with exact intervals. It is
+  about the program and not about a file, whose noise is drawn already.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ freedom (Fisher 1925): the probability of ranks as good as these.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +23,6 @@ from rapt.audit.artefact.texts import TokenTexts
 from rapt.errors import AuditError
 from rapt.local.plain_tokens import whole_words
 
-CHANCE_BITS = 1 / np.log(2)
 _WORDS = 5_000
 
 
@@ -113,7 +111,7 @@ def find_canaries(
     if canaries > 1:
         half = float(stats.t.ppf(0.975, canaries - 1) * exposures.std(ddof=1) / np.sqrt(canaries))
     return CanaryResult(
-        tuned_on="clear" if workshop.mechanism is None else "privatized",
+        tuned_on=workshop.tuned_on,
         repetitions=repetitions,
         canaries=canaries,
         candidates=candidates,
@@ -123,20 +121,3 @@ def find_canaries(
         high=min(float(np.log2(candidates)), mean + half),
         p=float(stats.chi2.sf(-2 * np.log(ranks / candidates).sum(), 2 * canaries)),
     )
-
-
-def find_canaries_over(
-    workshop: Workshop,
-    texts: TokenTexts,
-    *,
-    repetitions: tuple[int, ...],
-    canaries: int,
-    seed: int,
-    on_progress: Callable[[int], None] = lambda done: None,
-) -> tuple[CanaryResult, ...]:
-    """`find_canaries` for each R."""
-    found = []
-    for place, times in enumerate(repetitions):
-        found.append(find_canaries(workshop, texts, repetitions=times, canaries=canaries, seed=seed))
-        on_progress(place + 1)
-    return tuple(found)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.artefact.confidence import confidences, of_labels
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS, MembershipView
+from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS, views_of_each
 from rapt.audit.artefact.models import Models, Workshop
 from rapt.audit.artefact.scores import MembershipScore, score_membership
 from rapt.audit.artefact.texts import TokenTexts, privatize
@@ -86,14 +86,7 @@ def attack_each(answers: NDArray[np.float64], members: NDArray[np.bool_], *, see
         members: What each was tuned on, (N, n); of the attacked model only the score reads it.
         seed: Of the intervals.
     """
-    views = [
-        MembershipView(
-            target=answers[target],
-            shadows=np.delete(answers, target, axis=0),
-            members=np.delete(members, target, axis=0),
-        )
-        for target in range(len(answers))
-    ]
+    views = list(views_of_each(answers, members))
     return tuple(
         NamedScore(attack=name, score=score_membership(np.stack([attack(view) for view in views]), members, seed=seed))
         for name, attack in MEMBERSHIP_ATTACKS.items()
@@ -107,7 +100,7 @@ def play_membership(
     privatized = privatized and workshop.mechanism is not None
     answers = ask(workshop, models, texts, privatized=privatized, queries=queries, seed=seed)
     return MembershipResult(
-        tuned_on="clear" if workshop.mechanism is None else "privatized",
+        tuned_on=workshop.tuned_on,
         asked_with="privatized" if privatized else "clear",
         texts=len(texts),
         shadows=len(models.adapters) - 1,

@@ -19,7 +19,7 @@ Algorithm 1, and Section VI-C for the variance that all texts share when there a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -62,6 +62,21 @@ class MembershipView:
                 f"membership needs two shadow models at least, tuned on some texts and not on others, got "
                 f"{len(self.shadows)}; tune more"
             )
+
+
+def views_of_each(answers: Floats, members: NDArray[np.bool_]) -> Iterator[MembershipView]:
+    """Each model as the attacked one, all others being the attacker's own shadow models.
+
+    Args:
+        answers: Confidences of all models, (N, n).
+        members: What each was tuned on, (N, n); a view does not hold the attacked model's own.
+    """
+    for target in range(len(answers)):
+        yield MembershipView(
+            target=answers[target],
+            shadows=np.delete(answers, target, axis=0),
+            members=np.delete(members, target, axis=0),
+        )
 
 
 def lira_online(view: MembershipView) -> Floats:

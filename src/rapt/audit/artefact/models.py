@@ -35,6 +35,11 @@ class Workshop:
     mechanism: Mechanism | None
     config: TuningConfig
 
+    @property
+    def tuned_on(self) -> str:
+        """`clear` or `privatized`: the text that its models see."""
+        return "clear" if self.mechanism is None else "privatized"
+
     def tune(self, texts: TokenTexts, *, seed: int) -> Adapter:
         """A model tuned on a fresh release of these texts."""
         file = tuning_file(

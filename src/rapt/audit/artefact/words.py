@@ -7,9 +7,9 @@ coin, and words that were and words that were not are equally frequent. Overlap 
 tells, and nothing else.
 
 - `nearest` ranks those words by the distance to the nearest vector of the prompt.
-- `nearest_shadows` compares that distance with the one in the attacker's own models, by LiRA. - `asked` needs no
-  prompt, so it works on a LoRA or a prefix as well: the word alone is sent as a text, and the confidence in each class
-  is compared with that of the attacker's own models, by LiRA.
+- `nearest_shadows` compares that distance with the one in the attacker's own models, by LiRA.
+- `asked` needs no prompt, so it works on a LoRA or a prefix as well: the word alone is sent as a text, and the
+  confidence in each class is compared with that of the attacker's own models, by LiRA.
 
 *Not covered.* A search over whole texts that the model would answer most confidently: a classifier has too few outputs
 to steer one, and membership of a text that is named is what `membership` measures.
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.artefact.confidence import confidences
-from rapt.audit.artefact.membership import MembershipView, lira_online
+from rapt.audit.artefact.membership import lira_online, views_of_each
 from rapt.audit.artefact.models import Models, Workshop
 from rapt.audit.artefact.scores import MembershipScore, score_membership
 from rapt.audit.artefact.texts import TokenTexts
@@ -107,23 +107,11 @@ def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: i
     answers = np.stack([confidences(workshop.backbone, adapter, alone) for adapter in models.adapters])
     classes = [_against_others(answers[:, :, label], truth) for label in range(len(texts.names))]
     readings["asked"] = np.max(classes, axis=0)
-    tuned_on = "clear" if workshop.mechanism is None else "privatized"
-    return tuple(_reading(name, tuned_on, scores, truth, seed=seed) for name, scores in readings.items())
+    return tuple(_reading(name, workshop.tuned_on, scores, truth, seed=seed) for name, scores in readings.items())
 
 
 def _against_others(values: Floats, members: NDArray[np.bool_]) -> Floats:
-    return np.stack(
-        [
-            lira_online(
-                MembershipView(
-                    target=values[model],
-                    shadows=np.delete(values, model, axis=0),
-                    members=np.delete(members, model, axis=0),
-                )
-            )
-            for model in range(len(values))
-        ]
-    )
+    return np.stack([lira_online(view) for view in views_of_each(values, members)])
 
 
 def _reading(reader: str, tuned_on: str, scores: Floats, truth: NDArray[np.bool_], *, seed: int) -> WordReading:
