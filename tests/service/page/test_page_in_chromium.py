@@ -197,6 +197,20 @@ def test_a_job_is_paused_resumed_and_cancelled_from_the_page(page, api, plain_fi
     page.wait_for("document.querySelector('.state').textContent === 'cancelled'")
 
 
+def test_events_that_are_asked_for_twice_at_once_are_shown_once(page, api, tuned):
+    """A button's look and the page's own, at the same time, showed every new event twice."""
+    job = api.get("/v1/fine_tuning/jobs").json()["data"][-1]
+    shown = page.run(
+        f"""import("./page/job_view.js").then(async ({{ JobView }}) => {{
+          const view = new JobView({json.dumps(job)});
+          await Promise.all([view.poll(), view.poll()]);
+          return [view.events.map((event) => event.id), view.log.children.length];
+        }})"""
+    )
+    events = api.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=100").json()["data"]
+    assert shown == [[event["id"] for event in events], len(events)]
+
+
 def test_ids_that_are_tried_are_answered_as_by_the_api_and_stand_in_no_address_and_no_log(
     page, api, tuned, plain_file, caplog
 ):

@@ -2,7 +2,7 @@
 
 import { figure } from "./curves.js";
 import { confirmed, count, el, facts, item, moment, percent, wide } from "./elements.js";
-import { ROUTES, all, ask } from "./service.js";
+import { ROUTES, ask } from "./service.js";
 import { guarded, say } from "./status.js";
 
 const ACTIVE = ["queued", "running"];
@@ -23,6 +23,7 @@ export class JobView {
     this.job = job;
     this.events = [];
     this.polled = false;
+    this.toldOf = null; // the status that it had when its events were fetched last
     this.state = el("span", { class: "state" });
     this.figures = el("small", {});
     this.curves = el("div", { class: "curves" });
@@ -36,6 +37,11 @@ export class JobView {
     });
     this.element.addEventListener("toggle", () => { if (this.element.open && !this.polled) guarded(() => this.poll())(); });
     this.update(job);
+  }
+
+  /** Whether events may be missing here. */
+  get isBehind() {
+    return isActive(this.job) || this.toldOf !== this.job.status;
   }
 
   update(job) {
@@ -77,17 +83,22 @@ export class JobView {
   /** Fetches the events that are not here yet. Newest come first, so it stops at the first one that is known. */
   async poll() {
     this.polled = true;
+    const { status } = this.job;
     const known = this.events[0]?.id;
-    const fresh = [];
+    const found = [];
     const where = { job_id: this.job.id };
     let after;
     for (;;) {
       const page = await ask(ROUTES.jobEvents, { where, query: { limit: known ? 20 : 100, after } });
       const place = page.data.findIndex((event) => event.id === known);
-      fresh.push(...(place < 0 ? page.data : page.data.slice(0, place)));
+      found.push(...(place < 0 ? page.data : page.data.slice(0, place)));
       if (place >= 0 || !page.has_more) break;
       after = page.last_id;
     }
+    this.toldOf = status;
+    // While this one waited, another poll may have fetched them.
+    const here = new Set(this.events.map((event) => event.id));
+    const fresh = found.filter((event) => !here.has(event.id));
     if (!fresh.length) return;
     this.events = [...fresh, ...this.events];
     this.log.prepend(...fresh.map((event) => el("li", { class: event.level },
@@ -111,6 +122,3 @@ export class JobView {
       figure({ title: "Accuracy", steps: latest.total_steps, top: 1, show: percent, mark: () => "100 %", lines: [line("on the training text", "accuracy")] }));
   }
 }
-
-/** The jobs, newest first. */
-export const allJobs = () => all(ROUTES.jobs, { most: 200 });

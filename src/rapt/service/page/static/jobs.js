@@ -1,7 +1,8 @@
 // Jobs, live: while one of them runs or waits the page looks every second, else every ten.
 
 import { el } from "./elements.js";
-import { JobView, allJobs, isActive } from "./job_view.js";
+import { JobView, isActive } from "./job_view.js";
+import { ROUTES, all } from "./service.js";
 import { complain } from "./status.js";
 
 const BUSY = 1000;
@@ -13,7 +14,7 @@ export async function showJobs(place, signal) {
   const box = el("div", {});
   place.replaceChildren(box);
   const look = async () => {
-    const jobs = await allJobs();
+    const jobs = await all(ROUTES.jobs, { most: 200 });
     if (!jobs.length) {
       box.replaceChildren(el("p", { class: "empty" }, "No jobs yet. Open a file and tune on it."));
     } else if (!views.size) {
@@ -27,11 +28,7 @@ export async function showJobs(place, signal) {
       view.update(job);
       if (!known) previous ? previous.after(view.element) : box.prepend(view.element);
       previous = view.element;
-      const missing = isActive(job) || view.polledAs !== job.status;
-      if (view.element.open && missing) {
-        await view.poll();
-        view.polledAs = job.status;
-      }
+      if (view.element.open && view.isBehind) await view.poll();
     }
     return jobs.some(isActive);
   };
