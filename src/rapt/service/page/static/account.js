@@ -7,9 +7,8 @@ import { ROUTES, all, ask } from "./service.js";
 /** The section of the own account. */
 export async function showAccount(place) {
   const [usage, keys] = await Promise.all([ask(ROUTES.usage), all(ROUTES.ownKeys)]);
-  const news = el("div", {});
   place.replaceChildren(
-    quotaBars(usage), el("h2", {}, "Keys"), news,
+    quotaBars(usage), el("h2", {}, "Keys"),
     keyList(keys, {
       routes: { rotate: ROUTES.rotateOwnKey, revoke: ROUTES.revokeOwnKey },
       again: () => showAccount(place), shown: (box) => { place.prepend(box); box.focus(); },

@@ -50,7 +50,7 @@ function slowest(samples) {
 }
 
 /** Prometheus's text format: one {name, labels, value} for each sample. */
-export function parseMetrics(text) {
+function parseMetrics(text) {
   return [...text.matchAll(/^(\w+)(?:\{(.*)\})? (\S+)$/gm)].map(([, name, inside, value]) => ({
     name, value: Number(value),
     labels: Object.fromEntries([...(inside ?? "").matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map(([, key, held]) => [key, held])),

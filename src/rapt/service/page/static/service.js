@@ -47,7 +47,7 @@ export function useKey(value, { keep = false } = {}) {
 export const hasKey = () => key !== "";
 
 /** A refusal of the service, or no answer at all. */
-export class ServiceError extends Error {
+class ServiceError extends Error {
   constructor(message, { status = 0, requestId = "" } = {}) {
     super(message);
     this.status = status;

@@ -55,10 +55,8 @@ async function showTenant(box, id, tenant) {
   const where = { tenant: id };
   const [usage, keys] = await Promise.all([ask(ROUTES.usageOf, { where }), all(ROUTES.keys, { query: { tenant: id } })]);
   const quotas = quotaFields(tenant);
-  const news = el("div", {});
   const again = (own = tenant) => showTenant(box, id, own);
   const shown = (made) => { box.querySelector(".news").replaceChildren(made); made.focus(); };
-  news.className = "news";
   const create = (role) => guarded(async () => {
     const made = await ask(ROUTES.createKey, { where, body: { role } });
     await again();
@@ -74,7 +72,7 @@ async function showTenant(box, id, tenant) {
       }),
     }, el("div", { class: "fields" }, quotas.fields),
     el("div", { class: "buttons" }, el("button", { type: "submit" }, "Set quotas"), el("small", {}, "What is left empty is as the service's settings say."))),
-    el("h3", {}, "Keys"), news,
+    el("h3", {}, "Keys"), el("div", { class: "news" }),
     keyList(keys, { routes: { rotate: ROUTES.rotateKey, revoke: ROUTES.revokeKey }, again, shown }),
     el("div", { class: "buttons" },
       el("button", { type: "button", onclick: create("tenant") }, "Create a key"),
