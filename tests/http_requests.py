@@ -1,5 +1,7 @@
 """Requests to a service that several tests send, and what every answer that is an error must be."""
 
+from running_service import wait_until
+
 SECRET = "the patient said that it hurts"
 RUN = {"num_virtual_tokens": 4, "n_epochs": 2, "batch_size": 16}
 
@@ -20,6 +22,17 @@ def job_body(file_id, **hyperparameters):
 def status_of(http, job_id):
     """How a job stands."""
     return http.get(f"/v1/fine_tuning/jobs/{job_id}").json()["status"]
+
+
+def done_job(http, body):
+    """A job that was asked for, once it has succeeded."""
+    answer = http.post("/v1/fine_tuning/jobs", json=body)
+    assert answer.status_code == 200, answer.text
+    where = f"/v1/fine_tuning/jobs/{answer.json()['id']}"
+    wait_until(lambda: http.get(where).json()["status"] not in ("queued", "running"))
+    job = http.get(where).json()
+    assert job["status"] == "succeeded", job["error"]
+    return job
 
 
 def error_of(response, status, code):

@@ -9,6 +9,7 @@ import httpx2
 import openai
 import pytest
 
+from http_requests import done_job
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from rapt.wire.query import query_to_json, without_labels
 from running_service import running_service, save_privatized, wait_until
@@ -26,9 +27,7 @@ def tuned_models(http, path, count):
         values = {"num_virtual_tokens": 2 + 3 * number, "n_epochs": 1, "batch_size": 16}
         method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": values}}
         body = {"model": "bert-tiny", "training_file": file["id"], "method": method, "seed": number}
-        job = http.post("/v1/fine_tuning/jobs", json=body).json()["id"]
-        wait_until(lambda job=job: http.get(f"/v1/fine_tuning/jobs/{job}").json()["status"] == "succeeded")
-        names.append(http.get(f"/v1/fine_tuning/jobs/{job}").json()["fine_tuned_model"])
+        names.append(done_job(http, body)["fine_tuned_model"])
     return names
 
 

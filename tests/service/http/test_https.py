@@ -7,11 +7,11 @@ import subprocess
 import httpx2
 import pytest
 
-from http_requests import job_body, upload
+from http_requests import done_job, job_body, upload
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.wire.query import query_to_json, without_labels
-from running_service import running_service, wait_until
+from running_service import running_service
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 
@@ -39,13 +39,8 @@ def test_a_file_goes_in_and_a_prediction_comes_out_over_tls(url, certificate, tr
     with httpx2.Client(base_url=url, verify=trusted, trust_env=False, timeout=60) as http:
         file = upload(http, training_path).json()["id"]
         assert http.get(f"/v1/files/{file}/content").content == training_path.read_bytes()
-        job = http.post("/v1/fine_tuning/jobs", json=job_body(file, n_epochs=1)).json()["id"]
-
-        def shown():
-            return http.get(f"/v1/fine_tuning/jobs/{job}").json()
-
-        wait_until(lambda: shown()["status"] == "succeeded")
-        body = {"model": shown()["fine_tuned_model"], **query_to_json(without_labels(training_file))}
+        model = done_job(http, job_body(file, n_epochs=1))["fine_tuned_model"]
+        body = {"model": model, **query_to_json(without_labels(training_file))}
         answer = http.post("/v1/classify", json=body)
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["predictions"]) == len(training_file.records)

@@ -3,9 +3,8 @@
 import httpx2
 import pytest
 
-from http_requests import SECRET, error_of, job_body, status_of, upload
+from http_requests import SECRET, done_job, error_of, job_body, upload
 from rapt.wire.query import query_to_json, without_labels
-from running_service import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -13,9 +12,7 @@ def tuned(service, training_path):
     """The name of a model that was tuned over HTTP."""
     with httpx2.Client(base_url=service, timeout=60, trust_env=False) as http:
         file = upload(http, training_path).json()
-        job = http.post("/v1/fine_tuning/jobs", json=job_body(file["id"])).json()
-        wait_until(lambda: status_of(http, job["id"]) not in ("queued", "running"))
-        return http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["fine_tuned_model"]
+        return done_job(http, job_body(file["id"]))["fine_tuned_model"]
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +28,12 @@ def test_a_tuned_model_shows_its_card_and_a_base_model_does_not(http, tuned):
     assert model["rapt"]["base"] == "bert-tiny"
     assert model["rapt"]["card"]["mechanism"] == {"name": "laplace", "parameters": {"eta": 60.0}}
     assert [item["id"] for item in http.get("/v1/models").json()["data"]][:1] == ["bert-tiny"]
+
+
+def test_a_model_says_what_kind_its_base_is(http):
+    base = http.get("/v1/models").json()["data"][0]
+    assert base["rapt"]["kind"] == "encoder"
+    assert "kind" in http.get("/openapi.json").json()["components"]["schemas"]["ModelDetail"]["required"]
 
 
 def test_a_prediction_is_a_label_and_its_probabilities(http, tuned, query):
@@ -90,9 +93,7 @@ def test_only_a_tuned_model_classifies(http, query):
 
 def test_a_deleted_model_is_not_found_any_more(http, training_path, query):
     file_id = upload(http, training_path).json()["id"]
-    job = http.post("/v1/fine_tuning/jobs", json=job_body(file_id) | {"suffix": "mine"}).json()
-    wait_until(lambda: status_of(http, job["id"]) == "succeeded")
-    model = http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["fine_tuned_model"]
+    model = done_job(http, job_body(file_id) | {"suffix": "mine"})["fine_tuned_model"]
     assert model.startswith("ft:bert-tiny:local:mine:")
     assert http.post("/v1/classify", json={"model": model, **query}).status_code == 200
     assert http.delete(f"/v1/models/{model}").json() == {"id": model, "object": "model", "deleted": True}

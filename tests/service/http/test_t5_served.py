@@ -5,12 +5,13 @@ import math
 import httpx2
 import pytest
 
+from http_requests import done_job, job_body, upload
 from rapt.service.model.adapter import load_adapter
 from rapt.service.model.inference import ClassificationRow, classify
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from rapt.wire.query import query_to_json, seal, without_labels
-from running_service import running_service, save_privatized, wait_until
+from running_service import running_service, save_privatized
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
 
@@ -47,18 +48,8 @@ def training(t5):
 
 def tuned(http, t5, training, folder, **hyperparameters):
     path = save_privatized(training, folder / "training.jsonl")
-    with path.open("rb") as stream:
-        file = http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("f", stream)}).json()["id"]
-    values = {"num_virtual_tokens": 3, "n_epochs": 2, "batch_size": 8, **hyperparameters}
-    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": values}}
-    body = {"model": t5.model, "training_file": file, "method": method, "seed": 7}
-    job = http.post("/v1/fine_tuning/jobs", json=body)
-    assert job.status_code == 200, job.text
-    where = f"/v1/fine_tuning/jobs/{job.json()['id']}"
-    wait_until(lambda: http.get(where).json()["status"] in ("succeeded", "failed"))
-    shown = http.get(where).json()
-    assert shown["status"] == "succeeded", shown["error"]
-    return shown["fine_tuned_model"]
+    body = job_body(upload(http, path).json()["id"], num_virtual_tokens=3, batch_size=8, **hyperparameters)
+    return done_job(http, body | {"model": t5.model})["fine_tuned_model"]
 
 
 @pytest.mark.parametrize("task", ["classification", "label_words"])

@@ -12,6 +12,7 @@ import openai
 import pytest
 from scipy import stats
 
+from http_requests import done_job, job_body
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.http.settings import load_settings
@@ -21,12 +22,10 @@ from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import Quotas, create_tenant, delete_tenant
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.query import query_to_json, without_labels
-from running_service import running_service, save_privatized, wait_until
+from running_service import running_service, save_privatized
 from significance import ALPHA
 
 ADMIN = "the-provider-s-own-key-of-32-chars"
-RUN = {"num_virtual_tokens": 4, "n_epochs": 2, "batch_size": 16}
-METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN}}
 
 
 def client_of(url, key):
@@ -80,10 +79,8 @@ def owned(ada, training_path):
 
 
 def tuned_on(http, file):
-    body = {"model": "bert-tiny", "training_file": file, "method": METHOD, "seed": 5, "suffix": "mine"}
-    job = http.post("/v1/fine_tuning/jobs", json=body).json()["id"]
-    wait_until(lambda: http.get(f"/v1/fine_tuning/jobs/{job}").json()["status"] not in ("queued", "running"))
-    return job, http.get(f"/v1/fine_tuning/jobs/{job}").json()["fine_tuned_model"]
+    job = done_job(http, job_body(file) | {"suffix": "mine"})
+    return job["id"], job["fine_tuned_model"]
 
 
 ROUTES = [
@@ -286,7 +283,7 @@ def test_a_bucket_of_tokens_fills_evenly(tmp_path):
 def test_a_request_sent_twice_under_one_key_makes_one_object(bob, training_path):
     first, second = (upload(bob, training_path, **{"idempotency-key": "abc"}).json() for _ in range(2))
     assert first == second
-    body = {"model": "bert-tiny", "training_file": first["id"], "method": METHOD, "metadata": {"run": "x"}}
+    body = job_body(first["id"]) | {"metadata": {"run": "x"}}
     jobs = [bob.post("/v1/fine_tuning/jobs", json=body, headers={"idempotency-key": "j"}).json() for _ in range(2)]
     assert jobs[0]["id"] == jobs[1]["id"]
     other = bob.post("/v1/fine_tuning/jobs", json={**body, "seed": 7}, headers={"idempotency-key": "j"})

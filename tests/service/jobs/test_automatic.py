@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from safetensors.torch import load_file, save_file
 
-from http_requests import upload
+from http_requests import done_job, upload
 from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
 from rapt.service.http.assembly import load_backbones
@@ -21,7 +21,7 @@ from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.noise_expected import CARD, NoiseExpected, read_noise_expected
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.query import query_to_json, without_labels
-from running_service import running_service, save_privatized, wait_until
+from running_service import running_service, save_privatized
 from tuning_material import separable_file
 
 EXPECTED = NoiseExpected(mechanism="laplace", options={}, etas=(50.0, 60.0))
@@ -93,10 +93,9 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
         options = {"hyperparameters": {"n_epochs": 1, "num_virtual_tokens": 2}}
         for kind, base in (("auto", "tiny-denoised"), ("prompt_tuning", "bert-tiny")):
             body = {"model": "bert-tiny", "training_file": training, "method": {"type": kind, kind: options}}
-            job = http.post("/v1/fine_tuning/jobs", json=body).json()
+            job = done_job(http, body)
             assert (job["model"], job["method"]["type"]) == (base, "prompt_tuning")
-            wait_until(lambda job=job: http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["status"] == "succeeded")
-            tuned = http.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["fine_tuned_model"]
+            tuned = job["fine_tuned_model"]
             assert tuned.startswith(f"ft:{base}:")
             # The user's side still knows the original's vocabulary alone: its hash is the same.
             answer = http.post("/v1/classify", json={"model": tuned, **query_to_json(without_labels(file))})

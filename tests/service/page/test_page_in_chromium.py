@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from chromium import chromium, needs_chromium
-from http_requests import SECRET, job_body, status_of, upload
+from http_requests import SECRET, done_job, job_body, status_of, upload
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone
 from tuning_material import separable_file
@@ -59,9 +59,7 @@ def plain_file(backbones, tmp_path_factory):
 def tuned(api, plain_file):
     """A tuned model, its job finished."""
     file = upload(api, plain_file).json()
-    job = api.post("/v1/fine_tuning/jobs", json=job_body(file["id"], n_epochs=6)).json()
-    wait_until(lambda: status_of(api, job["id"]) == "succeeded")
-    return api.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["fine_tuned_model"]
+    return done_job(api, job_body(file["id"], n_epochs=6))["fine_tuned_model"]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The page as it leaves the service: its headers, its files, who may have it, and what it would ask for."""
 
-import json
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -145,9 +144,3 @@ def test_one_file_alone_talks_to_the_service_and_only_by_routes_of_the_api(http)
 def test_the_page_has_the_colours_of_the_reports():
     report = (files(rapt.audit.report) / "templates" / "report.css").read_text(encoding="utf-8")
     assert PALETTE.findall(TEXTS["style.css"]) == PALETTE.findall(report.partition("@media print")[0])
-
-
-def test_a_model_says_what_kind_its_base_is(http):
-    (base,) = http.get("/v1/models").json()["data"]
-    assert base["rapt"]["kind"] == "encoder"
-    assert "kind" in json.dumps(http.get("/openapi.json").json()["components"]["schemas"]["ModelDetail"]["required"])
