@@ -5,16 +5,10 @@ import threading
 import pytest
 
 from rapt.service.storage.key_rows import create_key, has_keys, holder_of, revoke_key, rotate_key
-from rapt.service.storage.recovery import join_store, open_store
+from rapt.service.storage.recovery import join_store
 from rapt.service.storage.remembered import Remembered, WouldWait, about_to_wait, at_hand_only
 from rapt.service.storage.tenant_rows import Quotas, get_tenant, set_quotas
 from stored_material import OPERATOR, tenant
-
-
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "data") as store:
-        yield store
 
 
 def test_what_was_asked_once_needs_no_database_the_second_time(store):
