@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rapt.audit.attacks.causal import DECODER
 from rapt.audit.language.beam import ENDED
 from rapt.audit.language.decoder_reader import Decoder
 from rapt.errors import VocabularyError
@@ -17,10 +18,10 @@ SOMETHING_ELSE = len(ROWS) + 1
 @pytest.fixture(scope="module")
 def decoder():
     try:
-        model_directory("smollm2")
+        model_directory(DECODER)
     except VocabularyError:
-        pytest.skip("the weights of smollm2 are not installed")
-    return Decoder(ROWS)
+        pytest.skip("the weights of the decoder are not installed")
+    return Decoder(ROWS, model=DECODER)
 
 
 def whole(decoder, words):

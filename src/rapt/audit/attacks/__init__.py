@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
 from rapt.audit.attacks.bayes import context_free_bayes
-from rapt.audit.attacks.causal import causal_beam
+from rapt.audit.attacks.causal import DECODER, causal_beam
 from rapt.audit.attacks.context import contextual
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.embedding_inversion import embedding_inversion
@@ -23,9 +23,6 @@ from rapt.audit.attacks.learned_denoiser import learned_denoiser
 from rapt.audit.attacks.masked import masked_sweeps
 from rapt.audit.guess import Guess
 from rapt.public_models import PUBLIC_MODELS
-
-# The language model of `causal`.
-DECODER: Final = "smollm2"
 
 Need = Literal["channel", "public", "torch", "decoder"]
 

@@ -25,6 +25,7 @@ from rapt.audit.language.written import written_rows
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+DECODER: Final = "smollm2"
 # The decoder reads one to two pieces for each reading and token: with SmolLM2 some 10 to 20 tokens of text a second.
 _BEAMS: Final = 8
 _LATER: Final = 3
@@ -57,11 +58,11 @@ def causal_beam(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
         desk: What the attacker has: public text among it.
         on_progress: Called with the share done.
     """
-    from rapt.audit.language.decoder_reader import MODEL, Decoder
+    from rapt.audit.language.decoder_reader import Decoder
 
     beliefs = desk_beliefs(desk, on_progress=scaled(on_progress, 0.0, 0.2))
     lattice = desk.lattice()
-    decoder = Decoder(written_rows(desk.view.bundle))
+    decoder = Decoder(written_rows(desk.view.bundle), model=DECODER)
     order = np.argsort(-beliefs[:, :-1], axis=1, kind="stable")
     tried, left = order[:, :_WIDTH], order[:, _WIDTH:]
     columns = np.column_stack([tried, np.full(len(tried), beliefs.shape[1] - 1)])
@@ -82,4 +83,4 @@ def causal_beam(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     # What was not tried follows in the order of the n-grams.
     everything = beliefs - 1e6
     np.put_along_axis(everything, tried, found[:, :-1], axis=1)
-    return Guess(token_ids=ranked(lattice, everything), remarks=(f"the decoder {MODEL}, {_BEAMS} readings a text",))
+    return Guess(token_ids=ranked(lattice, everything), remarks=(f"the decoder {DECODER}, {_BEAMS} readings a text",))

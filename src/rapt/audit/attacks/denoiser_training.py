@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertModel
-from transformers.utils import logging
 
+from rapt.audit.language.layout import batches, padded_places
 from rapt.audit.language.masked_network import same_vocabulary
 from rapt.public_models import model_directory
+from rapt.service.model.backbone_parts import quiet
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -105,8 +106,8 @@ class Denoiser:
         """The corrected log beliefs of texts, (n, K + 1)."""
         found = np.empty(beliefs.shape)
         with torch.inference_mode():
-            for group in _batches(lengths, np.arange(len(lengths))):
-                places, inside = _places(lengths, group)
+            for group in batches(lengths, np.arange(len(lengths)), together=_BATCH):
+                places, inside = padded_places(lengths, group)
                 logits = self.network(*_inputs(candidates, beliefs, places, inside)).log_softmax(dim=-1)
                 found[places[inside]] = logits.double().numpy()[inside]
         return found
@@ -155,12 +156,12 @@ def train_denoiser(
         done = 0
         for _ in range(_EPOCHS):
             network.train()
-            batches = list(_batches(lengths, rng.permutation(training)))
-            for place in rng.permutation(len(batches)):
+            drawn = list(batches(lengths, rng.permutation(training), together=_BATCH))
+            for place in rng.permutation(len(drawn)):
                 # Linear decay: short runs end where they are best.
                 for group, top in zip(optimizer.param_groups, (_RATE, _HEAD_RATE), strict=True):
                     group["lr"] = top * min(1.0, (done + 1) / (0.1 * steps + 1)) * max(0.0, 1 - done / (steps + 1))
-                loss = _batch_loss(network, candidates, beliefs, target, lengths, batches[place])
+                loss = _batch_loss(network, candidates, beliefs, target, lengths, drawn[place])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -190,13 +191,8 @@ def _pretrained_for(bundle: VocabularyBundle, *, longest: int) -> BertModel | No
     if not same_vocabulary(bundle, model=_PRETRAINED):
         return None
     folder = model_directory(_PRETRAINED)
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a head we do not use is not worth a warning
-    try:
+    with quiet():
         bert: BertModel = BertModel.from_pretrained(str(folder), add_pooling_layer=False, local_files_only=True)
-    finally:
-        logging.set_verbosity(level)
     return bert if longest <= bert.config.max_position_embeddings else None
 
 
@@ -204,7 +200,7 @@ def _loss(network: _Network, candidates: Ints, beliefs: Floats, target: Ints, le
     network.eval()
     total, tokens = 0.0, 0
     with torch.inference_mode():
-        for group in _batches(lengths, texts):
+        for group in batches(lengths, texts, together=_BATCH):
             count = int(lengths[group].sum())
             total += count * float(_batch_loss(network, candidates, beliefs, target, lengths, group))
             tokens += count
@@ -214,7 +210,7 @@ def _loss(network: _Network, candidates: Ints, beliefs: Floats, target: Ints, le
 def _batch_loss(
     network: _Network, candidates: Ints, beliefs: Floats, target: Ints, lengths: Ints, group: Ints
 ) -> Tensor:
-    places, inside = _places(lengths, group)
+    places, inside = padded_places(lengths, group)
     logits = network(*_inputs(candidates, beliefs, places, inside))
     wanted = torch.from_numpy(np.where(inside, target[places], -100))
     return nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())
@@ -223,18 +219,3 @@ def _batch_loss(
 def _inputs(candidates: Ints, beliefs: Floats, places: Ints, inside: NDArray[np.bool_]) -> tuple[Tensor, ...]:
     floor = np.maximum(beliefs[places], _LEAST_BELIEF).astype(np.float32)
     return torch.from_numpy(candidates[places]), torch.from_numpy(floor), torch.from_numpy(inside)
-
-
-def _places(lengths: Ints, group: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    starts = (np.cumsum(lengths) - lengths)[group, None]
-    along = np.arange(int(lengths[group].max()))
-    inside = along < lengths[group, None]
-    return np.where(inside, starts + along, starts), inside
-
-
-def _batches(lengths: Ints, texts: Ints) -> Iterator[Ints]:
-    """Texts of nearly one length together; those without tokens are left out."""
-    texts = texts[lengths[texts] > 0]
-    ordered = texts[np.argsort(lengths[texts], kind="stable")]
-    for start in range(0, len(ordered), _BATCH):
-        yield ordered[start : start + _BATCH]

@@ -21,6 +21,7 @@ from rapt.audit.attacks.desk import Desk, Lattice, Progress
 from rapt.audit.attacks.shadow import shadow
 from rapt.audit.attacks.weighing import LEAST, weigh
 from rapt.audit.guess import Guess
+from rapt.audit.language.layout import place_in_text
 from rapt.audit.language.sweeps import Conditional, sweep
 
 Ints = NDArray[np.int64]
@@ -88,7 +89,7 @@ def masked_sweeps(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
 
 def once_over(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: int) -> Floats:
     """What a conditional says of every position, given these tokens, (n, width)."""
-    place = np.arange(len(tokens)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    place = place_in_text(lengths)
     found = np.empty((len(tokens), width))
     for block in range(_BLOCKS):
         asked = place % _BLOCKS == block

@@ -11,11 +11,13 @@ reading alone; shares of readings name more tokens rightly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rapt.audit.language.layout import batches, padded_places
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -71,12 +73,10 @@ def beam_beliefs(
         on_progress: Called with the share done.
     """
     found = np.empty(evidence.shape)
-    starts = np.cumsum(lengths) - lengths
     done = 0
-    for group in _groups(lengths, together):
-        longest = int(lengths[group].max())
-        inside = np.arange(longest) < lengths[group, None]
-        places = np.where(inside, starts[group, None] + np.arange(longest), starts[group, None])
+    for group in batches(lengths, np.arange(len(lengths)), together=together):
+        places, inside = padded_places(lengths, group)
+        longest = places.shape[1]
         reader = read(len(group) * beams)
         weight = np.full((len(group), beams), -np.inf)
         weight[:, 0] = 0.0  # one reading, of nothing
@@ -141,11 +141,3 @@ def _normalized(values: Floats) -> Floats:
     total = np.logaddexp.reduce(values, axis=-1, keepdims=True)
     found: Floats = values - np.where(np.isfinite(total), total, 0.0)
     return found
-
-
-def _groups(lengths: Ints, together: int) -> Iterator[Ints]:
-    """Texts of nearly one length; those without tokens are left out."""
-    order = np.argsort(lengths, kind="stable")
-    order = order[lengths[order] > 0]
-    for start in range(0, len(order), together):
-        yield order[start : start + together]

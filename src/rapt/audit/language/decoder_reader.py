@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import DynamicCache, LlamaForCausalLM
-from transformers.utils import logging
 
 from rapt.audit.language.beam import ENDED
 from rapt.public_models import model_directory
+from rapt.service.model.backbone_parts import quiet
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-MODEL: Final = "smollm2"
 _PIECE: Final = "##"
 # Nats that each further piece of a word costs, until it is read: about the mean of words of SST-2.
 _FURTHER_PIECE: Final = 2.0
@@ -38,7 +37,7 @@ _FURTHER_PIECE: Final = 2.0
 class Decoder:
     """A decoder, its tokenizer, and the written form of every row of the other vocabulary."""
 
-    def __init__(self, rows: Sequence[str], *, model: str = MODEL) -> None:
+    def __init__(self, rows: Sequence[str], *, model: str) -> None:
         """Load it.
 
         Args:
@@ -53,13 +52,8 @@ class Decoder:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "config.json").read_bytes())
         self.begin = int(config["bos_token_id"])
-        level = logging.get_verbosity()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        try:
+        with quiet():
             whole = LlamaForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
-        finally:
-            logging.set_verbosity(level)
         self.network = whole.requires_grad_(False)
         self.network.train(False)
         self.spelled = lru_cache(maxsize=200_000)(self._spell)

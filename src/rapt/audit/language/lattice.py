@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.language.interface import LanguageModel
+from rapt.audit.language.layout import padded_places
 from rapt.errors import AuditError
 
 Ints = NDArray[np.int64]
@@ -52,13 +53,10 @@ def posteriors(
     if model.order > 3:
         raise AuditError(f"forward and backward sums take a model of order 1 to 3, got order={model.order}")
     found = np.empty(evidence.shape)
-    starts = np.cumsum(lengths) - lengths
     width = candidates.shape[1]
     done = 0
     for group in _batches(lengths, steps=width ** max(model.order, 2)):
-        longest = int(lengths[group].max())
-        inside = np.arange(longest) < lengths[group, None]
-        places = np.where(inside, starts[group, None] + np.arange(longest), starts[group, None])
+        places, inside = padded_places(lengths, group)
         # Positions behind the end of a text have one certain candidate, its boundary.
         ids = np.where(inside[..., None], candidates[places], model.boundary)
         seen = np.where(inside[..., None], evidence[places], np.where(np.arange(width) == 0, 0.0, -np.inf))

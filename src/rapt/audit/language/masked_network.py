@@ -11,7 +11,7 @@ at 6.6 nats after 80 s (47,000 tokens read).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertForMaskedLM
-from transformers.utils import logging
 
+from rapt.audit.language.layout import batches
 from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
+from rapt.service.model.backbone_parts import quiet
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -73,7 +74,7 @@ class MaskedLanguageModel:
         wanted = np.add.reduceat(asked, starts[lengths > 0]) if lengths.any() else np.empty(0)
         busy = np.flatnonzero(lengths > 0)[wanted > 0]
         with torch.inference_mode():
-            for group in _batches(lengths, busy):
+            for group in batches(lengths, busy, together=_BATCH):
                 ids, inside, places = self._padded(hidden, starts[group], lengths[group])
                 states = self.network.states(ids, inside)
                 here = asked[np.maximum(places, 0)] & (places >= 0)
@@ -163,7 +164,7 @@ def train_masked_language_model(
         network.train()
         read = steps = 0
         while read < visits:
-            groups = list(_batches(lengths, rng.permutation(len(lengths))))
+            groups = list(batches(lengths, rng.permutation(len(lengths)), together=_BATCH))
             for place in rng.permutation(len(groups)):
                 if read >= visits:
                     break
@@ -205,13 +206,8 @@ def _untrained(bundle: VocabularyBundle, *, longest: int) -> MaskedLanguageModel
     if same_vocabulary(bundle):
         folder = model_directory(_PRETRAINED)
         names = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
-        level = logging.get_verbosity()
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a pooler we do not use is not worth a warning
-        try:
+        with quiet():
             bert: BertForMaskedLM = BertForMaskedLM.from_pretrained(str(folder), local_files_only=True)
-        finally:
-            logging.set_verbosity(level)
         if longest + 2 <= bert.config.max_position_embeddings:
             return MaskedLanguageModel(
                 _Pretrained(bert), f"the masked language model {_PRETRAINED}", *(names[n] for n in _AROUND)
@@ -222,11 +218,3 @@ def _untrained(bundle: VocabularyBundle, *, longest: int) -> MaskedLanguageModel
 
 
 _AROUND: Final = ("[CLS]", "[SEP]", "[MASK]")
-
-
-def _batches(lengths: Ints, texts: Ints) -> Iterator[Ints]:
-    """Texts of nearly one length together; those without tokens are left out."""
-    texts = texts[lengths[texts] > 0]
-    ordered = texts[np.argsort(lengths[texts], kind="stable")]
-    for start in range(0, len(ordered), _BATCH):
-        yield ordered[start : start + _BATCH]

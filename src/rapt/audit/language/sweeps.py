@@ -20,6 +20,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.audit.language.layout import place_in_text
 from rapt.errors import AuditError
 
 Ints = NDArray[np.int64]
@@ -77,7 +78,7 @@ def sweep(
     """
     if not 0 <= first_kept < sweeps or blocks < 1:
         raise AuditError(f"at least one sweep must be kept, got sweeps={sweeps}, first_kept={first_kept}; ask for more")
-    place = np.arange(len(candidates)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    place = place_in_text(lengths)
     tokens = start.copy()
     total = np.zeros(evidence.shape)
     for done in range(sweeps * blocks):

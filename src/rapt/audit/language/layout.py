@@ -1,0 +1,44 @@
+"""Where the tokens of texts lie when the texts stand one after another, and which texts are read in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def place_in_text(lengths: Ints) -> Ints:
+    """Place of each token within its own text, from 0, (n,)."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def padded_places(lengths: Ints, group: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """Places of the tokens of some texts among all tokens, and which are any, (B, T) each.
+
+    Behind its end a text has the place of its first token.
+
+    Args:
+        lengths: Tokens of each text.
+        group: Texts, (B,); none is empty.
+    """
+    starts = (np.cumsum(lengths) - lengths)[group, None]
+    along = np.arange(int(lengths[group].max()))
+    inside = along < lengths[group, None]
+    return np.where(inside, starts + along, starts), inside
+
+
+def batches(lengths: Ints, texts: Ints, *, together: int) -> Iterator[Ints]:
+    """Texts of nearly one length, up to `together` of them; those without tokens are left out.
+
+    Args:
+        lengths: Tokens of each text.
+        texts: To choose from; texts of one length come in this order.
+        together: Texts of a batch.
+    """
+    texts = texts[lengths[texts] > 0]
+    ordered = texts[np.argsort(lengths[texts], kind="stable")]
+    for start in range(0, len(ordered), together):
+        yield ordered[start : start + together]
