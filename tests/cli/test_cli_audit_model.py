@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,22 @@ def test_models_are_attacked_and_a_report_written_that_holds_no_text(rapt, texts
     assert [part["repetitions"] for part in found["canaries"]] == [1, 1]
     assert found["releases"] == []
     written = (out / "report.html").read_text() + (out / "report.json").read_text()
-    assert "rapt audit-model texts.csv --eta 60" in written
+    (command,) = json.loads(outcome.out)["commands"]
+    assert command.startswith("rapt audit-model texts.csv --eta 60")
+    assert command in (out / "report.html").read_text()
     never_shows(outcome.out + outcome.err + written)
+
+
+def test_the_command_of_a_report_makes_its_numbers_again(rapt, texts: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    texts.write_text(texts.read_text().replace("text,label\n", "review,stars\n", 1))
+    columns = ("--text-column", "review", "--label-column", "stars", "--mechanism", "pct2t", "--allow-unproved")
+    first = rapt("audit-model", texts, *TINY, *columns, "--attacks", "releases", "--releases", "1,2", "--json")
+    assert first.code == 0, first.err
+    (command,) = json.loads(first.out)["commands"]
+    again = rapt(*shlex.split(command)[1:], "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["findings"] == json.loads(first.out)["findings"]
 
 
 def test_releases_need_no_model(rapt, texts: Path):

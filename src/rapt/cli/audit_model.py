@@ -111,6 +111,8 @@ def audit_model(
             on_progress=lambda what, done, total: progress(done, total=total, note=what),
         )
     words: list[object] = ["rapt", "audit-model", file.name, "--eta", f"{eta:g}", "--model", Path(model).name]
+    words += ["--text-column", text_column, "--label-column", label_column]
+    words += ["--allow-unproved"] if allow_unproved else []
     words += ["--mechanism", mechanism, *(word for setting in settings or () for word in ("--set", setting))]
     words += ["--method", method, "--epochs", epochs, "--batch-size", batch_size, "--records", records]
     words += [] if learning_rate is None else ["--learning-rate", f"{learning_rate:g}"]
@@ -165,7 +167,8 @@ def findings_tables(found: ArtefactFindings) -> str:
     if found.canaries:
         rows = [
             [
-                f"tuned on {result.tuned_on}, {result.repetitions} times",
+                f"tuned on {result.tuned_on}, put in "
+                + ("once" if result.repetitions == 1 else f"{result.repetitions} times"),
                 f"{result.exposure:.2f}",
                 f"{result.low:.2f}–{result.high:.2f}",
                 f"{sorted(result.ranks)[len(result.ranks) // 2]:,} of {result.candidates:,}",
