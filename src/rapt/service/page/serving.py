@@ -70,22 +70,22 @@ def page_router() -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     static = files(__package__) / "static"
     contents = {name: (static / name).read_bytes() for name in ASSETS}
+    tags = {name: f'"{hashlib.sha256(content).hexdigest()}"' for name, content in contents.items()}
+
+    def send(name: str, if_none_match: str | None) -> Response:
+        headers = {**HEADERS, "etag": tags[name]}
+        if if_none_match == tags[name]:
+            return Response(status_code=304, headers=headers)
+        return Response(contents[name], media_type=ASSETS[name], headers=headers)
 
     @routes.get("/")
     async def entry(if_none_match: _IfNoneMatch = None) -> Response:
-        return _send(ENTRY, contents[ENTRY], if_none_match)
+        return send(ENTRY, if_none_match)
 
     @routes.get("/page/{name}")
     async def asset(name: str, if_none_match: _IfNoneMatch = None) -> Response:
         if name not in contents or name == ENTRY:
             raise HTTPException(404)
-        return _send(name, contents[name], if_none_match)
+        return send(name, if_none_match)
 
     return routes
-
-
-def _send(name: str, content: bytes, if_none_match: str | None) -> Response:
-    headers = {**HEADERS, "etag": f'"{hashlib.sha256(content).hexdigest()}"'}
-    if if_none_match == headers["etag"]:
-        return Response(status_code=304, headers=headers)
-    return Response(content, media_type=ASSETS[name], headers=headers)
