@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,30 @@ def test_json_is_the_report(rapt, privatized: Path, reviews: Path):
     assert 1 <= printed["audit"]["records"] < 6
     assert [found["attack"] for found in printed["audit"]["results"]] == ["embedding_inversion"]
     assert "--limit 8" in printed["commands"][0]
+
+
+def test_the_command_of_a_report_makes_its_numbers_again(rapt, reviews: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = reviews.read_text(encoding="utf-8").split("\n", 1)
+    assert lines[0] == "text,label"
+    Path("renamed.csv").write_text("body,stars\n" + lines[1], encoding="utf-8")
+    Path("public.csv").write_text("words\na good film\nand a bad one\n", encoding="utf-8")
+    columns = ("--text-column", "body", "--label-column", "stars")
+    made = rapt("privatize", "renamed.csv", "out", "--eta", ETA, *TINY, *columns, "--truncate", 5)
+    assert made.code == 0, made.err
+    more = ("--truncate", 5, "--attacks", "embedding_inversion", "--public-text", "public.csv")
+    found = rapt(
+        "audit", "out", "--original", "renamed.csv", *columns, *more, "--public-text-column", "words", "--json"
+    )
+    assert found.code == 0, found.err
+    (command,) = json.loads(found.out)["commands"]
+    again = rapt(*shlex.split(command)[1:], "--json")
+    assert again.code == 0, again.err
+    first, second = (json.loads(outcome.out) for outcome in (found, again))
+    assert second["commands"] == first["commands"]
+    assert [result["score"] for result in second["audit"]["results"]] == [
+        result["score"] for result in first["audit"]["results"]
+    ]
 
 
 @pytest.mark.parametrize(

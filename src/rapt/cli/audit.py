@@ -151,7 +151,18 @@ def audit(
         known_plaintext=known_plaintext(adversary_view(private, table.bundle)),
         commands=(
             command_line(
-                file, original, seed=seed, limit=limit, public_text=public_text, lend=lend, attribute=attribute or ()
+                file,
+                original,
+                columns=(text_column, label_column),
+                attacks=names,
+                vocabulary=vocabulary,
+                truncate=truncate,
+                entities=entities,
+                seed=seed,
+                limit=limit,
+                public_text=None if public_text is None else (public_text, public_text_column),
+                lend=lend,
+                attribute=attribute or (),
             ),
         ),
         attributes=inferred,
@@ -264,16 +275,29 @@ def command_line(
     file: Path,
     original: Path,
     *,
+    columns: tuple[str, str],
+    attacks: Sequence[str],
+    vocabulary: str | None,
+    truncate: int | None,
+    entities: bool,
     seed: int,
     limit: int | None,
-    public_text: Path | None,
+    public_text: tuple[Path, str] | None,
     lend: float,
     attribute: Sequence[str],
 ) -> str:
     """What makes the numbers again; names of files, without the folders they are in."""
-    words = ["rapt", "audit", file.name, "--original", original.name, "--seed", str(seed)]
+    words = ["rapt", "audit", file.name, "--original", original.name]
+    words += ["--text-column", columns[0], "--label-column", columns[1], "--attacks", ",".join(attacks)]
+    words += [] if vocabulary is None else ["--vocabulary", Path(vocabulary).name]
+    words += [] if truncate is None else ["--truncate", str(truncate)]
+    words += ["--entities"] if entities else []
+    words += ["--seed", str(seed)]
     words += [] if limit is None else ["--limit", str(limit)]
-    words += ["--lend", f"{lend:g}"] if public_text is None else ["--public-text", public_text.name]
+    if public_text is None:
+        words += ["--lend", f"{lend:g}"]
+    else:
+        words += ["--public-text", public_text[0].name, "--public-text-column", public_text[1]]
     for column in attribute:
         words += ["--attribute", column]
     return shlex.join(words)
