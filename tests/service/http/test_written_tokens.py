@@ -8,6 +8,7 @@ from rapt.errors import QuotaError
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.recovery import open_store
+from rapt.service.storage.remembered import at_hand_only
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedRecord
@@ -69,3 +70,15 @@ def test_a_bucket_is_never_more_than_full_by_what_is_given_back(tmp_path):
         quotas.spend_tokens(LOCAL, 60)
         with pytest.raises(QuotaError, match="at most 60 tokens"):
             quotas.spend_tokens(LOCAL, 1)
+
+
+def test_what_is_given_back_asks_nothing_of_the_database(tmp_path):
+    """The event loop gives it back; with PostgreSQL each time was a question on it."""
+    with open_store(tmp_path) as store:
+        ensure_tenant(store, LOCAL, now=0)
+        quotas = TokenQuotas(store, default=60, clock=lambda: 0.0)
+        quotas.spend_tokens(LOCAL, 60)
+        ensure_tenant(store, "other", now=0)  # so that nothing is remembered
+        with at_hand_only():
+            quotas.give_back(LOCAL, 60)
+        quotas.spend_tokens(LOCAL, 60)
