@@ -3,12 +3,14 @@
 import json
 import logging
 import time
+from typing import get_args
 
 import httpx2
 import pytest
 
 from chromium import chromium, needs_chromium
 from http_requests import SECRET, done_job, job_body, status_of, upload
+from rapt.service.jobs.method_options import MethodOptions
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone
 from tuning_material import separable_file
@@ -164,9 +166,16 @@ def test_plain_text_is_refused_before_it_leaves_and_a_privatized_file_is_tuned_o
     shown = page.text()
     for words in ("laplace, η = 60 per embedding distance", "in clear", "it protects nothing", "no, yes"):
         assert words in shown
+    offered = page.run("[...document.querySelectorAll('details select')].map((one) => one.value)")
+    assert offered == ["bert-tiny", "auto"]
+    methods = page.run("[...document.querySelectorAll('details select')[1].options].map((one) => one.value)")
+    assert sorted(methods) == sorted(get_args(MethodOptions.model_fields["type"].annotation))
     page.run("document.querySelector('details input[type=number]').value = '10'")
+    page.events.clear()
     click(page, "Tune on this file")
     page.wait_for("document.title.startsWith('Jobs')")
+    sent = [e["params"]["request"].get("postData", "") for e in page.events if "request" in e.get("params", {})]
+    assert any('"method":{"type":"auto","auto":{"hyperparameters":{"n_epochs":10}}}' in body for body in sent)
     page.wait_for("document.querySelector('.state.succeeded') && document.querySelectorAll('.curves polyline').length")
     job = api.get("/v1/fine_tuning/jobs").json()["data"][0]["id"]
     events = api.get(f"/v1/fine_tuning/jobs/{job}/events").json()["data"]

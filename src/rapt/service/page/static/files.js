@@ -4,7 +4,8 @@ import { bytes, confirmed, count, el, facts, field, item, list, moment, percent,
 import { ROUTES, all, ask, lines, send } from "./service.js";
 import { guarded, say } from "./status.js";
 
-const METHODS = { prompt_tuning: "soft prompt", p_tuning: "soft prompt, by a network", prefix_tuning: "prefix", lora: "LoRA" };
+// The first is the default, as in `rapt tune`.
+const METHODS = { auto: "auto", prompt_tuning: "soft prompt", p_tuning: "soft prompt, by a network", prefix_tuning: "prefix", lora: "LoRA" };
 
 /** The section of files. */
 export async function showFiles(place) {
