@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -35,6 +36,16 @@ ServiceUrl = Annotated[str, typer.Option(help="Address of the service, such as h
 ApiKey = Annotated[
     str | None,
     typer.Option(envvar="RAPT_API_KEY", show_envvar=True, help="Key of the service, if it asks for one."),
+]
+CaFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        metavar="FILE",
+        envvar="RAPT_CA_FILE",
+        show_envvar=True,
+        help="PEM certificates that vouch for the service, where this machine does not trust its certificate.",
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rapt.cli.options import ApiKey, AsJson, ServiceUrl
+from rapt.cli.options import ApiKey, AsJson, CaFile, ServiceUrl
 from rapt.cli.output import meter, say, show, show_json, write_output
 from rapt.errors import UsageError
 
@@ -26,6 +26,7 @@ def predict(
     out: Annotated[Path | None, typer.Option(help="Write .jsonl or .csv here instead of JSONL to stdout.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     api_key: ApiKey = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict the labels of privatized texts.
@@ -45,7 +46,7 @@ def predict(
     if out is not None and out.exists() and not overwrite:
         raise UsageError(f"the output must not exist yet, got {str(out)!r}; choose another name or add --overwrite")
     queries = read_privatized_file(file)
-    with ServiceClient(service, api_key=api_key) as client:
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file) as client:
         card = client.model(model).card
         if card is None:
             raise UsageError(f"the model must be a tuned one, got {model!r}; see `rapt tune`")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rapt.cli.options import ApiKey, AsJson, ServiceUrl
+from rapt.cli.options import ApiKey, AsJson, CaFile, ServiceUrl
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
 
@@ -61,6 +61,7 @@ def tune(
     suffix: Annotated[str | None, typer.Option(help="A part of the tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Repeat a run of the tuning.")] = None,
     api_key: ApiKey = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model of a service on a privatized file.
@@ -105,7 +106,7 @@ def tune(
     elif rapt:
         hyperparameters["reconstruction"] = rapt
     manifest = read_manifest(file)
-    with ServiceClient(service, api_key=api_key) as client:
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file) as client:
         say(f"sending {file.name}: {manifest.records:,} privatized texts, no plain text")
         uploaded = client.upload(file)
         job = client.create_job(

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rapt.cli.chosen_mechanism import given_options
-from rapt.cli.options import ApiKey, AsJson, Eta, MechanismOptions, ServiceUrl
+from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, MechanismOptions, ServiceUrl
 from rapt.cli.output import say, show, show_json
 from rapt.errors import UsageError
 
@@ -36,6 +36,7 @@ def fetch(
     service: ServiceUrl,
     model: Annotated[str, typer.Option(help="Base model of the service, such as minilm.")] = "minilm",
     api_key: ApiKey = None,
+    ca_file: CaFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a model's vocabulary and check its hash.
@@ -50,7 +51,7 @@ def fetch(
 
     if target.exists():
         raise UsageError(f"the output must not exist yet, got {str(target)!r}; choose another folder")
-    with ServiceClient(service, api_key=api_key) as client:
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file) as client:
         bundle = client.vocabulary(model, target)
     if as_json:
         show_json({"folder": str(target), "model": bundle.model, "hash": bundle.hash})

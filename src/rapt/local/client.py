@@ -6,31 +6,15 @@ byte: a plain CSV, or a privatized file that somebody edited, does not leave. A 
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Final, Self, TypeVar
-from urllib.parse import quote
+from typing import Any, Final, Self, TypeVar
 
-import httpx2
-
-from rapt.errors import (
-    AccessError,
-    BusyError,
-    CorpusError,
-    ForbiddenError,
-    LimitError,
-    NotFoundError,
-    RaptError,
-    ServiceError,
-    UnavailableError,
-    UsageError,
-    VocabularyError,
-    WireError,
-)
+from rapt.errors import CorpusError, UsageError, VocabularyError, WireError
+from rapt.local.service_connection import Connection, path_part
 from rapt.local.service_objects import (
     FileInfo,
     JobEvent,
@@ -44,9 +28,7 @@ from rapt.local.service_objects import (
     model_info,
     not_understood,
     prediction,
-    refusal,
 )
-from rapt.wire.addresses import is_loopback
 from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, iterate_privatized_lines
 from rapt.wire.query import query_to_json, without_labels
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
@@ -56,49 +38,28 @@ __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "Servic
 T = TypeVar("T")
 UPLOAD_NAME: Final = "privatized.jsonl"
 RECORDS_PER_REQUEST: Final = 256
-# The last two are what a host name that cannot be one becomes.
-_NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
-# How often a request is sent while the service says that it is busy, and the longest wait that is obeyed, s.
-_ATTEMPTS: Final = 5
-_LONGEST_WAIT: Final = 60
-_KEY: Final = re.compile(r"[!-~]+")
 _EVENTS_PER_REQUEST: Final = 100
 _BUNDLE_FILES: Final = ("vocabulary.json", "tokenizer.json", "embeddings.safetensors")
-_KINDS: Final[Mapping[int, type[ServiceError]]] = {
-    kind.status: kind for kind in (NotFoundError, AccessError, ForbiddenError, LimitError, UnavailableError)
-}
 
 
 class ServiceClient:
     """A connection to one service; close it, or use it in a `with` block."""
 
-    def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 300.0) -> None:
+    def __init__(
+        self, url: str, *, api_key: str | None = None, ca_file: Path | None = None, timeout: float = 300.0
+    ) -> None:
         """Prepare a connection; nothing is sent yet.
 
         Args:
             url: Such as `http://127.0.0.1:8420`.
             api_key: If the service asks for one.
+            ca_file: PEM certificates of who vouches for the service, in place of those that this machine trusts.
             timeout: Longest silence that is waited through, s; it checks an upload before it answers.
 
         Raises:
-            UsageError: The URL is not one of HTTP, or the key cannot be sent.
+            UsageError: The URL is not one of HTTP, the key cannot be sent, or the file holds no certificate.
         """
-        if api_key is not None and not _KEY.fullmatch(api_key):
-            raise UsageError("an API key must be one word of printable ASCII; copy it again")
-        try:
-            parsed = httpx2.URL(url)
-        except (httpx2.InvalidURL, TypeError):
-            parsed = httpx2.URL("")
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise UsageError("the service must be given as a URL, such as http://127.0.0.1:8420")
-        self._http = httpx2.Client(
-            base_url=parsed,
-            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
-            timeout=httpx2.Timeout(timeout, connect=10.0),
-            # A proxy of the environment must not get to see what is meant for this machine.
-            trust_env=not is_loopback(parsed.host),
-            follow_redirects=False,
-        )
+        self._service = Connection(url, api_key=api_key, ca_file=ca_file, timeout=timeout)
 
     def __enter__(self) -> Self:
         """Use it in a block."""
@@ -110,7 +71,7 @@ class ServiceClient:
 
     def close(self) -> None:
         """Close the connection."""
-        self._http.close()
+        self._service.close()
 
     def upload(self, path: Path) -> FileInfo:
         """Send a privatized file.
@@ -126,7 +87,7 @@ class ServiceClient:
                     pass
                 stream.seek(0)
                 file = (UPLOAD_NAME, stream, "application/jsonl")
-                answer = self._ask("POST", "/v1/files", data={"purpose": "fine-tune"}, files={"file": file})
+                answer = self._service.ask("POST", "/v1/files", data={"purpose": "fine-tune"}, files={"file": file})
         except OSError as error:
             raise CorpusError(
                 f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
@@ -135,7 +96,7 @@ class ServiceClient:
 
     def delete_file(self, file_id: str) -> None:
         """Delete an uploaded file. Raises `NotFoundError`, and `ServiceError` while a job needs it."""
-        self._ask("DELETE", f"/v1/files/{_part(file_id)}")
+        self._service.ask("DELETE", f"/v1/files/{path_part(file_id)}")
 
     def create_job(
         self,
@@ -157,22 +118,22 @@ class ServiceClient:
         """
         body: dict[str, Any] = {"training_file": file_id, "model": model, "method": dict(method)}
         body |= {name: value for name, value in (("suffix", suffix), ("seed", seed)) if value is not None}
-        return _read(job_info, self._ask("POST", "/v1/fine_tuning/jobs", json=body))
+        return _read(job_info, self._service.ask("POST", "/v1/fine_tuning/jobs", json=body))
 
     def job(self, job_id: str) -> JobInfo:
         """How a job stands. Raises `NotFoundError`."""
-        return _read(job_info, self._ask("GET", f"/v1/fine_tuning/jobs/{_part(job_id)}"))
+        return _read(job_info, self._service.ask("GET", f"/v1/fine_tuning/jobs/{path_part(job_id)}"))
 
     def cancel_job(self, job_id: str) -> JobInfo:
         """Stop a job. Raises `NotFoundError`, and `ServiceError` if it has ended."""
-        return _read(job_info, self._ask("POST", f"/v1/fine_tuning/jobs/{_part(job_id)}/cancel"))
+        return _read(job_info, self._service.ask("POST", f"/v1/fine_tuning/jobs/{path_part(job_id)}/cancel"))
 
     def events(self, job_id: str, *, after: str | None = None) -> list[JobEvent]:
         """What happened to a job since the event `after`, oldest first; all of it without `after`."""
         found: list[JobEvent] = []
         query: dict[str, str | int] = {"limit": _EVENTS_PER_REQUEST}
         while True:  # the service lists the newest first
-            answer = self._ask("GET", f"/v1/fine_tuning/jobs/{_part(job_id)}/events", params=query)
+            answer = self._service.ask("GET", f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", params=query)
             for event in _read(_events, answer):
                 if event.id == after:
                     return found[::-1]
@@ -213,15 +174,15 @@ class ServiceClient:
 
     def models(self) -> list[ModelInfo]:
         """Base models and tuned ones, without their cards."""
-        return _read(_models, self._ask("GET", "/v1/models"))
+        return _read(_models, self._service.ask("GET", "/v1/models"))
 
     def model(self, model: str) -> ModelInfo:
         """A model; of a tuned one with the card that says how queries must be privatized. Raises `NotFoundError`."""
-        return _read(model_info, self._ask("GET", f"/v1/models/{_part(model)}"))
+        return _read(model_info, self._service.ask("GET", f"/v1/models/{path_part(model)}"))
 
     def delete_model(self, model: str) -> None:
         """Delete a tuned model. Raises `NotFoundError`."""
-        self._ask("DELETE", f"/v1/models/{_part(model)}")
+        self._service.ask("DELETE", f"/v1/models/{path_part(model)}")
 
     def classify(
         self, model: str, file: PrivatizedFile, *, on_progress: Callable[[int], None] = lambda done: None
@@ -237,7 +198,7 @@ class ServiceClient:
         predictions: list[Prediction] = []
         for start in range(0, len(bare.records), RECORDS_PER_REQUEST):
             part = PrivatizedFile(manifest=bare.manifest, records=bare.records[start : start + RECORDS_PER_REQUEST])
-            answer = self._ask("POST", "/v1/classify", json={"model": model, **query_to_json(part)})
+            answer = self._service.ask("POST", "/v1/classify", json={"model": model, **query_to_json(part)})
             found = _read(_predictions, answer)
             if len(found) != len(part.records):
                 raise not_understood()
@@ -263,7 +224,8 @@ class ServiceClient:
                 partial = Path(scratch) / "bundle"
                 partial.mkdir()
                 for name in _BUNDLE_FILES:
-                    self._download(model, name, partial / name)
+                    path = f"/v1/vocabularies/{path_part(model)}" + ("" if name == _BUNDLE_FILES[0] else f"/{name}")
+                    self._service.download(path, partial / name)
                 bundle = read_bundle(partial)
                 shutil.rmtree(folder, ignore_errors=True)
                 partial.rename(folder)
@@ -273,47 +235,6 @@ class ServiceClient:
                 "choose another"
             ) from None
         return bundle
-
-    def _download(self, model: str, name: str, target: Path) -> None:
-        path = f"/v1/vocabularies/{_part(model)}" + ("" if name == _BUNDLE_FILES[0] else f"/{name}")
-        try:
-            with self._http.stream("GET", path) as response, target.open("wb") as stream:
-                if response.is_success:
-                    for chunk in response.iter_bytes():
-                        stream.write(chunk)
-                    return
-                response.read()
-        except _NO_ANSWER as error:
-            raise _no_answer(error) from None
-        raise _refused(response)
-
-    def _ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        json: Mapping[str, Any] | None = None,
-        params: Mapping[str, str | int] | None = None,
-        data: Mapping[str, str] | None = None,
-        files: Mapping[str, tuple[str, IO[bytes], str]] | None = None,
-    ) -> dict[str, Any]:
-        """One request; the JSON object in its answer. One that comes too early is sent again when it may come."""
-        for left in reversed(range(_ATTEMPTS)):
-            try:
-                response = self._http.request(method, path, json=json, params=params, data=data, files=files)
-            except _NO_ANSWER as error:
-                raise _no_answer(error) from None
-            after = _retry_after(response)
-            # An upload would have to be read again from its start.
-            if after is None or not left or files is not None:
-                break
-            time.sleep(after)
-        if not response.is_success:
-            raise _refused(response)
-        value = _json(response)
-        if not isinstance(value, dict):
-            raise not_understood()
-        return value
 
 
 def _events(answer: Mapping[str, Any]) -> list[JobEvent]:
@@ -339,35 +260,3 @@ def _check_replaceable(folder: Path) -> None:
     """Refuse to take the place of anything but a bundle."""
     if folder.exists() and not (folder.is_dir() and {item.name for item in folder.iterdir()} <= set(_BUNDLE_FILES)):
         raise UsageError("the folder of a vocabulary must be new, or hold an older vocabulary only; choose another")
-
-
-def _json(response: httpx2.Response) -> object:
-    try:
-        return response.json()
-    except (ValueError, RecursionError):
-        return None
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    """When a service that is busy wants to be asked again, s; None if it is not, or wants it too late."""
-    after = response.headers.get("retry-after", "")
-    if response.status_code != BusyError.status or not after.isdecimal() or int(after) > _LONGEST_WAIT:
-        return None
-    return float(after)
-
-
-def _refused(response: httpx2.Response) -> RaptError:
-    if response.status_code == BusyError.status:
-        message = f"the service is busy or a quota is used up: {refusal(_json(response))}"
-        return BusyError(message, retry_after=_retry_after(response))
-    kind = _KINDS.get(response.status_code, ServiceError)
-    return kind(f"the service refused, status={response.status_code}: {refusal(_json(response))}")
-
-
-def _no_answer(error: Exception) -> UnavailableError:
-    return UnavailableError(f"the service must be reachable, got {type(error).__name__}; is it running at that URL?")
-
-
-def _part(name: str) -> str:
-    """A name as one part of a path, whatever is in it."""
-    return quote(name, safe=":")

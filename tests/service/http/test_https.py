@@ -1,8 +1,10 @@
 """The whole way over TLS, with a certificate that is made here."""
 
+import os
 import shutil
 import ssl
 import subprocess
+import sys
 
 import httpx2
 import pytest
@@ -49,6 +51,35 @@ def test_a_file_goes_in_and_a_prediction_comes_out_over_tls(url, certificate, tr
 def test_a_certificate_that_nobody_vouches_for_is_refused_before_anything_is_sent(url, training_path):
     with ServiceClient(url) as client, pytest.raises(UnavailableError):
         client.upload(training_path)
+
+
+def test_who_vouches_for_the_service_is_named_by_a_file(url, certificate, training_path):
+    with ServiceClient(url, ca_file=certificate["tls_cert"]) as client:
+        assert client.upload(training_path).records == 64
+
+
+def test_who_vouches_for_the_service_is_named_by_the_usual_variable(url, certificate, training_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate["tls_cert"]))
+    with ServiceClient(url) as client:
+        assert client.upload(training_path).records == 64
+
+
+def test_the_commands_take_the_file_as_an_option_and_from_the_environment(url, certificate, tmp_path):
+    fetch = [sys.executable, "-m", "rapt", "vocabulary", "fetch", "--service", url, "--model", "bert-tiny"]
+    named = {**os.environ, "RAPT_CA_FILE": str(certificate["tls_cert"])}
+    for number, (arguments, environment, code) in enumerate(
+        ([["--ca-file", certificate["tls_cert"]], None, 0], [[], named, 0], [[], None, UnavailableError.exit_code])
+    ):
+        done = subprocess.run([*fetch, tmp_path / str(number), *arguments], env=environment, capture_output=True)
+        assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_file_that_vouches_for_nobody_is_one_clear_line(url, content, tmp_path):
+    if content is not None:
+        (tmp_path / "ca.pem").write_text(content)
+    with pytest.raises(UsageError, match="the CA file must hold certificates in PEM"):
+        ServiceClient(url, ca_file=tmp_path / "ca.pem")
 
 
 def test_plain_http_gets_no_answer_where_tls_is_served(url):
