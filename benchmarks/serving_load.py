@@ -116,10 +116,7 @@ class Tenant:
             self.job = job_body(backbone.model, file_id, epochs=10)
             first = job_body(backbone.model, file_id, epochs=1)
             job = customer.ask("POST", "/v1/fine_tuning/jobs", first)[2]["id"]
-            model = None
-            while model is None:
-                time.sleep(0.2)
-                model = customer.ask("GET", f"/v1/fine_tuning/jobs/{job}")[2]["fine_tuned_model"]
+            model = model_of(customer, job)
         texts = made_texts(backbone, generator, count=TEXTS, low=10, high=40)
         self.query = json.dumps({"model": model, **body_for(backbone, texts)}).encode()
         self.uploaded: deque[str] = deque()
@@ -129,6 +126,17 @@ class Tenant:
             self.query.replace(b'"eta": 75.0', b'"eta": -1.0'),
             json.dumps({"model": model, "manifest": {}, "records": [{"text": "plain"}]}).encode(),
         ]
+
+
+def model_of(customer: Customer, job: str) -> str:
+    """The name of what a job tunes, once it has; the measurement ends if it does not."""
+    while True:
+        found = customer.ask("GET", f"/v1/fine_tuning/jobs/{job}")[2]
+        if found["fine_tuned_model"] is not None:
+            return str(found["fine_tuned_model"])
+        if found["status"] not in ("queued", "running"):
+            raise SystemExit(f"the first job of a tenant must succeed, got status={found['status']}: {found['error']}")
+        time.sleep(0.2)
 
 
 def form_of(backbone: Backbone, generator: torch.Generator, path: Path) -> bytes:

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from rapt.errors import UnavailableError
 from rapt.service.http.completion_schemas import Completion, CompletionChoice
+from rapt.service.http.middleware import Envelope
 from rapt.service.http.routes.event_stream import event_stream
 
 SECRET = "the patient said that it hurts"
@@ -27,6 +28,7 @@ async def pieces(error):
 def what_the_client_reads(error):
     """The texts of a stream that ends with an error, or well, and what the official client raised."""
     app = FastAPI()
+    app.add_middleware(Envelope, count=lambda **_: None)
 
     @app.post("/v1/completions")
     async def complete():
@@ -62,7 +64,9 @@ def test_an_unforeseen_error_loses_its_message_on_the_wire_and_in_the_log(caplog
         texts, raised = what_the_client_reads(ValueError(SECRET))
     assert texts == ["good"]
     assert "ValueError" in raised.message
-    assert caplog.messages == ["a stream failed: ValueError"]
+    failed, answered = caplog.messages
+    assert failed == f"{answered.split()[0]} failed in its stream: ValueError"
+    assert failed.startswith("req_")
     assert "patient" not in raised.message + caplog.text
 
 

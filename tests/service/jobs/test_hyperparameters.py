@@ -5,16 +5,21 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from rapt.errors import TuningError
-from rapt.service.jobs.hyperparameters import NAMES, config_from_json, method_to_json, resolve_config
+from rapt.errors import TuningError, UsageError
+from rapt.service.jobs.hyperparameters import NAMES, check_run, config_from_json, method_to_json, resolve_config
 from rapt.service.jobs.method_options import MethodOptions
 from rapt.service.model.methods import METHODS
+from rapt.service.model.tuner import check_records
 from rapt.service.model.tuning_config import (
     LEARNING_RATES,
     ReconstructionConfig,
     TuningConfig,
     default_config,
 )
+from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from tiny_backbones import tiny_backbone
+from tuning_material import manifest_for
 
 WITH_PLAIN_TOKENS = SimpleNamespace(plain_tokens=4)
 METHOD_NAMES = sorted(METHODS)
@@ -94,3 +99,42 @@ def test_what_a_method_does_not_have_is_refused(method, asked):
 def test_a_start_at_words_must_come_with_the_words():
     with pytest.raises(TuningError, match="initialization 'text' and an init_text go together"):
         resolved("prompt_tuning", {"initialization": "text"})
+
+
+@pytest.fixture(scope="module", params=["bert", "t5", "llama", "gpt2"])
+def backbone(request, tmp_path_factory):
+    return tiny_backbone(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.mark.parametrize("task", ["classification", "label_words"])
+@pytest.mark.parametrize("plain", [0, 2])
+def test_a_job_is_refused_for_its_length_exactly_where_its_run_would_be(backbone, task, plain):
+    """Cues and the frames of other models than BERT were left out: a run was refused that fits, or failed when made."""
+    config = replace(default_config("prompt_tuning"), task=task, prompt_length=3)
+    if plain:
+        config = replace(config, reconstruction=ReconstructionConfig())
+    refused = []
+    for length in range(backbone.max_positions - 14, backbone.max_positions + 1):
+        row = SimpleNamespace(
+            vocabulary_hash=backbone.bundle.hash, labels=2, plain_tokens=plain, longest=length, id="file-1"
+        )
+        record = PrivatizedRecord(
+            token_ids=(int(backbone.bundle.eligible[0]),) * length,
+            privatized_plain_tokens=(int(backbone.bundle.eligible[0]),) * plain,
+            label=0,
+        )
+        pool = PlainTokens(count=plain, pool=(1, 2), fixed=None) if plain else NO_PLAIN_TOKENS
+        file = PrivatizedFile(manifest=manifest_for(backbone, plain_tokens=pool), records=(record,))
+        outcomes = []
+        for check in (
+            lambda row=row: check_run(config, file=row, backbone=backbone),
+            lambda file=file: check_records(backbone, file, config=config),
+        ):
+            try:
+                check()
+                outcomes.append("fits")
+            except UsageError:
+                outcomes.append("refused")
+        assert outcomes[0] == outcomes[1], length
+        refused.append(outcomes[0])
+    assert set(refused) == {"fits", "refused"}

@@ -9,7 +9,7 @@ import pytest
 
 import rapt.audit.report
 from http_requests import error_of
-from rapt.service.page.serving import ASSETS, ENTRY, PAGE_PATHS
+from rapt.service.page.assets import ASSETS, ENTRY, PAGE_PATHS
 from running_service import running_service
 
 STATIC = files("rapt.service.page") / "static"
@@ -52,6 +52,7 @@ def test_a_browser_that_has_the_page_is_told_that_it_is_the_same(locked):
     tag = locked.get("/").headers["etag"]
     again = locked.get("/", headers={"if-none-match": tag})
     assert (again.status_code, again.content) == (304, b"")
+    assert locked.get("/", headers={"if-none-match": f'"old", W/{tag}'}).status_code == 304
     assert "content-security-policy" in again.headers
     assert locked.get("/", headers={"if-none-match": '"another"'}).status_code == 200
 

@@ -22,11 +22,11 @@ from rapt.service.http.routes import (
     jobs,
     keys,
     models,
+    page,
     uploads,
     vocabularies,
 )
 from rapt.service.http.schemas import ErrorResponse
-from rapt.service.page.serving import page_router
 from rapt.version import __version__
 
 DESCRIPTION = """
@@ -76,5 +76,5 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(module.router(service), dependencies=[_KEY_IN_THE_DESCRIPTION])
     app.include_router(health.router(service))
     if service.settings.page:
-        app.include_router(page_router())
+        app.include_router(page.router())
     return app

@@ -18,7 +18,7 @@ from rapt.errors import AccessError
 from rapt.service.http.http_errors import response_to
 from rapt.service.http.leaving import at_hand_or_in_thread
 from rapt.service.http.settings import Settings
-from rapt.service.page.serving import PAGE_PATHS
+from rapt.service.page.assets import PAGE_PATHS
 from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
 from rapt.service.storage.key_rows import has_keys, holder_of
 from rapt.service.storage.store import Store

@@ -47,6 +47,7 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
         start, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -104,6 +105,11 @@ class BodyLimit:
             return message
 
         await self._app(scope, receive_some, send)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id of a request, for a line of the log; a dash outside of the envelope."""
+    return str(scope.get("state", {}).get("request_id", "-"))
 
 
 def _place(error: Exception) -> str:

@@ -37,6 +37,8 @@ LOGGING: Final[dict[str, Any]] = {
     "loggers": {
         "rapt": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
         "uvicorn": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+        # It tells of bytes in a form that it does not like, and those come from outside.
+        "python_multipart": {"level": "CRITICAL", "propagate": False},
     },
 }
 

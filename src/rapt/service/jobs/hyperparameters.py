@@ -11,7 +11,9 @@ from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
 from rapt.service.jobs.method_options import MethodOptions, ReconstructionOptions
+from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import sequence_length
+from rapt.service.model.tasks import TASKS
 from rapt.service.model.tuning_config import (
     LORA,
     P_TUNING,
@@ -22,7 +24,7 @@ from rapt.service.model.tuning_config import (
     default_config,
 )
 from rapt.service.storage.file_rows import StoredFile
-from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
+from rapt.wire.vocabulary_bundle import short_hash
 
 T = TypeVar("T")
 RECONSTRUCTION_DEFAULTS: Final = ReconstructionConfig()
@@ -79,7 +81,7 @@ def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int
     return replace(default_config(method), **given, seed=seed, reconstruction=reconstruction)
 
 
-def check_run(config: TuningConfig, *, file: StoredFile, bundle: VocabularyBundle) -> None:
+def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> None:
     """Refuse at once what the tuner would refuse later, as far as the stored facts tell.
 
     Raises:
@@ -87,9 +89,9 @@ def check_run(config: TuningConfig, *, file: StoredFile, bundle: VocabularyBundl
         TuningError: It has no labels, or no plain tokens to reconstruct.
         UsageError: Its longest record leaves no room for the prompt.
     """
-    if file.vocabulary_hash != bundle.hash:
+    if file.vocabulary_hash != backbone.bundle.hash:
         raise VocabularyError(
-            f"a training file must be privatized with the vocabulary of its model, {short_hash(bundle.hash)}, "
+            f"a training file must be privatized with the vocabulary of its model, {short_hash(backbone.bundle.hash)}, "
             f"got {short_hash(file.vocabulary_hash)}; choose the other model or privatize again"
         )
     if config.task != "generation" and file.labels < 2:
@@ -101,10 +103,19 @@ def check_run(config: TuningConfig, *, file: StoredFile, bundle: VocabularyBundl
             "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
         )
     plain = 0 if config.reconstruction is None else file.plain_tokens
-    needed = sequence_length(prompt_length=config.prompt_positions, plain_tokens=plain, text_tokens=file.longest)
-    if needed > bundle.max_tokens:
+    # What the row of a file does not say can only add to it, and the tuner counts it: a target, what is between two
+    # texts. What is known must be counted as the tuner counts it, or a run that fits would be refused.
+    frame = backbone.frame
+    around = len(frame.start) + len(frame.end) + len(TASKS[config.task].cue(backbone))
+    needed = sequence_length(
+        prompt_length=config.prompt_positions,
+        plain_tokens=plain,
+        text_tokens=file.longest,
+        special_tokens=around,
+    )
+    if needed > backbone.max_positions:
         raise UsageError(
-            f"the longest record must fit into {bundle.max_tokens} positions, got {needed} with a prompt of "
+            f"the longest record must fit into {backbone.max_positions} positions, got {needed} with a prompt of "
             f"{config.prompt_positions}; privatize with a lower --truncate, or shorten the prompt"
         )
 

@@ -53,6 +53,9 @@ class Task(Protocol):
     ) -> None:
         """Refuse a record that does not fit (`UsageError`)."""
 
+    def cue(self, backbone: Backbone) -> tuple[int, ...]:
+        """The public tokens behind a text that ask for the answer."""
+
     def lay_out(
         self, backbone: Backbone, records: Sequence[PrivatizedRecord], *, prompt_lengths: Sequence[int], plain: bool
     ) -> Layout:

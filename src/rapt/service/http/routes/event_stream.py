@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from rapt.errors import RaptError
 from rapt.service.http.http_errors import response_to, unforeseen_response
+from rapt.service.http.middleware import request_id_of
 
 log = logging.getLogger(__name__)
 
@@ -24,31 +25,34 @@ class _EventStream(StreamingResponse):
     def __init__(
         self, events: AsyncIterator[BaseModel], *, on_end: Callable[[], None], headers: dict[str, str]
     ) -> None:
-        super().__init__(_lines(events), media_type="text/event-stream", headers=headers)
+        super().__init__(self._lines(events), media_type="text/event-stream", headers=headers)
         self._on_end = on_end
+        self._request_id = "-"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._request_id = request_id_of(scope)
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._on_end()
+
+    async def _lines(self, events: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:
+        try:
+            async for event in events:
+                yield b"data: " + event.model_dump_json().encode() + b"\n\n"
+        except HTTPException:
+            return  # the client has left
+        except (
+            Exception
+        ) as error:  # the status is sent already: the clients raise what they find in an event named error
+            if not isinstance(error, RaptError):
+                log.error("%s failed in its stream: %s", self._request_id, type(error).__name__)
+            answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
+            yield b"data: " + bytes(answer.body) + b"\n\n"
+        yield DONE
 
 
 def event_stream(events: AsyncIterator[BaseModel], *, on_end: Callable[[], None]) -> StreamingResponse:
     """The answer that sends each value as it comes, and calls `on_end` when nobody reads any more."""
     headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # a proxy must not hold pieces back
     return _EventStream(events, on_end=on_end, headers=headers)
-
-
-async def _lines(events: AsyncIterator[BaseModel]) -> AsyncIterator[bytes]:
-    try:
-        async for event in events:
-            yield b"data: " + event.model_dump_json().encode() + b"\n\n"
-    except HTTPException:
-        return  # the client has left
-    except Exception as error:  # the status is sent already: the clients raise what they find in an event named error
-        if not isinstance(error, RaptError):
-            log.error("a stream failed: %s", type(error).__name__)
-        answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
-        yield b"data: " + bytes(answer.body) + b"\n\n"
-    yield DONE

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Final
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 
 from rapt.service.http.assembly import Service, vocabulary_folder
 from rapt.service.http.callers import CallerOf
+from rapt.service.http.conditional import NOT_MODIFIED, IfNoneMatch, is_current
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import get_model
 
@@ -17,24 +18,23 @@ _TYPES: Final = {
     "tokenizer.json": "application/json",
     "embeddings.safetensors": "application/octet-stream",
 }
-IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
 
 
 def router(service: Service) -> APIRouter:
     """The routes of vocabulary bundles; the name of a tuned model stands for its base."""
     routes = APIRouter(prefix="/v1/vocabularies", tags=["vocabularies"])
 
-    @routes.get("/{model}", response_class=FileResponse)
+    @routes.get("/{model}", response_class=FileResponse, responses=NOT_MODIFIED)
     def retrieve_vocabulary(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
         """`vocabulary.json`: hash, shape, longest input and eligible ids."""
         return _send(service, caller, model, "vocabulary.json", if_none_match)
 
-    @routes.get("/{model}/tokenizer.json", response_class=FileResponse)
+    @routes.get("/{model}/tokenizer.json", response_class=FileResponse, responses=NOT_MODIFIED)
     def retrieve_tokenizer(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
         """The tokenizer, in Hugging Face's format."""
         return _send(service, caller, model, "tokenizer.json", if_none_match)
 
-    @routes.get("/{model}/embeddings.safetensors", response_class=FileResponse)
+    @routes.get("/{model}/embeddings.safetensors", response_class=FileResponse, responses=NOT_MODIFIED)
     def retrieve_embeddings(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
         """The embedding table that eta is measured against."""
         return _send(service, caller, model, "embeddings.safetensors", if_none_match)
@@ -47,8 +47,6 @@ def _send(service: Service, caller: Caller, model: str, file: str, if_none_match
     tag = f'"{service.backbone(base).bundle.hash}"'
     # The tag changes with the content, so a cache may keep it for ever as long as it asks.
     headers = {"etag": tag, "cache-control": "no-cache"}
-    if if_none_match is not None and {tag, "*"} & {
-        item.strip().removeprefix("W/") for item in if_none_match.split(",")
-    }:
+    if is_current(tag, if_none_match):
         return Response(status_code=304, headers=headers)
     return FileResponse(vocabulary_folder(service.store, base) / file, media_type=_TYPES[file], headers=headers)

@@ -1,17 +1,13 @@
-"""Hands out the page: HTML, style and scripts as they lie in `static`, under headers that let it load nothing else.
+"""What the page is made of: HTML, style and scripts as they lie in `static`, and headers that let it load nothing else.
 
 The page is one more client of the public API. It needs no key to be loaded, because there is nothing of anybody in it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Annotated, Final
-
-from fastapi import APIRouter, Header, Response
-from starlette.exceptions import HTTPException
+from typing import Final
 
 ENTRY: Final = "index.html"
 # Every file of the page, so that no name from outside is ever looked for on the disk.
@@ -62,30 +58,9 @@ HEADERS: Final[Mapping[str, str]] = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
-_IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
 
 
-def page_router() -> APIRouter:
-    """The routes of the page; the description of the API does not have them."""
-    routes = APIRouter(include_in_schema=False)
+def contents() -> dict[str, bytes]:
+    """The bytes of every file of the page."""
     static = files(__package__) / "static"
-    contents = {name: (static / name).read_bytes() for name in ASSETS}
-    tags = {name: f'"{hashlib.sha256(content).hexdigest()}"' for name, content in contents.items()}
-
-    def send(name: str, if_none_match: str | None) -> Response:
-        headers = {**HEADERS, "etag": tags[name]}
-        if if_none_match == tags[name]:
-            return Response(status_code=304, headers=headers)
-        return Response(contents[name], media_type=ASSETS[name], headers=headers)
-
-    @routes.get("/")
-    async def entry(if_none_match: _IfNoneMatch = None) -> Response:
-        return send(ENTRY, if_none_match)
-
-    @routes.get("/page/{name}")
-    async def asset(name: str, if_none_match: _IfNoneMatch = None) -> Response:
-        if name not in contents or name == ENTRY:
-            raise HTTPException(404)
-        return send(name, if_none_match)
-
-    return routes
+    return {name: (static / name).read_bytes() for name in ASSETS}
