@@ -43,7 +43,8 @@ from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.recovery import open_store
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_to_json
 
 SERVE = """

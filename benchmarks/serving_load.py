@@ -33,7 +33,8 @@ from serving_http import body_for, manifest_for, service_on
 from serving_model import made_texts
 
 from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.wire.privatized_file import PrivatizedRecord, write_privatized_file
+from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_writer import write_privatized_file
 
 KEY = "of-this-measurement-only-0123456789"
 TENANTS = ("ada", "ben", "cleo", "dan")

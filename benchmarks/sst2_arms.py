@@ -37,7 +37,8 @@ from rapt.service.model.backbone import load_backbone
 from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
 from rapt.wire.manifest import MechanismSetting
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 
 LABELS = ("negative", "positive")
 CLEAN, CONTROL = "clean", "plain tokens, no loss"

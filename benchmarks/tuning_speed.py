@@ -41,7 +41,8 @@ from rapt.service.model.layout import embed_with_prompts, lay_out
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig
 from rapt.service.model.tuning.run import Run
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 
 MEDIAN, SPREAD, LONGEST = 22, 0.55, 64
 

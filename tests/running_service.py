@@ -11,7 +11,8 @@ from threading import Event, Thread
 from rapt.service.http.server import listen, serve_on
 from rapt.service.http.settings import load_settings
 from rapt.service.model.backbone import Backbone
-from rapt.wire.privatized_file import PrivatizedFile, write_privatized_file
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_writer import write_privatized_file
 
 
 @contextmanager

@@ -45,12 +45,9 @@ if TYPE_CHECKING:
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
     from rapt.local.weighting import common_words
     from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens
-    from rapt.wire.privatized_file import (
-        PrivatizedFile,
-        PrivatizedRecord,
-        read_privatized_file,
-        write_privatized_file,
-    )
+    from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
+    from rapt.wire.privatized_record import PrivatizedRecord
+    from rapt.wire.privatized_writer import write_privatized_file
 
 __all__ = [
     "MECHANISMS",
@@ -129,12 +126,9 @@ _MODULES: Final = {
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
     "rapt.local.weighting": ("common_words",),
     "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "LabelPrivacy", "Manifest", "PlainTokens"),
-    "rapt.wire.privatized_file": (
-        "PrivatizedFile",
-        "PrivatizedRecord",
-        "read_privatized_file",
-        "write_privatized_file",
-    ),
+    "rapt.wire.privatized_file": ("PrivatizedFile", "read_privatized_file"),
+    "rapt.wire.privatized_record": ("PrivatizedRecord",),
+    "rapt.wire.privatized_writer": ("write_privatized_file",),
 }
 _HOME: Final = {name: module for module, names in _MODULES.items() for name in names}
 

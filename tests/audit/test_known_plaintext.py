@@ -15,7 +15,8 @@ from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.wire.manifest import PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import seal
 from significance import ALPHA
 

@@ -25,7 +25,8 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
 from rapt.wire.manifest import NO_PLAIN_TOKENS
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
+from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
+from rapt.wire.privatized_record import PrivatizedRecord
 from toy_vocabularies import toy_vocabulary, toy_word
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from rapt.errors import CorpusError
-from rapt.local.chunks import Chunk, in_chunks
+from rapt.local.chunks import Chunk, ChunkSetting, in_chunks
 from rapt.local.corpus import privatize_corpus
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import make_mechanism
@@ -13,7 +14,7 @@ from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.local.record_parts import SourceItem
 from rapt.local.worker_processes import privatize_in_processes
-from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_vocabulary, toy_word
 
@@ -30,20 +31,28 @@ def chunks(count, *, labels=None):
     return iter([Chunk(10 * i, [" ".join([toy_word(7)] * (i + 1))] * 10, labels) for i in range(count)])
 
 
-def run(privatizer, given, *, processes=2, response=None, stream=None, first_stream=0):
-    provenance = (stream or secure_stream()).provenance
-    return privatize_in_processes(
-        given,
-        privatizer=privatizer,
-        response=response,
-        provenance=provenance,
-        processes=processes,
-        first_stream=first_stream,
+def setting_of(privatizer, *, response=None, stream=None):
+    labels, privacy = (None, None) if response is None else (("no", "yes"), LabelPrivacy(epsilon=response.epsilon))
+    stated = (stream or secure_stream()).provenance
+    return ChunkSetting(
+        privatizer, response, privatizer.manifest(labels=labels, randomness=stated, label_privacy=privacy)
     )
 
 
+def run(privatizer, given, *, processes=2, response=None, stream=None, first_stream=0):
+    setting = setting_of(privatizer, response=response, stream=stream)
+    return privatize_in_processes(given, setting, processes=processes, first_stream=first_stream)
+
+
+def parsed(result):
+    records = [json.loads(line) for line in result.lines.splitlines()]
+    assert len(records) == result.records
+    assert sum(len(record["token_ids"]) for record in records) == result.tokens
+    return records
+
+
 def ids(results):
-    return [[record.token_ids for record in result] for result in results]
+    return [[tuple(record["token_ids"]) for record in parsed(result)] for result in results]
 
 
 def test_texts_are_cut_into_chunks_in_order():
@@ -57,8 +66,8 @@ def test_texts_are_cut_into_chunks_in_order():
 @pytest.mark.parametrize(("count", "processes"), [(0, 2), (1, 3), (7, 3)])
 def test_results_come_in_order_whatever_the_number_of_workers(privatizer, count, processes):
     results = list(run(privatizer, chunks(count), processes=processes))
-    assert [len(result[0].token_ids) for result in results] == list(range(1, count + 1))
-    assert all(len(result) == 10 for result in results)
+    assert [len(result[0]) for result in ids(results)] == list(range(1, count + 1))
+    assert all(result.records == 10 for result in results)
 
 
 def test_no_two_workers_and_no_two_runs_draw_the_same_noise(privatizer):
@@ -87,7 +96,7 @@ def test_labels_are_randomized_in_the_worker(privatizer):
         )
     )
     # 27 % of 400 on average; outside of 60 to 160 less than once in a million runs.
-    assert 60 < sum(record.label for record in result) < 160
+    assert 60 < sum(record["label"] for record in parsed(result)) < 160
 
 
 def test_an_error_in_a_worker_is_the_error_of_the_run(privatizer):

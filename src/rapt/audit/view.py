@@ -19,7 +19,8 @@ from rapt.errors import AuditError
 from rapt.local.corpus import read_corpus
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
 
 

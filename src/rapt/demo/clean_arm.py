@@ -15,7 +15,8 @@ from rapt.service.model.backbone import load_backbone
 from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.tuner import Progress, TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 
 
 def clean_predictions(

@@ -11,11 +11,13 @@ from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
 from rapt.local.record_parts import Part, SourceItem, check_pairs, with_other_parts
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.manifest import Manifest
+from rapt.wire.privatized_record import PrivatizedRecord, RecordLines, record_lines
 
 # Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
-# so that progress moves.
-_CHUNK: Final = 512
+# so that progress moves. For several processes less, so that at the end of a file none waits long for the others.
+CHUNK: Final = 512
+CHUNK_OF_A_WORKER: Final = 256
 # Draws the records of texts with a setting, and with their labels, if any.
 Release = Callable[[Privatizer, list[str], list[int] | None], list[PrivatizedRecord]]
 
@@ -37,36 +39,59 @@ class Chunk:
     others: Mapping[Part, list[str]] = field(default_factory=dict, repr=False)
 
 
-def in_chunks(items: Iterator[SourceItem], *, first_position: int, labelled: bool) -> Iterator[Chunk]:
-    """The texts and label indices, some hundred at a time; `first_position` is that of the first."""
+def in_chunks(
+    items: Iterator[SourceItem], *, first_position: int, labelled: bool, size: int = CHUNK
+) -> Iterator[Chunk]:
+    """The texts and label indices, `size` at a time; `first_position` is that of the first."""
     position = first_position
-    while chunk := list(islice(items, _CHUNK)):
+    while chunk := list(islice(items, size)):
         labels = [item.label for item in chunk if item.label is not None]
         others = {part: [item.others[part] for item in chunk] for part in chunk[0].others}
         yield Chunk(position, [item.text for item in chunk], labels if labelled else None, others)
         position += len(chunk)
 
 
-def privatize_chunk(
-    chunk: Chunk, *, privatizer: Privatizer, response: RandomizedResponse | None, stream: RandomStream
-) -> list[PrivatizedRecord]:
-    """The records of one chunk; labels are randomized first where there is a response. Raises as `Privatizer`."""
+@dataclass(frozen=True)
+class ChunkSetting:
+    """What is done to every chunk of a file, in whichever process.
 
-    def release(setting: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
+    Attributes:
+        privatizer: The setting of its texts.
+        response: Randomizes labels; None sends them in clear.
+        manifest: Of the file that the records are for.
+    """
+
+    privatizer: Privatizer
+    response: RandomizedResponse | None
+    manifest: Manifest
+
+
+def privatize_chunk(chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream) -> RecordLines:
+    """The lines of one chunk's records; labels are randomized first where there is a response.
+
+    Raises:
+        CorpusError: As `Privatizer.privatize`, or a pair is too long.
+        UsageError: As `Privatizer.privatize`.
+    """
+    response = setting.response
+
+    def release(privatizer: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
         if response is not None and labels is not None:
             labels = response.randomize(labels, rng=stream.generator)
-        return setting.privatize(texts, labels=labels, stream=stream, first_position=chunk.position)
+        return privatizer.privatize(texts, labels=labels, stream=stream, first_position=chunk.position)
 
-    return release_chunk(chunk, privatizer=privatizer, release=release)
+    return release_chunk(chunk, setting, release=release)
 
 
-def release_chunk(chunk: Chunk, *, privatizer: Privatizer, release: Release) -> list[PrivatizedRecord]:
-    """The records of one chunk, each of its texts drawn by `release`. Raises `CorpusError` for a pair too long."""
+def release_chunk(chunk: Chunk, setting: ChunkSetting, *, release: Release) -> RecordLines:
+    """The lines of one chunk's records, each of its texts drawn by `release`; raises as `privatize_chunk`."""
+    privatizer = setting.privatizer
     check_pairs(privatizer, chunk.texts, chunk.others, first_position=chunk.position)
-    return with_other_parts(
+    records = with_other_parts(
         release(privatizer, chunk.texts, chunk.labels),
         chunk.others,
         privatizer=privatizer,
-        privatize=lambda setting, texts: release(setting, texts, None),
+        privatize=lambda own, texts: release(own, texts, None),
         first_position=chunk.position,
     )
+    return record_lines(records, setting.manifest, first_position=chunk.position)

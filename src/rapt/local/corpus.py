@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Final, get_args
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.chunks import Chunk, in_chunks, privatize_chunk, release_chunk
+from rapt.local.chunks import (
+    CHUNK,
+    CHUNK_OF_A_WORKER,
+    Chunk,
+    ChunkSetting,
+    in_chunks,
+    privatize_chunk,
+    release_chunk,
+)
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, Reading, read_lines
 from rapt.local.kept_records import skip_kept, with_plain_tokens_of
@@ -20,13 +28,9 @@ from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.record_parts import PartColumns, SourceItem, zip_parts
 from rapt.local.worker_processes import privatize_in_processes
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_file import (
-    PrivatizedRecord,
-    iterate_privatized_lines,
-    privatized_tokens,
-    read_unfinished_manifest,
-    write_privatized_file,
-)
+from rapt.wire.privatized_file import iterate_privatized_lines
+from rapt.wire.privatized_record import PrivatizedRecord, RecordLines
+from rapt.wire.privatized_writer import read_unfinished_manifest, write_privatized_file
 
 _COLUMNAR: Final[
     Mapping[FileFormat, Callable[[Path, str, str | None, Reading], Generator[LabelledText, None, None]]]
@@ -220,14 +224,16 @@ def privatize_corpus(
         if done > 0:  # with a seed, the noise of the first records must not come again
             stream = worker_stream(stream.provenance, position=done)
 
-        def privatized(chunk: Chunk) -> list[PrivatizedRecord]:
-            if ledger is None:
-                return privatize_chunk(chunk, privatizer=privatizer, response=response, stream=stream)
+        setting = ChunkSetting(privatizer, response, manifest)
 
-            def through(setting: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
+        def privatized(chunk: Chunk) -> RecordLines:
+            if ledger is None:
+                return privatize_chunk(chunk, setting, stream=stream)
+
+            def through(own: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
                 return privatize_through(
                     ledger,
-                    setting,
+                    own,
                     texts,
                     labels=labels,
                     response=None if labels is None else response,
@@ -236,27 +242,20 @@ def privatize_corpus(
                     redraw=redraw,
                 )
 
-            return release_chunk(chunk, privatizer=privatizer, release=through)
+            return release_chunk(chunk, setting, release=through)
 
-        chunks = in_chunks(texts, first_position=done, labelled=names is not None)
+        size = CHUNK if processes == 1 else CHUNK_OF_A_WORKER
+        chunks = in_chunks(texts, first_position=done, labelled=names is not None, size=size)
         if processes > 1:
-            results = privatize_in_processes(
-                chunks,
-                privatizer=privatizer,
-                response=response,
-                provenance=manifest.randomness,
-                processes=processes,
-                first_stream=done,
-            )
+            results = privatize_in_processes(chunks, setting, processes=processes, first_stream=done)
         else:
             results = (privatized(chunk) for chunk in chunks)
         with closing(results):
             for result in results:
-                for record in result:
-                    writer.write(record)
-                    tokens += privatized_tokens(record, manifest)
+                writer.append(result)
                 writer.flush()
-                done += len(result)
+                done += result.records
+                tokens += result.tokens
                 if on_progress is not None:
                     on_progress(done, tokens)
     with target.open("rb") as written:

@@ -13,7 +13,9 @@ from typing import Any
 
 from rapt.errors import WireError
 from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedFileWriter, PrivatizedRecord, record_from_json
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord, record_from_json
+from rapt.wire.privatized_writer import PrivatizedFileWriter
 from rapt.wire.strict_json import parse_object
 
 

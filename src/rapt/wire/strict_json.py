@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from rapt.errors import WireError
 
 T = TypeVar("T")
+
+# Made once: `json.dumps` with these settings would make one for every line.
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
 def parse_object(line: str | bytes, *, what: str) -> dict[str, Any]:
@@ -56,7 +59,7 @@ def id_tuple(value: Mapping[str, Any], name: str, *, what: str) -> tuple[int, ..
 
 def dump(value: Mapping[str, Any]) -> str:
     """One line of JSON, keys in the given order, nothing but ASCII."""
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from rapt.service.http.admission import KNOWN_MECHANISMS, LONGEST_LABEL, MOST_LA
 from rapt.service.model.tuner import TuningConfig, tune
 from rapt.wire.adapter_card import AdapterCard
 from rapt.wire.manifest import MechanismSetting, PlainTokens
-from rapt.wire.privatized_file import MAX_LINE_BYTES, PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import MAX_LINE_BYTES, PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_from_json, query_to_json, seal, without_labels
 from running_service import save_privatized
 from tuning_material import manifest_for, separable_file

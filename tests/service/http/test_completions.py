@@ -9,7 +9,7 @@ import pytest
 from rapt.service.model.decoding import DecodingBatch, GenerationRow
 from rapt.service.model.sampling import Sampling
 from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_to_json, seal, without_labels
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone

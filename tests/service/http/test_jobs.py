@@ -5,7 +5,8 @@ import json
 import pytest
 
 from http_requests import RUN, SECRET, error_of, job_body, upload
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from running_service import save_privatized
 from tuning_material import manifest_for
 

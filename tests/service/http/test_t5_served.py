@@ -9,7 +9,8 @@ from http_requests import done_job, job_body, upload
 from rapt.service.model.adapter import load_adapter
 from rapt.service.model.inference import ClassificationRow, classify
 from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_to_json, seal, without_labels
 from running_service import running_service, save_privatized
 from tiny_backbones import tiny_backbone

@@ -17,7 +17,8 @@ from rapt.service.model.tuning_config import (
     default_config,
 )
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
 

@@ -16,7 +16,8 @@ from rapt.service.model.tuner import ReconstructionConfig, TuningCancelled, tune
 from rapt.service.model.tuning.checkpoint import load_checkpoint, save_checkpoint
 from rapt.service.model.tuning_config import default_config
 from rapt.wire.manifest import PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import seal
 from tiny_backbones import TINY
 from tuning_material import manifest_for

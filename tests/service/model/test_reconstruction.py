@@ -12,7 +12,7 @@ from rapt.service.model.reconstruction import (
     reconstruction_loss,
 )
 from rapt.wire.manifest import PlainTokens
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord
 
 
 def hand_made_head():

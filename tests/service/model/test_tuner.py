@@ -13,7 +13,8 @@ from rapt.service.model.tuner import (
     TuningConfig,
     tune,
 )
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import seal
 from tuning_material import manifest_for, separable_file
 

@@ -15,7 +15,8 @@ from rapt.local.corpus import read_corpus
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

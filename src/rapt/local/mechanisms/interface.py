@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -67,6 +68,17 @@ class ClosedChannel(Mechanism, Protocol):
 def closed_channel(mechanism: Mechanism) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
     """The mechanism's `log_probabilities` (see `ClosedChannel`); None where it has none."""
     return getattr(mechanism, "log_probabilities", None)
+
+
+def with_share_of_memory(mechanism: Mechanism, *, among: int) -> Mechanism:
+    """The mechanism with the cache that one of several processes may have, so that together they keep to its bound.
+
+    What is cached is the same in each and decides no draw, so a smaller cache costs time only.
+    """
+    budget = getattr(mechanism, "cache_bytes", None)
+    if budget is None:
+        return mechanism
+    return replace(mechanism, cache_bytes=budget // among)  # type: ignore[type-var]  # the field says it is a dataclass
 
 
 class MechanismKind(Protocol):

@@ -20,7 +20,7 @@ from rapt.service.model.pass_plan import cut_into_passes
 from rapt.service.model.row_heads import class_probabilities
 from rapt.service.model.steering import NOTHING, Tuned, steer
 from rapt.service.model.tasks import TASKS, Classes
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord
 
 BARE_TASK = "classification"
 

@@ -18,7 +18,7 @@ from rapt.service.model.layout import Layout, check_texts, lay_out
 from rapt.service.model.steering import Steering
 from rapt.service.model.task_outcome import Outcome
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from rapt.service.model.target_words import Generation
 from rapt.service.model.task_head import TaskHead, pool_text
 from rapt.service.model.task_outcome import Outcome
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord
 
 # Public words behind a text that ask a decoder for the label. Its continuation is then a word with a space before it.
 DECODER_CUE: Final = "\nLabel:"

@@ -11,7 +11,7 @@ from rapt.service.http.completion_schemas import PromptPrivacy
 from rapt.service.http.routes.classify import tuned_adapter
 from rapt.service.model.adapter import Adapter
 from rapt.service.storage.callers import Caller
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_from_json
 
 GENERATION = "generation"

@@ -25,7 +25,7 @@ from rapt.service.model.steering import steer
 from rapt.service.model.tasks import TASKS
 from rapt.service.model.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,8 @@ from rapt.service.model.tuning.progress import Progress
 from rapt.service.model.tuning.result import adapter_of
 from rapt.service.model.tuning.validation import Best, evaluate
 from rapt.service.model.tuning_config import TuningConfig
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 
 
 class Run:

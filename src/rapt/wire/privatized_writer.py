@@ -1,0 +1,193 @@
+"""Writing the privatized file: a manifest line, then one record a line, as token ids.
+
+A file appears under its name only when it is whole: it is written beside it as `NAME.partial` and renamed at the end,
+so a failure leaves nothing that looks done. The partial file begins with the manifest, its counts still 0, so a run
+that was killed can be continued, and only with the same settings. No reader takes it for a whole file: counts and
+digest are wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Final
+
+from rapt.errors import CorpusError, WireError
+from rapt.wire.exclusive_file import open_alone
+from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
+from rapt.wire.privatized_file import MAX_LINE_BYTES, bounded_lines
+from rapt.wire.privatized_record import (
+    PrivatizedRecord,
+    RecordLines,
+    check_record,
+    privatized_tokens,
+    record_from_json,
+    record_lines,
+)
+from rapt.wire.strict_json import dump, parse_object
+
+# Two counts of up to 19 digits are filled in when the file is whole; the line is padded with spaces until then.
+_ROOM_FOR_COUNTS: Final = 40
+
+
+class PrivatizedFileWriter:
+    """Takes records in order; `write_privatized_file` opens one and closes it."""
+
+    def __init__(self, stream: IO[bytes], manifest: Manifest) -> None:
+        """Write the manifest line with room for the counts, or find it there from a run that did not finish.
+
+        Raises:
+            WireError: The file begins otherwise: it was written with other settings.
+        """
+        self._stream = stream
+        self._manifest = manifest
+        self._digest = hashlib.sha256()
+        self._records = 0
+        self._tokens = 0
+        empty = dump(manifest_to_json(_without_counts(manifest))).encode("ascii")
+        self._width = len(empty) + _ROOM_FOR_COUNTS
+        first = stream.readline(MAX_LINE_BYTES)
+        if not first.endswith(b"\n"):
+            stream.seek(0)
+            stream.truncate()
+            stream.write(empty.ljust(self._width) + b"\n")
+        elif unfinished_manifest([first]) != _without_counts(manifest):
+            raise WireError(
+                "an unfinished output must be continued with the settings it was begun with, got others; "
+                "repeat them, or remove its .partial file to begin again"
+            )
+
+    def kept(self) -> Iterator[PrivatizedRecord]:
+        """The records of the run that did not finish, checked and counted, to be taken before any is written.
+
+        A last line that was cut off is removed from the file.
+
+        Raises:
+            WireError: A whole line is damaged.
+        """
+        start = self._stream.tell()
+        for line in bounded_lines(self._stream):
+            if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
+                break
+            record = record_from_json(
+                parse_object(line, what=f"record {self._records} of the unfinished output"), position=self._records
+            )
+            check_record(record, self._manifest, position=self._records)
+            tokens = privatized_tokens(record, self._manifest)
+            self._count(RecordLines(lines=line, records=1, tokens=tokens))
+            start += len(line)
+            yield record
+        self._stream.seek(start)
+        self._stream.truncate()
+
+    def write(self, record: PrivatizedRecord) -> None:
+        """Append one record, checked against the manifest.
+
+        Raises:
+            WireError: The record contradicts the manifest.
+        """
+        self.append(record_lines([record], self._manifest, first_position=self._records))
+
+    def append(self, encoded: RecordLines) -> None:
+        """Append the lines of records that were checked against this manifest, as `record_lines` makes them."""
+        self._stream.write(encoded.lines)
+        self._count(encoded)
+
+    def flush(self) -> None:
+        """Hand what was written to the operating system, so that a killed process loses none of it."""
+        self._stream.flush()
+
+    def finish(self) -> Manifest:
+        """Fill in the counts; returns the manifest as it stands in the file."""
+        manifest = replace(
+            self._manifest,
+            records=self._records,
+            tokens=self._tokens,
+            records_sha256=self._digest.hexdigest(),
+        )
+        self._stream.seek(0)
+        self._stream.write(dump(manifest_to_json(manifest)).encode("ascii").ljust(self._width))
+        return manifest
+
+    def _count(self, encoded: RecordLines) -> None:
+        self._digest.update(encoded.lines)
+        self._records += encoded.records
+        self._tokens += encoded.tokens
+
+
+@contextmanager
+def write_privatized_file(path: Path, manifest: Manifest, *, resume: bool = False) -> Iterator[PrivatizedFileWriter]:
+    """A writer whose file appears at `path` only if the block ends without an error.
+
+    The counts and the digest in `manifest` are ignored: they are counted while writing.
+
+    Args:
+        path: Of the file; `NAME.partial` beside it is taken for the work, and locked.
+        manifest: Of the file.
+        resume: Continue an unfinished file if there is one, whose records `PrivatizedFileWriter.kept` gives, and leave
+            the file unfinished after an error. Otherwise begin anew, and remove it after an error.
+
+    Raises:
+        CorpusError: The disk is full, the folder cannot be written, or another process is writing the file.
+        WireError: The unfinished file was written with other settings, or is damaged.
+    """
+    partial = partial_path(path)
+    try:
+        with open_alone(partial) as stream:
+            try:
+                if not resume:
+                    stream.truncate()
+                writer = PrivatizedFileWriter(stream, manifest)
+                yield writer
+                writer.finish()
+                stream.flush()
+                os.fsync(stream.fileno())
+                partial.replace(path)
+            except BaseException:
+                if not resume:
+                    partial.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise CorpusError(
+            f"the output must be writable, got {error.strerror or type(error).__name__}; "
+            "free space or choose another folder"
+        ) from None
+
+
+def partial_path(path: Path) -> Path:
+    """Where a file is while it is not whole."""
+    return path.with_name(path.name + ".partial")
+
+
+def read_unfinished_manifest(path: Path) -> Manifest | None:
+    """The manifest, without counts, of the unfinished file that is to become `path`; None if none was begun.
+
+    Raises:
+        CorpusError: It cannot be read.
+        WireError: It is damaged.
+    """
+    try:
+        with partial_path(path).open("rb") as stream:
+            return unfinished_manifest(bounded_lines(stream))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CorpusError(
+            f"an unfinished output must be readable, got {error.strerror or type(error).__name__}; check its folder"
+        ) from None
+
+
+def unfinished_manifest(lines: Iterable[bytes]) -> Manifest | None:
+    """The manifest in the first of the lines, its counts taken out; None if that line was cut off."""
+    first = next(iter(lines), b"")
+    if not first.endswith(b"\n"):
+        return None
+    return _without_counts(manifest_from_json(parse_object(first, what="the manifest of an unfinished output")))
+
+
+def _without_counts(manifest: Manifest) -> Manifest:
+    return replace(manifest, records=0, tokens=0, records_sha256="0" * 64)
