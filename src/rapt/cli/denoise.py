@@ -23,6 +23,9 @@ def denoise(
     epochs: Annotated[float, typer.Option(help="Passes over the text; may be a fraction.")] = 3.0,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 3e-4,
+    soft_embeddings: Annotated[
+        bool, typer.Option("--soft-embeddings", help="Also show the model, for each word, the mean of what it may be.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of order and noise.")] = 0,
     as_json: AsJson = False,
@@ -55,6 +58,7 @@ def denoise(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        soft_embeddings=soft_embeddings,
     )
     if threads is not None:
         torch.set_num_threads(threads)

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from rapt.compare.arms import ARMS, CLEAN
 from rapt.errors import UsageError
+from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.model.tuning_config import PROMPT_TUNING, TuningConfig, default_config
 from rapt.wire.manifest import Parameter
 
@@ -161,14 +162,17 @@ class ComparisonPlan:
 
 
 def weights_digest(folder: str) -> str:
-    """SHA-256 of the weights in a folder.
+    """SHA-256 of the weights in a folder, soft embeddings included.
 
     Raises:
         UsageError: There are none.
     """
-    path = Path(folder) / "model.safetensors"
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        with (Path(folder) / "model.safetensors").open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256")
+        soft = Path(folder) / SOFT_EMBEDDINGS
+        if soft.is_file():  # results of folders without stay what they are
+            found.update(soft.read_bytes())
+        return found.hexdigest()
     except OSError:
         raise UsageError("--denoised must be a folder that rapt denoise made, with model.safetensors") from None

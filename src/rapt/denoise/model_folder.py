@@ -17,7 +17,7 @@ from rapt.denoise.warm_up import Explained
 from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
 from rapt.service.model.denoising import Student
-from rapt.service.model.noise_expected import CARD, SCHEMA
+from rapt.service.model.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.service.model.whole_folder import write_folder
 from rapt.version import __version__
 from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
@@ -71,6 +71,8 @@ def save_denoised(
     }
     files = {path.name: path.read_bytes() for path in source.glob("*.json") if path.is_file()}
     files[_WEIGHTS] = save_tensors(weights, metadata={"format": "pt"})
+    if student.soft_embeddings is not None:
+        files[SOFT_EMBEDDINGS] = soft_embeddings_file(student.soft_embeddings)
     files[CARD] = json.dumps(card, indent=1, allow_nan=False).encode() + b"\n"
     try:
         write_folder(folder, files)

@@ -19,10 +19,11 @@ class WarmUpPlan:
         mechanism: Name in `MECHANISMS`.
         options: Its options; not η.
         etas: Settings that the backbone shall expect, 1/distance; each batch is privatized at one of them.
-        epochs: Passes over the public text, with fresh noise in each; may be a fraction.
+        epochs: Passes over the public text, with fresh noise in each; may be a fraction, and 0 with soft embeddings.
         batch_size: Texts a step.
         learning_rate: At its peak; AdamW with warm-up and linear decay to 0.
         seed: Of order and noise. The text is public and the noise protects nobody.
+        soft_embeddings: Whether each word vector is replaced by the mean over what the word may have been, E[E(x)|y].
     """
 
     model: str
@@ -33,12 +34,14 @@ class WarmUpPlan:
     batch_size: int = 32
     learning_rate: float = 3e-4
     seed: int = 0
+    soft_embeddings: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         if not self.etas or any(not (math.isfinite(eta) and eta > 0) for eta in self.etas):
             raise UsageError("a warm-up must have an eta, and each finite and above 0; give --eta")
-        for name in ("epochs", "learning_rate"):
+        nothing_trained = self.soft_embeddings and self.epochs == 0
+        for name in ("learning_rate",) if nothing_trained else ("epochs", "learning_rate"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise UsageError(f"{name} must be finite and above 0, got {name}={getattr(self, name)}")
         if self.batch_size < 2:

@@ -12,6 +12,7 @@ import torch
 
 from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.public_text import PublicTexts
+from rapt.denoise.soft_embeddings import DRAWS, kept_soft_embeddings, mean_of_settings, word_prior
 from rapt.errors import TuningError
 from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.randomness import insecure_stream
@@ -58,6 +59,7 @@ def warm_up(
     *,
     vocabulary: Vocabulary,
     plan: WarmUpPlan,
+    soft_draws: int = DRAWS,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Explained, ...]:
     """Train the student in place; returns what it explains of held-out text at each η, before and after.
@@ -67,6 +69,7 @@ def warm_up(
         texts: Public.
         vocabulary: Of the same model.
         plan: What is done.
+        soft_draws: For soft embeddings at each η, where the channel has no closed form.
         on_step: Called after each step.
 
     Raises:
@@ -81,6 +84,13 @@ def warm_up(
     # The same noise before and after, so the two differ by the student alone.
     queries = [privatize(mechanism, texts.held_out, rng=rng) for mechanism in noise]
     before = [_explained(student, texts.held_out, query) for query in queries]
+    if plan.soft_embeddings:
+        prior = word_prior(texts.training, vocabulary=vocabulary)
+        settings = [
+            kept_soft_embeddings(vocabulary, mechanism, prior=prior, seed=plan.seed, draws=soft_draws)
+            for mechanism in noise
+        ]
+        student.see_words_as(torch.from_numpy(mean_of_settings(settings)))
     steps = math.ceil(plan.epochs * len(texts.training) / plan.batch_size)
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
     optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate)

@@ -25,7 +25,7 @@ from rapt.public_models import model_directory, model_name
 from rapt.service.model.backbone_parts import Kind, Parts
 from rapt.service.model.frame import Frame, frame_of, make_tokenizer
 from rapt.service.model.language_head import LanguageHead
-from rapt.service.model.noise_expected import NoiseExpected, read_noise_expected
+from rapt.service.model.noise_expected import NoiseExpected, read_noise_expected, read_soft_embeddings
 from rapt.service.model.sites import Sites
 from rapt.service.model.steering import Steering, steered
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory
@@ -69,7 +69,7 @@ class Backbone:
         decoder: The second half of an encoder-decoder, or None.
         language_head: Scores of words from states; None where the checkpoint has none.
         sites: Where it can be steered: its attention layers and its linear layers.
-        word_embeddings: The table E, (V, h), in float32.
+        word_embeddings: The table E, (V, h), in float32; of a backbone that expects noise it may be E[E(x)|y].
         hidden_size: h.
         dtype: Of the weights; what is trained is float32 whatever this is.
         max_positions: Longest sequence, everything counted.
@@ -224,6 +224,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
     if head is not None:
         head.requires_grad_(False).eval().to(place)
     table = torch.from_numpy(bundle.embeddings.copy()).to(place)
+    soft = read_soft_embeddings(folder, like=table)
     return Backbone(
         model=model,
         bundle=bundle,
@@ -233,7 +234,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         decoder=parts.decoder,
         language_head=head,
         sites=_install(parts.whole),
-        word_embeddings=table,
+        word_embeddings=table if soft is None else soft,
         hidden_size=table.shape[1],
         dtype=dtype,
         max_positions=bundle.max_tokens,

@@ -10,7 +10,7 @@ The table of word embeddings stays as it is, so the vocabulary and its hash do, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,12 @@ class Student:
         self.encoder = self.backbone.encoder
         self.encoder.requires_grad_(True)
         self.encoder.get_submodule("embeddings").requires_grad_(False)
+        self.soft_embeddings: Tensor | None = None
+
+    def see_words_as(self, table: Tensor) -> None:
+        """Let the student look words up in another table, (V, h) in float32: soft embeddings. The teacher does not."""
+        self.soft_embeddings = table
+        self.backbone = replace(self.backbone, word_embeddings=table.to(self.backbone.device))
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""

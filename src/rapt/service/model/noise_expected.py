@@ -1,4 +1,4 @@
-"""What noise a backbone expects: the card beside its weights that `rapt denoise` writes and `rapt serve` reads."""
+"""What noise a backbone expects: the files beside its weights that `rapt denoise` writes and `rapt serve` reads."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
 from rapt.errors import VocabularyError
 from rapt.wire.manifest import MechanismSetting, Parameter
 
 SCHEMA: Final = "rapt.denoised-backbone/1"
 CARD: Final = "denoising.json"
+SOFT_EMBEDDINGS: Final = "soft_embeddings.safetensors"
+_TABLE: Final = "word_embeddings"
 # A backbone for several η serves those between them, and a little beyond. How far is right was not measured: on SST-2
 # with MiniLM 52 % of the tokens are unchanged at η = 75, and 61 % at 80.
 _SLACK: Final = 1.1
@@ -59,3 +66,27 @@ def read_noise_expected(folder: Path) -> NoiseExpected | None:
         raise VocabularyError(
             f"{CARD} must be a card of schema {SCHEMA!r}; make the backbone again with rapt denoise, or remove the card"
         ) from None
+
+
+def soft_embeddings_file(table: Tensor) -> bytes:
+    """What is written for a backbone that looks words up in a table of its own, (V, h)."""
+    return save_tensors({_TABLE: table.contiguous()})
+
+
+def read_soft_embeddings(folder: Path, *, like: Tensor) -> Tensor | None:
+    """The table in a model folder, of the shape of `like`; None where there is none.
+
+    Raises:
+        VocabularyError: The file is damaged or of another vocabulary.
+    """
+    try:
+        table = load_tensors((folder / SOFT_EMBEDDINGS).read_bytes())[_TABLE]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError):
+        table = None
+    if table is None or table.shape != like.shape or not table.isfinite().all():
+        raise VocabularyError(
+            f"{SOFT_EMBEDDINGS} must have a finite vector for each word; make the backbone again with rapt denoise"
+        )
+    return table.to(like)

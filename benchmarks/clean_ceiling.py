@@ -1,0 +1,139 @@
+"""How good the backbone is where nothing is private: recipes for clear SST-2 text, one line a trained model.
+
+    python benchmarks/clean_ceiling.py run --data SST2_FOLDER --out RESULTS --recipe lora --seeds 0
+    python benchmarks/clean_ceiling.py table RESULTS
+
+A recipe is chosen by the accuracy on 2,000 rows of `train.tsv` that no model is trained on. Most rows there are
+phrases, and phrases of one sentence are in both parts, so that figure is too good; it only ranks. `dev` is read for
+reporting.
+The text is in memory only, in clear, with a manifest that no wire format can write.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rapt.audit.intervals import wilson
+from rapt.compare.arms import CLEAN
+from rapt.compare.bench import right_answers
+from rapt.compare.files import FileMaker
+from rapt.compare.plan import ComparisonPlan
+from rapt.compare.texts import LabelledTexts
+from rapt.local.vocabulary import load_vocabulary
+from rapt.service.model.backbone import load_backbone
+from rapt.service.model.tuner import tune
+from rapt.service.model.tuning_config import default_config
+from rapt.wire.privatized_file import PrivatizedFile
+
+NAMES = ("negative", "positive")
+HELD_OUT = 2_000
+EVERY_LAYER = ("query", "key", "value", "dense")
+RECIPES = {
+    "prompt": (4_000, 8, default_config("prompt_tuning")),
+    "prompt, all": (None, 1, replace(default_config("prompt_tuning"), prompt_length=20)),
+    "prefix, all": (None, 1, replace(default_config("prefix_tuning"), prompt_length=20)),
+    "lora": (4_000, 8, default_config("lora")),
+    "lora, all": (None, 1, replace(default_config("lora"), epochs=2)),
+    "lora every layer, all": (
+        None,
+        1,
+        replace(
+            default_config("lora"),
+            lora_targets=EVERY_LAYER,
+            lora_rank=16,
+            lora_alpha=32.0,
+            learning_rate=0.001,
+            head_learning_rate=0.003,
+            epochs=2,
+        ),
+    ),
+}
+
+
+def read_rows(path: Path, *, seed: int) -> list[tuple[str, int]]:
+    """(text, label) of a file of SST-2, each once, in an order of the seed's."""
+    lines = [line.rstrip("\n").split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
+    rows = sorted({text.strip(): int(label) for text, label in lines}.items())
+    return [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train each recipe with each seed, one line a model."""
+    torch.set_num_threads(args.threads)
+    vocabulary = load_vocabulary(args.model)
+    backbone = load_backbone(args.model, precision="float32")
+    files = FileMaker(ComparisonPlan(model=args.model, etas=(), arms=(CLEAN,)), vocabulary)
+
+    def clear(rows: Sequence[tuple[str, int]]) -> PrivatizedFile:
+        texts = LabelledTexts(texts=tuple(row[0] for row in rows), labels=tuple(row[1] for row in rows), names=NAMES)
+        return files.training(texts, eta=None, seed=0)
+
+    dev = read_rows(args.data / "dev.tsv", seed=0)
+    told = {text for text, _ in dev}
+    rows = [row for row in read_rows(args.data / "train.tsv", seed=0) if row[0] not in told]
+    held_out, rows = rows[:HELD_OUT], rows[HELD_OUT:]
+    for name in args.recipe:
+        records, words, config = RECIPES[name]
+        training = [row for row in rows if len(row[0].split()) >= words][:records]
+        for seed in args.seeds:
+            start = time.perf_counter()
+            adapter = tune(backbone, clear(training), config=replace(config, seed=seed))
+            row = {
+                "recipe": name,
+                "seed": seed,
+                "records": len(training),
+                "seconds": round(time.perf_counter() - start, 1),
+                "held_out": float(np.mean(right_answers(backbone, adapter, clear(held_out)))),
+                "dev_right": int(np.sum(right_answers(backbone, adapter, clear(dev)))),
+                "dev": len(dev),
+            }
+            with args.out.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+            print(row, flush=True)
+
+
+def table(args: argparse.Namespace) -> None:
+    """Markdown, a row a recipe."""
+    rows = [json.loads(line) for line in args.results.read_text(encoding="utf-8").splitlines()]
+    print("| recipe | texts | seeds | held-out phrases, % | dev, % | 95 % interval |\n|---|---|---|---|---|---|")
+    for name in dict.fromkeys(row["recipe"] for row in rows):
+        own = [row for row in rows if row["recipe"] == name]
+        right, total = sum(row["dev_right"] for row in own), sum(row["dev"] for row in own)
+        # Seeds answer the same sentences: the interval counts each sentence once.
+        low, high = wilson(right / total, trials=total / len(own), quantile=1.96)
+        held_out = np.mean([row["held_out"] for row in own])
+        print(
+            f"| {name} | {own[0]['records']:,} | {len(own)} | {100 * held_out:.1f} | {100 * right / total:.1f} "
+            f"| {100 * low:.1f} – {100 * high:.1f} |"
+        )
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    training = commands.add_parser("run")
+    training.add_argument("--data", type=Path, required=True)
+    training.add_argument("--out", type=Path, required=True)
+    training.add_argument("--model", default="minilm")
+    training.add_argument("--recipe", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    training.add_argument("--seeds", nargs="+", type=int, default=[0])
+    training.add_argument("--threads", type=int, default=1)
+    training.set_defaults(work=run)
+    showing = commands.add_parser("table")
+    showing.add_argument("results", type=Path)
+    showing.set_defaults(work=table)
+    args = parser.parse_args()
+    args.work(args)
+
+
+if __name__ == "__main__":
+    main()
