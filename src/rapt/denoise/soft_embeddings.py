@@ -64,7 +64,8 @@ def word_prior(texts: Iterable[Sequence[int]], *, vocabulary: Vocabulary) -> NDA
         np.add.at(counts, np.asarray(text, dtype=np.int64), 1.0)
     uniform = np.zeros(vocabulary.size)
     uniform[vocabulary.eligible] = 1.0 / len(vocabulary.eligible)
-    return (1.0 - _UNSEEN) * counts / max(1.0, counts.sum()) + (_UNSEEN if counts.any() else 1.0) * uniform
+    smoothed: NDArray[np.float64] = (1.0 - _UNSEEN) * counts / max(1.0, counts.sum())
+    return smoothed + (_UNSEEN if counts.any() else 1.0) * uniform
 
 
 def soft_embeddings(
