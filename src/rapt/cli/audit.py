@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import shlex
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
-from rapt.cli.demo import percent
+from rapt.cli.audit_parts import count_entities, infer_columns, read_column, stages, statement_text
+from rapt.cli.audit_tables import attribute_table, audit_table
 from rapt.cli.options import AsJson
-from rapt.cli.output import Meter, meter, say, show, show_json
-from rapt.cli.output import table as columns
-
-if TYPE_CHECKING:
-    from rapt.audit.attributes import AttributeResult
-    from rapt.audit.audit import AuditReport
-    from rapt.audit.view import AdversaryView, Truth
-    from rapt.local.vocabulary import Vocabulary
-    from rapt.wire.manifest import Manifest
+from rapt.cli.output import meter, say, show, show_json
 
 # Tokens of a quick look: half a minute on one core with MiniLM's table.
 QUICK_TOKENS: Final = 1500
 # A file with fewer records is attacked whole, by attackers who have no text of its kind.
 LEAST_TO_LEND: Final = 20
-# Time of the bound, in the unit of `Attack.weight`.
-_BOUND_WEIGHT: Final = 40.0
 
 
 def audit(
@@ -180,97 +169,6 @@ def audit(
             show("\n" + attribute_table(result))
 
 
-def read_column(original: Path, column: str, *, text_column: str) -> list[str]:
-    """A column of the corpus, in its order; an empty value counts as a value."""
-    from rapt.local.corpus import read_corpus
-
-    records = read_corpus(original, text_column=text_column, label_column=column)
-    return [str(record.label) for record in records]
-
-
-def count_entities(
-    view: AdversaryView, truth: Truth, original: Path, *, text_column: str, truncate_to: int | None
-) -> Truth:
-    """The truth with its named entities, or as it is where they cannot be looked for, which is said."""
-    from rapt.audit.judge.entities import reason_without_entities, with_entities
-    from rapt.local.corpus import read_corpus
-
-    if (reason := reason_without_entities()) is not None:
-        say(reason)
-        return truth
-    texts = [record.text for record in read_corpus(original, text_column=text_column, label_column=None)]
-    with meter("finding entities", total=100, unit="%") as progress:
-        return with_entities(
-            view, truth, texts, truncate_to=truncate_to, on_progress=lambda share: progress(int(100 * share))
-        )
-
-
-def infer_columns(
-    view: AdversaryView, truth: Truth, columns_to_infer: list[tuple[str, list[str]]], *, seed: int
-) -> tuple[AttributeResult, ...]:
-    """Every column that was named, inferred from the whole file."""
-    from rapt.audit.attributes import infer_attribute
-
-    found = []
-    for column, values in columns_to_infer:
-        with meter(f"inferring {column}", total=100, unit="%") as progress:
-            shown = stages(progress, [column])
-            result = infer_attribute(view, truth, values, column=column, seed=seed, on_progress=partial(shown, column))
-        found.append(result)
-    return tuple(found)
-
-
-def attribute_table(result: AttributeResult) -> str:
-    """How well one column is inferred, for a terminal."""
-    several = "" if result.attackers[0].of_several is None else f"{result.attackers[0].of_several.value:.1%}"
-    rows = [[f"{attacker.name} attacker", *percent(attacker.first)] for attacker in result.attackers]
-    rows.append(["unprotected texts", *percent(result.unprotected.first)])
-    rows.append(["without the file", f"{result.chance:.1%}", ""])
-    head = f"{result.column}: {result.values} values, {result.texts:,} texts" + (
-        f"; among five guesses {several}" if several else ""
-    )
-    return "\n".join([head, "", columns(["who", "right", "95 % interval"], rows)])
-
-
-def stages(progress: Meter, names: Sequence[str]) -> Callable[[str, float], None]:
-    """A receiver of stages that come one after another, shown as one piece of work with the time that is left."""
-    from rapt.audit.attacks import ATTACKS
-
-    weights = {name: ATTACKS[name].weight if name in ATTACKS else _BOUND_WEIGHT for name in names}
-    begun = time.monotonic()
-    before = {name: sum(list(weights.values())[:place]) for place, name in enumerate(weights)}
-
-    def show_stage(stage: str, share: float) -> None:
-        done = (before[stage] + share * weights[stage]) / sum(weights.values())
-        seconds = time.monotonic() - begun
-        left = f", about {_minutes(seconds * (1 - done) / done)} left" if done > 0.02 and seconds > 1 else ""
-        progress(int(100 * done), note=stage.replace("_", " ") + left)
-
-    return show_stage
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def statement_text(vocabulary: Vocabulary, manifest: Manifest) -> str:
-    """The privacy statement of a file, or nothing for a mechanism without one."""
-    from rapt.local.guarantee import PROMISES, privacy_statement
-
-    if manifest.mechanism.name not in PROMISES:
-        return ""
-    return privacy_statement(
-        vocabulary,
-        manifest.mechanism,
-        plain_tokens=manifest.plain_tokens,
-        labels_sent=manifest.labels is not None,
-        label_privacy=manifest.label_privacy,
-        two_texts=manifest.pairs,
-        targets=manifest.targets,
-        randomness=manifest.randomness,
-    ).to_text()
-
-
 def command_line(
     file: Path,
     original: Path,
@@ -301,33 +199,3 @@ def command_line(
     for column in attribute:
         words += ["--attribute", column]
     return shlex.join(words)
-
-
-def audit_table(found: AuditReport) -> str:
-    """Every attack and the bound on all of their kind, for a terminal."""
-    rows = [
-        [result.title, *percent(result.score.all_tokens.first), f"{result.score.all_tokens.chance:.1%}"]
-        for result in found.results
-    ]
-    if found.bound is not None:
-        rows.append(["any attack without context", *percent(found.bound.success), ""])
-    lines = [
-        f"{found.records:,} of {found.of_records:,} texts, {found.tokens:,} tokens, {found.mechanism} at "
-        f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
-        "",
-        columns(["attack", "recovered", "95 % interval", "without the file"], rows),
-        "",
-        f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
-        *(f"entities it recovered: {line}" for line in [entity_line(found)] if line),
-        *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),
-        *(f"warning: {warning}" for warning in found.warnings),
-    ]
-    return "\n".join(lines)
-
-
-def entity_line(found: AuditReport) -> str:
-    """The share of whole entities of each kind that the strongest attack recovered; empty where nobody looked."""
-    return ", ".join(
-        f"{group.name} {group.first.value:.0%} of {group.first.n:,} ({group.unchanged:.0%} as sent)"
-        for group in found.strongest.detail.entities
-    )

@@ -6,17 +6,15 @@ import shlex
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from rapt.cli.artefact_tables import findings_tables
 from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions
-from rapt.cli.output import meter, say, show, show_json, table
+from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
-
-if TYPE_CHECKING:
-    from rapt.audit.artefact.run import ArtefactFindings
 
 
 def audit_model(
@@ -43,8 +41,8 @@ def audit_model(
     ] = 4,
     canaries: Annotated[int, typer.Option(metavar="N", min=1, help="Planted sentences of each kind.")] = 8,
     repetitions: Annotated[
-        str, typer.Option(metavar="R,R,...", help="How often each planted sentence is put in.")
-    ] = "1,10,100",
+        str, typer.Option(metavar="R,R,...", help="How often each planted sentence is put in; 0: never, a control.")
+    ] = "0,1,10,100",
     releases: Annotated[
         str, typer.Option(metavar="R,R,...", help="How many releases of a text are laid on top of each other.")
     ] = "1,3,10,30",
@@ -86,8 +84,8 @@ def audit_model(
         models=models,
         queries=queries,
         canaries=canaries,
-        repetitions=numbers(repetitions, option="--repetitions"),
-        releases=numbers(releases, option="--releases"),
+        repetitions=numbers(repetitions, option="--repetitions", least=0),
+        releases=numbers(releases, option="--releases", least=1),
         seed=seed,
     )
     config = replace(default_config(method), epochs=epochs, batch_size=batch_size)
@@ -134,71 +132,12 @@ def audit_model(
         show(findings_tables(found))
 
 
-def numbers(listed: str, *, option: str) -> tuple[int, ...]:
-    """Whole numbers above 0, separated by commas, sorted (`UsageError`)."""
+def numbers(listed: str, *, option: str, least: int) -> tuple[int, ...]:
+    """Whole numbers from `least` on, separated by commas, sorted (`UsageError`)."""
     try:
         found = tuple(sorted({int(part) for part in listed.split(",")}))
     except ValueError:
         found = ()
-    if not found or found[0] < 1:
-        raise UsageError(f"{option} must be whole numbers from 1, separated by commas, such as 1,10,100")
+    if not found or found[0] < least:
+        raise UsageError(f"{option} must be whole numbers from {least}, separated by commas, such as 1,10,100")
     return found
-
-
-def findings_tables(found: ArtefactFindings) -> str:
-    """Everything that was found, for a terminal."""
-    parts = []
-    if found.membership:
-        rows = [
-            [
-                f"tuned on {result.tuned_on}, asked in {result.asked_with}",
-                named.attack,
-                f"{named.score.auc.value:.3f}",
-                f"{named.score.auc.low:.3f}–{named.score.auc.high:.3f}",
-                *("too few" if rate.rate is None else f"{rate.rate.value:.1%}" for rate in named.score.true_positives),
-                f"{named.score.p:.1g}",
-            ]
-            for result in found.membership
-            for named in result.attacks
-        ]
-        parts.append(
-            table(["membership", "attack", "AUC", "95 % interval", "at 0.1 %", "at 1 %", "at 10 %", "p"], rows)
-        )
-    if found.canaries:
-        rows = [
-            [
-                f"tuned on {result.tuned_on}, put in "
-                + ("once" if result.repetitions == 1 else f"{result.repetitions} times"),
-                f"{result.exposure:.2f}",
-                f"{result.low:.2f}–{result.high:.2f}",
-                f"{sorted(result.ranks)[len(result.ranks) // 2]:,} of {result.candidates:,}",
-                f"{result.p:.1g}",
-            ]
-            for result in found.canaries
-        ]
-        parts.append(table(["canaries", "bits, 1.44 by chance", "95 % interval", "middle rank", "p"], rows))
-    if found.words:
-        rows = [
-            [
-                f"tuned on {reading.tuned_on}, {reading.reader}",
-                f"{reading.score.auc.value:.3f}",
-                f"{reading.score.auc.low:.3f}–{reading.score.auc.high:.3f}",
-                f"{reading.first.value:.1%}",
-                f"{reading.chance:.1%}",
-                f"{reading.score.p:.1g}",
-            ]
-            for reading in found.words
-        ]
-        parts.append(table(["words", "AUC", "95 % interval", "of the first 20", "by chance", "p"], rows))
-    if found.releases:
-        rows = [
-            [
-                f"{point.releases}",
-                f"{point.recovered.value:.1%}",
-                f"{100 * point.recovered.low:.1f}–{100 * point.recovered.high:.1f} %",
-                f"{point.chance:.1%}",
-            ]
-            for point in found.releases
-        ]
-        parts.append(table(["releases of each text", "words recovered", "95 % interval", "blind"], rows))
-    return "\n\n".join(parts)

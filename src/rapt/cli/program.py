@@ -15,6 +15,7 @@ from typer.main import get_command
 
 from rapt.cli.admin import admin
 from rapt.cli.audit import audit
+from rapt.cli.audit_adapter import audit_adapter
 from rapt.cli.audit_model import audit_model
 from rapt.cli.calibrate import calibrate
 from rapt.cli.compare import compare
@@ -42,6 +43,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     predict,
     audit,
     audit_model,
+    audit_adapter,
     compare,
     denoise,
     serve,

@@ -117,4 +117,4 @@ def test_hostile_names_are_text(report):
 def test_both_files_are_written(report, tmp_path):
     page, values = write_artefact_report(report, tmp_path / "new")
     assert page.read_text(encoding="utf-8") == render_artefact_report(report)
-    assert json.loads(values.read_text(encoding="utf-8"))["schema"] == "rapt.artefact-report/1"
+    assert json.loads(values.read_text(encoding="utf-8"))["schema"] == "rapt.artefact-report/2"

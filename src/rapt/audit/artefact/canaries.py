@@ -32,7 +32,7 @@ class CanaryResult:
 
     Attributes:
         tuned_on: `clear` or `privatized` text.
-        repetitions: R.
+        repetitions: R; 0 is the control, a model that never had the sentences.
         canaries: Different sentences.
         candidates: Sentences that each was ranked among, itself included.
         ranks: Of each canary, 1 for the first; a tie counts as the worst place.
@@ -81,20 +81,20 @@ def find_canaries(
     Args:
         workshop: Tunes the model.
         texts: That the canaries are put among.
-        repetitions: R.
+        repetitions: R; with 0 the sentences are looked for in a model that never had them.
         canaries: Different sentences.
         candidates: Sentences that each is ranked among, itself included.
         words: Of each sentence.
         seed: Of sentences, noise and run; the same seed gives the same canaries for every R and mechanism.
 
     Raises:
-        AuditError: A number is below 1, or there is nothing to rank among.
+        AuditError: A number is too small, or there is nothing to rank among.
         TuningError: The model cannot be tuned.
     """
-    if repetitions < 1 or canaries < 1 or candidates < 2 or words < 1:
+    if repetitions < 0 or canaries < 1 or candidates < 2 or words < 1:
         raise AuditError(
-            f"canaries must be at least 1, put in once, of a word, among 2 sentences, got canaries={canaries} "
-            f"repetitions={repetitions} words={words} candidates={candidates}"
+            f"canaries must be at least 1, of a word, among 2 sentences, put in 0 times or more, got "
+            f"canaries={canaries} repetitions={repetitions} words={words} candidates={candidates}"
         )
     rng = np.random.default_rng([seed, 13])
     secret = random_sentences(workshop, sentences=canaries, words=words, names=texts.names, rng=rng)

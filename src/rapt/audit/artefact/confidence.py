@@ -14,7 +14,13 @@ from rapt.service.model.inference import ClassificationRow, classify
 _LEAST = 1e-30
 
 
-def confidences(backbone: Backbone, adapter: Adapter, contents: Sequence[tuple[int, ...]]) -> NDArray[np.float64]:
+def confidences(
+    backbone: Backbone,
+    adapter: Adapter,
+    contents: Sequence[tuple[int, ...]],
+    *,
+    plain: Sequence[tuple[int, ...]] | None = None,
+) -> NDArray[np.float64]:
     """log(p / (1 - p)) for the probability p of each class, (n, C).
 
     1 - p is summed over the other classes: where p is nearly 1, a difference would have lost it.
@@ -23,8 +29,13 @@ def confidences(backbone: Backbone, adapter: Adapter, contents: Sequence[tuple[i
         backbone: That the adapter was tuned on.
         adapter: Asked.
         contents: Token ids of each text, as they are sent.
+        plain: The privatized plain tokens before each, for an adapter that was tuned with some.
     """
-    rows = [ClassificationRow(adapter=adapter, token_ids=content) for content in contents]
+    before = [()] * len(contents) if plain is None else plain
+    rows = [
+        ClassificationRow(adapter=adapter, token_ids=content, privatized_plain_tokens=tokens)
+        for content, tokens in zip(contents, before, strict=True)
+    ]
     answers = np.array(classify(backbone, rows), dtype=np.float64)
     classes = answers.shape[1]
     others = answers @ (1 - np.eye(classes))

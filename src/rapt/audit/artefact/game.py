@@ -6,6 +6,7 @@ user of a model that was tuned on privatized text would ask, in a fresh privatiz
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ from rapt.audit.artefact.confidence import confidences, of_labels
 from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS, views_of_each
 from rapt.audit.artefact.models import Models, Workshop
 from rapt.audit.artefact.scores import MembershipScore, score_membership
-from rapt.audit.artefact.texts import TokenTexts, privatize
+from rapt.audit.artefact.texts import TokenTexts, privatize, release_plain_tokens
+from rapt.service.model.adapter import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,29 +53,42 @@ class MembershipResult:
 
 
 def ask(
-    workshop: Workshop, models: Models, texts: TokenTexts, *, privatized: bool, queries: int, seed: int
+    workshop: Workshop,
+    adapters: Sequence[Adapter],
+    texts: TokenTexts,
+    *,
+    privatized: bool,
+    queries: int,
+    seed: int,
 ) -> NDArray[np.float64]:
     """The confidence of each model in each text's label, (N, n).
 
     Args:
-        workshop: That tuned the models.
-        models: Asked.
+        workshop: That tuned the models, or would have.
+        adapters: Asked, N of them.
         texts: Asked about.
         privatized: Whether texts are asked about in fresh privatizations.
         queries: Privatizations of each text, averaged.
         seed: Of the noise; every model gets the same queries.
     """
-    if not privatized or workshop.mechanism is None:
-        contents = [texts.contents]
-    else:
-        rng = np.random.default_rng([seed, 9])
-        contents = [privatize(texts.contents, mechanism=workshop.mechanism, rng=rng) for _ in range(queries)]
+    rng, mechanism = np.random.default_rng([seed, 9]), workshop.mechanism
+    asked = []
+    for _ in range(queries if privatized and mechanism is not None else 1):
+        contents = texts.contents
+        if privatized and mechanism is not None:
+            contents = privatize(contents, mechanism=mechanism, rng=rng)
+        before = release_plain_tokens(workshop.plain_tokens, len(texts), mechanism=mechanism, rng=rng)
+        asked.append((contents, [released for _, released in before]))
     return np.stack(
         [
             np.mean(
-                [of_labels(confidences(workshop.backbone, adapter, asked), texts.labels) for asked in contents], axis=0
+                [
+                    of_labels(confidences(workshop.backbone, adapter, contents, plain=plain), texts.labels)
+                    for contents, plain in asked
+                ],
+                axis=0,
             )
-            for adapter in models.adapters
+            for adapter in adapters
         ]
     )
 
@@ -98,7 +113,7 @@ def play_membership(
 ) -> MembershipResult:
     """The game on models that were tuned already; see `ask` for the arguments."""
     privatized = privatized and workshop.mechanism is not None
-    answers = ask(workshop, models, texts, privatized=privatized, queries=queries, seed=seed)
+    answers = ask(workshop, models.adapters, texts, privatized=privatized, queries=queries, seed=seed)
     return MembershipResult(
         tuned_on=workshop.tuned_on,
         asked_with="privatized" if privatized else "clear",

@@ -15,6 +15,7 @@ from rapt.local.vocabulary import Vocabulary
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.tuner import TuningConfig, tune
+from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 
 _TRIES = 100
 
@@ -28,12 +29,14 @@ class Workshop:
         vocabulary: Of the backbone.
         mechanism: Through which the texts went; None for models tuned on the clear text.
         config: Of each run but for its seed, which nobody knows of another's run.
+        plain_tokens: Of its files; none for runs without reconstruction.
     """
 
     backbone: Backbone
     vocabulary: Vocabulary
     mechanism: Mechanism | None
     config: TuningConfig
+    plain_tokens: PlainTokens = NO_PLAIN_TOKENS
 
     @property
     def tuned_on(self) -> str:
@@ -43,7 +46,11 @@ class Workshop:
     def tune(self, texts: TokenTexts, *, seed: int) -> Adapter:
         """A model tuned on a fresh release of these texts."""
         file = tuning_file(
-            texts, vocabulary=self.vocabulary, mechanism=self.mechanism, rng=np.random.default_rng([seed, 3])
+            texts,
+            vocabulary=self.vocabulary,
+            mechanism=self.mechanism,
+            rng=np.random.default_rng([seed, 3]),
+            plain_tokens=self.plain_tokens,
         )
         return tune(self.backbone, file, config=replace(self.config, seed=seed), on_warning=lambda warning: None)
 

@@ -10,12 +10,14 @@ import numpy as np
 
 from rapt.audit.artefact.canaries import CanaryResult, find_canaries
 from rapt.audit.artefact.game import MembershipResult, play_membership
+from rapt.audit.artefact.given import GivenAdapter, OwnersTexts, attack_given
 from rapt.audit.artefact.models import Workshop, tune_models
 from rapt.audit.artefact.pooled import PooledRelease, ReleasesView, pooled_guesses, score_releases
 from rapt.audit.artefact.texts import TokenTexts
 from rapt.audit.artefact.words import WordReading, read_words
 from rapt.audit.priors import PublicText
 from rapt.errors import AuditError
+from rapt.service.model.adapter import Adapter
 
 PARTS: Final = ("membership", "words", "canaries", "releases")
 # Tokens of which several releases are laid on top of each other: with 30 releases 9,000 outputs.
@@ -31,7 +33,7 @@ class ArtefactPlan:
         models: Tuned on each kind of text; each is attacked with the others.
         queries: Fresh privatizations of a text that are asked about, averaged.
         canaries: Different sentences for each number of repetitions.
-        repetitions: How often each is put in.
+        repetitions: How often each is put in; 0 is the control, a model that never had it.
         releases: Numbers of releases that are laid on top of each other.
         seed: Of everything that is drawn.
     """
@@ -40,7 +42,7 @@ class ArtefactPlan:
     models: int = 8
     queries: int = 4
     canaries: int = 8
-    repetitions: tuple[int, ...] = (1, 10, 100)
+    repetitions: tuple[int, ...] = (0, 1, 10, 100)
     releases: tuple[int, ...] = (1, 3, 10, 30)
     seed: int = 0
 
@@ -48,10 +50,11 @@ class ArtefactPlan:
         """Refuse a plan that nothing can come of (`AuditError`)."""
         if unknown := [part for part in self.parts if part not in PARTS]:
             raise AuditError(f"unknown attack={unknown[0]!r}; choose among {', '.join(PARTS)}")
-        least = min((*self.repetitions, *self.releases, self.canaries, self.queries))
-        if self.models < 3 or least < 1:
+        least = min((*self.releases, self.canaries, self.queries))
+        if self.models < 3 or least < 1 or min(self.repetitions) < 0:
             raise AuditError(
-                f"an audit of models needs 3 of them, and numbers of at least 1, got models={self.models} and {least}"
+                f"an audit of models needs 3 of them, repetitions from 0 and all else from 1, got "
+                f"models={self.models}, repetitions={min(self.repetitions)} and {least}"
             )
 
 
@@ -69,6 +72,7 @@ class ArtefactFindings:
         models: Tuned on each kind of text.
         membership, words, canaries, releases: Empty where the part was not asked for or says nothing.
         seed: As the plan's.
+        given: Of an adapter that was handed back; None where the models were tuned for the audit.
     """
 
     model: str
@@ -83,6 +87,7 @@ class ArtefactFindings:
     canaries: tuple[CanaryResult, ...]
     releases: tuple[PooledRelease, ...]
     seed: int
+    given: GivenAdapter | None = None
 
 
 def audit_artefact(
@@ -152,6 +157,37 @@ def audit_artefact(
         canaries=tuple(canaries),
         releases=releases,
         seed=plan.seed,
+    )
+
+
+def audit_adapter(
+    workshop: Workshop,
+    adapter: Adapter,
+    owned: OwnersTexts,
+    *,
+    shadows: int,
+    queries: int,
+    seed: int,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> ArtefactFindings:
+    """Attack one adapter, and nothing else; see `rapt.audit.artefact.given.attack_given`."""
+    if workshop.mechanism is None:
+        raise AuditError("an adapter that is attacked must have been tuned through a mechanism, got none")
+    given = attack_given(workshop, adapter, owned, shadows=shadows, queries=queries, seed=seed, on_progress=on_progress)
+    return ArtefactFindings(
+        model=workshop.vocabulary.model,
+        method=workshop.config.method,
+        epochs=workshop.config.epochs,
+        mechanism=workshop.mechanism.setting.name,
+        eta=workshop.mechanism.setting.eta,
+        texts=len(owned.texts),
+        models=shadows,
+        membership=(),
+        words=(),
+        canaries=(),
+        releases=(),
+        seed=seed,
+        given=given,
     )
 
 

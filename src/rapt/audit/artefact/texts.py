@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rapt.errors import AuditError
 from rapt.local.corpus import read_corpus
 from rapt.local.mechanisms.interface import Mechanism
+from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord
 
@@ -96,7 +97,12 @@ def read_texts(
 
 
 def tuning_file(
-    texts: TokenTexts, *, vocabulary: Vocabulary, mechanism: Mechanism | None, rng: np.random.Generator
+    texts: TokenTexts,
+    *,
+    vocabulary: Vocabulary,
+    mechanism: Mechanism | None,
+    rng: np.random.Generator,
+    plain_tokens: PlainTokens = NO_PLAIN_TOKENS,
 ) -> PrivatizedFile:
     """The texts as a model is tuned on them: through the mechanism, or in clear for comparison.
 
@@ -107,6 +113,7 @@ def tuning_file(
         vocabulary: Of the backbone.
         mechanism: None for the clear text.
         rng: Of the noise.
+        plain_tokens: That stand before each text, for tuning with reconstruction.
     """
     setting = MechanismSetting(name="none", parameters={"eta": math.inf}) if mechanism is None else mechanism.setting
     contents = texts.contents if mechanism is None else privatize(texts.contents, mechanism=mechanism, rng=rng)
@@ -115,17 +122,34 @@ def tuning_file(
         vocabulary_hash=vocabulary.hash,
         mechanism=setting,
         randomness=Randomness(source="drawn for an audit, in memory only"),
-        plain_tokens=NO_PLAIN_TOKENS,
+        plain_tokens=plain_tokens,
         labels=texts.names,
         records=len(contents),
         tokens=sum(map(len, contents)),
         records_sha256="",
         created_by="rapt audit-model",
     )
+    plain = release_plain_tokens(plain_tokens, len(contents), mechanism=mechanism, rng=rng)
     records = tuple(
-        PrivatizedRecord(token_ids=content, label=label) for content, label in zip(contents, texts.labels, strict=True)
+        PrivatizedRecord(
+            token_ids=content,
+            label=label,
+            privatized_plain_tokens=released,
+            plain_tokens=clear if plain_tokens.count and plain_tokens.fixed is None else None,
+        )
+        for content, label, (clear, released) in zip(contents, texts.labels, plain, strict=True)
     )
     return PrivatizedFile(manifest=manifest, records=records)
+
+
+def release_plain_tokens(
+    plain_tokens: PlainTokens, texts: int, *, mechanism: Mechanism | None, rng: np.random.Generator
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The plain tokens that stand before each of so many texts, in clear and as they are released."""
+    clear = [draw_plain_tokens(plain_tokens, rng) for _ in range(texts)]
+    if mechanism is None or not plain_tokens.count:
+        return [(k, k) for k in clear]
+    return list(zip(clear, privatize(clear, mechanism=mechanism, rng=rng), strict=True))
 
 
 def privatize(

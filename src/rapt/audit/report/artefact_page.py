@@ -13,7 +13,7 @@ from rapt.audit.report.artefact_verdict import artefact_verdict, not_tried
 from rapt.audit.report.values import Figure, Line
 from rapt.audit.values_json import from_json, to_json
 
-SCHEMA: Final = "rapt.artefact-report/1"
+SCHEMA: Final = "rapt.artefact-report/2"
 TITLES: Final = {
     "lira_online": "LiRA, shadow models with and without the text",
     "lira_offline": "LiRA, shadow models without the text",

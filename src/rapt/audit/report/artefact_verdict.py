@@ -1,42 +1,59 @@
-"""The verdict on tuned models, in plain words."""
+"""The verdict on tuned models, in plain words.
+
+The headline rests on all tests on models of privatized text together (`rapt.audit.artefact.evidence`): none is picked
+for its success, so models that remember nothing are accused in at most one of a thousand audits.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
+from rapt.audit.artefact.evidence import evidence, evidence_on
 from rapt.audit.artefact.game import MembershipResult
+from rapt.audit.artefact.given import GivenAdapter
 from rapt.audit.artefact.run import PARTS, ArtefactFindings
 from rapt.audit.report.verdict import Verdict, of_100
 
-# A success this unlikely by chance is called one.
-_SURE = 1e-3
+# A success this unlikely by chance, when all tests are taken together, is called one.
+SURE: Final = 1e-3
+_SHOWN: Final = {
+    "membership": "A model tuned on the privatized texts shows whose texts it was tuned on.",
+    "canaries": "A model tuned on the privatized texts remembers a sentence that stands in them often enough.",
+    "words": "Words of the texts can be read off a model that was tuned on privatized ones.",
+}
 _NAMES = {
     "membership": ("Membership", "Whether a text was among those that a model was tuned on: not asked for."),
     "words": ("Words of the training", "Which words can be read off a model: not asked for, or too few rare words."),
     "canaries": ("Canaries", "What a model remembers of sentences that are repeated: not asked for."),
     "releases": ("Repeated releases", "What several releases of a text add up to: not asked for."),
 }
-_ALWAYS = (
+_WHOLE_TEXTS = (
+    "Whole texts from a model",
+    "Generating the texts that a model was tuned on. A classifier hardly allows it; a model that writes may.",
+)
+_OWN_MODELS = (
     (
         "Your own adapter",
-        "The models here were tuned for the audit, in the same way. A given adapter was not attacked.",
+        "The models here were tuned for the audit, in the same way. For an adapter that you have: rapt audit-adapter.",
     ),
-    (
-        "Whole texts from a model",
-        "Generating the texts that a model was tuned on. A classifier hardly allows it; a model that writes may.",
-    ),
+    _WHOLE_TEXTS,
     ("Plain tokens", "The models were tuned without reconstruction, so without plain tokens."),
 )
 
 
 def artefact_verdict(found: ArtefactFindings) -> Verdict:
     """Who can learn what from a model, how likely, compared with what."""
+    if found.given is not None:
+        return _on_given(found.given)
     clear, private = (_strongest(found.membership, tuned_on) for tuned_on in ("clear", "privatized"))
     sentences = [_on_membership(result) for result in (clear, private) if result is not None]
     headline = "What models tuned on these texts give away"
-    if private is not None:
-        if private.strongest.score.p < _SURE:
-            headline = "A model tuned on the privatized texts shows whose texts it was tuned on."
-        else:
-            headline = "No attack tried tells the texts of a model that was tuned on privatized ones from others."
+    tests = evidence(found, tuned_on="privatized")
+    if tests:
+        headline = "No attack tried learns more from a model of the privatized texts than chance allows."
+        if tests[0].corrected < SURE:
+            headline = _SHOWN[tests[0].part]
+        sentences.append(_on_chance(tests[0].corrected, len(tests)))
     sentences += [
         f"A sentence that was put into the {result.tuned_on} texts {_times(result.repetitions)} is ranked "
         f"number {sorted(result.ranks)[len(result.ranks) // 2]:,} among {result.candidates:,} of its form, in the "
@@ -56,7 +73,34 @@ def artefact_verdict(found: ArtefactFindings) -> Verdict:
 
 def not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
     """What was not attacked, as names and sentences."""
-    return (*(_NAMES[part] for part in PARTS if not getattr(found, part)), *_ALWAYS)
+    if found.given is not None:
+        return (*(_NAMES[part] for part in PARTS if part != "membership"), _WHOLE_TEXTS)
+    return (*(_NAMES[part] for part in PARTS if not getattr(found, part)), *_OWN_MODELS)
+
+
+def _on_given(given: GivenAdapter) -> Verdict:
+    tests, best = evidence_on(given), max(given.attacks, key=lambda attack: attack.named.score.auc.value)
+    auc = best.named.score.auc
+    sentences = [
+        f"Of {given.members:,} texts that it was tuned on and {given.others:,} that it was not, the strongest attack "
+        f"picks the right one of a pair for {of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}); a "
+        f"coin for {of_100(0.5)}. The attacker tuned {given.shadows} models of his own to compare with."
+    ]
+    if left_out := len(given.attacks) - len(tests):
+        sentences.append(
+            f"{left_out} of {len(given.attacks)} attacks tell the two files apart on models that know nothing of them. "
+            "They do not count here: the files differ in kind."
+        )
+    if not tests:
+        return Verdict(
+            headline="The two files of texts differ in kind, so nothing can be said of what the adapter remembers.",
+            sentences=tuple(sentences),
+        )
+    headline = "No attack tried tells the texts that this adapter was tuned on from others."
+    if tests[0].corrected < SURE:
+        headline = "This adapter shows which texts it was tuned on."
+    sentences.append(_on_chance(tests[0].corrected, len(given.attacks)))
+    return Verdict(headline=headline, sentences=tuple(sentences))
 
 
 def _strongest(results: tuple[MembershipResult, ...], tuned_on: str) -> MembershipResult | None:
@@ -71,6 +115,18 @@ def _on_membership(result: MembershipResult) -> str:
     return (
         f"Given a text that a model was tuned on, {form}, and one that it was not, the strongest attack picks the "
         f"right one for {of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}), {chance}."
+    )
+
+
+def _on_chance(corrected: float, tests: int) -> str:
+    """How likely the clearest finding is by chance, in words."""
+    what = "one test was made" if tests == 1 else f"{tests} tests were made, and this counts all of them"
+    if corrected < SURE:
+        odds = f"fewer than one of {int(1 / max(corrected, 1e-9)):,} audits"
+        return f"Models that remember nothing would look like this in {odds}: {what}."
+    return (
+        f"A finding as clear as the clearest would come up in {of_100(corrected)} audits of models that remember "
+        f"nothing: {what}. That shows no memory; it does not show that there is none."
     )
 
 
