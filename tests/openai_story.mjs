@@ -33,7 +33,11 @@ assert.equal(messages.at(-1), "the job is queued");
 for await (const item of client.fineTuning.jobs.list({ metadata: { run: "node" } })) assert.equal(item.id, job.id);
 const checkpoints = [];
 for await (const item of client.fineTuning.jobs.checkpoints.list(job.id)) checkpoints.push(item);
+assert.deepEqual(checkpoints.map((item) => item.step_number).sort((a, b) => a - b), [4, 8, 12]);
 assert.ok(checkpoints.every((item) => item.fine_tuning_job_id === job.id));
+const name = checkpoints[0].fine_tuned_model_checkpoint;
+assert.equal(name, `${job.fine_tuned_model}:ckpt-step-12`);
+assert.equal((await client.models.retrieve(name)).id, name);
 
 const paused = await client.fineTuning.jobs.create({ ...body, method: { ...method } });
 assert.equal((await client.fineTuning.jobs.cancel(paused.id)).status, "cancelled");
@@ -41,6 +45,7 @@ assert.equal((await client.fineTuning.jobs.cancel(paused.id)).status, "cancelled
 assert.equal((await client.models.retrieve(job.fine_tuned_model)).id, job.fine_tuned_model);
 assert.ok((await client.models.delete(job.fine_tuned_model)).deleted);
 await assert.rejects(client.models.retrieve(job.fine_tuned_model), OpenAI.NotFoundError);
+await assert.rejects(client.models.retrieve(name), OpenAI.NotFoundError);
 await assert.rejects(client.fineTuning.jobs.create({ ...body, seed: -1 }), OpenAI.BadRequestError);
 await assert.rejects(new OpenAI({ baseURL, apiKey: "rapt-none", maxRetries: 0 }).models.list(), OpenAI.AuthenticationError);
 assert.ok((await client.files.delete(file.id)).deleted);

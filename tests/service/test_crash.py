@@ -4,6 +4,7 @@ A moment is drawn from the time that the work of its phase takes, so it falls be
 checkpoint are drawn from the 30 ms after the folder of states has changed: while one is written, named, or let go of.
 """
 
+import json
 import sqlite3
 from threading import Event, Thread
 from time import monotonic
@@ -77,8 +78,9 @@ class Story:
     def check(self, client):
         """All that was acknowledged is there, and right."""
         for file_id in self.files:
-            content = client._http.get(f"/v1/files/{file_id}/content")
-            assert content.content == self.path.read_bytes()
+            kept = self.path.with_name("downloaded")
+            client._service.download(f"/v1/files/{file_id}/content", kept)
+            assert kept.read_bytes() == self.path.read_bytes()
         for job_id in self.jobs:
             done = client.wait(job_id, seconds_between=0.05)
             assert done.status == "succeeded", done.error_message
@@ -89,9 +91,16 @@ class Story:
         """No job has two adapters, and there is nothing that no row names."""
         connection = sqlite3.connect(self.data / "rapt.sqlite3")
         named = [row[0] for row in connection.execute("SELECT adapter FROM models")]
-        jobs = [row[0] for row in connection.execute("SELECT job_id FROM models")]
+        jobs = [row[0] for row in connection.execute("SELECT job_id FROM models WHERE step IS NULL")]
+        checkpoints = list(connection.execute("SELECT step, adapter FROM models WHERE step IS NOT NULL"))
         connection.close()
         assert len(set(jobs)) == len(jobs)
+        digests = {}
+        for step, adapter in checkpoints:
+            card = json.loads((self.data / "adapters" / adapter / "rapt.json").read_text())
+            digests.setdefault(step, set()).add(card["weights_sha256"])
+        assert digests
+        assert all(len(found) == 1 for found in digests.values()), "checkpoints of one step must have the same weights"
         assert {path.name for path in (self.data / "adapters").iterdir()} == set(named)
         assert list((self.data / "checkpoints").iterdir()) == []
 

@@ -3,6 +3,7 @@
 import openai
 import pytest
 
+from rapt.wire.query import query_to_json, without_labels
 from running_service import running_service, wait_until
 
 RUN = {"num_virtual_tokens": 4, "n_epochs": 3, "batch_size": 16, "reconstruction": {"weight": 0.1}}
@@ -65,6 +66,49 @@ def test_a_job_is_created_followed_and_leaves_a_model(client, file):
     assert client.models.delete(model.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve(model.id)
+
+
+def test_a_checkpoint_is_asked_by_its_name_like_any_model(client, file, training_file):
+    job = queue(client, file, suffix="long-enough-that-a-cursor-of-it-is-more-than-sixty-four")
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded")
+    job = client.fine_tuning.jobs.retrieve(job.id)
+    found = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))  # several pages
+    assert [item.step_number for item in found] == [12, 8, 4]
+    assert all(item.fine_tuning_job_id == job.id and item.metrics.train_loss > 0 for item in found)
+    assert len({item.id for item in found}) == 3
+    names = [item.fine_tuned_model_checkpoint for item in found]
+    assert names == [f"{job.fine_tuned_model}:ckpt-step-{step}" for step in (12, 8, 4)]
+    assert client.models.retrieve(names[0]).id == names[0]
+    listed = [item.id for item in client.models.list(extra_query={"limit": 1})]
+    assert job.fine_tuned_model in listed
+    assert not set(names) & set(listed)
+    query = query_to_json(without_labels(training_file))
+
+    def answer(model):
+        return client.completions.create(
+            model=model,
+            prompt=[record["token_ids"] for record in query["records"]],
+            logprobs=2,
+            extra_body={
+                "rapt": {
+                    "manifest": query["manifest"],
+                    "records": [
+                        {name: value for name, value in record.items() if name != "token_ids"}
+                        for record in query["records"]
+                    ],
+                }
+            },
+        ).choices
+
+    last, early = answer(names[0]), answer(names[2])
+    assert last == answer(job.fine_tuned_model)
+    assert last != early
+    assert client.models.delete(names[1]).deleted
+    assert [item.step_number for item in client.fine_tuning.jobs.checkpoints.list(job.id)] == [12, 4]
+    assert client.models.delete(job.fine_tuned_model).deleted
+    assert list(client.fine_tuning.jobs.checkpoints.list(job.id)) == []
+    with pytest.raises(openai.NotFoundError):
+        answer(names[0])
 
 
 def test_a_job_is_cancelled(client, file):

@@ -75,7 +75,9 @@ def owned(ada, training_path):
     file = upload(ada, training_path).json()["id"]
     job, model = tuned_on(ada, file)
     assert re.fullmatch(r"ft:bert-tiny:ada:mine:[0-9a-f]{12}", model)
-    return {"file": file, "job": job, "model": model}
+    checkpoint = f"{model}:ckpt-step-8"
+    assert ada.get(f"/v1/models/{checkpoint}").status_code == 200
+    return {"file": file, "job": job, "model": model, "checkpoint": checkpoint}
 
 
 def tuned_on(http, file):
@@ -97,10 +99,14 @@ ROUTES = [
     ("GET", "/v1/fine_tuning/jobs?after={job}", None),
     ("GET", "/v1/models/{model}", None),
     ("DELETE", "/v1/models/{model}", None),
+    ("GET", "/v1/models/{checkpoint}", None),
+    ("GET", "/v1/models/{checkpoint}/adapter", None),
+    ("DELETE", "/v1/models/{checkpoint}", None),
     ("GET", "/v1/vocabularies/{model}", None),
     ("POST", "/v1/fine_tuning/jobs", lambda ids: {"model": "bert-tiny", "training_file": ids["file"]}),
 ]
 MADE_UP = {"file": "file-" + "0" * 24, "job": "ftjob-" + "0" * 24, "model": "ft:bert-tiny:ada:mine:" + "0" * 12}
+MADE_UP["checkpoint"] = MADE_UP["model"] + ":ckpt-step-8"
 
 
 @pytest.mark.parametrize(("method", "path", "body"), ROUTES, ids=[f"{route[0]} {route[1]}" for route in ROUTES])

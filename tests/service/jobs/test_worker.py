@@ -5,17 +5,19 @@ from dataclasses import replace
 import pytest
 
 from rapt.service.http.admission import Gate
+from rapt.service.jobs.epoch_checkpoints import MOST_CHECKPOINTS
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
 from rapt.service.jobs.progress_events import MOST_EVENTS, ProgressEvents
 from rapt.service.jobs.worker import ThreadRunner, run_job
 from rapt.service.model.adapter import load_adapter
 from rapt.service.model.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.service.storage.callers import DEVELOPER, LOCAL
+from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.job_events import list_events
 from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, pause_job, resume_job
-from rapt.service.storage.job_runs import claim_next_job, list_checkpoints
+from rapt.service.storage.job_runs import claim_next_job, latest_state
 from rapt.service.storage.model_rows import adapter_folder, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from running_service import wait_until
@@ -34,7 +36,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def runner(store, backbones):
-    thread = ThreadRunner(store, backbones)
+    thread = ThreadRunner(store, backbones, tenant_bytes=10**9)
     thread.start()
     yield thread
     thread.close()
@@ -61,6 +63,7 @@ def queue(store, backbones, training_path):
             caller=DEVELOPER,
             now=2,
             max_jobs=100,
+            max_bytes=10**9,
         )
 
     return put
@@ -72,6 +75,10 @@ def claim(store):
 
 def models_of(store):
     return list_models(store, Cursor(newest_first=False), tenant=LOCAL).items
+
+
+def checkpoints_of(store, job):
+    return list_checkpoint_models(store, job.id, Cursor(newest_first=False), tenant=LOCAL).items
 
 
 def ended(store, job):
@@ -99,7 +106,7 @@ def test_a_stored_job_is_the_run_that_was_asked_for(config):
 def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, training_file):
     queue()
     job = claim(store)
-    run_job(store, job, backbones=backbones, should_stop=never)
+    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
     done = get_job(store, job.id, tenant=LOCAL)
     assert done.status == "succeeded"
     assert done.fine_tuned_model.startswith("ft:bert-tiny:local:rapt:")
@@ -111,10 +118,44 @@ def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, trai
     assert adapter.card.labels == ("no", "yes")
 
 
+def test_the_last_epochs_checkpoint_is_the_result_and_each_has_an_adapter_that_loads(store, backbones, queue):
+    queue()
+    job = claim(store)
+    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
+    found = checkpoints_of(store, job)
+    assert [model.step for model in found] == [4, 8, 12, 16]  # of 4 batches an epoch
+    assert all(set(model.metrics) == {"step", "train_loss", "train_mean_token_accuracy"} for model in found)
+    (result,) = models_of(store)
+    digests = [
+        load_adapter(adapter_folder(store, model), backbone=backbones["bert-tiny"]).card.weights_sha256
+        for model in (*found, result)
+    ]
+    assert digests[3] == digests[4]
+    assert len(set(digests)) == 4
+
+
+@pytest.mark.parametrize(("epochs", "kept"), [(1, [1]), (10, list(range(1, 11))), (25, list(range(1, 26, 3)))])
+def test_a_long_run_has_ten_checkpoints_at_most_and_always_its_last(store, backbones, queue, epochs, kept):
+    queue(replace(SHORT, epochs=epochs, batch_size=64))  # one step an epoch
+    job = claim(store)
+    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
+    assert len(kept) <= MOST_CHECKPOINTS
+    assert [model.step for model in checkpoints_of(store, job)] == kept
+
+
+def test_a_tenant_without_room_gets_its_model_without_checkpoints(store, backbones, queue, caplog):
+    queue()
+    job = claim(store)
+    run_job(store, job, backbones=backbones, tenant_bytes=1, should_stop=never)
+    assert checkpoints_of(store, job) == ()
+    assert len(models_of(store)) == len(list(store.directory.adapters.iterdir())) == 1
+    assert f"job {job.id}: no room for the checkpoint of step 4" in caplog.text
+
+
 def test_progress_is_reported_every_ten_steps_and_at_the_last(store, backbones, queue):
     queue()  # 4 epochs of 4 batches
     job = claim(store)
-    run_job(store, job, backbones=backbones, should_stop=never)
+    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
     metrics = [event.data for event in events_of(store, job) if event.type == "metrics"]
     assert [data["step"] for data in metrics] == [10, 16]
     assert set(metrics[0]) == {"step", "total_steps", "epoch", "train_loss", "reconstruction_loss", "accuracy"}
@@ -159,7 +200,7 @@ def test_a_cancelled_job_stops_within_a_step_and_keeps_nothing(store, runner, qu
     assert get_job(store, job.id, tenant=LOCAL).status == "cancelled"
     assert get_job(store, next_job.id, tenant=LOCAL).status == "succeeded"
     assert [model.job_id for model in models_of(store)] == [next_job.id]
-    assert len(list(store.directory.adapters.iterdir())) == 1
+    assert len(list(store.directory.adapters.iterdir())) == 4 + 1  # checkpoints and result of the other
 
 
 def test_a_cancelled_job_that_still_reached_its_end_publishes_nothing(store, backbones, queue):
@@ -173,7 +214,9 @@ def test_a_cancelled_job_that_still_reached_its_end_publishes_nothing(store, bac
             cancel_job(store, job.id, caller=DEVELOPER, now=9)
         return False
 
-    run_job(store, job, backbones=backbones, should_stop=cancel_late, between_questions=float("inf"))
+    run_job(
+        store, job, backbones=backbones, tenant_bytes=10**9, should_stop=cancel_late, between_questions=float("inf")
+    )
     assert get_job(store, job.id, tenant=LOCAL).status == "cancelled"
     assert models_of(store) == ()
     assert list(store.directory.adapters.iterdir()) == []
@@ -199,7 +242,7 @@ def test_an_unforeseen_error_leaves_its_class_and_not_its_message(store, backbon
         def __getitem__(self, name):
             raise KeyError("the patient said that")
 
-    broken = ThreadRunner(store, Broken(backbones))
+    broken = ThreadRunner(store, Broken(backbones), tenant_bytes=10**9)
     job = queue()
     broken.start()
     wait_until(lambda: ended(store, job))
@@ -213,12 +256,12 @@ def test_an_unforeseen_error_leaves_its_class_and_not_its_message(store, backbon
 
 def test_closing_queues_the_running_job_again_and_it_ends_as_it_would_have(store, backbones, queue):
     interrupted, control = queue(replace(SHORT, epochs=15)), queue(replace(SHORT, epochs=15))
-    first = ThreadRunner(store, backbones)
+    first = ThreadRunner(store, backbones, tenant_bytes=10**9)
     first.start()
     wait_until(lambda: has_progress(store, interrupted))
     first.close()
     assert get_job(store, interrupted.id, tenant=LOCAL).status == "queued"
-    second = ThreadRunner(store, backbones)
+    second = ThreadRunner(store, backbones, tenant_bytes=10**9)
     second.start()
     wait_until(lambda: ended(store, control))
     second.close()
@@ -234,7 +277,7 @@ def test_a_stopped_run_leaves_no_adapter(store, backbones, queue):
     queue()
     job = claim(store)
     with pytest.raises(TuningCancelled):
-        run_job(store, job, backbones=backbones, should_stop=lambda: True)
+        run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=lambda: True)
     assert requeue_abandoned_jobs(store) == 1
     assert list(store.directory.adapters.iterdir()) == []
 
@@ -245,7 +288,7 @@ def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, b
     first, rest = path.read_bytes().split(b"\n", 1)
     assert b'"model":"bert-tiny"' in first
     path.write_bytes(first.replace(b'"model":"bert-tiny"', b'"model":"bert-mine"') + b"\n" + rest)
-    run_job(store, claim(store), backbones=backbones, should_stop=never)
+    run_job(store, claim(store), backbones=backbones, tenant_bytes=10**9, should_stop=never)
     assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"
 
 
@@ -257,7 +300,7 @@ def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner
     pause_job(store, job.id, caller=DEVELOPER, now=5)
     runner.cancel(job.id)
     wait_until(lambda: ended(store, control))
-    (state,) = list_checkpoints(store, job.id, Cursor(), tenant=LOCAL).items
+    state = latest_state(store, job)
     assert 0 < state.step < 30 * 4
     resume_job(store, job.id, caller=DEVELOPER, now=6)
     runner.wake()
@@ -279,7 +322,7 @@ def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queu
     wait_until(lambda: has_progress(store, job))
     pause_job(store, job.id, caller=DEVELOPER, now=5)
     runner.cancel(job.id)
-    wait_until(lambda: list_checkpoints(store, job.id, Cursor(), tenant=LOCAL).items)
+    wait_until(lambda: latest_state(store, job) is not None)
     (folder,) = store.directory.checkpoints.iterdir()
     tensors = folder / "checkpoint.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])

@@ -13,7 +13,7 @@ from rapt.service.storage.database import Cursor, find
 from rapt.service.storage.file_rows import add_file, delete_file, file_path, get_file, list_files
 from rapt.service.storage.job_events import list_events
 from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs
-from rapt.service.storage.job_runs import claim_next_job, fail_job, record_progress, succeed_job
+from rapt.service.storage.job_runs import claim_next_job, fail_job, name_of_result, record_progress, succeed_job
 from rapt.service.storage.model_rows import adapter_folder, delete_model, get_model, list_models
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tables import FILES
@@ -29,7 +29,7 @@ def upload(store, content=b"some bytes"):
 
 def queue(store, file=None, **changes):
     job = {"model": "toy", "training_file": (file or upload(store)).id, "method": METHOD, "seed": 1, "suffix": None}
-    return add_job(store, **{"caller": CALLER, "max_jobs": 1000, **job, **changes}, now=7)
+    return add_job(store, **{"caller": CALLER, "max_jobs": 1000, "max_bytes": 10**9, **job, **changes}, now=7)
 
 
 def claim(store, worker="worker-of-a-test"):
@@ -154,8 +154,11 @@ def test_jobs_are_claimed_oldest_first_and_once(store):
 def test_success_publishes_job_and_model_together(store):
     queue(store)
     job = claim(store)
-    assert succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="abc", trained_tokens=18, now=9)
-    done, model = get_job(store, job.id, tenant=LOCAL), get_model(store, "ft:toy:rapt:1", tenant=LOCAL)
+    store.directory.adapter("abc").mkdir()
+    (store.directory.adapter("abc") / "weights").write_bytes(b"1234")
+    assert succeed_job(store, job, adapter="abc", trained_tokens=18, now=9)
+    done, model = get_job(store, job.id, tenant=LOCAL), get_model(store, name_of_result(job), tenant=LOCAL)
+    assert (model.id, model.bytes) == (f"ft:toy:local:rapt:{job.id[6:18]}", 4)
     assert (done.status, done.finished_at, done.fine_tuned_model, done.trained_tokens) == ("succeeded", 9, model.id, 18)
     assert (model.base, model.job_id, adapter_folder(store, model).name) == ("toy", job.id, "abc")
     assert list_models(store, Cursor(), tenant=LOCAL).items == (model,)
@@ -171,7 +174,7 @@ def test_a_job_that_is_not_running_cannot_succeed_or_fail(store, status):
     if status == "failed":
         fail_job(store, job, code="x", message="y", now=8)
     before = get_job(store, job.id, tenant=LOCAL)
-    assert not succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="abc", trained_tokens=1, now=9)
+    assert not succeed_job(store, job, adapter="abc", trained_tokens=1, now=9)
     assert not fail_job(store, job, code="other", message="other", now=9)
     assert get_job(store, job.id, tenant=LOCAL) == before
     assert list_models(store, Cursor(), tenant=LOCAL).items == ()
@@ -219,7 +222,7 @@ def test_opening_deletes_what_no_row_names_and_nothing_else(tmp_path):
         file, _ = upload(store), queue(store)
         job = claim(store)
         store.directory.adapter("published").mkdir()
-        succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="published", trained_tokens=1, now=9)
+        succeed_job(store, job, adapter="published", trained_tokens=1, now=9)
         # What crashes leave: an upload half way, bytes without their row, adapters without theirs.
         (store.directory.incoming / "half").write_bytes(b"12")
         orphan = store.directory.blob("cd" * 32)
@@ -239,8 +242,8 @@ def test_a_deleted_model_takes_its_weights_along(store):
     job = claim(store)
     store.directory.adapter("abc").mkdir()
     (store.directory.adapter("abc") / "weights").write_bytes(b"1")
-    succeed_job(store, job, fine_tuned_model="ft:toy:rapt:1", adapter="abc", trained_tokens=1, now=9)
-    delete_model(store, "ft:toy:rapt:1", caller=CALLER)
+    succeed_job(store, job, adapter="abc", trained_tokens=1, now=9)
+    assert delete_model(store, name_of_result(job), caller=CALLER) == ("abc",)
     assert list(store.directory.adapters.iterdir()) == []
     assert list(store.directory.incoming.iterdir()) == []
 

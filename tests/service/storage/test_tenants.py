@@ -13,21 +13,23 @@ from sqlalchemy.exc import DatabaseError
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import list_audit
 from rapt.service.storage.callers import OPERATOR, Caller
+from rapt.service.storage.checkpoint_models import add_checkpoint_model, checkpoint_id, list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file, get_file, list_files
 from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
-    add_checkpoint,
+    add_state,
     claim_next_job,
+    fail_job,
     is_still_mine,
-    latest_checkpoint,
-    list_checkpoints,
+    latest_state,
+    name_of_result,
     record_progress,
     succeed_job,
 )
 from rapt.service.storage.key_rows import create_key, digest_of, has_keys, holder_of, list_keys, revoke_key, rotate_key
 from rapt.service.storage.migrations import FIRST, migrate
-from rapt.service.storage.model_rows import get_model, list_models
+from rapt.service.storage.model_rows import delete_model, get_model, list_models
 from rapt.service.storage.recovery import join_store, open_store, requeue_abandoned_jobs
 from rapt.service.storage.repeated_requests import repeatable
 from rapt.service.storage.tables import METADATA
@@ -52,7 +54,8 @@ def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
 
 def queue(store, caller, file=None, max_jobs=1000, **changes):
     job = {"model": "toy", "training_file": (file or upload(store, caller)).id, "seed": 1, "suffix": None}
-    return add_job(store, **{**job, **changes}, method=METHOD, caller=caller, now=7, max_jobs=max_jobs)
+    limits = {"max_jobs": max_jobs, "max_bytes": 10**9}
+    return add_job(store, **{**limits, **job, **changes}, method=METHOD, caller=caller, now=7)
 
 
 def claim(store, worker="worker-1"):
@@ -61,7 +64,16 @@ def claim(store, worker="worker-1"):
 
 def finish(store, job, name):
     store.directory.adapter(name).mkdir()
-    return succeed_job(store, job, fine_tuned_model=f"ft:{name}", adapter=name, trained_tokens=1, now=9)
+    (store.directory.adapter(name) / "weights").write_bytes(b"12345")
+    return succeed_job(store, job, adapter=name, trained_tokens=1, now=9)
+
+
+def checkpoint(store, job, step, max_bytes=10**9):
+    """What came of a checkpoint whose adapter is on the disk, under a name that says the step."""
+    name = f"adapter-{step}"
+    store.directory.adapter(name).mkdir(exist_ok=True)
+    (store.directory.adapter(name) / "weights").write_bytes(b"123")
+    return add_checkpoint_model(store, job, step=step, adapter=name, metrics={"step": step}, now=9, max_bytes=max_bytes)
 
 
 def actions(store):
@@ -136,7 +148,7 @@ def test_what_belongs_to_another_is_not_found_by_anything(store, ada, bob):
         lambda: cancel_job(store, job.id, caller=bob, now=9),
         lambda: pause_job(store, job.id, caller=bob, now=9),
         lambda: resume_job(store, job.id, caller=bob, now=9),
-        lambda: list_checkpoints(store, job.id, Cursor(), tenant="bob"),
+        lambda: list_checkpoint_models(store, job.id, Cursor(), tenant="bob"),
         lambda: queue(store, bob, file),
         lambda: list_files(store, Cursor(after=file.id), tenant="bob"),
         lambda: list_jobs(store, Cursor(after=job.id), tenant="bob"),
@@ -167,13 +179,16 @@ def test_a_deleted_tenant_leaves_nothing_but_the_log_of_what_was_done(store, ada
     stopped = queue(store, ada, file, suffix=f"suffix-{secret}")
     stopped = claim(store)
     store.directory.checkpoint("state").mkdir()
-    assert add_checkpoint(store, stopped, step=1, metrics={}, folder="state", now=9)
+    assert add_state(store, stopped, step=1, metrics={}, folder="state", now=9)
+    assert checkpoint(store, stopped, 1) == "kept"
     removed = delete_tenant(store, "ada", caller=OPERATOR, now=10)
-    assert (removed.adapters, removed.checkpoints) == (("adapter-of-ada",), ("state",))
+    assert (removed.adapters, removed.checkpoints) == (("adapter-of-ada", "adapter-1"), ("state",))
     assert not is_still_mine(store, stopped)
     assert not record_progress(store, stopped, message="x", data={}, now=11)
-    assert not add_checkpoint(store, stopped, step=2, metrics={}, folder="late", now=11)
-    assert not succeed_job(store, stopped, fine_tuned_model="ft:x", adapter="x", trained_tokens=1, now=11)
+    assert not add_state(store, stopped, step=2, metrics={}, folder="late", now=11)
+    assert checkpoint(store, stopped, 2) == "not mine"
+    store.directory.remove_adapter("adapter-2")  # as the worker does
+    assert not succeed_job(store, stopped, adapter="x", trained_tokens=1, now=11)
     store.database.close()
     for path in (tmp_path / "data").rglob("*"):
         if path.is_file():
@@ -239,12 +254,12 @@ def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
     assert not is_still_mine(store, running)
     # The worker finds out at its next step and keeps the state that it has reached.
     store.directory.checkpoint("state").mkdir()
-    assert add_checkpoint(store, running, step=3, metrics={"train_loss": 1.0}, folder="state", now=9)
+    assert add_state(store, running, step=3, metrics={"train_loss": 1.0}, folder="state", now=9)
     assert claim(store) is None
     resume_job(store, running.id, caller=ada, now=10)
     again = claim(store)
     assert (again.id, again.attempt) == (running.id, 2)
-    assert latest_checkpoint(store, again).folder == "state"
+    assert latest_state(store, again).folder == "state"
     with pytest.raises(UsageError, match="to resume, got status=running"):
         resume_job(store, again.id, caller=ada, now=10)
     # Whoever was slow to notice ends nothing.
@@ -255,16 +270,91 @@ def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
         pause_job(store, again.id, caller=ada, now=11)
 
 
-def test_only_the_newest_state_is_kept_and_all_are_listed(store, ada):
+def test_only_the_newest_state_is_kept(store, ada):
     queue(store, ada)
     job = claim(store)
     for step in (2, 4):
         store.directory.checkpoint(f"state-{step}").mkdir()
-        assert add_checkpoint(store, job, step=step, metrics={"step": step}, folder=f"state-{step}", now=step)
+        assert add_state(store, job, step=step, metrics={"step": step}, folder=f"state-{step}", now=step)
     assert [path.name for path in store.directory.checkpoints.iterdir()] == ["state-4"]
-    assert [item.step for item in list_checkpoints(store, job.id, Cursor(), tenant="ada").items] == [4, 2]
+    assert latest_state(store, job).step == 4
     cancel_job(store, job.id, caller=ada, now=9)
     assert list(store.directory.checkpoints.iterdir()) == []
+
+
+def test_checkpoints_are_models_that_are_listed_with_their_job_alone(store, ada, bob):
+    queue(store, ada)
+    job = claim(store)
+    assert [checkpoint(store, job, step) for step in (2, 4, 6)] == ["kept"] * 3
+    listed = list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items
+    assert [model.step for model in listed] == [6, 4, 2]
+    rest = list_checkpoint_models(store, job.id, Cursor(after=checkpoint_id(listed[0]), limit=1), tenant="ada")
+    assert ([model.step for model in rest.items], rest.has_more) == ([4], True)
+    for unknown in ("ftckpt-x", listed[0].id):
+        with pytest.raises(NotFoundError):
+            list_checkpoint_models(store, job.id, Cursor(after=unknown), tenant="ada")
+    assert listed[0].id == f"{name_of_result(job)}:ckpt-step-6"
+    assert get_model(store, listed[0].id, tenant="ada") == listed[0]
+    with pytest.raises(NotFoundError):
+        get_model(store, listed[0].id, tenant="bob")
+    assert list_models(store, Cursor(), tenant="ada").items == ()
+    assert usage_of(store, "ada").models == 0
+
+
+def test_an_attempt_that_repeats_steps_keeps_the_checkpoints_of_the_one_before(store, ada):
+    queue(store, ada)
+    job = claim(store)
+    assert checkpoint(store, job, 2) == "kept"
+    assert requeue_abandoned_jobs(store) == 1
+    again = claim(store)
+    assert checkpoint(store, job, 4) == "not mine"
+    assert [checkpoint(store, again, step) for step in (2, 4)] == ["known", "kept"]
+
+
+@pytest.mark.parametrize("way", ["cancel the job", "delete the model", "delete the tenant"])
+def test_checkpoints_go_with_their_job_their_model_and_their_tenant(store, ada, way):
+    queue(store, ada)
+    job = claim(store)
+    assert [checkpoint(store, job, step) for step in (2, 4)] == ["kept", "kept"]
+    if way == "cancel the job":
+        assert cancel_job(store, job.id, caller=ada, now=9)[1] == ("adapter-2", "adapter-4")
+    else:
+        assert finish(store, job, "result")
+        assert len(list(store.directory.adapters.iterdir())) == 3
+    if way == "delete the model":
+        gone = delete_model(store, name_of_result(job), caller=ada)
+        assert sorted(gone) == ["adapter-2", "adapter-4", "result"]
+    if way == "delete the tenant":
+        delete_tenant(store, "ada", caller=OPERATOR, now=9)
+    else:
+        assert list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items == ()
+        assert usage_of(store, "ada").bytes == len(b"some bytes")
+    assert list(store.directory.adapters.iterdir()) == []
+
+
+def test_one_checkpoint_is_deleted_by_its_name_and_those_of_a_failed_job_stay(store, ada):
+    queue(store, ada, suffix="written-by-somebody")
+    job = claim(store)
+    assert [checkpoint(store, job, step) for step in (2, 4)] == ["kept", "kept"]
+    fail_job(store, job, code="x", message="y", now=9)
+    name = f"{name_of_result(job)}:ckpt-step-2"
+    assert delete_model(store, name, caller=ada) == ("adapter-2",)
+    assert actions(store)[-1] == ("model.delete", f"{job.id[6:18]}:ckpt-step-2")
+    assert [model.step for model in list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items] == [4]
+
+
+def test_models_and_checkpoints_count_against_the_bytes_of_a_tenant(store, ada):
+    queue(store, ada)
+    job = claim(store)
+    assert checkpoint(store, job, 2, max_bytes=13) == "kept"
+    assert checkpoint(store, job, 4, max_bytes=13) == "no room"
+    assert usage_of(store, "ada").bytes == 10 + 3
+    assert finish(store, job, "result")  # what a run leaves is never lost to a quota
+    assert usage_of(store, "ada").bytes == 10 + 3 + 5
+    with pytest.raises(QuotaError, match="at most 17 bytes of files and models"):
+        queue(store, ada, list_files(store, Cursor(), tenant="ada").items[0], max_bytes=17)
+    with pytest.raises(QuotaError):
+        upload(store, ada, b"1", max_bytes=18)
 
 
 def test_a_job_of_a_worker_that_died_is_queued_again_and_that_of_a_living_one_is_not(store, ada):
@@ -290,7 +380,7 @@ def test_a_request_that_comes_twice_makes_one_object(store, ada, bob):
         upload(store, ada, request=repeatable("my key", "another request"))
     wanted = repeatable("another", "job")
     job = queue(store, ada, file, request=wanted)
-    cancelled = cancel_job(store, job.id, caller=ada, now=9)
+    cancelled, _ = cancel_job(store, job.id, caller=ada, now=9)
     assert queue(store, ada, file, request=wanted) == cancelled
     assert len(list_jobs(store, Cursor(), tenant="ada").items) == 1
 

@@ -104,7 +104,9 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
         shutil.rmtree(store.directory.vocabularies)
         for name, backbone in backbones.items():
             write_bundle(backbone.bundle, vocabulary_folder(store, name))
-        runner = ThreadRunner(store, backbones, between_checkpoints=settings.checkpoint_seconds)
+        runner = ThreadRunner(
+            store, backbones, between_checkpoints=settings.checkpoint_seconds, tenant_bytes=settings.tenant_bytes
+        )
         service = Service(
             settings=settings,
             store=store,

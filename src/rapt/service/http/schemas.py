@@ -144,12 +144,12 @@ class EventObject(BaseModel):
 
 
 class CheckpointObject(BaseModel):
-    """A state that a run reached; the newest is what a paused or interrupted job goes on from."""
+    """What a job would have left at the end of an epoch."""
 
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int
-    fine_tuned_model_checkpoint: str = Field(description="the tuned model, or the job while there is none")
+    fine_tuned_model_checkpoint: str = Field(description="its name as a model, to be asked like any other")
     fine_tuning_job_id: str
     step_number: int
     metrics: dict[str, Any]

@@ -51,7 +51,9 @@ class Settings(BaseSettings):
     tls_cert: Path | None = Field(None, description="certificate chain in PEM, to serve HTTPS; with tls_key")
     tls_key: Path | None = Field(None, description="its private key in PEM")
     tenant_bytes: int = Field(
-        16 * 1024 * MEBIBYTE, ge=0, description="of a tenant's files, unless it has its own quota"
+        16 * 1024 * MEBIBYTE,
+        ge=0,
+        description="of a tenant's files, models and checkpoints, unless it has its own quota",
     )
     tenant_jobs: int = Field(100, ge=0, description="of a tenant that have not ended, unless it has its own quota")
     tenant_tokens_per_minute: int = Field(

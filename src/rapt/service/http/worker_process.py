@@ -36,7 +36,9 @@ def work_with(
     """Run jobs on loaded models until the event, or until a signal interrupts the wait."""
     url = None if settings.database_url is None else settings.database_url.get_secret_value()
     with join_store(settings.data_directory, url=url) as store:
-        runner = ThreadRunner(store, backbones, between_checkpoints=settings.checkpoint_seconds)
+        runner = ThreadRunner(
+            store, backbones, between_checkpoints=settings.checkpoint_seconds, tenant_bytes=settings.tenant_bytes
+        )
         runner.start()
         try:
             on_ready()

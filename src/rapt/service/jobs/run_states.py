@@ -11,7 +11,7 @@ from rapt.errors import WireError
 from rapt.service.model.tuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rapt.service.storage.data_directory import sync_folder
 from rapt.service.storage.job_rows import StoredJob
-from rapt.service.storage.job_runs import add_checkpoint, latest_checkpoint
+from rapt.service.storage.job_runs import add_state, latest_state
 from rapt.service.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,8 @@ class RunStates:
 
     def latest(self) -> Checkpoint | None:
         """The state to go on from; None to begin. The run is the same either way, only longer."""
-        found = latest_checkpoint(self._store, self._job)
-        if found is None or found.folder is None:
+        found = latest_state(self._store, self._job)
+        if found is None:
             return None
         try:
             return load_checkpoint(self._store.directory.checkpoint(found.folder))
@@ -58,7 +58,7 @@ class RunStates:
         name = secrets.token_hex(12)
         save_checkpoint(checkpoint, self._store.directory.checkpoint(name))
         sync_folder(self._store.directory.checkpoints)
-        kept = add_checkpoint(
+        kept = add_state(
             self._store, self._job, step=checkpoint.step, metrics=checkpoint.metrics, folder=name, now=int(time.time())
         )
         if not kept:

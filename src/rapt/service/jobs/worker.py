@@ -14,6 +14,7 @@ from threading import Event, Lock, Thread
 from typing import Any, Final
 
 from rapt.errors import RaptError
+from rapt.service.jobs.epoch_checkpoints import EpochCheckpoints
 from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.progress_events import ProgressEvents
 from rapt.service.jobs.run_states import SECONDS_BETWEEN_CHECKPOINTS, STEPS_BETWEEN_CHECKPOINTS, RunStates
@@ -30,7 +31,6 @@ from rapt.service.storage.job_runs import (
     record_progress,
     succeed_job,
 )
-from rapt.service.storage.model_rows import model_name
 from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.storage.store import Store
 from rapt.service.storage.worker_locks import living_worker
@@ -38,7 +38,6 @@ from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
 
 log = logging.getLogger(__name__)
 
-DEFAULT_SUFFIX: Final = "rapt"
 _PAUSE_AFTER_AN_ERROR: Final = 5.0  # s; the database may be locked or the disk full
 # How often a run asks the store whether it may go on, s: a step of a small model takes milliseconds.
 _BETWEEN_QUESTIONS: Final = 0.1
@@ -55,6 +54,7 @@ class ThreadRunner:
         backbones: Mapping[str, Backbone],
         *,
         between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
+        tenant_bytes: int,
     ) -> None:
         """Take the jobs of a store; nothing runs until `start`.
 
@@ -62,8 +62,10 @@ class ThreadRunner:
             store: Where the jobs are.
             backbones: By name; jobs for others are left to other workers.
             between_checkpoints: How much work a crash may cost, s.
+            tenant_bytes: That a tenant without a quota of its own may have stored.
         """
         self._store = store
+        self._tenant_bytes = tenant_bytes
         self._between_checkpoints = between_checkpoints
         self._backbones = backbones
         self._closing = Event()
@@ -126,6 +128,7 @@ class ThreadRunner:
                 backbones=self._backbones,
                 should_stop=self._stop_asked,
                 between_checkpoints=self._between_checkpoints,
+                tenant_bytes=self._tenant_bytes,
             )
         except TuningCancelled:
             log.info("job %s stopped", job.id)  # by a cancellation, which the store knows, or by `close`
@@ -150,6 +153,7 @@ def run_job(
     *,
     backbones: Mapping[str, Backbone],
     should_stop: Callable[[], bool],
+    tenant_bytes: int,
     between_questions: float = _BETWEEN_QUESTIONS,
     between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> None:
@@ -160,6 +164,7 @@ def run_job(
         job: Claimed.
         backbones: By name.
         should_stop: Asked before each step.
+        tenant_bytes: That a tenant without a quota of its own may have stored; beyond it checkpoints are left out.
         between_questions: How often the store is asked as well, s.
         between_checkpoints: How much work a crash may cost, s.
 
@@ -180,6 +185,7 @@ def run_job(
     progress = ProgressEvents(report)
     stop = _asking(store, job, should_stop, between=between_questions)
     states = RunStates(store, job, between=between_checkpoints)
+    checkpoints = EpochCheckpoints(store, job, epochs=config.epochs, max_bytes=tenant_bytes)
     adapter = tune(
         backbone,
         training,
@@ -189,6 +195,7 @@ def run_job(
         should_stop=lambda: states.stops(stop()),
         on_checkpoint=lambda checkpoint, _adapter: states.keep(checkpoint),
         checkpoint_every=STEPS_BETWEEN_CHECKPOINTS,
+        on_epoch=checkpoints.keep,
         resume_from=states.latest(),
     )
     name = secrets.token_hex(12)
@@ -197,9 +204,6 @@ def run_job(
     published = succeed_job(
         store,
         job,
-        fine_tuned_model=model_name(
-            base=job.model, tenant=job.tenant, suffix=job.suffix or DEFAULT_SUFFIX, adapter=name
-        ),
         adapter=name,
         trained_tokens=training.manifest.tokens * config.epochs,
         now=_now(),

@@ -43,6 +43,7 @@ def tune(
     should_stop: Callable[[], bool] = lambda: False,
     on_checkpoint: Callable[[Checkpoint, Adapter], None] | None = None,
     checkpoint_every: int = 0,
+    on_epoch: Callable[[Progress, Adapter], None] | None = None,
     resume_from: Checkpoint | None = None,
     on_warning: Callable[[str], None] = log.warning,
 ) -> Adapter:
@@ -59,6 +60,7 @@ def tune(
         on_checkpoint: Given the state of the run, and the adapter that it would leave, every so many steps and when
             the run is asked to stop.
         checkpoint_every: Steps between checkpoints; 0 makes them at the end of each epoch.
+        on_epoch: Given the last step of each epoch, and the adapter of what is trained by then.
         resume_from: Goes on from there, to the same numbers as a run that was never stopped.
         on_warning: Told what went otherwise than asked, such as memory that was too small for a batch.
 
@@ -85,7 +87,10 @@ def tune(
         if should_stop():
             hand_over()
             raise TuningCancelled(f"tuning was asked to stop at step={run.step} of {run.steps}; start a new job")
-        on_progress(run.make_step())
+        progress = run.make_step()
+        on_progress(progress)
+        if on_epoch is not None and run.at_end_of_epoch:
+            on_epoch(progress, run.adapter())
         if run.step % checkpoint_every == 0 if checkpoint_every else run.at_end_of_epoch:
             hand_over()
     run.take_best()

@@ -4,7 +4,7 @@
     rapt.sqlite3    the database
     incoming/       uploads on their way in; emptied at every start
     files/ab/ab..   privatized files, named by the sha256 of their bytes
-    adapters/..     tuned adapters, one folder each
+    adapters/..     tuned adapters and those of checkpoints, one folder each
     checkpoints/..  where runs can go on from, one folder each
     parts/..        parts of uploads that are not complete
     workers/..      one lock for each worker that lives; the system lets go of it when the worker dies
@@ -101,6 +101,10 @@ class DataDirectory:
     def adapter(self, name: str) -> Path:
         """Where an adapter is; `name` is one of ours."""
         return self.adapters / name
+
+    def adapter_bytes(self, name: str) -> int:
+        """Size of an adapter."""
+        return sum(path.stat().st_size for path in self.adapter(name).iterdir())
 
     def checkpoint(self, name: str) -> Path:
         """Where a state is; `name` is one of ours."""

@@ -16,17 +16,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
 from rapt.errors import UsageError
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.job_events import add_event
+from rapt.service.storage.model_rows import delete_models_of
 from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CHECKPOINTS, FILES, JOBS
-from rapt.service.storage.tenant_rows import check_jobs, check_tenant
+from rapt.service.storage.tenant_rows import check_bytes, check_jobs, check_tenant
 
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -89,6 +90,7 @@ def add_job(
     caller: Caller,
     now: int,
     max_jobs: int,
+    max_bytes: int,
     validation_file: str | None = None,
     metadata: Mapping[str, str] | None = None,
     priority: int = 0,
@@ -106,6 +108,7 @@ def add_job(
         caller: Whose it becomes.
         now: Unix time, s.
         max_jobs: That have not ended, of a tenant without a quota of its own.
+        max_bytes: That such a tenant has stored; what a run leaves is counted, and can only be refused here.
         validation_file: A file of the caller's tenant.
         metadata: The user's own.
         priority: Among the jobs of the tenant.
@@ -113,7 +116,7 @@ def add_job(
 
     Raises:
         NotFoundError: A file was deleted meanwhile.
-        QuotaError: The tenant has too many jobs that have not ended.
+        QuotaError: The tenant has too many jobs that have not ended, or too many bytes.
         UsageError: The same idempotency key came with another request.
     """
     job = StoredJob(
@@ -138,6 +141,7 @@ def add_job(
             if file is not None:
                 find(connection, FILES, file, tenant=caller.tenant)
         check_jobs(connection, caller.tenant, limit=max_jobs)
+        check_bytes(connection, caller.tenant, more=0, limit=max_bytes)
         connection.execute(insert(JOBS).values(vars(job)))
         add_event(connection, job.id, message="the job is queued", now=now)
         note(connection, caller, request, job.id, now=now)
@@ -167,8 +171,11 @@ def list_jobs(
     return Page(tuple(value_of(row, StoredJob) for row in rows), has_more)
 
 
-def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
+def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> tuple[StoredJob, tuple[str, ...]]:
     """The job is cancelled, whether it was running yet or not; nothing of it is kept.
+
+    Returns:
+        The job, and names of adapters of its checkpoints that are gone: a cache in memory has to forget them.
 
     Raises:
         NotFoundError: There is no such job.
@@ -181,11 +188,13 @@ def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> Stored
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="cancelled", finished_at=now))
         add_event(connection, job_id, message="the job was cancelled", level="warn", now=now)
         record(connection, caller, "job.cancel", job_id)
-        folders = let_go_of_checkpoints(connection, job_id)
+        folders, adapters = let_go_of_states(connection, job_id), delete_models_of(connection, job_id)
         cancelled = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
     for folder in folders:
         store.directory.remove_checkpoint(folder)
-    return cancelled
+    for adapter in adapters:
+        store.directory.remove_adapter(adapter)
+    return cancelled, tuple(adapters)
 
 
 def pause_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
@@ -208,11 +217,11 @@ def resume_job(store: Store, job_id: str, *, caller: Caller, now: int) -> Stored
     return _switch(store, job_id, caller=caller, now=now, allowed=("paused",), status="queued", verb="resume")
 
 
-def let_go_of_checkpoints(connection: Connection, job_id: str) -> list[str]:
-    """Keep no state of a job that has ended; returns the folders, to be deleted after the transaction."""
-    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id == job_id, CHECKPOINTS.c.folder.is_not(None))
+def let_go_of_states(connection: Connection, job_id: str) -> list[str]:
+    """Keep no state of a job to go on from; returns the folders, to be deleted after the transaction."""
+    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id == job_id)
     folders = [folder for folder in connection.execute(held).scalars() if folder is not None]
-    connection.execute(update(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id).values(folder=None))
+    connection.execute(delete(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id))
     return folders
 
 

@@ -12,37 +12,37 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
-from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.database import find, value_of
 from rapt.service.storage.job_events import add_event
-from rapt.service.storage.job_rows import StoredJob, let_go_of_checkpoints
-from rapt.service.storage.model_rows import StoredModel, insert_model
+from rapt.service.storage.job_rows import StoredJob, let_go_of_states
+from rapt.service.storage.model_rows import StoredModel, insert_model, model_name
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CHECKPOINTS, JOBS, TENANTS
 
+DEFAULT_SUFFIX: Final = "rapt"
+
 
 @dataclass(frozen=True, kw_only=True)
-class StoredCheckpoint:
-    """A state that a run reached.
+class StoredState:
+    """A state that a run can go on from.
 
     Attributes:
-        id: `ftckpt-...`.
         job_id: Whose.
         created_at: Unix time, s.
         step: Number of steps made.
         metrics: Numbers only.
-        folder: Name of what is on the disk, made by us; None once a later one took its place.
+        folder: Name of what is on the disk, made by us.
     """
 
-    id: str
     job_id: str
     created_at: int
     step: int
     metrics: dict[str, Any]
-    folder: str | None
+    folder: str
 
 
 def claim_next_job(store: Store, *, worker: str, models: Collection[str], now: int) -> StoredJob | None:
@@ -69,21 +69,19 @@ def claim_next_job(store: Store, *, worker: str, models: Collection[str], now: i
 def is_still_mine(store: Store, job: StoredJob) -> bool:
     """Whether a job still runs, and here: neither cancelled nor paused, nor deleted, nor taken by another."""
     with store.database.read() as connection:
-        return _is_mine(connection, job)
+        return is_mine(connection, job)
 
 
 def record_progress(store: Store, job: StoredJob, *, message: str, data: Mapping[str, Any], now: int) -> bool:
     """Add an event of type `metrics`; False when the job is not this worker's any more."""
     with store.database.write() as connection:
-        if not _is_mine(connection, job):
+        if not is_mine(connection, job):
             return False
         add_event(connection, job.id, message=message, data=data, now=now)
         return True
 
 
-def add_checkpoint(
-    store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, Any], folder: str, now: int
-) -> bool:
+def add_state(store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, Any], folder: str, now: int) -> bool:
     """A state that is on the disk becomes the one to go on from; the one before is deleted.
 
     Returns:
@@ -91,59 +89,46 @@ def add_checkpoint(
     """
     with store.database.write() as connection:
         # A paused job keeps its state: that is what it will go on from.
-        if not _is_mine(connection, job, status=("running", "paused")):
+        if not is_mine(connection, job, status=("running", "paused")):
             return False
-        doomed = let_go_of_checkpoints(connection, job.id)
-        again = connection.execute(
-            update(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job.id, CHECKPOINTS.c.step == step).values(folder=folder)
-        ).rowcount
-        if not again:
-            values = {"id": f"ftckpt-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
-            connection.execute(insert(CHECKPOINTS).values(**values, metrics=dict(metrics), folder=folder))
+        doomed = let_go_of_states(connection, job.id)
+        values = {"id": f"ftstate-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
+        connection.execute(insert(CHECKPOINTS).values(**values, metrics=dict(metrics), folder=folder))
     for name in doomed:
         store.directory.remove_checkpoint(name)
     return True
 
 
-def latest_checkpoint(store: Store, job: StoredJob) -> StoredCheckpoint | None:
+def latest_state(store: Store, job: StoredJob) -> StoredState | None:
     """The state to go on from; None when there is none."""
     with store.database.read() as connection:
-        newest = (
-            select(CHECKPOINTS)
-            .where(CHECKPOINTS.c.job_id == job.id, CHECKPOINTS.c.folder.is_not(None))
-            .order_by(CHECKPOINTS.c.step.desc())
-            .limit(1)
-        )
-        row = connection.execute(newest).first()
-    return None if row is None else value_of(row, StoredCheckpoint)
+        row = connection.execute(select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job.id)).first()
+    return None if row is None else value_of(row, StoredState)
 
 
-def list_checkpoints(store: Store, job_id: str, cursor: Cursor, *, tenant: str) -> Page[StoredCheckpoint]:
-    """One page of the states that a job reached. Raises `NotFoundError` for an unknown job or cursor."""
-    with store.database.read() as connection:
-        find(connection, JOBS, job_id, tenant=tenant)
-        rows, has_more = page_of(connection, CHECKPOINTS, cursor, where=CHECKPOINTS.c.job_id == job_id)
-    return Page(tuple(value_of(row, StoredCheckpoint) for row in rows), has_more)
-
-
-def succeed_job(
-    store: Store, job: StoredJob, *, fine_tuned_model: str, adapter: str, trained_tokens: int, now: int
-) -> bool:
+def succeed_job(store: Store, job: StoredJob, *, adapter: str, trained_tokens: int, now: int) -> bool:
     """Publish the result: the job has succeeded and its model exists, both or neither.
 
     Returns:
         False when the caller must delete the adapter: the job is not this worker's any more.
     """
+    fine_tuned_model = name_of_result(job)
     with store.database.write() as connection:
         values: dict[str, str | int] = {"fine_tuned_model": fine_tuned_model, "trained_tokens": trained_tokens}
         if not _end(connection, job, status="succeeded", now=now, values=values):
             return False
         model = StoredModel(
-            id=fine_tuned_model, tenant=job.tenant, base=job.model, job_id=job.id, adapter=adapter, created_at=now
+            id=fine_tuned_model,
+            tenant=job.tenant,
+            base=job.model,
+            job_id=job.id,
+            adapter=adapter,
+            created_at=now,
+            bytes=store.directory.adapter_bytes(adapter),
         )
         insert_model(connection, model)
         add_event(connection, job.id, message=f"the model {fine_tuned_model} is ready", now=now)
-        folders = let_go_of_checkpoints(connection, job.id)
+        folders = let_go_of_states(connection, job.id)
     _remove(store, folders)
     return True
 
@@ -154,7 +139,7 @@ def fail_job(store: Store, job: StoredJob, *, code: str, message: str, now: int)
         if not _end(connection, job, status="failed", now=now, values={"error_code": code, "error_message": message}):
             return False
         add_event(connection, job.id, message=f"the job failed: {message}", level="error", now=now)
-        folders = let_go_of_checkpoints(connection, job.id)
+        folders = let_go_of_states(connection, job.id)
     _remove(store, folders)
     return True
 
@@ -177,7 +162,14 @@ def requeue_jobs(store: Store, *, is_alive: Callable[[str], bool], now: int) -> 
     return len(abandoned)
 
 
-def _is_mine(connection: Connection, job: StoredJob, *, status: tuple[str, ...] = ("running",)) -> bool:
+def name_of_result(job: StoredJob) -> str:
+    """The name of the model that a job makes; it is known before the model is."""
+    number = job.id.removeprefix("ftjob-")
+    return model_name(base=job.model, tenant=job.tenant, suffix=job.suffix or DEFAULT_SUFFIX, number=number)
+
+
+def is_mine(connection: Connection, job: StoredJob, *, status: tuple[str, ...] = ("running",)) -> bool:
+    """Whether a worker that has claimed a job may still change it."""
     query = select(JOBS.c.number).where(_mine(job), JOBS.c.status.in_(status))
     return connection.execute(query).first() is not None
 

@@ -1,18 +1,23 @@
-"""Tuned models: rows that name adapters. Base models have no row; they are in the settings."""
+"""Tuned models: rows that name adapters. Base models have no row; they are in the settings.
+
+A checkpoint is a model with a step: asked, exported and hidden from strangers like any other, but listed with its job
+alone, and gone with the model that its job has left.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, delete, insert
+from sqlalchemy import Connection, delete, insert, select
 
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import MODELS
-from rapt.service.storage.tenant_rows import check_tenant
+from rapt.service.storage.tenant_rows import check_bytes, check_tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +25,15 @@ class StoredModel:
     """One tuned model.
 
     Attributes:
-        id: `ft:{base}:{tenant}:{suffix}:{number}`.
+        id: `ft:{base}:{tenant}:{suffix}:{number}`, of a checkpoint with `:ckpt-step-{step}`.
         tenant: Whose it is.
         base: Name of the base model.
         job_id: The job that made it; None if it was imported.
         adapter: Name of its folder, made by us.
         created_at: Unix time, s.
+        bytes: Of its adapter on the disk.
+        step: Steps that its run had made, of a checkpoint; None for what a run left in the end, or was imported.
+        metrics: Figures of its run by then, of a checkpoint.
     """
 
     id: str
@@ -34,11 +42,14 @@ class StoredModel:
     job_id: str | None
     adapter: str
     created_at: int
+    bytes: int = 0
+    step: int | None = None
+    metrics: dict[str, Any] | None = None
 
 
-def model_name(*, base: str, tenant: str, suffix: str, adapter: str) -> str:
-    """The name of a tuned model; the end of it is the start of its adapter's name."""
-    return f"ft:{base}:{tenant}:{suffix}:{adapter[:12]}"
+def model_name(*, base: str, tenant: str, suffix: str, number: str) -> str:
+    """The name of a tuned model; `number` is of ours, hexadecimal, and longer than what stands in the name."""
+    return f"ft:{base}:{tenant}:{suffix}:{number[:12]}"
 
 
 def get_model(store: Store, model_id: str, *, tenant: str) -> StoredModel:
@@ -52,9 +63,10 @@ def get_model(store: Store, model_id: str, *, tenant: str) -> StoredModel:
 
 
 def list_models(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredModel]:
-    """One page of tuned models. Raises `NotFoundError` for an unknown cursor."""
+    """One page of tuned models, checkpoints left out. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
-        rows, has_more = page_of(connection, MODELS, cursor, where=MODELS.c.tenant == tenant)
+        where = (MODELS.c.tenant == tenant) & MODELS.c.step.is_(None)
+        rows, has_more = page_of(connection, MODELS, cursor, where=where)
     return Page(tuple(value_of(row, StoredModel) for row in rows), has_more)
 
 
@@ -64,12 +76,35 @@ def adapter_folder(store: Store, model: StoredModel) -> Path:
 
 
 def add_imported_model(
-    store: Store, *, model_id: str, base: str, adapter: str, caller: Caller, now: int
+    store: Store, *, model_id: str, base: str, adapter: str, caller: Caller, now: int, max_bytes: int
 ) -> StoredModel:
-    """Name an adapter that came from outside and is on the disk. Raises `NotFoundError` for a tenant that is gone."""
-    model = StoredModel(id=model_id, tenant=caller.tenant, base=base, job_id=None, adapter=adapter, created_at=now)
+    """Name an adapter that came from outside and is on the disk.
+
+    Args:
+        store: Where.
+        model_id: Its name.
+        base: Name of the base model.
+        adapter: Name of its folder.
+        caller: Whose it becomes.
+        now: Unix time, s.
+        max_bytes: Of all that a tenant without a quota of its own has stored.
+
+    Raises:
+        NotFoundError: The tenant is gone.
+        QuotaError: It has too many bytes.
+    """
+    model = StoredModel(
+        id=model_id,
+        tenant=caller.tenant,
+        base=base,
+        job_id=None,
+        adapter=adapter,
+        created_at=now,
+        bytes=store.directory.adapter_bytes(adapter),
+    )
     with store.database.write() as connection:
         check_tenant(connection, caller.tenant)
+        check_bytes(connection, caller.tenant, more=model.bytes, limit=max_bytes)
         insert_model(connection, model)
         record(connection, caller, "model.import", adapter[:12])
     return model
@@ -80,12 +115,32 @@ def insert_model(connection: Connection, model: StoredModel) -> None:
     connection.execute(insert(MODELS).values(vars(model)))
 
 
-def delete_model(store: Store, model_id: str, *, caller: Caller) -> StoredModel:
-    """Delete a tuned model and its adapter; returns what it was. Raises `NotFoundError`."""
+def delete_model(store: Store, model_id: str, *, caller: Caller) -> tuple[str, ...]:
+    """Delete a tuned model with the checkpoints of its run, or one checkpoint alone.
+
+    Returns:
+        Names of the adapters that are gone: a cache in memory has to forget them.
+
+    Raises:
+        NotFoundError: There is no such model.
+    """
     with store.database.write() as connection:
         model = value_of(find(connection, MODELS, model_id, tenant=caller.tenant), StoredModel)
         connection.execute(delete(MODELS).where(MODELS.c.id == model_id))
-        record(connection, caller, "model.delete", model.adapter[:12])
-    store.directory.remove_adapter(model.adapter)
+        doomed = [model.adapter]
+        if model.job_id is not None and model.step is None:
+            doomed += delete_models_of(connection, model.job_id)
+        # Without the suffix, which the user wrote.
+        own = model.id.split(":")[-1 if model.step is None else -2 :]
+        record(connection, caller, "model.delete", ":".join(own))
+    for adapter in doomed:
+        store.directory.remove_adapter(adapter)
     store.database.forget_deleted()
-    return model
+    return tuple(doomed)
+
+
+def delete_models_of(connection: Connection, job_id: str) -> list[str]:
+    """Delete the rows of all that a job has made; returns the adapters, to be deleted after the transaction."""
+    doomed = list(connection.execute(select(MODELS.c.adapter).where(MODELS.c.job_id == job_id)).scalars())
+    connection.execute(delete(MODELS).where(MODELS.c.job_id == job_id))
+    return doomed

@@ -149,7 +149,7 @@ CHECKPOINTS: Final = _table(
     Column("created_at", BigInteger, nullable=False),
     Column("step", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
-    # Null once a later one took its place: only the newest is kept to resume from.
+    # Of every row that there is: one goes when a later one takes its place.
     Column("folder", String, unique=True),
     UniqueConstraint("job_id", "step", name="uq_checkpoints_job_step"),
 )
@@ -164,7 +164,13 @@ MODELS: Final = _table(
     Column("job_id", String, ForeignKey("jobs.id")),
     Column("adapter", String, unique=True, nullable=False),
     Column("created_at", Integer, nullable=False),
+    # On the disk; 0 for what was made before it was counted.
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
+    # Of a checkpoint: the steps that its run had made, and its figures by then. Null for what a run left in the end.
+    Column("step", Integer),
+    Column("metrics", JSON(none_as_null=True)),
     Index("ix_models_tenant", "tenant", "number"),
+    Index("uq_models_job_step", "job_id", "step", unique=True),
 )
 
 UPLOADS: Final = _table(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import record
@@ -33,7 +33,7 @@ class Quotas:
     """How much a tenant may have; None where the service's own setting holds.
 
     Attributes:
-        max_bytes: Of all its files and parts of uploads.
+        max_bytes: Of all its files, parts of uploads, models and checkpoints.
         max_jobs: That have not ended.
         tokens_per_minute: Of its predictions.
     """
@@ -135,7 +135,7 @@ def usage_of(store: Store, name: str) -> Usage:
             bytes=bytes_of(connection, name),
             jobs=jobs_of(connection, name),
             files=_count(connection, FILES, name),
-            models=_count(connection, MODELS, name),
+            models=_count(connection, MODELS, name, and_=MODELS.c.step.is_(None)),
         )
 
 
@@ -145,7 +145,8 @@ def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -
     most = limit if most is None else most
     if bytes_of(connection, tenant) + more > most:
         raise QuotaError(
-            f"a tenant must have at most {most} bytes of files; delete some, or ask the provider", retry_after=None
+            f"a tenant must have at most {most} bytes of files and models; delete some, or ask the provider",
+            retry_after=None,
         )
 
 
@@ -160,7 +161,7 @@ def check_jobs(connection: Connection, tenant: str, *, limit: int) -> None:
 
 
 def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Removed:
-    """Delete a tenant and everything it has: keys, jobs with their checkpoints, models, files, uploads.
+    """Delete a tenant and everything it has: keys, jobs with their states, models, files, uploads.
 
     A job that runs at this moment finds its row gone at its next step, and keeps nothing.
 
@@ -188,14 +189,15 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
 
 
 def bytes_of(connection: Connection, tenant: str) -> int:
-    """Bytes of a tenant's files and of the parts of its uploads."""
+    """Bytes of a tenant's files, of the parts of its uploads, and of its models and their checkpoints."""
     files = select(func.coalesce(func.sum(FILES.c.bytes), 0)).where(FILES.c.tenant == tenant)
     parts = (
         select(func.coalesce(func.sum(PARTS.c.bytes), 0))
         .join(UPLOADS, UPLOADS.c.id == PARTS.c.upload_id)
         .where(UPLOADS.c.tenant == tenant)
     )
-    return int(connection.execute(files).scalar_one()) + int(connection.execute(parts).scalar_one())
+    models = select(func.coalesce(func.sum(MODELS.c.bytes), 0)).where(MODELS.c.tenant == tenant)
+    return sum(int(connection.execute(query).scalar_one()) for query in (files, parts, models))
 
 
 def jobs_of(connection: Connection, tenant: str) -> int:
@@ -209,7 +211,7 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     own_uploads = select(UPLOADS.c.id).where(UPLOADS.c.tenant == name)
     of_others = select(FILES.c.sha256).where(FILES.c.tenant != name)
     mine_alone = select(FILES.c.sha256).distinct().where(FILES.c.tenant == name, FILES.c.sha256.not_in(of_others))
-    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id.in_(own_jobs), CHECKPOINTS.c.folder.is_not(None))
+    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id.in_(own_jobs))
 
     def all_of(query: Select[Any]) -> tuple[str, ...]:
         return tuple(str(row[0]) for row in connection.execute(query))
@@ -232,8 +234,9 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     return removed
 
 
-def _count(connection: Connection, table: Any, tenant: str) -> int:
-    return int(connection.execute(select(func.count()).select_from(table).where(table.c.tenant == tenant)).scalar_one())
+def _count(connection: Connection, table: Any, tenant: str, *, and_: ColumnElement[bool] | None = None) -> int:
+    within = table.c.tenant == tenant if and_ is None else (table.c.tenant == tenant) & and_
+    return int(connection.execute(select(func.count()).select_from(table).where(within)).scalar_one())
 
 
 def _find(connection: Connection, name: str) -> Row[Any]:

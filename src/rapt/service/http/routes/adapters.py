@@ -67,11 +67,12 @@ def router(service: Service) -> APIRouter:
             sync_folder(store.directory.adapters)
             model = add_imported_model(
                 store,
-                model_id=model_name(base=base, tenant=caller.tenant, suffix=form.suffix or _SUFFIX, adapter=name),
+                model_id=model_name(base=base, tenant=caller.tenant, suffix=form.suffix or _SUFFIX, number=name),
                 base=base,
                 adapter=name,
                 caller=caller,
                 now=int(time.time()),
+                max_bytes=service.settings.tenant_bytes,
             )
         except BaseException:
             store.directory.remove_adapter(name)

@@ -17,10 +17,11 @@ from rapt.service.http.routes.pages import After, IdempotencyKey, Limit, cursor,
 from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, JobObject, JobRequest, ListOf
 from rapt.service.jobs.automatic import best_backbone
 from rapt.service.jobs.hyperparameters import check_run, method_to_json, resolve_config
+from rapt.service.storage.checkpoint_models import checkpoint_id, list_checkpoint_models
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_events import StoredEvent, list_events
 from rapt.service.storage.job_rows import StoredJob, add_job, cancel_job, get_job, list_jobs, pause_job, resume_job
-from rapt.service.storage.job_runs import StoredCheckpoint, list_checkpoints
+from rapt.service.storage.model_rows import StoredModel
 from rapt.service.storage.repeated_requests import repeatable
 
 _MOST_PAIRS: Final = 16
@@ -52,6 +53,7 @@ def router(service: Service) -> APIRouter:
             caller=caller,
             now=int(time.time()),
             max_jobs=service.settings.tenant_jobs,
+            max_bytes=service.settings.tenant_bytes,
             validation_file=request.validation_file,
             metadata=request.metadata,
             priority=0 if request.rapt is None else request.rapt.priority,
@@ -75,8 +77,10 @@ def router(service: Service) -> APIRouter:
     @routes.post("/{job_id}/cancel")
     def cancel(job_id: str, caller: CallerOf) -> JobObject:
         """Stop a job: nothing of it is kept. One that runs stops within a step."""
-        job = cancel_job(service.store, job_id, caller=caller, now=int(time.time()))
+        job, adapters = cancel_job(service.store, job_id, caller=caller, now=int(time.time()))
         service.runner.cancel(job_id)
+        for adapter in adapters:
+            service.adapters.drop(adapter)
         return show_job(job)
 
     @routes.post("/{job_id}/pause")
@@ -97,10 +101,9 @@ def router(service: Service) -> APIRouter:
     def list_job_checkpoints(
         job_id: str, caller: CallerOf, after: After = None, limit: Limit = 10
     ) -> ListOf[CheckpointObject]:
-        """States that a job reached, newest first."""
-        job = get_job(service.store, job_id, tenant=caller.tenant)
-        page = list_checkpoints(service.store, job_id, cursor(after, limit), tenant=caller.tenant)
-        return list_of(page, lambda checkpoint: show_checkpoint(checkpoint, job=job))
+        """Checkpoints of a job, newest first: models of the ends of its epochs, ten at most."""
+        page = list_checkpoint_models(service.store, job_id, cursor(after, limit), tenant=caller.tenant)
+        return list_of(page, show_checkpoint)
 
     @routes.get("/{job_id}/events")
     def list_job_events(job_id: str, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[EventObject]:
@@ -130,15 +133,17 @@ def show_job(job: StoredJob) -> JobObject:
     )
 
 
-def show_checkpoint(checkpoint: StoredCheckpoint, *, job: StoredJob) -> CheckpointObject:
-    """A state in the shape of the API."""
-    return CheckpointObject(
-        id=checkpoint.id,
-        created_at=checkpoint.created_at,
-        fine_tuned_model_checkpoint=job.fine_tuned_model or job.id,
-        fine_tuning_job_id=job.id,
-        step_number=checkpoint.step,
-        metrics=checkpoint.metrics,
+def show_checkpoint(model: StoredModel) -> CheckpointObject:
+    """A checkpoint in the shape of the API."""
+    return CheckpointObject.model_validate(
+        {
+            "id": checkpoint_id(model),
+            "created_at": model.created_at,
+            "fine_tuned_model_checkpoint": model.id,
+            "fine_tuning_job_id": model.job_id,
+            "step_number": model.step,
+            "metrics": model.metrics,
+        }
     )
 
 

@@ -44,10 +44,11 @@ def router(service: Service) -> APIRouter:
 
     @routes.delete("/{model_id}")
     def remove_model(model_id: str, caller: CallerOf) -> Deleted:
-        """Delete a tuned model and its weights."""
+        """Delete a tuned model, its weights and the checkpoints of its job; or one checkpoint by its name."""
         if model_id in service.backbones:
             raise UsageError("a base model must stay; tuned models can be deleted")
-        service.adapters.drop(delete_model(service.store, model_id, caller=caller).adapter)
+        for adapter in delete_model(service.store, model_id, caller=caller):
+            service.adapters.drop(adapter)
         return Deleted(id=model_id, object="model")
 
     return routes

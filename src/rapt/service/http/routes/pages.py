@@ -11,7 +11,8 @@ from rapt.service.http.admin_schemas import AuditObject, KeyObject, TenantObject
 from rapt.service.http.schemas import CheckpointObject, EventObject, FileObject, JobObject, ListOf, ModelObject
 from rapt.service.storage.database import Cursor, Page
 
-After = Annotated[str | None, Query(max_length=64, description="id of the last item of the page before")]
+# A model's id may be that long: names of a base and of a tenant, a suffix, and what is around them.
+After = Annotated[str | None, Query(max_length=512, description="id of the last item of the page before")]
 Limit = Annotated[int, Query(ge=1, le=100, description="items on a page")]
 LongLimit = Annotated[int, Query(ge=1, le=10_000, description="items on a page")]
 IdempotencyKey = Annotated[

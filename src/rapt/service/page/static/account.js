@@ -19,7 +19,7 @@ export async function showAccount(place) {
 export function quotaBars({ quotas, ...used }) {
   const share = (part, whole) => (whole ? part / whole : 0);
   return el("div", { class: "bars" },
-    bar({ name: "Bytes of files", value: `${bytes(used.bytes)} of ${bytes(quotas.max_bytes)}`, share: share(used.bytes, quotas.max_bytes) }),
+    bar({ name: "Bytes stored", value: `${bytes(used.bytes)} of ${bytes(quotas.max_bytes)}`, share: share(used.bytes, quotas.max_bytes) }),
     bar({ name: "Jobs that have not ended", value: `${count(used.jobs)} of ${count(quotas.max_jobs)}`, share: share(used.jobs, quotas.max_jobs) }),
     el("p", { class: "note" },
       `${count(used.files)} files and ${count(used.models)} tuned models. Predictions may take ${count(quotas.tokens_per_minute)} tokens a minute.`));

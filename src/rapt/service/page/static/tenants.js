@@ -6,7 +6,7 @@ import { keyList, secret } from "./keys.js";
 import { ROUTES, all, ask } from "./service.js";
 import { guarded, say } from "./status.js";
 
-const QUOTAS = { max_bytes: "Bytes of files", max_jobs: "Jobs at a time", tokens_per_minute: "Tokens a minute" };
+const QUOTAS = { max_bytes: "Bytes stored", max_jobs: "Jobs at a time", tokens_per_minute: "Tokens a minute" };
 
 /** The section of tenants. */
 export async function showTenants(place) {

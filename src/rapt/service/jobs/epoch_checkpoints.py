@@ -1,0 +1,70 @@
+"""Checkpoints: adapters at the ends of epochs, kept as models that can be asked before and after the run has ended."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from typing import Final
+
+from rapt.service.model.adapter import Adapter, save_adapter
+from rapt.service.model.tuner import Progress
+from rapt.service.storage.checkpoint_models import add_checkpoint_model
+from rapt.service.storage.data_directory import sync_folder
+from rapt.service.storage.job_rows import StoredJob
+from rapt.service.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+# A run of more epochs has its checkpoints further apart, so that no job fills the disk; the last epoch has one always.
+MOST_CHECKPOINTS: Final = 10
+
+
+class EpochCheckpoints:
+    """The checkpoints of one job."""
+
+    def __init__(self, store: Store, job: StoredJob, *, epochs: int, max_bytes: int) -> None:
+        """Keep at most `MOST_CHECKPOINTS` of a run of so many epochs, as long as the tenant's bytes have room."""
+        self._store = store
+        self._job = job
+        self._epochs = epochs
+        self._every = math.ceil(epochs / MOST_CHECKPOINTS)
+        self._max_bytes = max_bytes
+
+    def keep(self, progress: Progress, adapter: Adapter) -> None:
+        """An epoch has ended with this step."""
+        epoch = progress.epoch + 1
+        # Counted from the last one back.
+        if (self._epochs - epoch) % self._every:
+            return
+        name = secrets.token_hex(12)
+        save_adapter(adapter, self._store.directory.adapter(name))
+        sync_folder(self._store.directory.adapters)
+        outcome = add_checkpoint_model(
+            self._store,
+            self._job,
+            step=progress.step,
+            adapter=name,
+            metrics=_figures(progress),
+            now=int(time.time()),
+            max_bytes=self._max_bytes,
+        )
+        if outcome == "kept":
+            return
+        self._store.directory.remove_adapter(name)
+        if outcome == "no room":
+            log.warning("job %s: no room for the checkpoint of step %d", self._job.id, progress.step)
+
+
+def _figures(progress: Progress) -> dict[str, float | int]:
+    """Under the names that OpenAI gives them; losses in nats."""
+    figures: dict[str, float | int] = {
+        "step": progress.step,
+        "train_loss": progress.task_loss,
+        "train_mean_token_accuracy": progress.accuracy,
+    }
+    if progress.validation_loss is not None and progress.validation_accuracy is not None:
+        figures["full_valid_loss"] = progress.validation_loss
+        figures["full_valid_mean_token_accuracy"] = progress.validation_accuracy
+    return figures

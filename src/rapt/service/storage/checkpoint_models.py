@@ -1,0 +1,83 @@
+"""Checkpoints that can be asked: what a run would have left at the end of an epoch, as a model with a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+from sqlalchemy import select
+
+from rapt.errors import NotFoundError, QuotaError
+from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.job_rows import StoredJob
+from rapt.service.storage.job_runs import is_mine, name_of_result
+from rapt.service.storage.model_rows import StoredModel, insert_model
+from rapt.service.storage.store import Store
+from rapt.service.storage.tables import JOBS, MODELS
+from rapt.service.storage.tenant_rows import check_bytes
+
+_ID: Final = "ftckpt-"
+Kept = Literal["kept", "no room", "not mine", "known"]
+
+
+def add_checkpoint_model(
+    store: Store, job: StoredJob, *, step: int, adapter: str, metrics: Mapping[str, Any], now: int, max_bytes: int
+) -> Kept:
+    """Name an adapter that is on the disk as a checkpoint of a job that runs.
+
+    Args:
+        store: Where.
+        job: As it was claimed.
+        step: Steps made.
+        adapter: Name of its folder.
+        metrics: Numbers only.
+        now: Unix time, s.
+        max_bytes: Of all that a tenant without a quota of its own has stored.
+
+    Returns:
+        Whether it is kept. If not, the caller must delete the folder: the tenant's quota has no room for it, the job
+        is not this worker's any more, or an earlier attempt has kept the same step, to the same weights.
+    """
+    model = StoredModel(
+        id=f"{name_of_result(job)}:ckpt-step-{step}",
+        tenant=job.tenant,
+        base=job.model,
+        job_id=job.id,
+        adapter=adapter,
+        created_at=now,
+        bytes=store.directory.adapter_bytes(adapter),
+        step=step,
+        metrics=dict(metrics),
+    )
+    with store.database.write() as connection:
+        if not is_mine(connection, job):
+            return "not mine"
+        if connection.execute(select(MODELS.c.number).where(MODELS.c.id == model.id)).first() is not None:
+            return "known"
+        try:
+            check_bytes(connection, job.tenant, more=model.bytes, limit=max_bytes)
+        except QuotaError:
+            return "no room"
+        insert_model(connection, model)
+    return "kept"
+
+
+def checkpoint_id(model: StoredModel) -> str:
+    """The id of a checkpoint, beside its name as a model."""
+    return _ID + model.adapter
+
+
+def list_checkpoint_models(store: Store, job_id: str, cursor: Cursor, *, tenant: str) -> Page[StoredModel]:
+    """One page of a job's checkpoints. Raises `NotFoundError` for an unknown job or cursor."""
+    within = (MODELS.c.job_id == job_id) & MODELS.c.step.is_not(None)
+    with store.database.read() as connection:
+        find(connection, JOBS, job_id, tenant=tenant)
+        if cursor.after is not None:
+            named = select(MODELS.c.id).where(within, MODELS.c.adapter == cursor.after.removeprefix(_ID))
+            start = connection.execute(named).scalar()
+            if start is None:
+                raise NotFoundError("no such object among the checkpoints for the cursor after; start without it")
+            cursor = replace(cursor, after=start)
+        rows, has_more = page_of(connection, MODELS, cursor, where=within)
+    return Page(tuple(value_of(row, StoredModel) for row in rows), has_more)
