@@ -41,7 +41,7 @@ def denoise(
     """
     import torch
 
-    from rapt.denoise.model_folder import check_target, save_denoised
+    from rapt.denoise.model_folder import check_source, check_target, save_denoised
     from rapt.denoise.plan import WarmUpPlan
     from rapt.denoise.public_text import read_public_texts
     from rapt.denoise.warm_up import warm_up
@@ -49,6 +49,7 @@ def denoise(
     from rapt.service.model.denoising import Student
 
     check_target(out)
+    check_source(model)
     plan = WarmUpPlan(
         model=model,
         mechanism=mechanism,

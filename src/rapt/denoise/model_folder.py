@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.warm_up import Explained
 from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
-from rapt.service.model.denoising import Student
+from rapt.service.model.denoising import Layers, Student
 from rapt.service.model.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.service.model.whole_folder import write_folder
 from rapt.version import __version__
 from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
 
 _WEIGHTS: Final = "model.safetensors"
-# Checkpoints with a head have the encoder below this name; those converted from TensorFlow call a norm gamma and beta.
-_PREFIX: Final = "bert."
+# Checkpoints that were converted from TensorFlow call a norm gamma and beta.
 _OLD_NAMES: Final = ((".gamma", ".weight"), (".beta", ".bias"))
 
 
@@ -36,6 +35,17 @@ def check_target(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError("--out must be a new or empty folder; choose another name")
+
+
+def check_source(model: str) -> None:
+    """Refuse a model whose weights are in several files, before hours of work.
+
+    Raises:
+        UsageError: They are.
+        VocabularyError: The model is not here.
+    """
+    if not (model_directory(model) / _WEIGHTS).is_file():
+        raise UsageError(f"a model to be denoised must have its weights in one {_WEIGHTS}; save it without shards")
 
 
 def save_denoised(
@@ -58,7 +68,10 @@ def save_denoised(
     check_target(folder)
     source = model_directory(plan.model)
     trained = student.encoder.state_dict()
-    weights = {name: _replaced(name, tensor, trained) for name, tensor in load_file(source / _WEIGHTS).items()}
+    weights = {
+        name: _replaced(name, tensor, trained, layers=student.layers)
+        for name, tensor in load_file(source / _WEIGHTS).items()
+    }
     card: dict[str, Any] = {
         "schema": SCHEMA,
         "created_by": f"rapt {__version__}",
@@ -83,11 +96,11 @@ def save_denoised(
     check_hash(bundle_from_model_directory(folder, model=folder.name), expected=student.teacher.bundle.hash)
 
 
-def _replaced(name: str, tensor: torch.Tensor, trained: dict[str, torch.Tensor]) -> torch.Tensor:
+def _replaced(name: str, tensor: Tensor, trained: Mapping[str, Tensor], *, layers: Layers) -> Tensor:
     """The trained tensor of that name in a checkpoint, or the tensor as it was: of a head, or of the embeddings."""
-    inner = name.removeprefix(_PREFIX)
+    inner = name.removeprefix(layers.prefix)
     for old, new in _OLD_NAMES:
         inner = inner.removesuffix(old) + new if inner.endswith(old) else inner
-    if inner not in trained or inner.startswith("embeddings."):
+    if inner not in trained or inner.startswith(layers.left_alone):
         return tensor
     return trained[inner].detach().to("cpu", tensor.dtype).contiguous()

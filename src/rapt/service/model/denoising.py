@@ -1,24 +1,46 @@
 """Denoising by distillation: a student that sees privatized text learns the states that a teacher has of the clear one.
 
-Both begin as the same backbone. Privatization replaces tokens one for one, so every position of the privatized text has
-a position of the clear text to be compared with. The squared error is least for the mean of the teacher's states given
-the privatized text, E[f(x)|M(x)]: the posterior mean under the public text as a prior and the mechanism as a channel,
-learned instead of computed (the idea of post-processing by a denoiser is Qu et al. 2021's; theirs predicts tokens).
+Both begin as the same backbone, of any architecture; of an encoder-decoder the first half, which reads the text.
+Privatization replaces tokens one for one, so every position of the privatized text has a position of the clear text to
+be compared with. The squared error is least for the mean of the teacher's states given the privatized text,
+E[f(x)|M(x)]: the posterior mean under the public text as a prior and the mechanism as a channel, learned instead of
+computed (the idea of post-processing by a denoiser is Qu et al. 2021's; theirs predicts tokens).
 The table of word embeddings stays as it is, so the vocabulary and its hash do, and users notice nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from rapt.errors import UsageError
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.layout import Layout, encode_with_prompts, lay_out
 from rapt.service.model.task_head import pool_text
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Which weights of a checkpoint are trained.
+
+    Attributes:
+        prefix: What stands before the name of an encoder's weight in a checkpoint with a head.
+        left_alone: Beginnings of the names, without it, of what is not trained: words, positions, and their norm.
+    """
+
+    prefix: str
+    left_alone: tuple[str, ...]
+
+
+LAYERS: Final[Mapping[str, Layers]] = {
+    "bert": Layers("bert.", ("embeddings.",)),
+    "t5": Layers("encoder.", ("embed_tokens.",)),  # its decoder reads words in clear, and stays
+    "llama": Layers("model.", ("embed_tokens.",)),
+    "gpt2": Layers("transformer.", ("wte.", "wpe.")),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,18 +68,17 @@ class Student:
         """Load the backbone twice.
 
         Raises:
-            UsageError: It is not an encoder of architecture `bert`.
+            UsageError: Its architecture is unknown.
             VocabularyError: Its files are missing.
         """
         self.teacher = load_backbone(model, precision="float32")
-        if self.teacher.architecture != "bert":
-            raise UsageError(
-                f"denoising is for backbones of architecture bert, got {self.teacher.architecture!r}; choose another"
-            )
-        self.backbone: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares
+        own: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares
+        # What is faster without gradients holds a copy of the weights, which would stay as they were.
+        self.backbone = replace(own, inference=None)
+        self.layers = LAYERS[self.teacher.architecture]
         self.encoder = self.backbone.encoder
-        self.encoder.requires_grad_(True)
-        self.encoder.get_submodule("embeddings").requires_grad_(False)
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.layers.left_alone))
         self.soft_embeddings: Tensor | None = None
 
     def see_words_as(self, table: Tensor) -> None:
@@ -79,8 +100,7 @@ class Student:
         layout = self._lay_out(clear)
         with torch.no_grad():
             target = encode_with_prompts(self.teacher, layout, None)
-        # `encode` of a backbone takes the fast way without gradients, which holds a copy of the weights.
-        found = self._encode(self._lay_out(privatized))
+        found = encode_with_prompts(self.backbone, self._lay_out(privatized), None)
         mask = layout.text_mask
         text = (pool_text(target, mask) - pool_text(found, mask)).square().mean()
         tokens = ((target - found).square().mean(dim=2) * mask).sum() / mask.sum()
@@ -94,11 +114,3 @@ class Student:
         return lay_out(
             self.teacher, prompt_lengths=[0] * count, privatized_plain_tokens=[()] * count, texts=list(texts)
         )
-
-    def _encode(self, layout: Layout) -> Tensor:
-        states: Tensor = self.encoder(
-            inputs_embeds=self.backbone.embed(layout.token_ids),
-            attention_mask=layout.attention_mask,
-            position_ids=layout.position_ids,
-        ).last_hidden_state
-        return states
