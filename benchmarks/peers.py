@@ -88,7 +88,12 @@ def main() -> None:
         theirs = {
             name: stack.enter_context(
                 worker(
-                    environment(arguments.environments, package),
+                    environment(
+                        arguments.environments,
+                        package,
+                        packages=PACKAGES[package],
+                        bare=package in WITHOUT_DEPENDENCIES,
+                    ),
                     arm=name,
                     table=tables[package],
                     eta=arguments.eta if like_laplace else arguments.closed_eta,
@@ -154,16 +159,22 @@ def write_table(vocabulary: Vocabulary, path: Path, *, header: bool) -> Path:
     return path
 
 
-def environment(folder: Path, package: str) -> Path:
-    """The Python of the package's environment, made where there is none yet."""
+def environment(folder: Path, package: str, *, packages: tuple[str, ...], bare: bool) -> Path:
+    """The Python of the package's environment, made where there is none yet.
+
+    Args:
+        folder: Of all environments.
+        package: Name of this one.
+        packages: The package itself, then what it needs and does not ask for.
+        bare: Whether the package comes without what it asks for.
+    """
     home = folder / package
     python = home / "bin" / "python"
     if not (home / "ready").exists():
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
         install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        named, *others = PACKAGES[package]
-        bare = ["--no-deps"] if package in WITHOUT_DEPENDENCIES else []
-        subprocess.run([*install, *bare, named], check=True)
+        named, *others = packages
+        subprocess.run([*install, *(["--no-deps"] if bare else []), named], check=True)
         if others:
             subprocess.run([*install, *others], check=True)
         (home / "ready").touch()

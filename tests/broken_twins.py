@@ -1,7 +1,7 @@
 """Mechanisms with the defects of published code, and the pairs of tokens on which each shows.
 
-Each factory gives draws (see `rapt.audit.spent_eta.Draw`), pairs with the distances that are claimed, the η that is
-claimed, and how many runs show the defect.
+Each factory gives draws (see `rapt.audit.spent_eta.Draw`), pairs with the distances that are claimed, how many runs
+show the defect, and, where one line makes the difference, draws without the defect. All claim `ETA`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Twin:
     draw: Draw
     pairs: tuple[InputPair, ...]
     runs: int
+    sound: Draw | None = None
 
 
 def _brute_force(vocabulary):
@@ -83,21 +84,40 @@ def radius_for_each_coordinate() -> Twin:
     """
     table = [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0], [0.3, 0.3], [1.3, 1.3]]
     vocabulary = toy_vocabulary(table, special=(4, 5))
-    return Twin(noisy(vocabulary, gamma_per_coordinate), apart(vocabulary, [(4, 5)]), 100_000)
+    return Twin(
+        noisy(vocabulary, gamma_per_coordinate),
+        apart(vocabulary, [(4, 5)]),
+        100_000,
+        sound=noisy(vocabulary, sample_noise),
+    )
 
 
-def solid_ball() -> Twin:
+def solid_ball(dim: int = 2) -> Twin:
     """Its density is infinite at 0, so near tokens are told apart by far more than exp(η d)."""
-    vocabulary = toy_vocabulary([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [-0.5, 0.0], [0.0, -0.5]])
-    return Twin(noisy(vocabulary, uniform_in_the_ball), apart(vocabulary, [(0, 1)]), 100_000)
+    vocabulary = toy_vocabulary(np.concatenate([np.zeros((1, dim)), 0.5 * np.eye(dim), -0.5 * np.eye(dim)]))
+    return Twin(
+        noisy(vocabulary, uniform_in_the_ball),
+        apart(vocabulary, [(0, 1)]),
+        100_000,
+        sound=noisy(vocabulary, sample_noise),
+    )
 
 
 def renormalized_mahalanobis() -> Twin:
-    """pyPANTERA: the stretched noise, scaled back to its length before."""
+    """pyPANTERA: the stretched noise, scaled back to its length before.
+
+    Near the input its density depends on the direction alone: 19 times as high along the wide axis as across. One
+    input has the small cell of the first output beside it, the other above it.
+    """
     cells = [(0.2 * i, 0.2 * j) for i, j in itertools.product((0, 1, -1), repeat=2)]
     vocabulary = toy_vocabulary([*cells, (20.0, 0.0), (-20.0, 0.0), (-0.2, 0.0), (0.0, 0.2)], special=(11, 12))
     mechanism = MahalanobisMechanism(vocabulary=vocabulary, eta=ETA, mixing=0.9)
-    return Twin(noisy(vocabulary, renormalized(mechanism)), token_pairs(mechanism, [(11, 12)]), 100_000)
+    return Twin(
+        noisy(vocabulary, renormalized(mechanism)),
+        token_pairs(mechanism, [(11, 12)]),
+        100_000,
+        sound=draw_independently(mechanism),
+    )
 
 
 def vickrey_that_looks_at_the_input() -> Twin:

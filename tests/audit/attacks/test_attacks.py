@@ -51,7 +51,7 @@ def knowledge(kind):
 
 def cases():
     for name, attack in ATTACKS.items():
-        marks = [] if attack.default else [pytest.mark.slow]
+        marks = [pytest.mark.slow] if "decoder" in attack.needs else []
         for kind in ("texts",) if "public" in attack.needs else ("texts", "frequencies", "nothing"):
             yield pytest.param(name, kind, marks=marks)
 

@@ -19,7 +19,8 @@ CONTEXT = [
     pytest.param(name, marks=[] if attack.fast else [pytest.mark.slow])
     for name, attack in ATTACKS.items()
     # A decoder brings a language of its own; its beam is tested with the true steps in test_beam.
-    if attack.uses_context and "decoder" not in attack.needs
+    # Tong's product counts the channel twice and cannot reach it; its own test is below.
+    if attack.uses_context and "decoder" not in attack.needs and name != "tong"
 ]
 FAST = {name: attack for name, attack in ATTACKS.items() if attack.fast}
 # Public text is finite, so its n-grams are a little off.
@@ -65,6 +66,24 @@ def test_attacks_with_context_reach_the_optimum_of_a_markov_source(name, eta, vo
     assert found.value >= best - LEARNING_LOSS
     assert found.low <= best <= found.high + LEARNING_LOSS
     assert best > without.high, "the test means nothing where context does not help"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("eta", [1.5, 4.0])
+def test_the_published_attack_with_context_beats_bayes_and_stays_below_the_optimum(eta, vocabulary):
+    first, steps = markov_chain(words=WORDS)
+    private = markov_texts(first, steps, texts=200, seed=1)
+    public = public_of(markov_texts(first, steps, texts=2500, seed=2))
+    view, truth = privatized_view(vocabulary, private.ravel(), eta=eta, public=public, mechanism="exponential")
+    best = (
+        optimal_guess(view.observed.reshape(private.shape), first, steps, channel_of(vocabulary, eta=eta)) == private
+    ).mean()
+    found, without = (
+        score(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
+        for name in ("tong", "bayes")
+    )
+    assert found.value >= without.value
+    assert found.low <= best + LEARNING_LOSS
 
 
 @pytest.mark.parametrize("eta", [1.5, 4.0])

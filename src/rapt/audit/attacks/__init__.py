@@ -21,6 +21,7 @@ from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.embedding_inversion import embedding_inversion
 from rapt.audit.attacks.learned_denoiser import learned_denoiser
 from rapt.audit.attacks.masked import masked_sweeps
+from rapt.audit.attacks.tong import classified_candidates
 from rapt.audit.guess import Guess
 from rapt.public_models import PUBLIC_MODELS
 
@@ -123,6 +124,18 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             weight=150,
             uses_context=True,
             fast=False,
+        ),
+        "tong": Attack(
+            run=classified_candidates,
+            title="Classifier of candidates",
+            uses="Weighs what Bayes weighs, and what a classifier says of each candidate in its place in the text.",
+            source="Tong et al. 2025, the attack with context; with a smaller classifier",
+            needs=frozenset({"channel", "public", "torch"}),
+            weight=200,
+            uses_context=True,
+            fast=False,
+            default=False,
+            most_tokens=8_000,
         ),
         "causal": Attack(
             run=causal_beam,

@@ -13,7 +13,7 @@ from rapt.audit.language.interface import LanguageModel
 from rapt.audit.language.lattice import posteriors
 
 # Two words are looked back to among the candidates that are left after a look at one: K³ steps a token, of which so
-# many are taken in all, half a minute, and never with fewer candidates than these.
+# many are taken in all, and never with fewer candidates than these.
 _STEPS: Final = 20_000_000
 _LEAST_WIDTH: Final = 6
 

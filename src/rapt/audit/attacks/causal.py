@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 DECODER: Final = "smollm2"
-# The decoder reads one to two pieces for each reading and token: with SmolLM2 some 10 to 20 tokens of text a second.
+# The decoder reads one to two pieces for each reading and token, which is what takes the time.
 _BEAMS: Final = 8
 _LATER: Final = 3
 _TOGETHER: Final = 4

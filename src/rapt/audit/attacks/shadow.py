@@ -21,7 +21,7 @@ from rapt.audit.language.ngram import fit_ngram
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Tokens of public text that are privatized to learn from: with MiniLM's table their channel takes half a minute.
+# Tokens of public text that are privatized to learn from; their channel takes the time.
 SHADOW_TOKENS: Final = 40_000
 
 
@@ -31,12 +31,14 @@ class Shadow:
 
     Attributes:
         texts: In clear.
+        released: The same after the mechanism, (n,).
         others: The rest of the public texts.
         lattice: Of the privatized tokens of `texts`.
         beliefs: log P(candidate | all that was seen), by n-grams that did not see the text, (n, K + 1).
     """
 
     texts: tuple[Ints, ...]
+    released: Ints
     others: tuple[Ints, ...]
     lattice: Lattice
     beliefs: Floats
@@ -63,6 +65,7 @@ class Shadow:
         tokens = slice(0, int(self.lengths[:texts].sum()))
         return Shadow(
             texts=self.texts[:texts],
+            released=self.released[tokens],
             others=(*self.texts[texts:], *self.others),
             lattice=rows(self.lattice, tokens),
             beliefs=self.beliefs[tokens],
@@ -103,7 +106,7 @@ def _make(desk: Desk, on_progress: Progress | None) -> Shadow:
                 rows(lattice, part), lengths=np.array([len(text) for text in own]), models=(models[0], models[1])
             )
             start = part.stop
-    return Shadow(texts=tuple(texts), others=tuple(rest), lattice=lattice, beliefs=beliefs)
+    return Shadow(texts=tuple(texts), released=released, others=tuple(rest), lattice=lattice, beliefs=beliefs)
 
 
 def _with_outputs(desk: Desk, outputs: Ints, on_progress: Progress | None) -> ChannelEstimate:

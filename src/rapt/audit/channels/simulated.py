@@ -19,7 +19,6 @@ from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
-# On MiniLM's table the Laplace mechanism takes about 30 seconds of one core for so many.
 TOKENS: Final = 131_072
 _BLOCK: Final = 8192
 # What a count of an output's own tokens is worth before any was seen, in tokens.

@@ -28,7 +28,7 @@ from rapt.wire.vocabulary_bundle import VocabularyBundle
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# Tokens that are read in training: 40 s on one core for the small BERT.
+# Tokens that are read in training.
 TRAINED_TOKENS: Final = 150_000
 _MOST_EPOCHS: Final = 8
 _HIDDEN: Final = 0.25

@@ -21,6 +21,11 @@ _NOT_ATTACKED: Final = (
         "An attacker with a large language model of the kind of these texts, or who knows whom they are about, "
         "recovers more than is stated here.",
     ),
+    (
+        "Inversion by optimization",
+        "It needs vectors, hidden states or gradients of the text. The service gets tokens only, and all that follows from "
+        "them; the attacks here weigh what each token may have been.",
+    ),
     ("The tuned model", "Whether a text was among those it was tuned on, or what it would repeat of them."),
     ("Repetition", "Several releases of one text, or of nearly the same text: each one gives away more."),
     (

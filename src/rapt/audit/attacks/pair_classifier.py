@@ -1,0 +1,232 @@
+"""The classifier of Tong et al.'s attack: is this candidate the word that stood here? Imported only where it runs.
+
+It reads [CLS] y [SEP] y' [SEP], where y is the privatized sentence and y' the same with a candidate in one place, and
+answers with a probability.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import BertModel
+
+from rapt.audit.attacks.denoiser_training import pretrained_encoder
+from rapt.audit.language.layout import place_in_text
+from rapt.wire.vocabulary_bundle import VocabularyBundle
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+# Paper: BERT-base, 3 epochs at 5e-5, a hundred privatizations of each sentence. Ours: the small BERT of two layers
+# where it has the vocabulary, else a small fresh transformer; one privatization of more sentences, and rates that such
+# networks need. Effect: a classifier that knows less of the language.
+_EPOCHS: Final = 3
+_RATE: Final = 5e-4
+# Tokens that are asked about in training, each with its true word, if it is a candidate, and one wrong candidate.
+_TRAINED_TOKENS: Final = 12_000
+_BATCH: Final = 64
+_TOGETHER: Final = 512
+_WIDTH: Final = 64
+_LAYERS: Final = 2
+
+
+class _Fresh(nn.Module):
+    """A small transformer over pairs of sentences."""
+
+    def __init__(self, table: Tensor, *, positions: int) -> None:
+        super().__init__()
+        marks = table.mean(dim=0, keepdim=True)
+        self.register_buffer("table", torch.cat([table, marks, -marks]))
+        self.project = nn.Linear(table.shape[1], _WIDTH)
+        self.positions = nn.Parameter(0.02 * torch.randn(positions, _WIDTH))
+        self.sentences = nn.Parameter(0.02 * torch.randn(2, _WIDTH))
+        layer = nn.TransformerEncoderLayer(_WIDTH, 4, 4 * _WIDTH, dropout=0.0, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, _LAYERS, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor, sentence: Tensor) -> Tensor:
+        words = self.project(nn.functional.embedding(ids, self.get_buffer("table")))
+        # Both sentences have the same positions, so that a place is found again in the other one.
+        along = torch.arange(ids.shape[1]) - sentence * (ids.shape[1] // 2)
+        found: Tensor = self.layers(words + self.positions[along] + self.sentences[sentence])
+        return found[:, 0]
+
+
+class _Pretrained(nn.Module):
+    """The small BERT, whose second sentence has a type of its own."""
+
+    def __init__(self, bert: BertModel) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, ids: Tensor, sentence: Tensor) -> Tensor:
+        found: Tensor = self.bert(input_ids=ids, token_type_ids=sentence.expand(len(ids), -1)).last_hidden_state
+        return found[:, 0]
+
+
+class _Network(nn.Module):
+    """The logit of "right", one for each pair."""
+
+    def __init__(self, encoder: nn.Module, *, width: int) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(width, 1)
+
+    def forward(self, ids: Tensor, sentence: Tensor) -> Tensor:
+        found: Tensor = self.head(self.encoder(ids, sentence))[:, 0]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class PairClassifier:
+    """A trained classifier.
+
+    Attributes:
+        network: In evaluation mode.
+        remark: What it is, for the report.
+        begin, end: Ids around the sentences.
+    """
+
+    network: _Network
+    remark: str
+    begin: int
+    end: int
+
+    def log_probability(
+        self,
+        seen: Ints,
+        candidates: Ints,
+        *,
+        lengths: Ints,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Floats:
+        """Log probability of "right" for each candidate of each token, (n, K).
+
+        Args:
+            seen: Privatized tokens, (n,).
+            candidates: Rows of the table, (n, K).
+            lengths: Tokens of each text, sum n.
+            on_progress: Called with the share done.
+        """
+        n, width = candidates.shape
+        found = np.empty(candidates.size)
+        done = 0
+        with torch.inference_mode():
+            for asked in _of_one_length(np.repeat(_length_of_each(lengths), width), together=_TOGETHER):
+                logits = self.network(*self._pairs(seen, lengths, asked // width, candidates.ravel()[asked]))
+                found[asked] = nn.functional.logsigmoid(logits).double().numpy()
+                done += len(asked)
+                if on_progress is not None:
+                    on_progress(done / len(found))
+        return found.reshape(n, width)
+
+    def _pairs(self, seen: Ints, lengths: Ints, asked: Ints, candidates: Ints) -> tuple[Tensor, Tensor]:
+        """Ids of pairs, (B, 2T + 3), and which sentence each place belongs to, (2T + 3,).
+
+        The asked tokens stand in texts of one length.
+        """
+        place = place_in_text(lengths)[asked]
+        length = int(_length_of_each(lengths)[asked[0]])
+        text = seen[(asked - place)[:, None] + np.arange(length)]
+        second = text.copy()
+        second[np.arange(len(asked)), place] = candidates
+        begin, end = (np.full((len(asked), 1), token) for token in (self.begin, self.end))
+        ids = np.concatenate([begin, text, end, second, end], axis=1)
+        sentence = (np.arange(ids.shape[1]) >= length + 2).astype(np.int64)
+        return torch.from_numpy(ids), torch.from_numpy(sentence)
+
+
+def train_pair_classifier(
+    bundle: VocabularyBundle,
+    *,
+    seen: Ints,
+    candidates: Ints,
+    truth: Ints,
+    lengths: Ints,
+    longest: int,
+    seed: int,
+    on_progress: Callable[[float], None] | None = None,
+) -> PairClassifier:
+    """A classifier that was trained on texts whose truth the attacker knows.
+
+    Args:
+        bundle: The public vocabulary.
+        seen: Privatized tokens of his own texts, (n,).
+        candidates: Of each, the likeliest without context, (n, K).
+        truth: (n,).
+        lengths: Tokens of each text.
+        longest: Tokens of the longest text that is ever asked about.
+        seed: Of initialization, choice and order.
+        on_progress: Called with the share done.
+    """
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = _untrained(bundle, longest=longest)
+        asked, chosen, right = _examples(candidates, truth, rng=rng)
+        of_each = _length_of_each(lengths)
+        optimizer = torch.optim.AdamW(classifier.network.parameters(), lr=_RATE, weight_decay=0.01)
+        steps = _EPOCHS * sum(1 for _ in _of_one_length(of_each[asked], together=_BATCH))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / max(1, steps)))
+        classifier.network.train()
+        done = 0
+        for _ in range(_EPOCHS):
+            order = rng.permutation(len(asked))
+            batches = list(_of_one_length(of_each[asked[order]], together=_BATCH))
+            for turn in rng.permutation(len(batches)):
+                rows = order[batches[turn]]
+                logits = classifier.network(*classifier._pairs(seen, lengths, asked[rows], chosen[rows]))
+                loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(right[rows]))
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                nn.utils.clip_grad_norm_(classifier.network.parameters(), 1.0)
+                optimizer.step()
+                schedule.step()
+                done += 1
+                if on_progress is not None:
+                    on_progress(done / steps)
+        classifier.network.eval()
+    return PairClassifier(
+        classifier.network, f"{classifier.remark}, trained on {len(asked):,} pairs", classifier.begin, classifier.end
+    )
+
+
+def _examples(candidates: Ints, truth: Ints, *, rng: np.random.Generator) -> tuple[Ints, Ints, NDArray[np.float32]]:
+    """Tokens that are asked about, the candidates, and which are right."""
+    tokens = rng.permutation(len(truth))[:_TRAINED_TOKENS]
+    hits = candidates[tokens] == truth[tokens, None]
+    there = hits.any(axis=1)
+    drawn = rng.integers(candidates.shape[1], size=len(tokens))
+    wrong = ~hits[np.arange(len(tokens)), drawn]
+    asked = np.concatenate([tokens[there], tokens[wrong]])
+    chosen = np.concatenate([truth[tokens[there]], candidates[tokens, drawn][wrong]])
+    right = np.concatenate([np.ones(int(there.sum())), np.zeros(int(wrong.sum()))]).astype(np.float32)
+    return asked, chosen, right
+
+
+def _untrained(bundle: VocabularyBundle, *, longest: int) -> PairClassifier:
+    bert = pretrained_encoder(bundle, longest=2 * longest + 3)
+    if bert is not None:
+        names = json.loads(bundle.tokenizer_json)["model"]["vocab"]
+        network = _Network(_Pretrained(bert), width=bert.config.hidden_size)
+        return PairClassifier(network, "the small BERT as a classifier of candidates", names["[CLS]"], names["[SEP]"])
+    table = torch.from_numpy(bundle.embeddings.copy())
+    network = _Network(_Fresh(table, positions=longest + 3), width=_WIDTH)
+    return PairClassifier(network, "a small classifier of candidates", len(table), len(table) + 1)
+
+
+def _length_of_each(lengths: Ints) -> Ints:
+    return np.repeat(lengths, lengths)
+
+
+def _of_one_length(lengths: Ints, *, together: int) -> Iterator[Ints]:
+    """Places whose texts have one length, up to so many at once."""
+    order = np.argsort(lengths, kind="stable")
+    for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        for start in range(0, len(group), together):
+            yield group[start : start + together]
