@@ -29,8 +29,8 @@ _NAMES = {
 }
 _WHOLE_TEXTS = (
     "Whole texts from a model",
-    "Generating the texts that a model was tuned on, or searching for them by optimization: a classifier has a few numbers "
-    "for an answer and hardly allows it; a model that writes may.",
+    "Generating the texts that a model was tuned on, or searching for them by optimization: a classifier has a few "
+    "numbers for an answer and hardly allows it; a model that writes may.",
 )
 _OWN_MODELS = (
     (

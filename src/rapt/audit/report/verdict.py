@@ -23,8 +23,8 @@ _NOT_ATTACKED: Final = (
     ),
     (
         "Inversion by optimization",
-        "It needs vectors, hidden states or gradients of the text. The service gets tokens only, and all that follows from "
-        "them; the attacks here weigh what each token may have been.",
+        "It needs vectors, hidden states or gradients of the text. The service gets tokens only, and all that follows "
+        "from them; the attacks here weigh what each token may have been.",
     ),
     ("The tuned model", "Whether a text was among those it was tuned on, or what it would repeat of them."),
     ("Repetition", "Several releases of one text, or of nearly the same text: each one gives away more."),
