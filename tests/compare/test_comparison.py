@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from rapt.compare.arms import ARMS, CLEAN, DENOISED, PROMPT, RAPT
+from rapt.compare.arms import ARMS, CLEAN, DENOISED, PROMPT, RAPT, SENTENCES, SENTENCES_NO_LOSS
 from rapt.compare.crew import run_comparison
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan
@@ -132,6 +132,36 @@ def test_the_oracle_sees_the_unchanged_tokens_and_nothing_else():
         lengths[bool(kept)] += 1
     assert lengths[True]
     assert told.manifest.tokens < file.manifest.tokens
+
+
+PUBLIC = ("a train left the town at noon", "too short", "nobody saw the old house again")
+
+
+def test_public_sentences_take_the_place_of_plain_tokens_and_of_nothing_else():
+    plan = replace(PLAN, plain_tokens=4)
+    vocabulary = load_vocabulary("bert-tiny")
+    files = FileMaker(plan, vocabulary, PUBLIC)
+    file = files.training(SPLIT.training, eta=80.0, seed=0)
+    changed, other = (files.with_sentences(file, eta=80.0, seed=(0, draw)) for draw in (0, 1))
+    beginnings = {tuple(ids[:4]) for ids in vocabulary.encode([PUBLIC[0], PUBLIC[2]])}
+    assert {record.plain_tokens for record in changed.records} == beginnings
+    assert set(changed.manifest.plain_tokens.pool) == {token for words in beginnings for token in words}
+    assert [r.token_ids for r in changed.records] == [r.token_ids for r in file.records]
+    assert [r.label for r in changed.records] == [r.label for r in file.records]
+    noisy = [record.privatized_plain_tokens for record in changed.records]
+    assert noisy != [record.plain_tokens for record in changed.records]
+    assert noisy != [record.privatized_plain_tokens for record in other.records]
+    quiet = files.with_sentences(file, eta=10_000.0, seed=(0, 0))
+    assert all(record.privatized_plain_tokens == record.plain_tokens for record in quiet.records)
+
+
+def test_arms_on_sentences_run_and_need_public_text(tmp_path):
+    plan = replace(PLAN, etas=(500.0,), seeds=(0,), arms=(SENTENCES, SENTENCES_NO_LOSS), attacks=(), epochs=2)
+    rows = run_comparison(plan, replace(SPLIT, public=PUBLIC), results=tmp_path / "r.jsonl")
+    assert [row.cell.arm for row in rows] == [SENTENCES, SENTENCES_NO_LOSS]
+    with pytest.raises(CorpusError, match="public texts of plain_tokens=2 tokens, got 0; give --public FILE"):
+        run_comparison(plan, SPLIT, results=tmp_path / "other.jsonl")
+    assert replace(SPLIT, public=PUBLIC).digest != SPLIT.digest
 
 
 def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):

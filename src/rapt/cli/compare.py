@@ -34,6 +34,9 @@ def compare(
     denoised: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="That `rapt denoise` made from the model; adds an arm.")
     ] = None,
+    public: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Public text, for the arms whose plain tokens are sentences.")
+    ] = None,
     mechanism: Annotated[str, typer.Option(help="As `rapt mechanisms` lists them.")] = "laplace",
     settings: MechanismOptions = None,
     arms: Annotated[str | None, typer.Option(metavar="A,B,...", help="What is compared; default: all arms.")] = None,
@@ -81,7 +84,10 @@ def compare(
         options=given_options(mechanism, settings),
         etas=tuple(eta),
         seeds=tuple(range(seeds)),
-        arms=_names(arms) or tuple(name for name, arm in ARMS.items() if denoised is not None or not arm.denoised),
+        arms=_names(arms)
+        or tuple(
+            name for name, arm in ARMS.items() if (denoised or not arm.denoised) and (public or not arm.sentences)
+        ),
         denoised=None if denoised is None else str(denoised),
         privatizations=privatizations,
         plain_tokens=plain_tokens,
@@ -99,6 +105,7 @@ def compare(
     split = read_split(
         file,
         evaluation=evaluation,
+        public=public,
         training_records=records,
         evaluation_records=evaluation_records,
         text_column=text_column,
@@ -125,7 +132,9 @@ def compare(
         out,
         title=f"Comparison on {file.name}",
         created=datetime.now(UTC).date().isoformat(),
-        command=_command(file, evaluation, plan, split, columns=(text_column, label_column), min_words=min_words),
+        command=_command(
+            file, evaluation, public, plan, split, columns=(text_column, label_column), min_words=min_words
+        ),
     )
     say(f"report: {page}")
     if as_json:
@@ -138,6 +147,7 @@ def compare(
 def _command(
     file: Path,
     evaluation: Path | None,
+    public: Path | None,
     plan: ComparisonPlan,
     split: Split,
     *,
@@ -148,6 +158,7 @@ def _command(
     words: list[object] = ["rapt", "compare", file.name, "--out", "comparison", "--model", Path(plan.model).name]
     words += [word for eta in plan.etas for word in ("--eta", f"{eta:g}")]
     words += [] if evaluation is None else ["--evaluation", evaluation.name]
+    words += [] if public is None else ["--public", public.name]
     words += [] if plan.denoised is None else ["--denoised", Path(plan.denoised).name]
     words += ["--text-column", columns[0], "--label-column", columns[1], "--mechanism", plan.mechanism]
     words += [word for name, value in plan.options.items() for word in ("--set", f"{name}={value}")]

@@ -2,9 +2,10 @@
 
 The controls say what a difference is due to. `no loss` has the plain tokens and trains nothing on them; `shuffled
 targets` trains on the plain tokens of another record, so there is nothing to be learned from them but their
-frequencies; `longer prompt` spends the same positions on more prompt vectors. The oracle is told which tokens the
-mechanism left alone and drops the others, which takes the truth: no service can, but it says what is to be had from
-knowing whom to trust.
+frequencies; `longer prompt` spends the same positions on more prompt vectors. Public
+sentences as plain tokens have a context to be reconstructed from, which random words lack. The oracle is told which
+tokens the mechanism left alone and drops the others, which takes the truth: no service can, but it says what is to be
+had from knowing whom to trust.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ NO_LOSS: Final = "no loss"
 SHUFFLED: Final = "shuffled targets"
 LONGER: Final = "longer prompt"
 ORACLE: Final = "oracle"
+SENTENCES: Final = "RAPT on sentences"
+SENTENCES_NO_LOSS: Final = "sentences without loss"
 DENOISED: Final = "denoised"
 DENOISED_RAPT: Final = "denoised RAPT"
 
@@ -38,6 +41,7 @@ class Arm:
         clean: Trained and judged on text in clear.
         plain_tokens: Whether the plain tokens stand in the sequence.
         unchanged_only: Whether tokens that the mechanism changed are dropped, in training and in judging.
+        sentences: Whether its plain tokens are public sentences, which the comparison must be given.
         denoised: Whether it stands on the plan's denoised backbone.
         configure: From the common run, λ and m, this arm's run.
         change_file: What it does to the training file; most do nothing.
@@ -47,6 +51,7 @@ class Arm:
     clean: bool = False
     plain_tokens: bool = False
     unchanged_only: bool = False
+    sentences: bool = False
     denoised: bool = False
     configure: Callable[[TuningConfig, float, int], TuningConfig]
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
@@ -93,6 +98,10 @@ ARMS: Final[Mapping[str, Arm]] = {
         configure=_reconstruct,
         change_file=shuffle_targets,
     ),
+    SENTENCES: Arm(
+        says="RAPT with public sentences as plain tokens", plain_tokens=True, sentences=True, configure=_reconstruct
+    ),
+    SENTENCES_NO_LOSS: Arm(says="their sequence with λ = 0", plain_tokens=True, sentences=True, configure=_no_loss),
     LONGER: Arm(says="m more prompt vectors in place of m plain tokens", configure=_longer),
     ORACLE: Arm(
         says="the tokens that privatization left unchanged, which nobody but the user can know",
@@ -107,12 +116,18 @@ ARMS: Final[Mapping[str, Arm]] = {
     DENOISED_RAPT: Arm(says="RAPT on that backbone", denoised=True, plain_tokens=True, configure=_reconstruct),
 }
 
+# What a comparison runs that is given texts and nothing else.
+USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.denoised or arm.sentences))
+
 # Pairs whose difference the report states, where both were run.
 DIFFERENCES: Final = (
     (RAPT, PROMPT),
     (RAPT, NO_LOSS),
     (RAPT, SHUFFLED),
     (RAPT, LONGER),
+    (SENTENCES, PROMPT),
+    (SENTENCES, SENTENCES_NO_LOSS),
+    (SENTENCES, RAPT),
     (DENOISED, PROMPT),
     (DENOISED, RAPT),
     (DENOISED, ORACLE),

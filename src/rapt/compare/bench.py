@@ -53,6 +53,8 @@ class Bench:
         arm, plan = ARMS[cell.arm], self.plan
         backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
         file = arm.change_file(self.files.training(self.split.training, eta=cell.eta, seed=cell.seed), cell.seed)
+        if arm.sentences and cell.eta is not None:
+            file = self.files.with_sentences(file, eta=cell.eta, seed=(cell.seed, 0))
         if arm.unchanged_only:
             file = self.files.unchanged_only(self.split.training, file)
         config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
@@ -62,6 +64,11 @@ class Bench:
         judged = self.files.evaluation(self.split.evaluation, eta=cell.eta, seed=cell.seed)
         if arm.unchanged_only:
             judged = [self.files.unchanged_only(self.split.evaluation, queries) for queries in judged]
+        if arm.sentences and cell.eta is not None:
+            judged = [
+                self.files.with_sentences(queries, eta=cell.eta, seed=(cell.seed, draw))
+                for draw, queries in enumerate(judged, start=1)
+            ]
         right = np.sum([right_answers(backbone, adapter, queries) for queries in judged], axis=0)
         return ModelRow(
             setting=self.setting,
@@ -123,7 +130,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         threads: Of torch, in this process.
 
     Raises:
-        CorpusError: A text has no token.
+        CorpusError: A text has no token, or an arm needs public texts that are not there.
         VocabularyError: The model's files are missing.
     """
     torch.set_num_threads(threads)
@@ -136,11 +143,14 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision="float32")
     if denoised is not None:
         check_hash(denoised.bundle, expected=vocabulary.hash)
+    files = FileMaker(plan, vocabulary, split.public)
+    if any(ARMS[name].sentences for name in plan.arms):
+        files.check_sentences()
     return Bench(
         plan=plan,
         split=split,
         setting=plan.setting(texts_digest=split.digest),
         backbone=backbone,
         denoised=denoised,
-        files=FileMaker(plan, vocabulary),
+        files=files,
     )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapt.compare.plan import ComparisonPlan
 from rapt.compare.texts import LabelledTexts
+from rapt.errors import CorpusError
 from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.plain_tokens import plan_plain_tokens
 from rapt.local.privatizer import Privatizer
@@ -21,6 +24,7 @@ from rapt.wire.privatized_record import PrivatizedRecord
 
 # Seeds of different things are kept apart by steps that no number of seeds or privatizations reaches.
 _TRAINING, _EVALUATION, _PER_SEED = 1_000_000, 2_000_000, 1_000
+_SENTENCES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +34,12 @@ class FileMaker:
     Attributes:
         plan: Of the comparison.
         vocabulary: Of its model.
+        public: Texts for plain tokens that are sentences.
     """
 
     plan: ComparisonPlan
     vocabulary: Vocabulary
+    public: tuple[str, ...] = ()
 
     def training(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> PrivatizedFile:
         """The training file of a seed at an η; in clear where η is None."""
@@ -62,6 +68,37 @@ class FileMaker:
             for kept in [tuple(a for a, b in zip(record.token_ids, ids, strict=True) if a == b)]
         ]
         return PrivatizedFile(manifest=_counted(file.manifest, records), records=tuple(records))
+
+    def with_sentences(self, file: PrivatizedFile, *, eta: float, seed: tuple[int, int]) -> PrivatizedFile:
+        """The file with pieces of public sentences in the place of its plain tokens; its texts stay as they are."""
+        rng = np.random.default_rng([_SENTENCES, *seed])
+        plain = self.sentences[rng.integers(len(self.sentences), size=len(file.records))]
+        privatized: NDArray[np.int64] = self.mechanism(eta).privatize(plain.ravel(), rng=rng).reshape(plain.shape)
+        records = [
+            replace(record, plain_tokens=tuple(k), privatized_plain_tokens=tuple(noisy))
+            for record, k, noisy in zip(file.records, plain.tolist(), privatized.tolist(), strict=True)
+        ]
+        pool = PlainTokens(count=plain.shape[1], pool=tuple(np.unique(self.sentences).tolist()), fixed=None)
+        return PrivatizedFile(manifest=replace(file.manifest, plain_tokens=pool), records=tuple(records))
+
+    @cached_property
+    def sentences(self) -> NDArray[np.int64]:
+        """The first m tokens of every public text that has so many, (texts, m)."""
+        m = self.plan.plain_tokens
+        found = [ids[:m] for ids in self.vocabulary.encode(list(self.public)) if len(ids) >= m]
+        return np.array(found, dtype=np.int64).reshape(-1, m)
+
+    def check_sentences(self) -> None:
+        """Refuse arms on sentences without sentences.
+
+        Raises:
+            CorpusError: No public text has m tokens.
+        """
+        if not len(self.sentences):
+            raise CorpusError(
+                f"arms on sentences need public texts of plain_tokens={self.plan.plain_tokens} tokens, got 0; "
+                "give --public FILE"
+            )
 
     def mechanism(self, eta: float) -> Mechanism:
         """The plan's mechanism at an η."""

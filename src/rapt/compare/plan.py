@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rapt.compare.arms import ARMS, CLEAN
+from rapt.compare.arms import ARMS, CLEAN, USUAL
 from rapt.errors import UsageError
 from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.model.tuning_config import PROMPT_TUNING, TuningConfig, default_config
@@ -71,7 +71,7 @@ class ComparisonPlan:
     options: Mapping[str, Parameter] = field(default_factory=dict)
     etas: tuple[float, ...]
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    arms: tuple[str, ...] = tuple(name for name, arm in ARMS.items() if not arm.denoised)
+    arms: tuple[str, ...] = USUAL
     denoised: str | None = None
     privatizations: int = 3
     plain_tokens: int = 20

@@ -25,10 +25,17 @@ class LabelledTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What is trained on and what is judged; no text is in both."""
+    """What is trained on and what is judged; no text is in both.
+
+    Attributes:
+        training: Labelled.
+        evaluation: Labelled.
+        public: Anybody's, without labels, for arms whose plain tokens are sentences; empty where there are none.
+    """
 
     training: LabelledTexts
     evaluation: LabelledTexts
+    public: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def digest(self) -> str:
@@ -38,6 +45,8 @@ class Split:
             for text, label in zip(part.texts, part.labels, strict=True):
                 found.update(hashlib.sha256(f"{label}\0{text}".encode()).digest())
             found.update(b"|")
+        for text in self.public:
+            found.update(hashlib.sha256(text.encode()).digest())
         return found.hexdigest()
 
 
@@ -45,6 +54,7 @@ def read_split(
     training: Path,
     *,
     evaluation: Path | None,
+    public: Path | None = None,
     training_records: int | None,
     evaluation_records: int | None,
     text_column: str = "text",
@@ -56,6 +66,7 @@ def read_split(
     Args:
         training: Labelled texts.
         evaluation: Labelled texts to judge on; None keeps a fifth of `training` for it.
+        public: Texts of any kind that are nobody's secret, in the same text column; None for none.
         training_records: At most so many; None takes all.
         evaluation_records: At most so many; None takes all.
         text_column: Name of the column.
@@ -90,7 +101,8 @@ def read_split(
         LabelledTexts(texts=tuple(text for text, _ in part), labels=tuple(place[y] for _, y in part), names=names)
         for part in (trained, judged)
     ]
-    return Split(training=parts[0], evaluation=parts[1])
+    known = () if public is None else read_corpus(public, text_column=text_column, label_column=None)
+    return Split(training=parts[0], evaluation=parts[1], public=tuple(record.text for record in known))
 
 
 def _in_hash_order(path: Path, *, text_column: str, label_column: str, min_words: int) -> list[tuple[str, str]]:
