@@ -1,6 +1,8 @@
 """The int8 screen: its integers are exact, its bounds hold, and a bound half as wide loses the nearest token."""
 
 import dataclasses
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -48,6 +50,45 @@ def test_a_library_that_is_not_there_or_is_no_library_gives_no_kernel(tmp_path):
     assert nearest_kernel._kernel_of(tmp_path / "absent.so") is None
     (tmp_path / "broken.so").write_bytes(b"not a library")
     assert nearest_kernel._kernel_of(tmp_path / "broken.so") is None
+
+
+# A library as the package would load it, written without any instruction that could be missing.
+LIBRARY = """
+#include <stdint.h>
+int rapt_nearest_version(void) { return VERSION; }
+int rapt_nearest_runs_here(void) { return RUNS; }
+void rapt_nearest_pack(void) {}
+void rapt_nearest_candidates(void) {}
+static int32_t two(int32_t sum) { return SATURATES && sum > 32767 ? 32767 : SATURATES && sum < -32768 ? -32768 : sum; }
+void rapt_nearest_products(const int8_t *words, const int32_t *starts, int64_t tiles, const uint8_t *packed,
+                           int64_t blocks, int64_t groups, int32_t *out) {
+  for (int64_t query = 0; query < 6 * tiles; query++)
+    for (int64_t row = 0; row < 64 * blocks; row++) {
+      int32_t sum = starts[query];
+      for (int64_t group = 0; group < groups; group++) {
+        const int8_t *q = words + 4 * ((query / 6 * groups + group) * 6 + query % 6);
+        const uint8_t *r = packed + 4 * ((row / 64 * groups + group) * 64 + row % 64);
+        sum += two(q[0] * r[0] + q[1] * r[1]) + two(q[2] * r[2] + q[3] * r[3]);
+      }
+      out[query * 64 * blocks + row] = sum;
+    }
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+@pytest.mark.parametrize(
+    ("version", "runs", "saturates", "taken"),
+    [(1, 1, 0, True), (1, 1, 1, False), (1, 0, 0, False), (2, 1, 0, False)],
+)
+def test_a_library_is_taken_only_if_it_is_of_this_version_runs_here_and_does_not_saturate(
+    tmp_path, version, runs, saturates, taken
+):
+    source, library = tmp_path / "kernel.c", tmp_path / "kernel.so"
+    source.write_text(LIBRARY)
+    defined = [f"-DVERSION={version}", f"-DRUNS={runs}", f"-DSATURATES={saturates}"]
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", *defined, str(source), "-o", str(library)], check=True)
+    assert (nearest_kernel._kernel_of(library) is not None) is taken
 
 
 def test_the_search_says_which_screen_it_uses(rng):
