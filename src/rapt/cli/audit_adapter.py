@@ -120,7 +120,7 @@ def audit_adapter(
     words += [] if model is None else ["--model", Path(model).name]
     words += ["--records", records, "--shadows", shadows, "--queries", queries, "--seed", seed]
     report = ArtefactReport(
-        title=f"The adapter {adapter.name}",
+        title=f"Adapter in {adapter.name}",
         created=datetime.now(UTC).date().isoformat(),
         created_by=f"rapt {__version__}",
         findings=found,

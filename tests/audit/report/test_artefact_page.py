@@ -3,16 +3,9 @@
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from rapt.audit.artefact.canaries import CanaryResult
-from rapt.audit.artefact.game import MembershipResult, attack_each
-from rapt.audit.artefact.pooled import PooledRelease
-from rapt.audit.artefact.run import ArtefactFindings
-from rapt.audit.artefact.scores import score_membership
-from rapt.audit.artefact.words import WordReading
-from rapt.audit.intervals import independent_share
+from artefact_material import findings, findings_on_an_adapter, membership
 from rapt.audit.report.artefact_page import (
     ArtefactReport,
     artefact_report_from_json,
@@ -24,54 +17,9 @@ from rapt.audit.report.artefact_verdict import artefact_verdict, not_tried
 from rapt.errors import AuditError
 
 
-def membership(tuned_on, *, memory, seed=0):
-    rng = np.random.default_rng(seed)
-    members = rng.random((4, 60)) < 0.5
-    answers = memory * members + rng.standard_normal((4, 60))
-    attacks = attack_each(answers, members, seed=0)
-    return MembershipResult(tuned_on=tuned_on, asked_with="clear", texts=60, shadows=3, attacks=attacks)
-
-
 @pytest.fixture(scope="module")
 def found():
-    rng = np.random.default_rng(0)
-    canary = CanaryResult(
-        tuned_on="clear",
-        repetitions=10,
-        canaries=2,
-        candidates=1024,
-        ranks=(1, 7),
-        exposure=8.6,
-        low=4.0,
-        high=10.0,
-        p=1e-5,
-    )
-    share = independent_share(np.arange(100) < 61)
-    reading = WordReading(
-        reader="asked",
-        tuned_on="clear",
-        words=77,
-        score=score_membership(rng.random((1, 50)), rng.random((1, 50)) < 0.5),
-        first=share,
-        chance=0.5,
-    )
-    return ArtefactFindings(
-        model="bert-tiny",
-        method="lora",
-        epochs=3,
-        mechanism="laplace",
-        eta=60.0,
-        texts=60,
-        models=4,
-        membership=(membership("clear", memory=3.0), membership("privatized", memory=0.0)),
-        words=(reading, replace(reading, tuned_on="privatized")),
-        canaries=(canary, replace(canary, tuned_on="privatized", p=0.4)),
-        releases=(
-            PooledRelease(releases=1, recovered=share, chance=0.05),
-            PooledRelease(releases=30, recovered=independent_share(np.arange(100) < 97), chance=0.05),
-        ),
-        seed=0,
-    )
+    return findings()
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +42,22 @@ def test_the_verdict_depends_on_what_was_found(found):
     leaking = replace(found, membership=(membership("privatized", memory=3.0),))
     assert "shows whose texts" in artefact_verdict(leaking).headline
     assert any("97 of 100" in sentence for sentence in artefact_verdict(found).sentences)
+
+
+def test_the_verdict_on_an_adapter_counts_only_attacks_that_pass_the_check():
+    headlines = [
+        artefact_verdict(findings_on_an_adapter(memory=memory, control_p=p)).headline
+        for memory, p in ((1.0, 0.4), (0.0, 0.4), (1.0, 1e-4))
+    ]
+    assert "shows which texts" in headlines[0]
+    assert headlines[1].startswith("No attack tried")
+    assert "differ in kind" in headlines[2]
+
+
+def test_the_page_on_an_adapter_survives_a_round_trip(report):
+    value = replace(report, findings=findings_on_an_adapter(memory=1.0))
+    assert artefact_report_from_json(json.loads(json.dumps(artefact_report_to_json(value)))) == value
+    assert "abababababab" in render_artefact_report(value)
 
 
 def test_a_part_that_was_not_asked_for_is_said_to_be_untried(report, found):

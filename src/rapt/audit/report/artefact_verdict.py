@@ -123,7 +123,7 @@ def _on_chance(corrected: float, tests: int) -> str:
     """How likely the clearest finding is by chance, in words."""
     what = "one test was made" if tests == 1 else f"{tests} tests were made, and this counts all of them"
     if corrected < SURE:
-        odds = f"fewer than one of {int(1 / max(corrected, 1e-9)):,} audits"
+        odds = f"fewer than one of {min(1_000_000, int(1 / max(corrected, 1e-9))):,} audits"
         return f"Models that remember nothing would look like this in {odds}: {what}."
     return (
         f"A finding as clear as the clearest would come up in {of_100(corrected)} audits of models that remember "
