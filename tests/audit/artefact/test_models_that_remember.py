@@ -108,17 +108,13 @@ def test_a_prompt_made_of_training_words_is_read(workshop, texts, models):
 
 
 @pytest.mark.slow
-def test_a_canary_that_was_repeated_is_exposed_and_one_that_was_not_put_in_is_not(workshop, texts):
+@pytest.mark.parametrize("seed", range(3))
+def test_a_canary_that_was_repeated_is_exposed_and_one_that_was_not_put_in_is_not(seed, workshop, texts):
     few = texts.at(np.arange(24))
-    often = find_canaries(workshop, few, repetitions=9, canaries=5, candidates=256)
-    assert often.p < 1e-4
-    assert often.exposure > 4
-    # The twin: the same sentences are looked for in a model that was tuned on others.
-    elsewhere = replace(
-        workshop, config=replace(workshop.config, epochs=1, learning_rate=1e-6, head_learning_rate=1e-6)
-    )
-    never = find_canaries(elsewhere, few, repetitions=1, canaries=5, candidates=256)
-    assert never.p > 1e-4
+    never, often = (find_canaries(workshop, few, repetitions=times, canaries=8, seed=seed) for times in (0, 12))
+    assert often.p < ALPHA
+    assert often.low > never.exposure
+    assert never.p > ALPHA
 
 
 @pytest.mark.slow
