@@ -138,6 +138,14 @@ def test_a_converted_model_serves_both_sides(tmp_path, cache):
     assert encode_with_prompts(backbone, layout, None).isfinite().all()
 
 
+def test_a_chat_template_comes_along(tmp_path, cache):
+    source = tiny_gguf(tmp_path / "tiny.gguf", **{"tokenizer.chat_template": "[{{ messages[0].content }}]"})
+    folder = converted_llama(source, sha256=digest_of(source))
+    assert (folder / "chat_template.jinja").read_text() == "[{{ messages[0].content }}]"
+    backbone = load_backbone(str(folder), precision="float32", device="cpu")
+    assert backbone.chat is not None
+
+
 def test_it_is_converted_once_and_nothing_else_is_left(tmp_path, cache):
     source = tiny_gguf(tmp_path / "tiny.gguf")
     digest = digest_of(source)

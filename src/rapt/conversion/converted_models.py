@@ -14,7 +14,7 @@ from rapt.errors import VocabularyError
 from rapt.user_cache import cache_folder
 
 # Part of a folder's name: a change of what is written makes new folders.
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 
 def converted_llama(source: Path, *, sha256: str) -> Path:

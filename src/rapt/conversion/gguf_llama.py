@@ -41,7 +41,7 @@ _CUTS: Final[Mapping[str, dict[str, Any]]] = {
 
 
 def write_llama(source: GgufFile, folder: Path) -> None:
-    """Write the three files into an existing folder.
+    """Write the three files into an existing folder, and the chat template if the source has one.
 
     Raises:
         VocabularyError: It is not a Llama with a byte-level tokenizer that is known here, or lacks a tensor.
@@ -57,6 +57,9 @@ def write_llama(source: GgufFile, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="ascii")
+    template = about.get("tokenizer.chat_template")
+    if isinstance(template, str):
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
 
 
 def _config(source: GgufFile) -> dict[str, Any]:

@@ -1,18 +1,24 @@
 """Completions and chats through the official client, as it comes from the package index."""
 
 import math
+from types import SimpleNamespace
 
 import httpx2
 import openai
 import pytest
 
+from rapt.service.http.assembly import load_backbones
+from rapt.service.http.routes.answering import texts_of
+from rapt.service.http.routes.prompts import Prompt
+from rapt.service.http.settings import load_settings
 from rapt.service.model.decoding import DecodingBatch, GenerationRow
+from rapt.service.model.frame import make_tokenizer
 from rapt.service.model.sampling import Sampling
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_to_json, seal, without_labels
 from running_service import running_service, save_privatized, wait_until
-from tiny_backbones import tiny_backbone
+from tiny_backbones import tiny_backbone, write_tiny_model
 from tuning_material import manifest_for, separable_file
 
 SECRET = "the patient said that it hurts"
@@ -20,9 +26,12 @@ SECRET = "the patient said that it hurts"
 
 @pytest.fixture(scope="module")
 def both(backbones, tmp_path_factory):
-    """A real encoder and a small random decoder."""
+    """A real encoder, a small random decoder, and the same one with a chat template."""
     decoder = tiny_backbone("llama", tmp_path_factory.mktemp("llama") / "writer")
-    return {**backbones, decoder.model: decoder}
+    folder = write_tiny_model("llama", tmp_path_factory.mktemp("talker") / "talker")
+    (folder / "chat_template.jinja").write_text("[user] {{ messages[0].content }} [/user]")
+    loaded = load_backbones(load_settings({"models": str(folder), "precision": "float32"}))
+    return {**backbones, decoder.model: decoder, **loaded}
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +186,38 @@ def test_a_chat_is_the_same_text_streamed_or_not(client, decoder):
         text += delta.content or ""
         end = event.choices[0].finish_reason or end
     assert (text, roles, end) == (whole.choices[0].message.content, ["assistant"], whole.choices[0].finish_reason)
+
+
+def test_a_chat_with_a_bare_decoder_is_put_into_its_template_and_a_completion_is_not(client, both):
+    talker = both["talker"]
+    ids = texts_for(talker, 1)[0]
+    framed = [*talker.chat.before, *ids, *talker.chat.after]
+    assert len(framed) > len(ids) + 5
+    spell = make_tokenizer(talker.bundle.tokenizer_json).decode
+    for asked, wanted in (
+        (client.chat.completions.create(**chat(talker, ids, temperature=0, max_tokens=7)).choices[0].message, framed),
+        (
+            client.completions.create(
+                model="talker", prompt=ids, temperature=0, max_tokens=7, extra_body=privacy(talker, [ids])
+            ).choices[0],
+            ids,
+        ),
+    ):
+        said = asked.content if hasattr(asked, "content") else asked.text
+        assert said == spell([token.token_id for token in written(talker, wanted, most=7)])
+    assert client.models.retrieve("talker").rapt["chat_template"] is True
+    assert client.models.retrieve(next(iter(both))).rapt["chat_template"] is False
+
+
+def test_a_pair_and_a_tuned_model_are_put_into_the_template_whole_and_not_at_all(both):
+    service = SimpleNamespace(backbones=both)
+    chat_frame = both["talker"].chat
+    record = PrivatizedRecord(token_ids=(1, 2), second_token_ids=(3,))
+    bare = Prompt(record=record, backbone="talker", adapter=None)
+    assert texts_of(service, bare, as_chat=True) == ((*chat_frame.before, 1, 2), (3, *chat_frame.after))
+    assert texts_of(service, bare, as_chat=False) == ((1, 2), (3,))
+    tuned = Prompt(record=record, backbone="talker", adapter=object())
+    assert texts_of(service, tuned, as_chat=True) == ((1, 2), (3,))
 
 
 def test_a_seed_makes_a_draw_again(client, decoder):

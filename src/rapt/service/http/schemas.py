@@ -164,6 +164,7 @@ class ModelDetail(BaseModel):
     )
     vocabulary_hash: str
     max_tokens: int
+    chat_template: bool = Field(description="whether a chat with the base model is put into a template of its authors")
     card: dict[str, Any] | None = None
 
 

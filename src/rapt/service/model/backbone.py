@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import model_directory, model_name
 from rapt.service.model.backbone_parts import Kind, Parts
+from rapt.service.model.chat_template import ChatFrame, read_chat_frame
 from rapt.service.model.frame import Frame, frame_of, make_tokenizer
 from rapt.service.model.language_head import LanguageHead
 from rapt.service.model.noise_expected import NoiseExpected, read_noise_expected, read_soft_embeddings
@@ -78,6 +79,7 @@ class Backbone:
         takes_positions: Whether `encoder` is told the position of each vector.
         inference: What `encode` calls instead when no gradient is asked for, or None.
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
+        chat: What its chat template puts around a message, of a decoder that has one.
     """
 
     model: str
@@ -97,6 +99,7 @@ class Backbone:
     takes_positions: bool
     inference: nn.Module | None = None
     expects: NoiseExpected | None = None
+    chat: ChatFrame | None = None
 
     @property
     def device(self) -> torch.device:
@@ -225,6 +228,10 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         head.requires_grad_(False).eval().to(place)
     table = torch.from_numpy(bundle.embeddings.copy()).to(place)
     soft = read_soft_embeddings(folder, like=table)
+    frame = frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder")
+    chat = None
+    if kind == "decoder":
+        chat = read_chat_frame(folder, tokenizer_json=bundle.tokenizer_json, start=frame.start)
     return Backbone(
         model=model,
         bundle=bundle,
@@ -238,11 +245,12 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         hidden_size=table.shape[1],
         dtype=dtype,
         max_positions=bundle.max_tokens,
-        frame=frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder"),
+        frame=frame,
         segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
         takes_positions=parts.takes_positions,
         inference=None if parts.inference is None else parts.inference.to(place),
         expects=read_noise_expected(folder),
+        chat=chat,
     )
 
 

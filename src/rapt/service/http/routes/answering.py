@@ -111,6 +111,7 @@ async def start_answering(
     caller: Caller,
     most_tokens: int,
     sampling: Sampling,
+    as_chat: bool = False,
 ) -> Answering:
     """Answers to prompts, admitted and begun in a thread: the database is asked, and every id is checked.
 
@@ -122,6 +123,7 @@ async def start_answering(
         caller: Who asks.
         most_tokens: Most that are written to each prompt whose answer is a text.
         sampling: How they are chosen.
+        as_chat: Whether what goes to a bare decoder is put into its chat template.
 
     Raises:
         RaptError: As `admit_prompts`, or a prompt cannot be answered, or too much waits.
@@ -132,7 +134,7 @@ async def start_answering(
         admitted = admit_prompts(service, prompts, model=model, privacy=privacy, caller=caller, most_tokens=most_tokens)
         answering = Answering(admitted, loop)
         try:
-            _begin(service, answering, caller=caller, most_tokens=most_tokens, sampling=sampling)
+            _begin(service, answering, caller=caller, most_tokens=most_tokens, sampling=sampling, as_chat=as_chat)
         except BaseException:
             answering.stop()
             raise
@@ -141,7 +143,9 @@ async def start_answering(
     return await begun(run_in_threadpool(begin), undo=Answering.stop)
 
 
-def _begin(service: Service, answering: Answering, *, caller: Caller, most_tokens: int, sampling: Sampling) -> None:
+def _begin(
+    service: Service, answering: Answering, *, caller: Caller, most_tokens: int, sampling: Sampling, as_chat: bool
+) -> None:
     answering.unwritten = most_tokens * sum(prompt.is_written_to for prompt in answering.prompts)
     answering.stops.append(lambda: service.quotas.give_back(caller.tenant, answering.unwritten))
     choosing: dict[str, list[int]] = {}
@@ -154,11 +158,12 @@ def _begin(service: Service, answering: Answering, *, caller: Caller, most_token
                 f"text can be continued by a decoder, got model={prompt.backbone!r} of another kind; "
                 "tune a model that chooses among classes, or choose another base model"
             )
+        first, second = texts_of(service, prompt, as_chat=as_chat)
         row = GenerationRow(
-            token_ids=prompt.record.token_ids,
+            token_ids=first,
             adapter=prompt.adapter,
             privatized_plain_tokens=prompt.record.privatized_plain_tokens,
-            second_token_ids=prompt.record.second_token_ids,
+            second_token_ids=second,
             most_tokens=most_tokens,
             sampling=replace(sampling, seed=(sampling.seed + index) % 2**63),  # prompts of one request differ
         )
@@ -174,6 +179,17 @@ def _begin(service: Service, answering: Answering, *, caller: Caller, most_token
         )
         answering.stops.append(functools.partial(predictor.cancel, ticket))
         ticket.future.add_done_callback(_labels(answering, indices, ticket, sampling.top_logprobs))
+
+
+def texts_of(service: Service, prompt: Prompt, *, as_chat: bool) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The texts of a prompt, in the chat template of a bare decoder; an adapter was tuned and is asked without one."""
+    first, second = prompt.record.token_ids, prompt.record.second_token_ids
+    chat = service.backbones[prompt.backbone].chat
+    if chat is None or prompt.adapter is not None or not as_chat:
+        return first, second
+    if second is None:
+        return (*chat.before, *first, *chat.after), None
+    return (*chat.before, *first), (*second, *chat.after)
 
 
 def _labels(

@@ -1,6 +1,7 @@
 """`/v1/chat/completions`: a completion in the shape of a chat, streamed or whole.
 
-A chat here is one message of the user. What it holds is what the adapter was tuned on, so no template goes around it.
+A chat here is one message of the user. A bare decoder gets it in its chat template, which is public ids around private
+ones. What goes to an adapter is what it was tuned on, without a template.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def router(service: Service) -> APIRouter:
             caller=caller,
             most_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
             sampling=sampling_of(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
+            as_chat=True,
         )
         answer_id, created = new_id("chatcmpl"), int(time.time())
         if body.stream:

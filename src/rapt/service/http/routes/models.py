@@ -78,4 +78,10 @@ def show_tuned(service: Service, model: StoredModel) -> ModelObject:
 def _detail(service: Service, base: str) -> ModelDetail:
     backbone = service.backbone(base)
     bundle = backbone.bundle
-    return ModelDetail(base=base, kind=backbone.kind, vocabulary_hash=bundle.hash, max_tokens=bundle.max_tokens)
+    return ModelDetail(
+        base=base,
+        kind=backbone.kind,
+        vocabulary_hash=bundle.hash,
+        max_tokens=bundle.max_tokens,
+        chat_template=backbone.chat is not None,
+    )
