@@ -46,7 +46,7 @@ def audit(
         ),
     ] = 0.5,
     attacks: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Which attacks; default: all but causal.")
+        str | None, typer.Option(metavar="A,B,...", help="Which attacks; default: all but tong and causal.")
     ] = None,
     attribute: Annotated[
         list[str] | None,
