@@ -36,6 +36,8 @@ from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.privatized_writer import write_privatized_file
 
+# A connection that was idle for longer is opened anew, s: the service closes those that were idle for five.
+LONGEST_IDLE = 3.0
 KEY = "of-this-measurement-only-0123456789"
 TENANTS = ("ada", "ben", "cleo", "dan")
 TEXTS = 32
@@ -72,6 +74,7 @@ class Customer:
         host, port = url.removeprefix("http://").split(":")
         self._host, self._port, self._key = host, int(port), key
         self._connection: http.client.HTTPConnection | None = None
+        self._used = 0.0
 
     def ask(
         self, method: str, path: str, body: bytes = b"", *, kind: str = "application/json"
@@ -82,6 +85,7 @@ class Customer:
         connection.request(method, path, body=body or None, headers=headers)
         answer = connection.getresponse()
         content = answer.read()
+        self._used = time.monotonic()
         return answer.status, "retry-after" in answer.headers, json.loads(content) if content else None
 
     def leave(self, path: str, body: bytes) -> None:
@@ -97,6 +101,9 @@ class Customer:
             self._connection = None
 
     def _connected(self) -> http.client.HTTPConnection:
+        idle, self._used = time.monotonic() - self._used, time.monotonic()
+        if idle > LONGEST_IDLE:
+            self.close()
         if self._connection is None:
             self._connection = http.client.HTTPConnection(self._host, self._port, timeout=120)
         return self._connection

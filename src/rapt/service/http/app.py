@@ -61,14 +61,15 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Door, settings=service.settings, store=service.store)
     app.add_middleware(Envelope, count=service.metrics.count)
     for module in (
+        # In this order they are tried for a path, and predictions are what is asked most.
+        classify,
+        completions,
+        chat,
         files,
         uploads,
         jobs,
         models,
         adapters,
-        classify,
-        completions,
-        chat,
         vocabularies,
         keys,
         admin,

@@ -21,6 +21,7 @@ import uvicorn
 from rapt.errors import UsageError
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, open_service
+from rapt.service.http.memory import giving_back
 from rapt.service.http.settings import Settings
 from rapt.service.model.backbone import Backbone
 from rapt.service.storage.data_directory import write_atomically
@@ -72,7 +73,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
     logging.config.dictConfig(LOGGING)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
-    with stopped_by_signals(), listen(settings) as listener:
+    with stopped_by_signals(), listen(settings) as listener, giving_back():
         serve_on(listener, settings, backbones=load_backbones(settings), on_ready=lambda server, url: on_ready(url))
 
 

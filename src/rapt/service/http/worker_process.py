@@ -9,6 +9,7 @@ from threading import Event
 import torch
 
 from rapt.service.http.assembly import load_backbones
+from rapt.service.http.memory import giving_back
 from rapt.service.http.server import LOGGING, stopped_by_signals
 from rapt.service.http.settings import Settings
 from rapt.service.jobs.worker import ThreadRunner
@@ -26,7 +27,7 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
     logging.config.dictConfig(LOGGING)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
-    with stopped_by_signals():
+    with stopped_by_signals(), giving_back():
         work_with(settings, backbones=load_backbones(settings), on_ready=on_ready, until=Event())
 
 

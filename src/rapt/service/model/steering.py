@@ -45,7 +45,9 @@ class Tuned:
     @property
     def prompt_length(self) -> int:
         """P of the soft prompt: positions that it takes in the sequence. A prefix takes none."""
-        return 0 if self.prompt is None else len(self.prompt)
+        return (
+            0 if self.prompt is None else self.prompt.shape[0]
+        )  # `len` of a tensor takes long, and this is asked often
 
 
 NOTHING: Final = Tuned()

@@ -1,0 +1,82 @@
+"""Several processes that train one adapter together: each computes a share of every batch, and gradients are summed.
+
+Started by `torchrun` or `accelerate launch`, which give each process its place; Accelerate finds out what they can talk
+over. A batch is the same batch however many there are, so one process or several give the same adapter up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from rapt.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """The place of this process among those of a run. By itself it is the only one, and nothing is exchanged.
+
+    Attributes:
+        rank: From 0. The first one reports and hands over checkpoints.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this one speaks for all."""
+        return self.rank == 0
+
+    def share(self, positions: Sequence[int]) -> Sequence[int]:
+        """What this process computes of a batch; nothing, where there are more processes than records."""
+        return positions[self.rank :: self.count]
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give every process the sum of all gradients, bit for bit the same."""
+        if self.count == 1:
+            return
+        whole = list(parameters)
+        gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in whole]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        for parameter, part in zip(whole, torch.split(flat, [value.numel() for value in whole]), strict=True):
+            parameter.grad = part.view_as(parameter).clone()
+
+    def sum(self, *numbers: float) -> list[float]:
+        """The sum of each number over all processes."""
+        if self.count == 1:
+            return list(numbers)
+        total = torch.tensor(numbers, dtype=torch.float64, device=_device())
+        torch.distributed.all_reduce(total)
+        return [float(number) for number in total]
+
+    def as_first_says(self, answer: bool) -> bool:
+        """The first process's answer to a question that all of them were asked."""
+        return self.sum(float(answer and self.first))[0] > 0
+
+
+ALONE = Processes()
+
+
+def join_processes() -> Processes:
+    """This process's place among those that were launched together; before a backbone is loaded.
+
+    Raises:
+        UsageError: Accelerate is not installed.
+    """
+    try:
+        from accelerate import PartialState  # type: ignore[import-untyped]  # an extra, and without stubs
+    except ImportError:
+        raise UsageError("several processes need accelerate; install it with pip install 'rapt[processes]'") from None
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Processes(rank=int(state.process_index), count=int(state.num_processes))
+
+
+def _device() -> str:
+    # What the processes talk over on a GPU takes tensors of the GPU only.
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
