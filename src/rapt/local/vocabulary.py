@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from rapt.errors import CorpusError, UsageError, VocabularyError
+from rapt.local.word_cache import WordCache, works_on_words
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, model_directory, model_name
 from rapt.wire.tokenizer_file import control_ids
@@ -36,6 +37,8 @@ Unknown = Literal["unk", "refuse"]
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """A bundle that can tokenize. Its fields are public; texts are arguments and are not kept.
+
+    Words of texts are, in this process alone, to encode them faster when they come again: see `word_cache`.
 
     Attributes:
         bundle: Tokenizer, table and eligible ids.
@@ -97,6 +100,17 @@ class Vocabulary:
         return tokenizer
 
     @cached_property
+    def _words(self) -> WordCache | None:
+        return WordCache(self._tokenizer) if works_on_words(self.bundle.tokenizer_json) else None
+
+    def _by_words(self, words: WordCache, texts: Sequence[str]) -> list[list[int]] | None:
+        """The ids of each text, word by word; None where that is not possible, or there is an error to explain."""
+        try:
+            return words.encode(texts)
+        except Exception:  # tokenizers raises plain Exception; its message may quote the text
+            return None
+
+    @cached_property
     def _control(self) -> tuple[frozenset[int], int | None]:
         return control_ids(self.bundle.tokenizer_json)
 
@@ -115,8 +129,11 @@ class Vocabulary:
                 word where those are refused.
             VocabularyError: A text has a token without a row in the table, or the tokenizer cannot take it.
         """
-        encodings = self._encodings(texts, with_spans=False, first_position=first_position)
-        return [self._content(encoding.ids, position) for position, encoding in enumerate(encodings, first_position)]
+        ids = None if self._words is None else self._by_words(self._words, texts)
+        if ids is None:
+            encodings = self._encodings(texts, with_spans=False, first_position=first_position)
+            ids = [encoding.ids for encoding in encodings]
+        return [self._content(content, position) for position, content in enumerate(ids, first_position)]
 
     def spans(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[tuple[int, int]]]:
         """Where each token of `encode` stands in its text: (start, end) in characters, `text[start:end]`.
