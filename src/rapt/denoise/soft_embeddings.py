@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
-from scipy import sparse
 
 from rapt.local.mechanisms import Mechanism
 from rapt.local.mechanisms.interface import closed_channel
@@ -149,10 +148,16 @@ def _drawn(
         part = slice(start, start + _DRAWN_AT_ONCE)
         outputs[part] = mechanism.privatize(sources[part], rng=rng)
         on_progress(min(1.0, part.stop / len(sources)))
-    pairs = sparse.csr_matrix((np.ones(len(sources)), (outputs, sources)), shape=(len(prior), len(prior)))
+    pairs, times = np.unique(outputs * len(prior) + sources, return_counts=True)
+    output, source = np.divmod(pairs, len(prior))
+    sums = np.zeros(own.shape)
+    for start in range(0, len(pairs), _DRAWN_AT_ONCE):
+        part = slice(start, start + _DRAWN_AT_ONCE)
+        found, first = np.unique(output[part], return_index=True)
+        sums[found] += np.add.reduceat(own[source[part]] * times[part, None], first)
     seen = np.bincount(outputs, minlength=len(prior)).astype(np.float64)
     reached = seen > 0
-    return seen + reached, pairs @ own.astype(np.float64) + own * reached[:, None]
+    return seen + reached, sums + own * reached[:, None]
 
 
 def _summed(

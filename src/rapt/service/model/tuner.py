@@ -11,6 +11,7 @@ from rapt.service.model.backbone import Backbone
 from rapt.service.model.tasks import TASKS
 from rapt.service.model.tuning.checkpoint import Checkpoint
 from rapt.service.model.tuning.losses import Tuning
+from rapt.service.model.tuning.processes import ALONE, Processes, join_processes
 from rapt.service.model.tuning.progress import Progress, TuningCancelled
 from rapt.service.model.tuning.run import Run
 from rapt.service.model.tuning.validation import check_validation_file
@@ -21,12 +22,14 @@ from rapt.wire.vocabulary_bundle import check_hash
 # One import for whoever tunes; what is not listed is for the room.
 __all__ = [
     "PROMPT_TUNING",
+    "Processes",
     "Progress",
     "ReconstructionConfig",
     "Tuning",
     "TuningCancelled",
     "TuningConfig",
     "check_training_file",
+    "join_processes",
     "tune",
 ]
 
@@ -46,6 +49,7 @@ def tune(
     on_epoch: Callable[[Progress, Adapter], None] | None = None,
     resume_from: Checkpoint | None = None,
     on_warning: Callable[[str], None] = log.warning,
+    processes: Processes = ALONE,
 ) -> Adapter:
     """An adapter tuned on a privatized file.
 
@@ -63,6 +67,8 @@ def tune(
         on_epoch: Given the last step of each epoch, and the adapter of what is trained by then.
         resume_from: Goes on from there, to the same numbers as a run that was never stopped.
         on_warning: Told what went otherwise than asked, such as memory that was too small for a batch.
+        processes: What `join_processes` gave, where several train together; each must be given all the same. Only the
+            first one reports, is asked whether to stop, and hands anything over; every one has the adapter at last.
 
     Raises:
         TuningError: The file has no labels or one class only, no plain tokens to reconstruct, or a loss that is
@@ -75,21 +81,22 @@ def tune(
     if validation is not None:
         check_validation_file(training, validation)
         check_records(backbone, validation, config=config)
-    run = Run(backbone, training, validation=validation, config=config, warn=on_warning)
+    run = Run(backbone, training, validation=validation, config=config, warn=on_warning, processes=processes)
     if resume_from is not None:
         run.restore(resume_from)
 
     def hand_over() -> None:
-        if on_checkpoint is not None:
+        if on_checkpoint is not None and processes.first:
             on_checkpoint(run.checkpoint(), run.adapter())
 
     while not run.done:
-        if should_stop():
+        if processes.as_first_says(should_stop()):
             hand_over()
             raise TuningCancelled(f"tuning was asked to stop at step={run.step} of {run.steps}; start a new job")
         progress = run.make_step()
-        on_progress(progress)
-        if on_epoch is not None and run.at_end_of_epoch:
+        if processes.first:
+            on_progress(progress)
+        if on_epoch is not None and run.at_end_of_epoch and processes.first:
             on_epoch(progress, run.adapter())
         if run.step % checkpoint_every == 0 if checkpoint_every else run.at_end_of_epoch:
             hand_over()

@@ -43,6 +43,6 @@ def batches_per_epoch(records: int, *, size: int) -> int:
 
 
 def parts_of_batch(batch: Sequence[int], *, size: int) -> list[Sequence[int]]:
-    """A batch in micro-batches of at most `size` records; 0 leaves it whole."""
-    size = size or len(batch)
+    """A batch in micro-batches of at most `size` records; 0 leaves it whole. An empty one has no parts."""
+    size = size or max(1, len(batch))
     return [batch[first : first + size] for first in range(0, len(batch), size)]

@@ -14,6 +14,7 @@ from rapt.service.model.tuning.batches import batches_of_epoch, batches_per_epoc
 from rapt.service.model.tuning.checkpoint import Checkpoint, RunIdentity, check_same_run, identity
 from rapt.service.model.tuning.losses import Tuning
 from rapt.service.model.tuning.optimizer import Optimizer, rate_scale
+from rapt.service.model.tuning.processes import ALONE, Processes
 from rapt.service.model.tuning.progress import Progress
 from rapt.service.model.tuning.result import adapter_of
 from rapt.service.model.tuning.validation import Best, evaluate
@@ -33,6 +34,7 @@ class Run:
         validation: PrivatizedFile | None,
         config: TuningConfig,
         warn: Callable[[str], None],
+        processes: Processes = ALONE,
     ) -> None:
         """Stand before the first step. The files must have been checked."""
         self.config = config
@@ -41,6 +43,7 @@ class Run:
         self.step = 0
         self._backbone, self._training, self._validation = backbone, training, validation
         self._warn = warn
+        self._processes = processes
         self._tuning = Tuning(backbone, training.manifest, config)
         self._optimizer = Optimizer(self._tuning, config, steps=self.steps)
         self._micro = config.micro_batch_size
@@ -185,17 +188,18 @@ class Run:
         self, records: Sequence[PrivatizedRecord], *, weight: float
     ) -> tuple[float, float | None, float, int]:
         answers = self._tuning.answers(records)
-        task = right = 0.0
-        reconstruction: float | None = None
-        for part in parts_of_batch(range(len(records)), size=self._micro):
+        task = right = reconstruction = 0.0
+        for part in parts_of_batch(self._processes.share(range(len(records))), size=self._micro):
             losses = self._tuning.losses([records[position] for position in part])
             of_answers, of_rows = losses.total / answers, losses.rows / len(records)
             torch.autograd.backward(losses.combined(weight=weight, of_answers=of_answers, of_rows=of_rows))
             task += losses.task.item() * of_answers
             right += losses.right.item()
             if losses.reconstruction is not None:
-                reconstruction = (reconstruction or 0.0) + losses.reconstruction.item() * of_rows
-        return task, reconstruction, right, answers
+                reconstruction += losses.reconstruction.item() * of_rows
+        self._processes.sum_gradients(self._tuning.trained().values())
+        task, reconstruction, right = self._processes.sum(task, reconstruction, right)
+        return task, None if self.config.reconstruction is None else reconstruction, right, answers
 
     def _evaluation(self) -> dict[str, float]:
         if self._validation is None or not self.at_end_of_epoch:
