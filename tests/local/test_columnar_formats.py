@@ -123,6 +123,16 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path):
         rows(path, label_column=None)
 
 
+def test_a_file_with_damage_in_its_middle_is_refused_as_damaged(tmp_path):
+    path = parquet(tmp_path / "a.parquet", {"text": [f"good film {i}" for i in range(1_000)]})
+    content = bytearray(path.read_bytes())
+    content[10:60] = b"\xff" * 50  # the header of the first page; the footer is whole, so the file can be opened
+    path.write_bytes(bytes(content))
+    with pytest.raises(CorpusError, match="damaged or cut off") as caught:
+        rows(path, label_column=None)
+    assert "\n" not in str(caught.value)
+
+
 def test_text_that_is_not_utf8_is_refused(tmp_path):
     bad = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     path = parquet(tmp_path / "a.parquet", {"text": bad})

@@ -106,6 +106,7 @@ class ServiceClient:
         method: Mapping[str, Any],
         suffix: str | None = None,
         seed: int | None = None,
+        priority: int = 0,
     ) -> JobInfo:
         """Queue a tuning job.
 
@@ -115,9 +116,12 @@ class ServiceClient:
             method: Such as `{"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 3}}}`.
             suffix: A part of the tuned model's name.
             seed: Of the training, to repeat it.
+            priority: Among the tenant's own jobs; the highest is first.
         """
         body: dict[str, Any] = {"training_file": file_id, "model": model, "method": dict(method)}
         body |= {name: value for name, value in (("suffix", suffix), ("seed", seed)) if value is not None}
+        if priority:
+            body["rapt"] = {"priority": priority}
         return _read(job_info, self._service.ask("POST", "/v1/fine_tuning/jobs", json=body))
 
     def job(self, job_id: str) -> JobInfo:

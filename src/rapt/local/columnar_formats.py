@@ -17,6 +17,8 @@ from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus_formats import LabelledText, Reading, missing_column
 
 _BATCH_ROWS: Final = 512
+_DAMAGED_PARQUET: Final = "a parquet corpus must be a whole parquet file; it is damaged or cut off"
+_DAMAGED_DATASET: Final = "a dataset folder must hold whole arrow files; save the dataset again"
 
 
 def read_parquet(
@@ -34,9 +36,9 @@ def read_parquet(
             reading.total = file.metadata.num_rows
             yield from _records(batches, text_column, label_column, first=0)
     except OSError as error:
-        raise _unreadable(error) from None
+        raise _unreadable(error, damaged=_DAMAGED_PARQUET) from None
     except arrow.ArrowException:
-        raise CorpusError("a parquet corpus must be a whole parquet file; it is damaged or cut off") from None
+        raise CorpusError(_DAMAGED_PARQUET) from None
 
 
 def read_dataset(
@@ -59,9 +61,9 @@ def read_dataset(
                     position += batch.num_rows
                 before += source.size()
         except OSError as error:
-            raise _unreadable(error) from None
+            raise _unreadable(error, damaged=_DAMAGED_DATASET) from None
         except arrow.ArrowException:
-            raise CorpusError("a dataset folder must hold whole arrow files; save the dataset again") from None
+            raise CorpusError(_DAMAGED_DATASET) from None
 
 
 def _pyarrow() -> Any:
@@ -71,10 +73,11 @@ def _pyarrow() -> Any:
         raise UsageError("a corpus in columns must be read with pyarrow; run: pip install 'rapt[parquet]'") from None
 
 
-def _unreadable(error: OSError) -> CorpusError:
-    # The number in words, not the error's own words, which hold more than that.
-    reason = type(error).__name__ if error.errno is None else os.strerror(error.errno)
-    return CorpusError(f"a corpus must be readable, got {reason}; check the path")
+def _unreadable(error: OSError, *, damaged: str) -> CorpusError:
+    """What the system says in its own words; pyarrow raises the same kind, without a number, for damaged pages."""
+    if error.errno is None:
+        return CorpusError(damaged)
+    return CorpusError(f"a corpus must be readable, got {os.strerror(error.errno)}; check the path")
 
 
 def _checked_columns(arrow: Any, schema: Any, text_column: str, label_column: str | None) -> list[str]:

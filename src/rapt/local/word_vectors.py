@@ -76,10 +76,13 @@ def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[n
     expected, width = (int(first[0]), int(first[1])) if header else (lines, len(first) - 1)
     if expected != lines - header:
         raise VocabularyError(
-            f"the header must count the words, got {expected} for {lines - header} lines; the file is cut off or edited"
+            f"the header of the word vectors must count them, got {expected} for {lines - header} lines; "
+            "the file is cut off or edited"
         )
     if width < 1:
-        raise VocabularyError("line 1 must be a word and its numbers, or words and dimension; give the text format")
+        raise VocabularyError(
+            "line 1 of the word vectors must be a word and its numbers, or words and dimension; give the text format"
+        )
     # A line has at least two bytes a number, so what the header says cannot ask for more memory than the file has.
     if width * 2 > _MOST_LINE_BYTES or expected < 1:
         raise VocabularyError(f"word vectors must be some lines of some numbers, got {expected} lines of {width}")
@@ -87,14 +90,21 @@ def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[n
     table: NDArray[np.float32] | None = None
     for number, fields in rows if header else chain([(1, first)], rows):
         if len(fields) != width + 1:
-            raise VocabularyError(f"line {number} must have a word and {width} numbers, got {len(fields) - 1}; mend it")
+            raise VocabularyError(
+                f"line {number} of the word vectors must have a word and {width} numbers, got {len(fields) - 1}; "
+                "mend it"
+            )
         if table is None:  # only after one line was as wide as it should be
             table = np.empty((expected + 1, width), dtype=np.float32)
         word = fields[0]
         if word in words:
-            raise VocabularyError(f"line {number} must have another word than those before; remove the line")
+            raise VocabularyError(
+                f"line {number} of the word vectors must have another word than those before; remove the line"
+            )
         if word in ("", UNKNOWN):
-            raise VocabularyError(f"line {number} must have a word, and none that is {UNKNOWN}; remove the line")
+            raise VocabularyError(
+                f"line {number} of the word vectors must have a word, and none that is {UNKNOWN}; remove the line"
+            )
         table[len(words)] = _numbers(fields[1:], number)
         words[word] = len(words)
     assert table is not None
@@ -108,12 +118,16 @@ def _fields(stream: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
     while line := stream.readline(_MOST_LINE_BYTES + 1):
         number += 1
         if len(line) > _MOST_LINE_BYTES:
-            raise VocabularyError(f"line {number} must be at most {_MOST_LINE_BYTES} bytes; give the text format")
+            raise VocabularyError(
+                f"line {number} of the word vectors must be at most {_MOST_LINE_BYTES} bytes; give the text format"
+            )
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             # The decoder's own message quotes the bytes: it is dropped on purpose.
-            raise VocabularyError(f"line {number} must be utf-8 text; convert the file, binary formats too") from None
+            raise VocabularyError(
+                f"line {number} of the word vectors must be utf-8 text; convert the file, binary formats too"
+            ) from None
         yield number, text.rstrip(" \r\n").split(" ")
 
 
@@ -122,9 +136,13 @@ def _numbers(fields: list[str], number: int) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):  # a number too large becomes inf, which is refused below
             row = np.array([float(field) for field in fields], dtype=np.float64).astype(np.float32)
     except ValueError:
-        raise VocabularyError(f"line {number} must have numbers after its word; mend or remove the line") from None
+        raise VocabularyError(
+            f"line {number} of the word vectors must have numbers after its word; mend or remove the line"
+        ) from None
     if not np.isfinite(row).all():
-        raise VocabularyError(f"line {number} must have finite numbers, got nan or inf; mend or remove the line")
+        raise VocabularyError(
+            f"line {number} of the word vectors must have finite numbers, got nan or inf; mend or remove the line"
+        )
     return row
 
 
