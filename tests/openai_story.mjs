@@ -39,7 +39,10 @@ const name = checkpoints[0].fine_tuned_model_checkpoint;
 assert.equal(name, `${job.fine_tuned_model}:ckpt-step-12`);
 assert.equal((await client.models.retrieve(name)).id, name);
 
-const paused = await client.fineTuning.jobs.create({ ...body, method: { ...method } });
+const long = { ...method, prompt_tuning: { hyperparameters: { ...hyperparameters, n_epochs: 1000 } } };
+const paused = await client.fineTuning.jobs.create({ ...body, method: long });
+assert.equal((await client.fineTuning.jobs.pause(paused.id)).status, "paused");
+assert.equal((await client.fineTuning.jobs.resume(paused.id)).status, "queued");
 assert.equal((await client.fineTuning.jobs.cancel(paused.id)).status, "cancelled");
 
 assert.equal((await client.models.retrieve(job.fine_tuned_model)).id, job.fine_tuned_model);

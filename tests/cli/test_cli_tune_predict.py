@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from rapt.cli.program import run
@@ -62,8 +63,12 @@ def test_tuning_prints_the_name_of_the_model_alone_on_stdout(rapt, service, priv
 
 
 def test_tuning_without_reconstruction_says_so(rapt, service, privatized: Path):
-    outcome = rapt("tune", privatized / "train", "--service", service, *QUICK, "--no-reconstruction", "--json")
+    outcome = rapt(
+        "tune", privatized / "train", "--service", service, *QUICK, "--no-reconstruction", "--priority", 4, "--json"
+    )
     printed = json.loads(outcome.out)
+    shown = httpx2.get(f"{service}/v1/fine_tuning/jobs/{printed['job']}", trust_env=False).json()
+    assert shown["rapt"] == {"priority": 4}
     assert printed["method"]["prompt_tuning"]["hyperparameters"]["reconstruction"] is None
     assert printed["seed"] == 3
     assert "no reconstruction" in outcome.err

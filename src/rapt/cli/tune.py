@@ -60,6 +60,9 @@ def tune(
     ] = False,
     suffix: Annotated[str | None, typer.Option(help="A part of the tuned model's name.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Repeat a run of the tuning.")] = None,
+    priority: Annotated[
+        int, typer.Option(metavar="N", min=-100, max=100, help="Among your own jobs; the highest is first.")
+    ] = 0,
     api_key: ApiKey = None,
     ca_file: CaFile = None,
     as_json: AsJson = False,
@@ -115,6 +118,7 @@ def tune(
             method={"type": method, method: {"hyperparameters": hyperparameters}},
             suffix=suffix,
             seed=seed,
+            priority=priority,
         )
         say(f"job {job.id}: {describe(job.method)} on {job.model}")
         try:

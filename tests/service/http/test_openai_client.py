@@ -111,6 +111,19 @@ def test_a_checkpoint_is_asked_by_its_name_like_any_model(client, file, training
         answer(names[0])
 
 
+def test_a_job_is_paused_and_resumed_to_the_end(client, file):
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN | {"n_epochs": 10}}}
+    job = client.fine_tuning.jobs.create(model="bert-tiny", training_file=file.id, method=method)
+    assert client.fine_tuning.jobs.pause(job.id).status == "paused"
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "paused"
+    with pytest.raises(openai.BadRequestError, match="to pause, got status=paused"):
+        client.fine_tuning.jobs.pause(job.id)
+    assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded")
+    with pytest.raises(openai.BadRequestError, match="to resume, got status=succeeded"):
+        client.fine_tuning.jobs.resume(job.id)
+
+
 def test_a_job_is_cancelled(client, file):
     method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN | {"n_epochs": 1000}}}
     job = client.fine_tuning.jobs.create(model="bert-tiny", training_file=file.id, method=method)
