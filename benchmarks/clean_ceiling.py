@@ -38,9 +38,6 @@ HELD_OUT = 2_000
 EVERY_LAYER = ("query", "key", "value", "dense")
 RECIPES = {
     "prompt": (4_000, 8, default_config("prompt_tuning")),
-    "prompt, all": (None, 1, replace(default_config("prompt_tuning"), prompt_length=20)),
-    "prefix, all": (None, 1, replace(default_config("prefix_tuning"), prompt_length=20)),
-    "lora": (4_000, 8, default_config("lora")),
     "lora, all": (None, 1, replace(default_config("lora"), epochs=2)),
     "lora every layer, all": (
         None,
