@@ -46,7 +46,7 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        rendered, _ = render_jinja_template(
+        found: Any = render_jinja_template(  # texts, and what is of no use here; its annotation says otherwise
             conversations=[[{"role": "user", "content": _STAND_IN}]],
             chat_template=template,
             add_generation_prompt=True,
@@ -56,7 +56,7 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
     except Exception as error:  # whatever a template raises, also about what it was not given
         log.warning("the chat template of a model is left out: it fails with %s", type(error).__name__)
         return None
-    parts = rendered[0].split(_STAND_IN)
+    parts = found[0][0].split(_STAND_IN)
     if len(parts) != 2:
         log.warning("the chat template of a model is left out: it writes a message %d times", len(parts) - 1)
         return None
