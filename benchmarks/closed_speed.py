@@ -17,9 +17,6 @@ the disk, in a process of its own.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,6 +27,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from results import digits, machine, publish, spread
 
 from rapt.demo.data import pick_tweets
 from rapt.local.mechanisms import make_mechanism
@@ -58,6 +56,7 @@ def main() -> None:
     parser.add_argument("--eta", type=float, required=True, help="of all mechanisms but custext, which takes 3")
     parser.add_argument("--texts", type=int, default=400, help="number of tweets, even")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="file for the result, beside printing it")
     parser.add_argument("--mechanisms", nargs="+", default=list(MECHANISMS), choices=MECHANISMS)
     arguments = parser.parse_args()
 
@@ -75,9 +74,9 @@ def main() -> None:
         },
         "start": measure_start(vocabulary),
         "generator": secure_stream().provenance.source,
-        "load": os.getloadavg()[0],
+        "machine": machine(),
     }
-    print(json.dumps(result, indent=2))
+    publish(result, file=arguments.json)
 
 
 def measure(
@@ -125,20 +124,6 @@ def seconds(call: Callable[[], object]) -> float:
     start = time.process_time()
     call()
     return time.process_time() - start
-
-
-def digits(value: float) -> float:
-    """Four digits of it."""
-    return float(f"{value:.4g}")
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest."""
-    return {
-        "median": digits(statistics.median(values)),
-        "lowest": digits(min(values)),
-        "highest": digits(max(values)),
-    }
 
 
 if __name__ == "__main__":

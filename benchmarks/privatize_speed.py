@@ -19,16 +19,14 @@ with the lowest and the highest. Prints one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from results import machine, publish, spread
 
 from rapt.demo.data import pick_tweets
 from rapt.local.mechanisms import make_mechanism
@@ -51,6 +49,7 @@ def main() -> None:
     parser.add_argument("--eta", type=float, nargs="+", required=True, help="slopes of the guarantee, 1/distance")
     parser.add_argument("--texts", type=int, default=400, help="number of tweets, even")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="file for the result, beside printing it")
     arguments = parser.parse_args()
 
     vocabulary = load_vocabulary("minilm")
@@ -60,16 +59,10 @@ def main() -> None:
         "rounds": arguments.rounds,
         "screen": NearestToken(vocabulary.embeddings, vocabulary.eligible).screen,
         "generator": secure_stream().provenance.source,
-        "machine": {
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "processor": processor(),
-            "blas_core_type": os.environ.get("OPENBLAS_CORETYPE", "detected"),
-            "load": os.getloadavg()[0],
-        },
+        "machine": machine(),
         "at_eta": {f"{eta:g}": measure(vocabulary, texts, eta=eta, rounds=arguments.rounds) for eta in arguments.eta},
     }
-    print(json.dumps(result, indent=2))
+    publish(result, file=arguments.json)
 
 
 def measure(vocabulary: Vocabulary, texts: tuple[str, ...], *, eta: float, rounds: int) -> dict[str, object]:
@@ -166,28 +159,6 @@ def seconds(arm: Callable[[], object]) -> float:
     start = time.process_time()
     arm()
     return time.process_time() - start
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median, lowest and highest, to four digits."""
-    return {
-        name: float(f"{value:.4g}")
-        for name, value in (
-            ("median", statistics.median(values)),
-            ("lowest", min(values)),
-            ("highest", max(values)),
-        )
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as stream:
-            names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":
