@@ -71,6 +71,10 @@ def privacyguard(arm: str, target: int, answers, members, population):
 
 def privacy_meter(arm: str, target: int, answers, members, population):
     """Two metrics of Privacy Meter; a score is the share of error rates at which it says "member"."""
+    # Before the empty modules: SciPy asks a torch that is there for its tensors.
+    import sklearn.linear_model
+    import sklearn.metrics  # noqa: F401
+
     # Its module of models imports these at its top; models of ours are answers in a table, and none of them is used.
     for name in ("tensorflow", "torch", "opacus"):
         sys.modules.setdefault(name, types.ModuleType(name))
@@ -81,6 +85,9 @@ def privacy_meter(arm: str, target: int, answers, members, population):
     from privacy_meter.information_source_signal import ModelLoss
     from privacy_meter.metric import PopulationMetric, ReferenceMetric
     from privacy_meter.model import Model
+
+    for name in ("tensorflow", "torch", "opacus"):
+        del sys.modules[name]
 
     class Answers(Model):
         """A model whose losses are known: -log p of the label."""
