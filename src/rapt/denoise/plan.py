@@ -40,10 +40,12 @@ class WarmUpPlan:
         """Refuse what cannot be trained."""
         if not self.etas or any(not (math.isfinite(eta) and eta > 0) for eta in self.etas):
             raise UsageError("a warm-up must have an eta, and each finite and above 0; give --eta")
-        nothing_trained = self.soft_embeddings and self.epochs == 0
-        for name in ("learning_rate",) if nothing_trained else ("epochs", "learning_rate"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                raise UsageError(f"{name} must be finite and above 0, got {name}={getattr(self, name)}")
+        if not (math.isfinite(self.epochs) and self.epochs >= 0 and (self.epochs > 0 or self.soft_embeddings)):
+            raise UsageError(
+                f"epochs must be finite and above 0, or 0 with soft embeddings, got epochs={self.epochs}; raise it"
+            )
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UsageError(f"learning_rate must be finite and above 0, got learning_rate={self.learning_rate}")
         if self.batch_size < 2:
             raise UsageError(f"a batch must have at least 2 texts, got batch_size={self.batch_size}; raise it")
         if self.seed < 0:
