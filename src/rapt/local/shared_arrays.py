@@ -4,6 +4,9 @@ A vocabulary's table is 47 MB for MiniLM and gigabytes for a Llama. Pickled into
 its own. Arrays that are read-only, as tables are, go into an anonymous file instead, which each worker maps: it has no
 name, so nothing can be left behind, and only processes that are given it can open it. What can be written to goes by
 value. Where the system has no such files, everything does.
+
+It is pickled, which is right here and nowhere else: both ends are this program, and the pipe between them is one that a
+parent opened to its child. Nothing that came from outside is ever unpickled.
 """
 
 from __future__ import annotations

@@ -42,9 +42,8 @@ class _EventStream(StreamingResponse):
                 yield b"data: " + event.model_dump_json().encode() + b"\n\n"
         except HTTPException:
             return  # the client has left
-        except (
-            Exception
-        ) as error:  # the status is sent already: the clients raise what they find in an event named error
+        except Exception as error:
+            # The status is sent already: the clients raise what they find in an event that holds an error.
             if not isinstance(error, RaptError):
                 log.error("%s failed in its stream: %s", self._request_id, type(error).__name__)
             answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
