@@ -1,6 +1,6 @@
 """What the attacks of public packages find, beside those of `rapt`: the same models and texts, one judge, one run.
 
-    OMP_NUM_THREADS=1 python benchmarks/attack_peers.py --environments /tmp/peers --out docs/results/attack_peers.json
+    OMP_NUM_THREADS=1 python benchmarks/attack_peers.py --environments FOLDER --out docs/results/attack_peers.json
 
 privacyguard-platform 0.0.2, privacy-meter 1.0.1 and pypantera 1.0.2 from PyPI, each in a virtual environment of its own
 in the folder `--environments` (network needed the first time), and in a process of its own, `attack_peer_worker.py`.
