@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rapt.cli.artefact_tables import findings_tables
+from rapt.cli.artefact_findings import hand_over
 from rapt.cli.options import AsJson
-from rapt.cli.output import meter, say, show, show_json
+from rapt.cli.output import meter
 
 
 def audit_adapter(
@@ -65,13 +63,11 @@ def audit_adapter(
     from rapt.audit.artefact.models import Workshop
     from rapt.audit.artefact.run import audit_adapter as run_audit
     from rapt.audit.artefact.texts import read_texts
-    from rapt.audit.report.artefact_page import ArtefactReport, artefact_report_to_json, write_artefact_report
     from rapt.local.mechanisms import mechanism_of_setting
     from rapt.local.vocabulary import load_vocabulary
     from rapt.service.model.adapter import load_adapter
     from rapt.service.model.backbone import load_backbone
     from rapt.service.model.tuning_config import default_config
-    from rapt.version import __version__
     from rapt.wire.manifest import NO_PLAIN_TOKENS
     from rapt.wire.privatized_file import read_privatized_file
 
@@ -119,17 +115,4 @@ def audit_adapter(
     words += ["--text-column", text_column, "--label-column", label_column]
     words += [] if model is None else ["--model", Path(model).name]
     words += ["--records", records, "--shadows", shadows, "--queries", queries, "--seed", seed]
-    report = ArtefactReport(
-        title=f"Adapter in {adapter.name}",
-        created=datetime.now(UTC).date().isoformat(),
-        created_by=f"rapt {__version__}",
-        findings=found,
-        commands=(shlex.join(str(word) for word in words),),
-    )
-    if out is not None:
-        page, _ = write_artefact_report(report, out)
-        say(f"report: {page}")
-    if as_json:
-        show_json(artefact_report_to_json(report))
-    else:
-        show(findings_tables(found))
+    hand_over(found, title=f"Adapter in {adapter.name}", command=words, out=out, as_json=as_json)

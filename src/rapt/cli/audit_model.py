@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from rapt.cli.artefact_tables import findings_tables
+from rapt.cli.artefact_findings import hand_over
 from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions
-from rapt.cli.output import meter, say, show, show_json
+from rapt.cli.output import meter
 from rapt.errors import UsageError
 
 
@@ -73,11 +71,9 @@ def audit_model(
     from rapt.audit.artefact.models import Workshop
     from rapt.audit.artefact.run import PARTS, ArtefactPlan, audit_artefact
     from rapt.audit.artefact.texts import read_texts
-    from rapt.audit.report.artefact_page import ArtefactReport, artefact_report_to_json, write_artefact_report
     from rapt.local.vocabulary import load_vocabulary
     from rapt.service.model.backbone import load_backbone
     from rapt.service.model.tuning_config import default_config
-    from rapt.version import __version__
 
     plan = ArtefactPlan(
         parts=PARTS if attacks is None else tuple(name.strip() for name in attacks.split(",")),
@@ -116,20 +112,7 @@ def audit_model(
     words += [] if learning_rate is None else ["--learning-rate", f"{learning_rate:g}"]
     words += ["--models", models, "--queries", queries, "--canaries", canaries, "--repetitions", repetitions]
     words += ["--releases", releases, "--attacks", ",".join(plan.parts), "--seed", seed]
-    report = ArtefactReport(
-        title=f"Models tuned on {file.name}",
-        created=datetime.now(UTC).date().isoformat(),
-        created_by=f"rapt {__version__}",
-        findings=found,
-        commands=(shlex.join(str(word) for word in words),),
-    )
-    if out is not None:
-        page, _ = write_artefact_report(report, out)
-        say(f"report: {page}")
-    if as_json:
-        show_json(artefact_report_to_json(report))
-    else:
-        show(findings_tables(found))
+    hand_over(found, title=f"Models tuned on {file.name}", command=words, out=out, as_json=as_json)
 
 
 def numbers(listed: str, *, option: str, least: int) -> tuple[int, ...]:

@@ -1,14 +1,52 @@
-"""What attacks on models found, as tables for a terminal."""
+"""What attacks on models found, handed over: as a page, as JSON, or as tables for a terminal."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapt.cli.output import table
+from rapt.cli.output import say, show, show_json, table
 
 if TYPE_CHECKING:
     from rapt.audit.artefact.game import NamedScore
     from rapt.audit.artefact.run import ArtefactFindings
+
+
+def hand_over(
+    found: ArtefactFindings, *, title: str, command: Sequence[object], out: Path | None, as_json: bool
+) -> None:
+    """Write the report if a folder is given, and show what was found.
+
+    Args:
+        found: By the audit.
+        title: Of the page.
+        command: Words of the command that makes the numbers again, without folders.
+        out: For `report.html` and `report.json`.
+        as_json: Whether one JSON document is shown in place of tables.
+
+    Raises:
+        AuditError: The folder cannot be written.
+    """
+    from rapt.audit.report.artefact_page import ArtefactReport, artefact_report_to_json, write_artefact_report
+    from rapt.version import __version__
+
+    report = ArtefactReport(
+        title=title,
+        created=datetime.now(UTC).date().isoformat(),
+        created_by=f"rapt {__version__}",
+        findings=found,
+        commands=(shlex.join(str(word) for word in command),),
+    )
+    if out is not None:
+        page, _ = write_artefact_report(report, out)
+        say(f"report: {page}")
+    if as_json:
+        show_json(artefact_report_to_json(report))
+    else:
+        show(findings_tables(found))
 
 
 def findings_tables(found: ArtefactFindings) -> str:
