@@ -74,7 +74,6 @@ def soft_embeddings(
     prior: NDArray[np.float64],
     rng: np.random.Generator,
     draws: int = DRAWS,
-    on_progress: Callable[[float], None] = lambda done: None,
 ) -> SoftEmbeddings:
     """The posterior means of a mechanism on its vocabulary.
 
@@ -84,14 +83,13 @@ def soft_embeddings(
         prior: As of `word_prior`, (V,).
         rng: For draws; public text and its noise protect nobody.
         draws: About how many, where the channel has no closed form.
-        on_progress: Told the share that is done.
     """
     own = vocabulary.embeddings.astype(np.float32)
     channel = closed_channel(mechanism)
     if channel is None:
-        mass, sums = _drawn(own, mechanism, prior=prior, rng=rng, draws=draws, on_progress=on_progress)
+        mass, sums = _drawn(own, mechanism, prior=prior, rng=rng, draws=draws)
     else:
-        mass, sums = _summed(own, channel, vocabulary.eligible, prior=prior, on_progress=on_progress)
+        mass, sums = _summed(own, channel, vocabulary.eligible, prior=prior)
     reached = mass > 0
     table = own.copy()
     table[reached] = (sums[reached] / mass[reached, None]).astype(np.float32)
@@ -138,7 +136,6 @@ def _drawn(
     prior: NDArray[np.float64],
     rng: np.random.Generator,
     draws: int,
-    on_progress: Callable[[float], None],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     # Systematic sampling: each word is a source as often as the prior says, to within one draw.
     ends = np.floor(draws * np.cumsum(prior) + rng.random()).astype(np.int64)
@@ -147,7 +144,6 @@ def _drawn(
     for start in range(0, len(sources), _DRAWN_AT_ONCE):
         part = slice(start, start + _DRAWN_AT_ONCE)
         outputs[part] = mechanism.privatize(sources[part], rng=rng)
-        on_progress(min(1.0, part.stop / len(sources)))
     pairs, times = np.unique(outputs * len(prior) + sources, return_counts=True)
     output, source = np.divmod(pairs, len(prior))
     sums = np.zeros(own.shape)
@@ -166,7 +162,6 @@ def _summed(
     eligible: NDArray[np.int64],
     *,
     prior: NDArray[np.float64],
-    on_progress: Callable[[float], None],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     sources = np.flatnonzero(prior)
     mass, sums = np.zeros(len(prior)), np.zeros(own.shape)
@@ -175,7 +170,6 @@ def _summed(
         joint = np.exp(log_probabilities(block)) * prior[block, None]
         mass[eligible] += joint.sum(axis=0)
         sums[eligible] += joint.astype(np.float32).T @ own[block]
-        on_progress(min(1.0, (start + len(block)) / len(sources)))
     return mass, sums
 
 

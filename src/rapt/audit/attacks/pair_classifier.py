@@ -183,7 +183,7 @@ def train_pair_classifier(
                 logits = classifier.network(*classifier._pairs(seen, lengths, asked[rows], chosen[rows]))
                 loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(right[rows]))
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                torch.autograd.backward(loss)
                 nn.utils.clip_grad_norm_(classifier.network.parameters(), 1.0)
                 optimizer.step()
                 schedule.step()
