@@ -1,7 +1,8 @@
 """Several processes that train one adapter together: each computes a share of every batch, and gradients are summed.
 
 Started by `torchrun`, which gives each process its place; Accelerate finds out what they can talk over. (Tried with two
-processes on one machine without a GPU; `accelerate launch --cpu` starts only one there.) A batch is the same batch however many there are, so one process or several give the same adapter up to rounding.
+processes on one machine without a GPU; `accelerate launch --cpu` starts only one there.) A batch
+is the same batch however many there are, so one process or several give the same adapter up to rounding.
 """
 
 from __future__ import annotations
