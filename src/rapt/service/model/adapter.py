@@ -66,28 +66,35 @@ def save_adapter(adapter: Adapter, folder: Path) -> AdapterCard:
         adapter: To be saved.
         folder: Must not exist yet.
     """
-    weights = save_tensors(_to_disk(adapter))
-    card = replace(adapter.card, weights_sha256=hashlib.sha256(weights).hexdigest())
-    files = {WEIGHTS: weights, CARD: dump(card_to_json(card)).encode()}
-    config = _peft_config(adapter)
-    if config is not None:
-        files[PEFT_CONFIG] = json.dumps(config, indent=2).encode()
+    card, files = _written(adapter)
     write_folder(folder, files)
     return card
 
 
 def load_adapter(folder: Path, *, backbone: Backbone) -> Adapter:
-    """The adapter in a folder, on the backbone's device.
+    """The adapter in a folder. Raises as `adapter_from_files`."""
+    try:
+        files = {name: (folder / name).read_bytes() for name in (CARD, WEIGHTS)}
+    except OSError:
+        files = {}
+    return adapter_from_files(files, backbone=backbone)
+
+
+def adapter_to_files(adapter: Adapter) -> dict[str, bytes]:
+    """The files of an adapter, by name."""
+    return _written(adapter)[1]
+
+
+def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Adapter:
+    """The adapter in files by name, on the backbone's device.
 
     Raises:
         WireError: A file is missing, damaged, edited, or of an unknown version.
         VocabularyError: It was tuned on another backbone.
     """
-    try:
-        card = card_from_json(parse_object((folder / CARD).read_bytes(), what="the adapter card"))
-        weights = (folder / WEIGHTS).read_bytes()
-    except OSError:
-        raise WireError(f"an adapter must have {CARD} and {WEIGHTS}; tune again or copy both") from None
+    if CARD not in files or WEIGHTS not in files:
+        raise WireError(f"an adapter must have {CARD} and {WEIGHTS}; tune again or copy both")
+    card, weights = card_from_json(parse_object(files[CARD], what="the adapter card")), files[WEIGHTS]
     if card.model != backbone.model:
         raise VocabularyError(
             f"an adapter must meet the backbone it was tuned on, got {backbone.model!r} for one of {card.model!r}; "
@@ -116,6 +123,16 @@ def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, po
             f"record {position} must have {expected} privatized plain tokens as in tuning, got {len(privatized)}; "
             "privatize queries with the settings of the training file"
         )
+
+
+def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
+    weights = save_tensors(_to_disk(adapter))
+    card = replace(adapter.card, weights_sha256=hashlib.sha256(weights).hexdigest())
+    files = {WEIGHTS: weights, CARD: dump(card_to_json(card)).encode()}
+    config = _peft_config(adapter)
+    if config is not None:
+        files[PEFT_CONFIG] = json.dumps(config, indent=2).encode()
+    return card, files
 
 
 def _to_disk(adapter: Adapter) -> dict[str, Tensor]:
