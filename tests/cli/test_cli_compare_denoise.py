@@ -38,6 +38,21 @@ def test_the_command_that_a_comparison_prints_makes_its_numbers_again(rapt, labe
     assert results(tmp_path / "comparison") == results(tmp_path / "first")
 
 
+def test_the_command_of_a_comparison_of_pairs_makes_its_numbers_again(rapt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = [f"take {n} of it,the film was {('sad', 'good')[n % 2]} {n},{n % 2}" for n in range(20)]
+    (tmp_path / "pairs.csv").write_text("one,two,same\n" + "\n".join(lines) + "\n")
+    columns = ("--text-column", "one", "--text-column-2", "two", "--label-column", "same")
+    few = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1)
+    outcome = rapt("compare", "pairs.csv", "--out", "first", *TINY, *columns, *few)
+    assert outcome.code == 0, outcome.err
+    assert "most frequent label" in outcome.out
+    report = json.loads((tmp_path / "first" / "comparison.json").read_text())
+    assert report["pairs"]
+    assert rapt(*shlex.split(report["command"])[1:]).code == 0
+    assert results(tmp_path / "comparison") == results(tmp_path / "first")
+
+
 def test_a_comparison_that_cannot_be_run_is_refused_in_one_line(rapt, labelled, tmp_path):
     outcome = rapt("compare", labelled, "--out", tmp_path / "c", *TINY, "--arms", "magic")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)

@@ -105,6 +105,12 @@ def test_results_of_other_texts_or_another_plan_are_not_mixed(results, tmp_path)
         run_comparison(PLAN, SPLIT, results=tmp_path / "notes.txt")
 
 
+def test_comparisons_of_single_texts_begun_before_there_were_pairs_go_on():
+    # Frozen: `SPLIT.digest` and `PLAN.setting(texts_digest=SPLIT.digest)` before there was `--text-column-2`.
+    assert SPLIT.digest == "2738822a963d6903ab42dd12ed2aeaaf00cb49c0ec0a065e581581d1d8dbb52d"
+    assert PLAN.setting(texts_digest=SPLIT.digest) == "3ea168747985888c"
+
+
 def test_processes_give_the_numbers_of_one(results, tmp_path):
     few = ComparisonPlan(
         **{name: getattr(PLAN, name) for name in PLAN.__dataclass_fields__} | {"etas": (500.0,), "seeds": (0,)}

@@ -38,6 +38,11 @@ def test_the_choice_depends_on_the_texts_and_not_on_their_order(training, tmp_pa
     assert first.digest == second.digest
 
 
+def test_the_choice_of_single_texts_is_what_it_was_before_there_were_pairs(training):
+    # Frozen: `split(training).digest`, before `text_column_2`.
+    assert split(training).digest == "4c44d04f40e6c3f37c6f00e7a2584d52dbb09626e9f4182a19832ab570e709c4"
+
+
 def test_a_text_in_clear_is_in_no_repr(training):
     assert "number" not in repr(split(training))
 

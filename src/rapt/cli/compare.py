@@ -26,6 +26,10 @@ def compare(
         Path | None, typer.Option(metavar="FILE", help="Labelled texts to judge on; default: a fifth of FILE.")
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    text_column_2: Annotated[
+        str | None,
+        typer.Option("--text-column-2", metavar="NAME", help="Column of the second text of a pair; privatized too."),
+    ] = None,
     label_column: Annotated[str, typer.Option(help="Column that holds the label.")] = "label",
     min_words: Annotated[int, typer.Option(min=1, help="Leave shorter training texts out.")] = 1,
     records: Annotated[int | None, typer.Option(min=2, help="Train on at most so many texts.")] = None,
@@ -66,8 +70,9 @@ def compare(
     comparison protect nobody. A run that was cut off goes on where it was.
 
     \b
-    Example:
+    Examples:
       rapt compare reviews.csv --eta 60 --eta 75 --eta 90 --out comparison --processes 2
+      rapt compare pairs.csv --text-column sentence1 --text-column-2 sentence2 --eta 75 --out comparison
     """
     from rapt.compare.arms import ARMS
     from rapt.compare.crew import run_comparison
@@ -110,6 +115,7 @@ def compare(
         evaluation_records=evaluation_records,
         text_column=text_column,
         label_column=label_column,
+        text_column_2=text_column_2,
         min_words=min_words,
     )
     try:
@@ -124,7 +130,7 @@ def compare(
             processes=processes,
             on_row=lambda done, total: progress(done, total=total),
         )
-    summary = summarize(rows)
+    summary = summarize(rows, most_frequent_label=split.most_frequent_label_is_right)
     page = write_comparison(
         plan,
         split,
@@ -133,7 +139,13 @@ def compare(
         title=f"Comparison on {file.name}",
         created=datetime.now(UTC).date().isoformat(),
         command=_command(
-            file, evaluation, public, plan, split, columns=(text_column, label_column), min_words=min_words
+            file,
+            evaluation,
+            public,
+            plan,
+            split,
+            columns={"text-column": text_column, "text-column-2": text_column_2, "label-column": label_column},
+            min_words=min_words,
         ),
     )
     say(f"report: {page}")
@@ -151,7 +163,7 @@ def _command(
     plan: ComparisonPlan,
     split: Split,
     *,
-    columns: tuple[str, str],
+    columns: dict[str, str | None],
     min_words: int,
 ) -> str:
     """What makes the numbers again; names of files, without the folders they are in."""
@@ -160,7 +172,8 @@ def _command(
     words += [] if evaluation is None else ["--evaluation", evaluation.name]
     words += [] if public is None else ["--public", public.name]
     words += [] if plan.denoised is None else ["--denoised", Path(plan.denoised).name]
-    words += ["--text-column", columns[0], "--label-column", columns[1], "--mechanism", plan.mechanism]
+    words += [word for name, column in columns.items() if column is not None for word in (f"--{name}", column)]
+    words += ["--mechanism", plan.mechanism]
     words += [word for name, value in plan.options.items() for word in ("--set", f"{name}={value}")]
     words += ["--min-words", min_words, "--records", len(split.training)]
     words += ["--evaluation-records", len(split.evaluation), "--arms", ",".join(plan.arms)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rapt.compare.arms import ARMS
-from rapt.compare.files import FileMaker, unchanged
+from rapt.compare.files import FileMaker, joined, unchanged
 from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.texts import Split
@@ -18,7 +19,7 @@ from rapt.errors import CorpusError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.inference import classify, row_of
 from rapt.service.model.tuner import tune
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
@@ -81,13 +82,16 @@ class Bench:
         )
 
     def attack(self, cell: AttackCell) -> AttackRow:
-        """What the strongest of the attacks recovers from the training file of the first seed at an η."""
+        """What the strongest of the attacks recovers from the training file of the first seed at an η.
+
+        A pair is attacked as one text: who guesses a word from its neighbours sees both sentences.
+        """
         from rapt.audit.audit import audit
         from rapt.audit.view import adversary_view, lend_texts, match_truth, sample_records
 
         seed = self.plan.seeds[0]
-        file = self.files.training(self.split.training, eta=cell.eta, seed=seed)
-        contents = self.files.vocabulary.encode(list(self.split.training.texts))
+        file = joined(self.files.training(self.split.training, eta=cell.eta, seed=seed))
+        contents = [list(chain(*parts)) for parts in self.files.contents(self.split.training)]
         view = adversary_view(file, self.files.vocabulary.bundle)
         truth = match_truth(view, contents)
         # Half of the texts are the attacker's own: without any in clear, those who use context could not begin.
@@ -111,12 +115,7 @@ class Bench:
 
 def right_answers(backbone: Backbone, adapter: Adapter, queries: PrivatizedFile) -> NDArray[np.bool_]:
     """Whether each record is labelled rightly, (records,)."""
-    rows = [
-        ClassificationRow(
-            adapter=adapter, token_ids=record.token_ids, privatized_plain_tokens=record.privatized_plain_tokens
-        )
-        for record in queries.records
-    ]
+    rows = [row_of(record, adapter=adapter) for record in queries.records]
     answers = [max(range(len(answer)), key=answer.__getitem__) for answer in classify(backbone, rows)]
     return np.array([answer == record.label for answer, record in zip(answers, queries.records, strict=True)])
 
@@ -136,7 +135,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     torch.set_num_threads(threads)
     vocabulary = load_vocabulary(plan.model)
     for name, part in (("training", split.training), ("evaluation", split.evaluation)):
-        if empty := sum(not ids for ids in vocabulary.encode(list(part.texts))):
+        if empty := sum(not ids for texts in part.parts for ids in vocabulary.encode(texts)):
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
     # Precision is fixed, so that two machines that differ in speed do not differ in what they measure.
     backbone = load_backbone(plan.model, precision="float32")

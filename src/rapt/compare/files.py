@@ -17,10 +17,11 @@ from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.plain_tokens import plan_plain_tokens
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
+from rapt.local.record_parts import Part, check_pairs, with_other_parts
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_record import PrivatizedRecord, privatized_tokens
 
 # Seeds of different things are kept apart by steps that no number of seeds or privatizations reaches.
 _TRAINING, _EVALUATION, _PER_SEED = 1_000_000, 2_000_000, 1_000
@@ -56,17 +57,26 @@ class FileMaker:
         stream = insecure_stream(seed)
         plain = self._plain_tokens(stream.generator)
         privatizer = Privatizer(self.vocabulary, self.mechanism(eta), plain)
-        records = privatizer.privatize(texts.texts, labels=texts.labels, stream=stream)
-        manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance)
+        seconds: dict[Part, list[str]] = {"second": list(texts.seconds)} if texts.pairs else {}
+        check_pairs(privatizer, texts.texts, seconds, first_position=0)
+        records = with_other_parts(
+            privatizer.privatize(texts.texts, labels=texts.labels, stream=stream),
+            seconds,
+            privatizer=privatizer,
+            privatize=lambda own, second: own.privatize(second, labels=None, stream=stream),
+            first_position=0,
+        )
+        manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance, pairs=texts.pairs)
         return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
 
     def unchanged_only(self, texts: LabelledTexts, file: PrivatizedFile) -> PrivatizedFile:
         """The file without the tokens that were changed. A text of which nothing is left keeps its first token."""
-        records = [
-            replace(record, token_ids=kept or record.token_ids[:1])
-            for ids, record in zip(self.vocabulary.encode(list(texts.texts)), file.records, strict=True)
-            for kept in [tuple(a for a, b in zip(record.token_ids, ids, strict=True) if a == b)]
-        ]
+        records = []
+        for (first, *others), record in zip(self.contents(texts), file.records, strict=True):
+            told = replace(record, token_ids=_kept(record.token_ids, first))
+            for second in others:
+                told = replace(told, second_token_ids=_kept(record.second_token_ids or (), second))
+            records.append(told)
         return PrivatizedFile(manifest=_counted(file.manifest, records), records=tuple(records))
 
     def with_sentences(self, file: PrivatizedFile, *, eta: float, seed: tuple[int, int]) -> PrivatizedFile:
@@ -100,6 +110,10 @@ class FileMaker:
                 "give --public FILE"
             )
 
+    def contents(self, texts: LabelledTexts) -> list[list[list[int]]]:
+        """The tokens in clear of each record's one or two texts."""
+        return [list(record) for record in zip(*(self.vocabulary.encode(part) for part in texts.parts), strict=True)]
+
     def mechanism(self, eta: float) -> Mechanism:
         """The plan's mechanism at an η."""
         return make_mechanism(
@@ -123,8 +137,8 @@ class FileMaker:
 
     def _clear(self, texts: LabelledTexts) -> PrivatizedFile:
         records = [
-            PrivatizedRecord(token_ids=tuple(ids), label=label)
-            for ids, label in zip(self.vocabulary.encode(list(texts.texts)), texts.labels, strict=True)
+            PrivatizedRecord(token_ids=tuple(first), label=label, second_token_ids=tuple(others[0]) if others else None)
+            for (first, *others), label in zip(self.contents(texts), texts.labels, strict=True)
         ]
         # Infinite: a setting that no wire format can write, so this file cannot leave the process.
         manifest = Manifest(
@@ -134,6 +148,7 @@ class FileMaker:
             randomness=Randomness(source="none: in clear, in memory only"),
             plain_tokens=NO_PLAIN_TOKENS,
             labels=texts.names,
+            pairs=texts.pairs,
             records=0,
             tokens=0,
             records_sha256="",
@@ -142,8 +157,17 @@ class FileMaker:
         return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
 
 
+def joined(file: PrivatizedFile) -> PrivatizedFile:
+    """The file with each pair as one text, the second behind the first; a file of single texts as it is."""
+    records = [
+        replace(record, token_ids=record.token_ids + (record.second_token_ids or ()), second_token_ids=None)
+        for record in file.records
+    ]
+    return PrivatizedFile(manifest=replace(file.manifest, pairs=False), records=tuple(records))
+
+
 def unchanged(contents: Sequence[Sequence[int]], file: PrivatizedFile) -> float:
-    """Share of the texts' tokens that are in the file as they were."""
+    """Share of the tokens of single texts that are in the file as they were."""
     same = [
         before == after
         for ids, record in zip(contents, file.records, strict=True)
@@ -152,5 +176,10 @@ def unchanged(contents: Sequence[Sequence[int]], file: PrivatizedFile) -> float:
     return float(np.mean(same))
 
 
+def _kept(privatized: tuple[int, ...], clear: Sequence[int]) -> tuple[int, ...]:
+    return tuple(a for a, b in zip(privatized, clear, strict=True) if a == b) or privatized[:1]
+
+
 def _counted(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
-    return replace(manifest, records=len(records), tokens=sum(len(record.token_ids) for record in records))
+    tokens = sum(privatized_tokens(record, manifest) for record in records)
+    return replace(manifest, records=len(records), tokens=tokens)

@@ -16,6 +16,8 @@ def accuracy_cells(summary: Summary) -> list[list[str]]:
     kept = {attack.eta: f"{100 * attack.unchanged:.1f}" for attack in summary.attacks}
     for item in summary.accuracies:
         lines.append([_eta(item.eta), kept.get(item.eta or 0.0, "—"), *_accuracy(item)])
+    if (named := summary.most_frequent_label) is not None:
+        lines.append(["—", "—", "most frequent label", *_percent(named), "—", "—"])
     return lines
 
 
@@ -49,9 +51,11 @@ def latex(cells: Sequence[Sequence[str]]) -> str:
 
 
 def _accuracy(item: Accuracy) -> list[str]:
-    mean = item.accuracy
-    interval = f"{100 * mean.low:.1f}–{100 * mean.high:.1f}"
-    return [item.arm, f"{100 * mean.value:.1f}", interval, str(len(item.seeds)), str(item.privatizations)]
+    return [item.arm, *_percent(item.accuracy), str(len(item.seeds)), str(item.privatizations)]
+
+
+def _percent(mean: Mean) -> list[str]:
+    return [f"{100 * mean.value:.1f}", f"{100 * mean.low:.1f}–{100 * mean.high:.1f}"]
 
 
 def _difference(item: Difference) -> list[str]:

@@ -81,7 +81,7 @@ def write_comparison(
         created_by=f"rapt {__version__}",
         plan=plan,
         setting=plan.setting(texts_digest=split.digest),
-        training=f"{len(split.training):,}",
+        training=f"{len(split.training):,} {'pairs' if split.training.pairs else 'texts'}",
         evaluation=f"{len(split.evaluation):,}",
         verdict=tuple(verdict(summary)),
         plots=tuple(plots(summary, distances)),
@@ -98,6 +98,7 @@ def write_comparison(
         "command": command,
         "setting": page.setting,
         "plan": asdict(plan) | {"options": dict(plan.options), "denoised": denoised},
+        "pairs": split.training.pairs,
         "training_records": len(split.training),
         "evaluation_records": len(split.evaluation),
         "verdict": page.verdict,
@@ -123,7 +124,10 @@ def _tables(summary: Summary) -> tuple[Table, ...]:
     found = (
         Table(
             title="Accuracy",
-            note="Mean over seeds and over the privatizations of the evaluation texts; 95 % intervals over both.",
+            note=(
+                "Mean over seeds and over the privatizations of the evaluation texts; 95 % intervals over both. "
+                "“Most frequent label” reads no text: it always names the label that most training texts have."
+            ),
             cells=accuracy_cells(summary),
         ),
         Table(

@@ -53,11 +53,17 @@ class Attack:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """All of it, ordered by η and by arm."""
+    """All of it, ordered by η and by arm.
+
+    Attributes:
+        most_frequent_label: Accuracy of always naming the label that most training texts have, with the interval of
+            the evaluation texts: what a model must be above to have learned anything. None where nobody told.
+    """
 
     accuracies: tuple[Accuracy, ...]
     differences: tuple[Difference, ...]
     attacks: tuple[Attack, ...]
+    most_frequent_label: Mean | None = None
 
     @property
     def etas(self) -> tuple[float, ...]:
@@ -69,8 +75,13 @@ class Summary:
         return next((item for item in self.accuracies if (item.arm, item.eta) == (arm, eta)), None)
 
 
-def summarize(rows: Sequence[Row]) -> Summary:
-    """The summary of results; arms are compared over the seeds that both have."""
+def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[bool] = ()) -> Summary:
+    """The summary of results; arms are compared over the seeds that both have.
+
+    Args:
+        rows: Results of one setting.
+        most_frequent_label: Whether it is right, for each evaluation text; empty leaves it out.
+    """
     models: dict[tuple[str, float | None], dict[int, ModelRow]] = {}
     for row in rows:
         if isinstance(row, ModelRow):
@@ -82,6 +93,7 @@ def summarize(rows: Sequence[Row]) -> Summary:
         accuracies=tuple(_accuracy(models[key]) for key in keys),
         differences=tuple(_differences(models)),
         attacks=tuple(sorted(attacks, key=lambda attack: attack.eta)),
+        most_frequent_label=mean_of(np.array([most_frequent_label], dtype=float)) if most_frequent_label else None,
     )
 
 

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rapt.errors import CorpusError
+from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTexts:
-    """Texts and the places of their labels in `names`. A `repr` shows neither."""
+    """Texts or pairs of them, and the places of their labels in `names`. A `repr` shows neither.
+
+    Attributes:
+        texts: Of pairs, the first of each.
+        labels: One for each text or pair.
+        names: Of the classes.
+        seconds: The second text of each pair; empty where there are single texts.
+    """
 
     texts: tuple[str, ...] = field(repr=False)
     labels: tuple[int, ...] = field(repr=False)
     names: tuple[str, ...]
+    seconds: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
-        """Number of texts."""
+        """Number of texts, or of pairs."""
         return len(self.texts)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether each record has two texts."""
+        return bool(self.seconds)
+
+    @property
+    def parts(self) -> tuple[tuple[str, ...], ...]:
+        """The texts, or the first and the second ones."""
+        return (self.texts, self.seconds) if self.pairs else (self.texts,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What is trained on and what is judged; no text is in both.
+    """What is trained on and what is judged; no text is in both, be it first or second of a pair.
 
     Attributes:
         training: Labelled.
@@ -42,12 +63,19 @@ class Split:
         """SHA-256 over both parts; two comparisons of other texts are told apart by it."""
         found = hashlib.sha256()
         for part in (self.training, self.evaluation):
-            for text, label in zip(part.texts, part.labels, strict=True):
-                found.update(hashlib.sha256(f"{label}\0{text}".encode()).digest())
+            for label, *record in zip(part.labels, *part.parts, strict=True):
+                found.update(hashlib.sha256("\0".join([str(label), *record]).encode()).digest())
             found.update(b"|")
         for text in self.public:
             found.update(hashlib.sha256(text.encode()).digest())
         return found.hexdigest()
+
+    @property
+    def most_frequent_label_is_right(self) -> tuple[bool, ...]:
+        """Whether the label that most training texts have is that of each evaluation text."""
+        counts = Counter(self.training.labels)
+        named = min(counts, key=lambda label: (-counts[label], label))
+        return tuple(label == named for label in self.evaluation.labels)
 
 
 def read_split(
@@ -59,9 +87,12 @@ def read_split(
     evaluation_records: int | None,
     text_column: str = "text",
     label_column: str = "label",
+    text_column_2: str | None = None,
     min_words: int = 1,
 ) -> Split:
     """The first texts of both parts in the order of the SHA-256 of their text, which depends on nothing else.
+
+    A training pair that shares a text with a pair to be judged is left out.
 
     Args:
         training: Labelled texts.
@@ -71,20 +102,25 @@ def read_split(
         evaluation_records: At most so many; None takes all.
         text_column: Name of the column.
         label_column: Name of the column.
-        min_words: Shorter training texts are left out.
+        text_column_2: Name of the column of the second text of a pair; None for single texts.
+        min_words: Shorter training texts are left out, and pairs with one.
 
     Raises:
         CorpusError: A text has no label, a part is empty or of one class, or a label to be judged never occurs in
             training.
+        UsageError: A column is named twice.
     """
-    trained = _in_hash_order(training, text_column=text_column, label_column=label_column, min_words=min_words)
+    columns = [text_column] if text_column_2 is None else [text_column, text_column_2]
+    if len({label_column, *columns}) != 1 + len(columns):
+        raise UsageError("the texts and the label of a record must stand in different columns; name each once")
+    trained = _in_hash_order(training, columns=columns, label_column=label_column, min_words=min_words)
     if evaluation is None:
         fifth = len(trained) // 5
         judged, trained = trained[:fifth], trained[fifth:]
     else:
-        judged = _in_hash_order(evaluation, text_column=text_column, label_column=label_column, min_words=1)
-        seen = {text for text, _ in judged}
-        trained = [pair for pair in trained if pair[0] not in seen]
+        judged = _in_hash_order(evaluation, columns=columns, label_column=label_column, min_words=1)
+    seen = {text for texts, _ in judged for text in texts}
+    trained = [record for record in trained if seen.isdisjoint(record[0])]
     trained, judged = trained[:training_records], judged[:evaluation_records]
     names = tuple(sorted({label for _, label in trained}))
     if len(names) < 2:
@@ -98,18 +134,39 @@ def read_split(
         )
     place = {name: index for index, name in enumerate(names)}
     parts = [
-        LabelledTexts(texts=tuple(text for text, _ in part), labels=tuple(place[y] for _, y in part), names=names)
+        LabelledTexts(
+            texts=tuple(texts[0] for texts, _ in part),
+            labels=tuple(place[label] for _, label in part),
+            names=names,
+            seconds=() if text_column_2 is None else tuple(texts[1] for texts, _ in part),
+        )
         for part in (trained, judged)
     ]
     known = () if public is None else read_corpus(public, text_column=text_column, label_column=None)
     return Split(training=parts[0], evaluation=parts[1], public=tuple(record.text for record in known))
 
 
-def _in_hash_order(path: Path, *, text_column: str, label_column: str, min_words: int) -> list[tuple[str, str]]:
-    found: dict[str, str] = {}
-    for record in read_corpus(path, text_column=text_column, label_column=label_column):
-        assert record.label is not None  # a reader that is asked for labels refuses a record without one
-        text = record.text.strip()
-        if text and len(text.split()) >= min_words:
-            found.setdefault(text, record.label)
-    return sorted(found.items(), key=lambda pair: hashlib.sha256(pair[0].encode()).digest())
+def _in_hash_order(
+    path: Path, *, columns: Sequence[str], label_column: str, min_words: int
+) -> list[tuple[tuple[str, ...], str]]:
+    found: dict[tuple[str, ...], str] = {}
+    for texts, label in _records(path, columns=columns, label_column=label_column):
+        if all(text and len(text.split()) >= min_words for text in texts):
+            found.setdefault(texts, label)
+    return sorted(found.items(), key=lambda record: hashlib.sha256("\0".join(record[0]).encode()).digest())
+
+
+def _records(path: Path, *, columns: Sequence[str], label_column: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """The texts of each record with its label. Readers know one text a record, so a second is read beside the first."""
+    first, *others = columns
+    with ExitStack() as opened:
+        labelled = opened.enter_context(closing(read_corpus(path, text_column=first, label_column=label_column)))
+        beside = [opened.enter_context(closing(read_corpus(path, text_column=c, label_column=None))) for c in others]
+        try:
+            for record, *more in zip(labelled, *beside, strict=True):
+                assert record.label is not None  # a reader that is asked for labels refuses a record without one
+                yield tuple(own.text.strip() for own in (record, *more)), record.label
+        except ValueError:
+            raise CorpusError(
+                "a corpus must stay as it is while it is read, got columns of different lengths; run it again"
+            ) from None

@@ -1,0 +1,190 @@
+"""Comparisons of sentence pairs: both texts are privatized, judged, told to the oracle and attacked."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rapt.compare.arms import ARMS, CLEAN, PROMPT
+from rapt.compare.crew import run_comparison
+from rapt.compare.files import FileMaker, joined
+from rapt.compare.plan import ComparisonPlan
+from rapt.compare.report import write_comparison
+from rapt.compare.results import ModelRow
+from rapt.compare.summary import summarize
+from rapt.compare.texts import LabelledTexts, Split, read_split
+from rapt.errors import CorpusError, UsageError
+from rapt.local.vocabulary import load_vocabulary
+from rapt.public_models import model_directory
+
+WORDS = (("bad", "awful", "poor", "sad"), ("good", "great", "fine", "happy"))
+
+
+def pairs(count, *, start):
+    """One in four is of class 0, and only the second text says which."""
+    places = range(start, start + count)
+    labels = tuple(int(place % 4 != 0) for place in places)
+    return LabelledTexts(
+        texts=tuple(f"scene {place} of the film" for place in places),
+        labels=labels,
+        names=("no", "yes"),
+        seconds=tuple(
+            f"it was {WORDS[label][place % 3]} at {place}" for place, label in zip(places, labels, strict=True)
+        ),
+    )
+
+
+SPLIT = Split(training=pairs(48, start=0), evaluation=pairs(16, start=100))
+PLAN = ComparisonPlan(
+    model="bert-tiny",
+    etas=(80.0,),
+    seeds=(0,),
+    arms=(CLEAN, PROMPT),
+    privatizations=2,
+    plain_tokens=2,
+    plain_pool=10,
+    epochs=8,
+    batch_size=8,
+)
+
+
+@pytest.fixture(scope="module")
+def files():
+    return FileMaker(PLAN, load_vocabulary("bert-tiny"))
+
+
+def of_both(records):
+    return [ids for record in records for ids in (record.token_ids, record.second_token_ids)]
+
+
+def test_both_texts_are_privatized_and_the_first_as_if_it_stood_alone(files):
+    file = files.training(SPLIT.training, eta=80.0, seed=0)
+    alone = files.training(replace(SPLIT.training, seconds=()), eta=80.0, seed=0)
+    assert [replace(record, second_token_ids=None) for record in file.records] == list(alone.records)
+    clear = files.vocabulary.encode(SPLIT.training.seconds)
+    noisy = [record.second_token_ids for record in file.records]
+    assert [len(ids) for ids in noisy] == [len(ids) for ids in clear]
+    kept = np.mean([a == b for x, y in zip(clear, noisy, strict=True) for a, b in zip(x, y, strict=True)])
+    assert 0.1 < kept < 0.9
+    assert file.manifest.pairs
+    assert file.manifest.tokens == sum(map(len, of_both(file.records)))
+
+
+def test_without_privacy_both_texts_are_as_they_were_written(files):
+    file = files.training(SPLIT.training, eta=None, seed=0)
+    written = [text for pair in zip(*SPLIT.training.parts, strict=True) for text in pair]
+    assert of_both(file.records) == [tuple(ids) for ids in files.vocabulary.encode(written)]
+    assert file.manifest.pairs
+
+
+def test_the_oracle_is_told_of_both_texts(files):
+    file = files.training(SPLIT.training, eta=80.0, seed=0)
+    told = files.unchanged_only(SPLIT.training, file)
+    clear = [ids for record in files.contents(SPLIT.training) for ids in record]
+    shortened = 0
+    for ids, before, after in zip(clear, of_both(file.records), of_both(told.records), strict=True):
+        assert after == (tuple(a for a, b in zip(before, ids, strict=True) if a == b) or before[:1])
+        shortened += len(after) < len(before)
+    assert shortened > len(clear) / 2
+    assert told.manifest.tokens == sum(map(len, of_both(told.records)))
+
+
+def test_an_attacker_sees_a_pair_as_one_text(files):
+    file = files.training(SPLIT.training, eta=80.0, seed=0)
+    for before, after in zip(file.records, joined(file).records, strict=True):
+        assert after.token_ids == before.token_ids + before.second_token_ids
+        assert after.second_token_ids is None
+    single = files.training(replace(SPLIT.training, seconds=()), eta=80.0, seed=0)
+    assert joined(single) == single
+
+
+def test_every_arm_runs_on_pairs(tmp_path):
+    public = ("a train left the town at noon", "nobody saw the old house again")
+    plan = replace(PLAN, arms=tuple(ARMS), denoised=str(model_directory("bert-tiny")), epochs=1)
+    rows = run_comparison(plan, replace(SPLIT, public=public), results=tmp_path / "r.jsonl")
+    assert {row.arm for row in rows} == set(ARMS)
+    assert all(len(row.right) == len(SPLIT.evaluation) for row in rows)
+
+
+def test_a_class_that_only_the_second_text_tells_is_learned_and_reported(tmp_path):
+    plan = replace(PLAN, etas=(500.0,), attacks=("embedding_inversion",), attack_tokens=200)
+    rows = run_comparison(plan, SPLIT, results=tmp_path / "r.jsonl")
+    summary = summarize(rows, most_frequent_label=SPLIT.most_frequent_label_is_right)
+    assert summary.most_frequent_label.value == 0.75
+    assert all(item.accuracy.value > 0.9 for item in summary.accuracies)
+    (attack,) = summary.attacks
+    assert attack.unchanged > 0.99
+    assert attack.recovered > 0.99
+    page = write_comparison(plan, SPLIT, summary, tmp_path, title="t", created="2026-01-01", command="rapt compare")
+    assert "48 pairs to train on" in page.read_text()
+    values = json.loads((tmp_path / "comparison.json").read_text())
+    assert values["pairs"] is True
+    assert values["most_frequent_label"]["value"] == 0.75
+    for name in ("comparison.html", "comparison.md", "comparison.tex"):
+        assert "most frequent label" in (tmp_path / name).read_text()
+        assert "75.0" in (tmp_path / name).read_text()
+    for written in tmp_path.iterdir():
+        assert "of the film" not in written.read_text()
+    assert {len(row.right) for row in rows if isinstance(row, ModelRow)} == {16}
+
+
+def test_a_pair_with_an_empty_text_is_refused(tmp_path):
+    judged = replace(SPLIT.evaluation, seconds=("\u200b", *SPLIT.evaluation.seconds[1:]))
+    with pytest.raises(CorpusError, match="every evaluation text must have a token in the vocabulary, got 1 without"):
+        run_comparison(PLAN, replace(SPLIT, evaluation=judged), results=tmp_path / "r.jsonl")
+
+
+def write(path, rows):
+    path.write_text("first,second,label\n" + "".join(f"{a},{b},{label}\n" for a, b, label in rows))
+    return path
+
+
+def read(path, **changes):
+    columns = {"text_column": "first", "text_column_2": "second"}
+    return read_split(
+        path, **({"evaluation": None, "training_records": None, "evaluation_records": None} | columns | changes)
+    )
+
+
+ROWS = [(f"one number {place}", f"and number {place}", "ab"[place % 2]) for place in range(20)]
+
+
+def test_pairs_are_read_side_by_side_in_an_order_of_their_own(tmp_path):
+    found, turned = (read(write(tmp_path / f"{step}.csv", ROWS[::step])) for step in (1, -1))
+    assert found == turned
+    assert (len(found.training), len(found.evaluation)) == (16, 4)
+    for part in (found.training, found.evaluation):
+        for first, second, label in zip(part.texts, part.seconds, part.labels, strict=True):
+            assert (first, second, "ab"[label]) in ROWS
+    assert "number" not in repr(found)
+
+
+def test_a_pair_that_shares_a_text_with_a_judged_one_is_not_trained_on(tmp_path):
+    judged = write(tmp_path / "dev.csv", [("and number 3", "new", "b"), ("new", "one number 4", "a")])
+    found = read(write(tmp_path / "train.csv", ROWS), evaluation=judged)
+    assert len(found.training) == 18
+    judged_texts = {text for part in found.evaluation.parts for text in part}
+    assert judged_texts.isdisjoint(text for part in found.training.parts for text in part)
+
+
+def test_a_pair_is_as_short_as_its_shorter_text(tmp_path):
+    rows = [*ROWS, ("one", "and many more words", "a"), ("one word less and more", "two words", "b")]
+    assert len(read(write(tmp_path / "t.csv", rows), min_words=3).training) == 16
+
+
+def test_other_second_texts_have_another_digest(tmp_path):
+    turned = [(a, b.replace("and", "or"), label) for a, b, label in ROWS]
+    digests = {read(write(tmp_path / f"{place}.csv", rows)).digest for place, rows in enumerate((ROWS, turned))}
+    assert len({*digests, read(tmp_path / "0.csv", text_column_2=None).digest}) == 3
+
+
+@pytest.mark.parametrize("column", ["first", "label"])
+def test_a_column_is_one_thing(tmp_path, column):
+    with pytest.raises(UsageError, match="must stand in different columns"):
+        read(write(tmp_path / "t.csv", ROWS), text_column_2=column)
+
+
+def test_a_tie_of_labels_goes_to_the_first():
+    tied = replace(SPLIT, training=LabelledTexts(texts=("a", "b"), labels=(1, 0), names=("no", "yes")))
+    assert tied.most_frequent_label_is_right == tuple(label == 0 for label in SPLIT.evaluation.labels)
