@@ -18,10 +18,10 @@ Prints one JSON object.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import http.client
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -36,12 +36,14 @@ from typing import Any
 import torch
 from serving_model import made_adapter, made_texts
 
-from rapt.service.model.adapter import Adapter, save_adapter
+from rapt.service.model.adapter import Adapter, adapter_to_files
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.storage.blobs_local import LocalBlobs
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.recovery import open_store
+from rapt.wire.adapter_archive import pack_adapter
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord
@@ -56,23 +58,26 @@ serve(load_settings({}))
 
 
 def register(data: Path, backbone: Backbone, *, count: int) -> list[str]:
-    """Names of `count` tuned models: one saved adapter, copied, and a row for each."""
-    generator = torch.Generator().manual_seed(0)
-    with tempfile.TemporaryDirectory() as folder, open_store(data) as store:
-        source = Path(folder) / "adapter"
-        save_adapter(made_adapter(backbone, generator), source)
+    """Names of `count` tuned models: one adapter in as many archives, which differ, and a row for each."""
+    files = adapter_to_files(made_adapter(backbone, torch.Generator().manual_seed(0)))
+    with open_store(data) as store:
         models = []
         for number in range(count):
-            name = f"{number:024x}"
-            shutil.copytree(source, store.directory.adapter(name), copy_function=shutil.copyfile)
+            archive = pack_adapter(files | {"number": b"%d" % number})
+            digest = hashlib.sha256(archive).hexdigest()
+            path = LocalBlobs(store.directory.blobs).path(digest)
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(archive)
             models.append(
                 StoredModel(
                     id=f"ft:{backbone.model}:{LOCAL}:bench:{number}",
                     tenant=LOCAL,
                     base=backbone.model,
                     job_id=None,
-                    adapter=name,
+                    adapter=f"{number:024x}",
                     created_at=1,
+                    bytes=len(archive),
+                    sha256=digest,
                 )
             )
         with store.database.write() as connection:

@@ -2,6 +2,7 @@
 
 from rapt.service.storage.callers import OPERATOR, Caller
 from rapt.service.storage.file_rows import FileSummary
+from rapt.service.storage.job_runs import succeed_job
 from rapt.service.storage.tenant_rows import Quotas, create_tenant
 from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
 
@@ -21,6 +22,17 @@ SUMMARY = FileSummary(
     ),
     longest=5,
 )
+
+
+def kept_bytes(store):
+    """The digests of all that is kept."""
+    return sorted(store.blobs.list())
+
+
+def finish(store, job, adapter=b"12345"):
+    """End a job with an adapter."""
+    with store.directory.stage_bytes(adapter) as staged:
+        return succeed_job(store, job, staged, trained_tokens=18, now=9)
 
 
 def tenant(store, name, **quotas):

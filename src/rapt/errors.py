@@ -15,7 +15,8 @@
     │   ├── LimitError                      more at once than the service takes
     │   ├── BusyError                       more at this moment than the service takes: later it may
     │   │   └── QuotaError                  more than the tenant may have, of room or of a minute's work
-    │   └── UnavailableError                no answer
+    │   ├── UnavailableError                no answer
+    │   └── DamagedError                    what the service kept is not what it was given
     └── LedgerError                exit 10  a ledger of releases is damaged, busy, or not what it was
         └── BudgetError                     a release would spend more than the ledger allows
 
@@ -159,6 +160,13 @@ class UnavailableError(ServiceError):
 
     status = 503
     code = "unavailable"
+
+
+class DamagedError(ServiceError):
+    """What the service kept is not what it was given: bytes without their digest, or none where some must be."""
+
+    status = 500
+    code = "damaged"
 
 
 class LedgerError(RaptError):

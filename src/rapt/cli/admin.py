@@ -132,6 +132,15 @@ def set_quotas(
 def delete_tenant(
     tenant: Tenant,
     data: Data = Path("rapt-data"),
+    blobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="RAPT_BLOBS",
+            help="Object store of the service, if it has one.  [default: the data directory]",
+            show_default=False,
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a tenant and everything it has: keys, jobs, models, files, uploads. There is no way back.
@@ -148,7 +157,7 @@ def delete_tenant(
 
     if not yes:
         typer.confirm(f"Delete the tenant {tenant} and everything it has?", abort=True, err=True)
-    with open_store(data, url=_database_url()) as store:
+    with open_store(data, url=_database_url(), blobs=blobs) as store:
         tenant_rows.delete_tenant(store, tenant, caller=OPERATOR, now=int(time.time()))
     say(f"deleted the tenant {tenant}")
 

@@ -24,6 +24,14 @@ def serve(
         list[str] | None,
         typer.Option(help="Base model to serve, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
+    blobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Object store for files and adapters, as s3://bucket/prefix.  [default: the data directory]",
+            show_default=False,
+        ),
+    ] = None,
     page: Annotated[
         bool | None,
         typer.Option("--page/--no-page", help="Serve the page at /.  [default: --page]", show_default=False),
@@ -55,6 +63,7 @@ def serve(
             "host": host,
             "port": port,
             "models": tuple(model) if model else None,
+            "blobs": blobs,
             "page": page,
             "tls_cert": tls_cert,
             "tls_key": tls_key,

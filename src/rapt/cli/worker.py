@@ -18,6 +18,14 @@ def worker(
         list[str] | None,
         typer.Option(help="Base model to run jobs of, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
+    blobs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Object store of the service, if it has one.  [default: the data directory]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Run jobs of a service in a process of their own; start as many as there are cores to spare.
 
@@ -30,7 +38,7 @@ def worker(
     """
     from rapt.service.http.settings import load_settings
 
-    settings = load_settings({"data_directory": data, "models": tuple(model) if model else None})
+    settings = load_settings({"data_directory": data, "models": tuple(model) if model else None, "blobs": blobs})
     from rapt.service.http.worker_process import work
 
     work(settings, on_ready=lambda: say("waiting for jobs"))

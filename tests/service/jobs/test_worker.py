@@ -1,4 +1,3 @@
-import io
 import json
 from dataclasses import replace
 
@@ -9,18 +8,20 @@ from rapt.service.jobs.epoch_checkpoints import MOST_CHECKPOINTS
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
 from rapt.service.jobs.progress_events import MOST_EVENTS, ProgressEvents
 from rapt.service.jobs.worker import ThreadRunner, run_job
-from rapt.service.model.adapter import load_adapter
+from rapt.service.model.adapter import adapter_from_files
 from rapt.service.model.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
-from rapt.service.storage.file_rows import add_file
+from rapt.service.storage.file_rows import add_file, get_file
 from rapt.service.storage.job_events import list_events
 from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, pause_job, resume_job
 from rapt.service.storage.job_runs import claim_next_job, latest_state
-from rapt.service.storage.model_rows import adapter_folder, get_model, list_models
+from rapt.service.storage.model_rows import adapter_archive, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
+from rapt.wire.adapter_archive import unpack_adapter
 from running_service import wait_until
+from stored_material import kept_bytes
 
 SHORT = TuningConfig(
     prompt_length=4, epochs=4, batch_size=16, seed=3, reconstruction=ReconstructionConfig(weight=0.1, head_size=8)
@@ -47,8 +48,8 @@ def queue(store, backbones, training_path):
     """Put one job on the queue; returns its row."""
     gate = Gate([backbone.bundle for backbone in backbones.values()])
 
-    def put(config=SHORT):
-        with store.directory.stage(io.BytesIO(training_path.read_bytes()), max_bytes=10**7) as staged:
+    def put(config=SHORT, content=None):
+        with store.directory.stage_bytes(content or training_path.read_bytes()) as staged:
             file = add_file(
                 store, staged, gate.admit_file(staged.path), filename="f", caller=DEVELOPER, now=1, max_bytes=10**9
             )
@@ -81,6 +82,10 @@ def checkpoints_of(store, job):
     return list_checkpoint_models(store, job.id, Cursor(newest_first=False), tenant=LOCAL).items
 
 
+def adapter_of(store, model, backbones):
+    return adapter_from_files(unpack_adapter(adapter_archive(store, model)), backbone=backbones["bert-tiny"])
+
+
 def ended(store, job):
     return get_job(store, job.id, tenant=LOCAL).status in ENDED
 
@@ -111,9 +116,7 @@ def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, trai
     assert done.status == "succeeded"
     assert done.fine_tuned_model.startswith("ft:bert-tiny:local:rapt:")
     assert done.trained_tokens == 4 * training_file.manifest.tokens
-    adapter = load_adapter(
-        adapter_folder(store, get_model(store, done.fine_tuned_model, tenant=LOCAL)), backbone=backbones["bert-tiny"]
-    )
+    adapter = adapter_of(store, get_model(store, done.fine_tuned_model, tenant=LOCAL), backbones)
     assert adapter.card.plain_tokens == 4
     assert adapter.card.labels == ("no", "yes")
 
@@ -126,10 +129,7 @@ def test_the_last_epochs_checkpoint_is_the_result_and_each_has_an_adapter_that_l
     assert [model.step for model in found] == [4, 8, 12, 16]  # of 4 batches an epoch
     assert all(set(model.metrics) == {"step", "train_loss", "train_mean_token_accuracy"} for model in found)
     (result,) = models_of(store)
-    digests = [
-        load_adapter(adapter_folder(store, model), backbone=backbones["bert-tiny"]).card.weights_sha256
-        for model in (*found, result)
-    ]
+    digests = [adapter_of(store, model, backbones).card.weights_sha256 for model in (*found, result)]
     assert digests[3] == digests[4]
     assert len(set(digests)) == 4
 
@@ -148,7 +148,8 @@ def test_a_tenant_without_room_gets_its_model_without_checkpoints(store, backbon
     job = claim(store)
     run_job(store, job, backbones=backbones, tenant_bytes=1, should_stop=never)
     assert checkpoints_of(store, job) == ()
-    assert len(models_of(store)) == len(list(store.directory.adapters.iterdir())) == 1
+    assert len(models_of(store)) == 1
+    assert len(kept_bytes(store)) == 1 + 1  # its file
     assert f"job {job.id}: no room for the checkpoint of step 4" in caplog.text
 
 
@@ -200,7 +201,9 @@ def test_a_cancelled_job_stops_within_a_step_and_keeps_nothing(store, runner, qu
     assert get_job(store, job.id, tenant=LOCAL).status == "cancelled"
     assert get_job(store, next_job.id, tenant=LOCAL).status == "succeeded"
     assert [model.job_id for model in models_of(store)] == [next_job.id]
-    assert len(list(store.directory.adapters.iterdir())) == 4 + 1  # checkpoints and result of the other
+    assert len(checkpoints_of(store, next_job)) == 4
+    # Of the other, the last checkpoint is the result, byte for byte; and the file of both.
+    assert len(kept_bytes(store)) == 4 + 1
 
 
 def test_a_cancelled_job_that_still_reached_its_end_publishes_nothing(store, backbones, queue):
@@ -219,19 +222,19 @@ def test_a_cancelled_job_that_still_reached_its_end_publishes_nothing(store, bac
     )
     assert get_job(store, job.id, tenant=LOCAL).status == "cancelled"
     assert models_of(store) == ()
-    assert list(store.directory.adapters.iterdir()) == []
+    assert kept_bytes(store) == [get_file(store, job.training_file, tenant=LOCAL).sha256]
 
 
 def test_a_file_that_was_damaged_on_the_disk_fails_its_job_and_not_the_worker(store, runner, queue, training_file):
     job = queue()
-    path = next(store.directory.files.glob("*/*"))
-    path.write_bytes(path.read_bytes()[:-20])
+    path = next(store.directory.blobs.glob("*/*"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100] + b"#" + whole[101:])
     runner.wake()
     wait_until(lambda: ended(store, job))
     failed = get_job(store, job.id, tenant=LOCAL)
-    assert (failed.status, failed.error_code) == ("failed", "invalid_wire_format")
-    path.unlink()
-    after = queue()
+    assert (failed.status, failed.error_code) == ("failed", "damaged")
+    after = queue()  # the same bytes again make good what was damaged
     runner.wake()
     wait_until(lambda: ended(store, after))
     assert get_job(store, after.id, tenant=LOCAL).status == "succeeded"
@@ -265,10 +268,7 @@ def test_closing_queues_the_running_job_again_and_it_ends_as_it_would_have(store
     second.start()
     wait_until(lambda: ended(store, control))
     second.close()
-    digests = {
-        load_adapter(adapter_folder(store, model), backbone=backbones["bert-tiny"]).card.weights_sha256
-        for model in models_of(store)
-    }
+    digests = {adapter_of(store, model, backbones).card.weights_sha256 for model in models_of(store)}
     assert len(models_of(store)) == 2
     assert len(digests) == 1  # the same seed on the same file: the interruption left no trace
 
@@ -279,15 +279,13 @@ def test_a_stopped_run_leaves_no_adapter(store, backbones, queue):
     with pytest.raises(TuningCancelled):
         run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=lambda: True)
     assert requeue_abandoned_jobs(store) == 1
-    assert list(store.directory.adapters.iterdir()) == []
+    assert kept_bytes(store) == [get_file(store, job.training_file, tenant=LOCAL).sha256]
 
 
-def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, backbones, queue):
-    job = queue()
-    path = next(store.directory.files.glob("*/*"))
-    first, rest = path.read_bytes().split(b"\n", 1)
+def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, backbones, queue, training_path):
+    first, rest = training_path.read_bytes().split(b"\n", 1)
     assert b'"model":"bert-tiny"' in first
-    path.write_bytes(first.replace(b'"model":"bert-tiny"', b'"model":"bert-mine"') + b"\n" + rest)
+    job = queue(content=first.replace(b'"model":"bert-tiny"', b'"model":"bert-mine"') + b"\n" + rest)
     run_job(store, claim(store), backbones=backbones, tenant_bytes=10**9, should_stop=never)
     assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"
 
@@ -308,7 +306,7 @@ def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner
     steps = [event.data["step"] for event in events_of(store, job) if event.type == "metrics"]
     assert steps == sorted(steps)  # no step was made twice
     digests = {
-        json.loads((adapter_folder(store, model) / "rapt.json").read_text())["weights_sha256"]
+        json.loads(unpack_adapter(adapter_archive(store, model))["rapt.json"])["weights_sha256"]
         for model in models_of(store)
     }
     assert len(models_of(store)) == 2

@@ -10,14 +10,14 @@ import pytest
 from rapt.errors import LimitError, NotFoundError, UsageError
 from rapt.service.storage.callers import LOCAL, Caller
 from rapt.service.storage.database import Cursor, find
-from rapt.service.storage.file_rows import add_file, delete_file, file_path, get_file, list_files
+from rapt.service.storage.file_rows import add_file, delete_file, get_file, list_files, open_file
 from rapt.service.storage.job_events import list_events
 from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs
-from rapt.service.storage.job_runs import claim_next_job, fail_job, name_of_result, record_progress, succeed_job
-from rapt.service.storage.model_rows import adapter_folder, delete_model, get_model, list_models
+from rapt.service.storage.job_runs import claim_next_job, fail_job, name_of_result, record_progress
+from rapt.service.storage.model_rows import adapter_archive, delete_model, get_model, list_models
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tables import FILES
-from stored_material import METHOD, SUMMARY
+from stored_material import METHOD, SUMMARY, finish, kept_bytes
 
 CALLER = Caller(tenant=LOCAL, key="key-1", role="tenant")
 
@@ -36,28 +36,29 @@ def claim(store, worker="worker-of-a-test"):
     return claim_next_job(store, worker=worker, models=["toy"], now=8)
 
 
-def bytes_on_disk(store):
-    return sorted(path.name for path in store.directory.files.glob("*/*"))
+def content(store, file):
+    with open_file(store, file) as stream:
+        return stream.read()
 
 
 def test_a_file_comes_back_as_it_was_stored(store):
     file = upload(store, b"hello")
     assert get_file(store, file.id, tenant=LOCAL) == file
-    assert file_path(store, file).read_bytes() == b"hello"
+    assert content(store, file) == b"hello"
     assert (file.bytes, file.sha256) == (5, hashlib.sha256(b"hello").hexdigest())
     assert (file.records, file.tokens, file.longest, file.plain_tokens, file.labels) == (3, 9, 5, 2, 2)
     assert file.mechanism == {"name": "laplace", "parameters": {"eta": 2.5}}
     assert not file.insecure_seed
 
 
-def test_the_same_bytes_twice_are_one_file_on_the_disk_until_both_are_deleted(store):
+def test_the_same_bytes_twice_are_one_blob_until_both_are_deleted(store):
     first, second = upload(store), upload(store)
     assert first.id != second.id
-    assert bytes_on_disk(store) == [first.sha256]
+    assert kept_bytes(store) == [first.sha256]
     delete_file(store, first.id, caller=CALLER)
-    assert file_path(store, second).read_bytes() == b"some bytes"
+    assert content(store, second) == b"some bytes"
     delete_file(store, second.id, caller=CALLER)
-    assert bytes_on_disk(store) == []
+    assert kept_bytes(store) == []
 
 
 def test_bytes_that_are_not_kept_leave_nothing(store):
@@ -69,7 +70,7 @@ def test_bytes_that_are_not_kept_leave_nothing(store):
     ):
         pass
     assert list(store.directory.incoming.iterdir()) == []
-    assert bytes_on_disk(store) == []
+    assert kept_bytes(store) == []
 
 
 def test_a_deleted_file_is_gone_from_the_database_file_too(store, tmp_path):
@@ -154,13 +155,11 @@ def test_jobs_are_claimed_oldest_first_and_once(store):
 def test_success_publishes_job_and_model_together(store):
     queue(store)
     job = claim(store)
-    store.directory.adapter("abc").mkdir()
-    (store.directory.adapter("abc") / "weights").write_bytes(b"1234")
-    assert succeed_job(store, job, adapter="abc", trained_tokens=18, now=9)
+    assert finish(store, job, b"1234")
     done, model = get_job(store, job.id, tenant=LOCAL), get_model(store, name_of_result(job), tenant=LOCAL)
     assert (model.id, model.bytes) == (f"ft:toy:local:rapt:{job.id[6:18]}", 4)
     assert (done.status, done.finished_at, done.fine_tuned_model, done.trained_tokens) == ("succeeded", 9, model.id, 18)
-    assert (model.base, model.job_id, adapter_folder(store, model).name) == ("toy", job.id, "abc")
+    assert (model.base, model.job_id, adapter_archive(store, model)) == ("toy", job.id, b"1234")
     assert list_models(store, Cursor(), tenant=LOCAL).items == (model,)
 
 
@@ -174,7 +173,7 @@ def test_a_job_that_is_not_running_cannot_succeed_or_fail(store, status):
     if status == "failed":
         fail_job(store, job, code="x", message="y", now=8)
     before = get_job(store, job.id, tenant=LOCAL)
-    assert not succeed_job(store, job, adapter="abc", trained_tokens=1, now=9)
+    assert not finish(store, job)
     assert not fail_job(store, job, code="other", message="other", now=9)
     assert get_job(store, job.id, tenant=LOCAL) == before
     assert list_models(store, Cursor(), tenant=LOCAL).items == ()
@@ -220,31 +219,31 @@ def test_opening_again_queues_what_was_running_before_what_was_waiting(tmp_path)
 def test_opening_deletes_what_no_row_names_and_nothing_else(tmp_path):
     with open_store(tmp_path) as store:
         file, _ = upload(store), queue(store)
-        job = claim(store)
-        store.directory.adapter("published").mkdir()
-        succeed_job(store, job, adapter="published", trained_tokens=1, now=9)
-        # What crashes leave: an upload half way, bytes without their row, adapters without theirs.
+        finish(store, claim(store), b"published")
+        named = kept_bytes(store)
+        # What crashes leave: an upload half way, bytes without their row, a copy from another file system.
         (store.directory.incoming / "half").write_bytes(b"12")
-        orphan = store.directory.blob("cd" * 32)
-        orphan.parent.mkdir()
+        orphan = store.directory.blobs / "cd" / ("cd" * 32)
+        orphan.parent.mkdir(exist_ok=True)
         orphan.write_bytes(b"34")
-        for name in ("orphan", "other.partial"):
-            store.directory.adapter(name).mkdir()
-            (store.directory.adapter(name) / "rapt.json").write_text("{}")
+        orphan.with_name(f"{orphan.name}.01234567.partial").write_bytes(b"3")
+        # And what is nobody's of ours.
+        (orphan.parent / "notes").write_text("keep")
     with open_store(tmp_path) as store:
-        assert bytes_on_disk(store) == [file.sha256]
-        assert [path.name for path in store.directory.adapters.iterdir()] == ["published"]
+        assert kept_bytes(store) == named
+        assert len(named) == 2
+        assert file.sha256 in named
         assert list(store.directory.incoming.iterdir()) == []
+        assert [path.name for path in (store.directory.blobs / "cd").iterdir()] == ["notes"]
 
 
 def test_a_deleted_model_takes_its_weights_along(store):
     queue(store)
     job = claim(store)
-    store.directory.adapter("abc").mkdir()
-    (store.directory.adapter("abc") / "weights").write_bytes(b"1")
-    succeed_job(store, job, adapter="abc", trained_tokens=1, now=9)
-    assert delete_model(store, name_of_result(job), caller=CALLER) == ("abc",)
-    assert list(store.directory.adapters.iterdir()) == []
+    finish(store, job)
+    model = get_model(store, name_of_result(job), tenant=LOCAL)
+    assert delete_model(store, model.id, caller=CALLER) == (model.adapter,)
+    assert kept_bytes(store) == [get_file(store, job.training_file, tenant=LOCAL).sha256]
     assert list(store.directory.incoming.iterdir()) == []
 
 

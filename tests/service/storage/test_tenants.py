@@ -7,7 +7,7 @@ import sqlite3
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, select
 from sqlalchemy.exc import DatabaseError
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
@@ -25,14 +25,13 @@ from rapt.service.storage.job_runs import (
     latest_state,
     name_of_result,
     record_progress,
-    succeed_job,
 )
 from rapt.service.storage.key_rows import create_key, digest_of, has_keys, holder_of, list_keys, revoke_key, rotate_key
 from rapt.service.storage.migrations import FIRST, migrate
 from rapt.service.storage.model_rows import delete_model, get_model, list_models
 from rapt.service.storage.recovery import join_store, open_store, requeue_abandoned_jobs
 from rapt.service.storage.repeated_requests import repeatable
-from rapt.service.storage.tables import METADATA
+from rapt.service.storage.tables import METADATA, MODELS
 from rapt.service.storage.tenant_rows import (
     Quotas,
     delete_tenant,
@@ -42,7 +41,7 @@ from rapt.service.storage.tenant_rows import (
     usage_of,
 )
 from rapt.service.storage.worker_locks import is_alive, living_worker
-from stored_material import METHOD, SUMMARY, tenant
+from stored_material import METHOD, SUMMARY, finish, kept_bytes, tenant
 
 
 def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
@@ -62,18 +61,16 @@ def claim(store, worker="worker-1"):
     return claim_next_job(store, worker=worker, models=["toy"], now=8)
 
 
-def finish(store, job, name):
-    store.directory.adapter(name).mkdir()
-    (store.directory.adapter(name) / "weights").write_bytes(b"12345")
-    return succeed_job(store, job, adapter=name, trained_tokens=1, now=9)
-
-
 def checkpoint(store, job, step, max_bytes=10**9):
-    """What came of a checkpoint whose adapter is on the disk, under a name that says the step."""
-    name = f"adapter-{step}"
-    store.directory.adapter(name).mkdir(exist_ok=True)
-    (store.directory.adapter(name) / "weights").write_bytes(b"123")
-    return add_checkpoint_model(store, job, step=step, adapter=name, metrics={"step": step}, now=9, max_bytes=max_bytes)
+    """What came of a checkpoint of a step."""
+    with store.directory.stage_bytes(b"cp%d" % step) as staged:
+        return add_checkpoint_model(store, job, staged, step=step, metrics={"step": step}, now=9, max_bytes=max_bytes)
+
+
+def adapters_of(store, tenant):
+    """The names in memory of a tenant's models and checkpoints."""
+    with store.database.read() as connection:
+        return sorted(connection.execute(select(MODELS.c.adapter).where(MODELS.c.tenant == tenant)).scalars())
 
 
 def actions(store):
@@ -140,7 +137,7 @@ def test_a_tenants_name_is_taken_once(store, ada):
 def test_what_belongs_to_another_is_not_found_by_anything(store, ada, bob):
     file = upload(store, ada)
     job = queue(store, ada, file)
-    assert finish(store, claim(store), "abc")
+    assert finish(store, claim(store))
     missing = [
         lambda: get_file(store, file.id, tenant="bob"),
         lambda: get_job(store, job.id, tenant="bob"),
@@ -164,10 +161,10 @@ def test_what_belongs_to_another_is_not_found_by_anything(store, ada, bob):
 def test_the_same_bytes_of_two_tenants_are_deleted_with_the_second(store, ada, bob):
     mine, theirs = upload(store, ada), upload(store, bob)
     delete_tenant(store, "ada", caller=OPERATOR, now=9)
-    assert store.directory.blob(theirs.sha256).exists()
+    assert kept_bytes(store) == [mine.sha256] == [theirs.sha256]
     assert get_file(store, theirs.id, tenant="bob") == theirs
     delete_tenant(store, "bob", caller=OPERATOR, now=9)
-    assert not store.directory.blob(mine.sha256).exists()
+    assert kept_bytes(store) == []
 
 
 def test_a_deleted_tenant_leaves_nothing_but_the_log_of_what_was_done(store, ada, tmp_path):
@@ -175,25 +172,27 @@ def test_a_deleted_tenant_leaves_nothing_but_the_log_of_what_was_done(store, ada
     file = upload(store, ada, secret.encode())
     queue(store, ada, file, suffix=f"suffix-{secret}", metadata={"note": secret})
     running = claim(store)
-    finish(store, running, "adapter-of-ada")
+    finish(store, running, f"adapter with {secret}".encode())
     stopped = queue(store, ada, file, suffix=f"suffix-{secret}")
     stopped = claim(store)
     store.directory.checkpoint("state").mkdir()
     assert add_state(store, stopped, step=1, metrics={}, folder="state", now=9)
     assert checkpoint(store, stopped, 1) == "kept"
+    adapters = adapters_of(store, "ada")
+    assert (len(adapters), len(kept_bytes(store))) == (2, 3)
     removed = delete_tenant(store, "ada", caller=OPERATOR, now=10)
-    assert (removed.adapters, removed.checkpoints) == (("adapter-of-ada", "adapter-1"), ("state",))
+    assert (sorted(removed.adapters), removed.checkpoints) == (adapters, ("state",))
     assert not is_still_mine(store, stopped)
     assert not record_progress(store, stopped, message="x", data={}, now=11)
     assert not add_state(store, stopped, step=2, metrics={}, folder="late", now=11)
     assert checkpoint(store, stopped, 2) == "not mine"
-    store.directory.remove_adapter("adapter-2")  # as the worker does
-    assert not succeed_job(store, stopped, adapter="x", trained_tokens=1, now=11)
+    assert not finish(store, stopped)
+    assert kept_bytes(store) == []
     store.database.close()
     for path in (tmp_path / "data").rglob("*"):
         if path.is_file():
             assert secret.encode() not in path.read_bytes(), path.name
-    for folder in (store.directory.adapters, store.directory.checkpoints, store.directory.parts):
+    for folder in (store.directory.incoming, store.directory.checkpoints, store.directory.parts):
         assert list(folder.iterdir()) == []
 
 
@@ -205,7 +204,7 @@ def test_a_quota_of_bytes_holds_for_all_files_together(store, ada):
     assert error.value.retry_after is None
     upload(store, ada, b"1234")
     assert usage_of(store, "ada").bytes == 10
-    assert sorted(path.name for path in store.directory.files.glob("*/*"))[0]
+    assert len(kept_bytes(store)) == 2
     assert get_file(store, file.id, tenant="ada") == file
     assert get_tenant(store, "ada").quotas == Quotas(max_bytes=10)
 
@@ -213,7 +212,7 @@ def test_a_quota_of_bytes_holds_for_all_files_together(store, ada):
 def test_the_services_own_quota_holds_where_a_tenant_has_none(store, ada):
     with pytest.raises(QuotaError):
         upload(store, ada, b"12345", max_bytes=4)
-    assert list(store.directory.files.glob("*/*")) == []
+    assert kept_bytes(store) == []
     file = upload(store, ada)
     job = queue(store, ada, file, max_jobs=1)
     with pytest.raises(QuotaError, match="at most 1 jobs") as error:
@@ -263,8 +262,8 @@ def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
     with pytest.raises(UsageError, match="to resume, got status=running"):
         resume_job(store, again.id, caller=ada, now=10)
     # Whoever was slow to notice ends nothing.
-    assert not finish(store, running, "late")
-    assert finish(store, again, "good")
+    assert not finish(store, running)
+    assert finish(store, again)
     assert list(store.directory.checkpoints.iterdir()) == []
     with pytest.raises(UsageError, match="to pause, got status=succeeded"):
         pause_job(store, again.id, caller=ada, now=11)
@@ -317,19 +316,20 @@ def test_checkpoints_go_with_their_job_their_model_and_their_tenant(store, ada, 
     job = claim(store)
     assert [checkpoint(store, job, step) for step in (2, 4)] == ["kept", "kept"]
     if way == "cancel the job":
-        assert cancel_job(store, job.id, caller=ada, now=9)[1] == ("adapter-2", "adapter-4")
+        adapters = adapters_of(store, "ada")
+        assert sorted(cancel_job(store, job.id, caller=ada, now=9)[1]) == adapters
     else:
-        assert finish(store, job, "result")
-        assert len(list(store.directory.adapters.iterdir())) == 3
+        assert finish(store, job)
+        adapters = adapters_of(store, "ada")
+        assert len(kept_bytes(store)) == 1 + 3
     if way == "delete the model":
-        gone = delete_model(store, name_of_result(job), caller=ada)
-        assert sorted(gone) == ["adapter-2", "adapter-4", "result"]
+        assert sorted(delete_model(store, name_of_result(job), caller=ada)) == adapters
     if way == "delete the tenant":
         delete_tenant(store, "ada", caller=OPERATOR, now=9)
     else:
         assert list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items == ()
         assert usage_of(store, "ada").bytes == len(b"some bytes")
-    assert list(store.directory.adapters.iterdir()) == []
+    assert len(kept_bytes(store)) == (0 if way == "delete the tenant" else 1)
 
 
 def test_one_checkpoint_is_deleted_by_its_name_and_those_of_a_failed_job_stay(store, ada):
@@ -338,7 +338,9 @@ def test_one_checkpoint_is_deleted_by_its_name_and_those_of_a_failed_job_stay(st
     assert [checkpoint(store, job, step) for step in (2, 4)] == ["kept", "kept"]
     fail_job(store, job, code="x", message="y", now=9)
     name = f"{name_of_result(job)}:ckpt-step-2"
-    assert delete_model(store, name, caller=ada) == ("adapter-2",)
+    model = get_model(store, name, tenant="ada")
+    assert delete_model(store, name, caller=ada) == (model.adapter,)
+    assert model.sha256 not in kept_bytes(store)
     assert actions(store)[-1] == ("model.delete", f"{job.id[6:18]}:ckpt-step-2")
     assert [model.step for model in list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items] == [4]
 
@@ -349,7 +351,7 @@ def test_models_and_checkpoints_count_against_the_bytes_of_a_tenant(store, ada):
     assert checkpoint(store, job, 2, max_bytes=13) == "kept"
     assert checkpoint(store, job, 4, max_bytes=13) == "no room"
     assert usage_of(store, "ada").bytes == 10 + 3
-    assert finish(store, job, "result")  # what a run leaves is never lost to a quota
+    assert finish(store, job)  # what a run leaves is never lost to a quota
     assert usage_of(store, "ada").bytes == 10 + 3 + 5
     with pytest.raises(QuotaError, match="at most 17 bytes of files and models"):
         queue(store, ada, list_files(store, Cursor(), tenant="ada").items[0], max_bytes=17)

@@ -15,7 +15,7 @@ from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.metrics import Metrics
 from rapt.service.http.quotas import TokenQuotas
-from rapt.service.http.settings import Settings, served_name
+from rapt.service.http.settings import Settings, revealed, served_name
 from rapt.service.jobs.job_runner import JobRunner
 from rapt.service.jobs.worker import ThreadRunner
 from rapt.service.model.backbone import Backbone, load_backbone
@@ -94,9 +94,10 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
         UsageError: The data directory cannot be used, or anybody could come in.
         UnavailableError: The database cannot be reached.
     """
-    url = None if settings.database_url is None else settings.database_url.get_secret_value()
     with (
-        open_store(settings.data_directory, url=url) as store,
+        open_store(
+            settings.data_directory, url=revealed(settings.database_url), blobs=revealed(settings.blobs)
+        ) as store,
         _computing(settings, backbones) as (predictors, writers),
     ):
         _refuse_an_open_door(settings, store)

@@ -24,7 +24,7 @@ from rapt.service.http.assembly import load_backbones, open_service
 from rapt.service.http.memory import giving_back
 from rapt.service.http.settings import Settings
 from rapt.service.model.backbone import Backbone
-from rapt.service.storage.data_directory import write_atomically
+from rapt.service.storage.durable_files import write_atomically
 from rapt.wire.addresses import is_loopback
 
 log = logging.getLogger(__name__)

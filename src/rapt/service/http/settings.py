@@ -48,6 +48,11 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="of a PostgreSQL database; without it SQLite in the data directory"
     )
+    blobs: SecretStr | None = Field(
+        None,
+        description="URL of an object store for files and adapters, as s3://bucket/prefix; without it the data "
+        "directory. The same for every process of a service",
+    )
     tls_cert: Path | None = Field(None, description="certificate chain in PEM, to serve HTTPS; with tls_key")
     tls_key: Path | None = Field(None, description="its private key in PEM")
     tenant_bytes: int = Field(
@@ -130,6 +135,11 @@ def load_settings(overrides: Mapping[str, object]) -> Settings:
         rule = first["msg"].removeprefix("Value error, ")
         name = ".".join(str(part) for part in first["loc"][:1])
     raise UsageError(f"the setting {name} is refused: {rule}" if name else rule)
+
+
+def revealed(secret: SecretStr | None) -> str | None:
+    """What a secret setting says; None where it is not set."""
+    return None if secret is None else secret.get_secret_value()
 
 
 def served_name(model: str) -> str:

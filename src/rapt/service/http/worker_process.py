@@ -11,9 +11,10 @@ import torch
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.memory import giving_back
 from rapt.service.http.server import LOGGING, stopped_by_signals
-from rapt.service.http.settings import Settings
+from rapt.service.http.settings import Settings, revealed
 from rapt.service.jobs.worker import ThreadRunner
 from rapt.service.model.backbone import Backbone
+from rapt.service.storage.blob_owner import own_blobs
 from rapt.service.storage.recovery import join_store
 
 
@@ -35,8 +36,10 @@ def work_with(
     settings: Settings, *, backbones: Mapping[str, Backbone], on_ready: Callable[[], None], until: Event
 ) -> None:
     """Run jobs on loaded models until the event, or until a signal interrupts the wait."""
-    url = None if settings.database_url is None else settings.database_url.get_secret_value()
-    with join_store(settings.data_directory, url=url) as store:
+    with join_store(
+        settings.data_directory, url=revealed(settings.database_url), blobs=revealed(settings.blobs)
+    ) as store:
+        own_blobs(store)
         runner = ThreadRunner(
             store, backbones, between_checkpoints=settings.checkpoint_seconds, tenant_bytes=settings.tenant_bytes
         )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 import time
 from typing import Final
 
-from rapt.service.model.adapter import Adapter, save_adapter
+from rapt.service.model.adapter import Adapter, adapter_to_files
 from rapt.service.model.tuner import Progress
 from rapt.service.storage.checkpoint_models import add_checkpoint_model
-from rapt.service.storage.data_directory import sync_folder
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.store import Store
+from rapt.wire.adapter_archive import pack_adapter
 
 log = logging.getLogger(__name__)
 
@@ -38,21 +37,16 @@ class EpochCheckpoints:
         # Counted from the last one back.
         if (self._epochs - epoch) % self._every:
             return
-        name = secrets.token_hex(12)
-        save_adapter(adapter, self._store.directory.adapter(name))
-        sync_folder(self._store.directory.adapters)
-        outcome = add_checkpoint_model(
-            self._store,
-            self._job,
-            step=progress.step,
-            adapter=name,
-            metrics=_figures(progress),
-            now=int(time.time()),
-            max_bytes=self._max_bytes,
-        )
-        if outcome == "kept":
-            return
-        self._store.directory.remove_adapter(name)
+        with self._store.directory.stage_bytes(pack_adapter(adapter_to_files(adapter))) as staged:
+            outcome = add_checkpoint_model(
+                self._store,
+                self._job,
+                staged,
+                step=progress.step,
+                metrics=_figures(progress),
+                now=int(time.time()),
+                max_bytes=self._max_bytes,
+            )
         if outcome == "no room":
             log.warning("job %s: no room for the checkpoint of step %d", self._job.id, progress.step)
 

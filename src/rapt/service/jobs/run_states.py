@@ -9,7 +9,7 @@ from typing import Final
 
 from rapt.errors import WireError
 from rapt.service.model.tuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from rapt.service.storage.data_directory import sync_folder
+from rapt.service.storage.durable_files import sync_folder
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_state, latest_state
 from rapt.service.storage.store import Store

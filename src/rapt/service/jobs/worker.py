@@ -7,22 +7,20 @@ class: the message of an error that nobody foresaw may hold anything.
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Mapping
 from threading import Event, Lock, Thread
 from typing import Any, Final
 
-from rapt.errors import RaptError
+from rapt.errors import RaptError, WireError
 from rapt.service.jobs.epoch_checkpoints import EpochCheckpoints
 from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.progress_events import ProgressEvents
 from rapt.service.jobs.run_states import SECONDS_BETWEEN_CHECKPOINTS, STEPS_BETWEEN_CHECKPOINTS, RunStates
-from rapt.service.model.adapter import save_adapter
+from rapt.service.model.adapter import adapter_to_files
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.tuner import TuningCancelled, tune
-from rapt.service.storage.data_directory import sync_folder
-from rapt.service.storage.file_rows import file_path, get_file
+from rapt.service.storage.file_rows import get_file, open_file
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import (
     claim_next_job,
@@ -34,7 +32,8 @@ from rapt.service.storage.job_runs import (
 from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.storage.store import Store
 from rapt.service.storage.worker_locks import living_worker
-from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
+from rapt.wire.adapter_archive import pack_adapter
+from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, read_privatized_lines
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +42,7 @@ _PAUSE_AFTER_AN_ERROR: Final = 5.0  # s; the database may be locked or the disk 
 _BETWEEN_QUESTIONS: Final = 0.1
 # How often an idle worker looks by itself, s: another process may have queued a job.
 _BETWEEN_LOOKS: Final = 1.0
+_CHUNK: Final = 1024 * 1024
 
 
 class ThreadRunner:
@@ -157,7 +157,7 @@ def run_job(
     between_questions: float = _BETWEEN_QUESTIONS,
     between_checkpoints: float = SECONDS_BETWEEN_CHECKPOINTS,
 ) -> None:
-    """Tune, save the adapter, and publish it as a model, unless the job was cancelled meanwhile.
+    """Tune, keep the adapter, and publish it as a model, unless the job was cancelled meanwhile.
 
     Args:
         store: Where.
@@ -198,22 +198,19 @@ def run_job(
         on_epoch=checkpoints.keep,
         resume_from=states.latest(),
     )
-    name = secrets.token_hex(12)
-    save_adapter(adapter, store.directory.adapter(name))
-    sync_folder(store.directory.adapters)
-    published = succeed_job(
-        store,
-        job,
-        adapter=name,
-        trained_tokens=training.manifest.tokens * config.epochs,
-        now=_now(),
-    )
-    if not published:
-        store.directory.remove_adapter(name)
+    with store.directory.stage_bytes(pack_adapter(adapter_to_files(adapter))) as staged:
+        succeed_job(store, job, staged, trained_tokens=training.manifest.tokens * config.epochs, now=_now())
 
 
 def _read(store: Store, job: StoredJob, file_id: str) -> PrivatizedFile:
-    return read_privatized_file(file_path(store, get_file(store, file_id, tenant=job.tenant)))
+    with open_file(store, get_file(store, file_id, tenant=job.tenant)) as stream:
+        try:
+            return read_privatized_lines(bounded_lines(stream))
+        except WireError:
+            # If these are not the bytes that were uploaded, that is what has to be said.
+            while stream.read(_CHUNK):
+                pass
+            raise
 
 
 def _asking(store: Store, job: StoredJob, should_stop: Callable[[], bool], *, between: float) -> Callable[[], bool]:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final, Literal
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from rapt.errors import NotFoundError, QuotaError
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import is_mine, name_of_result
-from rapt.service.storage.model_rows import StoredModel, insert_model
+from rapt.service.storage.model_rows import StoredModel, insert_model, new_adapter
+from rapt.service.storage.named_blobs import naming, release
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import JOBS, MODELS
 from rapt.service.storage.tenant_rows import check_bytes
@@ -22,45 +24,49 @@ Kept = Literal["kept", "no room", "not mine", "known"]
 
 
 def add_checkpoint_model(
-    store: Store, job: StoredJob, *, step: int, adapter: str, metrics: Mapping[str, Any], now: int, max_bytes: int
+    store: Store,
+    job: StoredJob,
+    staged: StagedFile,
+    *,
+    step: int,
+    metrics: Mapping[str, Any],
+    now: int,
+    max_bytes: int,
 ) -> Kept:
-    """Name an adapter that is on the disk as a checkpoint of a job that runs.
+    """Keep an adapter as a checkpoint of a job that runs.
 
     Args:
         store: Where.
         job: As it was claimed.
+        staged: The archive of the adapter.
         step: Steps made.
-        adapter: Name of its folder.
         metrics: Numbers only.
         now: Unix time, s.
         max_bytes: Of all that a tenant without a quota of its own has stored.
 
     Returns:
-        Whether it is kept. If not, the caller must delete the folder: the tenant's quota has no room for it, the job
-        is not this worker's any more, or an earlier attempt has kept the same step, to the same weights.
+        Whether it is kept. If not, the tenant's quota has no room for it, the job is not this worker's any more, or an
+        earlier attempt has kept the same step, to the same weights.
     """
     model = StoredModel(
         id=f"{name_of_result(job)}:ckpt-step-{step}",
         tenant=job.tenant,
         base=job.model,
         job_id=job.id,
-        adapter=adapter,
+        adapter=new_adapter(),
         created_at=now,
-        bytes=store.directory.adapter_bytes(adapter),
+        bytes=staged.bytes,
+        sha256=staged.sha256,
         step=step,
         metrics=dict(metrics),
     )
-    with store.database.write() as connection:
-        if not is_mine(connection, job):
-            return "not mine"
-        if connection.execute(select(MODELS.c.number).where(MODELS.c.id == model.id)).first() is not None:
-            return "known"
-        try:
-            check_bytes(connection, job.tenant, more=model.bytes, limit=max_bytes)
-        except QuotaError:
-            return "no room"
-        insert_model(connection, model)
-    return "kept"
+    with naming(store, staged), store.database.write() as connection:
+        outcome = _outcome(connection, job, model, max_bytes=max_bytes)
+        if outcome == "kept":
+            insert_model(connection, model)
+    if outcome != "kept":
+        release(store, [staged.sha256])
+    return outcome
 
 
 def checkpoint_id(model: StoredModel) -> str:
@@ -81,3 +87,15 @@ def list_checkpoint_models(store: Store, job_id: str, cursor: Cursor, *, tenant:
             cursor = replace(cursor, after=start)
         rows, has_more = page_of(connection, MODELS, cursor, where=within)
     return Page(tuple(value_of(row, StoredModel) for row in rows), has_more)
+
+
+def _outcome(connection: Connection, job: StoredJob, model: StoredModel, *, max_bytes: int) -> Kept:
+    if not is_mine(connection, job):
+        return "not mine"
+    if connection.execute(select(MODELS.c.number).where(MODELS.c.id == model.id)).first() is not None:
+        return "known"
+    try:
+        check_bytes(connection, job.tenant, more=model.bytes, limit=max_bytes)
+    except QuotaError:
+        return "no room"
+    return "kept"

@@ -1,14 +1,15 @@
-"""The one folder that holds all state, and how bytes get in and out of it.
+"""The one folder that holds all state but rows in PostgreSQL and blobs in an object store.
 
     lock            held while a service runs: a second one on the same folder is refused
     rapt.sqlite3    the database
     incoming/       uploads on their way in; emptied at every start
-    files/ab/ab..   privatized files, named by the sha256 of their bytes
-    adapters/..     tuned adapters and those of checkpoints, one folder each
+    blobs/ab/ab..   privatized files and adapters, named by the sha256 of their bytes
     checkpoints/..  where runs can go on from, one folder each
+    naming/..       locks of those who put or delete blobs
     parts/..        parts of uploads that are not complete
     workers/..      one lock for each worker that lives; the system lets go of it when the worker dies
     vocabularies/.. what is handed out to clients, by hash
+    adapters/..     of an earlier version, until its first start has brought them along
 
 A name appears only when what it names is whole and on the disk: written aside, flushed, renamed. Names are made here,
 never taken from a request.
@@ -17,35 +18,16 @@ never taken from a request.
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import os
+import io
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
 
-from rapt.errors import LimitError, UnavailableError, UsageError
-
-_CHUNK: Final = 1024 * 1024
-
-
-class Readable(Protocol):
-    """Something that bytes are read from."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """At most `size` bytes; none at the end."""
-
-
-@dataclass(frozen=True)
-class StagedFile:
-    """Bytes that have arrived whole, are on the disk, and have no name yet."""
-
-    path: Path
-    bytes: int
-    sha256: str
+from rapt.errors import UsageError
+from rapt.service.storage.durable_files import Readable, StagedFile, sync_folder, write_staged
 
 
 @dataclass(frozen=True)
@@ -65,13 +47,13 @@ class DataDirectory:
         return self.root / "incoming"
 
     @property
-    def files(self) -> Path:
-        """Privatized files by digest."""
-        return self.root / "files"
+    def blobs(self) -> Path:
+        """Files and adapters by digest, unless they are kept elsewhere."""
+        return self.root / "blobs"
 
     @property
-    def adapters(self) -> Path:
-        """Tuned adapters."""
+    def old_adapters(self) -> Path:
+        """Adapters of an earlier version, a folder each."""
         return self.root / "adapters"
 
     @property
@@ -85,6 +67,11 @@ class DataDirectory:
         return self.root / "checkpoints"
 
     @property
+    def naming(self) -> Path:
+        """Locks of blobs."""
+        return self.root / "naming"
+
+    @property
     def parts(self) -> Path:
         """Parts of uploads."""
         return self.root / "parts"
@@ -93,18 +80,6 @@ class DataDirectory:
     def workers(self) -> Path:
         """Locks of the workers that live."""
         return self.root / "workers"
-
-    def blob(self, sha256: str) -> Path:
-        """Where the bytes of a digest are."""
-        return self.files / sha256[:2] / sha256
-
-    def adapter(self, name: str) -> Path:
-        """Where an adapter is; `name` is one of ours."""
-        return self.adapters / name
-
-    def adapter_bytes(self, name: str) -> int:
-        """Size of an adapter."""
-        return sum(path.stat().st_size for path in self.adapter(name).iterdir())
 
     def checkpoint(self, name: str) -> Path:
         """Where a state is; `name` is one of ours."""
@@ -116,7 +91,7 @@ class DataDirectory:
 
     @contextmanager
     def stage(self, source: Readable, *, max_bytes: int) -> Iterator[StagedFile]:
-        """The bytes of `source` on the disk, gone at the end of the block unless `keep` took them.
+        """The bytes of `source` on the disk, gone at the end of the block unless somebody took them.
 
         Raises:
             LimitError: They are more than `max_bytes`.
@@ -124,24 +99,15 @@ class DataDirectory:
         """
         path = self.incoming / secrets.token_hex(16)
         try:
-            yield _copy(source, path, max_bytes=max_bytes)
+            yield write_staged(source, path, max_bytes=max_bytes)
         finally:
             path.unlink(missing_ok=True)
 
-    def keep(self, staged: StagedFile) -> None:
-        """Give staged bytes their name; the same bytes twice are one file."""
-        target = self.blob(staged.sha256)
-        target.parent.mkdir(exist_ok=True)
-        staged.path.replace(target)
-        sync_folder(target.parent)
-        sync_folder(self.files)
-
-    def remove_blob(self, sha256: str) -> None:
-        """Delete the bytes of a digest."""
-        target = self.blob(sha256)
-        target.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
-            sync_folder(target.parent)
+    @contextmanager
+    def stage_bytes(self, content: bytes) -> Iterator[StagedFile]:
+        """As `stage`, of bytes in memory."""
+        with self.stage(io.BytesIO(content), max_bytes=len(content)) as staged:
+            yield staged
 
     def keep_part(self, staged: StagedFile, *, name: str) -> None:
         """Give staged bytes their name as a part of an upload."""
@@ -152,41 +118,25 @@ class DataDirectory:
         """Delete a part."""
         self.part(name).unlink(missing_ok=True)
 
-    def remove_adapter(self, name: str) -> None:
-        """Delete an adapter."""
-        self._remove_folder(self.adapter(name))
-
     def remove_checkpoint(self, name: str) -> None:
-        """Delete a state."""
-        self._remove_folder(self.checkpoint(name))
+        """Delete a state: unnamed in one step, then emptied, so that nobody finds half of it."""
+        folder, doomed = self.checkpoint(name), self.incoming / secrets.token_hex(16)
+        with suppress(FileNotFoundError):
+            folder.rename(doomed)
+            sync_folder(folder.parent)
+        shutil.rmtree(doomed, ignore_errors=True)
 
-    def sweep(
-        self,
-        *,
-        blobs: Collection[str],
-        adapters: Collection[str],
-        checkpoints: Collection[str] = (),
-        parts: Collection[str] = (),
-    ) -> int:
+    def sweep(self, *, checkpoints: Collection[str] = (), parts: Collection[str] = ()) -> int:
         """Delete what nothing refers to: the leavings of a crash. Returns how many were deleted."""
-        doomed = [path for path in self.files.glob("*/*") if path.name not in blobs]
-        for folder, kept in ((self.adapters, adapters), (self.checkpoints, checkpoints), (self.parts, parts)):
+        doomed = list(self.incoming.iterdir())
+        for folder, kept in ((self.checkpoints, checkpoints), (self.parts, parts)):
             doomed += [path for path in folder.iterdir() if path.name not in kept]
-        doomed += self.incoming.iterdir()
         for path in doomed:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
         return len(doomed)
-
-    def _remove_folder(self, folder: Path) -> None:
-        """Unnamed in one step, then emptied: nobody finds half of it."""
-        doomed = self.incoming / secrets.token_hex(16)
-        with suppress(FileNotFoundError):
-            folder.rename(doomed)
-            sync_folder(folder.parent)
-        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def make_data_directory(root: Path) -> DataDirectory:
@@ -199,11 +149,14 @@ def make_data_directory(root: Path) -> DataDirectory:
     try:
         # Others on this machine have no business in here, even though the text is privatized.
         directory.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not directory.blobs.exists():
+            with suppress(FileNotFoundError):
+                (directory.root / "files").rename(directory.blobs)  # as an earlier version called it
         for folder in (
             directory.incoming,
-            directory.files,
-            directory.adapters,
+            directory.blobs,
             directory.checkpoints,
+            directory.naming,
             directory.parts,
             directory.vocabularies,
             directory.workers,
@@ -233,45 +186,3 @@ def lock_data_directory(root: Path) -> Iterator[DataDirectory]:
                 "the data directory must have one service only; stop the other, or choose another"
             ) from None
         yield directory
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The content under its name, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _copy(source: Readable, path: Path, *, max_bytes: int) -> StagedFile:
-    digest, size = hashlib.sha256(), 0
-    try:
-        with path.open("xb") as target:
-            while chunk := source.read(_CHUNK):
-                size += len(chunk)
-                if size > max_bytes:
-                    raise LimitError(f"a file must have at most {max_bytes} bytes; split it")
-                digest.update(chunk)
-                target.write(chunk)
-            target.flush()
-            os.fsync(target.fileno())
-    except OSError as error:
-        raise UnavailableError(
-            f"the service could not store the file, got {error.strerror or type(error).__name__}; try again later"
-        ) from None
-    return StagedFile(path=path, bytes=size, sha256=digest.hexdigest())

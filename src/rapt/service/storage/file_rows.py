@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from sqlalchemy import delete, func, insert, or_, select
 
-from rapt.errors import UsageError
+from rapt.errors import DamagedError, UsageError
 from rapt.service.storage.audit_rows import record
+from rapt.service.storage.blob_store import open_blob
 from rapt.service.storage.callers import Caller
-from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.durable_files import StagedFile
+from rapt.service.storage.named_blobs import naming, release
 from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import FILES, JOBS
@@ -38,7 +39,7 @@ class FileSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """One upload. Two uploads of the same bytes are two of these and one file on the disk.
+    """One upload. Two uploads of the same bytes are two of these and one blob.
 
     Attributes:
         id: `file-...`.
@@ -46,7 +47,7 @@ class StoredFile:
         filename: What the client called it; shown, never used.
         purpose: `fine-tune`.
         bytes: Size.
-        sha256: Hex digest, and name on the disk.
+        sha256: Hex digest, and name of its blob.
         created_at: Unix time, s.
         vocabulary_hash: What it was privatized for.
         mechanism: How, as the manifest says it.
@@ -120,22 +121,19 @@ def add_file(
         plain_tokens=manifest.plain_tokens.count,
         labels=len(manifest.labels or ()),
     )
-    with store.naming:
-        with store.database.read() as connection:
-            if (before := made_before(connection, caller, request)) is not None:
-                return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
-            check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
-        store.directory.keep(staged)
-        try:
-            with store.database.write() as connection:
-                check_tenant(connection, caller.tenant)
-                check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
-                connection.execute(insert(FILES).values(vars(file)))
-                note(connection, caller, request, file.id, now=now)
-                record(connection, caller, "file.create", file.id)
-        except BaseException:
-            _remove_unnamed(store, file.sha256)
-            raise
+    with store.database.read() as connection:
+        if (before := made_before(connection, caller, request)) is not None:
+            return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
+        check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
+    with naming(store, staged), store.database.write() as connection:
+        # The same request may have come twice at once: the second finds what the first has made meanwhile.
+        if (before := made_before(connection, caller, request)) is not None:
+            return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
+        check_tenant(connection, caller.tenant)
+        check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
+        connection.execute(insert(FILES).values(vars(file)))
+        note(connection, caller, request, file.id, now=now)
+        record(connection, caller, "file.create", file.id)
     return file
 
 
@@ -152,9 +150,19 @@ def list_files(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredFile]
     return Page(tuple(value_of(row, StoredFile) for row in rows), has_more)
 
 
-def file_path(store: Store, file: StoredFile) -> Path:
-    """Where the bytes of a file are."""
-    return store.directory.blob(file.sha256)
+def open_file(store: Store, file: StoredFile) -> BinaryIO:
+    """The bytes of a file as a stream, which raises `DamagedError` before its end if they are others.
+
+    Raises:
+        NotFoundError: The file was deleted meanwhile.
+        DamagedError: What was kept is not there any more, or not all of it.
+        UnavailableError: The store of the blobs cannot be reached.
+    """
+    try:
+        return open_blob(store.blobs, file.sha256, size=file.bytes)
+    except FileNotFoundError:
+        get_file(store, file.id, tenant=file.tenant)
+        raise DamagedError("the bytes of a file must be where they were kept; tell the provider") from None
 
 
 def delete_file(store: Store, file_id: str, *, caller: Caller) -> None:
@@ -164,23 +172,14 @@ def delete_file(store: Store, file_id: str, *, caller: Caller) -> None:
         NotFoundError: There is no such file.
         UsageError: A job that has not ended needs it.
     """
-    with store.naming:
-        with store.database.write() as connection:
-            file = value_of(find(connection, FILES, file_id, tenant=caller.tenant), StoredFile)
-            needed = select(func.count()).where(
-                or_(JOBS.c.training_file == file_id, JOBS.c.validation_file == file_id), JOBS.c.status.in_(ACTIVE)
-            )
-            if connection.execute(needed).scalar_one():
-                raise UsageError("a file must not be deleted while a job needs it; cancel the job first")
-            connection.execute(delete(FILES).where(FILES.c.id == file_id))
-            record(connection, caller, "file.delete", file_id)
-        _remove_unnamed(store, file.sha256)
+    with store.database.write() as connection:
+        file = value_of(find(connection, FILES, file_id, tenant=caller.tenant), StoredFile)
+        needed = select(func.count()).where(
+            or_(JOBS.c.training_file == file_id, JOBS.c.validation_file == file_id), JOBS.c.status.in_(ACTIVE)
+        )
+        if connection.execute(needed).scalar_one():
+            raise UsageError("a file must not be deleted while a job needs it; cancel the job first")
+        connection.execute(delete(FILES).where(FILES.c.id == file_id))
+        record(connection, caller, "file.delete", file_id)
     store.database.forget_deleted()
-
-
-def _remove_unnamed(store: Store, sha256: str) -> None:
-    """Delete bytes that no row names; `store.naming` is held."""
-    with store.database.read() as connection:
-        named = connection.execute(select(func.count()).where(FILES.c.sha256 == sha256)).scalar_one()
-    if not named:
-        store.directory.remove_blob(sha256)
+    release(store, [file.sha256])

@@ -23,7 +23,7 @@ from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.job_events import add_event
-from rapt.service.storage.model_rows import delete_models_of
+from rapt.service.storage.model_rows import delete_models_of, release_adapters
 from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CHECKPOINTS, FILES, JOBS
@@ -188,13 +188,11 @@ def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> tuple[
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="cancelled", finished_at=now))
         add_event(connection, job_id, message="the job was cancelled", level="warn", now=now)
         record(connection, caller, "job.cancel", job_id)
-        folders, adapters = let_go_of_states(connection, job_id), delete_models_of(connection, job_id)
+        folders, models = let_go_of_states(connection, job_id), delete_models_of(connection, job_id)
         cancelled = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
     for folder in folders:
         store.directory.remove_checkpoint(folder)
-    for adapter in adapters:
-        store.directory.remove_adapter(adapter)
-    return cancelled, tuple(adapters)
+    return cancelled, release_adapters(store, models)
 
 
 def pause_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:

@@ -17,9 +17,11 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from rapt.service.storage.database import find, value_of
+from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.job_events import add_event
 from rapt.service.storage.job_rows import StoredJob, let_go_of_states
-from rapt.service.storage.model_rows import StoredModel, insert_model, model_name
+from rapt.service.storage.model_rows import StoredModel, insert_model, model_name, new_adapter
+from rapt.service.storage.named_blobs import naming, release
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CHECKPOINTS, JOBS, TENANTS
 
@@ -106,31 +108,34 @@ def latest_state(store: Store, job: StoredJob) -> StoredState | None:
     return None if row is None else value_of(row, StoredState)
 
 
-def succeed_job(store: Store, job: StoredJob, *, adapter: str, trained_tokens: int, now: int) -> bool:
-    """Publish the result: the job has succeeded and its model exists, both or neither.
+def succeed_job(store: Store, job: StoredJob, staged: StagedFile, *, trained_tokens: int, now: int) -> bool:
+    """Keep an adapter and publish it: the job has succeeded and its model exists, both or neither.
 
     Returns:
-        False when the caller must delete the adapter: the job is not this worker's any more.
+        False when nothing was kept: the job is not this worker's any more.
     """
-    fine_tuned_model = name_of_result(job)
-    with store.database.write() as connection:
-        values: dict[str, str | int] = {"fine_tuned_model": fine_tuned_model, "trained_tokens": trained_tokens}
-        if not _end(connection, job, status="succeeded", now=now, values=values):
-            return False
-        model = StoredModel(
-            id=fine_tuned_model,
-            tenant=job.tenant,
-            base=job.model,
-            job_id=job.id,
-            adapter=adapter,
-            created_at=now,
-            bytes=store.directory.adapter_bytes(adapter),
-        )
-        insert_model(connection, model)
-        add_event(connection, job.id, message=f"the model {fine_tuned_model} is ready", now=now)
-        folders = let_go_of_states(connection, job.id)
+    model = StoredModel(
+        id=name_of_result(job),
+        tenant=job.tenant,
+        base=job.model,
+        job_id=job.id,
+        adapter=new_adapter(),
+        created_at=now,
+        bytes=staged.bytes,
+        sha256=staged.sha256,
+    )
+    values: dict[str, str | int] = {"fine_tuned_model": model.id, "trained_tokens": trained_tokens}
+    folders: list[str] = []
+    with naming(store, staged), store.database.write() as connection:
+        mine = _end(connection, job, status="succeeded", now=now, values=values)
+        if mine:
+            insert_model(connection, model)
+            add_event(connection, job.id, message=f"the model {model.id} is ready", now=now)
+            folders = let_go_of_states(connection, job.id)
+    if not mine:
+        release(store, [staged.sha256])
     _remove(store, folders)
-    return True
+    return mine
 
 
 def fail_job(store: Store, job: StoredJob, *, code: str, message: str, now: int) -> bool:

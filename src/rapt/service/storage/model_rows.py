@@ -6,15 +6,20 @@ alone, and gone with the model that its job has left.
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select
 
+from rapt.errors import DamagedError
 from rapt.service.storage.audit_rows import record
+from rapt.service.storage.blob_store import read_blob
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.durable_files import StagedFile
+from rapt.service.storage.named_blobs import naming, release
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import MODELS
 from rapt.service.storage.tenant_rows import check_bytes, check_tenant
@@ -29,9 +34,11 @@ class StoredModel:
         tenant: Whose it is.
         base: Name of the base model.
         job_id: The job that made it; None if it was imported.
-        adapter: Name of its folder, made by us.
+        adapter: Name of its adapter in memory, made by us and no other model's, whatever bytes they share: how fast an
+            answer comes must not tell a tenant what others have.
         created_at: Unix time, s.
-        bytes: Of its adapter on the disk.
+        bytes: Of its adapter, an archive.
+        sha256: Hex digest of that, and name of its blob.
         step: Steps that its run had made, of a checkpoint; None for what a run left in the end, or was imported.
         metrics: Figures of its run by then, of a checkpoint.
     """
@@ -42,7 +49,8 @@ class StoredModel:
     job_id: str | None
     adapter: str
     created_at: int
-    bytes: int = 0
+    bytes: int
+    sha256: str
     step: int | None = None
     metrics: dict[str, Any] | None = None
 
@@ -70,21 +78,36 @@ def list_models(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredMode
     return Page(tuple(value_of(row, StoredModel) for row in rows), has_more)
 
 
-def adapter_folder(store: Store, model: StoredModel) -> Path:
-    """Where the adapter of a model is."""
-    return store.directory.adapter(model.adapter)
+def adapter_archive(store: Store, model: StoredModel) -> bytes:
+    """The adapter of a model.
+
+    Raises:
+        NotFoundError: The model was deleted meanwhile.
+        DamagedError: What was kept is not there any more, or other bytes are.
+        UnavailableError: The store of the blobs cannot be reached.
+    """
+    try:
+        return read_blob(store.blobs, model.sha256, size=model.bytes)
+    except FileNotFoundError:
+        get_model(store, model.id, tenant=model.tenant)
+        raise DamagedError("the adapter of a model must be where it was kept; tell the provider") from None
+
+
+def new_adapter() -> str:
+    """A name for an adapter."""
+    return secrets.token_hex(12)
 
 
 def add_imported_model(
-    store: Store, *, model_id: str, base: str, adapter: str, caller: Caller, now: int, max_bytes: int
+    store: Store, staged: StagedFile, *, suffix: str, base: str, caller: Caller, now: int, max_bytes: int
 ) -> StoredModel:
-    """Name an adapter that came from outside and is on the disk.
+    """Keep an adapter that came from outside.
 
     Args:
         store: Where.
-        model_id: Its name.
+        staged: Its archive.
+        suffix: For the name of the model.
         base: Name of the base model.
-        adapter: Name of its folder.
         caller: Whose it becomes.
         now: Unix time, s.
         max_bytes: Of all that a tenant without a quota of its own has stored.
@@ -93,16 +116,18 @@ def add_imported_model(
         NotFoundError: The tenant is gone.
         QuotaError: It has too many bytes.
     """
+    adapter = new_adapter()
     model = StoredModel(
-        id=model_id,
+        id=model_name(base=base, tenant=caller.tenant, suffix=suffix, number=adapter),
         tenant=caller.tenant,
         base=base,
         job_id=None,
         adapter=adapter,
         created_at=now,
-        bytes=store.directory.adapter_bytes(adapter),
+        bytes=staged.bytes,
+        sha256=staged.sha256,
     )
-    with store.database.write() as connection:
+    with naming(store, staged), store.database.write() as connection:
         check_tenant(connection, caller.tenant)
         check_bytes(connection, caller.tenant, more=model.bytes, limit=max_bytes)
         insert_model(connection, model)
@@ -127,20 +152,24 @@ def delete_model(store: Store, model_id: str, *, caller: Caller) -> tuple[str, .
     with store.database.write() as connection:
         model = value_of(find(connection, MODELS, model_id, tenant=caller.tenant), StoredModel)
         connection.execute(delete(MODELS).where(MODELS.c.id == model_id))
-        doomed = [model.adapter]
+        doomed = [model]
         if model.job_id is not None and model.step is None:
             doomed += delete_models_of(connection, model.job_id)
         # Without the suffix, which the user wrote.
         own = model.id.split(":")[-1 if model.step is None else -2 :]
         record(connection, caller, "model.delete", ":".join(own))
-    for adapter in doomed:
-        store.directory.remove_adapter(adapter)
     store.database.forget_deleted()
-    return tuple(doomed)
+    return release_adapters(store, doomed)
 
 
-def delete_models_of(connection: Connection, job_id: str) -> list[str]:
-    """Delete the rows of all that a job has made; returns the adapters, to be deleted after the transaction."""
-    doomed = list(connection.execute(select(MODELS.c.adapter).where(MODELS.c.job_id == job_id)).scalars())
+def delete_models_of(connection: Connection, job_id: str) -> list[StoredModel]:
+    """Delete the rows of all that a job has made; returns them, to be released after the transaction."""
+    doomed = connection.execute(select(MODELS).where(MODELS.c.job_id == job_id)).all()
     connection.execute(delete(MODELS).where(MODELS.c.job_id == job_id))
-    return doomed
+    return [value_of(row, StoredModel) for row in doomed]
+
+
+def release_adapters(store: Store, models: Sequence[StoredModel]) -> tuple[str, ...]:
+    """Delete the adapters of models whose rows are gone; returns their names in memory."""
+    release(store, [model.sha256 for model in models])
+    return tuple(model.adapter for model in models)

@@ -1,4 +1,4 @@
-"""Opening a store: what a crash left behind is put in order before anybody looks."""
+"""Opening a store: what a crash or an earlier version left behind is put in order before anybody looks."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from rapt.service.storage.blob_owner import own_blobs, refuse_foreign
+from rapt.service.storage.blobs_fsspec import open_blobs
 from rapt.service.storage.data_directory import DataDirectory, lock_data_directory, make_data_directory
 from rapt.service.storage.database import Database, database_url
 from rapt.service.storage.job_runs import requeue_jobs
+from rapt.service.storage.named_blobs import named_blobs, release
+from rapt.service.storage.old_places import bring_along
 from rapt.service.storage.store import Store
-from rapt.service.storage.tables import CHECKPOINTS, FILES, MODELS, PARTS
+from rapt.service.storage.tables import CHECKPOINTS, PARTS
 from rapt.service.storage.worker_locks import bury_the_dead, is_alive
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_store(data_directory: Path, *, url: str | None = None) -> Iterator[Store]:
+def open_store(data_directory: Path, *, url: str | None = None, blobs: str | None = None) -> Iterator[Store]:
     """The store of the one serving process, after what a crash left behind was put in order.
 
     Jobs whose workers died are queued again; bytes that no row names are deleted.
@@ -29,23 +33,25 @@ def open_store(data_directory: Path, *, url: str | None = None) -> Iterator[Stor
     Args:
         data_directory: The folder.
         url: Of a PostgreSQL database; None for SQLite in the folder.
+        blobs: URL of an object store; None for the folder.
 
     Raises:
-        UsageError: The folder cannot be written, is in use by another service, or was written by a newer version.
-        UnavailableError: The database cannot be reached.
+        UsageError: The folder cannot be written, is in use by another service, or was written by a newer version; or
+            the blobs are of another service.
+        UnavailableError: The database or the object store cannot be reached.
     """
-    with lock_data_directory(data_directory) as directory, _opened(directory, url=url) as store:
+    with lock_data_directory(data_directory) as directory, _opened(directory, url=url, blobs=blobs) as store:
         _recover(store)
         yield store
 
 
 @contextmanager
-def join_store(data_directory: Path, *, url: str | None = None) -> Iterator[Store]:
+def join_store(data_directory: Path, *, url: str | None = None, blobs: str | None = None) -> Iterator[Store]:
     """The store of a service that may be running: for workers, and for changes to rows alone.
 
     Raises: As `open_store`, but others may have it open.
     """
-    with _opened(make_data_directory(data_directory), url=url) as store:
+    with _opened(make_data_directory(data_directory), url=url, blobs=blobs) as store:
         yield store
 
 
@@ -57,24 +63,36 @@ def requeue_abandoned_jobs(store: Store) -> int:
 
 
 @contextmanager
-def _opened(directory: DataDirectory, *, url: str | None) -> Iterator[Store]:
+def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None) -> Iterator[Store]:
+    where = open_blobs(blobs, folder=directory.blobs)
     database = Database(database_url(url, file=directory.database))
     try:
-        yield Store(database, directory)
+        yield Store(database, directory, where)
     finally:
         database.close()
 
 
 def _recover(store: Store) -> None:
     requeued = requeue_abandoned_jobs(store)
+    refuse_foreign(store)
+    moved = bring_along(store)
+    own_blobs(store)
+    swept = _sweep(store)
+    if swept or requeued or moved:
+        log.info("recovered: %d leavings deleted, %d jobs queued again, %d things moved", swept, requeued, moved)
+
+
+def _sweep(store: Store) -> int:
+    there = set(store.blobs.list())
     with store.database.read() as connection:
-        blobs = set(connection.execute(select(FILES.c.sha256)).scalars())
-        adapters = set(connection.execute(select(MODELS.c.adapter)).scalars())
+        # After the look at what is there: of what was put since, `release` finds the row.
+        named = named_blobs(connection)
         checkpoints = {folder for folder in connection.execute(select(CHECKPOINTS.c.folder)).scalars() if folder}
         parts = set(connection.execute(select(PARTS.c.id)).scalars())
+    if lost := len(named - there):
+        log.error("%d of the %d blobs that files and models name are missing", lost, len(named))
+    swept = release(store, there - named)
     if any(is_alive(store.directory, path.name) for path in store.directory.workers.iterdir()):
         # A worker of its own process outlived the service, and may be writing what it has not named yet.
-        return
-    swept = store.directory.sweep(blobs=blobs, adapters=adapters, checkpoints=checkpoints, parts=parts)
-    if swept or requeued:
-        log.info("recovered: %d leavings deleted, %d jobs queued again", swept, requeued)
+        return swept
+    return swept + store.directory.sweep(checkpoints=checkpoints, parts=parts)

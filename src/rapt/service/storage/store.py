@@ -1,4 +1,4 @@
-"""The state of a service: a database and a data directory that always agree.
+"""The state of a service: a database, a data directory and a store of blobs that always agree.
 
 Order of writes: bytes first, then the row that names them; to delete, the row first, then the bytes. So a crash leaves
 at worst bytes that no row names, and the next start (`recovery`) deletes those.
@@ -6,9 +6,9 @@ at worst bytes that no row names, and the next start (`recovery`) deletes those.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from threading import RLock
+from dataclasses import dataclass
 
+from rapt.service.storage.blob_store import BlobStore
 from rapt.service.storage.data_directory import DataDirectory
 from rapt.service.storage.database import Database
 
@@ -19,11 +19,10 @@ class Store:
 
     Attributes:
         database: Rows.
-        directory: Bytes.
-        naming: Held while bytes of a file get or lose their row, so that one client's deletion cannot take away the
-            same bytes that another has just uploaded. Only the one serving process names files.
+        directory: What is on its way, states of runs, locks.
+        blobs: Files and adapters, by their digests; which of them are needed is known to `named_blobs`.
     """
 
     database: Database
     directory: DataDirectory
-    naming: RLock = field(default_factory=RLock)
+    blobs: BlobStore

@@ -164,13 +164,21 @@ MODELS: Final = _table(
     Column("job_id", String, ForeignKey("jobs.id")),
     Column("adapter", String, unique=True, nullable=False),
     Column("created_at", Integer, nullable=False),
-    # On the disk; 0 for what was made before it was counted.
+    # Of the adapter's blob; 0 and empty for what an earlier version made, until the first start.
     Column("bytes", BigInteger, nullable=False, server_default="0"),
+    Column("sha256", String, nullable=False, server_default="", index=True),
     # Of a checkpoint: the steps that its run had made, and its figures by then. Null for what a run left in the end.
     Column("step", Integer),
     Column("metrics", JSON(none_as_null=True)),
     Index("ix_models_tenant", "tenant", "number"),
     Index("uq_models_job_step", "job_id", "step", unique=True),
+)
+
+# One row: the id of this service, which its blobs are claimed with.
+IDENTITY: Final = _table(
+    "identity",
+    _number(),
+    _id(),
 )
 
 UPLOADS: Final = _table(

@@ -11,6 +11,7 @@ from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import record
 from rapt.service.storage.callers import Caller, check_tenant_name
 from rapt.service.storage.database import Cursor, Page, page_of
+from rapt.service.storage.named_blobs import release
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import (
     CHECKPOINTS,
@@ -70,7 +71,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """What a deleted tenant had outside the database: names of ours."""
+    """What a deleted tenant had outside the database: names of ours. Others may have the same blobs."""
 
     blobs: tuple[str, ...]
     adapters: tuple[str, ...]
@@ -171,20 +172,16 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
     Raises:
         NotFoundError: There is no such tenant.
     """
-    with store.naming:
-        with store.database.write() as connection:
-            _find(connection, name)
-            removed = _delete_rows(connection, name, now=now)
-            record(connection, caller, "tenant.delete", name)
-        for blob in removed.blobs:
-            store.directory.remove_blob(blob)
-    for adapter in removed.adapters:
-        store.directory.remove_adapter(adapter)
+    with store.database.write() as connection:
+        _find(connection, name)
+        removed = _delete_rows(connection, name, now=now)
+        record(connection, caller, "tenant.delete", name)
+    store.database.forget_deleted()
     for folder in removed.checkpoints:
         store.directory.remove_checkpoint(folder)
     for part in removed.parts:
         store.directory.remove_part(part)
-    store.database.forget_deleted()
+    release(store, removed.blobs)
     return removed
 
 
@@ -209,15 +206,13 @@ def jobs_of(connection: Connection, tenant: str) -> int:
 def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     own_jobs = select(JOBS.c.id).where(JOBS.c.tenant == name)
     own_uploads = select(UPLOADS.c.id).where(UPLOADS.c.tenant == name)
-    of_others = select(FILES.c.sha256).where(FILES.c.tenant != name)
-    mine_alone = select(FILES.c.sha256).distinct().where(FILES.c.tenant == name, FILES.c.sha256.not_in(of_others))
     held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id.in_(own_jobs))
 
     def all_of(query: Select[Any]) -> tuple[str, ...]:
         return tuple(str(row[0]) for row in connection.execute(query))
 
     removed = Removed(
-        blobs=all_of(mine_alone),
+        blobs=tuple(digest for table in (FILES, MODELS) for digest in all_of(_digests(table, name))),
         adapters=all_of(select(MODELS.c.adapter).where(MODELS.c.tenant == name)),
         checkpoints=all_of(held),
         parts=all_of(select(PARTS.c.id).where(PARTS.c.upload_id.in_(own_uploads))),
@@ -232,6 +227,10 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     )
     connection.execute(delete(TENANTS).where(TENANTS.c.name == name))
     return removed
+
+
+def _digests(table: Any, tenant: str) -> Select[Any]:
+    return select(table.c.sha256).where(table.c.tenant == tenant)
 
 
 def _count(connection: Connection, table: Any, tenant: str, *, and_: ColumnElement[bool] | None = None) -> int:

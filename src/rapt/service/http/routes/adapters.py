@@ -6,10 +6,7 @@ unpacked. An adapter without our card is refused, because nobody could say how q
 
 from __future__ import annotations
 
-import io
-import secrets
 import time
-import zipfile
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Form, UploadFile
@@ -21,10 +18,9 @@ from rapt.service.http.callers import CallerOf
 from rapt.service.http.import_schemas import AdapterRequest
 from rapt.service.http.routes.models import show_tuned
 from rapt.service.http.schemas import ModelObject
-from rapt.service.model.adapter import CARD, PEFT_CONFIG, WEIGHTS, load_adapter
-from rapt.service.model.whole_folder import write_folder
-from rapt.service.storage.data_directory import sync_folder
-from rapt.service.storage.model_rows import adapter_folder, add_imported_model, get_model, model_name
+from rapt.service.model.adapter import CARD, WEIGHTS, adapter_from_files
+from rapt.service.storage.model_rows import adapter_archive, add_imported_model, get_model
+from rapt.wire.adapter_archive import pack_adapter
 from rapt.wire.adapter_card import card_from_json
 from rapt.wire.strict_json import parse_object
 
@@ -41,15 +37,9 @@ def router(service: Service) -> APIRouter:
     )
     def export_adapter(model_id: str, caller: CallerOf) -> Response:
         """The files of a tuned model in a ZIP archive: weights, PEFT's configuration where it has one, and our card."""
-        folder = adapter_folder(service.store, get_model(service.store, model_id, tenant=caller.tenant))
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            for name in (WEIGHTS, PEFT_CONFIG, CARD):
-                if (folder / name).exists():
-                    # A fixed date: the same adapter is the same archive.
-                    archive.writestr(zipfile.ZipInfo(name), (folder / name).read_bytes())
+        archive = adapter_archive(service.store, get_model(service.store, model_id, tenant=caller.tenant))
         headers = {"content-disposition": 'attachment; filename="adapter.zip"'}
-        return Response(packed.getvalue(), media_type="application/zip", headers=headers)
+        return Response(archive, media_type="application/zip", headers=headers)
 
     @routes.post("/adapters", form_limits={"max_files": 2, "max_fields": 2, "max_part_size": 4096})
     def import_adapter(
@@ -59,24 +49,18 @@ def router(service: Service) -> APIRouter:
         card = _read(form.card, most=_LARGEST_CARD)
         weights = _read(form.weights, most=service.settings.max_request_bytes)
         base = card_from_json(parse_object(card, what="the adapter card")).model
-        backbone, store, name = service.backbone(base), service.store, secrets.token_hex(12)
-        folder = store.directory.adapter(name)
-        write_folder(folder, {WEIGHTS: weights, CARD: card})
-        try:
-            load_adapter(folder, backbone=backbone)
-            sync_folder(store.directory.adapters)
+        files = {WEIGHTS: weights, CARD: card}
+        adapter_from_files(files, backbone=service.backbone(base))
+        with service.store.directory.stage_bytes(pack_adapter(files)) as staged:
             model = add_imported_model(
-                store,
-                model_id=model_name(base=base, tenant=caller.tenant, suffix=form.suffix or _SUFFIX, number=name),
+                service.store,
+                staged,
+                suffix=form.suffix or _SUFFIX,
                 base=base,
-                adapter=name,
                 caller=caller,
                 now=int(time.time()),
                 max_bytes=service.settings.tenant_bytes,
             )
-        except BaseException:
-            store.directory.remove_adapter(name)
-            raise
         return show_tuned(service, model)
 
     return routes

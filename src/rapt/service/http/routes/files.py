@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import IO, Annotated, Final, Literal
+from typing import Annotated, BinaryIO, Final, Literal
 
 from fastapi import APIRouter, Form, Query
 from fastapi.responses import StreamingResponse
 
-from rapt.errors import NotFoundError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, IdempotencyKey, LongLimit, Order, cursor, list_of
 from rapt.service.http.schemas import Deleted, FileDetail, FileObject, ListOf, UploadRequest
-from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, file_path, get_file, list_files
+from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, get_file, list_files, open_file
 from rapt.service.storage.repeated_requests import repeatable
 
 _CHUNK: Final = 1024 * 1024
@@ -68,10 +67,7 @@ def router(service: Service) -> APIRouter:
     def retrieve_content(file_id: str, caller: CallerOf) -> StreamingResponse:
         """The bytes of a file, as they were uploaded."""
         file = get_file(service.store, file_id, tenant=caller.tenant)
-        try:
-            stream = file_path(service.store, file).open("rb")
-        except FileNotFoundError:  # deleted between the two lines
-            raise NotFoundError("no such object among the files; list them to see what there is") from None
+        stream = open_file(service.store, file)
         headers = {"content-length": str(file.bytes), "content-disposition": f'attachment; filename="{file.id}.jsonl"'}
         return StreamingResponse(_chunks(stream), media_type="application/jsonl", headers=headers)
 
@@ -110,7 +106,7 @@ def clean_name(name: str | None) -> str:
     return "".join(character for character in last if character.isprintable())[:_LONGEST_NAME] or "file"
 
 
-def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
     with stream:
         while chunk := stream.read(_CHUNK):
             yield chunk

@@ -9,8 +9,9 @@ from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, LongLimit, cursor
 from rapt.service.http.schemas import Deleted, ListOf, ModelDetail, ModelObject
-from rapt.service.model.adapter import Adapter, load_adapter
-from rapt.service.storage.model_rows import StoredModel, adapter_folder, delete_model, get_model, list_models
+from rapt.service.model.adapter import Adapter, adapter_from_files
+from rapt.service.storage.model_rows import StoredModel, adapter_archive, delete_model, get_model, list_models
+from rapt.wire.adapter_archive import unpack_adapter
 from rapt.wire.adapter_card import card_to_json
 
 
@@ -55,15 +56,18 @@ def router(service: Service) -> APIRouter:
 
 
 def load_tuned(service: Service, model: StoredModel) -> Adapter:
-    """The adapter of a tuned model, from memory or from the disk.
+    """The adapter of a tuned model, from memory or from where it is kept.
 
     Raises:
         NotFoundError: Its base model is not served any more.
+        DamagedError: What was kept is not what it was.
     """
     backbone = service.backbone(model.base)
-    return service.adapters.get(
-        model.adapter, lambda: load_adapter(adapter_folder(service.store, model), backbone=backbone)
-    )
+
+    def load() -> Adapter:
+        return adapter_from_files(unpack_adapter(adapter_archive(service.store, model)), backbone=backbone)
+
+    return service.adapters.get(model.adapter, load)
 
 
 def _show_base(service: Service, name: str) -> ModelObject:
