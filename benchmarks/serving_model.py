@@ -25,7 +25,8 @@ import torch
 
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.service.model.decoding import DecodingBatch, GenerationRow
+from rapt.service.model.decoding import DecodingBatch
+from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.sampling import Sampling
 from rapt.service.model.steering import Tuned

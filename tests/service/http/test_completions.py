@@ -11,8 +11,9 @@ from rapt.service.http.assembly import load_backbones
 from rapt.service.http.routes.answering import texts_of
 from rapt.service.http.routes.prompts import Prompt
 from rapt.service.http.settings import load_settings
-from rapt.service.model.decoding import DecodingBatch, GenerationRow
+from rapt.service.model.decoding import DecodingBatch
 from rapt.service.model.frame import make_tokenizer
+from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.sampling import Sampling
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_record import PrivatizedRecord
@@ -21,17 +22,18 @@ from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone, write_tiny_model
 from tuning_material import manifest_for, separable_file
 
+WRITERS = ("llama", "t5")
 SECRET = "the patient said that it hurts"
 
 
 @pytest.fixture(scope="module")
 def both(backbones, tmp_path_factory):
-    """A real encoder, a small random decoder, and the same one with a chat template."""
-    decoder = tiny_backbone("llama", tmp_path_factory.mktemp("llama") / "writer")
+    """A real encoder, small random models that write, and one of them with a chat template."""
+    writers = [tiny_backbone(kind, tmp_path_factory.mktemp(kind) / f"tiny-{kind}") for kind in WRITERS]
     folder = write_tiny_model("llama", tmp_path_factory.mktemp("talker") / "talker")
     (folder / "chat_template.jinja").write_text("[user] {{ messages[0].content }} [/user]")
     loaded = load_backbones(load_settings({"models": str(folder), "precision": "float32"}))
-    return {**backbones, decoder.model: decoder, **loaded}
+    return {**backbones, **{writer.model: writer for writer in writers}, **loaded}
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +48,9 @@ def client(url):
         yield official
 
 
-@pytest.fixture(scope="module")
-def decoder(both):
-    return next(backbone for backbone in both.values() if backbone.kind == "decoder")
+@pytest.fixture(scope="module", params=WRITERS)
+def writer(request, both):
+    return both[f"tiny-{request.param}"]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,15 @@ def written(backbone, ids, *, most, seed=0):
     return [token for token in tokens if token.token_id != backbone.frame.eos_id]
 
 
+def spelled(backbone, tokens):
+    return make_tokenizer(backbone.bundle.tokenizer_json).decode([token.token_id for token in tokens])
+
+
+def specials_in(backbone, tokens):
+    special = make_tokenizer(backbone.bundle.tokenizer_json).get_added_tokens_decoder()
+    return {token.token_id for token in tokens} & set(special)
+
+
 def test_a_label_and_its_logprobs_come_as_a_completion(client, url, chooser, backbones):
     backbone = backbones["bert-tiny"]
     file = without_labels(separable_file(backbone, records=5, seed=3))
@@ -131,21 +142,24 @@ def test_one_request_may_mix_models(client, chooser, backbones):
         )
 
 
-def test_texts_are_written_whole_and_in_pieces_alike(client, decoder):
-    prompts = texts_for(decoder)
+def test_texts_are_written_whole_and_in_pieces_alike(client, writer):
+    prompts = texts_for(writer)
     asked = {
-        "model": decoder.model,
+        "model": writer.model,
         "prompt": prompts,
         "temperature": 0,
         "max_tokens": 9,
         "logprobs": 3,
-        "extra_body": privacy(decoder, prompts),
+        "extra_body": privacy(writer, prompts),
     }
     whole = client.completions.create(**asked)
     for prompt, choice in zip(prompts, whole.choices, strict=True):
-        tokens = written(decoder, prompt, most=9)
+        tokens = written(writer, prompt, most=9)
         assert choice.logprobs.token_logprobs == pytest.approx([token.logprob for token in tokens], abs=1e-4)
         assert choice.finish_reason == ("length" if len(tokens) == 9 else "stop")
+        assert choice.text == spelled(writer, tokens)
+        if "\N{REPLACEMENT CHARACTER}" not in "".join(choice.logprobs.tokens) and not specials_in(writer, tokens):
+            assert choice.text == "".join(choice.logprobs.tokens)
         assert all(len(top) <= 3 for top in choice.logprobs.top_logprobs)
     assert whole.usage.completion_tokens == sum(len(choice.logprobs.tokens) for choice in whole.choices)
     texts, ends, usage = [""] * 3, [None] * 3, None
@@ -159,26 +173,26 @@ def test_texts_are_written_whole_and_in_pieces_alike(client, decoder):
     assert usage == whole.usage
 
 
-def chat(decoder, ids, **more):
+def chat(writer, ids, **more):
     return {
-        "model": decoder.model,
+        "model": writer.model,
         "messages": [{"role": "user", "content": [{"type": "token_ids", "token_ids": ids}]}],
-        "extra_body": privacy(decoder, [ids]),
+        "extra_body": privacy(writer, [ids]),
         **more,
     }
 
 
-def test_a_chat_is_the_same_text_streamed_or_not(client, decoder):
-    ids = texts_for(decoder, 1)[0]
+def test_a_chat_is_the_same_text_streamed_or_not(client, writer):
+    ids = texts_for(writer, 1)[0]
     whole = client.chat.completions.create(
-        **chat(decoder, ids, temperature=0, max_tokens=7, logprobs=True, top_logprobs=2)
+        **chat(writer, ids, temperature=0, max_tokens=7, logprobs=True, top_logprobs=2)
     )
     assert (whole.object, whole.choices[0].message.role) == ("chat.completion", "assistant")
-    assert len(whole.choices[0].logprobs.content) == len(written(decoder, ids, most=7))
+    assert len(whole.choices[0].logprobs.content) == len(written(writer, ids, most=7))
     assert len(whole.choices[0].logprobs.content[0].top_logprobs) == 2
     text, roles, end = "", [], None
     for event in client.chat.completions.create(
-        **chat(decoder, ids, temperature=0, max_completion_tokens=7, stream=True)
+        **chat(writer, ids, temperature=0, max_completion_tokens=7, stream=True)
     ):
         assert event.object == "chat.completion.chunk"
         delta = event.choices[0].delta
@@ -220,22 +234,41 @@ def test_a_pair_and_a_tuned_model_are_put_into_the_template_whole_and_not_at_all
     assert texts_of(service, tuned, as_chat=True) == ((1, 2), (3,))
 
 
-def test_a_seed_makes_a_draw_again(client, decoder):
-    ids = texts_for(decoder, 1)[0]
+def test_a_seed_makes_a_draw_again(client, writer):
+    ids = texts_for(writer, 1)[0]
     first, again, other = (
-        client.chat.completions.create(**chat(decoder, ids, seed=seed, max_tokens=12)).choices[0].message.content
+        client.chat.completions.create(**chat(writer, ids, seed=seed, max_tokens=12)).choices[0].message.content
         for seed in (5, 5, 6)
     )
     assert first == again
     assert first != other
 
 
-def test_a_reader_that_leaves_in_the_middle_leaves_room(client, decoder):
-    ids = texts_for(decoder, 1)[0]
+def test_an_answer_ends_before_a_text_that_was_named_whole_and_in_pieces(client, writer):
+    ids = texts_for(writer, 1)[0]
+    asked = {"seed": 1, "max_tokens": 20}
+    text = client.chat.completions.create(**chat(writer, ids, **asked)).choices[0].message.content
+    stop = text[len(text) // 2 :][:4]
+    assert len(stop) == 4
+    for stops in (stop, ["of-no-text", stop]):
+        choice = client.chat.completions.create(**chat(writer, ids, stop=stops, **asked)).choices[0]
+        assert (choice.message.content, choice.finish_reason) == (text[: text.find(stop)], "stop")
+    events = list(client.chat.completions.create(**chat(writer, ids, stop=stop, stream=True, **asked)))
+    assert "".join(event.choices[0].delta.content for event in events) == text[: text.find(stop)]
+    assert [event.choices[0].finish_reason for event in events][-1] == "stop"
+    unmet = client.chat.completions.create(**chat(writer, ids, stop=text + "!", **asked)).choices[0]
+    assert unmet.message.content == text
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(**chat(writer, ids, stop=[SECRET] * 5, **asked))
+    assert "patient" not in str(error.value)
+
+
+def test_a_reader_that_leaves_in_the_middle_leaves_room(client, writer):
+    ids = texts_for(writer, 1)[0]
     for _ in range(20):  # more than are written at once
-        with client.chat.completions.create(**chat(decoder, ids, max_tokens=50, stream=True)) as stream:
+        with client.chat.completions.create(**chat(writer, ids, max_tokens=50, stream=True)) as stream:
             next(iter(stream))
-    assert client.chat.completions.create(**chat(decoder, ids, max_tokens=2)).usage.completion_tokens <= 2
+    assert client.chat.completions.create(**chat(writer, ids, max_tokens=2)).usage.completion_tokens <= 2
 
 
 @pytest.mark.parametrize(
@@ -257,9 +290,9 @@ def test_a_reader_that_leaves_in_the_middle_leaves_room(client, decoder):
     ],
     ids=str,
 )
-def test_what_is_not_a_privatized_prompt_is_refused_without_a_word_of_it(client, decoder, change, kind):
-    ids = texts_for(decoder, 1)[0]
-    asked = {"model": decoder.model, "prompt": ids, "extra_body": privacy(decoder, [ids])} | change
+def test_what_is_not_a_privatized_prompt_is_refused_without_a_word_of_it(client, writer, change, kind):
+    ids = texts_for(writer, 1)[0]
+    asked = {"model": writer.model, "prompt": ids, "extra_body": privacy(writer, [ids])} | change
     for stream in (False, True):
         with pytest.raises(kind) as error:
             client.completions.create(**asked, stream=stream)
@@ -276,15 +309,15 @@ def test_what_is_not_a_privatized_prompt_is_refused_without_a_word_of_it(client,
     ],
     ids=str,
 )
-def test_a_chat_of_text_is_refused_without_a_word_of_it(client, decoder, messages):
-    asked = chat(decoder, texts_for(decoder, 1)[0]) | {"messages": messages}
+def test_a_chat_of_text_is_refused_without_a_word_of_it(client, writer, messages):
+    asked = chat(writer, texts_for(writer, 1)[0]) | {"messages": messages}
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(**asked)
     assert "patient" not in str(error.value)
 
 
-def test_an_encoder_does_not_continue_text(client, backbones):
+def test_an_encoder_writes_no_text(client, backbones):
     backbone = backbones["bert-tiny"]
     prompts = texts_for(backbone, 1)
-    with pytest.raises(openai.BadRequestError, match="by a decoder"):
+    with pytest.raises(openai.BadRequestError, match="by a decoder or an encoder-decoder"):
         client.completions.create(model="bert-tiny", prompt=prompts, extra_body=privacy(backbone, prompts))

@@ -1,15 +1,20 @@
-"""A T5 behind the service: the same story as any other backbone, for the two tasks that choose among classes."""
+"""A T5 behind the service: the same story as any other backbone, whether it chooses among classes or writes."""
 
 import io
 import math
 import zipfile
+from dataclasses import replace
 
 import httpx2
+import openai
 import pytest
 
 from http_requests import done_job, job_body, upload
 from rapt.service.model.adapter import load_adapter
+from rapt.service.model.decoding import DecodingBatch
+from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.sampling import Sampling
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord
@@ -30,10 +35,25 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def http(t5, data):
-    with running_service(data, backbones={t5.model: t5}) as url:
-        with httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
-            yield client
+def url(t5, data):
+    with running_service(data, backbones={t5.model: t5}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def http(url):
+    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def client_of(url):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    with client_of(url) as official:
+        yield official
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +100,104 @@ def test_the_label_of_a_t5_comes_as_a_completion(http, t5, training, tmp_path):
     assert sum(map(math.exp, choice["logprobs"]["top_logprobs"][0].values())) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_text_is_not_asked_of_a_t5_over_http(http, t5, training):
-    record = without_labels(training).records[0]
-    manifest = manifest_to_json(seal(manifest_for(t5, labels=None), [record]))
-    body = {"model": t5.model, "prompt": list(record.token_ids), "rapt": {"manifest": manifest}}
-    answer = http.post("/v1/completions", json=body)
-    assert answer.status_code == 400
-    assert "text can be continued by a decoder" in answer.json()["error"]["message"]
+METHODS = {
+    "prompt_tuning": {"num_virtual_tokens": 3},
+    "prefix_tuning": {"num_virtual_tokens": 2},
+    "lora": {"r": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def writers(http, t5, tmp_path_factory):
+    """A model of each method that was tuned to write, and its adapter, by its name; the bare backbone too."""
+    folder = tmp_path_factory.mktemp("writers")
+    ids = [int(i) for i in t5.bundle.eligible]
+    records = tuple(
+        PrivatizedRecord(token_ids=(ids[n], ids[n + 1]), target_ids=(ids[2 * n % 20], ids[3 * n % 20]))
+        for n in range(16)
+    )
+    manifest = replace(manifest_for(t5, labels=None), targets="public")
+    path = save_privatized(PrivatizedFile(manifest=seal(manifest, records), records=records), folder / "targets.jsonl")
+    file_id = upload(http, path).json()["id"]
+    found = {t5.model: None}
+    for method, values in METHODS.items():
+        values = {"n_epochs": 3, "batch_size": 8, "learning_rate": 0.5, "task": "generation", **values}
+        body = {"model": t5.model, "training_file": file_id, "seed": 5}
+        job = done_job(http, body | {"method": {"type": method, method: {"hyperparameters": values}}})
+        model = job["fine_tuned_model"]
+        with zipfile.ZipFile(io.BytesIO(http.get(f"/v1/models/{model}/adapter").content)) as archive:
+            archive.extractall(folder / method)
+        found[model] = load_adapter(folder / method, backbone=t5)
+    return found
+
+
+def texts_for(t5, count):
+    ids = [int(i) for i in t5.bundle.eligible]
+    return [[ids[(7 * number + place) % len(ids)] for place in range(1 + number % 4)] for number in range(count)]
+
+
+def privacy(t5, prompts, **more):
+    manifest = seal(manifest_for(t5, labels=None), [PrivatizedRecord(token_ids=tuple(ids)) for ids in prompts])
+    return {"rapt": {"manifest": manifest_to_json(manifest), **more}}
+
+
+def test_models_of_every_method_and_the_bare_one_write_in_one_request_what_each_writes_alone(client, t5, writers):
+    prompts = texts_for(t5, 8)
+    models = list(writers) * 2
+    asked = {"max_tokens": 6, "temperature": 0, "logprobs": 3}
+    mixed = client.completions.create(
+        model=t5.model, prompt=prompts, extra_body=privacy(t5, prompts, models=models), **asked
+    )
+    first = []
+    for prompt, model, choice in zip(prompts, models, mixed.choices, strict=True):
+        row = GenerationRow(
+            token_ids=tuple(prompt), adapter=writers[model], most_tokens=6, sampling=Sampling(temperature=0)
+        )
+        batch = DecodingBatch(t5)
+        tokens = [*batch.join([row]), *(batch.step()[0] for _ in range(5))]
+        ends = [token.token_id for token in tokens].index(t5.frame.eos_id) if choice.finish_reason == "stop" else 6
+        assert choice.logprobs.token_logprobs == pytest.approx([token.logprob for token in tokens[:ends]], abs=1e-5)
+        first.append(tokens[0].logprob)
+    assert len(set(first)) == len(first)  # so a model in the place of another would be seen
+    assert mixed.usage.prompt_tokens == sum(map(len, prompts))
+    assert mixed.usage.completion_tokens == sum(len(choice.logprobs.tokens) for choice in mixed.choices)
+
+
+def test_a_tuned_t5_answers_a_chat_streamed_as_whole(client, t5, writers):
+    ids = texts_for(t5, 3)[2]
+    for model in writers:
+        asked = {
+            "model": model,
+            "messages": [{"role": "user", "content": [{"type": "token_ids", "token_ids": ids}]}],
+            "max_tokens": 5,
+            "seed": 3,
+            "extra_body": privacy(t5, [ids]),
+        }
+        whole = client.chat.completions.create(**asked, logprobs=True)
+        events = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        text = "".join(event.choices[0].delta.content for event in events if event.choices)
+        assert text == whole.choices[0].message.content
+        assert events[-1].usage == whole.usage
+        assert whole.usage.completion_tokens == len(whole.choices[0].logprobs.content)
+
+
+def test_a_tuned_t5_refuses_what_was_privatized_otherwise(client, t5, writers):
+    ids = texts_for(t5, 1)[0]
+    body = privacy(t5, [ids])
+    body["rapt"]["manifest"]["mechanism"]["parameters"]["eta"] *= 2
+    for model in list(writers)[1:]:
+        with pytest.raises(openai.BadRequestError, match="privatized as the training text was"):
+            client.completions.create(model=model, prompt=ids, extra_body=body)
+
+
+def test_too_much_to_write_is_refused_with_a_time_to_come_again(t5, tmp_path):
+    prompts = texts_for(t5, 20)
+    settings = {"max_waiting_tokens": 600}
+    with running_service(tmp_path, backbones={t5.model: t5}, settings=settings) as url, client_of(url) as client:
+        with pytest.raises(openai.RateLimitError) as error:
+            client.completions.create(model=t5.model, prompt=prompts, max_tokens=500, extra_body=privacy(t5, prompts))
+        assert float(error.value.response.headers["retry-after"]) > 0
+        some = client.completions.create(
+            model=t5.model, prompt=prompts[0], max_tokens=3, extra_body=privacy(t5, prompts[:1])
+        )
+        assert some.usage.completion_tokens <= 3

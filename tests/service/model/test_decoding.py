@@ -5,7 +5,8 @@ import torch
 
 from rapt.errors import UsageError
 from rapt.service.model.adapter import Adapter
-from rapt.service.model.decoding import DecodingBatch, GenerationRow, check_generation
+from rapt.service.model.decoding import DecodingBatch
+from rapt.service.model.generation_row import GenerationRow, check_generation
 from rapt.service.model.layout import encode_with_prompts, lay_out
 from rapt.service.model.sampling import Sampling, choose
 from rapt.service.model.steering import NOTHING, LoraPair, Tuned, steer
@@ -16,7 +17,7 @@ from tuning_material import manifest_for
 STEPS = 6
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(scope="module", params=["llama", "gpt2", "t5"])
 def backbone(request, tmp_path_factory):
     return tiny_backbone(request.param, tmp_path_factory.mktemp(request.param) / "model")
 
@@ -25,7 +26,7 @@ def card(backbone, task="generation", plain=0):
     return AdapterCard(
         model=backbone.model,
         vocabulary_hash=backbone.bundle.hash,
-        kind="decoder",
+        kind=backbone.kind,
         method="prompt_tuning",
         task=task,
         labels=(),
@@ -48,19 +49,26 @@ def adapter(backbone, tuned, **changes):
 
 @pytest.fixture(scope="module")
 def adapters(backbone):
-    """A bare backbone, prompts of two lengths, a prefix, and a low-rank change."""
+    """A bare backbone, prompts of two lengths, a prefix, and low-rank changes."""
     generator = torch.Generator().manual_seed(1)
     site = backbone.sites.attention[0]
     shape = (len(backbone.sites.attention), 2, site.key_heads, 3, site.head_size)
-    name, (inner, outer) = next(iter(backbone.sites.linear.items()))
-    pair = LoraPair(
-        a=torch.randn(2, inner, generator=generator) * 0.3, b=torch.randn(outer, 2, generator=generator) * 0.3
-    )
+    # The first layer, and in an encoder-decoder what its second half sees of the text.
+    changed = [
+        next(iter(backbone.sites.linear)),
+        *(n for n in backbone.sites.linear if n.endswith("EncDecAttention.k")),
+    ]
+    lora = {}
+    for name in changed:
+        inner, outer = backbone.sites.linear[name]
+        lora[name] = LoraPair(
+            a=torch.randn(2, inner, generator=generator) * 0.3, b=torch.randn(outer, 2, generator=generator) * 0.3
+        )
     tuned = [
         Tuned(prompt=torch.randn(2, backbone.hidden_size, generator=generator)),
         Tuned(prompt=torch.randn(5, backbone.hidden_size, generator=generator)),
         Tuned(prefix=torch.randn(shape, generator=generator)),
-        Tuned(lora={name: pair}),
+        Tuned(lora=lora),
     ]
     return [None, *(adapter(backbone, part) for part in tuned)]
 
@@ -88,6 +96,7 @@ def without_cache(backbone, row, *, steps=STEPS):
     tuned = NOTHING if row.adapter is None else row.adapter.tuned
     steering, written, logprobs = steer([tuned]), [], []
     draws = torch.Generator().manual_seed(row.sampling.seed)
+    follows = backbone.kind == "decoder"
     for _ in range(steps):
         layout = lay_out(
             backbone,
@@ -95,10 +104,17 @@ def without_cache(backbone, row, *, steps=STEPS):
             privatized_plain_tokens=[()],
             texts=[row.token_ids],
             cues=[row.cue(backbone)],
-            continuations=[written],
+            continuations=[written if follows else ()],
         )
         with torch.inference_mode():
             states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
+            if not follows:
+                states = backbone.decode(
+                    torch.tensor([[*backbone.frame.decoder_start, *written]]),
+                    encoder_states=states,
+                    encoder_mask=layout.attention_mask,
+                    steering=steering,
+                )
             choice = choose(
                 backbone.word_logits(states[:, -1]), [row.sampling], draws=[float(torch.rand((), generator=draws))]
             )[0]
@@ -123,6 +139,14 @@ def test_rows_of_mixed_adapters_write_what_each_writes_alone_without_a_cache(bac
         tokens, logprobs = without_cache(backbone, row)
         assert [choice.token_id for choice in choices] == tokens
         assert [choice.logprob for choice in choices] == pytest.approx(logprobs, abs=1e-4)
+
+
+def test_a_mixed_batch_gives_the_answers_of_one_row_at_a_time_to_five_digits(backbone, adapters):
+    rows = rows_for(backbone, adapters, top_logprobs=5)
+    for row, choices in zip(rows, together(backbone, rows), strict=True):
+        for found, expected in zip(choices, together(backbone, [row])[0], strict=True):
+            assert [token for token, _ in found.top] == [token for token, _ in expected.top]
+            assert [value for _, value in found.top] == pytest.approx([value for _, value in expected.top], abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -176,7 +200,7 @@ def test_rows_join_and_leave_in_the_middle_and_disturb_nobody(backbone, adapters
 
 def test_what_cannot_be_written_is_refused(backbone, adapters):
     row = GenerationRow(token_ids=(5,), most_tokens=1000)
-    with pytest.raises(UsageError, match="record 3 must fit into 64 positions"):
+    with pytest.raises(UsageError, match=rf"record 3 must fit into {backbone.max_positions} positions"):
         check_generation(backbone, row, position=3)
     classifier = adapter(backbone, Tuned(), task="classification")
     with pytest.raises(UsageError, match="must write text"):

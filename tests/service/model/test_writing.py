@@ -1,4 +1,4 @@
-"""Continuous batching with a real small decoder: who joins, who leaves, who is refused."""
+"""Continuous batching with real small models: who joins, who leaves, who is refused."""
 
 import time
 from queue import Queue
@@ -7,7 +7,8 @@ import pytest
 
 from rapt.errors import BusyError, UnavailableError, UsageError
 from rapt.service.model.batching import BatchLimits
-from rapt.service.model.decoding import DecodingBatch, GenerationRow
+from rapt.service.model.decoding import DecodingBatch
+from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.sampling import Sampling
 from rapt.service.model.writing import LineSpeed, Writer, Written
 from running_service import wait_until
@@ -16,9 +17,9 @@ from tiny_backbones import tiny_backbone
 LONG = 60.0
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    return tiny_backbone("llama", tmp_path_factory.mktemp("llama") / "model")
+@pytest.fixture(scope="module", params=["llama", "t5"])
+def backbone(request, tmp_path_factory):
+    return tiny_backbone(request.param, tmp_path_factory.mktemp(request.param) / "model")
 
 
 def row_of(backbone, number, *, most=8):
@@ -88,6 +89,23 @@ def test_who_leaves_makes_room_and_who_waits_too_long_is_refused(backbone):
                 held.get()
         assert until_the_end(second)[0] == alone(backbone, row_of(backbone, 1, most=3))
         writer.cancel(waiting)
+    finally:
+        writer.close()
+
+
+def test_who_has_enough_makes_room_at_once(backbone):
+    writer = Writer(backbone, rows=1)
+    try:
+        told, second = [], Queue()
+
+        def enough_after_two(written):
+            told.append(written)
+            return len(told) == 2
+
+        writer.submit(row_of(backbone, 0, most=50), tenant="a", tell=enough_after_two)
+        writer.submit(row_of(backbone, 1, most=3), tenant="a", tell=second.put)
+        assert until_the_end(second)[0] == alone(backbone, row_of(backbone, 1, most=3))
+        assert len(told) == 2
     finally:
         writer.close()
 

@@ -44,7 +44,7 @@ class Service:
         runner: Runs the jobs.
         adapters: Tuned models in memory.
         predictors: By the name of the backbone: predictions of all callers, in common batches.
-        writers: By the name of the backbone, of those that continue text: the texts of all callers in one batch.
+        writers: By the name of the backbone, of those that write: the texts of all callers in one batch.
         tokenizers: By the name of the backbone, to spell what was written.
         quotas: Tokens a minute of each tenant.
         metrics: What is counted.
@@ -140,7 +140,7 @@ def _computing(
         for name, backbone in backbones.items():
             predictors[name] = Predictor(backbone, limits=limits)
             closing.callback(predictors[name].close)
-            if backbone.kind == "decoder":
+            if backbone.kind != "encoder":
                 writers[name] = Writer(backbone, limits=limits)
                 closing.callback(writers[name].close)
         yield predictors, writers

@@ -10,6 +10,7 @@ from rapt.service.jobs.method_options import Request
 
 TokenId = Annotated[int, Field(ge=0)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class PromptPrivacy(Request):
@@ -35,6 +36,9 @@ class SamplingOptions(Request):
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
+        None, description="the answer ends before the first of these; they are read in clear, so take public ones"
+    )
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None

@@ -160,7 +160,7 @@ class ModelDetail(BaseModel):
 
     base: str
     kind: Literal["encoder", "encoder-decoder", "decoder"] = Field(
-        description="of the base model; a decoder can be asked for a text without being tuned"
+        description="of the base model; all but an encoder can be asked for a text without being tuned"
     )
     vocabulary_hash: str
     max_tokens: int

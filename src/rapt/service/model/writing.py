@@ -16,8 +16,9 @@ from typing import Final, Literal
 from rapt.errors import UnavailableError
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.batching import BatchLimits, require_room, running_mean, told
-from rapt.service.model.decoding import DecodingBatch, GenerationRow, check_generation
+from rapt.service.model.decoding import DecodingBatch
 from rapt.service.model.fair_queue import FairQueue
+from rapt.service.model.generation_row import GenerationRow, check_generation
 from rapt.service.model.sampling import Choice
 
 # Rows that are written at once: beyond it a step of a small decoder takes longer in proportion.
@@ -46,7 +47,7 @@ class Text:
 
     row: GenerationRow
     tenant: str
-    tell: Callable[[Written], None]
+    tell: Callable[[Written], bool | None]
     written: int = 0
     left: bool = False
 
@@ -86,7 +87,7 @@ class LineSpeed:
 
 
 class Writer:
-    """Texts of one decoder; safe to use from many threads."""
+    """Texts of one decoder or encoder-decoder; safe to use from many threads."""
 
     def __init__(self, backbone: Backbone, *, limits: BatchLimits | None = None, rows: int = MAX_ROWS) -> None:
         """Start the thread that computes."""
@@ -102,13 +103,16 @@ class Writer:
         self._thread = Thread(target=self._loop, name=f"rapt-writer-{backbone.model}", daemon=True)
         self._thread.start()
 
-    def submit(self, row: GenerationRow, *, tenant: str, tell: Callable[[Written], None], position: int = 0) -> Text:
+    def submit(
+        self, row: GenerationRow, *, tenant: str, tell: Callable[[Written], bool | None], position: int = 0
+    ) -> Text:
         """Let a text wait to be written.
 
         Args:
             row: To be continued.
             tenant: Whose turn it uses.
-            tell: Called in the thread that computes, with one token after the other, and with the end last.
+            tell: Called in the thread that computes, with one token after the other, and with the end last, unless it
+                says before that it has enough (True).
             position: Of the text in its request, for messages.
 
         Raises:
@@ -211,8 +215,8 @@ class Writer:
         elif text.written == text.row.most_tokens:
             text.left = True
             _tell(text, Written(choice=choice, finish="length"))
-        elif not text.left:
-            _tell(text, Written(choice=choice))
+        elif not text.left and _tell(text, Written(choice=choice)):
+            text.left = True
 
     def _leave(self) -> None:
         staying = [place for place, text in enumerate(self._texts) if not text.left]
@@ -220,6 +224,8 @@ class Writer:
         self._texts = [self._texts[place] for place in staying]
 
 
-def _tell(text: Text, written: Written) -> None:
+def _tell(text: Text, written: Written) -> bool:
+    """Whether the listener has enough."""
     with suppress(Exception):  # whoever listened is gone: its loop is closed
-        text.tell(written)
+        return text.tell(written) is True
+    return True

@@ -11,42 +11,19 @@ from dataclasses import dataclass, field, replace
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from tokenizers import Tokenizer
 
 from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.leaving import CLIENT_LEFT, begun, left
 from rapt.service.http.routes.prompts import Prompt, admit_prompts
+from rapt.service.http.routes.spelling import Piece, Spelling, Token
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.batching import Ticket
-from rapt.service.model.decoding import GenerationRow
+from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.inference import row_of
-from rapt.service.model.sampling import Choice, Sampling
-from rapt.service.model.writing import Finish, Written
+from rapt.service.model.sampling import Sampling
 from rapt.service.storage.callers import Caller
-
-# A character whose bytes are spread over tokens decodes to this until the last of them is there.
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """A piece of text and how likely it was, in nats; `top` are the likeliest in its place."""
-
-    text: str
-    logprob: float
-    top: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """What is new of the answer to prompt `index`; `finish` says that it was the last."""
-
-    index: int
-    text: str = ""
-    token: Token | None = None
-    finish: Finish | None = None
 
 
 @dataclass(eq=False)
@@ -111,6 +88,7 @@ async def start_answering(
     caller: Caller,
     most_tokens: int,
     sampling: Sampling,
+    stops: Sequence[str] = (),
     as_chat: bool = False,
 ) -> Answering:
     """Answers to prompts, admitted and begun in a thread: the database is asked, and every id is checked.
@@ -123,6 +101,7 @@ async def start_answering(
         caller: Who asks.
         most_tokens: Most that are written to each prompt whose answer is a text.
         sampling: How they are chosen.
+        stops: Texts before the first of which an answer ends.
         as_chat: Whether what goes to a bare decoder is put into its chat template.
 
     Raises:
@@ -134,7 +113,15 @@ async def start_answering(
         admitted = admit_prompts(service, prompts, model=model, privacy=privacy, caller=caller, most_tokens=most_tokens)
         answering = Answering(admitted, loop)
         try:
-            _begin(service, answering, caller=caller, most_tokens=most_tokens, sampling=sampling, as_chat=as_chat)
+            _begin(
+                service,
+                answering,
+                caller=caller,
+                most_tokens=most_tokens,
+                sampling=sampling,
+                stops=stops,
+                as_chat=as_chat,
+            )
         except BaseException:
             answering.stop()
             raise
@@ -144,7 +131,14 @@ async def start_answering(
 
 
 def _begin(
-    service: Service, answering: Answering, *, caller: Caller, most_tokens: int, sampling: Sampling, as_chat: bool
+    service: Service,
+    answering: Answering,
+    *,
+    caller: Caller,
+    most_tokens: int,
+    sampling: Sampling,
+    stops: Sequence[str],
+    as_chat: bool,
 ) -> None:
     answering.unwritten = most_tokens * sum(prompt.is_written_to for prompt in answering.prompts)
     answering.stops.append(lambda: service.quotas.give_back(caller.tenant, answering.unwritten))
@@ -155,7 +149,7 @@ def _begin(
             continue
         if prompt.backbone not in service.writers:
             raise UsageError(
-                f"text can be continued by a decoder, got model={prompt.backbone!r} of another kind; "
+                f"text can be written by a decoder or an encoder-decoder, got model={prompt.backbone!r}, an encoder; "
                 "tune a model that chooses among classes, or choose another base model"
             )
         first, second = texts_of(service, prompt, as_chat=as_chat)
@@ -168,7 +162,7 @@ def _begin(
             sampling=replace(sampling, seed=(sampling.seed + index) % 2**63),  # prompts of one request differ
         )
         writer = service.writers[prompt.backbone]
-        spelling = _Spelling(service.tokenizers[prompt.backbone], index, answering.tell)
+        spelling = Spelling(service.tokenizers[prompt.backbone], index=index, tell=answering.tell, stops=stops)
         text = writer.submit(row, tenant=caller.tenant, tell=spelling, position=index)
         answering.stops.append(functools.partial(writer.cancel, text))
     for backbone, indices in choosing.items():
@@ -221,36 +215,3 @@ def label_token(adapter: Adapter, probabilities: Sequence[float], *, top: int) -
         logprob=logprobs[order[0]],
         top=tuple((labels[place], logprobs[place]) for place in order[:top]),
     )
-
-
-class _Spelling:
-    """Tokens into text, as far as its characters are whole; called in the thread that writes."""
-
-    def __init__(self, tokenizer: Tokenizer, index: int, tell: Callable[[Piece | Exception], None]) -> None:
-        self._tokenizer, self._index, self._tell = tokenizer, index, tell
-        self._ids: list[int] = []
-        self._told = ""
-
-    def __call__(self, written: Written) -> None:
-        if written.error is not None:
-            self._tell(written.error)
-            return
-        token = None
-        if written.choice is not None:
-            self._ids.append(written.choice.token_id)
-            token = self._token(written.choice)
-        text = str(self._tokenizer.decode(self._ids))
-        if not written.finish and text.endswith(_UNFINISHED):
-            text = self._told
-        new, self._told = text[len(self._told) :], text
-        self._tell(Piece(index=self._index, text=new, token=token, finish=written.finish))
-
-    def _token(self, choice: Choice) -> Token:
-        return Token(
-            text=self._tokenizer.decode([choice.token_id], skip_special_tokens=False),
-            logprob=choice.logprob,
-            top=tuple(
-                (self._tokenizer.decode([token_id], skip_special_tokens=False), logprob)
-                for token_id, logprob in choice.top
-            ),
-        )

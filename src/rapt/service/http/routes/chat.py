@@ -27,9 +27,10 @@ from rapt.service.http.completion_schemas import (
     Delta,
     TokenLogprob,
 )
-from rapt.service.http.routes.answering import Answering, Token, start_answering
-from rapt.service.http.routes.completions import new_id, sampling_of
+from rapt.service.http.routes.answering import Answering, start_answering
+from rapt.service.http.routes.completions import new_id, sampling_of, stops_of
 from rapt.service.http.routes.event_stream import event_stream
+from rapt.service.http.routes.spelling import Token
 
 DEFAULT_TOKENS: Final = 128
 
@@ -55,6 +56,7 @@ def router(service: Service) -> APIRouter:
             caller=caller,
             most_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
             sampling=sampling_of(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
+            stops=stops_of(body),
             as_chat=True,
         )
         answer_id, created = new_id("chatcmpl"), int(time.time())

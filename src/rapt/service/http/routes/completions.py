@@ -19,8 +19,9 @@ from rapt.service.http.completion_schemas import (
     CompletionRequest,
     SamplingOptions,
 )
-from rapt.service.http.routes.answering import Answering, Piece, Token, start_answering
+from rapt.service.http.routes.answering import Answering, start_answering
 from rapt.service.http.routes.event_stream import event_stream
+from rapt.service.http.routes.spelling import Piece, Token
 from rapt.service.model.sampling import Sampling
 
 
@@ -46,6 +47,7 @@ def router(service: Service) -> APIRouter:
             caller=caller,
             most_tokens=body.max_tokens,
             sampling=sampling_of(body, top=body.logprobs or 0),
+            stops=stops_of(body),
         )
         frame = Completion(id=new_id("cmpl"), created=int(time.time()), model=body.model, choices=[])
         if body.stream:
@@ -65,6 +67,11 @@ def sampling_of(body: SamplingOptions, *, top: int) -> Sampling:
     """How the texts of a request are written; without a seed, each request is another draw."""
     seed = secrets.randbelow(2**63) if body.seed is None else body.seed
     return Sampling(temperature=body.temperature, top_p=body.top_p, seed=seed, top_logprobs=top)
+
+
+def stops_of(body: SamplingOptions) -> list[str]:
+    """Texts that end an answer."""
+    return [body.stop] if isinstance(body.stop, str) else body.stop or []
 
 
 def new_id(kind: str) -> str:

@@ -60,9 +60,9 @@ function deleteButton(model, again) {
 }
 
 function baseItem(model) {
-  const writes = model.rapt.kind === "decoder";
+  const writes = model.rapt.kind !== "encoder";
   return item({
-    name: model.id, detail: writes ? "continues a text" : "answers once it is tuned",
+    name: model.id, detail: writes ? "writes a text" : "answers once it is tuned",
     inside: () => [
       facts({ Kind: model.rapt.kind, "Longest input": `${model.rapt.max_tokens} tokens`, Vocabulary: shortHash(model.rapt.vocabulary_hash) }),
       writes ? tryIt(model, { writes }) : el("p", { class: "note" }, "It has no labels and writes no text by itself. Tune it on a file.")],

@@ -1,0 +1,100 @@
+"""Tokens into text, as far as its characters are whole, up to where the client wants it to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from rapt.service.model.sampling import Choice
+from rapt.service.model.writing import Finish, Written
+
+# A character whose bytes are spread over tokens decodes to this until the last of them is there.
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A piece of text and how likely it was, in nats; `top` are the likeliest in its place."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """What is new of the answer to prompt `index`; `finish` says that it was the last."""
+
+    index: int
+    text: str = ""
+    token: Token | None = None
+    finish: Finish | None = None
+
+
+class Spelling:
+    """The pieces of one answer; called in the thread that writes, says there when it has enough."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        index: int,
+        tell: Callable[[Piece | Exception], None],
+        stops: Sequence[str] = (),
+    ) -> None:
+        """Nothing is written yet.
+
+        Args:
+            tokenizer: Of the model that writes.
+            index: Of the prompt.
+            tell: Is given every piece.
+            stops: Texts before the first of which the answer ends.
+        """
+        self._tokenizer, self._index, self._tell, self._stops = tokenizer, index, tell, stops
+        self._ids: list[int] = []
+        self._whole = self._told = ""
+
+    def __call__(self, written: Written) -> bool:
+        """Tell what is new; whether the answer ends here."""
+        if written.error is not None:
+            self._tell(written.error)
+            return True
+        token = None
+        if written.choice is not None:
+            token = self._token(written.choice)
+            self._ids.append(written.choice.token_id)
+        text = str(self._tokenizer.decode(self._ids))
+        if not written.finish and text.endswith(_UNFINISHED):
+            text = self._whole
+        self._whole = text
+        finish = written.finish
+        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            text, finish = text[: min(places)], "stop"
+        elif finish is None:
+            text = text[: len(text) - max((_begun(stop, text) for stop in self._stops), default=0)]
+        new, self._told = text[len(self._told) :], text
+        self._tell(Piece(index=self._index, text=new, token=token, finish=finish))
+        return finish is not None
+
+    def _token(self, choice: Choice) -> Token:
+        return Token(
+            text=self._spelled(choice.token_id),
+            logprob=choice.logprob,
+            top=tuple((self._spelled(token_id), logprob) for token_id, logprob in choice.top),
+        )
+
+    def _spelled(self, token_id: int) -> str:
+        """A token's own text where it stands: alone, one that begins a word would lose the space before it (T5)."""
+        before = self._ids[-1:]
+        first, both = (self._tokenizer.decode(ids, skip_special_tokens=False) for ids in (before, [*before, token_id]))
+        if both.startswith(first):
+            return str(both[len(first) :])
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+
+def _begun(stop: str, text: str) -> int:
+    """How many characters at the end of a text may be the beginning of a stop."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

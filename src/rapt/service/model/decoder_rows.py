@@ -1,0 +1,80 @@
+"""Rows of a decoder in the middle of their answers: text and answer are one sequence, one more position at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rapt.service.model.backbone import Backbone
+from rapt.service.model.generation_row import GenerationRow
+from rapt.service.model.layout import embed_with_prompts, lay_out
+from rapt.service.model.row_cache import RowCache
+from rapt.service.model.steering import Steering, steered
+
+
+class DecoderRows:
+    """What the rows have read and written: keys and values, each row up to its own length."""
+
+    def __init__(self, backbone: Backbone, cache: RowCache) -> None:
+        """Rows whose texts are in the cache."""
+        self._backbone, self._cache = backbone, cache
+
+    def step(self, last: Tensor, *, steering: Steering | None) -> Tensor:
+        """Read one more token a row, (B,); returns the states that the next ones are chosen from, (B, h)."""
+        seen = self._cache.make_room()
+        states = _forward(
+            self._backbone,
+            self._backbone.embed(last[:, None]),
+            seen=seen,
+            positions=self._cache.lengths[:, None],
+            cache=self._cache,
+            steering=steering,
+        )
+        self._cache.advance()
+        return states[:, 0]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        self._cache.keep(rows)
+
+    def join(self, other: DecoderRows) -> None:
+        """Append the rows of another."""
+        self._cache.join(other._cache)
+
+
+def read_with_decoder(
+    backbone: Backbone, rows: Sequence[GenerationRow], *, steering: Steering
+) -> tuple[DecoderRows, Tensor]:
+    """The rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
+    layout = lay_out(
+        backbone,
+        prompt_lengths=steering.prompt_lengths,
+        privatized_plain_tokens=[row.plain for row in rows],
+        texts=[row.token_ids for row in rows],
+        second_texts=[row.second_token_ids for row in rows],
+        cues=[row.cue(backbone) for row in rows],
+    )
+    inputs = embed_with_prompts(backbone, layout, steering.prompts)
+    width = inputs.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=backbone.device).tril()
+    seen = causal & layout.attention_mask[:, None, None, :].bool()  # (B, 1, T, T)
+    cache = RowCache(layout.lengths)
+    states = _forward(backbone, inputs, seen=seen, positions=layout.position_ids, cache=cache, steering=steering)
+    cache.filled().keep(range(len(rows)))
+    return DecoderRows(backbone, cache), states[torch.arange(len(rows), device=states.device), layout.lengths - 1]
+
+
+def _forward(
+    backbone: Backbone, inputs: Tensor, *, seen: Tensor, positions: Tensor, cache: RowCache, steering: Steering | None
+) -> Tensor:
+    with steered(steering):
+        states: Tensor = backbone.encoder(
+            inputs_embeds=inputs.to(backbone.dtype),
+            attention_mask=seen,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+    return states

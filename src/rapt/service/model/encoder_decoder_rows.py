@@ -1,0 +1,127 @@
+"""Rows of an encoder-decoder in the middle of their answers: each text was read once, each word is one more step.
+
+The keys and values of the answers are aligned at their last words: row b has filled the last `written[b]` columns. T5
+knows distances only, and so the columns of a batch are at the right distance from the next word of every row. Those of
+the texts have no positions; they are aligned at their beginnings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rapt.service.model.backbone import Backbone
+from rapt.service.model.generation_row import GenerationRow
+from rapt.service.model.layout import encode_with_prompts, lay_out
+from rapt.service.model.steering import Steering, steered
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+
+class EncoderDecoderRows:
+    """What the rows have read and written: of each layer the keys and values of the texts and of the answers."""
+
+    def __init__(self, backbone: Backbone, cache: EncoderDecoderCache, *, read: Tensor) -> None:
+        """Rows that have read nothing of their answers.
+
+        Args:
+            backbone: An encoder-decoder.
+            cache: Empty; the first step fills in what the decoder sees of the texts.
+            read: Real positions of each row in the encoder, (B,).
+        """
+        self._backbone, self._cache = backbone, cache
+        self._read, self._written = read, torch.zeros_like(read)
+
+    def step(self, last: Tensor, *, steering: Steering | None, texts: Tensor | None = None) -> Tensor:
+        """Read one more word a row, (B,); returns the states that the next ones are chosen from, (B, h).
+
+        Args:
+            last: The words.
+            steering: Of the rows.
+            texts: With the first one, what the encoder made of the texts, (B, S, h); from then on it is in the cache.
+        """
+        assert self._backbone.decoder is not None
+        inputs = self._backbone.embed(last[:, None]).to(self._backbone.dtype)
+        before = self._cache.get_seq_length()
+        own = torch.arange(before + 1, device=last.device) >= before - self._written[:, None]
+        seen_texts = torch.arange(int(self._read.max()), device=last.device) < self._read[:, None]
+        with steered(steering):
+            states: Tensor = self._backbone.decoder(
+                inputs_embeds=inputs,
+                attention_mask=own[:, None, None],
+                # Once they are in the cache, all that is asked is whether there are any.
+                encoder_hidden_states=inputs if texts is None else texts,
+                encoder_attention_mask=seen_texts[:, None, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state
+        self._written = self._written + 1
+        return states[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        chosen = torch.tensor(rows, device=self._read.device, dtype=torch.long)
+        self._read, self._written = self._read[chosen], self._written[chosen]
+        first = self._cache.get_seq_length() - int(self._written.max())
+        width = int(self._read.max())
+        for layer in _layers(self._cache.self_attention_cache):
+            layer.keys, layer.values = layer.keys[chosen, :, first:], layer.values[chosen, :, first:]
+        for layer in _layers(self._cache.cross_attention_cache):
+            layer.keys, layer.values = layer.keys[chosen, :, :width], layer.values[chosen, :, :width]
+
+    def join(self, other: EncoderDecoderRows) -> None:
+        """Append the rows of another."""
+        self._read = torch.cat([self._read, other._read])
+        self._written = torch.cat([self._written, other._written])
+        _append(self._cache.self_attention_cache, other._cache.self_attention_cache, at_end=False)
+        _append(self._cache.cross_attention_cache, other._cache.cross_attention_cache, at_end=True)
+
+
+def read_with_encoder_decoder(
+    backbone: Backbone, rows: Sequence[GenerationRow], *, steering: Steering
+) -> tuple[EncoderDecoderRows, Tensor]:
+    """The rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
+    from transformers import DynamicCache, EncoderDecoderCache  # with the library of models, which is there by now
+
+    layout = lay_out(
+        backbone,
+        prompt_lengths=steering.prompt_lengths,
+        privatized_plain_tokens=[row.plain for row in rows],
+        texts=[row.token_ids for row in rows],
+        second_texts=[row.second_token_ids for row in rows],
+    )
+    texts = encode_with_prompts(backbone, layout, steering.prompts, steering=steering).to(backbone.dtype)
+    read = EncoderDecoderRows(backbone, EncoderDecoderCache(DynamicCache(), DynamicCache()), read=layout.lengths)
+    for word in backbone.frame.decoder_start:
+        first = torch.full((len(rows),), word, device=backbone.device)
+        states = read.step(first, steering=steering, texts=texts)
+    return read, states
+
+
+class _Layer(Protocol):
+    """Of one layer, once something is in it: (B, H, W, d) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def _layers(cache: DynamicCache) -> list[_Layer]:
+    return cast(list[_Layer], cache.layers)
+
+
+def _append(cache: DynamicCache, other: DynamicCache, *, at_end: bool) -> None:
+    """Append rows, all filled up with columns to one width."""
+    width = max(cache.get_seq_length(), other.get_seq_length())
+    for layer, added in zip(_layers(cache), _layers(other), strict=True):
+        layer.keys = torch.cat([_widened(keys, width, at_end=at_end) for keys in (layer.keys, added.keys)])
+        layer.values = torch.cat([_widened(values, width, at_end=at_end) for values in (layer.values, added.values)])
+
+
+def _widened(tensor: Tensor, width: int, *, at_end: bool) -> Tensor:
+    more = width - tensor.shape[2]
+    return pad(tensor, (0, 0, 0, more) if at_end else (0, 0, more, 0))
