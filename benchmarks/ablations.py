@@ -1,11 +1,12 @@
 """What each choice in RAPT does: one thing changed at a time, five seeds, on the two-layer BERT.
 
-    python benchmarks/ablations.py run --data FOLDER --out RESULTS [--seeds 5]
+    python benchmarks/ablations.py run --data FOLDER --out RESULTS [--seeds 5] [--settings base,m40]
     python benchmarks/ablations.py table RESULTS --out docs/results/ablations.json --plot docs/images/ablations.svg
 
 FOLDER holds `train.csv` and `dev.csv` of `benchmarks/public_text.py`; sizes above 4,000 take `large.csv`, which
 `large` writes. Each setting is a comparison of its own (`rapt.compare`), resumable; seed after seed, so that a run that
-is cut short is still a comparison. A difference is always between arms that read identical privatized files.
+is cut short is still a comparison. `--settings` runs some of them, for a run in pieces. A difference is always between
+arms that read identical privatized files.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from public_text import sst2
 
 from rapt.compare.arms import CLEAN, LONGER, NO_LOSS, PROMPT, RAPT, SHUFFLED
 from rapt.compare.crew import run_comparison
@@ -29,51 +33,76 @@ NAMES = ("negative", "positive")  # of the labels, as `benchmarks/public_text.py
 BASE = ComparisonPlan(model="bert-tiny", etas=(ETA,), seeds=(0,), arms=(CLEAN, PROMPT, RAPT, NO_LOSS, SHUFFLED, LONGER))
 PAIR, TRIO = (PROMPT, RAPT), (PROMPT, RAPT, NO_LOSS)
 
-# What is changed, its value, the changed plan, and how many texts train: in the order in which they are run.
-Setting = tuple[str, str, ComparisonPlan, int]
+
+@dataclass(frozen=True)
+class Setting:
+    """One choice, changed.
+
+    Attributes:
+        name: For the command line.
+        changed: What is changed.
+        to: Its value.
+        plan: With the change.
+        records: How many texts train.
+    """
+
+    name: str
+    changed: str
+    to: str
+    plan: ComparisonPlan
+    records: int = RECORDS
 
 
 def settings() -> list[Setting]:
-    """All of them; the first is what the others change one thing of."""
-    found: list[Setting] = [("base", "m = 20, |T| = 500, λ = 0.1, P = 10, η = 83, 4,000 texts", BASE, RECORDS)]
+    """All of them, in the order in which they are run; the first is what the others change one thing of."""
+    found = [Setting("base", "base", "m = 20, |T| = 500, λ = 0.1, P = 10, η = 83, 4,000 texts", BASE)]
     for eta in (77.0, 89.0, 95.0):
-        found.append(("η", f"{eta:g}", replace(BASE, etas=(eta,), arms=TRIO), RECORDS))
+        found.append(Setting(f"eta{eta:g}", "η", f"{eta:g}", replace(BASE, etas=(eta,), arms=TRIO)))
     for m in (10, 40, 80):
-        found.append(("m", str(m), replace(BASE, plain_tokens=m, arms=TRIO if m == 40 else PAIR), RECORDS))
+        found.append(Setting(f"m{m}", "m", str(m), replace(BASE, plain_tokens=m, arms=TRIO if m == 40 else PAIR)))
     for weight in (0.01, 1.0, 20.0):
-        found.append(("λ", f"{weight:g}", replace(BASE, weight=weight, arms=PAIR), RECORDS))
+        found.append(Setting(f"weight{weight:g}", "λ", f"{weight:g}", replace(BASE, weight=weight, arms=PAIR)))
     for pool in (100, 7_630):
-        found.append(("|T|", f"{pool:,}", replace(BASE, plain_pool=pool, arms=PAIR), RECORDS))
-    found.append(("plain tokens", "one list a file", replace(BASE, plain_drawn="file", arms=TRIO), RECORDS))
+        found.append(Setting(f"pool{pool}", "|T|", f"{pool:,}", replace(BASE, plain_pool=pool, arms=PAIR)))
+    one_list = replace(BASE, plain_drawn="file", arms=TRIO)
+    found.append(Setting("file", "plain tokens", "one list a file", one_list))
     for length in (1, 40):
-        found.append(("P", str(length), replace(BASE, prompt_length=length, arms=PAIR), RECORDS))
+        found.append(Setting(f"P{length}", "P", str(length), replace(BASE, prompt_length=length, arms=PAIR)))
     for records in (1_000, 16_000):
-        found.append(("texts", f"{records:,}", replace(BASE, arms=PAIR), records))
+        found.append(Setting(f"texts{records}", "texts", f"{records:,}", replace(BASE, arms=PAIR), records))
     return found
+
+
+def named(names: str) -> list[Setting]:
+    """The settings of these names, `a,b,...`; raises `argparse.ArgumentTypeError` for one that nobody knows."""
+    known = {setting.name: setting for setting in settings()}
+    wanted = [name.strip() for name in names.split(",")]
+    if unknown := [name for name in wanted if name not in known]:
+        raise argparse.ArgumentTypeError(f"unknown setting={unknown[0]!r}; choose among {', '.join(known)}")
+    return [known[name] for name in wanted]
 
 
 def results_of(folder: Path, setting: Setting) -> Path:
     """The file of one setting."""
-    plan, records = setting[2], setting[3]
+    plan = setting.plan
     name = f"eta{plan.etas[0]:g}-m{plan.plain_tokens}-T{plan.plain_pool}-w{plan.weight:g}-P{plan.prompt_length}"
-    return folder / f"{name}-{plan.plain_drawn}-n{records}.jsonl"
+    return folder / f"{name}-{plan.plain_drawn}-n{setting.records}.jsonl"
 
 
-def run(data: Path, out: Path, *, seeds: int) -> None:
+def run(data: Path, out: Path, chosen: Sequence[Setting], *, seeds: int) -> None:
     """Everything that is not there yet."""
     out.mkdir(parents=True, exist_ok=True)
     for count in range(1, seeds + 1):
-        for setting in settings():
-            _, _, plan, records = setting
+        for setting in chosen:
             split = read_split(
-                data / ("train.csv" if records <= RECORDS else "large.csv"),
+                data / ("train.csv" if setting.records <= RECORDS else "large.csv"),
                 evaluation=data / "dev.csv",
-                training_records=records,
+                training_records=setting.records,
                 evaluation_records=None,
                 min_words=SHORTEST,
             )
             path = results_of(out, setting)
-            run_comparison(replace(plan, seeds=tuple(range(count))), split, results=path)
+            run_comparison(replace(setting.plan, seeds=tuple(range(count))), split, results=path)
             print(f"seeds {count} of {seeds}: {path.name}", flush=True)
 
 
@@ -101,8 +130,8 @@ def table(folder: Path) -> list[dict[str, Any]]:
 
 def _row(setting: Setting, what: str, mean: Any, *, seeds: int, scale: float = 100.0) -> dict[str, Any]:
     return {
-        "changed": setting[0],
-        "to": setting[1],
+        "changed": setting.changed,
+        "to": setting.to,
         "what": what,
         "points": round(scale * mean.value, 2),
         "low": round(scale * mean.low, 2),
@@ -144,12 +173,11 @@ def picture(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def large(sst2: Path, data: Path) -> None:
+def large(source: Path, data: Path) -> None:
     """The 4,000 sentences and as many more as there are: the settings with more texts read it."""
     with (data / "train.csv").open(encoding="utf-8", newline="") as stream:
         first = {row["text"]: row["label"] for row in csv.DictReader(stream)}
-    lines = (line.rsplit("\t", 1) for line in sst2.read_text(encoding="utf-8").splitlines()[1:])
-    rest = {text.strip(): NAMES[int(label)] for text, label in lines if len(text.split()) >= SHORTEST}
+    rest = {text: NAMES[label] for text, label in sst2(source, shortest=SHORTEST).items()}
     with (data / "large.csv").open("w", encoding="utf-8", newline="") as stream:
         csv.writer(stream).writerows([("text", "label"), *(first | rest).items()])
 
@@ -165,6 +193,7 @@ def main() -> None:
     runs.add_argument("--data", type=Path, required=True)
     runs.add_argument("--out", type=Path, required=True)
     runs.add_argument("--seeds", type=int, default=5)
+    runs.add_argument("--settings", type=named, default=settings(), metavar="A,B,...", help="default: all")
     shown = commands.add_parser("table")
     shown.add_argument("results", type=Path)
     shown.add_argument("--out", type=Path, required=True)
@@ -173,7 +202,7 @@ def main() -> None:
     if chosen.command == "large":
         large(chosen.sst2, chosen.data)
     elif chosen.command == "run":
-        run(chosen.data, chosen.out, seeds=chosen.seeds)
+        run(chosen.data, chosen.out, chosen.settings, seeds=chosen.seeds)
     else:
         rows = table(chosen.results)
         document = {"command": "python benchmarks/ablations.py run --data FOLDER --out RESULTS", "rows": rows}

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from public_text import sst2
 
 from rapt.audit.intervals import wilson
 from rapt.compare.arms import CLEAN
@@ -57,8 +58,7 @@ RECIPES = {
 
 def read_rows(path: Path, *, seed: int) -> list[tuple[str, int]]:
     """(text, label) of a file of SST-2, each once, in an order of the seed's."""
-    lines = [line.rstrip("\n").split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    rows = sorted({text.strip(): int(label) for text, label in lines}.items())
+    rows = sorted(sst2(path, shortest=1).items())
     return [rows[place] for place in np.random.default_rng(seed).permutation(len(rows))]
 
 

@@ -16,7 +16,6 @@ first 4,000 in the order of their SHA-256. `dev` is read for reporting only. Set
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -27,14 +26,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from public_text import by_hash, sst2
 
+from rapt.compare.bench import right_answers
+from rapt.compare.intervals import mean_of
+from rapt.compare.paper_table import markdown
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.plain_tokens import plan_plain_tokens
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.backbone import load_backbone
-from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile
@@ -50,13 +52,14 @@ ARMS = {
     CONTROL: ReconstructionConfig(weight=0.0),
 }
 COMPARED = (("RAPT", "prompt tuning"), ("RAPT", CONTROL), (CONTROL, "prompt tuning"))
+ACCURACY_HEAD = ["η", "unchanged", "arm", "accuracy, %", "95 % interval"]
+ACCURACY_HEAD += ["seeds", "privatizations of dev a seed", "s a run"]
 
 
-def read_sst2(path, *, min_words):
+def in_hash_order(path, *, min_words):
     """(sentence, label) in the order of the sentences' SHA-256, each once."""
-    rows = [line.rstrip("\n").split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-    found = {text.strip(): int(label) for text, label in rows if len(text.split()) >= min_words}
-    return sorted(found.items(), key=lambda item: hashlib.sha256(item[0].encode()).digest())
+    labels = sst2(path, shortest=min_words)
+    return [(text, labels[text]) for text in by_hash(labels)]
 
 
 def privatize(vocabulary, pairs, *, eta, plain, seed):
@@ -81,24 +84,12 @@ def privatize(vocabulary, pairs, *, eta, plain, seed):
     return PrivatizedFile(manifest=manifest, records=tuple(records)), float(np.mean(same))
 
 
-def right_answers(backbone, adapter, file):
-    """1 for each record that the adapter labels rightly."""
-    rows = [
-        ClassificationRow(
-            adapter=adapter, token_ids=record.token_ids, privatized_plain_tokens=record.privatized_plain_tokens
-        )
-        for record in file.records
-    ]
-    answers = np.array(classify(backbone, rows)).argmax(axis=1)
-    return (answers == [record.label for record in file.records]).astype(int)
-
-
 def run(options):
     """Train and report every model that the file does not hold yet."""
     torch.set_num_threads(options.threads)
     vocabulary, backbone = load_vocabulary(options.model), load_backbone(options.model)
-    training = read_sst2(options.data / "train.tsv", min_words=8)[: options.records]
-    dev = read_sst2(options.data / "dev.tsv", min_words=1)
+    training = in_hash_order(options.data / "train.tsv", min_words=8)[: options.records]
+    dev = in_hash_order(options.data / "dev.tsv", min_words=1)
     plain = {"count": options.plain_tokens, "pool": options.pool}
     done = {key(json.loads(line)) for line in options.out.read_text().splitlines()} if options.out.exists() else set()
     for seed in options.seeds:
@@ -138,47 +129,29 @@ def key(row):
     return (row["arm"], row["eta"], row["seed"], row["model"], row["records"])
 
 
-def interval(table, *, rng, replicates=4000):
-    """95 % bootstrap interval of the mean of (seeds, sentences), resampling both."""
-    seeds, sentences = table.shape
-    means = []
-    for _ in range(replicates):
-        rows = rng.integers(seeds, size=seeds)
-        columns = rng.integers(sentences, size=sentences)
-        means.append(table[rows][:, columns].mean())
-    return np.percentile(means, [2.5, 97.5])
-
-
 def table(options):
     """Accuracy of each arm, and RAPT minus prompt tuning on the same files, in Markdown."""
-    rows = [json.loads(line) for line in options.file.read_text().splitlines()]
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for row in sorted(rows, key=lambda row: row["seed"]):
-        share = np.array([int(c) for c in row["right"]]) / row["draws"]
-        arrays.setdefault((row["eta"], row["arm"]), []).append((row["seed"], share, row))
-    print("| η | unchanged | arm | accuracy, % | 95 % interval | seeds | privatizations of dev a seed | s a run |")
-    print("|---|---|---|---|---|---|---|---|")
-    for (eta, arm), runs in sorted(arrays.items(), key=lambda item: (item[0][0] or math.inf, item[0][1])):
-        low, high = interval(np.stack([share for _, share, _ in runs]), rng=rng)
-        mean = np.mean([share.mean() for _, share, _ in runs])
-        kept = np.mean([row["unchanged"] for _, _, row in runs])
-        seconds = np.mean([row["seconds"] for _, _, row in runs])
-        print(
-            f"| {eta or '—'} | {kept:.1%} | {arm} | {mean:.1%} | {low:.1%} – {high:.1%} | {len(runs)} "
-            f"| {runs[0][2]['draws']} | {seconds:.0f} |"
-        )
-    print("\n| η | difference on the same files | points | 95 % interval | each seed |")
-    print("|---|---|---|---|---|")
-    etas = sorted({eta for eta, _ in arrays if eta is not None})
-    for eta, (first, second) in product(etas, COMPARED):
-        left, right = ({seed: share for seed, share, _ in arrays.get((eta, arm), [])} for arm in (first, second))
-        seeds = sorted(left.keys() & right.keys())
-        if seeds:
-            difference = 100 * np.stack([left[seed] - right[seed] for seed in seeds])
-            low, high = interval(difference, rng=rng)
-            each = ", ".join(f"{value:+.1f}" for value in difference.mean(axis=1))
-            print(f"| {eta} | {first} − {second} | {difference.mean():+.1f} | {low:+.1f} – {high:+.1f} | {each} |")
+    shares, rows = {}, {}
+    for row in sorted(map(json.loads, options.file.read_text().splitlines()), key=lambda row: row["seed"]):
+        setting = (row["eta"], row["arm"])
+        shares.setdefault(setting, {})[row["seed"]] = np.array([int(c) for c in row["right"]]) / row["draws"]
+        rows.setdefault(setting, []).append(row)
+    accuracies = [ACCURACY_HEAD]
+    for (eta, arm), runs in sorted(rows.items(), key=lambda item: (item[0][0] or math.inf, item[0][1])):
+        mean = mean_of(np.stack(list(shares[eta, arm].values())))
+        kept, seconds = (np.mean([row[name] for row in runs]) for name in ("unchanged", "seconds"))
+        interval = f"{mean.low:.1%} – {mean.high:.1%}"
+        told = [f"{kept:.1%}", arm, f"{mean.value:.1%}", interval, len(runs), runs[0]["draws"], f"{seconds:.0f}"]
+        accuracies.append([str(eta or "—"), *map(str, told)])
+    differences = [["η", "difference on the same files", "points", "95 % interval", "each seed"]]
+    for eta, (first, second) in product(sorted({eta for eta, _ in rows if eta is not None}), COMPARED):
+        left, right = shares.get((eta, first), {}), shares.get((eta, second), {})
+        if seeds := sorted(left.keys() & right.keys()):
+            mean = mean_of(100 * np.stack([left[seed] - right[seed] for seed in seeds]))
+            each = ", ".join(f"{value:+.1f}" for value in mean.each_seed)
+            interval = f"{mean.low:+.1f} – {mean.high:+.1f}"
+            differences.append([str(eta), f"{first} − {second}", f"{mean.value:+.1f}", interval, each])
+    print(markdown(accuracies), markdown(differences), sep="\n", end="")
 
 
 def main():
