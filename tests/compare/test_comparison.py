@@ -1,10 +1,13 @@
 import json
+import re
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 
 from rapt.compare.arms import ARMS, CLEAN, DENOISED, PROMPT, RAPT, SENTENCES, SENTENCES_NO_LOSS
 from rapt.compare.crew import run_comparison
+from rapt.compare.curves import STYLES
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan
 from rapt.compare.report import write_comparison
@@ -195,6 +198,12 @@ def test_a_text_without_a_token_is_refused(tmp_path):
     empty = LabelledTexts(texts=("good", "\u200b"), labels=(1, 0), names=("negative", "positive"))
     with pytest.raises(CorpusError, match="every evaluation text must have a token in the vocabulary, got 1 without"):
         run_comparison(PLAN, Split(training=SPLIT.training, evaluation=empty), results=tmp_path / "r.jsonl")
+
+
+def test_every_arm_has_a_line_of_its_own_in_the_curves():
+    style = resources.files("rapt.compare").joinpath("templates/comparison.css").read_text()
+    drawn = [re.search(rf"\.{name} \{{ (stroke: [^}}]*)\}}", style)[1] for name in STYLES.values()]
+    assert len(set(drawn)) == len(ARMS)
 
 
 def test_the_report_says_what_the_results_say_and_no_text(results, tmp_path):

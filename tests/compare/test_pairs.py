@@ -14,6 +14,7 @@ from rapt.compare.report import write_comparison
 from rapt.compare.results import ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split, read_split
+from rapt.compare.verdict import verdict
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import model_directory
@@ -113,6 +114,10 @@ def test_a_class_that_only_the_second_text_tells_is_learned_and_reported(tmp_pat
     summary = summarize(rows, most_frequent_label=SPLIT.most_frequent_label_is_right)
     assert summary.most_frequent_label.value == 0.75
     assert all(item.accuracy.value > 0.9 for item in summary.accuracies)
+    assert all(
+        item.over_most_frequent.value == pytest.approx(100 * (item.accuracy.value - 0.75))
+        for item in summary.accuracies
+    )
     (attack,) = summary.attacks
     assert attack.unchanged > 0.99
     assert attack.recovered > 0.99
@@ -127,6 +132,21 @@ def test_a_class_that_only_the_second_text_tells_is_learned_and_reported(tmp_pat
     for written in tmp_path.iterdir():
         assert "of the film" not in written.read_text()
     assert {len(row.right) for row in rows if isinstance(row, ModelRow)} == {16}
+
+
+def test_a_model_that_is_no_better_than_the_most_frequent_label_is_named():
+    right = SPLIT.most_frequent_label_is_right
+    wrong_once = (1, *right[1:])  # the first record is of the rare class, and answered rightly
+    rows = [
+        ModelRow(setting="s", arm=arm, eta=eta, seed=seed, privatizations=1, right=answers, seconds=1.0)
+        for seed in (0, 1)
+        for arm, eta, answers in ((CLEAN, None, (1,) * 16), (PROMPT, 50.0, wrong_once), (PROMPT, 80.0, (1,) * 16))
+    ]
+    said = [line for line in verdict(summarize(rows, most_frequent_label=right)) if "most frequent" in line]
+    assert said == [
+        "No better than always naming the most frequent label, as far as can be told: without reconstruction at η = 50."
+    ]
+    assert not [line for line in verdict(summarize(rows)) if "most frequent" in line]
 
 
 def test_a_pair_with_an_empty_text_is_refused(tmp_path):

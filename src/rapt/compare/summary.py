@@ -16,7 +16,11 @@ from rapt.compare.results import AttackRow, ModelRow, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """An arm at an η. Accuracy is a share of (record, privatization) pairs."""
+    """An arm at an η. Accuracy is a share of (record, privatization) pairs.
+
+    `over_most_frequent` is what it is above always naming the most frequent label, in points on the same texts; None
+    where nobody told.
+    """
 
     arm: str
     eta: float | None
@@ -25,6 +29,7 @@ class Accuracy:
     privatizations: int
     records: int
     seconds: float
+    over_most_frequent: Mean | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,24 +94,26 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[bool] = ()) 
     order = {name: place for place, name in enumerate(ARMS)}
     keys = sorted(models, key=lambda key: (math.inf if key[1] is None else key[1], order[key[0]]))
     attacks = [_attack(row) for row in rows if isinstance(row, AttackRow)]
+    named = np.array([most_frequent_label], dtype=float) if most_frequent_label else None
     return Summary(
-        accuracies=tuple(_accuracy(models[key]) for key in keys),
+        accuracies=tuple(_accuracy(models[key], named) for key in keys),
         differences=tuple(_differences(models)),
         attacks=tuple(sorted(attacks, key=lambda attack: attack.eta)),
-        most_frequent_label=mean_of(np.array([most_frequent_label], dtype=float)) if most_frequent_label else None,
+        most_frequent_label=None if named is None else mean_of(named),
     )
 
 
-def _accuracy(runs: dict[int, ModelRow]) -> Accuracy:
-    first = runs[min(runs)]
+def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None) -> Accuracy:
+    first, table = runs[min(runs)], _table(runs, sorted(runs))
     return Accuracy(
         arm=first.arm,
         eta=first.eta,
-        accuracy=mean_of(_table(runs, sorted(runs))),
+        accuracy=mean_of(table),
         seeds=tuple(sorted(runs)),
         privatizations=first.privatizations,
         records=len(first.right),
         seconds=float(np.mean([run.seconds for run in runs.values()])),
+        over_most_frequent=None if named is None else mean_of(100 * (table - named)),
     )
 
 

@@ -24,6 +24,9 @@ def verdict(summary: Summary) -> Iterator[str]:
     for item in summary.differences:
         if (item.arm, item.other) == (PROMPT, CLEAN):
             yield f"At η = {item.eta:g}, privacy cost {-item.points.value:.1f} points without reconstruction."
+    if blind := [item for item in summary.accuracies if item.over_most_frequent and item.over_most_frequent.low <= 0]:
+        arms = "; ".join(item.arm if item.eta is None else f"{item.arm} at η = {item.eta:g}" for item in blind)
+        yield f"No better than always naming the most frequent label, as far as can be told: {arms}."
     fewest = min((len(item.seeds) for item in summary.accuracies), default=0)
     if fewest < SEEDS_FOR_AN_INTERVAL:
         yield (
