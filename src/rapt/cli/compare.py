@@ -43,7 +43,9 @@ def compare(
     ] = None,
     mechanism: Annotated[str, typer.Option(help="As `rapt mechanisms` lists them.")] = "laplace",
     settings: MechanismOptions = None,
-    arms: Annotated[str | None, typer.Option(metavar="A,B,...", help="What is compared; default: all arms.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="What is compared; default: all arms that can be.")
+    ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Models for each arm and η.")] = 5,
     privatizations: Annotated[int, typer.Option(min=1, help="Of the texts to judge on, for each model.")] = 3,
     plain_tokens: Annotated[int, typer.Option(min=0, help="m, before each text.")] = 20,
@@ -74,7 +76,7 @@ def compare(
       rapt compare reviews.csv --eta 60 --eta 75 --eta 90 --out comparison --processes 2
       rapt compare pairs.csv --text-column sentence1 --text-column-2 sentence2 --eta 75 --out comparison
     """
-    from rapt.compare.arms import ARMS
+    from rapt.compare.arms import ARMS, LONGER
     from rapt.compare.crew import run_comparison
     from rapt.compare.paper_table import accuracy_cells, difference_cells
     from rapt.compare.plan import ComparisonPlan
@@ -82,6 +84,7 @@ def compare(
     from rapt.compare.summary import summarize
     from rapt.compare.texts import read_split
     from rapt.errors import UsageError
+    from rapt.service.model.tuning_config import LORA
 
     plan = ComparisonPlan(
         model=model,
@@ -91,7 +94,9 @@ def compare(
         seeds=tuple(range(seeds)),
         arms=_names(arms)
         or tuple(
-            name for name, arm in ARMS.items() if (denoised or not arm.denoised) and (public or not arm.sentences)
+            name
+            for name, arm in ARMS.items()
+            if (denoised or not arm.denoised) and (public or not arm.sentences) and (method != LORA or name != LONGER)
         ),
         denoised=None if denoised is None else str(denoised),
         privatizations=privatizations,

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rapt.compare.arms import ARMS, CLEAN, USUAL
+from rapt.compare.arms import ARMS, CLEAN, LONGER, USUAL
 from rapt.errors import UsageError
 from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
-from rapt.service.model.tuning_config import PROMPT_TUNING, TuningConfig, default_config
+from rapt.service.model.tuning_config import LORA, PROMPT_TUNING, TuningConfig, default_config
 from rapt.wire.manifest import Parameter
 
 # Bootstrap over fewer seeds says little; the report says so below this number.
@@ -96,6 +96,8 @@ class ComparisonPlan:
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
         if self.denoised is None and any(ARMS[name].denoised for name in self.arms):
             raise UsageError("the arm 'denoised' needs a backbone that expects noise; give --denoised FOLDER")
+        if LONGER in self.arms and self.method == LORA:
+            raise UsageError(f"the arm {LONGER!r} needs a method with a prompt, got method={LORA!r}; leave it out")
         if any(not (math.isfinite(eta) and eta > 0) for eta in self.etas) or len(set(self.etas)) != len(self.etas):
             raise UsageError("every eta must be finite, above 0 and named once; leave the others out")
         if not self.etas and self.arms != (CLEAN,):
