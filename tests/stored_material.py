@@ -2,6 +2,7 @@
 
 from rapt.service.storage.callers import OPERATOR, Caller
 from rapt.service.storage.file_rows import FileSummary
+from rapt.service.storage.job_rows import add_job
 from rapt.service.storage.job_runs import succeed_job
 from rapt.service.storage.tenant_rows import Quotas, create_tenant
 from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
@@ -33,6 +34,13 @@ def finish(store, job, adapter=b"12345"):
     """End a job with an adapter."""
     with store.directory.stage_bytes(adapter) as staged:
         return succeed_job(store, job, staged, trained_tokens=18, now=9)
+
+
+def queue(store, caller, file, max_jobs=1000, **changes):
+    """A job that waits."""
+    job = {"model": "toy", "training_file": file.id, "seed": 1, "suffix": None}
+    limits = {"max_jobs": max_jobs, "max_bytes": 10**9}
+    return add_job(store, **{**limits, **job, **changes}, method=METHOD, caller=caller, now=7)
 
 
 def tenant(store, name, **quotas):

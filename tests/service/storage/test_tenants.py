@@ -10,13 +10,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 from sqlalchemy.exc import DatabaseError
 
+import stored_material
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import list_audit
 from rapt.service.storage.callers import OPERATOR, Caller
 from rapt.service.storage.checkpoint_models import add_checkpoint_model, checkpoint_id, list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file, get_file, list_files
-from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs, pause_job, resume_job
+from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
     add_state,
     claim_next_job,
@@ -41,7 +42,7 @@ from rapt.service.storage.tenant_rows import (
     usage_of,
 )
 from rapt.service.storage.worker_locks import is_alive, living_worker
-from stored_material import METHOD, SUMMARY, finish, kept_bytes, tenant
+from stored_material import SUMMARY, finish, kept_bytes, tenant
 
 
 def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
@@ -51,10 +52,8 @@ def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
         )
 
 
-def queue(store, caller, file=None, max_jobs=1000, **changes):
-    job = {"model": "toy", "training_file": (file or upload(store, caller)).id, "seed": 1, "suffix": None}
-    limits = {"max_jobs": max_jobs, "max_bytes": 10**9}
-    return add_job(store, **{**limits, **job, **changes}, method=METHOD, caller=caller, now=7)
+def queue(store, caller, file=None, **changes):
+    return stored_material.queue(store, caller, file or upload(store, caller), **changes)
 
 
 def claim(store, worker="worker-1"):
