@@ -208,7 +208,9 @@ def test_every_arm_has_a_line_of_its_own_in_the_curves():
 
 def test_the_report_says_what_the_results_say_and_no_text(results, tmp_path):
     summary = summarize(results[1])
-    page = write_comparison(PLAN, SPLIT, summary, tmp_path, title="t", created="2026-01-01", command="rapt compare")
+    plan = replace(PLAN, model=str(model_directory("bert-tiny")))
+    page = write_comparison(plan, SPLIT, summary, tmp_path, title="t", created="2026-01-01", command="rapt compare")
+    assert all(str(model_directory("bert-tiny").parent) not in written.read_text() for written in tmp_path.iterdir())
     values = json.loads((tmp_path / "comparison.json").read_text())
     assert [item["arm"] for item in values["accuracies"] if item["eta"] is None] == [CLEAN]
     assert len(values["differences"]) == 6  # RAPT and plain tuning, each against clear text, and each other, at two eta

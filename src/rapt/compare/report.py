@@ -45,6 +45,7 @@ class Page:
     created: str
     created_by: str
     plan: ComparisonPlan
+    model: str
     setting: str
     training: str
     evaluation: str
@@ -75,11 +76,14 @@ def write_comparison(
     """
     distances = table_distances(load_vocabulary(plan.model))
     tables = _tables(summary)
+    denoised = None if plan.denoised is None else weights_digest(plan.denoised)
+    model = Path(plan.model).name  # where it lies is nobody's business
     page = Page(
         title=title,
         created=created,
         created_by=f"rapt {__version__}",
         plan=plan,
+        model=model,
         setting=plan.setting(texts_digest=split.digest),
         training=f"{len(split.training):,} {'pairs' if split.training.pairs else 'texts'}",
         evaluation=f"{len(split.evaluation):,}",
@@ -90,14 +94,13 @@ def write_comparison(
         facts=_facts(plan),
         command=command,
     )
-    denoised = None if plan.denoised is None else weights_digest(plan.denoised)
     values: dict[str, Any] = {
         "schema": SCHEMA,
         "created": created,
         "created_by": page.created_by,
         "command": command,
         "setting": page.setting,
-        "plan": asdict(plan) | {"options": dict(plan.options), "denoised": denoised},
+        "plan": asdict(plan) | {"model": model, "options": dict(plan.options), "denoised": denoised},
         "pairs": split.training.pairs,
         "training_records": len(split.training),
         "evaluation_records": len(split.evaluation),

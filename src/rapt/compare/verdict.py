@@ -30,14 +30,18 @@ def verdict(summary: Summary) -> Iterator[str]:
     fewest = min((len(item.seeds) for item in summary.accuracies), default=0)
     if fewest < SEEDS_FOR_AN_INTERVAL:
         yield (
-            f"Some arm has {fewest} seed{'' if fewest == 1 else 's'}: below {SEEDS_FOR_AN_INTERVAL}, an interval "
+            f"Some arm has {_seeds(fewest)}: below {SEEDS_FOR_AN_INTERVAL}, an interval "
             "understates how much another seed would change."
         )
 
 
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
 def _says(item: Difference) -> str:
     points = item.points
-    amount = f"{signed(points.value)} points ({signed_interval(points)}, {len(item.seeds)} seeds)"
+    amount = f"{signed(points.value)} points ({signed_interval(points)}, {_seeds(len(item.seeds))})"
     if points.low > 0:
         return f"helped: {amount}"
     if points.high < 0:
