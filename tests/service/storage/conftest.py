@@ -1,3 +1,6 @@
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 
 from rapt.service.storage.recovery import open_store
@@ -8,6 +11,19 @@ from stored_material import tenant
 def store(tmp_path):
     with open_store(tmp_path / "data") as opened:
         yield opened
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Where a store is going to be opened: a folder that is not there yet, and a database if it is not SQLite's."""
+
+    data: Path
+    url: str | None = None
+
+
+@pytest.fixture
+def opening(tmp_path):
+    return Opening(tmp_path / "data")
 
 
 @pytest.fixture

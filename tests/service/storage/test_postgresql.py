@@ -3,9 +3,12 @@
 import inspect
 import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psycopg
 import pytest
+import test_named_blobs
+import test_old_places
 import test_store
 import test_tenants
 from alembic.autogenerate import compare_metadata
@@ -47,12 +50,17 @@ def store(url, tmp_path):
         yield opened
 
 
+@pytest.fixture
+def opening(url, opening):
+    return replace(opening, url=url)
+
+
 def _shared():
-    for module in (test_store, test_tenants):
+    for module in (test_named_blobs, test_old_places, test_store, test_tenants):
         for name, function in vars(module).items():
             if name.startswith("test_") and callable(function) and name not in _OF_SQLITE:
                 wanted = inspect.signature(function).parameters
-                if "store" in wanted and "tmp_path" not in wanted:
+                if wanted.keys() & {"store", "opening"} and "tmp_path" not in wanted:
                     yield f"{name}_on_postgresql", function
 
 

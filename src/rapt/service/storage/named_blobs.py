@@ -58,7 +58,7 @@ def is_named(connection: Connection, digest: str) -> bool:
 
 def named_blobs(connection: Connection) -> set[str]:
     """All blobs that rows name."""
-    return {digest for name in _NAMING for digest in connection.execute(select(name).distinct()).scalars() if digest}
+    return {digest for name in _NAMING for digest in connection.execute(select(name).distinct()).scalars()}
 
 
 @contextmanager

@@ -6,9 +6,11 @@ leaves what the next start goes on with.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import select, update
 
@@ -21,6 +23,9 @@ from rapt.wire.adapter_archive import pack_adapter
 
 log = logging.getLogger(__name__)
 
+# What a model names whose adapter was lost: no bytes are kept under it.
+_NOTHING: Final = hashlib.sha256(b"").hexdigest()
+
 
 def bring_along(store: Store) -> int:
     """Put everything where it belongs, before anybody looks; for the one serving process. Returns how much it was."""
@@ -29,15 +34,15 @@ def bring_along(store: Store) -> int:
 
 def _adapters(store: Store) -> int:
     folder = store.directory.old_adapters
-    if not folder.exists():
-        return 0
     with store.database.read() as connection:
         old = connection.execute(select(MODELS.c.number, MODELS.c.adapter).where(MODELS.c.sha256 == "")).all()
-    moved = 0
     for row in old:
+        change = update(MODELS).where(MODELS.c.number == row.number)
         files = _files_in(folder / row.adapter)
         if not files:
             log.error("the adapter of model number %d is missing", row.number)
+            with store.database.write() as connection:
+                connection.execute(change.values(sha256=_NOTHING))
             continue
         with (
             store.directory.stage_bytes(pack_adapter(files)) as staged,
@@ -45,12 +50,11 @@ def _adapters(store: Store) -> int:
             store.database.write() as connection,
         ):
             # The size too: before it was counted it was 0, and an archive is a little larger than its files.
-            change = update(MODELS).where(MODELS.c.number == row.number)
             connection.execute(change.values(sha256=staged.sha256, bytes=staged.bytes))
         shutil.rmtree(folder / row.adapter)
-        moved += 1
-    shutil.rmtree(folder)  # with what no row has named
-    return moved
+    if folder.exists():
+        shutil.rmtree(folder)  # with what no row has named
+    return len(old)
 
 
 def _files_in(folder: Path) -> dict[str, bytes]:
