@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-postgres test-node check format bench help-pages clean
+.PHONY: help demo test test-postgres test-s3 test-node check format bench help-pages clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,10 @@ test: $(READY)  ## every test that CI runs
 
 test-postgres: $(READY)  ## the store once more on a PostgreSQL server of its own (Debian: apt-get install postgresql)
 	RAPT_TEST_POSTGRESQL=1 $(BIN)/python -m pytest -q tests/service/storage/test_postgresql.py
+
+test-s3: $(READY)  ## blobs in an object store once more, on a server of S3 of its own; fetches the server
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt --target $(VENV)/s3 s3fs 'moto[server]>=5.2,<6'
+	RAPT_TEST_S3=1 PYTHONPATH=$(abspath $(VENV)/s3) $(BIN)/python -m pytest -q tests/service/storage/test_blob_stores.py tests/service/storage/test_object_store.py
 
 test-node: $(READY)  ## the official npm client against the service; needs node, and fetches the client
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/node openai@7

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from blob_stores import has_s3, own_s3
 from rapt.service.storage.recovery import open_store
 from stored_material import tenant
 
@@ -11,6 +12,14 @@ from stored_material import tenant
 def store(tmp_path):
     with open_store(tmp_path / "data") as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def s3():
+    if not has_s3():
+        pytest.skip("needs a server of S3; run make test-s3")
+    with own_s3():
+        yield
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fsspec.spec import AbstractFileSystem
 
-from blob_stores import KINDS, blobs_of, has_s3, own_s3
+from blob_stores import KINDS, blobs_of
 from rapt.errors import DamagedError, UnavailableError, UsageError
 from rapt.service.storage import blobs_fsspec
 from rapt.service.storage.blob_store import open_blob, read_blob
@@ -15,14 +15,6 @@ from rapt.service.storage.blobs_fsspec import FsspecBlobs, open_blobs
 from rapt.service.storage.durable_files import StagedFile, write_staged
 
 MEBIBYTE = 1024 * 1024
-
-
-@pytest.fixture(scope="session")
-def s3():
-    if not has_s3():
-        pytest.skip("needs a server of S3; run make test-s3")
-    with own_s3():
-        yield
 
 
 @pytest.fixture(params=KINDS)
