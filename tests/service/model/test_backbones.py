@@ -16,7 +16,8 @@ from transformers import (
 import tokenizer_zoo
 from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import model_directory
-from rapt.service.model.backbone import ARCHITECTURES, load_backbone
+from rapt.service.model.architectures import ARCHITECTURES
+from rapt.service.model.backbone import load_backbone
 from rapt.service.model.frame import frame_of
 from rapt.service.model.layout import check_length, embed_with_prompts, encode_with_prompts, lay_out
 from tiny_backbones import TINY, WIDTH, write_tiny_model

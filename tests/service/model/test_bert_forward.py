@@ -128,6 +128,26 @@ def test_steered_rows_are_those_of_hugging_face(pair, kinds):
             close(pair[0](**batch, steering=swapped), expected, batch)
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, (9, 9, 9)], ids=str)
+@pytest.mark.parametrize("kinds", [(0,), (1, 2, 0, 1), (0, 3, 4, 3)], ids=str)
+def test_states_that_are_asked_for_are_those_of_a_whole_pass(pair, lengths, kinds):
+    """Of a run of positions, of one alone, and of scattered ones, in rows of any length, with prefixes or without."""
+    ours, theirs = pair
+    batch = batch_for(theirs, lengths=lengths)
+    made = adapters(theirs)
+    steering = steer([made[kinds[row % len(kinds)]] for row in range(len(lengths))])
+    wanted = torch.zeros_like(batch["attention_mask"])
+    wanted[0, 1:7], wanted[1, 0], wanted[2, [0, 3]] = 1, 1, 1
+    wanted[3:, 2] = 1
+    whole = ours(**batch, steering=steering)
+    found = ours(**batch, steering=steering, wanted=wanted)
+    tolerance = 1e-5 if whole.dtype == torch.float32 else 1e-10
+    asked = wanted.bool()
+    torch.testing.assert_close(found[asked], whole[asked], atol=tolerance, rtol=tolerance)
+    if not steering.lora:
+        assert bool((found[~asked] == 0).all())
+
+
 def test_gradients_are_those_of_hugging_face(pair):
     batch, made = batch_for(pair[1]), adapters(pair[1])
     for tuned in (made[0], made[1], made[3]):

@@ -17,14 +17,21 @@ def test_every_row_is_in_exactly_one_pass_with_its_like(lengths, data):
         longest, shortest = (pick(lengths[position] for position in chosen) for pick in (max, min))
         assert len({lanes[position] for position in chosen}) == 1
         assert len(chosen) <= MAX_ROWS
-        assert len(chosen) * longest <= MAX_POSITIONS
+        assert len(chosen) * longest <= MAX_POSITIONS["cpu"]
         assert longest <= max(SHORT, GROWTH * shortest)
     longest = [max(lengths[position] for position in chosen) for chosen in passes]
     assert longest == sorted(longest)
 
 
 def test_short_rows_of_any_length_stay_together():
-    assert len(cut_into_passes(list(range(1, SHORT + 1)), lanes=[None] * SHORT)) == 1
+    lengths = list(range(1, SHORT + 1, 3))
+    assert len(cut_into_passes(lengths, lanes=[None] * len(lengths))) == 1
+
+
+def test_a_pass_is_larger_where_no_processor_computes_it():
+    lengths = [100] * 60
+    assert len(cut_into_passes(lengths, lanes=[None] * 60)) == 6
+    assert len(cut_into_passes(lengths, lanes=[None] * 60, device="cuda")) == 1
 
 
 @pytest.mark.parametrize("count", [0, 1])

@@ -14,7 +14,7 @@ from threading import Event, Thread
 from typing import Final
 
 # How often, s: what is given back is taken again page by page, which costs some, so not after every pass.
-_EVERY: Final = 15.0
+_EVERY: Final = 5.0
 
 
 def give_back() -> bool:

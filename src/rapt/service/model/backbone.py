@@ -9,52 +9,27 @@ from __future__ import annotations
 
 import functools
 import json
-import math
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from rapt.errors import UsageError, VocabularyError
+from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
-from rapt.service.model.backbone_parts import Kind, Parts
+from rapt.service.model.architectures import ARCHITECTURES, load_parts
+from rapt.service.model.backbone_parts import Kind
 from rapt.service.model.chat_template import ChatFrame, read_chat_frame
 from rapt.service.model.frame import Frame, frame_of, make_tokenizer
 from rapt.service.model.language_head import LanguageHead
 from rapt.service.model.noise_expected import NoiseExpected, read_noise_expected, read_soft_embeddings
+from rapt.service.model.precision import Precision, chosen_dtype
 from rapt.service.model.sites import Sites
 from rapt.service.model.steering import Steering, steered
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-Precision = Literal["auto", "float32", "bfloat16"]
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How a `model_type` is read: what kind it is, and the module that loads it, imported when it is asked for."""
-
-    kind: Kind
-    module: str
-
-
-ARCHITECTURES: Final[Mapping[str, Architecture]] = {
-    "bert": Architecture("encoder", "rapt.service.model.backbone_bert"),
-    "t5": Architecture("encoder-decoder", "rapt.service.model.backbone_t5"),
-    "llama": Architecture("decoder", "rapt.service.model.backbone_llama"),
-    "gpt2": Architecture("decoder", "rapt.service.model.backbone_gpt2"),
-}
-
-
-class _Loader(Protocol):
-    def load(self, folder: Path, *, dtype: torch.dtype) -> Parts: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +97,7 @@ class Backbone:
         attention_mask: Tensor,
         position_ids: Tensor,
         steering: Steering | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Last-layer states, (B, T, h), float32; of a decoder, after its final norm.
 
@@ -131,6 +107,8 @@ class Backbone:
             position_ids: Explicit positions, (B, T): a model must not guess them from padded vectors. An architecture
                 that knows distances only is not told them.
             steering: Prefixes and low-rank changes of the rows; None leaves the model as it is.
+            wanted: Not 0 where a state is asked for, (B, T), at one real position a row at least; elsewhere it may be
+                left out and 0. None asks for all.
         """
         if self.inference is not None and not torch.is_grad_enabled():
             found: Tensor = self.inference(
@@ -138,6 +116,7 @@ class Backbone:
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 steering=steering,
+                wanted=wanted,
             )
             return found.float()
         positions = {"position_ids": position_ids} if self.takes_positions else {}
@@ -219,8 +198,8 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         )
     kind = ARCHITECTURES[architecture].kind
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    dtype = _dtype(precision, place)
-    parts = _load(ARCHITECTURES[architecture], folder, dtype=dtype, model=model)
+    dtype = chosen_dtype(precision, place)
+    parts = load_parts(architecture, folder, dtype=dtype, model=model)
     whole: nn.Module = parts.whole
     whole.requires_grad_(False).eval().to(place)
     head = parts.language_head
@@ -260,45 +239,7 @@ def _install(model: PreTrainedModel) -> Sites:
     return install(model)
 
 
-def _load(architecture: Architecture, folder: Path, *, dtype: torch.dtype, model: str) -> Parts:
-    loader = cast(_Loader, import_module(architecture.module))
-    try:
-        return loader.load(folder, dtype=dtype)
-    except (OSError, RuntimeError):  # a size that does not fit is a RuntimeError; both messages may name paths
-        raise VocabularyError(
-            f"model={model!r} must have config.json and model.safetensors that fit each other; install it again"
-        ) from None
-
-
 # The cue of a decoder is asked for with every row, and a tokenizer takes long to read.
 @functools.lru_cache(maxsize=256)
 def _public_ids(tokenizer_json: bytes, text: str) -> tuple[int, ...]:
     return tuple(make_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)
-
-
-def _dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        faster = device.type == "cuda" or _bfloat16_speedup() > 1.2
-        return torch.bfloat16 if faster else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
-
-
-@functools.cache
-def _bfloat16_speedup() -> float:
-    """How much faster this processor multiplies in bfloat16, measured in a few milliseconds.
-
-    What the processor claims is no guide: the same instructions run at three times the speed of float32 on one machine
-    and at half of it on another.
-    """
-    factors = {
-        dtype: (torch.ones(512, 384, dtype=dtype), torch.ones(384, 384, dtype=dtype))
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    best = dict.fromkeys(factors, math.inf)
-    # By turns and the best of many: whoever else uses the machine in these milliseconds must not choose the precision.
-    for _ in range(20):
-        for dtype, (left, right) in factors.items():
-            start = time.perf_counter()
-            left @ right
-            best[dtype] = min(best[dtype], time.perf_counter() - start)
-    return best[torch.float32] / best[torch.bfloat16]

@@ -1,15 +1,16 @@
 """BERT's forward pass, ours: the numbers of Hugging Face's `BertModel`, and no padding is computed.
 
 Devlin et al. 2019, post-norm layers. All that acts on one position at a time runs on real positions only, packed one
-after the other; only attention sees rows, padded to the longest. Query, key and value are one matrix product.
+after the other; only attention sees rows, padded to the longest. Query, key and value are one matrix product. Where the
+states of some positions only are asked for, the last layer computes no others.
 
-Gradients flow to the inputs and to whatever steers it, though training keeps to Hugging Face's: there is no dropout
-and no checkpointing here.
+Gradients flow to the inputs and to what steers it, though training keeps to Hugging Face's: there is no dropout here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -23,6 +24,37 @@ if TYPE_CHECKING:  # the pass itself needs no library
 
 _QKV: Final = ("query", "key", "value")
 _USUAL: Final = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Some positions of B rows, one after the other: N of the B * T that there are.
+
+    Attributes:
+        places: Where each stands among all positions, (N,).
+        rows: Of every position, which of the N is there, (B * T,); where none is, any.
+        columns: The same with the positions of each row moved to its beginning, (B, A): A is their largest number.
+        filled: Where each of the N stands among those, (N,).
+    """
+
+    places: Tensor
+    rows: Tensor
+    columns: Tensor
+    filled: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Packed:
+        """The positions where a mask, (B, T), is not 0."""
+        chosen = mask != 0
+        counts = chosen.sum(dim=1)
+        column = torch.arange(int(counts.max()), device=mask.device)
+        starts = counts.cumsum(dim=0) - counts
+        return cls(
+            places=chosen.flatten().nonzero()[:, 0],
+            rows=(chosen.flatten().cumsum(dim=0) - 1).clamp(min=0),
+            columns=(starts[:, None] + column).clamp(max=int(counts.sum()) - 1),
+            filled=(column < counts[:, None]).flatten().nonzero()[:, 0],
+        )
 
 
 class BertForward(nn.Module):
@@ -71,30 +103,42 @@ class BertForward(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         steering: Steering | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Last-layer states, (B, T, h); zero at padding.
+        """Last-layer states, (B, T, h); zero at padding, and where none is wanted.
 
         Args:
             inputs_embeds: Vectors at the place of word embeddings, (B, T, h), in the dtype of the weights.
             attention_mask: 1 at real positions, (B, T).
             position_ids: (B, T).
             steering: Prefixes and low-rank changes of the rows.
+            wanted: Not 0 at the real positions whose states are asked for, (B, T), one a row at least; None asks for
+                all. The last layer computes no others, unless there are low-rank changes.
         """
         rows, longest, width = inputs_embeds.shape
-        real = attention_mask.flatten().nonzero()[:, 0]
-        # A low-rank change is given by row, so then rows stay whole. They have a pass of their own anyway.
-        packed = len(real) < rows * longest and not (steering and steering.lora)
-        index = real if packed else None
+        whole = bool(steering and steering.lora)  # a low-rank change is given by row; it has a pass of its own anyway
+        real = Packed.of(attention_mask)
+        packed = None if whole or len(real.places) == rows * longest else real
+        asked = None if whole or wanted is None else Packed.of(wanted)
         x = inputs_embeds.reshape(rows * longest, width)
         places = position_ids.reshape(-1)
-        if index is not None:
-            x, places = x[index], places[index]
+        if packed is not None:
+            x, places = x.index_select(0, packed.places), places[packed.places]
         x = self._normed(x + nn.functional.embedding(places, self.get_buffer("positions")), "norm")
         seen = _visible(attention_mask, steering)
         for layer in range(self.layers):
-            x = self._layer(x, layer, shape=(rows, longest), index=index, seen=seen, steering=steering)
-        if index is not None:
-            x = x.new_zeros(rows * longest, width).index_copy(0, index, x)
+            x = self._layer(
+                x,
+                layer,
+                shape=(rows, longest),
+                packed=packed,
+                asked=asked if layer == self.layers - 1 else None,
+                seen=seen,
+                steering=steering,
+            )
+        there = asked or packed
+        if there is not None:
+            x = x.new_zeros(rows * longest, width).index_copy_(0, there.places, x)
         return x.view(rows, longest, width)
 
     def _layer(
@@ -103,40 +147,51 @@ class BertForward(nn.Module):
         layer: int,
         *,
         shape: tuple[int, int],
-        index: Tensor | None,
+        packed: Packed | None,
+        asked: Packed | None,
         seen: Tensor | None,
         steering: Steering | None,
     ) -> Tensor:
+        """States after a layer at the positions of `x`, or at those that are asked for."""
         name = f"encoder.layer.{layer}"
-        qkv = self._linear(x, f"{layer}_qkv")
-        if steering and steering.lora:
-            changes = [
-                self._change(x, f"{name}.attention.self.{part}", shape=shape, steering=steering, width=self.width)
-                for part in _QKV
-            ]
-            qkv = qkv + torch.cat(changes, dim=1)
-        if index is not None:
-            qkv = qkv.new_zeros(shape[0] * shape[1], qkv.shape[1]).index_copy(0, index, qkv)
-        parts = qkv.view(*shape, 3, self.heads, self.width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, d)
+        heads = (self.heads, self.width // self.heads)
+        if asked is None:
+            qkv = self._linear(x, f"{layer}_qkv")
+            if steering and steering.lora:
+                changes = [
+                    self._change(x, f"{name}.attention.self.{part}", shape=shape, steering=steering, width=self.width)
+                    for part in _QKV
+                ]
+                qkv = qkv + torch.cat(changes, dim=1)
+            if packed is not None:
+                qkv = qkv.index_select(0, packed.rows)
+            query, key, value = qkv.view(*shape, 3, *heads).permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, d)
+        else:
+            both = self._linear(x, f"{layer}_qkv", first=self.width)
+            x = x.index_select(0, asked.places if packed is None else packed.rows[asked.places])
+            if packed is not None:
+                both = both.index_select(0, packed.rows)
+            key, value = both.view(*shape, 2, *heads).permute(2, 0, 3, 1, 4).unbind(0)
+            query = self._linear(x, f"{layer}_qkv", last=self.width)[asked.columns]  # (B, A, h)
+            query = query.view(*asked.columns.shape, *heads).transpose(1, 2)
         if steering is not None and steering.prefix is not None:
             own = steering.prefix[layer].to(key.dtype)  # (2, B, H, P, d)
             key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        mixed = mixed.transpose(1, 2).reshape(shape[0] * shape[1], self.width)
-        if index is not None:
-            mixed = mixed[index]
-        x = self._normed(
-            x + self._steered(mixed, f"{layer}_out", f"{name}.attention.output.dense", shape, steering),
-            f"{layer}_norm1",
-        )
+        mixed = mixed.transpose(1, 2).reshape(-1, self.width)
+        if asked is not None:
+            mixed = mixed.index_select(0, asked.filled)
+        elif packed is not None:
+            mixed = mixed.index_select(0, packed.places)
+        out = self._steered(mixed, f"{layer}_out", f"{name}.attention.output.dense", shape, steering)
+        x = self._normed(out.add_(x), f"{layer}_norm1")
         inner = gelu(self._steered(x, f"{layer}_up", f"{name}.intermediate.dense", shape, steering))
-        return self._normed(
-            x + self._steered(inner, f"{layer}_down", f"{name}.output.dense", shape, steering), f"{layer}_norm2"
-        )
+        down = self._steered(inner, f"{layer}_down", f"{name}.output.dense", shape, steering)
+        return self._normed(down.add_(x), f"{layer}_norm2")
 
-    def _linear(self, x: Tensor, name: str) -> Tensor:
-        return linear(x, self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias"))
+    def _linear(self, x: Tensor, name: str, *, first: int = 0, last: int | None = None) -> Tensor:
+        weight, bias = self.get_buffer(f"{name}_weight"), self.get_buffer(f"{name}_bias")
+        return linear(x, weight[first:last], bias[first:last])
 
     def _normed(self, x: Tensor, name: str) -> Tensor:
         weight, bias = self.get_buffer(name)

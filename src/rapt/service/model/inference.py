@@ -15,7 +15,7 @@ import torch
 from rapt.errors import UsageError
 from rapt.service.model.adapter import Adapter, check_plain_tokens
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import check_texts, encode_with_prompts, lay_out, sequence_length
+from rapt.service.model.layout import check_texts, embed_with_prompts, lay_out, sequence_length
 from rapt.service.model.pass_plan import cut_into_passes
 from rapt.service.model.row_heads import class_probabilities
 from rapt.service.model.steering import NOTHING, Tuned, steer
@@ -88,9 +88,9 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
     )
 
 
-def plan(rows: Sequence[ClassificationRow]) -> list[list[int]]:
-    """Which rows share a pass, as positions."""
-    return cut_into_passes([row.positions for row in rows], lanes=[_lane(row) for row in rows])
+def plan(rows: Sequence[ClassificationRow], *, device: str = "cpu") -> list[list[int]]:
+    """Which rows share a pass on a kind of device, as positions."""
+    return cut_into_passes([row.positions for row in rows], lanes=[_lane(row) for row in rows], device=device)
 
 
 def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tuple[float, ...]]:
@@ -106,7 +106,7 @@ def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tupl
     for position, row in enumerate(rows):
         check_row(backbone, row, position=position)
     answers: dict[int, tuple[float, ...]] = {}
-    for chosen in plan(rows):
+    for chosen in plan(rows, device=backbone.device.type):
         answers |= dict(zip(chosen, classify_pass(backbone, [rows[index] for index in chosen]), strict=True))
     return [answers[index] for index in range(len(rows))]
 
@@ -124,7 +124,13 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
         second_texts=[row.second_token_ids for row in rows],
         cues=[task.cue(backbone)] * len(rows),
     )
-    states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
+    states = backbone.encode(
+        embed_with_prompts(backbone, layout, steering.prompts),
+        attention_mask=layout.attention_mask,
+        position_ids=layout.position_ids,
+        steering=steering,
+        wanted=task.wanted(backbone, layout),
+    )
     vectors = task.vectors(backbone, states, layout, steering=steering)  # (B, h)
     tuned = [index for index, row in enumerate(rows) if row.adapter is not None]
     heads = [(row.adapter.head_weight, row.adapter.head_bias) for row in rows if row.adapter is not None]

@@ -6,26 +6,30 @@ finely, though, and each pass has too few rows to keep the processor busy.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 # Rows of one pass: more make it no faster a row, and hold up whoever comes meanwhile.
 MAX_ROWS: Final = 64
-# Positions of one pass, padding included: bounds the memory that a pass takes.
-MAX_POSITIONS: Final = 16_384
+# Positions of one pass, padding included, by the kind of device: bounds the memory that a pass takes. A processor is at
+# its fastest from some 400 on, and what smaller passes free is of use to the next ones. On a GPU it was not measured.
+MAX_POSITIONS: Final[Mapping[str, int]] = {"cpu": 1024}
+_ELSEWHERE: Final = 16_384
 # A pass is begun anew when a row is more than this much longer than the shortest of the pass.
 GROWTH: Final = 1.5
 # Below this many positions a pass costs nearly the same whatever its length: short rows are kept together.
 SHORT: Final = 48
 
 
-def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable]) -> list[list[int]]:
+def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable], device: str = "cpu") -> list[list[int]]:
     """Positions of the rows of each pass, short passes first; every row is in exactly one.
 
     Args:
         lengths: How many positions each row takes.
         lanes: What each row can be computed with; rows of different lanes never share a pass.
+        device: The kind of device that computes.
     """
+    most = MAX_POSITIONS.get(device, _ELSEWHERE)
     passes: list[list[int]] = []
     by_lane: dict[Hashable, list[int]] = {}
     for position, lane in enumerate(lanes):
@@ -34,7 +38,7 @@ def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable]) -> lis
         positions.sort(key=lengths.__getitem__)
         current: list[int] = []
         for position in positions:
-            if current and _is_full(current, lengths, longest=lengths[position]):
+            if current and _is_full(current, lengths, longest=lengths[position], most=most):
                 passes.append(current)
                 current = []
             current.append(position)
@@ -42,6 +46,6 @@ def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable]) -> lis
     return sorted(passes, key=lambda chosen: lengths[chosen[-1]])
 
 
-def _is_full(current: list[int], lengths: Sequence[int], *, longest: int) -> bool:
+def _is_full(current: list[int], lengths: Sequence[int], *, longest: int, most: int) -> bool:
     unlike = longest > max(SHORT, GROWTH * lengths[current[0]])
-    return unlike or len(current) >= MAX_ROWS or (len(current) + 1) * longest > MAX_POSITIONS
+    return unlike or len(current) >= MAX_ROWS or (len(current) + 1) * longest > most

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.batching import Batcher, BatchLimits, Ticket
@@ -19,7 +20,7 @@ class Predictor:
         self._backbone = backbone
         self._batcher: Batcher[ClassificationRow, Answer] = Batcher(
             lambda rows: classify_pass(backbone, rows),
-            plan=plan,
+            plan=partial(plan, device=backbone.device.type),
             cost=lambda row: row.positions,
             limits=limits,
             name=f"rapt-predictor-{backbone.model}",

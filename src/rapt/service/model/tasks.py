@@ -156,6 +156,15 @@ class Classes:
             cues=[self.cue(backbone)] * len(records),
         )
 
+    def wanted(self, backbone: Backbone, layout: Layout) -> Tensor | None:
+        """Where an encoder's states are looked at, (B, T); None where more than the answer depends on them."""
+        if backbone.kind != "encoder":
+            return None
+        if not self.by_words:
+            return layout.text_mask
+        columns = torch.arange(layout.token_ids.shape[1], device=layout.token_ids.device)
+        return columns == layout.answer_column[:, None]
+
     def vectors(
         self, backbone: Backbone, states: Tensor, layout: Layout, *, steering: Steering | None = None
     ) -> Tensor:
