@@ -18,17 +18,52 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_to_json, seal, without_labels
 from running_service import running_service, wait_until
 from tiny_backbones import tiny_backbone
+from tuning_material import manifest_for
 
 KEY = "made-for-these-tests-only-0123456789"
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-# Of each operation: at most 700 requests in CI, 14,000 with --slow.
-EXAMPLES = [15, pytest.param(300, marks=pytest.mark.slow)]
+# Of each operation, in CI and with --slow: some 700 requests and some 14,000.
+EXAMPLES, MANY = 15, 300
+# Of the document, by how its paths begin: with --slow each is a test of its own, which takes minutes.
+PARTS = [
+    "/v1/admin/audit",
+    "/v1/admin/keys",
+    "/v1/admin/tenants",
+    "/v1/adapters",
+    "/v1/chat",
+    "/v1/classify",
+    "/v1/completions",
+    "/v1/files",
+    "/v1/fine_tuning",
+    "/v1/keys",
+    "/v1/models",
+    "/v1/uploads",
+    "/v1/usage",
+    "/v1/vocabularies",
+    "/healthz",
+    "/metrics",
+    "/readyz",
+]
 # Fields of bodies that a good one need not have.
-OPTIONS = {"method", "seed", "suffix", "metadata", "max_tokens", "logprobs", "temperature", "top_p", "stream", "n"}
+OPTIONS = {
+    "method",
+    "seed",
+    "suffix",
+    "metadata",
+    "max_tokens",
+    "logprobs",
+    "temperature",
+    "top_p",
+    "stream",
+    "stop",
+    "n",
+}
 # What has to be reached: else all of it could be refused at the door, and the test would pass.
 REACHED = {
     "POST /v1/fine_tuning/jobs",
@@ -46,8 +81,8 @@ REACHED = {
 
 @pytest.fixture(scope="module")
 def both(backbones, tmp_path_factory):
-    decoder = tiny_backbone("llama", tmp_path_factory.mktemp("llama") / "writer")
-    return {**backbones, decoder.model: decoder}
+    writers = [tiny_backbone(kind, tmp_path_factory.mktemp(kind) / f"tiny-{kind}") for kind in ("llama", "t5")]
+    return {**backbones, **{writer.model: writer for writer in writers}}
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +115,34 @@ def real(both, training_path, training_file, tmp_path_factory):
     privacy = {"manifest": query["manifest"], "records": rest}
     one = PrivatizedFile(manifest=training_file.manifest, records=training_file.records[:1])
     alone = query_to_json(without_labels(replace(one, manifest=seal(one.manifest, one.records))))
-    content = [{"type": "token_ids", "token_ids": prompts[0]}]
     bodies = {
-        "/v1/fine_tuning/jobs": body,
-        "/v1/classify": {"model": model, **query},
-        "/v1/completions": {"model": model, "prompt": prompts, "rapt": privacy},
-        "/v1/chat/completions": {
-            "model": model,
-            "messages": [{"role": "user", "content": content}],
-            "rapt": {"manifest": alone["manifest"], "records": rest[:1]},
-        },
+        "/v1/fine_tuning/jobs": [body],
+        "/v1/classify": [{"model": model, **query}],
+        "/v1/completions": [{"model": model, "prompt": prompts, "rapt": privacy}],
+        "/v1/chat/completions": [
+            chat_body(model, prompts[0], {"manifest": alone["manifest"], "records": rest[:1]}),
+        ],
     }
+    for writer in (backbone for backbone in both.values() if backbone.kind != "encoder"):
+        ids, privacy = written_to(writer)
+        bodies["/v1/completions"].append({"model": writer.model, "prompt": ids, "rapt": privacy})
+        bodies["/v1/chat/completions"].append(chat_body(writer.model, ids, privacy))
     # Jobs that are asked for now stay in the queue: nothing here waits for one.
     settings["worker_in_service"] = False
     with running_service(data, backbones=both, settings=settings) as url:
         yield url, values, bodies
+
+
+def written_to(backbone):
+    """Ids that a bare backbone can go on from, and what is said of them."""
+    ids = [int(token_id) for token_id in backbone.bundle.eligible[:3]]
+    manifest = seal(manifest_for(backbone, labels=None), [PrivatizedRecord(token_ids=tuple(ids))])
+    return ids, {"manifest": manifest_to_json(manifest)}
+
+
+def chat_body(model, ids, privacy):
+    content = [{"type": "token_ids", "token_ids": ids}]
+    return {"model": model, "messages": [{"role": "user", "content": content}], "rapt": privacy}
 
 
 def session():
@@ -110,7 +158,7 @@ def http_post(http, url, path):
     return answer.json()["id"]
 
 
-def with_real_values(case, values, bodies, *, real_ids, made_up):
+def with_real_values(case, values, bodies, *, real_ids, made_up, which):
     """The request with real ids in place of made-up ones if asked for, and a good body but for the made-up fields."""
     for place in (case.path_parameters, case.query):
         for name in set(place or {}) & set(values):
@@ -119,23 +167,43 @@ def with_real_values(case, values, bodies, *, real_ids, made_up):
             elif real_ids:
                 place[name] = values[name]
     if isinstance(case.body, dict) and case.path in bodies:
-        case.body = {**bodies[case.path], **{name: value for name, value in case.body.items() if name in made_up}}
+        good = bodies[case.path][which]
+        case.body = {**good, **{name: value for name, value in case.body.items() if name in made_up}}
     return case
 
 
-@pytest.mark.parametrize("examples", EXAMPLES)
-def test_every_answer_is_one_that_the_document_names(real, examples):
+def operations_of(http, url):
+    document = http.get(f"{url}/openapi.json").json()
+    found = [operation.ok() for operation in schemathesis.openapi.from_dict(document).get_all_operations()]
+    assert len(found) == sum(len(methods) for methods in document["paths"].values())
+    return found
+
+
+def test_every_answer_is_one_that_the_document_names(real):
     url, values, bodies = real
     with session() as http:
-        document = http.get(f"{url}/openapi.json").json()
-        schema = schemathesis.openapi.from_dict(document)
-        operations = [found.ok() for found in schema.get_all_operations()]
-        assert len(operations) == sum(len(methods) for methods in document["paths"].values())
-        answered = set()
-        for operation in operations:
-            if 200 in send(operation, http, url, values, bodies, examples):
-                answered.add(operation.label)
-        assert answered >= REACHED
+        answered = {
+            operation.label
+            for operation in operations_of(http, url)
+            if 200 in send(operation, http, url, values, bodies, EXAMPLES)
+        }
+    assert answered >= REACHED
+
+
+def test_every_operation_is_in_one_part_of_the_document(real):
+    with session() as http:
+        for operation in operations_of(http, real[0]):
+            assert len([part for part in PARTS if operation.path.startswith(part)]) == 1, operation.label
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_so_it_is_with_many_more_requests(real, part):
+    url, values, bodies = real
+    with session() as http:
+        for operation in operations_of(http, url):
+            if operation.path.startswith(part):
+                send(operation, http, url, values, bodies, MANY)
 
 
 def send(operation, http, url, values, bodies, examples):
@@ -146,7 +214,8 @@ def send(operation, http, url, values, bodies, examples):
         made |= operation.as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
     # What the other requests need must stay.
     ids = strategies.just(False) if operation.method.upper() == "DELETE" else strategies.booleans()
-    fields = strategies.sampled_from(sorted({*OPTIONS, *bodies.get(operation.path, ())}))
+    good = bodies.get(operation.path, [{}])
+    fields = strategies.sampled_from(sorted({*OPTIONS, *good[0]}))
 
     @hypothesis.settings(
         max_examples=examples,
@@ -156,9 +225,14 @@ def send(operation, http, url, values, bodies, examples):
         suppress_health_check=list(hypothesis.HealthCheck),
         phases=(hypothesis.Phase.generate,),
     )
-    @hypothesis.given(case=made, real_ids=ids, made_up=strategies.sets(fields, max_size=4))
-    def one(case, real_ids, made_up):
-        case = with_real_values(case, values, bodies, real_ids=real_ids, made_up=made_up)
+    @hypothesis.given(
+        case=made,
+        real_ids=ids,
+        made_up=strategies.sets(fields, max_size=4),
+        which=strategies.integers(0, len(good) - 1),
+    )
+    def one(case, real_ids, made_up, which):
+        case = with_real_values(case, values, bodies, real_ids=real_ids, made_up=made_up, which=which)
         answer = case.call(base_url=url, session=http, headers={"authorization": f"Bearer {KEY}"}, timeout=60)
         case.validate_response(answer, checks=CHECKS)
         statuses.add(answer.status_code)
