@@ -35,8 +35,9 @@ from rapt.audit.artefact.models import Workshop, tune_models
 from rapt.audit.artefact.scores import MembershipScore, score_membership
 from rapt.audit.artefact.texts import TokenTexts
 from rapt.audit.audit import audit
+from rapt.audit.matching import match_truth
 from rapt.audit.priors import public_text
-from rapt.audit.view import adversary_view, match_truth
+from rapt.audit.view import adversary_view
 from rapt.demo.data import pick_tweets, public_tweets
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import Vocabulary, load_vocabulary

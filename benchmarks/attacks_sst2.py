@@ -19,9 +19,10 @@ import numpy as np
 
 from rapt.audit.attacks import ATTACKS
 from rapt.audit.audit import audit
+from rapt.audit.matching import match_truth
 from rapt.audit.priors import public_text
 from rapt.audit.values_json import to_json
-from rapt.audit.view import adversary_view, match_truth
+from rapt.audit.view import adversary_view
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary, load_vocabulary

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from rapt.audit.matching import match_truth
 from rapt.audit.priors import PublicText, TokenPrior
-from rapt.audit.view import AdversaryView, Truth, adversary_view, match_truth
+from rapt.audit.view import AdversaryView, Truth, adversary_view
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary
@@ -82,6 +83,43 @@ def view_of(
     )
     view = adversary_view(file, vocabulary.bundle, prior=prior, public=public)
     return view, match_truth(view, _parts(tokens))
+
+
+def several_texts_view(
+    vocabulary: Vocabulary,
+    records,
+    *,
+    parts: tuple[str, ...],
+    eta: float,
+    seed: int = 0,
+    public_targets: bool = False,
+    public: PublicText | None = None,
+) -> tuple[AdversaryView, Truth]:
+    """What a service sees of records of several texts, of which `parts` says what they are, and the truth."""
+    made = make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
+    rng = np.random.default_rng(seed)
+    private = [part for part in parts if not (part == "target" and public_targets)]
+    flat = [token for record in records for text in record[: len(private)] for token in text]
+    noisy = iter(made.privatize(np.array(flat, dtype=np.int64), rng=rng).tolist())
+    fields = {"first": "token_ids", "second": "second_token_ids", "target": "target_ids"}
+    sent = tuple(
+        PrivatizedRecord(
+            **{
+                fields[part]: tuple(next(noisy) if part in private else token for token in text)
+                for part, text in zip(parts, record, strict=True)
+            }
+        )
+        for record in records
+    )
+    targets = ("public" if public_targets else "privatized") if "target" in parts else None
+    manifest = replace(
+        manifest_of(vocabulary, eta=eta, records=len(sent), tokens=len(flat)),
+        pairs="second" in parts,
+        targets=targets,
+    )
+    view = adversary_view(PrivatizedFile(manifest=manifest, records=sent), vocabulary.bundle, public=public)
+    others = {part: [record[place] for record in records] for place, part in enumerate(private) if place}
+    return view, match_truth(view, [record[0] for record in records], others=others)
 
 
 def manifest_of(

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from rapt.compare.arms import ARMS, CLEAN, PROMPT
+from rapt.compare.bench import open_bench
 from rapt.compare.crew import run_comparison
-from rapt.compare.files import FileMaker, joined
-from rapt.compare.plan import ComparisonPlan
+from rapt.compare.files import FileMaker
+from rapt.compare.plan import AttackCell, ComparisonPlan
 from rapt.compare.report import write_comparison
 from rapt.compare.results import ModelRow
 from rapt.compare.summary import summarize
@@ -91,13 +92,17 @@ def test_the_oracle_is_told_of_both_texts(files):
     assert told.manifest.tokens == sum(map(len, of_both(told.records)))
 
 
-def test_an_attacker_sees_a_pair_as_one_text(files):
-    file = files.training(SPLIT.training, eta=80.0, seed=0)
-    for before, after in zip(file.records, joined(file).records, strict=True):
-        assert after.token_ids == before.token_ids + before.second_token_ids
-        assert after.second_token_ids is None
-    single = files.training(replace(SPLIT.training, seconds=()), eta=80.0, seed=0)
-    assert joined(single) == single
+def test_both_texts_of_a_pair_are_attacked(files):
+    attacked = {}
+    for texts in (SPLIT.training, replace(SPLIT.training, seconds=())):
+        bench = open_bench(PLAN, replace(SPLIT, training=texts), threads=1)
+        attacked[texts.pairs] = bench.attack(AttackCell(eta=80.0, attacks=("embedding_inversion",), tokens=10**6))
+    lengths = [[len(ids) for ids in record] for record in files.contents(SPLIT.training)]
+    seconds = attacked[True].tokens - attacked[False].tokens
+    # The same half of the records is attacked in both: at least as many tokens as the shortest second texts have.
+    assert seconds >= sum(sorted(second for _, second in lengths)[:24])
+    assert attacked[False].tokens <= sum(sorted(first for first, _ in lengths)[24:])
+    assert 0 < attacked[True].unchanged < 1
 
 
 def test_every_arm_runs_on_pairs(tmp_path):

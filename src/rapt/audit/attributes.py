@@ -107,7 +107,7 @@ def infer_attribute(
         raise AuditError(
             f"inferring column {column!r} needs at least {2 * folds} texts for {folds} folds, got {len(codes)}"
         )
-    cuts = np.cumsum(view.lengths)[:-1]
+    cuts = np.cumsum(view.record_lengths)[:-1]  # all texts of a record tell about its author
     clear, seen = np.split(truth.token_ids, cuts), np.split(view.observed, cuts)
     rng = np.random.default_rng([seed, 7])
     trained_on: dict[str, list[NDArray[np.int64]]] = {"static": clear}

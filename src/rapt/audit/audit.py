@@ -15,7 +15,8 @@ from rapt.audit.judge.bound import ContextFreeBound, context_free_bound
 from rapt.audit.judge.detail import Detail, detail
 from rapt.audit.judge.scoring import TokenScore, score, unchanged_share
 from rapt.audit.kept_results import KeptResults
-from rapt.audit.view import AdversaryView, Truth, sample_records
+from rapt.audit.portions import sample_records
+from rapt.audit.view import PART_NAMES, AdversaryView, Truth
 from rapt.errors import AuditError
 
 # Distance, in standard errors, at which a file is said not to be what its manifest states: once in 10^9 by chance.
@@ -32,7 +33,7 @@ class AttackResult:
         score: What it recovered.
         remarks: As `Guess`.
         uses_context: As `Attack`.
-        records: Texts that it was given; `score` counts their tokens.
+        records: That it was given, with all of their texts; `score` counts their tokens.
         detail: What kind of words it recovered.
         seconds: That it took, the channel included where it was the first to need it.
         cpu_seconds: Time of processors in it, over all threads.
@@ -72,6 +73,8 @@ class AuditReport:
         records, tokens: Attacked.
         learned_from: The attacker's own texts, in words; None when he had none.
         of_records: Records in the whole file.
+        texts: The texts of a record that were attacked, by their `PART_NAMES`: all that went through the mechanism.
+        public_targets: Whether the file has targets in clear beside them.
         unchanged: Share of tokens that left as they were.
         results: One for each attack that ran, in the order asked for.
         skipped: The others, and why.
@@ -88,6 +91,8 @@ class AuditReport:
     records: int
     tokens: int
     of_records: int
+    texts: tuple[str, ...]
+    public_targets: bool
     learned_from: str | None
     unchanged: Share
     results: tuple[AttackResult, ...]
@@ -95,6 +100,11 @@ class AuditReport:
     bound: ContextFreeBound | None
     warnings: tuple[str, ...]
     seed: int
+
+    @property
+    def unit(self) -> str:
+        """What its records are called where they are counted: texts, if each is one."""
+        return "texts" if len(self.texts) == 1 else "records"
 
     @property
     def strongest(self) -> AttackResult:
@@ -171,6 +181,8 @@ def audit(
         records=len(view.records),
         tokens=len(view.observed),
         of_records=manifest.records,
+        texts=tuple(PART_NAMES[part] for part in view.parts),
+        public_targets=manifest.targets == "public",
         learned_from=None if view.public is None else view.public.source,
         unchanged=unchanged,
         results=tuple(results),
@@ -188,7 +200,7 @@ def _attack(
     remarks: tuple[str, ...] = ()
     if attack.most_tokens is not None and attack.most_tokens < len(desk.view.observed):
         view, truth = sample_records(desk.view, truth, tokens=attack.most_tokens, seed=desk.seed)
-        remarks = (f"on a random part of {len(view.records):,} texts, because it is slow",)
+        remarks = (f"on a random part of {len(view.records):,} {view.unit}, because it is slow",)
         desk = desk.at(view)
     guess = attack.run(desk, on_progress=on_progress)
     return AttackResult(

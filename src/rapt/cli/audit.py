@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,9 @@ from rapt.cli.audit_parts import count_entities, infer_columns, read_column, sta
 from rapt.cli.audit_tables import attribute_table, audit_table
 from rapt.cli.options import AsJson
 from rapt.cli.output import meter, say, show, show_json
+
+if TYPE_CHECKING:
+    from rapt.local.record_parts import PartColumns
 
 # Tokens of a quick look: half a minute on one core with MiniLM's table.
 QUICK_TOKENS: Final = 1500
@@ -27,6 +30,14 @@ def audit(
         Path, typer.Option(metavar="FILE", help="The texts it was made from; only the score reads them.")
     ],
     text_column: Annotated[str, typer.Option(help="Column of FILE that holds the text.")] = "text",
+    text_column_2: Annotated[
+        str | None,
+        typer.Option("--text-column-2", metavar="NAME", help="Column of FILE that holds the second text of a pair."),
+    ] = None,
+    target_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column of FILE that holds the text to be generated, if it was privatized."),
+    ] = None,
     label_column: Annotated[
         str, typer.Option(help="Column that holds the label, to check that both files belong together.")
     ] = "label",
@@ -84,21 +95,26 @@ def audit(
 
     Each attack sees what the service sees and nothing else; its guesses are then scored against the original. Attackers
     learn from public text of the same kind if you have some, else from a random half of FILE that is lent to them.
-    The report names the strongest attack and says what was not tried.
+    Every text that was privatized is attacked: both of a pair, and the target. The report names the strongest attack
+    and says what was not tried.
 
     \b
-    Example:
+    Examples:
       rapt audit reviews.rapt.jsonl --original reviews.csv --out audit
+      rapt audit pairs.rapt.jsonl --original pairs.csv --text-column sentence1 --text-column-2 sentence2
     """
     from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
     from rapt.audit.audit import audit as run_audit
     from rapt.audit.formal import formal_side
     from rapt.audit.kept_results import keep_results
     from rapt.audit.known_plaintext import known_plaintext
+    from rapt.audit.matching import check_parts, read_truth
+    from rapt.audit.portions import lend_texts, sample_records
     from rapt.audit.priors import read_public_text
     from rapt.audit.report import report_to_json, write_report
     from rapt.audit.report.values import Report
-    from rapt.audit.view import adversary_view, lend_texts, read_truth, sample_records
+    from rapt.audit.view import adversary_view
+    from rapt.local.record_parts import PartColumns
     from rapt.local.vocabulary import load_vocabulary
     from rapt.version import __version__
     from rapt.wire.privatized_file import read_privatized_file
@@ -108,12 +124,21 @@ def audit(
     if attacks is not None:
         names = tuple(name.strip() for name in attacks.split(","))
     private = read_privatized_file(file)
+    other_texts = PartColumns(second=text_column_2, target=target_column)
+    check_parts(private.manifest, other_texts.by_part)
     table = load_vocabulary(vocabulary or private.manifest.model)
     public = (
         None if public_text is None else read_public_text(public_text, table.bundle, text_column=public_text_column)
     )
     view = adversary_view(private, table.bundle, public=public)
-    truth = read_truth(view, original, text_column=text_column, label_column=label_column, truncate_to=truncate)
+    truth = read_truth(
+        view,
+        original,
+        text_column=text_column,
+        label_column=label_column,
+        other_texts=other_texts,
+        truncate_to=truncate,
+    )
     columns_to_infer = [
         (column, read_column(original, column, text_column=text_column)) for column in dict.fromkeys(attribute or ())
     ]
@@ -124,7 +149,9 @@ def audit(
     if limit is not None:
         view, truth = sample_records(view, truth, tokens=limit, seed=seed)
     if entities:
-        truth = count_entities(view, truth, original, text_column=text_column, truncate_to=truncate)
+        truth = count_entities(
+            view, truth, original, text_column=text_column, other_texts=other_texts, truncate_to=truncate
+        )
     kept = None if out is None else keep_results(out / "unfinished", view, truth, seed=seed)
     with meter("attacking", total=100, unit="%") as progress:
         found = run_audit(
@@ -143,6 +170,7 @@ def audit(
                 file,
                 original,
                 columns=(text_column, label_column),
+                other_texts=other_texts,
                 attacks=names,
                 vocabulary=vocabulary,
                 truncate=truncate,
@@ -174,6 +202,7 @@ def command_line(
     original: Path,
     *,
     columns: tuple[str, str],
+    other_texts: PartColumns,
     attacks: Sequence[str],
     vocabulary: str | None,
     truncate: int | None,
@@ -187,6 +216,8 @@ def command_line(
     """What makes the numbers again; names of files, without the folders they are in."""
     words = ["rapt", "audit", file.name, "--original", original.name]
     words += ["--text-column", columns[0], "--label-column", columns[1], "--attacks", ",".join(attacks)]
+    words += [] if other_texts.second is None else ["--text-column-2", other_texts.second]
+    words += [] if other_texts.target is None else ["--target-column", other_texts.target]
     words += [] if vocabulary is None else ["--vocabulary", Path(vocabulary).name]
     words += [] if truncate is None else ["--truncate", str(truncate)]
     words += ["--entities"] if entities else []

@@ -13,6 +13,7 @@ from rapt.cli.output import Meter, meter, say
 if TYPE_CHECKING:
     from rapt.audit.attributes import AttributeResult
     from rapt.audit.view import AdversaryView, Truth
+    from rapt.local.record_parts import PartColumns
     from rapt.local.vocabulary import Vocabulary
     from rapt.wire.manifest import Manifest
 
@@ -29,10 +30,17 @@ def read_column(original: Path, column: str, *, text_column: str) -> list[str]:
 
 
 def count_entities(
-    view: AdversaryView, truth: Truth, original: Path, *, text_column: str, truncate_to: int | None
+    view: AdversaryView,
+    truth: Truth,
+    original: Path,
+    *,
+    text_column: str,
+    other_texts: PartColumns,
+    truncate_to: int | None,
 ) -> Truth:
     """The truth with its named entities, or as it is where they cannot be looked for, which is said."""
     from rapt.audit.judge.entities import reason_without_entities, with_entities
+    from rapt.audit.matching import read_others
     from rapt.local.corpus import read_corpus
 
     if (reason := reason_without_entities()) is not None:
@@ -41,7 +49,12 @@ def count_entities(
     texts = [record.text for record in read_corpus(original, text_column=text_column, label_column=None)]
     with meter("finding entities", total=100, unit="%") as progress:
         return with_entities(
-            view, truth, texts, truncate_to=truncate_to, on_progress=lambda share: progress(int(100 * share))
+            view,
+            truth,
+            texts,
+            others=read_others(original, other_texts),
+            truncate_to=truncate_to,
+            on_progress=lambda share: progress(int(100 * share)),
         )
 
 

@@ -21,13 +21,14 @@ def audit_table(found: AuditReport) -> str:
     if found.bound is not None:
         rows.append(["any attack without context", *percent(found.bound.success), ""])
     lines = [
-        f"{found.records:,} of {found.of_records:,} texts, {found.tokens:,} tokens, {found.mechanism} at "
+        f"{found.records:,} of {found.of_records:,} {found.unit}, {found.tokens:,} tokens, {found.mechanism} at "
         f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
         "",
         columns(["attack", "recovered", "95 % interval", "without the file"], rows),
         "",
         f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
-        *(f"entities it recovered: {line}" for line in [entity_line(found)] if line),
+        *(f"{what} it recovered: {line}" for what, line in _group_lines(found) if line),
+        *(["not attacked: targets, which are public and were sent as they are"] if found.public_targets else []),
         *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),
         *(f"warning: {warning}" for warning in found.warnings),
     ]
@@ -46,9 +47,16 @@ def attribute_table(result: AttributeResult) -> str:
     return "\n".join([head, "", columns(["who", "right", "95 % interval"], rows)])
 
 
-def entity_line(found: AuditReport) -> str:
-    """The share of whole entities of each kind that the strongest attack recovered; empty where nobody looked."""
-    return ", ".join(
-        f"{group.name} {group.first.value:.0%} of {group.first.n:,} ({group.unchanged:.0%} as sent)"
-        for group in found.strongest.detail.entities
-    )
+def _group_lines(found: AuditReport) -> list[tuple[str, str]]:
+    """What the strongest attack recovered of each text of a record and of entities; empty where there is no such."""
+    detail = found.strongest.detail
+    return [
+        (
+            what,
+            ", ".join(
+                f"{group.name} {group.first.value:.0%} of {group.first.n:,} ({group.unchanged:.0%} as sent)"
+                for group in groups
+            ),
+        )
+        for what, groups in (("words of each text", detail.texts), ("entities", detail.entities))
+    ]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rapt.compare.arms import ARMS
-from rapt.compare.files import FileMaker, joined, unchanged
+from rapt.compare.files import FileMaker
 from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.texts import Split
 from rapt.errors import CorpusError
+from rapt.local.record_parts import Part
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone, load_backbone
@@ -84,16 +84,19 @@ class Bench:
     def attack(self, cell: AttackCell) -> AttackRow:
         """What the strongest of the attacks recovers from the training file of the first seed at an η.
 
-        A pair is attacked as one text: who guesses a word from its neighbours sees both sentences.
+        Both texts of a pair are attacked, each by itself.
         """
         from rapt.audit.audit import audit
-        from rapt.audit.view import adversary_view, lend_texts, match_truth, sample_records
+        from rapt.audit.matching import match_truth
+        from rapt.audit.portions import lend_texts, sample_records
+        from rapt.audit.view import adversary_view
 
         seed = self.plan.seeds[0]
-        file = joined(self.files.training(self.split.training, eta=cell.eta, seed=seed))
-        contents = [list(chain(*parts)) for parts in self.files.contents(self.split.training)]
-        view = adversary_view(file, self.files.vocabulary.bundle)
-        truth = match_truth(view, contents)
+        vocabulary, texts = self.files.vocabulary, self.split.training
+        view = adversary_view(self.files.training(texts, eta=cell.eta, seed=seed), vocabulary.bundle)
+        seconds: dict[Part, list[list[int]]] = {"second": vocabulary.encode(texts.seconds)} if texts.pairs else {}
+        truth = match_truth(view, vocabulary.encode(texts.texts), others=seconds)
+        unchanged = float((view.observed == truth.token_ids).mean())
         # Half of the texts are the attacker's own: without any in clear, those who use context could not begin.
         view, truth = lend_texts(view, truth, share=0.5, seed=seed)
         view, truth = sample_records(view, truth, tokens=cell.tokens, seed=seed)
@@ -109,7 +112,7 @@ class Bench:
             low=recovered.low,
             high=recovered.high,
             tokens=found.tokens,
-            unchanged=unchanged(contents, file),
+            unchanged=unchanged,
         )
 
 

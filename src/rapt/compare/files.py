@@ -157,25 +157,6 @@ class FileMaker:
         return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
 
 
-def joined(file: PrivatizedFile) -> PrivatizedFile:
-    """The file with each pair as one text, the second behind the first; a file of single texts as it is."""
-    records = [
-        replace(record, token_ids=record.token_ids + (record.second_token_ids or ()), second_token_ids=None)
-        for record in file.records
-    ]
-    return PrivatizedFile(manifest=replace(file.manifest, pairs=False), records=tuple(records))
-
-
-def unchanged(contents: Sequence[Sequence[int]], file: PrivatizedFile) -> float:
-    """Share of the tokens of single texts that are in the file as they were."""
-    same = [
-        before == after
-        for ids, record in zip(contents, file.records, strict=True)
-        for before, after in zip(ids, record.token_ids, strict=True)
-    ]
-    return float(np.mean(same))
-
-
 def _kept(privatized: tuple[int, ...], clear: Sequence[int]) -> tuple[int, ...]:
     return tuple(a for a, b in zip(privatized, clear, strict=True) if a == b) or privatized[:1]
 

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 from rapt.audit.attacks import ATTACKS
 from rapt.audit.audit import AuditReport, audit
+from rapt.audit.matching import match_truth
+from rapt.audit.portions import sample_records
 from rapt.audit.priors import public_text
-from rapt.audit.view import adversary_view, match_truth, sample_records
+from rapt.audit.view import adversary_view
 from rapt.demo.clean_arm import clean_predictions
 from rapt.demo.data import CLASSES, public_tweets
 from rapt.demo.plan import DemoPlan

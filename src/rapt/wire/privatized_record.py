@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rapt.errors import WireError
 from rapt.wire.manifest import Manifest
 from rapt.wire.strict_json import dump, exact_fields, field, id_tuple
+
+# A text of a record that may have gone through the mechanism.
+PrivatizedPart = Literal["first", "second", "target"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,23 @@ def privatized_tokens(record: PrivatizedRecord, manifest: Manifest) -> int:
     """How many tokens of a record went through the mechanism: those of its texts, plain tokens not counted."""
     targets = len(record.target_ids or ()) if manifest.targets == "privatized" else 0
     return len(record.token_ids) + len(record.second_token_ids or ()) + targets
+
+
+def privatized_parts(manifest: Manifest) -> tuple[PrivatizedPart, ...]:
+    """Which texts of each record of a file went through the mechanism: all but a target that was declared public."""
+    second: tuple[PrivatizedPart, ...] = ("second",) if manifest.pairs else ()
+    target: tuple[PrivatizedPart, ...] = ("target",) if manifest.targets == "privatized" else ()
+    return ("first", *second, *target)
+
+
+def privatized_texts(record: PrivatizedRecord, manifest: Manifest) -> tuple[tuple[int, ...], ...]:
+    """The texts of a record that went through the mechanism, in the order of `privatized_parts`."""
+    texts: dict[PrivatizedPart, tuple[int, ...] | None] = {
+        "first": record.token_ids,
+        "second": record.second_token_ids,
+        "target": record.target_ids,
+    }
+    return tuple(texts[part] or () for part in privatized_parts(manifest))
 
 
 def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:

@@ -10,7 +10,9 @@ from audit_material import privatized_view, scattered_vocabulary
 from rapt.audit.guess import Guess
 from rapt.audit.judge.detail import detail
 from rapt.audit.judge.entities import reason_without_entities, with_entities
-from rapt.audit.view import Truth, adversary_view, keep_records, match_truth
+from rapt.audit.matching import match_truth
+from rapt.audit.portions import keep_records
+from rapt.audit.view import Truth, adversary_view
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer

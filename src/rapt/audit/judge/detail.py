@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rapt.audit.guess import Guess
 from rapt.audit.intervals import Share, clustered_share
 from rapt.audit.language.written import written_rows
-from rapt.audit.view import AdversaryView, Truth
+from rapt.audit.view import PART_NAMES, AdversaryView, Truth
 from rapt.local.mechanisms.token_tags import built_in_tags
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.vocabulary_bundle import VocabularyBundle
@@ -53,6 +53,7 @@ class Detail:
     """The parts of one attack's success.
 
     Attributes:
+        texts: By text of a record, such as the first and the second of a pair; empty where a record is one text.
         bands: By frequency.
         classes: By kind of word.
         words: Whole words, of one or more tokens; None where there are none.
@@ -65,6 +66,7 @@ class Detail:
         similarity_unattacked: Of the privatized texts as they are.
     """
 
+    texts: tuple[Group, ...]
     bands: tuple[Group, ...]
     classes: tuple[Group, ...]
     words: Group | None
@@ -80,7 +82,8 @@ class Detail:
 def detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detail:
     """The parts of the success of a guess of this view."""
     true, seen, first = truth.token_ids, view.observed, guess.token_ids[:, 0]
-    record = np.repeat(np.arange(len(view.lengths)), view.lengths)
+    text = np.repeat(np.arange(len(view.lengths)), view.lengths)
+    record, part = np.divmod(text, len(view.parts))
     hits, same = first == true, seen == true
     names, classes, written = _properties(view.bundle)
     times = np.bincount(true, minlength=len(view.bundle.embeddings))
@@ -92,9 +95,11 @@ def detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detail:
         bands.append(_group(name, hits, same, record, inside))
         start = len(rank) if end is None else end
     kinds = [_group(name, hits, same, record, classes[true] == place) for place, name in enumerate(names)]
-    begins = _word_begins(true, record, written)
-    digits = _number_begins(true, record, written)
+    begins = _word_begins(true, text, written)
+    digits = _number_begins(true, text, written)
+    texts = [_group(PART_NAMES[name], hits, same, record, part == place) for place, name in enumerate(view.parts)]
     return Detail(
+        texts=tuple(group for group in texts if group) if len(view.parts) > 1 else (),
         bands=tuple(group for group in bands if group),
         classes=tuple(group for group in kinds if group),
         words=_spans("words", hits, same, record, begins, least=1),
@@ -103,8 +108,8 @@ def detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detail:
         entities=_by_kind(truth, hits, same, record),
         bleu=bleu(first, true, view.lengths),
         bleu_unattacked=bleu(seen, true, view.lengths),
-        similarity=_similarity(first, true, record, view.bundle),
-        similarity_unattacked=_similarity(seen, true, record, view.bundle),
+        similarity=_similarity(first, true, text, view.bundle),
+        similarity_unattacked=_similarity(seen, true, text, view.bundle),
     )
 
 
@@ -139,19 +144,19 @@ def _properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[
     return tags.names, tags.classes, written_rows(bundle)
 
 
-def _word_begins(true: Ints, record: Ints, written: tuple[str, ...]) -> NDArray[np.bool_]:
+def _word_begins(true: Ints, text: Ints, written: tuple[str, ...]) -> NDArray[np.bool_]:
     """Whether a word begins at each token: it is the first of its text, or not a piece."""
     marked = any(name.startswith(_STARTS) for name in written)
     piece = np.array([not name.startswith(_STARTS) if marked else name.startswith(_PIECE) for name in written])
     begins = ~piece[true]
-    begins[np.flatnonzero(np.diff(record, prepend=-1))] = True
+    begins[np.flatnonzero(np.diff(text, prepend=-1))] = True
     return begins
 
 
-def _number_begins(true: Ints, record: Ints, written: tuple[str, ...]) -> Ints:
+def _number_begins(true: Ints, text: Ints, written: tuple[str, ...]) -> Ints:
     """For each token the number of the run of digits that it is in, or -1."""
     digit = np.array([name.removeprefix(_PIECE).lstrip("".join(_STARTS)).isdigit() for name in written])[true]
-    new = digit & (np.diff(record, prepend=-1).astype(bool) | ~np.concatenate([[False], digit[:-1]]))
+    new = digit & (np.diff(text, prepend=-1).astype(bool) | ~np.concatenate([[False], digit[:-1]]))
     return np.where(digit, np.cumsum(new) - 1, -1)
 
 
@@ -199,17 +204,17 @@ def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], rec
     return tuple(found)
 
 
-def _similarity(guessed: Ints, true: Ints, record: Ints, bundle: VocabularyBundle) -> float:
+def _similarity(guessed: Ints, true: Ints, text: Ints, bundle: VocabularyBundle) -> float:
     table = bundle.embeddings - bundle.embeddings[bundle.eligible].mean(axis=0)
     cosines = []
-    for part in _records(record):
+    for part in _runs(text):
         left, right = table[guessed[part]].mean(axis=0), table[true[part]].mean(axis=0)
         length = float(np.linalg.norm(left) * np.linalg.norm(right))
         cosines.append(float(left @ right) / length if length > 0 else 0.0)
     return float(np.mean(cosines))
 
 
-def _records(record: Ints) -> Iterator[slice]:
-    starts = np.flatnonzero(np.diff(record, prepend=-1))
-    for start, end in zip(starts, np.append(starts[1:], len(record)), strict=True):
+def _runs(text: Ints) -> Iterator[slice]:
+    starts = np.flatnonzero(np.diff(text, prepend=-1))
+    for start, end in zip(starts, np.append(starts[1:], len(text)), strict=True):
         yield slice(int(start), int(end))

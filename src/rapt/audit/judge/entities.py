@@ -7,7 +7,7 @@ capital letters, so these figures are about what it found and not about all name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,8 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.audit.matching import NO_OTHERS, check_parts
 from rapt.audit.view import AdversaryView, Truth
 from rapt.errors import AuditError
+from rapt.local.record_parts import Part
 from rapt.local.vocabulary import Vocabulary
 
 Ints = NDArray[np.int64]
@@ -40,6 +42,7 @@ def with_entities(
     truth: Truth,
     texts: Sequence[str],
     *,
+    others: Mapping[Part, Sequence[str]] = NO_OTHERS,
     truncate_to: int | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Truth:
@@ -49,6 +52,7 @@ def with_entities(
         view: Of the records that are attacked.
         truth: Its truth.
         texts: Of the whole corpus, in its order: the truth knows which of them are attacked.
+        others: The other texts of a record that went through the mechanism.
         truncate_to: As given when the file was privatized.
         on_progress: Called with the share done.
 
@@ -58,9 +62,12 @@ def with_entities(
     if (reason := reason_without_entities()) is not None:
         raise AuditError(reason)
     places = range(len(texts)) if truth.records is None else truth.records.tolist()
-    if len(places) != len(view.records) or (len(places) and max(places) >= len(texts)):
-        raise AuditError(f"the texts must be those of the file, got {len(texts)}; give the corpus it was made from")
-    attacked = [texts[place] for place in places]
+    check_parts(view.manifest, others)
+    columns = [texts, *(others[part] for part in view.parts if part != "first")]
+    shortest = min(map(len, columns))
+    if len(places) != len(view.records) or (len(places) and max(places) >= shortest):
+        raise AuditError(f"the texts must be those of the file, got {shortest}; give the corpus it was made from")
+    attacked = [column[place] for place in places for column in columns]
     spans = Vocabulary(view.bundle).spans(attacked)
     entity: list[Ints] = []
     kinds: list[str] = []

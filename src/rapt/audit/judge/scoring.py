@@ -68,11 +68,11 @@ def score(guess: Guess, *, view: AdversaryView, truth: Truth) -> TokenScore:
             f"guess, view and truth must be of one file, got {len(guess.token_ids)}, {len(view.observed)} and "
             f"{len(true)} tokens"
         )
-    everything = _recovery(guess.token_ids[:, :SCORED], true, lengths=view.lengths)
+    everything = _recovery(guess.token_ids[:, :SCORED], true, lengths=view.record_lengths)
     assert everything is not None  # a view has at least one token
     changed = view.observed != true
-    record = np.repeat(np.arange(len(view.lengths)), view.lengths)
-    lengths = np.bincount(record[changed], minlength=len(view.lengths))
+    record = np.repeat(np.arange(len(view.record_lengths)), view.record_lengths)
+    lengths = np.bincount(record[changed], minlength=len(view.record_lengths))
     guessed, observed = guess.token_ids[changed], view.observed[changed]
     return TokenScore(
         all_tokens=everything,
@@ -83,7 +83,7 @@ def score(guess: Guess, *, view: AdversaryView, truth: Truth) -> TokenScore:
 
 def unchanged_share(*, view: AdversaryView, truth: Truth) -> Share:
     """The share of tokens that the mechanism gave back as they were: N_w, averaged over the text."""
-    found = clustered_share(view.observed == truth.token_ids, view.lengths)
+    found = clustered_share(view.observed == truth.token_ids, view.record_lengths)
     assert found is not None  # a view has at least one token
     return found
 

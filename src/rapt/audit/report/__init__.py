@@ -19,7 +19,7 @@ from rapt.errors import AuditError
 from rapt.wire.vocabulary_bundle import short_hash
 from rapt.wire.whole_file import write_whole
 
-SCHEMA: Final = "rapt.audit-report/3"
+SCHEMA: Final = "rapt.audit-report/4"
 HTML: Final = "report.html"
 JSON: Final = "report.json"
 

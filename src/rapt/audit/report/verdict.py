@@ -40,6 +40,16 @@ _CONTEXT: Final = (
     "Context",
     "An attacker who also uses the words around a word recovers more than is stated here.",
 )
+_TOGETHER: Final = (
+    "Texts of a record together",
+    "Each text was attacked by itself. Whoever reads the texts of a record side by side, such as two sentences that "
+    "say the same, may recover more than is stated here.",
+)
+_PUBLIC_TARGETS: Final = (
+    "Public targets",
+    "They were sent as they are: whoever holds the file reads them. What they tell about the private text of their "
+    "record was not tried.",
+)
 _TRAITS: Final = (
     "Traits and identity of the author",
     "Gender, age, opinion or any other attribute, or who wrote a text: no column was named to try it on.",
@@ -50,6 +60,8 @@ def not_attacked(report: AuditReport, *, attributes: bool) -> tuple[tuple[str, s
     """What was not tried, as names and sentences."""
     missing = [] if uses_context(report) else [_CONTEXT]
     missing += [] if report.strongest.detail.entities else [_ENTITIES]
+    missing += [_TOGETHER] if len(report.texts) > 1 else []
+    missing += [_PUBLIC_TARGETS] if report.public_targets else []
     return (*missing, *(() if attributes else (_TRAITS,)), *_NOT_ATTACKED)
 
 
@@ -84,6 +96,12 @@ def verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()
         "one.",
         _on_changed_words(report),
     ]
+    if len(report.texts) > 1:
+        sentences.append(f"All texts of a record that were privatized were attacked: {', '.join(report.texts)}.")
+    if report.public_targets:
+        sentences.append(
+            "The targets of this file are public: they can be read as they are, and no figure counts them."
+        )
     if report.learned_from is not None:
         sentences.append(f"The attackers held {report.learned_from}.")
     if report.bound is not None:
