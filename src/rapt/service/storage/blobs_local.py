@@ -10,8 +10,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Final
 
 from rapt.errors import UnavailableError
@@ -37,14 +38,10 @@ class LocalBlobs:
         target = self.path(staged.sha256)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                staged.path.replace(target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                _copy(staged.path, target)
-            sync_folder(target.parent)
-            sync_folder(self.root)
+            with _freed_later(target):
+                _name(staged.path, target)
+                sync_folder(target.parent)
+                sync_folder(self.root)
         except OSError as error:
             raise not_stored(error) from None
 
@@ -67,12 +64,12 @@ class LocalBlobs:
     def delete(self, name: str) -> None:
         """Delete a blob."""
         target = self.path(name)
-        target.unlink(missing_ok=True)
-        with suppress(FileNotFoundError):
+        with _freed_later(target), suppress(FileNotFoundError):
+            target.unlink(missing_ok=True)
             sync_folder(target.parent)
 
     def delete_nothing(self) -> None:
-        """Delete what was made for it: for a disk, the change of a folder is what takes time."""
+        """Delete what was made for it: the change of a folder is what takes time."""
         decoy = f"{secrets.token_hex(32)}.{secrets.token_hex(4)}.partial"
         self.path(decoy).parent.mkdir(parents=True, exist_ok=True)
         self.path(decoy).touch()
@@ -104,6 +101,39 @@ class LocalBlobs:
     def disclaim(self) -> None:
         """Forget whose they were: they are kept elsewhere now."""
         (self.root / _OWNER).unlink(missing_ok=True)
+
+
+@contextmanager
+def _freed_later(path: Path) -> Iterator[None]:
+    """Within the block a file loses its name; its room on the disk is freed by a thread of its own, after that.
+
+    To free megabytes takes milliseconds, by which one could tell whether others had put the same bytes.
+    """
+    held = None
+    with suppress(OSError):
+        held = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        try:
+            # Started where there is nothing to free as well: that takes time too.
+            Thread(target=_close, args=(held,), name="rapt-free").start()
+        except RuntimeError:  # the process is about to end
+            _close(held)
+
+
+def _close(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _name(source: Path, target: Path) -> None:
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(source, target)
 
 
 def _copy(source: Path, target: Path) -> None:

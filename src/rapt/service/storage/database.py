@@ -117,7 +117,8 @@ class Database:
         """Empty SQLite's log of writes, which still holds what was deleted; the file itself is overwritten at once."""
         if self.is_sqlite:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+                # Closed here: for as long as anybody holds the answer, the next who gets this connection cannot commit.
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
     def close(self) -> None:
         """Let go of it."""
