@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audit_material import RECORD, privatized_view, scattered_vocabulary
+from audit_material import RECORD, privatized_view, scattered_vocabulary, several_texts_view
 from rapt.audit.attributes import infer_attribute
 from rapt.errors import AuditError
 
@@ -34,6 +34,18 @@ def test_with_hardly_any_noise_both_attackers_are_as_good_as_on_clear_texts(coun
         assert attacker.first.value > 0.9
     assert (found.attackers[0].of_several is None) == (count == 2)
     assert found.advantage > 0.3
+
+
+def test_what_only_the_second_text_tells_is_inferred_when_it_is_there(vocabulary):
+    tokens, who = speakers(count=2)
+    seconds = tokens.reshape(TEXTS, RECORD).tolist()
+    firsts = np.random.default_rng(9).integers(0, SIZE, (TEXTS, 5)).tolist()
+    pairs, truth = several_texts_view(
+        vocabulary, list(zip(firsts, seconds, strict=True)), parts=("first", "second"), eta=500.0
+    )
+    alone, its_truth = several_texts_view(vocabulary, [(text,) for text in firsts], parts=("first",), eta=500.0)
+    assert infer_attribute(pairs, truth, who, column="speaker", seed=0).attackers[0].first.low > 0.8
+    assert infer_attribute(alone, its_truth, who, column="speaker", seed=0).attackers[0].first.high < 0.8
 
 
 def test_with_nothing_but_noise_the_attackers_are_at_chance(vocabulary):

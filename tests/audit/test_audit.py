@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from audit_material import privatized_view, public_of, scattered_vocabulary, view_of, zipf_prior
+from audit_material import (
+    privatized_view,
+    public_of,
+    scattered_vocabulary,
+    several_texts_view,
+    view_of,
+    zipf_prior,
+)
 from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.audit import audit
@@ -129,6 +136,55 @@ def test_a_slow_attack_is_given_a_part_of_a_large_file_and_says_so(audited, monk
     assert part.records < whole.records == len(view.records)
     assert part.score.all_tokens.first.n == 10 * part.records >= 100
     assert f"on a random part of {part.records} texts, because it is slow" in part.remarks
+
+
+@pytest.fixture(scope="module")
+def pairs_and_their_texts(vocabulary):
+    """The same texts with the same noise: two a record, and one a record."""
+    rng = np.random.default_rng(2)
+    texts = [
+        rng.choice(300, size, p=zipf_prior(300).probabilities).tolist() for size in rng.integers(3, 9, 60).tolist()
+    ]
+    public = public_of(rng.choice(300, (60, 8), p=zipf_prior(300).probabilities))
+    pairs = list(zip(texts[::2], texts[1::2], strict=True))
+    return (
+        several_texts_view(vocabulary, pairs, parts=("first", "second"), eta=ETA, public=public),
+        several_texts_view(vocabulary, [(text,) for text in texts], parts=("first",), eta=ETA, public=public),
+    )
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_each_text_of_a_pair_is_attacked_as_if_it_stood_alone(name, pairs_and_their_texts):
+    (pairs, truth), (texts, same_truth) = pairs_and_their_texts
+    assert np.array_equal(pairs.observed, texts.observed)
+    assert np.array_equal(truth.token_ids, same_truth.token_ids)
+    guesses = [ATTACKS[name].run(Desk(view, seed=3)) for view in (pairs, texts)]
+    assert np.array_equal(guesses[0].token_ids, guesses[1].token_ids)
+
+
+def test_a_pair_counts_as_one_record_and_every_token_of_both_texts(pairs_and_their_texts):
+    (pairs, truth), (texts, _) = pairs_and_their_texts
+    of_pairs, of_texts = (audit(view, truth, attacks=["embedding_inversion"]) for view in (pairs, texts))
+    assert of_pairs.tokens == pairs.manifest.tokens == of_texts.tokens
+    assert (of_pairs.records, of_texts.records) == (30, 60)
+    first, other = (report.results[0].score.all_tokens.first for report in (of_pairs, of_texts))
+    assert (first.value, first.n) == (other.value, other.n)
+    assert (first.clusters, other.clusters) == (30, 60)
+    assert of_pairs.texts == ("first text", "second text")
+    assert (of_pairs.unit, of_texts.unit) == ("records", "texts")
+    for report, said in ((of_pairs, True), (of_texts, False)):
+        assert ("Texts of a record together" in dict(not_attacked(report, attributes=True))) is said
+
+
+def test_targets_in_clear_are_said_not_to_be_attacked(vocabulary):
+    records = [([i, i + 1], [i + 2]) for i in range(20)]
+    for public in (True, False):
+        view, truth = several_texts_view(vocabulary, records, parts=("first", "target"), eta=ETA, public_targets=public)
+        report = audit(view, truth, attacks=["embedding_inversion"])
+        assert report.public_targets is public
+        assert report.tokens == (40 if public else 60)
+        assert report.texts == (("first text",) if public else ("first text", "target"))
+        assert ("Public targets" in dict(not_attacked(report, attributes=True))) is public
 
 
 def test_an_audit_without_an_attack_that_can_run_is_refused(audited):

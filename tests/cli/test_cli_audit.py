@@ -92,6 +92,63 @@ def test_bad_input_is_one_clear_line(
     assert not (tmp_path / "audit").exists()
 
 
+@pytest.fixture
+def several(tmp_path: Path) -> Path:
+    """Records of two sentences and an answer."""
+    source = tmp_path / "several.csv"
+    rows = [f"the film {i} was good,it was {i} times bad,we thank you {i},label{i % 2}" for i in range(6)]
+    source.write_text("text,other,answer,label\n" + "\n".join(rows) + "\n")
+    return source
+
+
+@pytest.mark.parametrize(
+    ("columns", "more", "texts"),
+    [
+        ("--text-column-2 other --target-column answer", "", ["first text", "second text", "target"]),
+        ("--text-column-2 other", "--target-column answer --public-target", ["first text", "second text"]),
+    ],
+)
+def test_every_privatized_token_of_a_record_is_attacked(columns, more, texts, rapt, several: Path, tmp_path: Path):
+    target = tmp_path / "out"
+    made = rapt("privatize", several, target, "--eta", ETA, *TINY, *columns.split(), *more.split())
+    assert made.code == 0, made.err
+    arguments = ("--original", several, *columns.split(), "--attacks", "embedding_inversion")
+    outcome = rapt("audit", target, *arguments, "--out", tmp_path / "audit")
+    assert outcome.code == 0, outcome.err
+    found = json.loads((tmp_path / "audit" / "report.json").read_text())
+    sent = json.loads(target.read_text().splitlines()[0])["tokens"]
+    assert (found["audit"]["tokens"], found["audit"]["records"], found["audit"]["texts"]) == (sent, 6, texts)
+    assert found["audit"]["public_targets"] is ("--public-target" in more)
+    assert f" {columns}" in found["commands"][0]
+    assert found["audit"]["unchanged"]["value"] > 0.9, "each text is compared with its own original"
+    assert "6 of 6 records" in outcome.out
+    assert all(name in outcome.out for name in texts)
+    assert ("targets, which are public" in outcome.out) is ("--public-target" in more)
+
+
+@pytest.mark.parametrize(
+    ("sent", "given", "said"),
+    [
+        ("--text-column-2 other", "", "name its column with --text-column-2"),
+        ("--target-column answer", "", "name its column with --target-column"),
+        ("", "--text-column-2 other", "leave out --text-column-2"),
+        ("", "--target-column answer", "leave out --target-column"),
+        ("--target-column answer --public-target", "--target-column answer", "targets are public"),
+        ("--text-column-2 other", "--text-column-2 answer", "in the second text of record 0"),
+        ("--text-column-2 other", "--text-column-2 hair", "'hair'"),
+    ],
+)
+def test_other_texts_than_were_privatized_are_one_clear_line(sent, given, said, rapt, several: Path, tmp_path: Path):
+    target = tmp_path / "out"
+    assert rapt("privatize", several, target, "--eta", ETA, *TINY, *sent.split()).code == 0
+    outcome = rapt("audit", target, "--original", several, *given.split(), "--attacks", "embedding_inversion")
+    assert outcome.code != 0
+    assert outcome.out == ""
+    assert said in outcome.err
+    assert outcome.err.count("\n") == outcome.err.count("rapt: error: ") == 1
+    assert "film" not in outcome.err
+
+
 def test_randomized_labels_do_not_make_a_file_look_foreign(rapt, reviews: Path, tmp_path: Path):
     target = tmp_path / "out"
     rapt("privatize", reviews, target, "--eta", ETA, *TINY, "--label-epsilon", 0.1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from audit_material import privatized_view, scattered_vocabulary
+from audit_material import privatized_view, scattered_vocabulary, several_texts_view
 from rapt.audit.guess import Guess
 from rapt.audit.judge.detail import bleu, detail
 
@@ -36,6 +36,24 @@ def test_the_truth_itself_scores_one(audited):
     found = detail(Guess(token_ids=truth.token_ids[:, None]), view=view, truth=truth)
     assert found.bleu == 1
     assert found.similarity == pytest.approx(1)
+
+
+def test_what_is_recovered_of_each_text_of_a_record_is_told_apart():
+    vocabulary = scattered_vocabulary(size=60)
+    records = [([1, 2], [3], [4, 5]), ([6], [7, 8, 9], [10])]
+    view, truth = several_texts_view(vocabulary, records, parts=("first", "second", "target"), eta=6.0)
+    guess = np.where(np.isin(truth.token_ids, [3, 7, 8, 9, 10]), truth.token_ids, 0)
+    found = detail(Guess(token_ids=guess[:, None]), view=view, truth=truth)
+    assert [(group.name, group.first.value, group.first.n) for group in found.texts] == [
+        ("first text", 0, 3),
+        ("second text", 1, 4),
+        ("target", pytest.approx(1 / 3), 3),
+    ]
+    assert [group.first.clusters for group in found.texts] == [2, 2, 2]
+
+
+def test_where_a_record_is_one_text_nothing_is_told_apart(audited):
+    assert audited[2].texts == ()
 
 
 def test_bleu_by_hand():

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from audit_material import privatized_view, scattered_vocabulary
+from audit_material import privatized_view, scattered_vocabulary, several_texts_view
 from rapt.audit.guess import Guess
 from rapt.audit.judge.detail import detail
 from rapt.audit.judge.entities import reason_without_entities, with_entities
@@ -101,6 +101,17 @@ def test_entities_of_a_part_are_found_in_the_texts_of_that_part(real):
     view, truth, _ = real
     part, its_truth = keep_records(view, truth, np.array([1]))
     assert with_entities(part, its_truth, TEXTS).entity_kinds.count("PERSON") == 2
+
+
+@pytest.mark.slow
+def test_entities_of_a_second_text_are_found_as_well(real):
+    vocabulary = real[2]
+    contents = vocabulary.encode(list(TEXTS))
+    pairs, truth = several_texts_view(vocabulary, [contents], parts=("first", "second"), eta=1000.0)
+    found = with_entities(pairs, truth, TEXTS[:1], others={"second": TEXTS[1:]})
+    assert found.entity_kinds.count("PERSON") == 2
+    with pytest.raises(AuditError, match="has a second text"):
+        with_entities(pairs, truth, TEXTS[:1])
 
 
 @pytest.mark.slow

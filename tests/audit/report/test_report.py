@@ -13,6 +13,7 @@ from rapt.audit.attributes import AttributeResult, Inference
 from rapt.audit.audit import audit
 from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
+from rapt.audit.judge.detail import Group
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
 from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
@@ -144,6 +145,24 @@ def test_what_was_attacked_is_not_said_to_be_untried(found):
     context = replace(found.results[0], uses_context=True)
     names = [name for name, _ in not_attacked(replace(found, results=(context,)), attributes=True)]
     assert not {"Context", "Traits and identity of the author"} & set(names)
+
+
+def test_what_was_recovered_of_each_text_of_a_record_is_on_the_page(bare):
+    result = bare.audit.strongest
+    groups = tuple(
+        Group(name=name, first=independent_share(np.arange(1000) < hits), unchanged=0.5)
+        for name, hits in (("first text", 613), ("second text", 587))
+    )
+    result = replace(result, detail=replace(result.detail, texts=groups))
+    found = replace(bare.audit, results=(result,), texts=("first text", "second text"), public_targets=True)
+    report = replace(bare, audit=found)
+    page = render_report(report)
+    for part in ("By text of a record", "61.3", "58.7", f"{found.records} records", "Public targets", "as they are"):
+        assert part in page
+    assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
+    alone = render_report(bare)
+    for part in ("By text of a record", "records ·", "Public targets", "Texts of a record together"):
+        assert part not in alone
 
 
 def test_a_column_that_was_inferred_is_in_the_verdict_and_on_the_page(bare):
