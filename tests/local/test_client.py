@@ -219,11 +219,11 @@ def test_a_failed_job_says_why(backbones, path, tmp_path):
         method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}}
         blocker = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=method)
         job = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=METHOD)
-        next(data.glob("files/*/*")).write_bytes(b"damaged")
+        next(data.glob("blobs/??/*")).write_bytes(b"damaged")
         connected.cancel_job(blocker.id)
         failed = connected.wait(job.id)
-    assert (failed.status, failed.error_code) == ("failed", "invalid_wire_format")
-    assert "first line" in failed.error_message
+    assert (failed.status, failed.error_code) == ("failed", "damaged")
+    assert "digest" in failed.error_message
 
 
 def test_models_are_listed_and_a_tuned_one_has_its_card(client, done, file):
