@@ -13,7 +13,7 @@ down_revision: Final = "0003"
 
 
 def upgrade() -> None:
-    """Add the digest, still empty: bytes are brought along when the data directory is opened (`old_adapters`)."""
+    """Add the digest, still empty: bytes are brought along when the data directory is opened (`old_places`)."""
     op.add_column("models", sa.Column("sha256", sa.String, nullable=False, server_default=""))
     op.create_index("ix_models_sha256", "models", ["sha256"])
     identity = op.create_table(
