@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.generation_row import GenerationRow
-from rapt.service.model.layout import embed_with_prompts, lay_out
+from rapt.service.model.layout import embed_with_prompts
+from rapt.service.model.private_row import lay_out_rows
 from rapt.service.model.row_cache import RowCache
 from rapt.service.model.steering import Steering, steered
 
@@ -48,14 +49,7 @@ def read_with_decoder(
     backbone: Backbone, rows: Sequence[GenerationRow], *, steering: Steering
 ) -> tuple[DecoderRows, Tensor]:
     """The rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
-    layout = lay_out(
-        backbone,
-        prompt_lengths=steering.prompt_lengths,
-        privatized_plain_tokens=[row.plain for row in rows],
-        texts=[row.token_ids for row in rows],
-        second_texts=[row.second_token_ids for row in rows],
-        cues=[row.cue(backbone) for row in rows],
-    )
+    layout = lay_out_rows(backbone, rows, steering=steering, cues=[row.cue(backbone) for row in rows])
     inputs = embed_with_prompts(backbone, layout, steering.prompts)
     width = inputs.shape[1]
     causal = torch.ones(width, width, dtype=torch.bool, device=backbone.device).tril()

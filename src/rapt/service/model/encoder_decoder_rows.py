@@ -16,7 +16,8 @@ from torch.nn.functional import pad
 
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.generation_row import GenerationRow
-from rapt.service.model.layout import encode_with_prompts, lay_out
+from rapt.service.model.layout import encode_with_prompts
+from rapt.service.model.private_row import lay_out_rows
 from rapt.service.model.steering import Steering, steered
 
 if TYPE_CHECKING:
@@ -88,13 +89,7 @@ def read_with_encoder_decoder(
     """The rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
     from transformers import DynamicCache, EncoderDecoderCache  # with the library of models, which is there by now
 
-    layout = lay_out(
-        backbone,
-        prompt_lengths=steering.prompt_lengths,
-        privatized_plain_tokens=[row.plain for row in rows],
-        texts=[row.token_ids for row in rows],
-        second_texts=[row.second_token_ids for row in rows],
-    )
+    layout = lay_out_rows(backbone, rows, steering=steering)
     texts = encode_with_prompts(backbone, layout, steering.prompts, steering=steering).to(backbone.dtype)
     read = EncoderDecoderRows(backbone, EncoderDecoderCache(DynamicCache(), DynamicCache()), read=layout.lengths)
     for word in backbone.frame.decoder_start:

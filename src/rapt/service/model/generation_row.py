@@ -5,42 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rapt.errors import UsageError
-from rapt.service.model.adapter import Adapter, check_plain_tokens
+from rapt.service.model.adapter import check_plain_tokens
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import check_texts
+from rapt.service.model.private_row import PrivateRow
 from rapt.service.model.sampling import Sampling
-from rapt.service.model.steering import NOTHING, Tuned
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class GenerationRow:
-    """A privatized text to be answered, and the adapter that answers it; without one, the bare backbone does.
+class GenerationRow(PrivateRow):
+    """A row whose answer is written; its adapter is of the task `generation`.
 
     Attributes:
-        token_ids: M(x).
-        adapter: Of the task `generation`, or None.
-        privatized_plain_tokens: M(k).
-        second_token_ids: M(x2), or None.
         most_tokens: Most that are written.
         sampling: How.
     """
 
-    token_ids: tuple[int, ...]
-    adapter: Adapter | None = None
-    privatized_plain_tokens: tuple[int, ...] = ()
-    second_token_ids: tuple[int, ...] | None = None
     most_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
-
-    @property
-    def plain(self) -> tuple[int, ...]:
-        """The plain tokens that take part: an adapter tuned without reconstruction has never seen any."""
-        return self.privatized_plain_tokens if self.adapter is not None and self.adapter.card.plain_tokens else ()
-
-    @property
-    def tuned(self) -> Tuned:
-        """What the adapter adds to every pass."""
-        return NOTHING if self.adapter is None else self.adapter.tuned
 
     def cue(self, backbone: Backbone) -> tuple[int, ...]:
         """What stands between text and answer: as in tuning; a bare decoder goes on where the text ends."""

@@ -15,10 +15,11 @@ import torch
 from rapt.errors import UsageError
 from rapt.service.model.adapter import Adapter, check_plain_tokens
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import check_texts, embed_with_prompts, lay_out, sequence_length
+from rapt.service.model.layout import check_texts, embed_with_prompts, sequence_length
 from rapt.service.model.pass_plan import cut_into_passes
+from rapt.service.model.private_row import PrivateRow, lay_out_rows
 from rapt.service.model.row_heads import class_probabilities
-from rapt.service.model.steering import NOTHING, Tuned, steer
+from rapt.service.model.steering import steer
 from rapt.service.model.tasks import TASKS, Classes
 from rapt.wire.privatized_record import PrivatizedRecord
 
@@ -26,23 +27,8 @@ BARE_TASK = "classification"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ClassificationRow:
-    """One privatized text or pair, and the adapter that answers it; without one, the bare backbone does."""
-
-    token_ids: tuple[int, ...]
-    adapter: Adapter | None = None
-    privatized_plain_tokens: tuple[int, ...] = ()
-    second_token_ids: tuple[int, ...] | None = None
-
-    @property
-    def plain(self) -> tuple[int, ...]:
-        """The plain tokens that take part: an adapter tuned without reconstruction has never seen any."""
-        return self.privatized_plain_tokens if self.adapter is not None and self.adapter.card.plain_tokens else ()
-
-    @property
-    def tuned(self) -> Tuned:
-        """What the adapter adds to the pass."""
-        return NOTHING if self.adapter is None else self.adapter.tuned
+class ClassificationRow(PrivateRow):
+    """A row that is answered by one of some classes, or by the state of the bare backbone."""
 
     @property
     def task(self) -> str:
@@ -116,14 +102,7 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
     """Answers of checked rows of one lane in one forward pass; as `classify`."""
     task = _classes(rows[0].task)
     steering = steer([row.tuned for row in rows])
-    layout = lay_out(
-        backbone,
-        prompt_lengths=steering.prompt_lengths,
-        privatized_plain_tokens=[row.plain for row in rows],
-        texts=[row.token_ids for row in rows],
-        second_texts=[row.second_token_ids for row in rows],
-        cues=[task.cue(backbone)] * len(rows),
-    )
+    layout = lay_out_rows(backbone, rows, steering=steering, cues=[task.cue(backbone)] * len(rows))
     states = backbone.encode(
         embed_with_prompts(backbone, layout, steering.prompts),
         attention_mask=layout.attention_mask,

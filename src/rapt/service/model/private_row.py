@@ -1,0 +1,63 @@
+"""A privatized text on its way through a backbone, with what a tenant's adapter adds to it: a row of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rapt.service.model.adapter import Adapter
+from rapt.service.model.backbone import Backbone
+from rapt.service.model.layout import Layout, lay_out
+from rapt.service.model.steering import NOTHING, Steering, Tuned
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrivateRow:
+    """One privatized text or pair, and the adapter that answers it; without one, the bare backbone does.
+
+    Attributes:
+        token_ids: M(x).
+        adapter: Or None.
+        privatized_plain_tokens: M(k).
+        second_token_ids: M(x2), or None.
+    """
+
+    token_ids: tuple[int, ...]
+    adapter: Adapter | None = None
+    privatized_plain_tokens: tuple[int, ...] = ()
+    second_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def plain(self) -> tuple[int, ...]:
+        """The plain tokens that take part: an adapter tuned without reconstruction has never seen any."""
+        return self.privatized_plain_tokens if self.adapter is not None and self.adapter.card.plain_tokens else ()
+
+    @property
+    def tuned(self) -> Tuned:
+        """What the adapter adds to every pass."""
+        return NOTHING if self.adapter is None else self.adapter.tuned
+
+
+def lay_out_rows(
+    backbone: Backbone,
+    rows: Sequence[PrivateRow],
+    *,
+    steering: Steering,
+    cues: Sequence[Sequence[int]] | None = None,
+) -> Layout:
+    """The layout of rows that share a pass.
+
+    Args:
+        backbone: Whose frame goes around the texts.
+        rows: Of the pass.
+        steering: Of these rows.
+        cues: As of `lay_out`.
+    """
+    return lay_out(
+        backbone,
+        prompt_lengths=steering.prompt_lengths,
+        privatized_plain_tokens=[row.plain for row in rows],
+        texts=[row.token_ids for row in rows],
+        second_texts=[row.second_token_ids for row in rows],
+        cues=cues,
+    )
