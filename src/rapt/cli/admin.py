@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from rapt.cli.options import AsJson
+from rapt.cli.options import AsJson, Blobs
 from rapt.cli.output import say, show, show_json, table
 
 if TYPE_CHECKING:
@@ -132,15 +132,7 @@ def set_quotas(
 def delete_tenant(
     tenant: Tenant,
     data: Data = Path("rapt-data"),
-    blobs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            envvar="RAPT_BLOBS",
-            help="Object store of the service, if it has one.  [default: the data directory]",
-            show_default=False,
-        ),
-    ] = None,
+    blobs: Blobs = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a tenant and everything it has: keys, jobs, models, files, uploads. There is no way back.

@@ -47,6 +47,17 @@ CaFile = Annotated[
         help="PEM certificates that vouch for the service, where this machine does not trust its certificate.",
     ),
 ]
+Blobs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="RAPT_BLOBS",
+        show_envvar=True,
+        show_default=False,
+        help="Object store of the service for files and adapters, as s3://bucket/prefix.  [default: the data "
+        "directory]",
+    ),
+]
 
 
 class Drawn(StrEnum):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rapt.cli.options import Blobs
 from rapt.cli.output import show_json
 
 
@@ -24,14 +25,7 @@ def serve(
         list[str] | None,
         typer.Option(help="Base model to serve, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
-    blobs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Object store for files and adapters, as s3://bucket/prefix.  [default: the data directory]",
-            show_default=False,
-        ),
-    ] = None,
+    blobs: Blobs = None,
     page: Annotated[
         bool | None,
         typer.Option("--page/--no-page", help="Serve the page at /.  [default: --page]", show_default=False),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rapt.cli.options import Blobs
 from rapt.cli.output import say
 
 
@@ -18,14 +19,7 @@ def worker(
         list[str] | None,
         typer.Option(help="Base model to run jobs of, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
-    blobs: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            help="Object store of the service, if it has one.  [default: the data directory]",
-            show_default=False,
-        ),
-    ] = None,
+    blobs: Blobs = None,
 ) -> None:
     """Run jobs of a service in a process of their own; start as many as there are cores to spare.
 
