@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec  # type: ignore[import-untyped]  # it ships no type stubs
 
 from rapt.errors import UnavailableError, UsageError
 from rapt.service.storage.blob_store import NAME, BlobStore
@@ -123,7 +123,7 @@ def open_blobs(url: str | None, *, folder: Path) -> BlobStore:
         raise UsageError(
             f"blobs at {kind}:// must have the package {OBJECT_STORES[kind]}; install it beside rapt"
         ) from None
-    except Exception as error:
+    except Exception as error:  # of whichever library the URL is for; its message may repeat the URL
         raise _unreachable(error) from None
     return FsspecBlobs(files, prefix)
 

@@ -12,8 +12,8 @@ from rapt.errors import NotFoundError, QuotaError
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.job_rows import StoredJob
-from rapt.service.storage.job_runs import is_mine, name_of_result
-from rapt.service.storage.model_rows import StoredModel, insert_model, new_adapter
+from rapt.service.storage.job_runs import is_mine, result_of
+from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.named_blobs import naming, release
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import JOBS, MODELS
@@ -48,18 +48,8 @@ def add_checkpoint_model(
         Whether it is kept. If not, the tenant's quota has no room for it, the job is not this worker's any more, or an
         earlier attempt has kept the same step, to the same weights.
     """
-    model = StoredModel(
-        id=f"{name_of_result(job)}:ckpt-step-{step}",
-        tenant=job.tenant,
-        base=job.model,
-        job_id=job.id,
-        adapter=new_adapter(),
-        created_at=now,
-        bytes=staged.bytes,
-        sha256=staged.sha256,
-        step=step,
-        metrics=dict(metrics),
-    )
+    left = result_of(job, staged, now=now)
+    model = replace(left, id=f"{left.id}:ckpt-step-{step}", step=step, metrics=dict(metrics))
     with naming(store, staged), store.database.write() as connection:
         outcome = _outcome(connection, job, model, max_bytes=max_bytes)
         if outcome == "kept":

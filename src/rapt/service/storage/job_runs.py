@@ -114,16 +114,7 @@ def succeed_job(store: Store, job: StoredJob, staged: StagedFile, *, trained_tok
     Returns:
         False when nothing was kept: the job is not this worker's any more.
     """
-    model = StoredModel(
-        id=name_of_result(job),
-        tenant=job.tenant,
-        base=job.model,
-        job_id=job.id,
-        adapter=new_adapter(),
-        created_at=now,
-        bytes=staged.bytes,
-        sha256=staged.sha256,
-    )
+    model = result_of(job, staged, now=now)
     values: dict[str, str | int] = {"fine_tuned_model": model.id, "trained_tokens": trained_tokens}
     folders: list[str] = []
     with naming(store, staged), store.database.write() as connection:
@@ -171,6 +162,20 @@ def name_of_result(job: StoredJob) -> str:
     """The name of the model that a job makes; it is known before the model is."""
     number = job.id.removeprefix("ftjob-")
     return model_name(base=job.model, tenant=job.tenant, suffix=job.suffix or DEFAULT_SUFFIX, number=number)
+
+
+def result_of(job: StoredJob, staged: StagedFile, *, now: int) -> StoredModel:
+    """What a job leaves, as a row: `staged` is the archive of its adapter."""
+    return StoredModel(
+        id=name_of_result(job),
+        tenant=job.tenant,
+        base=job.model,
+        job_id=job.id,
+        adapter=new_adapter(),
+        created_at=now,
+        bytes=staged.bytes,
+        sha256=staged.sha256,
+    )
 
 
 def is_mine(connection: Connection, job: StoredJob, *, status: tuple[str, ...] = ("running",)) -> bool:
