@@ -3,12 +3,17 @@
 import inspect
 
 import pytest
+import test_checkpoint_models
+import test_job_queue
 import test_named_blobs
 import test_store
 import test_tenants
 
+import stored_material
 from blob_stores import object_store
+from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.recovery import open_store
+from rapt.service.storage.tenant_rows import delete_tenant
 
 # What damages blobs by hand, in a folder.
 _OF_A_FOLDER = {"test_what_was_damaged_where_it_is_kept_is_an_error_and_no_answer"}
@@ -24,7 +29,7 @@ def store(request, tmp_path):
 
 
 def _shared():
-    for module in (test_named_blobs, test_store, test_tenants):
+    for module in (test_checkpoint_models, test_job_queue, test_named_blobs, test_store, test_tenants):
         for name, function in vars(module).items():
             if name.startswith("test_") and callable(function) and name not in _OF_A_FOLDER:
                 wanted = inspect.signature(function).parameters
@@ -37,10 +42,10 @@ globals().update(_shared())
 
 def test_a_deleted_tenant_leaves_nothing_in_an_object_store(store):
     """And the store itself can be left: nothing of ours but whose it was."""
-    caller = test_tenants.tenant(store, "eve")
-    test_tenants.queue(store, caller)
-    test_tenants.finish(store, test_tenants.claim(store))
+    caller = stored_material.tenant(store, "eve")
+    stored_material.queue(store, caller)
+    stored_material.finish(store, stored_material.claim(store))
     assert len(list(store.blobs.list())) == 2
-    test_tenants.delete_tenant(store, "eve", caller=test_tenants.OPERATOR, now=9)
+    delete_tenant(store, "eve", caller=OPERATOR, now=9)
     assert list(store.blobs.list()) == []
     assert store.blobs.owner() is not None

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+import test_checkpoint_models
+import test_job_queue
 import test_named_blobs
 import test_old_places
 import test_store
@@ -14,6 +16,7 @@ import test_tenants
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
+import stored_material
 from own_postgresql import own_postgresql
 from rapt.service.storage.database import Database, database_url
 from rapt.service.storage.recovery import open_store
@@ -56,7 +59,7 @@ def opening(url, opening):
 
 
 def _shared():
-    for module in (test_named_blobs, test_old_places, test_store, test_tenants):
+    for module in (test_checkpoint_models, test_job_queue, test_named_blobs, test_old_places, test_store, test_tenants):
         for name, function in vars(module).items():
             if name.startswith("test_") and callable(function) and name not in _OF_SQLITE:
                 wanted = inspect.signature(function).parameters
@@ -74,12 +77,12 @@ def test_the_migrations_make_the_tables_that_the_code_knows(store):
 
 def test_numbers_become_visible_in_order_however_many_write(store, url):
     other = Database(database_url(url, file=store.directory.database))
-    caller = test_tenants.tenant(store, "ada")
-    file = test_tenants.upload(store, caller)
+    caller = stored_material.tenant(store, "ada")
+    file = stored_material.upload(store, caller)
     seen = []
 
     def write(_):
-        job = test_tenants.queue(store, caller, file, max_jobs=1000)
+        job = stored_material.queue(store, caller, file, max_jobs=1000)
         with other.read() as connection:
             seen.append([row[0] for row in connection.exec_driver_sql("SELECT number FROM jobs ORDER BY number")])
         return job.id
@@ -92,9 +95,9 @@ def test_numbers_become_visible_in_order_however_many_write(store, url):
 
 
 def test_jobs_are_claimed_once_by_many_workers(store):
-    caller = test_tenants.tenant(store, "ada")
-    file = test_tenants.upload(store, caller)
-    jobs = [test_tenants.queue(store, caller, file).id for _ in range(12)]
+    caller = stored_material.tenant(store, "ada")
+    file = stored_material.upload(store, caller)
+    jobs = [stored_material.queue(store, caller, file).id for _ in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        claimed = list(pool.map(lambda number: test_tenants.claim(store, f"worker-{number}"), range(14)))
+        claimed = list(pool.map(lambda number: stored_material.claim(store, f"worker-{number}"), range(14)))
     assert sorted(job.id for job in claimed if job) == sorted(jobs)

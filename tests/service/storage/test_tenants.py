@@ -1,38 +1,32 @@
-"""Tenants, keys, quotas, the audit log, and the fair queue, on a real store."""
+"""Tenants, keys, quotas, the audit log and migrations, on a real store."""
 
-import io
 import secrets
 import sqlite3
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine, select
+from sqlalchemy import create_engine
 from sqlalchemy.exc import DatabaseError
 
-import stored_material
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import list_audit
 from rapt.service.storage.callers import OPERATOR, Caller
-from rapt.service.storage.checkpoint_models import add_checkpoint_model, checkpoint_id, list_checkpoint_models
+from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
-from rapt.service.storage.file_rows import add_file, get_file, list_files
+from rapt.service.storage.file_rows import get_file, list_files
 from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
     add_state,
-    claim_next_job,
-    fail_job,
     is_still_mine,
-    latest_state,
-    name_of_result,
     record_progress,
 )
 from rapt.service.storage.key_rows import create_key, digest_of, has_keys, holder_of, list_keys, revoke_key, rotate_key
 from rapt.service.storage.migrations import FIRST, migrate
-from rapt.service.storage.model_rows import delete_model, get_model, list_models
-from rapt.service.storage.recovery import join_store, open_store, requeue_abandoned_jobs
+from rapt.service.storage.model_rows import get_model, list_models
+from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.repeated_requests import repeatable
-from rapt.service.storage.tables import METADATA, MODELS
+from rapt.service.storage.tables import METADATA
 from rapt.service.storage.tenant_rows import (
     Quotas,
     delete_tenant,
@@ -41,39 +35,7 @@ from rapt.service.storage.tenant_rows import (
     set_quotas,
     usage_of,
 )
-from rapt.service.storage.worker_locks import is_alive, living_worker
-from stored_material import SUMMARY, finish, kept_bytes, tenant
-
-
-def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
-    with store.directory.stage(io.BytesIO(content), max_bytes=1000) as staged:
-        return add_file(
-            store, staged, SUMMARY, filename="f", caller=caller, now=7, max_bytes=max_bytes, request=request
-        )
-
-
-def queue(store, caller, file=None, **changes):
-    return stored_material.queue(store, caller, file or upload(store, caller), **changes)
-
-
-def claim(store, worker="worker-1"):
-    return claim_next_job(store, worker=worker, models=["toy"], now=8)
-
-
-def checkpoint(store, job, step, max_bytes=10**9):
-    """What came of a checkpoint of a step."""
-    with store.directory.stage_bytes(b"cp%d" % step) as staged:
-        return add_checkpoint_model(store, job, staged, step=step, metrics={"step": step}, now=9, max_bytes=max_bytes)
-
-
-def adapters_of(store, tenant):
-    """The names in memory of a tenant's models and checkpoints."""
-    with store.database.read() as connection:
-        return sorted(connection.execute(select(MODELS.c.adapter).where(MODELS.c.tenant == tenant)).scalars())
-
-
-def actions(store):
-    return [(entry.action, entry.object) for entry in list_audit(store, Cursor(limit=1000)).items[::-1]]
+from stored_material import actions, adapters_of, checkpoint, claim, finish, kept_bytes, queue, tenant, upload
 
 
 def test_a_key_is_shown_once_and_only_its_digest_is_stored(store, ada):
@@ -221,157 +183,6 @@ def test_the_services_own_quota_holds_where_a_tenant_has_none(store, ada):
     queue(store, ada, file, max_jobs=1)
 
 
-def test_the_queue_takes_turns_between_tenants_whatever_they_have_queued(store, ada, bob):
-    for _ in range(4):
-        queue(store, ada)
-    for _ in range(2):
-        queue(store, bob)
-    assert [claim(store).tenant for _ in range(6)] == ["ada", "bob", "ada", "bob", "ada", "ada"]
-    tenant(store, "eve")  # who comes later does not have to wait for those who were served before
-    queue(store, ada)
-    queue(store, Caller(tenant="eve", key="k", role="tenant"))
-    assert claim(store).tenant == "eve"
-
-
-def test_priority_orders_the_jobs_of_one_tenant_and_does_not_touch_others(store, ada, bob):
-    first, urgent = queue(store, ada), queue(store, ada, priority=5)
-    queue(store, bob)
-    assert [claim(store).id for _ in range(3)][0::2] == [urgent.id, first.id]
-
-
-def test_a_job_is_taken_only_by_a_worker_that_has_its_model(store, ada):
-    queue(store, ada)
-    assert claim_next_job(store, worker="w", models=["other"], now=8) is None
-    assert claim(store) is not None
-
-
-def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
-    queue(store, ada)
-    running = claim(store)
-    pause_job(store, running.id, caller=ada, now=9)
-    assert not is_still_mine(store, running)
-    # The worker finds out at its next step and keeps the state that it has reached.
-    store.directory.checkpoint("state").mkdir()
-    assert add_state(store, running, step=3, metrics={"train_loss": 1.0}, folder="state", now=9)
-    assert claim(store) is None
-    resume_job(store, running.id, caller=ada, now=10)
-    again = claim(store)
-    assert (again.id, again.attempt) == (running.id, 2)
-    assert latest_state(store, again).folder == "state"
-    with pytest.raises(UsageError, match="to resume, got status=running"):
-        resume_job(store, again.id, caller=ada, now=10)
-    # Whoever was slow to notice ends nothing.
-    assert not finish(store, running)
-    assert finish(store, again)
-    assert list(store.directory.checkpoints.iterdir()) == []
-    with pytest.raises(UsageError, match="to pause, got status=succeeded"):
-        pause_job(store, again.id, caller=ada, now=11)
-
-
-def test_only_the_newest_state_is_kept(store, ada):
-    queue(store, ada)
-    job = claim(store)
-    for step in (2, 4):
-        store.directory.checkpoint(f"state-{step}").mkdir()
-        assert add_state(store, job, step=step, metrics={"step": step}, folder=f"state-{step}", now=step)
-    assert [path.name for path in store.directory.checkpoints.iterdir()] == ["state-4"]
-    assert latest_state(store, job).step == 4
-    cancel_job(store, job.id, caller=ada, now=9)
-    assert list(store.directory.checkpoints.iterdir()) == []
-
-
-def test_checkpoints_are_models_that_are_listed_with_their_job_alone(store, ada, bob):
-    queue(store, ada)
-    job = claim(store)
-    assert [checkpoint(store, job, step) for step in (2, 4, 6)] == ["kept"] * 3
-    listed = list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items
-    assert [model.step for model in listed] == [6, 4, 2]
-    rest = list_checkpoint_models(store, job.id, Cursor(after=checkpoint_id(listed[0]), limit=1), tenant="ada")
-    assert ([model.step for model in rest.items], rest.has_more) == ([4], True)
-    for unknown in ("ftckpt-x", listed[0].id):
-        with pytest.raises(NotFoundError):
-            list_checkpoint_models(store, job.id, Cursor(after=unknown), tenant="ada")
-    assert listed[0].id == f"{name_of_result(job)}:ckpt-step-6"
-    assert get_model(store, listed[0].id, tenant="ada") == listed[0]
-    with pytest.raises(NotFoundError):
-        get_model(store, listed[0].id, tenant="bob")
-    assert list_models(store, Cursor(), tenant="ada").items == ()
-    assert usage_of(store, "ada").models == 0
-
-
-def test_an_attempt_that_repeats_steps_keeps_the_checkpoints_of_the_one_before(store, ada):
-    queue(store, ada)
-    job = claim(store)
-    assert checkpoint(store, job, 2) == "kept"
-    assert requeue_abandoned_jobs(store) == 1
-    again = claim(store)
-    assert checkpoint(store, job, 4) == "not mine"
-    assert [checkpoint(store, again, step) for step in (2, 4)] == ["known", "kept"]
-
-
-@pytest.mark.parametrize("way", ["cancel the job", "delete the model", "delete the tenant"])
-def test_checkpoints_go_with_their_job_their_model_and_their_tenant(store, ada, way):
-    queue(store, ada)
-    job = claim(store)
-    assert [checkpoint(store, job, step) for step in (2, 4)] == ["kept", "kept"]
-    if way == "cancel the job":
-        adapters = adapters_of(store, "ada")
-        assert sorted(cancel_job(store, job.id, caller=ada, now=9)[1]) == adapters
-    else:
-        assert finish(store, job)
-        adapters = adapters_of(store, "ada")
-        assert len(kept_bytes(store)) == 1 + 3
-    if way == "delete the model":
-        assert sorted(delete_model(store, name_of_result(job), caller=ada)) == adapters
-    if way == "delete the tenant":
-        delete_tenant(store, "ada", caller=OPERATOR, now=9)
-    else:
-        assert list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items == ()
-        assert usage_of(store, "ada").bytes == len(b"some bytes")
-    assert len(kept_bytes(store)) == (0 if way == "delete the tenant" else 1)
-
-
-def test_one_checkpoint_is_deleted_by_its_name_and_those_of_a_failed_job_stay(store, ada):
-    queue(store, ada, suffix="written-by-somebody")
-    job = claim(store)
-    assert [checkpoint(store, job, step) for step in (2, 4)] == ["kept", "kept"]
-    fail_job(store, job, code="x", message="y", now=9)
-    name = f"{name_of_result(job)}:ckpt-step-2"
-    model = get_model(store, name, tenant="ada")
-    assert delete_model(store, name, caller=ada) == (model.adapter,)
-    assert model.sha256 not in kept_bytes(store)
-    assert actions(store)[-1] == ("model.delete", f"{job.id[6:18]}:ckpt-step-2")
-    assert [model.step for model in list_checkpoint_models(store, job.id, Cursor(), tenant="ada").items] == [4]
-
-
-def test_models_and_checkpoints_count_against_the_bytes_of_a_tenant(store, ada):
-    queue(store, ada)
-    job = claim(store)
-    assert checkpoint(store, job, 2, max_bytes=13) == "kept"
-    assert checkpoint(store, job, 4, max_bytes=13) == "no room"
-    assert usage_of(store, "ada").bytes == 10 + 3
-    assert finish(store, job)  # what a run leaves is never lost to a quota
-    assert usage_of(store, "ada").bytes == 10 + 3 + 5
-    with pytest.raises(QuotaError, match="at most 17 bytes of files and models"):
-        queue(store, ada, list_files(store, Cursor(), tenant="ada").items[0], max_bytes=17)
-    with pytest.raises(QuotaError):
-        upload(store, ada, b"1", max_bytes=18)
-
-
-def test_a_job_of_a_worker_that_died_is_queued_again_and_that_of_a_living_one_is_not(store, ada):
-    queue(store, ada)
-    queue(store, ada)
-    with living_worker(store.directory) as name:
-        assert is_alive(store.directory, name)
-        mine = claim(store, worker=name)
-        lost = claim(store, worker="worker-that-was-killed")
-        assert requeue_abandoned_jobs(store) == 1
-        assert get_job(store, lost.id, tenant="ada").status == "queued"
-        assert get_job(store, mine.id, tenant="ada").status == "running"
-    assert not is_alive(store.directory, name)
-    assert requeue_abandoned_jobs(store) == 1
-
-
 def test_a_request_that_comes_twice_makes_one_object(store, ada, bob):
     request = repeatable("my key", "the request")
     file = upload(store, ada, request=request)
@@ -384,16 +195,6 @@ def test_a_request_that_comes_twice_makes_one_object(store, ada, bob):
     cancelled, _ = cancel_job(store, job.id, caller=ada, now=9)
     assert queue(store, ada, file, request=wanted) == cancelled
     assert len(list_jobs(store, Cursor(), tenant="ada").items) == 1
-
-
-def test_jobs_are_found_by_their_metadata(store, ada):
-    one = queue(store, ada, metadata={"run": "1", "kind": "a.b"})
-    queue(store, ada, metadata={"run": "2", "kind": "a.b"})
-    queue(store, ada)
-    found = list_jobs(store, Cursor(), tenant="ada", metadata={"run": "1", "kind": "a.b"}).items
-    assert [job.id for job in found] == [one.id]
-    assert len(list_jobs(store, Cursor(), tenant="ada", metadata={"kind": "a.b"}).items) == 2
-    assert list_jobs(store, Cursor(), tenant="ada", metadata={'"; drop table jobs': "1"}).items == ()
 
 
 def test_every_change_is_in_the_log_and_nothing_that_a_user_wrote(store, ada):
