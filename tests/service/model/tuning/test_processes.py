@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from rapt.service.model.backbone import load_backbone
-from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
+from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, join_processes, tune
 from rapt.service.model.tuning.processes import ALONE, Processes
 from tuning_material import separable_file
 
@@ -22,30 +22,39 @@ RECORDS = 35
 
 SCRIPT = """
 import json, sys
+import torch
 from safetensors.torch import save_file
 from test_processes import CONFIG, RECORDS
+from rapt.errors import UsageError
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.tuner import TuningCancelled, join_processes, tune
 from tuning_material import separable_file
 
-processes = join_processes()
-backbone = load_backbone("bert-tiny", precision="float32", device="cpu")
-file = separable_file(backbone, records=RECORDS, plain=4)
-seen, kept = [], []
-adapter = tune(
-    backbone, file, config=CONFIG, processes=processes,
-    on_progress=lambda step: seen.append((step.task_loss, step.reconstruction_loss, step.accuracy)),
-    on_checkpoint=lambda checkpoint, adapter: kept.append(checkpoint),
-)
-try:  # only the first one wants to stop
-    tune(backbone, file, config=CONFIG, processes=processes, should_stop=lambda: processes.first)
-    stopped = False
-except TuningCancelled:
-    stopped = True
+with join_processes() as processes:
+    backbone = load_backbone("bert-tiny", precision="float32", device="cpu")
+    file = separable_file(backbone, records=RECORDS, plain=4)
+    seen, kept = [], []
+    adapter = tune(
+        backbone, file, config=CONFIG, processes=processes,
+        on_progress=lambda step: seen.append((step.task_loss, step.reconstruction_loss, step.accuracy)),
+        on_checkpoint=lambda checkpoint, adapter: kept.append(checkpoint),
+    )
+    try:  # only the first one wants to stop
+        tune(backbone, file, config=CONFIG, processes=processes, should_stop=lambda: processes.first)
+        stopped = False
+    except TuningCancelled:
+        stopped = True
+left = not torch.distributed.is_initialized()
+try:
+    with join_processes():
+        refused = ""
+except UsageError as problem:
+    refused = str(problem)
 out = sys.argv[1] + f"/{processes.rank}"
 save_file({"prompt": adapter.prompt, "weight": adapter.head_weight, "bias": adapter.head_bias}, out + ".safetensors")
+told = {"count": processes.count, "seen": seen, "kept": len(kept), "stopped": stopped, "left": left, "refused": refused}
 with open(out + ".json", "w") as stream:
-    json.dump({"count": processes.count, "seen": seen, "kept": len(kept), "stopped": stopped}, stream)
+    json.dump(told, stream)
 """
 
 
@@ -71,6 +80,7 @@ def test_two_processes_give_the_adapter_of_one(tmp_path):
     told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert [item["count"] for item in told] == [2, 2]
     assert [item["stopped"] for item in told] == [True, True]
+    assert all(item["left"] and "keep one join_processes()" in item["refused"] for item in told)
     assert (told[1]["seen"], told[1]["kept"]) == ([], 0)
     assert told[0]["kept"] == CONFIG.epochs
     backbone = load_backbone("bert-tiny", precision="float32", device="cpu")
@@ -98,3 +108,18 @@ def test_a_process_by_itself_exchanges_nothing():
     assert ALONE.sum(1.0, 2.5) == [1.0, 2.5]
     assert ALONE.as_first_says(True)
     assert not ALONE.as_first_says(False)
+
+
+def test_a_group_somebody_else_made_is_left_to_them(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        with join_processes() as processes:
+            assert processes == ALONE
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_an_error_goes_through():
+    with pytest.raises(ZeroDivisionError), join_processes():
+        _ = 1 / 0

@@ -7,7 +7,8 @@ is the same batch however many there are, so one process or several give the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -64,18 +65,31 @@ class Processes:
 ALONE = Processes()
 
 
-def join_processes() -> Processes:
-    """This process's place among those that were launched together; before a backbone is loaded.
+@contextmanager
+def join_processes() -> Iterator[Processes]:
+    """This process's place among those that were launched together, and left at the end; before a backbone is loaded.
+
+    Who has begun to talk to the others already, through Accelerate or torch, goes on doing so afterwards.
 
     Raises:
-        UsageError: Accelerate is not installed.
+        UsageError: Accelerate is not installed, or the others have been left before.
     """
     try:
         from accelerate import PartialState  # type: ignore[import-untyped]  # an extra, and without stubs
     except ImportError:
         raise UsageError("several processes need accelerate; install it with pip install 'rapt[processes]'") from None
+    ours = not torch.distributed.is_initialized()
     state = PartialState(cpu=not torch.cuda.is_available())
-    return Processes(rank=int(state.process_index), count=int(state.num_processes))
+    processes = Processes(rank=int(state.process_index), count=int(state.num_processes))
+    if processes.count > 1 and not torch.distributed.is_initialized():
+        raise UsageError(
+            "processes that have left each other cannot join again; keep one join_processes() around it all"
+        )
+    yield processes
+    # Threads that still talk when the interpreter ends abort the process, after all its work was done. An error leaves
+    # nothing this way: the others may be waiting in an exchange, and the launcher ends them.
+    if ours:
+        state.destroy_process_group()
 
 
 def _device() -> str:
