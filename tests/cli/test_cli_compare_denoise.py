@@ -7,6 +7,9 @@ import shlex
 
 import pytest
 
+from rapt.compare.arms import ARMS
+from word_head_material import write_denoised
+
 TINY = ("--model", "bert-tiny", "--eta", 90)
 
 
@@ -71,3 +74,47 @@ def test_public_text_becomes_a_backbone(rapt, tmp_path):
     again = rapt("denoise", path, "--out", tmp_path / "made", *TINY)
     assert (again.code, again.err.count("\n")) == (2, 1)
     assert "--out must be a new or empty folder" in again.err
+
+
+def test_a_backbone_learns_to_read_and_a_comparison_has_the_arms_that_do(rapt, labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "public.csv"
+    path.write_text("text\n" + "\n".join(f"the show number {n} was long and dull" for n in range(80)) + "\n")
+    expecting = write_denoised(tmp_path / "expecting", etas=(90.0,))
+    outcome = rapt("word-head", path, "--model", expecting, "--out", "reads", "--epochs", 0.5, "--json")
+    assert outcome.code == 0, outcome.err
+    (read,) = json.loads(outcome.out)["reads"]
+    assert set(read) == {"eta", "unchanged", "read", "nats_without_context", "nats"}
+    assert read["eta"] == 90
+    columns = ("--text-column", "sentence", "--label-column", "verdict", "--records", 20)
+    few = ("--seeds", 1, "--privatizations", 1, "--epochs", 1, "--prompt-length", 2)
+    outcome = rapt("compare", labelled, "--out", "c", *TINY, *columns, *few, "--denoised", "reads", "--json")
+    assert outcome.code == 0, outcome.err
+    run = {line["arm"] for line in results(tmp_path / "c")}
+    assert run == {name for name, arm in ARMS.items() if not arm.sentences}
+    outcome = rapt("compare", labelled, "--out", "d", *TINY, *columns, *few, "--denoised", expecting)
+    assert outcome.code == 0, outcome.err
+    assert {line["arm"] for line in results(tmp_path / "d")} == run - {
+        name for name, arm in ARMS.items() if arm.restore
+    }
+    asked = (*TINY, *columns, *few, "--denoised", expecting, "--arms", "posterior means")
+    outcome = rapt("compare", labelled, "--out", "e", *asked)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "got a folder without; add one with rapt word-head" in outcome.err
+
+
+def test_a_head_that_cannot_be_trained_is_refused_in_one_line(rapt, tmp_path):
+    path = tmp_path / "public.csv"
+    path.write_text("text\nthe show was long\n")
+    expecting = write_denoised(tmp_path / "expecting")
+    for options, message in (
+        (("--model", "bert-tiny", "--out", tmp_path / "a"), "--model must be a folder that rapt denoise made"),
+        (("--model", expecting, "--out", expecting), "--out must be a new or empty folder"),
+        (("--model", expecting, "--out", tmp_path / "a", "--epochs", 0), "epochs must be finite and above 0"),
+        (("--model", expecting, "--out", tmp_path / "a"), "different public texts of 4 tokens, got 1"),
+    ):
+        outcome = rapt("word-head", path, *options)
+        assert outcome.code in (2, 3)
+        assert outcome.err.count("\n") == 1
+        assert message in outcome.err
+    assert not (tmp_path / "a").exists()

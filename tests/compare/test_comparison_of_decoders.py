@@ -9,7 +9,9 @@ from rapt.compare.crew import run_comparison
 from rapt.compare.plan import ComparisonPlan
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.service.model.backbone import load_backbone
+from rapt.service.model.word_head import WORD_HEAD, word_head_file
 from tiny_backbones import write_tiny_model
+from word_head_material import untrained_head
 
 PUBLIC = ("a train left the town at noon", "nobody saw the old house again")
 
@@ -29,6 +31,7 @@ def test_every_arm_trains_and_judges_a_decoder(tmp_path, seconds):
     folder = tmp_path / "llama"
     folder.mkdir()
     write_tiny_model("llama", folder)
+    (folder / WORD_HEAD).write_bytes(word_head_file(untrained_head(str(folder))))
     assert load_backbone(str(folder)).kind == "decoder"
     parts = (pairs(16, start=0), pairs(12, start=100))
     training, evaluation = (part if seconds else replace(part, seconds=()) for part in parts)

@@ -18,7 +18,7 @@ from rapt.compare.texts import LabelledTexts, Split, read_split
 from rapt.compare.verdict import verdict
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
-from rapt.public_models import model_directory
+from word_head_material import write_reading
 
 WORDS = (("bad", "awful", "poor", "sad"), ("good", "great", "fine", "happy"))
 
@@ -107,7 +107,7 @@ def test_both_texts_of_a_pair_are_attacked(files):
 
 def test_every_arm_runs_on_pairs(tmp_path):
     public = ("a train left the town at noon", "nobody saw the old house again")
-    plan = replace(PLAN, arms=tuple(ARMS), denoised=str(model_directory("bert-tiny")), epochs=1)
+    plan = replace(PLAN, arms=tuple(ARMS), denoised=str(write_reading(tmp_path / "reads")), epochs=1)
     rows = run_comparison(plan, replace(SPLIT, public=public), results=tmp_path / "r.jsonl")
     assert {row.arm for row in rows} == set(ARMS)
     assert all(len(row.right) == len(SPLIT.evaluation) for row in rows)

@@ -7,7 +7,8 @@ import torch
 from rapt.denoise.model_folder import check_target, save_denoised
 from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.public_text import LEAST_TEXTS, WINDOW, read_public_texts
-from rapt.denoise.warm_up import privatize, warm_up
+from rapt.denoise.steps import privatize
+from rapt.denoise.warm_up import warm_up
 from rapt.errors import CorpusError, UsageError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary

@@ -5,7 +5,7 @@ targets` trains on the plain tokens of another record, so there is nothing to be
 frequencies; `longer prompt` spends the same positions on more prompt vectors. Public
 sentences as plain tokens have a context to be reconstructed from, which random words lack. The oracle is told which
 tokens the mechanism left alone and drops the others, which takes the truth: no service can, but it says what is to be
-had from knowing whom to trust.
+had from knowing whom to trust. Arms that restore have each word read in its context before anything is tuned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from rapt.compare.restored import Restore, most_likely_words, posterior_draws, posterior_means
 from rapt.service.model.tuning_config import ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -30,6 +31,13 @@ SENTENCES: Final = "RAPT on sentences"
 SENTENCES_NO_LOSS: Final = "sentences without loss"
 DENOISED: Final = "denoised"
 DENOISED_RAPT: Final = "denoised RAPT"
+MOST_LIKELY: Final = "most likely words"
+DRAWS: Final = "posterior draws"
+MEANS: Final = "posterior means"
+DENOISED_DRAWS: Final = "denoised draws"
+
+# Versions of a query that an answer is the mean of, where words are drawn.
+ANSWERED_DRAWS: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +51,8 @@ class Arm:
         unchanged_only: Whether tokens that the mechanism changed are dropped, in training and in judging.
         sentences: Whether its plain tokens are public sentences, which the comparison must be given.
         denoised: Whether it stands on the plan's denoised backbone.
+        restore: What it makes of files and their contextual posterior, which a word head in the folder of the plan's
+            denoised backbone reads; None takes the files as they are.
         configure: From the common run, λ and m, this arm's run.
         change_file: What it does to the training file; most do nothing.
     """
@@ -53,8 +63,14 @@ class Arm:
     unchanged_only: bool = False
     sentences: bool = False
     denoised: bool = False
+    restore: Restore | None = None
     configure: Callable[[TuningConfig, float, int], TuningConfig]
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
+
+    @property
+    def needs_denoised(self) -> bool:
+        """Whether there must be a backbone that expects noise, to stand on or to read words."""
+        return self.denoised or self.restore is not None
 
 
 def shuffle_targets(file: PrivatizedFile, seed: int) -> PrivatizedFile:
@@ -114,10 +130,31 @@ ARMS: Final[Mapping[str, Arm]] = {
         configure=_plain,
     ),
     DENOISED_RAPT: Arm(says="RAPT on that backbone", denoised=True, plain_tokens=True, configure=_reconstruct),
+    MOST_LIKELY: Arm(
+        says="the same tuning on the words that are most likely, given all that arrived",
+        restore=most_likely_words,
+        configure=_plain,
+    ),
+    DRAWS: Arm(
+        says=f"on words drawn by their probability, anew in each epoch; answers are means over {ANSWERED_DRAWS} draws",
+        restore=posterior_draws,
+        configure=_plain,
+    ),
+    MEANS: Arm(
+        says="on the mean vector of what each word may have been, given all that arrived",
+        restore=posterior_means,
+        configure=_plain,
+    ),
+    DENOISED_DRAWS: Arm(
+        says="posterior draws on the backbone that expects noise",
+        denoised=True,
+        restore=posterior_draws,
+        configure=_plain,
+    ),
 }
 
 # What a comparison runs that is given texts and nothing else.
-USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.denoised or arm.sentences))
+USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.needs_denoised or arm.sentences))
 
 # Pairs whose difference the report states, where both were run.
 DIFFERENCES: Final = (
@@ -133,6 +170,14 @@ DIFFERENCES: Final = (
     (DENOISED, ORACLE),
     (DENOISED_RAPT, DENOISED),
     (DENOISED_RAPT, RAPT),
+    (MOST_LIKELY, PROMPT),
+    (MOST_LIKELY, DENOISED),
+    (DRAWS, PROMPT),
+    (DRAWS, DENOISED),
+    (MEANS, PROMPT),
+    (MEANS, DENOISED),
+    (DENOISED_DRAWS, PROMPT),
+    (DENOISED_DRAWS, DENOISED),
     (ORACLE, PROMPT),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rapt.compare.arms import ARMS
+from rapt.compare.arms import ANSWERED_DRAWS, ARMS
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
+from rapt.compare.restored import Reading, WordReader
 from rapt.compare.results import AttackRow, ModelRow
-from rapt.compare.texts import Split
+from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError
 from rapt.local.record_parts import Part
 from rapt.local.vocabulary import load_vocabulary
@@ -21,8 +24,12 @@ from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.inference import classify, row_of
 from rapt.service.model.tuner import tune
+from rapt.service.model.word_head import read_word_head
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
+
+# Apart from the seeds of files and of sentences.
+_DRAWN: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +42,7 @@ class Bench:
         setting: Digest under which results are kept.
         backbone: Frozen; every model here is tuned on it, but for those of the next.
         denoised: The backbone that expects noise, if the plan has one.
+        reader: Reads words off that backbone, if an arm of the plan needs it.
         files: Makes what the models read.
     """
 
@@ -43,6 +51,7 @@ class Bench:
     setting: str
     backbone: Backbone
     denoised: Backbone | None
+    reader: WordReader | None
     files: FileMaker
 
     def train_and_judge(self, cell: Cell) -> ModelRow:
@@ -52,25 +61,19 @@ class Bench:
             TuningError: The model cannot be trained, or its loss is not finite.
         """
         arm, plan = ARMS[cell.arm], self.plan
-        backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
         file = arm.change_file(self.files.training(self.split.training, eta=cell.eta, seed=cell.seed), cell.seed)
-        if arm.sentences and cell.eta is not None:
-            file = self.files.with_sentences(file, eta=cell.eta, seed=(cell.seed, 0))
-        if arm.unchanged_only:
-            file = self.files.unchanged_only(self.split.training, file)
+        read = self.reading(cell, self.split.training, file, place=0, draws=plan.epochs)
         config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
+        # Fresh versions for each epoch stand one after the other, so that the passes over the texts are as many.
+        config = replace(config, epochs=config.epochs // len(read.files))
         start = time.perf_counter()
-        adapter = tune(backbone, file, config=config)
+        adapter = tune(read.backbone, read.joined, config=config)
         seconds = time.perf_counter() - start
         judged = self.files.evaluation(self.split.evaluation, eta=cell.eta, seed=cell.seed)
-        if arm.unchanged_only:
-            judged = [self.files.unchanged_only(self.split.evaluation, queries) for queries in judged]
-        if arm.sentences and cell.eta is not None:
-            judged = [
-                self.files.with_sentences(queries, eta=cell.eta, seed=(cell.seed, draw))
-                for draw, queries in enumerate(judged, start=1)
-            ]
-        right = np.sum([right_answers(backbone, adapter, queries) for queries in judged], axis=0)
+        right = np.zeros(len(self.split.evaluation), dtype=np.int64)
+        for place, queries in enumerate(judged, start=1):
+            asked = self.reading(cell, self.split.evaluation, queries, place=place, draws=ANSWERED_DRAWS)
+            right += right_answers(asked.backbone, adapter, *asked.files)
         return ModelRow(
             setting=self.setting,
             arm=cell.arm,
@@ -80,6 +83,29 @@ class Bench:
             right=tuple(int(count) for count in right),
             seconds=round(seconds, 1),
         )
+
+    def reading(self, cell: Cell, texts: LabelledTexts, file: PrivatizedFile, *, place: int, draws: int) -> Reading:
+        """What the model of a cell is given of a file.
+
+        Args:
+            cell: Whose arm and seed it is.
+            texts: That the file was made of; told to the oracle alone.
+            file: Privatized.
+            place: Of the file among those of its seed, 0 for the training file.
+            draws: Versions, where words are drawn.
+        """
+        arm = ARMS[cell.arm]
+        if arm.sentences and cell.eta is not None:
+            file = self.files.with_sentences(file, eta=cell.eta, seed=(cell.seed, place))
+        if arm.unchanged_only:
+            file = self.files.unchanged_only(texts, file)
+        own = self.denoised if arm.denoised and self.denoised is not None else self.backbone
+        reading = Reading(backbone=own, files=(file,))
+        if arm.restore is None:
+            return reading
+        assert self.reader is not None, "a bench whose plan has such an arm is opened with one"
+        rng = np.random.default_rng([_DRAWN, cell.seed, place])
+        return arm.restore(reading, self.reader.posterior(file), draws, rng)
 
     def attack(self, cell: AttackCell) -> AttackRow:
         """What the strongest of the attacks recovers from the training file of the first seed at an η.
@@ -116,11 +142,11 @@ class Bench:
         )
 
 
-def right_answers(backbone: Backbone, adapter: Adapter, queries: PrivatizedFile) -> NDArray[np.bool_]:
-    """Whether each record is labelled rightly, (records,)."""
-    rows = [row_of(record, adapter=adapter) for record in queries.records]
-    answers = [max(range(len(answer)), key=answer.__getitem__) for answer in classify(backbone, rows)]
-    return np.array([answer == record.label for answer, record in zip(answers, queries.records, strict=True)])
+def right_answers(backbone: Backbone, adapter: Adapter, *versions: PrivatizedFile) -> NDArray[np.bool_]:
+    """Whether each record is labelled rightly, (records,); of several versions, by the mean of the answers."""
+    answers = [classify(backbone, [row_of(record, adapter=adapter) for record in file.records]) for file in versions]
+    labels = np.array([record.label for record in versions[0].records])
+    return np.asarray(np.mean(answers, axis=0).argmax(axis=1) == labels)
 
 
 def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
@@ -133,7 +159,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
 
     Raises:
         CorpusError: A text has no token, or an arm needs public texts that are not there.
-        VocabularyError: The model's files are missing.
+        UsageError: An arm needs a word head that is not there.
+        VocabularyError: The model's files are missing, or a word head is damaged.
     """
     torch.set_num_threads(threads)
     vocabulary = load_vocabulary(plan.model)
@@ -145,6 +172,10 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision="float32")
     if denoised is not None:
         check_hash(denoised.bundle, expected=vocabulary.hash)
+    reader = None
+    if denoised is not None and plan.denoised is not None and any(ARMS[name].restore for name in plan.arms):
+        table = torch.from_numpy(denoised.bundle.embeddings.copy()).to(denoised.device)
+        reader = WordReader(backbone=denoised, head=read_word_head(Path(plan.denoised), table=table))
     files = FileMaker(plan, vocabulary, split.public)
     if any(ARMS[name].sentences for name in plan.arms):
         files.check_sentences()
@@ -154,5 +185,6 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         setting=plan.setting(texts_digest=split.digest),
         backbone=backbone,
         denoised=denoised,
+        reader=reader,
         files=files,
     )

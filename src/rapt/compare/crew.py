@@ -12,11 +12,11 @@ from rapt.compare.bench import Bench, open_bench
 from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
 from rapt.compare.results import AttackRow, ModelRow, Row, open_results
 from rapt.compare.texts import Split
-from rapt.errors import UsageError
+from rapt.errors import RaptError, UsageError
 
 Task = Cell | AttackCell
 
-_bench: Bench | None = None  # of a worker process, set once when it starts
+_bench: Bench | RaptError | None = None  # of a worker process, set once when it starts, or why there is none
 
 
 def run_comparison(
@@ -90,11 +90,16 @@ def _rows(plan: ComparisonPlan, split: Split, left: list[Task], *, processes: in
 
 def _start_worker(plan: ComparisonPlan, split: Split) -> None:
     global _bench
-    _bench = open_bench(plan, split, threads=1)
+    try:
+        _bench = open_bench(plan, split, threads=1)
+    except RaptError as error:  # raised here it would break the pool, and nobody would read it
+        _bench = error
 
 
 def _work(task: Task) -> Row:
     assert _bench is not None
+    if isinstance(_bench, RaptError):
+        raise _bench
     return _run(_bench, task)
 
 

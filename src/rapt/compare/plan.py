@@ -14,6 +14,7 @@ from rapt.compare.arms import ARMS, CLEAN, LONGER, USUAL
 from rapt.errors import UsageError
 from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.model.tuning_config import LORA, PROMPT_TUNING, TuningConfig, default_config
+from rapt.service.model.word_head import WORD_HEAD
 from rapt.wire.manifest import Parameter
 
 # Bootstrap over fewer seeds says little; the report says so below this number.
@@ -49,7 +50,7 @@ class ComparisonPlan:
         etas: Settings of η, 1/distance.
         seeds: One model each for every arm and η. A seed fixes the privatization of the training text, those of the
             evaluation text, initialization and order, so arms with one seed meet identical files.
-        arms: Names in `ARMS`; without `denoised` the arm of that name must be left out.
+        arms: Names in `ARMS`; without `denoised` those that need it must be left out.
         denoised: Folder that `rapt denoise` made from the model; None where there is none.
         privatizations: Of the evaluation text for each model; every model of one seed answers the same ones.
         plain_tokens: m, before each text.
@@ -94,8 +95,8 @@ class ComparisonPlan:
         for name in ("arms", "seeds"):
             if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
-        if self.denoised is None and any(ARMS[name].denoised for name in self.arms):
-            raise UsageError("the arm 'denoised' needs a backbone that expects noise; give --denoised FOLDER")
+        if self.denoised is None and (needy := [name for name in self.arms if ARMS[name].needs_denoised]):
+            raise UsageError(f"the arm {needy[0]!r} needs a backbone that expects noise; give --denoised FOLDER")
         if LONGER in self.arms and self.method == LORA:
             raise UsageError(f"the arm {LONGER!r} needs a method with a prompt, got method={LORA!r}; leave it out")
         if any(not (math.isfinite(eta) and eta > 0) for eta in self.etas) or len(set(self.etas)) != len(self.etas):
@@ -164,7 +165,7 @@ class ComparisonPlan:
 
 
 def weights_digest(folder: str) -> str:
-    """SHA-256 of the weights in a folder, soft embeddings included.
+    """SHA-256 of the weights in a folder, soft embeddings and a word head included.
 
     Raises:
         UsageError: There are none.
@@ -172,9 +173,9 @@ def weights_digest(folder: str) -> str:
     try:
         with (Path(folder) / "model.safetensors").open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256")
-        soft = Path(folder) / SOFT_EMBEDDINGS
-        if soft.is_file():  # results of folders without stay what they are
-            found.update(soft.read_bytes())
+        for name in (SOFT_EMBEDDINGS, WORD_HEAD):
+            if (Path(folder) / name).is_file():  # results of folders without stay what they are
+                found.update((Path(folder) / name).read_bytes())
         return found.hexdigest()
     except OSError:
         raise UsageError("--denoised must be a folder that rapt denoise made, with model.safetensors") from None

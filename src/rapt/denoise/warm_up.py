@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
 import torch
 
 from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.public_text import PublicTexts
 from rapt.denoise.soft_embeddings import DRAWS, kept_soft_embeddings, mean_of_settings, word_prior
+from rapt.denoise.steps import Tokens, batches, privatize, rate
 from rapt.errors import TuningError
-from rapt.local.mechanisms import Mechanism, make_mechanism
+from rapt.local.mechanisms import make_mechanism
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import Vocabulary
 from rapt.service.model.denoising import Student
 
-_RISE: Final = 0.05  # share of the steps that the rate takes to its peak
 _LONGEST_GRADIENT: Final = 1.0
-_SORTED_TOGETHER: Final = 16  # batches: texts of one length share a batch, in an order that stays random enough
-
-Tokens = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +90,10 @@ def warm_up(
     steps = math.ceil(plan.epochs * len(texts.training) / plan.batch_size)
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
     optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate)
-    for step, batch in enumerate(_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng), start=1):
+    for step, batch in enumerate(batches(texts.training, size=plan.batch_size, steps=steps, rng=rng), start=1):
         noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
         for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * _rate(step, steps)
+            group["lr"] = plan.learning_rate * rate(step, steps)
         agreement = student.agreement(batch, noisy)
         if not torch.isfinite(agreement.loss):
             raise TuningError(f"the loss must be finite, got another at step={step}; lower the learning rate")
@@ -112,35 +108,7 @@ def warm_up(
     )
 
 
-def privatize(mechanism: Mechanism, texts: Tokens, *, rng: np.random.Generator) -> list[list[int]]:
-    """The texts privatized, token for token, in one call."""
-    flat = np.array([token for text in texts for token in text], dtype=np.int64)
-    ends = np.cumsum([len(text) for text in texts])
-    return [ids.tolist() for ids in np.split(mechanism.privatize(flat, rng=rng), ends[:-1])]
-
-
 @torch.no_grad()
 def _explained(student: Student, clear: Tokens, noisy: Tokens) -> float:
     agreement = student.agreement(clear, noisy)
     return 1.0 - agreement.text.item()
-
-
-def _batches(texts: Tokens, *, size: int, steps: int, rng: np.random.Generator) -> Iterator[list[Sequence[int]]]:
-    done = 0
-    while True:
-        order = rng.permutation(len(texts))
-        batches = []
-        for start in range(0, len(order), size * _SORTED_TOGETHER):
-            near = sorted(order[start : start + size * _SORTED_TOGETHER], key=lambda place: len(texts[place]))
-            batches += [near[at : at + size] for at in range(0, len(near), size)]
-        for place in rng.permutation(len(batches)):
-            if done == steps:
-                return
-            if len(batches[place]) > 1:  # the variance of one text is no measure
-                yield [texts[index] for index in batches[place]]
-                done += 1
-
-
-def _rate(step: int, steps: int) -> float:
-    rise = max(1, math.ceil(_RISE * steps))
-    return min(step / rise, max(0.0, (steps - step + 1) / max(1, steps - rise + 1)))
