@@ -89,7 +89,9 @@ def plan(folder):
 @pytest.fixture(scope="module")
 def reader():
     return WordReader(
-        backbone=load_backbone("bert-tiny", precision="float32"), head=untrained_head("bert-tiny", doubtful=True)
+        backbone=load_backbone("bert-tiny", precision="float32"),
+        head=untrained_head("bert-tiny", doubtful=True),
+        keeps=2,
     )
 
 

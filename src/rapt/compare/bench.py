@@ -175,7 +175,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     reader = None
     if denoised is not None and plan.denoised is not None and any(ARMS[name].restore for name in plan.arms):
         table = torch.from_numpy(denoised.bundle.embeddings.copy()).to(denoised.device)
-        reader = WordReader(backbone=denoised, head=read_word_head(Path(plan.denoised), table=table))
+        head = read_word_head(Path(plan.denoised), table=table)
+        reader = WordReader(backbone=denoised, head=head, keeps=1 + plan.privatizations)
     files = FileMaker(plan, vocabulary, split.public)
     if any(ARMS[name].sentences for name in plan.arms):
         files.check_sentences()

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Final
 
 import numpy as np
 import torch
@@ -21,8 +20,6 @@ from rapt.service.model.word_head import WordHead
 from rapt.wire.privatized_file import PrivatizedFile
 
 Texts = tuple[tuple[int, ...], ...]
-# The files of one seed at one η, training and judging: the next arm reads the same ones.
-_KEPT: Final = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +51,17 @@ Restore = Callable[[Reading, Posterior, int, np.random.Generator], Reading]
 
 @dataclass(frozen=True, eq=False)
 class WordReader:
-    """A backbone that expects noise, and the head that reads words off it."""
+    """A backbone that expects noise, and the head that reads words off it.
+
+    Attributes:
+        backbone: The one that the head was trained on.
+        head: Its head.
+        keeps: How many files' posteriors are kept: those of one seed at one η, which the next arm asks for again.
+    """
 
     backbone: Backbone
     head: WordHead
+    keeps: int
 
     def posterior(self, file: PrivatizedFile) -> Posterior:
         """Of every text of a file, in the order of `texts_of`."""
@@ -65,7 +69,7 @@ class WordReader:
 
     @cached_property
     def _kept(self) -> Callable[[Texts], Posterior]:
-        return lru_cache(maxsize=_KEPT)(lambda texts: read_posterior(self.backbone, self.head, texts))
+        return lru_cache(maxsize=self.keeps)(lambda texts: read_posterior(self.backbone, self.head, texts))
 
 
 def most_likely_words(reading: Reading, posterior: Posterior, draws: int, rng: np.random.Generator) -> Reading:

@@ -25,7 +25,7 @@ def head():
 @pytest.fixture
 def posterior(rng):
     """Three texts; a few words of which some are much more likely."""
-    words = torch.tensor([rng.choice(50, size=4, replace=False).tolist() for _ in range(6)])
+    words = torch.tensor([rng.choice(50, size=4, replace=False).tolist() for _ in range(6)], dtype=torch.int32)
     probabilities = torch.from_numpy(rng.dirichlet([4.0, 2.0, 1.0, 0.5], size=6)).float().sort(descending=True).values
     return Posterior(words=words, probabilities=probabilities, lengths=(3, 1, 2))
 

@@ -30,7 +30,7 @@ class Posterior:
     """What the words of some texts may have been; N positions in all, K words at each, the most likely first.
 
     Attributes:
-        words: Token ids, (N, K), int64.
+        words: Token ids, (N, K), int32.
         probabilities: Theirs, (N, K), float32; each row sums to 1.
         lengths: Positions of each text, in order; they sum to N.
     """
@@ -91,7 +91,7 @@ def read_posterior(
         check_length(backbone, prompt_length=0, plain_tokens=0, text_tokens=length, position=position)
     starts = list(accumulate(lengths, initial=0))
     most = min(most, len(head.table))
-    words = torch.zeros(starts[-1], most, dtype=torch.int64)
+    words = torch.zeros(starts[-1], most, dtype=torch.int32)
     probabilities = torch.zeros(starts[-1], most)
     for chosen in cut_into_passes(lengths, lanes=[None] * len(texts), device=backbone.device.type):
         states, arrived = text_states(backbone, [texts[index] for index in chosen])
@@ -99,6 +99,6 @@ def read_posterior(
         for start in range(0, len(places), AT_ONCE):
             part = slice(start, start + AT_ONCE)
             best = head(states[part], arrived[part]).topk(most, dim=1)
-            words[places[part]] = best.indices.cpu()
+            words[places[part]] = best.indices.int().cpu()
             probabilities[places[part]] = best.values.softmax(dim=1).cpu()
     return Posterior(words=words, probabilities=probabilities, lengths=lengths)
