@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -80,16 +81,7 @@ def word_head(
     )
     say(f"backbone: {out}")
     if as_json:
-        values = [
-            {
-                "eta": item.eta,
-                "unchanged": item.unchanged,
-                "read": item.read,
-                "nats_without_context": item.nats_without_context,
-                "nats": item.nats,
-            }
-            for item in reads
-        ]
+        values = [asdict(item) for item in reads]
         show_json({"backbone": str(out), "texts": len(texts.training), "tokens": tokens, "reads": values})
         return
     rows = [

@@ -115,7 +115,7 @@ def train_word_head(
         if not torch.isfinite(loss):
             raise TuningError(f"the loss must be finite, got another at step={step}; lower the learning rate")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(head.parameters(), _LONGEST_GRADIENT)
         optimizer.step()
         on_step(step, steps, loss.item())

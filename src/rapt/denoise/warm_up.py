@@ -98,7 +98,7 @@ def warm_up(
         if not torch.isfinite(agreement.loss):
             raise TuningError(f"the loss must be finite, got another at step={step}; lower the learning rate")
         optimizer.zero_grad()
-        agreement.loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(agreement.loss)
         torch.nn.utils.clip_grad_norm_(student.parameters(), _LONGEST_GRADIENT)
         optimizer.step()
         on_step(Step(step=step, steps=steps, text_error=agreement.text.item(), token_error=agreement.tokens.item()))
