@@ -5,12 +5,15 @@ import pytest
 from rapt.compare.arms import ARMS, CLEAN, LONGER, NO_LOSS, RAPT, SHUFFLED, shuffle_targets
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan
-from rapt.compare.texts import LabelledTexts
+from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import MechanismError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.tuning_config import TuningConfig
 from tuning_material import separable_file
+
+TEXTS = LabelledTexts(texts=("a good film", "a bad film", "a film"), labels=(1, 0, 1), names=("no", "yes"))
+SPLIT = Split(training=TEXTS, evaluation=TEXTS)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +76,9 @@ def test_a_plan_that_cannot_be_run_is_refused(changes, message):
 
 
 def test_further_cells_keep_the_setting_and_whatever_changes_a_number_changes_it():
-    setting = plan().setting(texts_digest="a")
-    assert plan(etas=(50.0, 75.0), seeds=(0, 9), arms=(RAPT,)).setting(texts_digest="a") == setting
-    assert plan().setting(texts_digest="b") != setting
+    setting = plan().setting(SPLIT)
+    assert plan(etas=(50.0, 75.0), seeds=(0, 9), arms=(RAPT,)).setting(SPLIT) == setting
+    assert plan().setting(replace(SPLIT, public=("a film",))) != setting
     for changes in (
         {"weight": 0.2},
         {"epochs": 4},
@@ -83,14 +86,13 @@ def test_further_cells_keep_the_setting_and_whatever_changes_a_number_changes_it
         {"privatizations": 4},
         {"plain_drawn": "file"},
     ):
-        assert plan(**changes).setting(texts_digest="a") != setting
+        assert plan(**changes).setting(SPLIT) != setting
 
 
 def test_plain_tokens_are_a_files_or_a_records_as_the_plan_says():
-    texts = LabelledTexts(texts=("a good film", "a bad film", "a film"), labels=(1, 0, 1), names=("no", "yes"))
     for drawn, of_each_record in (("file", 0), ("record", 3)):
         chosen = plan(plain_drawn=drawn, plain_tokens=8)
-        made = FileMaker(chosen, load_vocabulary("bert-tiny")).training(texts, eta=75.0, seed=0)
+        made = FileMaker(chosen, load_vocabulary("bert-tiny")).training(TEXTS, eta=75.0, seed=0)
         assert (made.manifest.plain_tokens.fixed is None) == (drawn == "record")
         assert len({record.plain_tokens for record in made.records} - {None}) == of_each_record
 

@@ -109,9 +109,9 @@ def test_results_of_other_texts_or_another_plan_are_not_mixed(results, tmp_path)
 
 
 def test_comparisons_of_single_texts_begun_before_there_were_pairs_go_on():
-    # Frozen: `SPLIT.digest` and `PLAN.setting(texts_digest=SPLIT.digest)` before there was `--text-column-2`.
+    # Frozen: `SPLIT.digest` and `PLAN.setting(SPLIT)` before there was `--text-column-2`.
     assert SPLIT.digest == "2738822a963d6903ab42dd12ed2aeaaf00cb49c0ec0a065e581581d1d8dbb52d"
-    assert PLAN.setting(texts_digest=SPLIT.digest) == "3ea168747985888c"
+    assert PLAN.setting(SPLIT) == "3ea168747985888c"
 
 
 def test_processes_give_the_numbers_of_one(results, tmp_path):
@@ -188,10 +188,10 @@ def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
     assert len(rows) == 2
     assert rows[0].right == rows[1].right
     moved = replace(plan, denoised=str(folders[1]))
-    assert moved.setting(texts_digest="a") == plan.setting(texts_digest="a")
-    assert replace(plan, denoised=None, arms=(PROMPT,)).setting(texts_digest="a") != plan.setting(texts_digest="a")
+    assert moved.setting(SPLIT) == plan.setting(SPLIT)
+    assert replace(plan, denoised=None, arms=(PROMPT,)).setting(SPLIT) != plan.setting(SPLIT)
     with pytest.raises(UsageError, match="--denoised must be a folder that rapt denoise made"):
-        replace(plan, denoised=str(tmp_path)).setting(texts_digest="a")
+        replace(plan, denoised=str(tmp_path)).setting(SPLIT)
 
 
 def test_a_text_without_a_token_is_refused(tmp_path):

@@ -183,7 +183,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     return Bench(
         plan=plan,
         split=split,
-        setting=plan.setting(texts_digest=split.digest),
+        setting=plan.setting(split),
         backbone=backbone,
         denoised=denoised,
         reader=reader,

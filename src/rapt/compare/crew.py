@@ -40,7 +40,7 @@ def run_comparison(
         UsageError: The file holds results of another plan or of other texts.
         RaptError: A cell cannot be run; those that were done are kept.
     """
-    setting = plan.setting(texts_digest=split.digest)
+    setting = plan.setting(split)
     with open_results(results, setting=setting) as file:
         wanted: list[Task] = [*plan.attack_cells(), *plan.cells()]
         done = {row.cell for row in file.rows}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rapt.compare.arms import ARMS, CLEAN, LONGER, USUAL
+from rapt.compare.texts import Split
 from rapt.errors import UsageError
 from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.model.tuning_config import LORA, PROMPT_TUNING, TuningConfig, default_config
@@ -145,7 +146,7 @@ class ComparisonPlan:
             seed=seed,
         )
 
-    def setting(self, *, texts_digest: str) -> str:
+    def setting(self, split: Split) -> str:
         """A digest of all that changes a number, and of the texts; results with another one are not mixed.
 
         What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.
@@ -160,7 +161,9 @@ class ComparisonPlan:
             del common["denoised"]
         else:  # what it is matters, and not where it lies
             common["denoised"] = weights_digest(self.denoised)
-        common["texts"] = texts_digest
+        common["texts"] = split.digest
+        if split.training.pairs:  # the first comparisons of pairs had heads on the mean of both texts
+            common["pairs"] = "compared"
         return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
 
 

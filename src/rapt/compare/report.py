@@ -84,7 +84,7 @@ def write_comparison(
         created_by=f"rapt {__version__}",
         plan=plan,
         model=model,
-        setting=plan.setting(texts_digest=split.digest),
+        setting=plan.setting(split),
         training=f"{len(split.training):,} {'pairs' if split.training.pairs else 'texts'}",
         evaluation=f"{len(split.evaluation):,}",
         verdict=tuple(verdict(summary)),

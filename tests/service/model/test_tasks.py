@@ -33,7 +33,7 @@ def backbone(request, tiny):
 
 def head_of(backbone, task, *, words=WORDS):
     generator = torch.Generator().manual_seed(0)
-    return TASKS[task].make_head(backbone, labels=("no", "yes"), label_words=words, generator=generator)
+    return TASKS[task].make_head(backbone, labels=("no", "yes"), label_words=words, pairs=False, generator=generator)
 
 
 def prompts_of(lengths):

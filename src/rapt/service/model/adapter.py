@@ -24,6 +24,7 @@ from torch import Tensor
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.steering import LoraPair, Tuned
+from rapt.service.model.task_head import COMPARISON_VECTORS
 from rapt.service.model.whole_folder import write_folder
 from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
 from rapt.wire.strict_json import dump, parse_object
@@ -43,15 +44,17 @@ class Adapter:
 
     Attributes:
         tuned: What it adds to a forward pass, float32.
-        head_weight: Task head, (C, h), float32; C = 0 for an adapter that generates text.
+        head_weight: Task head, (C, h), float32, or (C, 3h) if it compares; C = 0 for an adapter that generates text.
         head_bias: Its bias, (C,), float32.
         card: What it is and where it came from.
+        compares: Whether its head reads how the two texts of a pair differ (`task_head.compare_texts`).
     """
 
     tuned: Tuned
     head_weight: Tensor
     head_bias: Tensor
     card: AdapterCard
+    compares: bool = False
 
     @property
     def prompt(self) -> Tensor:
@@ -109,10 +112,12 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
         tuned = _from_disk(tensors, card=card, backbone=backbone)
     except (SafetensorError, KeyError, RuntimeError):
         raise WireError("an adapter's weights must be what its card says, in safetensors; tune again") from None
-    _check_head(head_weight, head_bias, classes=len(card.labels), hidden_size=backbone.hidden_size)
+    compares = _compares(head_weight, card=card, hidden_size=backbone.hidden_size)
+    width = backbone.hidden_size * (COMPARISON_VECTORS if compares else 1)
+    _check_head(head_weight, head_bias, classes=len(card.labels), width=width)
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
         raise WireError("an adapter's weights must be finite; tune again")
-    return Adapter(tuned=tuned, head_weight=head_weight, head_bias=head_bias, card=card)
+    return Adapter(tuned=tuned, head_weight=head_weight, head_bias=head_bias, card=card, compares=compares)
 
 
 def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, position: int) -> None:
@@ -174,8 +179,14 @@ def _pairs(tensors: Mapping[str, Tensor], *, backbone: Backbone) -> dict[str, Lo
     return pairs
 
 
-def _check_head(weight: Tensor, bias: Tensor, *, classes: int, hidden_size: int) -> None:
-    expected, found = ((classes, hidden_size), (classes,)), (tuple(weight.shape), tuple(bias.shape))
+def _compares(weight: Tensor, *, card: AdapterCard, hidden_size: int) -> bool:
+    """Whether a head compares: those of pairs do, but for the first ones, which read the mean of both texts."""
+    can = card.task == "classification" and card.kind != "decoder" and bool(card.training.get("pairs"))
+    return can and tuple(weight.shape[1:]) == (COMPARISON_VECTORS * hidden_size,)
+
+
+def _check_head(weight: Tensor, bias: Tensor, *, classes: int, width: int) -> None:
+    expected, found = ((classes, width), (classes,)), (tuple(weight.shape), tuple(bias.shape))
     if found != expected:
         raise WireError(f"an adapter's head must be of shapes {expected}, got {found}; tune again")
 

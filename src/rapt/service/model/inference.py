@@ -2,7 +2,7 @@
 
 An adapter is a value that a row carries. Nothing is switched on the backbone, so rows of different tenants, prompt
 lengths, methods and numbers of classes share a forward pass and cannot meet. Rows with a low-rank change have passes of
-their own, because it costs every row of a pass; so have the tasks that read their answer elsewhere.
+their own, because it costs every row of a pass; so have those whose answer is read elsewhere or otherwise.
 """
 
 from __future__ import annotations
@@ -36,6 +36,11 @@ class ClassificationRow(PrivateRow):
         return BARE_TASK if self.adapter is None else self.adapter.card.task
 
     @property
+    def compares(self) -> bool:
+        """Whether its answer is read off how its two texts differ."""
+        return self.adapter is not None and self.adapter.compares
+
+    @property
     def positions(self) -> int:
         """Length of the row in the backbone, up to a cue of a few tokens."""
         return sequence_length(
@@ -59,10 +64,14 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
     """Refuse a row before it can spoil a batch.
 
     Raises:
-        UsageError: It does not fit the backbone, lacks the plain tokens that its adapter was tuned with, or asks an
-            adapter for classes that has none.
+        UsageError: It does not fit the backbone, lacks the plain tokens or the second text that its adapter was tuned
+            with, or asks an adapter for classes that has none.
     """
     check_plain_tokens(row.adapter, row.plain, position=position)
+    if row.compares and row.second_token_ids is None:
+        raise UsageError(
+            f"record {position} must have two texts as in tuning, got one; privatize it with --text-column-2"
+        )
     check_texts(
         backbone,
         row.token_ids,
@@ -110,7 +119,7 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
         steering=steering,
         wanted=task.wanted(backbone, layout),
     )
-    vectors = task.vectors(backbone, states, layout, steering=steering)  # (B, h)
+    vectors = task.vectors(backbone, states, layout, steering=steering, compared=rows[0].compares)  # (B, h or 3h)
     tuned = [index for index, row in enumerate(rows) if row.adapter is not None]
     heads = [(row.adapter.head_weight, row.adapter.head_bias) for row in rows if row.adapter is not None]
     if len(tuned) == len(rows):
@@ -123,7 +132,7 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
 
 
 def _lane(row: ClassificationRow) -> Hashable:
-    return row.task, bool(row.tuned.lora)
+    return row.task, bool(row.tuned.lora), row.compares
 
 
 def _classes(name: str) -> Classes:

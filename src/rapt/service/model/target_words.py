@@ -41,6 +41,7 @@ class Generation:
         *,
         labels: tuple[str, ...],
         label_words: tuple[str, ...] | None,
+        pairs: bool,
         generator: torch.Generator,
     ) -> nn.Module:
         """A module without parameters: the model's own head reads the words."""

@@ -1,11 +1,12 @@
 """Tasks: where an answer is read off the backbone, and what it is compared with.
 
-- `classification` is read at the mean of the text's states, in a decoder at the last, by a trained linear head;
+- `classification` is read at the mean of the text's states, in a decoder at the last, by a trained linear head; of a
+  pair, outside a decoder, that head is given how the means of the two texts differ as well;
 - `label_words` at a [MASK] behind the text, in T5's decoder or behind a decoder's cue, by the model's language head;
 - `generation` at every place of the target, by the model's language head.
 
 The first two give logits of C classes and differ only in where a vector is read and which head scores it, so one batch
-serves both. A pair of sentences is a layout, not a task: each of them takes it.
+serves both. A pair of sentences is not a task of its own: each of them takes it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from rapt.service.model.label_correction import task_loss
 from rapt.service.model.layout import Layout, check_texts, lay_out
 from rapt.service.model.steering import Steering
 from rapt.service.model.target_words import Generation
-from rapt.service.model.task_head import TaskHead, pool_text
+from rapt.service.model.task_head import TaskHead, compare_texts, pool_text
 from rapt.service.model.task_outcome import Outcome
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_record import PrivatizedRecord
@@ -44,6 +45,7 @@ class Task(Protocol):
         *,
         labels: tuple[str, ...],
         label_words: tuple[str, ...] | None,
+        pairs: bool,
         generator: torch.Generator,
     ) -> nn.Module:
         """The head of a new adapter; its parameters that require a gradient are trained."""
@@ -98,6 +100,7 @@ class Classes:
         *,
         labels: tuple[str, ...],
         label_words: tuple[str, ...] | None,
+        pairs: bool,
         generator: torch.Generator,
     ) -> TaskHead:
         """A head that is trained, or one made of the label words' rows of the language head, which is not.
@@ -106,12 +109,14 @@ class Classes:
             backbone: Frozen.
             labels: Names of the classes.
             label_words: A word for each class; None takes the names. Only read by words.
+            pairs: Whether every record is of two texts.
             generator: Of the initial weights of a trained head.
 
         Raises:
             TuningError: A word for each class is needed, and they must begin differently.
         """
-        head = TaskHead(hidden_size=backbone.hidden_size, classes=len(labels), generator=generator)
+        compares = pairs and not self.by_words and backbone.kind != "decoder"  # whose last state has seen both
+        head = TaskHead(hidden_size=backbone.hidden_size, classes=len(labels), generator=generator, compares=compares)
         if self.by_words:
             chosen = label_word_ids(backbone, label_words or labels, classes=len(labels))
             weight, bias = backbone.require_language_head().rows(torch.tensor(chosen, device=backbone.device))
@@ -166,9 +171,25 @@ class Classes:
         return columns == layout.answer_column[:, None]
 
     def vectors(
-        self, backbone: Backbone, states: Tensor, layout: Layout, *, steering: Steering | None = None
+        self,
+        backbone: Backbone,
+        states: Tensor,
+        layout: Layout,
+        *,
+        steering: Steering | None = None,
+        compared: bool = False,
     ) -> Tensor:
-        """The vector of each row that its head scores, (B, T, h) -> (B, h), float32: `vectors W^T + b` are logits."""
+        """The vector of each row that its head scores, (B, T, h) -> (B, h), float32: `vectors W^T + b` are logits.
+
+        Args:
+            backbone: Which made the states.
+            states: Of the last layer.
+            layout: Of the batch.
+            steering: Of the batch, where a decoder reads the states of an encoder.
+            compared: Whether every row is a pair whose head compares, and its vector of size 3h.
+        """
+        if compared:
+            return compare_texts(states, layout.text_mask, layout.segments)
         if not self.by_words:
             return answer_states(states, layout) if backbone.kind == "decoder" else pool_text(states, layout.text_mask)
         head = backbone.require_language_head()
@@ -193,7 +214,8 @@ class Classes:
         steering: Steering | None = None,
     ) -> Outcome:
         """Cross-entropy of the C classes, corrected for randomized labels; `right` counts rows."""
-        logits: Tensor = head(self.vectors(backbone, states, layout, steering=steering))
+        compared = isinstance(head, TaskHead) and head.compares
+        logits: Tensor = head(self.vectors(backbone, states, layout, steering=steering, compared=compared))
         labels = torch.tensor([record.label for record in records], device=states.device)
         return Outcome(
             loss=task_loss(logits, labels, label_privacy=label_privacy),

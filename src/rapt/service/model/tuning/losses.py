@@ -62,7 +62,11 @@ class Tuning(nn.Module):
         labels = manifest.labels or ()
         self.method = make_method(backbone, config=config, labels=labels, generator=generator)
         self.task_head = TASKS[config.task].make_head(
-            backbone, labels=labels, label_words=config.label_words or None, generator=generator
+            backbone,
+            labels=labels,
+            label_words=config.label_words or None,
+            pairs=manifest.pairs,
+            generator=generator,
         )
         self.reconstruction_head: ReconstructionHead | None = None
         if config.reconstruction is not None:

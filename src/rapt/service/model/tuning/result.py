@@ -10,6 +10,7 @@ from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.methods import tuned_parts
 from rapt.service.model.steering import LoraPair, Tuned
+from rapt.service.model.task_head import TaskHead
 from rapt.service.model.tuning.losses import Tuning
 from rapt.service.model.tuning_config import TuningConfig, card_settings
 from rapt.version import __version__
@@ -53,6 +54,7 @@ def adapter_of(
         tuned=tuned,
         head_weight=head["linear.weight"].detach().clone() if head else none,
         head_bias=head["linear.bias"].detach().clone() if head else none[:, 0],
+        compares=isinstance(tuning.task_head, TaskHead) and tuning.task_head.compares,
         card=card,
     )
 

@@ -123,8 +123,11 @@ class Run:
         """
         check_same_run(checkpoint, self._identity())
         parameters, best = checkpoint.part("parameter"), checkpoint.part("best")
+        trained = self._tuning.trained()
+        if {name: value.shape for name, value in parameters.items()} != {name: p.shape for name, p in trained.items()}:
+            raise TuningError("a checkpoint must hold what its run trains, got one of an earlier rapt; start a new run")
         with torch.no_grad():
-            for name, parameter in self._tuning.trained().items():
+            for name, parameter in trained.items():
                 parameter.copy_(parameters[name])
         self._optimizer.restore(checkpoint.part("optimizer"))
         self._micro, self.step = checkpoint.micro_batch_size, checkpoint.step
