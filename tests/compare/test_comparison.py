@@ -17,6 +17,7 @@ from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import model_directory
+from word_head_material import write_denoised
 
 GOOD = ("good", "great", "fine", "happy", "love", "best")
 BAD = ("bad", "awful", "poor", "sad", "hate", "worst")
@@ -192,6 +193,19 @@ def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
     assert replace(plan, denoised=None, arms=(PROMPT,)).setting(SPLIT) != plan.setting(SPLIT)
     with pytest.raises(UsageError, match="--denoised must be a folder that rapt denoise made"):
         replace(plan, denoised=str(tmp_path)).setting(SPLIT)
+
+
+def test_the_report_says_what_noise_a_denoised_backbone_was_made_for(results, tmp_path):
+    expecting = str(write_denoised(tmp_path / "expecting", etas=(60.0, 90.0)))
+    summary = summarize(results[1])
+    for etas, mechanism, said in (
+        ((65.0, 80.0), "laplace", "laplace at η = 60, 90<"),
+        ((50.0, 80.0, 120.0), "laplace", "laplace at η = 60, 90; not for η = 50, 120<"),
+        ((80.0,), "mahalanobis", "laplace at η = 60, 90; not for η = 80<"),
+    ):
+        plan = replace(PLAN, etas=etas, mechanism=mechanism, denoised=expecting)
+        page = write_comparison(plan, SPLIT, summary, tmp_path, title="t", created="2026-01-01", command="rapt compare")
+        assert said in page.read_text()
 
 
 def test_a_text_without_a_token_is_refused(tmp_path):

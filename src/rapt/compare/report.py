@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,9 @@ from rapt.compare.verdict import verdict
 from rapt.errors import UsageError
 from rapt.local.distances import table_distances
 from rapt.local.vocabulary import load_vocabulary
+from rapt.service.model.noise_expected import read_noise_expected
 from rapt.version import __version__
+from rapt.wire.manifest import MechanismSetting
 from rapt.wire.whole_file import write_whole
 
 SCHEMA: Final = "rapt.comparison-report/1"
@@ -159,7 +161,22 @@ def _facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
         ("λ", f"{plan.weight:g}"),
         ("privatizations of the evaluation texts", str(plan.privatizations)),
         ("seeds", ", ".join(map(str, plan.seeds))),
+        *_noise_fact(plan),
     )
+
+
+def _noise_fact(plan: ComparisonPlan) -> Iterator[tuple[str, str]]:
+    """What the backbone that expects noise was made for, and where that is not what it was given."""
+    noise = None if plan.denoised is None else read_noise_expected(Path(plan.denoised))
+    if noise is None:
+        return
+    strange = [
+        f"{eta:g}"
+        for eta in plan.etas
+        if not noise.covers(MechanismSetting(name=plan.mechanism, parameters={**plan.options, "eta": eta}))
+    ]
+    made_for = f"{noise.mechanism} at η = {', '.join(f'{eta:g}' for eta in noise.etas)}"
+    yield "denoised backbone made for", made_for + (f"; not for η = {', '.join(strange)}" if strange else "")
 
 
 @cache
