@@ -105,6 +105,11 @@ def test_both_texts_of_a_pair_are_attacked(files):
     assert 0 < attacked[True].unchanged < 1
 
 
+def test_results_of_heads_on_the_mean_of_both_texts_are_not_mixed_with_those_of_heads_that_compare():
+    # Frozen: the setting of this plan and these texts before heads compared.
+    assert PLAN.setting(SPLIT) != "6200031bd53d7ac5"
+
+
 def test_every_arm_runs_on_pairs(tmp_path):
     public = ("a train left the town at noon", "nobody saw the old house again")
     plan = replace(PLAN, arms=tuple(ARMS), denoised=str(write_reading(tmp_path / "reads")), epochs=1)

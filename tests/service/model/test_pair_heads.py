@@ -95,7 +95,7 @@ def test_agreement_of_two_texts_is_learned(backbone, comparing):
     unseen = agreeing_file(backbone, records=40, seed=1)
     answers = torch.tensor(classify(backbone, [row_of(record, adapter=comparing) for record in unseen.records]))
     right = answers.argmax(dim=1) == torch.tensor([record.label for record in unseen.records])
-    assert right.float().mean() > 0.9
+    assert right.float().mean() > 0.95  # 0.9 is what a head on the common mean has here
 
 
 def test_it_is_saved_and_loaded_with_its_comparison(backbone, comparing):

@@ -1,7 +1,7 @@
 """The task head: mean of the text positions, then one linear layer (RAPT, Eq. 8-9, for classification).
 
-The means of the two texts of a pair are compared before that layer: a linear layer on their common mean cannot tell
-whether they agree.
+The means of the two texts of a pair are compared before that layer: whether they agree stands in their common mean only
+as far as the backbone has compared them already.
 
 Paper says: the task is predicted from the activations of the n text positions through the model's own head. We use
 their mean and a trained linear layer, because a sentence encoder has no language-model head and was trained by mean
