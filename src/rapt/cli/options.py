@@ -60,6 +60,13 @@ Blobs = Annotated[
 ]
 
 
+class Precision(StrEnum):
+    """What a backbone computes in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class Drawn(StrEnum):
     """When the plain tokens are drawn: once for the file, or anew for each record."""
 

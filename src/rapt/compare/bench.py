@@ -167,9 +167,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     for name, part in (("training", split.training), ("evaluation", split.evaluation)):
         if empty := sum(not ids for texts in part.parts for ids in vocabulary.encode(texts)):
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
-    # Precision is fixed, so that two machines that differ in speed do not differ in what they measure.
-    backbone = load_backbone(plan.model, precision="float32")
-    denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision="float32")
+    backbone = load_backbone(plan.model, precision=plan.precision)
+    denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision=plan.precision)
     if denoised is not None:
         check_hash(denoised.bundle, expected=vocabulary.hash)
     reader = None

@@ -66,6 +66,7 @@ class ComparisonPlan:
         attacks: Names in the audit's dict, run once at each η; empty for none.
         attack_tokens: About how many tokens they are run on.
         allow_unproved: Takes a mechanism without a proved guarantee.
+        precision: The backbones compute in; fixed, so that two machines that differ in speed measure the same.
     """
 
     model: str
@@ -88,6 +89,7 @@ class ComparisonPlan:
     attacks: tuple[str, ...] = ()
     attack_tokens: int = 5_000
     allow_unproved: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuse a plan that cannot be run."""
@@ -156,6 +158,8 @@ class ComparisonPlan:
             del common[name]
         if self.plain_drawn == "record":  # results from before there was a choice stay what they are
             del common["plain_drawn"]
+        if self.precision == "float32":  # likewise
+            del common["precision"]
         common["options"] = dict(self.options)
         if self.denoised is None:
             del common["denoised"]

@@ -31,7 +31,7 @@ def load(folder: Path, *, dtype: torch.dtype) -> Parts:
         language_head=_masked_word_head(folder, encoder, dtype=dtype),
         # The encoder itself adds the first row everywhere, so a second text has the difference on top.
         segment_shift=types[1] - types[0] if len(types) > 1 else None,
-        inference=bert_forward_of(encoder, dtype=dtype),
+        own_forward=bert_forward_of(encoder, dtype=dtype),
     )
 
 

@@ -32,7 +32,7 @@ class Parts:
         segment_shift: What a position of the second text has more in its input vector than one of the first, (h,);
             None where an architecture tells them apart by tokens alone.
         takes_positions: Whether `encoder` is told the position of each vector; T5 knows distances only.
-        inference: Gives the states of `encoder`, faster and without gradients; None where `encoder` does that too.
+        own_forward: Gives the states of `encoder`, faster; its weights take no gradient. None where there is none.
     """
 
     whole: PreTrainedModel
@@ -41,7 +41,7 @@ class Parts:
     language_head: LanguageHead | None = None
     segment_shift: Tensor | None = None
     takes_positions: bool = True
-    inference: nn.Module | None = None
+    own_forward: nn.Module | None = None
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Devlin et al. 2019, post-norm layers. All that acts on one position at a time ru
 after the other; only attention sees rows, padded to the longest. Query, key and value are one matrix product. Where the
 states of some positions only are asked for, the last layer computes no others.
 
-Gradients flow to the inputs and to what steers it, though training keeps to Hugging Face's: there is no dropout here.
+Gradients flow to the inputs and to what steers it, so tenants are tuned by the same pass: a frozen model has no dropout.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm, linear
 
+from rapt.service.model.attention import attend
 from rapt.service.model.steering import Steering
 
 if TYPE_CHECKING:  # the pass itself needs no library
@@ -177,7 +178,7 @@ class BertForward(nn.Module):
         if steering is not None and steering.prefix is not None:
             own = steering.prefix[layer].to(key.dtype)  # (2, B, H, P, d)
             key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        mixed = attend(query, key, value, seen=seen)
         mixed = mixed.transpose(1, 2).reshape(-1, self.width)
         if asked is not None:
             mixed = mixed.index_select(0, asked.filled)

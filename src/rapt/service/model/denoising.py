@@ -73,8 +73,8 @@ class Student:
         """
         self.teacher = load_backbone(model, precision="float32")
         own: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares
-        # What is faster without gradients holds a copy of the weights, which would stay as they were.
-        self.backbone = replace(own, inference=None)
+        # The pass of our own gives the weights no gradient.
+        self.backbone = replace(own, own_forward=None)
         self.layers = LAYERS[self.teacher.architecture]
         self.encoder = self.backbone.encoder
         for name, parameter in self.encoder.named_parameters():

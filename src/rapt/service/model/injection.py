@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.pytorch_utils import Conv1D
 
+from rapt.service.model.attention import is_written_out, written_out
 from rapt.service.model.sites import AttentionSite, Sites, attention_calls, recorder
 from rapt.service.model.steering import Steering, current_steering
 
@@ -87,6 +88,18 @@ def _attention(
         key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
         if position_bias is not None:  # T5: a prefix is at no distance, so it has no bias
             position_bias = nn.functional.pad(position_bias, (own.shape[3], 0))
+    if is_written_out(query):
+        asked = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        mixed = written_out(
+            query,
+            key,
+            value,
+            mask=attention_mask,
+            bias=position_bias,
+            causal=bool(asked) and attention_mask is None and query.shape[2] > 1,
+            scale=extras.get("scaling"),
+        )
+        return mixed.transpose(1, 2).contiguous(), None
     answer: tuple[Tensor, None] = sdpa_attention_forward(
         module,
         query,

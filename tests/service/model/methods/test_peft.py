@@ -65,7 +65,7 @@ def test_a_tuned_lora_loads_in_plain_peft_and_computes_the_same(backbone, batch,
     ids, mask, positions = batch
     theirs = with_peft(backbone, tmp_path / "lora")(input_ids=ids, attention_mask=mask, position_ids=positions)
     mine = ours(backbone, [adapter] * 3, batch)
-    torch.testing.assert_close(mine, theirs.last_hidden_state, atol=1e-6, rtol=0)
+    torch.testing.assert_close(mine, theirs.last_hidden_state, atol=1e-5, rtol=0)
     assert not torch.allclose(mine, ours(backbone, [Tuned()] * 3, batch), atol=1e-3)  # it does something
 
 
@@ -73,7 +73,7 @@ def test_a_tuned_prefix_loads_in_plain_peft_which_shifts_the_text(backbone, batc
     adapter = tuned(backbone, "prefix_tuning", tmp_path / "prefix")
     ids, mask, _ = batch
     theirs = with_peft(backbone, tmp_path / "prefix")(input_ids=ids, attention_mask=mask).last_hidden_state
-    torch.testing.assert_close(ours(backbone, [adapter] * 3, batch, shift=4), theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(ours(backbone, [adapter] * 3, batch, shift=4), theirs, atol=1e-5, rtol=0)
 
 
 def test_rows_of_different_loras_agree_with_peft_row_by_row(backbone, batch, tmp_path):
@@ -96,4 +96,4 @@ def test_outside_of_a_steered_call_the_backbone_is_what_it_was(backbone, batch, 
     expected = bare(backbone)(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
     ours(backbone, [tuned(backbone, "prefix_tuning", tmp_path / "prefix")] * 3, batch)
     after = backbone.encode(backbone.embed(ids), attention_mask=mask, position_ids=positions)
-    torch.testing.assert_close(after, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(after, expected, atol=1e-5, rtol=0)
