@@ -142,3 +142,11 @@ def test_what_cannot_be_trained_is_refused(vocabulary, tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             WarmUpPlan(**({"model": "bert-tiny", "etas": (60.0,)} | changes))
+
+
+def test_in_bfloat16_the_student_learns_the_same_and_its_weights_stay_float32(texts, vocabulary, trained):
+    student = Student("bert-tiny", precision="bfloat16")
+    explained = warm_up(student, texts, vocabulary=vocabulary, plan=PLAN)
+    for half, full in zip(explained, trained[1], strict=True):
+        assert half.after == pytest.approx(full.after, abs=0.05)
+    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rapt.cli.chosen_mechanism import given_options
-from rapt.cli.options import AsJson, MechanismOptions
+from rapt.cli.options import AsJson, ChosenPrecision, MechanismOptions
 from rapt.cli.output import meter, say, show, show_json, table
 
 
@@ -26,6 +26,9 @@ def denoise(
     soft_embeddings: Annotated[
         bool, typer.Option("--soft-embeddings", help="Also show the model, for each word, the mean of what it may be.")
     ] = False,
+    precision: Annotated[ChosenPrecision, typer.Option(help="To compute in; auto takes what is faster here.")] = (
+        ChosenPrecision.AUTO
+    ),
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of order and noise.")] = 0,
     as_json: AsJson = False,
@@ -65,7 +68,7 @@ def denoise(
         torch.set_num_threads(threads)
     vocabulary = load_vocabulary(model)
     texts = read_public_texts(public, vocabulary=vocabulary, text_column=text_column)
-    student = Student(model)
+    student = Student(model, precision=precision.value)
     with meter("denoising", unit="steps") as progress:
         explained = warm_up(
             student,

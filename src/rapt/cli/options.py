@@ -67,6 +67,14 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class ChosenPrecision(StrEnum):
+    """What a backbone computes in, or whichever is measured to be faster."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class Drawn(StrEnum):
     """When the plain tokens are drawn: once for the file, or anew for each record."""
 

@@ -87,6 +87,7 @@ def save_denoised(
         "base_model": model_name(plan.model),
         "vocabulary_hash": student.teacher.bundle.hash,
         "plan": asdict(plan) | {"model": model_name(plan.model), "options": dict(plan.options)},
+        "precision": str(student.teacher.dtype).removeprefix("torch."),
         "public_texts": texts,
         "public_tokens": tokens,
         "explained": [asdict(item) for item in explained],

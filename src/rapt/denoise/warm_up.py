@@ -89,7 +89,7 @@ def warm_up(
         student.see_words_as(torch.from_numpy(mean_of_settings(settings)))
     steps = math.ceil(plan.epochs * len(texts.training) / plan.batch_size)
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
-    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, fused=True)
     for step, batch in enumerate(batches(texts.training, size=plan.batch_size, steps=steps, rng=rng), start=1):
         noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
         for group in optimizer.param_groups:

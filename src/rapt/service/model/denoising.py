@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.layout import Layout, encode_with_prompts, lay_out
+from rapt.service.model.precision import Precision
 from rapt.service.model.task_head import pool_text
 
 
@@ -64,14 +65,18 @@ class Agreement:
 class Student:
     """A copy of a backbone whose layers are trained, beside the frozen original."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, precision: Precision = "float32") -> None:
         """Load the backbone twice.
+
+        Args:
+            model: A name in `PUBLIC_MODELS` or a folder.
+            precision: Of the products in both; what is trained is kept in float32. `auto` as in `load_backbone`.
 
         Raises:
             UsageError: Its architecture is unknown.
             VocabularyError: Its files are missing.
         """
-        self.teacher = load_backbone(model, precision="float32")
+        self.teacher = load_backbone(model, precision=precision)
         own: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares
         # The pass of our own gives the weights no gradient.
         self.backbone = replace(own, own_forward=None)
@@ -100,7 +105,8 @@ class Student:
         layout = self._lay_out(clear)
         with torch.no_grad():
             target = encode_with_prompts(self.teacher, layout, None)
-        found = encode_with_prompts(self.backbone, self._lay_out(privatized), None)
+        with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.teacher.dtype == torch.bfloat16):
+            found = encode_with_prompts(self.backbone, self._lay_out(privatized), None)
         mask = layout.text_mask
         text = (pool_text(target, mask) - pool_text(found, mask)).square().mean()
         tokens = ((target - found).square().mean(dim=2) * mask).sum() / mask.sum()
