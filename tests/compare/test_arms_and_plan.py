@@ -85,6 +85,7 @@ def test_further_cells_keep_the_setting_and_whatever_changes_a_number_changes_it
         {"mechanism": "exponential"},
         {"privatizations": 4},
         {"plain_drawn": "file"},
+        {"precision": "bfloat16"},
     ):
         assert plan(**changes).setting(SPLIT) != setting
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +44,19 @@ class FileMaker:
 
     def training(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> PrivatizedFile:
         """The training file of a seed at an η; in clear where η is None."""
-        return self._file(texts, eta=eta, seed=_TRAINING + seed)
+        return self._kept(texts, eta, _TRAINING + seed)
 
     def evaluation(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> list[PrivatizedFile]:
         """The evaluation files of a seed at an η; a single one in clear where η is None."""
         draws = 1 if eta is None else self.plan.privatizations
-        return [self._file(texts, eta=eta, seed=_EVALUATION + _PER_SEED * seed + draw) for draw in range(draws)]
+        return [self._kept(texts, eta, _EVALUATION + _PER_SEED * seed + draw) for draw in range(draws)]
+
+    @cached_property
+    def _kept(self) -> Callable[[LabelledTexts, float | None, int], PrivatizedFile]:
+        """The files of one seed at one η are kept: the next arm asks for the same ones."""
+        return lru_cache(maxsize=1 + self.plan.privatizations)(
+            lambda texts, eta, seed: self._file(texts, eta=eta, seed=seed)
+        )
 
     def _file(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> PrivatizedFile:
         if eta is None:
