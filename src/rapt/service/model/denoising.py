@@ -62,6 +62,10 @@ class Agreement:
         return self.text + self.tokens
 
 
+# The second texts of a batch of pairs: in clear, and privatized token for token.
+Seconds = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
+
+
 class Student:
     """A copy of a backbone whose layers are trained, beside the frozen original."""
 
@@ -95,28 +99,44 @@ class Student:
         """What is trained."""
         return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
 
-    def agreement(self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]]) -> Agreement:
+    def agreement(
+        self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]], *, seconds: Seconds | None = None
+    ) -> Agreement:
         """The errors on a batch; with a gradient to the student unless gradients are off.
 
         Args:
             clear: Content tokens of public texts, B sequences.
             privatized: The same texts privatized, token for token.
+            seconds: The second text of each, in clear and privatized, where the batch is one of pairs.
         """
-        layout = self._lay_out(clear)
+        own, other = (None, None) if seconds is None else seconds
+        layout = self._lay_out(clear, own)
         with torch.no_grad():
             target = encode_with_prompts(self.teacher, layout, None)
         with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.teacher.dtype == torch.bfloat16):
-            found = encode_with_prompts(self.backbone, self._lay_out(privatized), None)
+            found = encode_with_prompts(self.backbone, self._lay_out(privatized, other), None)
         mask = layout.text_mask
-        text = (pool_text(target, mask) - pool_text(found, mask)).square().mean()
+        # Each text of a pair by itself: what tells the two apart would drown in their common mean.
+        parts = [mask] if seconds is None else [mask * (1 - layout.segments), mask * layout.segments]
         tokens = ((target - found).square().mean(dim=2) * mask).sum() / mask.sum()
         return Agreement(
-            text=text / pool_text(target, mask).var(dim=0, correction=0).mean().clamp_min(1e-6),
+            text=torch.stack([_text_error(target, found, part) for part in parts]).mean(),
             tokens=tokens / target[mask > 0].var(dim=0, correction=0).mean().clamp_min(1e-6),
         )
 
-    def _lay_out(self, texts: Sequence[Sequence[int]]) -> Layout:
+    def _lay_out(self, texts: Sequence[Sequence[int]], seconds: Sequence[Sequence[int]] | None) -> Layout:
         count = len(texts)
         return lay_out(
-            self.teacher, prompt_lengths=[0] * count, privatized_plain_tokens=[()] * count, texts=list(texts)
+            self.teacher,
+            prompt_lengths=[0] * count,
+            privatized_plain_tokens=[()] * count,
+            texts=list(texts),
+            second_texts=seconds,
         )
+
+
+def _text_error(target: Tensor, found: Tensor, mask: Tensor) -> Tensor:
+    """Squared error of the mean states of a batch, as a share of the variance of the first."""
+    aim = pool_text(target, mask)
+    error = (aim - pool_text(found, mask)).square().mean()
+    return error / aim.var(dim=0, correction=0).mean().clamp_min(1e-6)
