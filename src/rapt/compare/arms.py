@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from rapt.compare.restored import Restore, most_likely_words, posterior_draws, posterior_means
+from rapt.compare.restored import Restore, most_likely_words, posterior_draws, posterior_means, soft_masks
 from rapt.service.model.tuning_config import ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -35,6 +35,8 @@ MOST_LIKELY: Final = "most likely words"
 DRAWS: Final = "posterior draws"
 MEANS: Final = "posterior means"
 DENOISED_DRAWS: Final = "denoised draws"
+SOFT_MASKS: Final = "soft masks"
+DENOISED_SOFT_MASKS: Final = "denoised soft masks"
 
 # Versions of a query that an answer is the mean of, where words are drawn.
 ANSWERED_DRAWS: Final = 8
@@ -53,6 +55,7 @@ class Arm:
         denoised: Whether it stands on the plan's denoised backbone.
         restore: What it makes of files and their contextual posterior, which a word head in the folder of the plan's
             denoised backbone reads; None takes the files as they are.
+        masks: Whether it shows [MASK], which the backbone must have.
         configure: From the common run, λ and m, this arm's run.
         change_file: What it does to the training file; most do nothing.
     """
@@ -64,6 +67,7 @@ class Arm:
     sentences: bool = False
     denoised: bool = False
     restore: Restore | None = None
+    masks: bool = False
     configure: Callable[[TuningConfig, float, int], TuningConfig]
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
 
@@ -151,6 +155,19 @@ ARMS: Final[Mapping[str, Arm]] = {
         restore=posterior_draws,
         configure=_plain,
     ),
+    SOFT_MASKS: Arm(
+        says="on each word the further towards [MASK] the less likely it is the true one, given all that arrived",
+        restore=soft_masks,
+        masks=True,
+        configure=_plain,
+    ),
+    DENOISED_SOFT_MASKS: Arm(
+        says="soft masks on the backbone that expects noise",
+        denoised=True,
+        restore=soft_masks,
+        masks=True,
+        configure=_plain,
+    ),
 }
 
 # What a comparison runs that is given texts and nothing else.
@@ -178,6 +195,10 @@ DIFFERENCES: Final = (
     (MEANS, DENOISED),
     (DENOISED_DRAWS, PROMPT),
     (DENOISED_DRAWS, DENOISED),
+    (SOFT_MASKS, PROMPT),
+    (SOFT_MASKS, DENOISED),
+    (DENOISED_SOFT_MASKS, PROMPT),
+    (DENOISED_SOFT_MASKS, DENOISED),
     (ORACLE, PROMPT),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),

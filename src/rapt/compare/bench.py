@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rapt.compare.arms import ANSWERED_DRAWS, ARMS
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
-from rapt.compare.restored import Reading, WordReader
+from rapt.compare.restored import Reading, WordReader, require_mask
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError
@@ -159,7 +159,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
 
     Raises:
         CorpusError: A text has no token, or an arm needs public texts that are not there.
-        UsageError: An arm needs a word head that is not there.
+        UsageError: An arm needs a word head or a [MASK] that is not there.
         VocabularyError: The model's files are missing, or a word head is damaged.
     """
     torch.set_num_threads(threads)
@@ -168,6 +168,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         if empty := sum(not ids for texts in part.parts for ids in vocabulary.encode(texts)):
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
     backbone = load_backbone(plan.model, precision=plan.precision)
+    if any(ARMS[name].masks for name in plan.arms):
+        require_mask(backbone)
     denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision=plan.precision)
     if denoised is not None:
         check_hash(denoised.bundle, expected=vocabulary.hash)

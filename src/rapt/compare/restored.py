@@ -13,7 +13,9 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from rapt.errors import UsageError
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.posterior import Posterior, read_posterior
 from rapt.service.model.word_head import WordHead
@@ -85,16 +87,49 @@ def posterior_draws(reading: Reading, posterior: Posterior, draws: int, rng: np.
 
 
 def posterior_means(reading: Reading, posterior: Posterior, draws: int, rng: np.random.Generator) -> Reading:
-    """The mean vector at every position: each is a word of its own, in rows behind those of the vocabulary.
+    """The mean vector at every position."""
+    return with_vectors(reading, posterior.mean_vectors(reading.backbone.word_embeddings), lengths=posterior.lengths)
+
+
+def soft_masks(reading: Reading, posterior: Posterior, draws: int, rng: np.random.Generator) -> Reading:
+    """Every word the further towards [MASK] the less likely it is the true one. Raises as `require_mask`."""
+    (file,) = reading.files
+    arrived = torch.tensor([word for text in texts_of(file) for word in text])
+    mask = require_mask(reading.backbone)
+    vectors = posterior.soft_masks(reading.backbone.word_embeddings, arrived, mask=mask)
+    return with_vectors(reading, vectors, lengths=posterior.lengths)
+
+
+def require_mask(backbone: Backbone) -> int:
+    """Id of the backbone's [MASK].
+
+    Raises:
+        UsageError: It has none.
+    """
+    if backbone.frame.mask_id is None:
+        raise UsageError(
+            f"soft masks need a backbone with a [MASK] token, got model={backbone.model!r} without; "
+            "choose a BERT, or leave their arms out"
+        )
+    return backbone.frame.mask_id
+
+
+def with_vectors(reading: Reading, vectors: Tensor, *, lengths: Sequence[int]) -> Reading:
+    """The reading with a vector of its own at every position: each is a word, in rows behind those of the vocabulary.
 
     The rows take 4·h bytes a token: 0.1 GB for 4,000 sentences and a width of 384.
+
+    Args:
+        reading: Of one file.
+        vectors: (N, h), float32, text by text in the order of `texts_of`.
+        lengths: Of the texts; they sum to N.
     """
     (file,) = reading.files
     table = reading.backbone.word_embeddings
-    longer = torch.cat([table, posterior.mean_vectors(table)])
-    ends = np.cumsum([len(table), *posterior.lengths]).tolist()
+    ends = np.cumsum([len(table), *lengths]).tolist()
     own = [tuple(range(start, end)) for start, end in pairwise(ends)]
-    return Reading(backbone=replace(reading.backbone, word_embeddings=longer), files=(with_texts(file, own),))
+    longer = replace(reading.backbone, word_embeddings=torch.cat([table, vectors]))
+    return Reading(backbone=longer, files=(with_texts(file, own),))
 
 
 def texts_of(file: PrivatizedFile) -> Texts:
