@@ -10,7 +10,11 @@ import torch
 
 from rapt.compare.arms import (
     ANSWERED_DRAWS,
+    ARMS,
+    CONSISTENCY,
+    CONSISTENT,
     DENOISED,
+    DENOISED_CONSISTENT,
     DENOISED_DRAWS,
     DENOISED_SOFT_MASKS,
     DIFFERENCES,
@@ -21,7 +25,7 @@ from rapt.compare.arms import (
     SOFT_MASKS,
     USUAL,
 )
-from rapt.compare.bench import open_bench, right_answers
+from rapt.compare.bench import lesson, open_bench, right_answers
 from rapt.compare.crew import run_comparison
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan, weights_digest
@@ -50,7 +54,8 @@ from rapt.service.model.word_head import WORD_HEAD, word_head_file
 from significance import assert_probability
 from word_head_material import untrained_head, write_denoised, write_reading
 
-RESTORED = (MOST_LIKELY, DRAWS, MEANS, DENOISED_DRAWS, SOFT_MASKS, DENOISED_SOFT_MASKS)
+CONSISTENT_DRAWS = (CONSISTENT, DENOISED_CONSISTENT)
+RESTORED = (MOST_LIKELY, DRAWS, MEANS, DENOISED_DRAWS, SOFT_MASKS, DENOISED_SOFT_MASKS, *CONSISTENT_DRAWS)
 WORDS = (("bad", "awful", "poor", "sad"), ("good", "great", "fine", "happy"))
 
 
@@ -252,6 +257,48 @@ def test_epochs_of_draws_are_as_many_steps_as_of_any_other_arm(plan):
     assert again.files == read.files  # the same draws, so that the two differ by the backbone alone
     assert again.backbone is bench.denoised
     assert read.backbone is bench.backbone
+
+
+def drawn(file, posterior, reader, versions):
+    rng = np.random.default_rng(0)
+    return posterior_draws(Reading(backbone=reader.backbone, files=(file,)), posterior, versions, rng)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5])
+def test_consistent_draws_are_the_draws_of_the_other_arm_two_at_a_time(file, posterior, reader, plan, epochs):
+    """As many sequences and steps; where epochs are odd, a half of the records is in the last pair."""
+    common = replace(plan, epochs=epochs).config(seed=3)
+    config = ARMS[CONSISTENT].configure(common, plan.weight, plan.plain_tokens)
+    assert config == replace(common, consistency=CONSISTENCY)
+    usual, nothing, plain = lesson(drawn(file, posterior, reader, epochs), common, twins=False)
+    read = drawn(file, posterior, reader, epochs + epochs % 2)
+    training, twin, run = lesson(read, config, twins=True)
+    assert (nothing, plain.epochs, run.epochs) == (None, 1, 1)
+    assert run == replace(config, epochs=1, batch_size=plain.batch_size // 2)
+    count, sequences = len(file.records), epochs if epochs > 1 else 2
+    assert len(usual.records) == epochs * count
+    assert len(training.records) == len(twin.records) == sequences * count // 2
+    for joined in (training, twin):
+        assert joined.manifest.records == len(joined.records)
+        assert joined.manifest.tokens == sum(map(len, texts_of(joined)))
+    assert set(read.files[0].records) <= set(training.records)  # every text is read
+    assert same_but_for_texts(training, twin)
+    assert list(map(len, texts_of(training))) == list(map(len, texts_of(twin)))
+    # Another draw of the same text, and not the same one twice: a pair of that kind would never disagree.
+    assert sum(one != other for one, other in zip(training.records, twin.records, strict=True)) > len(twin.records) / 2
+    assert read.files[:epochs] == drawn(file, posterior, reader, epochs).files
+
+
+def test_the_half_of_an_odd_epoch_is_drawn_from_the_seed(file, posterior, reader, plan):
+    read = drawn(file, posterior, reader, 4)
+    halves = []
+    for seed in (0, 0, 1):
+        training, twin, _ = lesson(read, replace(plan, epochs=3).config(seed=seed), twins=True)
+        halves.append(training.records[len(file.records) :])
+        places = [read.files[2].records.index(record) for record in halves[-1]]
+        assert twin.records[len(file.records) :] == tuple(read.files[3].records[place] for place in places)
+        assert places == sorted(set(places))
+    assert halves[0] == halves[1] != halves[2]
 
 
 @pytest.fixture(scope="module")

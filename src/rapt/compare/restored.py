@@ -20,6 +20,7 @@ from rapt.service.model.backbone import Backbone
 from rapt.service.model.posterior import Posterior, read_posterior
 from rapt.service.model.word_head import WordHead
 from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_record import privatized_tokens
 
 Texts = tuple[tuple[int, ...], ...]
 
@@ -40,11 +41,7 @@ class Reading:
     @property
     def joined(self) -> PrivatizedFile:
         """All versions as one file."""
-        manifest, versions = self.files[0].manifest, len(self.files)
-        return PrivatizedFile(
-            manifest=replace(manifest, records=versions * manifest.records, tokens=versions * manifest.tokens),
-            records=tuple(record for file in self.files for record in file.records),
-        )
+        return one_file(self.files)
 
 
 # From a reading of one file, its posterior, how many draws are wanted, and where they come from.
@@ -130,6 +127,44 @@ def with_vectors(reading: Reading, vectors: Tensor, *, lengths: Sequence[int]) -
     own = [tuple(range(start, end)) for start, end in pairwise(ends)]
     longer = replace(reading.backbone, word_embeddings=torch.cat([table, vectors]))
     return Reading(backbone=longer, files=(with_texts(file, own),))
+
+
+def two_at_a_time(
+    reading: Reading, *, sequences: int, rng: np.random.Generator
+) -> tuple[PrivatizedFile, PrivatizedFile]:
+    """The first, third, ... versions as one file, and the second, fourth, ... beside them as its twin.
+
+    Each record is in so many sequences of both: where that is odd, only a half of the records, drawn at random, is
+    taken of the last two versions. Of the only two it is not halved, for then a half would not be read at all.
+
+    Args:
+        reading: Of an even number of versions.
+        sequences: Of each record, one less than the versions or as many.
+        rng: Draws the half.
+    """
+    files = list(reading.files)
+    if sequences % 2 and len(files) > 2:
+        count = len(files[0].records)
+        half = sorted(rng.permutation(count)[: count // 2].tolist())
+        files[-2:] = [part_of(file, half) for file in files[-2:]]
+    return one_file(files[::2]), one_file(files[1::2])
+
+
+def one_file(files: Sequence[PrivatizedFile]) -> PrivatizedFile:
+    """The records of files that were made alike, one file after the other."""
+    manifest = replace(
+        files[0].manifest,
+        records=sum(file.manifest.records for file in files),
+        tokens=sum(file.manifest.tokens for file in files),
+    )
+    return PrivatizedFile(manifest=manifest, records=tuple(record for file in files for record in file.records))
+
+
+def part_of(file: PrivatizedFile, positions: Sequence[int]) -> PrivatizedFile:
+    """The file with the records at these positions alone."""
+    records = tuple(file.records[position] for position in positions)
+    tokens = sum(privatized_tokens(record, file.manifest) for record in records)
+    return PrivatizedFile(manifest=replace(file.manifest, records=len(records), tokens=tokens), records=records)
 
 
 def texts_of(file: PrivatizedFile) -> Texts:
