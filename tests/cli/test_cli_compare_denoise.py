@@ -8,7 +8,9 @@ import shlex
 import pytest
 
 from rapt.compare.arms import ARMS
-from word_head_material import write_denoised
+from rapt.service.model.word_head import WORD_HEAD, word_head_file
+from tiny_backbones import write_tiny_model
+from word_head_material import untrained_head, write_denoised
 
 TINY = ("--model", "bert-tiny", "--eta", 90)
 
@@ -101,6 +103,21 @@ def test_a_backbone_learns_to_read_and_a_comparison_has_the_arms_that_do(rapt, l
     outcome = rapt("compare", labelled, "--out", "e", *asked)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "got a folder without; add one with rapt word-head" in outcome.err
+
+
+def test_what_needs_a_mask_is_left_out_where_nothing_is_said_and_there_is_none(rapt, labelled, tmp_path):
+    folder = write_tiny_model("llama", tmp_path / "llama")
+    (folder / WORD_HEAD).write_bytes(word_head_file(untrained_head(str(folder))))
+    columns = ("--text-column", "sentence", "--label-column", "verdict", "--records", 20, "--evaluation-records", 4)
+    few = ("--seeds", 1, "--privatizations", 1, "--epochs", 1, "--prompt-length", 2, "--plain-pool", 10)
+    asked = ("--model", folder, "--denoised", folder, "--eta", 5, *columns, *few)
+    outcome = rapt("compare", labelled, "--out", tmp_path / "c", *asked)
+    assert outcome.code == 0, outcome.err
+    run = {line["arm"] for line in results(tmp_path / "c")}
+    assert run == {name for name, arm in ARMS.items() if not (arm.sentences or arm.masks)}
+    outcome = rapt("compare", labelled, "--out", tmp_path / "d", *asked, "--arms", "soft masks")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "need a backbone with a [MASK] token, got model='llama' without" in outcome.err
 
 
 def test_a_head_that_cannot_be_trained_is_refused_in_one_line(rapt, tmp_path):

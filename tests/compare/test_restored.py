@@ -10,16 +10,22 @@ import torch
 
 from rapt.compare.arms import (
     ANSWERED_DRAWS,
+    ARMS,
+    CONSISTENCY,
+    CONSISTENT,
     DENOISED,
+    DENOISED_CONSISTENT,
     DENOISED_DRAWS,
+    DENOISED_SOFT_MASKS,
     DIFFERENCES,
     DRAWS,
     MEANS,
     MOST_LIKELY,
     PROMPT,
+    SOFT_MASKS,
     USUAL,
 )
-from rapt.compare.bench import open_bench, right_answers
+from rapt.compare.bench import lesson, open_bench, right_answers
 from rapt.compare.crew import run_comparison
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan, weights_digest
@@ -29,6 +35,7 @@ from rapt.compare.restored import (
     most_likely_words,
     posterior_draws,
     posterior_means,
+    soft_masks,
     texts_of,
     with_texts,
 )
@@ -47,7 +54,8 @@ from rapt.service.model.word_head import WORD_HEAD, word_head_file
 from significance import assert_probability
 from word_head_material import untrained_head, write_denoised, write_reading
 
-RESTORED = (MOST_LIKELY, DRAWS, MEANS, DENOISED_DRAWS)
+CONSISTENT_DRAWS = (CONSISTENT, DENOISED_CONSISTENT)
+RESTORED = (MOST_LIKELY, DRAWS, MEANS, DENOISED_DRAWS, SOFT_MASKS, DENOISED_SOFT_MASKS, *CONSISTENT_DRAWS)
 WORDS = (("bad", "awful", "poor", "sad"), ("good", "great", "fine", "happy"))
 
 
@@ -107,7 +115,8 @@ def posterior(file, reader):
     arrived = torch.tensor([word for text in texts_of(file) for word in text])
     words = torch.stack([arrived, 3000 + torch.arange(len(arrived))], dim=1)
     lengths = tuple(len(text) for text in texts_of(file))
-    return Posterior(words=words, probabilities=torch.full(words.shape, 0.5), lengths=lengths)
+    halves = torch.full(words.shape, 0.5)
+    return Posterior(words=words, probabilities=halves, arrived=halves[:, 0], lengths=lengths)
 
 
 def same_but_for_texts(before, after):
@@ -124,7 +133,7 @@ def test_texts_are_taken_out_and_put_back(file):
 
 def test_every_version_keeps_labels_plain_tokens_and_lengths(file, posterior, reader):
     reading = Reading(backbone=reader.backbone, files=(file,))
-    for restore, versions in ((most_likely_words, 1), (posterior_draws, 3), (posterior_means, 1)):
+    for restore, versions in ((most_likely_words, 1), (posterior_draws, 3), (posterior_means, 1), (soft_masks, 1)):
         found = restore(reading, posterior, 3, np.random.default_rng(0))
         assert len(found.files) == versions
         for version in found.files:
@@ -165,6 +174,49 @@ def test_mean_vectors_are_what_the_backbone_is_shown(file, posterior, reader):
         start += len(before)
 
 
+def shown_vectors(reading):
+    """What the backbone is shown of every text, (N, h), in the order of `texts_of`."""
+    found = []
+    for text in texts_of(reading.files[0]):
+        layout = lay_out(reading.backbone, prompt_lengths=[0], privatized_plain_tokens=[()], texts=[text])
+        found.append(embed_with_prompts(reading.backbone, layout, None)[layout.text_mask > 0])
+    return torch.cat(found)
+
+
+def masked(file, posterior, reader):
+    return soft_masks(Reading(backbone=reader.backbone, files=(file,)), posterior, 1, np.random.default_rng(0))
+
+
+def vectors_that_arrived(file, reader):
+    return reader.backbone.word_embeddings[[word for text in texts_of(file) for word in text]]
+
+
+def test_a_sure_word_is_shown_as_it_came_and_one_that_is_surely_wrong_as_a_mask(file, posterior, reader):
+    """To the last bit, and each at its own place."""
+    sure = torch.arange(len(posterior.arrived)) % 3 != 0
+    found = shown_vectors(masked(file, replace(posterior, arrived=sure.float()), reader))
+    arrived = vectors_that_arrived(file, reader)
+    mask = reader.backbone.word_embeddings[reader.backbone.frame.mask_id]
+    assert torch.equal(found, torch.where(sure[:, None], arrived, mask))
+    assert not torch.equal(found, torch.where(sure[:, None], mask, arrived))  # what a probability of error would do
+
+
+def test_between_them_a_word_is_moved_towards_the_mask_by_its_doubt(file, posterior, reader, rng):
+    """Naive twin, word by word."""
+    chances = rng.random(len(posterior.arrived)).astype(np.float32)
+    found = shown_vectors(masked(file, replace(posterior, arrived=torch.from_numpy(chances)), reader)).numpy()
+    table = reader.backbone.word_embeddings.numpy()
+    mask = table[reader.backbone.frame.mask_id]
+    for vector, chance, arrived in zip(found, chances, vectors_that_arrived(file, reader).numpy(), strict=True):
+        assert vector == pytest.approx(chance * arrived + (1 - chance) * mask, abs=1e-6)
+
+
+def test_soft_masks_need_a_mask(reader, file, posterior):
+    bare = replace(reader.backbone, frame=replace(reader.backbone.frame, mask_id=None))
+    with pytest.raises(UsageError, match=r"need a backbone with a \[MASK\] token, got model='bert-tiny' without"):
+        soft_masks(Reading(backbone=bare, files=(file,)), posterior, 1, np.random.default_rng(0))
+
+
 def test_a_file_is_read_once_however_many_arms_ask(file, reader):
     assert reader.posterior(file) is reader.posterior(replace(file))
     assert sum(reader.posterior(file).lengths) == sum(map(len, texts_of(file)))
@@ -178,6 +230,7 @@ def test_an_answer_is_the_mean_over_all_versions(plan, reader):
     posterior = Posterior(
         words=torch.tensor([[word, 3000] for text in texts_of(queries) for word in text]),
         probabilities=torch.full((sum(map(len, texts_of(queries))), 2), 0.5),
+        arrived=torch.full((sum(map(len, texts_of(queries))),), 0.5),
         lengths=tuple(map(len, texts_of(queries))),
     )
     asked = posterior_draws(Reading(bench.backbone, (queries,)), posterior, 5, np.random.default_rng(0))
@@ -204,6 +257,48 @@ def test_epochs_of_draws_are_as_many_steps_as_of_any_other_arm(plan):
     assert again.files == read.files  # the same draws, so that the two differ by the backbone alone
     assert again.backbone is bench.denoised
     assert read.backbone is bench.backbone
+
+
+def drawn(file, posterior, reader, versions):
+    rng = np.random.default_rng(0)
+    return posterior_draws(Reading(backbone=reader.backbone, files=(file,)), posterior, versions, rng)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5])
+def test_consistent_draws_are_the_draws_of_the_other_arm_two_at_a_time(file, posterior, reader, plan, epochs):
+    """As many sequences and steps; where epochs are odd, a half of the records is in the last pair."""
+    common = replace(plan, epochs=epochs).config(seed=3)
+    config = ARMS[CONSISTENT].configure(common, plan.weight, plan.plain_tokens)
+    assert config == replace(common, consistency=CONSISTENCY)
+    usual, nothing, plain = lesson(drawn(file, posterior, reader, epochs), common, twins=False)
+    read = drawn(file, posterior, reader, epochs + epochs % 2)
+    training, twin, run = lesson(read, config, twins=True)
+    assert (nothing, plain.epochs, run.epochs) == (None, 1, 1)
+    assert run == replace(config, epochs=1, batch_size=plain.batch_size // 2)
+    count, sequences = len(file.records), epochs if epochs > 1 else 2
+    assert len(usual.records) == epochs * count
+    assert len(training.records) == len(twin.records) == sequences * count // 2
+    for joined in (training, twin):
+        assert joined.manifest.records == len(joined.records)
+        assert joined.manifest.tokens == sum(map(len, texts_of(joined)))
+    assert set(read.files[0].records) <= set(training.records)  # every text is read
+    assert same_but_for_texts(training, twin)
+    assert list(map(len, texts_of(training))) == list(map(len, texts_of(twin)))
+    # Another draw of the same text, and not the same one twice: a pair of that kind would never disagree.
+    assert sum(one != other for one, other in zip(training.records, twin.records, strict=True)) > len(twin.records) / 2
+    assert read.files[:epochs] == drawn(file, posterior, reader, epochs).files
+
+
+def test_the_half_of_an_odd_epoch_is_drawn_from_the_seed(file, posterior, reader, plan):
+    read = drawn(file, posterior, reader, 4)
+    halves = []
+    for seed in (0, 0, 1):
+        training, twin, _ = lesson(read, replace(plan, epochs=3).config(seed=seed), twins=True)
+        halves.append(training.records[len(file.records) :])
+        places = [read.files[2].records.index(record) for record in halves[-1]]
+        assert twin.records[len(file.records) :] == tuple(read.files[3].records[place] for place in places)
+        assert places == sorted(set(places))
+    assert halves[0] == halves[1] != halves[2]
 
 
 @pytest.fixture(scope="module")
@@ -240,9 +335,9 @@ def test_words_that_are_surely_what_arrived_change_nothing(plan, folder, tmp_pat
     copied = tmp_path / "sure"
     shutil.copytree(folder, copied)
     (copied / WORD_HEAD).write_bytes(word_head_file(sure))
-    chosen = replace(plan, arms=(PROMPT, MOST_LIKELY, MEANS), denoised=str(copied))
+    chosen = replace(plan, arms=(PROMPT, MOST_LIKELY, MEANS, SOFT_MASKS), denoised=str(copied))
     rows = {row.arm: row.right for row in run_comparison(chosen, SPLIT, results=tmp_path / "r.jsonl")}
-    assert rows[PROMPT] == rows[MOST_LIKELY] == rows[MEANS]
+    assert rows[PROMPT] == rows[MOST_LIKELY] == rows[MEANS] == rows[SOFT_MASKS]
 
 
 def test_a_folder_without_a_head_or_with_a_damaged_one_is_refused_whoever_works(plan, folder, tmp_path):

@@ -87,10 +87,13 @@ def compare(
     from rapt.compare.summary import summarize
     from rapt.compare.texts import read_split
     from rapt.errors import UsageError
+    from rapt.local.vocabulary import load_vocabulary
+    from rapt.service.model.frame import mask_id_of
     from rapt.service.model.tuning_config import LORA
     from rapt.service.model.word_head import has_word_head
 
     reads_words = denoised is not None and has_word_head(denoised)
+    has_mask = reads_words and mask_id_of(load_vocabulary(model).bundle.tokenizer_json) is not None
     plan = ComparisonPlan(
         model=model,
         mechanism=mechanism,
@@ -103,6 +106,7 @@ def compare(
             for name, arm in ARMS.items()
             if (denoised or not arm.denoised)
             and (reads_words or arm.restore is None)
+            and (has_mask or not arm.masks)
             and (public or not arm.sentences)
             and (method != LORA or name != LONGER)
         ),

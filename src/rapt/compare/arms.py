@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from rapt.compare.restored import Restore, most_likely_words, posterior_draws, posterior_means
+from rapt.compare.restored import Restore, most_likely_words, posterior_draws, posterior_means, soft_masks
 from rapt.service.model.tuning_config import ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -35,9 +35,16 @@ MOST_LIKELY: Final = "most likely words"
 DRAWS: Final = "posterior draws"
 MEANS: Final = "posterior means"
 DENOISED_DRAWS: Final = "denoised draws"
+SOFT_MASKS: Final = "soft masks"
+DENOISED_SOFT_MASKS: Final = "denoised soft masks"
+CONSISTENT: Final = "consistent draws"
+DENOISED_CONSISTENT: Final = "denoised consistent draws"
 
 # Versions of a query that an answer is the mean of, where words are drawn.
 ANSWERED_DRAWS: Final = 8
+# Paper (R-Drop): the sum of both versions' L_task, and α L_KL. Ours: their mean, and w L_KL. Because L_task weighs as
+# much as in the other arms. Effect: w = 1 is α = 2. Nothing was searched.
+CONSISTENCY: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,8 @@ class Arm:
         denoised: Whether it stands on the plan's denoised backbone.
         restore: What it makes of files and their contextual posterior, which a word head in the folder of the plan's
             denoised backbone reads; None takes the files as they are.
+        masks: Whether it shows [MASK], which the backbone must have.
+        twins: Whether in training two of its versions are read at a time, for a loss on how far apart the answers are.
         configure: From the common run, λ and m, this arm's run.
         change_file: What it does to the training file; most do nothing.
     """
@@ -64,6 +73,8 @@ class Arm:
     sentences: bool = False
     denoised: bool = False
     restore: Restore | None = None
+    masks: bool = False
+    twins: bool = False
     configure: Callable[[TuningConfig, float, int], TuningConfig]
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
 
@@ -99,6 +110,10 @@ def _no_loss(config: TuningConfig, weight: float, m: int) -> TuningConfig:
 
 def _longer(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(config, prompt_length=config.prompt_length + m)
+
+
+def _consistent(config: TuningConfig, weight: float, m: int) -> TuningConfig:
+    return replace(config, consistency=CONSISTENCY)
 
 
 ARMS: Final[Mapping[str, Arm]] = {
@@ -151,6 +166,33 @@ ARMS: Final[Mapping[str, Arm]] = {
         restore=posterior_draws,
         configure=_plain,
     ),
+    SOFT_MASKS: Arm(
+        says="on each word the further towards [MASK] the less likely it is the true one, given all that arrived",
+        restore=soft_masks,
+        masks=True,
+        configure=_plain,
+    ),
+    DENOISED_SOFT_MASKS: Arm(
+        says="soft masks on the backbone that expects noise",
+        denoised=True,
+        restore=soft_masks,
+        masks=True,
+        configure=_plain,
+    ),
+    CONSISTENT: Arm(
+        says=f"posterior draws, two of each text at a time, L = L_task + {CONSISTENCY:g} L_KL between both answers; as "
+        "many sequences in all, but twice as many where there is one epoch",
+        restore=posterior_draws,
+        twins=True,
+        configure=_consistent,
+    ),
+    DENOISED_CONSISTENT: Arm(
+        says="consistent draws on the backbone that expects noise",
+        denoised=True,
+        restore=posterior_draws,
+        twins=True,
+        configure=_consistent,
+    ),
 }
 
 # What a comparison runs that is given texts and nothing else.
@@ -178,6 +220,14 @@ DIFFERENCES: Final = (
     (MEANS, DENOISED),
     (DENOISED_DRAWS, PROMPT),
     (DENOISED_DRAWS, DENOISED),
+    (SOFT_MASKS, PROMPT),
+    (SOFT_MASKS, DENOISED),
+    (DENOISED_SOFT_MASKS, PROMPT),
+    (DENOISED_SOFT_MASKS, DENOISED),
+    (CONSISTENT, PROMPT),
+    (CONSISTENT, DENOISED),
+    (DENOISED_CONSISTENT, PROMPT),
+    (DENOISED_CONSISTENT, DENOISED),
     (ORACLE, PROMPT),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),

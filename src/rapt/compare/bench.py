@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rapt.compare.arms import ANSWERED_DRAWS, ARMS
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
-from rapt.compare.restored import Reading, WordReader
+from rapt.compare.restored import Reading, WordReader, require_mask, two_at_a_time
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError
@@ -24,12 +24,14 @@ from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.inference import classify, row_of
 from rapt.service.model.tuner import tune
+from rapt.service.model.tuning_config import TuningConfig
 from rapt.service.model.word_head import read_word_head
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
 
 # Apart from the seeds of files and of sentences.
 _DRAWN: Final = 4
+_HALVED: Final = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +64,13 @@ class Bench:
         """
         arm, plan = ARMS[cell.arm], self.plan
         file = arm.change_file(self.files.training(self.split.training, eta=cell.eta, seed=cell.seed), cell.seed)
-        read = self.reading(cell, self.split.training, file, place=0, draws=plan.epochs)
         config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
-        # Fresh versions for each epoch stand one after the other, so that the passes over the texts are as many.
-        config = replace(config, epochs=config.epochs // len(read.files))
+        # Two are read at a time, and the last one needs another beside it.
+        draws = plan.epochs + plan.epochs % 2 if arm.twins else plan.epochs
+        read = self.reading(cell, self.split.training, file, place=0, draws=draws)
+        training, twin, config = lesson(read, config, twins=arm.twins)
         start = time.perf_counter()
-        adapter = tune(read.backbone, read.joined, config=config)
+        adapter = tune(read.backbone, training, twin=twin, config=config)
         seconds = time.perf_counter() - start
         judged = self.files.evaluation(self.split.evaluation, eta=cell.eta, seed=cell.seed)
         right = np.zeros(len(self.split.evaluation), dtype=np.int64)
@@ -142,6 +145,26 @@ class Bench:
         )
 
 
+def lesson(
+    read: Reading, config: TuningConfig, *, twins: bool
+) -> tuple[PrivatizedFile, PrivatizedFile | None, TuningConfig]:
+    """What a model is tuned on: a file, its twin if there is one, and the run, with as many sequences for every arm.
+
+    Fresh versions for each epoch stand one after the other, in one pass over all of them.
+
+    Args:
+        read: Of the training file, in all of its versions.
+        config: The arm's run, as if there were one version.
+        twins: Whether two versions are read at a time.
+    """
+    if not twins:
+        return read.joined, None, replace(config, epochs=config.epochs // len(read.files))
+    rng = np.random.default_rng([_HALVED, config.seed])
+    training, twin = two_at_a_time(read, sequences=config.epochs, rng=rng)
+    # As many sequences in a step as elsewhere, and so as many steps.
+    return training, twin, replace(config, epochs=1, batch_size=max(1, config.batch_size // 2))
+
+
 def right_answers(backbone: Backbone, adapter: Adapter, *versions: PrivatizedFile) -> NDArray[np.bool_]:
     """Whether each record is labelled rightly, (records,); of several versions, by the mean of the answers."""
     answers = [classify(backbone, [row_of(record, adapter=adapter) for record in file.records]) for file in versions]
@@ -159,7 +182,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
 
     Raises:
         CorpusError: A text has no token, or an arm needs public texts that are not there.
-        UsageError: An arm needs a word head that is not there.
+        UsageError: An arm needs a word head or a [MASK] that is not there.
         VocabularyError: The model's files are missing, or a word head is damaged.
     """
     torch.set_num_threads(threads)
@@ -168,6 +191,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         if empty := sum(not ids for texts in part.parts for ids in vocabulary.encode(texts)):
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
     backbone = load_backbone(plan.model, precision=plan.precision)
+    if any(ARMS[name].masks for name in plan.arms):
+        require_mask(backbone)
     denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision=plan.precision)
     if denoised is not None:
         check_hash(denoised.bundle, expected=vocabulary.hash)

@@ -1,5 +1,7 @@
 """The word head and its file, and the posterior that it reads: draws, means, and refusals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -27,7 +29,7 @@ def posterior(rng):
     """Three texts; a few words of which some are much more likely."""
     words = torch.tensor([rng.choice(50, size=4, replace=False).tolist() for _ in range(6)], dtype=torch.int32)
     probabilities = torch.from_numpy(rng.dirichlet([4.0, 2.0, 1.0, 0.5], size=6)).float().sort(descending=True).values
-    return Posterior(words=words, probabilities=probabilities, lengths=(3, 1, 2))
+    return Posterior(words=words, probabilities=probabilities, arrived=probabilities[:, 1], lengths=(3, 1, 2))
 
 
 def test_a_head_begins_at_what_is_known_without_context(backbone, head):
@@ -98,6 +100,7 @@ def test_texts_are_read_one_by_one_whatever_they_are_read_with(backbone, head, r
         # Equal to rounding in the states, so words of one probability may change places, and these do not.
         assert torch.equal(alone.words[:, 0], together.words[part, 0])
         assert torch.allclose(alone.probabilities, together.probabilities[part], atol=1e-4)
+        assert torch.allclose(alone.arrived, together.arrived[part], atol=1e-4)
         start += len(text)
 
 
@@ -111,6 +114,26 @@ def test_what_is_kept_are_the_likeliest_words_by_their_shares(backbone, head):
         assert words[0] == order[0]
         assert torch.allclose(probabilities, row[words] / row[words].sum(), atol=1e-6)
         assert torch.allclose(row[words], row[order], atol=1e-7)
+
+
+def test_what_arrived_is_believed_by_its_share_of_all_words(backbone):
+    """The twin, a share of the words that are kept, believes what arrived too much."""
+    head, text = untrained_head("bert-tiny", doubtful=True), [2143, 3001, 6659]
+    found = read_posterior(backbone, head, [text], most=4)
+    with torch.no_grad():
+        every = head(*text_states(backbone, [text])).double().softmax(dim=1)  # in float32 its sum is less exact
+    expected = every[torch.arange(3), text].tolist()
+    assert found.arrived.dtype == torch.float32
+    assert found.arrived.tolist() == pytest.approx(expected, rel=1e-5)
+    twin = (found.probabilities * (found.words == torch.tensor(text)[:, None])).sum(dim=1)
+    assert twin.tolist() != pytest.approx(expected, rel=1e-2)
+
+
+def test_a_word_that_is_surely_what_arrived_has_a_probability_of_1_and_not_more(backbone):
+    head = untrained_head("bert-tiny")
+    with torch.no_grad():
+        head.copying.bias.fill_(1e4)
+    assert read_posterior(backbone, head, [[2143, 6659]]).arrived.tolist() == [1.0, 1.0]
 
 
 def test_a_text_that_does_not_fit_is_refused_by_its_place(backbone, head):
@@ -144,9 +167,7 @@ def test_draws_follow_the_posterior(posterior, rng):
 def test_the_test_of_draws_can_fail(posterior, seed):
     """The twin draws from probabilities that were flattened a little."""
     flat = posterior.probabilities**0.8
-    twin = Posterior(
-        words=posterior.words, probabilities=flat / flat.sum(dim=1, keepdim=True), lengths=posterior.lengths
-    )
+    twin = replace(posterior, probabilities=flat / flat.sum(dim=1, keepdim=True))
     rng = np.random.default_rng(seed)
     counts = counts_of(posterior, [twin.draw(rng) for _ in range(4000)])
     with pytest.raises(AssertionError, match="rejects"):
@@ -154,7 +175,8 @@ def test_the_test_of_draws_can_fail(posterior, seed):
 
 
 def test_positions_are_drawn_independently(rng):
-    posterior = Posterior(words=torch.tensor([[1, 2]] * 2), probabilities=torch.full((2, 2), 0.5), lengths=(2,))
+    halves = torch.full((2, 2), 0.5)
+    posterior = Posterior(words=torch.tensor([[1, 2]] * 2), probabilities=halves, arrived=halves[:, 0], lengths=(2,))
     draws = [posterior.draw(rng)[0] for _ in range(4000)]
     assert_counts([draws.count(pair) for pair in ((1, 1), (1, 2), (2, 1), (2, 2))], [0.25] * 4)
 

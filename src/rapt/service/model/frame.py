@@ -20,6 +20,7 @@ _LETTER: Final = "a"
 # write it and as SentencePiece does.
 _LINE_ENDS: Final = ("Ċ", "<0x0A>")
 _SENTINEL: Final = "<extra_id_0>"
+_MASK: Final = "[MASK]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def frame_of(tokenizer_json: bytes, *, config: Mapping[str, Any], causal: bool) 
         between=tuple(between),
         end=tuple(end),
         pad_id=pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0,
-        mask_id=_special_id(tokenizer_json, "[MASK]"),
+        mask_id=mask_id_of(tokenizer_json),
         sentinel_id=tokenizer.token_to_id(_SENTINEL),
         decoder_start=() if decoder_start is None else (decoder_start,),
         eos_id=eos_id,
@@ -107,8 +108,9 @@ def _find(ids: list[int], content: list[int]) -> int:
     )
 
 
-def _special_id(tokenizer_json: bytes, content: str) -> int | None:
+def mask_id_of(tokenizer_json: bytes) -> int | None:
+    """Id of a tokenizer's [MASK]; None where it has none."""
     for token in json.loads(tokenizer_json).get("added_tokens") or []:
-        if token["content"] == content:
+        if token["content"] == _MASK:
             return int(token["id"])
     return None

@@ -32,11 +32,14 @@ class Posterior:
     Attributes:
         words: Token ids, (N, K), int32.
         probabilities: Theirs, (N, K), float32; each row sums to 1.
+        arrived: Probability that the token that arrived is the true one, P(x_t = y_t | y_1 .. y_n), (N,), float32:
+            among all words of the vocabulary, and not only those that are kept.
         lengths: Positions of each text, in order; they sum to N.
     """
 
     words: Tensor
     probabilities: Tensor
+    arrived: Tensor
     lengths: tuple[int, ...]
 
     def most_likely(self) -> list[tuple[int, ...]]:
@@ -55,6 +58,21 @@ class Posterior:
         return nn.functional.embedding_bag(
             self.words.to(table.device), table, per_sample_weights=self.probabilities.to(table), mode="sum"
         )
+
+    def soft_masks(self, table: Tensor, arrived: Tensor, *, mask: int) -> Tensor:
+        """c_t E(y_t) + (1 - c_t) E([MASK]) at every position, (N, h), with c for `self.arrived`.
+
+        The form is that of the soft-masked embedding (Zhang et al. 2020, arXiv 2005.07421), which weighs [MASK] by the
+        probability of an error, 1 - c_t. Theirs is the output of a network that is trained along with the model, ours
+        is read off the posterior.
+
+        Args:
+            table: E, (V, h), float32.
+            arrived: The tokens y, (N,), int64.
+            mask: Id of [MASK].
+        """
+        sure = self.arrived.to(table)[:, None]
+        return sure * table[arrived.to(table.device)] + (1 - sure) * table[mask]
 
     def _by_text(self, words: Tensor) -> list[tuple[int, ...]]:
         flat = words.tolist()
@@ -93,12 +111,16 @@ def read_posterior(
     most = min(most, len(head.table))
     words = torch.zeros(starts[-1], most, dtype=torch.int32)
     probabilities = torch.zeros(starts[-1], most)
+    sure = torch.zeros(starts[-1])
     for chosen in cut_into_passes(lengths, lanes=[None] * len(texts), device=backbone.device.type):
         states, arrived = text_states(backbone, [texts[index] for index in chosen])
         places = torch.cat([torch.arange(starts[index], starts[index + 1]) for index in chosen])
         for start in range(0, len(places), AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            best = head(states[part], arrived[part]).topk(most, dim=1)
+            logits = head(states[part], arrived[part])
+            best = logits.topk(most, dim=1)
             words[places[part]] = best.indices.int().cpu()
             probabilities[places[part]] = best.values.softmax(dim=1).cpu()
-    return Posterior(words=words, probabilities=probabilities, lengths=lengths)
+            taken = logits.gather(1, arrived[part][:, None])[:, 0] - logits.logsumexp(dim=1)
+            sure[places[part]] = taken.clamp(max=0.0).exp().cpu()  # rounding may put it above 0
+    return Posterior(words=words, probabilities=probabilities, arrived=sure, lengths=lengths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -23,6 +24,21 @@ from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a batch came to: L_task, L_rec and L_KL where there are any, right answers, and all of them."""
+
+    task: float
+    reconstruction: float | None
+    consistency: float | None
+    right: float
+    answers: int
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.task + (self.reconstruction or 0.0) + (self.consistency or 0.0))
+
+
 class Run:
     """A run after `step` of its `steps` steps."""
 
@@ -34,6 +50,7 @@ class Run:
         validation: PrivatizedFile | None,
         config: TuningConfig,
         warn: Callable[[str], None],
+        twin: PrivatizedFile | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Stand before the first step. The files must have been checked."""
@@ -41,7 +58,7 @@ class Run:
         self.steps_per_epoch = batches_per_epoch(len(training.records), size=config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
-        self._backbone, self._training, self._validation = backbone, training, validation
+        self._backbone, self._training, self._twin, self._validation = backbone, training, twin, validation
         self._warn = warn
         self._processes = processes
         self._tuning = Tuning(backbone, training.manifest, config)
@@ -70,13 +87,13 @@ class Run:
             TuningError: The loss or its gradient is not finite, or memory is too small for one record. The parameters
                 are then as they were before the step.
         """
-        records = self._next_batch()
+        positions = self._next_batch()
         self._optimizer.clear()
         weight = 0.0
         if self.config.reconstruction is not None:
             weight = self.config.reconstruction.weight_at(self.step / self.steps)
-        task, reconstruction, right, total = self._gradients(records, weight=weight)
-        if not (math.isfinite(task + (reconstruction or 0.0)) and math.isfinite(self._optimizer.clip())):
+        found = self._gradients(positions, weight=weight)
+        if not (found.finite and math.isfinite(self._optimizer.clip())):
             raise TuningError(
                 f"the loss must stay finite, got nan or infinity at step={self.step}; lower the learning rate, "
                 "or continue from the checkpoint before"
@@ -89,10 +106,11 @@ class Run:
             step=self.step,
             steps=self.steps,
             epoch=epoch,
-            task_loss=task,
-            reconstruction_loss=reconstruction,
-            accuracy=right / total,
+            task_loss=found.task,
+            reconstruction_loss=found.reconstruction,
+            accuracy=found.right / found.answers,
             learning_rate=rate,
+            consistency_loss=found.consistency,
             **self._evaluation(),
         )
         return self._latest
@@ -150,31 +168,31 @@ class Run:
         return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=self._metrics())
 
     def _identity(self) -> RunIdentity:
-        return identity(self._backbone, self.config, training=self._training, validation=self._validation)
+        return identity(
+            self._backbone, self.config, training=self._training, twin=self._twin, validation=self._validation
+        )
 
-    def _next_batch(self) -> list[PrivatizedRecord]:
+    def _next_batch(self) -> list[int]:
         epoch, place = divmod(self.step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch = epoch
             self._batches = batches_of_epoch(
                 self._lengths, size=self.config.batch_size, seed=self.config.seed, epoch=epoch
             )
-        return [self._training.records[position] for position in self._batches[place]]
+        return self._batches[place]
 
-    def _gradients(
-        self, records: Sequence[PrivatizedRecord], *, weight: float
-    ) -> tuple[float, float | None, float, int]:
-        """Add the gradient of a batch; L_task, L_rec, right answers and answers of it.
+    def _gradients(self, positions: Sequence[int], *, weight: float) -> _Found:
+        """Add the gradient of a batch, and say what it came to.
 
         In parts if memory is too small for all of it at once: the parts' losses are weighted to the same mean.
         """
         while True:
             try:
-                return self._gradients_in_parts(records, weight=weight)
+                return self._gradients_in_parts(positions, weight=weight)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
-                at_once = min(self._micro or len(records), len(records))
+                at_once = min(self._micro or len(positions), len(positions))
                 if at_once == 1:
                     raise TuningError(
                         "memory must hold one record at least, got too little; choose a smaller model or privatize "
@@ -187,22 +205,31 @@ class Run:
                 f"step={self.step} on, with the same gradient"
             )
 
-    def _gradients_in_parts(
-        self, records: Sequence[PrivatizedRecord], *, weight: float
-    ) -> tuple[float, float | None, float, int]:
-        answers = self._tuning.answers(records)
-        task = right = reconstruction = 0.0
-        for part in parts_of_batch(self._processes.share(range(len(records))), size=self._micro):
-            losses = self._tuning.losses([records[position] for position in part])
-            of_answers, of_rows = losses.total / answers, losses.rows / len(records)
-            torch.autograd.backward(losses.combined(weight=weight, of_answers=of_answers, of_rows=of_rows))
+    def _gradients_in_parts(self, positions: Sequence[int], *, weight: float) -> _Found:
+        answers = self._tuning.answers([*_at(positions, self._training), *_at(positions, self._twin)])
+        task = right = reconstruction = consistency = 0.0
+        for part in parts_of_batch(self._processes.share(positions), size=self._micro):
+            losses = self._tuning.losses(_at(part, self._training), twins=_at(part, self._twin))
+            of_answers, of_rows = losses.total / answers, losses.rows / len(positions)
+            loss = losses.combined(
+                weight=weight, consistency=self.config.consistency, of_answers=of_answers, of_rows=of_rows
+            )
+            torch.autograd.backward(loss)
             task += losses.task.item() * of_answers
             right += losses.right.item()
             if losses.reconstruction is not None:
                 reconstruction += losses.reconstruction.item() * of_rows
+            if losses.consistency is not None:
+                consistency += losses.consistency.item() * of_rows
         self._processes.sum_gradients(self._tuning.trained().values())
-        task, reconstruction, right = self._processes.sum(task, reconstruction, right)
-        return task, None if self.config.reconstruction is None else reconstruction, right, answers
+        task, reconstruction, consistency, right = self._processes.sum(task, reconstruction, consistency, right)
+        return _Found(
+            task=task,
+            reconstruction=None if self.config.reconstruction is None else reconstruction,
+            consistency=None if self._twin is None else consistency,
+            right=right,
+            answers=answers,
+        )
 
     def _evaluation(self) -> dict[str, float]:
         if self._validation is None or not self.at_end_of_epoch:
@@ -218,10 +245,17 @@ class Run:
             metrics["final_task_loss"] = self._latest.task_loss
             if self._latest.reconstruction_loss is not None:
                 metrics["final_reconstruction_loss"] = self._latest.reconstruction_loss
+            if self._latest.consistency_loss is not None:
+                metrics["final_consistency_loss"] = self._latest.consistency_loss
         if self._best.parameters:
             metrics |= {"validation_loss": self._best.loss, "validation_accuracy": self._best.accuracy}
             metrics |= {"best_step": self._best.step}
         return metrics
+
+
+def _at(positions: Sequence[int], file: PrivatizedFile | None) -> list[PrivatizedRecord]:
+    """The records at these positions; none of no file."""
+    return [] if file is None else [file.records[position] for position in positions]
 
 
 def out_of_memory(error: BaseException) -> bool:
