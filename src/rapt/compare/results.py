@@ -97,7 +97,7 @@ class ResultsFile:
         whole = content.rfind(b"\n") + 1
         stream.truncate(whole)
         stream.seek(whole)
-        self.rows: list[Row] = [_row(line) for line in content[:whole].splitlines()]
+        self.rows: list[Row] = [row_of_line(line) for line in content[:whole].splitlines()]
         if any(row.setting != setting for row in self.rows):
             raise UsageError(
                 "results of one file must be of one setting and the same texts; name another --out folder, "
@@ -126,7 +126,12 @@ def open_results(path: Path, *, setting: str) -> Iterator[ResultsFile]:
         yield ResultsFile(stream, setting=setting)
 
 
-def _row(line: bytes) -> Row:
+def row_of_line(line: bytes) -> Row:
+    """One result, as it was appended.
+
+    Raises:
+        UsageError: It is none.
+    """
     try:
         value: dict[str, Any] = json.loads(line)
         if value["schema"] != SCHEMA:

@@ -1,0 +1,54 @@
+"""One table of several runs of `rapt compare` on the same texts with the same privatizations.
+
+    python benchmarks/joined_results.py RESULTS.jsonl [RESULTS.jsonl ...] [--json FILE]
+
+A run is named by its settings, the denoised backbone among them, and takes no results of another. Files depend on
+texts, η and seed alone, so arms of two runs that agree in these met identical files, and can be told apart pair by
+pair. Of an arm that stands in several files with one η and seed, the last file counts. That texts are the same is for
+you to know: the files hold no text and no digest of one by itself; they are refused where their numbers differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from results import publish
+
+from rapt.compare.paper_table import accuracy_cells, difference_cells, markdown
+from rapt.compare.results import ModelRow, row_of_line
+from rapt.compare.summary import summarize
+
+
+def joined(paths):
+    """The rows of all files, the last of each arm, η and seed."""
+    rows = {}
+    for path in paths:
+        for line in path.read_bytes().splitlines():
+            row = row_of_line(line)
+            if isinstance(row, ModelRow):
+                rows[row.arm, row.eta, row.seed] = row
+    texts = {len(row.right) for row in rows.values()}
+    if len(texts) != 1:
+        sys.exit(f"runs must be on the same texts, got numbers of texts {sorted(texts)}; join others")
+    return list(rows.values())
+
+
+def main():
+    """Read the command line, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    summary = summarize(joined(options.results))
+    print(markdown(accuracy_cells(summary)))
+    print(markdown(difference_cells(summary)))
+    if options.json is not None:
+        found = {"accuracies": summary.accuracies, "differences": summary.differences}
+        publish({name: [asdict(item) for item in items] for name, items in found.items()}, file=options.json)
+
+
+if __name__ == "__main__":
+    main()
