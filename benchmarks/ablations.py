@@ -3,10 +3,11 @@
     python benchmarks/ablations.py run --data FOLDER --out RESULTS [--seeds 5] [--settings base,m40]
     python benchmarks/ablations.py table RESULTS --out docs/results/ablations.json --plot docs/images/ablations.svg
 
-FOLDER holds `train.csv` and `dev.csv` of `benchmarks/public_text.py`; sizes above 4,000 take `large.csv`, which
-`large` writes. Each setting is a comparison of its own (`rapt.compare`), resumable; seed after seed, so that a run that
-is cut short is still a comparison. `--settings` runs some of them, for a run in pieces. A difference is always between
-arms that read identical privatized files.
+FOLDER holds `train.csv` and `dev.csv` of `benchmarks/public_text.py`; 16,000 texts come from `large.csv`, and all of
+SST-2's `train`, most of it phrases, from `phrases.csv`; `large` writes both. Each setting is a comparison of its own
+(`rapt.compare`), resumable; seed after seed, so that a run that is cut short is still a comparison. `--settings` runs
+some of them, for a run in pieces, and `table` keeps what the file that it writes says of settings without results in
+RESULTS. A difference is always between arms that read identical privatized files.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Setting:
         to: Its value.
         plan: With the change.
         records: How many texts train.
+        source: The file that they come from.
+        shortest: Words that each has at least.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Setting:
     to: str
     plan: ComparisonPlan
     records: int = RECORDS
+    source: str = "train.csv"
+    shortest: int = SHORTEST
 
 
 def settings() -> list[Setting]:
@@ -68,8 +73,11 @@ def settings() -> list[Setting]:
     found.append(Setting("file", "plain tokens", "one list a file", one_list))
     for length in (1, 40):
         found.append(Setting(f"P{length}", "P", str(length), replace(BASE, prompt_length=length, arms=PAIR)))
-    for records in (1_000, 16_000):
-        found.append(Setting(f"texts{records}", "texts", f"{records:,}", replace(BASE, arms=PAIR), records))
+    pair = replace(BASE, arms=PAIR)
+    found.append(Setting("texts1000", "texts", "1,000", pair, 1_000))
+    found.append(Setting("texts16000", "texts", "16,000", pair, 16_000, "large.csv"))
+    # There are no more sentences: these are parts of sentences for the most part, which changes more than their number.
+    found.append(Setting("texts66000", "texts", "66,000 phrases", pair, 66_000, "phrases.csv", 1))
     return found
 
 
@@ -95,11 +103,11 @@ def run(data: Path, out: Path, chosen: Sequence[Setting], *, seeds: int) -> None
     for count in range(1, seeds + 1):
         for setting in chosen:
             split = read_split(
-                data / ("train.csv" if setting.records <= RECORDS else "large.csv"),
+                data / setting.source,
                 evaluation=data / "dev.csv",
                 training_records=setting.records,
                 evaluation_records=None,
-                min_words=SHORTEST,
+                min_words=setting.shortest,
             )
             path = results_of(out, setting)
             run_comparison(replace(setting.plan, seeds=tuple(range(count))), split, results=path)
@@ -115,11 +123,18 @@ def rows_of(path: Path) -> list[ModelRow]:
         return [row for row in file.rows if isinstance(row, ModelRow)]
 
 
-def table(folder: Path) -> list[dict[str, Any]]:
-    """One row a setting and arm: accuracy, and the difference from no reconstruction on the same files."""
+def table(folder: Path, *, known: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a setting and arm: accuracy, and the difference from no reconstruction on the same files.
+
+    Args:
+        folder: Of the results.
+        known: Rows of earlier, which stay where the folder has no result of a setting.
+    """
     found = []
     for setting in settings():
         summary = summarize(rows_of(results_of(folder, setting)))
+        if not summary.accuracies:
+            found += [row for row in known if (row["changed"], row["to"]) == (setting.changed, setting.to)]
         for item in summary.accuracies:
             found.append(_row(setting, item.arm, item.accuracy, seeds=len(item.seeds)))
         for item in summary.differences:
@@ -174,12 +189,13 @@ def picture(rows: list[dict[str, Any]]) -> str:
 
 
 def large(source: Path, data: Path) -> None:
-    """The 4,000 sentences and as many more as there are: the settings with more texts read it."""
+    """The 4,000 sentences with as many more as there are, and with every phrase: for the settings with more texts."""
     with (data / "train.csv").open(encoding="utf-8", newline="") as stream:
         first = {row["text"]: row["label"] for row in csv.DictReader(stream)}
-    rest = {text: NAMES[label] for text, label in sst2(source, shortest=SHORTEST).items()}
-    with (data / "large.csv").open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([("text", "label"), *(first | rest).items()])
+    for name, shortest in (("large.csv", SHORTEST), ("phrases.csv", 1)):
+        rest = {text: NAMES[label] for text, label in sst2(source, shortest=shortest).items()}
+        with (data / name).open("w", encoding="utf-8", newline="") as stream:
+            csv.writer(stream).writerows([("text", "label"), *(first | rest).items()])
 
 
 def main() -> None:
@@ -204,7 +220,8 @@ def main() -> None:
     elif chosen.command == "run":
         run(chosen.data, chosen.out, chosen.settings, seeds=chosen.seeds)
     else:
-        rows = table(chosen.results)
+        known = json.loads(chosen.out.read_text(encoding="utf-8"))["rows"] if chosen.out.exists() else []
+        rows = table(chosen.results, known=known)
         document = {"command": "python benchmarks/ablations.py run --data FOLDER --out RESULTS", "rows": rows}
         chosen.out.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         chosen.plot.write_text(picture(rows), encoding="utf-8")
