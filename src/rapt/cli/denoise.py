@@ -23,9 +23,6 @@ def denoise(
     epochs: Annotated[float, typer.Option(help="Passes over the text; may be a fraction.")] = 3.0,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 3e-4,
-    pairs: Annotated[
-        float, typer.Option(metavar="SHARE", help="Of the batches that are made pairs, for pair tasks.")
-    ] = 0.0,
     soft_embeddings: Annotated[
         bool, typer.Option("--soft-embeddings", help="Also show the model, for each word, the mean of what it may be.")
     ] = False,
@@ -65,7 +62,6 @@ def denoise(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
-        pairs=pairs,
         soft_embeddings=soft_embeddings,
     )
     if threads is not None:

@@ -23,7 +23,6 @@ class WarmUpPlan:
         batch_size: Texts a step.
         learning_rate: At its peak; AdamW with warm-up and linear decay to 0.
         seed: Of order and noise. The text is public and the noise protects nobody.
-        pairs: Share of the batches in which every text has a second one beside it, for those who tune on pairs.
         soft_embeddings: Whether each word vector is replaced by the mean over what the word may have been, E[E(x)|y].
     """
 
@@ -35,7 +34,6 @@ class WarmUpPlan:
     batch_size: int = 32
     learning_rate: float = 3e-4
     seed: int = 0
-    pairs: float = 0.0
     soft_embeddings: bool = False
 
     def __post_init__(self) -> None:
@@ -46,8 +44,6 @@ class WarmUpPlan:
             raise UsageError(
                 f"epochs must be finite and above 0, or 0 with soft embeddings, got epochs={self.epochs}; raise it"
             )
-        if not 0 <= self.pairs <= 1:
-            raise UsageError(f"the share of pairs must be from 0 to 1, got pairs={self.pairs}")
         _check_steps(batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed)
 
 

@@ -9,7 +9,6 @@ from typing import Final
 
 import torch
 
-from rapt.denoise.made_pairs import second_texts
 from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.public_text import PublicTexts
 from rapt.denoise.soft_embeddings import DRAWS, kept_soft_embeddings, mean_of_settings, word_prior
@@ -18,7 +17,7 @@ from rapt.errors import TuningError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import Vocabulary
-from rapt.service.model.denoising import Seconds, Student
+from rapt.service.model.denoising import Student
 
 _LONGEST_GRADIENT: Final = 1.0
 
@@ -92,16 +91,10 @@ def warm_up(
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
     optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, fused=True)
     for step, batch in enumerate(batches(texts.training, size=plan.batch_size, steps=steps, rng=rng), start=1):
-        mechanism = noise[int(rng.integers(len(noise)))]
-        noisy = privatize(mechanism, batch, rng=rng)
-        seconds: Seconds | None = None
-        # No draw where none is wanted: such runs give the numbers that they gave before there were pairs.
-        if plan.pairs and rng.random() < plan.pairs:
-            others = second_texts(batch, rng=rng)
-            seconds = others, privatize(mechanism, others, rng=rng)
+        noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * rate(step, steps)
-        agreement = student.agreement(batch, noisy, seconds=seconds)
+        agreement = student.agreement(batch, noisy)
         if not torch.isfinite(agreement.loss):
             raise TuningError(f"the loss must be finite, got another at step={step}; lower the learning rate")
         optimizer.zero_grad()

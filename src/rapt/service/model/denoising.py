@@ -62,10 +62,6 @@ class Agreement:
         return self.text + self.tokens
 
 
-# The second texts of a batch of pairs: in clear, and privatized token for token.
-Seconds = tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]]
-
-
 class Student:
     """A copy of a backbone whose layers are trained, beside the frozen original."""
 
@@ -99,44 +95,28 @@ class Student:
         """What is trained."""
         return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
 
-    def agreement(
-        self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]], *, seconds: Seconds | None = None
-    ) -> Agreement:
+    def agreement(self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]]) -> Agreement:
         """The errors on a batch; with a gradient to the student unless gradients are off.
 
         Args:
             clear: Content tokens of public texts, B sequences.
             privatized: The same texts privatized, token for token.
-            seconds: The second text of each, in clear and privatized, where the batch is one of pairs.
         """
-        own, other = (None, None) if seconds is None else seconds
-        layout = self._lay_out(clear, own)
+        layout = self._lay_out(clear)
         with torch.no_grad():
             target = encode_with_prompts(self.teacher, layout, None)
         with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=self.teacher.dtype == torch.bfloat16):
-            found = encode_with_prompts(self.backbone, self._lay_out(privatized, other), None)
+            found = encode_with_prompts(self.backbone, self._lay_out(privatized), None)
         mask = layout.text_mask
-        # Each text of a pair by itself: what tells the two apart would drown in their common mean.
-        parts = [mask] if seconds is None else [mask * (1 - layout.segments), mask * layout.segments]
+        text = (pool_text(target, mask) - pool_text(found, mask)).square().mean()
         tokens = ((target - found).square().mean(dim=2) * mask).sum() / mask.sum()
         return Agreement(
-            text=torch.stack([_text_error(target, found, part) for part in parts]).mean(),
+            text=text / pool_text(target, mask).var(dim=0, correction=0).mean().clamp_min(1e-6),
             tokens=tokens / target[mask > 0].var(dim=0, correction=0).mean().clamp_min(1e-6),
         )
 
-    def _lay_out(self, texts: Sequence[Sequence[int]], seconds: Sequence[Sequence[int]] | None) -> Layout:
+    def _lay_out(self, texts: Sequence[Sequence[int]]) -> Layout:
         count = len(texts)
         return lay_out(
-            self.teacher,
-            prompt_lengths=[0] * count,
-            privatized_plain_tokens=[()] * count,
-            texts=list(texts),
-            second_texts=seconds,
+            self.teacher, prompt_lengths=[0] * count, privatized_plain_tokens=[()] * count, texts=list(texts)
         )
-
-
-def _text_error(target: Tensor, found: Tensor, mask: Tensor) -> Tensor:
-    """Squared error of the mean states of a batch, as a share of the variance of the first."""
-    aim = pool_text(target, mask)
-    error = (aim - pool_text(found, mask)).square().mean()
-    return error / aim.var(dim=0, correction=0).mean().clamp_min(1e-6)
