@@ -1,8 +1,8 @@
 """Scaled dot-product attention: torch's own kernel, but where its backward pass is slow.
 
 On a processor, torch's fused kernel takes more time for its backward pass in bfloat16 than all matrix products of the
-model together; written out, the same takes a twentieth of it. It holds the (B, H, Tq, Tk) weights in memory, which are
-small beside the states of a layer for texts of the length of a prompt and a few sentences.
+model together; with attention written out a step is twice as fast (docs/decisions/0022). It holds the (B, H, Tq, Tk)
+weights in memory, which are small beside the states of a layer for texts of the length of a prompt and a few sentences.
 """
 
 from __future__ import annotations
