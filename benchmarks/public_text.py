@@ -105,6 +105,8 @@ def main():
     parser.add_argument("--other", action="store_true")
     parser.add_argument("--mrpc", type=Path)
     options = parser.parse_args()
+    if options.other and options.mrpc is None:
+        parser.error("--other must know what to leave out; give --mrpc FOLDER")
     options.out.mkdir(parents=True, exist_ok=True)
     labels = sst2(options.sst2 / "train.tsv", shortest=SHORTEST_SENTENCE)
     judged = sst2(options.sst2 / "dev.tsv", shortest=1)

@@ -5,6 +5,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from rapt.service.model.attention import attend, is_written_out, written_out
+from rapt.service.model.backbone import load_backbone
+from rapt.service.model.layout import lay_out
+from rapt.service.model.steering import Tuned, steer
 
 ROWS, HEADS, QUERIES, KEYS, WIDTH = 3, 4, 5, 7, 8
 
@@ -81,3 +84,43 @@ def test_only_gradients_in_bfloat16_on_a_processor_are_written_out(parts):
     assert not is_written_out(query.float())
     with torch.no_grad():
         assert not is_written_out(query)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "llama", "gpt2"])
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_a_backbone_in_bfloat16_has_the_gradients_of_float32(architecture, prefixed, tiny, tiny_folder):
+    tiny(architecture)  # makes the folder
+
+    def gradient(precision):
+        backbone = load_backbone.__wrapped__(str(tiny_folder / architecture), precision=precision, device="cpu")
+        for name, bias in backbone.encoder.named_parameters():
+            if "relative_attention_bias" in name:  # of a random T5 it is too small to be missed
+                bias.data.copy_(torch.randn(bias.shape, generator=torch.Generator().manual_seed(2)))
+        layout = lay_out(
+            backbone,
+            prompt_lengths=[0, 0],
+            privatized_plain_tokens=[[], []],
+            texts=[[40, 41, 42, 43, 44], [45, 46]],
+            padding="left" if backbone.kind == "decoder" else "right",
+        )
+        steering = None
+        if prefixed:
+            generator = torch.Generator().manual_seed(0)
+            prefix = [
+                torch.randn(2, site.key_heads, 3, site.head_size, generator=generator)
+                for site in backbone.sites.attention
+            ]
+            steering = steer([Tuned(prefix=torch.stack(prefix))] * 2)
+        inputs = backbone.embed(layout.token_ids).requires_grad_()
+        states = backbone.encode(
+            inputs,
+            attention_mask=layout.attention_mask,
+            position_ids=layout.position_ids,
+            steering=steering,
+        )
+        # Not their squares: the last norm fixes the sum of those.
+        weights = torch.randn(states.shape, generator=torch.Generator().manual_seed(1)) * layout.text_mask[:, :, None]
+        return torch.autograd.grad((states * weights).sum(), inputs)[0]
+
+    exact, found = gradient("float32"), gradient("bfloat16")
+    assert ((found - exact).norm() / exact.norm()).item() < 0.06

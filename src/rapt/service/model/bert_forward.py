@@ -4,8 +4,7 @@ Devlin et al. 2019, post-norm layers. All that acts on one position at a time ru
 after the other; only attention sees rows, padded to the longest. Query, key and value are one matrix product. Where the
 states of some positions only are asked for, the last layer computes no others.
 
-Gradients flow to the inputs and to what steers it, so tenants are tuned by it: a frozen model has no
-dropout.
+Gradients flow to the inputs and to what steers it, so tenants are tuned through it: a frozen model has no dropout.
 """
 
 from __future__ import annotations
