@@ -7,6 +7,7 @@ is the same batch however many there are, so one process or several give the sam
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,9 @@ def join_processes() -> Iterator[Processes]:
     except ImportError:
         raise UsageError("several processes need accelerate; install it with pip install 'rapt[processes]'") from None
     ours = not torch.distributed.is_initialized()
+    # Its functions have the group of the moment they are defined in as their default. Transformers loads it with a
+    # model, and a group that they hold on to does not end when it is left: its threads live on.
+    importlib.import_module("torch.distributed.nn.functional")
     state = PartialState(cpu=not torch.cuda.is_available())
     processes = Processes(rank=int(state.process_index), count=int(state.num_processes))
     if processes.count > 1 and not torch.distributed.is_initialized():
