@@ -58,6 +58,21 @@ def test_the_command_of_a_comparison_of_pairs_makes_its_numbers_again(rapt, tmp_
     assert results(tmp_path / "comparison") == results(tmp_path / "first")
 
 
+def test_a_cross_validated_comparison_judges_on_every_fifth(rapt, labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    columns = ("--text-column", "sentence", "--label-column", "verdict", "--cross-validate")
+    few = ("--arms", "without reconstruction", "--seeds", 2, "--privatizations", 1, "--epochs", 1)
+    outcome = rapt("compare", labelled, "--out", "first", *TINY, *columns, *few)
+    assert outcome.code == 0, outcome.err
+    assert "8 each seed, in 5 turns" in (tmp_path / "first" / "comparison.html").read_text()
+    report = json.loads((tmp_path / "first" / "comparison.json").read_text())
+    assert (report["turns"], report["evaluation_records"]) == (5, 8)
+    assert rapt(*shlex.split(report["command"])[1:]).code == 0
+    assert results(tmp_path / "comparison") == results(tmp_path / "first")
+    outcome = rapt("compare", labelled, "--out", "c", *TINY, *columns, *few, "--evaluation", labelled)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+
+
 def test_a_comparison_that_cannot_be_run_is_refused_in_one_line(rapt, labelled, tmp_path):
     outcome = rapt("compare", labelled, "--out", tmp_path / "c", *TINY, "--arms", "magic")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)

@@ -214,6 +214,20 @@ def test_a_text_without_a_token_is_refused(tmp_path):
         run_comparison(PLAN, Split(training=SPLIT.training, evaluation=empty), results=tmp_path / "r.jsonl")
 
 
+def test_seeds_that_take_turns_are_judged_on_their_own_texts(tmp_path):
+    turns = [Split(training=texts(48, start=0), evaluation=texts(size, start=100)) for size in (24, 24)]
+    wrong = replace(turns[1].evaluation, labels=tuple(1 - label for label in turns[1].evaluation.labels))
+    split = replace(turns[0], further=(replace(turns[1], evaluation=wrong),))
+    plan = replace(PLAN, etas=(500.0,), arms=(PROMPT,), attacks=())
+    rows = run_comparison(plan, split, results=tmp_path / "r.jsonl")
+    named = [turn.most_frequent_label_is_right for turn in split.turns]
+    (found,) = summarize(rows, most_frequent_label=named, turns=2).accuracies
+    # What the first seed's model says is right, and what the second's says is turned round.
+    assert found.accuracy.each_seed[0] > 0.75
+    assert found.accuracy.each_seed[1] < 0.25
+    assert found.over_most_frequent.each_seed == pytest.approx([100 * (own - 0.5) for own in found.accuracy.each_seed])
+
+
 def test_every_arm_has_a_line_of_its_own_in_the_curves():
     style = resources.files("rapt.compare").joinpath("templates/comparison.css").read_text()
     drawn = [re.search(rf"\.{name} \{{ (stroke: [^}}]*)\}}", style)[1] for name in STYLES.values()]

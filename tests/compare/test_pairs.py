@@ -121,7 +121,7 @@ def test_every_arm_runs_on_pairs(tmp_path):
 def test_a_class_that_only_the_second_text_tells_is_learned_and_reported(tmp_path):
     plan = replace(PLAN, etas=(500.0,), attacks=("embedding_inversion",), attack_tokens=200)
     rows = run_comparison(plan, SPLIT, results=tmp_path / "r.jsonl")
-    summary = summarize(rows, most_frequent_label=SPLIT.most_frequent_label_is_right)
+    summary = summarize(rows, most_frequent_label=[SPLIT.most_frequent_label_is_right])
     assert summary.most_frequent_label.value == 0.75
     assert all(item.accuracy.value > 0.9 for item in summary.accuracies)
     assert all(
@@ -152,7 +152,7 @@ def test_a_model_that_is_no_better_than_the_most_frequent_label_is_named():
         for seed in (0, 1)
         for arm, eta, answers in ((CLEAN, None, (1,) * 16), (PROMPT, 50.0, wrong_once), (PROMPT, 80.0, (1,) * 16))
     ]
-    said = [line for line in verdict(summarize(rows, most_frequent_label=right)) if "most frequent" in line]
+    said = [line for line in verdict(summarize(rows, most_frequent_label=[right])) if "most frequent" in line]
     assert said == [
         "No better than always naming the most frequent label, as far as can be told: without reconstruction at η = 50."
     ]

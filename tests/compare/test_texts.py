@@ -1,7 +1,7 @@
 import pytest
 
 from rapt.compare.texts import read_split
-from rapt.errors import CorpusError
+from rapt.errors import CorpusError, UsageError
 
 
 def write(path, rows):
@@ -59,3 +59,42 @@ def test_what_cannot_be_compared_is_refused(training, tmp_path):
         split(training, evaluation=write(tmp_path / "new.csv", [("new", "c")]))
     with pytest.raises(CorpusError, match="needs texts to judge on, got 0"):
         split(write(tmp_path / "few.csv", [("one", "a"), ("two", "b")]))
+
+
+def test_seeds_take_turns_to_judge_on_each_fifth(training):
+    found = split(training, cross_validate=True)
+    usual = split(training)
+    assert (found.training, found.evaluation) == (usual.training, usual.evaluation)
+    assert found.digest != usual.digest
+    judged = [text for turn in found.turns for text in turn.evaluation.texts]
+    assert len(judged) == len(set(judged)) == 20
+    for seed in range(10):
+        turn = found.of(seed)
+        assert turn is found.turns[seed % 5]
+        assert len(turn.training) == 16
+        assert not set(turn.training.texts) & set(turn.evaluation.texts)
+    assert "number" not in repr(found)
+
+
+def test_what_five_fifths_leave_over_is_trained_on_in_every_turn(tmp_path):
+    path = write(tmp_path / "more.csv", [(f"text number {place}", "ab"[place % 2]) for place in range(23)])
+    turns = split(path, cross_validate=True).turns
+    assert [(len(turn.training), len(turn.evaluation)) for turn in turns] == [(19, 4)] * 5
+    judged = {text for turn in turns for text in turn.evaluation.texts}
+    always = set.intersection(*(set(turn.training.texts) for turn in turns))
+    assert (len(judged), len(always), judged & always) == (20, 3, set())
+
+
+def test_pairs_of_a_turn_share_no_text_with_those_it_judges(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("text,other,label\n" + "".join(f"one {n // 2},two {n},{n % 2}\n" for n in range(40)))
+    turns = split(path, text_column_2="other", cross_validate=True).turns
+    assert min(len(turn.training) for turn in turns) < 32
+    for turn in turns:
+        assert not set(turn.training.texts + turn.training.seconds) & set(turn.evaluation.texts)
+
+
+def test_turns_are_of_the_training_texts(training, tmp_path):
+    judged = write(tmp_path / "dev.csv", [("something else", "a")])
+    with pytest.raises(UsageError, match="cross-validation must judge on the texts to train on"):
+        split(training, evaluation=judged, cross_validate=True)

@@ -54,3 +54,30 @@ def test_the_interval_is_that_of_the_plain_resampling_loop():
     slow = [table[rng.integers(6, size=6)][:, rng.integers(50, size=50)].mean() for _ in range(20_000)]
     mean = mean_of(table)
     assert (mean.low, mean.high) == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.03)
+
+
+def test_the_interval_covers_the_mean_when_seeds_take_turns():
+    def turns(table):
+        mean = mean_of(table, turns=[row % 5 for row in range(10)])
+        return mean.low, mean.high
+
+    assert coverage(turns, rng=np.random.default_rng(1)) > 0.8
+
+
+def test_records_of_each_turn_are_resampled_by_themselves():
+    rng = np.random.default_rng(4)
+    table, turns = tables(rng, seeds=6, records=50, between=0.5, within=1.0), [0, 1, 2, 0, 1, 2]
+
+    def slow():
+        rows, columns = rng.integers(6, size=6), rng.integers(50, size=(3, 50))
+        return np.mean([table[row][columns[turns[row]]].mean() for row in rows])
+
+    mean = mean_of(table, turns=turns)
+    assert (mean.low, mean.high) == pytest.approx(np.percentile([slow() for _ in range(20_000)], [2.5, 97.5]), abs=0.03)
+
+
+def test_chance_of_records_that_no_two_seeds_share_evens_out():
+    # Five seeds that were right on just the same places: of the same records they tell no more than one, of others more.
+    table = np.tile(np.random.default_rng(5).normal(0, 1, 100), (5, 1))
+    same, others = mean_of(table), mean_of(table, turns=range(5))
+    assert others.high - others.low < 0.7 * (same.high - same.low)

@@ -25,6 +25,9 @@ def compare(
     evaluation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labelled texts to judge on; default: a fifth of FILE.")
     ] = None,
+    cross_validate: Annotated[
+        bool, typer.Option("--cross-validate", help="Seeds take turns to judge on each fifth of FILE.")
+    ] = False,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     text_column_2: Annotated[
         str | None,
@@ -135,6 +138,7 @@ def compare(
         label_column=label_column,
         text_column_2=text_column_2,
         min_words=min_words,
+        cross_validate=cross_validate,
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -148,7 +152,11 @@ def compare(
             processes=processes,
             on_row=lambda done, total: progress(done, total=total),
         )
-    summary = summarize(rows, most_frequent_label=split.most_frequent_label_is_right)
+    summary = summarize(
+        rows,
+        most_frequent_label=[turn.most_frequent_label_is_right for turn in split.turns],
+        turns=len(split.turns),
+    )
     page = write_comparison(
         plan,
         split,
@@ -188,12 +196,13 @@ def _command(
     words: list[object] = ["rapt", "compare", file.name, "--out", "comparison", "--model", Path(plan.model).name]
     words += [word for eta in plan.etas for word in ("--eta", f"{eta:g}")]
     words += [] if evaluation is None else ["--evaluation", evaluation.name]
+    words += ["--cross-validate"] if split.further else []
     words += [] if public is None else ["--public", public.name]
     words += [] if plan.denoised is None else ["--denoised", Path(plan.denoised).name]
     words += [word for name, column in columns.items() if column is not None for word in (f"--{name}", column)]
     words += ["--mechanism", plan.mechanism]
     words += [word for name, value in plan.options.items() for word in ("--set", f"{name}={value}")]
-    words += ["--min-words", min_words, "--records", len(split.training)]
+    words += ["--min-words", min_words, "--records", max(len(turn.training) for turn in split.turns)]
     words += ["--evaluation-records", len(split.evaluation), "--arms", ",".join(plan.arms)]
     words += ["--seeds", len(plan.seeds), "--privatizations", plan.privatizations]
     words += ["--plain-tokens", plan.plain_tokens, "--plain-pool", plan.plain_pool, "--weight", f"{plan.weight:g}"]

@@ -62,20 +62,20 @@ class Bench:
         Raises:
             TuningError: The model cannot be trained, or its loss is not finite.
         """
-        arm, plan = ARMS[cell.arm], self.plan
-        file = arm.change_file(self.files.training(self.split.training, eta=cell.eta, seed=cell.seed), cell.seed)
+        arm, plan, split = ARMS[cell.arm], self.plan, self.split.of(cell.seed)
+        file = arm.change_file(self.files.training(split.training, eta=cell.eta, seed=cell.seed), cell.seed)
         config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
         # Two are read at a time, and the last one needs another beside it.
         draws = plan.epochs + plan.epochs % 2 if arm.twins else plan.epochs
-        read = self.reading(cell, self.split.training, file, place=0, draws=draws)
+        read = self.reading(cell, split.training, file, place=0, draws=draws)
         training, twin, config = lesson(read, config, twins=arm.twins)
         start = time.perf_counter()
         adapter = tune(read.backbone, training, twin=twin, config=config)
         seconds = time.perf_counter() - start
-        judged = self.files.evaluation(self.split.evaluation, eta=cell.eta, seed=cell.seed)
-        right = np.zeros(len(self.split.evaluation), dtype=np.int64)
+        judged = self.files.evaluation(split.evaluation, eta=cell.eta, seed=cell.seed)
+        right = np.zeros(len(split.evaluation), dtype=np.int64)
         for place, queries in enumerate(judged, start=1):
-            asked = self.reading(cell, self.split.evaluation, queries, place=place, draws=ANSWERED_DRAWS)
+            asked = self.reading(cell, split.evaluation, queries, place=place, draws=ANSWERED_DRAWS)
             right += right_answers(asked.backbone, adapter, *asked.files)
         return ModelRow(
             setting=self.setting,
@@ -121,7 +121,7 @@ class Bench:
         from rapt.audit.view import adversary_view
 
         seed = self.plan.seeds[0]
-        vocabulary, texts = self.files.vocabulary, self.split.training
+        vocabulary, texts = self.files.vocabulary, self.split.of(seed).training
         view = adversary_view(self.files.training(texts, eta=cell.eta, seed=seed), vocabulary.bundle)
         seconds: dict[Part, list[list[int]]] = {"second": vocabulary.encode(texts.seconds)} if texts.pairs else {}
         truth = match_truth(view, vocabulary.encode(texts.texts), others=seconds)
@@ -187,7 +187,9 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     """
     torch.set_num_threads(threads)
     vocabulary = load_vocabulary(plan.model)
-    for name, part in (("training", split.training), ("evaluation", split.evaluation)):
+    turns = split.turns
+    parts = [("training", turn.training) for turn in turns] + [("evaluation", turn.evaluation) for turn in turns]
+    for name, part in parts:
         if empty := sum(not ids for texts in part.parts for ids in vocabulary.encode(texts)):
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
     backbone = load_backbone(plan.model, precision=plan.precision)

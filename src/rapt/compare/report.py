@@ -88,7 +88,7 @@ def write_comparison(
         model=model,
         setting=plan.setting(split),
         training=f"{len(split.training):,} {'pairs' if split.training.pairs else 'texts'}",
-        evaluation=f"{len(split.evaluation):,}",
+        evaluation=f"{len(split.evaluation):,}" + (f" each seed, in {len(split.turns)} turns" if split.further else ""),
         verdict=tuple(verdict(summary)),
         plots=tuple(plots(summary, distances)),
         tables=tables,
@@ -106,6 +106,7 @@ def write_comparison(
         "pairs": split.training.pairs,
         "training_records": len(split.training),
         "evaluation_records": len(split.evaluation),
+        "turns": len(split.turns),
         "verdict": page.verdict,
         **asdict(summary),
     }

@@ -80,12 +80,13 @@ class Summary:
         return next((item for item in self.accuracies if (item.arm, item.eta) == (arm, eta)), None)
 
 
-def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[bool] = ()) -> Summary:
+def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[bool]] = (), turns: int = 1) -> Summary:
     """The summary of results; arms are compared over the seeds that both have.
 
     Args:
         rows: Results of one setting.
-        most_frequent_label: Whether it is right, for each evaluation text; empty leaves it out.
+        most_frequent_label: Whether it is right, for each evaluation text of each turn; empty leaves it out.
+        turns: How many ways the texts were split in; seeds took turns, seed s the (s mod turns)th.
     """
     models: dict[tuple[str, float | None], dict[int, ModelRow]] = {}
     for row in rows:
@@ -94,30 +95,31 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[bool] = ()) 
     order = {name: place for place, name in enumerate(ARMS)}
     keys = sorted(models, key=lambda key: (math.inf if key[1] is None else key[1], order[key[0]]))
     attacks = [_attack(row) for row in rows if isinstance(row, AttackRow)]
-    named = np.array([most_frequent_label], dtype=float) if most_frequent_label else None
+    named = np.array(most_frequent_label, dtype=float) if most_frequent_label else None
     return Summary(
-        accuracies=tuple(_accuracy(models[key], named) for key in keys),
-        differences=tuple(_differences(models)),
+        accuracies=tuple(_accuracy(models[key], named, turns) for key in keys),
+        differences=tuple(_differences(models, turns)),
         attacks=tuple(sorted(attacks, key=lambda attack: attack.eta)),
-        most_frequent_label=None if named is None else mean_of(named),
+        most_frequent_label=None if named is None else mean_of(named, turns=range(len(named))),
     )
 
 
-def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None) -> Accuracy:
+def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None, turns: int) -> Accuracy:
     first, table = runs[min(runs)], _table(runs, sorted(runs))
+    judged = [seed % turns for seed in sorted(runs)]
     return Accuracy(
         arm=first.arm,
         eta=first.eta,
-        accuracy=mean_of(table),
+        accuracy=mean_of(table, turns=judged),
         seeds=tuple(sorted(runs)),
         privatizations=first.privatizations,
         records=len(first.right),
         seconds=float(np.mean([run.seconds for run in runs.values()])),
-        over_most_frequent=None if named is None else mean_of(100 * (table - named)),
+        over_most_frequent=None if named is None else mean_of(100 * (table - named[judged]), turns=judged),
     )
 
 
-def _differences(models: dict[tuple[str, float | None], dict[int, ModelRow]]) -> list[Difference]:
+def _differences(models: dict[tuple[str, float | None], dict[int, ModelRow]], turns: int) -> list[Difference]:
     found = []
     for eta in sorted({eta for _, eta in models if eta is not None}):
         for arm, other in DIFFERENCES:
@@ -125,7 +127,8 @@ def _differences(models: dict[tuple[str, float | None], dict[int, ModelRow]]) ->
             theirs = models.get((other, None if ARMS[other].clean else eta), {})
             if seeds := tuple(sorted(ours.keys() & theirs.keys())):
                 points = 100 * (_table(ours, seeds) - _table(theirs, seeds))
-                found.append(Difference(arm=arm, other=other, eta=eta, points=mean_of(points), seeds=seeds))
+                mean = mean_of(points, turns=[seed % turns for seed in seeds])
+                found.append(Difference(arm=arm, other=other, eta=eta, points=mean, seeds=seeds))
     return found
 
 

@@ -6,8 +6,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
@@ -52,11 +53,23 @@ class Split:
         training: Labelled.
         evaluation: Labelled.
         public: Anybody's, without labels, for arms whose plain tokens are sentences; empty where there are none.
+        further: The same texts split in other ways, each with as many to judge on and no text to judge on in common;
+            empty unless seeds take turns.
     """
 
     training: LabelledTexts
     evaluation: LabelledTexts
     public: tuple[str, ...] = field(default=(), repr=False)
+    further: tuple[Split, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Split, ...]:
+        """Every way that the texts are split in, this one first."""
+        return (self, *self.further)
+
+    def of(self, seed: int) -> Split:
+        """How they are split for a seed: seeds take turns."""
+        return self.turns[seed % len(self.turns)]
 
     @property
     def digest(self) -> str:
@@ -68,6 +81,8 @@ class Split:
             found.update(b"|")
         for text in self.public:
             found.update(hashlib.sha256(text.encode()).digest())
+        for other in self.further:
+            found.update(b"|" + other.digest.encode())
         return found.hexdigest()
 
     @property
@@ -89,6 +104,7 @@ def read_split(
     label_column: str = "label",
     text_column_2: str | None = None,
     min_words: int = 1,
+    cross_validate: bool = False,
 ) -> Split:
     """The first texts of both parts in the order of the SHA-256 of their text, which depends on nothing else.
 
@@ -104,24 +120,50 @@ def read_split(
         label_column: Name of the column.
         text_column_2: Name of the column of the second text of a pair; None for single texts.
         min_words: Shorter training texts are left out, and pairs with one.
+        cross_validate: Whether seeds take turns to keep each of the five fifths of `training`, in place of the first.
 
     Raises:
         CorpusError: A text has no label, a part is empty or of one class, or a label to be judged never occurs in
             training.
-        UsageError: A column is named twice.
+        UsageError: A column is named twice, or there is nothing to take turns with.
     """
     columns = [text_column] if text_column_2 is None else [text_column, text_column_2]
     if len({label_column, *columns}) != 1 + len(columns):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
+    if cross_validate and evaluation is not None:
+        raise UsageError("cross-validation must judge on the texts to train on; leave out --evaluation or it")
+    known = () if public is None else read_corpus(public, text_column=text_column, label_column=None)
+    others = tuple(record.text for record in known)
     trained = _in_hash_order(training, columns=columns, label_column=label_column, min_words=min_words)
     if evaluation is None:
-        fifth = len(trained) // 5
-        judged, trained = trained[:fifth], trained[fifth:]
+        parted = [_without_fifth(trained, place) for place in range(_FIFTHS if cross_validate else 1)]
     else:
-        judged = _in_hash_order(evaluation, columns=columns, label_column=label_column, min_words=1)
+        parted = [(trained, _in_hash_order(evaluation, columns=columns, label_column=label_column, min_words=1))]
+    first, *further = (
+        _split(rest[:training_records], judged[:evaluation_records], others, pairs=text_column_2 is not None)
+        for rest, judged in ((_without_texts_of(judged, rest), judged) for rest, judged in parted)
+    )
+    return replace(first, further=tuple(further))
+
+
+# A text or a pair, and the name of its label.
+_Record = tuple[tuple[str, ...], str]
+_FIFTHS: Final = 5
+
+
+def _without_fifth(records: list[_Record], place: int) -> tuple[list[_Record], list[_Record]]:
+    """All but a fifth, and that fifth; what five fifths of a whole number leave over is trained on."""
+    fifth = len(records) // _FIFTHS
+    start, end = place * fifth, (place + 1) * fifth
+    return records[:start] + records[end:], records[start:end]
+
+
+def _without_texts_of(judged: list[_Record], records: list[_Record]) -> list[_Record]:
     seen = {text for texts, _ in judged for text in texts}
-    trained = [record for record in trained if seen.isdisjoint(record[0])]
-    trained, judged = trained[:training_records], judged[:evaluation_records]
+    return [record for record in records if seen.isdisjoint(record[0])]
+
+
+def _split(trained: list[_Record], judged: list[_Record], public: tuple[str, ...], *, pairs: bool) -> Split:
     names = tuple(sorted({label for _, label in trained}))
     if len(names) < 2:
         raise CorpusError(f"training needs at least two classes, got {len(names)}; add texts of another")
@@ -138,17 +180,14 @@ def read_split(
             texts=tuple(texts[0] for texts, _ in part),
             labels=tuple(place[label] for _, label in part),
             names=names,
-            seconds=() if text_column_2 is None else tuple(texts[1] for texts, _ in part),
+            seconds=tuple(texts[1] for texts, _ in part) if pairs else (),
         )
         for part in (trained, judged)
     ]
-    known = () if public is None else read_corpus(public, text_column=text_column, label_column=None)
-    return Split(training=parts[0], evaluation=parts[1], public=tuple(record.text for record in known))
+    return Split(training=parts[0], evaluation=parts[1], public=public)
 
 
-def _in_hash_order(
-    path: Path, *, columns: Sequence[str], label_column: str, min_words: int
-) -> list[tuple[tuple[str, ...], str]]:
+def _in_hash_order(path: Path, *, columns: Sequence[str], label_column: str, min_words: int) -> list[_Record]:
     found: dict[tuple[str, ...], str] = {}
     for texts, label in _records(path, columns=columns, label_column=label_column):
         if all(text and len(text.split()) >= min_words for text in texts):
@@ -156,7 +195,7 @@ def _in_hash_order(
     return sorted(found.items(), key=lambda record: hashlib.sha256("\0".join(record[0]).encode()).digest())
 
 
-def _records(path: Path, *, columns: Sequence[str], label_column: str) -> Iterator[tuple[tuple[str, ...], str]]:
+def _records(path: Path, *, columns: Sequence[str], label_column: str) -> Iterator[_Record]:
     """The texts of each record with its label. Readers know one text a record, so a second is read beside the first."""
     first, *others = columns
     with ExitStack() as opened:
