@@ -77,7 +77,7 @@ def test_records_of_each_turn_are_resampled_by_themselves():
 
 
 def test_chance_of_records_that_no_two_seeds_share_evens_out():
-    # Five seeds that were right on just the same places: of the same records they tell no more than one, of others more.
+    # Five seeds that were right on the same places: of the same records they tell no more than one, of others more.
     table = np.tile(np.random.default_rng(5).normal(0, 1, 100), (5, 1))
     same, others = mean_of(table), mean_of(table, turns=range(5))
     assert others.high - others.low < 0.7 * (same.high - same.low)
