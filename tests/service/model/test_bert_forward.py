@@ -8,6 +8,7 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from rapt.public_models import model_directory
+from rapt.service.model import bert_forward
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.bert_forward import bert_forward_of
 from rapt.service.model.injection import install
@@ -24,13 +25,18 @@ def oracle(folder, *, dtype):
     return model
 
 
-CASES = [("bert-tiny", torch.float32), ("bert-tiny", torch.float64), ("random", torch.float64)]
+CASES = [
+    ("bert-tiny", torch.float32, None),
+    ("bert-tiny", torch.float64, 1),
+    ("random", torch.float64, 1),
+    ("random", torch.float64, 64),
+]
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def pair(request, tmp_path_factory):
     """Ours and theirs: trained weights with old names, and random ones of another shape with new names."""
-    name, dtype = request.param
+    name, dtype, multiple = request.param
     if name == "bert-tiny":
         folder = model_directory("bert-tiny")
     else:
@@ -47,7 +53,7 @@ def pair(request, tmp_path_factory):
         )
         BertModel(config).save_pretrained(folder)
     theirs = oracle(folder, dtype=dtype)
-    return bert_forward_of(theirs, dtype=dtype), theirs
+    return bert_forward_of(theirs, dtype=dtype, multiple=multiple), theirs
 
 
 def batch_for(model, *, lengths=LENGTHS, seed=0):
@@ -193,3 +199,21 @@ def test_a_backbone_uses_it_with_gradients_and_without():
         served = backbone.encode(inputs, **places)
         assert torch.equal(served, backbone.own_forward(inputs, **places))
     assert torch.equal(served, trained.detach())
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_products_in_bfloat16_are_of_few_sizes(monkeypatch, asked):
+    backbone = load_backbone("bert-tiny", precision="bfloat16", device="cpu")
+    rows = set()
+
+    def counted(x, weight, bias):
+        rows.add(len(x))
+        return linear(x, weight, bias)
+
+    linear = bert_forward.linear
+    monkeypatch.setattr(bert_forward, "linear", counted)
+    for count in range(3, 40):
+        batch = batch_for(backbone.encoder, lengths=(count, 40, 7))
+        wanted = (batch["position_ids"] == 2).long() if asked else None
+        backbone.own_forward(batch.pop("inputs_embeds"), **batch, wanted=wanted)
+    assert rows == {64, 128}

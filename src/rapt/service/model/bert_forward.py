@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # the pass itself needs no library
     from transformers import BertModel
 
 _QKV: Final = ("query", "key", "value")
+# A processor makes a kernel for every size of matrix product in bfloat16, which takes as long as the product, and keeps
+# it. So there are few sizes: rows are added that nobody reads. In float32 there are no such kernels.
+_MULTIPLES: Final = {torch.bfloat16: 64}
 _USUAL: Final = {"hidden_act": "gelu", "position_embedding_type": "absolute", "is_decoder": False}
 
 
@@ -32,48 +35,56 @@ class Packed:
     """Some positions of B rows, one after the other: N of the B * T that there are.
 
     Attributes:
-        places: Where each stands among all positions, (N,).
+        count: N.
+        places: Where each stands among all positions, (N,); after them, the first of them as often as sizes ask for.
         rows: Of every position, which of the N is there, (B * T,); where none is, any.
         columns: The same with the positions of each row moved to its beginning, (B, A): A is their largest number.
-        filled: Where each of the N stands among those, (N,).
+        filled: Where each of the N stands among those, (N,), and the first again as often.
     """
 
+    count: int
     places: Tensor
     rows: Tensor
     columns: Tensor
     filled: Tensor
 
     @classmethod
-    def of(cls, mask: Tensor) -> Packed:
-        """The positions where a mask, (B, T), is not 0."""
+    def of(cls, mask: Tensor, *, multiple: int) -> Packed:
+        """The positions where a mask, (B, T), is not 0, filled up to a multiple of a number."""
         chosen = mask != 0
         counts = chosen.sum(dim=1)
+        count = int(counts.sum())
         column = torch.arange(int(counts.max()), device=mask.device)
         starts = counts.cumsum(dim=0) - counts
         return cls(
-            places=chosen.flatten().nonzero()[:, 0],
+            count=count,
+            places=_filled_up(chosen.flatten().nonzero()[:, 0], multiple),
             rows=(chosen.flatten().cumsum(dim=0) - 1).clamp(min=0),
-            columns=(starts[:, None] + column).clamp(max=int(counts.sum()) - 1),
-            filled=(column < counts[:, None]).flatten().nonzero()[:, 0],
+            columns=(starts[:, None] + column).clamp(max=count - 1),
+            filled=_filled_up((column < counts[:, None]).flatten().nonzero()[:, 0], multiple),
         )
 
 
 class BertForward(nn.Module):
     """A frozen BERT without its word embeddings and pooler: vectors in, last-layer states out."""
 
-    def __init__(self, weights: Mapping[str, Tensor], *, config: Mapping[str, Any], dtype: torch.dtype) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], *, config: Mapping[str, Any], dtype: torch.dtype, multiple: int | None
+    ) -> None:
         """Take weights by their names in `BertModel`.
 
         Args:
             weights: At least those of the embeddings and of every layer.
             config: As in `config.json`, one that `supports` takes.
             dtype: To compute in.
+            multiple: Of how many rows every product is that takes packed positions; None for what suits the dtype.
         """
         super().__init__()
         self.layers: int = config["num_hidden_layers"]
         self.heads: int = config["num_attention_heads"]
         self.epsilon: float = config["layer_norm_eps"]
         self.width: int = config["hidden_size"]
+        self.multiple = _MULTIPLES.get(dtype, 1) if multiple is None else multiple
         prepared = {
             # What a second text has on top of the first token type is part of the input vectors.
             "positions": weights["embeddings.position_embeddings.weight"].to(dtype)
@@ -118,9 +129,9 @@ class BertForward(nn.Module):
         """
         rows, longest, width = inputs_embeds.shape
         whole = bool(steering and steering.lora)  # a low-rank change is given by row; it has a pass of its own anyway
-        real = Packed.of(attention_mask)
-        packed = None if whole or len(real.places) == rows * longest else real
-        asked = None if whole or wanted is None else Packed.of(wanted)
+        real = Packed.of(attention_mask, multiple=self.multiple)
+        packed = None if whole or real.count == rows * longest else real
+        asked = None if whole or wanted is None else Packed.of(wanted, multiple=self.multiple)
         x = inputs_embeds.reshape(rows * longest, width)
         places = position_ids.reshape(-1)
         if packed is not None:
@@ -139,7 +150,7 @@ class BertForward(nn.Module):
             )
         there = asked or packed
         if there is not None:
-            x = x.new_zeros(rows * longest, width).index_copy_(0, there.places, x)
+            x = x.new_zeros(rows * longest, width).index_copy_(0, there.places[: there.count], x[: there.count])
         return x.view(rows, longest, width)
 
     def _layer(
@@ -210,18 +221,20 @@ class BertForward(nn.Module):
         return steering.lora[site].change(x.view(*shape, -1)).reshape(len(x), width)
 
 
-def bert_forward_of(model: BertModel, *, dtype: torch.dtype) -> BertForward | None:
+def bert_forward_of(model: BertModel, *, dtype: torch.dtype, multiple: int | None = None) -> BertForward | None:
     """The same BERT as a loaded `BertModel`, in the same memory; None if it has something that is not implemented here.
 
     Args:
         model: Its query, key and value weights become views of the fused ones.
         dtype: Of its weights.
+        multiple: As of `BertForward`.
     """
     config: Mapping[str, Any] = model.config.to_dict()
     if not supports(config):
         return None
     weights = dict(model.named_parameters())
-    forward = BertForward({name: weight.detach() for name, weight in weights.items()}, config=config, dtype=dtype)
+    detached = {name: weight.detach() for name, weight in weights.items()}
+    forward = BertForward(detached, config=config, dtype=dtype, multiple=multiple)
     for layer in range(forward.layers):
         for kind in ("weight", "bias"):
             thirds = forward.get_buffer(f"{layer}_qkv_{kind}").chunk(3)
@@ -233,6 +246,10 @@ def bert_forward_of(model: BertModel, *, dtype: torch.dtype) -> BertForward | No
 def supports(config: Mapping[str, Any]) -> bool:
     """Whether a BERT of this `config.json` is of the usual kind."""
     return all(config.get(name, value) == value for name, value in _USUAL.items())
+
+
+def _filled_up(places: Tensor, multiple: int) -> Tensor:
+    return torch.cat([places, places[:1].expand(-len(places) % multiple)])
 
 
 def _norm(weights: Mapping[str, Tensor], name: str) -> Tensor:
