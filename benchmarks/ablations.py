@@ -119,7 +119,7 @@ def rows_of(path: Path) -> list[ModelRow]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if not lines:
         return []
-    with open_results(path, setting=json.loads(lines[0])["setting"]) as file:
+    with open_results(path, settings={json.loads(lines[0])["setting"]}) as file:
         return [row for row in file.rows if isinstance(row, ModelRow)]
 
 

@@ -17,7 +17,7 @@ from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import model_directory
-from word_head_material import write_denoised
+from word_head_material import write_denoised, write_reading
 
 GOOD = ("good", "great", "fine", "happy", "love", "best")
 BAD = ("bad", "awful", "poor", "sad", "hate", "worst")
@@ -193,6 +193,25 @@ def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
     assert replace(plan, denoised=None, arms=(PROMPT,)).setting(SPLIT) != plan.setting(SPLIT)
     with pytest.raises(UsageError, match="--denoised must be a folder that rapt denoise made"):
         replace(plan, denoised=str(tmp_path)).setting(SPLIT)
+
+
+def test_arms_that_need_no_denoised_backbone_are_not_run_again_for_one(results, tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(results[0].read_bytes())
+    plan = replace(PLAN, arms=(*PLAN.arms, DENOISED), denoised=str(write_denoised(tmp_path / "one", etas=(60.0,))))
+    seen = []
+    rows = run_comparison(plan, SPLIT, results=path, on_row=lambda done, total: seen.append((done, total)))
+    assert seen[0] == (12, 16)
+    assert rows[:12] == results[1]
+    run_comparison(plan, SPLIT, results=path, on_row=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (16, 16)
+    # Not so those that need it, and files of when every result of a plan with one was kept under its name go on.
+    other = replace(plan, denoised=str(write_reading(tmp_path / "two")))
+    with pytest.raises(UsageError, match="results of one file must be of one setting"):
+        run_comparison(other, SPLIT, results=path)
+    path.write_text(path.read_text().replace(plan.setting(SPLIT, denoised=False), plan.setting(SPLIT)))
+    run_comparison(plan, SPLIT, results=path, on_row=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (16, 16)
 
 
 def test_the_report_says_what_noise_a_denoised_backbone_was_made_for(results, tmp_path):

@@ -42,6 +42,7 @@ class Bench:
         plan: What is compared.
         split: The texts, in clear.
         setting: Digest under which results are kept.
+        denoised_setting: The same of arms that need the denoised backbone.
         backbone: Frozen; every model here is tuned on it, but for those of the next.
         denoised: The backbone that expects noise, if the plan has one.
         reader: Reads words off that backbone, if an arm of the plan needs it.
@@ -51,6 +52,7 @@ class Bench:
     plan: ComparisonPlan
     split: Split
     setting: str
+    denoised_setting: str
     backbone: Backbone
     denoised: Backbone | None
     reader: WordReader | None
@@ -78,7 +80,7 @@ class Bench:
             asked = self.reading(cell, split.evaluation, queries, place=place, draws=ANSWERED_DRAWS)
             right += right_answers(asked.backbone, adapter, *asked.files)
         return ModelRow(
-            setting=self.setting,
+            setting=self.denoised_setting if arm.needs_denoised else self.setting,
             arm=cell.arm,
             eta=cell.eta,
             seed=cell.seed,
@@ -209,7 +211,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     return Bench(
         plan=plan,
         split=split,
-        setting=plan.setting(split),
+        setting=plan.setting(split, denoised=False),
+        denoised_setting=plan.setting(split),
         backbone=backbone,
         denoised=denoised,
         reader=reader,

@@ -40,8 +40,8 @@ def run_comparison(
         UsageError: The file holds results of another plan or of other texts.
         RaptError: A cell cannot be run; those that were done are kept.
     """
-    setting = plan.setting(split)
-    with open_results(results, setting=setting) as file:
+    settings = {plan.setting(split, denoised=needed) for needed in (False, True)}
+    with open_results(results, settings=settings) as file:
         wanted: list[Task] = [*plan.attack_cells(), *plan.cells()]
         done = {row.cell for row in file.rows}
         left = [task for task in wanted if task not in done]

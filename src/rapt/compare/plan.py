@@ -148,10 +148,15 @@ class ComparisonPlan:
             seed=seed,
         )
 
-    def setting(self, split: Split) -> str:
+    def setting(self, split: Split, *, denoised: bool = True) -> str:
         """A digest of all that changes a number, and of the texts; results with another one are not mixed.
 
         What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.
+
+        Args:
+            split: The texts.
+            denoised: Whether it is of results that need the backbone that expects noise. Without, they are those of any
+                such backbone, and of none.
         """
         common: dict[str, Any] = asdict(self)
         for name in ("etas", "seeds", "arms", "attacks", "attack_tokens", "allow_unproved"):
@@ -161,7 +166,7 @@ class ComparisonPlan:
         if self.precision == "float32":  # likewise
             del common["precision"]
         common["options"] = dict(self.options)
-        if self.denoised is None:
+        if self.denoised is None or not denoised:
             del common["denoised"]
         else:  # what it is matters, and not where it lies
             common["denoised"] = weights_digest(self.denoised)

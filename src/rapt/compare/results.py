@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,7 +26,7 @@ class ModelRow:
     """One trained model.
 
     Attributes:
-        setting: Digest of the plan and the texts.
+        setting: Digest of the plan and the texts; with the denoised backbone, if the arm needs it.
         arm: Its name.
         eta: 1/distance; None on clear text.
         seed: Of privatization, initialization and order.
@@ -90,7 +90,7 @@ _KINDS: Final = {"model": ModelRow, "attack": AttackRow}
 class ResultsFile:
     """The lines of one comparison, open for appending by this process alone."""
 
-    def __init__(self, stream: IO[bytes], *, setting: str) -> None:
+    def __init__(self, stream: IO[bytes], *, settings: Collection[str]) -> None:
         """Read what is there; a last line that a kill cut short is dropped."""
         self._stream = stream
         content = stream.read()
@@ -98,7 +98,7 @@ class ResultsFile:
         stream.truncate(whole)
         stream.seek(whole)
         self.rows: list[Row] = [row_of_line(line) for line in content[:whole].splitlines()]
-        if any(row.setting != setting for row in self.rows):
+        if any(row.setting not in settings for row in self.rows):
             raise UsageError(
                 "results of one file must be of one setting and the same texts; name another --out folder, "
                 "or give the options that this one was begun with"
@@ -115,7 +115,7 @@ class ResultsFile:
 
 
 @contextmanager
-def open_results(path: Path, *, setting: str) -> Iterator[ResultsFile]:
+def open_results(path: Path, *, settings: Collection[str]) -> Iterator[ResultsFile]:
     """The results of a comparison, made if they are not there.
 
     Raises:
@@ -123,7 +123,7 @@ def open_results(path: Path, *, setting: str) -> Iterator[ResultsFile]:
         CorpusError: Another process writes them.
     """
     with open_alone(path) as stream:
-        yield ResultsFile(stream, setting=setting)
+        yield ResultsFile(stream, settings=settings)
 
 
 def row_of_line(line: bytes) -> Row:
