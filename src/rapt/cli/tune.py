@@ -18,7 +18,9 @@ def tune(
     service: ServiceUrl,
     method: Annotated[
         str,
-        typer.Option(help="How the frozen model is adapted: auto, prompt_tuning, p_tuning, prefix_tuning or lora."),
+        typer.Option(
+            help="How a frozen model is adapted: auto, prompt_tuning, p_tuning, prefix_tuning, lora or linear_probing."
+        ),
     ] = "auto",
     task: Annotated[
         str | None, typer.Option(help="What is learned: classification, label_words or generation.")

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from rapt.compare.restored import Restore, most_likely_words, posterior_draws, posterior_means, soft_masks
-from rapt.service.model.tuning_config import ReconstructionConfig, TuningConfig
+from rapt.service.model.tuning_config import LEARNING_RATES, LINEAR_PROBING, ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 
 CLEAN: Final = "clean"
@@ -39,6 +39,8 @@ SOFT_MASKS: Final = "soft masks"
 DENOISED_SOFT_MASKS: Final = "denoised soft masks"
 CONSISTENT: Final = "consistent draws"
 DENOISED_CONSISTENT: Final = "denoised consistent draws"
+PROBING: Final = "linear probing"
+DENOISED_PROBING: Final = "denoised linear probing"
 
 # Versions of a query that an answer is the mean of, where words are drawn.
 ANSWERED_DRAWS: Final = 8
@@ -114,6 +116,12 @@ def _longer(config: TuningConfig, weight: float, m: int) -> TuningConfig:
 
 def _consistent(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(config, consistency=CONSISTENCY)
+
+
+def _probing(config: TuningConfig, weight: float, m: int) -> TuningConfig:
+    return replace(
+        config, method=LINEAR_PROBING, learning_rate=LEARNING_RATES[LINEAR_PROBING], reparametrization="none"
+    )
 
 
 ARMS: Final[Mapping[str, Arm]] = {
@@ -193,6 +201,10 @@ ARMS: Final[Mapping[str, Arm]] = {
         twins=True,
         configure=_consistent,
     ),
+    PROBING: Arm(says="the task head alone, and nothing before the text", configure=_probing),
+    DENOISED_PROBING: Arm(
+        says="the task head alone, on the backbone that expects noise", denoised=True, configure=_probing
+    ),
 }
 
 # What a comparison runs that is given texts and nothing else.
@@ -228,6 +240,11 @@ DIFFERENCES: Final = (
     (CONSISTENT, DENOISED),
     (DENOISED_CONSISTENT, PROMPT),
     (DENOISED_CONSISTENT, DENOISED),
+    (PROBING, PROMPT),
+    (DENOISED_PROBING, PROMPT),
+    (DENOISED_PROBING, RAPT),
+    (DENOISED_PROBING, DENOISED),
+    (DENOISED_PROBING, ORACLE),
     (ORACLE, PROMPT),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from rapt.compare.arms import ARMS, CLEAN, LONGER, USUAL
+from rapt.compare.arms import ARMS, CLEAN, DENOISED_PROBING, LONGER, PROBING, USUAL
 from rapt.compare.texts import Split
 from rapt.errors import UsageError
 from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
-from rapt.service.model.tuning_config import LORA, PROMPT_TUNING, TuningConfig, default_config
+from rapt.service.model.tuning_config import LINEAR_PROBING, LORA, PROMPT_TUNING, TuningConfig, default_config
 from rapt.service.model.word_head import WORD_HEAD
 from rapt.wire.manifest import Parameter
 
@@ -100,6 +100,11 @@ class ComparisonPlan:
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
         if self.denoised is None and (needy := [name for name in self.arms if ARMS[name].needs_denoised]):
             raise UsageError(f"the arm {needy[0]!r} needs a backbone that expects noise; give --denoised FOLDER")
+        if self.method == LINEAR_PROBING:
+            raise UsageError(
+                f"linear probing has arms of its own, got method={LINEAR_PROBING!r}; "
+                f"name the arms {PROBING!r} and {DENOISED_PROBING!r}, and another method for the others"
+            )
         if LONGER in self.arms and self.method == LORA:
             raise UsageError(f"the arm {LONGER!r} needs a method with a prompt, got method={LORA!r}; leave it out")
         if any(not (math.isfinite(eta) and eta > 0) for eta in self.etas) or len(set(self.etas)) != len(self.etas):

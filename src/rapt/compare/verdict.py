@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rapt.compare.arms import ARMS, CLEAN, DENOISED, PROMPT, RAPT
+from rapt.compare.arms import ARMS, CLEAN, DENOISED, DENOISED_PROBING, PROMPT, RAPT
 from rapt.compare.paper_table import signed, signed_interval
 from rapt.compare.plan import SEEDS_FOR_AN_INTERVAL
 from rapt.compare.summary import Difference, Summary
@@ -16,8 +16,9 @@ def verdict(summary: Summary) -> Iterator[str]:
         if (item.arm, item.other) == (RAPT, PROMPT):
             yield f"At η = {item.eta:g}, reconstruction {_says(item)}."
     for item in summary.differences:
-        if (item.arm, item.other) in ((DENOISED, PROMPT), (DENOISED, RAPT)):
-            yield f"At η = {item.eta:g}, a backbone that expects noise, against {item.other}: {_says(item)}."
+        if item.arm in (DENOISED, DENOISED_PROBING) and item.other in (PROMPT, RAPT):
+            head = " and a head alone" if item.arm == DENOISED_PROBING else ""
+            yield f"At η = {item.eta:g}, a backbone that expects noise{head}, against {item.other}: {_says(item)}."
     for item in summary.differences:
         if ARMS[item.arm].restore:
             yield f"At η = {item.eta:g}, {item.arm}, against {item.other}: {_says(item)}."

@@ -33,7 +33,7 @@ class AdapterCard:
         labels: Names of the classes, in the order of the head's rows; none for generation.
         mechanism: What privatized the training text; queries must be privatized the same way.
         plain_tokens: m, how many privatized plain tokens stand before each text; 0 for tuning without reconstruction.
-        prompt_length: P, number of soft prompt vectors or prefix positions; 0 for LoRA.
+        prompt_length: P, number of soft prompt vectors or prefix positions; 0 for the other methods.
         training: Settings of the run, by the names of `TuningConfig`.
         metrics: Final figures of the run on its own training data: never a promise about other data.
         weights_sha256: Hex digest of the weights file.

@@ -12,6 +12,7 @@ from rapt.service.model.methods import METHODS
 from rapt.service.model.tuner import check_records
 from rapt.service.model.tuning_config import (
     LEARNING_RATES,
+    LINEAR_PROBING,
     ReconstructionConfig,
     TuningConfig,
     default_config,
@@ -24,11 +25,12 @@ from tuning_material import manifest_for
 
 WITH_PLAIN_TOKENS = SimpleNamespace(plain_tokens=4)
 METHOD_NAMES = sorted(METHODS)
+ORDINARY = SimpleNamespace(expects=None, kind="encoder")
 
 
 def resolved(method, hyperparameters):
     options = MethodOptions.model_validate({"type": method, method: {"hyperparameters": hyperparameters}})
-    return resolve_config(options, file=WITH_PLAIN_TOKENS, seed=3)
+    return resolve_config(options, file=WITH_PLAIN_TOKENS, backbone=ORDINARY, seed=3)
 
 
 def test_every_method_can_be_asked_for_has_a_rate_and_can_be_made():
@@ -41,13 +43,24 @@ def test_auto_is_prompt_tuning_with_what_was_asked_of_it():
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
-def test_nothing_asked_is_the_default_run_of_the_method_with_reconstruction(method):
-    assert resolved(method, {}) == replace(default_config(method), seed=3, reconstruction=ReconstructionConfig())
+def test_nothing_asked_is_the_default_run_of_the_method_with_reconstruction_where_it_teaches(method):
+    own = None if method == LINEAR_PROBING else ReconstructionConfig()
+    assert resolved(method, {}) == replace(default_config(method), seed=3, reconstruction=own)
+
+
+def test_a_head_alone_has_nothing_to_reconstruct_with_and_reads_texts_as_they_are():
+    for refused in ({"reconstruction": {"weight": 0.5}}, {"task": "label_words"}):
+        with pytest.raises(TuningError, match=r"linear_probing (has nothing|trains the head)"):
+            resolved(LINEAR_PROBING, refused)
+    with pytest.raises(ValidationError):
+        resolved(LINEAR_PROBING, {"num_virtual_tokens": 2})
+    assert resolved(LINEAR_PROBING, {"reconstruction": None, "learning_rate": 0.5}).learning_rate == 0.5
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_stored_job_is_the_run_that_was_resolved(method):
-    config = resolved(method, {"n_epochs": 7, "patience": 2, "reconstruction": {"weight": 0.5, "schedule": "rise"}})
+    own = {} if method == LINEAR_PROBING else {"reconstruction": {"weight": 0.5, "schedule": "rise"}}
+    config = resolved(method, {"n_epochs": 7, "patience": 2} | own)
     stored = json.loads(json.dumps(method_to_json(config)))
     assert config_from_json(stored, seed=3) == config
 

@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(backbone, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "the method must be one of prompt_tuning, p_tuning, prefix_tuning, lora"),
+        ({"method": "magic"}, "the method must be one of prompt_tuning, p_tuning, prefix_tuning, lora, linear_probing"),
         ({"prompt_length": 0}, "prompt_length must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate must be finite and above 0"),

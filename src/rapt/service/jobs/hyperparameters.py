@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
+from rapt.service.jobs.automatic import best_method
 from rapt.service.jobs.method_options import MethodOptions, ReconstructionOptions
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import sequence_length
 from rapt.service.model.tasks import TASKS
 from rapt.service.model.tuning_config import (
+    LINEAR_PROBING,
     LORA,
     P_TUNING,
     PREFIX_TUNING,
@@ -60,24 +62,32 @@ NAMES: Final[Mapping[str, Mapping[str, str]]] = {
     P_TUNING: _NETWORK,
     PREFIX_TUNING: _NETWORK,
     LORA: _LORA,
+    LINEAR_PROBING: _EVERY,
 }
 
 
-def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int) -> TuningConfig:
+def resolve_config(options: MethodOptions | None, *, file: StoredFile, backbone: Backbone, seed: int) -> TuningConfig:
     """The run that a request asks for on this file.
+
+    Args:
+        options: As asked for; None asks for prompt tuning.
+        file: To be tuned on.
+        backbone: To be tuned.
+        seed: Of the run.
 
     Raises:
         TuningError: The values cannot be trained with.
     """
     options = options or MethodOptions(type=PROMPT_TUNING)
-    method = PROMPT_TUNING if options.type == "auto" else options.type
+    method = best_method(options.auto, backbone, file=file) if options.type == "auto" else options.type
     asked = options.hyperparameters
     given = {
         field: _as_field(value)
         for name, field in NAMES[method].items()
         if (value := getattr(asked, name)) != "auto" and value is not None
     }
-    reconstruction = _reconstruction(asked.reconstruction, file=file)
+    none = method == LINEAR_PROBING and asked.reconstruction == "auto"
+    reconstruction = None if none else _reconstruction(asked.reconstruction, file=file)
     return replace(default_config(method), **given, seed=seed, reconstruction=reconstruction)
 
 

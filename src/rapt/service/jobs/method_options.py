@@ -100,21 +100,29 @@ class LoraOptions(Request):
     hyperparameters: LoraHyperparameters = Field(default_factory=LoraHyperparameters)
 
 
+class LinearProbingOptions(Request):
+    """Options of one method."""
+
+    hyperparameters: HyperparameterOptions = Field(default_factory=HyperparameterOptions)
+
+
 class MethodOptions(Request):
     """How to adapt the backbone; the options of the method that `type` names are read.
 
-    `auto` is prompt tuning, on a backbone that expects the file's noise where one is served.
+    `auto` is a backbone that expects the file's noise where one is served, and on it linear probing, if the task is
+    classification, the backbone an encoder, and no option of a prompt or reconstruction is given; else prompt tuning.
     """
 
-    type: Literal["auto", "prompt_tuning", "p_tuning", "prefix_tuning", "lora"]
+    type: Literal["auto", "prompt_tuning", "p_tuning", "prefix_tuning", "lora", "linear_probing"]
     auto: PromptTuningOptions = Field(default_factory=PromptTuningOptions)
     prompt_tuning: PromptTuningOptions = Field(default_factory=PromptTuningOptions)
     p_tuning: PTuningOptions = Field(default_factory=PTuningOptions)
     prefix_tuning: PrefixTuningOptions = Field(default_factory=PrefixTuningOptions)
     lora: LoraOptions = Field(default_factory=LoraOptions)
+    linear_probing: LinearProbingOptions = Field(default_factory=LinearProbingOptions)
 
     @property
     def hyperparameters(self) -> HyperparameterOptions:
         """Those of the method that `type` names."""
-        chosen: PromptTuningOptions | PTuningOptions | PrefixTuningOptions | LoraOptions = getattr(self, self.type)
-        return chosen.hyperparameters
+        found: HyperparameterOptions = getattr(self, self.type).hyperparameters
+        return found

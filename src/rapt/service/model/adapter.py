@@ -3,7 +3,7 @@
 On disk it has PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`, tensors by PEFT's names) and our card,
 `rapt.json`. PEFT computes the same numbers with a LoRA, others with a prompt in a BERT or with a prefix: it puts a
 prompt before [CLS], and shifts the text by the length of a prefix. A prefix of an encoder-decoder has no
-`adapter_config.json`, because PEFT would put all of it into the decoder.
+`adapter_config.json`, because PEFT would put all of it into the decoder, and a head alone has none.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.steering import LoraPair, Tuned
+from rapt.service.model.steering import NOTHING, LoraPair, Tuned
 from rapt.service.model.task_head import COMPARISON_VECTORS
 from rapt.service.model.whole_folder import write_folder
 from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
@@ -160,6 +160,8 @@ def _from_disk(tensors: Mapping[str, Tensor], *, card: AdapterCard, backbone: Ba
         return Tuned(prefix=tensors[_PROMPT].view(shape).permute(1, 2, 3, 0, 4).contiguous())
     if card.method == "lora":
         return Tuned(lora=_pairs(tensors, backbone=backbone))
+    if card.method == "linear_probing":
+        return NOTHING
     prompt = tensors[_PROMPT]
     if prompt.shape != (length, backbone.hidden_size):
         raise WireError(
@@ -193,6 +195,8 @@ def _check_head(weight: Tensor, bias: Tensor, *, classes: int, width: int) -> No
 
 def _peft_config(adapter: Adapter) -> dict[str, Any] | None:
     card, tuned = adapter.card, adapter.tuned
+    if tuned == NOTHING:
+        return None
     config = {
         "task_type": _PEFT_TASKS[card.kind],
         "base_model_name_or_path": card.model,

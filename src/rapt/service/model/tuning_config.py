@@ -16,15 +16,17 @@ PROMPT_TUNING: Final = "prompt_tuning"
 P_TUNING: Final = "p_tuning"
 PREFIX_TUNING: Final = "prefix_tuning"
 LORA: Final = "lora"
+LINEAR_PROBING: Final = "linear_probing"
 
 # Peak rate of each method where nothing else is said. A prompt of raw embeddings needs a rate far above that of
 # weights: its gradient comes through the whole frozen model. Nothing was searched but the first; the others are
-# usual values of the literature, and yours may be better.
+# usual values of the literature, and yours may be better. The last one is of the task head, which is all there is.
 LEARNING_RATES: Final[Mapping[str, float]] = {
     PROMPT_TUNING: 0.02,
     P_TUNING: 0.001,
     PREFIX_TUNING: 0.01,
     LORA: 0.002,
+    LINEAR_PROBING: 0.01,
 }
 INITIALIZATIONS: Final = ("vocabulary", "random", "text", "labels")
 REPARAMETRIZATIONS: Final = ("none", "mlp", "lstm")
@@ -76,7 +78,7 @@ class TuningConfig:
         task: What is learned, a key of `tasks.TASKS`.
         label_words: A public word for each class, for the task `label_words`; empty takes the names of the labels.
         method: A key of `LEARNING_RATES`. The defaults below suit prompt tuning; `default_config` knows the others.
-        prompt_length: P, of the soft prompt or the prefix; LoRA has none.
+        prompt_length: P, of the soft prompt or the prefix; the other methods have none.
         initialization: Where prompt or prefix start: at tokens of the `vocabulary`, at `random` vectors, at the words
             of `init_text`, or at the names of the `labels`.
         init_text: Public words chosen by the provider or the user; only for initialization `text`. Sent in clear.
@@ -90,7 +92,7 @@ class TuningConfig:
         batch_size: Records a step.
         micro_batch_size: Records that are computed at once, 0 for all of a step. It changes memory, not the gradient.
         learning_rate: Of the method, at its peak; AdamW with warm-up and linear decay to 0.
-        head_learning_rate: Of both heads.
+        head_learning_rate: Of both heads; linear probing, which is its head, takes the rate of the method.
         warmup: Share of the steps that the rate takes to rise.
         max_gradient_norm: Gradients of a longer L2 norm are scaled down to it; 0 leaves them.
         patience: Evaluations without a lower validation loss after which a run stops; 0 never stops early.
@@ -139,6 +141,13 @@ class TuningConfig:
             raise TuningError(
                 f"consistency must be finite and >= 0, got consistency={self.consistency}; choose another"
             )
+        if self.method == LINEAR_PROBING and self.task != "classification":
+            raise TuningError(
+                f"{LINEAR_PROBING} trains the head of the task classification, got task={self.task!r}; "
+                "choose another method"
+            )
+        if self.method == LINEAR_PROBING and self.reconstruction is not None:
+            raise TuningError(f"{LINEAR_PROBING} has nothing that reconstruction could teach; tune without it")
         if self.consistency > 0 and self.task != "classification":
             raise TuningError(
                 f"consistency is for the task classification, got task={self.task!r}; leave consistency at 0"
@@ -161,7 +170,7 @@ class TuningConfig:
 
     @property
     def prompt_positions(self) -> int:
-        """Positions that the method takes in a sequence: a prefix and a LoRA take none."""
+        """Positions that the method takes in a sequence: only a soft prompt takes any."""
         return self.prompt_length if self.method in (PROMPT_TUNING, P_TUNING) else 0
 
 

@@ -14,12 +14,20 @@ import torch
 from torch import nn
 
 from rapt.service.model.backbone import Backbone
+from rapt.service.model.methods.linear_probing import make_linear_probing
 from rapt.service.model.methods.lora import make_lora
 from rapt.service.model.methods.p_tuning import make_p_tuning
 from rapt.service.model.methods.prefix_tuning import make_prefix_tuning
 from rapt.service.model.methods.prompt_tuning import make_prompt_tuning
 from rapt.service.model.steering import Tuned
-from rapt.service.model.tuning_config import LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING, TuningConfig
+from rapt.service.model.tuning_config import (
+    LINEAR_PROBING,
+    LORA,
+    P_TUNING,
+    PREFIX_TUNING,
+    PROMPT_TUNING,
+    TuningConfig,
+)
 
 MakeMethod = Callable[[Backbone, TuningConfig, tuple[str, ...], torch.Generator], nn.Module]
 
@@ -28,6 +36,7 @@ METHODS: Final[Mapping[str, MakeMethod]] = {
     P_TUNING: make_p_tuning,
     PREFIX_TUNING: make_prefix_tuning,
     LORA: make_lora,
+    LINEAR_PROBING: make_linear_probing,
 }
 
 

@@ -124,7 +124,10 @@ class Tuning(nn.Module):
         steering = steer([tuned_parts(self.method)] * len(records))
         head = self.reconstruction_head
         layout = self._task.lay_out(backbone, records, prompt_lengths=steering.prompt_lengths, plain=head is not None)
-        states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
+        # A method without parameters has nothing to learn from the pass, so none of it is kept for a gradient.
+        learns = torch.is_grad_enabled() and any(True for _ in self.method.parameters())
+        with torch.set_grad_enabled(learns):
+            states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
         outcome = self._task.outcome(
             backbone, states, layout, records, self.task_head, label_privacy=self._label_privacy, steering=steering
         )

@@ -29,9 +29,10 @@ class Optimizer:
         self._steps = steps
         method = [value for name, value in self._parameters.items() if name.startswith("method.")]
         heads = [value for name, value in self._parameters.items() if not name.startswith("method.")]
+        head_rate = config.head_learning_rate if method else config.learning_rate
         groups = [
             {"params": method, "peak": config.learning_rate, "weight_decay": 0.0},
-            {"params": heads, "peak": config.head_learning_rate, "weight_decay": _HEAD_DECAY},
+            {"params": heads, "peak": head_rate, "weight_decay": _HEAD_DECAY},
         ]
         self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
 

@@ -5,7 +5,7 @@ import { ROUTES, all, ask, lines, send } from "./service.js";
 import { guarded, say } from "./status.js";
 
 // The first is the default, as in `rapt tune`.
-const METHODS = { auto: "auto", prompt_tuning: "soft prompt", p_tuning: "soft prompt, by a network", prefix_tuning: "prefix", lora: "LoRA" };
+const METHODS = { auto: "auto", prompt_tuning: "soft prompt", p_tuning: "soft prompt, by a network", prefix_tuning: "prefix", lora: "LoRA", linear_probing: "head alone" };
 
 /** The section of files. */
 export async function showFiles(place) {
