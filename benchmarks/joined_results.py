@@ -1,11 +1,12 @@
 """One table of several runs of `rapt compare` on the same texts with the same privatizations.
 
-    python benchmarks/joined_results.py RESULTS.jsonl [RESULTS.jsonl ...] [--json FILE]
+    python benchmarks/joined_results.py RESULTS.jsonl [RESULTS.jsonl ...] [--turns 5] [--json FILE]
 
 A run is named by its settings, the denoised backbone among them, and takes no results of another. Files depend on
 texts, η and seed alone, so arms of two runs that agree in these met identical files, and can be told apart pair by
 pair. Of an arm that stands in several files with one η and seed, the last file counts. That texts are the same is for
-you to know: the files hold no text and no digest of one by itself; they are refused where their numbers differ.
+you to know: the files hold no text and no digest of one by itself; they are refused where their numbers differ. Runs that
+were cross-validated are told by `--turns 5`.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ def main():
     """Read the command line, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    summary = summarize(joined(options.results))
+    summary = summarize(joined(options.results), turns=options.turns)
     print(markdown(accuracy_cells(summary)))
     print(markdown(difference_cells(summary)))
     if options.json is not None:

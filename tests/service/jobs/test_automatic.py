@@ -15,12 +15,10 @@ from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
-from rapt.service.jobs.automatic import best_backbone, best_method
-from rapt.service.jobs.method_options import PromptTuningOptions
+from rapt.service.jobs.automatic import best_backbone
 from rapt.service.model.adapter import load_adapter
 from rapt.service.model.inference import ClassificationRow, classify
 from rapt.service.model.noise_expected import CARD, NoiseExpected, read_noise_expected
-from rapt.service.model.tuning_config import LINEAR_PROBING, PROMPT_TUNING
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.query import query_to_json, without_labels
 from running_service import running_service, save_privatized
@@ -31,7 +29,7 @@ EXPECTED = NoiseExpected(mechanism="laplace", options={}, etas=(50.0, 60.0))
 
 def backbone(name, *etas, table="one"):
     expects = NoiseExpected(mechanism="laplace", options={}, etas=etas) if etas else None
-    return SimpleNamespace(model=name, bundle=SimpleNamespace(hash=table), expects=expects, kind="encoder")
+    return SimpleNamespace(model=name, bundle=SimpleNamespace(hash=table), expects=expects)
 
 
 def file_at(eta, mechanism="laplace"):
@@ -64,26 +62,6 @@ def test_the_backbone_for_the_fewest_settings_that_cover_the_file_is_taken():
     assert best_backbone(wide, served, file=file_at(60.0)).model == "b"  # who names one that fits gets it
 
 
-@pytest.mark.parametrize(
-    ("asked", "found"),
-    [
-        ({}, LINEAR_PROBING),
-        ({"task": "classification", "reconstruction": None, "n_epochs": 2}, LINEAR_PROBING),
-        ({"task": "label_words"}, PROMPT_TUNING),
-        ({"num_virtual_tokens": 3}, PROMPT_TUNING),
-        ({"initialization": "random"}, PROMPT_TUNING),
-        ({"reconstruction": {"weight": 0.2}}, PROMPT_TUNING),
-    ],
-)
-def test_a_head_alone_is_trained_where_noise_is_expected_and_nothing_of_a_prompt_is_asked(asked, found):
-    options = PromptTuningOptions.model_validate({"hyperparameters": asked})
-    expecting = backbone("b", 60.0)
-    assert best_method(options, expecting, file=file_at(60.0)) == found
-    for other in (backbone("a"), SimpleNamespace(**vars(expecting) | {"kind": "decoder"})):
-        assert best_method(options, other, file=file_at(60.0)) == PROMPT_TUNING
-    assert best_method(options, expecting, file=file_at(120.0)) == PROMPT_TUNING
-
-
 def test_a_backbone_with_another_vocabulary_is_never_taken():
     asked = backbone("a")
     assert best_backbone(asked, [asked, backbone("b", 60.0, table="other")], file=file_at(60.0)) is asked
@@ -112,23 +90,19 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
         httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
     ):
         training = upload(http, path).json()["id"]
-        for kind, base, method, asked in (
-            ("auto", "tiny-denoised", "linear_probing", {"n_epochs": 1}),
-            ("auto", "tiny-denoised", "prompt_tuning", {"n_epochs": 1, "num_virtual_tokens": 2}),
-            ("prompt_tuning", "bert-tiny", "prompt_tuning", {"n_epochs": 1, "num_virtual_tokens": 2}),
-        ):
-            options = {"hyperparameters": asked}
+        options = {"hyperparameters": {"n_epochs": 1, "num_virtual_tokens": 2}}
+        for kind, base in (("auto", "tiny-denoised"), ("prompt_tuning", "bert-tiny")):
             body = {"model": "bert-tiny", "training_file": training, "method": {"type": kind, kind: options}}
             job = done_job(http, body)
-            assert (job["model"], job["method"]["type"]) == (base, method)
+            assert (job["model"], job["method"]["type"]) == (base, "prompt_tuning")
             tuned = job["fine_tuned_model"]
             assert tuned.startswith(f"ft:{base}:")
             # The user's side still knows the original's vocabulary alone: its hash is the same.
             answer = http.post("/v1/classify", json={"model": tuned, **query_to_json(without_labels(file))})
             assert answer.status_code == 200
             with zipfile.ZipFile(io.BytesIO(http.get(f"/v1/models/{tuned}/adapter").content)) as archive:
-                archive.extractall(tmp_path / tuned)
-            adapter = load_adapter(tmp_path / tuned, backbone=backbones[base])
+                archive.extractall(tmp_path / base)
+            adapter = load_adapter(tmp_path / base, backbone=backbones[base])
             rows = [
                 ClassificationRow(
                     adapter=adapter, token_ids=record.token_ids, privatized_plain_tokens=record.privatized_plain_tokens

@@ -25,12 +25,11 @@ from tuning_material import manifest_for
 
 WITH_PLAIN_TOKENS = SimpleNamespace(plain_tokens=4)
 METHOD_NAMES = sorted(METHODS)
-ORDINARY = SimpleNamespace(expects=None, kind="encoder")
 
 
 def resolved(method, hyperparameters):
     options = MethodOptions.model_validate({"type": method, method: {"hyperparameters": hyperparameters}})
-    return resolve_config(options, file=WITH_PLAIN_TOKENS, backbone=ORDINARY, seed=3)
+    return resolve_config(options, file=WITH_PLAIN_TOKENS, seed=3)
 
 
 def test_every_method_can_be_asked_for_has_a_rate_and_can_be_made():

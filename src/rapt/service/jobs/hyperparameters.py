@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
-from rapt.service.jobs.automatic import best_method
 from rapt.service.jobs.method_options import MethodOptions, ReconstructionOptions
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import sequence_length
@@ -66,20 +65,14 @@ NAMES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def resolve_config(options: MethodOptions | None, *, file: StoredFile, backbone: Backbone, seed: int) -> TuningConfig:
+def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int) -> TuningConfig:
     """The run that a request asks for on this file.
-
-    Args:
-        options: As asked for; None asks for prompt tuning.
-        file: To be tuned on.
-        backbone: To be tuned.
-        seed: Of the run.
 
     Raises:
         TuningError: The values cannot be trained with.
     """
     options = options or MethodOptions(type=PROMPT_TUNING)
-    method = best_method(options.auto, backbone, file=file) if options.type == "auto" else options.type
+    method = PROMPT_TUNING if options.type == "auto" else options.type
     asked = options.hyperparameters
     given = {
         field: _as_field(value)

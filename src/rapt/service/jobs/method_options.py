@@ -109,8 +109,7 @@ class LinearProbingOptions(Request):
 class MethodOptions(Request):
     """How to adapt the backbone; the options of the method that `type` names are read.
 
-    `auto` is a backbone that expects the file's noise where one is served, and on it linear probing, if the task is
-    classification, the backbone an encoder, and no option of a prompt or reconstruction is given; else prompt tuning.
+    `auto` is prompt tuning, on a backbone that expects the file's noise where one is served.
     """
 
     type: Literal["auto", "prompt_tuning", "p_tuning", "prefix_tuning", "lora", "linear_probing"]

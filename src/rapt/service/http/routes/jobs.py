@@ -41,7 +41,7 @@ def router(service: Service) -> APIRouter:
         if request.method is not None and request.method.type == "auto":
             backbone = best_backbone(backbone, service.backbones.values(), file=file)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-        config = resolve_config(request.method, file=file, backbone=backbone, seed=seed)
+        config = resolve_config(request.method, file=file, seed=seed)
         check_run(config, file=file, backbone=backbone)
         job = add_job(
             service.store,

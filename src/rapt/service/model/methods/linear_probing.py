@@ -1,7 +1,7 @@
 """Linear probing: nothing is added to the backbone, and the task head alone is trained (Alain & Bengio 2016).
 
-A backbone that expects noise was distilled on texts as they stand. Whatever a tenant puts before them moves its states
-away from what it learned, for a few thousand noisy examples to make up for; the head takes them as they are.
+What a prompt, a prefix or LoRA gains over it is what they are worth. It costs the least: a step has no backward pass
+through the backbone.
 """
 
 from __future__ import annotations
