@@ -5,8 +5,8 @@
 A run is named by its settings, the denoised backbone among them, and takes no results of another. Files depend on
 texts, η and seed alone, so arms of two runs that agree in these met identical files, and can be told apart pair by
 pair. Of an arm that stands in several files with one η and seed, the last file counts. That texts are the same is for
-you to know: the files hold no text and no digest of one by itself; they are refused where their numbers differ. Runs that
-were cross-validated are told by `--turns 5`.
+you to know: the files hold no text and no digest of one by itself; they are refused where their numbers differ. Say
+`--turns 5` of runs that were cross-validated.
 """
 
 from __future__ import annotations
