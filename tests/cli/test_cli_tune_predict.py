@@ -155,6 +155,7 @@ def test_queries_at_another_eta_are_refused(rapt, service, tuned, reviews: Path,
         ("p_tuning", ("--prompt-length", 2, "--encoder", "lstm"), "encoder=lstm"),
         ("prefix_tuning", ("--prompt-length", 2, "--init", "text", "--init-text", "good food"), "initialization=text"),
         ("lora", ("--rank", 2, "--target", "query", "--reconstruction-schedule", "fall"), "target_modules=['query']"),
+        ("linear_probing", ("--learning-rate", 0.02), "learning_rate=0.02, no reconstruction"),
     ],
 )
 def test_every_method_is_an_option_and_its_model_predicts(rapt, service, privatized: Path, method, options, named):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from rapt.compare.arms import ARMS, CLEAN, LONGER, NO_LOSS, RAPT, SHUFFLED, shuffle_targets
+from rapt.compare.arms import ARMS, CLEAN, LONGER, NO_LOSS, PROBING, RAPT, SHUFFLED, shuffle_targets
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ComparisonPlan
 from rapt.compare.texts import LabelledTexts, Split
@@ -40,6 +40,14 @@ def test_arms_differ_from_the_common_run_in_what_they_say_only():
     assert ARMS[NO_LOSS].configure(common, 0.5, 4).reconstruction.weight == 0.0
     assert ARMS[LONGER].configure(common, 0.5, 4) == replace(common, prompt_length=common.prompt_length + 4)
     assert ARMS[SHUFFLED].configure(common, 0.5, 4) == ARMS[RAPT].configure(common, 0.5, 4)
+    own = ARMS[PROBING].configure(common, 0.5, 4)
+    assert replace(own, method=common.method, learning_rate=common.learning_rate) == common
+    assert (own.method, own.learning_rate) == ("linear_probing", 0.01)
+
+
+def test_linear_probing_is_an_arm_and_not_what_arms_change():
+    with pytest.raises(UsageError, match="linear probing has arms of its own, got method='linear_probing'"):
+        plan(method="linear_probing")
 
 
 def test_clean_text_is_run_once_a_seed_whatever_the_etas():

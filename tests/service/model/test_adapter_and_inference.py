@@ -181,6 +181,7 @@ KINDS = {
     "prefix of 4": {"method": "prefix_tuning", "prompt_length": 4},
     "prefix of 2": {"method": "prefix_tuning", "prompt_length": 2},
     "low rank": {"method": "lora"},
+    "head alone": {"method": "linear_probing"},
     "label words": {"method": "prompt_tuning", "prompt_length": 2, "task": "label_words"},
 }
 
