@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from rapt.errors import UsageError, VocabularyError, WireError
-from rapt.service.model.adapter import load_adapter, save_adapter
+from rapt.service.model.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_to_files, load_adapter, save_adapter
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.inference import ClassificationRow, classify, plan
 from rapt.service.model.pass_plan import MAX_ROWS
@@ -216,3 +216,9 @@ def test_a_pair_and_a_single_text_share_one_batch(backbone, adapters):
         for one, other in zip(texts, [None, *texts[1:4], None, *texts[5:]], strict=True)
     ]
     answers_as_alone(lambda many: classify(backbone, many), rows)
+
+
+def test_a_head_alone_has_nothing_that_peft_could_load(every_kind):
+    written = {kind: set(adapter_to_files(adapter)) for kind, adapter in zip(KINDS, every_kind, strict=True)}
+    assert written["head alone"] == {WEIGHTS, CARD}
+    assert all(PEFT_CONFIG in names for kind, names in written.items() if kind != "head alone")

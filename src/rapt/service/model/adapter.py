@@ -195,7 +195,7 @@ def _check_head(weight: Tensor, bias: Tensor, *, classes: int, width: int) -> No
 
 def _peft_config(adapter: Adapter) -> dict[str, Any] | None:
     card, tuned = adapter.card, adapter.tuned
-    if tuned == NOTHING:
+    if card.method == "linear_probing":
         return None
     config = {
         "task_type": _PEFT_TASKS[card.kind],
