@@ -42,7 +42,7 @@ check: $(READY)  ## format, lint, types, import contracts, documents
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_glossary.py tests/test_public_surface.py
 
-# One thread, so that tokens a second are tokens per core. Quick forms; docs/results.md names the long ones.
+# One thread, so that tokens a second are tokens per core. Quick forms; docs/results/ names the long ones.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 bench: $(READY)  ## speed of privatizing as ratios within one run; PEERS=FOLDER adds the public packages of the field
 	$(ONE_THREAD) $(BIN)/python benchmarks/privatize_speed.py --eta 75 --rounds 3 --texts 100

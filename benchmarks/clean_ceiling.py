@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     """Train each recipe with each seed, one line a model."""
     torch.set_num_threads(args.threads)
     vocabulary = load_vocabulary(args.model)
-    backbone = load_backbone(args.model, precision="float32")
+    backbone = load_backbone(args.model, precision=args.precision)
     files = FileMaker(ComparisonPlan(model=args.model, etas=(), arms=(CLEAN,)), vocabulary)
 
     def clear(rows: Sequence[tuple[str, int]]) -> PrivatizedFile:
@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
             row = {
                 "recipe": name,
                 "seed": seed,
+                "precision": args.precision,
                 "records": len(training),
                 "seconds": round(time.perf_counter() - start, 1),
                 "held_out": float(np.mean(right_answers(backbone, adapter, clear(held_out)))),
@@ -124,6 +125,7 @@ def main() -> None:
     training.add_argument("--recipe", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     training.add_argument("--seeds", nargs="+", type=int, default=[0])
     training.add_argument("--threads", type=int, default=1)
+    training.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the backbone")
     training.set_defaults(work=run)
     showing = commands.add_parser("table")
     showing.add_argument("results", type=Path)

@@ -1,7 +1,7 @@
 """The bar of the audit: with p < 1e-6 each broken twin is flagged, and no sound mechanism is, over 100 seeds.
 
 CI takes two seeds of each; `pytest --slow tests/audit/test_flags_over_seeds.py` takes the hundred. The outcome of such
-a run stands in docs/results.md. A bound above η is the flag: it is wrong with probability ALPHA at most.
+a run stands in docs/results/attacks.md. A bound above η is the flag: it is wrong with probability ALPHA at most.
 """
 
 import math

@@ -3,7 +3,7 @@
 No package carries a masked language model of full size; the small BERT of the tests has a head that was tuned for
 search, so that it names topics and not words. So the attacker trains: that BERT where it has the vocabulary, else a
 small fresh transformer, on his own text, a quarter of the tokens hidden at a time. MiniLM has no such head:
-its own would have to be trained from nothing. What the attack recovers is in docs/results.md.
+its own would have to be trained from nothing. What the attack recovers is in docs/results/attacks.md.
 """
 
 from __future__ import annotations

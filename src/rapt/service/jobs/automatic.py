@@ -2,7 +2,7 @@
 
 The method is prompt tuning. The backbone is, of those that are served with the vocabulary that was asked for, one that
 was distilled for the noise of the file (`rapt denoise`): on SST-2 that is worth more than anything else that was tried
-at no cost in privacy (docs/results.md). Where none is served, it is the one that was asked for.
+at no cost in privacy (docs/results/tuning.md). Where none is served, it is the one that was asked for.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class ReconstructionConfig:
         schedule: How λ changes over the run, a key of `SCHEDULES`.
     """
 
-    # Paper: 1 with a loss summed over m. Ours is a mean; see docs/results.md for how 0.1 was chosen.
+    # Paper: 1 with a loss summed over m. Ours is a mean; see docs/results/tuning.md for how 0.1 was chosen.
     weight: float = 0.1
     head_size: int = 96
     schedule: str = "constant"
