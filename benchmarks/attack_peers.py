@@ -30,7 +30,8 @@ from attacks_sst2 import privatized
 from peers import ONE_THREAD, environment
 
 from rapt.audit.artefact.game import ask
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS, views_of_each
+from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
+from rapt.audit.artefact.membership_view import views_of_each
 from rapt.audit.artefact.models import Workshop, tune_models
 from rapt.audit.artefact.scores import MembershipScore, score_membership
 from rapt.audit.artefact.texts import TokenTexts

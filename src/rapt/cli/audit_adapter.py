@@ -49,8 +49,9 @@ def audit_adapter(
 ) -> None:
     """Attack an adapter that you have: does it show which texts it was tuned on?
 
-    Membership inference (LiRA) against models that are tuned here as the adapter's card says, through the same
-    mechanism; nothing is sent. The same attack on those models checks that the two files are of one kind.
+    Membership inference (LiRA, RMIA, a hierarchical ratio) against models that are tuned here as the adapter's card
+    says, through the same mechanism; nothing is sent. The same attacks on those models check that the two files are of
+    one kind.
 
     \b
     Example:

@@ -58,8 +58,9 @@ def audit_model(
     """Measure what models tuned on your texts give away: who was in the training, and what repetition costs.
 
     Tunes models here, on random halves of FILE, in clear and through the mechanism; nothing is sent. Each is then
-    attacked by somebody who holds it and all the others: membership (LiRA), planted sentences, words that can be read
-    off it. Several releases of a text are laid on top of each other as well, which needs no model.
+    attacked by somebody who holds it and all the others: membership (LiRA, RMIA, a hierarchical ratio), planted
+    sentences, words that can be read off it. Several releases of a text are laid on top of each other as well, which
+    needs no model.
 
     \b
     Example:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.artefact.confidence import confidences, of_labels
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS, views_of_each
+from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
+from rapt.audit.artefact.membership_view import views_of_each
 from rapt.audit.artefact.models import Models, Workshop
 from rapt.audit.artefact.scores import MembershipScore, score_membership
 from rapt.audit.artefact.texts import TokenTexts, privatize, release_plain_tokens

@@ -1,7 +1,7 @@
 """Membership inference on an adapter that was handed back, by somebody who knows what it was tuned on.
 
 The tester is its owner: he has the texts that he sent, and others of the same kind that he did not. Shadow models are
-tuned here as the adapter's card says, on random parts of both together; the adapter is attacked with them by LiRA, and
+tuned here as the adapter's card says, on random parts of both together; the adapter is attacked with them, and
 the judge is told which texts were sent.
 
 *A check of the two files.* If they differ in kind (other authors, longer texts), an attack may tell the files apart
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.artefact.game import NamedScore, ask
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS, MembershipView, views_of_each
+from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
+from rapt.audit.artefact.membership_view import MembershipView, views_of_each
 from rapt.audit.artefact.models import Workshop, tune_models
 from rapt.audit.artefact.scores import Estimate, score_membership
 from rapt.audit.artefact.texts import TokenTexts

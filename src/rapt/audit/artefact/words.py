@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.artefact.confidence import confidences
-from rapt.audit.artefact.membership import lira_online, views_of_each
+from rapt.audit.artefact.lira import lira_online
+from rapt.audit.artefact.membership_view import views_of_each
 from rapt.audit.artefact.models import Models, Workshop
 from rapt.audit.artefact.scores import MembershipScore, score_membership
 from rapt.audit.artefact.texts import TokenTexts

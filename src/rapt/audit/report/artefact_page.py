@@ -15,8 +15,10 @@ from rapt.audit.values_json import from_json, to_json
 
 SCHEMA: Final = "rapt.artefact-report/2"
 TITLES: Final = {
+    "hierarchical": "Hierarchical likelihood ratio, shadow models with and without the text",
     "lira_online": "LiRA, shadow models with and without the text",
     "lira_offline": "LiRA, shadow models without the text",
+    "rmia": "RMIA, against other texts and shadow models",
     "threshold": "Confidence alone",
     "nearest": "Nearest rows of the table",
     "nearest_shadows": "Nearest rows, against shadow models",
