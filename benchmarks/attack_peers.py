@@ -95,7 +95,9 @@ def main() -> None:
         mechanism=mechanism,
         config=replace(default_config(arguments.method), epochs=arguments.epochs),
     )
-    found: dict[str, object] = {"settings": {name: str(value) for name, value in vars(arguments).items()}}
+    found: dict[str, object] = {
+        "settings": {name: str(value) for name, value in vars(arguments).items() if not isinstance(value, Path)}
+    }
     for shop in (replace(workshop, mechanism=None), workshop):
         models = tune_models(shop, texts, models=arguments.models, seed=arguments.seed)
         answers, others = (
