@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
 from rapt.audit.artefact.models import Workshop
 from rapt.audit.artefact.texts import read_texts
 from rapt.local.mechanisms import make_mechanism
@@ -45,7 +46,8 @@ def test_an_adapter_is_attacked_and_the_command_of_the_report_makes_it_again(rap
     report = json.loads(outcome.out)
     found = report["findings"]["given"]
     assert (found["members"], found["others"], found["shadows"]) == (24, 24, 3)
-    assert [attack["asked_with"] for attack in found["attacks"]] == ["clear"] * 3 + ["privatized"] * 3
+    asked = [(attack["asked_with"], attack["named"]["attack"]) for attack in found["attacks"]]
+    assert asked == [(asked_with, name) for asked_with in ("clear", "privatized") for name in MEMBERSHIP_ATTACKS]
     written = Path("out/report.html").read_text() + Path("out/report.json").read_text()
     never_shows(outcome.out + outcome.err + written)
     again = rapt(*shlex.split(report["commands"][0])[1:], "--json")
