@@ -12,11 +12,10 @@ a third of a deviation with ten of each. Here a text is one of many:
   that one, with many it is the text's own, and no threshold lies between.
 
 Nothing is known of μ_i beforehand. The score is the log ratio of both predictive densities at the attacked model's
-answer, each as wide as its mean is uncertain. With ω = ∞ each mean is that of its own side
-alone, as in LiRA.
+answer, each as wide as its mean is uncertain. With ω = ∞ each mean is that of its own side alone, as in LiRA.
 
 *Source.* The model and its closed form are ours. Brännvall 2026 (arXiv 2603.11799) shares variances among texts in the
-same spirit, by a normal-inverse-gamma prior, and leaves the shifts alone.
+same spirit, by a normal-inverse-gamma prior.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Sides:
         inside: Mean answer of the models that had each text, anything where there is none.
         with_it: How many they are.
         outside: The same of those that had not.
-        without: How many they are; none of both sides is empty together.
+        without: How many they are; above 0 where `with_it` is 0.
     """
 
     inside: Floats
