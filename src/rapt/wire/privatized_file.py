@@ -15,7 +15,7 @@ from typing import IO, Final
 from rapt.errors import CorpusError, WireError
 from rapt.wire.manifest import Manifest, manifest_from_json
 from rapt.wire.privatized_record import PrivatizedRecord, check_record, privatized_tokens, record_from_json
-from rapt.wire.strict_json import parse_object
+from rapt.wire.strict_json import parse_document
 
 # A line longer than this is not a record: 512 ids of 6 digits are 4 KB, long-context backbones need 1 MB.
 MAX_LINE_BYTES: Final = 8 * 1024 * 1024
@@ -42,7 +42,7 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
     if len(first) > MAX_LINE_BYTES:
         raise WireError(f"the manifest must be at most {MAX_LINE_BYTES} bytes, got {len(first)}")
     try:
-        described = parse_object(first, what="the first line")
+        described = parse_document(first, what="the first line")
     except WireError:
         raise WireError(
             "the first line must be one JSON object, the manifest; the file is not a privatized one or is damaged: "
@@ -54,7 +54,7 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
     for line in stream:
         if len(line) > MAX_LINE_BYTES:
             raise WireError(f"record {records} must be at most {MAX_LINE_BYTES} bytes, got {len(line)}")
-        record = record_from_json(parse_object(line, what=f"record {records}"), position=records)
+        record = record_from_json(parse_document(line, what=f"record {records}"), position=records)
         check_record(record, manifest, position=records)
         yield record
         digest.update(line)

@@ -28,7 +28,7 @@ from rapt.wire.privatized_record import (
     record_from_json,
     record_lines,
 )
-from rapt.wire.strict_json import dump, parse_object
+from rapt.wire.strict_json import dump, parse_document
 
 # Two counts of up to 19 digits are filled in when the file is whole; the line is padded with spaces until then.
 _ROOM_FOR_COUNTS: Final = 40
@@ -74,7 +74,7 @@ class PrivatizedFileWriter:
             if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
                 break
             record = record_from_json(
-                parse_object(line, what=f"record {self._records} of the unfinished output"), position=self._records
+                parse_document(line, what=f"record {self._records} of the unfinished output"), position=self._records
             )
             check_record(record, self._manifest, position=self._records)
             tokens = privatized_tokens(record, self._manifest)
@@ -186,7 +186,7 @@ def unfinished_manifest(lines: Iterable[bytes]) -> Manifest | None:
     first = next(iter(lines), b"")
     if not first.endswith(b"\n"):
         return None
-    return _without_counts(manifest_from_json(parse_object(first, what="the manifest of an unfinished output")))
+    return _without_counts(manifest_from_json(parse_document(first, what="the manifest of an unfinished output")))
 
 
 def _without_counts(manifest: Manifest) -> Manifest:

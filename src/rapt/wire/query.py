@@ -16,7 +16,7 @@ from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord, record_from_json
 from rapt.wire.privatized_writer import PrivatizedFileWriter
-from rapt.wire.strict_json import parse_object
+from rapt.wire.strict_json import parse_document
 
 
 def without_labels(file: PrivatizedFile) -> PrivatizedFile:
@@ -48,7 +48,7 @@ def query_to_json(file: PrivatizedFile) -> dict[str, Any]:
     lines = stream.getvalue().splitlines()[1:]
     return {
         "manifest": manifest_to_json(manifest),
-        "records": [parse_object(line, what="a record") for line in lines],
+        "records": [parse_document(line, what="a record") for line in lines],
     }
 
 
