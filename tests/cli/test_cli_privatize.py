@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,7 +114,7 @@ BAD_INPUTS = [
     ("a target that exists", "reviews.csv taken", 2, "--overwrite"),
     ("the source as target", "reviews.csv reviews.csv --overwrite", 2, "another file"),
     ("a folder that is missing", "reviews.csv nowhere/out", 3, "must be writable"),
-    ("a folder as target", "reviews.csv . --overwrite", 2, "must be a file"),
+    ("a folder as target", "reviews.csv . --overwrite", 2, "got a folder"),
 ]
 
 
@@ -213,3 +214,41 @@ def test_a_run_is_continued_and_split_when_told(rapt, reviews: Path, tmp_path: P
     assert (
         rapt("privatize", reviews, target, "--eta", 20, *TINY, "--processes", 2, "--ledger", tmp_path / "l").code == 2
     )
+
+
+def put_link(path: Path) -> None:
+    path.symlink_to(path.parent / "none")
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+@pytest.mark.parametrize("put", [os.mkfifo, put_link])
+def test_what_is_no_regular_file_is_never_replaced(rapt, reviews: Path, tmp_path: Path, put, overwrite):
+    target = tmp_path / "out"
+    put(target)
+    before = target.lstat()
+    refused = rapt("privatize", reviews, target, "--eta", 20, *TINY, *overwrite)
+    assert (refused.code, "must be a regular file" in refused.err) == (2, True)
+    assert os.path.samestat(target.lstat(), before)
+
+
+@pytest.mark.parametrize("suffix", ["", ".key", "-wal", "-shm", "-journal", ".lock"])
+@pytest.mark.parametrize("known", ["by its name", "by another name", "without --ledger", "not there yet"])
+def test_the_ledger_and_its_files_are_never_an_output(rapt, reviews: Path, tmp_path: Path, suffix, known):
+    ledger = tmp_path / "l.db"
+    if known != "not there yet":
+        first = rapt("privatize", reviews, tmp_path / "first", "--eta", 20, *TINY, "--ledger", ledger)
+        assert first.code == 0
+    target = tmp_path / f"l.db{suffix}"
+    if known == "by another name":
+        if not target.exists():
+            pytest.skip("SQLite keeps this file only while it works")
+        (tmp_path / "alias").hardlink_to(target)
+        target = tmp_path / "alias"
+    elif known != "not there yet":
+        target.touch()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    options = () if known == "without --ledger" else ("--ledger", ledger)
+    refused = rapt("privatize", reviews, target, "--eta", 20, *TINY, "--overwrite", *options)
+    assert refused.code == 2
+    assert "ledger and its key" in refused.err or "a database or its key" in refused.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

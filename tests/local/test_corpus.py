@@ -327,7 +327,7 @@ def test_the_source_is_never_overwritten(file, tmp_path, privatizer):
     partial = file("b.csv.partial", content)
     (tmp_path / "link.csv").symlink_to(source)
     for taken, target in ((source, source), (source, tmp_path / "link.csv"), (partial, tmp_path / "b.csv")):
-        with pytest.raises(UsageError, match="the output must be another file than the source"):
+        with pytest.raises(UsageError, match=r"the output must be (another file than the source|a regular file)"):
             privatize_corpus(taken, target, privatizer=privatizer, file_format="csv", stream=insecure_stream(2))
     assert source.read_text() == partial.read_text() == content
 

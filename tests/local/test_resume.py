@@ -141,11 +141,27 @@ def test_a_run_that_fails_leaves_its_records_only_when_resume_was_asked(bert_tin
     assert read_privatized_file(target).manifest.records == 601
 
 
-def test_a_run_without_resume_begins_anew(bert_tiny, source, target, partial):
+def test_an_unfinished_run_is_neither_lost_by_forgetting_resume_nor_kept_against_overwrite(
+    bert_tiny, source, target, partial
+):
     kept = begin(source, target, partial, setting(bert_tiny, eta=1.0))
-    run(source, target, setting(bert_tiny, eta=1.0))
+    before = partial.read_bytes()
+    with pytest.raises(UsageError, match="go on with --resume, or begin anew with --overwrite"):
+        run(source, target, setting(bert_tiny, eta=1.0))
+    assert partial.read_bytes() == before
+    run(source, target, setting(bert_tiny, eta=1.0), overwrite=True)
     assert_whole(target, partial)
     assert not set(kept) & set(target.read_bytes().splitlines())
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+@pytest.mark.parametrize("content", [b"mine\n", b"mine", b'{"schema": "mine"}\n'])
+def test_a_file_of_somebody_else_under_the_name_of_the_work_stays(bert_tiny, source, target, partial, content, options):
+    partial.write_bytes(content)
+    with pytest.raises((UsageError, WireError)):
+        run(source, target, setting(bert_tiny), **options)
+    assert partial.read_bytes() == content
+    assert not target.exists()
 
 
 @pytest.mark.parametrize(

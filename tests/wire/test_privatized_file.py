@@ -78,7 +78,7 @@ CASES = {
 
 
 def write(path, manifest, records):
-    with write_privatized_file(path, manifest) as writer:
+    with write_privatized_file(path, manifest, overwrite=True) as writer:
         for record in records:
             writer.write(record)
     return path

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import typer
 
 from rapt.errors import CorpusError
-from rapt.wire.whole_file import write_whole
+from rapt.whole_files import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -111,7 +111,7 @@ def privatize(
     processes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Worker processes, each with noise and a table of its own.")
     ] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an unfinished OUT.partial.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Replace every token of every text by a random one.
@@ -129,7 +129,7 @@ def privatize(
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
     """
     from rapt.cli.pace import Pace
-    from rapt.local.corpus import Reading, privatize_corpus
+    from rapt.local.corpus import Reading, check_output, privatize_corpus
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import insecure_stream, secure_stream
@@ -143,7 +143,7 @@ def privatize(
         raise UsageError("--label-epsilon and --no-label exclude each other; give one of them")
     if public_target and target_column is None:
         raise UsageError("--public-target must come with --target-column; name the column")
-    check_target(target, source=source, overwrite=overwrite)
+    check_output(target, source=source, ledger=ledger, overwrite=overwrite)
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
         say("rapt: warning: whoever knows --insecure-seed can undo this file; use it for tests only")
@@ -178,6 +178,7 @@ def privatize(
             ledger=account,
             redraw=redraw,
             resume=resume,
+            overwrite=overwrite,
             processes=processes,
             on_progress=lambda records, tokens: progress(records, note=pace(tokens, share=reading.share)),
             reading=reading,
@@ -196,16 +197,6 @@ def privatize(
     if ledger is not None:
         say(f"what was spent so far: rapt ledger show {ledger}")
     say(f"what this protects, and what not: rapt statement {target}")
-
-
-def check_target(target: Path, *, source: Path, overwrite: bool) -> None:
-    """Refuse a target that exists, that is a folder, or that is the source (`UsageError`)."""
-    if target.resolve() == source.resolve():
-        raise UsageError("the output must be another file than the input; choose another name")
-    if target.is_dir():
-        raise UsageError(f"the output must be a file, got the folder {str(target)!r}; name a file in it")
-    if target.exists() and not overwrite:
-        raise UsageError(f"the output must not exist yet, got {str(target)!r}; choose another name or add --overwrite")
 
 
 def split_names(names: str) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ from rapt.local.distances import table_distances
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.noise_expected import read_noise_expected
 from rapt.version import __version__
+from rapt.whole_files import write_whole
 from rapt.wire.manifest import MechanismSetting
-from rapt.wire.whole_file import write_whole
 
 SCHEMA: Final = "rapt.comparison-report/1"
 PAGE, VALUES, MARKDOWN, LATEX = "comparison.html", "comparison.json", "comparison.md", "comparison.tex"

@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 from rapt.compare.plan import AttackCell, Cell
 from rapt.errors import UsageError
-from rapt.wire.exclusive_file import open_alone
+from rapt.whole_files import open_alone
 
 SCHEMA: Final = "rapt.comparison/1"
 

@@ -22,15 +22,17 @@ from rapt.local.corpus_formats import READERS, FileFormat, LabelledText, Reading
 from rapt.local.kept_records import skip_kept, with_plain_tokens_of
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
+from rapt.local.ledger_file import refuse_ledger_files
 from rapt.local.ledger_releases import privatize_through
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.record_parts import PartColumns, SourceItem, zip_parts
 from rapt.local.worker_processes import privatize_in_processes
+from rapt.whole_files import check_target
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import iterate_privatized_lines
 from rapt.wire.privatized_record import PrivatizedRecord, RecordLines
-from rapt.wire.privatized_writer import read_unfinished_manifest, write_privatized_file
+from rapt.wire.privatized_writer import partial_path, read_unfinished_manifest, write_privatized_file
 
 _COLUMNAR: Final[
     Mapping[FileFormat, Callable[[Path, str, str | None, Reading], Generator[LabelledText, None, None]]]
@@ -127,6 +129,7 @@ def privatize_corpus(
     ledger: Ledger | None = None,
     redraw: bool = False,
     resume: bool = False,
+    overwrite: bool = False,
     processes: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
     reading: Reading | None = None,
@@ -155,6 +158,7 @@ def privatize_corpus(
         redraw: With a ledger, draw and pay anew for every text.
         resume: Continue the unfinished file of an earlier run with the same settings, if there is one, and keep the
             unfinished file after an error.
+        overwrite: Replace a file at `target`, and, without `resume`, an unfinished one.
         processes: How many workers privatize, each with a stream and a copy of the table of its own. 1 works in this
             process and alone can use a ledger.
         on_progress: Called with the records and the text tokens written so far, about once a second.
@@ -166,11 +170,12 @@ def privatize_corpus(
         BudgetError: A text would exceed a cap of the ledger. Nothing appears at `target`; what was accounted for up to
             there stays so, and is released by the next run at no cost.
         LedgerError: The ledger is busy, damaged, or its disk is full.
-        UsageError: `target` is `source`, labels without a column, fewer than two labels to randomize, no processes, or
-            several with a ledger; or a kept record that the ledger does not know.
+        UsageError: `target` is `source`, a file of the ledger, or something that must not be replaced; labels without a
+            column, fewer than two labels to randomize, no processes, or several with a ledger; or a kept record that
+            the ledger does not know.
         WireError: The unfinished file was begun with other settings, or is damaged.
     """
-    _refuse_overwriting(source, target)
+    check_output(target, source=source, ledger=None if ledger is None else ledger.path, overwrite=overwrite)
     stream.check_process()
     if label_column is None and (labels is not None or label_privacy is not None):
         raise UsageError("labels must come with the column they stand in, got labels without label_column")
@@ -203,7 +208,8 @@ def privatize_corpus(
         pairs=other_texts.second is not None,
         targets=other_texts.targets,
     )
-    with ExitStack() as opened, write_privatized_file(target, manifest, resume=resume) as writer:
+    unfinished = write_privatized_file(target, manifest, resume=resume, overwrite=overwrite)
+    with ExitStack() as opened, unfinished as writer:
 
         def read(text: str, label: str | None, reading: Reading | None) -> Iterator[LabelledText]:
             found = read_corpus(source, text_column=text, label_column=label, file_format=file_format, reading=reading)
@@ -278,11 +284,20 @@ def _indexed(records: Iterator[LabelledText], index: Mapping[str, int] | None) -
             yield SourceItem(record.text, index[record.label])
 
 
-def _refuse_overwriting(source: Path, target: Path) -> None:
+def check_output(target: Path, *, source: Path, ledger: Path | None, overwrite: bool) -> None:
+    """Refuse an output that would destroy the source, the ledger, or what is no regular file, before any work.
+
+    Raises:
+        UsageError: It would, or a file is there that must not be replaced.
+    """
+    check_target(target, overwrite=True)
     # The writer works in NAME.partial, so that name is taken as well.
-    for path in (target, target.with_name(target.name + ".partial")):
+    for path in (target, partial_path(target)):
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError("the output must be another file than the source; choose another name")
+    if ledger is not None:
+        refuse_ledger_files(target, source, ledger=ledger)
+    check_target(target, overwrite=overwrite)
 
 
 def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:

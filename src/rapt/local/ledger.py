@@ -75,13 +75,13 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection, *, path: Path, key: LedgerKey) -> None:
         """Take over a connection to a ledger whose key was checked."""
         self._connection = connection
-        self._path = path
+        self.path = path
         self._process = os.getpid()
         self.key = key
 
     def __repr__(self) -> str:
         """The path alone."""
-        return f"Ledger({str(self._path)!r})"
+        return f"Ledger({str(self.path)!r})"
 
     def find(self, release_hashes: Sequence[bytes]) -> list[str | None]:
         """The latest release under each hash, as JSON, or None where there is none."""

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from rapt.errors import LedgerError
+from rapt.errors import LedgerError, UsageError
 from rapt.local.ledger_entries import APPLICATION_ID, SCHEMA, TABLES
 from rapt.local.ledger_key import LedgerKey, key_path, make_key, read_key, refuse_old_key
+from rapt.whole_files import DATABASE_SUFFIXES
+from rapt.wire.privatized_writer import partial_path
 
 # Longer than another process ever holds the lock: one append takes milliseconds.
 PATIENCE_SECONDS: Final = 60.0
@@ -56,6 +58,20 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
     finally:
         connection.close()
+
+
+def refuse_ledger_files(target: Path, source: Path, *, ledger: Path) -> None:
+    """Refuse an output or a source that is a ledger, its key, or a file that SQLite keeps beside it, by any name.
+
+    Raises:
+        UsageError: The output, the name under which it is written until it is whole, or the source is one of them.
+    """
+    for own in (ledger.with_name(ledger.name + suffix) for suffix in DATABASE_SUFFIXES):
+        for path in (target, partial_path(target), source):
+            if path.resolve() == own.resolve() or (path.exists() and own.exists() and path.samefile(own)):
+                raise UsageError(
+                    "the output and the source must be other files than the ledger and its key; choose another name"
+                )
 
 
 def _create_for_owner(path: Path) -> None:

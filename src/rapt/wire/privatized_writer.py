@@ -9,15 +9,14 @@ digest are wrong.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
-from rapt.errors import CorpusError, WireError
-from rapt.wire.exclusive_file import open_alone
+from rapt.errors import CorpusError, UsageError, WireError
+from rapt.whole_files import check_target, flush, open_alone, put_in_place
 from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
 from rapt.wire.privatized_file import MAX_LINE_BYTES, bounded_lines
 from rapt.wire.privatized_record import (
@@ -32,6 +31,8 @@ from rapt.wire.strict_json import dump, parse_document
 
 # Two counts of up to 19 digits are filled in when the file is whole; the line is padded with spaces until then.
 _ROOM_FOR_COUNTS: Final = 40
+# What an unfinished file of ours begins with, whatever its version; also when it was cut off within its first line.
+_BEGINNING: Final = b'{"schema":"rapt.privatized/'
 
 
 class PrivatizedFileWriter:
@@ -120,33 +121,38 @@ class PrivatizedFileWriter:
 
 
 @contextmanager
-def write_privatized_file(path: Path, manifest: Manifest, *, resume: bool = False) -> Iterator[PrivatizedFileWriter]:
+def write_privatized_file(
+    path: Path, manifest: Manifest, *, resume: bool = False, overwrite: bool = False
+) -> Iterator[PrivatizedFileWriter]:
     """A writer whose file appears at `path` only if the block ends without an error.
 
     The counts and the digest in `manifest` are ignored: they are counted while writing.
 
     Args:
-        path: Of the file; `NAME.partial` beside it is taken for the work, and locked.
-        manifest: Of the file.
+        path: Name of the file; `NAME.partial` beside it is taken for the work, and locked.
+        manifest: Manifest of the file.
         resume: Continue an unfinished file if there is one, whose records `PrivatizedFileWriter.kept` gives, and leave
-            the file unfinished after an error. Otherwise begin anew, and remove it after an error.
+            the file unfinished after an error. Otherwise remove it after an error.
+        overwrite: Replace a file of that name, and, without `resume`, an unfinished one.
 
     Raises:
         CorpusError: The disk is full, the folder cannot be written, or another process is writing the file.
+        UsageError: A file is there that must not be replaced, or a `NAME.partial` that is not ours or must not be lost.
         WireError: The unfinished file was written with other settings, or is damaged.
     """
     partial = partial_path(path)
     try:
+        check_target(path, overwrite=overwrite)
         with open_alone(partial) as stream:
+            _check_unfinished(stream, partial, resume=resume, overwrite=overwrite)
             try:
                 if not resume:
                     stream.truncate()
                 writer = PrivatizedFileWriter(stream, manifest)
                 yield writer
                 writer.finish()
-                stream.flush()
-                os.fsync(stream.fileno())
-                partial.replace(path)
+                flush(stream)
+                put_in_place(partial, path, overwrite=overwrite)
             except BaseException:
                 if not resume:
                     partial.unlink(missing_ok=True)
@@ -156,6 +162,22 @@ def write_privatized_file(path: Path, manifest: Manifest, *, resume: bool = Fals
             f"the output must be writable, got {error.strerror or type(error).__name__}; "
             "free space or choose another folder"
         ) from None
+
+
+def _check_unfinished(stream: IO[bytes], partial: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to take what somebody else put under the name, and to throw an unfinished run away unasked."""
+    first, more = stream.readline(MAX_LINE_BYTES), stream.read(1)
+    stream.seek(0)
+    if not (first.startswith(_BEGINNING) or _BEGINNING.startswith(first)):
+        raise UsageError(
+            f"the name {str(partial)!r} must be free for the work, got a file that rapt did not begin; "
+            "move it away, or choose another output"
+        )
+    if more and not (resume or overwrite):
+        raise UsageError(
+            f"an unfinished run of this output must not be lost, got one at {str(partial)!r}; go on with --resume, or "
+            "begin anew with --overwrite"
+        )
 
 
 def partial_path(path: Path) -> Path:

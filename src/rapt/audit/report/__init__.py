@@ -16,8 +16,8 @@ from rapt.audit.report.values import Report
 from rapt.audit.report.verdict import not_attacked, verdict
 from rapt.audit.values_json import from_json, to_json
 from rapt.errors import AuditError
+from rapt.whole_files import write_whole
 from rapt.wire.vocabulary_bundle import short_hash
-from rapt.wire.whole_file import write_whole
 
 SCHEMA: Final = "rapt.audit-report/4"
 HTML: Final = "report.html"
