@@ -17,9 +17,35 @@ import pytest
 from running_service import wait_until
 
 
+class OwnPostgresql:
+    """A server in a folder, which can be stopped and started again."""
+
+    def __init__(self, folder: Path, *, programs: Path, as_user: list[str], options: tuple[str, ...]) -> None:
+        self.url = f"postgresql://rapt@/postgres?host={folder}"
+        self._folder = folder
+        self._command = [*as_user, programs / "postgres", "-D", folder / "data"]
+        for option in ("listen_addresses=", f"unix_socket_directories={folder}", "fsync=off", *options):
+            self._command += ["-c", option]
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Serve, and answer by the time this returns."""
+        with (self._folder / "log").open("ab") as log:
+            server = self._server = subprocess.Popen(self._command, stdout=log, stderr=log)
+        wait_until(lambda: _answers(self._folder) or server.poll() is not None)
+        assert server.poll() is None, (self._folder / "log").read_text()
+
+    def stop(self) -> None:
+        """End every connection at once, and then the server."""
+        if self._server is not None:
+            self._server.send_signal(2)
+            self._server.wait()
+            self._server = None
+
+
 @contextmanager
-def own_postgresql() -> Iterator[str]:
-    """The URL of an empty database; skips the test where no server is installed."""
+def own_postgresql(*options: str) -> Iterator[OwnPostgresql]:
+    """A server that runs, with an empty database; skips the test where none is installed."""
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs:
         pytest.skip("no PostgreSQL server is installed; try: apt-get install postgresql")
@@ -30,22 +56,17 @@ def own_postgresql() -> Iterator[str]:
             account = pwd.getpwnam("postgres")
             os.chown(folder, account.pw_uid, account.pw_gid)
             as_user = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
-        bin_, data = programs[-1].parent, folder / "data"
         subprocess.run(
-            [*as_user, bin_ / "initdb", "-D", data, "-U", "rapt", "--auth=trust", "--no-sync", "-E", "UTF8"],
+            [*as_user, programs[-1], "-D", folder / "data", "-U", "rapt", "--auth=trust", "--no-sync", "-E", "UTF8"],
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        options = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}", "-c", "fsync=off"]
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen([*as_user, bin_ / "postgres", "-D", data, *options], stdout=log, stderr=log)
+        server = OwnPostgresql(folder, programs=programs[-1].parent, as_user=as_user, options=options)
+        server.start()
         try:
-            wait_until(lambda: _answers(folder) or server.poll() is not None)
-            assert server.poll() is None, (folder / "log").read_text()
-            yield f"postgresql://rapt@/postgres?host={folder}"
+            yield server
         finally:
-            server.terminate()
-            server.wait()
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

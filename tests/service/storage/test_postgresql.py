@@ -34,17 +34,17 @@ _OF_SQLITE = {
 
 @pytest.fixture(scope="session")
 def server():
-    with own_postgresql() as url:
-        yield url
+    with own_postgresql() as running:
+        yield running
 
 
 @pytest.fixture
 def url(server):
     """An empty database."""
-    with psycopg.connect(server, autocommit=True) as connection:
+    with psycopg.connect(server.url, autocommit=True) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
-    return server
+    return server.url
 
 
 @pytest.fixture

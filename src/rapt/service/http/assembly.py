@@ -96,7 +96,10 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
     """
     with (
         open_store(
-            settings.data_directory, url=revealed(settings.database_url), blobs=revealed(settings.blobs)
+            settings.data_directory,
+            url=revealed(settings.database_url),
+            blobs=revealed(settings.blobs),
+            connections=settings.database_connections,
         ) as store,
         _computing(settings, backbones) as (predictors, writers),
     ):

@@ -16,11 +16,14 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UsageError
+from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UnavailableError, UsageError
 from rapt.service.http import admin_schemas, completion_schemas, import_schemas, schemas, upload_schemas
 from rapt.service.jobs import method_options
 
 log = logging.getLogger(__name__)
+
+# When to come again after a 503, s: a database that is started again takes seconds.
+_AWAY: Final = 5.0
 
 # Kinds of pydantic error whose message states the rule only; of the others we say no more than that there is one.
 _RULE_ONLY: Final = frozenset(
@@ -72,8 +75,11 @@ def error_response(message: str, *, status: int, code: str, param: str | None = 
 def response_to(error: RaptError) -> JSONResponse:
     """The answer that an error of the tree stands for; one that time will cure says when to come again."""
     response = error_response(str(error), status=error.status, code=error.code)
-    if isinstance(error, BusyError) and error.retry_after is not None:
-        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after)))
+    wait = error.retry_after if isinstance(error, BusyError) else None
+    if isinstance(error, UnavailableError):
+        wait = _AWAY
+    if wait is not None:
+        response.headers["retry-after"] = str(max(1, math.ceil(wait)))
         del response.headers["x-should-retry"]
     return response
 

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rapt.errors import LimitError
+from rapt.errors import LimitError, RaptError
 from rapt.service.http.http_errors import response_to, unforeseen_response
 from rapt.service.http.settings import Settings
 
@@ -60,9 +60,11 @@ class Envelope:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception as error:  # the server behind would log it with its message, which may hold anything
-            log.error("%s failed: %s at %s", request_id, type(error).__name__, _place(error))
+            if not isinstance(error, RaptError):  # of the tree is what the door raises while its database is away
+                log.error("%s failed: %s at %s", request_id, type(error).__name__, _place(error))
             if not status:
-                await unforeseen_response(error)(scope, receive, send_with_id)
+                answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
+                await answer(scope, receive, send_with_id)
         finally:
             pattern = getattr(scope.get("route"), "path", "-")
             seconds = time.perf_counter() - start

@@ -48,6 +48,9 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         None, description="of a PostgreSQL database; without it SQLite in the data directory"
     )
+    database_connections: int = Field(
+        10, ge=1, description="that each process opens to its database; requests that need one more wait"
+    )
     blobs: SecretStr | None = Field(
         None,
         description="URL of an object store for files and adapters, as s3://bucket/prefix; without it the data "

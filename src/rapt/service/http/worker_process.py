@@ -37,7 +37,10 @@ def work_with(
 ) -> None:
     """Run jobs on loaded models until the event, or until a signal interrupts the wait."""
     with join_store(
-        settings.data_directory, url=revealed(settings.database_url), blobs=revealed(settings.blobs)
+        settings.data_directory,
+        url=revealed(settings.database_url),
+        blobs=revealed(settings.blobs),
+        connections=settings.database_connections,
     ) as store:
         own_blobs(store)
         runner = ThreadRunner(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from typing import Final
 
 from rapt.errors import WireError
+from rapt.service.jobs.patience import patiently
 from rapt.service.model.tuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from rapt.service.storage.durable_files import sync_folder
+from rapt.service.storage.durable_files import not_stored, sync_folder
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_state, latest_state
 from rapt.service.storage.store import Store
@@ -25,8 +27,12 @@ SECONDS_BETWEEN_CHECKPOINTS: Final = 15.0
 class RunStates:
     """The states of one job: the latest to begin with, and those that are kept on the way."""
 
-    def __init__(self, store: Store, job: StoredJob, *, between: float) -> None:
-        """Keep a state every `between` s, and the last one whenever the run is asked to stop."""
+    def __init__(self, store: Store, job: StoredJob, *, between: float, should_stop: Callable[[], bool]) -> None:
+        """Keep a state every `between` s, and the last one whenever the run is asked to stop.
+
+        While the store is away the run waits, until `should_stop` says yes.
+        """
+        self._should_stop = should_stop
         self._store = store
         self._job = job
         self._between = between
@@ -50,16 +56,27 @@ class RunStates:
         return asked
 
     def keep(self, checkpoint: Checkpoint) -> None:
-        """Keep a state if it is time, on the disk first and then in the store; the one before goes."""
+        """Keep a state if it is time, on the disk first and then in the store; the one before goes.
+
+        One that finds no room on the disk is left out: the run goes on, and the one before it stays.
+        """
         due = self._stopping or time.monotonic() - self._kept_at >= self._between
         if not due or not checkpoint.step:
             return
         self._kept_at = time.monotonic()
-        name = secrets.token_hex(12)
-        save_checkpoint(checkpoint, self._store.directory.checkpoint(name))
-        sync_folder(self._store.directory.checkpoints)
-        kept = add_state(
-            self._store, self._job, step=checkpoint.step, metrics=checkpoint.metrics, folder=name, now=int(time.time())
+        name, kept = secrets.token_hex(12), False
+        try:
+            save_checkpoint(checkpoint, self._store.directory.checkpoint(name))
+            sync_folder(self._store.directory.checkpoints)
+            kept = patiently(lambda: self._add(checkpoint, name), should_stop=self._should_stop)
+        except OSError as error:
+            log.warning("job %s: no state of step %d, %s", self._job.id, checkpoint.step, not_stored(error))
+        finally:
+            if not kept:
+                self._store.directory.remove_checkpoint(name)
+
+    def _add(self, checkpoint: Checkpoint, folder: str) -> bool:
+        now = int(time.time())
+        return add_state(
+            self._store, self._job, step=checkpoint.step, metrics=checkpoint.metrics, folder=folder, now=now
         )
-        if not kept:
-            self._store.directory.remove_checkpoint(name)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from threading import Event, Lock, Thread
 from typing import Any, Final
 
-from rapt.errors import RaptError, WireError
+from rapt.errors import RaptError, UnavailableError, WireError
 from rapt.service.jobs.epoch_checkpoints import EpochCheckpoints
 from rapt.service.jobs.hyperparameters import config_from_json
+from rapt.service.jobs.patience import patiently
 from rapt.service.jobs.progress_events import ProgressEvents
 from rapt.service.jobs.run_states import SECONDS_BETWEEN_CHECKPOINTS, STEPS_BETWEEN_CHECKPOINTS, RunStates
 from rapt.service.model.adapter import adapter_to_files
@@ -114,7 +116,8 @@ class ThreadRunner:
                 except Exception as error:  # of the database or the disk; a worker that ended would leave jobs behind
                     log.error("the worker could not use its store: %s", type(error).__name__)
                     self._closing.wait(_PAUSE_AFTER_AN_ERROR)
-        requeue_abandoned_jobs(self._store)
+        with suppress(UnavailableError):  # then the next start does it
+            requeue_abandoned_jobs(self._store)
 
     def _run(self, job: StoredJob) -> None:
         with self._guard:
@@ -134,14 +137,19 @@ class ThreadRunner:
             log.info("job %s stopped", job.id)  # by a cancellation, which the store knows, or by `close`
         except RaptError as error:
             log.warning("job %s failed: %s", job.id, error.code)
-            fail_job(self._store, job, code=error.code, message=str(error), now=_now())
+            self._fail(job, code=error.code, message=str(error))
         except Exception as error:  # it ends this job and not the worker
             log.error("job %s failed: %s", job.id, type(error).__name__)
             message = f"an error that the service did not foresee, {type(error).__name__}; tell the provider the job id"
-            fail_job(self._store, job, code=RaptError.code, message=message, now=_now())
+            self._fail(job, code=RaptError.code, message=message)
         finally:
             with self._guard:
                 self._running = None
+
+    def _fail(self, job: StoredJob, *, code: str, message: str) -> None:
+        patiently(
+            lambda: fail_job(self._store, job, code=code, message=message, now=_now()), should_stop=self._closing.is_set
+        )
 
     def _stop_asked(self) -> bool:
         return self._closing.is_set() or self._stop_running.is_set()
@@ -159,6 +167,8 @@ def run_job(
 ) -> None:
     """Tune, keep the adapter, and publish it as a model, unless the job was cancelled meanwhile.
 
+    While the store is away the run waits where it is.
+
     Args:
         store: Where.
         job: Claimed.
@@ -173,18 +183,20 @@ def run_job(
         TuningCancelled: `should_stop` said yes, or the job was paused or cancelled.
     """
     backbone = backbones[job.model]
-    training = _read(store, job, job.training_file)
-    validation = None
-    if job.validation_file is not None:
-        validation = _read(store, job, job.validation_file)
+
+    def read(file_id: str) -> PrivatizedFile:
+        return patiently(lambda: _read(store, job, file_id), should_stop=should_stop)
+
+    training = read(job.training_file)
+    validation = None if job.validation_file is None else read(job.validation_file)
     config = config_from_json(job.method, seed=job.seed)
 
     def report(message: str, data: dict[str, Any]) -> None:
-        record_progress(store, job, message=message, data=data, now=_now())
+        patiently(lambda: record_progress(store, job, message=message, data=data, now=_now()), should_stop=should_stop)
 
     progress = ProgressEvents(report)
     stop = _asking(store, job, should_stop, between=between_questions)
-    states = RunStates(store, job, between=between_checkpoints)
+    states = RunStates(store, job, between=between_checkpoints, should_stop=should_stop)
     checkpoints = EpochCheckpoints(store, job, epochs=config.epochs, max_bytes=tenant_bytes)
     adapter = tune(
         backbone,
@@ -195,11 +207,16 @@ def run_job(
         should_stop=lambda: states.stops(stop()),
         on_checkpoint=lambda checkpoint, _adapter: states.keep(checkpoint),
         checkpoint_every=STEPS_BETWEEN_CHECKPOINTS,
-        on_epoch=checkpoints.keep,
-        resume_from=states.latest(),
+        on_epoch=lambda step, adapter: patiently(lambda: checkpoints.keep(step, adapter), should_stop=should_stop),
+        resume_from=patiently(states.latest, should_stop=should_stop),
     )
-    with store.directory.stage_bytes(pack_adapter(adapter_to_files(adapter))) as staged:
-        succeed_job(store, job, staged, trained_tokens=training.manifest.tokens * config.epochs, now=_now())
+    packed, tokens = pack_adapter(adapter_to_files(adapter)), training.manifest.tokens * config.epochs
+
+    def publish() -> None:
+        with store.directory.stage_bytes(packed) as staged:
+            succeed_job(store, job, staged, trained_tokens=tokens, now=_now())
+
+    patiently(publish, should_stop=should_stop)
 
 
 def _read(store: Store, job: StoredJob, file_id: str) -> PrivatizedFile:
@@ -224,7 +241,7 @@ def _asking(store: Store, job: StoredJob, should_stop: Callable[[], bool], *, be
         if time.monotonic() - asked < between:
             return False
         asked = time.monotonic()
-        return not is_still_mine(store, job)
+        return not patiently(lambda: is_still_mine(store, job), should_stop=should_stop)
 
     return stop
 

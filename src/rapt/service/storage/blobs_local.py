@@ -64,15 +64,19 @@ class LocalBlobs:
     def delete(self, name: str) -> None:
         """Delete a blob."""
         target = self.path(name)
-        with _freed_later(target), suppress(FileNotFoundError):
-            target.unlink(missing_ok=True)
-            sync_folder(target.parent)
+        try:
+            with _freed_later(target), suppress(FileNotFoundError):
+                target.unlink(missing_ok=True)
+                sync_folder(target.parent)
+        except OSError as error:
+            raise not_stored(error) from None
 
     def delete_nothing(self) -> None:
         """Delete what was made for it: the change of a folder is what takes time."""
         decoy = f"{secrets.token_hex(32)}.{secrets.token_hex(4)}.partial"
-        self.path(decoy).parent.mkdir(parents=True, exist_ok=True)
-        self.path(decoy).touch()
+        with suppress(OSError):  # a disk that is full has no room for it, and what is asked for needs none
+            self.path(decoy).parent.mkdir(parents=True, exist_ok=True)
+            self.path(decoy).touch()
         self.delete(decoy)
 
     def list(self) -> Iterator[str]:

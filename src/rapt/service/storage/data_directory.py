@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import logging
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
@@ -27,7 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rapt.errors import UsageError
-from rapt.service.storage.durable_files import Readable, StagedFile, sync_folder, write_staged
+from rapt.service.storage.durable_files import Readable, StagedFile, not_stored, sync_folder, write_staged
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,18 +113,22 @@ class DataDirectory:
             yield staged
 
     def keep_part(self, staged: StagedFile, *, name: str) -> None:
-        """Give staged bytes their name as a part of an upload."""
-        staged.path.replace(self.part(name))
-        sync_folder(self.parts)
+        """Give staged bytes their name as a part of an upload. Raises `UnavailableError`."""
+        try:
+            staged.path.replace(self.part(name))
+            sync_folder(self.parts)
+        except OSError as error:
+            raise not_stored(error) from None
 
     def remove_part(self, name: str) -> None:
-        """Delete a part."""
-        self.part(name).unlink(missing_ok=True)
+        """Delete a part; if the disk refuses, a later sweep does."""
+        with _left_for_later("a part of an upload"):
+            self.part(name).unlink(missing_ok=True)
 
     def remove_checkpoint(self, name: str) -> None:
-        """Delete a state: unnamed in one step, then emptied, so that nobody finds half of it."""
+        """Delete a state: unnamed in one step, then emptied, so that nobody finds half of it; else as `remove_part`."""
         folder, doomed = self.checkpoint(name), self.incoming / secrets.token_hex(16)
-        with suppress(FileNotFoundError):
+        with _left_for_later("a state of a run"), suppress(FileNotFoundError):
             folder.rename(doomed)
             sync_folder(folder.parent)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -137,6 +144,15 @@ class DataDirectory:
             else:
                 path.unlink()
         return len(doomed)
+
+
+@contextmanager
+def _left_for_later(what: str) -> Iterator[None]:
+    """Go on where no row names the bytes any more and the disk does not let go of them."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s could not be deleted, got %s; the next start deletes it", what, error.strerror)
 
 
 def make_data_directory(root: Path) -> DataDirectory:

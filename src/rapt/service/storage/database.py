@@ -7,10 +7,15 @@ cut.
 PostgreSQL: a writer takes one advisory lock when it begins, a reader sees one moment (REPEATABLE READ). So both have
 the same rule, one writer at a time, and numbers are given in the order in which rows become visible: a cursor never
 passes over a row that was written before it looked.
+
+A database that is away, locked or full raises `UnavailableError`: the same work may be done later. What it says of
+itself is not passed on, because it may hold values; the kind of its error is in the log.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +37,8 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from rapt.errors import NotFoundError, UnavailableError, UsageError
 from rapt.service.storage.migrations import migrate
@@ -41,7 +47,16 @@ from rapt.service.storage.remembered import Remembered, about_to_wait
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+log = logging.getLogger(__name__)
+
+CONNECTIONS: Final = 10
+# How long a writer waits for the others, a request for a connection, and a connection for its server, s.
+WAITING_SECONDS: Final = 30.0
+_CONNECTING_SECONDS: Final = 10
 _WRITES: Final = "rapt_writes"
+# Primary result codes of SQLite that tell of the moment and not of the statement: busy, locked, no memory, read-only,
+# input or output, full, cannot open, locking protocol.
+_SQLITE_AWAY: Final = frozenset({5, 6, 7, 8, 10, 13, 14, 15})
 # Any number will do, as long as nothing else in the same database uses it.
 _WRITE_LOCK: Final = 7_241_986_353
 
@@ -69,25 +84,28 @@ class Cursor:
 class Database:
     """One database; safe to use from many threads and processes."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, connections: int = CONNECTIONS, waiting: float = WAITING_SECONDS) -> None:
         """Open it, and bring its tables to the present form.
+
+        Args:
+            url: Where.
+            connections: The most that this process has open at once; whoever needs one more waits.
+            waiting: How long a writer waits for the others, and anybody for a connection, s.
 
         Raises:
             UsageError: It was written by a newer version.
             UnavailableError: It cannot be reached.
         """
-        self._engine = _engine(url)
+        self._engine = _engine(url, connections=connections, waiting=waiting)
         self._writing = self._engine.execution_options(**{_WRITES: True})
         self._watching: sqlite3.Connection | None = None
         self.remembered = Remembered(self._version)
         try:
             with self.write() as connection:
                 migrate(connection)
-        except OperationalError as error:
+        except BaseException:
             self._engine.dispose()
-            raise UnavailableError(
-                f"the database must be reachable, got {type(error.orig).__name__}; check its URL and that it runs"
-            ) from None
+            raise
         if self.is_sqlite:
             # Only ever asked for the number, under the lock of `remembered`; autocommit, so it never holds a read open.
             self._watching = sqlite3.connect(
@@ -101,22 +119,31 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A connection that sees one moment of the database."""
+        """A connection that sees one moment of the database. Raises `UnavailableError` while it is away."""
         about_to_wait()
-        with self._engine.begin() as connection:
+        with _answering(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A connection that holds the write lock: all of the block happens, or nothing."""
+        """A connection that holds the write lock: all of the block happens, or nothing.
+
+        Raises:
+            UnavailableError: The database is away. If it went while the block was made to stay, it may have stayed.
+        """
         about_to_wait()
-        with self._writing.begin() as connection:
+        with _answering(), self._writing.begin() as connection:
             yield connection
+
+    def check(self) -> None:
+        """Ask it something. Raises `UnavailableError` if it does not answer."""
+        with self.read() as connection:
+            connection.execute(select(1))
 
     def forget_deleted(self) -> None:
         """Empty SQLite's log of writes, which still holds what was deleted; the file itself is overwritten at once."""
         if self.is_sqlite:
-            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            with _answering(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 # Closed here: for as long as anybody holds the answer, the next who gets this connection cannot commit.
                 connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
@@ -197,19 +224,52 @@ def value_of(row: Row[Any], kind: type[Stored]) -> Stored:
     return kind(**{field.name: row._mapping[field.name] for field in fields(kind)})
 
 
-def _engine(url: URL) -> Engine:
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Within the block a database that is away raises `UnavailableError`."""
+    try:
+        yield
+    except (DBAPIError, NoConnectionError) as error:
+        if not _is_away(error):
+            raise
+        kind = type(error.orig if isinstance(error, DBAPIError) else error).__name__
+        log.error("the database gave no answer: %s", kind)
+        raise UnavailableError(
+            f"the database must be reachable, got {kind}; try again later, and check its URL and that it runs"
+        ) from None
+
+
+def _is_away(error: DBAPIError | NoConnectionError) -> bool:
+    """Whether the same statement may pass later."""
+    if isinstance(error, NoConnectionError) or error.connection_invalidated:
+        return True
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is not None:
+        return code & 0xFF in _SQLITE_AWAY
+    return isinstance(error, OperationalError | InterfaceError)
+
+
+def _engine(url: URL, *, connections: int, waiting: float) -> Engine:
+    pool: dict[str, Any] = {"pool_size": connections, "max_overflow": 0, "pool_timeout": waiting}
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": 30.0})
+        engine = create_engine(url, connect_args={"timeout": waiting}, **pool)
         _configure_sqlite(engine)
         return engine
     # pre_ping: the server may have been restarted since a connection was last used.
-    engine = create_engine(url, pool_pre_ping=True, isolation_level="REPEATABLE READ", pool_size=16)
+    engine = create_engine(
+        url,
+        pool_pre_ping=True,
+        isolation_level="REPEATABLE READ",
+        connect_args={"connect_timeout": _CONNECTING_SECONDS},
+        **pool,
+    )
+    lock_timeout = f"SET LOCAL lock_timeout = {math.ceil(1000 * waiting)}"
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
         if connection.get_execution_options().get(_WRITES, False):
             # In a statement of its own, at the level where the next one sees what the writer before has left.
-            connection.execute(text("SET TRANSACTION ISOLATION LEVEL READ COMMITTED"))
+            connection.execute(text(f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {lock_timeout}"))
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})"))
 
     return engine

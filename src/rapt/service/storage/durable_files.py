@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from rapt.errors import LimitError, UnavailableError
+
+log = logging.getLogger(__name__)
 
 _CHUNK: Final = 1024 * 1024
 
@@ -54,11 +57,10 @@ def write_staged(source: Readable, path: Path, *, max_bytes: int) -> StagedFile:
 
 
 def not_stored(error: Exception) -> UnavailableError:
-    """What is said when bytes could not be kept: the kind of the error, and not its message."""
-    kind = error.strerror if isinstance(error, OSError) else None
-    return UnavailableError(
-        f"the service could not store the file, got {kind or type(error).__name__}; try again later"
-    )
+    """What is said when bytes could not be kept: the kind of the error, and not its message. It is in the log too."""
+    kind = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+    log.error("the service could not store a file: %s", kind)
+    return UnavailableError(f"the service could not store the file, got {kind}; try again later")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

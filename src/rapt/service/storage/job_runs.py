@@ -96,8 +96,8 @@ def add_state(store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, 
         doomed = let_go_of_states(connection, job.id)
         values = {"id": f"ftstate-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
         connection.execute(insert(CHECKPOINTS).values(**values, metrics=dict(metrics), folder=folder))
-    for name in doomed:
-        store.directory.remove_checkpoint(name)
+    # It is its own predecessor if it was added before, and the word that it was never came.
+    _remove(store, [name for name in doomed if name != folder])
     return True
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from sqlalchemy import Connection, select
 
 from rapt.errors import UnavailableError
-from rapt.service.storage.durable_files import StagedFile
+from rapt.service.storage.durable_files import StagedFile, not_stored
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import FILES, MODELS
 
@@ -64,7 +64,10 @@ def named_blobs(connection: Connection) -> set[str]:
 @contextmanager
 def _locked(store: Store, digest: str, how: int) -> Iterator[None]:
     # One of 256 files, which stay: a lock's file that came and went would need a lock of its own.
-    descriptor = os.open(store.directory.naming / digest[:2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(store.directory.naming / digest[:2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise not_stored(error) from None
     try:
         fcntl.flock(descriptor, how)
         yield

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from rapt.service.storage.blob_owner import own_blobs, refuse_foreign
 from rapt.service.storage.blobs_fsspec import open_blobs
 from rapt.service.storage.data_directory import DataDirectory, lock_data_directory, make_data_directory
-from rapt.service.storage.database import Database, database_url
+from rapt.service.storage.database import CONNECTIONS, Database, database_url
 from rapt.service.storage.job_runs import requeue_jobs
 from rapt.service.storage.named_blobs import named_blobs, release
 from rapt.service.storage.old_places import bring_along
@@ -25,7 +25,9 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def open_store(data_directory: Path, *, url: str | None = None, blobs: str | None = None) -> Iterator[Store]:
+def open_store(
+    data_directory: Path, *, url: str | None = None, blobs: str | None = None, connections: int = CONNECTIONS
+) -> Iterator[Store]:
     """The store of the one serving process, after what a crash left behind was put in order.
 
     Jobs whose workers died are queued again; bytes that no row names are deleted.
@@ -34,24 +36,30 @@ def open_store(data_directory: Path, *, url: str | None = None, blobs: str | Non
         data_directory: The folder.
         url: Of a PostgreSQL database; None for SQLite in the folder.
         blobs: URL of an object store; None for the folder.
+        connections: The most that this process has open to the database.
 
     Raises:
         UsageError: The folder cannot be written, is in use by another service, or was written by a newer version; or
             the blobs are of another service.
         UnavailableError: The database or the object store cannot be reached.
     """
-    with lock_data_directory(data_directory) as directory, _opened(directory, url=url, blobs=blobs) as store:
+    with (
+        lock_data_directory(data_directory) as directory,
+        _opened(directory, url=url, blobs=blobs, connections=connections) as store,
+    ):
         _recover(store)
         yield store
 
 
 @contextmanager
-def join_store(data_directory: Path, *, url: str | None = None, blobs: str | None = None) -> Iterator[Store]:
+def join_store(
+    data_directory: Path, *, url: str | None = None, blobs: str | None = None, connections: int = CONNECTIONS
+) -> Iterator[Store]:
     """The store of a service that may be running: for workers, and for changes to rows alone.
 
     Raises: As `open_store`, but others may have it open.
     """
-    with _opened(make_data_directory(data_directory), url=url, blobs=blobs) as store:
+    with _opened(make_data_directory(data_directory), url=url, blobs=blobs, connections=connections) as store:
         yield store
 
 
@@ -63,9 +71,9 @@ def requeue_abandoned_jobs(store: Store) -> int:
 
 
 @contextmanager
-def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None) -> Iterator[Store]:
+def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None, connections: int) -> Iterator[Store]:
     where = open_blobs(blobs, folder=directory.blobs)
-    database = Database(database_url(url, file=directory.database))
+    database = Database(database_url(url, file=directory.database), connections=connections)
     try:
         yield Store(database, directory, where)
     finally:

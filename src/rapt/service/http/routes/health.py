@@ -12,7 +12,6 @@ from rapt.errors import UnavailableError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import AdminOf
 from rapt.service.http.schemas import Health
-from rapt.service.storage.key_rows import has_keys
 from rapt.version import __version__
 
 _LEAST_ROOM: Final = 64 * 1024 * 1024  # bytes; with less, the next upload or state would fail half way
@@ -30,7 +29,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/readyz")
     def readyz() -> Health:
         """The service can work: its database answers, its disk has room, its worker lives."""
-        has_keys(service.store)
+        service.store.database.check()
         if shutil.disk_usage(service.store.directory.root).free < _LEAST_ROOM:
             raise UnavailableError("the disk must have room for what comes in; make some")
         if service.settings.worker_in_service and not service.runner.is_alive():
