@@ -7,10 +7,8 @@ import shlex
 
 import pytest
 
+from denoised_material import write_denoised
 from rapt.compare.arms import ARMS
-from rapt.service.model.word_head import WORD_HEAD, word_head_file
-from tiny_backbones import write_tiny_model
-from word_head_material import untrained_head, write_denoised
 
 TINY = ("--model", "bert-tiny", "--eta", 90)
 
@@ -93,60 +91,13 @@ def test_public_text_becomes_a_backbone(rapt, tmp_path):
     assert "--out must be a new or empty folder" in again.err
 
 
-def test_a_backbone_learns_to_read_and_a_comparison_has_the_arms_that_do(rapt, labelled, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "public.csv"
-    path.write_text("text\n" + "\n".join(f"the show number {n} was long and dull" for n in range(80)) + "\n")
+def test_arms_that_need_what_is_not_given_are_left_out_where_nothing_is_said(rapt, labelled, tmp_path):
     expecting = write_denoised(tmp_path / "expecting", etas=(90.0,))
-    outcome = rapt("word-head", path, "--model", expecting, "--out", "reads", "--epochs", 0.5, "--json")
-    assert outcome.code == 0, outcome.err
-    (read,) = json.loads(outcome.out)["reads"]
-    assert set(read) == {"eta", "unchanged", "read", "nats_without_context", "nats"}
-    assert read["eta"] == 90
     columns = ("--text-column", "sentence", "--label-column", "verdict", "--records", 20)
     few = ("--seeds", 1, "--privatizations", 1, "--epochs", 1, "--prompt-length", 2)
-    outcome = rapt("compare", labelled, "--out", "c", *TINY, *columns, *few, "--denoised", "reads", "--json")
+    outcome = rapt(
+        "compare", labelled, "--out", tmp_path / "c", *TINY, *columns, *few, "--denoised", expecting, "--json"
+    )
     assert outcome.code == 0, outcome.err
     run = {line["arm"] for line in results(tmp_path / "c")}
     assert run == {name for name, arm in ARMS.items() if not arm.sentences}
-    outcome = rapt("compare", labelled, "--out", "d", *TINY, *columns, *few, "--denoised", expecting)
-    assert outcome.code == 0, outcome.err
-    assert {line["arm"] for line in results(tmp_path / "d")} == run - {
-        name for name, arm in ARMS.items() if arm.restore
-    }
-    asked = (*TINY, *columns, *few, "--denoised", expecting, "--arms", "posterior means")
-    outcome = rapt("compare", labelled, "--out", "e", *asked)
-    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "got a folder without; add one with rapt word-head" in outcome.err
-
-
-def test_what_needs_a_mask_is_left_out_where_nothing_is_said_and_there_is_none(rapt, labelled, tmp_path):
-    folder = write_tiny_model("llama", tmp_path / "llama")
-    (folder / WORD_HEAD).write_bytes(word_head_file(untrained_head(str(folder))))
-    columns = ("--text-column", "sentence", "--label-column", "verdict", "--records", 20, "--evaluation-records", 4)
-    few = ("--seeds", 1, "--privatizations", 1, "--epochs", 1, "--prompt-length", 2, "--plain-pool", 10)
-    asked = ("--model", folder, "--denoised", folder, "--eta", 5, *columns, *few)
-    outcome = rapt("compare", labelled, "--out", tmp_path / "c", *asked)
-    assert outcome.code == 0, outcome.err
-    run = {line["arm"] for line in results(tmp_path / "c")}
-    assert run == {name for name, arm in ARMS.items() if not (arm.sentences or arm.masks)}
-    outcome = rapt("compare", labelled, "--out", tmp_path / "d", *asked, "--arms", "soft masks")
-    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "need a backbone with a [MASK] token, got model='llama' without" in outcome.err
-
-
-def test_a_head_that_cannot_be_trained_is_refused_in_one_line(rapt, tmp_path):
-    path = tmp_path / "public.csv"
-    path.write_text("text\nthe show was long\n")
-    expecting = write_denoised(tmp_path / "expecting")
-    for options, message in (
-        (("--model", "bert-tiny", "--out", tmp_path / "a"), "--model must be a folder that rapt denoise made"),
-        (("--model", expecting, "--out", expecting), "--out must be a new or empty folder"),
-        (("--model", expecting, "--out", tmp_path / "a", "--epochs", 0), "epochs must be finite and above 0"),
-        (("--model", expecting, "--out", tmp_path / "a"), "different public texts of 4 tokens, got 1"),
-    ):
-        outcome = rapt("word-head", path, *options)
-        assert outcome.code in (2, 3)
-        assert outcome.err.count("\n") == 1
-        assert message in outcome.err
-    assert not (tmp_path / "a").exists()

@@ -5,6 +5,7 @@ from importlib import resources
 
 import pytest
 
+from denoised_material import write_denoised
 from rapt.compare.arms import ARMS, CLEAN, DENOISED, PROMPT, RAPT, SENTENCES, SENTENCES_NO_LOSS
 from rapt.compare.crew import run_comparison
 from rapt.compare.curves import STYLES
@@ -17,7 +18,7 @@ from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import model_directory
-from word_head_material import write_denoised, write_reading
+from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
 
 GOOD = ("good", "great", "fine", "happy", "love", "best")
 BAD = ("bad", "awful", "poor", "sad", "hate", "worst")
@@ -206,7 +207,9 @@ def test_arms_that_need_no_denoised_backbone_are_not_run_again_for_one(results, 
     run_comparison(plan, SPLIT, results=path, on_row=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (16, 16)
     # Not so those that need it, and files of when every result of a plan with one was kept under its name go on.
-    other = replace(plan, denoised=str(write_reading(tmp_path / "two")))
+    folder = write_denoised(tmp_path / "two")
+    (folder / SOFT_EMBEDDINGS).write_bytes(b"another backbone, by a file beside its weights")
+    other = replace(plan, denoised=str(folder))
     with pytest.raises(UsageError, match="results of one file must be of one setting"):
         run_comparison(other, SPLIT, results=path)
     path.write_text(path.read_text().replace(plan.setting(SPLIT, denoised=False), plan.setting(SPLIT)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from denoised_material import write_denoised
 from rapt.compare.arms import ARMS, CLEAN, PROMPT
 from rapt.compare.bench import open_bench
 from rapt.compare.crew import run_comparison
@@ -18,7 +19,6 @@ from rapt.compare.texts import LabelledTexts, Split, read_split
 from rapt.compare.verdict import verdict
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
-from word_head_material import write_reading
 
 WORDS = (("bad", "awful", "poor", "sad"), ("good", "great", "fine", "happy"))
 
@@ -112,7 +112,7 @@ def test_results_of_heads_on_the_mean_of_both_texts_are_not_mixed_with_those_of_
 
 def test_every_arm_runs_on_pairs(tmp_path):
     public = ("a train left the town at noon", "nobody saw the old house again")
-    plan = replace(PLAN, arms=tuple(ARMS), denoised=str(write_reading(tmp_path / "reads")), epochs=1)
+    plan = replace(PLAN, arms=tuple(ARMS), denoised=str(write_denoised(tmp_path / "expecting")), epochs=1)
     rows = run_comparison(plan, replace(SPLIT, public=public), results=tmp_path / "r.jsonl")
     assert {row.arm for row in rows} == set(ARMS)
     assert all(len(row.right) == len(SPLIT.evaluation) for row in rows)

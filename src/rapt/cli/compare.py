@@ -39,7 +39,7 @@ def compare(
     evaluation_records: Annotated[int | None, typer.Option(min=1, help="Judge on at most so many texts.")] = None,
     model: Annotated[str, typer.Option(help="Backbone: a known model or a model folder.")] = "minilm",
     denoised: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="That `rapt denoise` or `rapt word-head` made; adds arms.")
+        Path | None, typer.Option(metavar="FOLDER", help="That `rapt denoise` made; adds arms.")
     ] = None,
     public: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public text, for the arms whose plain tokens are sentences.")
@@ -90,13 +90,8 @@ def compare(
     from rapt.compare.summary import summarize
     from rapt.compare.texts import read_split
     from rapt.errors import UsageError
-    from rapt.local.vocabulary import load_vocabulary
-    from rapt.service.model.frame import mask_id_of
     from rapt.service.model.tuning_config import LORA
-    from rapt.service.model.word_head import has_word_head
 
-    reads_words = denoised is not None and has_word_head(denoised)
-    has_mask = reads_words and mask_id_of(load_vocabulary(model).bundle.tokenizer_json) is not None
     plan = ComparisonPlan(
         model=model,
         mechanism=mechanism,
@@ -107,11 +102,7 @@ def compare(
         or tuple(
             name
             for name, arm in ARMS.items()
-            if (denoised or not arm.denoised)
-            and (reads_words or arm.restore is None)
-            and (has_mask or not arm.masks)
-            and (public or not arm.sentences)
-            and (method != LORA or name != LONGER)
+            if (denoised or not arm.denoised) and (public or not arm.sentences) and (method != LORA or name != LONGER)
         ),
         denoised=None if denoised is None else str(denoised),
         privatizations=privatizations,

@@ -30,7 +30,6 @@ from rapt.cli.serve import serve
 from rapt.cli.statement import statement
 from rapt.cli.tune import tune
 from rapt.cli.vocabulary import vocabulary
-from rapt.cli.word_head import word_head
 from rapt.cli.worker import worker
 from rapt.errors import RaptError
 from rapt.version import __version__
@@ -47,7 +46,6 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     audit_adapter,
     compare,
     denoise,
-    word_head,
     serve,
     worker,
     mechanisms,

@@ -5,7 +5,7 @@ targets` trains on the plain tokens of another record, so there is nothing to be
 frequencies; `longer prompt` spends the same positions on more prompt vectors. Public
 sentences as plain tokens have a context to be reconstructed from, which random words lack. The oracle is told which
 tokens the mechanism left alone and drops the others, which takes the truth: no service can, but it says what is to be
-had from knowing whom to trust. Arms that restore have each word read in its context before anything is tuned.
+had from knowing whom to trust.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Final
 
 import numpy as np
 
-from rapt.compare.restored import Restore, most_likely_words, posterior_draws, posterior_means, soft_masks
 from rapt.service.model.tuning_config import LEARNING_RATES, LINEAR_PROBING, ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -31,22 +30,8 @@ SENTENCES: Final = "RAPT on sentences"
 SENTENCES_NO_LOSS: Final = "sentences without loss"
 DENOISED: Final = "denoised"
 DENOISED_RAPT: Final = "denoised RAPT"
-MOST_LIKELY: Final = "most likely words"
-DRAWS: Final = "posterior draws"
-MEANS: Final = "posterior means"
-DENOISED_DRAWS: Final = "denoised draws"
-SOFT_MASKS: Final = "soft masks"
-DENOISED_SOFT_MASKS: Final = "denoised soft masks"
-CONSISTENT: Final = "consistent draws"
-DENOISED_CONSISTENT: Final = "denoised consistent draws"
 PROBING: Final = "linear probing"
 DENOISED_PROBING: Final = "denoised linear probing"
-
-# Versions of a query that an answer is the mean of, where words are drawn.
-ANSWERED_DRAWS: Final = 8
-# Paper (R-Drop): the sum of both versions' L_task, and α L_KL. Ours: their mean, and w L_KL. Because L_task weighs as
-# much as in the other arms. Effect: w = 1 is α = 2. Nothing was searched.
-CONSISTENCY: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +45,6 @@ class Arm:
         unchanged_only: Whether tokens that the mechanism changed are dropped, in training and in judging.
         sentences: Whether its plain tokens are public sentences, which the comparison must be given.
         denoised: Whether it stands on the plan's denoised backbone.
-        restore: What it makes of files and their contextual posterior, which a word head in the folder of the plan's
-            denoised backbone reads; None takes the files as they are.
-        masks: Whether it shows [MASK], which the backbone must have.
-        twins: Whether in training two of its versions are read at a time, for a loss on how far apart the answers are.
         configure: From the common run, λ and m, this arm's run.
         change_file: What it does to the training file; most do nothing.
     """
@@ -74,16 +55,8 @@ class Arm:
     unchanged_only: bool = False
     sentences: bool = False
     denoised: bool = False
-    restore: Restore | None = None
-    masks: bool = False
-    twins: bool = False
     configure: Callable[[TuningConfig, float, int], TuningConfig]
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
-
-    @property
-    def needs_denoised(self) -> bool:
-        """Whether there must be a backbone that expects noise, to stand on or to read words."""
-        return self.denoised or self.restore is not None
 
 
 def shuffle_targets(file: PrivatizedFile, seed: int) -> PrivatizedFile:
@@ -112,10 +85,6 @@ def _no_loss(config: TuningConfig, weight: float, m: int) -> TuningConfig:
 
 def _longer(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(config, prompt_length=config.prompt_length + m)
-
-
-def _consistent(config: TuningConfig, weight: float, m: int) -> TuningConfig:
-    return replace(config, consistency=CONSISTENCY)
 
 
 def _probing(config: TuningConfig, weight: float, m: int) -> TuningConfig:
@@ -153,54 +122,6 @@ ARMS: Final[Mapping[str, Arm]] = {
         configure=_plain,
     ),
     DENOISED_RAPT: Arm(says="RAPT on that backbone", denoised=True, plain_tokens=True, configure=_reconstruct),
-    MOST_LIKELY: Arm(
-        says="the same tuning on the words that are most likely, given all that arrived",
-        restore=most_likely_words,
-        configure=_plain,
-    ),
-    DRAWS: Arm(
-        says=f"on words drawn by their probability, anew in each epoch; answers are means over {ANSWERED_DRAWS} draws",
-        restore=posterior_draws,
-        configure=_plain,
-    ),
-    MEANS: Arm(
-        says="on the mean vector of what each word may have been, given all that arrived",
-        restore=posterior_means,
-        configure=_plain,
-    ),
-    DENOISED_DRAWS: Arm(
-        says="posterior draws on the backbone that expects noise",
-        denoised=True,
-        restore=posterior_draws,
-        configure=_plain,
-    ),
-    SOFT_MASKS: Arm(
-        says="on each word the further towards [MASK] the less likely it is the true one, given all that arrived",
-        restore=soft_masks,
-        masks=True,
-        configure=_plain,
-    ),
-    DENOISED_SOFT_MASKS: Arm(
-        says="soft masks on the backbone that expects noise",
-        denoised=True,
-        restore=soft_masks,
-        masks=True,
-        configure=_plain,
-    ),
-    CONSISTENT: Arm(
-        says=f"posterior draws, two of each text at a time, L = L_task + {CONSISTENCY:g} L_KL between both answers; as "
-        "many sequences in all, but twice as many where there is one epoch",
-        restore=posterior_draws,
-        twins=True,
-        configure=_consistent,
-    ),
-    DENOISED_CONSISTENT: Arm(
-        says="consistent draws on the backbone that expects noise",
-        denoised=True,
-        restore=posterior_draws,
-        twins=True,
-        configure=_consistent,
-    ),
     PROBING: Arm(says="the task head alone, and nothing before the text", configure=_probing),
     DENOISED_PROBING: Arm(
         says="the task head alone, on the backbone that expects noise", denoised=True, configure=_probing
@@ -208,7 +129,7 @@ ARMS: Final[Mapping[str, Arm]] = {
 }
 
 # What a comparison runs that is given texts and nothing else.
-USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.needs_denoised or arm.sentences))
+USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.denoised or arm.sentences))
 
 # Pairs whose difference the report states, where both were run.
 DIFFERENCES: Final = (
@@ -224,22 +145,6 @@ DIFFERENCES: Final = (
     (DENOISED, ORACLE),
     (DENOISED_RAPT, DENOISED),
     (DENOISED_RAPT, RAPT),
-    (MOST_LIKELY, PROMPT),
-    (MOST_LIKELY, DENOISED),
-    (DRAWS, PROMPT),
-    (DRAWS, DENOISED),
-    (MEANS, PROMPT),
-    (MEANS, DENOISED),
-    (DENOISED_DRAWS, PROMPT),
-    (DENOISED_DRAWS, DENOISED),
-    (SOFT_MASKS, PROMPT),
-    (SOFT_MASKS, DENOISED),
-    (DENOISED_SOFT_MASKS, PROMPT),
-    (DENOISED_SOFT_MASKS, DENOISED),
-    (CONSISTENT, PROMPT),
-    (CONSISTENT, DENOISED),
-    (DENOISED_CONSISTENT, PROMPT),
-    (DENOISED_CONSISTENT, DENOISED),
     (PROBING, PROMPT),
     (DENOISED_PROBING, PROMPT),
     (DENOISED_PROBING, RAPT),

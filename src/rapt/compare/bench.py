@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Final
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rapt.compare.arms import ANSWERED_DRAWS, ARMS
+from rapt.compare.arms import ARMS
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import AttackCell, Cell, ComparisonPlan
-from rapt.compare.restored import Reading, WordReader, require_mask, two_at_a_time
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError
@@ -24,14 +21,8 @@ from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone, load_backbone
 from rapt.service.model.inference import classify, row_of
 from rapt.service.model.tuner import tune
-from rapt.service.model.tuning_config import TuningConfig
-from rapt.service.model.word_head import read_word_head
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
-
-# Apart from the seeds of files and of sentences.
-_DRAWN: Final = 4
-_HALVED: Final = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +36,6 @@ class Bench:
         denoised_setting: The same of arms that need the denoised backbone.
         backbone: Frozen; every model here is tuned on it, but for those of the next.
         denoised: The backbone that expects noise, if the plan has one.
-        reader: Reads words off that backbone, if an arm of the plan needs it.
         files: Makes what the models read.
     """
 
@@ -55,7 +45,6 @@ class Bench:
     denoised_setting: str
     backbone: Backbone
     denoised: Backbone | None
-    reader: WordReader | None
     files: FileMaker
 
     def train_and_judge(self, cell: Cell) -> ModelRow:
@@ -67,20 +56,17 @@ class Bench:
         arm, plan, split = ARMS[cell.arm], self.plan, self.split.of(cell.seed)
         file = arm.change_file(self.files.training(split.training, eta=cell.eta, seed=cell.seed), cell.seed)
         config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
-        # Two are read at a time, and the last one needs another beside it.
-        draws = plan.epochs + plan.epochs % 2 if arm.twins else plan.epochs
-        read = self.reading(cell, split.training, file, place=0, draws=draws)
-        training, twin, config = lesson(read, config, twins=arm.twins)
+        backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
+        training = self.reading(cell, split.training, file, place=0)
         start = time.perf_counter()
-        adapter = tune(read.backbone, training, twin=twin, config=config)
+        adapter = tune(backbone, training, config=config)
         seconds = time.perf_counter() - start
         judged = self.files.evaluation(split.evaluation, eta=cell.eta, seed=cell.seed)
         right = np.zeros(len(split.evaluation), dtype=np.int64)
         for place, queries in enumerate(judged, start=1):
-            asked = self.reading(cell, split.evaluation, queries, place=place, draws=ANSWERED_DRAWS)
-            right += right_answers(asked.backbone, adapter, *asked.files)
+            right += right_answers(backbone, adapter, self.reading(cell, split.evaluation, queries, place=place))
         return ModelRow(
-            setting=self.denoised_setting if arm.needs_denoised else self.setting,
+            setting=self.denoised_setting if arm.denoised else self.setting,
             arm=cell.arm,
             eta=cell.eta,
             seed=cell.seed,
@@ -89,28 +75,21 @@ class Bench:
             seconds=round(seconds, 1),
         )
 
-    def reading(self, cell: Cell, texts: LabelledTexts, file: PrivatizedFile, *, place: int, draws: int) -> Reading:
-        """What the model of a cell is given of a file.
+    def reading(self, cell: Cell, texts: LabelledTexts, file: PrivatizedFile, *, place: int) -> PrivatizedFile:
+        """The file as the model of a cell is given it.
 
         Args:
             cell: Whose arm and seed it is.
             texts: That the file was made of; told to the oracle alone.
             file: Privatized.
             place: Of the file among those of its seed, 0 for the training file.
-            draws: Versions, where words are drawn.
         """
         arm = ARMS[cell.arm]
         if arm.sentences and cell.eta is not None:
             file = self.files.with_sentences(file, eta=cell.eta, seed=(cell.seed, place))
         if arm.unchanged_only:
             file = self.files.unchanged_only(texts, file)
-        own = self.denoised if arm.denoised and self.denoised is not None else self.backbone
-        reading = Reading(backbone=own, files=(file,))
-        if arm.restore is None:
-            return reading
-        assert self.reader is not None, "a bench whose plan has such an arm is opened with one"
-        rng = np.random.default_rng([_DRAWN, cell.seed, place])
-        return arm.restore(reading, self.reader.posterior(file), draws, rng)
+        return file
 
     def attack(self, cell: AttackCell) -> AttackRow:
         """What the strongest of the attacks recovers from the training file of the first seed at an η.
@@ -147,31 +126,11 @@ class Bench:
         )
 
 
-def lesson(
-    read: Reading, config: TuningConfig, *, twins: bool
-) -> tuple[PrivatizedFile, PrivatizedFile | None, TuningConfig]:
-    """What a model is tuned on: a file, its twin if there is one, and the run, with as many sequences for every arm.
-
-    Fresh versions for each epoch stand one after the other, in one pass over all of them.
-
-    Args:
-        read: Of the training file, in all of its versions.
-        config: The arm's run, as if there were one version.
-        twins: Whether two versions are read at a time.
-    """
-    if not twins:
-        return read.joined, None, replace(config, epochs=config.epochs // len(read.files))
-    rng = np.random.default_rng([_HALVED, config.seed])
-    training, twin = two_at_a_time(read, sequences=config.epochs, rng=rng)
-    # As many sequences in a step as elsewhere, and so as many steps.
-    return training, twin, replace(config, epochs=1, batch_size=max(1, config.batch_size // 2))
-
-
-def right_answers(backbone: Backbone, adapter: Adapter, *versions: PrivatizedFile) -> NDArray[np.bool_]:
-    """Whether each record is labelled rightly, (records,); of several versions, by the mean of the answers."""
-    answers = [classify(backbone, [row_of(record, adapter=adapter) for record in file.records]) for file in versions]
-    labels = np.array([record.label for record in versions[0].records])
-    return np.asarray(np.mean(answers, axis=0).argmax(axis=1) == labels)
+def right_answers(backbone: Backbone, adapter: Adapter, file: PrivatizedFile) -> NDArray[np.bool_]:
+    """Whether each record is labelled rightly, (records,)."""
+    answers = classify(backbone, [row_of(record, adapter=adapter) for record in file.records])
+    labels = np.array([record.label for record in file.records])
+    return np.asarray(np.argmax(answers, axis=1) == labels)
 
 
 def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
@@ -184,8 +143,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
 
     Raises:
         CorpusError: A text has no token, or an arm needs public texts that are not there.
-        UsageError: An arm needs a word head or a [MASK] that is not there.
-        VocabularyError: The model's files are missing, or a word head is damaged.
+        VocabularyError: The model's files are missing.
     """
     torch.set_num_threads(threads)
     vocabulary = load_vocabulary(plan.model)
@@ -195,16 +153,9 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         if empty := sum(not ids for texts in part.parts for ids in vocabulary.encode(texts)):
             raise CorpusError(f"every {name} text must have a token in the vocabulary, got {empty} without; drop them")
     backbone = load_backbone(plan.model, precision=plan.precision)
-    if any(ARMS[name].masks for name in plan.arms):
-        require_mask(backbone)
     denoised = None if plan.denoised is None else load_backbone(plan.denoised, precision=plan.precision)
     if denoised is not None:
         check_hash(denoised.bundle, expected=vocabulary.hash)
-    reader = None
-    if denoised is not None and plan.denoised is not None and any(ARMS[name].restore for name in plan.arms):
-        table = torch.from_numpy(denoised.bundle.embeddings.copy()).to(denoised.device)
-        head = read_word_head(Path(plan.denoised), table=table)
-        reader = WordReader(backbone=denoised, head=head, keeps=1 + plan.privatizations)
     files = FileMaker(plan, vocabulary, split.public)
     if any(ARMS[name].sentences for name in plan.arms):
         files.check_sentences()
@@ -215,6 +166,5 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         denoised_setting=plan.setting(split),
         backbone=backbone,
         denoised=denoised,
-        reader=reader,
         files=files,
     )

@@ -15,7 +15,6 @@ from rapt.compare.texts import Split
 from rapt.errors import UsageError
 from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.model.tuning_config import LINEAR_PROBING, LORA, PROMPT_TUNING, TuningConfig, default_config
-from rapt.service.model.word_head import WORD_HEAD
 from rapt.wire.manifest import Parameter
 
 # Bootstrap over fewer seeds says little; the report says so below this number.
@@ -98,7 +97,7 @@ class ComparisonPlan:
         for name in ("arms", "seeds"):
             if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
-        if self.denoised is None and (needy := [name for name in self.arms if ARMS[name].needs_denoised]):
+        if self.denoised is None and (needy := [name for name in self.arms if ARMS[name].denoised]):
             raise UsageError(f"the arm {needy[0]!r} needs a backbone that expects noise; give --denoised FOLDER")
         if self.method == LINEAR_PROBING:
             raise UsageError(
@@ -182,7 +181,7 @@ class ComparisonPlan:
 
 
 def weights_digest(folder: str) -> str:
-    """SHA-256 of the weights in a folder, soft embeddings and a word head included.
+    """SHA-256 of the weights in a folder, soft embeddings included.
 
     Raises:
         UsageError: There are none.
@@ -190,9 +189,9 @@ def weights_digest(folder: str) -> str:
     try:
         with (Path(folder) / "model.safetensors").open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256")
-        for name in (SOFT_EMBEDDINGS, WORD_HEAD):
-            if (Path(folder) / name).is_file():  # results of folders without stay what they are
-                found.update((Path(folder) / name).read_bytes())
+        soft_embeddings = Path(folder) / SOFT_EMBEDDINGS
+        if soft_embeddings.is_file():  # results of folders without stay what they are
+            found.update(soft_embeddings.read_bytes())
         return found.hexdigest()
     except OSError:
         raise UsageError("--denoised must be a folder that rapt denoise made, with model.safetensors") from None

@@ -93,7 +93,8 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[boo
         if isinstance(row, ModelRow):
             models.setdefault((row.arm, row.eta), {})[row.seed] = row
     order = {name: place for place, name in enumerate(ARMS)}
-    keys = sorted(models, key=lambda key: (math.inf if key[1] is None else key[1], order[key[0]]))
+    last = len(order)  # lines of an arm that is no longer run still have their accuracy
+    keys = sorted(models, key=lambda key: (math.inf if key[1] is None else key[1], order.get(key[0], last)))
     attacks = [_attack(row) for row in rows if isinstance(row, AttackRow)]
     named = np.array(most_frequent_label, dtype=float) if most_frequent_label else None
     return Summary(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rapt.compare.arms import ARMS, CLEAN, DENOISED, DENOISED_PROBING, PROMPT, RAPT
+from rapt.compare.arms import CLEAN, DENOISED, DENOISED_PROBING, PROMPT, RAPT
 from rapt.compare.paper_table import signed, signed_interval
 from rapt.compare.plan import SEEDS_FOR_AN_INTERVAL
 from rapt.compare.summary import Difference, Summary
@@ -19,9 +19,6 @@ def verdict(summary: Summary) -> Iterator[str]:
         if item.arm in (DENOISED, DENOISED_PROBING) and item.other in (PROMPT, RAPT):
             head = " and a head alone" if item.arm == DENOISED_PROBING else ""
             yield f"At η = {item.eta:g}, a backbone that expects noise{head}, against {item.other}: {_says(item)}."
-    for item in summary.differences:
-        if ARMS[item.arm].restore:
-            yield f"At η = {item.eta:g}, {item.arm}, against {item.other}: {_says(item)}."
     for item in summary.differences:
         if item.arm == RAPT and item.other not in (PROMPT, CLEAN):
             yield f"At η = {item.eta:g}, RAPT against its control “{item.other}”: {_says(item)}."

@@ -12,22 +12,13 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rapt.denoise.plan import WarmUpPlan, WordHeadPlan
-from rapt.denoise.read_words import WordsRead
+from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.warm_up import Explained
 from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
 from rapt.service.model.denoising import Layers, Student
-from rapt.service.model.noise_expected import (
-    CARD,
-    SCHEMA,
-    SOFT_EMBEDDINGS,
-    NoiseExpected,
-    read_noise_expected,
-    soft_embeddings_file,
-)
+from rapt.service.model.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.service.model.whole_folder import write_folder
-from rapt.service.model.word_head import WORD_HEAD, WordHead, word_head_file
 from rapt.version import __version__
 from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
 
@@ -98,61 +89,6 @@ def save_denoised(
         files[SOFT_EMBEDDINGS] = soft_embeddings_file(student.soft_embeddings)
     files[CARD] = _card_file(card)
     _write(folder, files, vocabulary_hash=student.teacher.bundle.hash)
-
-
-def check_denoised(model: str) -> NoiseExpected:
-    """What noise a model expects, which must have been told.
-
-    Raises:
-        UsageError: It is no backbone that expects noise.
-        VocabularyError: The model is not here, or its card is damaged.
-    """
-    noise = read_noise_expected(model_directory(model))
-    if noise is None:
-        raise UsageError(f"--model must be a folder that rapt denoise made, with {CARD}; run rapt denoise first")
-    return noise
-
-
-def save_with_word_head(
-    head: WordHead,
-    folder: Path,
-    *,
-    model: str,
-    vocabulary_hash: str,
-    plan: WordHeadPlan,
-    reads: Sequence[WordsRead],
-    texts: int,
-    tokens: int,
-) -> None:
-    """Write the folder of a backbone again with a word head in it, whole or not at all; a head it had is replaced.
-
-    Args:
-        head: As trained.
-        folder: New or empty.
-        model: Folder that `check_denoised` takes; left as it is.
-        vocabulary_hash: Of its vocabulary.
-        plan: What was done.
-        reads: What came of it.
-        texts: Public windows trained on.
-        tokens: In them.
-
-    Raises:
-        UsageError: The folder holds something, or cannot be written.
-    """
-    check_target(folder)
-    source = model_directory(model)
-    files = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
-    card: dict[str, Any] = json.loads(files[CARD])
-    card["word_head"] = {
-        "created_by": f"rapt {__version__}",
-        "plan": asdict(plan),
-        "public_texts": texts,
-        "public_tokens": tokens,
-        "reads": [asdict(item) for item in reads],
-    }
-    files[WORD_HEAD] = word_head_file(head)
-    files[CARD] = _card_file(card)
-    _write(folder, files, vocabulary_hash=vocabulary_hash)
 
 
 def _card_file(card: Mapping[str, Any]) -> bytes:

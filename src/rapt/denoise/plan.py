@@ -1,4 +1,4 @@
-"""What a warm-up or the training of a word head does, and for how long."""
+"""What a warm-up does, and for how long."""
 
 from __future__ import annotations
 
@@ -44,37 +44,11 @@ class WarmUpPlan:
             raise UsageError(
                 f"epochs must be finite and above 0, or 0 with soft embeddings, got epochs={self.epochs}; raise it"
             )
-        _check_steps(batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordHeadPlan:
-    """How a word head is trained; for which mechanism and η says the card of its backbone.
-
-    Attributes:
-        epochs: Passes over the public text, with fresh noise in each; may be a fraction.
-        batch_size: Texts a step.
-        learning_rate: At its peak; AdamW with warm-up and linear decay to 0.
-        seed: Of first weights, order and noise.
-    """
-
-    epochs: float = 1.0
-    batch_size: int = 32
-    # Far above the layers' rate: a small head that begins at nothing. As in the first trial; nothing else was tried.
-    learning_rate: float = 2e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        if not (math.isfinite(self.epochs) and self.epochs > 0):
-            raise UsageError(f"epochs must be finite and above 0, got epochs={self.epochs}; raise it")
-        _check_steps(batch_size=self.batch_size, learning_rate=self.learning_rate, seed=self.seed)
-
-
-def _check_steps(*, batch_size: int, learning_rate: float, seed: int) -> None:
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise UsageError(f"learning_rate must be finite and above 0, got learning_rate={learning_rate}")
-    if batch_size < 2:
-        raise UsageError(f"a batch must have at least 2 texts, got batch_size={batch_size}; raise it")
-    if seed < 0:
-        raise UsageError(f"the seed must be at least 0, got seed={seed}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise UsageError(
+                f"learning_rate must be finite and above 0, got learning_rate={self.learning_rate}; choose another"
+            )
+        if self.batch_size < 2:
+            raise UsageError(f"a batch must have at least 2 texts, got batch_size={self.batch_size}; raise it")
+        if self.seed < 0:
+            raise UsageError(f"the seed must be at least 0, got seed={self.seed}; raise it")

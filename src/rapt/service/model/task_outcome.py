@@ -15,10 +15,8 @@ class Outcome:
         loss: L_task, a scalar in nats a row, or a token of generated text; carries a gradient.
         right: How many answers were right, a scalar.
         total: Of how many.
-        logits: Of the classes, (B, C), of the true label where labels are randomized; None of generated text.
     """
 
     loss: Tensor
     right: Tensor
     total: int
-    logits: Tensor | None = None

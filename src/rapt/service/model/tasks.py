@@ -221,7 +221,6 @@ class Classes:
             loss=task_loss(logits, labels, label_privacy=label_privacy),
             right=(logits.argmax(dim=1) == labels).sum(),
             total=len(records),
-            logits=logits,
         )
 
 

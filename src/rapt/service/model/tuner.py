@@ -10,7 +10,6 @@ from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.tasks import TASKS
 from rapt.service.model.tuning.checkpoint import Checkpoint
-from rapt.service.model.tuning.consistency import check_twin
 from rapt.service.model.tuning.losses import Tuning
 from rapt.service.model.tuning.processes import ALONE, Processes, join_processes
 from rapt.service.model.tuning.progress import Progress, TuningCancelled
@@ -42,7 +41,6 @@ def tune(
     training: PrivatizedFile,
     *,
     config: TuningConfig,
-    twin: PrivatizedFile | None = None,
     validation: PrivatizedFile | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -59,10 +57,6 @@ def tune(
         backbone: Frozen; left as it is found.
         training: Privatized with the backbone's vocabulary, with labels or targets.
         config: The run.
-        twin: A second version of every record of the training file, with the same label and plain tokens, or None.
-            Both are read in one step; L_task and L_rec are means over both, and `config.consistency` weighs L_KL, how
-            far apart the answers are (R-Drop, Liang et al. 2021). A batch is of so many records, and twice as many
-            sequences.
         validation: Privatized likewise. It is evaluated after every epoch, and the adapter is the one of the lowest
             loss on it; `config.patience` may end the run early.
         on_progress: Called after each step.
@@ -78,19 +72,16 @@ def tune(
 
     Raises:
         TuningError: The file has no labels or one class only, no plain tokens to reconstruct, or a loss that is
-            not finite; or the twin is not one of it, or is missing; or the checkpoint is of another run.
+            not finite; or the checkpoint is of another run.
         TuningCancelled: `should_stop` said yes.
         VocabularyError: The file was privatized with another vocabulary, or the checkpoint made on another backbone.
         UsageError: A record does not fit the backbone.
     """
     check_training_file(backbone, training, config=config)
-    check_twin(training, twin, weight=config.consistency)
-    if twin is not None:
-        check_records(backbone, twin, config=config)
     if validation is not None:
         check_validation_file(training, validation)
         check_records(backbone, validation, config=config)
-    run = Run(backbone, training, twin=twin, validation=validation, config=config, warn=on_warning, processes=processes)
+    run = Run(backbone, training, validation=validation, config=config, warn=on_warning, processes=processes)
     if resume_from is not None:
         run.restore(resume_from)
 

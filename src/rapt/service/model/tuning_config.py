@@ -96,8 +96,6 @@ class TuningConfig:
         warmup: Share of the steps that the rate takes to rise.
         max_gradient_norm: Gradients of a longer L2 norm are scaled down to it; 0 leaves them.
         patience: Evaluations without a lower validation loss after which a run stops; 0 never stops early.
-        consistency: Weight of how far apart the answers to two versions of each record are (R-Drop); above 0 the run
-            is given a twin of its file.
         seed: Of initialization and order. It protects nothing and hides nothing.
         reconstruction: None trains on the text alone and ignores the file's plain tokens.
     """
@@ -121,7 +119,6 @@ class TuningConfig:
     warmup: float = 0.06
     max_gradient_norm: float = 1.0
     patience: int = 0
-    consistency: float = 0.0
     seed: int = 0
     reconstruction: ReconstructionConfig | None = None
 
@@ -137,10 +134,6 @@ class TuningConfig:
         for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise TuningError(f"{name} must be finite and above 0, got {name}={getattr(self, name)}")
-        if not (math.isfinite(self.consistency) and self.consistency >= 0):
-            raise TuningError(
-                f"consistency must be finite and >= 0, got consistency={self.consistency}; choose another"
-            )
         if self.method == LINEAR_PROBING and self.task != "classification":
             raise TuningError(
                 f"{LINEAR_PROBING} trains the head of the task classification, got task={self.task!r}; "
@@ -148,10 +141,6 @@ class TuningConfig:
             )
         if self.method == LINEAR_PROBING and self.reconstruction is not None:
             raise TuningError(f"{LINEAR_PROBING} has nothing that reconstruction could teach; tune without it")
-        if self.consistency > 0 and self.task != "classification":
-            raise TuningError(
-                f"consistency is for the task classification, got task={self.task!r}; leave consistency at 0"
-            )
         if not 0 <= self.warmup < 1:
             raise TuningError(f"warmup must be a share from 0 to 1, got warmup={self.warmup}")
         if (self.initialization == "text") != bool(self.init_text):
@@ -186,10 +175,7 @@ def default_config(method: str) -> TuningConfig:
 
 
 def card_settings(config: TuningConfig) -> dict[str, float | int | str | bool | None]:
-    """The run as flat settings for a card: everything but the words of `init_text`.
-
-    One without consistency is described as before there was any: the checkpoints of an earlier version go on.
-    """
+    """The run as flat settings for a card: everything but the words of `init_text`."""
     flat: dict[str, float | int | str | bool | None] = {}
     for name in TuningConfig.__dataclass_fields__:
         value = getattr(config, name)
@@ -197,8 +183,6 @@ def card_settings(config: TuningConfig) -> dict[str, float | int | str | bool | 
             flat[name] = " ".join(value)
         elif name not in ("init_text", "reconstruction"):
             flat[name] = value
-    if config.consistency == 0:
-        del flat["consistency"]
     if config.reconstruction is not None:
         own = config.reconstruction
         flat |= {f"reconstruction_{name}": getattr(own, name) for name in ReconstructionConfig.__dataclass_fields__}

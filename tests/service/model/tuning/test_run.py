@@ -1,15 +1,12 @@
 import dataclasses
-import json
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rapt.errors import TuningError, UsageError
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
 from rapt.service.model.tuning.batches import batches_of_epoch, parts_of_batch
-from rapt.service.model.tuning.logs import JsonLinesLog, TensorBoardLog
 from rapt.service.model.tuning.optimizer import rate_scale
 from rapt.service.model.tuning.run import Run, out_of_memory
 from rapt.wire.privatized_file import PrivatizedFile
@@ -129,22 +126,3 @@ def test_a_record_that_was_privatized_to_nothing_is_refused_by_its_position(back
     empty = (*file.records[:3], dataclasses.replace(file.records[3], token_ids=()), *file.records[4:])
     with pytest.raises(UsageError, match="record 3 must have at least one token"):
         tune(backbone, PrivatizedFile(manifest=file.manifest, records=empty), config=SHORT)
-
-
-def test_a_log_has_a_line_a_step(backbone, file, tmp_path):
-    with JsonLinesLog(tmp_path / "log.jsonl") as log:
-        tune(backbone, file, config=WITH_L_REC, on_progress=log.add)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert all(line["task_loss"] > 0 and line["reconstruction_loss"] > 0 for line in lines)
-
-
-def test_tensorboard_reads_back_every_step_of_its_log(backbone, file, tmp_path):
-    seen = []
-    with TensorBoardLog(tmp_path / "curves") as log:
-        tune(backbone, file, config=WITH_L_REC, on_progress=lambda step: (seen.append(step), log.add(step)))
-    curves = EventAccumulator(str(tmp_path / "curves")).Reload()
-    for name in ("task_loss", "reconstruction_loss", "accuracy", "learning_rate"):
-        points = [(point.step, pytest.approx(point.value, rel=1e-6)) for point in curves.Scalars(name)]
-        assert points == [(step.step, getattr(step, name)) for step in seen]
-    assert set(curves.Tags()["scalars"]) <= {field.name for field in dataclasses.fields(seen[0])}

@@ -40,7 +40,7 @@ class RunIdentity:
         model: Name of the backbone.
         vocabulary_hash: Of its vocabulary.
         precision: In which it computes; another one gives other numbers.
-        training: Digest of the training file's records, or of its and its twin's.
+        training: Digest of the training file's records.
         validation: Of the validation file's, or empty.
         settings: Digest of the settings.
     """
@@ -93,19 +93,15 @@ def identity(
     config: TuningConfig,
     *,
     training: PrivatizedFile,
-    twin: PrivatizedFile | None,
     validation: PrivatizedFile | None,
 ) -> RunIdentity:
     """What a run with these arguments is of."""
-    read = training.manifest.records_sha256
-    if twin is not None:
-        read = hashlib.sha256(f"{read} {twin.manifest.records_sha256}".encode()).hexdigest()
     settings = dump({**card_settings(config), "init_text": config.init_text})
     return RunIdentity(
         model=backbone.model,
         vocabulary_hash=backbone.bundle.hash,
         precision=str(backbone.dtype).removeprefix("torch."),
-        training=read,
+        training=training.manifest.records_sha256,
         validation="" if validation is None else validation.manifest.records_sha256,
         settings=hashlib.sha256(settings.encode()).hexdigest(),
     )

@@ -1,4 +1,4 @@
-"""What a run trains, and its loss on a batch: L = L_task + λ L_rec (RAPT, Eq. 10), and w L_KL for two versions of it.
+"""What a run trains, and its loss on a batch: L = L_task + λ L_rec (RAPT, Eq. 10).
 
 The backbone stays as it is. What is trained is the method, the task head and, with reconstruction, a head that is
 thrown away at the end. Everything here works on token ids that were privatized before they arrived.
@@ -23,7 +23,6 @@ from rapt.service.model.reconstruction import (
 )
 from rapt.service.model.steering import steer
 from rapt.service.model.tasks import TASKS
-from rapt.service.model.tuning.consistency import consistency_loss
 from rapt.service.model.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_record import PrivatizedRecord
@@ -38,8 +37,7 @@ class Losses:
         reconstruction: L_rec, the mean over the plain tokens of the rows, or None.
         right: How many answers were right, a scalar.
         total: Of how many.
-        rows: Records of the batch; two versions of one are one.
-        consistency: L_KL, how far apart the answers to both versions are, the mean over the rows; None of one version.
+        rows: Records of the batch.
     """
 
     task: Tensor
@@ -47,24 +45,18 @@ class Losses:
     right: Tensor
     total: int
     rows: int
-    consistency: Tensor | None = None
 
-    def combined(
-        self, *, weight: float, consistency: float = 0.0, of_answers: float = 1.0, of_rows: float = 1.0
-    ) -> Tensor:
-        """L = L_task + λ L_rec + w L_KL; of a part of a batch, by its shares of answers and rows.
+    def combined(self, *, weight: float, of_answers: float = 1.0, of_rows: float = 1.0) -> Tensor:
+        """L = L_task + λ L_rec; of a part of a batch, by its shares of answers and rows.
 
         Args:
             weight: λ.
-            consistency: w.
             of_answers: Share of the batch's answers.
             of_rows: Share of its rows.
         """
         loss = self.task * of_answers
         if self.reconstruction is not None:
             loss = loss + self.reconstruction * (of_rows * weight)
-        if self.consistency is not None:
-            loss = loss + self.consistency * (of_rows * consistency)
         return loss
 
 
@@ -111,16 +103,9 @@ class Tuning(nn.Module):
             return sum(len(record.target_ids or ()) + closing for record in records)
         return len(records)
 
-    def losses(self, records: Sequence[PrivatizedRecord], *, twins: Sequence[PrivatizedRecord] = ()) -> Losses:
-        """The losses of one batch.
-
-        Args:
-            records: B of them.
-            twins: A second version of each, or none. L_task and L_rec are then means over both.
-        """
+    def losses(self, records: Sequence[PrivatizedRecord]) -> Losses:
+        """The losses of one batch of B records."""
         (backbone,) = self._backbone
-        rows = len(records)
-        records = [*records, *twins]
         steering = steer([tuned_parts(self.method)] * len(records))
         head = self.reconstruction_head
         layout = self._task.lay_out(backbone, records, prompt_lengths=steering.prompt_lengths, plain=head is not None)
@@ -135,14 +120,10 @@ class Tuning(nn.Module):
         if head is not None:
             targets = plain_token_targets(records, self._plain, device=states.device)
             reconstruction = reconstruction_loss(plain_states(states, layout, count=self._plain.count), targets, head)
-        consistency = None
-        if twins and outcome.logits is not None:
-            consistency = consistency_loss(outcome.logits[:rows], outcome.logits[rows:])
         return Losses(
             task=outcome.loss,
             reconstruction=reconstruction,
             right=outcome.right,
             total=outcome.total,
-            rows=rows,
-            consistency=consistency,
+            rows=len(records),
         )

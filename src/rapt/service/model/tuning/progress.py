@@ -25,7 +25,6 @@ class Progress:
         reconstruction_loss: L_rec, if there is one.
         accuracy: Share of right answers.
         learning_rate: Of the method, in this step.
-        consistency_loss: L_KL between two versions of the batch, if there are two.
         validation_loss: L_task on the validation file, at a step after which it was evaluated.
         validation_accuracy: Likewise.
     """
@@ -37,6 +36,5 @@ class Progress:
     reconstruction_loss: float | None
     accuracy: float
     learning_rate: float = 0.0
-    consistency_loss: float | None = None
     validation_loss: float | None = None
     validation_accuracy: float | None = None

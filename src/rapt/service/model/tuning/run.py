@@ -21,22 +21,20 @@ from rapt.service.model.tuning.result import adapter_of
 from rapt.service.model.tuning.validation import Best, evaluate
 from rapt.service.model.tuning_config import TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What a batch came to: L_task, L_rec and L_KL where there are any, right answers, and all of them."""
+    """What a batch came to: L_task, L_rec where there is one, right answers, and all of them."""
 
     task: float
     reconstruction: float | None
-    consistency: float | None
     right: float
     answers: int
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.task + (self.reconstruction or 0.0) + (self.consistency or 0.0))
+        return math.isfinite(self.task + (self.reconstruction or 0.0))
 
 
 class Run:
@@ -50,7 +48,6 @@ class Run:
         validation: PrivatizedFile | None,
         config: TuningConfig,
         warn: Callable[[str], None],
-        twin: PrivatizedFile | None = None,
         processes: Processes = ALONE,
     ) -> None:
         """Stand before the first step. The files must have been checked."""
@@ -58,7 +55,7 @@ class Run:
         self.steps_per_epoch = batches_per_epoch(len(training.records), size=config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
         self.step = 0
-        self._backbone, self._training, self._twin, self._validation = backbone, training, twin, validation
+        self._backbone, self._training, self._validation = backbone, training, validation
         self._warn = warn
         self._processes = processes
         self._tuning = Tuning(backbone, training.manifest, config)
@@ -110,7 +107,6 @@ class Run:
             reconstruction_loss=found.reconstruction,
             accuracy=found.right / found.answers,
             learning_rate=rate,
-            consistency_loss=found.consistency,
             **self._evaluation(),
         )
         return self._latest
@@ -168,9 +164,7 @@ class Run:
         return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=self._metrics())
 
     def _identity(self) -> RunIdentity:
-        return identity(
-            self._backbone, self.config, training=self._training, twin=self._twin, validation=self._validation
-        )
+        return identity(self._backbone, self.config, training=self._training, validation=self._validation)
 
     def _next_batch(self) -> list[int]:
         epoch, place = divmod(self.step, self.steps_per_epoch)
@@ -206,27 +200,22 @@ class Run:
             )
 
     def _gradients_in_parts(self, positions: Sequence[int], *, weight: float) -> _Found:
-        answers = self._tuning.answers([*_at(positions, self._training), *_at(positions, self._twin)])
-        task = right = reconstruction = consistency = 0.0
+        records = self._training.records
+        answers = self._tuning.answers([records[position] for position in positions])
+        task = right = reconstruction = 0.0
         for part in parts_of_batch(self._processes.share(positions), size=self._micro):
-            losses = self._tuning.losses(_at(part, self._training), twins=_at(part, self._twin))
+            losses = self._tuning.losses([records[position] for position in part])
             of_answers, of_rows = losses.total / answers, losses.rows / len(positions)
-            loss = losses.combined(
-                weight=weight, consistency=self.config.consistency, of_answers=of_answers, of_rows=of_rows
-            )
-            torch.autograd.backward(loss)
+            torch.autograd.backward(losses.combined(weight=weight, of_answers=of_answers, of_rows=of_rows))
             task += losses.task.item() * of_answers
             right += losses.right.item()
             if losses.reconstruction is not None:
                 reconstruction += losses.reconstruction.item() * of_rows
-            if losses.consistency is not None:
-                consistency += losses.consistency.item() * of_rows
         self._processes.sum_gradients(self._tuning.trained().values())
-        task, reconstruction, consistency, right = self._processes.sum(task, reconstruction, consistency, right)
+        task, reconstruction, right = self._processes.sum(task, reconstruction, right)
         return _Found(
             task=task,
             reconstruction=None if self.config.reconstruction is None else reconstruction,
-            consistency=None if self._twin is None else consistency,
             right=right,
             answers=answers,
         )
@@ -245,17 +234,10 @@ class Run:
             metrics["final_task_loss"] = self._latest.task_loss
             if self._latest.reconstruction_loss is not None:
                 metrics["final_reconstruction_loss"] = self._latest.reconstruction_loss
-            if self._latest.consistency_loss is not None:
-                metrics["final_consistency_loss"] = self._latest.consistency_loss
         if self._best.parameters:
             metrics |= {"validation_loss": self._best.loss, "validation_accuracy": self._best.accuracy}
             metrics |= {"best_step": self._best.step}
         return metrics
-
-
-def _at(positions: Sequence[int], file: PrivatizedFile | None) -> list[PrivatizedRecord]:
-    """The records at these positions; none of no file."""
-    return [] if file is None else [file.records[position] for position in positions]
 
 
 def out_of_memory(error: BaseException) -> bool:
