@@ -108,8 +108,9 @@ def list_keys(store: Store, cursor: Cursor, *, caller: Caller = OPERATOR, tenant
         NotFoundError: The cursor names none of them.
     """
     with store.database.read() as connection:
-        where = KEYS.c.role.in_(_roles_below(caller))
-        where = where if tenant is None else where & (KEYS.c.tenant == tenant)
+        where: ColumnElement[bool] = KEYS.c.role.in_(_roles_below(caller))
+        if tenant is not None:
+            where &= KEYS.c.tenant == tenant
         rows, has_more = page_of(connection, KEYS, cursor, where=where)
     return Page(tuple(value_of(row, StoredKey) for row in rows), has_more)
 
