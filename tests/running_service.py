@@ -21,7 +21,13 @@ def running_service(
 ) -> Iterator[str]:
     """The URL of a service that runs until the end of the block, worker and all."""
     chosen = load_settings(
-        {"data_directory": data_directory, "port": 0, "models": tuple(backbones), **(settings or {})}
+        {
+            "data_directory": data_directory,
+            "port": 0,
+            "models": tuple(backbones),
+            "job_process": False,  # on the models that are loaded here; a process would load them from the disk again
+            **(settings or {}),
+        }
     )
     ready: Queue = Queue()
 

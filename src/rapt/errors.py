@@ -43,6 +43,8 @@ class RaptError(Exception):
     exit_code: ClassVar[int] = 1
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    # Name of the field of a request that has to be changed, where there is one.
+    param: str | None = None
 
 
 class UsageError(RaptError):

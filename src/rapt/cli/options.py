@@ -47,6 +47,14 @@ CaFile = Annotated[
         help="PEM certificates that vouch for the service, where this machine does not trust its certificate.",
     ),
 ]
+Debug = Annotated[
+    bool | None,
+    typer.Option(
+        "--debug/--no-debug",
+        help="Print tracebacks with their messages on stderr, which may hold private text.  [default: --no-debug]",
+        show_default=False,
+    ),
+]
 Blobs = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.options import Blobs
+from rapt.cli.options import Blobs, Debug
 from rapt.cli.output import show_json
 
 
@@ -30,6 +30,7 @@ def serve(
         bool | None,
         typer.Option("--page/--no-page", help="Serve the page at /.  [default: --page]", show_default=False),
     ] = None,
+    debug: Debug = None,
     tls_cert: Annotated[
         Path | None,
         typer.Option(help="Certificate chain in PEM: serve HTTPS. With --tls-key.", show_default=False),
@@ -59,6 +60,7 @@ def serve(
             "models": tuple(model) if model else None,
             "blobs": blobs,
             "page": page,
+            "debug": debug,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
         }

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.options import Blobs
+from rapt.cli.options import Blobs, Debug
 from rapt.cli.output import say
 
 
@@ -20,6 +20,7 @@ def worker(
         typer.Option(help="Base model to run jobs of, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
     blobs: Blobs = None,
+    debug: Debug = None,
 ) -> None:
     """Run jobs of a service in a process of their own; start as many as there are cores to spare.
 
@@ -32,7 +33,9 @@ def worker(
     """
     from rapt.service.http.settings import load_settings
 
-    settings = load_settings({"data_directory": data, "models": tuple(model) if model else None, "blobs": blobs})
+    settings = load_settings(
+        {"data_directory": data, "models": tuple(model) if model else None, "blobs": blobs, "debug": debug}
+    )
     from rapt.service.http.worker_process import work
 
     work(settings, on_ready=lambda: say("waiting for jobs"))

@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pytest
 
+from job_material import runner_on
 from rapt.errors import UnavailableError
 from rapt.service.http.admission import Gate
 from rapt.service.jobs.hyperparameters import method_to_json
 from rapt.service.jobs.patience import patiently
-from rapt.service.jobs.worker import ThreadRunner
 from rapt.service.model.tuner import ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.service.storage.blobs_local import LocalBlobs
 from rapt.service.storage.callers import DEVELOPER, LOCAL
@@ -66,7 +66,7 @@ def queue(store, backbones, path, config=LONG):
 
 @contextmanager
 def running(store, backbones):
-    runner = ThreadRunner(store, backbones, tenant_bytes=10**9, between_checkpoints=0.0)
+    runner = runner_on(store, backbones, between_checkpoints=0.0)
     runner.start()
     try:
         yield runner

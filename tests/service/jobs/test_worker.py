@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import pytest
 
+from job_material import run_job, runner_on
 from rapt.service.http.admission import Gate
 from rapt.service.jobs.epoch_checkpoints import MOST_CHECKPOINTS
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
 from rapt.service.jobs.progress_events import MOST_EVENTS, ProgressEvents
-from rapt.service.jobs.worker import ThreadRunner, run_job
 from rapt.service.model.adapter import adapter_from_files
 from rapt.service.model.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.service.storage.callers import DEVELOPER, LOCAL
@@ -37,7 +37,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def runner(store, backbones):
-    thread = ThreadRunner(store, backbones, tenant_bytes=10**9)
+    thread = runner_on(store, backbones)
     thread.start()
     yield thread
     thread.close()
@@ -111,7 +111,7 @@ def test_a_stored_job_is_the_run_that_was_asked_for(config):
 def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, training_file):
     queue()
     job = claim(store)
-    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
+    run_job(store, job, backbones=backbones, should_stop=never)
     done = get_job(store, job.id, tenant=LOCAL)
     assert done.status == "succeeded"
     assert done.fine_tuned_model.startswith("ft:bert-tiny:local:rapt:")
@@ -124,7 +124,7 @@ def test_a_job_ends_in_a_model_whose_adapter_loads(store, backbones, queue, trai
 def test_the_last_epochs_checkpoint_is_the_result_and_each_has_an_adapter_that_loads(store, backbones, queue):
     queue()
     job = claim(store)
-    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
+    run_job(store, job, backbones=backbones, should_stop=never)
     found = checkpoints_of(store, job)
     assert [model.step for model in found] == [4, 8, 12, 16]  # of 4 batches an epoch
     assert all(set(model.metrics) == {"step", "train_loss", "train_mean_token_accuracy"} for model in found)
@@ -138,7 +138,7 @@ def test_the_last_epochs_checkpoint_is_the_result_and_each_has_an_adapter_that_l
 def test_a_long_run_has_ten_checkpoints_at_most_and_always_its_last(store, backbones, queue, epochs, kept):
     queue(replace(SHORT, epochs=epochs, batch_size=64))  # one step an epoch
     job = claim(store)
-    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
+    run_job(store, job, backbones=backbones, should_stop=never)
     assert len(kept) <= MOST_CHECKPOINTS
     assert [model.step for model in checkpoints_of(store, job)] == kept
 
@@ -146,7 +146,7 @@ def test_a_long_run_has_ten_checkpoints_at_most_and_always_its_last(store, backb
 def test_a_tenant_without_room_gets_its_model_without_checkpoints(store, backbones, queue, caplog):
     queue()
     job = claim(store)
-    run_job(store, job, backbones=backbones, tenant_bytes=1, should_stop=never)
+    run_job(store, job, backbones=backbones, should_stop=never, tenant_bytes=1)
     assert checkpoints_of(store, job) == ()
     assert len(models_of(store)) == 1
     assert len(kept_bytes(store)) == 1 + 1  # its file
@@ -156,7 +156,7 @@ def test_a_tenant_without_room_gets_its_model_without_checkpoints(store, backbon
 def test_progress_is_reported_every_ten_steps_and_at_the_last(store, backbones, queue):
     queue()  # 4 epochs of 4 batches
     job = claim(store)
-    run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=never)
+    run_job(store, job, backbones=backbones, should_stop=never)
     metrics = [event.data for event in events_of(store, job) if event.type == "metrics"]
     assert [data["step"] for data in metrics] == [10, 16]
     assert set(metrics[0]) == {"step", "total_steps", "epoch", "train_loss", "reconstruction_loss", "accuracy"}
@@ -217,9 +217,7 @@ def test_a_cancelled_job_that_still_reached_its_end_publishes_nothing(store, bac
             cancel_job(store, job.id, caller=DEVELOPER, now=9)
         return False
 
-    run_job(
-        store, job, backbones=backbones, tenant_bytes=10**9, should_stop=cancel_late, between_questions=float("inf")
-    )
+    run_job(store, job, backbones=backbones, should_stop=cancel_late, between_questions=float("inf"))
     assert get_job(store, job.id, tenant=LOCAL).status == "cancelled"
     assert models_of(store) == ()
     assert kept_bytes(store) == [get_file(store, job.training_file, tenant=LOCAL).sha256]
@@ -245,7 +243,7 @@ def test_an_unforeseen_error_leaves_its_class_and_not_its_message(store, backbon
         def __getitem__(self, name):
             raise KeyError("the patient said that")
 
-    broken = ThreadRunner(store, Broken(backbones), tenant_bytes=10**9)
+    broken = runner_on(store, Broken(backbones))
     job = queue()
     broken.start()
     wait_until(lambda: ended(store, job))
@@ -259,12 +257,12 @@ def test_an_unforeseen_error_leaves_its_class_and_not_its_message(store, backbon
 
 def test_closing_queues_the_running_job_again_and_it_ends_as_it_would_have(store, backbones, queue):
     interrupted, control = queue(replace(SHORT, epochs=15)), queue(replace(SHORT, epochs=15))
-    first = ThreadRunner(store, backbones, tenant_bytes=10**9)
+    first = runner_on(store, backbones)
     first.start()
     wait_until(lambda: has_progress(store, interrupted))
     first.close()
     assert get_job(store, interrupted.id, tenant=LOCAL).status == "queued"
-    second = ThreadRunner(store, backbones, tenant_bytes=10**9)
+    second = runner_on(store, backbones)
     second.start()
     wait_until(lambda: ended(store, control))
     second.close()
@@ -277,7 +275,7 @@ def test_a_stopped_run_leaves_no_adapter(store, backbones, queue):
     queue()
     job = claim(store)
     with pytest.raises(TuningCancelled):
-        run_job(store, job, backbones=backbones, tenant_bytes=10**9, should_stop=lambda: True)
+        run_job(store, job, backbones=backbones, should_stop=lambda: True)
     assert requeue_abandoned_jobs(store) == 1
     assert kept_bytes(store) == [get_file(store, job.training_file, tenant=LOCAL).sha256]
 
@@ -286,7 +284,7 @@ def test_the_model_is_the_one_of_the_service_whatever_the_file_calls_it(store, b
     first, rest = training_path.read_bytes().split(b"\n", 1)
     assert b'"model":"bert-tiny"' in first
     job = queue(content=first.replace(b'"model":"bert-tiny"', b'"model":"bert-mine"') + b"\n" + rest)
-    run_job(store, claim(store), backbones=backbones, tenant_bytes=10**9, should_stop=never)
+    run_job(store, claim(store), backbones=backbones, should_stop=never)
     assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"
 
 

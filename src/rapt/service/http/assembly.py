@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -16,20 +17,26 @@ from rapt.service.http.admission import Gate
 from rapt.service.http.metrics import Metrics
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.http.settings import Settings, revealed, served_name
+from rapt.service.jobs.job_run import in_this_process
 from rapt.service.jobs.job_runner import JobRunner
+from rapt.service.jobs.job_settings import JobLimits, JobSettings, half_of_the_memory
+from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
 from rapt.service.jobs.worker import ThreadRunner
-from rapt.service.model.backbone import Backbone, load_backbone
+from rapt.service.model.backbone import Backbone, load_served
 from rapt.service.model.batching import BatchLimits
 from rapt.service.model.frame import make_tokenizer
 from rapt.service.model.serving import Predictor
 from rapt.service.model.writing import Writer
 from rapt.service.storage.callers import LOCAL
+from rapt.service.storage.job_runs import tell_of_models_not_served
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.addresses import is_loopback
 from rapt.wire.vocabulary_bundle import write_bundle
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,6 +55,7 @@ class Service:
         tokenizers: By the name of the backbone, to spell what was written.
         quotas: Tokens a minute of each tenant.
         metrics: What is counted.
+        job_limits: What one job may take.
         started_at: Unix time, s; what base models say about their creation.
     """
 
@@ -62,6 +70,7 @@ class Service:
     tokenizers: Mapping[str, Tokenizer]
     quotas: TokenQuotas
     metrics: Metrics
+    job_limits: JobLimits
     started_at: int
 
     def backbone(self, name: str) -> Backbone:
@@ -78,12 +87,68 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
         VocabularyError: The files of one are missing.
         UsageError: The architecture of one is not supported.
     """
-    loaded = {}
-    for model in settings.models:
-        name, backbone = served_name(model), load_backbone(model, precision=settings.precision)
-        # A model from a folder is known by that folder's name, here and in what clients are given.
-        loaded[name] = replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
-    return loaded
+    return {
+        name: load_served(model, name=name, precision=settings.precision) for name, model in models_of(settings).items()
+    }
+
+
+def models_of(settings: Settings) -> dict[str, str]:
+    """What the settings call each base model, a known name or a folder, by the name that it is served under."""
+    return {served_name(model): model for model in settings.models}
+
+
+def jobs_of(settings: Settings) -> JobSettings:
+    """How jobs are run."""
+    return JobSettings(
+        tenant_bytes=settings.tenant_bytes,
+        limits=JobLimits(
+            memory_bytes=settings.job_memory_bytes or half_of_the_memory(),
+            hidden_size=settings.job_hidden_size,
+            virtual_tokens=settings.job_virtual_tokens,
+            rank=settings.job_rank,
+            classes=settings.job_classes,
+            steps=settings.job_steps,
+            records=settings.job_records,
+        ),
+        between_checkpoints=settings.checkpoint_seconds,
+        slice_seconds=settings.job_slice_seconds,
+        most_deaths=settings.job_attempts,
+    )
+
+
+def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Backbone], precision: str) -> ThreadRunner:
+    """What runs the jobs: in a process of their own, or on the loaded models if the settings say so.
+
+    Args:
+        settings: Which, and within what limits.
+        store: Where the jobs are.
+        backbones: Loaded models; may be empty where jobs have a process of their own, which loads them itself.
+        precision: Of the models, `float32` or `bfloat16`.
+    """
+    jobs = jobs_of(settings)
+    if not settings.job_process:
+        run = in_this_process(store, backbones, jobs)
+        return ThreadRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)
+    child = ChildSettings(
+        data_directory=str(settings.data_directory.absolute()),
+        database_url=revealed(settings.database_url),
+        database_connections=settings.database_connections,
+        blobs=revealed(settings.blobs),
+        models=models_of(settings),
+        precision=precision,
+        torch_threads=settings.torch_threads,
+        debug=settings.debug,
+        jobs=jobs,
+    )
+    process = TuningProcess(child)
+    return ThreadRunner(
+        store,
+        models=tuple(child.models),
+        run=process.run,
+        most_deaths=jobs.most_deaths,
+        on_idle=process.rest,
+        on_close=process.close,
+    )
 
 
 @contextmanager
@@ -108,9 +173,10 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
         shutil.rmtree(store.directory.vocabularies)
         for name, backbone in backbones.items():
             write_bundle(backbone.bundle, vocabulary_folder(store, name))
-        runner = ThreadRunner(
-            store, backbones, between_checkpoints=settings.checkpoint_seconds, tenant_bytes=settings.tenant_bytes
-        )
+        for job_id in tell_of_models_not_served(store, served=tuple(backbones), now=started_at):
+            log.warning("job %s waits: its base model is not served any more", job_id)
+        dtype = str(next(iter(backbones.values())).dtype).removeprefix("torch.")
+        runner = make_runner(settings, store, backbones=backbones, precision=dtype)
         service = Service(
             settings=settings,
             store=store,
@@ -122,6 +188,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             writers=writers,
             tokenizers={name: make_tokenizer(backbone.bundle.tokenizer_json) for name, backbone in backbones.items()},
             metrics=Metrics(store),
+            job_limits=jobs_of(settings).limits,
             quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),
             started_at=started_at,
         )

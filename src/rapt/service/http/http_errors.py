@@ -74,7 +74,7 @@ def error_response(message: str, *, status: int, code: str, param: str | None = 
 
 def response_to(error: RaptError) -> JSONResponse:
     """The answer that an error of the tree stands for; one that time will cure says when to come again."""
-    response = error_response(str(error), status=error.status, code=error.code)
+    response = error_response(str(error), status=error.status, code=error.code, param=error.param)
     wait = error.retry_after if isinstance(error, BusyError) else None
     if isinstance(error, UnavailableError):
         wait = _AWAY

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rapt.errors import LimitError, RaptError
 from rapt.service.http.http_errors import response_to, unforeseen_response
 from rapt.service.http.settings import Settings
+from rapt.service.traces import log_unforeseen
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Envelope:
             await self._app(scope, receive, send_with_id)
         except Exception as error:  # the server behind would log it with its message, which may hold anything
             if not isinstance(error, RaptError):  # of the tree is what the door raises while its database is away
-                log.error("%s failed: %s at %s", request_id, type(error).__name__, _place(error))
+                log_unforeseen(log, request_id, error)
             if not status:
                 answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
                 await answer(scope, receive, send_with_id)
@@ -115,13 +116,3 @@ class BodyLimit:
 def request_id_of(scope: Scope) -> str:
     """The id of a request, for a line of the log; a dash outside of the envelope."""
     return str(scope.get("state", {}).get("request_id", "-"))
-
-
-def _place(error: Exception) -> str:
-    """File and line where an error arose, for a log that must not have its message."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return "unknown"
-    return f"{trace.tb_frame.f_code.co_filename.rsplit('/', 1)[-1]}:{trace.tb_lineno}"

@@ -36,6 +36,13 @@ class JobExtension(Request):
     priority: Annotated[int, Field(ge=-100, le=100, description="among the tenant's own jobs, the highest first")] = 0
 
 
+class JobDetail(JobExtension):
+    """What OpenAI's shape of a job has no place for, with how it goes."""
+
+    deaths: int = Field(description="times that what ran the job died, since it got any further")
+    waits_because: str | None = Field(description="why nobody will run it for now")
+
+
 class JobRequest(Request):
     """Body of `POST /v1/fine_tuning/jobs`."""
 
@@ -128,7 +135,7 @@ class JobObject(BaseModel):
     organization_id: str = Field(description="the tenant")
     result_files: list[str] = Field(default_factory=list)
     metadata: dict[str, str] | None
-    rapt: JobExtension
+    rapt: JobDetail
 
 
 class EventObject(BaseModel):

@@ -25,6 +25,7 @@ from rapt.service.http.memory import giving_back
 from rapt.service.http.settings import Settings
 from rapt.service.model.backbone import Backbone
 from rapt.service.storage.durable_files import write_atomically
+from rapt.service.traces import switch_tracebacks
 from rapt.wire.addresses import is_loopback
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
     logging.config.dictConfig(LOGGING)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
+    switch_tracebacks(log, on=settings.debug)
     with stopped_by_signals(), listen(settings) as listener, giving_back():
         serve_on(listener, settings, backbones=load_backbones(settings), on_ready=lambda server, url: on_ready(url))
 

@@ -79,11 +79,32 @@ class Settings(BaseSettings):
     )
     page: bool = Field(True, description="serve the page for the provider and the tenants at /")
     worker_in_service: bool = Field(True, description="run jobs in the serving process; false: by `rapt worker` alone")
+    job_process: bool = Field(
+        True, description="run jobs in a process of their own, which has the base models in memory once more"
+    )
+    job_memory_bytes: int | None = Field(
+        None, ge=MEBIBYTE, description="memory of one job beside its base model; default: half of the machine's"
+    )
+    job_hidden_size: int = Field(4096, ge=1, description="widest network that a job may train beside a base model")
+    job_virtual_tokens: int = Field(256, ge=1, description="longest prompt or prefix of a job")
+    job_rank: int = Field(256, ge=1, description="highest rank of a job's LoRA")
+    job_classes: int = Field(10_000, ge=2, description="most labels, or plain tokens to choose among, of a job")
+    job_steps: int = Field(5_000_000, ge=1, description="most steps of a job")
+    job_records: int = Field(100_000_000, ge=1, description="records of a job's files times its epochs")
+    job_attempts: int = Field(
+        3, ge=1, description="times that a job may end what runs it, without getting any further, before it fails"
+    )
+    job_slice_seconds: float = Field(
+        300.0, ge=0, description="after so long a job gives way to a waiting one of another tenant, s; 0 never"
+    )
     checkpoint_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the base models; auto measures. Name one where several processes run jobs"
     )
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
+    debug: bool = Field(
+        False, description="print tracebacks with their messages, which may hold private text; also --debug"
+    )
     ready_file: Path | None = Field(None, description="written once the service answers: its URL and process id")
 
     @field_validator("models", mode="before")

@@ -7,6 +7,7 @@ import math
 import time
 from typing import Final
 
+from rapt.service.jobs.progress_events import validation_figures
 from rapt.service.model.adapter import Adapter, adapter_to_files
 from rapt.service.model.tuner import Progress
 from rapt.service.storage.checkpoint_models import add_checkpoint_model
@@ -16,7 +17,8 @@ from rapt.wire.adapter_archive import pack_adapter
 
 log = logging.getLogger(__name__)
 
-# A run of more epochs has its checkpoints further apart, so that no job fills the disk; the last epoch has one always.
+# A run of more epochs has its checkpoints further apart, so that no job fills the disk. The last epoch has one always,
+# also where a run stops early; then the one of its last step that was planned is missing, so there are no more of them.
 MOST_CHECKPOINTS: Final = 10
 
 
@@ -35,7 +37,7 @@ class EpochCheckpoints:
         """An epoch has ended with this step."""
         epoch = progress.epoch + 1
         # Counted from the last one back.
-        if (self._epochs - epoch) % self._every:
+        if (self._epochs - epoch) % self._every and not progress.last:
             return
         with self._store.directory.stage_bytes(pack_adapter(adapter_to_files(adapter))) as staged:
             outcome = add_checkpoint_model(
@@ -53,12 +55,9 @@ class EpochCheckpoints:
 
 def _figures(progress: Progress) -> dict[str, float | int]:
     """Under the names that OpenAI gives them; losses in nats."""
-    figures: dict[str, float | int] = {
+    return {
         "step": progress.step,
         "train_loss": progress.task_loss,
         "train_mean_token_accuracy": progress.accuracy,
+        **validation_figures(progress),
     }
-    if progress.validation_loss is not None and progress.validation_accuracy is not None:
-        figures["full_valid_loss"] = progress.validation_loss
-        figures["full_valid_mean_token_accuracy"] = progress.validation_accuracy
-    return figures

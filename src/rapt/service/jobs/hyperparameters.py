@@ -105,6 +105,11 @@ def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
         raise TuningError(
             "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
         )
+    check_fit(config, file=file, backbone=backbone)
+
+
+def check_fit(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> None:
+    """Refuse a file whose longest record leaves no room for the prompt (`UsageError`)."""
     plain = 0 if config.reconstruction is None else file.plain_tokens
     # What the row of a file does not say can only add to it, and the tuner counts it: a target, what is between two
     # texts. What is known must be counted as the tuner counts it, or a run that fits would be refused.

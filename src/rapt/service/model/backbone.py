@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -231,6 +231,12 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         expects=read_noise_expected(folder),
         chat=chat,
     )
+
+
+def load_served(model: str, *, name: str, precision: Precision) -> Backbone:
+    """A model under the name that it is served by, which is the last part of a folder's. Raises as `load_backbone`."""
+    backbone = load_backbone(model, precision=precision)
+    return replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
 
 
 def _install(model: PreTrainedModel) -> Sites:

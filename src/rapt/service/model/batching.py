@@ -247,4 +247,6 @@ def told(error: Exception) -> Exception:
     """An error as its caller sees it: one that nobody foresaw keeps its class and loses its message."""
     if isinstance(error, RaptError):
         return error
-    return RuntimeError(f"a pass failed with {type(error).__name__}")
+    seen = RuntimeError(f"a pass failed with {type(error).__name__}")
+    seen.__cause__ = error  # for the log, which has places and no messages
+    return seen

@@ -9,12 +9,13 @@ from rapt.errors import TuningError
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.tasks import TASKS
+from rapt.service.model.tuning.batches import batches_per_epoch
 from rapt.service.model.tuning.checkpoint import Checkpoint
 from rapt.service.model.tuning.losses import Tuning
 from rapt.service.model.tuning.processes import ALONE, Processes, join_processes
 from rapt.service.model.tuning.progress import Progress, TuningCancelled
 from rapt.service.model.tuning.run import Run
-from rapt.service.model.tuning.validation import check_validation_file
+from rapt.service.model.tuning.validation import check_validation_file, check_validation_manifest
 from rapt.service.model.tuning_config import PROMPT_TUNING, ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
@@ -28,7 +29,9 @@ __all__ = [
     "Tuning",
     "TuningCancelled",
     "TuningConfig",
+    "batches_per_epoch",
     "check_training_file",
+    "check_validation_manifest",
     "join_processes",
     "tune",
 ]

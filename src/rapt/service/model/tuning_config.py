@@ -158,6 +158,11 @@ class TuningConfig:
             )
 
     @property
+    def has_prompt(self) -> bool:
+        """Whether the method trains `prompt_length` vectors or keys and values."""
+        return self.method in (PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
+
+    @property
     def prompt_positions(self) -> int:
         """Positions that the method takes in a sequence: only a soft prompt takes any."""
         return self.prompt_length if self.method in (PROMPT_TUNING, P_TUNING) else 0

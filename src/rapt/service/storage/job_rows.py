@@ -2,7 +2,8 @@
 
     queued -> running -> succeeded | failed | cancelled
     queued | running -> paused -> queued
-    running -> queued               when its worker stops or dies
+    running -> queued               when its worker stops or dies, or gives way to another tenant's job
+    queued -> failed                when whatever ran it has died too often
     queued | paused -> cancelled
 
 A change that the present state does not allow does not happen: a job that was cancelled while it ran cannot succeed.
@@ -56,6 +57,8 @@ class StoredJob:
         error_message: One line; None unless it failed.
         worker: Who runs it, or ran it last; None before.
         attempt: How often it was started.
+        deaths: How often whatever ran it died since a state of it was kept last.
+        last_death: How it died then; None before.
     """
 
     id: str
@@ -77,6 +80,8 @@ class StoredJob:
     error_message: str | None = None
     worker: str | None = None
     attempt: int = 0
+    deaths: int = 0
+    last_death: str | None = None
 
 
 def add_job(

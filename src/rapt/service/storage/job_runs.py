@@ -5,12 +5,15 @@ priority, and of those the oldest. So one tenant's thousand jobs delay another's
 
 A worker that takes a job writes its name and a new number of the attempt into the row, and every later change asks for
 both. A worker that was thought dead, or that missed a pause, changes nothing any more: no job ends twice.
+
+A job that kills what runs it is not begun for ever: each death is counted until a state is kept, and after some the job
+fails with the reason of the last one.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +29,10 @@ from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CHECKPOINTS, JOBS, TENANTS
 
 DEFAULT_SUFFIX: Final = "rapt"
+MOST_DEATHS: Final = 3
+# The code of a job that failed because whatever ran it died too often.
+WORKER_DIED: Final = "worker_died"
+MODEL_NOT_SERVED: Final = "the base model is not served any more; the job waits until it is again, or can be cancelled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,25 +54,138 @@ class StoredState:
     folder: str
 
 
-def claim_next_job(store: Store, *, worker: str, models: Collection[str], now: int) -> StoredJob | None:
-    """The job whose turn it is, now running; None when none waits for one of these models."""
+def claim_next_job(
+    store: Store, *, worker: str, models: Collection[str], now: int, most_deaths: int = MOST_DEATHS
+) -> StoredJob | None:
+    """The job whose turn it is, now running; None when none waits for one of these models.
+
+    Args:
+        store: Where.
+        worker: Who takes it.
+        models: Names of the base models that the worker has.
+        now: Unix time, s.
+        most_deaths: A job that has had so many without getting any further fails in place of being begun again.
+    """
     with store.database.write() as connection:
-        turn = (
-            select(JOBS.c.id, JOBS.c.tenant, JOBS.c.attempt)
-            .join(TENANTS, TENANTS.c.name == JOBS.c.tenant)
-            .where(JOBS.c.status == "queued", JOBS.c.model.in_(models))
-            .order_by(TENANTS.c.served, JOBS.c.priority.desc(), JOBS.c.number)
-            .limit(1)
+        folders = _give_up(connection, most_deaths=most_deaths, now=now)
+        claimed = _claim(connection, worker=worker, models=models, now=now)
+    _remove(store, folders)
+    return claimed
+
+
+def _give_up(connection: Connection, *, most_deaths: int, now: int) -> list[str]:
+    hopeless = select(JOBS.c.id, JOBS.c.deaths, JOBS.c.last_death).where(
+        JOBS.c.status == "queued", JOBS.c.deaths >= most_deaths
+    )
+    folders: list[str] = []
+    for row in connection.execute(hopeless).all():
+        message = (
+            f"the process that ran the job died {row.deaths} times without getting any further, at last: "
+            f"{row.last_death}; ask for a smaller batch_size or shorter records, or tell the provider the job id"
         )
-        row = connection.execute(turn).first()
-        if row is None:
-            return None
-        latest = connection.execute(select(func.max(TENANTS.c.served))).scalar_one()
-        connection.execute(update(TENANTS).where(TENANTS.c.name == row.tenant).values(served=latest + 1))
-        taken = {"status": "running", "worker": worker, "attempt": row.attempt + 1}
-        connection.execute(update(JOBS).where(JOBS.c.id == row.id).values(taken))
-        add_event(connection, row.id, message="the job is running", now=now)
-        return value_of(find(connection, JOBS, row.id, tenant=row.tenant), StoredJob)
+        values = {"status": "failed", "finished_at": now, "error_code": WORKER_DIED, "error_message": message}
+        connection.execute(update(JOBS).where(JOBS.c.id == row.id).values(values))
+        add_event(connection, row.id, message=f"the job failed: {message}", level="error", now=now)
+        folders += let_go_of_states(connection, row.id)
+    return folders
+
+
+def _claim(connection: Connection, *, worker: str, models: Collection[str], now: int) -> StoredJob | None:
+    turn = (
+        select(JOBS.c.id, JOBS.c.tenant, JOBS.c.attempt)
+        .join(TENANTS, TENANTS.c.name == JOBS.c.tenant)
+        .where(JOBS.c.status == "queued", JOBS.c.model.in_(models))
+        .order_by(TENANTS.c.served, JOBS.c.priority.desc(), JOBS.c.number)
+        .limit(1)
+    )
+    row = connection.execute(turn).first()
+    if row is None:
+        return None
+    latest = connection.execute(select(func.max(TENANTS.c.served))).scalar_one()
+    connection.execute(update(TENANTS).where(TENANTS.c.name == row.tenant).values(served=latest + 1))
+    taken = {"status": "running", "worker": worker, "attempt": row.attempt + 1}
+    connection.execute(update(JOBS).where(JOBS.c.id == row.id).values(taken))
+    add_event(connection, row.id, message="the job is running", now=now)
+    return value_of(find(connection, JOBS, row.id, tenant=row.tenant), StoredJob)
+
+
+def tell_of_models_not_served(store: Store, *, served: Collection[str], now: int) -> list[str]:
+    """Add an event to each job that waits for a base model that is not served any more; returns their ids.
+
+    Such a job is neither failed nor forgotten: it goes on when the model is back.
+    """
+    waiting = select(JOBS.c.id).where(JOBS.c.status.in_(("queued", "paused")), JOBS.c.model.not_in(served))
+    with store.database.read() as connection:
+        if connection.execute(waiting.limit(1)).first() is None:
+            return []
+    with store.database.write() as connection:
+        ids = list(connection.execute(waiting).scalars())
+        for job_id in ids:
+            add_event(connection, job_id, message=MODEL_NOT_SERVED, level="warn", now=now)
+    return ids
+
+
+def others_wait(store: Store, job: StoredJob, *, models: Collection[str]) -> bool:
+    """Whether a job of another tenant waits for one of these models."""
+    waiting = select(JOBS.c.number).where(
+        JOBS.c.status == "queued", JOBS.c.model.in_(models), JOBS.c.tenant != job.tenant
+    )
+    with store.database.read() as connection:
+        return connection.execute(waiting.limit(1)).first() is not None
+
+
+def put_back(store: Store, job: StoredJob, *, message: str, now: int) -> bool:
+    """The job waits again, in its place, and goes on from its last state; False when it is not this worker's any more.
+
+    Nothing has gone wrong with it: no death is counted.
+    """
+    with store.database.write() as connection:
+        change = update(JOBS).where(_mine(job), JOBS.c.status == "running").values(status="queued")
+        if connection.execute(change).rowcount != 1:
+            return False
+        add_event(connection, job.id, message=message, now=now)
+        return True
+
+
+def put_back_all(store: Store, *, worker: str, now: int) -> int:
+    """Queue again what a worker that runs nothing is said to run: it could not say how it ended. Returns how many."""
+    running = select(JOBS.c.id).where(JOBS.c.status == "running", JOBS.c.worker == worker)
+    with store.database.read() as connection:
+        if connection.execute(running).first() is None:  # nearly always; a writer would hold up the others
+            return 0
+    message = "the service could not use its database or its disk; the job goes on from its last state"
+    with store.database.write() as connection:
+        left = connection.execute(running).scalars().all()
+        for job_id in left:
+            connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="queued"))
+            add_event(connection, job_id, message=message, level="warn", now=now)
+    return len(left)
+
+
+def lose_job(store: Store, job: StoredJob, *, reason: str, now: int) -> bool:
+    """What ran the job has died: the job waits again, and the death is counted.
+
+    Args:
+        store: Where.
+        job: As it was claimed.
+        reason: How it died; words of ours, which the tenant reads.
+        now: Unix time, s.
+
+    Returns:
+        False when the job is not this worker's any more.
+    """
+    with store.database.write() as connection:
+        if not is_mine(connection, job):
+            return False
+        _count_death(connection, job.id, reason=reason, now=now)
+        return True
+
+
+def _count_death(connection: Connection, job_id: str, *, reason: str, now: int) -> None:
+    values = {"status": "queued", "deaths": JOBS.c.deaths + 1, "last_death": reason}
+    connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(values))
+    message = f"the process that ran the job died: {reason}; the job is queued again"
+    add_event(connection, job_id, message=message, level="warn", now=now)
 
 
 def is_still_mine(store: Store, job: StoredJob) -> bool:
@@ -96,6 +216,8 @@ def add_state(store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, 
         doomed = let_go_of_states(connection, job.id)
         values = {"id": f"ftstate-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
         connection.execute(insert(CHECKPOINTS).values(**values, metrics=dict(metrics), folder=folder))
+        # It got further: what killed it before does not count any more.
+        connection.execute(update(JOBS).where(_mine(job)).values(deaths=0, last_death=None))
     # It is its own predecessor if it was added before, and the word that it was never came.
     _remove(store, [name for name in doomed if name != folder])
     return True
@@ -108,8 +230,18 @@ def latest_state(store: Store, job: StoredJob) -> StoredState | None:
     return None if row is None else value_of(row, StoredState)
 
 
-def succeed_job(store: Store, job: StoredJob, staged: StagedFile, *, trained_tokens: int, now: int) -> bool:
+def succeed_job(
+    store: Store, job: StoredJob, staged: StagedFile, *, trained_tokens: int, now: int, notes: Sequence[str] = ()
+) -> bool:
     """Keep an adapter and publish it: the job has succeeded and its model exists, both or neither.
+
+    Args:
+        store: Where.
+        job: As it was claimed.
+        staged: The archive of the adapter.
+        trained_tokens: Text tokens seen, over all epochs.
+        now: Unix time, s.
+        notes: Events to be added before the last one.
 
     Returns:
         False when nothing was kept: the job is not this worker's any more.
@@ -121,6 +253,8 @@ def succeed_job(store: Store, job: StoredJob, staged: StagedFile, *, trained_tok
         mine = _end(connection, job, status="succeeded", now=now, values=values)
         if mine:
             insert_model(connection, model)
+            for note in notes:
+                add_event(connection, job.id, message=note, now=now)
             add_event(connection, job.id, message=f"the model {model.id} is ready", now=now)
             folders = let_go_of_states(connection, job.id)
     if not mine:
@@ -141,7 +275,7 @@ def fail_job(store: Store, job: StoredJob, *, code: str, message: str, now: int)
 
 
 def requeue_jobs(store: Store, *, is_alive: Callable[[str], bool], now: int) -> int:
-    """Queue again what is run by workers that do not live any more; it keeps its place. Returns how many."""
+    """Queue again what was run by workers that died; it keeps its place, and the death is counted. Returns how many."""
     running = select(JOBS.c.id, JOBS.c.worker).where(JOBS.c.status == "running")
 
     def abandoned_of(connection: Connection) -> list[str]:
@@ -153,8 +287,7 @@ def requeue_jobs(store: Store, *, is_alive: Callable[[str], bool], now: int) -> 
     with store.database.write() as connection:
         abandoned = abandoned_of(connection)
         for job_id in abandoned:
-            connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="queued"))
-            add_event(connection, job_id, message="the service stopped; the job is queued again", level="warn", now=now)
+            _count_death(connection, job_id, reason="its worker was killed or the machine stopped", now=now)
     return len(abandoned)
 
 

@@ -126,6 +126,9 @@ JOBS: Final = _table(
     # Who runs it, and for the how manieth time; a result of an earlier attempt is not taken.
     Column("worker", String),
     Column("attempt", Integer, nullable=False, server_default="0"),
+    # How often whatever ran it died since a state of it was kept last, and how it died then.
+    Column("deaths", Integer, nullable=False, server_default="0"),
+    Column("last_death", String),
     Index("ix_jobs_tenant", "tenant", "number"),
 )
 

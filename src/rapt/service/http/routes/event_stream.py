@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from rapt.errors import RaptError
 from rapt.service.http.http_errors import response_to, unforeseen_response
 from rapt.service.http.middleware import request_id_of
+from rapt.service.traces import log_unforeseen
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class _EventStream(StreamingResponse):
         except Exception as error:
             # The status is sent already: the clients raise what they find in an event that holds an error.
             if not isinstance(error, RaptError):
-                log.error("%s failed in its stream: %s", self._request_id, type(error).__name__)
+                log_unforeseen(log, f"{self._request_id} in its stream", error)
             answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
             yield b"data: " + bytes(answer.body) + b"\n\n"
         yield DONE

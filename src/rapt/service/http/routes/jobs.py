@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter
@@ -17,10 +19,12 @@ from rapt.service.http.routes.pages import After, IdempotencyKey, Limit, cursor,
 from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, JobObject, JobRequest, ListOf
 from rapt.service.jobs.automatic import best_backbone
 from rapt.service.jobs.hyperparameters import check_run, method_to_json, resolve_config
+from rapt.service.jobs.job_checks import check_job
 from rapt.service.storage.checkpoint_models import checkpoint_id, list_checkpoint_models
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_events import StoredEvent, list_events
 from rapt.service.storage.job_rows import StoredJob, add_job, cancel_job, get_job, list_jobs, pause_job, resume_job
+from rapt.service.storage.job_runs import MODEL_NOT_SERVED
 from rapt.service.storage.model_rows import StoredModel
 from rapt.service.storage.repeated_requests import repeatable
 
@@ -36,13 +40,17 @@ def router(service: Service) -> APIRouter:
         """Queue a tuning job. `auto` and what is left out are decided now and shown in the answer."""
         backbone = service.backbone(request.model)
         file = get_file(service.store, request.training_file, tenant=caller.tenant)
+        validation = None
         if request.validation_file is not None:
-            get_file(service.store, request.validation_file, tenant=caller.tenant)
+            validation = get_file(service.store, request.validation_file, tenant=caller.tenant)
         if request.method is not None and request.method.type == "auto":
             backbone = best_backbone(backbone, service.backbones.values(), file=file)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         config = resolve_config(request.method, file=file, seed=seed)
         check_run(config, file=file, backbone=backbone)
+        check_job(
+            config, service.store, training=file, validation=validation, backbone=backbone, limits=service.job_limits
+        )
         job = add_job(
             service.store,
             model=backbone.model,
@@ -60,19 +68,19 @@ def router(service: Service) -> APIRouter:
             request=repeatable(idempotency_key, "job", request.model_dump_json()),
         )
         service.runner.wake()
-        return show_job(job)
+        return show_job(job, served=service.backbones)
 
     @routes.get("")
     def list_all_jobs(request: Request, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[JobObject]:
         """List jobs, newest first; with `metadata[name]=value`, those alone that have the pair."""
         wanted = _metadata_filter(request.query_params)
         page = list_jobs(service.store, cursor(after, limit), tenant=caller.tenant, metadata=wanted)
-        return list_of(page, show_job)
+        return list_of(page, partial(show_job, served=service.backbones))
 
     @routes.get("/{job_id}")
     def retrieve_job(job_id: str, caller: CallerOf) -> JobObject:
         """How a job stands."""
-        return show_job(get_job(service.store, job_id, tenant=caller.tenant))
+        return show_job(get_job(service.store, job_id, tenant=caller.tenant), served=service.backbones)
 
     @routes.post("/{job_id}/cancel")
     def cancel(job_id: str, caller: CallerOf) -> JobObject:
@@ -81,21 +89,21 @@ def router(service: Service) -> APIRouter:
         service.runner.cancel(job_id)
         for adapter in adapters:
             service.adapters.drop(adapter)
-        return show_job(job)
+        return show_job(job, served=service.backbones)
 
     @routes.post("/{job_id}/pause")
     def pause(job_id: str, caller: CallerOf) -> JobObject:
         """Let a job rest. One that runs stops within a step, and goes on from there when it is resumed."""
         job = pause_job(service.store, job_id, caller=caller, now=int(time.time()))
         service.runner.cancel(job_id)
-        return show_job(job)
+        return show_job(job, served=service.backbones)
 
     @routes.post("/{job_id}/resume")
     def resume(job_id: str, caller: CallerOf) -> JobObject:
         """Queue a paused job again."""
         job = resume_job(service.store, job_id, caller=caller, now=int(time.time()))
         service.runner.wake()
-        return show_job(job)
+        return show_job(job, served=service.backbones)
 
     @routes.get("/{job_id}/checkpoints")
     def list_job_checkpoints(
@@ -113,17 +121,22 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def show_job(job: StoredJob) -> JobObject:
-    """A job in the shape of the API."""
+def show_job(job: StoredJob, *, served: Collection[str]) -> JobObject:
+    """A job in the shape of the API; `served` are the names of the base models."""
     error = None
     if job.error_code is not None:
         error = JobError(code=job.error_code, message=job.error_message or "")
-    own = ("tenant", "priority", "worker", "attempt")
+    own = ("tenant", "priority", "worker", "attempt", "deaths", "last_death")
+    waits = job.status in ("queued", "paused") and job.model not in served
     asked = job.method[job.method["type"]]["hyperparameters"]
     return JobObject.model_validate(
         {
             **{name: value for name, value in vars(job).items() if not name.startswith("error_") and name not in own},
-            "rapt": {"priority": job.priority},
+            "rapt": {
+                "priority": job.priority,
+                "deaths": job.deaths,
+                "waits_because": MODEL_NOT_SERVED if waits else None,
+            },
             # Where OpenAI's own objects name who owns them.
             "organization_id": job.tenant,
             "error": error,

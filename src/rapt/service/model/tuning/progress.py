@@ -27,6 +27,7 @@ class Progress:
         learning_rate: Of the method, in this step.
         validation_loss: L_task on the validation file, at a step after which it was evaluated.
         validation_accuracy: Likewise.
+        last: Whether no step follows: all were made, or validation says that none is worth making.
     """
 
     step: int
@@ -38,3 +39,4 @@ class Progress:
     learning_rate: float = 0.0
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    last: bool = False

@@ -18,7 +18,7 @@ from rapt.service.model.tuning.optimizer import Optimizer, rate_scale
 from rapt.service.model.tuning.processes import ALONE, Processes
 from rapt.service.model.tuning.progress import Progress
 from rapt.service.model.tuning.result import adapter_of
-from rapt.service.model.tuning.validation import Best, evaluate
+from rapt.service.model.tuning.validation import Best, Evaluation, evaluate
 from rapt.service.model.tuning_config import TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -99,6 +99,7 @@ class Run:
         rate = self.config.learning_rate * rate_scale(self.step, steps=self.steps, warmup=self.config.warmup)
         epoch = self.step // self.steps_per_epoch
         self.step += 1
+        evaluation = self._evaluation()
         self._latest = Progress(
             step=self.step,
             steps=self.steps,
@@ -107,7 +108,9 @@ class Run:
             reconstruction_loss=found.reconstruction,
             accuracy=found.right / found.answers,
             learning_rate=rate,
-            **self._evaluation(),
+            validation_loss=None if evaluation is None else evaluation.loss,
+            validation_accuracy=None if evaluation is None else evaluation.accuracy,
+            last=self.done,
         )
         return self._latest
 
@@ -220,13 +223,13 @@ class Run:
             answers=answers,
         )
 
-    def _evaluation(self) -> dict[str, float]:
+    def _evaluation(self) -> Evaluation | None:
         if self._validation is None or not self.at_end_of_epoch:
-            return {}
+            return None
         size = self._micro or self.config.batch_size
         found = evaluate(self._tuning, self._validation, batch_size=size)
         self._best = self._best.after(found, step=self.step, tuning=self._tuning)
-        return {"validation_loss": found.loss, "validation_accuracy": found.accuracy}
+        return found
 
     def _metrics(self) -> dict[str, float | int]:
         metrics: dict[str, float | int] = {"steps": self.step}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rapt.errors import TuningError
 from rapt.service.model.tuning.losses import Tuning
+from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import PrivatizedFile
 
 
@@ -61,20 +62,27 @@ def evaluate(tuning: Tuning, validation: PrivatizedFile, *, batch_size: int) -> 
 
 
 def check_validation_file(training: PrivatizedFile, validation: PrivatizedFile) -> None:
-    """Refuse a validation file that says nothing about the training file.
+    """Refuse a validation file that says nothing about the training file. Raises as `check_validation_manifest`."""
+    if not validation.records:
+        raise TuningError("a validation file must have at least one record, got records=0")
+    check_validation_manifest(training.manifest, validation.manifest)
+
+
+def check_validation_manifest(training: Manifest, validation: Manifest) -> None:
+    """Refuse a validation file that was made otherwise than the training file, by what the two say of themselves.
 
     Raises:
-        TuningError: It has no records, or was made with another vocabulary, mechanism, labels or plain tokens.
+        TuningError: It has no records, or another vocabulary, mechanism, labels, targets, texts or plain tokens.
     """
     if not validation.records:
         raise TuningError("a validation file must have at least one record, got records=0")
-    for name in ("vocabulary_hash", "mechanism", "labels"):
-        if getattr(training.manifest, name) != getattr(validation.manifest, name):
+    for name in ("vocabulary_hash", "mechanism", "labels", "targets", "pairs"):
+        if getattr(training, name) != getattr(validation, name):
             raise TuningError(
                 f"a validation file must be privatized as the training file, got another {name}; "
                 "privatize it with the same settings"
             )
-    ours, theirs = training.manifest.plain_tokens, validation.manifest.plain_tokens
+    ours, theirs = training.plain_tokens, validation.plain_tokens
     if (ours.count, ours.pool) != (theirs.count, theirs.pool):
         raise TuningError(
             f"a validation file must have the training file's plain tokens, got {theirs.count} of a pool of "

@@ -1,0 +1,66 @@
+"""What is refused when a job is asked for, because its run would be: not hours later, when its turn has come."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from rapt.service.jobs.hyperparameters import check_fit
+from rapt.service.jobs.job_costs import check_cost
+from rapt.service.jobs.job_settings import JobLimits
+from rapt.service.model.backbone import Backbone
+from rapt.service.model.methods import make_method
+from rapt.service.model.tasks import TASKS, label_word_ids
+from rapt.service.model.tuner import TuningConfig, check_validation_manifest
+from rapt.service.storage.file_rows import StoredFile, open_file
+from rapt.service.storage.store import Store
+from rapt.wire.manifest import Manifest
+from rapt.wire.privatized_file import bounded_lines, iterate_privatized_lines
+
+
+def check_job(
+    config: TuningConfig,
+    store: Store,
+    *,
+    training: StoredFile,
+    validation: StoredFile | None,
+    backbone: Backbone,
+    limits: JobLimits,
+) -> None:
+    """Refuse a job that would take too much, or whose files, targets or words do not go with its backbone.
+
+    Args:
+        config: The run.
+        store: Where the files are; their manifests are read, and not their records.
+        training: Checked by itself already.
+        validation: To be checked; None without.
+        backbone: Of the run.
+        limits: What one job may take.
+
+    Raises:
+        LimitError: It would take too much.
+        TuningError: The validation file is not one for the training file, or the method does not fit the backbone.
+        UsageError: A record, or a word, does not fit the backbone.
+    """
+    files = [training] if validation is None else [training, validation]
+    check_cost(config, files=files, manifest=None, backbone=backbone, limits=limits)
+    manifest = _manifest(store, training)
+    check_cost(config, files=files, manifest=manifest, backbone=backbone, limits=limits)
+    TASKS[config.task].check(backbone, manifest)
+    if validation is not None:
+        check_validation_manifest(manifest, _manifest(store, validation))
+        check_fit(config, file=validation, backbone=backbone)
+    labels = manifest.labels or ()
+    if config.task == "label_words":
+        label_word_ids(backbone, config.label_words or labels, classes=len(labels))
+    # What would be trained is made as the run makes it, but for its sizes: a network of the asked size takes memory.
+    small = replace(config, prompt_length=1, lora_rank=1, reparametrization_size=1)
+    make_method(backbone, config=small, labels=labels, generator=torch.Generator().manual_seed(config.seed))
+
+
+def _manifest(store: Store, file: StoredFile) -> Manifest:
+    with open_file(store, file) as stream:
+        manifest = next(iterate_privatized_lines(bounded_lines(stream)))
+    assert isinstance(manifest, Manifest)
+    return manifest

@@ -1,0 +1,260 @@
+"""One job from its claim to its model, whatever process it runs in, and how that ended.
+
+A deliberate error ends the job with its code and message. Any other ends it with `internal_error` and the name of its
+class: the message of an error that nobody foresaw may hold anything. A database or a disk that cannot be used at the
+moment ends nothing: the run waits for it, with all that it has reached in memory.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeVar
+
+from rapt.errors import RaptError, UnavailableError, WireError
+from rapt.service.jobs.epoch_checkpoints import EpochCheckpoints
+from rapt.service.jobs.hyperparameters import config_from_json
+from rapt.service.jobs.job_costs import check_cost
+from rapt.service.jobs.job_settings import JobSettings
+from rapt.service.jobs.patience import patiently
+from rapt.service.jobs.progress_events import ProgressEvents
+from rapt.service.jobs.run_states import STEPS_BETWEEN_CHECKPOINTS, RunStates
+from rapt.service.model.adapter import Adapter, adapter_to_files
+from rapt.service.model.backbone import Backbone
+from rapt.service.model.tuner import TuningCancelled, TuningConfig, batches_per_epoch, tune
+from rapt.service.storage.file_rows import StoredFile, get_file, open_file
+from rapt.service.storage.job_rows import StoredJob
+from rapt.service.storage.job_runs import is_still_mine, others_wait, record_progress, succeed_job
+from rapt.service.storage.store import Store
+from rapt.service.traces import log_unforeseen
+from rapt.wire.adapter_archive import pack_adapter
+from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, read_privatized_lines
+
+log = logging.getLogger(__name__)
+
+# How often a run asks the store whether it may go on, s: a step of a small model takes milliseconds.
+BETWEEN_QUESTIONS: Final = 0.1
+_CHUNK: Final = 1024 * 1024
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How the run of a job ended.
+
+    Attributes:
+        kind: `done`; `stopped` by a wish, with its state kept; `gave way` to another tenant's job, likewise; `away`,
+            because the store cannot be used; `failed` for good; or `died`, with the process that it ran in.
+        code: From the error tree, of one that failed.
+        message: Why it failed or died; one line for its tenant.
+    """
+
+    kind: Literal["done", "stopped", "gave way", "away", "failed", "died"]
+    code: str = ""
+    message: str = ""
+
+
+# Runs a claimed job until it has ended, or until the function says that it shall stop.
+RunsAJob = Callable[[StoredJob, Callable[[], bool]], Outcome]
+
+
+class GaveWay(Exception):
+    """The job of another tenant has waited long enough."""
+
+
+def in_this_process(store: Store, backbones: Mapping[str, Backbone], settings: JobSettings) -> RunsAJob:
+    """Runs jobs in the thread that asks for it, on models that are loaded here."""
+
+    def run(job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:
+        return outcome_of(
+            job,
+            lambda: run_job(
+                store,
+                job,
+                backbone=backbones[job.model],
+                models=tuple(backbones),
+                should_stop=should_stop,
+                settings=settings,
+            ),
+        )
+
+    return run
+
+
+def outcome_of(job: StoredJob, run: Callable[[], None]) -> Outcome:
+    """How a run ended, errors and all; what nobody foresaw is in the log with its place."""
+    try:
+        run()
+    except TuningCancelled:
+        return Outcome(kind="stopped")
+    except GaveWay:
+        return Outcome(kind="gave way")
+    except UnavailableError as error:
+        log.warning("job %s waits: %s", job.id, error.code)
+        return Outcome(kind="away")
+    except RaptError as error:
+        log.warning("job %s failed: %s", job.id, error.code)
+        return Outcome(kind="failed", code=error.code, message=str(error))
+    except Exception as error:  # it ends this job and not the worker
+        log_unforeseen(log, f"job {job.id}", error)
+        message = f"an error that the service did not foresee, {type(error).__name__}; tell the provider the job id"
+        return Outcome(kind="failed", code=RaptError.code, message=message)
+    return Outcome(kind="done")
+
+
+def run_job(
+    store: Store,
+    job: StoredJob,
+    *,
+    backbone: Backbone,
+    models: Collection[str],
+    should_stop: Callable[[], bool],
+    settings: JobSettings,
+    between_questions: float = BETWEEN_QUESTIONS,
+) -> None:
+    """Tune, keep the adapter, and publish it as a model, unless the job was cancelled meanwhile.
+
+    Args:
+        store: Where.
+        job: Claimed.
+        backbone: Of the job's model.
+        models: Names of all models that this worker takes jobs of: for one of them, another tenant's may wait.
+        should_stop: Asked before each step.
+        settings: What a job may take.
+        between_questions: How often the store is asked as well, s.
+
+    Raises:
+        RaptError: The job cannot be done.
+        TuningCancelled: `should_stop` said yes, or the job was paused or cancelled.
+        GaveWay: Its time is over and another tenant's job waits.
+    """
+
+    def waiting(work: Callable[[], T]) -> T:
+        return patiently(work, should_stop=should_stop)
+
+    config = config_from_json(job.method, seed=job.seed)
+    names = [job.training_file] if job.validation_file is None else [job.training_file, job.validation_file]
+    rows = waiting(lambda: [get_file(store, name, tenant=job.tenant) for name in names])
+    check_cost(config, files=rows, manifest=None, backbone=backbone, limits=settings.limits)
+    training, *others = waiting(lambda: [_read(store, row) for row in rows])
+    targets = (len(record.target_ids or ()) for file in (training, *others) for record in file.records)
+    check_cost(
+        config,
+        files=rows,
+        manifest=training.manifest,
+        backbone=backbone,
+        limits=settings.limits,
+        longest_target=max(targets, default=0),
+    )
+    turn = _Turn(store, job, should_stop, waiting, models=models, settings=settings, between=between_questions)
+    states = RunStates(store, job, between=settings.between_checkpoints, should_stop=should_stop)
+
+    def report(message: str, data: dict[str, Any]) -> None:
+        waiting(lambda: record_progress(store, job, message=message, data=data, now=_now()))
+
+    progress = ProgressEvents(report)
+    checkpoints = EpochCheckpoints(store, job, epochs=config.epochs, max_bytes=settings.tenant_bytes)
+    try:
+        adapter = tune(
+            backbone,
+            training,
+            config=config,
+            validation=others[0] if others else None,
+            on_progress=progress.add,
+            should_stop=lambda: states.stops(turn.over()),
+            on_checkpoint=lambda checkpoint, _adapter: states.keep(checkpoint),
+            checkpoint_every=STEPS_BETWEEN_CHECKPOINTS,
+            on_epoch=lambda step, adapter: waiting(lambda: checkpoints.keep(step, adapter)),
+            resume_from=waiting(states.latest),
+        )
+    except TuningCancelled:
+        if turn.gives_way:
+            raise GaveWay from None
+        raise
+    made, packed = _Made.of(adapter, training, config=config), pack_adapter(adapter_to_files(adapter))
+
+    def publish() -> None:
+        with store.directory.stage_bytes(packed) as staged:
+            succeed_job(store, job, staged, trained_tokens=made.tokens, notes=made.notes, now=_now())
+
+    waiting(publish)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What a run that has ended had read, and what is to be said of its end."""
+
+    tokens: int
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, adapter: Adapter, training: PrivatizedFile, *, config: TuningConfig) -> _Made:
+        """From the figures on the card. A run ends with the last step of an epoch, early or not."""
+        figures = adapter.card.metrics
+        epochs = int(figures["steps"]) // batches_per_epoch(len(training.records), size=config.batch_size)
+        notes: tuple[str, ...] = ()
+        if epochs < config.epochs:
+            notes = (
+                f"training stopped early after epoch {epochs} of {config.epochs}, at step {figures['steps']}: the "
+                f"validation loss was lowest at step {figures['best_step']}, {figures['validation_loss']:.4f}, and not "
+                f"lower in patience={config.patience} epochs since; the model is the one of that step",
+            )
+        return cls(training.manifest.tokens * epochs, notes)
+
+
+class _Turn:
+    """Asks whether a run may go on: whoever started it, the store, and the jobs of other tenants.
+
+    The store is asked before each step, but not more often than makes sense.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        job: StoredJob,
+        should_stop: Callable[[], bool],
+        waiting: Callable[[Callable[[], bool]], bool],
+        *,
+        models: Collection[str],
+        settings: JobSettings,
+        between: float,
+    ) -> None:
+        self._store, self._job, self._should_stop, self._models = store, job, should_stop, models
+        self._waiting = waiting
+        self._slice, self._between = settings.slice_seconds, between
+        self._begun = self._asked = time.monotonic()
+        self._made = 0
+        self.gives_way = False
+
+    def over(self) -> bool:
+        """Whether the run shall stop before its next step."""
+        if self._should_stop():
+            return True
+        self._made += 1
+        now = time.monotonic()
+        if now - self._asked < self._between:
+            return False
+        self._asked = now
+        if not self._waiting(lambda: is_still_mine(self._store, self._job)):
+            return True
+        # A run whose single step is longer than a slice gets further all the same.
+        late = self._slice > 0 and now - self._begun >= self._slice and self._made > 1
+        self.gives_way = late and self._waiting(lambda: others_wait(self._store, self._job, models=self._models))
+        return self.gives_way
+
+
+def _read(store: Store, file: StoredFile) -> PrivatizedFile:
+    with open_file(store, file) as stream:
+        try:
+            return read_privatized_lines(bounded_lines(stream))
+        except WireError:
+            # If these are not the bytes that were uploaded, that is what has to be said.
+            while stream.read(_CHUNK):
+                pass
+            raise
+
+
+def _now() -> int:
+    return int(time.time())

@@ -1,0 +1,213 @@
+"""A process of its own for the jobs: what a job does to it, it does not do to the service.
+
+The child (`tuning_child`) is started when the first job comes, holds the base models that jobs have asked for, and runs
+one job after the other. It has a limit of memory, and is what the system ends first when memory is short. When it dies,
+the job that it ran waits again with the reason, and the next one gets a new child.
+
+Both sides write lines of JSON: a job or a wish to stop goes in, how a job ended comes out. Everything else about a job,
+its files, its progress, its states, the child does in the store itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Any, Final
+
+from rapt.service.jobs.job_run import Outcome
+from rapt.service.jobs.job_settings import MEBIBYTE, JobSettings
+from rapt.service.storage.job_rows import StoredJob
+
+log = logging.getLogger(__name__)
+
+_BETWEEN_LOOKS: Final = 0.1  # at the child's memory, and at whether the job shall stop, s
+# A child that was told to stop and does not within so long, in a step that takes longer, is killed; its last state is
+# kept. s
+_LONGEST_STEP: Final = 5.0
+_LONGEST_LEAVING: Final = 2.0  # of a child without a job, s
+_LONGEST_IDLE: Final = 600.0  # then its memory is given back, s
+# Resident memory beyond the limit at which the child is killed, where the system does not hold it to its limit itself.
+_LEEWAY: Final = 256 * MEBIBYTE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChildSettings:
+    """What a child has to know; it is told on its standard input, because a password may be in it.
+
+    Attributes:
+        data_directory: Of the service.
+        database_url: As in the settings of the service.
+        database_connections: Likewise.
+        blobs: Likewise.
+        models: What to load, by the name that it is served under: a known name or a folder.
+        precision: `float32` or `bfloat16`, of all models: a run must go on in the precision it was begun in.
+        torch_threads: Of one matrix product; None for all cores.
+        debug: Whether tracebacks are printed.
+        jobs: How jobs are run.
+    """
+
+    data_directory: str
+    database_url: str | None
+    database_connections: int
+    blobs: str | None
+    models: Mapping[str, str]
+    precision: str
+    torch_threads: int | None
+    debug: bool
+    jobs: JobSettings
+
+
+class TuningProcess:
+    """Runs jobs in a child, one at a time; used by one thread."""
+
+    def __init__(self, settings: ChildSettings) -> None:
+        """Start nothing yet."""
+        self._settings = settings
+        self._child: subprocess.Popen[bytes] | None = None
+        self._said: Queue[dict[str, Any] | None] = Queue()
+        self._resting = 0  # resident bytes of the child before its job
+        self._used_at = time.monotonic()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child; None where none is alive."""
+        return None if self._child is None or self._child.poll() is not None else self._child.pid
+
+    def run(self, job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:
+        """Run a claimed job until it has ended, the child has died, or the function says that it shall stop."""
+        try:
+            child = self._started()
+        except OSError as error:
+            log.warning("no process for job %s: %s", job.id, type(error).__name__)
+            return Outcome(kind="away")
+        _send(child, {"job": asdict(job)})  # one that has died meanwhile says nothing, and that is seen
+        outcome = self._wait(child, job, should_stop)
+        self._used_at = time.monotonic()
+        if child.poll() is not None:
+            self.close()
+        if outcome.kind == "died":
+            log.error("job %s: its process died: %s", job.id, outcome.message)
+        return outcome
+
+    def rest(self) -> None:
+        """No job waits: a child that has had nothing to do for long gives its memory back."""
+        if self._child is not None and time.monotonic() - self._used_at > _LONGEST_IDLE:
+            self.close()
+
+    def close(self) -> None:
+        """End the child, which runs nothing any more."""
+        if self._child is None:
+            return
+        child, self._child = self._child, None
+        with suppress(OSError):
+            assert child.stdin is not None
+            child.stdin.close()  # it leaves when nobody can ask it any more
+        try:
+            child.wait(_LONGEST_LEAVING)
+        except subprocess.TimeoutExpired:
+            _kill(child)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        # Where this code is found is handed on: a child must not run another rapt.
+        path = os.pathsep.join([name for name in sys.path if name])
+        child = subprocess.Popen(
+            [sys.executable, "-m", "rapt.service.jobs.tuning_child"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # a Ctrl-C in the terminal is for the service, which tells the child
+        )
+        said: Queue[dict[str, Any] | None] = Queue()
+        Thread(target=_listen, args=(child, said), name="rapt-tuning-process", daemon=True).start()
+        self._child, self._said, self._resting = child, said, 0
+        _send(child, asdict(self._settings))
+        return child
+
+    def _wait(self, child: subprocess.Popen[bytes], job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:
+        told_at: float | None = None
+        while True:
+            with suppress(Empty):
+                said = self._said.get(timeout=_BETWEEN_LOOKS)
+                if said is None:
+                    child.wait()
+                    return Outcome(kind="died", message=_how_it_died(child.returncode))
+                if "outcome" in said:
+                    return Outcome(**said["outcome"])
+                self._resting = resident_bytes(child.pid)  # "ready": the model is loaded, and the run begins
+            if self._resting and resident_bytes(child.pid) > self._resting + self._most_bytes():
+                _kill(child)
+                return Outcome(kind="died", message=f"it took more memory than job_memory_bytes={self._limit()}")
+            if told_at is None and should_stop():
+                told_at = time.monotonic()
+                _send(child, {"stop": name_of_run(job)})
+            if told_at is not None and time.monotonic() - told_at > _LONGEST_STEP:
+                _kill(child)
+                return Outcome(kind="stopped")
+
+    def _limit(self) -> int:
+        return self._settings.jobs.limits.memory_bytes
+
+    def _most_bytes(self) -> int:
+        return self._limit() + self._limit() // 8 + _LEEWAY
+
+
+def name_of_run(job: StoredJob) -> str:
+    """What tells one run of a job from the others."""
+    return f"{job.id} {job.attempt}"
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in use, bytes; 0 where the system does not say."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _listen(child: subprocess.Popen[bytes], said: Queue[dict[str, Any] | None]) -> None:
+    """Hand on what a child says, and None once it says nothing any more."""
+    assert child.stdout is not None
+    with child.stdout as lines, suppress(ValueError):
+        for line in lines:
+            said.put(json.loads(line))
+    said.put(None)
+
+
+def _send(child: subprocess.Popen[bytes], message: Mapping[str, Any]) -> None:
+    """Tell a child something, unless it is dead."""
+    assert child.stdin is not None
+    with suppress(OSError):
+        child.stdin.write(json.dumps(message).encode() + b"\n")
+        child.stdin.flush()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+
+
+def _how_it_died(code: int | None) -> str:
+    """Words for its tenant."""
+    if code is None or code >= 0:
+        return f"it ended by itself with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    if -code in (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):
+        return f"it was ended by {name}, most likely for want of memory"
+    return f"it was ended by {name}"

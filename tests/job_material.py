@@ -1,0 +1,81 @@
+"""Jobs as tests run them: in the process of the test, on models that are loaded, within limits that a test can set."""
+
+import json
+
+from rapt.service.http.admission import Gate
+from rapt.service.jobs import job_run
+from rapt.service.jobs.hyperparameters import method_to_json
+from rapt.service.jobs.job_run import in_this_process
+from rapt.service.jobs.job_settings import JobLimits, JobSettings
+from rapt.service.jobs.worker import ThreadRunner
+from rapt.service.storage.callers import DEVELOPER
+from rapt.service.storage.database import Cursor
+from rapt.service.storage.file_rows import add_file
+from rapt.service.storage.job_events import list_events
+from rapt.service.storage.job_rows import add_job, get_job
+from rapt.service.storage.model_rows import adapter_archive, get_model
+from rapt.wire.adapter_archive import unpack_adapter
+
+LIMITS = JobLimits(memory_bytes=4 * 2**30)
+
+
+def job_settings(**changes):
+    """Settings of a service with room."""
+    return JobSettings(**{"tenant_bytes": 10**9, "limits": LIMITS, **changes})
+
+
+def runner_on(store, backbones, **changes):
+    """A worker that runs jobs right here."""
+    settings = job_settings(**changes)
+    run = in_this_process(store, backbones, settings)
+    return ThreadRunner(store, models=tuple(backbones), run=run, most_deaths=settings.most_deaths)
+
+
+def run_job(store, job, *, backbones, should_stop, between_questions=job_run.BETWEEN_QUESTIONS, **changes):
+    """One run of a claimed job."""
+    job_run.run_job(
+        store,
+        job,
+        backbone=backbones[job.model],
+        models=tuple(backbones),
+        should_stop=should_stop,
+        settings=job_settings(**changes),
+        between_questions=between_questions,
+    )
+
+
+def queue_job(store, backbones, path, config, *, caller=DEVELOPER, validation=None, model="bert-tiny"):
+    """A job that waits, on a file of its own; returns its row."""
+    gate = Gate([backbone.bundle for backbone in backbones.values()])
+
+    def keep(content):
+        with store.directory.stage_bytes(content) as staged:
+            summary = gate.admit_file(staged.path)
+            return add_file(store, staged, summary, filename="f", caller=caller, now=1, max_bytes=10**9)
+
+    return add_job(
+        store,
+        model=model,
+        training_file=keep(path.read_bytes()).id,
+        validation_file=None if validation is None else keep(validation.read_bytes()).id,
+        method=method_to_json(config),
+        seed=config.seed,
+        suffix=None,
+        caller=caller,
+        now=2,
+        max_jobs=100,
+        max_bytes=10**9,
+    )
+
+
+def messages_of(store, job):
+    """What its events say, oldest first."""
+    page = list_events(store, job.id, Cursor(limit=1000, newest_first=False), tenant=job.tenant)
+    return [event.message for event in page.items]
+
+
+def weights_of(store, job):
+    """The digest of the weights that a job has left."""
+    name = get_job(store, job.id, tenant=job.tenant).fine_tuned_model
+    archive = unpack_adapter(adapter_archive(store, get_model(store, name, tenant=job.tenant)))
+    return json.loads(archive["rapt.json"])["weights_sha256"]

@@ -1,0 +1,172 @@
+"""Jobs in a process of their own: what a job does to it, the service survives, and nobody else notices."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+
+from job_material import LIMITS, job_settings, messages_of, queue_job, runner_on, weights_of
+from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, resident_bytes
+from rapt.service.jobs.worker import ThreadRunner
+from rapt.service.model.tuner import ReconstructionConfig, TuningConfig
+from rapt.service.storage.callers import DEVELOPER, LOCAL
+from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
+from rapt.service.storage.job_runs import latest_state
+from rapt.service.storage.recovery import open_store
+from running_service import wait_until
+
+CONFIG = TuningConfig(
+    prompt_length=4, epochs=20, batch_size=16, seed=3, reconstruction=ReconstructionConfig(weight=0.1, head_size=8)
+)
+ENDLESS = replace(CONFIG, epochs=1000)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path / "data") as opened:
+        yield opened
+
+
+def process_for(store, **changes):
+    settings = job_settings(between_checkpoints=0.0, **changes)
+    return TuningProcess(
+        ChildSettings(
+            data_directory=str(store.directory.root),
+            database_url=None,
+            database_connections=4,
+            blobs=None,
+            models={"bert-tiny": "bert-tiny"},
+            precision="float32",
+            torch_threads=1,
+            debug=False,
+            jobs=settings,
+        )
+    )
+
+
+@contextmanager
+def running(store, process, **changes):
+    runner = ThreadRunner(store, models=["bert-tiny"], run=process.run, on_close=process.close, **changes)
+    runner.start()
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def status_of(store, job):
+    return get_job(store, job.id, tenant=LOCAL).status
+
+
+def begins(store, job):
+    wait_until(lambda: latest_state(store, job) is not None, seconds=120)
+
+
+def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights_of_one_in_a_thread(
+    store, backbones, training_path
+):
+    control = queue_job(store, backbones, training_path, CONFIG)
+    thread = runner_on(store, backbones)
+    thread.start()
+    wait_until(lambda: status_of(store, control) == "succeeded")
+    thread.close()
+    process = process_for(store)
+    job = queue_job(store, backbones, training_path, replace(CONFIG, epochs=20))
+    other = queue_job(store, backbones, training_path, ENDLESS)
+    with running(store, process) as runner:
+        begins(store, job)
+        pause_job(store, job.id, caller=DEVELOPER, now=5)
+        runner.cancel(job.id)
+        begins(store, other)  # the same process runs the next
+        first = process.pid
+        assert first not in (None, os.getpid())
+        cancel_job(store, other.id, caller=DEVELOPER, now=6)
+        runner.cancel(other.id)
+        before = get_job(store, job.id, tenant=LOCAL).attempt
+        resume_job(store, job.id, caller=DEVELOPER, now=7)
+        runner.wake()
+        wait_until(lambda: get_job(store, job.id, tenant=LOCAL).attempt > before)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: status_of(store, job) in ENDED, seconds=120)
+        assert process.pid not in (None, first)
+        assert status_of(store, other) == "cancelled"
+    done = get_job(store, job.id, tenant=LOCAL)
+    assert (done.status, done.error_message) == ("succeeded", None)
+    assert weights_of(store, job) == weights_of(store, control)
+    assert any("ended by SIGKILL" in message for message in messages_of(store, job))
+    assert process.pid is None  # it left with its worker
+
+
+def test_a_worker_that_is_stopped_keeps_the_state_of_its_job_and_ends_the_process(store, backbones, training_path):
+    process = process_for(store)
+    job = queue_job(store, backbones, training_path, ENDLESS)
+    with running(store, process):
+        begins(store, job)
+        child = process.pid
+        assert resident_bytes(child) > 0
+    assert status_of(store, job) == "queued"
+    assert get_job(store, job.id, tenant=LOCAL).deaths == 0
+    assert latest_state(store, job).step > 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
+def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_the_next_one_runs(
+    store, backbones, training_path
+):
+    """Killed for more memory than it may have, before any state was kept."""
+    process = process_for(store, limits=replace(LIMITS, memory_bytes=2**40))
+    job = queue_job(store, backbones, training_path, ENDLESS)
+    after = queue_job(store, backbones, training_path, replace(CONFIG, epochs=1))
+    killed = set()
+
+    def kill_as_soon_as_it_lives():
+        if process.pid is not None and process.pid not in killed and len(killed) < 2:
+            killed.add(process.pid)
+            os.kill(process.pid, signal.SIGKILL)
+        return status_of(store, job) in ENDED
+
+    with running(store, process, most_deaths=2):
+        wait_until(kill_as_soon_as_it_lives, seconds=120)
+        failed = get_job(store, job.id, tenant=LOCAL)
+        assert (failed.status, failed.error_code, failed.deaths) == ("failed", "worker_died", 2)
+        assert "died 2 times" in failed.error_message
+        assert "SIGKILL" in failed.error_message
+        wait_until(lambda: status_of(store, after) == "succeeded", seconds=120)
+
+
+def test_a_job_that_would_take_more_memory_than_it_may_is_refused_again_when_it_runs(store, backbones, training_path):
+    process = process_for(store, limits=replace(LIMITS, memory_bytes=2**20))
+    job = queue_job(store, backbones, training_path, replace(CONFIG, epochs=1))
+    with running(store, process):
+        wait_until(lambda: status_of(store, job) in ENDED, seconds=120)
+    failed = get_job(store, job.id, tenant=LOCAL)
+    assert (failed.status, failed.error_code) == ("failed", "too_large")
+    assert "lower batch_size" in failed.error_message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit holds for all memory on Linux alone")
+def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so():
+    """Were the estimate wrong, the pass would fail with an error of memory, which a run answers with smaller parts."""
+    script = """
+import torch
+from rapt.service.jobs.tuning_child import limit_memory
+from rapt.service.model.tuning.run import out_of_memory
+def fits(mebibytes):
+    try:
+        torch.ones(mebibytes * 2**18)
+    except RuntimeError as error:
+        assert out_of_memory(error)
+        return False
+    return True
+limit_memory(64 * 2**20)
+print(fits(16), fits(256))
+limit_memory(None)
+print(fits(256))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "False", "True"], done.stderr
