@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-postgres test-s3 test-node check format bench help-pages clean
+.PHONY: help demo test test-newest test-postgres test-s3 test-node check format bench help-pages clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,20 @@ demo: $(READY)  ## the main job on real text: privatize, tune, predict, attack; 
 
 test: $(READY)  ## every test that CI runs
 	$(BIN)/python -m pytest -q
+
+# What pip gives to somebody who pins nothing: a second environment on top of the first. torch stays as it is, because its
+# newest wheel comes with gigabytes for GPUs; `make test-newest HELD=` upgrades it, too.
+HELD ?= torch
+NEWEST := $(VENV)/newest
+ON_LIBRARIES := tests/service/model tests/service/storage/test_database.py tests/cli/test_cli_frame.py \
+  $(addprefix tests/service/http/test_,app.py completions.py openai_client.py openapi_contract.py t5_served.py)
+test-newest: $(READY)  ## the tests that lean on other projects, with the newest versions that are allowed
+	$(BIN)/python -m venv $(NEWEST)
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $(NEWEST)/below
+	mv $(NEWEST)/below $$($(NEWEST)/bin/python -c 'import site; print(site.getsitepackages()[0])')/below.pth
+	$(BIN)/pip freeze --disable-pip-version-check | grep -E '^($(or $(HELD),-))==' > $(NEWEST)/held.txt || true
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -c $(NEWEST)/held.txt -e '.[dev]'
+	$(NEWEST)/bin/python -m pytest -q $(ON_LIBRARIES)
 
 test-postgres: $(READY)  ## the store once more on a PostgreSQL server of its own (Debian: apt-get install postgresql)
 	RAPT_TEST_POSTGRESQL=1 $(BIN)/python -m pytest -q tests/service/storage/test_postgresql.py tests/service/test_database_away.py

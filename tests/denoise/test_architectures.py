@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from closeness import assert_close
 from rapt.denoise.model_folder import check_source, save_denoised
 from rapt.denoise.plan import WarmUpPlan
 from rapt.denoise.public_text import PublicTexts
@@ -48,7 +49,7 @@ def test_a_backbone_of_any_architecture_learns_and_is_served_as_it_was_trained(a
     assert loaded.expects is not None
     assert original.expects is None
     assert torch.equal(loaded.word_embeddings, original.word_embeddings)
-    assert torch.allclose(states_of(loaded, texts[:8]), states_of(student.backbone, texts[:8]), atol=1e-5)
+    assert_close(states_of(loaded, texts[:8]), states_of(student.backbone, texts[:8]), of=loaded)
     assert not torch.allclose(states_of(loaded, texts[:8]), states_of(original, texts[:8]), atol=1e-2)
     if original.decoder is not None:  # it reads words in clear, so it must not have learned to distrust them
         fresh = original.decoder.state_dict()

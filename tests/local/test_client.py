@@ -9,6 +9,7 @@ from threading import Thread
 import httpx2
 import pytest
 
+from closeness import assert_close
 from rapt.errors import (
     AccessError,
     BusyError,
@@ -253,7 +254,7 @@ def test_predictions_come_in_order_whatever_the_size_of_a_request(client, done, 
     assert progress == [*range(7, 64, 7), 64]
     assert [item.label for item in parts] == [item.label for item in whole]
     for one, other in zip(parts, whole, strict=True):
-        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+        assert_close(one.probabilities, other.probabilities, layers=3, width=128)  # of bert-tiny
     assert {item.label for item in whole} <= {"no", "yes"}
 
 

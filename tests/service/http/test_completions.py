@@ -7,6 +7,7 @@ import httpx2
 import openai
 import pytest
 
+from closeness import assert_close
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.routes.answering import texts_of
 from rapt.service.http.routes.prompts import Prompt
@@ -118,7 +119,7 @@ def test_a_label_and_its_logprobs_come_as_a_completion(client, url, chooser, bac
     for choice, prediction in zip(answer.choices, expected["predictions"], strict=True):
         assert (choice.text, choice.finish_reason) == (prediction["label"], "stop")
         found = {label: math.exp(logprob) for label, logprob in choice.logprobs.top_logprobs[0].items()}
-        assert found == pytest.approx(dict(zip(expected["labels"], prediction["probabilities"], strict=True)), abs=1e-5)
+        assert_close([found[label] for label in expected["labels"]], prediction["probabilities"], of=backbone)
         assert choice.logprobs.tokens == [choice.text]
     assert answer.usage.prompt_tokens == sum(map(len, prompts))
     assert answer.usage.completion_tokens == 5
@@ -135,7 +136,8 @@ def test_one_request_may_mix_models(client, chooser, backbones):
         alone = client.completions.create(
             model=model, prompt=prompt, logprobs=2, extra_body=privacy(backbone, [prompt])
         ).choices[0]
-        assert choice.logprobs.top_logprobs[0] == pytest.approx(alone.logprobs.top_logprobs[0], abs=1e-5)
+        both = [answer.logprobs.top_logprobs[0] for answer in (choice, alone)]
+        assert_close(*([found[label] for label in both[0]] for found in both), of=backbone)
     with pytest.raises(openai.BadRequestError, match="models=1"):
         client.completions.create(
             model=chooser[0], prompt=prompts, extra_body=privacy(backbone, prompts, models=models[:1])
@@ -155,7 +157,7 @@ def test_texts_are_written_whole_and_in_pieces_alike(client, writer):
     whole = client.completions.create(**asked)
     for prompt, choice in zip(prompts, whole.choices, strict=True):
         tokens = written(writer, prompt, most=9)
-        assert choice.logprobs.token_logprobs == pytest.approx([token.logprob for token in tokens], abs=1e-4)
+        assert_close(choice.logprobs.token_logprobs, [token.logprob for token in tokens], of=writer)
         assert choice.finish_reason == ("length" if len(tokens) == 9 else "stop")
         assert choice.text == spelled(writer, tokens)
         if "\N{REPLACEMENT CHARACTER}" not in "".join(choice.logprobs.tokens) and not specials_in(writer, tokens):

@@ -9,6 +9,7 @@ import httpx2
 import openai
 import pytest
 
+from closeness import assert_close
 from http_requests import done_job, job_body, upload
 from rapt.service.model.adapter import load_adapter
 from rapt.service.model.decoding import DecodingBatch
@@ -87,7 +88,7 @@ def test_a_t5_is_tuned_and_asked_over_http(http, t5, training, task, tmp_path):
     adapter = load_adapter(tmp_path / "adapter", backbone=t5)
     rows = [ClassificationRow(adapter=adapter, token_ids=record.token_ids) for record in query.records]
     for found, expected in zip(answer.json()["predictions"], classify(t5, rows), strict=True):
-        assert found["probabilities"] == pytest.approx(expected, abs=1e-5)
+        assert_close(found["probabilities"], expected, of=t5)
 
 
 def test_the_label_of_a_t5_comes_as_a_completion(http, t5, training, tmp_path):
@@ -97,7 +98,7 @@ def test_the_label_of_a_t5_comes_as_a_completion(http, t5, training, tmp_path):
     body = {"model": model, "prompt": list(record.token_ids), "logprobs": 2, "rapt": {"manifest": manifest}}
     choice = http.post("/v1/completions", json=body).json()["choices"][0]
     assert choice["text"] in ("no", "yes")
-    assert sum(map(math.exp, choice["logprobs"]["top_logprobs"][0].values())) == pytest.approx(1.0, abs=1e-5)
+    assert_close(sum(map(math.exp, choice["logprobs"]["top_logprobs"][0].values())), 1.0, width=2)
 
 
 METHODS = {
@@ -156,7 +157,7 @@ def test_models_of_every_method_and_the_bare_one_write_in_one_request_what_each_
         batch = DecodingBatch(t5)
         tokens = [*batch.join([row]), *(batch.step()[0] for _ in range(5))]
         ends = [token.token_id for token in tokens].index(t5.frame.eos_id) if choice.finish_reason == "stop" else 6
-        assert choice.logprobs.token_logprobs == pytest.approx([token.logprob for token in tokens[:ends]], abs=1e-5)
+        assert_close(choice.logprobs.token_logprobs, [token.logprob for token in tokens[:ends]], of=t5)
         first.append(tokens[0].logprob)
     assert len(set(first)) == len(first)  # so a model in the place of another would be seen
     assert mixed.usage.prompt_tokens == sum(map(len, prompts))

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from safetensors.torch import load_file, save_file
 
+from closeness import assert_close
 from http_requests import done_job, upload
 from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
@@ -110,4 +111,4 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
                 for record in file.records
             ]
             for found, expected in zip(answer.json()["predictions"], classify(backbones[base], rows), strict=True):
-                assert found["probabilities"] == pytest.approx(expected, abs=1e-5)
+                assert_close(found["probabilities"], expected, of=backbones[base])

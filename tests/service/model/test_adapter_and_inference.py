@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from closeness import assert_close
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.service.model.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_to_files, load_adapter, save_adapter
 from rapt.service.model.backbone import load_backbone
@@ -54,7 +55,7 @@ def test_a_mixed_batch_answers_as_one_by_one(backbone, adapters):
     rows = rows_of(backbone, adapters, 2 * MAX_ROWS + 3)
     together = classify(backbone, rows)
     alone = [classify(backbone, [row])[0] for row in rows]
-    torch.testing.assert_close(torch.tensor(together), torch.tensor(alone), atol=1e-5, rtol=0)
+    assert_close(torch.tensor(together), torch.tensor(alone), of=backbone)
 
 
 def test_two_tenants_get_different_answers_to_the_same_text(backbone, adapters):
@@ -67,13 +68,12 @@ def test_two_tenants_get_different_answers_to_the_same_text(backbone, adapters):
 def test_the_order_of_rows_never_swaps_answers(backbone, adapters):
     rows = rows_of(backbone, adapters, 40)
     forward, backward = classify(backbone, rows), classify(backbone, rows[::-1])
-    torch.testing.assert_close(torch.tensor(forward), torch.tensor(backward[::-1]), atol=1e-5, rtol=0)
+    assert_close(torch.tensor(forward), torch.tensor(backward[::-1]), of=backbone)
 
 
 def test_probabilities_sum_to_one(backbone, adapters):
-    assert all(
-        sum(answer) == pytest.approx(1, abs=1e-5) for answer in classify(backbone, rows_of(backbone, adapters, 6))
-    )
+    sums = [sum(answer) for answer in classify(backbone, rows_of(backbone, adapters, 6))]
+    assert_close(sums, [1.0] * 6, width=2)
 
 
 def test_a_query_without_its_plain_tokens_is_refused(backbone, adapters):
@@ -146,16 +146,16 @@ def bare(backbone, count):
     return [ClassificationRow(token_ids=record.token_ids) for record in separable_file(backbone, records=count).records]
 
 
-def answers_as_alone(classify_many, rows):
+def answers_as_alone(classify_many, rows, backbone):
     """The law of a mixed batch: every row answers as if it were alone."""
     together = classify_many(rows)
     for row, answer in zip(rows, together, strict=True):
-        torch.testing.assert_close(torch.tensor(answer), torch.tensor(classify_many([row])[0]), atol=1e-5, rtol=0)
+        assert_close(torch.tensor(answer), torch.tensor(classify_many([row])[0]), of=backbone)
 
 
 def test_rows_without_an_adapter_share_the_batch_and_get_the_mean_state(backbone, adapters):
     rows = [row for pair in zip(rows_of(backbone, adapters, 12), bare(backbone, 12), strict=True) for row in pair]
-    answers_as_alone(lambda many: classify(backbone, many), rows)
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
     assert len(classify(backbone, bare(backbone, 1))[0]) == backbone.hidden_size
 
 
@@ -170,9 +170,9 @@ def test_an_active_adapter_for_every_row_would_be_caught(backbone, adapters, see
         ClassificationRow(adapter=adapters[position % 2], token_ids=record.token_ids)
         for position, record in enumerate(records)
     ]
-    answers_as_alone(lambda many: classify(backbone, many), rows)
-    with pytest.raises(AssertionError, match="not close"):
-        answers_as_alone(with_the_active_one, rows)
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
+    with pytest.raises(AssertionError, match="rounding explains"):
+        answers_as_alone(with_the_active_one, rows, backbone)
 
 
 KINDS = {
@@ -205,7 +205,7 @@ def test_every_method_and_the_bare_backbone_share_one_batch(backbone, every_kind
         ClassificationRow(adapter=adapters[position % len(adapters)], token_ids=record.token_ids)
         for position, record in enumerate(records)
     ]
-    answers_as_alone(lambda many: classify(backbone, many), rows)
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
     assert len(plan(rows)) == 3  # what is read elsewhere, and what costs every row, goes alone
 
 
@@ -215,7 +215,7 @@ def test_a_pair_and_a_single_text_share_one_batch(backbone, adapters):
         ClassificationRow(adapter=adapters[0], token_ids=one, second_token_ids=other)
         for one, other in zip(texts, [None, *texts[1:4], None, *texts[5:]], strict=True)
     ]
-    answers_as_alone(lambda many: classify(backbone, many), rows)
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
 
 
 def test_a_head_alone_has_nothing_that_peft_could_load(every_kind):

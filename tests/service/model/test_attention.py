@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from closeness import assert_close
 from rapt.service.model.attention import attend, is_written_out, written_out
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.layout import lay_out
@@ -29,7 +30,7 @@ def a_mask():
 
 
 def close(found, expected):
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)  # the softmax is in float32
+    assert_close(found, expected, layers=2, width=WIDTH, dtype=torch.float32)  # of the softmax
 
 
 def test_it_is_torch_s_attention_with_a_mask_and_without(parts):

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 import tokenizer_zoo
+from closeness import assert_close
 from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import model_directory
 from rapt.service.model.architectures import ARCHITECTURES
@@ -62,7 +63,7 @@ def test_without_a_prompt_the_states_are_those_of_the_library(backbone, tiny_fol
     model = classes[backbone.architecture].from_pretrained(str(tiny_folder / backbone.architecture)).eval()
     whole = {"bert": model, "t5": getattr(model, "encoder", None)}.get(backbone.architecture) or model.base_model
     theirs = whole(input_ids=layout.token_ids).last_hidden_state[0]
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert_close(ours, theirs, of=backbone)
 
 
 def test_the_frame_is_what_the_tokenizer_puts_around_a_text(backbone):
@@ -96,7 +97,7 @@ def test_padding_changes_no_state(backbone, padding):
             cues=[[[], [46], [47, 48]][row]],
         )
         assert len(together[row]) == int(rows.lengths[row])
-        torch.testing.assert_close(together[row], states_of(backbone, alone, own)[0], atol=1e-5, rtol=0)
+        assert_close(together[row], states_of(backbone, alone, own)[0], of=backbone)
 
 
 def test_a_prompt_stands_with_its_text_and_never_behind_padding(backbone):
@@ -114,7 +115,7 @@ def test_what_a_cut_off_pad_holds_is_never_seen(backbone):
     for ours, theirs in zip(
         states_of(backbone, layout, prompts_of(3, 0, 1)), states_of(backbone, other, prompts_of(3, 0, 1)), strict=True
     ):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        assert_close(ours, theirs, of=backbone)
 
 
 def test_gradients_reach_the_prompt_and_never_the_backbone(backbone):
@@ -133,7 +134,7 @@ def test_rows_of_other_tenants_change_nothing(backbone):
     mixed = states_of(backbone, laid_out(backbone), prompts_of(3, 0, 1))
     changed = torch.cat([prompts_of(3, 0, 1)[:3], torch.full((1, WIDTH), 9.0)])
     again = states_of(backbone, laid_out(backbone), changed)
-    torch.testing.assert_close(mixed[0], again[0], atol=1e-5, rtol=0)
+    assert_close(mixed[0], again[0], of=backbone)
     assert (mixed[2] - again[2]).abs().max() > 1e-3
 
 
@@ -171,12 +172,12 @@ def test_word_logits_are_those_of_the_library(backbone, tiny_folder):
             .eval()(input_ids=ids)
             .logits
         )
-    torch.testing.assert_close(backbone.word_logits(states), theirs, atol=1e-5, rtol=0)
+    assert_close(backbone.word_logits(states), theirs, of=backbone)
     some = torch.tensor([40, 33])
-    torch.testing.assert_close(backbone.word_logits(states, word_ids=some), theirs[..., some], atol=1e-5, rtol=0)
+    assert_close(backbone.word_logits(states, word_ids=some), theirs[..., some], of=backbone)
     weight, bias = backbone.language_head.rows(some)
     by_hand = backbone.language_head.transformed(states) @ weight.T + bias
-    torch.testing.assert_close(by_hand, theirs[..., some], atol=1e-5, rtol=0)
+    assert_close(by_hand, theirs[..., some], of=backbone)
 
 
 def test_a_pair_of_bert_has_the_segments_of_the_library(tiny, tiny_folder):
@@ -187,7 +188,7 @@ def test_a_pair_of_bert_has_the_segments_of_the_library(tiny, tiny_folder):
     theirs = BertModel.from_pretrained(str(tiny_folder / backbone.architecture)).eval()(
         input_ids=layout.token_ids, token_type_ids=kinds
     )
-    torch.testing.assert_close(encode_with_prompts(backbone, layout, None), theirs.last_hidden_state, atol=1e-5, rtol=0)
+    assert_close(encode_with_prompts(backbone, layout, None), theirs.last_hidden_state, of=backbone)
 
 
 def test_a_row_of_one_text_has_one_segment(backbone):
@@ -227,7 +228,7 @@ def test_a_decoder_sees_what_stands_before_and_nothing_behind(tiny):
         one = lay_out(backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[LONG])
         two = lay_out(backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[[*LONG[:-1], 60]])
         ours, theirs = states_of(backbone, one)[0], states_of(backbone, two)[0]
-        torch.testing.assert_close(ours[:-1], theirs[:-1], atol=1e-6, rtol=0)
+        assert_close(ours[:-1], theirs[:-1], of=backbone)
         assert (ours[-1] - theirs[-1]).abs().max() > 1e-3
 
 
@@ -246,7 +247,7 @@ def test_bert_tiny_fills_a_gap_as_the_library_does():
     )
     logits = backbone.word_logits(encode_with_prompts(backbone, layout, None))
     theirs = BertForMaskedLM.from_pretrained(str(model_directory("bert-tiny"))).eval()(input_ids=layout.token_ids)
-    torch.testing.assert_close(logits, theirs.logits, atol=2e-4, rtol=0)
+    assert_close(logits, theirs.logits, of=backbone)
 
 
 def test_the_start_of_a_llama_is_in_its_frame(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
+from closeness import assert_close
 from rapt.public_models import model_directory
 from rapt.service.model import bert_forward
 from rapt.service.model.backbone import load_backbone
@@ -97,13 +98,13 @@ def adapters(model, *, seed=0):
     return made
 
 
+SIZE = {"layers": 3, "width": 48}
 EXTRA = {"scale": 1.0} if "scale" in LoraPair.__dataclass_fields__ else {}
 
 
 def close(ours, theirs, batch):
     real = batch["attention_mask"].bool()
-    tolerance = 1e-5 if ours.dtype == torch.float32 else 1e-10
-    torch.testing.assert_close(ours[real], theirs[real], atol=tolerance, rtol=tolerance)
+    assert_close(ours[real], theirs[real], **SIZE)
 
 
 def both(pair, batch, steering=None):
@@ -147,9 +148,8 @@ def test_states_that_are_asked_for_are_those_of_a_whole_pass(pair, lengths, kind
     wanted[3:, 2] = 1
     whole = ours(**batch, steering=steering)
     found = ours(**batch, steering=steering, wanted=wanted)
-    tolerance = 1e-5 if whole.dtype == torch.float32 else 1e-10
     asked = wanted.bool()
-    torch.testing.assert_close(found[asked], whole[asked], atol=tolerance, rtol=tolerance)
+    assert_close(found[asked], whole[asked], **SIZE)
     if not steering.lora:
         assert bool((found[~asked] == 0).all())
 
@@ -171,8 +171,7 @@ def test_gradients_are_those_of_hugging_face(pair):
         ours = torch.autograd.grad((found[real] * weights).sum(), leaves, retain_graph=True)
         theirs = torch.autograd.grad((expected[real] * weights).sum(), leaves)
         for one, other in zip(ours, theirs, strict=True):
-            tolerance = 1e-3 if one.dtype == torch.float32 else 1e-9
-            torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+            assert_close(one, other, **SIZE, steps=2)  # there and back
 
 
 def test_the_weights_are_in_memory_once(pair):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from closeness import assert_close
 from rapt.errors import UsageError
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.decoding import DecodingBatch
@@ -138,7 +139,7 @@ def test_rows_of_mixed_adapters_write_what_each_writes_alone_without_a_cache(bac
     for row, choices in zip(rows, together(backbone, rows), strict=True):
         tokens, logprobs = without_cache(backbone, row)
         assert [choice.token_id for choice in choices] == tokens
-        assert [choice.logprob for choice in choices] == pytest.approx(logprobs, abs=1e-4)
+        assert_close([choice.logprob for choice in choices], logprobs, of=backbone)
 
 
 def test_a_mixed_batch_gives_the_answers_of_one_row_at_a_time_to_five_digits(backbone, adapters):
@@ -146,7 +147,7 @@ def test_a_mixed_batch_gives_the_answers_of_one_row_at_a_time_to_five_digits(bac
     for row, choices in zip(rows, together(backbone, rows), strict=True):
         for found, expected in zip(choices, together(backbone, [row])[0], strict=True):
             assert [token for token, _ in found.top] == [token for token, _ in expected.top]
-            assert [value for _, value in found.top] == pytest.approx([value for _, value in expected.top], abs=1e-5)
+            assert_close([value for _, value in found.top], [value for _, value in expected.top], of=backbone)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from closeness import assert_close
 from rapt.errors import UsageError
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.layout import check_length, embed_with_prompts, encode_with_prompts, lay_out
@@ -41,14 +42,14 @@ def test_padding_changes_no_state(backbone):
     nothing = torch.empty(0, backbone.hidden_size)
     one = encode_with_prompts(backbone, alone, nothing)
     both = encode_with_prompts(backbone, padded, nothing)
-    torch.testing.assert_close(both[0, :4], one[0], atol=1e-5, rtol=0)
+    assert_close(both[0, :4], one[0], of=backbone)
 
 
 def test_states_equal_those_of_the_library_when_there_is_no_prompt(backbone):
     layout = lay_out(backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[[2001, 2002, 2003]])
     ours = encode_with_prompts(backbone, layout, torch.empty(0, backbone.hidden_size))
     theirs = backbone.encoder(input_ids=torch.tensor([[*backbone.frame.start, 2001, 2002, 2003, *backbone.frame.end]]))
-    torch.testing.assert_close(ours, theirs.last_hidden_state, atol=1e-5, rtol=0)
+    assert_close(ours, theirs.last_hidden_state, of=backbone)
 
 
 def test_a_record_that_is_too_long_is_refused_by_counts_only(backbone):

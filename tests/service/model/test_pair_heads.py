@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from closeness import assert_close
 from rapt.errors import TuningError, UsageError, WireError
 from rapt.service.model.adapter import adapter_from_files, adapter_to_files
 from rapt.service.model.backbone import load_backbone
@@ -71,10 +72,10 @@ def one_by_one(states, text, second):
 @pytest.mark.parametrize("seed", range(5))
 def test_two_texts_are_compared_as_one_pair_at_a_time(seed):
     made = states_of(rows=7, seed=seed)
-    torch.testing.assert_close(compare_texts(*made), one_by_one(*made))
+    assert_close(compare_texts(*made), one_by_one(*made), layers=4, width=9)
     states, text, second = made
     with pytest.raises(AssertionError):  # a twin that counts the mark between the texts among them
-        torch.testing.assert_close(compare_texts(states, torch.ones_like(text), second), one_by_one(*made))
+        assert_close(compare_texts(states, torch.ones_like(text), second), one_by_one(*made), layers=4, width=9)
 
 
 def test_equal_texts_do_not_differ_and_their_likeness_is_their_cosine():
@@ -88,7 +89,7 @@ def test_equal_texts_do_not_differ_and_their_likeness_is_their_cosine():
 
 def test_which_text_comes_first_changes_nothing_but_the_states():
     states, text, second = states_of(rows=4)
-    torch.testing.assert_close(compare_texts(states, text, second), compare_texts(states, text, 1 - second))
+    assert_close(compare_texts(states, text, second), compare_texts(states, text, 1 - second), layers=4, width=9)
 
 
 def test_agreement_of_two_texts_is_learned(backbone, comparing):
@@ -138,7 +139,7 @@ def test_heads_that_compare_and_heads_that_do_not_are_asked_together(backbone, c
     ]
     together = classify(backbone, rows)
     for row, answer in zip(rows, together, strict=True):
-        torch.testing.assert_close(torch.tensor(answer), torch.tensor(classify(backbone, [row])[0]), atol=1e-5, rtol=0)
+        assert_close(torch.tensor(answer), torch.tensor(classify(backbone, [row])[0]), of=backbone)
     assert len(plan(rows)) == 2
 
 

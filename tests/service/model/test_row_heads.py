@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from closeness import assert_close
 from rapt.service.model import row_heads
 from rapt.service.model.row_heads import class_probabilities
 
@@ -21,7 +22,7 @@ def one_by_one(pooled, heads):
 def same(found, expected):
     assert [len(row) for row in found] == [len(row) for row in expected]
     for row, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.tensor(row), other, atol=1e-6, rtol=0)
+        assert_close(torch.tensor(row), other, width=WIDTH)
 
 
 @pytest.mark.parametrize("seed", range(5))

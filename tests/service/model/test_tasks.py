@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.service.model.label_correction import task_loss
 from rapt.service.model.layout import encode_with_prompts
@@ -59,7 +60,7 @@ def test_a_mixed_batch_reads_each_row_as_alone(backbone, task, records):
     together = vectors_of(backbone, task, records, lengths=LENGTHS, prompts=prompts)
     for row, own in enumerate(prompts.split(LENGTHS)):
         alone = vectors_of(backbone, task, [records[row]], lengths=[len(own)], prompts=own)
-        torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=0)
+        assert_close(together[row], alone[0], of=backbone)
 
 
 def test_a_batch_of_targets_is_the_sum_of_its_rows(backbone):
@@ -73,7 +74,7 @@ def test_a_batch_of_targets_is_the_sum_of_its_rows(backbone):
         nats, right, total = nats + alone.loss * alone.total, right + alone.right, total + alone.total
     assert total == together.total == (3 + 1) + (1 + 1) + (2 + 1)  # each with its closing token
     assert right == together.right
-    torch.testing.assert_close(together.loss, nats / total, atol=1e-5, rtol=0)
+    assert_close(together.loss, nats / total, of=backbone)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -103,7 +104,7 @@ def test_label_words_are_scored_by_the_model_s_own_head(backbone):
     else:
         every = torch.stack([row[column] for row, column in zip(states, layout.answer_column, strict=True)])
         every = backbone.word_logits(every)
-    torch.testing.assert_close(logits, every[:, list(ids)], atol=1e-5, rtol=0)
+    assert_close(logits, every[:, list(ids)], of=backbone)
 
 
 def test_where_each_kind_reads_its_words(tiny):
@@ -129,7 +130,7 @@ def test_randomized_labels_are_corrected_for(backbone):
     vectors = vectors_of(backbone, "classification", RECORDS, lengths=LENGTHS, prompts=prompts_of(LENGTHS))
     expected = task_loss(head(vectors), torch.tensor([0, 1, 1]), label_privacy=hidden)
     outcome = outcome_of(backbone, "classification", RECORDS, head, label_privacy=hidden)
-    torch.testing.assert_close(outcome.loss, expected)
+    assert_close(outcome.loss, expected, of=backbone)
     assert outcome.total == 3
 
 
@@ -150,7 +151,7 @@ def test_a_target_is_predicted_by_what_stands_before_it(tiny):
             logits = backbone.word_logits(states[0, -1])
             nats.append(nn.functional.cross_entropy(logits[None], torch.tensor([wanted])))
         outcome = outcome_of(backbone, "generation", [record], head, lengths=[0], prompts=torch.empty(0, WIDTH))
-        torch.testing.assert_close(outcome.loss, torch.stack(nats).mean(), atol=1e-5, rtol=0)
+        assert_close(outcome.loss, torch.stack(nats).mean(), of=backbone)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -16,7 +16,7 @@ from transformers import BertModel
 from rapt.audit.language.layout import batches, padded_places
 from rapt.audit.language.masked_network import same_vocabulary
 from rapt.public_models import model_directory
-from rapt.service.model.backbone_parts import quiet
+from rapt.service.model.library import quiet
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]

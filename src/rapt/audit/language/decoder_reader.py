@@ -24,7 +24,7 @@ from transformers import DynamicCache, LlamaForCausalLM
 
 from rapt.audit.language.beam import ENDED
 from rapt.public_models import model_directory
-from rapt.service.model.backbone_parts import quiet
+from rapt.service.model.library import quiet, with_cache
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -161,8 +161,7 @@ class DecoderReader:
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(self._mask.astype(np.int64)),
             position_ids=torch.from_numpy(positions),
-            past_key_values=self._cache,
-            use_cache=True,
+            **with_cache(network.model, self._cache),
         ).last_hidden_state
         lengths = given.sum(axis=1)
         rows = torch.arange(len(ids))

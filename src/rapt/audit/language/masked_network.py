@@ -22,7 +22,7 @@ from transformers import BertForMaskedLM
 from rapt.audit.language.layout import batches
 from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
-from rapt.service.model.backbone_parts import quiet
+from rapt.service.model.library import quiet
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import BertModel
-from transformers.activations import ACT2FN
 
-from rapt.service.model.backbone_parts import Parts, quiet
+from rapt.service.model.backbone_parts import Parts
 from rapt.service.model.bert_forward import bert_forward_of
 from rapt.service.model.language_head import LanguageHead, transform_from
+from rapt.service.model.library import activation, quiet
 
 _HEAD: Final = "cls.predictions."
 
@@ -59,7 +59,7 @@ def _masked_word_head(folder: Path, encoder: BertModel, *, dtype: torch.dtype) -
     transform = transform_from(
         dense=(dense[0], dense[1]),
         norm=(norm[0], norm[1]),
-        activation=ACT2FN[encoder.config.hidden_act],
+        activation=activation(encoder.config.hidden_act),
         epsilon=encoder.config.layer_norm_eps,
     )
     table = encoder.embeddings.word_embeddings.weight if own is None else own.to(dtype)

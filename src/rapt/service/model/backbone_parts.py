@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -42,17 +39,3 @@ class Parts:
     segment_shift: Tensor | None = None
     takes_positions: bool = True
     own_forward: nn.Module | None = None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bar, and no warning of a head that is in the checkpoint and not used."""
-    from transformers.utils import logging as theirs
-
-    level = theirs.get_verbosity()
-    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library gives it no types
-    theirs.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(level)

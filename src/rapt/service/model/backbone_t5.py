@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from transformers import T5ForConditionalGeneration
 
-from rapt.service.model.backbone_parts import Parts, quiet
+from rapt.service.model.backbone_parts import Parts
 from rapt.service.model.language_head import LanguageHead
+from rapt.service.model.library import quiet
 
 
 def load(folder: Path, *, dtype: torch.dtype) -> Parts:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rapt.service.model.frame import make_tokenizer
+from rapt.service.model.library import render_chat
 
 log = logging.getLogger(__name__)
 
@@ -42,21 +43,13 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
     template = _template(folder, settings)
     if template is None:
         return None
-    # The environment that templates are written for: sandboxed, and imported with the library of models.
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     try:
-        found: Any = render_jinja_template(  # texts, and what is of no use here; its annotation says otherwise
-            conversations=[[{"role": "user", "content": _STAND_IN}]],
-            chat_template=template,
-            add_generation_prompt=True,
-            bos_token=_token(settings, "bos_token"),
-            eos_token=_token(settings, "eos_token"),
-        )
+        bos, eos = _token(settings, "bos_token"), _token(settings, "eos_token")
+        found = render_chat(template, _STAND_IN, bos_token=bos, eos_token=eos)
     except Exception as error:  # whatever a template raises, also about what it was not given
         log.warning("the chat template of a model is left out: it fails with %s", type(error).__name__)
         return None
-    parts = found[0][0].split(_STAND_IN)
+    parts = found.split(_STAND_IN)
     if len(parts) != 2:
         log.warning("the chat template of a model is left out: it writes a message %d times", len(parts) - 1)
         return None

@@ -10,6 +10,7 @@ from torch import Tensor
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.layout import embed_with_prompts
+from rapt.service.model.library import with_cache
 from rapt.service.model.private_row import lay_out_rows
 from rapt.service.model.row_cache import RowCache
 from rapt.service.model.steering import Steering, steered
@@ -68,7 +69,6 @@ def _forward(
             inputs_embeds=inputs.to(backbone.dtype),
             attention_mask=seen,
             position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
+            **with_cache(backbone.encoder, cache),
         ).last_hidden_state
     return states

@@ -8,7 +8,7 @@ the texts have no positions; they are aligned at their beginnings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.layout import encode_with_prompts
+from rapt.service.model.library import cache_layers, empty_cache, with_cache
 from rapt.service.model.private_row import lay_out_rows
 from rapt.service.model.steering import Steering, steered
 
@@ -58,8 +59,7 @@ class EncoderDecoderRows:
                 # Once they are in the cache, all that is asked is whether there are any.
                 encoder_hidden_states=inputs if texts is None else texts,
                 encoder_attention_mask=seen_texts[:, None, None],
-                past_key_values=self._cache,
-                use_cache=True,
+                **with_cache(self._backbone.decoder, self._cache),
             ).last_hidden_state
         self._written = self._written + 1
         return states[:, -1]
@@ -70,9 +70,9 @@ class EncoderDecoderRows:
         self._read, self._written = self._read[chosen], self._written[chosen]
         first = self._cache.get_seq_length() - int(self._written.max())
         width = int(self._read.max())
-        for layer in _layers(self._cache.self_attention_cache):
+        for layer in cache_layers(self._cache.self_attention_cache):
             layer.keys, layer.values = layer.keys[chosen, :, first:], layer.values[chosen, :, first:]
-        for layer in _layers(self._cache.cross_attention_cache):
+        for layer in cache_layers(self._cache.cross_attention_cache):
             layer.keys, layer.values = layer.keys[chosen, :, :width], layer.values[chosen, :, :width]
 
     def join(self, other: EncoderDecoderRows) -> None:
@@ -87,32 +87,19 @@ def read_with_encoder_decoder(
     backbone: Backbone, rows: Sequence[GenerationRow], *, steering: Steering
 ) -> tuple[EncoderDecoderRows, Tensor]:
     """The rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
-    from transformers import DynamicCache, EncoderDecoderCache  # with the library of models, which is there by now
-
     layout = lay_out_rows(backbone, rows, steering=steering)
     texts = encode_with_prompts(backbone, layout, steering.prompts, steering=steering).to(backbone.dtype)
-    read = EncoderDecoderRows(backbone, EncoderDecoderCache(DynamicCache(), DynamicCache()), read=layout.lengths)
+    read = EncoderDecoderRows(backbone, empty_cache(), read=layout.lengths)
     for word in backbone.frame.decoder_start:
         first = torch.full((len(rows),), word, device=backbone.device)
         states = read.step(first, steering=steering, texts=texts)
     return read, states
 
 
-class _Layer(Protocol):
-    """Of one layer, once something is in it: (B, H, W, d) each."""
-
-    keys: Tensor
-    values: Tensor
-
-
-def _layers(cache: DynamicCache) -> list[_Layer]:
-    return cast(list[_Layer], cache.layers)
-
-
 def _append(cache: DynamicCache, other: DynamicCache, *, at_end: bool) -> None:
     """Append rows, all filled up with columns to one width."""
     width = max(cache.get_seq_length(), other.get_seq_length())
-    for layer, added in zip(_layers(cache), _layers(other), strict=True):
+    for layer, added in zip(cache_layers(cache), cache_layers(other), strict=True):
         layer.keys = torch.cat([_widened(keys, width, at_end=at_end) for keys in (layer.keys, added.keys)])
         layer.values = torch.cat([_widened(values, width, at_end=at_end) for values in (layer.values, added.values)])
 

@@ -14,12 +14,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-from transformers.pytorch_utils import Conv1D
+from transformers import PreTrainedModel
 
 from rapt.service.model.attention import is_written_out, written_out
+from rapt.service.model.library import fused_attention, linear_sizes, register_attention
 from rapt.service.model.sites import AttentionSite, Sites, attention_calls, recorder
 from rapt.service.model.steering import Steering, current_steering
 
@@ -36,8 +34,9 @@ def install(model: PreTrainedModel) -> Sites:
         setattr(module, _SITE, index)
     linear: dict[str, tuple[int, int]] = {}
     for module, name in names.items():
-        if isinstance(module, nn.Linear | Conv1D):
-            linear[name] = _sizes(module)
+        sizes = linear_sizes(module)
+        if sizes is not None:
+            linear[name] = sizes
             module.register_forward_hook(_Change(name))
     return Sites(
         attention=tuple(AttentionSite(names[module], key.shape[1], key.shape[3]) for module, key, _ in found),
@@ -57,12 +56,6 @@ class _Change:
         if steering is None or self._name not in steering.lora:
             return None
         return output + steering.lora[self._name].change(inputs[0])
-
-
-def _sizes(module: nn.Linear | Conv1D) -> tuple[int, int]:
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    return module.nx, module.nf
 
 
 def _attention(
@@ -100,7 +93,7 @@ def _attention(
             scale=extras.get("scaling"),
         )
         return mixed.transpose(1, 2).contiguous(), None
-    answer: tuple[Tensor, None] = sdpa_attention_forward(
+    return fused_attention(
         module,
         query,
         key,
@@ -110,7 +103,6 @@ def _attention(
         position_bias=position_bias,
         **extras,
     )
-    return answer
 
 
 def _mask_with_prefix(
@@ -136,5 +128,4 @@ def _mask_with_prefix(
     return torch.cat([before, mask.expand(rows, -1, -1, -1)], dim=3)
 
 
-AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+register_attention(ATTENTION, _attention)

@@ -6,7 +6,7 @@ It is what `transformers` calls a cache, as far as its decoders ask for one: `up
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -26,8 +26,15 @@ class RowCache:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Add what a layer computed for the new positions; returns what it may see."""
+    def update(self, keys: Tensor, values: Tensor, layer: int, **extras: Any) -> tuple[Tensor, Tensor]:
+        """Add what a layer computed for the new positions; returns what it may see.
+
+        Args:
+            keys: (B, H, 1, d), or of a first pass (B, H, T, d).
+            values: As the keys.
+            layer: Which.
+            extras: What else a version of `transformers` hands to its caches; it is of no use to this one.
+        """
         if not self._filled:
             self._keys.append(keys)
             self._values.append(values)

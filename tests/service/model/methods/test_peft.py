@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+from closeness import assert_close
 from rapt.service.model.adapter import load_adapter, save_adapter
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.steering import LoraPair, Tuned, steer
@@ -40,10 +41,14 @@ def bare(backbone):
     return model
 
 
-def with_peft(backbone, folder):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers for a name that it renamed
-        return peft.PeftModel.from_pretrained(bare(backbone), str(folder)).eval()
+def with_peft(backbone, folder, batch, *, positions=True):
+    """Last-layer states as plain PEFT computes them."""
+    ids, mask, own = batch
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT uses names that transformers has renamed
+        model = peft.PeftModel.from_pretrained(bare(backbone), str(folder)).eval()
+        told = {"position_ids": own} if positions else {}
+        return model(input_ids=ids, attention_mask=mask, **told).last_hidden_state
 
 
 def tuned(backbone, method, folder):
@@ -62,19 +67,17 @@ def ours(backbone, rows, batch, *, shift=0):
 
 def test_a_tuned_lora_loads_in_plain_peft_and_computes_the_same(backbone, batch, tmp_path):
     adapter = tuned(backbone, "lora", tmp_path / "lora")
-    ids, mask, positions = batch
-    theirs = with_peft(backbone, tmp_path / "lora")(input_ids=ids, attention_mask=mask, position_ids=positions)
+    theirs = with_peft(backbone, tmp_path / "lora", batch)
     mine = ours(backbone, [adapter] * 3, batch)
-    torch.testing.assert_close(mine, theirs.last_hidden_state, atol=1e-5, rtol=0)
+    assert_close(mine, theirs, of=backbone)
     assert not torch.allclose(mine, ours(backbone, [Tuned()] * 3, batch), atol=1e-3)  # it does something
 
 
 def test_a_tuned_prefix_loads_in_plain_peft_which_shifts_the_text(backbone, batch, tmp_path):
     adapter = tuned(backbone, "prefix_tuning", tmp_path / "prefix")
-    ids, mask, _ = batch
-    theirs = with_peft(backbone, tmp_path / "prefix")(input_ids=ids, attention_mask=mask).last_hidden_state
+    theirs = with_peft(backbone, tmp_path / "prefix", batch, positions=False)
     mine, real = ours(backbone, [adapter] * 3, batch, shift=4), batch[1].bool()  # ours computes no padding
-    torch.testing.assert_close(mine[real], theirs[real], atol=1e-5, rtol=0)
+    assert_close(mine[real], theirs[real], of=backbone)
 
 
 def test_rows_of_different_loras_agree_with_peft_row_by_row(backbone, batch, tmp_path):
@@ -86,10 +89,9 @@ def test_rows_of_different_loras_agree_with_peft_row_by_row(backbone, batch, tmp
     second = Tuned(lora={name: LoraPair(a=draw[0], b=draw[1])})  # another rank, one layer only
     mixed = ours(backbone, [first, second, Tuned()], batch)
     for row, adapter in enumerate([first, second, Tuned()]):
-        torch.testing.assert_close(mixed[row], ours(backbone, [adapter] * 3, batch)[row], atol=1e-5, rtol=0)
-    ids, mask, positions = batch
-    theirs = with_peft(backbone, tmp_path / "first")(input_ids=ids, attention_mask=mask, position_ids=positions)
-    torch.testing.assert_close(mixed[0], theirs.last_hidden_state[0], atol=1e-5, rtol=0)
+        assert_close(mixed[row], ours(backbone, [adapter] * 3, batch)[row], of=backbone)
+    theirs = with_peft(backbone, tmp_path / "first", batch)
+    assert_close(mixed[0], theirs[0], of=backbone)
 
 
 def test_outside_of_a_steered_call_the_backbone_is_what_it_was(backbone, batch, tmp_path):
@@ -97,4 +99,4 @@ def test_outside_of_a_steered_call_the_backbone_is_what_it_was(backbone, batch, 
     expected = bare(backbone)(input_ids=ids, attention_mask=mask, position_ids=positions).last_hidden_state
     ours(backbone, [tuned(backbone, "prefix_tuning", tmp_path / "prefix")] * 3, batch)
     after = backbone.encode(backbone.embed(ids), attention_mask=mask, position_ids=positions)
-    torch.testing.assert_close(after[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=0)
+    assert_close(after[mask.bool()], expected[mask.bool()], of=backbone)

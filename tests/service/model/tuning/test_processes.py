@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from closeness import assert_close
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, join_processes, tune
 from rapt.service.model.tuning.processes import ALONE, Processes
@@ -92,14 +93,14 @@ def test_two_processes_give_the_adapter_of_one(tmp_path):
     steps = []
     alone = tune(backbone, separable_file(backbone, records=RECORDS, plain=4), config=CONFIG, on_progress=steps.append)
     for step, (task, reconstruction, accuracy) in zip(steps, told[0]["seen"], strict=True):
-        assert step.task_loss == pytest.approx(task, rel=1e-4)
-        assert step.reconstruction_loss == pytest.approx(reconstruction, rel=1e-4)
+        assert_close(task, step.task_loss, of=backbone, steps=len(steps))
+        assert_close(reconstruction, step.reconstruction_loss, of=backbone, steps=len(steps))
         assert step.accuracy == pytest.approx(accuracy)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
     expected = {"prompt": alone.prompt, "weight": alone.head_weight, "bias": alone.head_bias}
     for name, value in expected.items():
         assert torch.equal(first[name], second[name])
-        torch.testing.assert_close(first[name], value, atol=1e-4, rtol=1e-3)
+        assert_close(first[name], value, of=backbone, steps=len(steps))
 
 
 def test_shares_of_a_batch_hold_every_record_once():

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
@@ -37,11 +38,11 @@ def gradients_of(backbone, file, config):
 def test_parts_of_a_batch_have_the_gradient_and_the_losses_of_the_whole(backbone, file, micro):
     whole, expected = gradients_of(backbone, file, WITH_L_REC)
     parts, found = gradients_of(backbone, file, dataclasses.replace(WITH_L_REC, micro_batch_size=micro))
-    assert parts.task_loss == pytest.approx(whole.task_loss, rel=1e-5)
-    assert parts.reconstruction_loss == pytest.approx(whole.reconstruction_loss, rel=1e-5)
+    assert_close(parts.task_loss, whole.task_loss, of=backbone)
+    assert_close(parts.reconstruction_loss, whole.reconstruction_loss, of=backbone)
     assert parts.accuracy == whole.accuracy
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+        assert_close(found[name], gradient, of=backbone)
 
 
 def test_parts_of_a_batch_hold_every_record_once():

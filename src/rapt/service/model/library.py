@@ -1,0 +1,110 @@
+"""What is used of `transformers` beyond its models by name: here and nowhere else, because these parts move.
+
+The tests hold a law for each of them, and run with the oldest version that is allowed and with the newest there is. The
+library takes seconds to import, so each function does it, and whoever only asks for sizes never pays for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+
+class CacheLayer(Protocol):
+    """What a cache holds of one layer, once something is in it: (B, H, W, d) each."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def with_cache(module: nn.Module, cache: object) -> dict[str, Any]:
+    """Arguments of a forward pass that reads and fills a cache; before 5.24 it is called `past_key_values`."""
+    return {_cache_argument(type(module).forward): cache, "use_cache": True}
+
+
+@functools.cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+
+
+def empty_cache() -> EncoderDecoderCache:
+    """A cache of an encoder-decoder that has read nothing."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    return EncoderDecoderCache(DynamicCache(), DynamicCache())
+
+
+def cache_layers(cache: DynamicCache) -> list[CacheLayer]:
+    """The layers of a cache, whose keys and values may be replaced."""
+    return cast(list[CacheLayer], cache.layers)
+
+
+def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:
+    """Let models be set to an attention function, which gets the masks of `sdpa`: True where a key is seen, or None."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def fused_attention(*tensors: Any, **settings: Any) -> tuple[Tensor, None]:
+    """What a model computes when it is set to `sdpa`; it calls an attention function with these very arguments."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    answer: tuple[Tensor, None] = sdpa_attention_forward(*tensors, **settings)
+    return answer
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
+    """Sizes (in, out) of a linear layer, GPT-2's own kind included; None of anything else."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    return (module.nx, module.nf) if isinstance(module, Conv1D) else None
+
+
+def activation(name: str) -> nn.Module:
+    """The activation that a `config.json` names."""
+    from transformers.activations import ACT2FN
+
+    found: nn.Module = ACT2FN[name]
+    return found
+
+
+def render_chat(template: str, message: str, *, bos_token: str, eos_token: str) -> str:
+    """A chat of one message by the user, as a template writes it in the sandbox that templates are written for."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    found: Any = render_jinja_template(  # texts, and what is of no use here; its annotation says otherwise
+        conversations=[[{"role": "user", "content": message}]],
+        chat_template=template,
+        add_generation_prompt=True,
+        bos_token=bos_token,
+        eos_token=eos_token,
+    )
+    return str(found[0][0])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bar, and no warning of a head that is in the checkpoint and not used."""
+    from transformers.utils import logging as theirs
+
+    level = theirs.get_verbosity()
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]  # the library gives it no types
+    theirs.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
