@@ -183,3 +183,8 @@ class BudgetError(LedgerError):
     """A release would spend more than the ledger allows; nothing was released."""
 
     code = "budget_exhausted"
+
+
+def record_at(position: int) -> str:
+    """What messages call the record at a position from 0: records count from 1, as the lines of a file do."""
+    return f"record {position + 1}"

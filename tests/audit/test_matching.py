@@ -34,8 +34,8 @@ def file_of(vocabulary, *records):
     [
         ([[1, 2]], "got 1 records for 2"),
         ([[1, 2], [3], [4]], "got 3 records for 2"),
-        ([[1, 2], [3, 4]], "got 2 tokens for 1 in record 1"),
-        ([[1], [3]], "got 1 tokens for 2 in record 0"),
+        ([[1, 2], [3, 4]], "got 2 tokens for 1 in record 2"),
+        ([[1], [3]], "got 1 tokens for 2 in record 1"),
         ([[1, 2], [30]], "must have a row"),
     ],
 )
@@ -75,14 +75,14 @@ def test_the_truth_is_read_from_the_corpus(released):
 def test_records_in_another_order_are_refused(released, tmp_path):
     _, view, texts = released
     other = write_corpus(tmp_path / "other.jsonl", [texts[2], texts[1], texts[0]], ["good", "bad", "good"])
-    with pytest.raises(AuditError, match="tokens for 3 in record 0"):
+    with pytest.raises(AuditError, match="tokens for 3 in record 1"):
         read_truth(view, other)
 
 
 def test_other_labels_are_refused(released, tmp_path):
     _, view, texts = released
     other = write_corpus(tmp_path / "other.jsonl", texts, ["good", "good", "good"])
-    with pytest.raises(AuditError, match="record 1 has another label"):
+    with pytest.raises(AuditError, match="record 2 has another label"):
         read_truth(view, other)
 
 
@@ -160,7 +160,7 @@ def test_texts_that_are_not_those_of_the_file_are_refused(vocabulary, tmp_path, 
 
 def test_a_wrong_column_is_found_in_the_text_where_it_does_not_fit(vocabulary, tmp_path):
     source, view = view_of_columns(vocabulary, tmp_path, PartColumns(second="other"))
-    with pytest.raises(AuditError, match="got 2 tokens for 1 in the second text of record 0;"):
+    with pytest.raises(AuditError, match="got 2 tokens for 1 in the second text of record 1;"):
         read_truth(view, source, label_column=None, other_texts=PartColumns(second="answer"))
 
 

@@ -101,7 +101,7 @@ def test_labels_are_randomized_in_the_worker(privatizer):
 
 def test_an_error_in_a_worker_is_the_error_of_the_run(privatizer):
     bad = [*chunks(2), Chunk(20, [toy_word(1), SECRET + " \ud800"], None), *chunks(1)]
-    with pytest.raises(CorpusError, match="record 21 must be valid unicode") as caught:
+    with pytest.raises(CorpusError, match="record 22 must be valid unicode") as caught:
         list(run(privatizer, iter(bad)))
     assert SECRET not in str(caught.value)
 

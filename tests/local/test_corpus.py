@@ -153,37 +153,61 @@ BAD = [
     ("empty.tsv", "", "the first line must name the columns"),
     ("empty.jsonl", "", "at least one record"),
     ("header.csv", "text,label\n", "at least one record, got records=0"),
-    ("column.csv", f"sentence,label\n{SECRET},1\n", r"'text', got 2 columns \(sentence, label\)"),
-    ("column.tsv", f"Tweet Text\tlabel\n{SECRET}\t1\n", r"'text', got 2 columns \(Tweet Text, label\)"),
-    ("no_header.csv", f"my {SECRET} is this,1\n{SECRET},0\n", r"'text', got 2 columns \(not names, so not shown\)"),
-    ("no_header.tsv", f"i met {SECRET}\t1\n", r"got 2 columns \(not names, so not shown\)"),
+    (
+        "column.csv",
+        f"sentence,label\n{SECRET},1\n",
+        r"'text' among them, got 2 columns without it; name the right column, or give its number from 1 to 2",
+    ),
+    ("column.tsv", f"Tweet Text\tlabel\n{SECRET}\t1\n", r"'text' among them, got 2 columns without it"),
+    (
+        "no_header.csv",
+        f"my {SECRET} is this,1\n{SECRET},0\n",
+        r"got 2 columns without it; .* and --no-header if the first line is a record already",
+    ),
+    ("no_header.tsv", f"i met {SECRET}\t1\n", r"got 2 columns without it; .* and --no-header if"),
     ("column.jsonl", f'{{"sentence": "{SECRET}", "label": 1}}\n', "line 1 must have a text in 'text', got nothing"),
     ("twice.csv", f"text,text,label\n{SECRET},b,1\n", "column 'text' must stand once in the header, got it 2 times"),
-    ("ragged.csv", f"text,label\nfine,1\n{SECRET}\n", "line 3 must have 2 fields like the header, got 1"),
-    ("ragged.tsv", f"text\tlabel\nfine\t1\n{SECRET}\t1\t2\n", "line 3 must have 2 fields like the header, got 3"),
+    ("ragged.csv", f"text,label\nfine,1\n{SECRET}\n", "line 3 must have 2 fields like the first line, got 1"),
+    ("ragged.tsv", f"text\tlabel\nfine\t1\n{SECRET}\t1\t2\n", "line 3 must have 2 fields like the first line, got 3"),
     ("blank.csv", f"text,label\nfine,1\n\n{SECRET},1\n", "line 3 must not be blank"),
     ("blank.tsv", f"text\tlabel\nfine\t1\n\n{SECRET}\t1\n", "line 3 must not be blank"),
     ("blank.jsonl", f'{{"text": "a", "label": 1}}\n\n{{"text": "{SECRET}", "label": 1}}\n', "line 2 must not be blank"),
-    ("quote.csv", f'text,label\n"{SECRET},1\nother,0\n', "must be csv"),
-    ("stray.csv", f'text,label\n"{SECRET}" end,1\n', "line 2 must be csv"),
-    ("huge.csv", f"text,label\n{SECRET * 20_000},1\n", "line 2 must be csv with fields of at most 131072 characters"),
+    (
+        "quote.csv",
+        f'text,label\n"{SECRET},1\nother,0\n',
+        "line 2 must close the quote that opens there at the end of its field, got the end of the file",
+    ),
+    (
+        "stray.csv",
+        f'text,label\n"{SECRET}" end,1\n',
+        "line 2 must close the quote that opens there .* got a quote in the middle of line 2",
+    ),
+    ("huge.csv", f"text,label\n{'good ' * 40_000},{SECRET}\n", "line 2 must have at most 507 tokens .* got 40000"),
     ("latin.csv", f"text,label\nfine,1\n{SECRET} caf\xe9,1\n".encode("latin-1"), "line 3 must be utf-8"),
     ("utf16.csv", f"text,label\n{SECRET},1\n".encode("utf-16"), "line 1 must be utf-8"),
     ("cut.tsv", f"text\tlabel\n{SECRET} caf\xe9".encode()[:-1], "line 2 must be utf-8"),
     ("json.jsonl", f'{{"text": "{SECRET}"\n', "line 1 must be one JSON object"),
-    ("list.jsonl", f'["{SECRET}"]\n', "line 1 must be a JSON object, got list"),
-    ("keys.jsonl", f'{{"text": "{SECRET}", "text": "b", "label": 1}}\n', "line 1 must be one JSON object"),
-    ("number.jsonl", f'{{"text": 3, "label": "{SECRET}"}}\n', "line 1 must have a text in 'text', got int"),
-    ("null.jsonl", f'{{"text": null, "label": "{SECRET}"}}\n', "line 1 must have a text in 'text', got NoneType"),
-    ("label.jsonl", f'{{"text": "{SECRET}", "label": 0.5}}\n', "a name or a whole number in 'label', got float"),
-    ("bool.jsonl", f'{{"text": "{SECRET}", "label": true}}\n', "a name or a whole number in 'label', got bool"),
+    ("list.jsonl", f'["{SECRET}"]\n', "line 1 must be one JSON object"),
+    ("keys.jsonl", f'{{"text": "{SECRET}", "text": "b", "label": 1}}\n', "line 1 must have the field 'text' once"),
+    ("number.jsonl", f'{{"text": 3, "label": "{SECRET}"}}\n', "line 1 must have a text in 'text', got a whole number"),
+    ("null.jsonl", f'{{"text": null, "label": "{SECRET}"}}\n', "line 1 must have a text in 'text', got null"),
+    (
+        "label.jsonl",
+        f'{{"text": "{SECRET}", "label": 0.5}}\n',
+        "a name or a whole number in 'label', got a number that is not whole",
+    ),
+    (
+        "bool.jsonl",
+        f'{{"text": "{SECRET}", "label": true}}\n',
+        "a name or a whole number in 'label', got true or false",
+    ),
     ("unlabelled.jsonl", f'{{"text": "{SECRET}"}}\n', "a name or a whole number in 'label', got nothing"),
     ("no_label.csv", f"text,label\n{SECRET},\n", "line 2 must have a label, got an empty one"),
-    ("nothing.csv", "text,label\nfine,1\n,1\n", "record 1 must have at least one token, got an empty text"),
-    ("long.csv", f"text,label\n{(SECRET + ' ') * 600},1\n", "record 0 must have at most 507 tokens"),
-    ("surrogate.jsonl", f'{{"text": "{SECRET} \\ud800", "label": 1}}\n', "record 0 must be valid unicode"),
+    ("nothing.csv", "text,label\nfine,1\n,1\n", "line 3 must have at least one token, got an empty text"),
+    ("long.csv", f"text,label\n{(SECRET + ' ') * 600},1\n", "line 2 must have at most 507 tokens"),
+    ("surrogate.jsonl", f'{{"text": "{SECRET} \\ud800", "label": 1}}\n', "line 1 must be valid unicode"),
     ("labels.csv", "text,label\n" + "".join(f"a,{SECRET}{i}\n" for i in range(300)), "at most 256 names"),
-    ("long_label.csv", f"text,label\na,{SECRET * 6}\n", "at most 64 characters, got more by record 0"),
+    ("long_label.csv", f"text,label\na,{SECRET * 6}\n", "at most 64 characters, got more by line 2"),
 ]
 
 
@@ -300,7 +324,7 @@ def test_labels_may_be_named_beforehand(file, tmp_path, privatizer):
 
 def test_a_label_that_was_not_named_is_refused_by_its_position(file, tmp_path, privatizer):
     source = file("a.csv", f"text,label\ngood,yes\nbad,{SECRET}\n")
-    with pytest.raises(CorpusError, match="record 1 must have one of the 2 labels that were named") as caught:
+    with pytest.raises(CorpusError, match="line 3 must have one of the 2 labels that were named") as caught:
         privatize_corpus(
             source, tmp_path / "out.jsonl", privatizer=privatizer, labels=("yes", "no"), stream=insecure_stream(2)
         )

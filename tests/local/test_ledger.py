@@ -159,7 +159,7 @@ def test_the_cap_on_one_text_refuses_with_asked_spent_and_limit(path, ledger):
     ledger.set_caps(Caps(per_text=2 * ETA))
     released(ledger)
     released(ledger, redraw=True)
-    with pytest.raises(BudgetError, match=r"record 0 .* on one text .* asked=5 spent=10 limit=10"):
+    with pytest.raises(BudgetError, match=r"record 1 .* on one text .* asked=5 spent=10 limit=10"):
         released(ledger, redraw=True)
     assert released(ledger) == released(ledger)
     assert summarize_ledger(path).releases == 12
@@ -168,7 +168,7 @@ def test_the_cap_on_one_text_refuses_with_asked_spent_and_limit(path, ledger):
 def test_the_cap_in_all_refuses_the_whole_call(path, ledger):
     tokens = sum(len(text.split()) for text in TEXTS)
     ledger.set_caps(Caps(in_all=ETA * (tokens - 1)))
-    with pytest.raises(BudgetError, match=r"record 105 .* in all .* limit="):
+    with pytest.raises(BudgetError, match=r"record 106 .* in all .* limit="):
         released(ledger, first_position=100)
     assert summarize_ledger(path).releases == 0
     assert released(ledger, TEXTS[:5])
@@ -361,7 +361,7 @@ def test_a_run_that_a_cap_stops_leaves_no_file_and_the_next_one_pays_for_the_res
             ledger.set_caps(caps)
             privatize_corpus(source, target, privatizer=privatizer(), stream=secure_stream(), ledger=ledger)
 
-    with pytest.raises(BudgetError, match="record 600"):
+    with pytest.raises(BudgetError, match="record 601"):
         run(Caps(in_all=600 * 2 * ETA))
     assert list(tmp_path.glob("out*")) == []
     assert summarize_ledger(path).releases == 512

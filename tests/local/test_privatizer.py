@@ -133,7 +133,7 @@ def test_a_text_that_does_not_fit_is_refused_with_its_position_its_length_and_a_
     with pytest.raises(CorpusError) as caught:
         make(toy, count=10).privatize([toy_word(1), text], labels=None, stream=insecure_stream(2), first_position=100)
     assert str(caught.value) == (
-        "record 101 must have at most 52 tokens beside 10 plain and 2 special ones, got 53; "
+        "record 102 must have at most 52 tokens beside 10 plain and 2 special ones, got 53; "
         "split it, or cut it there with --truncate 52"
     )
 
@@ -147,13 +147,13 @@ def test_a_longer_text_is_cut_where_the_setting_says(toy):
 
 def test_cutting_above_the_limit_does_not_lift_it(toy):
     text = " ".join([toy_word(3)] * 60)
-    with pytest.raises(CorpusError, match="record 0 must have at most 52 tokens"):
+    with pytest.raises(CorpusError, match="record 1 must have at most 52 tokens"):
         make(toy, count=10, truncate_to=53).privatize([text], labels=None, stream=insecure_stream(2))
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t"])
 def test_a_text_without_tokens_is_refused_by_its_position(bert_tiny, text):
-    with pytest.raises(CorpusError, match="record 7 must have at least one token, got an empty text"):
+    with pytest.raises(CorpusError, match="record 8 must have at least one token, got an empty text"):
         make(bert_tiny).privatize(["fine", text], labels=None, stream=insecure_stream(2), first_position=6)
 
 
@@ -200,7 +200,7 @@ def test_a_text_that_was_released_before_keeps_its_tokens_and_gets_plain_tokens_
 
 @pytest.mark.parametrize(
     ("known", "message"),
-    [([(7,)], "one known release or none"), ([None, (7, 8), None, None], r"got 2 tokens for 1 in record 11")],
+    [([(7,)], "one known release or none"), ([None, (7, 8), None, None], r"got 2 tokens for 1 in record 12")],
 )
 def test_a_known_release_of_another_text_is_refused(bert_tiny, known, message):
     with pytest.raises(UsageError, match=message):

@@ -130,14 +130,17 @@ def test_without_anything_begun_it_begins(bert_tiny, source, target, partial):
 
 
 def test_a_run_that_fails_leaves_its_records_only_when_resume_was_asked(bert_tiny, tmp_path, target, partial):
-    bad = tmp_path / "bad.csv"
-    bad.write_text("text\n" + "good film\n" * 600 + ",,\n")
+    long = tmp_path / "long.csv"
+    long.write_text("text\n" + "good film\n" * 601)
+
+    def stop(records, tokens):
+        raise KeyboardInterrupt
+
     for resume in (False, True):
-        with pytest.raises(CorpusError, match="line 602"):
-            run(bad, target, setting(bert_tiny, count=0), label_column=None, resume=resume)
+        with pytest.raises(KeyboardInterrupt):
+            run(long, target, setting(bert_tiny, count=0), label_column=None, resume=resume, on_progress=stop)
         assert partial.exists() is resume
-    bad.write_text("text\n" + "good film\n" * 601)
-    run(bad, target, setting(bert_tiny, count=0), label_column=None, resume=True)
+    run(long, target, setting(bert_tiny, count=0), label_column=None, resume=True)
     assert read_privatized_file(target).manifest.records == 601
 
 
@@ -206,7 +209,7 @@ def test_another_source_is_refused_without_its_text(bert_tiny, source, target, p
 
 def test_another_cut_of_long_texts_is_refused(bert_tiny, source, target, partial):
     begin(source, target, partial, setting(bert_tiny, truncate_to=3))
-    with pytest.raises(CorpusError, match="got another text as record 2"):
+    with pytest.raises(CorpusError, match="got another text as record 3"):
         run(source, target, setting(bert_tiny), resume=True)
 
 
@@ -215,7 +218,7 @@ def test_a_damaged_line_is_refused(bert_tiny, source, target, partial, damage):
     begin(source, target, partial, setting(bert_tiny))
     with partial.open("ab") as stream:
         stream.write(damage)
-    with pytest.raises(WireError, match="record 9"):
+    with pytest.raises(WireError, match="record 10"):
         run(source, target, setting(bert_tiny), resume=True)
 
 
@@ -277,7 +280,7 @@ def test_records_that_a_ledger_does_not_know_are_not_continued_with_it(bert_tiny
     begin(source, target, partial, setting(bert_tiny))
     with (
         open_ledger(tmp_path / "ledger") as ledger,
-        pytest.raises(UsageError, match="record 0 of the unfinished output must be accounted for"),
+        pytest.raises(UsageError, match="record 1 of the unfinished output must be accounted for"),
     ):
         run(source, target, setting(bert_tiny), ledger=ledger, resume=True)
 

@@ -47,7 +47,7 @@ def test_no_text_and_an_empty_text(bert_tiny):
 
 
 def test_a_lone_surrogate_is_refused_by_its_position(bert_tiny):
-    with pytest.raises(CorpusError, match="record 11 must be valid unicode text") as caught:
+    with pytest.raises(CorpusError, match="record 12 must be valid unicode text") as caught:
         bert_tiny.encode(["fine", "secretword \ud800"], first_position=10)
     assert "secretword" not in str(caught.value)
 

@@ -155,7 +155,7 @@ def test_a_tokenizer_larger_than_its_table_is_refused_where_it_matters(tmp_path)
     folder = ZOO["gpt2"](tmp_path / "cut")
     save_file({"wte.weight": random_table(200)}, folder / "model.safetensors")
     vocabulary = load_vocabulary(str(folder))
-    with pytest.raises(VocabularyError, match="record 5 must have tokens with a row"):
+    with pytest.raises(VocabularyError, match="record 6 must have tokens with a row"):
         vocabulary.encode(["The film was good"], first_position=5)
 
 
@@ -194,5 +194,5 @@ def test_spans_hold_the_words_that_tokens_are_made_of(vocabulary):
 
 
 def test_a_text_with_a_lone_surrogate_has_no_spans(vocabulary):
-    with pytest.raises(CorpusError, match="record 3 must be valid unicode text"):
+    with pytest.raises(CorpusError, match="record 4 must be valid unicode text"):
         vocabulary.spans(["\ud800"], first_position=3)

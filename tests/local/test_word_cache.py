@@ -70,7 +70,7 @@ def test_no_word_of_a_text_travels_with_the_vocabulary(bert_tiny):
 
 
 def test_an_error_still_says_where_it_is(bert_tiny):
-    with pytest.raises(CorpusError, match="record 4 must be valid unicode"):
+    with pytest.raises(CorpusError, match="record 5 must be valid unicode"):
         bert_tiny.encode(["good", "bad \ud800"], first_position=3)
 
 

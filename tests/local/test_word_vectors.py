@@ -74,7 +74,7 @@ def test_a_word_outside_becomes_unknown_and_is_privatized(file):
 def test_a_word_outside_is_refused_when_told_by_its_position(file):
     vocabulary = load_vocabulary(str(file(GLOVE)), unknown="refuse")
     assert vocabulary.encode(["good film"]) == [[1, 2]]
-    with pytest.raises(CorpusError, match=r"record 8 must have .* got 2 others, the first as token 1") as caught:
+    with pytest.raises(CorpusError, match=r"record 9 must have .* got 2 others, the first as token 1") as caught:
         vocabulary.encode(["good", f"good {SECRET} film {SECRET}"], first_position=7)
     assert SECRET not in str(caught.value)
 

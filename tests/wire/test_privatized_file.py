@@ -186,7 +186,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 def test_a_damaged_record_is_refused_by_its_position_and_never_quoted(good, line):
     lines = good.read_bytes().splitlines(keepends=True)
     lines[4] = line + b"\n"
-    with pytest.raises(WireError, match="record 3") as caught:
+    with pytest.raises(WireError, match="record 4") as caught:
         read_privatized_lines(lines)
     assert SECRET not in str(caught.value) + repr(caught.value)
     assert "\n" not in str(caught.value)
@@ -203,7 +203,7 @@ def test_a_plain_text_is_not_a_privatized_file(tmp_path):
 
 def test_an_enormous_line_is_refused(good):
     lines = good.read_bytes().splitlines(keepends=True)
-    with pytest.raises(WireError, match=f"record 0 must be at most {MAX_LINE_BYTES} bytes"):
+    with pytest.raises(WireError, match=f"record 1 must be at most {MAX_LINE_BYTES} bytes"):
         read_privatized_lines([lines[0], b" " * MAX_LINE_BYTES + b"\n"])
     with pytest.raises(WireError, match=f"the manifest must be at most {MAX_LINE_BYTES} bytes"):
         read_privatized_lines([b" " * MAX_LINE_BYTES + b"\n"])

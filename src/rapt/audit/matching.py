@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from rapt.audit.view import PART_NAMES, AdversaryView, Truth
-from rapt.errors import AuditError
+from rapt.errors import AuditError, record_at
 from rapt.local.corpus import ONE_TEXT, read_corpus
 from rapt.local.record_parts import Part, PartColumns
 from rapt.local.vocabulary import Vocabulary
@@ -58,7 +58,7 @@ def match_truth(
             where = "" if len(view.parts) == 1 else f"the {PART_NAMES[view.parts[part]]} of "
             raise AuditError(
                 f"the plain text must belong to the privatized file, got {len(content)} tokens for {length} in {where}"
-                f"record {position}; give the corpus it was made from, and truncate_to if it was cut"
+                f"{record_at(position)}; give the corpus it was made from, and truncate_to if it was cut"
             )
     flat = np.array([token for content in kept for token in content], dtype=np.int64)
     if ((flat < 0) | (flat >= len(view.bundle.embeddings))).any():
@@ -129,7 +129,7 @@ def read_truth(
         for position, (plain, private) in enumerate(zip(records, view.records, strict=True)):
             if private.label is None or plain.label != names[private.label]:
                 raise AuditError(
-                    f"the plain text must belong to the privatized file, but record {position} has another label; "
+                    f"the plain text must belong to the privatized file, but {record_at(position)} has another label; "
                     "give the corpus it was made from"
                 )
     return truth

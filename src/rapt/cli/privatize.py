@@ -58,10 +58,21 @@ def privatize(
         bool, typer.Option("--public-target", help="The targets are public: send them as they are.")
     ] = False,
     label_column: Annotated[str, typer.Option(help="Column that holds the label; it is sent in clear.")] = "label",
+    delimiter: Annotated[
+        str | None,
+        typer.Option(metavar="CHARACTER", help="Between the fields of CSV and TSV; default: found by the columns."),
+    ] = None,
+    no_header: Annotated[
+        bool, typer.Option("--no-header", help="The first line is a record; columns are given as numbers from 1.")
+    ] = False,
     no_label: Annotated[bool, typer.Option("--no-label", help="There are no labels, or they stay here.")] = False,
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Names of the classes in order; default: those found, sorted.")
     ] = None,
+    public_labels: Annotated[
+        bool,
+        typer.Option("--public-labels", help="The labels are public: send them though they are many, long or unique."),
+    ] = False,
     label_epsilon: Annotated[
         float | None,
         typer.Option(
@@ -129,7 +140,7 @@ def privatize(
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
     """
     from rapt.cli.pace import Pace
-    from rapt.local.corpus import Reading, check_output, privatize_corpus
+    from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import insecure_stream, secure_stream
@@ -163,6 +174,14 @@ def privatize(
         truncate_to=truncate,
     )
     reading, pace = Reading(), Pace()
+    unknown_tokens = 0
+
+    def checked(check: CorpusCheck) -> None:
+        nonlocal unknown_tokens
+        unknown_tokens = check.unknown_tokens
+        for remark in check.remarks:
+            say(f"rapt: {remark}")
+
     with use_ledger(ledger, cap=cap, redraw=redraw) as account, meter("privatizing", unit="texts") as progress:
         manifest = privatize_corpus(
             source,
@@ -172,25 +191,29 @@ def privatize(
             label_column=None if no_label else label_column,
             other_texts=PartColumns(second=text_column_2, target=target_column, public_target=public_target),
             labels=None if labels is None else split_names(labels),
+            public_labels=public_labels,
             label_privacy=label_privacy,
             file_format=None if file_format is None else file_format.value,
+            delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
+            header=not no_header,
             stream=stream,
             ledger=account,
             redraw=redraw,
             resume=resume,
             overwrite=overwrite,
             processes=processes,
+            on_checked=checked,
             on_progress=lambda records, tokens: progress(records, note=pace(tokens, share=reading.share)),
             reading=reading,
         )
     if as_json:
         from rapt.wire.manifest import manifest_to_json
 
-        show_json({"file": str(target)} | manifest_to_json(manifest))
+        show_json({"file": str(target), "unknown_tokens": unknown_tokens} | manifest_to_json(manifest))
         return
     show(str(target))
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
-    sent = "none" if manifest.labels is None else f"{', '.join(manifest.labels)} ({how})"
+    sent = "none" if manifest.labels is None else f"{len(manifest.labels)} classes ({how})"
     say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
     if manifest.targets == "public":
         say("rapt: warning: the targets left as they are, because --public-target says that they are public")

@@ -1,7 +1,8 @@
 """Corpora in columns: a Parquet file, or the folder that the `datasets` library saves. Read with pyarrow, an extra.
 
-Both are read a few hundred rows at a time. A row that is null or of another type is named by its position, from 0,
-never by what it holds. Of a folder of `datasets` the Arrow files are read as they are, so that library is not needed.
+Both are read a few hundred rows at a time. A row that is null or of another type is named by its position, from 1,
+never by what it holds. Of a folder of `datasets` the Arrow files are read as they are, so that library is not needed;
+labels that it keeps as numbers of a `ClassLabel` are read as its names.
 """
 
 from __future__ import annotations
@@ -13,51 +14,51 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from rapt.errors import CorpusError, UsageError
-from rapt.local.corpus_formats import LabelledText, Reading, missing_column
+from rapt.errors import CorpusError, UsageError, record_at
+from rapt.local.corpus_formats import Columns, Findings, Reading, Row
+from rapt.local.separated_formats import missing_column
 
 _BATCH_ROWS: Final = 512
 _DAMAGED_PARQUET: Final = "a parquet corpus must be a whole parquet file; it is damaged or cut off"
 _DAMAGED_DATASET: Final = "a dataset folder must hold whole arrow files; save the dataset again"
 
 
-def read_parquet(
-    path: Path, text_column: str, label_column: str | None, reading: Reading
-) -> Generator[LabelledText, None, None]:
-    """The records of a Parquet file; raises as `read_corpus`, and `UsageError` without pyarrow."""
+def read_parquet(path: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
+    """The records of a Parquet file, None for a fault; raises as `read_corpus`, and `UsageError` without pyarrow."""
     arrow = _pyarrow()
     parquet = import_module("pyarrow.parquet")
     if path.exists() and not path.is_file():
         raise CorpusError("a parquet corpus must be a regular file; give its parts one at a time")
     try:
         with parquet.ParquetFile(path) as file:
-            columns = _checked_columns(arrow, file.schema_arrow, text_column, label_column)
-            batches = _counted(file.iter_batches(batch_size=_BATCH_ROWS, columns=columns), reading)
-            reading.total = file.metadata.num_rows
-            yield from _records(batches, text_column, label_column, first=0)
+            _check_columns(arrow, file.schema_arrow, columns)
+            found.class_names = _class_names(file.schema_arrow, columns, described=None)
+            batches = _counted(file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns.wanted)), found.reading)
+            found.reading.total = file.metadata.num_rows
+            yield from _rows(batches, columns, found, first=0)
     except OSError as error:
         raise _unreadable(error, damaged=_DAMAGED_PARQUET) from None
     except arrow.ArrowException:
         raise CorpusError(_DAMAGED_PARQUET) from None
 
 
-def read_dataset(
-    folder: Path, text_column: str, label_column: str | None, reading: Reading
-) -> Generator[LabelledText, None, None]:
+def read_dataset(folder: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
     """The records of one split, as `datasets.Dataset.save_to_disk` writes it; raises as `read_parquet`."""
     arrow = _pyarrow()
     ipc = import_module("pyarrow.ipc")
     position, before = 0, 0
     names = _arrow_files(folder)
-    reading.total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    described = _described(folder)
+    found.reading.total = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
     for name in names:
         try:
             with arrow.memory_map(str(folder / name)) as source, ipc.open_stream(source) as batches:
-                _checked_columns(arrow, batches.schema, text_column, label_column)
+                _check_columns(arrow, batches.schema, columns)
+                found.class_names = _class_names(batches.schema, columns, described=described)
                 for batch in batches:
-                    reading.done = before + source.tell()
+                    found.reading.done = before + source.tell()
                     slices = (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
-                    yield from _records(slices, text_column, label_column, first=position)
+                    yield from _rows(slices, columns, found, first=position)
                     position += batch.num_rows
                 before += source.size()
         except OSError as error:
@@ -80,46 +81,81 @@ def _unreadable(error: OSError, *, damaged: str) -> CorpusError:
     return CorpusError(f"a corpus must be readable, got {os.strerror(error.errno)}; check the path")
 
 
-def _checked_columns(arrow: Any, schema: Any, text_column: str, label_column: str | None) -> list[str]:
-    """The columns to read, each there once and of a type that can be a text or a label."""
+def _check_columns(arrow: Any, schema: Any, columns: Columns) -> None:
+    """Refuse a column that is not there once, or of a type that can be no text or no label."""
     types = arrow.types
-    wanted = [text_column] if label_column is None else [text_column, label_column]
-    for column in wanted:
-        found = schema.get_all_field_indices(column)
-        if len(found) != 1:
+    for column in columns.wanted:
+        places = schema.get_all_field_indices(column)
+        if len(places) != 1:
             raise missing_column(schema.names, column)
-        kind = schema.field(found[0]).type
+        kind = schema.field(places[0]).type
         if types.is_nested(kind):
             raise CorpusError(f"column {column!r} must not be nested; write it as a plain column of text")
         if types.is_dictionary(kind):
             kind = kind.value_type
         text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-        if not text and (column == text_column or not types.is_integer(kind)):
-            what = "text" if column == text_column else "text or whole numbers"
+        if not text and (column != columns.label or not types.is_integer(kind)):
+            what = "text or whole numbers" if column == columns.label else "text"
             raise CorpusError(f"column {column!r} must hold {what}, got another type; name the right column")
-    return wanted
 
 
-def _records(
-    batches: Iterator[Any], text_column: str, label_column: str | None, *, first: int
-) -> Iterator[LabelledText]:
+def _class_names(schema: Any, columns: Columns, *, described: Any) -> tuple[str, ...] | None:
+    """The names that the `datasets` library keeps of a `ClassLabel`: in the schema, or in a file beside it."""
+    if columns.label is None:
+        return None
+    try:
+        kept = json.loads((schema.metadata or {}).get(b"huggingface", b"null"))
+        features = described["features"] if kept is None else kept["info"]["features"]
+        feature = features[columns.label]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() == name != "" for name in names):
+        return None
+    return tuple(names) if len(set(names)) == len(names) else None
+
+
+def _described(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "dataset_info.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _rows(batches: Iterator[Any], columns: Columns, found: Findings, *, first: int) -> Iterator[Row | None]:
     position = first
     for batch in batches:
         try:
-            texts = batch.column(text_column).to_pylist()
-            labels = [None] * len(texts) if label_column is None else batch.column(label_column).to_pylist()
+            values = [batch.column(column).to_pylist() for column in columns.wanted]
         except UnicodeDecodeError:
             # The decoder's own message quotes the bytes: it is dropped on purpose.
             raise CorpusError(
-                f"records {position} to {position + batch.num_rows - 1} must be utf-8; write the file again"
+                f"one of {batch.num_rows} records from {record_at(position)} on must be utf-8; write the file again"
             ) from None
-        for text, label in zip(texts, labels, strict=True):
-            if text is None:
-                raise CorpusError(f"record {position} must have a text in {text_column!r}, got null; remove it")
-            if label_column is not None and label in (None, ""):
-                raise CorpusError(f"record {position} must have a label in {label_column!r}; label it or remove it")
-            yield LabelledText(text=text, label=None if label is None else str(label))
+        for cells in zip(*values, strict=True):
+            yield _row(record_at(position), cells, columns, found)
             position += 1
+
+
+def _row(place: str, cells: tuple[Any, ...], columns: Columns, found: Findings) -> Row | None:
+    texts = cells[: len(columns.texts)]
+    for text, column in zip(texts, columns.texts, strict=True):
+        if text is None:
+            found.fault(place, f"have a text in {column!r}, got null; remove it")
+            return None
+    if columns.label is None:
+        return Row(place, texts, None)
+    label = cells[-1]
+    if label is None:
+        found.fault(place, f"have a label in {columns.label!r}, got null; label it or remove it")
+        return None
+    if found.class_names is not None and isinstance(label, int):
+        if not 0 <= label < len(found.class_names):
+            found.fault(place, f"have one of the {len(found.class_names)} classes as its label; label it or remove it")
+            return None
+        return Row(place, texts, found.class_names[label])
+    name = found.label(place, str(label))
+    return None if name is None else Row(place, texts, name)
 
 
 def _counted(batches: Iterator[Any], reading: Reading) -> Iterator[Any]:

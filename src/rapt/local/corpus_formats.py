@@ -1,28 +1,30 @@
-"""The formats of a corpus that are lines, read strictly: CSV, TSV and JSONL.
+"""What a corpus is read into, its lines, and the format of one JSON object a line.
 
-Messages name lines, from 1, never what stands there. CSV quotes as RFC 4180 says; in TSV a quote is a letter like any
-other, as in the files of GLUE; JSONL holds one object a line.
+Messages name lines, counted from 1 with the header among them, never what stands there. CSV and TSV are read in
+`separated_formats`, Parquet and saved datasets in `columnar_formats`.
 """
 
 from __future__ import annotations
 
-import csv
+import io
+import json
 import os
-import re
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, BinaryIO, Final, Literal, NoReturn
 
-from rapt.errors import CorpusError, WireError
-from rapt.wire.strict_json import parse_object
+from rapt.errors import CorpusError
 
 FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "dataset"]
 
 # A line is held in memory as a whole. The longest context of a backbone is about a million tokens, 5 MB of English.
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
-# A header that reads like names may be quoted in a message; the first line of a file without a header may not.
-_COLUMN_NAME: Final = re.compile(r"[^\W\d][\w.:-]{0,30}( [\w.:-]{1,15}){0,1}")
+_PEEK_BYTES: Final = 64 * 1024
+_MOST_FAULTS_SHOWN: Final = 10
+# Fields in which files for the tuning of chat models hold a list of turns.
+_CHATS: Final = ("messages", "conversations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,134 +53,249 @@ class Reading:
         return min(1.0, self.done / self.total) if self.total else 0.0
 
 
-def read_lines(path: Path, reading: Reading) -> Generator[str, None, None]:
-    """The lines of a file, their ends kept, each decoded on its own so that an error can say where."""
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What is read of each record.
+
+    Attributes:
+        texts: Columns, or JSON fields, of the texts; in CSV and TSV a number from 1 will do.
+        label: Column of the label; None where there is none.
+        header: Whether the first line of a CSV or TSV file names its columns.
+    """
+
+    texts: tuple[str, ...]
+    label: str | None
+    header: bool = True
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """All of them, the label last."""
+        return self.texts if self.label is None else (*self.texts, self.label)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of a source. Its `repr` shows where it stands alone."""
+
+    place: str
+    texts: tuple[str, ...] = field(repr=False)
+    label: str | None = field(repr=False)
+
+
+@dataclass
+class Findings:
+    """What one pass over a source finds out beside its records; the reader fills it in.
+
+    Attributes:
+        reading: How far it is.
+        collects: Whether the pass goes on after a fault, to name all of them at once.
+        separator: What stands between the fields of a CSV or TSV file: given, or found by the reader.
+        guessed: Whether the separator is another than the format's own, and nobody gave it.
+        quoted: Whether quotes enclose the fields of a TSV file, or are letters; None where there is none.
+        spaced_labels: Labels that had spaces around them.
+        class_names: Names of the classes in order, where the source declares them.
+        faults: Records that are wrong.
+    """
+
+    reading: Reading = field(default_factory=Reading)
+    collects: bool = False
+    separator: str | None = None
+    guessed: bool = False
+    quoted: bool | None = None
+    spaced_labels: int = 0
+    class_names: tuple[str, ...] | None = None
+    faults: int = 0
+    _shown: dict[str, list[str]] = field(default_factory=dict, repr=False)
+
+    def fault(self, place: str, rule: str) -> None:
+        """Note that the record at a place breaks a rule; raises `CorpusError` unless faults are collected."""
+        if not self.collects:
+            raise CorpusError(f"{place} must {rule}")
+        self.faults += 1
+        if self.faults <= _MOST_FAULTS_SHOWN:
+            self._shown.setdefault(rule, []).append(place)
+
+    def refuse(self, error: CorpusError | None = None) -> NoReturn:
+        """Raise a `CorpusError` with the faults so far, and with the error that ended the pass."""
+        said = [f"{', '.join(places)} must {rule}" for rule, places in self._shown.items()]
+        if error is not None:
+            said.append(str(error))
+        if self.faults > _MOST_FAULTS_SHOWN:
+            said.insert(0, f"{self.faults} records must be mended, the first {_MOST_FAULTS_SHOWN} are these")
+        raise CorpusError(" | ".join(said)) from None
+
+    def label(self, place: str, label: str) -> str | None:
+        """The label without the spaces around it, or None and a fault."""
+        found = label.strip()
+        if not found:
+            self.fault(place, "have a label, got an empty one; label it or remove it")
+            return None
+        if not is_unicode(found):
+            self.fault(place, "have a label of valid unicode, got a lone surrogate; write the label again")
+            return None
+        self.spaced_labels += found != label
+        return found
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no lone surrogate."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_lines(path: Path, found: Findings) -> Generator[str, None, None]:
+    """The lines of a file, their ends kept, each decoded on its own so that an error can say where.
+
+    Lines end with a line feed; in a file that has none, with a carriage return.
+    """
     if path.exists() and not path.is_file():
         raise CorpusError("a corpus must be a regular file, because it may be read twice; write it to one first")
     try:
-        with path.open("rb") as stream:
-            reading.total = os.fstat(stream.fileno()).st_size
-            for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b""), 1):
+        with path.open("rb") as stream, _cut(stream) as cut:
+            found.reading.total = os.fstat(stream.fileno()).st_size
+            for number, line in enumerate(cut, 1):
                 if len(line) > MAX_LINE_BYTES:
                     raise CorpusError(
                         f"line {number} must be at most {MAX_LINE_BYTES} bytes; split its text, because no backbone "
                         "takes so many tokens"
                     )
-                reading.done += len(line)
-                try:
-                    yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError:
-                    # The decoder's own message quotes the bytes: it is dropped on purpose.
-                    raise CorpusError(
-                        f"line {number} must be utf-8; convert the file, for instance with iconv"
-                    ) from None
+                found.reading.done += len(line)
+                text = _decode(line, encoding="utf-8-sig" if number == 1 else "utf-8")
+                if text is None:
+                    rule = "be utf-8; convert the file, for instance with iconv"
+                    if number == 1:  # it names the columns
+                        raise CorpusError(f"line 1 must {rule}")
+                    found.fault(f"line {number}", rule)
+                    text = line.decode("utf-8", errors="replace")  # to go on; nothing of it is used
+                yield text
     except OSError as error:
         raise CorpusError(
             f"a corpus must be readable, got {error.strerror or type(error).__name__}; check the path"
         ) from None
 
 
-def _read_csv(lines: Iterator[str], text_column: str, label_column: str | None) -> Iterator[LabelledText]:
-    rows = csv.reader(lines, strict=True)
-
-    def numbered() -> Iterator[tuple[int, list[str]]]:
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error:
-                raise CorpusError(
-                    f"line {rows.line_num} must be csv with fields of at most {csv.field_size_limit()} characters; "
-                    "check the quotes that are open there, or write the file as tsv or jsonl"
-                ) from None
-            if row is None:
-                return
-            yield rows.line_num, row
-
-    return _records_of(numbered(), text_column, label_column)
+def _decode(line: bytes, *, encoding: str) -> str | None:
+    try:
+        return line.decode(encoding)
+    except UnicodeDecodeError:  # its message quotes the bytes: it is dropped on purpose
+        return None
 
 
-def _read_tsv(lines: Iterator[str], text_column: str, label_column: str | None) -> Iterator[LabelledText]:
-    stripped = (line.rstrip("\r\n") for line in lines)
-    return _records_of(
-        ((number, line.split("\t") if line else []) for number, line in enumerate(stripped, 1)),
-        text_column,
-        label_column,
-    )
+@contextmanager
+def _cut(stream: BinaryIO) -> Iterator[Iterator[bytes]]:
+    """Lines as bytes, none longer than one byte above the limit."""
+    begin = stream.read(_PEEK_BYTES)
+    stream.seek(0)
+    if b"\r" in begin and b"\n" not in begin:
+        # Latin-1 maps every byte to a character and back, so this cuts bytes.
+        with io.TextIOWrapper(stream, encoding="latin-1", newline="\r") as letters:
+            yield (line.encode("latin-1") for line in iter(lambda: letters.readline(MAX_LINE_BYTES + 1), ""))
+    else:
+        yield iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b"")
 
 
-def _records_of(
-    rows: Iterator[tuple[int, list[str]]], text_column: str, label_column: str | None
-) -> Iterator[LabelledText]:
-    """Records from rows of fields, the first of which names the columns."""
-    _, header = next(rows, (0, []))
-    text = _place(header, text_column)
-    label = None if label_column is None else _place(header, label_column)
-    for number, row in _no_blank_between(rows):
-        if len(row) != len(header):
-            raise CorpusError(
-                f"line {number} must have {len(header)} fields like the header, got {len(row)}; check its separators"
-            )
-        yield LabelledText(text=row[text], label=None if label is None else _named(row[label], number))
-
-
-def _place(header: list[str], column: str) -> int:
-    if header.count(column) == 1:
-        return header.index(column)
-    raise missing_column(header, column)
-
-
-def missing_column(header: list[str], column: str) -> CorpusError:
-    """What to say of a header that does not have a column once; it shows only names that look like names."""
-    if column in header:
-        return CorpusError(f"column {column!r} must stand once in the header, got it {header.count(column)} times")
-    if not header:
-        return CorpusError(f"the first line must name the columns, got an empty one; add {column!r} as a header")
-    shown = ", ".join(header) if all(_COLUMN_NAME.fullmatch(name) for name in header) else "not names, so not shown"
-    return CorpusError(
-        f"the header must have the column {column!r}, got {len(header)} columns ({shown}); name the right column"
-    )
-
-
-def _no_blank_between(rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+def without_blank_lines(rows: Iterator[tuple[int, Any]], found: Findings) -> Iterator[tuple[int, Any]]:
+    """The rows that are not empty; a blank line with others after it is a fault."""
     blank = 0
     for number, row in rows:
         if not row:
             blank = blank or number
             continue
         if blank:
-            raise CorpusError(f"line {blank} must not be blank, because others follow; remove it")
+            found.fault(f"line {blank}", "not be blank, because others follow; remove it")
+            blank = 0
         yield number, row
 
 
-def _read_jsonl(lines: Iterator[str], text_column: str, label_column: str | None) -> Iterator[LabelledText]:
-    numbered = ((number, [line] if line.strip() else []) for number, line in enumerate(lines, 1))
-    for number, (line,) in _no_blank_between(numbered):
-        try:
-            value = parse_object(line, what=f"line {number}")
-        except WireError as error:
-            raise CorpusError(str(error)) from None
-        text = value.get(text_column)
-        if not isinstance(text, str):
-            kind = type(text).__name__ if text_column in value else "nothing"
-            raise CorpusError(f"line {number} must have a text in {text_column!r}, got {kind}; name the right field")
-        label = None if label_column is None else value.get(label_column)
-        if label_column is not None and type(label) not in (str, int):
-            kind = type(label).__name__ if label_column in value else "nothing"
-            raise CorpusError(
-                f"line {number} must have a name or a whole number in {label_column!r}, got {kind}; "
-                "name the right field"
-            )
-        yield LabelledText(text=text, label=None if label is None else _named(str(label), number))
+class _Pairs(list[tuple[str, Any]]):
+    """The fields of a JSON object in order; the same key may come twice in one that nobody reads."""
+
+    def once(self, name: str) -> tuple[bool, Any]:
+        """Whether the field is there at most once, and its value, or `_NOTHING`."""
+        values = [value for key, value in self if key == name]
+        return len(values) < 2, values[0] if values else _NOTHING
 
 
-def _named(label: str, number: int) -> str:
-    if not label:
-        raise CorpusError(f"line {number} must have a label, got an empty one; label it or remove it")
-    return label
+class _Nothing:
+    """The value of a field that is not there."""
 
 
-READERS: Final[Mapping[FileFormat, Callable[[Iterator[str], str, str | None], Iterator[LabelledText]]]] = {
-    "csv": _read_csv,
-    "tsv": _read_tsv,
-    "jsonl": _read_jsonl,
+_NOTHING: Final = _Nothing()
+_KINDS: Final = {
+    _Pairs: "an object",
+    _Nothing: "nothing",
+    list: "a list",
+    type(None): "null",
+    bool: "true or false",
+    int: "a whole number",
 }
+_MOST_DIGITS: Final = 100
+
+
+def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
+    """The records of a file of JSON objects, one a line; None for a fault. Fields that are not read may be anything."""
+    lines = enumerate(read_lines(path, found), 1)
+    for number, line in without_blank_lines(((number, line.strip()) for number, line in lines), found):
+        place = f"line {number}"
+        fields = _parse(line)
+        if fields is None:
+            found.fault(place, "be one JSON object; the file is damaged or of another kind")
+            yield None
+            continue
+        texts = tuple(_text(fields, column, place, found) for column in columns.texts)
+        label = None if columns.label is None else _json_label(fields, columns.label, place, found)
+        if None in texts or (columns.label is not None and label is None):
+            yield None
+        else:
+            yield Row(place, texts, label)  # type: ignore[arg-type]  # None is not among them
+
+
+def _parse(line: str) -> _Pairs | None:
+    try:
+        # NaN is taken, and a number of any length, because the field may be one that nobody reads.
+        value = json.loads(
+            line,
+            object_pairs_hook=_Pairs,
+            parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else float("inf"),
+        )
+    except (ValueError, RecursionError):
+        # The decoder's own message quotes its input: it is dropped on purpose.
+        return None
+    return value if isinstance(value, _Pairs) else None
+
+
+def _text(fields: _Pairs, column: str, place: str, found: Findings) -> str | None:
+    once, value = fields.once(column)
+    chat = next((name for name in _CHATS if isinstance(fields.once(name)[1], list)), None)
+    if not once:
+        found.fault(place, f"have the field {column!r} once, got it several times; write the line again")
+    elif isinstance(value, str):
+        return value
+    elif value is _NOTHING and chat is not None:
+        found.fault(
+            place,
+            f"have a text in {column!r}, got a chat in {chat!r}; write what is asked and what is answered as two "
+            "fields of text, and name them as the text and the target column",
+        )
+    else:
+        found.fault(place, f"have a text in {column!r}, got {_kind(value)}; name the right field")
+    return None
+
+
+def _json_label(fields: _Pairs, column: str, place: str, found: Findings) -> str | None:
+    once, value = fields.once(column)
+    if once and type(value) in (str, int):
+        return found.label(place, str(value))
+    got = _kind(value) if once else "it several times"
+    found.fault(place, f"have a name or a whole number in {column!r}, got {got}; name the right field")
+    return None
+
+
+def _kind(value: object) -> str:
+    return _KINDS.get(type(value), "a number that is not whole" if isinstance(value, float) else "a text")
+
+
+Reader = Callable[[Path, Columns, Findings], Generator[Row | None, None, None]]

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-from rapt.errors import CorpusError, UsageError, WireError
+from rapt.errors import CorpusError, UsageError, WireError, record_at
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_releases import stored_token_ids
 from rapt.local.privatizer import Privatizer
@@ -101,13 +101,13 @@ def _check_accounted(
     for position, (ids, own) in enumerate(zip(stored, written, strict=True), first_position):
         if ids is None or ids != own:
             raise UsageError(
-                f"record {position} of the unfinished output must be accounted for in the ledger; "
+                f"{record_at(position)} of the unfinished output must be accounted for in the ledger; "
                 "name the ledger it was begun with, or remove its .partial file to begin again"
             )
 
 
 def _another_source(position: int) -> CorpusError:
     return CorpusError(
-        f"the source must be the one that the unfinished output was begun with, got another text as record {position}; "
-        "name that source, or remove the .partial file to begin again"
+        f"the source must be the one that the unfinished output was begun with, got another text as "
+        f"{record_at(position)}; name that source, or remove the .partial file to begin again"
     )

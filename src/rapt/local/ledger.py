@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from rapt.errors import BudgetError, LedgerError, UsageError
+from rapt.errors import BudgetError, LedgerError, UsageError, record_at
 from rapt.local.ledger_entries import (
     CAP_HASH,
     COLUMNS,
@@ -243,6 +243,6 @@ def open_ledger(path: Path) -> Iterator[Ledger]:
 def _refuse_above(cap: float | None, *, total: float, asked: float, what: str, of: Release) -> None:
     if cap is not None and asked > 0 and total > cap * _SLACK:
         raise BudgetError(
-            f"record {of.position} would spend more {what} than the ledger allows, asked={asked:g} "
+            f"{record_at(of.position)} would spend more {what} than the ledger allows, asked={asked:g} "
             f"spent={total - asked:g} limit={cap:g}; release less, or raise the cap with `rapt ledger cap`"
         )

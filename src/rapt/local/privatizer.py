@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rapt.errors import CorpusError, UsageError
+from rapt.errors import CorpusError, UsageError, record_at
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.randomness import RandomStream
@@ -146,12 +146,12 @@ class Privatizer:
         contents = [content[: self.truncate_to] for content in encoded]
         for position, content in enumerate(contents, first_position):
             if not content:
-                raise CorpusError(f"record {position} must have at least one token, got an empty text; remove it")
+                raise CorpusError(f"{record_at(position)} must have at least one token, got an empty text; remove it")
             if len(content) > self.longest_text:
                 raise CorpusError(
-                    f"record {position} must have at most {self.longest_text} tokens beside {self.plain_tokens.count} "
-                    f"plain and {self.vocabulary.bundle.special_tokens} special ones, got {len(content)}; "
-                    f"split it, or cut it there with --truncate {self.longest_text}"
+                    f"{record_at(position)} must have at most {self.longest_text} tokens beside "
+                    f"{self.plain_tokens.count} plain and {self.vocabulary.bundle.special_tokens} special ones, got "
+                    f"{len(content)}; split it, or cut it there with --truncate {self.longest_text}"
                 )
         return contents
 
@@ -164,6 +164,6 @@ def _check_known(
     for position, (y, x) in enumerate(zip(known, contents, strict=True), first_position):
         if y is not None and len(y) != len(x):
             raise UsageError(
-                f"a known release must be of the same text and setting, got {len(y)} tokens for {len(x)} in record "
-                f"{position}; draw it again"
+                f"a known release must be of the same text and setting, got {len(y)} tokens for {len(x)} in "
+                f"{record_at(position)}; draw it again"
             )

@@ -7,11 +7,11 @@ declared public by the user; it then leaves as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rapt.errors import CorpusError
+from rapt.errors import CorpusError, record_at
 from rapt.local.privatizer import Privatizer
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Targets
 from rapt.wire.privatized_record import PrivatizedRecord
@@ -63,17 +63,12 @@ class SourceItem:
     others: Mapping[Part, str] = field(default_factory=dict, repr=False)
 
 
-def zip_parts(items: Iterator[SourceItem], parts: Mapping[Part, Iterator[str]]) -> Iterator[SourceItem]:
-    """Each record with its other texts, which are read beside it from the same source.
-
-    Raises:
-        CorpusError: The source changed while it was read.
-    """
-    try:
-        for item, *others in zip(items, *parts.values(), strict=True):
-            yield replace(item, others=dict(zip(parts, others, strict=True)))
-    except ValueError:
-        raise CorpusError("a corpus must stay as it is while it is read, got columns of different lengths") from None
+def long_pair(privatizer: Privatizer, tokens: int) -> str | None:
+    """What a pair of so many tokens in both texts must have instead, where it fits no backbone."""
+    most = privatizer.longest_text - _BETWEEN
+    if tokens <= most:
+        return None
+    return f"have at most {most} tokens in both texts, got {tokens}; cut both with --truncate {most // 2}"
 
 
 def check_pairs(
@@ -84,11 +79,9 @@ def check_pairs(
         return
     counts = (privatizer.token_counts(part, first_position=first_position) for part in (texts, others["second"]))
     for position, (first, second) in enumerate(zip(*counts, strict=True), first_position):
-        if first + second + _BETWEEN > privatizer.longest_text:
-            raise CorpusError(
-                f"record {position} must have at most {privatizer.longest_text - _BETWEEN} tokens in both texts, got "
-                f"{first + second}; cut both with --truncate {(privatizer.longest_text - _BETWEEN) // 2}"
-            )
+        rule = long_pair(privatizer, first + second)
+        if rule is not None:
+            raise CorpusError(f"{record_at(position)} must {rule}")
 
 
 def with_other_parts(

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from rapt.errors import CorpusError, UsageError, VocabularyError
+from rapt.errors import CorpusError, UsageError, VocabularyError, record_at
 from rapt.local.word_cache import WordCache, works_on_words
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, model_directory, model_name
@@ -83,6 +83,11 @@ class Vocabulary:
     def size(self) -> int:
         """Number of rows V of the table."""
         return int(self.bundle.embeddings.shape[0])
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The token that stands for whatever the tokenizer does not know; None where every text has tokens."""
+        return self._control[1]
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -169,7 +174,7 @@ class Vocabulary:
                     f"{first_position} to {first_position + len(texts) - 1}; choose a model with an unknown token"
                 ) from None
             raise CorpusError(
-                f"record {first_position + position} must be valid unicode text; remove its lone surrogates"
+                f"{record_at(first_position + position)} must be valid unicode text; remove its lone surrogates"
             ) from None
 
     def _content(self, ids: list[int], position: int) -> list[int]:
@@ -178,13 +183,13 @@ class Vocabulary:
             ids = [unknown if token_id in control else token_id for token_id in ids]
         if self.unknown == "refuse" and unknown in ids:
             raise CorpusError(
-                f"record {position} must have only words of the vocabulary of model={self.model!r}, got "
+                f"{record_at(position)} must have only words of the vocabulary of model={self.model!r}, got "
                 f"{ids.count(unknown)} others, the first as token {ids.index(unknown)}; replace it, or take them as unk"
             )
         if ids and max(ids) >= self.size:
             raise VocabularyError(
-                f"record {position} must have tokens with a row in the table of model={self.model!r}, got one beyond "
-                f"its {self.size} rows; take the tokenizer that belongs to the weights"
+                f"{record_at(position)} must have tokens with a row in the table of model={self.model!r}, got one "
+                f"beyond its {self.size} rows; take the tokenizer that belongs to the weights"
             )
         return ids
 

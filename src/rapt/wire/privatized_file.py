@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
-from rapt.errors import CorpusError, WireError
+from rapt.errors import CorpusError, WireError, record_at
 from rapt.wire.manifest import Manifest, manifest_from_json
 from rapt.wire.privatized_record import PrivatizedRecord, check_record, privatized_tokens, record_from_json
 from rapt.wire.strict_json import parse_document
@@ -53,8 +53,8 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
     digest, records, tokens = hashlib.sha256(), 0, 0
     for line in stream:
         if len(line) > MAX_LINE_BYTES:
-            raise WireError(f"record {records} must be at most {MAX_LINE_BYTES} bytes, got {len(line)}")
-        record = record_from_json(parse_document(line, what=f"record {records}"), position=records)
+            raise WireError(f"{record_at(records)} must be at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+        record = record_from_json(parse_document(line, what=record_at(records)), position=records)
         check_record(record, manifest, position=records)
         yield record
         digest.update(line)

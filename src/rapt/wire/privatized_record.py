@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rapt.errors import WireError
+from rapt.errors import WireError, record_at
 from rapt.wire.manifest import Manifest
 from rapt.wire.strict_json import dump, exact_fields, field, id_tuple
 
@@ -99,7 +99,7 @@ def privatized_texts(record: PrivatizedRecord, manifest: Manifest) -> tuple[tupl
 def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
     """Refuse a record that contradicts its manifest: labels out of range, plain tokens missing or unexpected."""
     plain = manifest.plain_tokens
-    what = f"record {position}"
+    what = record_at(position)
     if manifest.labels is None and record.label is not None:
         raise WireError(f"{what} must have no label, because the manifest names none")
     if manifest.labels is not None and (record.label is None or not 0 <= record.label < len(manifest.labels)):
@@ -125,7 +125,7 @@ def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int)
 
 def record_from_json(value: dict[str, Any], *, position: int) -> PrivatizedRecord:
     """The record in a JSON object. Raises `WireError` for a missing, unknown or mistyped field."""
-    what = f"record {position}"
+    what = record_at(position)
     exact_fields(
         value,
         required={"token_ids"},

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
-from rapt.errors import CorpusError, UsageError, WireError
+from rapt.errors import CorpusError, UsageError, WireError, record_at
 from rapt.whole_files import check_target, flush, open_alone, put_in_place
 from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
 from rapt.wire.privatized_file import MAX_LINE_BYTES, bounded_lines
@@ -75,7 +75,8 @@ class PrivatizedFileWriter:
             if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
                 break
             record = record_from_json(
-                parse_document(line, what=f"record {self._records} of the unfinished output"), position=self._records
+                parse_document(line, what=f"{record_at(self._records)} of the unfinished output"),
+                position=self._records,
             )
             check_record(record, self._manifest, position=self._records)
             tokens = privatized_tokens(record, self._manifest)

@@ -109,14 +109,14 @@ def test_a_file_without_records_is_refused(admit, backbone):
 @pytest.mark.parametrize("bad", [0, 101, 102, 30_522, 2**63, 10**30], ids=str)
 def test_ids_that_no_mechanism_puts_out_are_refused(admit, backbone, bad):
     # 0, 101 and 102 are [PAD], [CLS] and [SEP]; 30,522 is the size of the table.
-    with pytest.raises(VocabularyError, match="record 0"):
+    with pytest.raises(VocabularyError, match="record 1"):
         admit(one_record(backbone, 2204, bad))
 
 
 def test_privatized_plain_tokens_are_held_to_the_same(admit, backbone):
     plain = PlainTokens(count=1, pool=(2204,), fixed=(2204,))
     record = PrivatizedRecord(token_ids=(2204,), label=0, privatized_plain_tokens=(101,))
-    with pytest.raises(VocabularyError, match="record 0"):
+    with pytest.raises(VocabularyError, match="record 1"):
         admit(PrivatizedFile(manifest=manifest_for(backbone, plain_tokens=plain), records=(record,)))
 
 
@@ -130,12 +130,12 @@ def test_a_pool_outside_the_vocabulary_is_refused(admit, backbone):
 def test_a_record_must_fit_and_the_longest_that_fits_does(admit, backbone):
     longest = backbone.bundle.max_tokens - 2
     assert admit(one_record(backbone, *[2204] * longest)).longest == longest
-    with pytest.raises(UsageError, match="record 0 must fit into 512 positions, got 513"):
+    with pytest.raises(UsageError, match="record 1 must fit into 512 positions, got 513"):
         admit(one_record(backbone, *[2204] * (longest + 1)))
 
 
 def test_an_empty_record_is_refused(admit, backbone):
-    with pytest.raises(UsageError, match="record 0 must have at least one token"):
+    with pytest.raises(UsageError, match="record 1 must have at least one token"):
         admit(one_record(backbone))
 
 
@@ -147,21 +147,21 @@ def with_parts(backbone, *, pairs=False, targets=None, **parts):
 def test_the_other_texts_of_a_record_are_held_to_the_same(admit, backbone):
     pair = {"pairs": True, "second_token_ids": (2204, 2919)}
     assert admit(with_parts(backbone, **pair, targets="privatized", target_ids=(2204,))).longest == 3
-    with pytest.raises(VocabularyError, match="record 0 must have ids that a mechanism can put out"):
+    with pytest.raises(VocabularyError, match="record 1 must have ids that a mechanism can put out"):
         admit(with_parts(backbone, pairs=True, second_token_ids=(101,)))
-    with pytest.raises(VocabularyError, match="record 0 must have ids that a mechanism can put out"):
+    with pytest.raises(VocabularyError, match="record 1 must have ids that a mechanism can put out"):
         admit(with_parts(backbone, targets="privatized", target_ids=(101,)))
-    with pytest.raises(UsageError, match="record 0 must have at least one token in each of its texts"):
+    with pytest.raises(UsageError, match="record 1 must have at least one token in each of its texts"):
         admit(with_parts(backbone, pairs=True, second_token_ids=()))
-    with pytest.raises(UsageError, match="record 0 must have at least one token in each of its texts"):
+    with pytest.raises(UsageError, match="record 1 must have at least one token in each of its texts"):
         admit(with_parts(backbone, targets="public", target_ids=()))
-    with pytest.raises(UsageError, match="record 0 must fit into 512 positions, got 513"):
+    with pytest.raises(UsageError, match="record 1 must fit into 512 positions, got 513"):
         admit(with_parts(backbone, pairs=True, second_token_ids=(2204,) * 510))
 
 
 def test_a_public_target_may_be_any_token_of_the_vocabulary_and_no_other(admit, backbone):
     assert admit(with_parts(backbone, targets="public", target_ids=(101, 2204)))
-    with pytest.raises(VocabularyError, match="record 0 must have a public target of this vocabulary"):
+    with pytest.raises(VocabularyError, match="record 1 must have a public target of this vocabulary"):
         admit(with_parts(backbone, targets="public", target_ids=(30_522,)))
 
 

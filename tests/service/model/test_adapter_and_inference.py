@@ -78,7 +78,7 @@ def test_probabilities_sum_to_one(backbone, adapters):
 
 def test_a_query_without_its_plain_tokens_is_refused(backbone, adapters):
     row = ClassificationRow(adapter=adapters[2], token_ids=(2001,))
-    with pytest.raises(UsageError, match="record 0 must have 4 privatized plain tokens as in tuning, got 0"):
+    with pytest.raises(UsageError, match="record 1 must have 4 privatized plain tokens as in tuning, got 0"):
         classify(backbone, [row])
 
 

@@ -141,11 +141,11 @@ def test_rows_of_other_tenants_change_nothing(backbone):
 def test_more_positions_than_there_are_is_refused(backbone):
     room = backbone.max_positions - backbone.bundle.special_tokens
     check_length(backbone, prompt_length=2, plain_tokens=1, text_tokens=room - 3, position=5)
-    with pytest.raises(UsageError, match=f"record 5 must fit into {backbone.max_positions} positions"):
+    with pytest.raises(UsageError, match=f"record 6 must fit into {backbone.max_positions} positions"):
         check_length(backbone, prompt_length=2, plain_tokens=1, text_tokens=room - 2, position=5)
-    with pytest.raises(UsageError, match="record 5 must fit into"):
+    with pytest.raises(UsageError, match="record 6 must fit into"):
         check_length(backbone, prompt_length=2, plain_tokens=1, text_tokens=room - 3, position=5, other_tokens=1)
-    with pytest.raises(UsageError, match="record 5 must have at least one token"):
+    with pytest.raises(UsageError, match="record 6 must have at least one token"):
         check_length(backbone, prompt_length=2, plain_tokens=1, text_tokens=0, position=5)
 
 

@@ -201,11 +201,11 @@ def test_rows_join_and_leave_in_the_middle_and_disturb_nobody(backbone, adapters
 
 def test_what_cannot_be_written_is_refused(backbone, adapters):
     row = GenerationRow(token_ids=(5,), most_tokens=1000)
-    with pytest.raises(UsageError, match=rf"record 3 must fit into {backbone.max_positions} positions"):
+    with pytest.raises(UsageError, match=rf"record 4 must fit into {backbone.max_positions} positions"):
         check_generation(backbone, row, position=3)
     classifier = adapter(backbone, Tuned(), task="classification")
     with pytest.raises(UsageError, match="must write text"):
         check_generation(backbone, GenerationRow(token_ids=(5,), adapter=classifier, most_tokens=1), position=0)
     planned = adapter(backbone, Tuned(), plain=3)
-    with pytest.raises(UsageError, match="record 0 must have 3 privatized plain tokens"):
+    with pytest.raises(UsageError, match="record 1 must have 3 privatized plain tokens"):
         check_generation(backbone, GenerationRow(token_ids=(5,), adapter=planned, most_tokens=1), position=0)

@@ -39,9 +39,9 @@ def test_an_answer_may_be_as_long_as_a_text_beside_it_and_no_longer(tiny):
     most = backbone.max_positions
     longest = row(*[30] * (most - len(backbone.frame.end)), most=most)
     check_generation(backbone, longest, position=0)
-    with pytest.raises(UsageError, match=f"answer to record 2 must fit into {most} positions"):
+    with pytest.raises(UsageError, match=f"answer to record 3 must fit into {most} positions"):
         check_generation(backbone, row(30, most=most + 1), position=2)
-    with pytest.raises(UsageError, match="record 0 must have at least one token"):
+    with pytest.raises(UsageError, match="record 1 must have at least one token"):
         check_generation(backbone, row(), position=0)
     with pytest.raises(UsageError, match="by a decoder or an encoder-decoder"):
         check_generation(tiny("bert"), row(30), position=0)

@@ -53,11 +53,11 @@ def test_states_equal_those_of_the_library_when_there_is_no_prompt(backbone):
 
 
 def test_a_record_that_is_too_long_is_refused_by_counts_only(backbone):
-    with pytest.raises(UsageError, match="record 7 must fit into 512 positions, got 532"):
+    with pytest.raises(UsageError, match="record 8 must fit into 512 positions, got 532"):
         check_length(backbone, prompt_length=20, plain_tokens=10, text_tokens=500, position=7)
     check_length(backbone, prompt_length=20, plain_tokens=10, text_tokens=480, position=7)
 
 
 def test_a_record_without_text_is_refused(backbone):
-    with pytest.raises(UsageError, match="record 0 must have at least one token"):
+    with pytest.raises(UsageError, match="record 1 must have at least one token"):
         check_length(backbone, prompt_length=1, plain_tokens=0, text_tokens=0, position=0)

@@ -144,7 +144,7 @@ def test_heads_that_compare_and_heads_that_do_not_are_asked_together(backbone, c
 
 
 def test_a_single_text_is_refused(backbone, comparing):
-    with pytest.raises(UsageError, match="record 0 must have two texts as in tuning, got one; privatize it with"):
+    with pytest.raises(UsageError, match="record 1 must have two texts as in tuning, got one; privatize it with"):
         classify(backbone, [ClassificationRow(adapter=comparing, token_ids=(2001,))])
 
 

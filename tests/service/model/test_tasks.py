@@ -203,15 +203,15 @@ def test_a_record_that_privatized_to_nothing_or_is_too_long_is_refused(backbone,
 
     check()
     for empty in ({"token_ids": ()}, {"second_token_ids": ()}):
-        with pytest.raises(UsageError, match="record 9 must have at least one token"):
+        with pytest.raises(UsageError, match="record 10 must have at least one token"):
             check(**empty)
-    with pytest.raises(UsageError, match="record 9 must fit into"):
+    with pytest.raises(UsageError, match="record 10 must fit into"):
         check(second_token_ids=(30,) * backbone.max_positions)
     if task == "generation":
-        with pytest.raises(UsageError, match="record 9 must have a target"):
+        with pytest.raises(UsageError, match="record 10 must have a target"):
             check(target_ids=())
         if backbone.kind != "encoder":
-            with pytest.raises(UsageError, match="record 9 must fit into"):
+            with pytest.raises(UsageError, match="record 10 must fit into"):
                 check(target_ids=(30,) * backbone.max_positions)
 
 
@@ -224,5 +224,5 @@ def test_what_is_checked_is_what_is_laid_out(backbone, task):
     exact = dataclasses.replace(backbone, max_positions=int(layout.lengths[0]))
     TASKS[task].check_record(exact, record, prompt_length=2, plain_tokens=2, position=0)
     short = dataclasses.replace(backbone, max_positions=int(layout.lengths[0]) - 1)
-    with pytest.raises(UsageError, match="record 0 must fit into"):
+    with pytest.raises(UsageError, match="record 1 must fit into"):
         TASKS[task].check_record(short, record, prompt_length=2, plain_tokens=2, position=0)

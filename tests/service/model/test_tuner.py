@@ -177,7 +177,7 @@ def test_a_file_of_another_vocabulary_is_refused(backbone, file):
 def test_a_record_longer_than_the_backbone_is_refused_before_any_step(backbone, file):
     long = (*file.records, dataclasses.replace(file.records[0], token_ids=(2001,) * 600))
     steps = []
-    with pytest.raises(UsageError, match="record 64 must fit into 512 positions"):
+    with pytest.raises(UsageError, match="record 65 must fit into 512 positions"):
         tune(
             backbone,
             PrivatizedFile(manifest=file.manifest, records=long),

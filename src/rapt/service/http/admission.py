@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.errors import MechanismError, UsageError, VocabularyError
+from rapt.errors import MechanismError, UsageError, VocabularyError, record_at
 from rapt.service.model.layout import sequence_length
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_card import AdapterCard
@@ -155,7 +155,7 @@ class Gate:
         bundle = self._bundles[manifest.vocabulary_hash]
         second, target = record.second_token_ids, record.target_ids
         if () in (record.token_ids, second, target):
-            raise UsageError(f"record {position} must have at least one token in each of its texts; leave it out")
+            raise UsageError(f"{record_at(position)} must have at least one token in each of its texts; leave it out")
         needed = sequence_length(
             prompt_length=0,
             plain_tokens=len(record.privatized_plain_tokens),
@@ -164,20 +164,20 @@ class Gate:
         )
         if needed > bundle.max_tokens:
             raise UsageError(
-                f"record {position} must fit into {bundle.max_tokens} positions, got {needed} with plain and special "
-                "tokens; privatize with a lower --truncate"
+                f"{record_at(position)} must fit into {bundle.max_tokens} positions, got {needed} with plain and "
+                "special tokens; privatize with a lower --truncate"
             )
         privatized = (*record.token_ids, *(second or ()), *record.privatized_plain_tokens)
         if manifest.targets == "privatized":
             privatized = (*privatized, *(target or ()))
         elif target is not None and max(target) >= len(bundle.embeddings):
             raise VocabularyError(
-                f"record {position} must have a public target of this vocabulary, got an id beyond its "
+                f"{record_at(position)} must have a public target of this vocabulary, got an id beyond its "
                 f"{len(bundle.embeddings)} tokens; tokenize it with the vocabulary of the file"
             )
         if not self._all_eligible(privatized, bundle.hash):
             raise VocabularyError(
-                f"record {position} must have ids that a mechanism can put out, got others; "
+                f"{record_at(position)} must have ids that a mechanism can put out, got others; "
                 "it was not privatized with this vocabulary"
             )
 

@@ -21,7 +21,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.errors import UsageError, VocabularyError, WireError, record_at
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.steering import NOTHING, LoraPair, Tuned
 from rapt.service.model.task_head import COMPARISON_VECTORS
@@ -125,7 +125,7 @@ def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, po
     expected = 0 if adapter is None else adapter.card.plain_tokens
     if len(privatized) != expected:
         raise UsageError(
-            f"record {position} must have {expected} privatized plain tokens as in tuning, got {len(privatized)}; "
+            f"{record_at(position)} must have {expected} privatized plain tokens as in tuning, got {len(privatized)}; "
             "privatize queries with the settings of the training file"
         )
 

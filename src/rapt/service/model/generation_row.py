@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rapt.errors import UsageError
+from rapt.errors import UsageError, record_at
 from rapt.service.model.adapter import check_plain_tokens
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import check_texts
@@ -47,7 +47,7 @@ def check_generation(backbone: Backbone, row: GenerationRow, *, position: int) -
     shares = backbone.kind == "decoder"  # one sequence for text and answer; the other kind has one for each
     if not shares and row.most_tokens > backbone.max_positions:
         raise UsageError(
-            f"the answer to record {position} must fit into {backbone.max_positions} positions, got "
+            f"the answer to {record_at(position)} must fit into {backbone.max_positions} positions, got "
             f"max_tokens={row.most_tokens}; ask for less"
         )
     check_texts(

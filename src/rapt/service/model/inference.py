@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rapt.errors import UsageError
+from rapt.errors import UsageError, record_at
 from rapt.service.model.adapter import Adapter, check_plain_tokens
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import check_texts, embed_with_prompts, sequence_length
@@ -70,7 +70,7 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
     check_plain_tokens(row.adapter, row.plain, position=position)
     if row.compares and row.second_token_ids is None:
         raise UsageError(
-            f"record {position} must have two texts as in tuning, got one; privatize it with --text-column-2"
+            f"{record_at(position)} must have two texts as in tuning, got one; privatize it with --text-column-2"
         )
     check_texts(
         backbone,

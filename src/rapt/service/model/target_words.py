@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rapt.errors import TuningError, UsageError
+from rapt.errors import TuningError, UsageError, record_at
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import Layout, check_texts, lay_out
 from rapt.service.model.steering import Steering
@@ -53,10 +53,10 @@ class Generation:
         """Refuse a record that does not fit into the backbone, or has no text or no target (`UsageError`)."""
         target = record.target_ids or ()
         if not target:
-            raise UsageError(f"record {position} must have a target of at least one token; leave it out")
+            raise UsageError(f"{record_at(position)} must have a target of at least one token; leave it out")
         if backbone.kind == "encoder-decoder" and len(target) + 1 > backbone.max_positions:
             raise UsageError(
-                f"the target of record {position} must fit into {backbone.max_positions} positions, got "
+                f"the target of {record_at(position)} must fit into {backbone.max_positions} positions, got "
                 f"{len(target) + 1}; privatize with a lower --truncate"
             )
         check_texts(

@@ -125,5 +125,5 @@ def test_a_label_that_never_occurs_is_refused(backbone, file):
 
 def test_a_record_that_was_privatized_to_nothing_is_refused_by_its_position(backbone, file):
     empty = (*file.records[:3], dataclasses.replace(file.records[3], token_ids=()), *file.records[4:])
-    with pytest.raises(UsageError, match="record 3 must have at least one token"):
+    with pytest.raises(UsageError, match="record 4 must have at least one token"):
         tune(backbone, PrivatizedFile(manifest=file.manifest, records=empty), config=SHORT)

@@ -1,0 +1,216 @@
+"""The first pass over a source: whether every record can be privatized, before anything is drawn or paid for.
+
+All faults of a file are named in one run. What the pass found out beside them is for people: words outside of the
+vocabulary, labels with spaces, a separator that was recognized.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from rapt.errors import CorpusError, VocabularyError
+from rapt.local.columnar_formats import read_dataset, read_parquet
+from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
+from rapt.local.privatizer import Privatizer
+from rapt.local.record_parts import Part, long_pair
+from rapt.local.separated_formats import LINE_READERS, SEPARATOR_NAMES
+from rapt.wire.manifest import NO_PLAIN_TOKENS
+
+READERS: Final[dict[FileFormat, Reader]] = {
+    **LINE_READERS,
+    "parquet": read_parquet,
+    "dataset": read_dataset,
+}
+_CHUNK: Final = 512
+# Labels leave in clear, so a column of texts or names taken for labels by mistake must not: labels that are collected
+# from the file are few, short, and come more than once. Labels that the caller lists or calls public may be anything.
+_MOST_LABELS: Final = 256
+_LONGEST_LABEL: Final = 64
+_FEW_LABELS: Final = 10  # as many may each stand in one record of a small file
+_NUMBER: Final = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusCheck:
+    """What a whole pass over a source found; every record of it can be privatized.
+
+    Attributes:
+        records: How many there are.
+        tokens: Tokens of their texts that will be privatized.
+        unknown_tokens: How many of them stand for a word, or a letter, that the vocabulary does not know.
+        labels: Names of the classes in order; None where there are none.
+        found: How the source is written.
+    """
+
+    records: int
+    tokens: int
+    unknown_tokens: int
+    labels: tuple[str, ...] | None
+    found: Findings
+
+    @property
+    def remarks(self) -> list[str]:
+        """What whoever gave the source should know of how it was read."""
+        said = []
+        found = self.found
+        if found.guessed and found.separator is not None:
+            name = SEPARATOR_NAMES.get(found.separator, "another character")
+            said.append(f"fields are taken to have a {name} between them; --delimiter says otherwise")
+        if found.quoted is not None:
+            how = (
+                "enclose fields, as all of them fit"
+                if found.quoted
+                else "be letters, because not all of them enclose fields"
+            )
+            said.append(f"quotes are taken to {how}")
+        if found.spaced_labels:
+            said.append(f"{found.spaced_labels:,} labels had spaces around them, which are left out")
+        if self.unknown_tokens:
+            said.append(
+                f"{self.unknown_tokens:,} of {self.tokens:,} tokens are words that the vocabulary does not know: "
+                "they become one unknown token"
+            )
+        return said
+
+
+def read_rows(
+    path: Path, columns: Columns, *, file_format: FileFormat, found: Findings
+) -> Generator[Row | None, None, None]:
+    """The records of a file; None for each that is a fault. Raises as `read_corpus`."""
+    empty = True
+    for row in READERS[file_format](path, columns, found):
+        empty = False
+        yield row
+    if empty:
+        raise CorpusError("a corpus must have at least one record, got records=0; check the file")
+
+
+def check_corpus(
+    path: Path,
+    columns: Columns,
+    *,
+    file_format: FileFormat,
+    parts: Sequence[Part],
+    privatizer: Privatizer,
+    labels: tuple[str, ...] | None,
+    public_labels: bool,
+    delimiter: str | None,
+) -> CorpusCheck:
+    """Read the whole source, and look at each record as privatizing will.
+
+    Args:
+        path: The source.
+        columns: What is read of it: the text, one column for each of `parts`, the label.
+        file_format: How it is written.
+        parts: What the texts beside the first one become.
+        privatizer: The setting; nothing is drawn with it.
+        labels: Names of the classes; None collects them.
+        public_labels: Whether labels that are collected may be many, long, or different in every record.
+        delimiter: What stands between fields; None recognizes it.
+
+    Raises:
+        CorpusError: The first ten faults, and how many there are.
+        UsageError: As `read_corpus`.
+        VocabularyError: As `Vocabulary.encode`.
+    """
+    found = Findings(collects=True, separator=delimiter)
+    named = None if labels is None else frozenset(labels)
+    counts: dict[str, int] = {}
+    records = tokens = unknown = 0
+    reader = read_rows(path, columns, file_format=file_format, found=found)
+    try:
+        while chunk := list(islice(reader, _CHUNK)):
+            rows = [row for row in chunk if row is not None]
+            for row in rows:
+                if row.label is None:
+                    continue
+                if named is not None and row.label not in named:
+                    rule = f"have one of the {len(named)} labels that were named, got another"
+                    found.fault(row.place, f"{rule}; name it, or correct the record")
+                counts[row.label] = counts.get(row.label, 0) + 1
+                large = len(row.label) > _LONGEST_LABEL or len(counts) > _MOST_LABELS
+                if large and labels is None and not public_labels:
+                    raise _too_large(row.place)
+            new, new_unknown = _check_texts(rows, parts, privatizer, found)
+            records, tokens, unknown = records + len(chunk), tokens + new, unknown + new_unknown
+    except CorpusError as error:
+        found.refuse(error)
+    finally:
+        reader.close()
+    if found.faults:
+        found.refuse()
+    if labels is None and columns.label is not None:
+        if not public_labels and max(_FEW_LABELS, records / 2) < len(counts):
+            raise CorpusError(
+                f"labels must be classes of several records, got {len(counts)} different ones in {records} records; "
+                "they leave in clear: choose the column of classes, or insist that they are public (--public-labels)"
+            )
+        labels = found.class_names or sorted_names(counts)
+        if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):
+            raise _too_large("the declaration of the dataset")
+    return CorpusCheck(records=records, tokens=tokens, unknown_tokens=unknown, labels=labels, found=found)
+
+
+def sorted_names(names: Iterator[str] | dict[str, int]) -> tuple[str, ...]:
+    """The names in order: of their numbers where all of them are numbers, else of their letters."""
+    found = list(names)
+    if all(_NUMBER.fullmatch(name) for name in found):
+        return tuple(sorted(found, key=lambda name: (Decimal(name), name)))
+    return tuple(sorted(found))
+
+
+def _too_large(where: str) -> CorpusError:
+    return CorpusError(
+        f"labels must be at most {_MOST_LABELS} names of at most {_LONGEST_LABEL} characters, got more by {where}; "
+        "they leave in clear: choose the column of classes, list the labels, or insist that they are public "
+        "(--public-labels)"
+    )
+
+
+def _check_texts(
+    rows: Sequence[Row], parts: Sequence[Part], privatizer: Privatizer, found: Findings
+) -> tuple[int, int]:
+    """Note texts that cannot be privatized; returns how many tokens the others have, and how many unknown ones."""
+    bare = replace(privatizer, plain_tokens=NO_PLAIN_TOKENS)
+    # Plain tokens stand before the first text only.
+    columns = [_contents(rows, place, privatizer if place == 0 else bare, found) for place in range(1 + len(parts))]
+    privatized = [
+        columns[0],
+        *(column for part, column in zip(parts, columns[1:], strict=True) if part != "public_target"),
+    ]
+    unknown = privatizer.vocabulary.unknown_id
+    tokens = sum(len(content) for column in privatized for content in column)
+    if "second" in parts:
+        second = columns[1 + parts.index("second")]
+        for row, left, right in zip(rows, columns[0], second, strict=True):
+            rule = long_pair(privatizer, len(left) + len(right))
+            if rule is not None:
+                found.fault(row.place, rule)
+    return tokens, 0 if unknown is None else sum(content.count(unknown) for column in privatized for content in column)
+
+
+def _contents(rows: Sequence[Row], place: int, privatizer: Privatizer, found: Findings) -> list[list[int]]:
+    """The content tokens of one text of each row; none where that is a fault."""
+    texts = [row.texts[place] for row in rows]
+    try:
+        return privatizer.contents(texts)
+    except CorpusError:
+        pass  # one of them is at fault: which ones, and why, is found one by one
+    except VocabularyError:
+        if len(rows) > 1:
+            return [_contents([row], place, privatizer, found)[0] for row in rows]
+        raise
+    contents: list[list[int]] = []
+    for row, text in zip(rows, texts, strict=True):
+        try:
+            contents += privatizer.contents([text])
+        except CorpusError as error:
+            found.fault(row.place, str(error).partition(" must ")[2])
+            contents.append([])
+    return contents
