@@ -124,6 +124,28 @@ def test_a_document_names_no_path_of_a_machine_and_no_unexpected_host(path: Path
     assert {host.rstrip(".") for host in re.findall(r"https?://([\w.:-]+)", text)} <= HOSTS
 
 
+def test_no_text_of_ours_installs_the_package_of_that_name_from_an_index():
+    """It is another project's: to install it would run a stranger's code where the plain text is."""
+    named = re.compile(
+        r"\b(?:install|uvx|uv add|pipx run)\s+(?:-\S+\s+)*['\"]?rapt(?![\w.-])|"
+        r"rapt\[(?:service|audit|demo|dev|parquet|postgresql|tensorboard|processes|entities)\b"
+    )
+    texts = [
+        path
+        for pattern in ("src/**/*.py", "benchmarks/**/*", "examples/**/*", "Makefile")
+        for path in ROOT.glob(pattern)
+    ]
+    found = {
+        f"{path.relative_to(ROOT)}: {match.group()}"
+        for path in [*texts, *DOCUMENTS]
+        if path.is_file() and path.suffix != ".pyc"
+        for match in named.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert not found
+    for wrong in ("pip install rapt", "run: pip install 'rapt[service]'", "install rapt[entities]", "uvx rapt demo"):
+        assert named.search(wrong)
+
+
 def test_make_targets_in_documents_exist():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for path in DOCUMENTS:

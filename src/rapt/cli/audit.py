@@ -69,7 +69,7 @@ def audit(
         bool,
         typer.Option(
             "--entities",
-            help="Count names, places, dates and the like by kind. Needs spaCy: pip install rapt[entities]",
+            help="Count names, places, dates and the like by kind. Needs the extra [entities], spaCy",
         ),
     ] = False,
     vocabulary: Annotated[

