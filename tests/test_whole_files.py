@@ -132,7 +132,7 @@ def test_a_folder_takes_the_place_of_an_earlier_one_only(tmp_path):
     (tmp_path / "link").symlink_to(folder)
     (tmp_path / "file").touch()
     for path in (tmp_path / "link", tmp_path / "file"):
-        with pytest.raises(UsageError, match="must be a new folder"):
+        with pytest.raises(UsageError, match="must be a folder, and must be new"):
             write_folder(path, {"a": b"3"})
     assert names(folder) == ["b"]
     assert names(tmp_path) == ["file", "folder", "link"]

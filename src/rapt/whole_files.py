@@ -178,7 +178,9 @@ def check_folder(folder: Path, *, replaceable: Collection[str] = ()) -> None:
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise UsageError(f"the output must be a new folder, got something else at {str(folder)!r}; name another")
+        raise UsageError(
+            f"the output must be a folder, and must be new, got something else at {str(folder)!r}; name another"
+        )
     with os.scandir(folder) as items:
         strange = any(item.name not in replaceable or not item.is_file(follow_symlinks=False) for item in items)
     if strange:

@@ -85,7 +85,8 @@ def test_a_missing_extra_says_how_to_install_it(rapt, monkeypatch):
     outcome = rapt("serve", "--port", "0")
     assert outcome.code == 2
     assert outcome.err == (
-        "rapt: error: this command needs 'torch', which is not installed; run in the checkout: pip install -e '.[service]'\n"
+        "rapt: error: this command needs 'torch', which is not installed; "
+        "run in the checkout: pip install -e '.[service]'\n"
     )
 
 

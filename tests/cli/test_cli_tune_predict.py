@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -14,6 +15,7 @@ from rapt.cli.program import run
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from running_service import running_service
+from strange_service import answering
 
 PRIVATIZE = ("--eta", 60, "--vocabulary", "bert-tiny", "--plain-tokens", 4, "--plain-token-pool", 20)
 QUICK = ("--epochs", 1, "--prompt-length", 2, "--seed", 3)
@@ -125,6 +127,22 @@ def test_what_the_service_refuses_is_one_line(rapt, service, privatized: Path, r
         (("tune", privatized / "train", *at, "--method", "magic"), 9, "refused"),
         (("tune", privatized / "train", *at, "--no-reconstruction", "--reconstruction-weight", 1), 2, "exclude"),
         (("tune", privatized / "train", "--service", "ftp://nowhere"), 2, "URL"),
+        (("tune", *at), 2, "FILE, or --follow JOB"),
+        (("tune", privatized / "train", *at, "--follow", "ftjob-1"), 2, "FILE, or --follow JOB"),
+        (("tune", *at, "--follow", "ftjob-1", "--epochs", 3), 2, "has its settings already"),
+        (("tune", *at, "--follow", "ftjob-1"), 9, "404"),
+        (("tune", privatized / "train", *at, "--model", "none"), 9, "404"),
+        (("tune", privatized / "train", "--service", "http://example.org", "--api-key", "k-1"), 2, "--insecure"),
+        (
+            ("predict", privatized / "queries", "--service", "http://example.org", "--api-key", "k-1", "--model", "m"),
+            2,
+            "--insecure",
+        ),
+        (
+            ("vocabulary", "fetch", tmp_path / "v", "--service", "http://example.org", "--api-key", "k-1"),
+            2,
+            "--insecure",
+        ),
         (("tune", privatized / "train", "--service", "http://127.0.0.1:9"), 9, "must be reachable"),
         (("predict", privatized / "queries", *at, "--model", "ft:bert-tiny:no:such"), 9, "404"),
         (("predict", privatized / "queries", *at, "--model", "bert-tiny"), 2, "a tuned one"),
@@ -173,3 +191,119 @@ def test_an_option_of_another_method_is_refused_in_one_line(rapt, service, priva
     assert outcome.code != 0
     assert "num_virtual_tokens" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_job_is_followed_again_to_its_model(rapt, service, privatized: Path, tuned):
+    jobs = httpx2.get(f"{service}/v1/fine_tuning/jobs?limit=100", trust_env=False).json()["data"]
+    job = next(job for job in jobs if job["fine_tuned_model"] == tuned)
+    outcome = rapt("tune", "--follow", job["id"], "--service", service)
+    assert (outcome.code, outcome.out) == (0, f"{tuned}\n")
+    printed = json.loads(rapt("tune", "--follow", job["id"], "--service", service, "--json").out)
+    assert (printed["job"], printed["file"]) == (job["id"], job["training_file"])
+
+
+def test_interrupting_cancels_a_job_that_was_begun_here_and_not_one_that_is_followed(
+    rapt, service, privatized: Path, monkeypatch
+):
+    from rapt.local.client import ServiceClient
+
+    def interrupt(self, job_id, **_):
+        followed.append(job_id)
+        raise KeyboardInterrupt
+
+    followed: list[str] = []
+    monkeypatch.setattr(ServiceClient, "wait", interrupt)
+    assert rapt("tune", privatized / "train", "--service", service, "--epochs", 1000).code == 130
+    with ServiceClient(service) as client:
+        assert client.job(followed[0]).status == "cancelled"
+        job = client.create_job(
+            file_id=client.upload(privatized / "train").id,
+            model="bert-tiny",
+            method={"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}},
+        )
+        assert rapt("tune", "--follow", job.id, "--service", service).code == 130
+        assert client.job(job.id).status in ("queued", "running")
+        client.cancel_job(job.id)
+
+
+def test_the_base_model_is_the_one_with_the_vocabulary_of_the_file(rapt, privatized: Path, tmp_path_factory):
+    models = {"models": "bert-tiny", "precision": "float32"}
+    backbone = load_backbones(load_settings(models))["bert-tiny"]
+    arguments = ("tune", privatized / "train", *QUICK)
+    two = {"first": replace(backbone, model="first"), "second": replace(backbone, model="second")}
+    with running_service(tmp_path_factory.mktemp("two"), backbones=two) as url:
+        several = rapt(*arguments, "--service", url)
+        assert (several.code, "(first, second); name one with --model" in several.err) == (2, True)
+        assert httpx2.get(f"{url}/v1/files", trust_env=False).json()["data"] == []
+        assert rapt(*arguments, "--service", url, "--model", "second").out.startswith("ft:second:")
+    with running_service(tmp_path_factory.mktemp("one"), backbones={"first": two["first"]}) as url:
+        only = rapt(*arguments, "--service", url)
+        assert only.out.startswith("ft:first:")
+        assert "under another name: tuning first" in only.err
+
+
+@pytest.fixture
+def many(rapt, tmp_path: Path) -> Path:
+    (tmp_path / "many.csv").write_text("text\n" + "the food was good today\n" * 600)
+    assert rapt("privatize", tmp_path / "many.csv", tmp_path / "many", *PRIVATIZE, "--no-label").code == 0
+    return tmp_path / "many"
+
+
+def test_predictions_of_a_run_that_was_cut_off_are_kept_and_the_rest_is_asked_for(
+    rapt, service, tuned, many: Path, tmp_path: Path
+):
+    out, asked = tmp_path / "answers.jsonl", []
+
+    def forward(fails_after):
+        def answer(path, body, headers, method):
+            asked.append(path)
+            if asked.count("/v1/classify") > fails_after:
+                return 400, {}, b'{"error": {"message": "no more"}}'
+            response = httpx2.request(method, service + path, content=body, headers=headers, trust_env=False)
+            return response.status_code, {"content-type": "application/json"}, response.content
+
+        return answer
+
+    arguments = ("--model", tuned, "--out", out)
+    with answering(forward(2)) as url:
+        cut = rapt("predict", many, "--service", url, *arguments)
+    assert (cut.code, out.exists()) == (9, False)
+    assert "512 predictions are kept; the same command asks for the rest" in cut.err
+    (tmp_path / "other").write_bytes(many.read_bytes())
+    rapt("privatize", tmp_path / "many.csv", tmp_path / "other", *PRIVATIZE, "--no-label", "--overwrite")
+    other = rapt("predict", tmp_path / "other", "--service", service, *arguments)
+    assert (other.code, "must not be lost" in other.err) == (2, True)
+    asked.clear()
+    with answering(forward(99)) as url:
+        assert rapt("predict", many, "--service", url, *arguments).code == 0
+    assert asked.count("/v1/classify") == 1
+    kept = out.read_text()
+    assert not (tmp_path / "answers.jsonl.partial").exists()
+    assert rapt("predict", many, "--service", service, *arguments, "--overwrite").code == 0
+    assert [json.loads(line)["label"] for line in kept.splitlines()] == [
+        json.loads(line)["label"] for line in out.read_text().splitlines()
+    ]
+
+
+def test_a_file_of_somebody_else_where_predictions_are_kept_stays(rapt, service, tuned, many: Path, tmp_path: Path):
+    (tmp_path / "a.jsonl.partial").write_text("mine")
+    for overwrite in ((), ("--overwrite",)):
+        arguments = ("predict", many, "--service", service, "--model", tuned, "--out", tmp_path / "a.jsonl", *overwrite)
+        assert rapt(*arguments).code == 2
+    assert (tmp_path / "a.jsonl.partial").read_text() == "mine"
+    link = tmp_path / "l.jsonl"
+    link.symlink_to(tmp_path / "none")
+    refused = rapt("predict", many, "--service", service, "--model", tuned, "--out", link, "--overwrite")
+    assert (refused.code, link.is_symlink()) == (2, True)
+    same = rapt(
+        "predict",
+        many.rename(tmp_path / "many.jsonl"),
+        "--service",
+        service,
+        "--model",
+        tuned,
+        "--out",
+        tmp_path / "many.jsonl",
+        "--overwrite",
+    )
+    assert (same.code, "another file than the queries" in same.err) == (2, True)

@@ -1,14 +1,15 @@
 import json
 import re
 import socket
+import zlib
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from threading import Event
 
 import httpx2
 import pytest
 
+import strange_service
 from closeness import assert_close
 from rapt.errors import (
     AccessError,
@@ -23,6 +24,7 @@ from rapt.errors import (
     WireError,
 )
 from rapt.local import client as client_module
+from rapt.local import service_connection
 from rapt.local.client import UPLOAD_NAME, ServiceClient
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
@@ -74,34 +76,10 @@ def done(service, path):
 
 
 @contextmanager
-def answering(answer):
-    """A stranger at the other end: answers each request by `answer(path, body)`, a status, headers and bytes."""
-
-    class Stranger(BaseHTTPRequestHandler):
-        def reply(self):
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            status, headers, content = answer(self.path, body)
-            self.send_response(status)
-            for name, value in {"content-length": str(len(content)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_DELETE = reply
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Stranger)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        with ServiceClient(f"http://127.0.0.1:{server.server_address[1]}") as connected:
-            yield connected
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+def answering(answer, *, patience=0.0, **options):
+    """A client of a stranger; see `strange_service`."""
+    with strange_service.answering(answer) as url, ServiceClient(url, patience=patience, **options) as connected:
+        yield connected
 
 
 def busy(*, after, times):
@@ -135,11 +113,177 @@ def test_a_service_that_stays_busy_or_names_no_time_is_not_asked_for_ever(after,
     assert len(asked) == times
 
 
-def test_an_upload_that_comes_too_early_is_not_read_again(path):
-    answer, asked = busy(after="0", times=1)
-    with answering(answer) as connected, pytest.raises(BusyError):
-        connected.upload(path)
+def lost(*, times, after):
+    """A service that answers once, then loses the connection so many times, then answers again with `after`."""
+    asked = []
+
+    def answer(path, body):
+        asked.append((path, body))
+        return None if 1 < len(asked) <= times + 1 else after(path, body)
+
+    return answer, asked
+
+
+def nothing(path, body):
+    return 200, {}, b'{"object": "list", "data": []}'
+
+
+def test_a_connection_that_was_there_and_is_lost_is_tried_again_and_a_person_is_told_once():
+    answer, asked = lost(times=3, after=nothing)
+    told = []
+    with answering(answer, patience=30.0, on_retry=told.append) as connected:
+        connected.models()
+        assert connected.models() == []
+    assert len(asked) == 5
+    assert told == ["the connection to the service is lost; trying again"]
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_service_that_is_away_for_a_moment_is_asked_again(status):
+    asked = []
+
+    def answer(path, body):
+        asked.append(path)
+        return (status, {}, b"away") if len(asked) < 3 else nothing(path, body)
+
+    with answering(answer, patience=30.0) as connected:
+        assert connected.models() == []
+    assert len(asked) == 3
+
+
+def test_patience_has_an_end():
+    with answering(lambda path, body: (503, {}, b""), patience=0.0) as connected:
+        with pytest.raises(UnavailableError, match="status=503"):
+            connected.models()
+
+
+def test_what_is_not_harmless_twice_is_not_sent_twice():
+    answer, asked = lost(times=1, after=nothing)
+    with answering(answer, patience=30.0) as connected:
+        connected.models()
+        with pytest.raises(UnavailableError):
+            connected.cancel_job("ftjob-1")
+    assert len(asked) == 2
+
+
+def in_front(service, *, loses):
+    """A proxy to a service that loses the answer, though not the request, of the first so many of a path."""
+    seen = []
+
+    def answer(path, body, headers, method):
+        response = httpx2.request(method, service + path, content=body, headers=headers, trust_env=False, timeout=60)
+        seen.append((method, path))
+        if [place for _, place in seen].count(path) <= loses.get(path, 0):
+            return None
+        kept = {"content-type": response.headers["content-type"]}
+        return response.status_code, kept, response.content
+
+    return answer, seen
+
+
+def test_a_job_and_a_file_whose_answers_were_lost_are_made_once(service, path, tmp_path):
+    other = tmp_path / "other.jsonl"
+    lines = path.read_bytes()
+    other.write_bytes(lines.replace(b"\n", b" \n", 1))  # other bytes of the same records
+    answer, seen = in_front(service, loses={"/v1/files": 1, "/v1/fine_tuning/jobs": 1})
+    with answering(answer, patience=30.0) as connected, ServiceClient(service) as direct:
+        connected.models()
+        before = len(jobs_of(service)), len(files_of(service))
+        uploaded = connected.upload(other)
+        job = connected.create_job(file_id=uploaded.id, model="bert-tiny", method=METHOD)
+        assert (len(jobs_of(service)), len(files_of(service))) == (before[0] + 1, before[1] + 1)
+        direct.cancel_job(job.id)
+    assert seen.count(("POST", "/v1/fine_tuning/jobs")) == 2
+    assert seen.count(("POST", "/v1/files")) == 2
+
+
+def files_of(service):
+    return httpx2.get(f"{service}/v1/files", trust_env=False).json()["data"]
+
+
+def jobs_of(service):
+    return httpx2.get(f"{service}/v1/fine_tuning/jobs?limit=100", trust_env=False).json()["data"]
+
+
+def test_a_file_is_uploaded_once(client, service, path):
+    first = client.upload(path)
+    count = len(files_of(service))
+    assert client.upload(path) == first
+    assert len(files_of(service)) == count
+    client.delete_file(first.id)
+    assert client.upload(path).id != first.id  # and again after it was deleted
+
+
+def endless(seconds=None):
+    while True:
+        yield b" " * 65536
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_endless_answer_is_not_read_to_its_end(status, monkeypatch, tmp_path):
+    monkeypatch.setattr(service_connection, "_MOST_JSON", 2**20)
+    monkeypatch.setattr(client_module, "_MOST_OF_A_DESCRIPTION", 2**20)
+    with answering(lambda path, body: (status, {}, endless())) as connected:
+        for ask in (connected.models, lambda: connected.vocabulary("bert-tiny", tmp_path / "mine")):
+            with pytest.raises(ServiceError, match="at most 1,048,576 bytes"):
+                ask()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_that_drips_is_not_waited_for_without_end():
+    pause = Event()
+
+    def drip():
+        while True:
+            pause.wait(0.01)
+            yield b" "
+
+    with answering(lambda path, body: (200, {}, drip()), timeout=0.3) as connected:
+        with pytest.raises(ServiceError, match="end in time"):
+            connected.models()
+
+
+def test_a_compressed_answer_is_not_unpacked():
+    bomb = zlib.compress(b" " * 2**20)
+    with answering(lambda path, body: (200, {"content-encoding": "deflate"}, bomb)) as connected:
+        with pytest.raises(ServiceError, match="is it a rapt service"):
+            connected.models()
+
+
+@pytest.mark.parametrize("shape", ["[99999999999, 99999999999]", "[0, 4]", "[1.5, 2]", "4", "[true, 1]"])
+def test_a_vocabulary_of_an_impossible_size_is_refused_before_it_is_fetched(shape, tmp_path):
+    asked = []
+
+    def answer(path, body):
+        asked.append(path)
+        return 200, {}, f'{{"shape": {shape}}}'.encode()
+
+    with answering(answer) as connected, pytest.raises(WireError):
+        connected.vocabulary("bert-tiny", tmp_path / "mine")
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("url", ["http://example.org", "http://192.168.1.7:8420", "http://localhost.example.org"])
+def test_a_key_does_not_go_to_another_machine_in_clear(url):
+    with pytest.raises(UsageError, match="--insecure") as error:
+        ServiceClient(url, api_key="a-key-of-a-tenant")
+    assert "a-key" not in str(error.value)
+    ServiceClient(url, api_key="a-key-of-a-tenant", insecure=True).close()
+    ServiceClient(url).close()  # nothing to read on the way but privatized tokens
+    ServiceClient(url.replace("http:", "https:"), api_key="a-key-of-a-tenant").close()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"])
+def test_a_key_may_stay_on_this_machine_in_clear(url):
+    ServiceClient(url, api_key="a-key-of-a-tenant").close()
+
+
+def test_probabilities_that_are_none_are_not_taken(file):
+    for wrong in ("NaN", "1e999", "-1", "2", "9" * 400):
+        item = f'{{"label": "a", "label_index": 0, "probabilities": [{wrong}]}}'
+        body = f'{{"predictions": [{",".join([item] * len(file.records))}]}}'.encode()
+        with answering(lambda path, content, body=body: (200, {}, body)) as connected, pytest.raises(ServiceError):
+            connected.classify("ft:x:y:z", file)
 
 
 def test_a_file_goes_there_and_is_known_by_its_counts(client, path, file):

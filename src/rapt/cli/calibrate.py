@@ -14,7 +14,8 @@ from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
 from rapt.cli.output import meter, say, show, show_json, table, write_output
 from rapt.cli.statement import split_pair
-from rapt.errors import UsageError
+from rapt.errors import RaptError, UsageError
+from rapt.whole_files import check_target
 
 if TYPE_CHECKING:
     from rapt.local.calibration import Calibration
@@ -130,18 +131,25 @@ def calibrate(
                 draws=draws,
                 on_progress=lambda tried: progress(tried),
             )
+    drawn, failure = None, None
     if plot is not None:
         from rapt.local.calibration_plot import calibration_svg
 
-        write_output(plot, calibration_svg(found))
+        try:
+            write_output(plot, calibration_svg(found), overwrite=overwrite)
+            drawn = str(plot)
+        except RaptError as error:  # minutes of work are shown first
+            failure = error
     if as_json:
-        show_json(to_json(found) | ({} if plot is None else {"plot": str(plot)}))
-        return
-    show("\n".join(page(found)))
-    if plot is not None:
-        say(f"drawn: {plot}")
-    if found.depends_on_private_data:
-        say(f"rapt: warning: {PRIVATE_WARNING}")
+        show_json(to_json(found) | ({} if plot is None else {"plot": drawn}))
+    else:
+        show("\n".join(page(found)))
+        if drawn is not None:
+            say(f"drawn: {drawn}")
+        if found.depends_on_private_data:
+            say(f"rapt: warning: {PRIVATE_WARNING}")
+    if failure is not None:
+        raise failure
 
 
 def for_epsilon(
@@ -253,8 +261,7 @@ def check_plot(plot: Path | None, *, overwrite: bool) -> None:
         return
     if plot.suffix != ".svg":
         raise UsageError(f"--plot must end in .svg, got {plot.suffix!r}; rename it")
-    if plot.exists() and not overwrite:
-        raise UsageError(f"the plot must not exist yet, got {str(plot)!r}; choose another name or add --overwrite")
+    check_target(plot, overwrite=overwrite)
 
 
 def to_json(found: Calibration) -> dict[str, Any]:

@@ -55,6 +55,10 @@ Debug = Annotated[
         show_default=False,
     ),
 ]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Send the key over http:// to another machine, for everybody on the way to read."),
+]
 Blobs = Annotated[
     str | None,
     typer.Option(

@@ -2,25 +2,38 @@
 
 With `--json` exactly one JSON document stands on stdout. On a terminal progress is a bar; elsewhere it is plain lines,
 one for each tenth of the work, so that a log stays readable.
+
+What the encoding of a stream does not have is written in ASCII, never refused: a result that took hours must not be
+lost because a terminal knows no ε. A stdout that takes no more, be it full or closed, is an error.
 """
 
 from __future__ import annotations
 
+import codecs
+import errno
+import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-
-import typer
 
 from rapt.errors import CorpusError
 from rapt.whole_files import write_whole
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+# What stands for a letter where a stream's encoding does not have it.
+_IN_ASCII = {
+    **{"ε": "eps", "η": "eta", "δ": "delta", "λ": "lambda", "α": "alpha", "β": "beta", "σ": "sigma", "χ": "chi"},
+    **{"μ": "mu", "Σ": "sum", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "·": "*", "×": "x", "±": "+-", "∞": "inf"},
+    **{"─": "-", "│": "|", "–": "-", "—": "-", "−": "-", "…": "...", "’": "'", "→": "->", "\u00a0": " "},
+}
+_HANDLER = "rapt.cli.output"
 
 # Between two plain lines at least this long passes, in seconds, when the end of the work is not known.
 _PLAIN_INTERVAL = 5.0
@@ -33,29 +46,86 @@ class Meter(Protocol):
         """Show that `done` of `total` units are done; `note` is what else there is to say."""
 
 
+def write_in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What is written instead of the first letter that an encoding lacks; an error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter, after = error.object[error.start], error.start + 1
+    if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no text here goes out as it came in
+        return bytes([ord(letter) - 0xDC00]), after
+    written = _IN_ASCII.get(letter)
+    return (letter.encode("ascii", "backslashreplace").decode("ascii") if written is None else written), after
+
+
+def accept_every_letter() -> None:
+    """Have stdout and stderr write in ASCII what their encodings lack."""
+    codecs.register_error(_HANDLER, write_in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_HANDLER)
+
+
 def say(line: str) -> None:
-    """Write one line for people to stderr."""
-    typer.echo(line, err=True)
+    """Write one line for people to stderr; a stderr that takes nothing stops no work."""
+    with suppress(OSError, ValueError):
+        print(line, file=sys.stderr, flush=True)  # noqa: T201 -- this is where the command line writes
 
 
 def show(text: str) -> None:
-    """Write text to stdout: it is what was asked for."""
-    typer.echo(text)
+    """Write text to stdout: it is what was asked for.
+
+    Raises:
+        CorpusError: Stdout takes no more.
+    """
+    try:
+        if not sys.stdout:  # as `rapt ... >&-` leaves it
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        print(text, flush=True)  # noqa: T201 -- this is where the command line writes
+    except OSError as error:
+        flush_stdout()
+        raise CorpusError(
+            f"standard output must take the result, got {error.strerror or type(error).__name__}; "
+            "send it to a file with room"
+        ) from None
 
 
 def show_json(value: Mapping[str, Any]) -> None:
-    """Write the one JSON document of a run to stdout, on one line."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    """Write the one JSON document of a run to stdout, on one line. Raises as `show`."""
+    show(json_line(value))
 
 
-def write_output(path: Path, content: str) -> None:
+def json_line(value: Mapping[str, Any]) -> str:
+    """A value as JSON on one line, with the letters that stdout has; others are escaped, so that none is changed."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeError:
+        return json.dumps(value, ensure_ascii=True, allow_nan=False)
+    return line
+
+
+def flush_stdout() -> bool:
+    """Whether stdout took all that was written; if not, the rest goes nowhere, or Python would try again at its end."""
+    with suppress(OSError, ValueError):
+        if sys.stdout:
+            sys.stdout.flush()
+        return True
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    return False
+
+
+def write_output(path: Path, content: str, *, overwrite: bool) -> None:
     """Write a file that the user named; it appears only when it is whole.
 
     Raises:
         CorpusError: It cannot be written.
+        UsageError: Something that must not be replaced appeared there meanwhile.
     """
     try:
-        write_whole(path, content)
+        write_whole(path, content, overwrite=overwrite)
     except OSError as error:
         raise CorpusError(
             f"the output must be writable, got {error.strerror or type(error).__name__}; choose another folder"

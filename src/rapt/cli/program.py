@@ -23,7 +23,7 @@ from rapt.cli.demo import demo
 from rapt.cli.denoise import denoise
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms
-from rapt.cli.output import say, show
+from rapt.cli.output import accept_every_letter, flush_stdout, say, show
 from rapt.cli.predict import predict
 from rapt.cli.privatize import privatize
 from rapt.cli.serve import serve
@@ -100,6 +100,12 @@ def options(
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of the command line `rapt ARGUMENTS`."""
+    accept_every_letter()
+    code = _run(arguments)
+    return code if flush_stdout() else code or 1
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         code: Any = get_command(app).main(args=list(arguments), prog_name="rapt", standalone_mode=False)
     except RaptError as error:
@@ -110,7 +116,8 @@ def run(arguments: Sequence[str]) -> int:
         if error.name not in EXTRAS:
             return _unexpected(error)
         extra = EXTRAS[error.name]
-        return _fail(f"this command needs {error.name!r}, which is not installed; run in the checkout: pip install -e '.[{extra}]'", 2)
+        what = f"this command needs {error.name!r}, which is not installed"
+        return _fail(f"{what}; run in the checkout: pip install -e '.[{extra}]'", 2)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:

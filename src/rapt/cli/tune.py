@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapt.cli.options import ApiKey, AsJson, CaFile, ServiceUrl
+from rapt.cli.options import ApiKey, AsJson, CaFile, Insecure, ServiceUrl
 from rapt.cli.output import meter, say, show, show_json
-from rapt.errors import UsageError
+from rapt.errors import ServiceError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from rapt.local.client import ServiceClient
 
 
 def tune(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file with labels.")],
     service: ServiceUrl,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Privatized file with labels.")] = None,
+    follow: Annotated[
+        str | None, typer.Option(metavar="JOB", help="Instead of FILE, follow a job that was begun before.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Base model; default: the one that FILE was privatized for."),
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -67,19 +78,21 @@ def tune(
     ] = 0,
     api_key: ApiKey = None,
     ca_file: CaFile = None,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model of a service on a privatized file.
 
-    Prints the name of the tuned model, for `rapt predict`. What is not set here is left to the service. Interrupting
-    cancels the job.
+    Prints the name of the tuned model, for `rapt predict`. What is not set here is left to the service. A file that the
+    service has already is not sent again. A lost connection is made again for minutes; after that the job goes on
+    without this command, and --follow finds it again. Interrupting cancels the job, unless it is only followed.
 
     \b
     Example:
       rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --suffix reviews
       rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --method lora --rank 4
+      rapt tune --follow ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
-    from rapt.cli.statement import read_manifest
     from rapt.local.client import ServiceClient
     from rapt.local.job_progress import follow_job
 
@@ -110,19 +123,24 @@ def tune(
         hyperparameters["reconstruction"] = None
     elif rapt:
         hyperparameters["reconstruction"] = rapt
-    manifest = read_manifest(file)
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file) as client:
-        say(f"sending {file.name}: {manifest.records:,} privatized texts, no plain text")
-        uploaded = client.upload(file)
-        job = client.create_job(
-            file_id=uploaded.id,
-            model=manifest.model,
-            method={"type": method, method: {"hyperparameters": hyperparameters}},
-            suffix=suffix,
-            seed=seed,
-            priority=priority,
-        )
+    if (file is None) == (follow is None):
+        raise UsageError("a tuning is a new one or one to be followed: give FILE, or --follow JOB, and not both")
+    if follow is not None and (hyperparameters or model or suffix or seed is not None or priority or method != "auto"):
+        raise UsageError("--follow is about a job that has its settings already; leave the others out")
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        if file is None:
+            job = client.job(str(follow))
+        else:
+            job = client.create_job(
+                **send_file(client, file, model=model),
+                method={"type": method, method: {"hyperparameters": hyperparameters}},
+                suffix=suffix,
+                seed=seed,
+                priority=priority,
+            )
         say(f"job {job.id}: {describe(job.method)} on {job.model}")
+        if job.status == "paused":
+            say("the job is paused; waiting until somebody resumes it")
         try:
             with meter("tuning", unit="steps") as progress:
                 job = follow_job(
@@ -132,17 +150,34 @@ def tune(
                     on_warning=say,
                 )
         except KeyboardInterrupt:
-            client.cancel_job(job.id)
-            say(f"job {job.id} cancelled")
+            if follow is None:
+                with suppress(ServiceError):
+                    client.cancel_job(job.id)
+                    say(f"job {job.id} cancelled")
+            raise
+        except UnavailableError:
+            say(f"the job goes on by itself; follow it with: rapt tune --follow {job.id} --service {service}")
             raise
     tuned = str(job.fine_tuned_model)
     if as_json:
         show_json(
-            {"model": tuned, "job": job.id, "file": uploaded.id, "method": dict(job.method), "seed": job.seed}
+            {"model": tuned, "job": job.id, "file": job.training_file, "method": dict(job.method), "seed": job.seed}
             | {"trained_tokens": job.trained_tokens}
         )
     else:
         show(tuned)
+
+
+def send_file(client: ServiceClient, file: Path, *, model: str | None) -> dict[str, str]:
+    """The arguments `file_id` and `model` of a job on a privatized file, which the service has afterwards."""
+    from rapt.cli.statement import read_manifest
+
+    manifest = read_manifest(file)
+    base = client.base_model(manifest, asked=model)
+    if base != manifest.model and model is None:
+        say(f"the service has the vocabulary of the file under another name: tuning {base}")
+    say(f"sending {file.name}: {manifest.records:,} privatized texts, no plain text")
+    return {"file_id": client.upload(file).id, "model": base}
 
 
 def describe(method: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rapt.cli.chosen_mechanism import given_options
-from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, MechanismOptions, ServiceUrl
+from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, Insecure, MechanismOptions, ServiceUrl
 from rapt.cli.output import say, show, show_json
 from rapt.errors import UsageError
 
@@ -37,6 +38,7 @@ def fetch(
     model: Annotated[str, typer.Option(help="Base model of the service, such as minilm.")] = "minilm",
     api_key: ApiKey = None,
     ca_file: CaFile = None,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Download a model's vocabulary and check its hash.
@@ -49,9 +51,8 @@ def fetch(
     """
     from rapt.local.client import ServiceClient
 
-    if target.exists():
-        raise UsageError(f"the output must not exist yet, got {str(target)!r}; choose another folder")
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file) as client:
+    check_new(target)
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
         bundle = client.vocabulary(model, target)
     if as_json:
         show_json({"folder": str(target), "model": bundle.model, "hash": bundle.hash})
@@ -81,8 +82,7 @@ def vectors(
     from rapt.local.word_vectors import read_word_vectors
     from rapt.wire.vocabulary_bundle import write_bundle
 
-    if target.exists():
-        raise UsageError(f"the output must not exist yet, got {str(target)!r}; choose another folder")
+    check_new(target)
     bundle = read_word_vectors(source, lowercase=None if case is Case.AUTO else case is Case.LOWER)
     write_bundle(bundle, target)
     if as_json:
@@ -90,6 +90,12 @@ def vectors(
         return
     show(str(target))
     say(f"{bundle.model}: {len(bundle.embeddings):,} words, {bundle.hash}")
+
+
+def check_new(target: Path) -> None:
+    """Refuse a folder whose name is taken, be it by a link that leads nowhere (`UsageError`)."""
+    if os.path.lexists(target):
+        raise UsageError(f"the output must not exist yet, got {str(target)!r}; choose another folder")
 
 
 @vocabulary.command()

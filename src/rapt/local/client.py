@@ -6,10 +6,10 @@ byte: a plain CSV, or a privatized file that somebody edited, does not leave. A 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import hashlib
+import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
@@ -27,10 +27,14 @@ from rapt.local.service_objects import (
     job_info,
     model_info,
     not_understood,
+    one_line,
     prediction,
 )
+from rapt.whole_files import check_folder, whole_folder
+from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, iterate_privatized_lines
 from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.strict_json import parse_object
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
 
 __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "ServiceClient"]
@@ -40,13 +44,26 @@ UPLOAD_NAME: Final = "privatized.jsonl"
 RECORDS_PER_REQUEST: Final = 256
 _EVENTS_PER_REQUEST: Final = 100
 _BUNDLE_FILES: Final = ("vocabulary.json", "tokenizer.json", "embeddings.safetensors")
+# Most bytes of the first two; those of the third follow from the shape that the first states, within a limit.
+_MOST_OF_A_DESCRIPTION: Final = 16 * 2**20
+_MOST_OF_A_TOKENIZER: Final = 128 * 2**20
+_MOST_ENTRIES: Final = 2**32
+_ROOM_FOR_A_HEADER: Final = 2**20
 
 
 class ServiceClient:
     """A connection to one service; close it, or use it in a `with` block."""
 
     def __init__(
-        self, url: str, *, api_key: str | None = None, ca_file: Path | None = None, timeout: float = 300.0
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        ca_file: Path | None = None,
+        timeout: float = 300.0,
+        insecure: bool = False,
+        patience: float = 300.0,
+        on_retry: Callable[[str], None] = lambda message: None,
     ) -> None:
         """Prepare a connection; nothing is sent yet.
 
@@ -54,12 +71,25 @@ class ServiceClient:
             url: Such as `http://127.0.0.1:8420`.
             api_key: If the service asks for one.
             ca_file: PEM certificates of who vouches for the service, in place of those that this machine trusts.
-            timeout: Longest silence that is waited through, s; it checks an upload before it answers.
+            timeout: Longest silence that is waited through, s; the service checks an upload before it answers.
+            insecure: Send the key to another machine over `http://` all the same, for everybody on the way to read.
+            patience: How long a request that is harmless when repeated is sent again after a connection that was
+                there is lost, s.
+            on_retry: Called with what to tell a person when that begins.
 
         Raises:
-            UsageError: The URL is not one of HTTP, the key cannot be sent, or the file holds no certificate.
+            UsageError: The URL is not one of HTTP, the key cannot be sent or would be sent in clear, or the file holds
+                no certificate.
         """
-        self._service = Connection(url, api_key=api_key, ca_file=ca_file, timeout=timeout)
+        self._service = Connection(
+            url,
+            api_key=api_key,
+            ca_file=ca_file,
+            timeout=timeout,
+            insecure=insecure,
+            patience=patience,
+            on_retry=on_retry,
+        )
 
     def __enter__(self) -> Self:
         """Use it in a block."""
@@ -74,7 +104,7 @@ class ServiceClient:
         self._service.close()
 
     def upload(self, path: Path) -> FileInfo:
-        """Send a privatized file.
+        """Send a privatized file, unless the service has the same bytes already: then that file is the answer.
 
         Raises:
             WireError: It is not a privatized file, or damaged; nothing was sent.
@@ -86,13 +116,26 @@ class ServiceClient:
                 for _ in iterate_privatized_lines(bounded_lines(stream)):
                     pass
                 stream.seek(0)
-                file = (UPLOAD_NAME, stream, "application/jsonl")
-                answer = self._service.ask("POST", "/v1/files", data={"purpose": "fine-tune"}, files={"file": file})
+                known = self._uploaded_before(hashlib.file_digest(stream, "sha256").hexdigest())
+                if known is not None:
+                    return known
+                answer = self._service.ask(
+                    "POST",
+                    "/v1/files",
+                    data={"purpose": "fine-tune"},
+                    files={"file": (UPLOAD_NAME, stream, "application/jsonl")},
+                    key=secrets.token_hex(16),
+                )
         except OSError as error:
             raise CorpusError(
                 f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
             ) from None
         return _read(file_info, answer)
+
+    def _uploaded_before(self, sha256: str) -> FileInfo | None:
+        answer = self._service.ask("GET", "/v1/files", params={"sha256": sha256, "limit": 1})
+        # A service of an earlier version lists any file, and says nothing of its digest.
+        return next((file for file in _read(_files, answer) if file.sha256 == sha256), None)
 
     def delete_file(self, file_id: str) -> None:
         """Delete an uploaded file. Raises `NotFoundError`, and `ServiceError` while a job needs it."""
@@ -115,14 +158,15 @@ class ServiceClient:
             model: A base model of the service, the one that the file was privatized for.
             method: Such as `{"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 3}}}`.
             suffix: A part of the tuned model's name.
-            seed: Of the training, to repeat it.
+            seed: Seed of the training, to repeat it.
             priority: Among the tenant's own jobs; the highest is first.
         """
         body: dict[str, Any] = {"training_file": file_id, "model": model, "method": dict(method)}
         body |= {name: value for name, value in (("suffix", suffix), ("seed", seed)) if value is not None}
         if priority:
             body["rapt"] = {"priority": priority}
-        return _read(job_info, self._service.ask("POST", "/v1/fine_tuning/jobs", json=body))
+        answer = self._service.ask("POST", "/v1/fine_tuning/jobs", json=body, key=secrets.token_hex(16))
+        return _read(job_info, answer)
 
     def job(self, job_id: str) -> JobInfo:
         """How a job stands. Raises `NotFoundError`."""
@@ -184,6 +228,30 @@ class ServiceClient:
         """A model; of a tuned one with the card that says how queries must be privatized. Raises `NotFoundError`."""
         return _read(model_info, self._service.ask("GET", f"/v1/models/{path_part(model)}"))
 
+    def base_model(self, manifest: Manifest, *, asked: str | None = None) -> str:
+        """The name of the base model that a file can tune: the one that is asked for, its own, or the only one left.
+
+        Raises:
+            NotFoundError: There is no model of the name that is asked for.
+            UsageError: Several models have the vocabulary of the file, and none of them is named.
+            VocabularyError: No model has it, or the one that is asked for has another.
+        """
+        if asked is not None:
+            check_same_vocabulary(self.model(asked), manifest)
+            return asked
+        bases = [model for model in self.models() if model.id == model.base]
+        fitting = [model.id for model in bases if model.vocabulary_hash == manifest.vocabulary_hash]
+        if manifest.model in fitting:
+            return manifest.model
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise UsageError(
+                f"a tuning must be of one model, got {len(fitting)} with the vocabulary of the file "
+                f"({one_line(', '.join(fitting))}); name one with --model"
+            )
+        raise _other_vocabulary()
+
     def delete_model(self, model: str) -> None:
         """Delete a tuned model. Raises `NotFoundError`."""
         self._service.ask("DELETE", f"/v1/models/{path_part(model)}")
@@ -198,17 +266,24 @@ class ServiceClient:
             file: Privatized as the model's training text was.
             on_progress: Called with the number of records answered so far.
         """
-        bare = without_labels(file)
         predictions: list[Prediction] = []
-        for start in range(0, len(bare.records), RECORDS_PER_REQUEST):
-            part = PrivatizedFile(manifest=bare.manifest, records=bare.records[start : start + RECORDS_PER_REQUEST])
-            answer = self._service.ask("POST", "/v1/classify", json={"model": model, **query_to_json(part)})
-            found = _read(_predictions, answer)
-            if len(found) != len(part.records):
-                raise not_understood()
+        for found in self.classify_in_parts(model, file):
             predictions += found
             on_progress(len(predictions))
         return predictions
+
+    def classify_in_parts(self, model: str, file: PrivatizedFile, *, first: int = 0) -> Iterator[list[Prediction]]:
+        """Predictions for the records from position `first` on, in order, as they come; see `classify`."""
+        bare = without_labels(file)
+        for start in range(first, len(bare.records), RECORDS_PER_REQUEST):
+            part = PrivatizedFile(manifest=bare.manifest, records=bare.records[start : start + RECORDS_PER_REQUEST])
+            answer = self._service.ask(
+                "POST", "/v1/classify", json={"model": model, **query_to_json(part)}, repeatable=True
+            )
+            found = _read(_predictions, answer)
+            if len(found) != len(part.records):
+                raise not_understood()
+            yield found
 
     def vocabulary(self, model: str, folder: Path) -> VocabularyBundle:
         """The vocabulary of a model, fetched into a folder, its hash computed again from what came.
@@ -219,26 +294,51 @@ class ServiceClient:
 
         Raises:
             VocabularyError: What came does not match its hash, or the folder cannot be written.
-            UsageError: The folder holds something else.
+            UsageError: The folder holds something else, or is a link.
         """
         try:
-            _check_replaceable(folder)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".vocabulary-", dir=folder.parent) as scratch:
-                partial = Path(scratch) / "bundle"
-                partial.mkdir()
-                for name in _BUNDLE_FILES:
-                    path = f"/v1/vocabularies/{path_part(model)}" + ("" if name == _BUNDLE_FILES[0] else f"/{name}")
-                    self._service.download(path, partial / name)
+            check_folder(folder, replaceable=_BUNDLE_FILES)  # before gigabytes are fetched
+            with whole_folder(folder, replaceable=_BUNDLE_FILES) as partial:
+                description, *others = (partial / name for name in _BUNDLE_FILES)
+                path = f"/v1/vocabularies/{path_part(model)}"
+                self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
+                for target, most in zip(others, (_MOST_OF_A_TOKENIZER, _table_bytes(description)), strict=True):
+                    self._service.download(f"{path}/{target.name}", target, most=most)
                 bundle = read_bundle(partial)
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
         except OSError as error:
             raise VocabularyError(
                 f"the folder of a vocabulary must be writable, got {error.strerror or type(error).__name__}; "
                 "choose another"
             ) from None
         return bundle
+
+
+def check_same_vocabulary(model: ModelInfo, manifest: Manifest) -> None:
+    """Refuse a model with another vocabulary than that of a file (`VocabularyError`)."""
+    if model.vocabulary_hash != manifest.vocabulary_hash:
+        raise _other_vocabulary()
+
+
+def _other_vocabulary() -> VocabularyError:
+    return VocabularyError(
+        "the model must have the vocabulary that the file was privatized with; privatize the texts again with the "
+        "vocabulary of a model of the service, as `rapt vocabulary fetch` gets it"
+    )
+
+
+def _table_bytes(description: Path) -> int:
+    """Most bytes of an embedding table whose shape a vocabulary states; `WireError` for a shape that cannot be."""
+    shape = parse_object(description.read_bytes(), what="vocabulary.json").get("shape")
+    if not (isinstance(shape, list) and len(shape) == 2 and all(type(item) is int and item > 0 for item in shape)):
+        raise WireError("vocabulary.json must state the shape of its table as two whole numbers; fetch it again")
+    entries = int(shape[0] * shape[1])
+    if entries > _MOST_ENTRIES:
+        raise WireError(f"vocabulary.json must state a table of at most {_MOST_ENTRIES:,} numbers; use another model")
+    return 4 * entries + _ROOM_FOR_A_HEADER
+
+
+def _files(answer: Mapping[str, Any]) -> list[FileInfo]:
+    return [file_info(item) for item in items_of(answer)]
 
 
 def _events(answer: Mapping[str, Any]) -> list[JobEvent]:
@@ -258,9 +358,3 @@ def _read(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) ->
         return parse(answer)
     except WireError:
         raise not_understood() from None
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to take the place of anything but a bundle."""
-    if folder.exists() and not (folder.is_dir() and {item.name for item in folder.iterdir()} <= set(_BUNDLE_FILES)):
-        raise UsageError("the folder of a vocabulary must be new, or hold an older vocabulary only; choose another")

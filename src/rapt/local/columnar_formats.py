@@ -71,7 +71,9 @@ def _pyarrow() -> Any:
     try:
         return import_module("pyarrow")
     except ImportError:
-        raise UsageError("a corpus in columns must be read with pyarrow; run in the checkout: pip install -e '.[parquet]'") from None
+        raise UsageError(
+            "a corpus in columns must be read with pyarrow; run in the checkout: pip install -e '.[parquet]'"
+        ) from None
 
 
 def _unreadable(error: OSError, *, damaged: str) -> CorpusError:

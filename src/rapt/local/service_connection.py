@@ -1,15 +1,16 @@
 """The connection to a service: its address, who is trusted to be it, and what each kind of answer means.
 
-What is sent is decided in `client`; here it is sent, again if it comes too early, and the answer is JSON or an error of
-the tree.
+What is sent is decided in `client`; here it is sent, again if it comes too early or if the connection is lost, and the
+answer is JSON or an error of the tree. A service is a stranger: every answer is bounded in size and in time.
 """
 
 from __future__ import annotations
 
+import random
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 from urllib.parse import quote
@@ -26,15 +27,23 @@ from rapt.errors import (
     ServiceError,
     UnavailableError,
     UsageError,
+    WireError,
 )
 from rapt.local.service_objects import not_understood, refusal
 from rapt.wire.addresses import is_loopback
+from rapt.wire.strict_json import parse_json
 
 # The last two are what a host name that cannot be one becomes.
 _NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
 # How often a request is sent while the service says that it is busy, and the longest wait that is obeyed, s.
 _ATTEMPTS: Final = 5
 _LONGEST_WAIT: Final = 60
+# Pauses before a request whose connection was lost is sent again, s: the first, and the longest.
+_FIRST_PAUSE: Final = 0.2
+_LONGEST_PAUSE: Final = 15.0
+# What a proxy says while the service behind it is away, and the service while its database is.
+_AWAY: Final = (502, 503, 504)
+_MOST_JSON: Final = 64 * 2**20
 _KEY: Final = re.compile(r"[!-~]+")
 _KINDS: Final[Mapping[int, type[ServiceError]]] = {
     kind.status: kind for kind in (NotFoundError, AccessError, ForbiddenError, LimitError, UnavailableError)
@@ -44,8 +53,18 @@ _KINDS: Final[Mapping[int, type[ServiceError]]] = {
 class Connection:
     """Requests to one service; close it."""
 
-    def __init__(self, url: str, *, api_key: str | None, ca_file: Path | None, timeout: float) -> None:
-        """Prepare it; nothing is sent yet. Arguments and errors as of `ServiceClient`."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None,
+        ca_file: Path | None,
+        timeout: float,
+        insecure: bool,
+        patience: float,
+        on_retry: Callable[[str], None],
+    ) -> None:
+        """Prepare it; nothing is sent yet. Arguments and errors are those of `ServiceClient`."""
         if api_key is not None and not _KEY.fullmatch(api_key):
             raise UsageError("an API key must be one word of printable ASCII; copy it again")
         try:
@@ -54,15 +73,25 @@ class Connection:
             parsed = httpx2.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise UsageError("the service must be given as a URL, such as http://127.0.0.1:8420")
+        here = is_loopback(parsed.host)
+        if api_key is not None and parsed.scheme == "http" and not (here or insecure):
+            raise UsageError(
+                "an API key must not go to another machine over http://, where everybody on the way can read it; use "
+                "https://, or add --insecure"
+            )
         self._http = httpx2.Client(
             base_url=parsed,
-            headers={} if api_key is None else {"authorization": f"Bearer {api_key}"},
+            # Compressed answers are not asked for: a few bytes of one may become gigabytes.
+            headers={"accept-encoding": "identity"}
+            | ({} if api_key is None else {"authorization": f"Bearer {api_key}"}),
             timeout=httpx2.Timeout(timeout, connect=10.0),
             verify=_trusted(ca_file),
             # A proxy of the environment must not get to see what is meant for this machine.
-            trust_env=not is_loopback(parsed.host),
+            trust_env=not here,
             follow_redirects=False,
         )
+        self._timeout, self._patience, self._on_retry = timeout, patience, on_retry
+        self._reached = False
 
     def close(self) -> None:
         """Close it."""
@@ -77,41 +106,114 @@ class Connection:
         params: Mapping[str, str | int] | None = None,
         data: Mapping[str, str] | None = None,
         files: Mapping[str, tuple[str, IO[bytes], str]] | None = None,
+        key: str | None = None,
+        repeatable: bool = False,
     ) -> dict[str, Any]:
-        """One request; the JSON object in its answer. One that comes too early is sent again when it may come.
+        """The JSON object in the answer to one request, which is sent again where that is worth while and harmless.
+
+        Args:
+            method: Of HTTP.
+            path: Below the service's URL.
+            json: Body.
+            params: Query.
+            data: Fields of a form.
+            files: Files of a form; each is read from its start again when the request is repeated.
+            key: Idempotency key: then the service makes one object, however often the request comes.
+            repeatable: Whether a request that changes something is harmless when it comes twice; a GET always is.
 
         Raises:
             ServiceError: The service refused, gave no answer, or one that is not of the API.
         """
-        for left in reversed(range(_ATTEMPTS)):
+
+        def send() -> tuple[httpx2.Response, bytes]:
+            for _name, stream, _kind in (files or {}).values():
+                stream.seek(0)
+            headers = {} if key is None else {"idempotency-key": key}
+            request = self._http.build_request(
+                method, path, json=json, params=params, data=data, files=files, headers=headers
+            )
+            response = self._http.send(request, stream=True)
             try:
-                response = self._http.request(method, path, json=json, params=params, data=data, files=files)
-            except _NO_ANSWER as error:
-                raise _no_answer(error) from None
-            after = _retry_after(response)
-            # An upload would have to be read again from its start.
-            if after is None or not left or files is not None:
-                break
-            time.sleep(after)
+                return response, self._content(response)
+            finally:
+                response.close()
+
+        response, content = self._persevere(send, repeatable=repeatable or key is not None or method == "GET")
         if not response.is_success:
-            raise _refused(response)
-        value = _json(response)
+            raise _refused(response, content)
+        value = _json(content)
         if not isinstance(value, dict):
             raise not_understood()
         return value
 
-    def download(self, path: str, target: Path) -> None:
-        """The bytes of an answer, into a file. Raises as `ask`, and `OSError` where it cannot be written."""
-        try:
+    def download(self, path: str, target: Path, *, most: int) -> None:
+        """Write the bytes of an answer, `most` of them at most, into a file.
+
+        Raises:
+            ServiceError: As `ask`; also for an answer that is longer.
+            OSError: The file cannot be written.
+        """
+
+        def send() -> tuple[httpx2.Response, bytes]:
             with self._http.stream("GET", path) as response, target.open("wb") as stream:
-                if response.is_success:
-                    for chunk in response.iter_bytes():
-                        stream.write(chunk)
-                    return
-                response.read()
-        except _NO_ANSWER as error:
-            raise _no_answer(error) from None
-        raise _refused(response)
+                if not response.is_success:
+                    return response, self._content(response)
+                size = 0
+                for chunk in response.iter_raw():
+                    size += len(chunk)
+                    if size > most:
+                        raise _too_long(most)
+                    stream.write(chunk)
+                return response, b""
+
+        response, content = self._persevere(send, repeatable=True)
+        if not response.is_success:
+            raise _refused(response, content)
+
+    def _persevere(
+        self, send: Callable[[], tuple[httpx2.Response, bytes]], *, repeatable: bool
+    ) -> tuple[httpx2.Response, bytes]:
+        """The answer to a request, sent again while the service is busy, or away after it has been there."""
+        busy, lost, pause = 0, None, _FIRST_PAUSE
+        while True:
+            try:
+                response, content = send()
+                self._reached = True
+            except _NO_ANSWER as error:
+                # A service that has never answered is taken for a wrong address, and said so at once.
+                if not (repeatable and self._reached and isinstance(error, httpx2.TransportError)):
+                    raise _no_answer(error) from None
+                failure: Exception = _no_answer(error)
+            else:
+                after = _retry_after(response)
+                busy += 1
+                if after is not None and busy < _ATTEMPTS and repeatable:
+                    time.sleep(after)
+                    continue
+                if response.status_code not in _AWAY or not repeatable:
+                    return response, content
+                failure = _refused(response, content)
+            now = time.monotonic()
+            lost = now if lost is None else lost
+            wait = pause * random.uniform(0.5, 1.0)  # so that many clients do not come back at once
+            if now + wait - lost > self._patience:
+                raise failure from None
+            if pause == _FIRST_PAUSE:
+                self._on_retry("the connection to the service is lost; trying again")
+            time.sleep(wait)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _content(self, response: httpx2.Response) -> bytes:
+        """The body of an answer, within limits; nothing of one that was compressed although nobody asked."""
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise not_understood()
+        until, parts, size = time.monotonic() + self._timeout, [], 0
+        for chunk in response.iter_raw():
+            size += len(chunk)
+            if size > _MOST_JSON or time.monotonic() > until:
+                raise _too_long(_MOST_JSON)
+            parts.append(chunk)
+        return b"".join(parts)
 
 
 def path_part(name: str) -> str:
@@ -131,10 +233,10 @@ def _trusted(ca_file: Path | None) -> ssl.SSLContext:
         ) from None
 
 
-def _json(response: httpx2.Response) -> object:
+def _json(content: bytes) -> object:
     try:
-        return response.json()
-    except (ValueError, RecursionError):
+        return parse_json(content, what="an answer")
+    except WireError:
         return None
 
 
@@ -146,12 +248,16 @@ def _retry_after(response: httpx2.Response) -> float | None:
     return float(after)
 
 
-def _refused(response: httpx2.Response) -> RaptError:
+def _refused(response: httpx2.Response, content: bytes) -> RaptError:
     if response.status_code == BusyError.status:
-        message = f"the service is busy or a quota is used up: {refusal(_json(response))}"
+        message = f"the service is busy or a quota is used up: {refusal(_json(content))}"
         return BusyError(message, retry_after=_retry_after(response))
     kind = _KINDS.get(response.status_code, ServiceError)
-    return kind(f"the service refused, status={response.status_code}: {refusal(_json(response))}")
+    return kind(f"the service refused, status={response.status_code}: {refusal(_json(content))}")
+
+
+def _too_long(most: int) -> ServiceError:
+    return ServiceError(f"an answer of the service must have at most {most:,} bytes and end in time; is it rapt's?")
 
 
 def _no_answer(error: Exception) -> UnavailableError:

@@ -15,7 +15,7 @@ ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """An uploaded privatized file."""
+    """An uploaded privatized file; `sha256` is None where a service of an earlier version keeps it to itself."""
 
     id: str
     bytes: int
@@ -23,6 +23,7 @@ class FileInfo:
     vocabulary_hash: str
     records: int
     tokens: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +102,7 @@ def file_info(value: Mapping[str, Any]) -> FileInfo:
         vocabulary_hash=field(detail, "vocabulary_hash", str, what=what),
         records=field(detail, "records", int, what=what),
         tokens=field(detail, "tokens", int, what=what),
+        sha256=_optional(detail, "sha256", str, what=what),
     )
 
 
@@ -118,7 +120,7 @@ def job_info(value: Mapping[str, Any]) -> JobInfo:
         fine_tuned_model=_optional(value, "fine_tuned_model", str, what=what),
         trained_tokens=_optional(value, "trained_tokens", int, what=what),
         error_code=_optional(error, "code", str, what=what),
-        error_message=_one_line(error["message"]) if "message" in error else None,
+        error_message=one_line(error["message"]) if "message" in error else None,
     )
 
 
@@ -130,7 +132,7 @@ def job_event(value: Mapping[str, Any]) -> JobEvent:
         created_at=field(value, "created_at", int, what=what),
         level=field(value, "level", str, what=what),
         type=field(value, "type", str, what=what),
-        message=_one_line(field(value, "message", str, what=what)),
+        message=one_line(field(value, "message", str, what=what)),
         data=_optional(value, "data", dict, what=what),
     )
 
@@ -152,11 +154,14 @@ def prediction(value: Mapping[str, Any]) -> Prediction:
     """One prediction in an answer."""
     what = "a prediction"
     probabilities = field(value, "probabilities", list, what=what)
-    if not all(type(item) in (float, int) for item in probabilities):
-        raise WireError(f"{what} must have numbers as probabilities")
+    if not all(type(item) in (float, int) and 0 <= item <= 1.001 for item in probabilities):
+        raise WireError(f"{what} must have numbers from 0 to 1 as probabilities")
+    index = field(value, "label_index", int, what=what)
+    if not 0 <= index < len(probabilities):
+        raise WireError(f"{what} must have the index of one of its probabilities")
     return Prediction(
         label=field(value, "label", str, what=what),
-        label_index=field(value, "label_index", int, what=what),
+        label_index=index,
         probabilities=tuple(float(item) for item in probabilities),
     )
 
@@ -174,7 +179,7 @@ def refusal(value: object) -> str:
     if isinstance(value, dict) and isinstance(value.get("error"), dict):
         message = value["error"].get("message")
         if isinstance(message, str) and message:
-            return _one_line(message)
+            return one_line(message)
     return "no reason given"
 
 
@@ -187,6 +192,7 @@ def _optional(value: Mapping[str, Any], name: str, kind: type[Any], *, what: str
     return None if value.get(name) is None else field(value, name, kind, what=what)
 
 
-def _one_line(text: object) -> str:
+def one_line(text: object) -> str:
+    """A stranger's text as it may be shown: printable, on one line, of bounded length."""
     # It goes to a terminal: control characters of a stranger's text do not.
     return "".join(character if character.isprintable() else " " for character in str(text))[:500]

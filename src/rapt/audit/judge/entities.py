@@ -33,7 +33,10 @@ _BATCH: Final = 200
 def reason_without_entities() -> str | None:
     """Why entities cannot be looked for, or None where they can."""
     if find_spec("spacy") is None or find_spec(_MODEL) is None:
-        return "entities by kind were not counted: that needs spaCy and its English model; run in the checkout: pip install -e '.[entities]'"
+        return (
+            "entities by kind were not counted: that needs spaCy and its English model; "
+            "run in the checkout: pip install -e '.[entities]'"
+        )
     return None
 
 

@@ -91,6 +91,7 @@ class FileDetail(BaseModel):
     tokens: int
     plain_tokens: int
     labels: int
+    sha256: str = Field(description="of the bytes that were uploaded, in hex, so that nobody need send them twice")
 
 
 class FileObject(BaseModel):

@@ -143,10 +143,13 @@ def get_file(store: Store, file_id: str, *, tenant: str) -> StoredFile:
         return value_of(find(connection, FILES, file_id, tenant=tenant), StoredFile)
 
 
-def list_files(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredFile]:
-    """One page of files. Raises `NotFoundError` for an unknown cursor."""
+def list_files(store: Store, cursor: Cursor, *, tenant: str, sha256: str | None = None) -> Page[StoredFile]:
+    """One page of files, those of one digest alone where it is given. Raises `NotFoundError` for an unknown cursor."""
+    where = FILES.c.tenant == tenant
     with store.database.read() as connection:
-        rows, has_more = page_of(connection, FILES, cursor, where=FILES.c.tenant == tenant)
+        rows, has_more = page_of(
+            connection, FILES, cursor, where=where if sha256 is None else where & (FILES.c.sha256 == sha256)
+        )
     return Page(tuple(value_of(row, StoredFile) for row in rows), has_more)
 
 

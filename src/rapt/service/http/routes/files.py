@@ -53,10 +53,12 @@ def router(service: Service) -> APIRouter:
         limit: LongLimit = 10_000,
         order: Order = "desc",
         purpose: Annotated[Literal["fine-tune"] | None, Query()] = None,
+        sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
     ) -> ListOf[FileObject]:
-        """List files."""
+        """List files; with `sha256`, those alone whose bytes have that digest."""
         del purpose  # there is one only
-        return list_of(list_files(service.store, cursor(after, limit, order), tenant=caller.tenant), show_file)
+        page = list_files(service.store, cursor(after, limit, order), tenant=caller.tenant, sha256=sha256)
+        return list_of(page, show_file)
 
     @routes.get("/{file_id}")
     def retrieve_file(file_id: str, caller: CallerOf) -> FileObject:
@@ -96,6 +98,7 @@ def show_file(file: StoredFile) -> FileObject:
             tokens=file.tokens,
             plain_tokens=file.plain_tokens,
             labels=file.labels,
+            sha256=file.sha256,
         ),
     )
 

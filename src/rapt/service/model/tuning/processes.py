@@ -78,7 +78,9 @@ def join_processes() -> Iterator[Processes]:
     try:
         from accelerate import PartialState  # type: ignore[import-untyped]  # an extra, and without stubs
     except ImportError:
-        raise UsageError("several processes need accelerate; run in the checkout: pip install -e '.[processes]'") from None
+        raise UsageError(
+            "several processes need accelerate; run in the checkout: pip install -e '.[processes]'"
+        ) from None
     ours = not torch.distributed.is_initialized()
     # Its functions have the group of the moment they are defined in as their default. Transformers loads it with a
     # model, and a group that they hold on to does not end when it is left: its threads live on.
