@@ -8,6 +8,7 @@ apart from which tokens were seen, which the privatized file says as well.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from rapt.audit.values_json import from_json, to_json
 from rapt.audit.view import AdversaryView, Truth
 from rapt.errors import AuditError
 from rapt.version import __version__
+from rapt.whole_files import write_whole
 
 T = TypeVar("T")
 
@@ -62,21 +64,16 @@ class KeptResults:
 
     def write_channel(self, channel: ChannelEstimate) -> None:
         """Keep the channel. Raises `AuditError` when the folder cannot be written."""
-        path = self._path("channel", "npz")
-        partial = path.with_name("partial.npz")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.savez(
-                partial,
-                audit=np.array(self.fingerprint),
-                outputs=channel.outputs,
-                sources=channel.sources,
-                likelihood=channel.likelihood,
-                unlisted=np.empty(0) if channel.unlisted is None else channel.unlisted,
-            )
-            partial.replace(path)
-        except OSError as error:
-            raise _unwritable(error) from None
+        content = io.BytesIO()
+        np.savez(
+            content,
+            audit=np.array(self.fingerprint),
+            outputs=channel.outputs,
+            sources=channel.sources,
+            likelihood=channel.likelihood,
+            unlisted=np.empty(0) if channel.unlisted is None else channel.unlisted,
+        )
+        self._write(self._path("channel", "npz"), content.getvalue())
 
     def remove(self) -> None:
         """Forget everything: the audit is complete."""
@@ -91,9 +88,7 @@ class KeptResults:
     def _write(self, path: Path, content: bytes) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".partial")
-            partial.write_bytes(content)
-            partial.replace(path)
+            write_whole(path, content)
         except OSError as error:
             raise _unwritable(error) from None
 

@@ -49,7 +49,7 @@ class Meter(Protocol):
 def write_in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
     """What is written instead of the first letter that an encoding lacks; an error handler of `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
-        raise error
+        return codecs.replace_errors(error)
     letter, after = error.object[error.start], error.start + 1
     if "\udc80" <= letter <= "\udcff":  # a byte of a file's name that is no text here goes out as it came in
         return bytes([ord(letter) - 0xDC00]), after

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Final
 
 from rapt.conversion.gguf_file import read_gguf
 from rapt.conversion.gguf_llama import write_llama
-from rapt.errors import VocabularyError
+from rapt.errors import UsageError, VocabularyError
 from rapt.user_cache import cache_folder
+from rapt.whole_files import whole_folder
 
 # Part of a folder's name: a change of what is written makes new folders.
 _VERSION: Final = 2
@@ -39,21 +38,14 @@ def converted_llama(source: Path, *, sha256: str) -> Path:
             raise VocabularyError(
                 f"a model must be the file that was named, got digest {found[:12]} for {sha256[:12]}; install it again"
             )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-        try:
+        with whole_folder(folder) as partial:
             write_llama(read_gguf(source), partial)
-            partial.chmod(0o755)
-            try:
-                partial.rename(folder)
-            except OSError:
-                if not (folder / "config.json").is_file():  # else another process was first
-                    raise
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
+    except (OSError, UsageError) as error:
+        if (folder / "config.json").is_file():  # another process was first
+            return folder
+        kind = getattr(error, "strerror", None) or type(error).__name__
         raise VocabularyError(
-            f"a model must be readable and its cache writable, got {error.strerror or type(error).__name__}; "
+            f"a model must be readable and its cache writable, got {kind}; "
             "free 600 MB, or choose another folder with RAPT_CACHE_DIR"
         ) from None
     return folder

@@ -18,8 +18,8 @@ from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
 from rapt.service.model.denoising import Layers, Student
 from rapt.service.model.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
-from rapt.service.model.whole_folder import write_folder
 from rapt.version import __version__
+from rapt.whole_files import write_folder
 from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
 
 _WEIGHTS: Final = "model.safetensors"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,10 +22,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
+from rapt.errors import UsageError
 from rapt.local.mechanisms import Mechanism
 from rapt.local.mechanisms.interface import closed_channel
 from rapt.local.vocabulary import Vocabulary
 from rapt.user_cache import cache_folder
+from rapt.whole_files import write_whole
 
 # Draws where there is no closed form: with MiniLM about a minute of one core at η = 75.
 DRAWS: Final = 1_000_000
@@ -185,11 +186,6 @@ def _read(path: Path, *, shape: tuple[int, ...]) -> SoftEmbeddings | None:
 
 def _keep(found: SoftEmbeddings, path: Path) -> None:
     """Write it whole or not at all; a cache that cannot be written to costs a repetition, not the result."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with suppress(OSError, UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(save_tensors({"table": found.table, "mass": found.mass}))
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+        write_whole(path, save_tensors({"table": found.table, "mass": found.mass}))

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
+from rapt.whole_files import whole_folder
 from rapt.wire.model_table import read_table
 from rapt.wire.strict_json import exact_fields, field, id_tuple, parse_object
 from rapt.wire.tokenizer_file import eligible_ids, special_tokens
@@ -124,11 +125,22 @@ def longest_input(config: Mapping[str, Any]) -> int:
 
 
 def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
-    """Write the three files; `vocabulary.json` last, so a folder without it is not a bundle."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_bytes(bundle.tokenizer_json)
-    save_file({TABLE: np.asarray(bundle.embeddings)}, folder / "embeddings.safetensors")
-    (folder / "vocabulary.json").write_text(json.dumps(bundle_description(bundle)) + "\n", encoding="ascii")
+    """Write the three files into a new or empty folder, which appears whole or not at all.
+
+    Raises:
+        UsageError: Something is in the folder, or it is none.
+        VocabularyError: The folder cannot be written.
+    """
+    try:
+        with whole_folder(folder) as partial:
+            (partial / "tokenizer.json").write_bytes(bundle.tokenizer_json)
+            save_file({TABLE: np.asarray(bundle.embeddings)}, partial / "embeddings.safetensors")
+            (partial / "vocabulary.json").write_text(json.dumps(bundle_description(bundle)) + "\n", encoding="ascii")
+    except (OSError, SafetensorError) as error:
+        raise VocabularyError(
+            "the folder of a vocabulary must be writable, got "
+            f"{getattr(error, 'strerror', None) or type(error).__name__}; free space, or choose another"
+        ) from None
 
 
 def bundle_description(bundle: VocabularyBundle) -> dict[str, Any]:

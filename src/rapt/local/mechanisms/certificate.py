@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -18,11 +17,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from rapt.errors import CorpusError, WireError
+from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.slope import Slope, largest_slopes
 from rapt.user_cache import cache_folder
 from rapt.version import __version__
+from rapt.whole_files import write_whole
 from rapt.wire.strict_json import exact_fields, field, parse_object
 
 SCHEMA: Final = "rapt.slope/1"
@@ -179,11 +179,6 @@ def _read(path: Path) -> Certificate | None:
 
 def _write(certificate: Certificate, path: Path) -> None:
     """Write it whole or not at all; a folder that cannot be written to costs a repetition, not the result."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
+    with suppress(OSError, UsageError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps({"schema": SCHEMA, **asdict(certificate)}, indent=1) + "\n", encoding="ascii")
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+        write_whole(path, json.dumps({"schema": SCHEMA, **asdict(certificate)}, indent=1) + "\n")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rapt.errors import MechanismError, WireError
 from rapt.local.vocabulary import Vocabulary
+from rapt.whole_files import write_whole
 from rapt.wire.strict_json import parse_object
 
 UNIFORM: Final = "uniform"
@@ -87,4 +88,4 @@ def write_output_prior(prior: OutputPrior, path: Path, *, vocabulary: Vocabulary
     """Write a file that `read_output_prior` reads; tokens that were not counted are left out."""
     names = vocabulary.tokens(vocabulary.eligible.tolist())
     held = {name: int(count) for name, count in zip(names, prior.counts, strict=True) if count}
-    path.write_text(json.dumps(held, ensure_ascii=True) + "\n", encoding="ascii")
+    write_whole(path, json.dumps(held, ensure_ascii=True) + "\n")

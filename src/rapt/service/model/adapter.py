@@ -25,7 +25,7 @@ from rapt.errors import UsageError, VocabularyError, WireError, record_at
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.steering import NOTHING, LoraPair, Tuned
 from rapt.service.model.task_head import COMPARISON_VECTORS
-from rapt.service.model.whole_folder import write_folder
+from rapt.whole_files import write_folder
 from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
 from rapt.wire.strict_json import dump, parse_object
 from rapt.wire.vocabulary_bundle import check_hash

@@ -23,7 +23,7 @@ from torch import Tensor
 from rapt.errors import TuningError, VocabularyError, WireError
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.tuning_config import TuningConfig, card_settings
-from rapt.service.model.whole_folder import write_folder
+from rapt.whole_files import write_folder
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.strict_json import dump, exact_fields, field, parse_object
 

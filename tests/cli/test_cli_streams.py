@@ -1,0 +1,190 @@
+"""Whatever stdout is like, no command fails because of a letter, and what did not arrive is an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from rapt.cli import program
+from rapt.cli.help_pages import GROUPS
+from rapt.cli.program import run
+from rapt.service.http.assembly import load_backbones
+from rapt.service.http.settings import load_settings
+from running_service import running_service
+
+TINY = ("--vocabulary", "bert-tiny")
+FEW = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1, "--plain-tokens", 2)
+NARROW = ["cp1252", "latin-1", "ascii"]
+# These run for minutes or until they are stopped; what they print goes the same way, and their help is tested.
+LONG = {"demo", "audit-model", "audit-adapter", "denoise", "serve", "worker", "vocabulary certify"}
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+def call(encoding: str, *arguments: object) -> Outcome:
+    """Run the command line with streams of an encoding; what they hold must be of it."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([str(argument) for argument in arguments])
+    return Outcome(code, *(stream.buffer.getvalue().decode(encoding) for stream in (out, err)))
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    backbones = load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Texts whose labels are in no narrow encoding, and word vectors."""
+    made = tmp_path_factory.mktemp("files")
+    rows = "".join(
+        f"the food was {'good' if i % 2 else 'bad'} today,{'良い' if i % 2 else '😞 η'}\n" for i in range(20)
+    )
+    (made / "in.csv").write_text("text,label\n" + rows, encoding="utf-8")
+    (made / "words.txt").write_text("".join(f"wörd{i} {i} 1 {i * i % 7}\n" for i in range(8)), encoding="utf-8")
+    return made
+
+
+def story(folder: Path, service: str) -> list[tuple[object, ...]]:
+    """A call of every command that ends soon, each on what the one before has made."""
+    at = ("--service", service)
+    return [
+        ("mechanisms",),
+        ("mechanisms", "--audit", "laplace", "--eta", 60, *TINY, "--runs", 100, "--pair", "good,bad"),
+        ("statement", "--eta", 60, *TINY, "--pair", "good,bad"),
+        ("calibrate", "--epsilon", 20, "--draws", 100, *TINY, "--plot", folder / "η.svg"),
+        (
+            "privatize",
+            folder / "in.csv",
+            folder / "ö.jsonl",
+            "--eta",
+            60,
+            *TINY,
+            "--ledger",
+            folder / "l",
+            "--cap",
+            120,
+        ),
+        ("statement", folder / "ö.jsonl"),
+        ("ledger", "show", folder / "l"),
+        ("ledger", "verify", folder / "l"),
+        ("ledger", "cap", folder / "l", "--per-text", 150),
+        ("audit", folder / "ö.jsonl", "--original", folder / "in.csv", "--attacks", "embedding_inversion"),
+        ("tune", folder / "ö.jsonl", *at, "--epochs", 1, "--prompt-length", 2, "--method", "prompt_tuning"),
+        ("predict", folder / "ö.jsonl", *at, "--model", None),
+        ("predict", folder / "ö.jsonl", *at, "--model", None, "--out", folder / "a.csv"),
+        ("vocabulary", "fetch", folder / "fetched", *at, "--model", "bert-tiny"),
+        ("vocabulary", "vectors", folder / "words.txt", folder / "vectors"),
+        ("compare", folder / "in.csv", "--eta", 90, "--model", "bert-tiny", "--out", folder / "compared", *FEW),
+    ]
+
+
+def names() -> set[str]:
+    commands = {command.__name__.replace("_", "-") for command in program.COMMANDS}
+    return commands | {name for name in GROUPS if " " in name}
+
+
+@pytest.mark.parametrize("encoding", NARROW)
+def test_every_command_says_all_it_has_to_say_in_any_encoding(encoding, folder: Path, service, tmp_path: Path):
+    for path in ("in.csv", "words.txt"):
+        (tmp_path / path).write_bytes((folder / path).read_bytes())
+    model: str | None = None
+    for arguments in story(tmp_path, service):
+        words = [model if word is None else word for word in arguments]
+        outcome = call(encoding, *words)
+        assert outcome.code == 0, (words, outcome.err)
+        assert outcome.out, words
+        if words[0] == "tune":
+            model = outcome.out.strip()
+
+
+def test_the_story_has_every_command_that_ends_soon(folder: Path):
+    told = {" ".join(map(str, words[:2])) for words in story(folder, "")} | {str(w[0]) for w in story(folder, "")}
+    assert {name for name in names() - LONG if not name.startswith("admin")} <= told
+
+
+@pytest.mark.parametrize("encoding", NARROW)
+def test_every_help_page_is_shown_in_any_encoding(encoding):
+    for name in names():
+        outcome = call("utf-8" if encoding == "ascii" else encoding, *name.split(), "--help")
+        assert (outcome.code, "Example" in outcome.out) == (0, True), name
+
+
+def test_letters_have_names_in_ascii_and_json_keeps_them_as_they_are(folder: Path, tmp_path: Path):
+    assert "eps" in call("cp1252", "statement", "--eta", 60, *TINY).out
+    assert "ε" in call("utf-8", "statement", "--eta", 60, *TINY).out
+    arguments = ("privatize", folder / "in.csv", tmp_path / "out", "--eta", 60, *TINY, "--json", "--insecure-seed", 1)
+    wide, *narrow = (json.loads(call(encoding, *arguments, "--overwrite").out) for encoding in ("utf-8", *NARROW))
+    assert set(wide["labels"]) == {"良い", "😞 η"}
+    assert all({**found, "created": None} == {**wide, "created": None} for found in narrow)
+
+
+def test_a_file_name_that_is_no_text_comes_out_as_it_went_in(folder: Path, tmp_path: Path):
+    target = os.path.join(os.fsencode(tmp_path), b"\xff.jsonl")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    with contextlib.redirect_stdout(out):
+        assert run(["privatize", str(folder / "in.csv"), os.fsdecode(target), "--eta", "60", *TINY]) == 0
+    assert out.buffer.getvalue() == target + b"\n"
+
+
+@pytest.mark.parametrize("stdout", ["full", "without a reader", "closed"])
+@pytest.mark.parametrize("arguments", [("mechanisms",), ("mechanisms", "--json"), ("--version",), (), ("privatize",)])
+def test_a_stdout_that_takes_nothing_is_one_line_and_an_exit_code(stdout, arguments, folder: Path, tmp_path: Path):
+    target = tmp_path / "out.jsonl"
+    if arguments == ("privatize",):
+        arguments = ("privatize", str(folder / "in.csv"), str(target), "--eta", "60", *TINY)
+    command = [sys.executable, "-m", "rapt", *arguments]
+    if stdout == "full":
+        if not Path("/dev/full").exists():
+            pytest.skip("this system has no /dev/full")
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    elif stdout == "without a reader":
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+        os.close(writing)
+    else:
+        closed = f"exec >&-; exec {' '.join(map(repr, command))}"
+        done = subprocess.run(["sh", "-c", closed], stderr=subprocess.PIPE, text=True)
+    errors = [line for line in done.stderr.splitlines() if "rror" in line]
+    assert done.returncode == 3
+    assert len(errors) == 1
+    assert errors[0].startswith("rapt: error: standard output must take the result, got ")
+    assert target.exists() == (arguments[:1] == ("privatize",))
+
+
+def test_a_plot_that_cannot_be_written_leaves_the_result_and_an_exit_code(tmp_path: Path):
+    missing = tmp_path / "none" / "curve.svg"
+    arguments = ("calibrate", "--epsilon", 20, "--draws", 100, *TINY, "--plot", missing)
+    shown = call("utf-8", *arguments)
+    assert shown.code == 3
+    assert shown.out.startswith("η = ")
+    assert shown.err.splitlines()[-1].startswith("rapt: error: the output must be writable, got No such file")
+    found = json.loads(call("utf-8", *arguments, "--json").out)
+    assert (found["schema"], found["plot"]) == ("rapt.calibration/1", None)
+
+
+def test_a_stderr_that_takes_nothing_stops_no_work(folder: Path, tmp_path: Path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = ["privatize", str(folder / "in.csv"), str(tmp_path / "out"), "--eta", "60", *TINY]
+    done = subprocess.run([sys.executable, "-m", "rapt", *command], stdout=subprocess.PIPE, stderr=writing, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n")
