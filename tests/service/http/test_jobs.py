@@ -1,13 +1,17 @@
 """Jobs over HTTP: what may be asked of a run, and what is refused before it is queued."""
 
 import json
+from dataclasses import replace
 
+import httpx2
 import pytest
 
 from http_requests import RUN, SECRET, error_of, job_body, upload
+from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord
-from running_service import save_privatized
+from rapt.wire.query import seal
+from running_service import running_service, save_privatized
 from tuning_material import manifest_for
 
 
@@ -130,3 +134,74 @@ def test_a_page_that_breaks_a_rule_is_refused(http, query_string):
 
 def test_a_cursor_that_names_nothing_is_not_found(http):
     error_of(http.get("/v1/fine_tuning/jobs?after=ftjob-none"), 404, "not_found")
+
+
+def test_a_job_that_would_take_the_machine_is_refused_with_what_to_lower(backbones, tmp_path, training_path):
+    with (
+        running_service(tmp_path, backbones=backbones, settings={"job_memory_bytes": 2**25 + 2**24}) as url,
+        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+    ):
+        file_id = upload(http, training_path).json()["id"]
+        answer = http.post("/v1/fine_tuning/jobs", json=job_body(file_id, batch_size=1024))
+        error = error_of(answer, 413, "too_large")
+        assert error["param"] == "method.prompt_tuning.hyperparameters.batch_size"
+        assert "lower batch_size" in error["message"]
+        assert http.get("/v1/usage").json()["jobs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "words"),
+    [
+        ("lora", {"target_modules": ["nothing"]}, "lora_targets must name linear layers"),
+        ("prompt_tuning", {"task": "label_words", "label_words": ["one"]}, "one label word for each of 2 classes"),
+        ("prompt_tuning", {"task": "label_words", "label_words": ["same", "same"]}, "must differ"),
+        ("prompt_tuning", {"task": "generation"}, "an encoder"),
+        ("prefix_tuning", {"initialization": "text", "init_text": " "}, "words to start at"),
+    ],
+)
+def test_what_a_run_could_not_be_made_of_is_refused_before_it_is_queued(http, training_path, method, asked, words):
+    file_id = upload(http, training_path).json()["id"]
+    body = job_body(file_id) | {"method": {"type": method, method: {"hyperparameters": asked}}}
+    answer = http.post("/v1/fine_tuning/jobs", json=body)
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("change", ["labels", "mechanism", "plain_tokens", "length"])
+def test_a_validation_file_of_another_kind_is_refused_before_its_job_is_queued(
+    http, backbones, training_path, training_file, tmp_path, change
+):
+    records = training_file.records
+    manifest = training_file.manifest
+    if change == "labels":
+        manifest = replace(manifest, labels=("yes", "no"))
+    elif change == "mechanism":
+        manifest = replace(manifest, mechanism=MechanismSetting(name="laplace", parameters={"eta": 61.0}))
+    elif change == "plain_tokens":
+        manifest = replace(manifest, plain_tokens=NO_PLAIN_TOKENS)
+        records = tuple(replace(record, privatized_plain_tokens=()) for record in records)
+    else:
+        records = (replace(records[0], token_ids=(2204,) * 505), *records[1:])
+    other = PrivatizedFile(manifest=seal(manifest, records), records=records)
+    validation = upload(http, save_privatized(other, tmp_path / "validation.jsonl")).json()["id"]
+    training = upload(http, training_path).json()["id"]
+    answer = http.post("/v1/fine_tuning/jobs", json=job_body(training) | {"validation_file": validation})
+    assert answer.status_code == 400, answer.text
+    assert ("positions" if change == "length" else "validation file") in answer.json()["error"]["message"]
+
+
+def test_a_job_says_how_often_what_ran_it_died_and_that_its_model_is_gone(backbones, tmp_path, training_path):
+    more = {**backbones, "bert-gone": replace(backbones["bert-tiny"], model="bert-gone")}
+    for served, waits in ((more, False), (backbones, True)):
+        with (
+            running_service(tmp_path, backbones=served, settings={"worker_in_service": False}) as url,
+            httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        ):
+            if not waits:
+                file_id = upload(http, training_path).json()["id"]
+                job_id = http.post("/v1/fine_tuning/jobs", json=job_body(file_id) | {"model": "bert-gone"}).json()["id"]
+            job = http.get(f"/v1/fine_tuning/jobs/{job_id}").json()
+            assert job["rapt"]["deaths"] == 0
+            assert (job["rapt"]["waits_because"] is not None) == waits
+            events = http.get(f"/v1/fine_tuning/jobs/{job_id}/events").json()["data"]
+            assert ("not served any more" in events[0]["message"]) == waits

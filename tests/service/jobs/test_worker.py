@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from job_material import run_job, runner_on
+from job_material import messages_of, queue_job, run_job, runner_on, weights_of
 from rapt.service.http.admission import Gate
 from rapt.service.jobs.epoch_checkpoints import MOST_CHECKPOINTS
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
@@ -20,8 +20,10 @@ from rapt.service.storage.job_runs import claim_next_job, latest_state
 from rapt.service.storage.model_rows import adapter_archive, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from rapt.wire.adapter_archive import unpack_adapter
-from running_service import wait_until
-from stored_material import kept_bytes
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.query import seal
+from running_service import save_privatized, wait_until
+from stored_material import kept_bytes, tenant
 
 SHORT = TuningConfig(
     prompt_length=4, epochs=4, batch_size=16, seed=3, reconstruction=ReconstructionConfig(weight=0.1, head_size=8)
@@ -326,3 +328,83 @@ def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queu
     runner.wake()
     wait_until(lambda: ended(store, job))
     assert get_job(store, job.id, tenant=LOCAL).status == "succeeded"
+
+
+@pytest.fixture(scope="module")
+def misleading_path(training_file, tmp_path_factory):
+    """A validation file with every label turned around: the better a run learns, the higher its loss there."""
+    records = tuple(replace(record, label=1 - record.label) for record in training_file.records)
+    file = PrivatizedFile(manifest=seal(training_file.manifest, records), records=records)
+    return save_privatized(file, tmp_path_factory.mktemp("misleading") / "validation.jsonl")
+
+
+def test_a_run_that_stops_early_says_so_keeps_its_last_epoch_and_counts_what_it_read(
+    store, backbones, training_path, training_file, misleading_path
+):
+    config = replace(SHORT, epochs=25, learning_rate=0.05, patience=2)
+    job = queue_job(store, backbones, training_path, config, validation=misleading_path)
+    run_job(store, claim(store), backbones=backbones, should_stop=never)
+    done = get_job(store, job.id, tenant=LOCAL)
+    assert done.status == "succeeded"
+    metrics = [event.data for event in events_of(store, job) if event.type == "metrics"]
+    losses = [data["full_valid_loss"] for data in metrics if "full_valid_loss" in data]
+    epochs = len(losses)
+    best = losses.index(min(losses)) + 1
+    assert epochs == best + 2 < 25
+    assert metrics[-1]["step"] == 4 * epochs
+    assert done.trained_tokens == epochs * training_file.manifest.tokens
+    assert checkpoints_of(store, job)[-1].step == 4 * epochs
+    assert len(checkpoints_of(store, job)) <= MOST_CHECKPOINTS
+    (said,) = [message for message in messages_of(store, job) if "stopped early" in message]
+    assert f"after epoch {epochs} of 25, at step {4 * epochs}" in said
+    assert f"lowest at step {4 * best}, {min(losses):.4f}" in said
+    assert "patience=2" in said
+
+
+def test_of_a_run_of_very_many_epochs_not_every_validation_is_an_event():
+    reported = []
+    events = ProgressEvents(lambda message, data: reported.append(data))
+    for step in range(1, 4001):
+        validation = {"validation_loss": 1.0, "validation_accuracy": 0.5} if step % 2 == 0 else {}
+        events.add(
+            Progress(step=step, steps=4000, epoch=(step - 1) // 2, task_loss=0, reconstruction_loss=None, accuracy=1)
+            if not validation
+            else Progress(
+                step=step,
+                steps=4000,
+                epoch=(step - 1) // 2,
+                task_loss=0,
+                reconstruction_loss=None,
+                accuracy=1,
+                **validation,
+            )
+        )
+    assert len(reported) <= 2 * MOST_EVENTS + 1
+    assert sum("full_valid_loss" in data for data in reported) >= MOST_EVENTS
+
+
+def test_a_long_job_gives_way_to_another_tenants_and_goes_on_to_the_same_weights(store, backbones, training_path):
+    config = replace(SHORT, epochs=30)
+    ada, bob = tenant(store, "ada"), tenant(store, "bob")
+    control = queue_job(store, backbones, training_path, config, caller=ada)
+    run_job(store, claim(store), backbones=backbones, should_stop=never)
+    long = queue_job(store, backbones, training_path, config, caller=ada)
+    runner = runner_on(store, backbones, slice_seconds=0.001, between_checkpoints=1000.0)
+    runner.start()
+    wait_until(lambda: get_job(store, long.id, tenant="ada").status == "running")
+    short = queue_job(store, backbones, training_path, replace(SHORT, epochs=1), caller=bob)
+    wait_until(lambda: get_job(store, long.id, tenant="ada").status in ENDED)
+    runner.close()
+    done, first = get_job(store, long.id, tenant="ada"), get_job(store, short.id, tenant="bob")
+    assert (done.status, first.status, done.deaths, first.deaths) == ("succeeded", "succeeded", 0, 0)
+    assert done.attempt == 1 + sum("gives way" in message for message in messages_of(store, long)) > 1
+    names = [model.job_id for model in list_models(store, Cursor(newest_first=False), tenant="bob").items]
+    assert names == [short.id]
+    assert weights_of(store, long) == weights_of(store, control)
+
+
+def test_a_job_of_the_same_tenant_waits_for_its_turn(store, backbones, training_path):
+    first = queue_job(store, backbones, training_path, SHORT)
+    queue_job(store, backbones, training_path, SHORT)
+    run_job(store, claim(store), backbones=backbones, should_stop=never, slice_seconds=0.001, between_questions=0.0)
+    assert get_job(store, first.id, tenant=LOCAL).status == "succeeded"

@@ -2,15 +2,22 @@
 
 import pytest
 
+from job_material import messages_of
 from rapt.errors import UsageError
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
+    MODEL_NOT_SERVED,
     add_state,
     claim_next_job,
     is_still_mine,
     latest_state,
+    lose_job,
+    others_wait,
+    put_back,
+    put_back_all,
+    tell_of_models_not_served,
 )
 from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.storage.worker_locks import is_alive, living_worker
@@ -98,3 +105,64 @@ def test_jobs_are_found_by_their_metadata(store, ada):
     assert [job.id for job in found] == [one.id]
     assert len(list_jobs(store, Cursor(), tenant="ada", metadata={"kind": "a.b"}).items) == 2
     assert list_jobs(store, Cursor(), tenant="ada", metadata={'"; drop table jobs': "1"}).items == ()
+
+
+def test_a_job_whose_worker_dies_is_counted_until_it_gets_further_and_fails_with_the_reason_in_the_end(store, ada):
+    queue(store, ada)
+    for death in (1, 2):
+        job = claim(store)
+        assert lose_job(store, job, reason="it was ended by SIGKILL", now=9)
+        assert not lose_job(store, job, reason="told twice", now=9)
+        assert get_job(store, job.id, tenant="ada").deaths == death
+    job = claim(store)
+    store.directory.checkpoint("state").mkdir()
+    assert add_state(store, job, step=3, metrics={}, folder="state", now=9)
+    assert get_job(store, job.id, tenant="ada").deaths == 0  # it got further
+    for death in range(3):
+        assert lose_job(store, claim(store) if death else job, reason="it was ended by SIGKILL", now=9)
+    assert claim(store) is None
+    failed = get_job(store, job.id, tenant="ada")
+    assert (failed.status, failed.error_code, failed.finished_at) == ("failed", "worker_died", 8)
+    assert "died 3 times" in failed.error_message
+    assert "SIGKILL" in failed.error_message
+    assert list(store.directory.checkpoints.iterdir()) == []
+    messages = messages_of(store, failed)
+    assert messages.count("the process that ran the job died: it was ended by SIGKILL; the job is queued again") == 5
+    assert messages[-1] == f"the job failed: {failed.error_message}"
+
+
+def test_a_worker_that_was_killed_counts_and_one_that_stops_or_gives_way_does_not(store, ada):
+    queue(store, ada)
+    assert put_back(store, claim(store), message="the service stopped; the job is queued again", now=9)
+    assert put_back_all(store, worker="worker-1", now=9) == 0
+    assert claim(store).deaths == 0
+    assert put_back_all(store, worker="worker-1", now=9) == 1
+    lost = claim(store, worker="worker-that-was-killed")
+    assert lost.deaths == 0
+    assert requeue_abandoned_jobs(store) == 1
+    assert get_job(store, lost.id, tenant="ada").deaths == 1
+
+
+def test_a_worker_of_other_models_does_not_begin_a_hopeless_job_either(store, ada):
+    job = queue(store, ada)
+    assert claim_next_job(store, worker="w", models=["other"], now=8, most_deaths=0) is None
+    assert get_job(store, job.id, tenant="ada").status == "failed"
+
+
+def test_others_wait_only_if_a_job_of_another_tenant_waits_for_a_model_of_the_worker(store, ada, bob):
+    queue(store, ada)
+    queue(store, ada)
+    running = claim(store)
+    assert not others_wait(store, running, models=["toy"])
+    queue(store, bob)
+    assert not others_wait(store, running, models=["other"])
+    assert others_wait(store, running, models=["toy"])
+
+
+def test_a_job_for_a_model_that_is_not_served_any_more_says_so_and_is_taken_when_it_is_back(store, ada):
+    job, other = queue(store, ada), queue(store, ada, model="other")
+    assert tell_of_models_not_served(store, served=["toy", "other"], now=9) == []
+    assert tell_of_models_not_served(store, served=["other"], now=9) == [job.id]
+    assert messages_of(store, job)[-1] == MODEL_NOT_SERVED
+    assert MODEL_NOT_SERVED not in messages_of(store, other)
+    assert claim(store).id == job.id

@@ -24,5 +24,8 @@ class JobRunner(Protocol):
     def is_alive(self) -> bool:
         """Whether jobs are run."""
 
+    def stop(self) -> None:
+        """Take no more jobs, and stop the one that runs within a step; does not wait for it."""
+
     def close(self) -> None:
         """Stop within a step; a job that was running is queued again."""
