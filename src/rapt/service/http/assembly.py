@@ -15,7 +15,7 @@ from rapt.errors import NotFoundError, UsageError
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.metrics import Metrics
-from rapt.service.http.quotas import TokenQuotas
+from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
 from rapt.service.http.settings import Settings, revealed, served_name
 from rapt.service.jobs.job_run import in_this_process
 from rapt.service.jobs.job_runner import JobRunner
@@ -54,6 +54,7 @@ class Service:
         writers: By the name of the backbone, of those that write: the texts of all callers in one batch.
         tokenizers: By the name of the backbone, to spell what was written.
         quotas: Tokens a minute of each tenant.
+        arriving: Bytes on their way in, of each tenant.
         metrics: What is counted.
         job_limits: What one job may take.
         started_at: Unix time, s; what base models say about their creation.
@@ -69,6 +70,7 @@ class Service:
     writers: Mapping[str, Writer]
     tokenizers: Mapping[str, Tokenizer]
     quotas: TokenQuotas
+    arriving: ArrivingBytes
     metrics: Metrics
     job_limits: JobLimits
     started_at: int
@@ -190,6 +192,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             metrics=Metrics(store),
             job_limits=jobs_of(settings).limits,
             quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),
+            arriving=ArrivingBytes(store, default=settings.tenant_bytes),
             started_at=started_at,
         )
         if settings.worker_in_service:

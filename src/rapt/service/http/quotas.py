@@ -1,25 +1,70 @@
-"""Tokens a minute, for each tenant: a bucket that fills evenly and from which every prediction takes.
+"""Tokens a minute, for each tenant: a bucket that fills evenly and from which every prediction takes; arriving bytes.
 
 Kept in memory, because the one serving process does all predictions; a restart fills the buckets. Quotas that are about
-what is stored (bytes, jobs) are checked in the transaction that stores it.
+what is stored (bytes, jobs) are checked in the transaction that stores it, and bytes before that, while they arrive.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
 from rapt.errors import NotFoundError, QuotaError
 from rapt.service.storage.store import Store
-from rapt.service.storage.tenant_rows import get_tenant
+from rapt.service.storage.tenant_rows import get_tenant, room_of
 
 
 @dataclass
 class _Bucket:
     level: float
     at: float
+
+
+class ArrivingBytes:
+    """Bytes on their way in, by tenant: together with what is stored they stay within its quota, on the disk too."""
+
+    def __init__(self, store: Store, *, default: int) -> None:
+        """Count none yet.
+
+        Args:
+            store: Knows what is stored.
+            default: Bytes of a tenant without a quota of its own.
+        """
+        self._store = store
+        self._default = default
+        self._arriving: Counter[str] = Counter()
+        self._room: dict[str, int] = {}
+        self._guard = Lock()
+
+    def count(self, tenant: str, more: int) -> None:
+        """Count bytes that are about to be written. Raises `QuotaError`: then they must not be, and are not counted."""
+        with self._guard:
+            room = self._room.get(tenant)
+            if room is not None and self._arriving[tenant] + more <= room:
+                self._arriving[tenant] += more
+                return
+        # What is stored may be less than at the last look.
+        room = room_of(self._store, tenant, limit=self._default)
+        with self._guard:
+            self._room[tenant] = room
+            if self._arriving[tenant] + more > room:
+                raise QuotaError(
+                    f"a tenant must have at most {max(0, room)} more bytes of files and models, those counted that "
+                    "arrive at the same time; delete some, or ask the provider",
+                    retry_after=None,
+                )
+            self._arriving[tenant] += more
+
+    def uncount(self, tenant: str, count: int) -> None:
+        """Forget bytes that were stored, which the next look at the store finds there, or thrown away."""
+        with self._guard:
+            self._arriving[tenant] -= count
+            self._room.pop(tenant, None)
+            if not self._arriving[tenant]:
+                del self._arriving[tenant]
 
 
 class TokenQuotas:

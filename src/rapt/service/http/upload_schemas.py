@@ -32,6 +32,9 @@ class CompleteRequest(Request):
     """Body of the end of an upload."""
 
     part_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=10_000)]
+    md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$", description="of the whole file, to be checked")] | None = (
+        None
+    )
 
 
 class PartObject(BaseModel):
@@ -53,5 +56,5 @@ class UploadObject(BaseModel):
     expires_at: int
     filename: str
     purpose: Literal["fine-tune"]
-    status: str = Field(description="pending, completed or cancelled")
+    status: str = Field(description="pending, completed, cancelled or expired")
     file: FileObject | None

@@ -22,13 +22,13 @@ import io
 import logging
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from rapt.errors import UsageError
-from rapt.service.storage.durable_files import Readable, StagedFile, not_stored, sync_folder, write_staged
+from rapt.service.storage.durable_files import ArrivingFile, Readable, StagedFile, not_stored, sync_folder, write_staged
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +100,15 @@ class DataDirectory:
             LimitError: They are more than `max_bytes`.
             UnavailableError: The disk is full, or broken.
         """
-        path = self.incoming / secrets.token_hex(16)
+        file = self.arriving(max_bytes=max_bytes)
         try:
-            yield write_staged(source, path, max_bytes=max_bytes)
+            yield write_staged(source, file)
         finally:
-            path.unlink(missing_ok=True)
+            file.close()
+
+    def arriving(self, *, max_bytes: int, count: Callable[[int], None] | None = None) -> ArrivingFile:
+        """A new file for bytes on their way in, to be closed by whoever asked for it."""
+        return ArrivingFile(self.incoming / secrets.token_hex(16), max_bytes=max_bytes, count=count)
 
     @contextmanager
     def stage_bytes(self, content: bytes) -> Iterator[StagedFile]:

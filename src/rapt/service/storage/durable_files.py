@@ -6,9 +6,11 @@ import hashlib
 import logging
 import os
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from rapt.errors import LimitError, UnavailableError
 
@@ -33,27 +35,85 @@ class StagedFile:
     sha256: str
 
 
-def write_staged(source: Readable, path: Path, *, max_bytes: int) -> StagedFile:
-    """The bytes of `source`, flushed to the disk at `path`, which must not exist.
+class ArrivingFile:
+    """A file on its way in: written by its owner alone, never beyond its limit, and gone once it is closed."""
+
+    def __init__(self, path: Path, *, max_bytes: int, count: Callable[[int], None] | None = None) -> None:
+        """Write to `path`, which must not exist and is made with the first byte.
+
+        Args:
+            path: Where.
+            max_bytes: The most that it may have.
+            count: Told of bytes before they are written; what it raises keeps them off the disk.
+        """
+        self.path = path
+        self.bytes = 0
+        self._max_bytes = max_bytes
+        self._count = count
+        self._digest = hashlib.sha256()
+        self._stream: BinaryIO | None = None
+
+    def write(self, content: bytes) -> int:
+        """Add bytes. Raises `LimitError`, and `UnavailableError` where the disk is full or broken."""
+        if self.bytes + len(content) > self._max_bytes:
+            raise LimitError(f"a file must have at most {self._max_bytes} bytes; split it")
+        if self._count is not None:
+            self._count(len(content))
+        self.bytes += len(content)
+        self._digest.update(content)
+        try:
+            return self._open().write(content)
+        except OSError as error:
+            raise not_stored(error) from None
+
+    def seek(self, offset: int) -> int:
+        """Read from there on."""
+        return self._open().seek(offset)
+
+    def read(self, size: int = -1) -> bytes:
+        """At most `size` bytes; none at the end."""
+        return self._open().read(size)
+
+    def finish(self) -> StagedFile:
+        """What was written, on the disk. Raises `UnavailableError`."""
+        try:
+            with self._open() as stream:
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise not_stored(error) from None
+        return StagedFile(path=self.path, bytes=self.bytes, sha256=self._digest.hexdigest())
+
+    def close(self) -> None:
+        """Delete it, unless it has got a name elsewhere."""
+        if self._stream is not None:
+            with suppress(OSError):  # what was not written yet may find no room
+                self._stream.close()
+        self.path.unlink(missing_ok=True)
+
+    def _open(self) -> BinaryIO:
+        if self._stream is None:
+            try:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise not_stored(error) from None
+            self._stream = os.fdopen(descriptor, "w+b")
+        return self._stream
+
+
+def write_staged(source: Readable, file: ArrivingFile) -> StagedFile:
+    """The bytes of `source`, flushed to the disk.
 
     Raises:
-        LimitError: They are more than `max_bytes`.
-        UnavailableError: The disk is full, or broken.
+        LimitError: They are more than the file may have.
+        UnavailableError: The disk is full, or broken; or what they are read from is.
     """
-    digest, size = hashlib.sha256(), 0
     try:
-        with path.open("xb") as target:
-            while chunk := source.read(_CHUNK):
-                size += len(chunk)
-                if size > max_bytes:
-                    raise LimitError(f"a file must have at most {max_bytes} bytes; split it")
-                digest.update(chunk)
-                target.write(chunk)
-            target.flush()
-            os.fsync(target.fileno())
+        while chunk := source.read(_CHUNK):
+            file.write(chunk)
     except OSError as error:
         raise not_stored(error) from None
-    return StagedFile(path=path, bytes=size, sha256=digest.hexdigest())
+    return file.finish()
 
 
 def not_stored(error: Exception) -> UnavailableError:

@@ -85,6 +85,7 @@ def add_file(
     caller: Caller,
     now: int,
     max_bytes: int,
+    counted: int = 0,
     request: Repeatable | None = None,
 ) -> StoredFile:
     """Keep admitted bytes under a new id.
@@ -97,6 +98,7 @@ def add_file(
         caller: Whose they become.
         now: Unix time, s.
         max_bytes: Of all files of a tenant without a quota of its own.
+        counted: Bytes of it that the tenant has already, as parts of an upload.
         request: Marks of a request that may come again; then the file of the first time is the answer.
 
     Raises:
@@ -124,13 +126,13 @@ def add_file(
     with store.database.read() as connection:
         if (before := made_before(connection, caller, request)) is not None:
             return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
-        check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
+        check_bytes(connection, caller.tenant, more=file.bytes - counted, limit=max_bytes)
     with naming(store, staged), store.database.write() as connection:
         # The same request may have come twice at once: the second finds what the first has made meanwhile.
         if (before := made_before(connection, caller, request)) is not None:
             return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
         check_tenant(connection, caller.tenant)
-        check_bytes(connection, caller.tenant, more=file.bytes, limit=max_bytes)
+        check_bytes(connection, caller.tenant, more=file.bytes - counted, limit=max_bytes)
         connection.execute(insert(FILES).values(vars(file)))
         note(connection, caller, request, file.id, now=now)
         record(connection, caller, "file.create", file.id)

@@ -142,13 +142,18 @@ def usage_of(store: Store, name: str) -> Usage:
 
 def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -> None:
     """Refuse bytes beyond a tenant's quota, in the transaction that would add them. Raises `QuotaError`."""
-    most = connection.execute(select(TENANTS.c.max_bytes).where(TENANTS.c.name == tenant)).scalar()
-    most = limit if most is None else most
+    most = _most_bytes(connection, tenant, limit=limit)
     if bytes_of(connection, tenant) + more > most:
         raise QuotaError(
             f"a tenant must have at most {most} bytes of files and models; delete some, or ask the provider",
             retry_after=None,
         )
+
+
+def room_of(store: Store, tenant: str, *, limit: int) -> int:
+    """Bytes that a tenant may store beside what it has; negative if it has too many. `limit` is as in `check_bytes`."""
+    with store.database.read() as connection:
+        return _most_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
 
 
 def check_jobs(connection: Connection, tenant: str, *, limit: int) -> None:
@@ -208,6 +213,11 @@ def jobs_of(connection: Connection, tenant: str) -> int:
     """Number of a tenant's jobs that have not ended."""
     active = select(func.count()).where(JOBS.c.tenant == tenant, JOBS.c.status.in_(ACTIVE))
     return connection.execute(active).scalar_one()
+
+
+def _most_bytes(connection: Connection, tenant: str, *, limit: int) -> int:
+    own = connection.execute(select(TENANTS.c.max_bytes).where(TENANTS.c.name == tenant)).scalar()
+    return limit if own is None else own
 
 
 def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:

@@ -193,6 +193,14 @@ class JoinedParts:
                 return chunk
             self.close()
 
+    def __enter__(self) -> JoinedParts:
+        """Themselves."""
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Close what is open."""
+        self.close()
+
     def close(self) -> None:
         """Close what is open."""
         if self._open is not None:

@@ -17,6 +17,7 @@ from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.import_schemas import AdapterRequest
 from rapt.service.http.routes.models import show_tuned
+from rapt.service.http.routes.staged_forms import staged_route
 from rapt.service.http.schemas import ModelObject
 from rapt.service.model.adapter import CARD, WEIGHTS, adapter_from_files
 from rapt.service.storage.model_rows import adapter_archive, add_imported_model, get_model
@@ -30,7 +31,8 @@ _SUFFIX: Final = "imported"
 
 def router(service: Service) -> APIRouter:
     """The routes of adapters."""
-    routes = APIRouter(prefix="/v1", tags=["models"])
+    route = staged_route(service, most=service.settings.max_request_bytes)
+    routes = APIRouter(prefix="/v1", tags=["models"], route_class=route)
 
     @routes.get(
         "/models/{model_id}/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, IdempotencyKey, LongLimit, Order, cursor, list_of
+from rapt.service.http.routes.staged_forms import staged, staged_route
 from rapt.service.http.schemas import Deleted, FileDetail, FileObject, ListOf, UploadRequest
 from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, get_file, list_files, open_file
 from rapt.service.storage.repeated_requests import repeatable
@@ -22,7 +23,8 @@ _LONGEST_NAME: Final = 255
 
 def router(service: Service) -> APIRouter:
     """The routes of files."""
-    routes = APIRouter(prefix="/v1/files", tags=["files"])
+    route = staged_route(service, most=service.settings.max_file_bytes)
+    routes = APIRouter(prefix="/v1/files", tags=["files"], route_class=route)
 
     @routes.post("", form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 4096})
     def create_file(
@@ -31,19 +33,18 @@ def router(service: Service) -> APIRouter:
         idempotency_key: IdempotencyKey = None,
     ) -> FileObject:
         """Upload a privatized file. The manifest is checked against it: a guard against mistakes, not against lies."""
-        with service.store.directory.stage(form.file.file, max_bytes=service.settings.max_file_bytes) as staged:
-            summary = service.gate.admit_file(staged.path)
-            name = clean_name(form.file.filename)
-            stored = add_file(
-                service.store,
-                staged,
-                summary,
-                filename=name,
-                caller=caller,
-                now=int(time.time()),
-                max_bytes=service.settings.tenant_bytes,
-                request=repeatable(idempotency_key, "file", staged.sha256),
-            )
+        arrived = staged(form.file)
+        summary = service.gate.admit_file(arrived.path)
+        stored = add_file(
+            service.store,
+            arrived,
+            summary,
+            filename=clean_name(form.file.filename),
+            caller=caller,
+            now=int(time.time()),
+            max_bytes=service.settings.tenant_bytes,
+            request=repeatable(idempotency_key, "file", arrived.sha256),
+        )
         return show_file(stored)
 
     @routes.get("")
