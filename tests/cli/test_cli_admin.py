@@ -13,6 +13,8 @@ from rapt.service.storage.recovery import join_store, open_store
 @pytest.fixture
 def at(tmp_path, monkeypatch):
     monkeypatch.delenv("RAPT_DATABASE_URL", raising=False)
+    with open_store(tmp_path / "data"):
+        pass
     return ("--data", tmp_path / "data")
 
 
@@ -70,3 +72,36 @@ def test_a_name_that_cannot_be_one_is_one_clear_line(rapt, at):
     refused = rapt("admin", "create-tenant", "Clinic:1", *at)
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "Clinic" not in refused.err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("create-tenant", "clinic"),
+        ("list-tenants",),
+        ("set-quotas", "clinic"),
+        ("delete-tenant", "clinic", "--yes"),
+        ("create-key",),
+        ("list-keys",),
+        ("rotate-key", "key-1"),
+        ("revoke-key", "key-1"),
+        ("audit-log",),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_without_a_service_is_refused_and_nothing_is_made(rapt, tmp_path, monkeypatch, command, there):
+    monkeypatch.delenv("RAPT_DATABASE_URL", raising=False)
+    wrong = tmp_path / "wrong"
+    if there:
+        wrong.mkdir()
+    outcome = rapt("admin", *command, "--data", wrong)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "must be that of a service" in outcome.err
+    assert list(tmp_path.rglob("*")) == ([wrong] if there else [])
+
+
+def test_the_first_key_of_a_new_service_is_made_when_it_is_said_to_be_new(rapt, tmp_path, monkeypatch):
+    monkeypatch.delenv("RAPT_DATABASE_URL", raising=False)
+    made = rapt("admin", "create-key", "--role", "admin", "--data", tmp_path / "data", "--new")
+    assert made.code == 0
+    assert holder(("--data", tmp_path / "data"), made.out).role == "admin"

@@ -410,3 +410,14 @@ def test_an_eta_outside_its_domain_is_refused(eta):
 
 def test_an_eta_that_is_whole_is_a_float_afterwards():
     assert type(check_eta(75)) is float
+
+
+def test_a_file_whose_lines_end_as_on_windows_is_the_same_file(good, tmp_path):
+    converted = tmp_path / "converted.jsonl"
+    converted.write_bytes(good.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_privatized_file(converted) == read_privatized_file(good)
+    converted.write_bytes(
+        converted.read_bytes().replace(b'"label": 1', b'"label": 0').replace(b'"label":1', b'"label":0')
+    )
+    with pytest.raises(WireError, match="take it as it was written"):
+        read_privatized_file(converted)

@@ -18,6 +18,7 @@ import typer
 
 from rapt.cli.options import AsJson, Blobs
 from rapt.cli.output import say, show, show_json, table
+from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.service.storage.store import Store
@@ -33,6 +34,7 @@ class KeyRole(StrEnum):
     ADMIN = "admin"
 
 
+NewService = Annotated[bool, typer.Option("--new", help="Make the data directory of a service that was never started.")]
 Data = Annotated[Path, typer.Option(envvar="RAPT_DATA_DIRECTORY", help="Data directory of the service.")]
 Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, such as key-1a2b; not the key.")]
@@ -55,6 +57,7 @@ def create_tenant(
     max_bytes: MaxBytes = None,
     max_jobs: MaxJobs = None,
     tokens_per_minute: TokensPerMinute = None,
+    new: NewService = False,
 ) -> None:
     """Create a tenant; quotas that are left out are the service's.
 
@@ -66,7 +69,7 @@ def create_tenant(
     from rapt.service.storage.callers import OPERATOR
 
     quotas = tenant_rows.Quotas(max_bytes=max_bytes, max_jobs=max_jobs, tokens_per_minute=tokens_per_minute)
-    with _store(data) as store:
+    with _store(data, new=new) as store:
         tenant_rows.create_tenant(store, tenant, quotas=quotas, caller=OPERATOR, now=int(time.time()))
     say(f"created the tenant {tenant}; give it a key with: rapt admin create-key {tenant}")
 
@@ -147,6 +150,7 @@ def delete_tenant(
     from rapt.service.storage.callers import OPERATOR
     from rapt.service.storage.recovery import open_store
 
+    _refuse_a_wrong_folder(data)
     if not yes:
         typer.confirm(f"Delete the tenant {tenant} and everything it has?", abort=True, err=True)
     with open_store(data, url=_database_url(), blobs=blobs) as store:
@@ -160,18 +164,19 @@ def create_key(
     data: Data = Path("rapt-data"),
     role: Annotated[KeyRole, typer.Option(help="An admin may also manage tenants and keys.")] = KeyRole.TENANT,
     as_json: AsJson = False,
+    new: NewService = False,
 ) -> None:
     """Create a key and print it: it is shown this once, and stored as a digest.
 
     \b
     Example:
       rapt admin create-key clinic
-      rapt admin create-key --role admin
+      rapt admin create-key --role admin --new
     """
     from rapt.service.storage import key_rows
     from rapt.service.storage.callers import OPERATOR
 
-    with _store(data) as store:
+    with _store(data, new=new) as store:
         now = int(time.time())
         key, value = key_rows.create_key(store, tenant=tenant, role=role.value, caller=OPERATOR, now=now)
     _show_key(key.id, value, as_json=as_json)
@@ -269,11 +274,23 @@ def audit_log(
 
 
 @contextmanager
-def _store(data: Path) -> Iterator[Store]:
+def _store(data: Path, *, new: bool = False) -> Iterator[Store]:
     from rapt.service.storage.recovery import join_store
 
+    if not new:
+        _refuse_a_wrong_folder(data)
     with join_store(data, url=_database_url()) as store:
         yield store
+
+
+def _refuse_a_wrong_folder(data: Path) -> None:
+    from rapt.service.storage.data_directory import is_of_a_service
+
+    if not is_of_a_service(data):
+        raise UsageError(
+            "the data directory must be that of a service, and there is none; give --data as to `rapt serve`, or begin "
+            "a new one with `rapt admin create-key --new`"
+        )
 
 
 def _database_url() -> str | None:

@@ -37,7 +37,8 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
     Raises:
         WireError: The file is malformed, truncated, edited, or of an unknown version.
     """
-    stream = iter(lines)
+    # Mail and version control end lines as their system does; nothing else about the file is other than it was written.
+    stream = (line[:-2] + b"\n" if line.endswith(b"\r\n") else line for line in lines)
     first = next(stream, b"")
     if len(first) > MAX_LINE_BYTES:
         raise WireError(f"the manifest must be at most {MAX_LINE_BYTES} bytes, got {len(first)}")
@@ -66,7 +67,10 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
             "it was cut off or edited: privatize or upload it again"
         )
     if digest.hexdigest() != manifest.records_sha256:
-        raise WireError("a privatized file must match the digest in its manifest; it was edited: privatize it again")
+        raise WireError(
+            "a privatized file must match the digest in its manifest; it was edited: take it as it was written, "
+            "because to privatize again would spend again"
+        )
 
 
 def bounded_lines(stream: IO[bytes]) -> Iterator[bytes]:

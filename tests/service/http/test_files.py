@@ -2,9 +2,11 @@
 
 import socket
 
+import httpx2
 import pytest
 
 from http_requests import SECRET, error_of, job_body, upload
+from running_service import running_service
 
 
 def test_an_uploaded_file_is_what_its_manifest_says(http, training_path, training_file):
@@ -97,3 +99,18 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(service, http, traini
     with socket.create_connection((host, int(port))) as connection:
         connection.sendall(head.encode() + training_path.read_bytes()[:500])
     assert len(http.get("/v1/files").json()["data"]) == before
+
+
+def test_the_content_of_a_damaged_blob_is_refused_before_its_first_byte(backbones, training_path, tmp_path):
+    with (
+        running_service(tmp_path, backbones=backbones) as url,
+        httpx2.Client(base_url=url, timeout=60, trust_env=False) as client,
+    ):
+        where = f"/v1/files/{upload(client, training_path).json()['id']}/content"
+        assert client.get(where).content == training_path.read_bytes()
+        (blob,) = (tmp_path / "blobs").glob("??/*")
+        whole = blob.read_bytes()
+        for damaged in (whole[:-1] + b"#", whole[:-1], whole + b"#"):
+            blob.write_bytes(damaged)
+            answer = client.get(where)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged")

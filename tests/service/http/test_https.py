@@ -93,3 +93,15 @@ def test_a_key_that_is_not_of_the_certificate_is_one_clear_line(backbones, certi
     with pytest.raises(UsageError, match="must be a readable certificate and its key"):
         with running_service(tmp_path, backbones=backbones, settings=halves):
             pass
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o622])
+def test_a_private_key_that_others_may_read_is_refused(backbones, certificate, tmp_path, mode):
+    key = tmp_path / "key.pem"
+    key.write_bytes(certificate["tls_key"].read_bytes())
+    key.chmod(mode)
+    with (
+        pytest.raises(UsageError, match="tls_key must be readable by its owner only"),
+        running_service(tmp_path / "data", backbones=backbones, settings={**certificate, "tls_key": key}),
+    ):
+        pass

@@ -1,7 +1,12 @@
+import re
+from pathlib import Path
+
 import pytest
 
+import rapt
 from rapt.errors import UsageError
 from rapt.service.http.settings import Settings, load_settings, served_name
+from rapt.service.http.variables import warn_of_unknown_variables
 from rapt.wire.addresses import is_loopback
 
 KEY = "a-key-of-more-than-sixteen-characters"
@@ -97,3 +102,29 @@ def test_a_model_in_a_folder_is_served_under_the_folders_name(tmp_path):
 )
 def test_loopback_is_told_from_everything_else(host, expected):
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "RAPT_MAX_FILE_BYTE",
+            "RAPT_MAX_FILE_BYTE is of no setting and is not looked at; is RAPT_MAX_FILE_BYTES meant?",
+        ),
+        ("RAPT_DATABSE_URL", "is RAPT_DATABASE_URL meant?"),
+        ("rapt_tenant_job", "is RAPT_TENANT_JOBS meant?"),
+        ("RAPT_PORT_8420_TCP_ADDR", "RAPT_PORT_8420_TCP_ADDR is of no setting and is not looked at"),
+    ],
+)
+def test_a_variable_that_is_mistyped_is_named_and_its_value_is_not(name, said, caplog):
+    warn_of_unknown_variables([name, "PATH", "RAPTOR"])
+    (record,) = caplog.records
+    assert record.getMessage().endswith(said)
+
+
+def test_the_variables_that_the_code_reads_are_known(caplog):
+    source = Path(rapt.__file__).parent
+    names = {name for path in source.rglob("*.py") for name in re.findall(r'"(RAPT_[A-Z_]+)"', path.read_text())}
+    assert len(names) > 5
+    warn_of_unknown_variables(names)
+    assert caplog.records == []

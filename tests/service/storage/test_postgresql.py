@@ -13,6 +13,7 @@ import test_named_blobs
 import test_old_places
 import test_store
 import test_tenants
+import test_tidying
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
@@ -59,7 +60,15 @@ def opening(url, opening):
 
 
 def _shared():
-    for module in (test_checkpoint_models, test_job_queue, test_named_blobs, test_old_places, test_store, test_tenants):
+    for module in (
+        test_checkpoint_models,
+        test_job_queue,
+        test_named_blobs,
+        test_old_places,
+        test_store,
+        test_tenants,
+        test_tidying,
+    ):
         for name, function in vars(module).items():
             if name.startswith("test_") and callable(function) and name not in _OF_SQLITE:
                 wanted = inspect.signature(function).parameters

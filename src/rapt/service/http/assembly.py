@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from rapt.errors import NotFoundError, UsageError
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
+from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.http.metrics import Metrics
 from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
 from rapt.service.http.settings import Settings, revealed, served_name
@@ -195,11 +196,14 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             arriving=ArrivingBytes(store, default=settings.tenant_bytes),
             started_at=started_at,
         )
+        housekeeper = Housekeeper(store)
         if settings.worker_in_service:
             runner.start()
+        housekeeper.start()
         try:
             yield service
         finally:
+            housekeeper.close()
             runner.close()
 
 

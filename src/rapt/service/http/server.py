@@ -23,6 +23,7 @@ from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, open_service
 from rapt.service.http.memory import giving_back
 from rapt.service.http.settings import Settings
+from rapt.service.http.variables import warn_of_unknown_variables
 from rapt.service.model.backbone import Backbone
 from rapt.service.storage.durable_files import write_atomically
 from rapt.service.traces import switch_tracebacks
@@ -72,6 +73,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
         VocabularyError: The files of a model are missing.
     """
     logging.config.dictConfig(LOGGING)
+    warn_of_unknown_variables(os.environ)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     switch_tracebacks(log, on=settings.debug)
@@ -159,6 +161,10 @@ def _check_tls(settings: Settings) -> None:
         raise UsageError(
             f"tls_cert and tls_key must be a readable certificate and its key in PEM, got {type(error).__name__}"
         ) from None
+    key = settings.tls_key.stat()
+    # As PostgreSQL has it: a key of the system's may be read by a group of those who serve with it.
+    if key.st_mode & (0o037 if key.st_uid == 0 else 0o077):
+        raise UsageError("tls_key must be readable by its owner only, and is not; try: chmod 600 on it")
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging.config
+import os
 from collections.abc import Callable, Mapping
 from threading import Event
 
@@ -13,6 +14,7 @@ from rapt.service.http.assembly import load_backbones, make_runner
 from rapt.service.http.memory import giving_back
 from rapt.service.http.server import LOGGING, stopped_by_signals
 from rapt.service.http.settings import Settings, revealed
+from rapt.service.http.variables import warn_of_unknown_variables
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.precision import chosen_dtype
 from rapt.service.storage.blob_owner import own_blobs
@@ -31,6 +33,7 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
         VocabularyError: The files of a model are missing.
     """
     logging.config.dictConfig(LOGGING)
+    warn_of_unknown_variables(os.environ)
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     switch_tracebacks(log, on=settings.debug)

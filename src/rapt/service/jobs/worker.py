@@ -95,7 +95,7 @@ class ThreadRunner:
         self._on_close()
 
     def _loop(self) -> None:
-        with living_worker(self._store.directory) as name:
+        with living_worker(self._store.directory, models=self._backbones) as name:
             while not self._closing.is_set():
                 self._queued.clear()  # before looking, so that a job queued meanwhile is not slept over
                 try:

@@ -11,6 +11,8 @@
     vocabularies/.. what is handed out to clients, by hash
     adapters/..     of an earlier version, until its first start has brought them along
 
+Others on the machine read none of it: folders are 700 and files 600, whatever they were before.
+
 A name appears only when what it names is whole and on the disk: written aside, flushed, renamed. Names are made here,
 never taken from a request.
 """
@@ -20,17 +22,22 @@ from __future__ import annotations
 import fcntl
 import io
 import logging
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rapt.errors import UsageError
 from rapt.service.storage.durable_files import ArrivingFile, Readable, StagedFile, not_stored, sync_folder, write_staged
 
 log = logging.getLogger(__name__)
+
+_LOCK: Final = "lock"
+_OTHERS: Final = 0o077  # what the mode of a file says of everybody but its owner
 
 
 @dataclass(frozen=True)
@@ -160,15 +167,16 @@ def _left_for_later(what: str) -> Iterator[None]:
 
 
 def make_data_directory(root: Path) -> DataDirectory:
-    """The folder, made if it is missing.
+    """The folder, made if it is missing, and closed to others.
 
     Raises:
-        UsageError: It cannot be written.
+        UsageError: It cannot be written, or others may read it and it is not ours to close.
     """
     directory = DataDirectory(root.resolve())
     try:
         # Others on this machine have no business in here, even though the text is privatized.
         directory.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _close_to_others(directory.root)
         if not directory.blobs.exists():
             with suppress(FileNotFoundError):
                 (directory.root / "files").rename(directory.blobs)  # as an earlier version called it
@@ -181,13 +189,46 @@ def make_data_directory(root: Path) -> DataDirectory:
             directory.vocabularies,
             directory.workers,
         ):
-            folder.mkdir(exist_ok=True)
-        (directory.root / "lock").touch()
+            folder.mkdir(mode=0o700, exist_ok=True)
+        (directory.root / _LOCK).touch(mode=0o600)
     except OSError as error:
         raise UsageError(
             f"the data directory must be writable, got {error.strerror or type(error).__name__}; choose another"
         ) from None
     return directory
+
+
+def is_of_a_service(root: Path) -> bool:
+    """Whether a service has, or had, its data in a folder; or a copy of them was put there."""
+    directory = DataDirectory(root)
+    return any(path.exists() for path in (root / _LOCK, directory.database, directory.blobs))
+
+
+def _close_to_others(root: Path) -> None:
+    """Let nobody else into a folder, if it is one for a service: closed, another folder would be lost to its users."""
+    found = root.stat()
+    if not found.st_mode & _OTHERS:
+        return
+    ours = found.st_uid == os.geteuid() and (
+        is_of_a_service(root) or all(path.name == "lost+found" for path in root.iterdir())
+    )
+    if not ours:
+        raise UsageError(
+            "the data directory must be readable by its owner only, and is not; choose a new folder, which may be in it"
+        )
+    root.chmod(found.st_mode & ~_OTHERS)
+    log.warning("the data directory could be read by others; it is its owner's alone now")
+
+
+def _close_what_is_inside(folder: Path) -> None:
+    """Let nobody else read what an earlier version, a restored backup or a copy has left open."""
+    for entry in os.scandir(folder):
+        with suppress(OSError):  # a worker may have deleted it; and nobody else gets through the folder around it
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if mode & _OTHERS and not entry.is_symlink():
+                os.chmod(entry.path, mode & ~_OTHERS)
+            if entry.is_dir(follow_symlinks=False):
+                _close_what_is_inside(Path(entry.path))
 
 
 @contextmanager
@@ -198,11 +239,12 @@ def lock_data_directory(root: Path) -> Iterator[DataDirectory]:
         UsageError: It cannot be written, or another service holds it.
     """
     directory = make_data_directory(root)
-    with (directory.root / "lock").open("w") as lock:
+    with (directory.root / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UsageError(
                 "the data directory must have one service only; stop the other, or choose another"
             ) from None
+        _close_what_is_inside(directory.root)
         yield directory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,12 +73,17 @@ def requeue_abandoned_jobs(store: Store) -> int:
 
 @contextmanager
 def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None, connections: int) -> Iterator[Store]:
-    where = open_blobs(blobs, folder=directory.blobs)
-    database = Database(database_url(url, file=directory.database), connections=connections)
+    # What libraries write is for nobody else either: the database, tensors, vocabularies.
+    before = os.umask(0o077)
     try:
-        yield Store(database, directory, where)
+        where = open_blobs(blobs, folder=directory.blobs)
+        database = Database(database_url(url, file=directory.database), connections=connections)
+        try:
+            yield Store(database, directory, where)
+        finally:
+            database.close()
     finally:
-        database.close()
+        os.umask(before)
 
 
 def _recover(store: Store) -> None:

@@ -10,13 +10,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, insert, select
 
 from rapt.errors import UsageError
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.tables import REQUESTS
 
-_KEPT: Final = 7 * 24 * 3600  # s
+KEPT_SECONDS: Final = 7 * 24 * 3600
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,9 @@ def made_before(connection: Connection, caller: Caller, request: Repeatable | No
 
 
 def note(connection: Connection, caller: Caller, request: Repeatable | None, object_: str, *, now: int) -> None:
-    """Remember what a request made, and forget what was made long ago."""
+    """Remember what a request made, for `KEPT_SECONDS`."""
     if request is None:
         return
-    connection.execute(delete(REQUESTS).where(REQUESTS.c.created_at < now - _KEPT))
     values = {"tenant": caller.tenant, "object": object_, "created_at": now, **vars(request)}
     connection.execute(insert(REQUESTS).values(values))
 

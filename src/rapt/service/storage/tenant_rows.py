@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, exists, func, insert, select, update
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import record
@@ -27,6 +27,12 @@ from rapt.service.storage.tables import (
 
 # States in which a job takes room in the queue.
 ACTIVE: Final = ("queued", "running", "paused")
+# Jobs that left nothing, or nothing that is still there.
+ENDED_FOR_NOTHING: Final = JOBS.c.status.not_in(ACTIVE) & ~exists().where(MODELS.c.job_id == JOBS.c.id)
+MOST_PENDING_UPLOADS: Final = 1000
+# Rows of a tenant that tell of the past alone; `tidying` forgets most of them, and makes room within a minute or two.
+MOST_PAST_ROWS: Final = 10_000
+_UNTIL_TIDIED: Final = 60.0  # s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +163,29 @@ def room_of(store: Store, tenant: str, *, limit: int) -> int:
 
 
 def check_jobs(connection: Connection, tenant: str, *, limit: int) -> None:
-    """Refuse a job beyond a tenant's quota, in the transaction that would queue it. Raises `QuotaError`."""
+    """Refuse a job beyond a tenant's quota, in the transaction that would queue it. Raises `QuotaError`.
+
+    Jobs that were cancelled leave rows, which count on their own.
+    """
+    _check_past(connection, JOBS, (JOBS.c.tenant == tenant) & ENDED_FOR_NOTHING)
     most = connection.execute(select(TENANTS.c.max_jobs).where(TENANTS.c.name == tenant)).scalar()
     most = limit if most is None else most
     if jobs_of(connection, tenant) >= most:
         raise QuotaError(
             f"a tenant must have at most {most} jobs that have not ended; wait for one to end", retry_after=30.0
         )
+
+
+def check_uploads(connection: Connection, tenant: str) -> None:
+    """Refuse an upload beyond those that a tenant may have begun, where it would be. Raises `QuotaError`."""
+    own = UPLOADS.c.tenant == tenant
+    pending = select(func.count()).where(own, UPLOADS.c.status == "pending")
+    if connection.execute(pending).scalar_one() >= MOST_PENDING_UPLOADS:
+        raise QuotaError(
+            f"a tenant must have at most {MOST_PENDING_UPLOADS} uploads that are pending; complete or cancel some",
+            retry_after=None,
+        )
+    _check_past(connection, UPLOADS, own & (UPLOADS.c.status != "pending"))
 
 
 def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Removed:
@@ -218,6 +240,14 @@ def jobs_of(connection: Connection, tenant: str) -> int:
 def _most_bytes(connection: Connection, tenant: str, *, limit: int) -> int:
     own = connection.execute(select(TENANTS.c.max_bytes).where(TENANTS.c.name == tenant)).scalar()
     return limit if own is None else own
+
+
+def _check_past(connection: Connection, table: Table, where: ColumnElement[bool]) -> None:
+    if connection.execute(select(func.count()).select_from(table).where(where)).scalar_one() >= MOST_PAST_ROWS:
+        raise QuotaError(
+            f"a tenant must have at most {MOST_PAST_ROWS} {table.name} that have ended; wait until they are forgotten",
+            retry_after=_UNTIL_TIDIED,
+        )
 
 
 def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:

@@ -17,7 +17,7 @@ from rapt.service.storage.database import find, value_of
 from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import PARTS, UPLOADS
-from rapt.service.storage.tenant_rows import check_bytes, check_tenant
+from rapt.service.storage.tenant_rows import check_bytes, check_tenant, check_uploads
 
 LIFETIME: Final = 24 * 3600  # s; parts of an upload that was given up must not stay for ever
 MOST_PARTS: Final = 10_000
@@ -33,7 +33,7 @@ class StoredUpload:
         filename: What the client calls it; shown, never used.
         purpose: `fine-tune`.
         bytes: How many it is going to have.
-        status: `pending`, `completed` or `cancelled`.
+        status: `pending`, `completed`, `cancelled` or `expired`.
         created_at: Unix time, s.
         expires_at: Unix time, s, after which nothing more is taken.
         file_id: What it became; None until it is completed.
@@ -62,7 +62,12 @@ class StoredPart:
 
 
 def add_upload(store: Store, *, filename: str, purpose: str, size: int, caller: Caller, now: int) -> StoredUpload:
-    """Begin an upload. Raises `NotFoundError` for a tenant that was deleted meanwhile."""
+    """Begin an upload.
+
+    Raises:
+        NotFoundError: The tenant was deleted meanwhile.
+        QuotaError: It has begun too many.
+    """
     upload = StoredUpload(
         id=f"upload-{secrets.token_hex(12)}",
         tenant=caller.tenant,
@@ -75,10 +80,9 @@ def add_upload(store: Store, *, filename: str, purpose: str, size: int, caller: 
     )
     with store.database.write() as connection:
         check_tenant(connection, caller.tenant)
+        check_uploads(connection, caller.tenant)
         connection.execute(insert(UPLOADS).values(vars(upload)))
         record(connection, caller, "upload.create", upload.id)
-        doomed = _forget_old(connection, now=now)
-    _remove(store, doomed)
     return upload
 
 
@@ -166,7 +170,7 @@ def end_upload(
         _pending(connection, upload_id, caller=caller, now=now)
         change = update(UPLOADS).where(UPLOADS.c.id == upload_id)
         connection.execute(change.values(status=status, file_id=file_id))
-        doomed = _drop_parts(connection, [upload_id])
+        doomed = _drop_parts(connection, upload_id)
         record(connection, caller, "upload.complete" if file_id else "upload.cancel", upload_id)
         upload = value_of(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
     _remove(store, doomed)
@@ -216,16 +220,9 @@ def _pending(connection: Connection, upload_id: str, *, caller: Caller, now: int
     return upload
 
 
-def _forget_old(connection: Connection, *, now: int) -> list[str]:
-    old = connection.execute(
-        select(UPLOADS.c.id).where(UPLOADS.c.status == "pending", UPLOADS.c.expires_at <= now)
-    ).scalars()
-    return _drop_parts(connection, list(old))
-
-
-def _drop_parts(connection: Connection, uploads: Sequence[str]) -> list[str]:
-    parts = list(connection.execute(select(PARTS.c.id).where(PARTS.c.upload_id.in_(uploads))).scalars())
-    connection.execute(delete(PARTS).where(PARTS.c.upload_id.in_(uploads)))
+def _drop_parts(connection: Connection, upload_id: str) -> list[str]:
+    parts = list(connection.execute(select(PARTS.c.id).where(PARTS.c.upload_id == upload_id)).scalars())
+    connection.execute(delete(PARTS).where(PARTS.c.upload_id == upload_id))
     return parts
 
 

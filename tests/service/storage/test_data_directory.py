@@ -1,0 +1,55 @@
+"""Who may read what a service keeps: its owner, whatever the folder and what is in it were before."""
+
+import stat
+
+import httpx2
+import pytest
+
+from http_requests import done_job, job_body, upload
+from rapt.errors import UsageError
+from rapt.service.storage.recovery import join_store, open_store
+from running_service import running_service
+
+
+def readable_by_others(folder):
+    return [path.name for path in (folder, *folder.rglob("*")) if path.lstat().st_mode & 0o077]
+
+
+def test_all_that_a_service_writes_is_its_owners(backbones, training_path, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    with (
+        running_service(data, backbones=backbones, settings={"checkpoint_seconds": 0}) as url,
+        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+    ):
+        file = upload(http, training_path).json()["id"]
+        body = {"filename": "f", "purpose": "fine-tune", "bytes": 10, "mime_type": "text/jsonl"}
+        begun = http.post("/v1/uploads", json=body).json()["id"]
+        assert http.post(f"/v1/uploads/{begun}/parts", files={"data": ("blob", b"12345")}).status_code == 200
+        done_job(http, job_body(file))
+        assert readable_by_others(data) == []
+    assert readable_by_others(data) == []
+
+
+def test_what_an_earlier_version_left_open_is_closed(tmp_path, caplog):
+    with open_store(tmp_path / "data"):
+        pass
+    for path in (tmp_path / "data", *(tmp_path / "data").rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    with join_store(tmp_path / "data"):
+        assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    with open_store(tmp_path / "data"):
+        assert readable_by_others(tmp_path / "data") == []
+    assert "could be read by others" in caplog.text
+
+
+@pytest.mark.parametrize("open_it", [open_store, join_store])
+def test_a_folder_of_somebody_else_is_left_as_it_was(tmp_path, open_it):
+    (tmp_path / "home").mkdir(mode=0o755)
+    (tmp_path / "home" / "letters").touch(mode=0o644)
+    with pytest.raises(UsageError, match="readable by its owner only"), open_it(tmp_path / "home"):
+        pass
+    assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o755
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letters"]
+    with open_it(tmp_path / "home" / "new"):
+        assert readable_by_others(tmp_path / "home" / "new") == []
