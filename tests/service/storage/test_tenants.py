@@ -95,6 +95,22 @@ def test_a_tenants_name_is_taken_once(store, ada):
     assert [item.name for item in list_tenants(store, Cursor(newest_first=False)).items] == ["local", "ada"]
 
 
+def test_the_state_of_a_job_that_rests_counts_until_it_is_gone(store, ada):
+    file = upload(store, ada)
+    queue(store, ada, file)
+    job = claim(store)
+    before = usage_of(store, "ada").bytes
+    store.directory.checkpoint("state").mkdir()
+    (store.directory.checkpoint("state") / "tensors").write_bytes(b"0" * 1000)
+    assert add_state(store, job, step=1, metrics={}, folder="state", now=9)
+    pause_job(store, job.id, caller=ada, now=10)
+    assert usage_of(store, "ada").bytes == before + 1000
+    with pytest.raises(QuotaError):
+        upload(store, ada, b"others", max_bytes=before + 1005)
+    cancel_job(store, job.id, caller=ada, now=11)
+    assert usage_of(store, "ada").bytes == before
+
+
 def test_what_belongs_to_another_is_not_found_by_anything(store, ada, bob):
     file = upload(store, ada)
     job = queue(store, ada, file)

@@ -95,18 +95,26 @@ class ThreadRunner:
         self._on_close()
 
     def _loop(self) -> None:
-        with living_worker(self._store.directory, models=self._backbones) as name:
-            while not self._closing.is_set():
-                self._queued.clear()  # before looking, so that a job queued meanwhile is not slept over
-                try:
-                    self._look(name)
-                except Exception as error:  # of the database or the disk; a worker that ended would leave jobs behind
-                    log_unforeseen(log, "the worker's use of its store", error)
-                    self._wait_for_the_store()
+        while not self._closing.is_set():
             try:
-                put_back_all(self._store, worker=name, now=_now())
-            except Exception as error:  # whoever starts next finds the jobs of a worker that is gone
-                log_unforeseen(log, "the worker's last use of its store", error)
+                with living_worker(self._store.directory, models=self._models) as name:
+                    self._work(name)
+            except OSError as error:  # the disk has no room for its lock
+                log_unforeseen(log, "the worker's lock", error)
+                self._wait_for_the_store()
+
+    def _work(self, name: str) -> None:
+        while not self._closing.is_set():
+            self._queued.clear()  # before looking, so that a job queued meanwhile is not slept over
+            try:
+                self._look(name)
+            except Exception as error:  # of the database or the disk; a worker that ended would leave jobs behind
+                log_unforeseen(log, "the worker's use of its store", error)
+                self._wait_for_the_store()
+        try:
+            put_back_all(self._store, worker=name, now=_now())
+        except Exception as error:  # whoever starts next finds the jobs of a worker that is gone
+            log_unforeseen(log, "the worker's last use of its store", error)
 
     def _look(self, name: str) -> None:
         """Run the next job, or wait a moment for one."""

@@ -95,6 +95,10 @@ class DataDirectory:
         """Where a state is; `name` is one of ours."""
         return self.checkpoints / name
 
+    def checkpoint_bytes(self, name: str) -> int:
+        """How many a state has."""
+        return sum(path.stat().st_size for path in self.checkpoint(name).glob("*"))
+
     def part(self, name: str) -> Path:
         """Where a part is; `name` is one of ours."""
         return self.parts / name

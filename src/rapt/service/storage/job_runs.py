@@ -209,13 +209,15 @@ def add_state(store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, 
     Returns:
         False when the caller must delete the folder: the job was cancelled, deleted, or taken by another worker.
     """
+    size = store.directory.checkpoint_bytes(folder)
     with store.database.write() as connection:
         # A paused job keeps its state: that is what it will go on from.
         if not is_mine(connection, job, status=("running", "paused")):
             return False
         doomed = let_go_of_states(connection, job.id)
         values = {"id": f"ftstate-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
-        connection.execute(insert(CHECKPOINTS).values(**values, metrics=dict(metrics), folder=folder))
+        values |= {"metrics": dict(metrics), "folder": folder, "bytes": size}
+        connection.execute(insert(CHECKPOINTS).values(values))
         # It got further: what killed it before does not count any more.
         connection.execute(update(JOBS).where(_mine(job)).values(deaths=0, last_death=None))
     # It is its own predecessor if it was added before, and the word that it was never came.

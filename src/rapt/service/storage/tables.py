@@ -154,6 +154,7 @@ CHECKPOINTS: Final = _table(
     Column("metrics", JSON, nullable=False),
     # Of every row that there is: one goes when a later one takes its place.
     Column("folder", String, unique=True),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("job_id", "step", name="uq_checkpoints_job_step"),
 )
 

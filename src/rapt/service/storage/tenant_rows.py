@@ -40,7 +40,7 @@ class Quotas:
     """How much a tenant may have; None where the service's own setting holds.
 
     Attributes:
-        max_bytes: Of all its files, parts of uploads, models and checkpoints.
+        max_bytes: Of all its files, parts of uploads, models, checkpoints and states of runs.
         max_jobs: That have not ended.
         tokens_per_minute: Of its predictions.
     """
@@ -220,7 +220,7 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
 
 
 def bytes_of(connection: Connection, tenant: str) -> int:
-    """Bytes of a tenant's files, of the parts of its uploads, and of its models and their checkpoints."""
+    """Bytes of a tenant's files, of the parts of its uploads, of its models, and of what its jobs can go on from."""
     files = select(func.coalesce(func.sum(FILES.c.bytes), 0)).where(FILES.c.tenant == tenant)
     parts = (
         select(func.coalesce(func.sum(PARTS.c.bytes), 0))
@@ -228,7 +228,12 @@ def bytes_of(connection: Connection, tenant: str) -> int:
         .where(UPLOADS.c.tenant == tenant)
     )
     models = select(func.coalesce(func.sum(MODELS.c.bytes), 0)).where(MODELS.c.tenant == tenant)
-    return sum(int(connection.execute(query).scalar_one()) for query in (files, parts, models))
+    states = (
+        select(func.coalesce(func.sum(CHECKPOINTS.c.bytes), 0))
+        .join(JOBS, JOBS.c.id == CHECKPOINTS.c.job_id)
+        .where(JOBS.c.tenant == tenant)
+    )
+    return sum(int(connection.execute(query).scalar_one()) for query in (files, parts, models, states))
 
 
 def jobs_of(connection: Connection, tenant: str) -> int:
