@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rapt.errors import AccessError
 from rapt.service.http.http_errors import response_to
@@ -27,8 +28,14 @@ from rapt.wire.addresses import is_loopback
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 # What browsers say of a request of a page to where it came from, and of one that no page made.
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
+# How often a long answer is stopped to look at its key, s: one that was revoked must not go on getting answers.
+_BETWEEN_LOOKS: Final = 1.0
 # Whoever has the key of the settings runs the service.
 _PROVIDER: Final = Caller(tenant=LOCAL, key="settings", role="admin")
+
+
+class _KeyEnded(Exception):
+    """The key of an answer was revoked, or has ended, while it was sent."""
 
 
 class Door:
@@ -55,6 +62,13 @@ class Door:
                 await response_to(AccessError(f"{rule}; ask the provider"))(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
+            still = _StillGood(send, lambda: at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"]))
+            try:
+                await self._app(scope, receive, still.send)
+            except Exception:
+                if not still.ended:  # else it was ended by us, whatever its parts made of that
+                    raise
+            return
         await self._app(scope, receive, send)
 
     def _caller(self, headers: Headers, scheme: str) -> Caller | None:
@@ -67,6 +81,36 @@ class Door:
         if self._may_be_open and _is_of_this_machine(headers, scheme) and not has_keys(self._store):
             return DEVELOPER
         return None
+
+
+class _StillGood:
+    """Passes an answer on for as long as the key that it was asked with is good."""
+
+    def __init__(self, send: Send, ask: Callable[[], Awaitable[Caller | None]]) -> None:
+        self._send = send
+        self._ask = ask
+        self._asked = time.monotonic()
+        self._is_event_stream = False
+        self.ended = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kind = Headers(raw=message.get("headers", ())).get("content-type", "")
+            self._is_event_stream = kind.startswith("text/event-stream")
+        elif message.get("more_body", False) and time.monotonic() - self._asked >= _BETWEEN_LOOKS:
+            self._asked = time.monotonic()
+            if await self._ask() is None:
+                await self._end()
+        await self._send(message)
+
+    async def _end(self) -> None:
+        """End a stream with an event that says why; what has a length is cut off, and so is not taken for whole."""
+        self.ended = True
+        if self._is_event_stream:
+            error = AccessError("the API key is good no more: it was revoked or has ended; ask the provider")
+            body = b"data: " + bytes(response_to(error).body) + b"\n\ndata: [DONE]\n\n"
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        raise _KeyEnded
 
 
 def _bearer(headers: Headers) -> str:
