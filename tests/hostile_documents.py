@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -38,3 +39,51 @@ def value_or_refusal(read: Callable[[], T]) -> T | None:
     assert len(message) <= LONGEST_MESSAGE, "a refusal must be short"
     assert MARKER not in message, "a refusal must not repeat what came in"
     return None
+
+
+def places_in(value: object, path: tuple[object, ...] = ()) -> list[tuple[object, ...]]:
+    """Every place of a JSON value that another value could stand in, outermost first; of a long list the first two."""
+    found = [path]
+    if isinstance(value, dict):
+        inner = list(value.items())
+    else:
+        inner = list(enumerate(value))[:2] if isinstance(value, list) else []
+    for key, item in inner:
+        found += places_in(item, (*path, key))
+    return found
+
+
+def mutated(value: object, changes: object) -> object:
+    """A copy of a JSON value with other values in some of its places, some fields gone and some added.
+
+    Args:
+        value: Of a document that is good.
+        changes: Pairs of a place and what happens there: `("set", new)`, `("drop",)` or `("add", name, new)`.
+    """
+    changed = copy.deepcopy(value)
+    for path, change in changes:
+        holder = changed
+        try:
+            for key in path[:-1]:
+                holder = holder[key]
+            if not path or change[0] == "add":
+                target = holder[path[-1]] if path else changed
+                target[change[1]] = change[-1]
+            elif change[0] == "set":
+                holder[path[-1]] = change[-1]
+            else:
+                del holder[path[-1]]
+        except (KeyError, IndexError, TypeError):  # an earlier change took the place away
+            continue
+    return changed
+
+
+def mutations_of(value: object) -> st.SearchStrategy[object]:
+    """Documents near a good one: one to three changes anywhere in it."""
+    change = st.one_of(
+        st.tuples(st.just("set"), HOSTILE_VALUES),
+        st.just(("drop",)),
+        st.tuples(st.just("add"), st.sampled_from([MARKER, "\x00", "\ud800", "eta", ""]), HOSTILE_VALUES),
+    )
+    changes = st.lists(st.tuples(st.sampled_from(places_in(value)), change), min_size=1, max_size=3)
+    return changes.map(lambda chosen: mutated(value, chosen))

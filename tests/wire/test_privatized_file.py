@@ -347,7 +347,7 @@ def changed(**fields):
         (changed(schema="rapt.privatized/2", pairs=True, targets=[]), "privatized or public, or null"),
         (changed(surprise=SECRET), "has a field this version does not know"),
         (changed(records="1"), "must have records of type int, got str"),
-        (changed(records=-1), "must count upwards from 0"),
+        (changed(records=-1), "must have records from 0"),
         (changed(labels=[1]), "labels as a list of names"),
         (changed(labels=["a", "a"]), "name each label once"),
         (changed(mechanism={"name": "laplace", "parameters": {}}), "must state eta"),

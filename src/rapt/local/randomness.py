@@ -16,6 +16,7 @@ from randomgen import AESCounter, ChaCha  # type: ignore[import-untyped]  # it s
 
 from rapt.errors import UsageError
 from rapt.wire.manifest import Randomness
+from rapt.wire.strict_json import LARGEST
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def worker_stream(provenance: Randomness, *, position: int) -> RandomStream:
 
 
 def _seeded(seed: int, *, position: int | None) -> RandomStream:
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise UsageError(f"an insecure seed must be a whole number >= 0, got seed={seed!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= LARGEST:
+        raise UsageError(f"an insecure seed must be a whole number >= 0 and at most {LARGEST}; choose another")
     sequence = np.random.SeedSequence(seed, spawn_key=() if position is None else (position,))
     worker = "" if position is None else f", worker {position}"
     return RandomStream(

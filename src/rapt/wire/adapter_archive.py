@@ -7,10 +7,18 @@ date. Nobody needs this program to open one.
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
 from collections.abc import Mapping
+from typing import Final
 
 from rapt.errors import WireError
+
+_MOST_FILES: Final = 8
+# All that `zipfile` makes of other bytes.
+_DAMAGED: Final = (
+    zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError, NotImplementedError, struct.error, OverflowError
+)  # fmt: skip
 
 
 def pack_adapter(files: Mapping[str, bytes]) -> bytes:
@@ -25,13 +33,22 @@ def pack_adapter(files: Mapping[str, bytes]) -> bytes:
 def unpack_adapter(archive: bytes) -> dict[str, bytes]:
     """The files in an archive of `pack_adapter`, in memory: no name in it is ever a path.
 
+    What comes out is no larger than the archive: nothing is compressed, no two files share bytes, no name comes twice.
+
     Raises:
         WireError: It is none of ours.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in opened.infolist()):
+            entries = opened.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
                 raise WireError("an adapter's archive must not be compressed; export it again")
-            return {name: opened.read(name) for name in opened.namelist()}
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError):  # all that `zipfile` makes of other bytes
+            if len(entries) > _MOST_FILES or len({entry.filename for entry in entries}) != len(entries):
+                raise WireError(
+                    f"an adapter's archive must have at most {_MOST_FILES} files, each once; export it again"
+                )
+            if sum(max(entry.file_size, entry.compress_size) for entry in entries) > len(archive):
+                raise WireError("an adapter's archive must be as large as its files; export it again")
+            return {entry.filename: opened.read(entry) for entry in entries}
+    except _DAMAGED:
         raise WireError("an adapter's archive must be whole; export it again") from None

@@ -11,13 +11,24 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rapt.errors import WireError
-from rapt.wire.manifest import MechanismSetting, mechanism_from_json, mechanism_to_json
-from rapt.wire.strict_json import exact_fields, field
+from rapt.wire.manifest import (
+    MOST_PLAIN_TOKENS,
+    MechanismSetting,
+    mechanism_from_json,
+    mechanism_to_json,
+    read_labels,
+)
+from rapt.wire.strict_json import check_json, count_field, exact_fields, field, name_field
 
 SCHEMA: Final = "rapt.adapter/2"
 # Cards of the first schema name neither task nor kind: there was one of each.
 FIRST_SCHEMA: Final = "rapt.adapter/1"
 _FIRST: Final = {"task": "classification", "kind": "encoder"}
+
+# Soft prompt vectors or prefix positions: what a job may ask for as well.
+MOST_PROMPT_POSITIONS: Final = 256
+_MOST_SETTINGS: Final = 64  # of a run: there are about 25
+_LONGEST_SETTING: Final = 65_536  # letters: a word for each of a thousand classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +90,11 @@ def card_from_json(value: Mapping[str, Any]) -> AdapterCard:
     """The card in a JSON object.
 
     Raises:
-        WireError: Unknown schema, or a missing, unknown or mistyped field.
+        WireError: Unknown schema, a missing, unknown or mistyped field, or a value beyond the limits of this format.
+        MechanismError: eta is not a finite number above 0.
     """
     what = "the adapter card"
+    check_json(value, what=what)
     schema = value.get("schema")
     if schema not in (SCHEMA, FIRST_SCHEMA):
         raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or tune again")
@@ -89,21 +102,33 @@ def card_from_json(value: Mapping[str, Any]) -> AdapterCard:
     required = names | {"training", "metrics", "weights_sha256", "created_by"}
     exact_fields(value, required=required | (set(_FIRST) if schema == SCHEMA else set()), optional=set(), what=what)
     value = {**_FIRST, **value}
-    labels = field(value, "labels", list, what=what)
-    if not all(type(name) is str for name in labels) or bool(labels) == (value["task"] == "generation"):
+    labels = read_labels(value, what=what)
+    if bool(labels) == (value["task"] == "generation"):
         raise WireError(f"{what} must name its labels, unless it generates text; tune again")
     return AdapterCard(
-        model=field(value, "model", str, what=what),
-        vocabulary_hash=field(value, "vocabulary_hash", str, what=what),
-        method=field(value, "method", str, what=what),
-        labels=tuple(labels),
+        model=name_field(value, "model", what=what),
+        vocabulary_hash=name_field(value, "vocabulary_hash", what=what),
+        method=name_field(value, "method", what=what),
+        labels=labels,
         mechanism=mechanism_from_json(field(value, "mechanism", dict, what=what)),
-        plain_tokens=field(value, "plain_tokens", int, what=what),
-        prompt_length=field(value, "prompt_length", int, what=what),
-        training=field(value, "training", dict, what=what),
-        metrics=field(value, "metrics", dict, what=what),
-        weights_sha256=field(value, "weights_sha256", str, what=what),
-        created_by=field(value, "created_by", str, what=what),
-        kind=field(value, "kind", str, what=what),
-        task=field(value, "task", str, what=what),
+        plain_tokens=count_field(value, "plain_tokens", what=what, most=MOST_PLAIN_TOKENS),
+        prompt_length=count_field(value, "prompt_length", what=what, most=MOST_PROMPT_POSITIONS),
+        training=_figures(value, "training", kinds=(float, int, bool, str, type(None)), what=what),
+        metrics=_figures(value, "metrics", kinds=(float, int), what=what),
+        weights_sha256=name_field(value, "weights_sha256", what=what),
+        created_by=name_field(value, "created_by", what=what),
+        kind=name_field(value, "kind", what=what),
+        task=name_field(value, "task", what=what),
     )
+
+
+def _figures(value: Mapping[str, Any], name: str, *, kinds: tuple[type, ...], what: str) -> dict[str, Any]:
+    """The field `name`: settings or figures by their names."""
+    found = field(value, name, dict, what=what)
+    if len(found) > _MOST_SETTINGS or not all(key.isidentifier() and len(key) <= 64 for key in found):
+        raise WireError(f"{what} must have at most {_MOST_SETTINGS} names in {name}, each a word of a program")
+    if not all(
+        type(item) in kinds and (type(item) is not str or len(item) <= _LONGEST_SETTING) for item in found.values()
+    ):
+        raise WireError(f"{what} must have plain values in {name}, none of them long; tune again")
+    return found

@@ -8,13 +8,14 @@ keeps its meaning for ever, and a new meaning is a new schema.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 from rapt.errors import MechanismError, WireError
-from rapt.wire.strict_json import exact_fields, field, id_tuple
+from rapt.wire.strict_json import check_json, count_field, exact_fields, field, id_tuple, name_field
 
 SCHEMA: Final = "rapt.privatized/1"
 # A file whose records have more than one text. Files of single texts stay of the first schema, byte for byte.
@@ -25,6 +26,13 @@ Targets = Literal["privatized", "public"]
 _TARGETS: Final[tuple[Targets, ...]] = get_args(Targets)
 
 Parameter = float | int | str | bool
+
+MOST_PARAMETERS: Final = 16  # of a mechanism: the richest has 6
+MOST_PLAIN_TOKENS: Final = 4096  # before a text: more than a backbone has positions for
+MOST_LABELS: Final = 1000
+LONGEST_LABEL: Final = 256
+_PARAMETER_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_SHA256: Final = re.compile(r"([0-9a-f]{64})?")  # nothing before the records are counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,14 +109,10 @@ class LabelPrivacy:
             raise MechanismError(
                 f"labels must be privatized by {RANDOMIZED_RESPONSE!r}, got another mechanism; upgrade rapt"
             )
-        if (
-            isinstance(self.epsilon, bool)
-            or not isinstance(self.epsilon, int | float)
-            or not (LEAST_LABEL_EPSILON <= self.epsilon < math.inf)
-        ):
+        if not _is_finite(self.epsilon) or self.epsilon < LEAST_LABEL_EPSILON:
             raise MechanismError(
-                f"the epsilon of labels must be finite and at least {LEAST_LABEL_EPSILON:g}, "
-                f"got epsilon={self.epsilon!r}; 1 is usual, and below 0.1 labels are close to noise"
+                f"the epsilon of labels must be finite and at least {LEAST_LABEL_EPSILON:g}; "
+                "1 is usual, and below 0.1 labels are close to noise"
             )
 
 
@@ -158,12 +162,19 @@ def check_eta(eta: float) -> float:
     Raises:
         MechanismError: It is not.
     """
-    if isinstance(eta, bool) or not isinstance(eta, int | float) or not math.isfinite(eta) or eta <= 0:
+    if not _is_finite(eta) or eta <= 0:
         raise MechanismError(
-            f"eta must be a finite number above 0, got eta={eta!r}; "
-            "see `rapt statement` for what a value means on a vocabulary"
+            "eta must be a finite number above 0; see `rapt statement` for what a value means on a vocabulary"
         )
     return float(eta)
+
+
+def _is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
@@ -200,10 +211,12 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
     """The manifest in a JSON object, or a refusal.
 
     Raises:
-        WireError: Unknown schema, a missing, unknown or mistyped field, or counts that contradict each other.
+        WireError: Unknown schema, a missing, unknown or mistyped field, a value beyond the limits of this format, or
+            counts that contradict each other.
         MechanismError: eta is not a finite number above 0, or an epsilon of labels is outside its domain.
     """
     what = "the manifest"
+    check_json(value, what=what)
     schema = value.get("schema")
     if schema not in (SCHEMA, SCHEMA_OF_PARTS):
         raise WireError(
@@ -228,32 +241,43 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
     targets = _targets(value["targets"]) if schema == SCHEMA_OF_PARTS else None
     if schema == SCHEMA_OF_PARTS and not pairs and targets is None:
         raise WireError(f"the manifest must be of schema {SCHEMA!r} when records have one text; write the file again")
-    labels = value["labels"]
-    if labels is not None and (type(labels) is not list or not all(type(name) is str for name in labels)):
-        raise WireError("the manifest must have labels as a list of names, or null")
-    if labels is not None and len(set(labels)) != len(labels):
-        raise WireError("the manifest must name each label once; write the file again")
+    labels = None if value["labels"] is None else read_labels(value, what=what)
     hidden = None if value["label_privacy"] is None else _label_privacy(field(value, "label_privacy", dict, what=what))
     if hidden is not None and (labels is None or len(labels) < 2):
         raise WireError("the manifest must name at least two labels when it says how labels were privatized")
-    records, tokens = field(value, "records", int, what=what), field(value, "tokens", int, what=what)
-    if records < 0 or tokens < 0:
-        raise WireError(f"the manifest must count upwards from 0, got records={records} tokens={tokens}")
+    digest = field(value, "records_sha256", str, what=what)
+    if not _SHA256.fullmatch(digest):
+        raise WireError(f"{what} must have records_sha256 as 64 hexadecimal digits; write the file again")
     return Manifest(
-        model=field(value, "model", str, what=what),
-        vocabulary_hash=field(value, "vocabulary_hash", str, what=what),
+        model=name_field(value, "model", what=what),
+        vocabulary_hash=name_field(value, "vocabulary_hash", what=what),
         mechanism=mechanism_from_json(field(value, "mechanism", dict, what=what)),
         randomness=_randomness(field(value, "randomness", dict, what=what)),
         plain_tokens=_plain_tokens(field(value, "plain_tokens", dict, what=what)),
-        labels=None if labels is None else tuple(labels),
+        labels=labels,
         label_privacy=hidden,
-        records=records,
-        tokens=tokens,
-        records_sha256=field(value, "records_sha256", str, what=what),
-        created_by=field(value, "created_by", str, what=what),
+        records=count_field(value, "records", what=what),
+        tokens=count_field(value, "tokens", what=what),
+        records_sha256=digest,
+        created_by=name_field(value, "created_by", what=what),
         pairs=pairs,
         targets=targets,
     )
+
+
+def read_labels(value: Mapping[str, Any], *, what: str) -> tuple[str, ...]:
+    """The field `labels`: names of classes, each once. Raises `WireError`."""
+    labels = value["labels"]
+    if type(labels) is not list or not all(type(name) is str for name in labels):
+        raise WireError(f"{what} must have labels as a list of names, or null")
+    if len(labels) > MOST_LABELS or any(len(name) > LONGEST_LABEL for name in labels):
+        raise WireError(
+            f"{what} must have at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters, "
+            f"got labels={len(labels)}; is the label column the right one?"
+        )
+    if len(set(labels)) != len(labels):
+        raise WireError(f"{what} must name each label once; write the file again")
+    return tuple(labels)
 
 
 def _targets(value: Any) -> Targets | None:
@@ -275,19 +299,26 @@ def mechanism_from_json(value: Mapping[str, Any]) -> MechanismSetting:
     what = "the mechanism"
     exact_fields(value, required={"name", "parameters"}, optional=set(), what=what)
     parameters = field(value, "parameters", dict, what=what)
+    if len(parameters) > MOST_PARAMETERS or not all(map(_PARAMETER_NAME.fullmatch, parameters)):
+        raise WireError(
+            f"{what} must have at most {MOST_PARAMETERS} parameters, named by small letters, digits and underscores"
+        )
     if not all(type(item) in (float, int, str, bool) for item in parameters.values()):
         raise WireError(f"{what} must have numbers, words or true/false as parameters")
+    for name, item in parameters.items():
+        if type(item) is str:
+            name_field(parameters, name, what=f"a parameter of {what}")
     if "eta" not in parameters:
         raise WireError(f"{what} must state eta; a file without a guarantee is not accepted")
     check_eta(parameters["eta"])
-    return MechanismSetting(name=field(value, "name", str, what=what), parameters=parameters)
+    return MechanismSetting(name=name_field(value, "name", what=what), parameters=parameters)
 
 
 def _randomness(value: Mapping[str, Any]) -> Randomness:
     what = "the manifest's randomness"
     exact_fields(value, required={"source", "insecure_seed"}, optional=set(), what=what)
-    seed = None if value["insecure_seed"] is None else field(value, "insecure_seed", int, what=what)
-    return Randomness(source=field(value, "source", str, what=what), insecure_seed=seed)
+    seed = None if value["insecure_seed"] is None else count_field(value, "insecure_seed", what=what)
+    return Randomness(source=name_field(value, "source", what=what), insecure_seed=seed)
 
 
 def _label_privacy_to_json(hidden: LabelPrivacy) -> dict[str, Any]:
@@ -305,9 +336,9 @@ def _label_privacy(value: Mapping[str, Any]) -> LabelPrivacy:
 def _plain_tokens(value: Mapping[str, Any]) -> PlainTokens:
     what = "the manifest's plain tokens"
     exact_fields(value, required={"count", "pool", "fixed"}, optional=set(), what=what)
-    count, pool = field(value, "count", int, what=what), id_tuple(value, "pool", what=what)
+    count, pool = count_field(value, "count", what=what, most=MOST_PLAIN_TOKENS), id_tuple(value, "pool", what=what)
     fixed = None if value["fixed"] is None else id_tuple(value, "fixed", what=what)
-    if count < 0 or (count > 0 and not pool):
+    if count > 0 and not pool:
         raise WireError(f"{what} must come from a pool, got count={count} and a pool of {len(pool)}")
     if len(set(pool)) != len(pool):
         raise WireError(f"{what} must have each id once in the pool; write the file again")

@@ -121,8 +121,8 @@ def _place(entry: Any, *, start: int, size: int) -> _Place:
         raise _damaged()
     if item_type not in _ITEM_TYPES or len(shape) != 2 or not prod(shape):
         raise VocabularyError(
-            f"an embedding table must be rows of {', '.join(_ITEM_TYPES)}, got {item_type[:8]!r} with "
-            f"{len(shape)} axes; give a model that is not quantized"
+            f"an embedding table must be rows of {', '.join(_ITEM_TYPES)}, got another type or {len(shape)} axes; "
+            "give a model that is not quantized"
         )
     if end - begin != prod(shape) * np.dtype(_ITEM_TYPES[item_type]).itemsize or start + end > size:
         raise _damaged()

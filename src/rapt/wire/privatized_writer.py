@@ -139,8 +139,11 @@ def write_privatized_file(
     Raises:
         CorpusError: The disk is full, the folder cannot be written, or another process is writing the file.
         UsageError: A file is there that must not be replaced, or a `NAME.partial` that is not ours or must not be lost.
-        WireError: The unfinished file was written with other settings, or is damaged.
+        WireError: No reader would take the manifest; or the unfinished file was written with other settings, or is
+            damaged.
     """
+    # Before anything is drawn and paid for.
+    manifest_from_json(manifest_to_json(_without_counts(manifest)))
     partial = partial_path(path)
     try:
         check_target(path, overwrite=overwrite)

@@ -8,7 +8,7 @@ half-uploaded file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -19,28 +19,25 @@ from rapt.errors import MechanismError, UsageError, VocabularyError, record_at
 from rapt.service.model.layout import sequence_length
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_card import AdapterCard
-from rapt.wire.manifest import Manifest
+from rapt.wire.manifest import Manifest, MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, iterate_privatized_lines
 from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
 
 # Append-only: the name of a mechanism keeps its meaning for ever. What each guarantees stands in rapt.local.mechanisms.
-KNOWN_MECHANISMS: Final = frozenset(
-    {
-        "laplace",
-        "exponential",
-        "mahalanobis",
-        "vickrey",
-        "rank-fix",
-        "tem",
-        "santext",
-        "custext",
-        "soft-pos",
-        "pct2t",
-    }
-)
-MOST_LABELS: Final = 1000
-LONGEST_LABEL: Final = 256
+# So do the names of its parameters; an earlier version may have named fewer.
+KNOWN_MECHANISMS: Final[Mapping[str, frozenset[str]]] = {
+    "laplace": frozenset({"eta"}),
+    "exponential": frozenset({"eta", "beta", "calibrated", "prior"}),
+    "mahalanobis": frozenset({"eta", "metric", "mixing"}),
+    "vickrey": frozenset({"eta", "tuning"}),
+    "rank-fix": frozenset({"eta", "decay"}),
+    "tem": frozenset({"eta", "outside"}),
+    "santext": frozenset({"eta"}),
+    "custext": frozenset({"eta", "metric", "set_size"}),
+    "soft-pos": frozenset({"eta", "beta", "calibrated", "metric", "penalty", "tags"}),
+    "pct2t": frozenset({"eta", "metric", "tags"}),
+}
 
 
 class Gate:
@@ -89,8 +86,7 @@ class Gate:
         if manifest.mechanism != card.mechanism:
             raise UsageError(
                 f"a query must be privatized as the training text was, with {card.mechanism.name} at "
-                f"eta={card.mechanism.eta}, got {manifest.mechanism.name} at eta={manifest.mechanism.eta}; "
-                "privatize it again with all parameters of the model"
+                f"eta={card.mechanism.eta}, got another setting; privatize it again with all parameters of the model"
             )
         # A card of an earlier version does not say.
         pairs = card.training.get("pairs", manifest.pairs)
@@ -126,12 +122,8 @@ class Gate:
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Check all that the first line can be held to. Raises as `admit_file`."""
-        name, bundle = manifest.mechanism.name, self._bundles.get(manifest.vocabulary_hash)
-        if name not in KNOWN_MECHANISMS:
-            raise MechanismError(
-                f"the mechanism must be one that this service knows, {', '.join(sorted(KNOWN_MECHANISMS))}; "
-                "privatize again with one of them"
-            )
+        check_mechanism(manifest.mechanism)
+        bundle = self._bundles.get(manifest.vocabulary_hash)
         if bundle is None:
             served = ", ".join(f"{item.model} {short_hash(item.hash)}" for item in self._bundles.values())
             raise VocabularyError(
@@ -140,12 +132,6 @@ class Gate:
             )
         if manifest.records == 0:
             raise UsageError("a privatized file must have at least one record, got records=0; add some")
-        labels = manifest.labels or ()
-        if len(labels) > MOST_LABELS or any(len(label) > LONGEST_LABEL for label in labels):
-            raise UsageError(
-                f"a file must have at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters, "
-                f"got labels={len(labels)}; is the label column the right one?"
-            )
         pool = manifest.plain_tokens.pool
         if not self._all_eligible(pool, manifest.vocabulary_hash):
             raise VocabularyError("the plain tokens must be eligible ids of the vocabulary; privatize again")
@@ -185,6 +171,21 @@ class Gate:
         mask = self._eligible[vocabulary_hash]
         # max() first: an id beyond 64 bits would not fit into the array.
         return not ids or (max(ids) < len(mask) and bool(mask[np.asarray(ids)].all()))
+
+
+def check_mechanism(setting: MechanismSetting) -> None:
+    """Refuse a mechanism, or a parameter of one, that nobody here could name a guarantee for (`MechanismError`)."""
+    known = KNOWN_MECHANISMS.get(setting.name)
+    if known is None:
+        raise MechanismError(
+            f"the mechanism must be one that this service knows, {', '.join(sorted(KNOWN_MECHANISMS))}; "
+            "privatize again with one of them"
+        )
+    if not known.issuperset(setting.parameters):
+        raise MechanismError(
+            f"the mechanism {setting.name} must have no parameters but {', '.join(sorted(known))}; "
+            "privatize again with this version of rapt"
+        )
 
 
 def _mask(bundle: VocabularyBundle) -> NDArray[np.bool_]:
