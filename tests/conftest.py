@@ -8,6 +8,11 @@ import zlib
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+settings.register_profile("rapt", deadline=None)
+settings.load_profile("rapt")
 
 DEFAULT_SEED = 2305_06212
 

@@ -53,7 +53,7 @@ def running_service(
 
 def save_privatized(file: PrivatizedFile, path: Path) -> Path:
     """A privatized file on the disk."""
-    with write_privatized_file(path, file.manifest) as writer:
+    with write_privatized_file(path, file.manifest, overwrite=True) as writer:
         for record in file.records:
             writer.write(record)
     return path
