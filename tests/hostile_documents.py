@@ -61,7 +61,7 @@ def mutated(value: object, changes: object) -> object:
         changes: Pairs of a place and what happens there: `("set", new)`, `("drop",)` or `("add", name, new)`.
     """
     changed = copy.deepcopy(value)
-    for path, change in changes:
+    for path, change in copy.deepcopy(changes):
         holder = changed
         try:
             for key in path[:-1]:

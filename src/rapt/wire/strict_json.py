@@ -23,6 +23,7 @@ T = TypeVar("T")
 # A request for a tuning job has the deepest document, 6 levels; a card has the broadest object, about 40 fields.
 MOST_LEVELS: Final = 16
 MOST_FIELDS: Final = 1000
+MOST_CONTAINERS: Final = 65_536  # lists and objects: each takes a hundred bytes where its text takes two
 LONGEST_NAME: Final = 256  # letters of a name, a hash, a program and its version
 LARGEST: Final = 2**63 - 1  # the largest whole number of a database
 LARGEST_ID: Final = 2**31 - 1  # of a token
@@ -40,16 +41,20 @@ _PLAIN_KINDS: Final = frozenset({int, float, bool, type(None)})
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separators=(",", ":"))
 
 
-def parse_json(raw: str | bytes, *, what: str) -> Any:
+def parse_json(raw: str | bytes, *, what: str, most_fields: int = MOST_FIELDS) -> Any:
     """One JSON value in UTF-8 within the limits of this module, in time and memory in proportion to its bytes.
 
     Args:
         raw: As it came; who calls bounds its size.
         what: Its name in messages.
+        most_fields: Of one object.
 
     Raises:
         WireError: It is no JSON, or beyond a limit.
     """
+    opened = raw.count("[") + raw.count("{") if isinstance(raw, str) else raw.count(b"[") + raw.count(b"{")
+    if opened > MOST_CONTAINERS:
+        raise WireError(f"{what} must have at most {MOST_CONTAINERS} lists and objects; write it in parts")
     try:
         data = raw.encode("utf-8") if isinstance(raw, str) else raw
         text = data.decode("utf-8").removeprefix("\ufeff")
@@ -62,7 +67,8 @@ def parse_json(raw: str | bytes, *, what: str) -> Any:
             "the file is damaged or of another kind"
         ) from None
     # Without an escape, ASCII that the decoder took has no letter that is refused, but DEL.
-    _check_levels(value, what=what, texts="\\" in text or "\x7f" in text or not text.isascii(), numbers=False)
+    texts = "\\" in text or "\x7f" in text or not text.isascii()
+    _check_levels(value, what=what, most_fields=most_fields, texts=texts, numbers=False)
     return value
 
 
@@ -82,7 +88,7 @@ def parse_object(line: str | bytes, *, what: str) -> dict[str, Any]:
 
 def check_json(value: Any, *, what: str) -> None:
     """Hold a value that was parsed elsewhere to the limits of `parse_json`. Raises `WireError`."""
-    _check_levels(value, what=what, texts=True, numbers=True)
+    _check_levels(value, what=what, most_fields=MOST_FIELDS, texts=True, numbers=True)
 
 
 def is_text(value: str) -> bool:
@@ -145,7 +151,7 @@ def _object(value: Any, *, what: str) -> dict[str, Any]:
     return value
 
 
-def _check_levels(value: Any, *, what: str, texts: bool, numbers: bool) -> None:
+def _check_levels(value: Any, *, what: str, most_fields: int, texts: bool, numbers: bool) -> None:
     """Walk a value level by level, so that its depth costs no stack; lists of plain values are not walked in Python."""
     level, levels = [value], 0
     while level:
@@ -156,8 +162,8 @@ def _check_levels(value: Any, *, what: str, texts: bool, numbers: bool) -> None:
         for item in level:
             kind = type(item)
             if kind is dict:
-                if len(item) > MOST_FIELDS:
-                    raise WireError(f"{what} must have at most {MOST_FIELDS} fields in an object; write fewer")
+                if len(item) > most_fields:
+                    raise WireError(f"{what} must have at most {most_fields} fields in an object; write fewer")
                 below += item.values()
                 if texts:
                     below += item.keys()

@@ -233,7 +233,9 @@ def test_a_quota_answers_429_and_says_when_to_come_again(admin, url, training_pa
             official.fine_tuning.jobs.create(model="bert-tiny", training_file=file)
         assert int(error.value.response.headers["retry-after"]) >= 1
         assert dan.get("/v1/usage").json()["quotas"]["max_jobs"] == 0
-    tokens = training_file.manifest.tokens
+    card = ada.get(f"/v1/models/{owned['model']}").json()["rapt"]["card"]
+    added = card["prompt_length"] + card["plain_tokens"]  # positions that each record takes beside its text
+    tokens = training_file.manifest.tokens + added * training_file.manifest.records
     assert admin.post("/v1/admin/tenants/ada", json={"tokens_per_minute": tokens}).status_code == 200
     query = {"model": owned["model"], **query_to_json(without_labels(training_file))}
     assert ada.post("/v1/classify", json=query).status_code == 200

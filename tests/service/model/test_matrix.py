@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from rapt.service.model.adapter import load_adapter, save_adapter
+from rapt.service.model.adapter import adapter_to_files, load_adapter, save_adapter
 from rapt.service.model.inference import classify, row_of
 from rapt.service.model.layout import encode_with_prompts
 from rapt.service.model.methods import METHODS
@@ -109,4 +109,5 @@ def test_every_cell_trains_resumes_is_saved_and_predicts(tiny, tmp_path, archite
     loaded = load_adapter(tmp_path / "adapter", backbone=backbone)
     assert loaded.card.task == config.task
     assert loaded.card.kind == backbone.kind
+    assert adapter_to_files(loaded) == adapter_to_files(resumed)  # what goes out comes in, and out again
     torch.testing.assert_close(answers(backbone, file, loaded), answers(backbone, file, whole), atol=0, rtol=0)

@@ -121,7 +121,7 @@ def test_a_head_on_the_mean_of_both_texts_is_read_as_before(backbone, comparing)
 
 def test_a_comparison_in_an_adapter_of_single_texts_is_refused(backbone, comparing):
     card = dataclasses.replace(comparing.card, training={**comparing.card.training, "pairs": False})
-    with pytest.raises(WireError, match="an adapter's head must be of shapes"):
+    with pytest.raises(WireError, match="an adapter's head must be of shape"):
         adapter_from_files(adapter_to_files(dataclasses.replace(comparing, card=card)), backbone=backbone)
 
 

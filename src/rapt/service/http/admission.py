@@ -76,47 +76,12 @@ class Gate:
             UsageError: It was privatized otherwise than the training text.
             Others: As `admit_file`.
         """
-        manifest = query.manifest
-        self.check_manifest(manifest)
-        if manifest.vocabulary_hash != card.vocabulary_hash:
-            raise VocabularyError(
-                f"a query must be privatized with the model's vocabulary {short_hash(card.vocabulary_hash)}, "
-                f"got {short_hash(manifest.vocabulary_hash)}; fetch the vocabulary of the model"
-            )
-        if manifest.mechanism != card.mechanism:
-            raise UsageError(
-                f"a query must be privatized as the training text was, with {card.mechanism.name} at "
-                f"eta={card.mechanism.eta}, got another setting; privatize it again with all parameters of the model"
-            )
-        # A card of an earlier version does not say.
-        pairs = card.training.get("pairs", manifest.pairs)
-        if manifest.pairs != pairs:
-            raise UsageError(
-                f"a query must have {'two texts' if pairs else 'one text'} a record, as the training text had, "
-                f"got {'one' if pairs else 'two'}; privatize it again {'with' if pairs else 'without'} --text-column-2"
-            )
-        # A model tuned without reconstruction has never seen plain tokens and leaves those of a query out.
-        if card.plain_tokens and manifest.plain_tokens.count != card.plain_tokens:
-            raise UsageError(
-                f"a query must have the model's number of plain tokens {card.plain_tokens}, "
-                f"got plain_tokens={manifest.plain_tokens.count}; privatize it again with that many"
-            )
-        for position, record in enumerate(query.records):
-            self.check_record(record, manifest, position=position)
-
-    def admit_bare_query(self, query: PrivatizedFile, *, bundle: VocabularyBundle) -> None:
-        """Check a query to a base model: nothing was tuned, so any mechanism that is known will do.
-
-        Raises:
-            VocabularyError: It was not privatized with the model's vocabulary.
-            Others: As `admit_file`.
-        """
         self.check_manifest(query.manifest)
-        if query.manifest.vocabulary_hash != bundle.hash:
-            raise VocabularyError(
-                f"a query must be privatized with the model's vocabulary {short_hash(bundle.hash)}, "
-                f"got {short_hash(query.manifest.vocabulary_hash)}; fetch the vocabulary of the model"
-            )
+        check_tuned(query.manifest, card=card)
+        self.check_records(query)
+
+    def check_records(self, query: PrivatizedFile) -> None:
+        """Check the records of a checked manifest, whatever model is asked. Raises as `admit_file`."""
         for position, record in enumerate(query.records):
             self.check_record(record, query.manifest, position=position)
 
@@ -171,6 +136,43 @@ class Gate:
         mask = self._eligible[vocabulary_hash]
         # max() first: an id beyond 64 bits would not fit into the array.
         return not ids or (max(ids) < len(mask) and bool(mask[np.asarray(ids)].all()))
+
+
+def check_tuned(manifest: Manifest, *, card: AdapterCard) -> None:
+    """Check a query's manifest against what the tuned model was trained on.
+
+    Raises:
+        VocabularyError: It was not privatized with the model's vocabulary.
+        UsageError: It was privatized otherwise than the training text.
+    """
+    check_vocabulary(manifest, expected=card.vocabulary_hash)
+    if manifest.mechanism != card.mechanism:
+        raise UsageError(
+            f"a query must be privatized as the training text was, with {card.mechanism.name} at "
+            f"eta={card.mechanism.eta}, got another setting; privatize it again with all parameters of the model"
+        )
+    # A card of an earlier version does not say.
+    pairs = card.training.get("pairs", manifest.pairs)
+    if manifest.pairs != pairs:
+        raise UsageError(
+            f"a query must have {'two texts' if pairs else 'one text'} a record, as the training text had, "
+            f"got {'one' if pairs else 'two'}; privatize it again {'with' if pairs else 'without'} --text-column-2"
+        )
+    # A model tuned without reconstruction has never seen plain tokens and leaves those of a query out.
+    if card.plain_tokens and manifest.plain_tokens.count != card.plain_tokens:
+        raise UsageError(
+            f"a query must have the model's number of plain tokens {card.plain_tokens}, "
+            f"got plain_tokens={manifest.plain_tokens.count}; privatize it again with that many"
+        )
+
+
+def check_vocabulary(manifest: Manifest, *, expected: str) -> None:
+    """Check that a query was privatized with its model's vocabulary (`VocabularyError`)."""
+    if manifest.vocabulary_hash != expected:
+        raise VocabularyError(
+            f"a query must be privatized with the model's vocabulary {short_hash(expected)}, got another; "
+            "fetch the vocabulary of the model"
+        )
 
 
 def check_mechanism(setting: MechanismSetting) -> None:

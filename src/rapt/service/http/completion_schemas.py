@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from rapt.service.http.schemas import Name
 from rapt.service.jobs.method_options import Request
 
 TokenId = Annotated[int, Field(ge=0)]
@@ -21,7 +22,7 @@ class PromptPrivacy(Request):
         None,
         description="of each prompt, what its record holds beside `token_ids`; for files with plain tokens or pairs",
     )
-    models: list[str] | None = Field(None, description="a model for each prompt, in place of `model`")
+    models: list[Name] | None = Field(None, description="a model for each prompt, in place of `model`")
 
 
 class StreamOptions(Request):
@@ -48,7 +49,7 @@ class SamplingOptions(Request):
 class CompletionRequest(SamplingOptions):
     """Body of `POST /v1/completions`. A prompt of text is refused: it would not be private."""
 
-    model: str
+    model: Name
     prompt: TokenIds | Annotated[list[TokenIds], Field(min_length=1)] = Field(description="privatized token ids")
     rapt: PromptPrivacy
     max_tokens: Annotated[int, Field(ge=1)] = 16
@@ -72,7 +73,7 @@ class ChatMessage(Request):
 class ChatRequest(SamplingOptions):
     """Body of `POST /v1/chat/completions`: one message of the user, whose content is privatized token ids."""
 
-    model: str
+    model: Name
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1)]
     rapt: PromptPrivacy
     max_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -15,4 +15,5 @@ class AdapterRequest(BaseModel):
 
     card: UploadFile = Field(description="rapt.json")
     weights: UploadFile = Field(description="adapter_model.safetensors")
+    config: UploadFile | None = Field(None, description="adapter_config.json; checked against the weights")
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None

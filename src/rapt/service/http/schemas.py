@@ -30,6 +30,10 @@ Metadata = Annotated[
 ]
 
 
+# A model's name may be that long: names of a base and of a tenant, a suffix, and what is around them.
+Name = Annotated[str, Field(max_length=512)]
+
+
 class JobExtension(Request):
     """What OpenAI's shape of a job has no place for."""
 
@@ -46,13 +50,13 @@ class JobDetail(JobExtension):
 class JobRequest(Request):
     """Body of `POST /v1/fine_tuning/jobs`."""
 
-    model: str = Field(description="name of a base model")
-    training_file: str = Field(description="id of an uploaded file")
+    model: Name = Field(description="name of a base model")
+    training_file: Name = Field(description="id of an uploaded file")
     method: MethodOptions | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     validation_file: (
-        Annotated[str, Field(description="id of another uploaded file, to choose the best epoch by")] | None
+        Annotated[Name, Field(description="id of another uploaded file, to choose the best epoch by")] | None
     ) = None
     metadata: Metadata | None = None
     rapt: JobExtension | None = None
@@ -61,7 +65,7 @@ class JobRequest(Request):
 class ClassifyRequest(Request):
     """Body of `POST /v1/classify`: records as in a privatized file, and the manifest that counts them."""
 
-    model: str = Field(description="name of a tuned model")
+    model: Name = Field(description="name of a tuned model")
     manifest: dict[str, Any]
     records: list[dict[str, Any]] = Field(min_length=1)
 
@@ -103,7 +107,8 @@ class FileObject(BaseModel):
     created_at: int
     filename: str
     purpose: str
-    status: Literal["processed"] = "processed"
+    status: Literal["processed", "error"] = "processed"
+    status_details: str | None = Field(None, description="of a damaged file: what is wrong with it")
     rapt: FileDetail
 
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rapt.wire.manifest import MOST_LABELS
+
 Auto = Literal["auto"]
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 
@@ -31,7 +33,8 @@ class HyperparameterOptions(Request):
 
     task: Literal["classification", "label_words", "generation"] | Auto = "auto"
     label_words: Annotated[
-        list[Word] | Auto, Field(description="public: a word for each class, for task label_words")
+        Annotated[list[Word], Field(max_length=MOST_LABELS)] | Auto,
+        Field(description="public: a word for each class, for task label_words"),
     ] = "auto"
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Auto = "auto"
@@ -73,7 +76,10 @@ class LoraHyperparameters(HyperparameterOptions):
 
     r: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
     lora_alpha: Annotated[float, Field(gt=0, le=10_000)] | Auto = "auto"
-    target_modules: Annotated[list[Word] | Auto, Field(description="last part of the names of linear layers")] = "auto"
+    target_modules: Annotated[
+        Annotated[list[Word], Field(max_length=64)] | Auto,
+        Field(description="last part of the names of linear layers"),
+    ] = "auto"
 
 
 class PromptTuningOptions(Request):

@@ -11,30 +11,38 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rapt.errors import UsageError, VocabularyError, WireError, record_at
+from rapt.errors import TuningError, UsageError, VocabularyError, WireError, record_at
+from rapt.service.model.adapter_check import (
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    LORA_A,
+    LORA_B,
+    LORA_NAME,
+    PROMPT,
+    check_card,
+    check_numbers,
+    check_peft_config,
+    compares,
+    read_tensors,
+)
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.steering import NOTHING, LoraPair, Tuned
-from rapt.service.model.task_head import COMPARISON_VECTORS
 from rapt.whole_files import write_folder
 from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
-from rapt.wire.strict_json import dump, parse_object
+from rapt.wire.strict_json import dump, parse_document
 from rapt.wire.vocabulary_bundle import check_hash
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CARD: Final = "rapt.json"
 PEFT_CONFIG: Final = "adapter_config.json"
-_PROMPT, _HEAD_WEIGHT, _HEAD_BIAS = "prompt_embeddings", "classifier.weight", "classifier.bias"
-_LORA, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
 
 
@@ -76,15 +84,19 @@ def save_adapter(adapter: Adapter, folder: Path) -> AdapterCard:
 
 def load_adapter(folder: Path, *, backbone: Backbone) -> Adapter:
     """The adapter in a folder. Raises as `adapter_from_files`."""
-    try:
-        files = {name: (folder / name).read_bytes() for name in (CARD, WEIGHTS)}
-    except OSError:
-        files = {}
+    files = {}
+    for name in (CARD, WEIGHTS, PEFT_CONFIG):
+        with suppress(OSError):
+            files[name] = (folder / name).read_bytes()
     return adapter_from_files(files, backbone=backbone)
 
 
 def adapter_to_files(adapter: Adapter) -> dict[str, bytes]:
-    """The files of an adapter, by name."""
+    """The files of an adapter, by name.
+
+    Raises:
+        TuningError: Its weights are not finite, or larger than `adapter_from_files` takes: the run has diverged.
+    """
     return _written(adapter)[1]
 
 
@@ -97,27 +109,33 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
     """
     if CARD not in files or WEIGHTS not in files:
         raise WireError(f"an adapter must have {CARD} and {WEIGHTS}; tune again or copy both")
-    card, weights = card_from_json(parse_object(files[CARD], what="the adapter card")), files[WEIGHTS]
+    card, weights = read_card(files[CARD]), files[WEIGHTS]
     if card.model != backbone.model:
         raise VocabularyError(
-            f"an adapter must meet the backbone it was tuned on, got {backbone.model!r} for one of {card.model!r}; "
+            f"an adapter must meet the backbone it was tuned on, got {backbone.model!r} for one of another; "
             "load that backbone"
         )
     check_hash(backbone.bundle, expected=card.vocabulary_hash)
+    check_card(card, backbone=backbone)
     if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
         raise WireError("an adapter's weights must match the digest in its card; copy both files again")
-    try:
-        tensors = {name: tensor.to(backbone.device) for name, tensor in load_tensors(weights).items()}
-        head_weight, head_bias = tensors[_HEAD_WEIGHT], tensors[_HEAD_BIAS]
-        tuned = _from_disk(tensors, card=card, backbone=backbone)
-    except (SafetensorError, KeyError, RuntimeError):
-        raise WireError("an adapter's weights must be what its card says, in safetensors; tune again") from None
-    compares = _compares(head_weight, card=card, hidden_size=backbone.hidden_size)
-    width = backbone.hidden_size * (COMPARISON_VECTORS if compares else 1)
-    _check_head(head_weight, head_bias, classes=len(card.labels), width=width)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise WireError("an adapter's weights must be finite; tune again")
-    return Adapter(tuned=tuned, head_weight=head_weight, head_bias=head_bias, card=card, compares=compares)
+    tensors = read_tensors(weights, card, backbone=backbone)
+    head = tensors[HEAD_WEIGHT]
+    adapter = Adapter(
+        tuned=_from_disk(tensors, card=card, backbone=backbone),
+        head_weight=head,
+        head_bias=tensors[HEAD_BIAS],
+        card=card,
+        compares=compares(tuple(head.shape), card, backbone=backbone),
+    )
+    if PEFT_CONFIG in files:
+        check_peft_config(parse_document(files[PEFT_CONFIG], what=PEFT_CONFIG), _peft_config(adapter))
+    return adapter
+
+
+def read_card(content: bytes) -> AdapterCard:
+    """The card in a file. Raises `WireError` or `MechanismError`."""
+    return card_from_json(parse_document(content, what="the adapter card"))
 
 
 def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, position: int) -> None:
@@ -131,7 +149,12 @@ def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, po
 
 
 def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
-    weights = save_tensors(_to_disk(adapter))
+    tensors = _to_disk(adapter)
+    try:
+        check_numbers(tensors)
+    except WireError as error:
+        raise TuningError(f"{error}; the run has diverged: lower its learning rate") from None
+    weights = save_tensors(tensors)
     card = replace(adapter.card, weights_sha256=hashlib.sha256(weights).hexdigest())
     files = {WEIGHTS: weights, CARD: dump(card_to_json(card)).encode()}
     config = _peft_config(adapter)
@@ -142,55 +165,26 @@ def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
 
 def _to_disk(adapter: Adapter) -> dict[str, Tensor]:
     tuned = adapter.tuned
-    tensors = {_HEAD_WEIGHT: adapter.head_weight, _HEAD_BIAS: adapter.head_bias}
+    tensors = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
     if tuned.prompt is not None:
-        tensors[_PROMPT] = tuned.prompt
+        tensors[PROMPT] = tuned.prompt
     if tuned.prefix is not None:  # (S, 2, H, P, d) -> (P, S * 2 * H * d), as PEFT keeps it
-        tensors[_PROMPT] = tuned.prefix.permute(3, 0, 1, 2, 4).flatten(1)
+        tensors[PROMPT] = tuned.prefix.permute(3, 0, 1, 2, 4).flatten(1)
     for name, pair in tuned.lora.items():
-        tensors |= {_LORA + name + _A: pair.a, _LORA + name + _B: pair.b}
+        tensors |= {LORA_NAME + name + LORA_A: pair.a, LORA_NAME + name + LORA_B: pair.b}
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _from_disk(tensors: Mapping[str, Tensor], *, card: AdapterCard, backbone: Backbone) -> Tuned:
-    length = card.prompt_length
     if card.method == "prefix_tuning":
         site = backbone.sites.attention[0]
-        shape = (length, len(backbone.sites.attention), 2, site.key_heads, site.head_size)
-        return Tuned(prefix=tensors[_PROMPT].view(shape).permute(1, 2, 3, 0, 4).contiguous())
+        shape = (card.prompt_length, len(backbone.sites.attention), 2, site.key_heads, site.head_size)
+        return Tuned(prefix=tensors[PROMPT].view(shape).permute(1, 2, 3, 0, 4).contiguous())
     if card.method == "lora":
-        return Tuned(lora=_pairs(tensors, backbone=backbone))
-    if card.method == "linear_probing":
-        return NOTHING
-    prompt = tensors[_PROMPT]
-    if prompt.shape != (length, backbone.hidden_size):
-        raise WireError(
-            f"an adapter's prompt must be of shape {(length, backbone.hidden_size)}, got {tuple(prompt.shape)}; "
-            "tune again"
-        )
-    return Tuned(prompt=prompt)
-
-
-def _pairs(tensors: Mapping[str, Tensor], *, backbone: Backbone) -> dict[str, LoraPair]:
-    names = [name.removeprefix(_LORA).removesuffix(_A) for name in tensors if name.endswith(_A)]
-    pairs = {name: LoraPair(a=tensors[_LORA + name + _A], b=tensors[_LORA + name + _B]) for name in names}
-    for name, pair in pairs.items():
-        inputs, outputs = backbone.sites.linear[name]
-        if pair.a.shape[1] != inputs or tuple(pair.b.shape) != (outputs, len(pair.a)):
-            raise WireError("an adapter's low-rank changes must fit the backbone's layers; tune again")
-    return pairs
-
-
-def _compares(weight: Tensor, *, card: AdapterCard, hidden_size: int) -> bool:
-    """Whether a head compares: those of pairs do, but for the first ones, which read the mean of both texts."""
-    can = card.task == "classification" and card.kind != "decoder" and bool(card.training.get("pairs"))
-    return can and tuple(weight.shape[1:]) == (COMPARISON_VECTORS * hidden_size,)
-
-
-def _check_head(weight: Tensor, bias: Tensor, *, classes: int, width: int) -> None:
-    expected, found = ((classes, width), (classes,)), (tuple(weight.shape), tuple(bias.shape))
-    if found != expected:
-        raise WireError(f"an adapter's head must be of shapes {expected}, got {found}; tune again")
+        names = [name.removeprefix(LORA_NAME).removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)]
+        pairs = {name: (tensors[LORA_NAME + name + LORA_A], tensors[LORA_NAME + name + LORA_B]) for name in names}
+        return Tuned(lora={name: LoraPair(a=a, b=b) for name, (a, b) in pairs.items()})
+    return NOTHING if card.method == "linear_probing" else Tuned(prompt=tensors[PROMPT])
 
 
 def _peft_config(adapter: Adapter) -> dict[str, Any] | None:

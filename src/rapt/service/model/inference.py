@@ -2,7 +2,8 @@
 
 An adapter is a value that a row carries. Nothing is switched on the backbone, so rows of different tenants, prompt
 lengths, methods and numbers of classes share a forward pass and cannot meet. Rows with a low-rank change have passes of
-their own, because it costs every row of a pass; so have those whose answer is read elsewhere or otherwise.
+their own, with others of about its rank, because it costs every row of a pass; so have rows with a prefix, and those
+whose answer is read elsewhere or otherwise.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from rapt.errors import UsageError, record_at
 from rapt.service.model.adapter import Adapter, check_plain_tokens
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import check_texts, embed_with_prompts, sequence_length
+from rapt.service.model.layout import check_texts, embed_with_prompts
 from rapt.service.model.pass_plan import cut_into_passes
 from rapt.service.model.private_row import PrivateRow, lay_out_rows
 from rapt.service.model.row_heads import class_probabilities
@@ -39,15 +40,6 @@ class ClassificationRow(PrivateRow):
     def compares(self) -> bool:
         """Whether its answer is read off how its two texts differ."""
         return self.adapter is not None and self.adapter.compares
-
-    @property
-    def positions(self) -> int:
-        """Length of the row in the backbone, up to a cue of a few tokens."""
-        return sequence_length(
-            prompt_length=self.tuned.prompt_length,
-            plain_tokens=len(self.plain),
-            text_tokens=len(self.token_ids) + len(self.second_token_ids or ()),
-        )
 
 
 def row_of(record: PrivatizedRecord, *, adapter: Adapter | None) -> ClassificationRow:
@@ -132,7 +124,7 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
 
 
 def _lane(row: ClassificationRow) -> Hashable:
-    return row.task, bool(row.tuned.lora), row.compares
+    return row.task, row.tuned.highest_rank.bit_length(), row.tuned.prefix_length.bit_length(), row.compares
 
 
 def _classes(name: str) -> Classes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rapt.service.model.adapter import Adapter
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import Layout, lay_out
+from rapt.service.model.layout import Layout, lay_out, sequence_length
 from rapt.service.model.steering import NOTHING, Steering, Tuned
 
 
@@ -36,6 +36,20 @@ class PrivateRow:
     def tuned(self) -> Tuned:
         """What the adapter adds to every pass."""
         return NOTHING if self.adapter is None else self.adapter.tuned
+
+    @property
+    def added_positions(self) -> int:
+        """What a pass computes for the row beside its texts: prompt, prefix and plain tokens."""
+        return self.tuned.prompt_length + self.tuned.prefix_length + len(self.plain)
+
+    @property
+    def positions(self) -> int:
+        """What a pass computes for the row: its length in the backbone, up to a cue of a few tokens, and its prefix."""
+        return sequence_length(
+            prompt_length=self.tuned.prompt_length + self.tuned.prefix_length,
+            plain_tokens=len(self.plain),
+            text_tokens=len(self.token_ids) + len(self.second_token_ids or ()),
+        )
 
 
 def lay_out_rows(

@@ -49,6 +49,16 @@ class Tuned:
             0 if self.prompt is None else self.prompt.shape[0]
         )  # `len` of a tensor takes long, and this is asked often
 
+    @property
+    def prefix_length(self) -> int:
+        """P of the prefix: what every attention layer looks at besides the sequence."""
+        return 0 if self.prefix is None else self.prefix.shape[3]
+
+    @property
+    def highest_rank(self) -> int:
+        """The highest rank among its low-rank changes; 0 without any."""
+        return max((pair.a.shape[0] for pair in self.lora.values()), default=0)
+
 
 NOTHING: Final = Tuned()
 

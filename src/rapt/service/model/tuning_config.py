@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rapt.errors import TuningError
+from rapt.wire.adapter_card import MOST_PROMPT_POSITIONS
 
 PROMPT_TUNING: Final = "prompt_tuning"
 P_TUNING: Final = "p_tuning"
@@ -129,6 +130,11 @@ class TuningConfig:
         _one_of("reparametrization", self.reparametrization, REPARAMETRIZATIONS)
         for name in ("prompt_length", "epochs", "batch_size", "lora_rank"):
             _at_least(name, getattr(self, name), 1)
+        for name in ("prompt_length", "lora_rank"):
+            if getattr(self, name) > MOST_PROMPT_POSITIONS:
+                raise TuningError(
+                    f"{name} must be at most {MOST_PROMPT_POSITIONS}, which an adapter can hold; lower it"
+                )
         for name in ("micro_batch_size", "patience", "reparametrization_size", "max_gradient_norm"):
             _at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "head_learning_rate", "lora_alpha"):

@@ -54,7 +54,7 @@ class Text:
     @property
     def cost(self) -> int:
         """Positions that it takes at most, about."""
-        return len(self.row.token_ids) + self.row.tuned.prompt_length + self.row.most_tokens
+        return self.row.positions + self.row.most_tokens
 
 
 class LineSpeed:

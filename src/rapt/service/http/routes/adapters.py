@@ -1,7 +1,8 @@
 """`/v1/models/{model}/adapter` and `/v1/adapters`: tuned weights out and in, as the files that PEFT reads and writes.
 
-Out as a ZIP archive of the files of an adapter. In as the two files themselves: nothing that came from outside is
-unpacked. An adapter without our card is refused, because nobody could say how queries for it must be privatized.
+Out as a ZIP archive of the files of an adapter. In as the files themselves: nothing that came from outside is unpacked.
+An adapter without our card is refused, because nobody could say how queries for it must be privatized. What was checked
+is written anew: no byte of a stranger's file is kept.
 """
 
 from __future__ import annotations
@@ -13,19 +14,25 @@ from fastapi import APIRouter, Form, UploadFile
 from fastapi.responses import Response
 
 from rapt.errors import LimitError, WireError
+from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.import_schemas import AdapterRequest
 from rapt.service.http.routes.models import show_tuned
 from rapt.service.http.routes.staged_forms import staged_route
 from rapt.service.http.schemas import ModelObject
-from rapt.service.model.adapter import CARD, WEIGHTS, adapter_from_files
+from rapt.service.model.adapter import (
+    CARD,
+    PEFT_CONFIG,
+    WEIGHTS,
+    adapter_from_files,
+    adapter_to_files,
+    read_card,
+)
 from rapt.service.storage.model_rows import adapter_archive, add_imported_model, get_model
 from rapt.wire.adapter_archive import pack_adapter
-from rapt.wire.adapter_card import card_from_json
-from rapt.wire.strict_json import parse_object
 
-_LARGEST_CARD: Final = 1024 * 1024  # bytes
+_LARGEST_CARD: Final = 1024 * 1024  # bytes; of the configuration too
 _SUFFIX: Final = "imported"
 
 
@@ -43,17 +50,22 @@ def router(service: Service) -> APIRouter:
         headers = {"content-disposition": 'attachment; filename="adapter.zip"'}
         return Response(archive, media_type="application/zip", headers=headers)
 
-    @routes.post("/adapters", form_limits={"max_files": 2, "max_fields": 2, "max_part_size": 4096})
+    @routes.post("/adapters", form_limits={"max_files": 3, "max_fields": 2, "max_part_size": 4096})
     def import_adapter(
         form: Annotated[AdapterRequest, Form(media_type="multipart/form-data")], caller: CallerOf
     ) -> ModelObject:
         """Make a model of weights that were tuned elsewhere: `adapter_model.safetensors` and the card `rapt.json`."""
-        card = _read(form.card, most=_LARGEST_CARD)
-        weights = _read(form.weights, most=service.settings.max_request_bytes)
-        base = card_from_json(parse_object(card, what="the adapter card")).model
-        files = {WEIGHTS: weights, CARD: card}
-        adapter_from_files(files, backbone=service.backbone(base))
-        with service.store.directory.stage_bytes(pack_adapter(files)) as staged:
+        files = {
+            CARD: _read(form.card, most=_LARGEST_CARD),
+            WEIGHTS: _read(form.weights, most=service.settings.max_request_bytes),
+        }
+        if form.config is not None:
+            files[PEFT_CONFIG] = _read(form.config, most=_LARGEST_CARD)
+        card = read_card(files[CARD])
+        check_mechanism(card.mechanism)
+        base = card.model
+        adapter = adapter_from_files(files, backbone=service.backbone(base))
+        with service.store.directory.stage_bytes(pack_adapter(adapter_to_files(adapter))) as staged:
             model = add_imported_model(
                 service.store,
                 staged,

@@ -20,11 +20,13 @@ from rapt.service.model.batching import Ticket
 from rapt.service.model.inference import row_of
 from rapt.service.model.serving import Predictor
 from rapt.service.storage.callers import Caller
-from rapt.service.storage.model_rows import get_model
+from rapt.service.storage.model_rows import StoredModel, get_model
 from rapt.wire.query import query_from_json
 
 # Records whose checks take the event loop less time than a thread would take to begin: some 0.1 ms each.
 _FEW: Final = 4
+# Numbers in one answer: some 6 MB of JSON, which the event loop writes in a tenth of a second.
+MOST_PROBABILITIES: Final = 262_144
 
 
 def router(service: Service) -> APIRouter:
@@ -51,11 +53,18 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
         raise LimitError(f"a request must have at most {most} records, got {len(body.records)}; send several")
     if body.model in service.backbones:
         raise UsageError("the model must be a tuned one, got a base model; tune it first")
-    adapter = tuned_adapter(service, body.model, caller)
+    (adapter,) = tuned_adapters(service, [body.model], caller)
+    classes = len(adapter.card.labels)
+    if len(body.records) * classes > MOST_PROBABILITIES:
+        raise LimitError(
+            f"an answer must have at most {MOST_PROBABILITIES} probabilities, got records={len(body.records)} of "
+            f"{classes} classes; send several requests"
+        )
     query = query_from_json(body.manifest, body.records)
-    service.gate.admit_query(query, card=adapter.card)
-    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens)
     rows = [row_of(record, adapter=adapter) for record in query.records]
+    # Before the work, and after all that may wait for a disk: this may begin twice.
+    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + sum(row.added_positions for row in rows))
+    service.gate.admit_query(query, card=adapter.card)
     return adapter, _predictor(service, adapter).submit(rows, tenant=caller.tenant)
 
 
@@ -63,14 +72,28 @@ def _predictor(service: Service, adapter: Adapter) -> Predictor:
     return service.predictors[adapter.card.model]
 
 
-def tuned_adapter(service: Service, model_id: str, caller: Caller) -> Adapter:
-    """The adapter of a tuned model of the caller's tenant. Raises `NotFoundError`."""
-    model = get_model(service.store, model_id, tenant=caller.tenant)
+def tuned_adapters(service: Service, model_ids: Sequence[str], caller: Caller) -> list[Adapter]:
+    """The adapters of tuned models of the caller's tenant, in order.
+
+    Raises:
+        NotFoundError: One is not there, or not the caller's.
+        LimitError: Together they are larger than all that may be kept loaded.
+    """
+    models = [get_model(service.store, model_id, tenant=caller.tenant) for model_id in model_ids]
+    most, size = service.settings.adapter_memory_bytes, sum(model.bytes for model in models)
+    if len(models) > 1 and size > most:
+        raise LimitError(
+            f"the models of a request must have at most {most} bytes together, got bytes={size}; send several requests"
+        )
+    return [_loaded(service, model, caller) for model in models]
+
+
+def _loaded(service: Service, model: StoredModel, caller: Caller) -> Adapter:
     try:
         return load_tuned(service, model)
     except WireError:
         # Deleted while it was being loaded: then it is not found.
-        get_model(service.store, model_id, tenant=caller.tenant)
+        get_model(service.store, model.id, tenant=caller.tenant)
         raise
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, BinaryIO, Final, Literal
 from fastapi import APIRouter, Form, Query
 from fastapi.responses import StreamingResponse
 
+from rapt.errors import RaptError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, IdempotencyKey, LongLimit, Order, cursor, list_of
@@ -16,6 +17,8 @@ from rapt.service.http.routes.staged_forms import staged, staged_route
 from rapt.service.http.schemas import Deleted, FileDetail, FileObject, ListOf, UploadRequest
 from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, get_file, list_files, open_file
 from rapt.service.storage.repeated_requests import repeatable
+from rapt.wire.manifest import mechanism_from_json
+from rapt.wire.strict_json import check_json
 
 _CHUNK: Final = 1024 * 1024
 _LONGEST_NAME: Final = 255
@@ -88,16 +91,24 @@ def router(service: Service) -> APIRouter:
 
 
 def show_file(file: StoredFile) -> FileObject:
-    """A file in the shape of the API."""
+    """A file in the shape of the API; what no reader would take, which an earlier version stored, is left out."""
+    mechanism, reason = file.mechanism, None
+    try:
+        check_json(mechanism, what="the mechanism")
+        mechanism_from_json(mechanism)
+    except RaptError as error:
+        mechanism, reason = {}, f"{error}; delete the file"
     return FileObject(
         id=file.id,
         bytes=file.bytes,
         created_at=file.created_at,
         filename=file.filename,
         purpose=PURPOSE,
+        status="processed" if reason is None else "error",
+        status_details=reason,
         rapt=FileDetail(
             vocabulary_hash=file.vocabulary_hash,
-            mechanism=file.mechanism,
+            mechanism=mechanism,
             insecure_seed=file.insecure_seed,
             records=file.records,
             tokens=file.tokens,

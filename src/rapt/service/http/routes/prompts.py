@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rapt.errors import LimitError, UsageError
+from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy
-from rapt.service.http.routes.classify import tuned_adapter
+from rapt.service.http.routes.classify import tuned_adapters
 from rapt.service.model.adapter import Adapter
+from rapt.service.model.inference import row_of
 from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_from_json
 
 GENERATION = "generation"
+MOST_MODELS: Final = 256  # that one request may name
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,6 +33,11 @@ class Prompt:
     def is_written_to(self) -> bool:
         """Whether the answer is a text and not a label."""
         return self.adapter is None or self.adapter.card.task == GENERATION
+
+    @property
+    def added_positions(self) -> int:
+        """What is computed for it beside its texts, of the tenant's tokens."""
+        return row_of(self.record, adapter=self.adapter).added_positions
 
 
 def admit_prompts(
@@ -68,24 +77,33 @@ def admit_prompts(
             f"there must be one model and one record for each prompt, got prompts={len(prompts)}, "
             f"models={len(models)}, records={len(rest)}; leave out what is the same for all"
         )
+    names = tuple(dict.fromkeys(models))
+    if len(names) > MOST_MODELS:
+        raise LimitError(f"a request must name at most {MOST_MODELS} models, got {len(names)}; send several")
     if any("token_ids" in record for record in rest):
         raise UsageError("the token ids must be in the prompt alone; take them out of rapt.records")
     query = query_from_json(
         privacy.manifest, [{**record, "token_ids": ids} for record, ids in zip(rest, prompts, strict=True)]
     )
+    # Before anything is looked up or loaded, what is known without; what adapters add, before anything is computed.
+    bare = sum(name in service.backbones for name in models)
+    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + most_tokens * bare)
+    service.gate.check_manifest(query.manifest)
+    service.gate.check_records(query)
     adapters: dict[str, tuple[str, Adapter | None]] = {}
-    for name in dict.fromkeys(models):
+    for name in names:
         if name in service.backbones:
-            service.gate.admit_bare_query(query, bundle=service.backbones[name].bundle)
+            check_vocabulary(query.manifest, expected=service.backbones[name].bundle.hash)
             adapters[name] = name, None
-        else:
-            adapter = tuned_adapter(service, name, caller)
-            service.gate.admit_query(query, card=adapter.card)
-            adapters[name] = adapter.card.model, adapter
+    tuned = [name for name in names if name not in adapters]
+    for name, adapter in zip(tuned, tuned_adapters(service, tuned, caller), strict=True):
+        check_tuned(query.manifest, card=adapter.card)
+        adapters[name] = adapter.card.model, adapter
     admitted = [
         Prompt(record=record, backbone=adapters[name][0], adapter=adapters[name][1])
         for record, name in zip(query.records, models, strict=True)
     ]
-    writing = sum(prompt.is_written_to for prompt in admitted)
-    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + most_tokens * writing)
+    added = sum(prompt.added_positions + most_tokens * prompt.is_written_to for prompt in admitted if prompt.adapter)
+    if added:
+        service.quotas.spend_tokens(caller.tenant, added)
     return admitted
