@@ -184,8 +184,8 @@ class Ledger:
         ).fetchone()
         if (last or (0, b"")) != (sequence, digest):
             raise LedgerError(
-                f"the last row of a ledger must be the one it names, got another after row {sequence}; "
-                "see `rapt ledger verify`, and restore it from a backup"
+                "the last row of a ledger must be the one it names, got another; see `rapt ledger verify`, and restore "
+                "it from a backup"
             )
         return ledger_id, sequence, digest
 

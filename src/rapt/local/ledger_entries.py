@@ -131,7 +131,7 @@ def caps_from_json(stored: str) -> Caps:
     """
     try:
         return Caps(**json.loads(stored))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise LedgerError("a row of caps in the ledger is damaged; see `rapt ledger verify`") from None
 
 

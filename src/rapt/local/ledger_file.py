@@ -98,11 +98,24 @@ def sqlite_errors() -> Iterator[None]:
             raise LedgerError(
                 "a ledger must have room to grow, but the disk is full; free space: nothing was lost"
             ) from None
+        if "decode" in text:  # the message quotes the bytes
+            raise _damaged_row() from None
         raise LedgerError("a ledger must be readable and writable; check the path and its permissions") from None
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ):  # all that a cell of another kind makes of its reader
+        raise _damaged_row() from None
     except sqlite3.DatabaseError:
         raise LedgerError(
             "a ledger must be a file that rapt wrote, got another or a damaged one; name another"
         ) from None
+
+
+def _damaged_row() -> LedgerError:
+    return LedgerError("a row of the ledger is damaged; see `rapt ledger verify`, or restore it from a backup")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> LedgerKey:

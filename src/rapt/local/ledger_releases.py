@@ -175,6 +175,6 @@ def _label(stored: str) -> int:
 def _parse(stored: str) -> dict[str, object]:
     try:
         value = json.loads(stored)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {}

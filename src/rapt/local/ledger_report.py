@@ -132,7 +132,7 @@ def summarize_ledger(path: Path) -> LedgerSummary:
             "SELECT coalesce(max(spent), 0) FROM "
             "(SELECT sum(label_epsilon) AS spent FROM entries WHERE kind = 'label' GROUP BY text_hash)"
         ).fetchone()[0]
-        settings = tuple(_settings(connection))
+        settings, most, label = tuple(_settings(connection)), float(most), float(label)
         caps = connection.execute(
             "SELECT released FROM entries WHERE release_hash = ? ORDER BY sequence DESC LIMIT 1", (CAP_HASH,)
         ).fetchone()
@@ -146,8 +146,8 @@ def summarize_ledger(path: Path) -> LedgerSummary:
         releases=sum(spending.releases for spending in of_texts),
         tokens=sum(spending.tokens for spending in of_texts),
         budget=float(sum(spending.budget for spending in of_texts)),
-        most_on_one_text=float(most),
-        most_label_epsilon=float(label),
+        most_on_one_text=most,
+        most_label_epsilon=label,
         caps=Caps() if caps is None else caps_from_json(str(caps[0])),
         settings=settings,
     )
@@ -158,6 +158,8 @@ def _identity(connection: sqlite3.Connection) -> tuple[str, int, bytes]:
     row = connection.execute("SELECT schema, id, head_sequence, head_digest FROM ledger").fetchone()
     if row is None or row[0] != SCHEMA:
         raise LedgerError(f"a ledger must be of schema {SCHEMA!r}; upgrade rapt, or restore it from a backup")
+    if type(row[2]) is not int or type(row[3]) is not bytes:
+        raise LedgerError("the head of the ledger is damaged; restore it from a backup")
     return str(row[1]), row[2], row[3]
 
 

@@ -15,12 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from rapt.errors import TuningError, WireError
+from rapt.errors import WireError
 from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import sequence_length
-from rapt.service.model.methods.prefix_tuning import prefix_shape
 from rapt.service.model.task_head import COMPARISON_VECTORS
-from rapt.service.model.tasks import TASKS
 from rapt.service.model.tuning_config import (
     LEARNING_RATES,
     LINEAR_PROBING,
@@ -35,6 +32,7 @@ from rapt.wire.strict_json import parse_json
 PROMPT, HEAD_WEIGHT, HEAD_BIAS = "prompt_embeddings", "classifier.weight", "classifier.bias"
 LORA_NAME, LORA_A, LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
+TASKS: Final = ("classification", "label_words", "generation")
 HIGHEST_RANK: Final = MOST_PROMPT_POSITIONS  # of a low-rank change: what a job may ask for as well
 # Of a number in an adapter, and of what a low-rank change may make of inputs of size 1. Trained ones stay below 100.
 # At these bounds the largest value on the way, the square of a gated layer's output, is some 1e31 of 3e38 in float32.
@@ -73,16 +71,9 @@ def check_card(card: AdapterCard, *, backbone: Backbone) -> None:
     pairs = card.training.get("pairs", False)
     if type(pairs) is not bool:
         raise WireError("an adapter card must say by true or false whether records are pairs; tune again")
-    frame = backbone.frame
-    needed = sequence_length(
-        prompt_length=card.prompt_length if card.method in (PROMPT_TUNING, P_TUNING) else 0,
-        plain_tokens=card.plain_tokens,
-        text_tokens=2 if pairs else 1,
-        special_tokens=len(frame.start)
-        + len(frame.end)
-        + len(TASKS[card.task].cue(backbone))
-        + pairs * len(frame.between),
-    )
+    prompt = card.prompt_length if card.method in (PROMPT_TUNING, P_TUNING) else 0
+    texts = 2 + len(backbone.frame.between) if pairs else 1
+    needed = len(backbone.frame.start) + prompt + card.plain_tokens + texts + len(backbone.frame.end)
     if needed > backbone.max_positions:
         raise WireError(
             f"an adapter's prompt and plain tokens must leave room for a text in {backbone.max_positions} positions, "
@@ -175,11 +166,11 @@ def _expected_pairs(found: Mapping[str, Shape], *, backbone: Backbone) -> dict[s
 
 
 def _prefix_width(backbone: Backbone) -> int:
-    try:
-        sites, two, heads, _, size = prefix_shape(backbone.sites, length=1)
-    except TuningError:
-        raise WireError("an adapter with a prefix must be of a backbone with attention layers of one shape") from None
-    return sites * two * heads * size
+    sizes = {(site.key_heads, site.head_size) for site in backbone.sites.attention}
+    if len(sizes) != 1:
+        raise WireError("an adapter with a prefix must be of a backbone with attention layers of one shape; tune again")
+    ((heads, size),) = sizes
+    return len(backbone.sites.attention) * 2 * heads * size
 
 
 def _stated_shapes(weights: bytes) -> dict[str, Shape]:
