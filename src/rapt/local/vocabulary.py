@@ -28,7 +28,7 @@ from rapt.errors import CorpusError, UsageError, VocabularyError, record_at
 from rapt.local.word_cache import WordCache, works_on_words
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, model_directory, model_name
-from rapt.wire.tokenizer_file import control_ids
+from rapt.wire.tokenizer_file import control_ids, no_panic
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory, read_bundle
 
 Unknown = Literal["unk", "refuse"]
@@ -92,7 +92,8 @@ class Vocabulary:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         try:
-            tokenizer = Tokenizer.from_str(self.bundle.tokenizer_json.decode("utf-8"))
+            with no_panic():
+                tokenizer = Tokenizer.from_str(self.bundle.tokenizer_json.decode("utf-8"))
         except Exception:  # tokenizers raises plain Exception
             raise VocabularyError(
                 f"tokenizer.json of model={self.model!r} must be a Hugging Face tokenizer; take it from the model again"
@@ -111,7 +112,8 @@ class Vocabulary:
     def _by_words(self, words: WordCache, texts: Sequence[str]) -> list[list[int]] | None:
         """The ids of each text, word by word; None where that is not possible, or there is an error to explain."""
         try:
-            return words.encode(texts)
+            with no_panic():
+                return words.encode(texts)
         except Exception:  # tokenizers raises plain Exception; its message may quote the text
             return None
 
@@ -164,7 +166,8 @@ class Vocabulary:
         tokenizer = self._tokenizer
         encode = tokenizer.encode_batch if with_spans else tokenizer.encode_batch_fast
         try:
-            return encode(list(texts), add_special_tokens=False)
+            with no_panic():
+                return encode(list(texts), add_special_tokens=False)
         except Exception:  # tokenizers raises plain Exception
             # The tokenizer's own message may quote the text: it is dropped on purpose.
             position = next((i for i, text in enumerate(texts) if not _is_unicode(text)), None)
@@ -194,8 +197,21 @@ class Vocabulary:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The tokens as one readable text, special tokens included."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        """The tokens as one readable text, special tokens included.
+
+        Raises:
+            VocabularyError: The tokenizer cannot write them.
+        """
+        try:
+            with no_panic():
+                return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        except VocabularyError:
+            raise
+        except Exception:  # tokenizers raises plain Exception
+            raise VocabularyError(
+                f"the tokenizer of model={self.model!r} must write any of its tokens, and failed; take it from the "
+                "model again"
+            ) from None
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The written form of each token, `##` and all.

@@ -14,6 +14,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 from rapt.errors import VocabularyError
+from rapt.wire.tokenizer_file import no_panic
 
 _LETTER: Final = "a"
 # What comes between two texts where a tokenizer puts no token of its own: the end of a line, as byte-level tokenizers
@@ -55,7 +56,8 @@ def make_tokenizer(tokenizer_json: bytes) -> Tokenizer:
         VocabularyError: The bytes are not a tokenizer.
     """
     try:
-        tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+        with no_panic():
+            tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
     except Exception:  # tokenizers raises plain Exception
         raise VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again") from None
     tokenizer.no_truncation()
