@@ -22,9 +22,8 @@ from typing import Any
 
 from public_text import sst2
 
-from rapt.compare.arms import CLEAN, LONGER, NO_LOSS, PROMPT, RAPT, SHUFFLED
-from rapt.compare.crew import run_comparison
-from rapt.compare.plan import ComparisonPlan
+from rapt.compare.bench import run_comparison
+from rapt.compare.plan import CLEAN, LONGER, NO_LOSS, PROMPT, RAPT, SHUFFLED, ComparisonPlan
 from rapt.compare.results import ModelRow, open_results
 from rapt.compare.summary import summarize
 from rapt.compare.texts import read_split

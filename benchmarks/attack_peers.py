@@ -7,9 +7,9 @@ in the folder `--environments` (network needed the first time), and in a process
 
 *Membership.* Models are tuned on random halves of public tweets, in clear and through the Laplace mechanism, and asked
 about every tweet in clear. Every attack gets the same answers: of the attacked model, and of all others with their
-members; each model is attacked in turn, and `rapt.audit.artefact.scores` judges all attacks alike. The peers take the
-attacked model's members and the others as two tables: they are tools for its owner. A text that a peer cannot score,
-because no other model had it, gets the middle of its scores.
+members; each model is attacked in turn, and `rapt.audit.artefact.membership` judges all attacks alike. The peers take
+the attacked model's members and the others as two tables: they are tools for its owner. A text that a peer cannot
+score, because no other model had it, gets the middle of its scores.
 
 *Words.* pypantera has no attack: it measures how like the sent text is to the one before, by the words that they share
 (`lexicalSimilarity`). It does so here for the same privatized tweets that `rapt audit` attacks.
@@ -29,16 +29,12 @@ import torch
 from attacks_sst2 import privatized
 from peers import ONE_THREAD, environment
 
-from rapt.audit.artefact.game import ask
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
-from rapt.audit.artefact.membership_view import views_of_each
-from rapt.audit.artefact.models import Workshop, tune_models
-from rapt.audit.artefact.scores import MembershipScore, score_membership
-from rapt.audit.artefact.texts import TokenTexts
+from rapt.audit.artefact.membership import MembershipScore, ask, score_membership
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, views_of_each
+from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.audit.audit import audit
-from rapt.audit.matching import match_truth
-from rapt.audit.priors import public_text
-from rapt.audit.view import adversary_view
+from rapt.audit.truth import match_truth
+from rapt.audit.view import adversary_view, public_text
 from rapt.demo.data import pick_tweets, public_tweets
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import Vocabulary, load_vocabulary

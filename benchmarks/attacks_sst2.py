@@ -19,10 +19,9 @@ import numpy as np
 
 from rapt.audit.attacks import ATTACKS
 from rapt.audit.audit import audit
-from rapt.audit.matching import match_truth
-from rapt.audit.priors import public_text
-from rapt.audit.values_json import to_json
-from rapt.audit.view import adversary_view
+from rapt.audit.kept_results import to_json
+from rapt.audit.truth import match_truth
+from rapt.audit.view import adversary_view, public_text
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary, load_vocabulary

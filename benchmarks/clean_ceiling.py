@@ -23,10 +23,9 @@ import torch
 from public_text import sst2
 
 from rapt.audit.intervals import wilson
-from rapt.compare.arms import CLEAN
 from rapt.compare.bench import right_answers
 from rapt.compare.files import FileMaker
-from rapt.compare.plan import ComparisonPlan
+from rapt.compare.plan import CLEAN, ComparisonPlan
 from rapt.compare.texts import LabelledTexts
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.backbone import load_backbone

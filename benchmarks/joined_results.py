@@ -18,7 +18,7 @@ from pathlib import Path
 
 from results import publish
 
-from rapt.compare.paper_table import accuracy_cells, difference_cells, markdown
+from rapt.compare.report import accuracy_cells, difference_cells, markdown
 from rapt.compare.results import ModelRow, row_of_line
 from rapt.compare.summary import summarize
 

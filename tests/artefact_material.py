@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from rapt.audit.artefact.canaries import CanaryResult
-from rapt.audit.artefact.game import MembershipResult, NamedScore, attack_each
 from rapt.audit.artefact.given import GivenAdapter, GivenAttack
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
+from rapt.audit.artefact.membership import MembershipResult, NamedScore, attack_each, score_membership
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
+from rapt.audit.artefact.memory import CanaryResult, WordReading
 from rapt.audit.artefact.pooled import PooledRelease
 from rapt.audit.artefact.run import ArtefactFindings
-from rapt.audit.artefact.scores import score_membership
-from rapt.audit.artefact.words import WordReading
 from rapt.audit.intervals import independent_share
 
 

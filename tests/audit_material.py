@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from rapt.audit.matching import match_truth
-from rapt.audit.priors import PublicText, TokenPrior
-from rapt.audit.view import AdversaryView, Truth, adversary_view
+from rapt.audit.truth import Truth, match_truth
+from rapt.audit.view import AdversaryView, PublicText, TokenPrior, adversary_view
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary

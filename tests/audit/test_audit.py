@@ -18,7 +18,7 @@ from rapt.audit.attacks.desk import Desk
 from rapt.audit.audit import audit
 from rapt.audit.judge.scoring import score
 from rapt.audit.report.verdict import not_attacked
-from rapt.audit.view import Truth
+from rapt.audit.truth import Truth
 from rapt.errors import AuditError
 from rapt.wire.manifest import MechanismSetting, Randomness
 

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
-from rapt.audit.artefact.models import Workshop
-from rapt.audit.artefact.texts import read_texts
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
+from rapt.audit.artefact.workshop import Workshop, read_texts
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.adapter import save_adapter

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from denoised_material import write_denoised
-from rapt.compare.arms import ARMS
+from rapt.compare.plan import ARMS
 
 TINY = ("--model", "bert-tiny", "--eta", 90)
 
@@ -75,6 +75,20 @@ def test_a_comparison_that_cannot_be_run_is_refused_in_one_line(rapt, labelled, 
     outcome = rapt("compare", labelled, "--out", tmp_path / "c", *TINY, "--arms", "magic")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "unknown arm='magic'" in outcome.err
+
+
+def test_a_comparison_is_read_from_a_file_and_options_beside_it_are_refused(rapt, labelled, tmp_path):
+    (tmp_path / "plan.toml").write_text(
+        'model = "bert-tiny"\netas = [90]\nseeds = 1\narms = ["without reconstruction"]\nprivatizations = 1\n'
+        'epochs = 1\nplain_pool = 10\n[texts]\ntraining = "reviews.csv"\ntext_column = "sentence"\n'
+        'label_column = "verdict"\nrecords = 20\n'
+    )
+    outcome = rapt("compare", tmp_path / "plan.toml", "--out", tmp_path / "c", "--json")
+    assert outcome.code == 0, outcome.err
+    assert [line["arm"] for line in results(tmp_path / "c")] == ["without reconstruction"]
+    outcome = rapt("compare", tmp_path / "plan.toml", "--out", tmp_path / "c", "--epochs", 2)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "got 1 options beside it" in outcome.err
 
 
 def test_public_text_becomes_a_backbone(rapt, tmp_path):

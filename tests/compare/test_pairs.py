@@ -7,16 +7,13 @@ import numpy as np
 import pytest
 
 from denoised_material import write_denoised
-from rapt.compare.arms import ARMS, CLEAN, PROMPT
-from rapt.compare.bench import open_bench
-from rapt.compare.crew import run_comparison
+from rapt.compare.bench import open_bench, run_comparison
 from rapt.compare.files import FileMaker
-from rapt.compare.plan import AttackCell, ComparisonPlan
-from rapt.compare.report import write_comparison
+from rapt.compare.plan import ARMS, CLEAN, PROMPT, AttackCell, ComparisonPlan
+from rapt.compare.report import verdict, write_comparison
 from rapt.compare.results import ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split, read_split
-from rapt.compare.verdict import verdict
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 

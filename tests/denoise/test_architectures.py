@@ -7,14 +7,13 @@ import torch
 
 from closeness import assert_close
 from rapt.denoise.model_folder import check_source, save_denoised
-from rapt.denoise.plan import WarmUpPlan
-from rapt.denoise.public_text import PublicTexts
+from rapt.denoise.plan import PublicTexts, WarmUpPlan
+from rapt.denoise.student import LAYERS, Student
 from rapt.denoise.warm_up import warm_up
 from rapt.errors import UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.architectures import ARCHITECTURES
 from rapt.service.model.backbone import load_backbone
-from rapt.service.model.denoising import LAYERS, Student
 from rapt.service.model.layout import encode_with_prompts, lay_out
 from tiny_backbones import write_tiny_model
 

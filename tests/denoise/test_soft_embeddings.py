@@ -7,8 +7,7 @@ import torch
 
 from rapt.compare.plan import weights_digest
 from rapt.denoise.model_folder import save_denoised
-from rapt.denoise.plan import WarmUpPlan
-from rapt.denoise.public_text import read_public_texts
+from rapt.denoise.plan import WarmUpPlan, read_public_texts
 from rapt.denoise.soft_embeddings import (
     SoftEmbeddings,
     kept_soft_embeddings,
@@ -16,12 +15,12 @@ from rapt.denoise.soft_embeddings import (
     soft_embeddings,
     word_prior,
 )
+from rapt.denoise.student import Student
 from rapt.denoise.warm_up import warm_up
 from rapt.errors import UsageError, VocabularyError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.backbone import load_backbone
-from rapt.service.model.denoising import Student
 from rapt.service.model.noise_expected import CARD, SOFT_EMBEDDINGS
 from toy_vocabularies import toy_vocabulary
 

@@ -17,9 +17,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.attacks.attribute import classify_texts
+from rapt.audit.attacks.direct import classify_texts
 from rapt.audit.intervals import Share, independent_share
-from rapt.audit.view import AdversaryView, Truth
+from rapt.audit.truth import Truth
+from rapt.audit.view import AdversaryView
 from rapt.errors import AuditError, MechanismError
 from rapt.local.mechanisms import mechanism_of_setting
 from rapt.local.vocabulary import Vocabulary

@@ -11,12 +11,11 @@ from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.channels import reason_unknown
 from rapt.audit.intervals import Share
-from rapt.audit.judge.bound import ContextFreeBound, context_free_bound
 from rapt.audit.judge.detail import Detail, detail
-from rapt.audit.judge.scoring import TokenScore, score, unchanged_share
+from rapt.audit.judge.scoring import ContextFreeBound, TokenScore, context_free_bound, score, unchanged_share
 from rapt.audit.kept_results import KeptResults
-from rapt.audit.portions import sample_records
-from rapt.audit.view import PART_NAMES, AdversaryView, Truth
+from rapt.audit.truth import Truth, sample_records
+from rapt.audit.view import PART_NAMES, AdversaryView
 from rapt.errors import AuditError
 
 # Distance, in standard errors, at which a file is said not to be what its manifest states: once in 10^9 by chance.

@@ -29,7 +29,7 @@ from rapt.local.calibration_search import (
     share_error,
     share_interval,
 )
-from rapt.local.mechanisms import Mechanism
+from rapt.local.mechanisms.interface import closed_channel
 from rapt.local.vocabulary import Vocabulary
 from rapt.local.weighting import Weighting
 
@@ -71,11 +71,6 @@ class ExactSuccess:
             if self._on_progress is not None:
                 self._on_progress(len(self._found))
         return self._found[eta]
-
-
-def closed_channel(mechanism: Mechanism) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
-    """The mechanism's `log_probabilities` (see `ClosedChannel`); None where it has none."""
-    return getattr(mechanism, "log_probabilities", None)
 
 
 class SimulatedSuccess:

@@ -17,12 +17,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.calibration import closed_channel
 from rapt.audit.spent_eta import audit_spent_eta, draw_independently, near_pairs, token_pairs
 from rapt.errors import MechanismError
 from rapt.local.distances import table_distances
 from rapt.local.guarantee import PROMISES
 from rapt.local.mechanisms import Mechanism, mechanism_of_setting
+from rapt.local.mechanisms.interface import closed_channel
 from rapt.local.privacy_loss import compose
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting

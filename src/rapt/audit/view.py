@@ -1,4 +1,10 @@
-"""What an attack may see, and what only the score may see, as two values that never meet inside an attack.
+"""What an attack may see and answer, as values.
+
+What an attack answers.
+
+What an attacker knows about a language before it sees a text: how frequent each token is.
+
+What an attack may see, and what only the score may see, as two values that never meet inside an attack.
 
 The service holds the privatized file, the public vocabulary and whatever is public about the language. That is
 `AdversaryView`. The true tokens are a `Truth`: attacks do not take one, so no attack can read it by accident.
@@ -10,17 +16,19 @@ texts of a record stay together wherever records are drawn, lent or counted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.priors import PublicText, TokenPrior
 from rapt.errors import AuditError
+from rapt.local.corpus import read_corpus
+from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import (
@@ -31,6 +39,114 @@ from rapt.wire.privatized_record import (
     privatized_tokens,
 )
 from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
+
+# Guesses a token that are scored, so that figures of different attacks compare.
+SCORED: Final = 10
+# One more is asked for: the observed token is struck out where an attacker is told that it was changed.
+CANDIDATES: Final = SCORED + 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Guess:
+    """The likeliest true tokens of each privatized token, the best first.
+
+    Attributes:
+        token_ids: (n, up to `CANDIDATES`), in the order of `AdversaryView.observed`.
+        remarks: What a reader of the result must know, such as the prior that was used.
+    """
+
+    token_ids: NDArray[np.int64] = field(repr=False)
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenPrior:
+    """A distribution over the rows of the table, and where it came from.
+
+    Attributes:
+        probabilities: (V,), float64, sum 1.
+        source: In words, for the report.
+    """
+
+    probabilities: NDArray[np.float64] = field(repr=False)
+    source: str
+
+    def __post_init__(self) -> None:
+        """Refuse what is not a distribution (`AuditError`)."""
+        values = self.probabilities
+        if values.ndim != 1 or not np.isfinite(values).all() or (values < 0).any() or abs(values.sum() - 1) > 1e-6:
+            raise AuditError("a prior must be one probability for each row of the table, adding up to 1")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PublicText:
+    """Texts that the attacker holds in clear: of the same language, and none of them among those he attacks.
+
+    Attributes:
+        contents: Token ids of each text, rows of the table.
+        source: In words, for the report.
+    """
+
+    contents: tuple[NDArray[np.int64], ...] = field(repr=False)
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens of all texts."""
+        return sum(map(len, self.contents))
+
+    def prior(self, bundle: VocabularyBundle) -> TokenPrior:
+        """The frequencies of its tokens; see `prior_from_counts`."""
+        flat = np.concatenate([np.empty(0, dtype=np.int64), *self.contents])
+        return prior_from_counts(
+            np.bincount(flat, minlength=len(bundle.embeddings)), bundle, source=f"word frequencies of {self.source}"
+        )
+
+
+def public_text(texts: Iterable[str], bundle: VocabularyBundle, *, source: str) -> PublicText:
+    """Public texts, tokenized with the vocabulary; those without a token are left out."""
+    contents = (np.array(content, dtype=np.int64) for content in Vocabulary(bundle).encode(list(texts)))
+    return PublicText(contents=tuple(content for content in contents if len(content)), source=source)
+
+
+def read_public_text(path: Path, bundle: VocabularyBundle, *, text_column: str = "text") -> PublicText:
+    """A public corpus: CSV, TSV or JSONL with a column of texts. Raises `CorpusError` when it cannot be read."""
+    texts = (record.text for record in read_corpus(path, text_column=text_column, label_column=None))
+    return public_text(texts, bundle, source=f"the public text {path.name}")
+
+
+def uniform_prior(bundle: VocabularyBundle) -> TokenPrior:
+    """Every eligible token equally likely: an attacker who knows nothing about the language."""
+    values = np.zeros(len(bundle.embeddings))
+    values[bundle.eligible] = 1 / len(bundle.eligible)
+    return TokenPrior(probabilities=values, source="every token equally likely")
+
+
+def prior_from_counts(counts: NDArray[np.int64], bundle: VocabularyBundle, *, source: str) -> TokenPrior:
+    """Relative frequencies of a public corpus, smoothed for the tokens that it lacks.
+
+    A token that was not counted is not impossible. Its share is Witten and Bell's: T distinct tokens among N make the
+    next one new with probability T / (N + T), spread evenly over the eligible tokens (IEEE Trans. Inf. Theory 37, 1991,
+    method C).
+
+    Args:
+        counts: Occurrences of each row of the table, (V,).
+        bundle: Whose table it is.
+        source: In words, for the report.
+
+    Raises:
+        AuditError: The counts are of another table, negative, or all 0.
+    """
+    if counts.shape != (len(bundle.embeddings),) or (counts < 0).any() or counts.sum() == 0:
+        raise AuditError(
+            f"a prior must be counted from at least one token, one count for each of the {len(bundle.embeddings)} "
+            "rows of the table; give a text with words"
+        )
+    total, types = int(counts.sum()), int((counts > 0).sum())
+    values = counts / (total + types)
+    values[bundle.eligible] += types / (total + types) / len(bundle.eligible)
+    return TokenPrior(probabilities=values / values.sum(), source=source)
+
 
 # Of the texts of a record, for people.
 PART_NAMES: Final[Mapping[PrivatizedPart, str]] = MappingProxyType(
@@ -86,23 +202,6 @@ class AdversaryView:
         """Number of tokens of each record, (records,): what is drawn, lent and counted together."""
         lengths: NDArray[np.int64] = self.lengths.reshape(len(self.records), len(self.parts)).sum(axis=1)
         return lengths
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Truth:
-    """The tokens before privatization, for the score alone. Its `repr` shows nothing of them.
-
-    Attributes:
-        token_ids: In the order of `AdversaryView.observed`, (n,).
-        records: Place of each record in the corpus; None where it is all of them.
-        entity: For each token the number of the named entity that it is part of, or -1, (n,); None where nobody looked.
-        entity_kinds: Kind of each of these entities.
-    """
-
-    token_ids: NDArray[np.int64] = field(repr=False)
-    records: NDArray[np.int64] | None = field(default=None, repr=False)
-    entity: NDArray[np.int64] | None = field(default=None, repr=False)
-    entity_kinds: tuple[str, ...] = field(default=(), repr=False)
 
 
 def adversary_view(

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rapt.cli.audit_parts import count_entities, infer_columns, read_column, stages, statement_text
-from rapt.cli.audit_tables import attribute_table, audit_table
+from rapt.cli import output
+from rapt.cli.demo import percent
 from rapt.cli.options import AsJson
-from rapt.cli.output import meter, say, show, show_json
+from rapt.cli.output import show, show_json
+from rapt.cli.output import table as columns
 
 if TYPE_CHECKING:
-    from rapt.local.record_parts import PartColumns
+    from rapt.audit.attributes import AttributeResult
+    from rapt.audit.audit import AuditReport
 
-# Tokens of a quick look: half a minute on one core with MiniLM's table.
+# As in `rapt.audit.file_audit`, which is not loaded to print help.
 QUICK_TOKENS: Final = 1500
-# A file with fewer records is attacked whole, by attackers who have no text of its kind.
-LEAST_TO_LEND: Final = 20
 
 
 def audit(
@@ -103,130 +100,85 @@ def audit(
       rapt audit reviews.rapt.jsonl --original reviews.csv --out audit
       rapt audit pairs.rapt.jsonl --original pairs.csv --text-column sentence1 --text-column-2 sentence2
     """
-    from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
-    from rapt.audit.audit import audit as run_audit
-    from rapt.audit.formal import formal_side
-    from rapt.audit.kept_results import keep_results
-    from rapt.audit.known_plaintext import known_plaintext
-    from rapt.audit.matching import check_parts, read_truth
-    from rapt.audit.portions import lend_texts, sample_records
-    from rapt.audit.priors import read_public_text
-    from rapt.audit.report import report_to_json, write_report
-    from rapt.audit.report.values import Report
-    from rapt.audit.view import adversary_view
-    from rapt.local.record_parts import PartColumns
-    from rapt.local.vocabulary import load_vocabulary
-    from rapt.version import __version__
-    from rapt.wire.privatized_file import read_privatized_file
+    from rapt.audit import AuditPlan, audit_file
+    from rapt.audit.report import report_to_json
 
-    fast = tuple(name for name, attack in ATTACKS.items() if attack.fast)
-    names = fast if quick else DEFAULT_ATTACKS
-    if attacks is not None:
-        names = tuple(name.strip() for name in attacks.split(","))
-    private = read_privatized_file(file)
-    other_texts = PartColumns(second=text_column_2, target=target_column)
-    check_parts(private.manifest, other_texts.by_part)
-    table = load_vocabulary(vocabulary or private.manifest.model)
-    public = (
-        None if public_text is None else read_public_text(public_text, table.bundle, text_column=public_text_column)
-    )
-    view = adversary_view(private, table.bundle, public=public)
-    truth = read_truth(
-        view,
-        original,
-        text_column=text_column,
-        label_column=label_column,
-        other_texts=other_texts,
-        truncate_to=truncate,
-    )
-    columns_to_infer = [
-        (column, read_column(original, column, text_column=text_column)) for column in dict.fromkeys(attribute or ())
-    ]
-    inferred = infer_columns(view, truth, columns_to_infer, seed=seed)
-    if public is None and lend > 0 and len(view.records) >= LEAST_TO_LEND:
-        view, truth = lend_texts(view, truth, share=lend, seed=seed)
-    limit = QUICK_TOKENS if quick and limit is None else limit
-    if limit is not None:
-        view, truth = sample_records(view, truth, tokens=limit, seed=seed)
-    if entities:
-        truth = count_entities(
-            view, truth, original, text_column=text_column, other_texts=other_texts, truncate_to=truncate
-        )
-    kept = None if out is None else keep_results(out / "unfinished", view, truth, seed=seed)
-    with meter("attacking", total=100, unit="%") as progress:
-        found = run_audit(
-            view, truth, attacks=names, seed=seed, kept=kept, on_progress=stages(progress, [*names, "bound"])
-        )
-    report = Report(
-        title=f"Audit of {file.name}",
-        created=datetime.now(UTC).date().isoformat(),
-        created_by=f"rapt {__version__}",
-        audit=found,
-        statement=statement_text(table, private.manifest),
-        formal=formal_side(table, private.manifest.mechanism, seed=seed),
-        known_plaintext=known_plaintext(adversary_view(private, table.bundle)),
-        commands=(
-            command_line(
-                file,
-                original,
-                columns=(text_column, label_column),
-                other_texts=other_texts,
-                attacks=names,
-                vocabulary=vocabulary,
-                truncate=truncate,
-                entities=entities,
-                seed=seed,
-                limit=limit,
-                public_text=None if public_text is None else (public_text, public_text_column),
-                lend=lend,
-                attribute=attribute or (),
-            ),
+    report = audit_file(
+        AuditPlan(
+            file=file,
+            original=original,
+            text_column=text_column,
+            text_column_2=text_column_2,
+            target_column=target_column,
+            label_column=label_column,
+            public_text=public_text,
+            public_text_column=public_text_column,
+            lend=lend,
+            attacks=None if attacks is None else tuple(name.strip() for name in attacks.split(",")),
+            attributes=tuple(attribute or ()),
+            entities=entities,
+            vocabulary=vocabulary,
+            truncate=truncate,
+            limit=limit,
+            quick=quick,
+            seed=seed,
+            out=out,
         ),
-        attributes=inferred,
+        narrator=output,
     )
-    if out is not None:
-        page, _ = write_report(report, out)
-        say(f"report: {page}")
-    if kept is not None:
-        kept.remove()
     if as_json:
         show_json(report_to_json(report))
-    else:
-        show(audit_table(found))
-        for result in inferred:
-            show("\n" + attribute_table(result))
+        return
+    show(audit_table(report.audit))
+    for result in report.attributes:
+        show("\n" + attribute_table(result))
 
 
-def command_line(
-    file: Path,
-    original: Path,
-    *,
-    columns: tuple[str, str],
-    other_texts: PartColumns,
-    attacks: Sequence[str],
-    vocabulary: str | None,
-    truncate: int | None,
-    entities: bool,
-    seed: int,
-    limit: int | None,
-    public_text: tuple[Path, str] | None,
-    lend: float,
-    attribute: Sequence[str],
-) -> str:
-    """What makes the numbers again; names of files, without the folders they are in."""
-    words = ["rapt", "audit", file.name, "--original", original.name]
-    words += ["--text-column", columns[0], "--label-column", columns[1], "--attacks", ",".join(attacks)]
-    words += [] if other_texts.second is None else ["--text-column-2", other_texts.second]
-    words += [] if other_texts.target is None else ["--target-column", other_texts.target]
-    words += [] if vocabulary is None else ["--vocabulary", Path(vocabulary).name]
-    words += [] if truncate is None else ["--truncate", str(truncate)]
-    words += ["--entities"] if entities else []
-    words += ["--seed", str(seed)]
-    words += [] if limit is None else ["--limit", str(limit)]
-    if public_text is None:
-        words += ["--lend", f"{lend:g}"]
-    else:
-        words += ["--public-text", public_text[0].name, "--public-text-column", public_text[1]]
-    for column in attribute:
-        words += ["--attribute", column]
-    return shlex.join(words)
+def audit_table(found: AuditReport) -> str:
+    """Every attack and the bound on all of their kind, for a terminal."""
+    rows = [
+        [result.title, *percent(result.score.all_tokens.first), f"{result.score.all_tokens.chance:.1%}"]
+        for result in found.results
+    ]
+    if found.bound is not None:
+        rows.append(["any attack without context", *percent(found.bound.success), ""])
+    lines = [
+        f"{found.records:,} of {found.of_records:,} {found.unit}, {found.tokens:,} tokens, {found.mechanism} at "
+        f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
+        "",
+        columns(["attack", "recovered", "95 % interval", "without the file"], rows),
+        "",
+        f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
+        *(f"{what} it recovered: {line}" for what, line in _group_lines(found) if line),
+        *(["not attacked: targets, which are public and were sent as they are"] if found.public_targets else []),
+        *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),
+        *(f"warning: {warning}" for warning in found.warnings),
+    ]
+    return "\n".join(lines)
+
+
+def attribute_table(result: AttributeResult) -> str:
+    """How well one column is inferred, for a terminal."""
+    several = "" if result.attackers[0].of_several is None else f"{result.attackers[0].of_several.value:.1%}"
+    rows = [[f"{attacker.name} attacker", *percent(attacker.first)] for attacker in result.attackers]
+    rows.append(["unprotected texts", *percent(result.unprotected.first)])
+    rows.append(["without the file", f"{result.chance:.1%}", ""])
+    head = f"{result.column}: {result.values} values, {result.texts:,} texts" + (
+        f"; among five guesses {several}" if several else ""
+    )
+    return "\n".join([head, "", columns(["who", "right", "95 % interval"], rows)])
+
+
+def _group_lines(found: AuditReport) -> list[tuple[str, str]]:
+    """What the strongest attack recovered of each text of a record and of entities; empty where there is no such."""
+    detail = found.strongest.detail
+    return [
+        (
+            what,
+            ", ".join(
+                f"{group.name} {group.first.value:.0%} of {group.first.n:,} ({group.unchanged:.0%} as sent)"
+                for group in groups
+            ),
+        )
+        for what, groups in (("words of each text", detail.texts), ("entities", detail.entities))
+    ]

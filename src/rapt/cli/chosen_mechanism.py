@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rapt.cli.output import say
@@ -21,9 +21,14 @@ def choose_mechanism(
     from rapt.local.mechanisms import make_mechanism
 
     options = given_options(name, settings)
+    warn_of_calibration(options)
+    return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
+
+
+def warn_of_calibration(options: Mapping[str, Parameter]) -> None:
+    """Say that a mechanism with these options takes minutes to be made, if it does."""
     if options.get("calibrated") is True:
         say("rapt: calibrated: computing the largest slope, minutes for 30,000 tokens, unless it was done before")
-    return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
 
 
 def given_options(name: str, settings: Sequence[str] | None) -> dict[str, Parameter]:

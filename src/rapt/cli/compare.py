@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import shlex
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from rapt.cli import output
 from rapt.cli.chosen_mechanism import given_options
 from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision
-from rapt.cli.output import meter, say, show, show_json, table
+from rapt.cli.output import show, show_json, table
+from rapt.errors import UsageError
 
-if TYPE_CHECKING:
-    from rapt.compare.plan import ComparisonPlan
-    from rapt.compare.texts import Split
+# What a comparison that is read from a file does not say.
+_BESIDE_A_FILE = frozenset({"file", "out", "processes", "as_json"})
 
 
 def compare(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Labelled texts to train on; CSV, TSV, JSONL, Parquet.")],
+    context: typer.Context,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Labelled texts to train on (CSV, TSV, JSONL, Parquet), or a whole comparison in TOML."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for results and report; give it again to go on.")],
-    eta: Annotated[list[float], typer.Option(metavar="NUMBER", help="Setting of η; repeat.")],
+    eta: Annotated[list[float] | None, typer.Option(metavar="NUMBER", help="Setting of η; repeat.")] = None,
     evaluation: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labelled texts to judge on; default: a fifth of FILE.")
     ] = None,
@@ -80,131 +85,81 @@ def compare(
     \b
     Examples:
       rapt compare reviews.csv --eta 60 --eta 75 --eta 90 --out comparison --processes 2
+      rapt compare plan.toml --out comparison
       rapt compare pairs.csv --text-column sentence1 --text-column-2 sentence2 --eta 75 --out comparison
     """
-    from rapt.compare.arms import ARMS, LONGER
-    from rapt.compare.crew import run_comparison
-    from rapt.compare.paper_table import accuracy_cells, difference_cells
-    from rapt.compare.plan import ComparisonPlan
-    from rapt.compare.report import write_comparison
-    from rapt.compare.summary import summarize
-    from rapt.compare.texts import read_split
-    from rapt.errors import UsageError
-    from rapt.service.model.tuning_config import LORA
+    from rapt.compare import Comparison, ComparisonPlan, TextFiles, compare_files, read_comparison
+    from rapt.compare.comparison import possible_arms
+    from rapt.compare.report import accuracy_cells, difference_cells
 
-    plan = ComparisonPlan(
-        model=model,
-        mechanism=mechanism,
-        options=given_options(mechanism, settings),
-        etas=tuple(eta),
-        seeds=tuple(range(seeds)),
-        arms=_names(arms)
-        or tuple(
-            name
-            for name, arm in ARMS.items()
-            if (denoised or not arm.denoised) and (public or not arm.sentences) and (method != LORA or name != LONGER)
-        ),
-        denoised=None if denoised is None else str(denoised),
-        privatizations=privatizations,
-        plain_tokens=plain_tokens,
-        plain_pool=plain_pool,
-        plain_drawn=plain_tokens_drawn.value,
-        weight=weight,
-        method=method,
-        epochs=epochs,
-        prompt_length=prompt_length,
-        learning_rate=learning_rate,
-        attacks=_names(attacks),
-        attack_tokens=attack_tokens,
-        allow_unproved=allow_unproved,
-        precision=precision.value,
-    )
-    split = read_split(
-        file,
-        evaluation=evaluation,
-        public=public,
-        training_records=records,
-        evaluation_records=evaluation_records,
-        text_column=text_column,
-        label_column=label_column,
-        text_column_2=text_column_2,
-        min_words=min_words,
-        cross_validate=cross_validate,
-    )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--out must be a folder, got {error.strerror}; choose another") from None
-    with meter("comparing", unit="results") as progress:
-        rows = run_comparison(
-            plan,
-            split,
-            results=out / "results.jsonl",
-            processes=processes,
-            on_row=lambda done, total: progress(done, total=total),
+    if file.suffix == ".toml":
+        _refuse_other_options(context)
+        comparison = read_comparison(file, out=out, processes=processes)
+    else:
+        arms_to_run = _split_names(arms) or possible_arms(
+            denoised=denoised is not None, public=public is not None, method=method
         )
-    summary = summarize(
-        rows,
-        most_frequent_label=[turn.most_frequent_label_is_right for turn in split.turns],
-        turns=len(split.turns),
-    )
-    page = write_comparison(
-        plan,
-        split,
-        summary,
-        out,
-        title=f"Comparison on {file.name}",
-        created=datetime.now(UTC).date().isoformat(),
-        command=_command(
-            file,
-            evaluation,
-            public,
-            plan,
-            split,
-            columns={"text-column": text_column, "text-column-2": text_column_2, "label-column": label_column},
-            min_words=min_words,
-        ),
-    )
-    say(f"report: {page}")
+        comparison = Comparison(
+            plan=ComparisonPlan(
+                model=model,
+                mechanism=mechanism,
+                options=given_options(mechanism, settings),
+                etas=tuple(eta or ()),
+                seeds=tuple(range(seeds)),
+                arms=arms_to_run,
+                denoised=None if denoised is None else str(denoised),
+                privatizations=privatizations,
+                plain_tokens=plain_tokens,
+                plain_pool=plain_pool,
+                plain_drawn=plain_tokens_drawn.value,
+                weight=weight,
+                method=method,
+                epochs=epochs,
+                prompt_length=prompt_length,
+                learning_rate=learning_rate,
+                attacks=_split_names(attacks),
+                attack_tokens=attack_tokens,
+                allow_unproved=allow_unproved,
+                precision=precision.value,
+            ),
+            texts=TextFiles(
+                training=file,
+                evaluation=evaluation,
+                public=public,
+                cross_validate=cross_validate,
+                text_column=text_column,
+                text_column_2=text_column_2,
+                label_column=label_column,
+                min_words=min_words,
+                records=records,
+                evaluation_records=evaluation_records,
+            ),
+            out=out,
+            processes=processes,
+        )
+    found = compare_files(comparison, narrator=output)
     if as_json:
-        show_json({"report": str(page)})
+        show_json({"report": str(found.page)})
         return
-    for cells in (accuracy_cells(summary), difference_cells(summary)):
+    for cells in (accuracy_cells(found.summary), difference_cells(found.summary)):
         show(table(cells[0], cells[1:]) + "\n")
 
 
-def _command(
-    file: Path,
-    evaluation: Path | None,
-    public: Path | None,
-    plan: ComparisonPlan,
-    split: Split,
-    *,
-    columns: dict[str, str | None],
-    min_words: int,
-) -> str:
-    """What makes the numbers again; names of files, without the folders they are in."""
-    words: list[object] = ["rapt", "compare", file.name, "--out", "comparison", "--model", Path(plan.model).name]
-    words += [word for eta in plan.etas for word in ("--eta", f"{eta:g}")]
-    words += [] if evaluation is None else ["--evaluation", evaluation.name]
-    words += ["--cross-validate"] if split.further else []
-    words += [] if public is None else ["--public", public.name]
-    words += [] if plan.denoised is None else ["--denoised", Path(plan.denoised).name]
-    words += [word for name, column in columns.items() if column is not None for word in (f"--{name}", column)]
-    words += ["--mechanism", plan.mechanism]
-    words += [word for name, value in plan.options.items() for word in ("--set", f"{name}={value}")]
-    words += ["--min-words", min_words, "--records", max(len(turn.training) for turn in split.turns)]
-    words += ["--evaluation-records", len(split.evaluation), "--arms", ",".join(plan.arms)]
-    words += ["--seeds", len(plan.seeds), "--privatizations", plan.privatizations]
-    words += ["--plain-tokens", plan.plain_tokens, "--plain-pool", plan.plain_pool, "--weight", f"{plan.weight:g}"]
-    words += [] if plan.plain_drawn == "record" else ["--plain-tokens-drawn", plan.plain_drawn]
-    words += ["--allow-unproved"] if plan.allow_unproved else []
-    words += [] if plan.precision == "float32" else ["--precision", plan.precision]
-    words += ["--method", plan.method, "--epochs", plan.epochs, "--prompt-length", plan.prompt_length]
-    words += [] if plan.learning_rate is None else ["--learning-rate", f"{plan.learning_rate:g}"]
-    words += ["--attacks", ",".join(plan.attacks), "--attack-tokens", plan.attack_tokens] if plan.attacks else []
-    return shlex.join(str(word) for word in words)
+def _refuse_other_options(context: typer.Context) -> None:
+    """Refuse options that the file of a comparison says (`UsageError`)."""
+    given = [
+        name
+        for name in context.params
+        if name not in _BESIDE_A_FILE
+        and (source := context.get_parameter_source(name))
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(
+            f"a comparison in a file must say all but --out and --processes, got {len(given)} options beside it; "
+            "put them into the file"
+        )
 
 
-def _names(listed: str | None) -> tuple[str, ...]:
+def _split_names(listed: str | None) -> tuple[str, ...]:
     return () if listed is None else tuple(name.strip() for name in listed.split(","))

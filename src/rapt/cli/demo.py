@@ -14,7 +14,7 @@ from rapt.cli.output import show, show_json, table
 
 if TYPE_CHECKING:
     from rapt.audit.intervals import Share
-    from rapt.demo.results import DemoResult
+    from rapt.demo.plan import DemoResult
 
 
 def demo(

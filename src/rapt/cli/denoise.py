@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
+from rapt.cli import output
 from rapt.cli.chosen_mechanism import given_options
 from rapt.cli.options import AsJson, ChosenPrecision, MechanismOptions
-from rapt.cli.output import meter, say, show, show_json, table
+from rapt.cli.output import show, show_json, table
 
 
 def denoise(
@@ -42,50 +43,31 @@ def denoise(
     Example:
       rapt denoise public.csv --eta 60 --eta 75 --eta 90 --out minilm-denoised
     """
-    import torch
+    from rapt.denoise import WarmUpPlan, denoise_model
 
-    from rapt.denoise.model_folder import check_source, check_target, save_denoised
-    from rapt.denoise.plan import WarmUpPlan
-    from rapt.denoise.public_text import read_public_texts
-    from rapt.denoise.warm_up import warm_up
-    from rapt.local.vocabulary import load_vocabulary
-    from rapt.service.model.denoising import Student
-
-    check_target(out)
-    check_source(model)
-    plan = WarmUpPlan(
-        model=model,
-        mechanism=mechanism,
-        options=given_options(mechanism, settings),
-        etas=tuple(eta),
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        soft_embeddings=soft_embeddings,
+    made = denoise_model(
+        WarmUpPlan(
+            model=model,
+            mechanism=mechanism,
+            options=given_options(mechanism, settings),
+            etas=tuple(eta),
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+            soft_embeddings=soft_embeddings,
+        ),
+        public,
+        out=out,
+        text_column=text_column,
+        precision=precision.value,
+        threads=threads,
+        narrator=output,
     )
-    if threads is not None:
-        torch.set_num_threads(threads)
-    vocabulary = load_vocabulary(model)
-    texts = read_public_texts(public, vocabulary=vocabulary, text_column=text_column)
-    student = Student(model, precision=precision.value)
-    with meter("denoising", unit="steps") as progress:
-        explained = warm_up(
-            student,
-            texts,
-            vocabulary=vocabulary,
-            plan=plan,
-            on_step=lambda step: progress(step.step, total=step.steps, note=f"error {step.text_error:.2f}"),
-        )
-    tokens = sum(len(text) for text in texts.training)
-    save_denoised(student, out, plan=plan, explained=explained, texts=len(texts.training), tokens=tokens)
-    say(f"backbone: {out}")
     if as_json:
-        values = [{"eta": item.eta, "before": item.before, "after": item.after} for item in explained]
-        show_json({"backbone": str(out), "texts": len(texts.training), "tokens": tokens, "explained": values})
+        values = [{"eta": item.eta, "before": item.before, "after": item.after} for item in made.explained]
+        show_json({"backbone": str(out), "texts": made.texts, "tokens": made.tokens, "explained": values})
         return
-    rows = [[f"{item.eta:g}", f"{item.before:.2f}", f"{item.after:.2f}"] for item in explained]
-    show(
-        f"{len(texts.training):,} public texts, {tokens:,} tokens; share of the clear text's state that is explained:\n"
-    )
+    rows = [[f"{item.eta:g}", f"{item.before:.2f}", f"{item.after:.2f}"] for item in made.explained]
+    show(f"{made.texts:,} public texts, {made.tokens:,} tokens; share of the clear text's state that is explained:\n")
     show(table(["η", "before", "after"], rows))

@@ -19,9 +19,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from rapt.errors import CorpusError
+from rapt.narration import Meter
 from rapt.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -37,13 +38,6 @@ _HANDLER = "rapt.cli.output"
 
 # Between two plain lines at least this long passes, in seconds, when the end of the work is not known.
 _PLAIN_INTERVAL = 5.0
-
-
-class Meter(Protocol):
-    """Takes the progress of one piece of work."""
-
-    def __call__(self, done: int, /, *, total: int | None = None, note: str = "") -> None:
-        """Show that `done` of `total` units are done; `note` is what else there is to say."""
 
 
 def write_in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -15,8 +15,7 @@ from typer.main import get_command
 
 from rapt.cli.admin import admin
 from rapt.cli.audit import audit
-from rapt.cli.audit_adapter import audit_adapter
-from rapt.cli.audit_model import audit_model
+from rapt.cli.audit_models import audit_adapter, audit_model
 from rapt.cli.calibrate import calibrate
 from rapt.cli.compare import compare
 from rapt.cli.demo import demo

@@ -11,7 +11,7 @@ from typing import Final
 
 from markupsafe import Markup
 
-from rapt.compare.arms import ARMS, CLEAN
+from rapt.compare.plan import ARMS, CLEAN
 from rapt.compare.summary import Summary
 from rapt.local.distances import TableDistances
 

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML page, one JSON, and the tables in Markdown and LaTeX."""
+"""The report of a comparison: conclusions in words, one HTML page, one JSON, and the tables in Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
-from rapt.compare.arms import ARMS
 from rapt.compare.curves import STYLES, Plot, draw, plots
-from rapt.compare.paper_table import accuracy_cells, attack_cells, difference_cells, latex, markdown
-from rapt.compare.plan import ComparisonPlan, weights_digest
-from rapt.compare.summary import Summary
+from rapt.compare.plan import (
+    ARMS,
+    CLEAN,
+    DENOISED,
+    DENOISED_PROBING,
+    PROMPT,
+    RAPT,
+    SEEDS_FOR_AN_INTERVAL,
+    ComparisonPlan,
+    weights_digest,
+)
+from rapt.compare.summary import Accuracy, Difference, Mean, Summary
 from rapt.compare.texts import Split
-from rapt.compare.verdict import verdict
 from rapt.errors import UsageError
 from rapt.local.distances import table_distances
 from rapt.local.vocabulary import load_vocabulary
@@ -25,6 +32,121 @@ from rapt.service.model.noise_expected import read_noise_expected
 from rapt.version import __version__
 from rapt.whole_files import write_whole
 from rapt.wire.manifest import MechanismSetting
+
+_LATEX = {"η": r"$\eta$", "λ": r"$\lambda$", "%": r"\%", "–": "--", "−": "$-$", "—": "---", "_": r"\_"}
+
+
+def accuracy_cells(summary: Summary) -> list[list[str]]:
+    """A header, then one line for each arm at each η."""
+    lines = [["η", "unchanged, %", "arm", "accuracy, %", "95 % interval", "seeds", "privatizations"]]
+    kept = {attack.eta: f"{100 * attack.unchanged:.1f}" for attack in summary.attacks}
+    for item in summary.accuracies:
+        lines.append([_eta(item.eta), kept.get(item.eta or 0.0, "—"), *_accuracy(item)])
+    if (named := summary.most_frequent_label) is not None:
+        lines.append(["—", "—", "most frequent label", *_percent(named), "—", "—"])
+    return lines
+
+
+def difference_cells(summary: Summary) -> list[list[str]]:
+    """A header, then one line for each difference at each η."""
+    lines = [["η", "difference", "points", "95 % interval", "each seed"]]
+    return lines + [[_eta(item.eta), *_difference(item)] for item in summary.differences]
+
+
+def attack_cells(summary: Summary) -> list[list[str]]:
+    """A header, then the strongest attack at each η."""
+    lines = [["η", "strongest attack", "tokens recovered, %", "95 % interval", "tokens attacked"]]
+    for item in summary.attacks:
+        interval = f"{100 * item.low:.1f}–{100 * item.high:.1f}"
+        lines.append([_eta(item.eta), item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
+    return lines
+
+
+def markdown(cells: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line of the cells is its header."""
+    rows = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def latex(cells: Sequence[Sequence[str]]) -> str:
+    """A LaTeX `tabular` in the style of `booktabs`; the first line of the cells is its header."""
+    rows = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in cells]
+    columns = "l" * len(cells[0])
+    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule"]
+    return "\n".join([*head, *rows[1:], r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _accuracy(item: Accuracy) -> list[str]:
+    return [item.arm, *_percent(item.accuracy), str(len(item.seeds)), str(item.privatizations)]
+
+
+def _percent(mean: Mean) -> list[str]:
+    return [f"{100 * mean.value:.1f}", f"{100 * mean.low:.1f}–{100 * mean.high:.1f}"]
+
+
+def _difference(item: Difference) -> list[str]:
+    mean = item.points
+    each = ", ".join(signed(value) for value in mean.each_seed)
+    return [f"{item.arm} − {item.other}", signed(mean.value), signed_interval(mean), each]
+
+
+def signed(points: float) -> str:
+    """A difference with its sign, in typography's minus."""
+    return f"{points:+.1f}".replace("-", "−")
+
+
+def signed_interval(mean: Mean) -> str:
+    """Both ends with their signs."""
+    return f"{signed(mean.low)} to {signed(mean.high)}"
+
+
+def _eta(eta: float | None) -> str:
+    return "—" if eta is None else f"{eta:g}"
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def verdict(summary: Summary) -> Iterator[str]:
+    """The conclusions, the most important first."""
+    for item in summary.differences:
+        if (item.arm, item.other) == (RAPT, PROMPT):
+            yield f"At η = {item.eta:g}, reconstruction {_says(item)}."
+    for item in summary.differences:
+        if item.arm in (DENOISED, DENOISED_PROBING) and item.other in (PROMPT, RAPT):
+            head = " and a head alone" if item.arm == DENOISED_PROBING else ""
+            yield f"At η = {item.eta:g}, a backbone that expects noise{head}, against {item.other}: {_says(item)}."
+    for item in summary.differences:
+        if item.arm == RAPT and item.other not in (PROMPT, CLEAN):
+            yield f"At η = {item.eta:g}, RAPT against its control “{item.other}”: {_says(item)}."
+    for item in summary.differences:
+        if (item.arm, item.other) == (PROMPT, CLEAN):
+            yield f"At η = {item.eta:g}, privacy cost {-item.points.value:.1f} points without reconstruction."
+    if blind := [item for item in summary.accuracies if item.over_most_frequent and item.over_most_frequent.low <= 0]:
+        arms = "; ".join(item.arm if item.eta is None else f"{item.arm} at η = {item.eta:g}" for item in blind)
+        yield f"No better than always naming the most frequent label, as far as can be told: {arms}."
+    fewest = min((len(item.seeds) for item in summary.accuracies), default=0)
+    if fewest < SEEDS_FOR_AN_INTERVAL:
+        yield (
+            f"Some arm has {_seeds(fewest)}: below {SEEDS_FOR_AN_INTERVAL}, an interval "
+            "understates how much another seed would change."
+        )
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
+def _says(item: Difference) -> str:
+    points = item.points
+    amount = f"{signed(points.value)} points ({signed_interval(points)}, {_seeds(len(item.seeds))})"
+    if points.low > 0:
+        return f"helped: {amount}"
+    if points.high < 0:
+        return f"hurt: {amount}"
+    return f"made no difference that can be told from chance: {amount}"
+
 
 SCHEMA: Final = "rapt.comparison-report/1"
 PAGE, VALUES, MARKDOWN, LATEX = "comparison.html", "comparison.json", "comparison.md", "comparison.tex"

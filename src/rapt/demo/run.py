@@ -1,29 +1,140 @@
-"""The demo's story, step by step: a trusted side, a service in another process, and a look at what came out of it."""
+"""Work of the trusted side that goes on while the service works: in a thread, because it shares the texts.
+
+The demo's report: the values of one run on the page that the audit room draws.
+
+The demo's story, step by step: a trusted side, a service in another process, and a look at what came out of it.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
+import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from threading import Event, Thread
+from typing import Final, Generic, TypeVar
 
 from rapt.audit.audit import AuditReport
 from rapt.audit.report import HTML, JSON, write_report
-from rapt.demo.background import Background
-from rapt.demo.leak_check import search_folder
-from rapt.demo.narrator import Narrator
-from rapt.demo.plan import DemoPlan
-from rapt.demo.results import Arm, DemoResult
-from rapt.demo.service_arms import PROMPT_TUNING, RAPT, follow, losses_of, predict_queries, start_jobs
-from rapt.demo.service_process import running_service
-from rapt.demo.story import demo_report
-from rapt.demo.trusted_side import TrustedSide, prepare_trusted_side
-from rapt.demo.trusted_work import attack_own_file, upper_bound
+from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
+from rapt.demo.leak_check import LeakCheck, search_folder
+from rapt.demo.plan import Arm, DemoPlan, DemoResult
+from rapt.demo.service_side import PROMPT_TUNING, RAPT, follow, losses_of, predict_queries, running_service, start_jobs
+from rapt.demo.trusted_side import TrustedSide, attack_own_file, prepare_trusted_side, upper_bound
 from rapt.errors import ServiceError, UsageError
 from rapt.local.client import ServiceClient
+from rapt.narration import Narrator
+from rapt.version import __version__
+
+T = TypeVar("T")
+
+
+class Background(Generic[T]):
+    """One piece of work in a thread that can be asked to stop, and its result or error."""
+
+    def __init__(self, work: Callable[[Callable[[], bool]], T]) -> None:
+        """Start it; `work` gets a function that says whether it should stop."""
+        self._stop = Event()
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        # A daemon: an interrupted demo does not wait for an attack that nobody will read.
+        self._thread = Thread(target=self._run, args=(work,), name="rapt-demo", daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[Callable[[], bool]], T]) -> None:
+        try:
+            self._result.append(work(self._stop.is_set))
+        except BaseException as error:
+            self._error = error
+
+    @property
+    def running(self) -> bool:
+        """Whether it goes on."""
+        return self._thread.is_alive()
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end, at most so long."""
+        self._thread.join(seconds)
+
+    def result(self) -> T:
+        """Its result, once it has ended; its error is raised here."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result[0]
+
+    def stop(self) -> None:
+        """Ask it to stop, and give it a moment."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+
+def demo_report(
+    plan: DemoPlan,
+    side: TrustedSide,
+    *,
+    arms: Sequence[Arm],
+    audit: AuditReport,
+    losses: Sequence[Line],
+    leak: LeakCheck,
+    seconds: float,
+) -> Report:
+    """Everything that a reader of the demo's result needs.
+
+    Args:
+        plan: What was done.
+        side: Its first sentences are shown: they are public tweets.
+        arms: Clear text, prompt tuning, RAPT.
+        audit: The attacks.
+        losses: Of the service's runs.
+        leak: The search through what the service kept.
+        seconds: The whole of it.
+    """
+    notes = ("tuned on this machine; the service never sees it", "the same file without its plain tokens", "")
+    return Report(
+        title="rapt demo: tweets, privatized, tuned on, predicted, attacked",
+        created=datetime.now(UTC).date().isoformat(),
+        created_by=f"rapt {__version__}",
+        audit=audit,
+        statement=side.statement.to_text(),
+        commands=(f"rapt demo --eta {plan.eta:g}",),
+        facts=_facts(plan, leak=leak, seconds=seconds),
+        utility=Utility(
+            task=f"Whether a tweet is positive or negative: tuned on {plan.training:,} tweets, asked about "
+            f"{plan.queries:,} others, at eta = {plan.eta:g}.",
+            rows=tuple(
+                UtilityRow(name=arm.name, accuracy=arm.accuracy, seeds=(plan.seed,), note=note)
+                for arm, note in zip(arms, notes, strict=True)
+            ),
+            chance=0.5,
+        ),
+        figures=(Figure(title="Loss of tuning", across="step", up="nats", lines=tuple(losses)),),
+        examples=tuple(Example(before=before, after=after) for before, after in side.before_and_after(plan.shown)),
+    )
+
+
+def _facts(plan: DemoPlan, *, leak: LeakCheck, seconds: float) -> tuple[Fact, ...]:
+    # Kilobytes on Linux.
+    here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    service = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    return (
+        Fact(name="plain tokens", value=f"{plan.plain_tokens} before each text, out of {plan.plain_token_pool} words"),
+        Fact(name="soft prompt", value=f"{plan.prompt_length} vectors, {plan.epochs} epochs"),
+        Fact(
+            name="search for plain text in what the service kept",
+            value=f"{leak.files} files, {leak.bytes / 1e6:.0f} MB, {leak.runs:,} runs of five words: "
+            f"found in {len(leak.leaked)} files",
+        ),
+        Fact(name="time", value=f"{seconds:.0f} s"),
+        Fact(name="largest memory", value=f"{here:.1f} GB here, {service:.1f} GB in the service"),
+        Fact(name="machine", value=f"Python {platform.python_version()}, {platform.machine()}"),
+    )
+
 
 TRUSTED: Final = "trusted"
 SERVICE: Final = "service"

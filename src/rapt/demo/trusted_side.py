@@ -1,14 +1,27 @@
-"""The trusted side: the texts, the privatized files made from them, and what may be said about both."""
+"""The trusted side: the texts, the privatized files made from them, and what may be said about both.
+
+The upper bound: the same tuning on the same texts without privatization, inside the trusted process.
+
+The service never sees these tokens. They take the shape of a privatized file in memory only, because that is what the
+tuner reads; nothing of it is written or sent, and a manifest that names no mechanism is refused everywhere else.
+
+What the trusted side computes while the service works: the upper bound, and the attacks on its own file.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rapt.demo.data import CLASSES, Tweets, pick_tweets, write_csv
-from rapt.demo.narrator import Narrator
+import torch
+
+from rapt.audit.attacks import ATTACKS
+from rapt.audit.audit import AuditReport, audit
+from rapt.audit.truth import match_truth, sample_records
+from rapt.audit.view import adversary_view, public_text
+from rapt.demo.data import CLASSES, Tweets, pick_tweets, public_tweets, write_csv
 from rapt.demo.plan import DemoPlan
 from rapt.local.corpus import privatize_corpus
 from rapt.local.guarantee import PrivacyStatement, privacy_statement
@@ -17,7 +30,13 @@ from rapt.local.plain_tokens import plan_plain_tokens
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
+from rapt.narration import Narrator
+from rapt.service.model.backbone import load_backbone
+from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.model.tuner import Progress, TuningConfig, tune
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
+from rapt.wire.privatized_record import PrivatizedRecord
 
 # Sentences that are shown fit on a line of a terminal.
 _SHORT: Final = 90
@@ -122,3 +141,96 @@ def prepare_trusted_side(plan: DemoPlan, folder: Path, *, narrator: Narrator) ->
             randomness=manifest.randomness,
         ),
     )
+
+
+def clean_predictions(
+    training: tuple[Sequence[str], Sequence[int]],
+    queries: Sequence[str],
+    *,
+    vocabulary: Vocabulary,
+    labels: tuple[str, ...],
+    config: TuningConfig,
+    threads: int,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> list[int]:
+    """Label indices predicted for clear queries by a model tuned on clear texts.
+
+    Args:
+        training: Texts and label indices, in clear.
+        queries: In clear.
+        vocabulary: Of the backbone; its model name says which.
+        labels: Names of the classes.
+        config: Without reconstruction: nothing is there to be reconstructed.
+        threads: Of torch in this process; the service has its own.
+        on_progress: Called after each step.
+        should_stop: Asked before each step.
+
+    Raises:
+        TuningCancelled: `should_stop` said yes.
+    """
+    torch.set_num_threads(threads)
+    backbone = load_backbone(vocabulary.model)
+    texts, truth = training
+    records = tuple(
+        PrivatizedRecord(token_ids=tuple(ids), label=label)
+        for ids, label in zip(vocabulary.encode(list(texts)), truth, strict=True)
+    )
+    manifest = Manifest(
+        model=vocabulary.model,
+        vocabulary_hash=vocabulary.hash,
+        mechanism=MechanismSetting(name="none", parameters={}),
+        randomness=Randomness(source="none: in clear, in memory only"),
+        plain_tokens=NO_PLAIN_TOKENS,
+        labels=labels,
+        records=len(records),
+        tokens=sum(len(record.token_ids) for record in records),
+        records_sha256="",
+        created_by="rapt demo",
+    )
+    adapter = tune(
+        backbone,
+        PrivatizedFile(manifest=manifest, records=records),
+        config=config,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    rows = [ClassificationRow(adapter=adapter, token_ids=tuple(ids)) for ids in vocabulary.encode(list(queries))]
+    return [max(range(len(labels)), key=answer.__getitem__) for answer in classify(backbone, rows)]
+
+
+def upper_bound(
+    plan: DemoPlan,
+    side: TrustedSide,
+    *,
+    threads: int,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> list[str]:
+    """Labels of the queries, predicted in clear by a model tuned in clear."""
+    predicted = clean_predictions(
+        (side.training.texts, [CLASSES.index(label) for label in side.training.labels]),
+        side.queries.texts,
+        vocabulary=side.vocabulary,
+        labels=CLASSES,
+        config=TuningConfig(prompt_length=plan.prompt_length, epochs=plan.epochs, seed=plan.seed),
+        threads=threads,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    return [CLASSES[index] for index in predicted]
+
+
+def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[[str, float], None]) -> AuditReport:
+    """What a curious service can recover of the training texts, with public tweets to learn the language from.
+
+    The attacks that train a network are left to `rapt audit`: they take longer than the rest of the demo.
+    """
+    texts = public_tweets(apart_from=[*side.training.texts, *side.queries.texts], most=plan.public_texts)
+    bundle = side.vocabulary.bundle
+    public = public_text(texts, bundle, source=f"{len(texts):,} other tweets")
+    view = adversary_view(side.privatized_training(), bundle, public=public)
+    truth = match_truth(view, side.vocabulary.encode(side.training.texts))
+    view, truth = sample_records(view, truth, tokens=plan.attacked_tokens, seed=plan.seed)
+    fast = [name for name, attack in ATTACKS.items() if attack.fast]
+    return audit(view, truth, attacks=fast, seed=plan.seed, on_progress=on_progress)

@@ -12,11 +12,10 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rapt.denoise.plan import WarmUpPlan
-from rapt.denoise.warm_up import Explained
+from rapt.denoise.plan import Explained, WarmUpPlan
+from rapt.denoise.student import Layers, Student
 from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
-from rapt.service.model.denoising import Layers, Student
 from rapt.service.model.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.version import __version__
 from rapt.whole_files import write_folder

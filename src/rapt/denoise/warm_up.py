@@ -3,50 +3,114 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
 
-from rapt.denoise.plan import WarmUpPlan
-from rapt.denoise.public_text import PublicTexts
+from rapt.denoise.model_folder import check_source, check_target, save_denoised
+from rapt.denoise.plan import Explained, PublicTexts, WarmUpPlan, read_public_texts
 from rapt.denoise.soft_embeddings import DRAWS, kept_soft_embeddings, mean_of_settings, word_prior
-from rapt.denoise.steps import Tokens, batches, privatize, rate
-from rapt.errors import TuningError
-from rapt.local.mechanisms import make_mechanism
+from rapt.denoise.student import Agreement, Student
+from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.randomness import insecure_stream
-from rapt.local.vocabulary import Vocabulary
-from rapt.service.model.denoising import Student
+from rapt.local.vocabulary import Vocabulary, load_vocabulary
+from rapt.narration import SILENT, Narrator
+from rapt.service.model.precision import Precision
+from rapt.training import Trainer, batches_of_like_lengths, rise_and_fall
 
-_LONGEST_GRADIENT: Final = 1.0
+_RISE: Final = 0.05  # share of the steps that the rate takes to its peak
+_SORTED_TOGETHER: Final = 16  # batches: texts of one length share a batch, in an order that stays random enough
+
+Tokens = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explained:
-    """Share of the teacher's variance that a backbone gets right on held-out privatized text, 1 at best.
-
-    It is below 0 for one that would do better to answer with a constant.
+class DenoisedBackbone:
+    """A backbone that was made to expect noise.
 
     Attributes:
-        eta: At which the text was privatized.
-        before: Of the backbone as it was.
-        after: Of the backbone that expects noise.
+        folder: Folder that `rapt serve --model` serves.
+        texts: Public windows trained on.
+        tokens: Tokens in them.
+        explained: What came of it, at each η.
     """
 
-    eta: float
-    before: float
-    after: float
+    folder: Path
+    texts: int
+    tokens: int
+    explained: tuple[Explained, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One step; the errors are those of `Agreement`."""
+def denoise_model(
+    plan: WarmUpPlan,
+    public: Sequence[Path],
+    *,
+    out: Path,
+    text_column: str = "text",
+    precision: Precision = "auto",
+    threads: int | None = None,
+    narrator: Narrator = SILENT,
+) -> DenoisedBackbone:
+    """Teach a backbone to understand privatized text and write its folder, whole or not at all.
 
-    step: int
-    steps: int
-    text_error: float
-    token_error: float
+    Args:
+        plan: What is done to which model.
+        public: Files of public text; never a user's.
+        out: New or empty folder.
+        text_column: Column that holds the text.
+        precision: Precision of the products; what is trained stays float32.
+        threads: Threads of torch; None leaves them.
+        narrator: Takes the progress.
+
+    Raises:
+        UsageError: The folder holds something, or the model cannot be trained.
+        CorpusError: There is too little public text.
+        MechanismError: The mechanism is unknown, or its options do not fit.
+        TuningError: The loss is not finite.
+        VocabularyError: The model is not here.
+    """
+    check_target(out)
+    check_source(plan.model)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    vocabulary = load_vocabulary(plan.model)
+    texts = read_public_texts(public, vocabulary=vocabulary, text_column=text_column)
+    student = Student(plan.model, precision=precision)
+    with narrator.meter("denoising", unit="steps") as meter:
+        explained = warm_up(
+            student,
+            texts,
+            vocabulary=vocabulary,
+            plan=plan,
+            on_step=lambda step, steps, found: meter(step, total=steps, note=f"error {found.text.item():.2f}"),
+        )
+    count, tokens = len(texts.training), sum(len(text) for text in texts.training)
+    save_denoised(student, out, plan=plan, explained=explained, texts=count, tokens=tokens)
+    narrator.say(f"backbone: {out}")
+    return DenoisedBackbone(folder=out, texts=count, tokens=tokens, explained=explained)
+
+
+def privatize(mechanism: Mechanism, texts: Tokens, *, rng: np.random.Generator) -> list[list[int]]:
+    """The texts privatized, token for token, in one call."""
+    flat = np.array([token for text in texts for token in text], dtype=np.int64)
+    ends = np.cumsum([len(text) for text in texts])
+    return [ids.tolist() for ids in np.split(mechanism.privatize(flat, rng=rng), ends[:-1])]
+
+
+def draw_batches(texts: Tokens, *, size: int, steps: int, rng: np.random.Generator) -> Iterator[Tokens]:
+    """So many batches, pass after pass over the texts, of two texts or more: the variance of one text is no measure."""
+    lengths, done = [len(text) for text in texts], 0
+    while done < steps:
+        for places in batches_of_like_lengths(lengths, size=size, sorted_together=_SORTED_TOGETHER, rng=rng):
+            if len(places) > 1:
+                yield [texts[place] for place in places]
+                done += 1
+            if done == steps:
+                return
 
 
 def warm_up(
@@ -56,7 +120,7 @@ def warm_up(
     vocabulary: Vocabulary,
     plan: WarmUpPlan,
     soft_draws: int = DRAWS,
-    on_step: Callable[[Step], None] = lambda step: None,
+    on_step: Callable[[int, int, Agreement], None] = lambda step, steps, found: None,
 ) -> tuple[Explained, ...]:
     """Train the student in place; returns what it explains of held-out text at each η, before and after.
 
@@ -66,7 +130,7 @@ def warm_up(
         vocabulary: Of the same model.
         plan: What is done.
         soft_draws: For soft embeddings at each η, where the channel has no closed form.
-        on_step: Called after each step.
+        on_step: Called after each step with its number, their number, and the errors of its batch.
 
     Raises:
         MechanismError: The mechanism is unknown or its options do not fit.
@@ -89,19 +153,13 @@ def warm_up(
         student.see_words_as(torch.from_numpy(mean_of_settings(settings)))
     steps = math.ceil(plan.epochs * len(texts.training) / plan.batch_size)
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
-    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.learning_rate, fused=True)
-    for step, batch in enumerate(batches(texts.training, size=plan.batch_size, steps=steps, rng=rng), start=1):
+    trainer = Trainer({plan.learning_rate: student.parameters()}, fused=True)
+    batches = draw_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng)
+    for step, batch in enumerate(batches, start=1):
         noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.learning_rate * rate(step, steps)
-        agreement = student.agreement(batch, noisy)
-        if not torch.isfinite(agreement.loss):
-            raise TuningError(f"the loss must be finite, got another at step={step}; lower the learning rate")
-        optimizer.zero_grad()
-        torch.autograd.backward(agreement.loss)
-        torch.nn.utils.clip_grad_norm_(student.parameters(), _LONGEST_GRADIENT)
-        optimizer.step()
-        on_step(Step(step=step, steps=steps, text_error=agreement.text.item(), token_error=agreement.tokens.item()))
+        found = student.agreement(batch, noisy)
+        trainer.take(found.loss, rate=rise_and_fall(step, steps, rise=_RISE))
+        on_step(step, steps, found)
     after = [_explained(student, texts.held_out, query) for query in queries]
     return tuple(
         Explained(eta=eta, before=first, after=last) for eta, first, last in zip(plan.etas, before, after, strict=True)

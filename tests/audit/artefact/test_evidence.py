@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rapt.audit.artefact.canaries import CanaryResult
-from rapt.audit.artefact.evidence import evidence, holm
-from rapt.audit.artefact.game import MembershipResult, NamedScore
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
-from rapt.audit.artefact.membership_view import views_of_each
-from rapt.audit.artefact.run import ArtefactFindings
-from rapt.audit.artefact.scores import score_membership
-from rapt.audit.report.artefact_verdict import artefact_verdict
+from rapt.audit.artefact.membership import MembershipResult, NamedScore, score_membership
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, views_of_each
+from rapt.audit.artefact.memory import CanaryResult
+from rapt.audit.artefact.run import ArtefactFindings, evidence, holm
+from rapt.audit.report.artefact import artefact_verdict
 from significance import ALPHA
 
 LEVEL, AUDITS = 0.05, 200

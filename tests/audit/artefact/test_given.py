@@ -5,14 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapt.audit.artefact.evidence import evidence_on
 from rapt.audit.artefact.given import OwnersTexts, attack_given, config_of_card, read_card, workshop_of
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
-from rapt.audit.artefact.models import Workshop
-from rapt.audit.artefact.run import audit_adapter
-from rapt.audit.artefact.texts import TokenTexts
-from rapt.audit.report.artefact_page import ArtefactReport, render_artefact_report
-from rapt.audit.report.artefact_verdict import artefact_verdict, not_tried
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
+from rapt.audit.artefact.run import audit_adapter, evidence_on
+from rapt.audit.artefact.workshop import TokenTexts, Workshop
+from rapt.audit.report.artefact import ArtefactReport, artefact_verdict, not_tried, render_artefact_report
 from rapt.errors import AuditError, WireError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary

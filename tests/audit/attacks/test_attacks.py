@@ -10,13 +10,10 @@ import pytest
 
 from audit_material import privatized_view, public_of, scattered_vocabulary, zipf_prior
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.attacks.bayes import context_free_bayes
-from rapt.audit.attacks.desk import Desk
-from rapt.audit.attacks.embedding_inversion import embedding_inversion
-from rapt.audit.attacks.prior_fit import fit_prior
+from rapt.audit.attacks.desk import Desk, fit_prior
+from rapt.audit.attacks.direct import context_free_bayes, embedding_inversion
 from rapt.audit.channels.estimate import ChannelEstimate
-from rapt.audit.judge.bound import context_free_bound
-from rapt.audit.judge.scoring import score
+from rapt.audit.judge.scoring import context_free_bound, score
 from rapt.audit.view import AdversaryView
 
 SIZE = 300

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 
 from audit_material import scattered_vocabulary, zipf_prior
-from rapt.audit.channels import CHANNELS, estimate_channel, reason_unknown
-from rapt.audit.channels.closed import exact_channel
-from rapt.audit.channels.simulated import counted_channel
+from rapt.audit.channels import CHANNELS, counted_channel, estimate_channel, exact_channel, reason_unknown
 from rapt.errors import AuditError
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.wire.manifest import MechanismSetting

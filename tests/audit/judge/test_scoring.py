@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, view_of
-from rapt.audit.guess import Guess
 from rapt.audit.judge.scoring import score, unchanged_share
+from rapt.audit.view import Guess
 from rapt.errors import AuditError
 
 TRUE = [1, 1, 2, 3]

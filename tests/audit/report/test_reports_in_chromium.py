@@ -10,7 +10,7 @@ from audit_material import privatized_view, scattered_vocabulary, zipf_prior
 from chromium import chromium, needs_chromium
 from rapt.audit.audit import audit
 from rapt.audit.report import render_report
-from rapt.audit.report.artefact_page import ArtefactReport, render_artefact_report
+from rapt.audit.report.artefact import ArtefactReport, render_artefact_report
 from rapt.audit.report.values import Report
 
 # Slow, because a browser starts.

@@ -36,7 +36,6 @@ PARTS = [
     "/v1/admin/keys",
     "/v1/admin/tenants",
     "/v1/adapters",
-    "/v1/audit",
     "/v1/chat",
     "/v1/classify",
     "/v1/completions",

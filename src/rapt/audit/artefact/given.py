@@ -20,12 +20,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.artefact.game import NamedScore, ask
-from rapt.audit.artefact.membership import MEMBERSHIP_ATTACKS
-from rapt.audit.artefact.membership_view import MembershipView, views_of_each
-from rapt.audit.artefact.models import Workshop, tune_models
-from rapt.audit.artefact.scores import Estimate, score_membership
-from rapt.audit.artefact.texts import TokenTexts
+from rapt.audit.artefact.membership import Estimate, NamedScore, ask, score_membership
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, MembershipView, views_of_each
+from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.errors import AuditError, WireError
 from rapt.service.model.adapter import CARD, Adapter
 from rapt.service.model.tuning_config import ReconstructionConfig, TuningConfig

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.calibration import closed_channel
 from rapt.audit.channels import estimate_channel
 from rapt.audit.intervals import Share, clustered_share
-from rapt.audit.priors import TokenPrior
+from rapt.audit.view import TokenPrior
 from rapt.local.mechanisms import mechanism_of_setting
+from rapt.local.mechanisms.interface import closed_channel
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
 

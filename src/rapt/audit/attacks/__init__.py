@@ -14,15 +14,10 @@ from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
-from rapt.audit.attacks.bayes import context_free_bayes
-from rapt.audit.attacks.causal import DECODER, causal_beam
-from rapt.audit.attacks.context import contextual
 from rapt.audit.attacks.desk import Desk, Progress
-from rapt.audit.attacks.embedding_inversion import embedding_inversion
-from rapt.audit.attacks.learned_denoiser import learned_denoiser
-from rapt.audit.attacks.masked import masked_sweeps
-from rapt.audit.attacks.tong import classified_candidates
-from rapt.audit.guess import Guess
+from rapt.audit.attacks.direct import context_free_bayes, contextual, embedding_inversion
+from rapt.audit.attacks.learned import DECODER, causal_beam, classified_candidates, learned_denoiser, masked_sweeps
+from rapt.audit.view import Guess
 from rapt.public_models import PUBLIC_MODELS
 
 Need = Literal["channel", "public", "torch", "decoder"]

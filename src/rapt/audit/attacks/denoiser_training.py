@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from rapt.audit.language.layout import batches, padded_places
-from rapt.audit.language.masked_network import same_vocabulary
+from rapt.audit.language.networks import same_vocabulary
 from rapt.public_models import model_directory
 from rapt.service.model.library import quiet
+from rapt.training import Trainer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -146,28 +147,30 @@ def train_denoiser(
             return Denoiser(network.eval(), f"{what}, not trained: too few texts")
         before = best = _loss(network, candidates, beliefs, target, lengths, held)
         state = copy.deepcopy(network.state_dict())
-        rates = [
-            {"params": [p for p in network.encoder.parameters() if p.requires_grad], "lr": _RATE},
-            {"params": [p for n, p in network.named_parameters() if not n.startswith("encoder.")], "lr": _HEAD_RATE},
-        ]
-        optimizer = torch.optim.AdamW(rates, weight_decay=0.01)
+        trainer = Trainer(
+            {
+                _RATE: [p for p in network.encoder.parameters() if p.requires_grad],
+                _HEAD_RATE: [p for n, p in network.named_parameters() if not n.startswith("encoder.")],
+            },
+            way_out="leave the attack out",
+        )
         steps = _EPOCHS * -(-len(training) // _BATCH)
-        done = 0
+
+        def rate(step: int) -> float:
+            # Linear decay: short runs end where they are best.
+            return min(1.0, step / (0.1 * steps + 1)) * max(0.0, 1 - (step - 1) / (steps + 1))
+
+        def loss(group: Ints) -> Tensor:
+            return _batch_loss(network, candidates, beliefs, target, lengths, group)
+
+        def show_step(step: int, value: float) -> None:
+            if on_progress is not None:
+                on_progress(min(1.0, step / steps))
+
         for _ in range(_EPOCHS):
             network.train()
             drawn = list(batches(lengths, rng.permutation(training), together=_BATCH))
-            for place in rng.permutation(len(drawn)):
-                # Linear decay: short runs end where they are best.
-                for group, top in zip(optimizer.param_groups, (_RATE, _HEAD_RATE), strict=True):
-                    group["lr"] = top * min(1.0, (done + 1) / (0.1 * steps + 1)) * max(0.0, 1 - done / (steps + 1))
-                loss = _batch_loss(network, candidates, beliefs, target, lengths, drawn[place])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
-                done += 1
-                if on_progress is not None:
-                    on_progress(min(1.0, done / steps))
+            trainer.follow((drawn[place] for place in rng.permutation(len(drawn))), loss, rate=rate, on_step=show_step)
             now = _loss(network, candidates, beliefs, target, lengths, held)
             if now < best:
                 best, state = now, copy.deepcopy(network.state_dict())

@@ -1,4 +1,6 @@
-"""The attacker's desk: what the service sees, and what the attacker has already worked out from it.
+"""The frequencies of words, fitted to a privatized file by an attacker who has no public text.
+
+The attacker's desk: what the service sees, and what the attacker has already worked out from it.
 
 Attacks share the costly parts: the channel at the tokens that were seen, and the language model of the public text.
 All of it follows from an `AdversaryView` and a seed; there is no other way in, so nothing here can hold a truth.
@@ -13,15 +15,50 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.attacks.prior_fit import fit_prior, starting_prior
 from rapt.audit.channels import estimate_channel, reason_unknown
 from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.audit.language.ngram import NgramModel, fit_ngram
-from rapt.audit.priors import PublicText, TokenPrior
-from rapt.audit.view import AdversaryView
+from rapt.audit.view import AdversaryView, PublicText, TokenPrior, uniform_prior
 from rapt.errors import AuditError
 from rapt.local.mechanisms import Mechanism, mechanism_of_setting
 from rapt.local.vocabulary import Vocabulary
+
+# Share of the starting prior that is spread evenly, so that no token is ruled out.
+_EVEN_SHARE: Final = 0.1
+
+
+def fit_prior(
+    channel: ChannelEstimate, counts: NDArray[np.int64], *, start: NDArray[np.float64], steps: int
+) -> NDArray[np.float64]:
+    """Frequencies of the true tokens, estimated from the privatized ones by expectation-maximization.
+
+    Each step replaces prior(x) by the mean of P(x|y) over the observed tokens.
+
+    Args:
+        channel: At the observed outputs, O of them.
+        counts: How often each was observed, (O,).
+        start: Prior to begin with, (V,).
+        steps: Number of steps; more of them raise the likelihood, and at some point follow the noise.
+
+    Returns:
+        (V,), sum 1.
+    """
+    prior = start
+    for _ in range(steps):
+        joint = channel.joint(prior)
+        total = joint.sum(axis=1, keepdims=True)
+        posterior = joint / np.where(total > 0, total, 1)
+        fitted = np.bincount(channel.sources.ravel(), (counts[:, None] * posterior).ravel(), minlength=len(start))
+        prior = fitted / fitted.sum()
+    return prior
+
+
+def starting_prior(view: AdversaryView, outputs: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Where the fit begins: the frequencies of the privatized tokens, and a little for every other."""
+    prior = _EVEN_SHARE * uniform_prior(view.bundle).probabilities
+    prior[outputs] += (1 - _EVEN_SHARE) * counts / counts.sum()
+    return prior
+
 
 Progress = Callable[[float], None]
 # Names of what is kept that has a row for each token of the view.

@@ -19,6 +19,7 @@ from transformers import BertModel
 
 from rapt.audit.attacks.denoiser_training import pretrained_encoder
 from rapt.audit.language.layout import place_in_text
+from rapt.training import Trainer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -170,26 +171,27 @@ def train_pair_classifier(
         classifier = _untrained(bundle, longest=longest)
         asked, chosen, right = _examples(candidates, truth, rng=rng)
         of_each = _length_of_each(lengths)
-        optimizer = torch.optim.AdamW(classifier.network.parameters(), lr=_RATE, weight_decay=0.01)
         steps = _EPOCHS * sum(1 for _ in _of_one_length(of_each[asked], together=_BATCH))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / max(1, steps)))
+        trainer = Trainer({_RATE: list(classifier.network.parameters())}, way_out="leave the attack out")
+
+        def loss(rows: Ints) -> Tensor:
+            logits = classifier.network(*classifier._pairs(seen, lengths, asked[rows], chosen[rows]))
+            return nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(right[rows]))
+
+        def show_step(step: int, value: float) -> None:
+            if on_progress is not None:
+                on_progress(step / steps)
+
         classifier.network.train()
-        done = 0
         for _ in range(_EPOCHS):
             order = rng.permutation(len(asked))
-            batches = list(_of_one_length(of_each[asked[order]], together=_BATCH))
-            for turn in rng.permutation(len(batches)):
-                rows = order[batches[turn]]
-                logits = classifier.network(*classifier._pairs(seen, lengths, asked[rows], chosen[rows]))
-                loss = nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(right[rows]))
-                optimizer.zero_grad()
-                torch.autograd.backward(loss)
-                nn.utils.clip_grad_norm_(classifier.network.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
-                done += 1
-                if on_progress is not None:
-                    on_progress(done / steps)
+            drawn = list(_of_one_length(of_each[asked[order]], together=_BATCH))
+            trainer.follow(
+                (order[drawn[turn]] for turn in rng.permutation(len(drawn))),
+                loss,
+                rate=lambda step: max(0.0, 1 - (step - 1) / max(1, steps)),
+                on_step=show_step,
+            )
         classifier.network.eval()
     return PairClassifier(
         classifier.network, f"{classifier.remark}, trained on {len(asked):,} pairs", classifier.begin, classifier.end

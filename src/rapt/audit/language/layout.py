@@ -1,11 +1,19 @@
-"""Where the tokens of texts lie when the texts stand one after another, and which texts are read in one batch."""
+"""Where the tokens of texts lie when the texts stand one after another, and which texts are read in one batch.
+
+How the rows of a table are written: words, and pieces of words.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rapt.errors import VocabularyError
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
 
@@ -42,3 +50,16 @@ def batches(lengths: Ints, texts: Ints, *, together: int) -> Iterator[Ints]:
     ordered = texts[np.argsort(lengths[texts], kind="stable")]
     for start in range(0, len(ordered), together):
         yield ordered[start : start + together]
+
+
+@lru_cache(maxsize=2)
+def written_rows(bundle: VocabularyBundle) -> tuple[str, ...]:
+    """The written form of each row of the table; empty where no token stands there."""
+    vocabulary = Vocabulary(bundle)
+    written = []
+    for row in range(vocabulary.size):
+        try:
+            written += vocabulary.tokens([row])
+        except VocabularyError:  # a table padded to a round number of rows
+            written.append("")
+    return tuple(written)

@@ -10,16 +10,16 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from rapt.audit.intervals import Share
+from rapt.audit.kept_results import from_json, to_json
 from rapt.audit.report import charts
 from rapt.audit.report.loss_figure import loss_figure, named_delta
 from rapt.audit.report.values import Report
 from rapt.audit.report.verdict import not_attacked, verdict
-from rapt.audit.values_json import from_json, to_json
 from rapt.errors import AuditError
 from rapt.whole_files import write_whole
 from rapt.wire.vocabulary_bundle import short_hash
 
-SCHEMA: Final = "rapt.audit-report/4"
+SCHEMA: Final = "rapt.audit-report/1"
 HTML: Final = "report.html"
 JSON: Final = "report.json"
 

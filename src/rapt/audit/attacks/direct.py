@@ -1,0 +1,158 @@
+"""Attacks that need no network.
+
+Embedding inversion, the attack of the RAPT paper: the tokens whose embeddings are nearest to what was received.
+
+On released vectors this is a real attack (Song and Raghunathan, "Information Leakage in Embedding Models", CCS 2020).
+On released tokens the nearest embedding to E(y) is y's own, so its first guess is "nothing was changed" and its success
+is the share of unchanged tokens. It is the weakest attack here, and the one that published figures use most.
+
+The context-free Bayes attack: argmax_x prior(x) * P(y|x), the best that a token on its own allows.
+
+Source: Tong et al., NAACL 2025, the attack without context. The channel is the mechanism's own, which is public; the
+prior is whatever the attacker knows about the frequency of words.
+
+Token recovery from the channel and from context: P(x_t | all of y), by sums over an n-gram model of public text.
+
+Exact where the texts come from that model and every source is a candidate (`language.lattice`). Elsewhere a token that
+is not among the candidates is "something else", with the probability that the channel gives to all such tokens: without
+that, wrong candidates are believed too much, and their neighbours after them.
+
+Source: the text analogue of Kazemi et al., "BeamClean", 2025, whose noise has to be guessed; here it is published. Sums
+and not a beam, because they name more tokens rightly.
+
+Attribute inference: a classifier of whole texts, from the tokens that were seen.
+
+Multinomial logistic regression on weighted token counts: tf-idf with log counts, rows of length one, an L2 penalty. Fit
+by L-BFGS. On short texts it is as good as small networks, needs no tuning, and its training is convex: the figure does
+not depend on luck. An attacker with a large language model may do better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+
+from rapt.audit.attacks.beliefs import desk_beliefs, ranked, scaled
+from rapt.audit.attacks.desk import Desk, Progress
+from rapt.audit.view import CANDIDATES, Guess
+
+_BLOCK: Final = 256
+
+
+def embedding_inversion(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+    """The nearest rows of the table to each observed token's own, itself first; ties go to the lowest id.
+
+    Args:
+        desk: What the attacker has; nothing is drawn.
+        on_progress: Called with the share done.
+    """
+    view = desk.view
+    table = view.bundle.embeddings
+    outputs, place = np.unique(view.observed, return_inverse=True)
+    half_square = np.einsum("ij,ij->i", table, table) / 2
+    count = min(CANDIDATES, len(table))
+    nearest = np.empty((len(outputs), count), dtype=np.int64)
+    for start in range(0, len(outputs), _BLOCK):
+        block = outputs[start : start + _BLOCK]
+        score = table[block] @ table.T - half_square
+        score[np.arange(len(block)), block] = np.inf
+        some = np.sort(np.argpartition(-score, count - 1, axis=1)[:, :count], axis=1)
+        order = np.argsort(-np.take_along_axis(score, some, axis=1), axis=1, kind="stable")
+        nearest[start : start + _BLOCK] = np.take_along_axis(some, order, axis=1)
+        if on_progress is not None:
+            on_progress((start + len(block)) / len(outputs))
+    return Guess(token_ids=nearest[place])
+
+
+def context_free_bayes(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+    """For each observed token, the sources of largest posterior probability.
+
+    Without a public prior the attacker fits one to the file itself (`prior_fit`), which is much weaker.
+
+    Args:
+        desk: What the attacker has.
+        on_progress: Called with the share done.
+    """
+    channel = desk.channel(on_progress)
+    prior = desk.prior()
+    place = np.searchsorted(channel.outputs, desk.view.observed)
+    return Guess(token_ids=channel.ranked(prior.probabilities)[:, :CANDIDATES][place], remarks=(prior.source,))
+
+
+def contextual(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+    """For each observed token, the candidates of largest probability given everything seen in its text.
+
+    Args:
+        desk: What the attacker has: public text among it.
+        on_progress: Called with the share done.
+    """
+    desk.channel(scaled(on_progress, 0.0, 0.5))
+    beliefs = desk_beliefs(desk, on_progress=scaled(on_progress, 0.5, 1.0))
+    return Guess(token_ids=ranked(desk.lattice(), beliefs), remarks=(f"a trigram model of {desk.public.source}",))
+
+
+Ints = NDArray[np.int64]
+
+# Weight of ||W||² against the mean loss times the number of texts; rows have length one.
+_PENALTY: Final = 0.5
+_STEPS: Final = 60
+
+
+def classify_texts(examples: Sequence[Ints], values: Ints, targets: Sequence[Ints], *, size: int) -> Ints:
+    """The likeliest values of each target, the best first, (targets, values).
+
+    Args:
+        examples: Tokens of texts whose value the attacker knows.
+        values: Their values, from 0; every value up to the largest is a class.
+        targets: Tokens of the texts that are attacked.
+        size: Rows of the table.
+    """
+    counts, others = _counts(examples, size), _counts(targets, size)
+    weight = np.log((1 + len(examples)) / (1 + np.asarray((counts > 0).sum(axis=0)).ravel())) + 1
+    features, wanted = _unit(counts, weight), _unit(others, weight)
+    used = np.flatnonzero(np.asarray(counts.sum(axis=0)).ravel())
+    coefficients, bias = _fit(features[:, used], values)
+    scores = wanted[:, used] @ coefficients + bias
+    order: Ints = np.argsort(-scores, axis=1, kind="stable")
+    return order
+
+
+def _counts(texts: Sequence[Ints], size: int) -> sparse.csr_array:
+    rows = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    columns = np.concatenate([np.empty(0, dtype=np.int64), *texts])
+    found = sparse.csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(texts), size))
+    found.sum_duplicates()
+    return found
+
+
+def _unit(counts: sparse.csr_array, weight: NDArray[np.float64]) -> sparse.csr_array:
+    found = counts.copy()
+    found.data = 1 + np.log(found.data)
+    found = sparse.csr_array(found.multiply(weight))
+    length = np.sqrt(np.asarray(found.multiply(found).sum(axis=1)).ravel())
+    return sparse.csr_array(found.multiply((1 / np.where(length > 0, length, 1))[:, None]))
+
+
+def _fit(features: sparse.csr_array, values: Ints) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    n, width = features.shape
+    classes = int(values.max()) + 1
+    truth = np.eye(classes)[values]
+
+    def loss(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        table = flat.reshape(width + 1, classes)
+        scores = features @ table[:-1] + table[-1]
+        slope = softmax(scores, axis=1) - truth
+        gradient = np.vstack([features.T @ slope + _PENALTY * table[:-1], slope.sum(axis=0)])
+        value = -float((truth * log_softmax(scores, axis=1)).sum()) + _PENALTY / 2 * float((table[:-1] ** 2).sum())
+        return value / n, (gradient / n).ravel()
+
+    found = minimize(
+        loss, np.zeros((width + 1) * classes), jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}
+    ).x.reshape(width + 1, classes)
+    return found[:-1], found[-1]

@@ -1,0 +1,23 @@
+"""Public names of a room that are loaded when they are first used (PEP 562): importing the room costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def load_lazily(room: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The functions `__getattr__` and `__dir__` of a room.
+
+    Args:
+        room: Name of the package.
+        homes: Module of each public name.
+    """
+
+    def load(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {room!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return load, lambda: sorted(homes)

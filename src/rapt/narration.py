@@ -1,0 +1,60 @@
+"""How long work speaks: whoever asks for it decides whether that goes to a terminal, to a log or nowhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final, Protocol
+
+
+class Meter(Protocol):
+    """Takes the progress of one piece of work."""
+
+    def __call__(self, done: int, /, *, total: int | None = None, note: str = "") -> None:
+        """Show that `done` of `total` units are done; `note` is what else there is to say."""
+
+
+class Narrator(Protocol):
+    """Takes what a piece of work has to say while it runs."""
+
+    def say(self, line: str) -> None:
+        """Take one line."""
+
+    def meter(self, what: str, *, total: int | None = None, unit: str = "") -> AbstractContextManager[Meter]:
+        """Open a meter for one piece of work."""
+
+
+class _Silence:
+    def say(self, line: str) -> None:
+        pass
+
+    @contextmanager
+    def meter(self, what: str, *, total: int | None = None, unit: str = "") -> Iterator[Meter]:
+        yield lambda done, /, *, total=None, note="": None
+
+
+SILENT: Final[Narrator] = _Silence()
+
+
+def show_stages(meter: Meter, weights: Mapping[str, float]) -> Callable[[str, float], None]:
+    """A receiver of stages that come one after another, shown in percent of all of them with the time that is left.
+
+    Args:
+        meter: Of 100 units.
+        weights: How long each stage takes, in any unit, in the order in which they come.
+    """
+    begun = time.monotonic()
+    before = {name: sum(list(weights.values())[:place]) for place, name in enumerate(weights)}
+
+    def show_stage(stage: str, share: float) -> None:
+        done = (before[stage] + share * weights[stage]) / sum(weights.values())
+        seconds = time.monotonic() - begun
+        left = f", about {_minutes(seconds * (1 - done) / done)} left" if done > 0.02 and seconds > 1 else ""
+        meter(int(100 * done), note=stage.replace("_", " ") + left)
+
+    return show_stage
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,72 @@
+"""An audit by one call: what `rapt audit` does, for a program."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from subprocess import run
+
+import pytest
+
+import rapt
+from rapt.audit import AuditPlan, audit_file
+from rapt.audit.report import report_from_json
+from rapt.wire.strict_json import parse_object
+
+
+class Listener:
+    """Keeps what is said, and how far each piece of work came."""
+
+    def __init__(self):
+        self.said, self.done = [], {}
+
+    def say(self, line):
+        self.said.append(line)
+
+    @contextmanager
+    def meter(self, what, *, total=None, unit=""):
+        yield lambda done, total=None, note="": self.done.update({what: done})
+
+
+@pytest.fixture
+def files(tmp_path):
+    original = tmp_path / "reviews.csv"
+    lines = [f"the film was {('good', 'bad')[n % 2]} in town {n},{('yes', 'no')[n % 2]}" for n in range(12)]
+    original.write_text("text,label\n" + "\n".join(lines) + "\n")
+    vocabulary, stream = rapt.load_vocabulary("bert-tiny"), rapt.insecure_stream(3)
+    privatizer = rapt.Privatizer(
+        vocabulary=vocabulary,
+        mechanism=rapt.make_mechanism("laplace", vocabulary=vocabulary, eta=300.0),
+        plain_tokens=rapt.NO_PLAIN_TOKENS,
+    )
+    private = tmp_path / "reviews.rapt.jsonl"
+    rapt.privatize_corpus(original, private, privatizer=privatizer, labels=("no", "yes"), stream=stream)
+    return private, original
+
+
+def test_one_call_attacks_a_file_and_writes_the_report(files, tmp_path):
+    private, original = files
+    listener = Listener()
+    plan = AuditPlan(file=private, original=original, attacks=("embedding_inversion",), out=tmp_path / "audit")
+    report = audit_file(plan, narrator=listener)
+    assert report.audit.strongest.attack == "embedding_inversion"
+    assert report.audit.strongest.score.all_tokens.first.value == report.audit.unchanged.value
+    written = (tmp_path / "audit" / "report.json").read_bytes()
+    assert report_from_json(parse_object(written, what="a report")) == report
+    assert listener.done["attacking"] == 100
+    assert listener.said == [f"report: {tmp_path / 'audit' / 'report.html'}"]
+    assert str(tmp_path) not in written.decode()
+
+
+def test_without_a_folder_nothing_is_written(files, tmp_path):
+    private, original = files
+    before = sorted(tmp_path.iterdir())
+    audit_file(AuditPlan(file=private, original=original, attacks=("embedding_inversion",)))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_room_is_imported_without_what_it_needs_to_attack():
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['scipy'] = None; import rapt.audit, rapt.compare, rapt.denoise"
+    )
+    run([sys.executable, "-c", script], check=True)
