@@ -11,7 +11,6 @@ import pytest
 
 from denoised_material import write_denoised
 from rapt.compare.bench import run_comparison
-from rapt.compare.curves import STYLES
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import (
     ARMS,
@@ -24,7 +23,7 @@ from rapt.compare.plan import (
     SENTENCES_NO_LOSS,
     ComparisonPlan,
 )
-from rapt.compare.report import write_comparison
+from rapt.compare.report import STYLES, write_comparison
 from rapt.compare.results import ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli.options import ApiKey, AsJson, CaFile, Insecure, ServiceUrl
-from rapt.cli.output import Meter, json_line, meter, say, show, show_json, write_output
+from rapt.cli.output import json_line, meter, say, show, show_json, write_output
 from rapt.errors import UsageError
+from rapt.narration import Meter
 from rapt.whole_files import check_target
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The report of a comparison: conclusions in words, one HTML page, one JSON, and the tables in Markdown and LaTeX."""
+"""The report of a comparison: conclusions, one HTML page, one JSON, tables in Markdown and LaTeX, and curves in CSV."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
-from rapt.compare.curves import STYLES, Plot, draw, plots
+from rapt import drawing
 from rapt.compare.plan import (
     ARMS,
     CLEAN,
@@ -25,14 +25,17 @@ from rapt.compare.plan import (
 )
 from rapt.compare.summary import Accuracy, Difference, Mean, Summary
 from rapt.compare.texts import Split
+from rapt.drawing import Figure, Line, write_values
 from rapt.errors import UsageError
-from rapt.local.distances import table_distances
+from rapt.local.distances import TableDistances, table_distances
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.model.noise_expected import read_noise_expected
 from rapt.version import __version__
 from rapt.whole_files import write_whole
 from rapt.wire.manifest import MechanismSetting
 
+STYLES: Final = {name: f"arm-{place}" for place, name in enumerate(ARMS)}
+_STEP: Final = 5.0  # points of accuracy; the axis ends at multiples of it
 _LATEX = {"η": r"$\eta$", "λ": r"$\lambda$", "%": r"\%", "–": "--", "−": "$-$", "—": "---", "_": r"\_"}
 
 
@@ -150,6 +153,7 @@ def _says(item: Difference) -> str:
 
 SCHEMA: Final = "rapt.comparison-report/1"
 PAGE, VALUES, MARKDOWN, LATEX = "comparison.html", "comparison.json", "comparison.md", "comparison.tex"
+CURVES: Final = "comparison.csv"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +178,7 @@ class Page:
     training: str
     evaluation: str
     verdict: tuple[str, ...]
-    plots: tuple[Plot, ...]
+    plots: tuple[Figure, ...]
     tables: tuple[Table, ...]
     arms: tuple[tuple[str, str], ...]
     facts: tuple[tuple[str, str], ...]
@@ -184,7 +188,7 @@ class Page:
 def write_comparison(
     plan: ComparisonPlan, split: Split, summary: Summary, folder: Path, *, title: str, created: str, command: str
 ) -> Path:
-    """Write the four files; each appears whole or not at all. Returns the path of the page.
+    """Write the five files; each appears whole or not at all. Returns the path of the page.
 
     Args:
         plan: What was compared.
@@ -212,7 +216,7 @@ def write_comparison(
         training=f"{len(split.training):,} {'pairs' if split.training.pairs else 'texts'}",
         evaluation=f"{len(split.evaluation):,}" + (f" each seed, in {len(split.turns)} turns" if split.further else ""),
         verdict=tuple(verdict(summary)),
-        plots=tuple(plots(summary, distances)),
+        plots=plot_accuracies(summary, distances),
         tables=tables,
         arms=tuple((name, ARMS[name].says) for name in plan.arms),
         facts=_facts(plan),
@@ -236,8 +240,9 @@ def write_comparison(
         for name, content in (
             (VALUES, json.dumps(values, indent=1, allow_nan=False) + "\n"),
             (MARKDOWN, "\n".join(f"## {table.title}\n\n{markdown(table.cells)}" for table in tables)),
+            (CURVES, write_values(page.plots)),
             (LATEX, "\n".join(latex(table.cells) for table in tables)),
-            (PAGE, _template().render(page=page, draw=draw, styles=STYLES)),
+            (PAGE, _template().render(page=page, drawing=drawing)),
         ):
             write_whole(folder / name, content)
     except OSError as error:
@@ -246,6 +251,57 @@ def write_comparison(
             "free space or choose another folder"
         ) from None
     return folder / PAGE
+
+
+def plot_accuracies(summary: Summary, distances: TableDistances) -> tuple[Figure, ...]:
+    """Accuracy over η, over ε, and over what the strongest attack recovers, where the axis has two settings at least.
+
+    Args:
+        summary: Summary of the results.
+        distances: Distances in the vocabulary's table, to turn η into ε = η·d at the median distance to the nearest.
+    """
+    clear = summary.accuracy(CLEAN, None)
+    near = distances.nearest_50
+    axes: list[tuple[str, str, dict[float, float]]] = [
+        ("Accuracy over η", "η, 1/distance: less noise to the right", {eta: eta for eta in summary.etas}),
+        (
+            "Accuracy over the pure bound",
+            f"ε = η·d at d = {near:.3g}, the median distance of a token to its nearest",
+            {eta: eta * near for eta in summary.etas},
+        ),
+        (
+            "Accuracy over what the strongest attack recovers",
+            "tokens recovered by the strongest attack, %",
+            {attack.eta: 100 * attack.recovered for attack in summary.attacks},
+        ),
+    ]
+    return tuple(
+        Figure(
+            title=title,
+            across=across,
+            up="accuracy, %",
+            lines=_lines(summary, place),
+            level=None if clear is None else 100 * clear.accuracy.value,
+            step=_STEP,
+        )
+        for title, across, place in axes
+        if len(place) > 1
+    )
+
+
+def _lines(summary: Summary, place: dict[float, float]) -> tuple[Line, ...]:
+    lines = []
+    for arm in dict.fromkeys(item.arm for item in summary.accuracies if item.eta is not None):
+        found = [item for item in summary.accuracies if item.arm == arm and item.eta in place]
+        lines.append(
+            Line(
+                name=arm,
+                points=tuple((place[item.eta or 0.0], 100 * item.accuracy.value) for item in found),
+                ends=tuple((100 * item.accuracy.low, 100 * item.accuracy.high) for item in found),
+                style=STYLES[arm],
+            )
+        )
+    return tuple(lines)
 
 
 def _tables(summary: Summary) -> tuple[Table, ...]:

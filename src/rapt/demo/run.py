@@ -21,11 +21,12 @@ from typing import Final, Generic, TypeVar
 
 from rapt.audit.audit import AuditReport
 from rapt.audit.report import HTML, JSON, write_report
-from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
+from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.demo.leak_check import LeakCheck, search_folder
 from rapt.demo.plan import Arm, DemoPlan, DemoResult
 from rapt.demo.service_side import PROMPT_TUNING, RAPT, follow, losses_of, predict_queries, running_service, start_jobs
 from rapt.demo.trusted_side import TrustedSide, attack_own_file, prepare_trusted_side, upper_bound
+from rapt.drawing import Figure, Line
 from rapt.errors import ServiceError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.narration import Narrator

@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from rapt.audit.report.values import Line
 from rapt.demo.plan import DemoPlan
 from rapt.demo.trusted_side import TrustedSide
+from rapt.drawing import Line
 from rapt.errors import ServiceError, UnavailableError
 from rapt.local.client import ServiceClient
 from rapt.local.job_progress import follow_job

@@ -16,8 +16,9 @@ from rapt.audit.intervals import independent_share
 from rapt.audit.judge.detail import Group
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
-from rapt.audit.report.values import Example, Fact, Figure, Line, Report, Utility, UtilityRow
+from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.audit.report.verdict import between, not_attacked, of_100, verdict
+from rapt.drawing import Figure, Line
 from rapt.errors import AuditError
 
 FORMAL = FormalSide(

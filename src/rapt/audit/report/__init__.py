@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from functools import cache
+from math import log10
 from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from rapt import drawing
+from rapt.audit.formal import FormalSide
 from rapt.audit.intervals import Share
 from rapt.audit.kept_results import from_json, to_json
-from rapt.audit.report import charts
-from rapt.audit.report.loss_figure import loss_figure, named_delta
 from rapt.audit.report.values import Report
 from rapt.audit.report.verdict import not_attacked, verdict
+from rapt.drawing import Figure, Line
 from rapt.errors import AuditError
 from rapt.whole_files import write_whole
 from rapt.wire.vocabulary_bundle import short_hash
@@ -35,7 +37,7 @@ def render_report(report: Report) -> str:
             verdict=verdict(report.audit, attributes=report.attributes),
             not_attacked=not_attacked(report.audit, attributes=bool(report.attributes)),
             loss_figure=None if report.formal is None else loss_figure(report.formal),
-            charts=charts,
+            drawing=drawing,
         )
     )
 
@@ -96,6 +98,22 @@ def environment() -> Environment:
     made.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
     made.filters |= {"short_hash": short_hash, "delta": named_delta}
     return made
+
+
+def loss_figure(formal: FormalSide) -> Figure | None:
+    """The curves that change with δ, or None: a pure bound is a number and not a curve."""
+    lines = tuple(
+        Line(name=curve.name, points=tuple((round(log10(delta), 6), epsilon) for delta, epsilon in curve.points))
+        for curve in formal.curves
+    )
+    if not lines or formal.pure_only:
+        return None
+    return Figure(title="Loss curves", across="δ, the chance that is left out", up="ε in nats", lines=lines)
+
+
+def named_delta(delta: float) -> str:
+    """A power of ten as people write it: 10⁻⁵."""
+    return "10" + f"{round(log10(delta)):d}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 def _percent(share: float) -> str:

@@ -13,13 +13,14 @@ from math import log10
 from pathlib import Path
 from typing import Any, Final
 
+from rapt import drawing
 from rapt.audit.artefact.given import GivenAdapter
 from rapt.audit.artefact.membership import MembershipResult
 from rapt.audit.artefact.run import PARTS, ArtefactFindings, evidence, evidence_on
 from rapt.audit.kept_results import from_json, to_json
-from rapt.audit.report import charts, environment, without_schema, write_pair
-from rapt.audit.report.values import Figure, Line
+from rapt.audit.report import environment, without_schema, write_pair
 from rapt.audit.report.verdict import Verdict, of_100
+from rapt.drawing import Figure, Line
 
 # A success this unlikely by chance, when all tests are taken together, is called one.
 SURE: Final = 1e-3
@@ -186,7 +187,7 @@ def render_artefact_report(report: ArtefactReport) -> str:
             not_tried=not_tried(report.findings),
             figure=releases_figure(report.findings),
             titles=TITLES,
-            charts=charts,
+            drawing=drawing,
         )
     )
 

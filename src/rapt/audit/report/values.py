@@ -12,6 +12,7 @@ from rapt.audit.audit import AuditReport
 from rapt.audit.formal import FormalSide
 from rapt.audit.intervals import Share
 from rapt.audit.known_plaintext import KnownPlaintext
+from rapt.drawing import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +45,6 @@ class Utility:
     task: str
     rows: tuple[UtilityRow, ...]
     chance: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of a figure: points (x, y), x rising."""
-
-    name: str
-    points: tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """Lines over one pair of axes."""
-
-    title: str
-    across: str
-    up: str
-    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
