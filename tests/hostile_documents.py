@@ -61,8 +61,8 @@ def mutated(value: object, changes: object) -> object:
         changes: Pairs of a place and what happens there: `("set", new)`, `("drop",)` or `("add", name, new)`.
     """
     changed = copy.deepcopy(value)
-    for path, change in copy.deepcopy(changes):
-        holder = changed
+    for path, given in changes:
+        holder, change = changed, copy.deepcopy(given)
         try:
             for key in path[:-1]:
                 holder = holder[key]
