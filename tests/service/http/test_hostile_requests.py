@@ -125,6 +125,21 @@ def test_a_job_is_refused_or_made_and_shown_again(http, data):
     assert http.get("/v1/fine_tuning/jobs").status_code == 200
 
 
+@pytest.mark.parametrize("bad", ["\x00", "\x1b[2J", "a\x7f"])
+def test_nothing_of_a_job_that_is_kept_or_looked_up_has_a_control_character(http, file_id, bad):
+    for body in (
+        job_body(bad),
+        {**job_body(file_id), "model": bad},
+        {**job_body(file_id), "validation_file": bad},
+        {**job_body(file_id), "metadata": {"a": bad}},
+        {**job_body(file_id), "metadata": {bad: "a"}},
+        job_body(file_id, initialization="text", init_text=bad),
+        job_body(file_id, task="label_words", label_words=["a", bad]),
+        {**job_body(file_id), "suffix": bad},
+    ):
+        error_of(http.post("/v1/fine_tuning/jobs", json=body), 400, "invalid_request")
+
+
 @settings(max_examples=40)
 @given(st.data())
 def test_an_adapter_is_refused_or_answers(http, files, query, data):

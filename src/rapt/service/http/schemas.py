@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from rapt.service.jobs.method_options import MethodOptions, Request
+from rapt.service.jobs.method_options import MethodOptions, Request, Text
 
 T = TypeVar("T")
 
@@ -25,13 +25,13 @@ class UploadRequest(BaseModel):
 
 
 Metadata = Annotated[
-    dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+    dict[Annotated[Text, Field(min_length=1, max_length=64)], Annotated[Text, Field(max_length=512)]],
     Field(max_length=16),
 ]
 
 
 # A model's name may be that long: names of a base and of a tenant, a suffix, and what is around them.
-Name = Annotated[str, Field(max_length=512)]
+Name = Annotated[Text, Field(max_length=512)]
 
 
 class JobExtension(Request):

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from rapt.wire.manifest import MOST_LABELS
+from rapt.wire.strict_json import is_text
+
+
+def _kept(value: str) -> str:
+    if not is_text(value):
+        raise ValueError("must have no control character and no lone surrogate")
+    return value
+
 
 Auto = Literal["auto"]
-Word = Annotated[str, Field(min_length=1, max_length=64)]
+# What is kept and shown again, or looked up in the database.
+Text = Annotated[str, AfterValidator(_kept)]
+Word = Annotated[Text, Field(min_length=1, max_length=64)]
 
 
 class Request(BaseModel):
@@ -52,7 +62,7 @@ class PromptHyperparameters(HyperparameterOptions):
     num_virtual_tokens: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
     initialization: Literal["vocabulary", "random", "text", "labels"] | Auto = "auto"
     init_text: Annotated[
-        Annotated[str, Field(min_length=1, max_length=4096)] | None,
+        Annotated[Text, Field(min_length=1, max_length=4096)] | None,
         Field(description="public words for initialization text; they are sent and kept in clear"),
     ] = None
 
