@@ -39,7 +39,7 @@ class Story:
         done = self.wait(client, self.jobs[0])
         assert done.status == "succeeded"
         self.answers[done.fine_tuned_model] = client.classify(done.fine_tuned_model, self.file)
-        client._service.download(f"/v1/models/{done.fine_tuned_model}/adapter", self.folder / "adapter.zip")
+        client._service.download(f"/v1/models/{done.fine_tuned_model}/adapter", self.folder / "adapter.zip", most=2**30)
         self.adapter = unpack_adapter((self.folder / "adapter.zip").read_bytes())
 
     def upload(self, client):

@@ -28,7 +28,7 @@ _CHANGES = frozenset({"os.rename", "os.remove", "shutil.rmtree"})
 
 def write_old_data(data: Path, *, url: str | None = None) -> str:
     """Write it; returns the digest of the file."""
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     digest = hashlib.sha256(FILE).hexdigest()
     (data / "files" / digest[:2]).mkdir(parents=True)
     (data / "files" / digest[:2] / digest).write_bytes(FILE)

@@ -40,7 +40,7 @@ class Housekeeper:
         while not self._closing.wait(self._between):
             now = int(time.time())
             try:
-                if done := tidy(self._store, now=now):
+                if done := tidy(self._store, now=now, should_stop=self._closing.is_set):
                     log.info("%d rows had had their time", done)
                 tell_who_waits_for_a_model(self._store, served=models_of_the_living(self._store.directory), now=now)
             except UnavailableError:  # which is in the log already

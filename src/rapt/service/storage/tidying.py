@@ -6,7 +6,7 @@ are kept for the newest thousand; `tenant_rows` refuses to make so many more of 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, or_, select, update
@@ -21,14 +21,19 @@ KEPT_ROWS: Final = 1000
 _AT_ONCE: Final = 5000
 
 
-def tidy(store: Store, *, now: int) -> int:
+def tidy(store: Store, *, now: int, should_stop: Callable[[], bool] = lambda: False) -> int:
     """End and forget what it is time for. Returns how many rows were changed or deleted.
+
+    Args:
+        store: Where.
+        now: Unix time, s.
+        should_stop: Asked between transactions; what was not done yet is done the next time.
 
     Raises:
         UnavailableError: The database is away; what was not done yet is done the next time.
     """
     done = 0
-    while changed := _expire_uploads(store, now=now):
+    while not should_stop() and (changed := _expire_uploads(store, now=now)):
         done += changed
     for table, of_the_past in (
         (UPLOADS, UPLOADS.c.status != "pending"),
@@ -38,7 +43,8 @@ def tidy(store: Store, *, now: int) -> int:
         with store.database.read() as connection:
             tenants = _with_too_many(connection, table, of_the_past)
         for tenant in tenants:
-            while forgotten := _forget_oldest(store, table, of_the_past & (table.c.tenant == tenant)):
+            own = of_the_past & (table.c.tenant == tenant)
+            while not should_stop() and (forgotten := _forget_oldest(store, table, own)):
                 done += forgotten
     old = REQUESTS.c.created_at < now - KEPT_SECONDS
     with store.database.read() as connection:
