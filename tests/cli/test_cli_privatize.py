@@ -252,3 +252,102 @@ def test_the_ledger_and_its_files_are_never_an_output(rapt, reviews: Path, tmp_p
     assert refused.code == 2
     assert "ledger and its key" in refused.err or "a database or its key" in refused.err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+MARKS = ("zanzibarsecret", "quokkasecret")
+MARKED = {
+    "headerless.csv": "{0},{1}\n{0} b,{1}\n",
+    "one_column.csv": "{0}\n{1}\n",
+    "headerless.tsv": "{0}\t{1}\n",
+    "fields.jsonl": '{{"{0}": "{1}", "{1}": 1}}\n',
+    "type.jsonl": '{{"text": ["{0}"], "label": {{"{1}": 1}}}}\n',
+    "cut.jsonl": '{{"text": "{0}", "label": "{1}\n',
+    "chat.jsonl": '{{"messages": [{{"role": "{0}", "content": "{1}"}}]}}\n',
+    "surrogate.jsonl": '{{"text": "{0}", "label": "{1}\\ud800"}}\n{{"text": "{0}\\ud800", "label": "{1}"}}\n',
+    "ragged.csv": "text,label\n{0},{1},{0}\n{1}\n,{0}\n{0},\n",
+    "quote.csv": 'text,label\n"{0},{1}\n',
+    "stray.csv": 'text,label\n"{0}" {1},x\n',
+    "twice.csv": "text,text,{0}\n{0},{1},b\n",
+    "labels.csv": "text,label\n" + "".join("{0},{1}" + f"{i}\n" for i in range(40)),
+    "long_label.csv": "text,label\n{0}," + "{1}" * 9 + "\n",
+    "long.csv": "text,label\n" + "{0} " * 600 + ",{1}\n",
+    "latin.csv": "text,label\n{0} \xe9,{1}\n",
+    "unnamed.csv": "text,label\n{0},{1}\nb,{0}\n",
+    "fine.csv": "text;label\n{0}; {1}\n{1};b\n",
+}
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--no-label",), ("--labels", "a,b"), ("--unknown-words", "refuse"), ("--no-header",)]
+)
+@pytest.mark.parametrize("name", MARKED)
+def test_no_message_holds_a_cell_a_label_or_a_column_that_nobody_asked_for(rapt, tmp_path, caplog, name, options):
+    source = tmp_path / name
+    source.write_bytes(MARKED[name].format(*MARKS).encode("latin-1" if name == "latin.csv" else "utf-8"))
+    outcome = rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY, "--plain-tokens", 0, *options)
+    assert outcome.code in (0, 3, 2)
+    assert outcome.code == 0 or outcome.err.startswith("rapt: error: ")
+    said = (outcome.out + outcome.err + caplog.text).lower()
+    assert not [mark for mark in MARKS if mark in said]
+
+
+def test_what_was_guessed_is_said_and_unknown_words_are_counted(rapt, tmp_path: Path):
+    source = tmp_path / "a.csv"
+    source.write_text("text;label\n\U0001f600 fine;good \nbad;bad\n")
+    outcome = rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY, "--json")
+    assert json.loads(outcome.out)["unknown_tokens"] == 1
+    assert outcome.err.splitlines() == [
+        "rapt: fields are taken to have a semicolon between them; --delimiter says otherwise",
+        "rapt: 1 labels had spaces around them, which are left out",
+        "rapt: 1 of 3 tokens are words that the vocabulary does not know: they become one unknown token",
+    ]
+
+
+@pytest.mark.parametrize("delimiter", ["tab", "\\t", "\t"])
+def test_a_file_without_a_header_is_read_by_numbers(rapt, tmp_path: Path, delimiter):
+    source = tmp_path / "a.csv"
+    source.write_text("good\tnice film\nbad\tcold soup\n")
+    columns = ("--no-header", "--text-column", 2, "--label-column", 1, "--delimiter", delimiter)
+    assert rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY, *columns).code == 0
+    assert read_privatized_file(tmp_path / "out").manifest.labels == ("bad", "good")
+
+
+def test_labels_of_every_row_are_sent_when_somebody_insists(rapt, tmp_path: Path):
+    source = tmp_path / "a.csv"
+    source.write_text("text,label\n" + "".join(f"fine,c{i}\n" for i in range(40)))
+    assert rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY).code == 3
+    assert rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY, "--public-labels").code == 0
+
+
+@pytest.mark.parametrize(("eta", "code"), [("1e-320", 6), ("1e5", 6), ("1e4", 0)])
+def test_an_eta_outside_any_use_is_refused_or_said(rapt, reviews: Path, tmp_path: Path, eta, code):
+    outcome = rapt("privatize", reviews, tmp_path / "out", "--eta", eta, *TINY)
+    assert outcome.code == code
+    assert "eta=" in outcome.err
+    if code == 0:
+        assert "100 % of the words tried stay as they are at eta=10000: it protects next to nothing" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "privatize a b --eta 3 --eta 4",
+        "privatize a b --eta=3 --mechanism tem --mechanism=laplace",
+        "privatize a b --eta 3 --label-epsilon 1 --label-epsilon 9",
+        "statement --eta 3 --eta 4",
+        "ledger cap L --per-text 1 --per-text 2",
+        "tune a --seed 1 --seed 2",
+        "vocabulary certify f --eta 1 --eta 2",
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused_by_every_command(rapt, arguments):
+    outcome = rapt(*arguments.split())
+    assert outcome.code == 2
+    assert "must be given once, got it 2 times; keep one of them" in outcome.err
+
+
+def test_an_option_that_may_repeat_repeats(rapt, tmp_path: Path):
+    outcome = rapt("mechanisms", "--help", "--help")
+    assert outcome.code == 0
+    again = rapt("statement", "--eta", 20, *TINY, "--pair", "good,bad", "--pair", "nice,cold")
+    assert again.code == 0

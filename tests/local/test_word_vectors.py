@@ -1,3 +1,5 @@
+import gzip
+import struct
 import tracemalloc
 
 import numpy as np
@@ -106,18 +108,16 @@ def test_a_table_is_kept_as_a_bundle(file, tmp_path):
 
 BAD = [
     ("", "at least one line"),
-    ("\n", "line 1 of the word vectors must be a word and its numbers"),
+    ("\n", "at least one line"),
     (SECRET, "line 1 of the word vectors must be a word and its numbers"),
     (f"good 1 2\n{SECRET} 1\n", "line 2 of the word vectors must have a word and 2 numbers, got 1"),
     (f"good 1 2\n{SECRET} 1 2 3\n", "line 2 of the word vectors must have a word and 2 numbers, got 3"),
-    (f"good 1 2\n{SECRET} of 1 2\n", "line 2 of the word vectors must have a word and 2 numbers, got 3"),
     (f"good 1 2\n\n{SECRET} 1 2\n", "line 2 of the word vectors must have a word and 2 numbers, got 0"),
     (f"{SECRET} 1 nan\n", "line 1 of the word vectors must have finite numbers"),
     (f"{SECRET} 1 -inf\n", "line 1 of the word vectors must have finite numbers"),
     (f"{SECRET} 1 1e300\n", "line 1 of the word vectors must have finite numbers"),
     (f"good 1 2\n{SECRET} 1 {SECRET}\n", "line 2 of the word vectors must have numbers after its word"),
     (f"good 1 2\n{SECRET}  2\n", "line 2 of the word vectors must have numbers after its word"),
-    (f"{SECRET} 1 2\ngood 1 2\n{SECRET} 3 4\n", "line 3 of the word vectors must have another word than those before"),
     (" 1 2\n", "line 1 of the word vectors must have a word, and none that is"),
     ("[UNK] 1 2\n", "line 1 of the word vectors must have a word, and none that is"),
     (f"3 2\n{SECRET} 1 2\n", "the header of the word vectors must count them, got 3 for 1 lines"),
@@ -169,3 +169,71 @@ def test_memory_stays_below_twice_the_table(file, tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 2 * table.nbytes
+
+
+def vectors_of(path, **arguments):
+    remarks = []
+    bundle = read_word_vectors(path, remark=remarks.append, **arguments)
+    return Vocabulary(bundle), remarks
+
+
+def test_words_of_glove_may_hold_spaces(file):
+    vocabulary, remarks = vectors_of(file(". . . 1 2 3\nthe 0 0 1\nat name@domain.com 4 5 6\ngood 1 0 0\nfilm 0 1 0\n"))
+    assert vocabulary.tokens(range(6)) == [". . .", "the", "at name@domain.com", "good", "film", "[UNK]"]
+    assert vocabulary.embeddings[2].tolist() == [4, 5, 6]
+    assert remarks == []
+
+
+def test_the_first_row_of_a_word_that_comes_again_counts_and_that_is_said(file):
+    vocabulary, remarks = vectors_of(file("good 1 2\nfilm 3 4\ngood 5 6\ngood 7 8\n"))
+    assert vocabulary.embeddings.tolist() == [[1, 2], [3, 4], [2, 3]]
+    assert remarks == ["2 words of the vectors came again, and were left out: the first of each counts"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", " \r\n\n"])
+@pytest.mark.parametrize("header", ["", "5 3\n"])
+def test_blank_lines_at_the_end_are_no_words(file, end, header):
+    assert load_vocabulary(str(file(header + GLOVE + end))).size == 6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_compressed_file_is_read_as_it_is(file, form):
+    path = file(gzip.compress(FORMS[form].encode()), "glove.3d.txt.gz")
+    vocabulary = load_vocabulary(path)
+    assert (vocabulary.model, vocabulary.hash) == ("glove.3d", load_vocabulary(file(GLOVE)).hash)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(VocabularyError, match="word vectors must be readable"):
+        load_vocabulary(path)
+
+
+def word2vec_binary(rows=ROWS, words=("the", "good", "film", ",", "</s>"), *, line_ends=True, count=None):
+    header = f"{len(words) if count is None else count} {rows.shape[1]}\n".encode()
+    after = b"\n" if line_ends else b""
+    numbers = [struct.pack(f"<{rows.shape[1]}f", *row) for row in rows]
+    return header + b"".join(word.encode() + b" " + row + after for word, row in zip(words, numbers, strict=True))
+
+
+@pytest.mark.parametrize("line_ends", [True, False])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_the_binary_format_of_word2vec_gives_the_same_vocabulary(file, line_ends, compress):
+    path = file(compress(word2vec_binary(line_ends=line_ends)), "a.bin")
+    assert load_vocabulary(path).hash == load_vocabulary(file(GLOVE)).hash
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (word2vec_binary()[:-3], "word 5 of the word vectors must be .* with 3 finite numbers|must count them"),
+        (word2vec_binary(count=6), "must count them|word 6 of the word vectors must end with a space"),
+        (word2vec_binary(count=10**9), "the header of the word vectors must count them"),
+        (word2vec_binary(ROWS * np.nan), "word 1 of the word vectors must be utf-8 text"),
+    ],
+)
+def test_a_damaged_binary_file_is_refused(file, content, message):
+    with pytest.raises(VocabularyError, match=message):
+        load_vocabulary(file(content, "a.bin"))
+
+
+def test_a_word_that_comes_again_in_the_binary_format_is_left_out(file):
+    _, remarks = vectors_of(file(word2vec_binary(words=("the", "good", "the", ",", "</s>")), "a.bin"))
+    assert remarks == ["1 words of the vectors came again, and were left out: the first of each counts"]

@@ -18,10 +18,11 @@ def choose_mechanism(
     name: str, *, vocabulary: Vocabulary, eta: float, settings: Sequence[str] | None, allow_unproved: bool
 ) -> Mechanism:
     """The mechanism with the options written as NAME=VALUE. Raises `UsageError` and `MechanismError`."""
-    from rapt.local.mechanisms import make_mechanism
+    from rapt.local.mechanisms import check_useful_eta, make_mechanism
 
     options = given_options(name, settings)
     warn_of_calibration(options)
+    check_useful_eta(eta, vocabulary=vocabulary)
     return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
 
 

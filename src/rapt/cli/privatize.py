@@ -139,12 +139,16 @@ def privatize(
       rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
     """
+    import numpy as np
+
     from rapt.cli.pace import Pace
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
     from rapt.local.randomness import insecure_stream, secure_stream
     from rapt.local.record_parts import PartColumns
+    from rapt.local.statement import AS_GOOD_AS_TEXT
+    from rapt.local.unchanged import measure_unchanged
     from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import LabelPrivacy, check_eta
 
@@ -158,12 +162,16 @@ def privatize(
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
         say("rapt: warning: whoever knows --insecure-seed can undo this file; use it for tests only")
-    table = load_vocabulary(vocabulary, unknown=unknown_words.value)
+    table = load_vocabulary(vocabulary, unknown=unknown_words.value, remark=lambda line: say(f"rapt: {line}"))
+    made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
+    # What is tried are public words, so a fixed seed betrays nothing, and the noise of the file stays as it is.
+    kept = measure_unchanged(made, table, rng=np.random.default_rng(0), types=64, draws=2).share
+    if kept >= AS_GOOD_AS_TEXT:
+        share = f"{100 * kept:.0f} % of the words tried"
+        say(f"rapt: warning: {share} stay as they are at eta={eta:g}: it protects next to nothing")
     privatizer = Privatizer(
         vocabulary=table,
-        mechanism=choose_mechanism(
-            mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved
-        ),
+        mechanism=made,
         plain_tokens=plan_plain_tokens(
             table,
             count=plain_tokens,

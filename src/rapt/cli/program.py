@@ -30,7 +30,7 @@ from rapt.cli.statement import statement
 from rapt.cli.tune import tune
 from rapt.cli.vocabulary import vocabulary
 from rapt.cli.worker import worker
-from rapt.errors import RaptError
+from rapt.errors import RaptError, UsageError
 from rapt.version import __version__
 
 COMMANDS: Final[tuple[Callable[..., None], ...]] = (
@@ -106,7 +106,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     try:
-        code: Any = get_command(app).main(args=list(arguments), prog_name="rapt", standalone_mode=False)
+        command = get_command(app)
+        _refuse_repeated(command, list(arguments))
+        code: Any = command.main(args=list(arguments), prog_name="rapt", standalone_mode=False)
     except RaptError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -124,6 +126,27 @@ def _run(arguments: Sequence[str]) -> int:
     if code == 130:
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_repeated(command: Any, arguments: list[str]) -> None:
+    """Refuse an option that is given twice: the last would win in silence, and with it another η, cap or file.
+
+    Raises:
+        UsageError: It has one value, and is there twice.
+    """
+    while subcommands := getattr(command, "commands", None):
+        if not arguments or arguments[0] not in subcommands:
+            return  # help, the version, or what the program itself will refuse
+        command, arguments = subcommands[arguments[0]], arguments[1:]
+    if {"-h", "--help"}.intersection(arguments):
+        return
+    _, _, order = command.make_parser(typer.Context(command, resilient_parsing=True)).parse_args(args=arguments)
+    given = [option for option in order if option.param_type_name == "option" and not option.multiple]
+    for place, option in enumerate(given):
+        if option in given[:place]:
+            raise UsageError(
+                f"{option.opts[0]} must be given once, got it {given.count(option)} times; keep one of them"
+            )
 
 
 def _unexpected(error: Exception) -> int:

@@ -63,14 +63,17 @@ def fetch(
 
 @vocabulary.command()
 def vectors(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="Text file: a word and its numbers on each line.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", help="Word vectors: a word and its numbers on each line, or word2vec's binary."),
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
     case: Annotated[
         Case, typer.Option(help="Of texts: lowered, kept, or lowered if no word of IN has a capital.")
     ] = Case.AUTO,
     as_json: AsJson = False,
 ) -> None:
-    """Make a vocabulary of word vectors in the text format of GloVe, word2vec or fastText.
+    """Make a vocabulary of the word vectors of GloVe, word2vec or fastText, compressed with gzip or not.
 
     The folder loads faster than IN, and its hash says which vectors a file was privatized with. A word outside becomes
     the unknown token, whose vector is the mean of all, and is privatized like any other.
@@ -83,7 +86,8 @@ def vectors(
     from rapt.wire.vocabulary_bundle import write_bundle
 
     check_new(target)
-    bundle = read_word_vectors(source, lowercase=None if case is Case.AUTO else case is Case.LOWER)
+    lowercase = None if case is Case.AUTO else case is Case.LOWER
+    bundle = read_word_vectors(source, lowercase=lowercase, remark=lambda line: say(f"rapt: {line}"))
     write_bundle(bundle, target)
     if as_json:
         show_json({"folder": str(target), "model": bundle.model, "hash": bundle.hash})

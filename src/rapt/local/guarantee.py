@@ -24,7 +24,7 @@ from rapt.local.distances import TableDistances, table_distances
 from rapt.local.mechanisms import MECHANISMS
 from rapt.local.mechanisms.interface import GuaranteeStatus
 from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step, pure_loss
-from rapt.local.statement import Bound, Noise, PrivacyStatement
+from rapt.local.statement import AS_GOOD_AS_TEXT, Bound, Noise, PrivacyStatement
 from rapt.local.statement_words import UNIT, not_protected, reading
 from rapt.local.text_page import nats_up
 from rapt.local.unchanged import UnchangedShare
@@ -210,7 +210,8 @@ def privacy_statement(
         losses = [(loss(distance, step=step), 1) for distance in apart]
         words.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
     return PrivacyStatement(
-        protects=randomness is None or randomness.insecure_seed is None,
+        protects=(randomness is None or randomness.insecure_seed is None)
+        and (unchanged is None or unchanged.share < AS_GOOD_AS_TEXT),
         unit=UNIT,
         model=vocabulary.model,
         vocabulary_hash=vocabulary.hash,

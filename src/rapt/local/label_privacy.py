@@ -84,9 +84,12 @@ class RandomizedResponse:
             rng: Private: whoever can repeat its draws knows the labels.
 
         Raises:
-            UsageError: An index is not that of a label, named by its position.
+            UsageError: A label is no whole number, or not the index of one, which is named by its position.
         """
-        true = np.asarray(labels, dtype=np.int64).reshape(-1)
+        given = np.asarray(labels)
+        if given.size and given.dtype.kind not in "iu":
+            raise UsageError("every label must be a whole number, the index of a class; look it up in their list")
+        true = given.astype(np.int64).reshape(-1)
         outside = (true < 0) | (true >= self.classes)
         if outside.any():
             raise UsageError(

@@ -230,14 +230,14 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(path: Path) -> Iterator[Ledger]:
+def open_ledger(path: Path | str) -> Iterator[Ledger]:
     """A ledger to release through, made with a fresh key when nothing is there.
 
     Raises:
         LedgerError: It is not a ledger, its key is missing or another's, or it cannot be written.
     """
-    with open_for_writing(path) as (connection, key):
-        yield Ledger(connection, path=path, key=key)
+    with open_for_writing(Path(path)) as (connection, key):
+        yield Ledger(connection, path=Path(path), key=key)
 
 
 def _refuse_above(cap: float | None, *, total: float, asked: float, what: str, of: Release) -> None:

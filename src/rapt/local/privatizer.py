@@ -15,13 +15,13 @@ from rapt.errors import CorpusError, UsageError, record_at
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.randomness import RandomStream
-from rapt.local.vocabulary import Vocabulary
+from rapt.local.vocabulary import Vocabulary, checked_texts
 from rapt.version import __version__
 from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
 from rapt.wire.privatized_record import PrivatizedRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Privatizer:
     """A setting that can be published; texts, labels and randomness are arguments and are not kept.
 
@@ -46,6 +46,14 @@ class Privatizer:
                 f"plain tokens must leave room for a text in the {self.vocabulary.bundle.max_tokens} tokens that "
                 f"model={self.vocabulary.model!r} takes, got count={self.plain_tokens.count}; use fewer"
             )
+
+    def __repr__(self) -> str:
+        """The setting in a line."""
+        mechanism = self.mechanism.setting
+        return (
+            f"Privatizer(model={self.vocabulary.model[:60]!r}, mechanism={mechanism.name!r}, eta={mechanism.eta:g}, "
+            f"plain_tokens={self.plain_tokens.count}, truncate_to={self.truncate_to})"
+        )
 
     @property
     def longest_text(self) -> int:
@@ -80,8 +88,10 @@ class Privatizer:
             UsageError: Labels and texts differ in number, a known release is of another text, or the stream is another
                 process's.
         """
+        texts = checked_texts(texts, first_position=first_position)
         if labels is not None and len(labels) != len(texts):
             raise UsageError(f"there must be one label for each text, got {len(labels)} labels for {len(texts)} texts")
+        given = None if labels is None else _checked_labels(labels, first_position=first_position)
         stream.check_process()
         # Before any text is looked at: k cannot depend on x.
         plain = [draw_plain_tokens(self.plain_tokens, stream.generator) for _ in texts]
@@ -98,7 +108,7 @@ class Privatizer:
             records.append(
                 PrivatizedRecord(
                     token_ids=tuple(private[middle:end]) if y is None else y,
-                    label=None if labels is None else labels[position],
+                    label=None if given is None else given[position],
                     privatized_plain_tokens=tuple(private[start:middle]),
                     plain_tokens=k if fresh else None,
                 )
@@ -154,6 +164,17 @@ class Privatizer:
                     f"{len(content)}; split it, or cut it there with --truncate {self.longest_text}"
                 )
         return contents
+
+
+def _checked_labels(labels: Sequence[int | None], *, first_position: int) -> list[int | None]:
+    """The labels as plain integers, whole numbers of NumPy among them; a missing one is None, never NaN."""
+    for position, label in enumerate(labels, first_position):
+        if label is not None and (isinstance(label, bool) or not isinstance(label, int | np.integer)):
+            raise UsageError(
+                f"the label of {record_at(position)} must be the index of a class or None, got "
+                f"{type(label).__name__}; look it up in the list of classes"
+            )
+    return [None if label is None else int(label) for label in labels]
 
 
 def _check_known(

@@ -21,6 +21,12 @@ PROTECTS_NOTHING: Final = (
     "THIS PROTECTS NOTHING. The noise came from a seed that is written in the file, so anyone can draw it again and "
     "read the text. Privatize again without a seed before anything leaves this machine."
 )
+CHANGES_NOTHING: Final = (
+    "THIS PROTECTS NEXT TO NOTHING. Nearly every token that was tried stays as it is at this eta, so the file reads as "
+    "the text did. Privatize again with a smaller eta before anything leaves this machine."
+)
+# Share of tokens that stay themselves, from which on a file is as good as its text.
+AS_GOOD_AS_TEXT: Final = 0.99
 _LOUD: Final = "!! "
 
 
@@ -68,12 +74,13 @@ class Exposure:
     why: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PrivacyStatement:
     """What a setting promises on a vocabulary, and what it does not.
 
     Attributes:
-        protects: False when the noise can be drawn again by anyone: then no number below holds.
+        protects: False when the noise can be drawn again by anyone: then no number below holds; and where nearly all
+            tokens that were tried stay themselves: then the numbers hold, and are of no use.
         unit: What two inputs may differ in.
         model, vocabulary_hash, dimension, size: The metric space, with `distances`.
         distances: Between the tokens of the table.
@@ -117,13 +124,28 @@ class PrivacyStatement:
     reading: tuple[str, ...]
     not_protected: tuple[Exposure, ...]
 
+    def __repr__(self) -> str:
+        """What it is about; `to_text` has the numbers."""
+        return (
+            f"PrivacyStatement(model={self.model[:60]!r}, mechanism={self.mechanism.name[:30]!r}, "
+            f"eta={self.mechanism.eta:g}, protects={self.protects})"
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """Why it does not protect; None where it does."""
+        if self.protects:
+            return None
+        seeded = self.randomness is not None and self.randomness.insecure_seed is not None
+        return PROTECTS_NOTHING if seeded else CHANGES_NOTHING
+
     def to_json(self) -> dict[str, Any]:
         """The statement as plain JSON values; keys keep their names and meanings within a schema version."""
         plain = self.plain_tokens
         return {
             "schema": SCHEMA,
             "protects": self.protects,
-            "warning": None if self.protects else PROTECTS_NOTHING,
+            "warning": self.warning,
             "unit": self.unit,
             "metric_space": {
                 "model": self.model,
@@ -160,7 +182,7 @@ class PrivacyStatement:
 
     def to_text(self) -> str:
         """The statement as a page of plain text, at most 88 columns wide."""
-        loud = [] if self.protects else ["", *wrap(PROTECTS_NOTHING, first=_LOUD, rest=_LOUD)]
+        loud = [] if self.warning is None else ["", *wrap(self.warning, first=_LOUD, rest=_LOUD)]
         lines = ["Privacy statement", "=================", *loud]
         lines += ["", *wrap(self.unit), "", *facts(self._facts())]
         lines += ["", "How well two tokens can be told apart", *self._table(self.pairs)]
@@ -255,7 +277,7 @@ class PrivacyStatement:
         return [
             ("labels", labels),
             ("plain tokens", words if plain.count else "none"),
-            ("randomness", named if self.protects else f"{named}: INSECURE"),
+            ("randomness", f"{named}: INSECURE" if source is not None and source.insecure_seed is not None else named),
         ]
 
 

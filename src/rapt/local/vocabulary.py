@@ -14,11 +14,11 @@ noise, depends on the tokenizer:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_dire
 Unknown = Literal["unk", "refuse"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Vocabulary:
     """A bundle that can tokenize. Its fields are public; texts are arguments and are not kept.
 
@@ -53,6 +53,10 @@ class Vocabulary:
         """Refuse an unknown policy (`UsageError`)."""
         if self.unknown not in get_args(Unknown):
             raise UsageError(f"unknown words must be for {' or '.join(get_args(Unknown))}, got {self.unknown!r}")
+
+    def __repr__(self) -> str:
+        """Name and size: the table and the tokenizer are thousands of lines."""
+        return f"Vocabulary(model={self.model[:60]!r}, size={self.size}, dimension={self.dimension})"
 
     @property
     def model(self) -> str:
@@ -132,10 +136,12 @@ class Vocabulary:
             first_position: Position of the first text in its file, for messages.
 
         Raises:
-            CorpusError: A text is not valid Unicode (a lone surrogate, which no UTF-8 file can hold), or has an unknown
-                word where those are refused.
+            CorpusError: A text is no string, is not valid Unicode (a lone surrogate, which no UTF-8 file can hold), or
+                has an unknown word where those are refused.
+            UsageError: The texts are one string, which would be read as a text for each letter.
             VocabularyError: A text has a token without a row in the table, or the tokenizer cannot take it.
         """
+        texts = checked_texts(texts, first_position=first_position)
         ids = None if self._words is None else self._by_words(self._words, texts)
         if ids is None:
             encodings = self._encodings(texts, with_spans=False, first_position=first_position)
@@ -155,8 +161,10 @@ class Vocabulary:
 
         Raises:
             CorpusError: As `encode`.
+            UsageError: As `encode`.
             VocabularyError: As `encode`.
         """
+        texts = checked_texts(texts, first_position=first_position)
         encodings = self._encodings(texts, with_spans=True, first_position=first_position)
         for position, encoding in enumerate(encodings, first_position):
             self._content(encoding.ids, position)
@@ -204,7 +212,7 @@ class Vocabulary:
         """
         try:
             with no_panic():
-                return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+                return self._tokenizer.decode([int(token_id) for token_id in ids], skip_special_tokens=False)
         except VocabularyError:
             raise
         except Exception:  # tokenizers raises plain Exception
@@ -221,7 +229,7 @@ class Vocabulary:
         """
         found: list[str] = []
         for position, token_id in enumerate(ids):
-            token = self._tokenizer.id_to_token(token_id)
+            token = self._tokenizer.id_to_token(int(token_id))
             if token is None:
                 raise VocabularyError(
                     f"token {position} must be in the vocabulary of model={self.model!r}; "
@@ -231,31 +239,52 @@ class Vocabulary:
         return found
 
 
-def load_vocabulary(model_or_folder: str, *, unknown: Unknown = "unk") -> Vocabulary:
+def load_vocabulary(
+    model_or_folder: str | Path, *, unknown: Unknown = "unk", remark: Callable[[str], None] | None = None
+) -> Vocabulary:
     """The vocabulary of a public model, a bundle folder, a model folder in Hugging Face's layout, or word vectors.
 
     Args:
         model_or_folder: A name in `PUBLIC_MODELS`, a name of the Hugging Face hub in its local cache, or a path. A
             folder that holds `vocabulary.json` is a bundle and its hash is checked; any other is read as a model
-            whose name is the folder's. A file, whatever its suffix, is read as word vectors in text format.
+            whose name is the folder's. A file, whatever its suffix, is read as word vectors.
         unknown: What becomes of words that the tokenizer does not know; see `Vocabulary`.
+        remark: Called with what was left out of a file of word vectors.
 
     Raises:
         VocabularyError: The name is unknown, not on this machine, or a file is missing or damaged.
         WireError: `vocabulary.json` is malformed or of an unknown version.
     """
-    path = Path(model_or_folder)
+    path, model_or_folder = Path(model_or_folder), str(model_or_folder)
     if model_or_folder not in PUBLIC_MODELS and path.is_file():
-        return Vocabulary(read_word_vectors(path), unknown)
+        return Vocabulary(read_word_vectors(path, remark=remark), unknown)
     if model_or_folder not in PUBLIC_MODELS and (path / "vocabulary.json").is_file():
         return Vocabulary(read_bundle(path), unknown)
     folder = model_directory(model_or_folder)
     return Vocabulary(bundle_from_model_directory(folder, model=model_name(model_or_folder)), unknown)
 
 
-def _is_unicode(text: object) -> bool:
-    if not isinstance(text, str):
-        return False
+def checked_texts(texts: Sequence[str], *, first_position: int) -> list[str]:
+    """The texts, each of them a string: tables mark a missing one as None or NaN.
+
+    Raises:
+        CorpusError: One is no string.
+        UsageError: All of them are one string.
+    """
+    if isinstance(texts, str | bytes):
+        raise UsageError("texts must be a list of strings, got a single one; put it into a list")
+    found: list[Any] = list(texts)  # typed code passes strings; notebooks pass what a table holds
+    for position, text in enumerate(found, first_position):
+        if not isinstance(text, str):
+            missing = text is None or text != text
+            raise CorpusError(
+                f"{record_at(position)} must be a text, got {'none' if missing else type(text).__name__}; "
+                f"{'leave it out' if missing else 'make it a string'}"
+            )
+    return found
+
+
+def _is_unicode(text: str) -> bool:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

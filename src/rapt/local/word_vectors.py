@@ -1,20 +1,27 @@
-"""Word vectors in the text format of GloVe, word2vec and fastText as a vocabulary: a word a line, then its numbers.
+"""Word vectors of GloVe, word2vec and fastText as a vocabulary: text with a word a line, or the binary format.
 
-The first line may be a header of two whole numbers, words and dimension. Fields have one space between them. A text is
-split at white space and around each punctuation mark. A word outside the table never leaves as it is: it becomes [UNK],
-whose row is the mean of all rows, and is privatized like any other token; or, on request (`Vocabulary.unknown`), the
-text is refused. [UNK], `</s>` and their like are never an output.
+The first line may be a header of two whole numbers, words and dimension. Fields have one space between them; a word may
+hold spaces, as a few of GloVe do: the last fields are its numbers. A word that comes again is left out, so the first
+one counts, which is said; blank lines may end the file. A file compressed with gzip is read as it is. The binary
+format is that of word2vec: the header, then each word, a space and its numbers as little-endian float32.
 
-The file is read twice, line by line, so memory stays at the table, its words and one line.
+A text is split at white space and around each punctuation mark. A word outside the table never leaves as it is: it
+becomes [UNK], whose row is the mean of all rows, and is privatized like any other token; or, on request
+(`Vocabulary.unknown`), the text is refused. [UNK], `</s>` and their like are never an output.
+
+The file is read twice, a line or a row at a time, so memory stays at the table, its words and one line.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator
-from itertools import chain
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,52 +35,141 @@ _MAX_TOKENS: Final = 100_000
 # 4,096 numbers of 20 characters are 80 KB.
 _MOST_LINE_BYTES: Final = 1024 * 1024
 _BLOCK_BYTES: Final = 64 * 1024
+_MOST_HEADER_BYTES: Final = 64
+_MOST_WORD_BYTES: Final = 4096
+_LINES_TO_COMPARE: Final = 1000
+# Bytes that float32 numbers have among them, and lines of text do not.
+_OF_NO_TEXT: Final = frozenset(range(32)) - frozenset(b"\t\n\r")
 # Rows that mark ends or gaps of the training text; our own unknown token stands for all of them.
 _MARKS: Final = frozenset({"<s>", "</s>", "<unk>", "<UNK>", "<pad>", "<PAD>"})
 
 
-def read_word_vectors(path: Path, *, lowercase: bool | None = None) -> VocabularyBundle:
+def read_word_vectors(
+    path: Path | str, *, lowercase: bool | None = None, remark: Callable[[str], None] | None = None
+) -> VocabularyBundle:
     """The bundle of a file of word vectors; its model is named after the file.
 
     Args:
-        path: A text file in UTF-8.
+        path: A text file in UTF-8 or word2vec's binary format; either may be compressed with gzip.
         lowercase: Whether texts are lower-cased before they are looked up; None does so when no word of the file has an
             upper-case letter.
+        remark: Called with what was left out of the table: words that came again, blank lines at the end.
 
     Raises:
         VocabularyError: The file cannot be read, or a line is damaged; named by its number, never by what it holds.
     """
+    path = Path(path)
     try:
-        with path.open("rb") as stream:
-            lines = _count_lines(stream)
+        with _opened(path) as stream:
+            lines, size = _measure(stream)
             stream.seek(0)
-            words, table = _read_rows(stream, lines)
-    except OSError as error:
-        raise VocabularyError(
-            f"word vectors must be readable, got {error.strerror or type(error).__name__}; check the path"
-        ) from None
+            binary = _is_binary(stream)
+            stream.seek(0)
+            words, table, left_out = _read_binary(stream, size) if binary is not None else _read_rows(stream, lines)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "damaged or cut off data"
+        raise VocabularyError(f"word vectors must be readable, got {reason}; check the path") from None
+    if remark is not None and left_out:
+        remark(f"{left_out:,} words of the vectors came again, and were left out: the first of each counts")
     if lowercase is None:
         lowercase = all(word == word.lower() for word in words)
     tokenizer = _tokenizer(words, lowercase=lowercase)
-    return make_bundle(model=path.stem, tokenizer_json=tokenizer, embeddings=table, max_tokens=_MAX_TOKENS)
+    name = path.stem if path.suffix != ".gz" else Path(path.stem).stem
+    return make_bundle(model=name, tokenizer_json=tokenizer, embeddings=table, max_tokens=_MAX_TOKENS)
 
 
-def _count_lines(stream: IO[bytes]) -> int:
-    lines, last = 0, b"\n"
+def _opened(path: Path) -> IO[bytes]:
+    with path.open("rb") as stream:
+        compressed = stream.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path)) if compressed else path.open("rb")
+
+
+def _measure(stream: IO[bytes]) -> tuple[int, int]:
+    """How many lines there are up to the last one that is not blank, and how many bytes."""
+    lines = written = size = 0
+    open_line = False
     while block := stream.read(_BLOCK_BYTES):
-        lines += block.count(b"\n")
-        last = block[-1:]
-    return lines + (last != b"\n")
+        size += len(block)
+        *whole, rest = block.split(b"\n")
+        for piece in whole:
+            open_line = open_line or not _blank(piece)
+            lines += 1
+            written = lines if open_line else written
+            open_line = False
+        open_line = open_line or not _blank(rest)
+    return (lines + 1 if open_line else written), size
 
 
-def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[np.float32]]:
-    """The words with their rows, and the table with one row more: the mean, for [UNK]."""
-    rows = _fields(stream)
-    _, first = next(rows, (0, []))
-    if not first:
+def _blank(piece: bytes) -> bool:
+    return not piece.strip(b" \r")
+
+
+def _is_binary(stream: IO[bytes]) -> tuple[int, int] | None:
+    """The words and the dimension of a file in word2vec's binary format; None for another one."""
+    header = stream.readline(_MOST_HEADER_BYTES).split()
+    if len(header) != 2 or not all(field.isdigit() for field in header):
+        return None
+    words, width = int(header[0]), int(header[1])
+    if not 0 < width <= _MOST_LINE_BYTES // 4:
+        return None
+    _, space, row = stream.read(_MOST_WORD_BYTES + 4 * width).partition(b" ")
+    row = row[: 4 * width]
+    return (words, width) if space and len(row) == 4 * width and not _OF_NO_TEXT.isdisjoint(row) else None
+
+
+def _read_binary(stream: IO[bytes], size: int) -> tuple[dict[str, int], NDArray[np.float32], int]:
+    """As `_read_rows`, from the binary format."""
+    count, width = (int(field) for field in stream.readline(_MOST_HEADER_BYTES).split())
+    if count < 1 or count * (4 * width + 2) > size:
+        raise VocabularyError(
+            f"the header of the word vectors must count them, got {count} words of {width} numbers for {size} bytes; "
+            "the file is cut off or edited"
+        )
+    words: dict[str, int] = {}
+    table = np.empty((count + 1, width), dtype=np.float32)
+    for number in range(1, count + 1):
+        word = bytearray()
+        while (letter := stream.read(1)) != b" ":
+            if not letter or len(word) > _MOST_WORD_BYTES:
+                raise VocabularyError(
+                    f"word {number} of the word vectors must end with a space; the file is cut off or edited"
+                )
+            word += letter
+        read = stream.read(4 * width)
+        row = np.frombuffer(read if len(read) == 4 * width else b"", dtype="<f4")
+        try:
+            name = word.lstrip(b"\n").decode("utf-8")
+        except UnicodeDecodeError:  # its message quotes the bytes
+            name = ""
+        if not name or name == UNKNOWN or len(row) != width or not np.isfinite(row).all():
+            raise VocabularyError(
+                f"word {number} of the word vectors must be utf-8 text, not {UNKNOWN}, with {width} finite numbers; "
+                "the file is cut off or edited"
+            )
+        if name not in words:
+            table[len(words)] = row
+            words[name] = len(words)
+    return words, _with_mean(table, len(words)), count - len(words)
+
+
+def _with_mean(table: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
+    """The rows that are filled, and one more: their mean, for [UNK]."""
+    table[rows] = table[:rows].mean(axis=0, dtype=np.float64)
+    return table[: rows + 1]
+
+
+def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[np.float32], int]:
+    """The words with their rows, the table with one row more, and how many words came again."""
+    _, first = next(_fields(stream), (0, []))
+    if not lines:
         raise VocabularyError("word vectors must have at least one line, got an empty file; check the path")
     header = len(first) == 2 and all(field.isascii() and field.isdigit() for field in first)
-    expected, width = (int(first[0]), int(first[1])) if header else (lines, len(first) - 1)
+    stream.seek(0)
+    # A word with spaces makes its line longer, so the width is that of most lines.
+    lengths = Counter(len(fields) for _, fields in islice(_fields(stream), min(lines, _LINES_TO_COMPARE)))
+    usual = lengths.most_common(1)[0][0]
+    stream.seek(0)
+    expected, width = (int(first[0]), int(first[1])) if header else (lines, usual - 1)
     if expected != lines - header:
         raise VocabularyError(
             f"the header of the word vectors must count them, got {expected} for {lines - header} lines; "
@@ -88,28 +184,35 @@ def _read_rows(stream: IO[bytes], lines: int) -> tuple[dict[str, int], NDArray[n
         raise VocabularyError(f"word vectors must be some lines of some numbers, got {expected} lines of {width}")
     words: dict[str, int] = {}
     table: NDArray[np.float32] | None = None
-    for number, fields in rows if header else chain([(1, first)], rows):
-        if len(fields) != width + 1:
+    for number, fields in islice(_fields(stream), int(header), lines):
+        parts = fields[:-width]
+        # Else a number too many would become a part of the word.
+        if len(fields) <= width or (len(parts) > 1 and _is_number(parts[-1])):
             raise VocabularyError(
                 f"line {number} of the word vectors must have a word and {width} numbers, got {len(fields) - 1}; "
                 "mend it"
             )
         if table is None:  # only after one line was as wide as it should be
             table = np.empty((expected + 1, width), dtype=np.float32)
-        word = fields[0]
-        if word in words:
-            raise VocabularyError(
-                f"line {number} of the word vectors must have another word than those before; remove the line"
-            )
-        if word in ("", UNKNOWN):
+        word = " ".join(parts)
+        if word.strip() == "" or word == UNKNOWN:
             raise VocabularyError(
                 f"line {number} of the word vectors must have a word, and none that is {UNKNOWN}; remove the line"
             )
-        table[len(words)] = _numbers(fields[1:], number)
-        words[word] = len(words)
+        row = _numbers(fields[-width:], number)
+        if word not in words:
+            table[len(words)] = row
+            words[word] = len(words)
     assert table is not None
-    table[-1] = table[:-1].mean(axis=0, dtype=np.float64)
-    return words, table
+    return words, _with_mean(table, len(words)), expected - len(words)
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
 
 
 def _fields(stream: IO[bytes]) -> Iterator[tuple[int, list[str]]]:

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
@@ -67,8 +68,8 @@ class PlainTokens:
     """
 
     count: int
-    pool: tuple[int, ...]
-    fixed: tuple[int, ...] | None
+    pool: tuple[int, ...] = field_of(repr=False)
+    fixed: tuple[int, ...] | None = field_of(repr=False)
 
     @cached_property
     def pool_set(self) -> frozenset[int]:
@@ -116,7 +117,7 @@ class LabelPrivacy:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Manifest:
     """First line of a privatized file.
 
@@ -149,6 +150,13 @@ class Manifest:
     label_privacy: LabelPrivacy | None = None
     pairs: bool = False
     targets: Targets | None = None
+
+    def __repr__(self) -> str:
+        """What a file is, without its labels and pools."""
+        return (
+            f"Manifest(model={self.model[:60]!r}, mechanism={self.mechanism.name[:30]!r}, records={self.records}, "
+            f"tokens={self.tokens})"
+        )
 
     @property
     def schema(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
 
@@ -26,7 +26,7 @@ class PrivatizedFile:
     """A manifest and all of its records, in memory."""
 
     manifest: Manifest
-    records: tuple[PrivatizedRecord, ...]
+    records: tuple[PrivatizedRecord, ...] = field(repr=False)
 
 
 def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | PrivatizedRecord]:
@@ -90,7 +90,7 @@ def read_privatized_lines(lines: Iterable[bytes]) -> PrivatizedFile:
     )
 
 
-def read_privatized_file(path: Path) -> PrivatizedFile:
+def read_privatized_file(path: Path | str) -> PrivatizedFile:
     """A whole privatized file in memory, checked.
 
     Raises:
@@ -98,7 +98,7 @@ def read_privatized_file(path: Path) -> PrivatizedFile:
         WireError: It is malformed, truncated, edited, or of an unknown version.
     """
     try:
-        with path.open("rb") as stream:
+        with Path(path).open("rb") as stream:
             return read_privatized_lines(bounded_lines(stream))
     except OSError as error:
         raise CorpusError(

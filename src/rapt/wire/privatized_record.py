@@ -17,7 +17,7 @@ from rapt.wire.strict_json import dump, exact_fields, field, id_tuple
 PrivatizedPart = Literal["first", "second", "target"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PrivatizedRecord:
     """One privatized text: z = M([k; x]) of RAPT, Eq. 5, kept as its two parts.
 
@@ -36,6 +36,10 @@ class PrivatizedRecord:
     plain_tokens: tuple[int, ...] | None = None
     second_token_ids: tuple[int, ...] | None = None
     target_ids: tuple[int, ...] | None = None
+
+    def __repr__(self) -> str:
+        """How long it is."""
+        return f"PrivatizedRecord({len(self.token_ids)} tokens, {'no label' if self.label is None else 'a label'})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -123,7 +123,7 @@ class PrivatizedFileWriter:
 
 @contextmanager
 def write_privatized_file(
-    path: Path, manifest: Manifest, *, resume: bool = False, overwrite: bool = False
+    path: Path | str, manifest: Manifest, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[PrivatizedFileWriter]:
     """A writer whose file appears at `path` only if the block ends without an error.
 
@@ -142,6 +142,7 @@ def write_privatized_file(
         WireError: No reader would take the manifest; or the unfinished file was written with other settings, or is
             damaged.
     """
+    path = Path(path)
     # Before anything is drawn and paid for.
     manifest_from_json(manifest_to_json(_without_counts(manifest)))
     partial = partial_path(path)

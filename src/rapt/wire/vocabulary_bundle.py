@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,9 +48,9 @@ class VocabularyBundle:
     """
 
     model: str
-    tokenizer_json: bytes
-    embeddings: NDArray[np.float32]
-    eligible: NDArray[np.int64]
+    tokenizer_json: bytes = field_of(repr=False)
+    embeddings: NDArray[np.float32] = field_of(repr=False)
+    eligible: NDArray[np.int64] = field_of(repr=False)
     max_tokens: int
     special_tokens: int
     hash: str

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
+
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.custext import CustextMechanism
 from rapt.local.mechanisms.exponential import ExponentialMechanism
@@ -18,7 +20,7 @@ from rapt.local.mechanisms.soft_pos import SoftPosMechanism
 from rapt.local.mechanisms.tem import TemMechanism
 from rapt.local.mechanisms.vickrey import VickreyMechanism
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter
+from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
 
 _KINDS: Final[tuple[MechanismKind, ...]] = (
     LaplaceMechanism,
@@ -32,6 +34,11 @@ _KINDS: Final[tuple[MechanismKind, ...]] = (
     CustextMechanism,
     Pct2tMechanism,
 )
+# Nats between two usual tokens, beyond which no token is changed by any mechanism: e^-50,000 is 0 in every arithmetic.
+_MOST_NATS: Final = 50_000.0
+# Length of the rows beside that of the noise, d / eta: below it float64 keeps nothing of a row to which noise is added.
+_LEAST_SHARE: Final = 1e-13
+_TOKENS_TRIED: Final = 256
 MECHANISMS: Final[Mapping[str, MechanismKind]] = {kind.name: kind for kind in _KINDS}
 
 __all__ = [
@@ -40,6 +47,7 @@ __all__ = [
     "GuaranteeStatus",
     "Mechanism",
     "MechanismKind",
+    "check_useful_eta",
     "make_mechanism",
     "mechanism_of_setting",
 ]
@@ -69,12 +77,42 @@ def make_mechanism(
     if name not in MECHANISMS:
         raise MechanismError(f"unknown mechanism={name!r}; choose one of {', '.join(MECHANISMS)}")
     kind = MECHANISMS[name]
+    _check_least_eta(eta, vocabulary=vocabulary)
     if kind.status != "proved" and not allow_unproved:
         raise MechanismError(
             f"the guarantee of mechanism={name!r} is {kind.status}: {kind.caveat}; "
             "or allow it with allow_unproved=True, --allow-unproved"
         )
     return kind.make(vocabulary=vocabulary, eta=eta, options=options)
+
+
+def check_useful_eta(eta: float, *, vocabulary: Vocabulary) -> None:
+    """Refuse an eta that changes nothing, or nothing but noise, in any mechanism on this vocabulary.
+
+    Raises:
+        MechanismError: Two usual tokens are told apart by more than `_MOST_NATS`, or the noise drowns the table.
+    """
+    spread = _check_least_eta(eta, vocabulary=vocabulary)
+    if eta * spread > _MOST_NATS:
+        raise MechanismError(
+            f"eta must be at most {_MOST_NATS / spread:.3g} on this vocabulary, where larger ones change no token, got "
+            f"eta={eta!r}; see `rapt calibrate` for what a value means"
+        )
+
+
+def _check_least_eta(eta: float, *, vocabulary: Vocabulary) -> float:
+    """The median distance of a token from the middle of the table, if noise of this eta leaves anything of it."""
+    check_eta(eta)
+    ids = vocabulary.eligible[:: max(1, len(vocabulary.eligible) // _TOKENS_TRIED)]
+    rows = vocabulary.embeddings[ids].astype(np.float64)
+    spread = float(np.median(np.linalg.norm(rows - rows.mean(axis=0), axis=1)))
+    if spread > 0 and eta * spread < vocabulary.dimension * _LEAST_SHARE:
+        raise MechanismError(
+            f"eta must be at least {vocabulary.dimension * _LEAST_SHARE / spread:.3g} on this "
+            f"vocabulary, below which its noise is too long to compute with, got eta={eta!r}; take a larger one, see "
+            "`rapt calibrate`"
+        )
+    return spread
 
 
 def mechanism_of_setting(

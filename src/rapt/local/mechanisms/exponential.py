@@ -64,8 +64,8 @@ class ExponentialMechanism:
     }
     vocabulary: Vocabulary
     eta: float
-    prior: OutputPrior | None = None
-    certificate: Certificate | None = None
+    prior: OutputPrior | None = field(default=None, repr=False)
+    certificate: Certificate | None = field(default=None, repr=False)
     cache_bytes: int = field(default=CACHE_BYTES, repr=False, compare=False)
 
     def __post_init__(self) -> None:

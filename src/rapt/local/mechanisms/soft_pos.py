@@ -72,7 +72,7 @@ class SoftPosMechanism:
     eta: float
     tags: TokenTags
     penalty: float = PENALTY
-    certificate: Certificate | None = None
+    certificate: Certificate | None = field(default=None, repr=False)
     cache_bytes: int = field(default=CACHE_BYTES, repr=False, compare=False)
 
     def __post_init__(self) -> None:

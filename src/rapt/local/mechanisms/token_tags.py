@@ -60,7 +60,7 @@ class TokenTags:
         source: As a setting states it: `BUILT_IN`, or the hash of a file's tags.
     """
 
-    names: tuple[str, ...]
+    names: tuple[str, ...] = field(repr=False)
     classes: NDArray[np.int64] = field(repr=False)
     source: str
 
