@@ -10,6 +10,7 @@ from rapt.service.model.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_to_fi
 from rapt.service.model.backbone import load_backbone
 from rapt.service.model.inference import ClassificationRow, classify, plan
 from rapt.service.model.pass_plan import MAX_ROWS
+from rapt.service.model.steering import Tuned
 from rapt.service.model.tuner import ReconstructionConfig, TuningConfig, tune
 from tuning_material import separable_file
 
@@ -222,3 +223,18 @@ def test_a_head_alone_has_nothing_that_peft_could_load(every_kind):
     written = {kind: set(adapter_to_files(adapter)) for kind, adapter in zip(KINDS, every_kind, strict=True)}
     assert written["head alone"] == {WEIGHTS, CARD}
     assert all(PEFT_CONFIG in names for kind, names in written.items() if kind != "head alone")
+
+
+def test_the_cost_of_a_prefix_counts_and_a_long_one_is_in_a_pass_of_its_own(backbone, adapters):
+    sites = backbone.sites.attention
+
+    def with_prefix(length):
+        keys = torch.zeros(len(sites), 2, sites[0].key_heads, length, sites[0].head_size)
+        return ClassificationRow(
+            adapter=dataclasses.replace(adapters[0], tuned=Tuned(prefix=keys)), token_ids=(2001, 2002)
+        )
+
+    plain = ClassificationRow(adapter=adapters[0], token_ids=(2001, 2002))
+    assert with_prefix(400).positions - plain.positions == 400 - adapters[0].tuned.prompt_length
+    rows = [plain] * 3 + [with_prefix(5), with_prefix(400), plain]
+    assert sorted(map(sorted, plan(rows))) == [[0, 1, 2, 3, 5], [4]]

@@ -11,6 +11,7 @@ from rapt.service.model.generation_row import GenerationRow, check_generation
 from rapt.service.model.layout import encode_with_prompts, lay_out
 from rapt.service.model.sampling import Sampling, choose
 from rapt.service.model.steering import NOTHING, LoraPair, Tuned, steer
+from rapt.service.model.writing import Text
 from rapt.wire.adapter_card import AdapterCard
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
@@ -209,3 +210,37 @@ def test_what_cannot_be_written_is_refused(backbone, adapters):
     planned = adapter(backbone, Tuned(), plain=3)
     with pytest.raises(UsageError, match="record 1 must have 3 privatized plain tokens"):
         check_generation(backbone, GenerationRow(token_ids=(5,), adapter=planned, most_tokens=1), position=0)
+
+
+def test_a_row_that_is_put_aside_goes_on_where_it_was(backbone, adapters):
+    rows = rows_for(backbone, adapters, count=5)
+    expected = [without_cache(backbone, row)[0] for row in rows]
+    batch = DecodingBatch(backbone)
+    written = [[choice.token_id] for choice in batch.join(rows)]
+    aside = batch.take_out(1)
+    for number, choice in zip((0, 2, 3, 4), batch.step(), strict=True):
+        written[number].append(choice.token_id)
+    batch.put_in(aside)
+    for _ in range(2):
+        for number, choice in zip((0, 2, 3, 4, 1), batch.step(), strict=True):
+            written[number].append(choice.token_id)
+    assert [len(tokens) for tokens in written] == [4, 3, 4, 4, 4]
+    assert all(tokens == whole[: len(tokens)] for tokens, whole in zip(written, expected, strict=True))
+
+
+def test_a_long_prefix_and_a_long_text_fill_up_nobody_elses_row(backbone):
+    site = backbone.sites.attention[0]
+
+    def lane(*, prefix=0, most=8, repeatable=False):
+        keys = torch.zeros(len(backbone.sites.attention), 2, site.key_heads, prefix, site.head_size)
+        row = GenerationRow(
+            token_ids=(5,),
+            adapter=adapter(backbone, Tuned(prefix=keys)) if prefix else None,
+            most_tokens=most,
+            sampling=Sampling(repeatable=repeatable),
+        )
+        return Text(row, "a", lambda _: None).lane
+
+    assert lane() == lane(prefix=3) == lane(prefix=64) == lane(most=900)
+    assert len({lane(), lane(prefix=65), lane(prefix=1000), lane(most=3000), lane(repeatable=True)}) == 5
+    assert lane(prefix=600) == lane(prefix=1000)

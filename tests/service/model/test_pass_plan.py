@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapt.service.model.pass_plan import GROWTH, MAX_POSITIONS, MAX_ROWS, SHORT, cut_into_passes
+from rapt.service.model.pass_plan import GROWTH, MAX_POSITIONS, MAX_ROWS, SHORT, cut_into_passes, size_class
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=150)
 
@@ -37,3 +37,13 @@ def test_a_pass_is_larger_where_no_processor_computes_it():
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_rows_are_few_passes(count):
     assert cut_into_passes([7] * count, lanes=[None] * count) == [[0]] * count
+
+
+@given(st.lists(st.integers(0, 20_000), min_size=1, max_size=50))
+def test_rows_of_one_class_are_all_short_or_alike_within_a_factor_of_two(lengths):
+    by_class = {}
+    for length in lengths:
+        by_class.setdefault(size_class(length, short=64), []).append(length)
+    for name, alike in by_class.items():
+        assert max(alike) <= (2 * min(alike) if name else 64)
+    assert set(by_class) == {0} or max(lengths) > 64

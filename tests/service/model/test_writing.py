@@ -1,18 +1,22 @@
 """Continuous batching with real small models: who joins, who leaves, who is refused."""
 
+import dataclasses
 import time
 from queue import Queue
+from threading import Event
 
 import pytest
 
 from rapt.errors import BusyError, UnavailableError, UsageError
+from rapt.service.model import writing
+from rapt.service.model.backbone import load_backbone
 from rapt.service.model.batching import BatchLimits
 from rapt.service.model.decoding import DecodingBatch
 from rapt.service.model.generation_row import GenerationRow
 from rapt.service.model.sampling import Sampling
 from rapt.service.model.writing import LineSpeed, Writer, Written
 from running_service import wait_until
-from tiny_backbones import tiny_backbone
+from tiny_backbones import tiny_backbone, write_tiny_model
 
 LONG = 60.0
 
@@ -143,8 +147,9 @@ def test_the_time_in_which_nobody_waits_is_no_time_of_the_line():
 
 
 def test_the_time_to_come_again_is_that_of_the_line_and_not_of_its_tokens_one_by_one(backbone):
-    texts, most, cost = 30, 2, 52
-    row = GenerationRow(token_ids=tuple(int(i) for i in backbone.bundle.eligible[:50]), most_tokens=most)
+    texts = 30
+    row = GenerationRow(token_ids=tuple(int(i) for i in backbone.bundle.eligible[:50]), most_tokens=2)
+    cost = row.positions + row.most_tokens
     writer = Writer(backbone, rows=1, limits=BatchLimits(waiting_cost=2 * texts * cost))
     refusals = []
     try:
@@ -161,5 +166,133 @@ def test_the_time_to_come_again_is_that_of_the_line_and_not_of_its_tokens_one_by
         taken = time.monotonic() - start
     finally:
         writer.close()
-    # Each text takes two passes. By the time of a token it would be 52 / 2 of them for each.
+    # Each text takes two passes. By the time of a token it would be cost / 2 of them for each.
     assert refusals[0] < 8 * taken
+
+
+class Company:
+    """Texts of other tenants, held at a token until everybody has come: what follows can be counted."""
+
+    def __init__(self, backbone, writer, *, tenants, most=50):
+        self.told = []
+        self.ends = [Queue() for _ in tenants]
+        self._held, self._open = Event(), Event()
+        self._when = 3 * len(tenants)
+        self.rows = [row_of(backbone, number, most=most) for number in range(len(tenants))]
+        for row, tenant, end in zip(self.rows, tenants, self.ends, strict=True):
+            writer.submit(row, tenant=tenant, tell=self.listener(tenant, end))
+        assert self._held.wait(LONG)
+
+    def listener(self, name, queue):
+        def tell(written):
+            queue.put(written)
+            self.told.append(name)
+            if len(self.told) == self._when:
+                self._held.set()
+                assert self._open.wait(LONG)
+
+        return tell
+
+    def go_on(self):
+        self._open.set()
+
+
+def test_however_much_one_tenant_asks_for_anothers_first_token_comes_with_the_next_steps(backbone):
+    writer = Writer(backbone, rows=4)
+    try:
+        company = Company(backbone, writer, tenants=["many"] * 9)
+        before, told = len(company.told), Queue()
+        own = row_of(backbone, 20, most=5)
+        writer.submit(own, tenant="one", tell=company.listener("one", told))
+        company.go_on()
+        assert until_the_end(told)[0] == alone(backbone, own)
+        after = company.told[before:]
+        assert after.index("one") <= 2 * 4  # the step that was held, and the one with which it joins
+        for row, end in zip(company.rows, company.ends, strict=True):  # and who made room lost nothing
+            assert until_the_end(end)[0] == alone(backbone, row)
+    finally:
+        writer.close()
+
+
+def test_places_are_shared_evenly_and_what_one_leaves_another_takes(backbone):
+    writer = Writer(backbone, rows=4)
+    try:
+        company = Company(backbone, writer, tenants=["many"] * 8)
+        before, told = len(company.told), [Queue() for _ in range(4)]
+        for number, queue in enumerate(told):
+            writer.submit(row_of(backbone, 30 + number), tenant="few", tell=company.listener("few", queue))
+        company.go_on()
+        for queue in told:
+            until_the_end(queue)
+        both = company.told[before:]
+        shared = both[8 : len(both) - 1 - both[::-1].index("few")]
+        assert abs(shared.count("many") - shared.count("few")) <= 8  # but for the first step and the last
+        for row, end in zip(company.rows, company.ends, strict=True):
+            assert until_the_end(end)[0] == alone(backbone, row)
+    finally:
+        writer.close()
+
+
+def test_with_more_tenants_than_places_each_gets_its_turn(backbone, monkeypatch):
+    monkeypatch.setattr(writing, "TURN", 4)
+    writer = Writer(backbone, rows=2)
+    try:
+        company = Company(backbone, writer, tenants=["a", "b"])
+        before, told = len(company.told), Queue()
+        own = row_of(backbone, 9, most=20)
+        writer.submit(own, tenant="c", tell=company.listener("c", told))
+        company.go_on()
+        assert until_the_end(told)[0] == alone(backbone, own)
+        assert company.told[before:].index("c") <= 2 * 5
+        for row, end in zip(company.rows, company.ends, strict=True):
+            assert until_the_end(end)[0] == alone(backbone, row)
+    finally:
+        writer.close()
+
+
+@pytest.fixture(scope="module")
+def rounding(tmp_path_factory):
+    """A decoder in bfloat16, in which a row's numbers depend on how many share its pass."""
+    folder = write_tiny_model("llama", tmp_path_factory.mktemp("rounding") / "model")
+    return load_backbone(str(folder), precision="bfloat16", device="cpu")
+
+
+def drawn(backbone, *, others, repeatable=True):
+    """Tokens and likelihoods of one text, to the last bit, beside so many others."""
+    writer = Writer(backbone, rows=16)
+    try:
+        company = Company(backbone, writer, tenants=["others"] * others) if others else None
+        told = Queue()
+        row = dataclasses.replace(
+            row_of(backbone, 3, most=30), sampling=Sampling(seed=5, temperature=1.5, repeatable=repeatable)
+        )
+        writer.submit(row, tenant="own", tell=told.put)
+        if company:
+            company.go_on()
+        found = []
+        while not found or not found[-1].finish:
+            found.append(told.get(timeout=LONG))
+        return [(one.choice.token_id, one.choice.logprob) for one in found if one.choice]
+    finally:
+        writer.close()
+
+
+def passes(backbone, **how):
+    """How many rows the passes had in which a text was written beside one other."""
+    sizes = []
+    hook = backbone.encoder.register_forward_pre_hook(
+        lambda _, __, inputs: sizes.append(len(inputs["inputs_embeds"])), with_kwargs=True
+    )
+    try:
+        drawn(backbone, others=1, **how)
+    finally:
+        hook.remove()
+    return set(sizes)
+
+
+def test_a_seed_that_was_asked_for_draws_again_to_the_last_bit_in_any_company(rounding):
+    by_itself = drawn(rounding, others=0)
+    assert all(drawn(rounding, others=others) == by_itself for others in (1, 5, 15, 20))
+    # Small as it is, this model may give the same numbers in other passes, too; a large one does not.
+    assert passes(rounding) == {1}
+    assert passes(rounding, repeatable=False) == {1, 2}

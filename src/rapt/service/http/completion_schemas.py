@@ -36,7 +36,13 @@ class SamplingOptions(Request):
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: (
+        Annotated[
+            int,
+            Field(ge=0, lt=2**63, description="the same one draws the same text again on one machine; it is slower"),
+        ]
+        | None
+    ) = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = Field(
         None, description="the answer ends before the first of these; they are read in clear, so take public ones"
     )

@@ -41,6 +41,10 @@ class DecoderRows:
         """Forget all rows but these."""
         self._cache.keep(rows)
 
+    def part(self, rows: Sequence[int]) -> DecoderRows:
+        """These rows alone."""
+        return DecoderRows(self._backbone, self._cache.part(rows))
+
     def join(self, other: DecoderRows) -> None:
         """Append the rows of another."""
         self._cache.join(other._cache)

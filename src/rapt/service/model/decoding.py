@@ -30,6 +30,9 @@ class RowsRead(Protocol):
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all rows but these, of which there is one at least."""
 
+    def part(self, rows: Sequence[int]) -> Self:
+        """These rows alone, of which there is one at least; the others stay where they are."""
+
     def join(self, other: Self) -> None:
         """Append the rows of another of the same backbone."""
 
@@ -66,16 +69,12 @@ class DecodingBatch:
     def join(self, rows: Sequence[GenerationRow]) -> list[Choice]:
         """Read new rows, checked by `check_generation`, which come last in the batch; returns their first tokens."""
         read, states = READ[self._backbone.kind](self._backbone, rows, steering=steer([row.tuned for row in rows]))
-        generators = [torch.Generator().manual_seed(row.sampling.seed) for row in rows]
-        choices = self._choose(states, rows, generators)
-        if self._read is None or not self._rows:
-            self._read = read
-        else:
-            self._read.join(read)
-        self._rows += rows
-        self._generators += generators
-        self._last += [choice.token_id for choice in choices]
-        self._steer()
+        new = DecodingBatch(self._backbone)
+        new._rows, new._read = list(rows), read
+        new._generators = [torch.Generator().manual_seed(row.sampling.seed) for row in rows]
+        choices = self._choose(states, rows, new._generators)
+        new._last = [choice.token_id for choice in choices]
+        self.put_in(new)
         return choices
 
     @torch.inference_mode()
@@ -99,6 +98,30 @@ class DecodingBatch:
             self._read = None
         elif self._read is not None:
             self._read.keep(places)
+        self._steer()
+
+    @torch.inference_mode()
+    def take_out(self, place: int) -> DecodingBatch:
+        """Let one row go, to be put back later into this batch or another; returns it as a batch of its own."""
+        assert self._read is not None
+        found = DecodingBatch(self._backbone)
+        found._rows, found._last = [self._rows[place]], [self._last[place]]
+        found._generators = [self._generators[place]]
+        found._read = self._read.part([place])
+        found._steer()
+        self.keep([other for other in range(len(self._rows)) if other != place])
+        return found
+
+    @torch.inference_mode()
+    def put_in(self, other: DecodingBatch) -> None:
+        """Append the rows of another batch, in the middle of their answers; nothing is left there."""
+        if self._read is None or not self._rows:
+            self._read = other._read
+        elif other._read is not None:
+            self._read.join(other._read)
+        self._rows += other._rows
+        self._generators += other._generators
+        self._last += other._last
         self._steer()
 
     def _steer(self) -> None:

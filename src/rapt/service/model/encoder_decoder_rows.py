@@ -7,6 +7,7 @@ the texts have no positions; they are aligned at their beginnings.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -74,6 +75,13 @@ class EncoderDecoderRows:
             layer.keys, layer.values = layer.keys[chosen, :, first:], layer.values[chosen, :, first:]
         for layer in cache_layers(self._cache.cross_attention_cache):
             layer.keys, layer.values = layer.keys[chosen, :, :width], layer.values[chosen, :, :width]
+
+    def part(self, rows: Sequence[int]) -> EncoderDecoderRows:
+        """These rows alone."""
+        found = EncoderDecoderRows(self._backbone, copy.deepcopy(self._cache), read=self._read)
+        found._written = self._written
+        found.keep(rows)
+        return found
 
     def join(self, other: EncoderDecoderRows) -> None:
         """Append the rows of another."""

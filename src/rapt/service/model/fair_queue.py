@@ -85,6 +85,21 @@ class FairQueue(Generic[T]):
                 del self._lines[tenant]  # its deficit goes with it: who does not wait saves nothing up
         return taken
 
+    def tenants(self) -> list[str]:
+        """Who waits, the one that is visited next first."""
+        return list(self._lines)
+
+    def take_of(self, tenant: str) -> tuple[T, int]:
+        """The next item of one line and its cost, for who shares out something else than costs; the line goes last."""
+        line = self._lines[tenant]
+        item, cost = line.items.popleft()
+        line.cost -= cost
+        self._cost -= cost
+        self._lines.move_to_end(tenant)
+        if not line.items:
+            del self._lines[tenant]
+        return item, cost
+
     def remove(self, unwanted: Callable[[T], bool], *, tenant: str) -> None:
         """Take items out of a line without serving them."""
         if tenant not in self._lines:

@@ -2,8 +2,8 @@
 
 An adapter is a value that a row carries. Nothing is switched on the backbone, so rows of different tenants, prompt
 lengths, methods and numbers of classes share a forward pass and cannot meet. Rows with a low-rank change have passes of
-their own, with others of about its rank, because it costs every row of a pass; so have rows with a prefix, and those
-whose answer is read elsewhere or otherwise.
+their own, because it costs every row of a pass; so have those with a long prefix or a high rank, to which the others
+would be filled up, and those whose answer is read elsewhere or otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rapt.errors import UsageError, record_at
 from rapt.service.model.adapter import Adapter, check_plain_tokens
 from rapt.service.model.backbone import Backbone
 from rapt.service.model.layout import check_texts, embed_with_prompts
-from rapt.service.model.pass_plan import cut_into_passes
+from rapt.service.model.pass_plan import SHORT_PREFIX, SHORT_RANK, cut_into_passes, size_class
 from rapt.service.model.private_row import PrivateRow, lay_out_rows
 from rapt.service.model.row_heads import class_probabilities
 from rapt.service.model.steering import steer
@@ -124,7 +124,10 @@ def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list
 
 
 def _lane(row: ClassificationRow) -> Hashable:
-    return row.task, row.tuned.highest_rank.bit_length(), row.tuned.prefix_length.bit_length(), row.compares
+    tuned = row.tuned
+    prefix = size_class(tuned.prefix_length, short=SHORT_PREFIX)
+    rank = size_class(tuned.highest_rank, short=SHORT_RANK) if tuned.lora else None
+    return row.task, prefix, rank, row.compares
 
 
 def _classes(name: str) -> Classes:

@@ -19,6 +19,14 @@ _ELSEWHERE: Final = 16_384
 GROWTH: Final = 1.5
 # Below this many positions a pass costs nearly the same whatever its length: short rows are kept together.
 SHORT: Final = 48
+# Prefixes and ranks of usual sizes share a pass: to fill them up costs a few keys, or a thin product.
+SHORT_PREFIX: Final = 64
+SHORT_RANK: Final = 64
+
+
+def size_class(length: int, *, short: int) -> int:
+    """Rows of one class may be filled up to the longest of them: all that are short, or all within a factor of two."""
+    return 0 if length <= short else (length - 1).bit_length()
 
 
 def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable], device: str = "cpu") -> list[list[int]]:

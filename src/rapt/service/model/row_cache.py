@@ -73,6 +73,13 @@ class RowCache:
         self._keys = [keys[chosen, :, :width] for keys in self._keys]
         self._values = [values[chosen, :, :width] for values in self._values]
 
+    def part(self, rows: Sequence[int]) -> RowCache:
+        """A cache of these rows alone."""
+        found = RowCache(self.lengths).filled()
+        found._keys, found._values = self._keys, self._values
+        found.keep(rows)
+        return found
+
     def join(self, other: RowCache) -> None:
         """Append the rows of another cache."""
         width = max(self.get_seq_length(), other.get_seq_length())

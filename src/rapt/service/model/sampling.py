@@ -1,6 +1,7 @@
 """The next token of each row: the likeliest, or a draw from the likeliest few, from the row's own generator.
 
-A row draws the same whatever shares its batch, because its generator is its own.
+A row has a generator of its own. Its likelihoods may differ in the last bits with what shares its batch, in bfloat16 by
+enough to turn many a draw; so a row that is to be drawn again is computed in passes of its own (`writing`).
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ class Sampling:
         temperature: Logits are divided by it; 0 takes the likeliest.
         top_p: Only the likeliest tokens of this total probability are drawn from (Holtzman et al. 2020).
         seed: Of its generator.
+        repeatable: Whether the seed was asked for: the row is then computed alone, to the same bits in any company.
         top_logprobs: How many alternatives are reported with each token.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    repeatable: bool = False
     top_logprobs: int = 0
 
 

@@ -1,15 +1,22 @@
 """Continuous batching: many callers' texts are written in one batch, and nobody waits for another's to end.
 
-One thread goes from token to token. Before each, those that wait join the batch, in fair order between tenants, as far
-as there is room; after it, those that have ended or were left by their callers go.
+One thread goes from token to token. Before each, places are shared out: a tenant that waits gets a free one, or one of
+the tenant that has most, whose youngest text is then put aside with all that it has read and goes on later. So however
+much one tenant asks for, another's first token comes with the next step. With more tenants than places, a text that has
+had its turn makes room. After each token, those that have ended or were left by their callers go.
+
+Rows of one lane share a pass; those with a long prefix or of great length have lanes of their own, so that nobody
+else's are filled up to theirs. A text whose seed was asked for has a lane to itself, so that its numbers depend on
+nothing else; of these, each tenant has one pass a step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Final, Literal
 
@@ -19,10 +26,15 @@ from rapt.service.model.batching import BatchLimits, require_room, running_mean,
 from rapt.service.model.decoding import DecodingBatch
 from rapt.service.model.fair_queue import FairQueue
 from rapt.service.model.generation_row import GenerationRow, check_generation
+from rapt.service.model.pass_plan import SHORT_PREFIX, cut_into_passes, size_class
 from rapt.service.model.sampling import Choice
 
 # Rows that are written at once: beyond it a step of a small decoder takes longer in proportion.
 MAX_ROWS: Final = 16
+# Tokens that a text writes at least before it makes room for a tenant that has no place at all.
+TURN: Final = 64
+# Positions up to which rows share a cache whatever their lengths; a row that is longer would have the others filled up.
+SHORT_TEXT: Final = 1024
 Finish = Literal["stop", "length"]
 
 
@@ -50,11 +62,32 @@ class Text:
     tell: Callable[[Written], bool | None]
     written: int = 0
     left: bool = False
+    turn: int = 0  # tokens since it got its place
+    aside: DecodingBatch | None = None  # what it has read and written, while it has no place
 
     @property
     def cost(self) -> int:
         """Positions that it takes at most, about."""
         return self.row.positions + self.row.most_tokens
+
+    @property
+    def lane(self) -> Hashable:
+        """With what it shares a pass."""
+        if self.row.sampling.repeatable:
+            return id(self)
+        return (
+            "shared",
+            size_class(self.row.tuned.prefix_length, short=SHORT_PREFIX),
+            size_class(self.cost, short=SHORT_TEXT),
+        )
+
+
+@dataclass(eq=False)
+class _Lane:
+    """Texts that are written in one pass a token."""
+
+    batch: DecodingBatch
+    texts: list[Text] = field(default_factory=list)
 
 
 class LineSpeed:
@@ -95,8 +128,8 @@ class Writer:
         self._limits = limits or BatchLimits()
         self._most = rows
         self._queue: FairQueue[Text] = FairQueue(quantum=self._limits.quantum)
-        self._batch = DecodingBatch(backbone)
-        self._texts: list[Text] = []
+        self._lanes: dict[Hashable, _Lane] = {}
+        self._aside: dict[str, deque[Text]] = {}
         self._changed = Condition()
         self._closing = False
         self._speed = LineSpeed()
@@ -158,57 +191,127 @@ class Writer:
     def _loop(self) -> None:
         while True:
             with self._changed:
-                while not (self._closing or self._texts or self._queue.cost):
+                while not (self._closing or self._lanes or self._aside or self._queue.cost):
                     self._changed.wait()
                 if self._closing:
                     refusal = UnavailableError("the service is stopping; send the request again later")
-                    for text in [*self._texts, *self._queue.clear()]:
+                    aside = [text for texts in self._aside.values() for text in texts]
+                    for text in [*self._texts(), *aside, *self._queue.clear()]:
                         _tell(text, Written(error=refusal))
                     return
-                joining: list[Text] = []
-                while self._queue.cost and len(self._texts) + len(joining) < self._most:
-                    joining += self._queue.take(budget=0)  # one
-                taken = sum(text.cost for text in joining)
-                self._speed.moved(taken, left=self._queue.cost, now=time.monotonic())
+                leaving, coming = self._share_out()
+                new = [text for text in coming if text.aside is None]
+                self._speed.moved(sum(text.cost for text in new), left=self._queue.cost, now=time.monotonic())
+            for text in leaving:
+                self._put_aside(text)
             self._step()
-            self._join(joining)
+            for text in coming:
+                if text.aside is not None:
+                    self._take_up(text)
+            self._join(new)
+
+    def _texts(self) -> list[Text]:
+        return [text for lane in self._lanes.values() for text in lane.texts]
+
+    def _share_out(self) -> tuple[list[Text], list[Text]]:
+        """Who makes room, and who gets a place; each tenant in turn that has fewest."""
+        self._aside = {
+            tenant: staying
+            for tenant, texts in self._aside.items()
+            if (staying := deque(text for text in texts if not text.left))
+        }
+        present = [text for text in self._texts() if not text.left]
+        places = Counter(text.tenant for text in present)
+        leaving: list[Text] = []
+        coming: list[Text] = []
+        reading = 0
+        while waiting := [*self._aside, *(one for one in self._queue.tenants() if one not in self._aside)]:
+            next_one = min(waiting, key=lambda tenant: places[tenant])
+            if places.total() >= self._most:
+                giving = _who_makes_room(present, places, taker=next_one)
+                if giving is None:
+                    break
+                present.remove(giving)
+                leaving.append(giving)
+                places[giving.tenant] -= 1
+            if next_one in self._aside:
+                text = self._aside[next_one].popleft()
+                if not self._aside[next_one]:
+                    del self._aside[next_one]
+            else:
+                text, _ = self._queue.take_of(next_one)
+                reading += text.row.positions
+            coming.append(text)
+            places[next_one] += 1
+            if reading >= self._limits.round_cost:
+                break  # the others must not wait longer for their next tokens
+        return leaving, coming
+
+    def _put_aside(self, text: Text) -> None:
+        lane = self._lanes[text.lane]
+        place = lane.texts.index(text)
+        # A batch of one is kept as it is: what is computed in it must not depend on when it was put aside.
+        text.aside = lane.batch if len(lane.texts) == 1 else lane.batch.take_out(place)
+        del lane.texts[place]
+        if not lane.texts:
+            del self._lanes[text.lane]
+        self._aside.setdefault(text.tenant, deque()).append(text)
+
+    def _take_up(self, text: Text) -> None:
+        assert text.aside is not None
+        lane = self._lanes.setdefault(text.lane, _Lane(DecodingBatch(self._backbone)))
+        lane.batch.put_in(text.aside)
+        lane.texts.append(text)
+        text.aside, text.turn = None, 0
 
     def _step(self) -> None:
-        """One token for each text in the batch."""
+        """One token for each text; of each tenant's that are written alone, for one."""
         self._leave()
-        if not self._texts:
-            return
-        try:
-            choices = self._batch.step()
-        except Exception as error:  # whatever it is, callers wait for it, and the thread must go on for the others
-            for text in self._texts:
-                text.left = True
-                _tell(text, Written(error=told(error)))
-            self._leave()
-            return
-        for text, choice in zip(self._texts, choices, strict=True):
-            self._write(text, choice)
+        had: set[str] = set()
+        for key, lane in list(self._lanes.items()):
+            first = lane.texts[0]
+            if first.row.sampling.repeatable:
+                if first.tenant in had:
+                    continue
+                had.add(first.tenant)
+                self._lanes[key] = self._lanes.pop(key)  # its tenant's others come first next time
+            try:
+                choices = lane.batch.step()
+            except Exception as error:  # whatever it is, callers wait for it, and the thread must go on for the others
+                for text in lane.texts:
+                    text.left = True
+                    _tell(text, Written(error=told(error)))
+                continue
+            for text, choice in zip(lane.texts, choices, strict=True):
+                self._write(text, choice)
+        self._leave()
 
     def _join(self, texts: list[Text]) -> None:
-        """Read new texts and write their first tokens."""
+        """Read new texts, short ones first, and write their first tokens."""
         texts = [text for text in texts if not text.left]
-        if not texts:
-            return
+        costs, lanes = [text.row.positions for text in texts], [text.lane for text in texts]
+        for chosen in cut_into_passes(costs, lanes=lanes, device=self._backbone.device.type):
+            self._read([texts[place] for place in chosen])
+
+    def _read(self, texts: list[Text]) -> None:
+        lane = self._lanes.get(texts[0].lane) or _Lane(DecodingBatch(self._backbone))
         try:
-            choices = self._batch.join([text.row for text in texts])
+            choices = lane.batch.join([text.row for text in texts])
         except Exception as error:  # likewise
             if len(texts) == 1:
                 _tell(texts[0], Written(error=told(error)))
                 return
             for text in texts:  # one of them is the reason
-                self._join([text])
+                self._read([text])
             return
-        self._texts += texts
+        self._lanes[texts[0].lane] = lane
+        lane.texts += texts
         for text, choice in zip(texts, choices, strict=True):
             self._write(text, choice)
 
     def _write(self, text: Text, choice: Choice) -> None:
         text.written += 1
+        text.turn += 1
         if choice.token_id == self._backbone.frame.eos_id:
             text.left = True
             _tell(text, Written(finish="stop"))
@@ -219,9 +322,22 @@ class Writer:
             text.left = True
 
     def _leave(self) -> None:
-        staying = [place for place, text in enumerate(self._texts) if not text.left]
-        self._batch.keep(staying)
-        self._texts = [self._texts[place] for place in staying]
+        for key, lane in list(self._lanes.items()):
+            staying = [place for place, text in enumerate(lane.texts) if not text.left]
+            lane.batch.keep(staying)
+            lane.texts = [lane.texts[place] for place in staying]
+            if not staying:
+                del self._lanes[key]
+
+
+def _who_makes_room(texts: list[Text], places: Counter[str], *, taker: str) -> Text | None:
+    """The youngest text of the tenant with most places, if the taker has fewer by two, or none and a turn is over."""
+    holder, most = places.most_common(1)[0]
+    if holder != taker and most > places[taker] + 1:
+        return next((text for text in reversed(texts) if text.tenant == holder), None)
+    if not places[taker]:
+        return max((text for text in texts if text.turn >= TURN), key=lambda text: text.turn, default=None)
+    return None
 
 
 def _tell(text: Text, written: Written) -> bool:

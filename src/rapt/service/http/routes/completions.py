@@ -65,8 +65,13 @@ def router(service: Service) -> APIRouter:
 
 def sampling_of(body: SamplingOptions, *, top: int) -> Sampling:
     """How the texts of a request are written; without a seed, each request is another draw."""
-    seed = secrets.randbelow(2**63) if body.seed is None else body.seed
-    return Sampling(temperature=body.temperature, top_p=body.top_p, seed=seed, top_logprobs=top)
+    return Sampling(
+        temperature=body.temperature,
+        top_p=body.top_p,
+        seed=secrets.randbelow(2**63) if body.seed is None else body.seed,
+        repeatable=body.seed is not None and body.temperature > 0,
+        top_logprobs=top,
+    )
 
 
 def stops_of(body: SamplingOptions) -> list[str]:
