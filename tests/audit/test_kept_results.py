@@ -50,6 +50,10 @@ def test_an_audit_that_was_stopped_goes_on_and_gives_the_same_report(audited, tm
     whole = audit(view, truth, attacks=FAST, seed=1)
     assert [result.score for result in again.results] == [result.score for result in whole.results]
     assert again.bound == whole.bound
+    (kept.folder / "mine.txt").write_text("mine")
+    kept.remove()
+    assert [path.name for path in kept.folder.iterdir()] == ["mine.txt"]  # somebody else's stays
+    (kept.folder / "mine.txt").unlink()
     kept.remove()
     assert not kept.folder.exists()
 

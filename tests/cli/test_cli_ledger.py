@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_row_that_was_edited_is_named(through, rapt, tmp_path: Path):
         ("privatize reviews.csv out --eta 3 --cap 3", 2, "name it with --ledger"),
         ("privatize reviews.csv out --eta 3 --redraw", 2, "name it with --ledger"),
         ("privatize reviews.csv out --eta 3 --ledger new --cap nan", 2, "--cap must be a finite number above 0"),
-        ("privatize reviews.csv out --eta 3 --ledger reviews.csv", 10, "a file that rapt wrote"),
+        ("privatize reviews.csv out --eta 3 --ledger reviews.csv", 2, "other files than the ledger"),
         ("privatize reviews.csv out --eta 3 --ledger nowhere/new", 10, "must be writable"),
     ],
 )
@@ -123,3 +124,18 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
     assert outcome.err.count("\n") == 1
     never_shows(outcome.err)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("value", ["CAST(x'ff7b80' AS TEXT)", "x'ff'", "'{'", "'5'", "'[]'", "'{\"mechanism\": 1}'"])
+@pytest.mark.parametrize("column", ["kind", "setting", "released", "time"])
+def test_a_damaged_row_is_one_line_and_never_a_defect(rapt, reviews: Path, tmp_path: Path, column, value):
+    ledger = tmp_path / "l.db"
+    arguments = ("privatize", reviews, tmp_path / "out", "--eta", 20, "--vocabulary", "bert-tiny")
+    assert rapt(*arguments, "--ledger", ledger, "--cap", 90).code == 0
+    with closing(sqlite3.connect(ledger)) as connection, connection:
+        for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        connection.execute(f"UPDATE entries SET {column} = {value}")
+    for command in (("ledger", "show", ledger), (*arguments, "--overwrite", "--ledger", ledger)):
+        assert rapt(*command).code in (0, 10)
+    assert rapt("ledger", "verify", ledger).code == 10

@@ -54,7 +54,7 @@ def folder(tmp_path_factory) -> Path:
     """Texts whose labels are in no narrow encoding, and word vectors."""
     made = tmp_path_factory.mktemp("files")
     rows = "".join(
-        f"the food was {'good' if i % 2 else 'bad'} today,{'良い' if i % 2 else '😞 η'}\n" for i in range(20)
+        f"the food was {'good' if i % 2 else 'bad'} in place {i},{'良い' if i % 2 else '😞 η'}\n" for i in range(20)
     )
     (made / "in.csv").write_text("text,label\n" + rows, encoding="utf-8")
     (made / "words.txt").write_text("".join(f"wörd{i} {i} 1 {i * i % 7}\n" for i in range(8)), encoding="utf-8")

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import types
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -126,10 +127,11 @@ class KeptResults:
         self._write(self._path("channel", "npz"), content.getvalue())
 
     def remove(self) -> None:
-        """Forget everything: the audit is complete."""
-        for path in self.folder.glob("*"):
-            path.unlink(missing_ok=True)
-        if self.folder.exists():
+        """Forget everything: the audit is complete. What somebody else put there stays."""
+        for suffix in ("json", "npz"):
+            for path in self.folder.glob(f"*.{suffix}"):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
             self.folder.rmdir()
 
     def _path(self, name: str, suffix: str) -> Path:

@@ -220,7 +220,7 @@ def make_room(out: Path) -> None:
     """An empty folder, where an earlier demo may have been (`UsageError` if something else is there)."""
     if out.exists():
         known = {TRUSTED, SERVICE, HTML, JSON}
-        if not out.is_dir() or not {item.name for item in out.iterdir()} <= known:
+        if out.is_symlink() or not out.is_dir() or not {item.name for item in out.iterdir()} <= known:
             raise UsageError(
                 "the folder of a demo must be new, or hold an earlier demo only; choose another with --out"
             )

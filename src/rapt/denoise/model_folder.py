@@ -32,7 +32,7 @@ def check_target(folder: Path) -> None:
     Raises:
         UsageError: It does.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise UsageError("--out must be a new or empty folder; choose another name")
 
 

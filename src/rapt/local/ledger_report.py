@@ -165,9 +165,29 @@ def _identity(connection: sqlite3.Connection) -> tuple[str, int, bytes]:
 
 def _settings(connection: sqlite3.Connection) -> list[Spending]:
     return [
-        Spending(kind=kind, setting=json.loads(setting), releases=releases, tokens=int(tokens), budget=float(budget))
-        for kind, setting, releases, tokens, budget in connection.execute(
+        _spending(*row)
+        for row in connection.execute(
             "SELECT kind, setting, count(*), sum(tokens), sum(budget) FROM entries WHERE kind != 'cap' "
             "GROUP BY kind, setting ORDER BY min(sequence)"
         )
     ]
+
+
+def _spending(kind: str, stored: str, releases: int, tokens: int, budget: float) -> Spending:
+    """The releases of one setting; a row that does not read as one of ours is damaged (`LedgerError`)."""
+    try:
+        setting = json.loads(stored)
+        if kind == "label":
+            whole: dict[str, Any] = {"mechanism": str, "epsilon": int | float, "classes": int}
+        else:
+            whole = {"vocabulary_hash": str, "truncate_to": int | None, "mechanism": dict}
+            name, parameters = setting["mechanism"]["name"], setting["mechanism"]["parameters"]
+            if kind != "text" or not (isinstance(name, str) and isinstance(parameters, dict)):
+                raise ValueError
+        if not all(isinstance(setting[name], expected) for name, expected in whole.items()):
+            raise ValueError
+        return Spending(kind=kind, setting=setting, releases=releases, tokens=int(tokens), budget=float(budget))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise LedgerError(
+            "a row of the ledger is damaged; see `rapt ledger verify`, and restore it from a backup"
+        ) from None
