@@ -16,6 +16,7 @@ import torch
 from rapt.errors import LimitError
 from rapt.service.jobs.job_settings import MEBIBYTE, JobLimits
 from rapt.service.model.backbone import Backbone
+from rapt.service.model.methods.lora import QUERY_AND_VALUE
 from rapt.service.model.tasks import TASKS
 from rapt.service.model.tuner import batches_per_epoch
 from rapt.service.model.tuning_config import LORA, PREFIX_TUNING, TuningConfig
@@ -163,7 +164,12 @@ def parameters_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> 
         # Two layers, two directions, four gates; then the first linear layer reads both directions.
         found += 2 * 4 * inner * (width + inner + 2) + 2 * 4 * inner * (3 * inner + 2) + 2 * inner * inner
     if config.method == LORA:
-        found += config.lora_rank * sum(inputs + outputs for inputs, outputs in backbone.sites.linear.values())
+        wanted = config.lora_targets or QUERY_AND_VALUE
+        found += config.lora_rank * sum(
+            inputs + outputs
+            for name, (inputs, outputs) in backbone.sites.linear.items()
+            if name.rsplit(".", 1)[-1] in wanted
+        )
     if config.task == "classification":
         found += sizes.classes * (3 * width + 1)
     if config.reconstruction is not None:
