@@ -134,7 +134,7 @@ def test_every_privatized_token_of_a_record_is_attacked(columns, more, texts, ra
         ("", "--text-column-2 other", "leave out --text-column-2"),
         ("", "--target-column answer", "leave out --target-column"),
         ("--target-column answer --public-target", "--target-column answer", "targets are public"),
-        ("--text-column-2 other", "--text-column-2 answer", "in the second text of record 0"),
+        ("--text-column-2 other", "--text-column-2 answer", "in the second text of record 1"),
         ("--text-column-2 other", "--text-column-2 hair", "'hair'"),
     ],
 )
