@@ -83,6 +83,7 @@ def test_the_openapi_document_knows_every_route(http):
         "POST /v1/keys/{key_id}/rotate",
         "POST /v1/keys/{key_id}/revoke",
         "GET /v1/usage",
+        "GET /v1/audit",
         "POST /v1/admin/tenants",
         "GET /v1/admin/tenants",
         "GET /v1/admin/tenants/{tenant}",

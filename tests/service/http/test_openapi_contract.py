@@ -36,6 +36,7 @@ PARTS = [
     "/v1/admin/keys",
     "/v1/admin/tenants",
     "/v1/adapters",
+    "/v1/audit",
     "/v1/chat",
     "/v1/classify",
     "/v1/completions",

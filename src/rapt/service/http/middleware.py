@@ -55,7 +55,10 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                # Keys, files and predictions are nothing for a cache; a route that knows better has said so already.
+                headers.setdefault("cache-control", "no-store")
             await send(message)
 
         try:

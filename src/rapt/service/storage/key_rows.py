@@ -14,17 +14,19 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Connection, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, exists, func, insert, or_, select, update
 
-from rapt.errors import NotFoundError
+from rapt.errors import ForbiddenError, NotFoundError, QuotaError
 from rapt.service.storage.audit_rows import record
-from rapt.service.storage.callers import Caller, Role
+from rapt.service.storage.callers import OPERATOR, Caller, Role
 from rapt.service.storage.database import Cursor, Page, page_of, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import KEYS, TENANTS
 
 _PREFIX: Final = "rapt-"
 _BYTES: Final = 32  # 256 bits
+# Rotating with a grace leaves the old key good, so a tenant could make keys without end.
+_MOST_GOOD: Final = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,13 @@ def digest_of(key: str) -> str:
 
 
 def create_key(store: Store, *, tenant: str, role: Role, caller: Caller, now: int) -> tuple[StoredKey, str]:
-    """A new key, and the only sight of it there will ever be. Raises `NotFoundError` for an unknown tenant."""
+    """A new key, and the only sight of it there will ever be.
+
+    Raises:
+        NotFoundError: There is no such tenant.
+        ForbiddenError: The key would have a higher role than the caller.
+        QuotaError: The tenant has as many good keys as it may have.
+    """
     with store.database.write() as connection:
         return _create(connection, tenant=tenant, role=role, caller=caller, now=now)
 
@@ -73,10 +81,11 @@ def rotate_key(
         tenant: Whose key it has to be; None for an admin.
 
     Raises:
-        NotFoundError: There is no such key that is good.
+        NotFoundError: There is no such key that is good and that the caller may touch.
+        QuotaError: The tenant has as many good keys as it may have.
     """
     with store.database.write() as connection:
-        old = _good(connection, key_id, tenant=tenant, now=now)
+        old = _good(connection, key_id, tenant=tenant, caller=caller, now=now)
         ends = now + grace if old.expires_at is None else min(old.expires_at, now + grace)
         connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(expires_at=ends))
         record(connection, caller, "key.rotate", key_id)
@@ -84,18 +93,24 @@ def rotate_key(
 
 
 def revoke_key(store: Store, key_id: str, *, caller: Caller, now: int, tenant: str | None = None) -> StoredKey:
-    """Refuse a key from now on. Raises `NotFoundError` for one that is not good, or not of `tenant`."""
+    """Refuse a key from now on. Raises `NotFoundError` as `rotate_key`."""
     with store.database.write() as connection:
-        _good(connection, key_id, tenant=tenant, now=now)
+        _good(connection, key_id, tenant=tenant, caller=caller, now=now)
         connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(revoked_at=now))
         record(connection, caller, "key.revoke", key_id)
         return value_of(connection.execute(select(KEYS).where(KEYS.c.id == key_id)).one(), StoredKey)
 
 
-def list_keys(store: Store, cursor: Cursor, *, tenant: str | None = None) -> Page[StoredKey]:
-    """One page of keys, of one tenant or of all. Raises `NotFoundError` for an unknown cursor."""
+def list_keys(store: Store, cursor: Cursor, *, caller: Caller = OPERATOR, tenant: str | None = None) -> Page[StoredKey]:
+    """One page of the keys that the caller may touch, of one tenant or of all.
+
+    Raises:
+        NotFoundError: The cursor names none of them.
+    """
     with store.database.read() as connection:
-        where = None if tenant is None else KEYS.c.tenant == tenant
+        where: ColumnElement[bool] = KEYS.c.role.in_(_roles_below(caller))
+        if tenant is not None:
+            where &= KEYS.c.tenant == tenant
         rows, has_more = page_of(connection, KEYS, cursor, where=where)
     return Page(tuple(value_of(row, StoredKey) for row in rows), has_more)
 
@@ -133,6 +148,11 @@ def _holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:
 def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, now: int) -> tuple[StoredKey, str]:
     if connection.execute(select(TENANTS.c.number).where(TENANTS.c.name == tenant)).first() is None:
         raise NotFoundError("there is no such tenant; list them, or create it first")
+    if role not in _roles_below(caller):
+        raise ForbiddenError("a key must have the role of the key that it is asked with, or a lower one")
+    good = select(func.count()).where(KEYS.c.tenant == tenant, _is_good(now))
+    if connection.execute(good).scalar_one() >= _MOST_GOOD:
+        raise QuotaError(f"a tenant must have at most {_MOST_GOOD} good keys; revoke some", retry_after=None)
     shown = _PREFIX + secrets.token_urlsafe(_BYTES)
     key = StoredKey(id=f"key-{secrets.token_hex(12)}", tenant=tenant, role=role, created_at=now)
     connection.execute(insert(KEYS).values({**vars(key), "digest": digest_of(shown)}))
@@ -140,14 +160,20 @@ def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, 
     return key, shown
 
 
-def _good(connection: Connection, key_id: str, *, tenant: str | None, now: int) -> StoredKey:
-    row = connection.execute(select(KEYS).where(KEYS.c.id == key_id)).first()
-    if row is not None:
-        key = value_of(row, StoredKey)
-        if (
-            key.revoked_at is None
-            and (key.expires_at is None or key.expires_at > now)
-            and (tenant is None or key.tenant == tenant)
-        ):
-            return key
-    raise NotFoundError("no such key is good; list them to see what there is")
+def _good(connection: Connection, key_id: str, *, tenant: str | None, caller: Caller, now: int) -> StoredKey:
+    query = select(KEYS).where(KEYS.c.id == key_id, KEYS.c.role.in_(_roles_below(caller)), _is_good(now))
+    if tenant is not None:
+        query = query.where(KEYS.c.tenant == tenant)
+    row = connection.execute(query).first()
+    if row is None:
+        raise NotFoundError("no such key is good; list them to see what there is")
+    return value_of(row, StoredKey)
+
+
+def _is_good(now: int) -> ColumnElement[bool]:
+    return KEYS.c.revoked_at.is_(None) & or_(KEYS.c.expires_at.is_(None), KEYS.c.expires_at > now)
+
+
+def _roles_below(caller: Caller) -> tuple[Role, ...]:
+    """The roles of the keys that a caller may see, change and make: its own, and those that may do less."""
+    return ("tenant", "admin") if caller.role == "admin" else ("tenant",)

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, ex
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.audit_rows import record
-from rapt.service.storage.callers import Caller, check_tenant_name
+from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_name
 from rapt.service.storage.database import Cursor, Page, page_of
 from rapt.service.storage.named_blobs import release
 from rapt.service.storage.store import Store
@@ -198,7 +198,14 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
 
     Raises:
         NotFoundError: There is no such tenant.
+        UsageError: It is the caller's own, or the one that a running service cannot be without. Whoever has the data
+            directory may delete both, because the next start makes the latter again.
     """
+    if caller != OPERATOR and name in (LOCAL, caller.tenant):
+        raise UsageError(
+            f"the tenant to delete must be neither {LOCAL!r} nor the one of the key that asks; stop the service and "
+            "use `rapt admin delete-tenant`"
+        )
     with store.database.write() as connection:
         _find(connection, name)
         removed = _delete_rows(connection, name, now=now)

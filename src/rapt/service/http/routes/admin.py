@@ -21,10 +21,10 @@ from rapt.service.http.admin_schemas import (
 )
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import AdminOf
-from rapt.service.http.routes.keys import show_key, show_new_key, show_usage
+from rapt.service.http.routes.keys import show_entry, show_key, show_new_key, show_usage
 from rapt.service.http.routes.pages import After, Limit, cursor, list_of
 from rapt.service.http.schemas import ListOf
-from rapt.service.storage.audit_rows import AuditEntry, list_audit
+from rapt.service.storage.audit_rows import list_audit
 from rapt.service.storage.key_rows import create_key, list_keys, revoke_key, rotate_key
 from rapt.service.storage.tenant_rows import (
     Quotas,
@@ -94,8 +94,7 @@ def router(service: Service) -> APIRouter:
         tenant: Annotated[str | None, Query(max_length=32, description="keys of this one only")] = None,
     ) -> ListOf[KeyObject]:
         """List keys, newest first."""
-        del caller
-        return list_of(list_keys(service.store, cursor(after, limit), tenant=tenant), show_key)
+        return list_of(list_keys(service.store, cursor(after, limit), caller=caller, tenant=tenant), show_key)
 
     @routes.post("/keys/{key_id}/rotate")
     def rotate(key_id: str, caller: AdminOf, request: RotationRequest | None = None) -> NewKeyObject:
@@ -112,21 +111,10 @@ def router(service: Service) -> APIRouter:
     def list_audit_log(caller: AdminOf, after: After = None, limit: Limit = 20) -> ListOf[AuditObject]:
         """Who changed what, newest first."""
         del caller
-        return list_of(list_audit(service.store, cursor(after, limit)), _show_entry)
+        return list_of(list_audit(service.store, cursor(after, limit)), show_entry)
 
     return routes
 
 
 def _show_tenant(tenant: StoredTenant) -> TenantObject:
     return TenantObject(id=tenant.name, created_at=tenant.created_at, **vars(tenant.quotas))
-
-
-def _show_entry(entry: AuditEntry) -> AuditObject:
-    return AuditObject(
-        id=entry.id,
-        created_at=entry.created_at,
-        tenant=entry.tenant,
-        key=entry.key,
-        action=entry.action,
-        target=entry.object,
-    )

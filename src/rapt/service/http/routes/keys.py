@@ -1,4 +1,4 @@
-"""`/v1/keys` and `/v1/usage`: what a tenant can see and change of itself."""
+"""`/v1/keys`, `/v1/usage` and `/v1/audit`: what a tenant can see and change of itself."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ import time
 
 from fastapi import APIRouter
 
-from rapt.service.http.admin_schemas import KeyObject, NewKeyObject, QuotasObject, RotationRequest, UsageObject
+from rapt.service.http.admin_schemas import (
+    AuditObject,
+    KeyObject,
+    NewKeyObject,
+    QuotasObject,
+    RotationRequest,
+    UsageObject,
+)
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, Limit, cursor, list_of
 from rapt.service.http.schemas import ListOf
+from rapt.service.storage.audit_rows import AuditEntry, list_audit
 from rapt.service.storage.key_rows import StoredKey, list_keys, revoke_key, rotate_key
 from rapt.service.storage.tenant_rows import get_tenant, usage_of
 
@@ -21,8 +29,9 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/keys")
     def list_own_keys(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[KeyObject]:
-        """List the tenant's keys, newest first; the keys themselves are nowhere."""
-        return list_of(list_keys(service.store, cursor(after, limit), tenant=caller.tenant), show_key)
+        """List the tenant's keys, newest first; the keys themselves are nowhere. An admin's are for admins to see."""
+        found = list_keys(service.store, cursor(after, limit), caller=caller, tenant=caller.tenant)
+        return list_of(found, show_key)
 
     @routes.post("/keys/{key_id}/rotate")
     def rotate_own_key(key_id: str, caller: CallerOf, request: RotationRequest | None = None) -> NewKeyObject:
@@ -42,6 +51,11 @@ def router(service: Service) -> APIRouter:
         """What the tenant has, and may have."""
         return show_usage(service, caller.tenant)
 
+    @routes.get("/audit")
+    def list_own_audit_log(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[AuditObject]:
+        """Who changed what of the tenant's, newest first; also what an admin did to its keys and its quotas."""
+        return list_of(list_audit(service.store, cursor(after, limit), about=caller.tenant), show_entry)
+
     return routes
 
 
@@ -53,6 +67,11 @@ def show_key(key: StoredKey) -> KeyObject:
 def show_new_key(key: StoredKey, value: str) -> NewKeyObject:
     """A new key, with the only sight of it."""
     return NewKeyObject.model_validate({**vars(key), "value": value})
+
+
+def show_entry(entry: AuditEntry) -> AuditObject:
+    """An entry of the audit log in the shape of the API."""
+    return AuditObject(target=entry.object, **{name: value for name, value in vars(entry).items() if name != "object"})
 
 
 def show_usage(service: Service, tenant: str) -> UsageObject:
