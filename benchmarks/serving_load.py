@@ -271,7 +271,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     backbone = load_backbone(arguments.model, precision="float32")
     seconds = 60 * arguments.minutes
     settings = {
-        "RAPT_API_KEY": KEY,
+        "RAPT_ADMIN_KEY": KEY,
         "RAPT_MAX_WAITING_TOKENS": str(arguments.waiting_tokens),
         "RAPT_TENANT_JOBS": "5",
         "RAPT_CHECKPOINT_SECONDS": "2",

@@ -546,7 +546,7 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_repeated(key):
 
 def test_the_key_opens_the_door(backbones, tmp_path):
     key = "a-key-of-the-provider-for-its-tenant"
-    with running_service(tmp_path, backbones=backbones, settings={"api_key": key}) as url:
+    with running_service(tmp_path, backbones=backbones, settings={"admin_key": key}) as url:
         with ServiceClient(url, api_key=key) as connected:
             assert connected.model("bert-tiny").base == "bert-tiny"
         with ServiceClient(url) as connected, pytest.raises(AccessError):

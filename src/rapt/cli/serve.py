@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -68,3 +70,6 @@ def serve(
     from rapt.service.http.server import serve as run_service
 
     run_service(settings, on_ready=lambda url: show_json({"url": url}))
+    # All is stored and closed. The interpreter would take seconds to free the models, one by one, for nobody.
+    sys.stdout.flush()
+    os._exit(0)

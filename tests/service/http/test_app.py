@@ -126,7 +126,7 @@ def test_the_log_has_patterns_and_counts_and_nothing_that_came_in(http, caplog, 
 def test_with_a_key_only_its_holder_comes_in(backbones, tmp_path):
     key = "correct-horse-battery-staple"
     with (
-        running_service(tmp_path, backbones=backbones, settings={"api_key": key}) as url,
+        running_service(tmp_path, backbones=backbones, settings={"admin_key": key}) as url,
         httpx2.Client(base_url=url, trust_env=False) as http,
     ):
         for headers in (
@@ -144,7 +144,7 @@ def test_with_a_key_only_its_holder_comes_in(backbones, tmp_path):
 
 
 def test_a_body_that_is_too_large_is_refused_announced_or_not(backbones, tmp_path, training_path):
-    limits = {"max_file_bytes": 1000, "max_request_bytes": 2000, "max_records_per_request": 2}
+    limits = {"max_file_bytes": 1000, "max_json_bytes": 2000, "max_records_per_request": 2}
     with (
         running_service(tmp_path / "data", backbones=backbones, settings=limits) as url,
         httpx2.Client(base_url=url, trust_env=False) as http,

@@ -13,7 +13,7 @@ KEY = "a-key-of-the-provider-for-its-tenant"
 
 @pytest.fixture(scope="module")
 def client(backbones, tmp_path_factory):
-    settings = {"api_key": KEY}
+    settings = {"admin_key": KEY}
     with (
         running_service(tmp_path_factory.mktemp("data"), backbones=backbones, settings=settings) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key=KEY) as official,

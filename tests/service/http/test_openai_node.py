@@ -19,7 +19,7 @@ KEY = "a-key-of-the-provider-for-its-tenant"
     reason="needs node and the openai package; run make test-node",
 )
 def test_the_npm_client_tells_the_same_story(backbones, tmp_path, training_path):
-    with running_service(tmp_path, backbones=backbones, settings={"api_key": KEY}) as url:
+    with running_service(tmp_path, backbones=backbones, settings={"admin_key": KEY}) as url:
         told = subprocess.run(
             ["node", STORY, f"{url}/v1", KEY, training_path], capture_output=True, text=True, timeout=300, check=False
         )

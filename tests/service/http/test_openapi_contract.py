@@ -90,7 +90,7 @@ def both(backbones, tmp_path_factory):
 def real(both, training_path, training_file, tmp_path_factory):
     """A service with something in it, and what stands for a made-up value of each name."""
     data = tmp_path_factory.mktemp("data")
-    settings = {"api_key": KEY}
+    settings = {"admin_key": KEY}
     with running_service(data, backbones=both, settings=settings) as url, session() as http:
         file = http_post(http, url, training_path)
         method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1, "batch_size": 32}}}

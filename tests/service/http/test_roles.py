@@ -28,7 +28,7 @@ def client_of(url, key):
 @pytest.fixture(scope="module")
 def admin(backbones, tmp_path_factory):
     with (
-        running_service(tmp_path_factory.mktemp("data"), backbones=backbones, settings={"api_key": ADMIN}) as url,
+        running_service(tmp_path_factory.mktemp("data"), backbones=backbones, settings={"admin_key": ADMIN}) as url,
         client_of(url, ADMIN) as http,
     ):
         assert http.post("/v1/admin/tenants", json={"name": "clinic"}).status_code == 200

@@ -20,16 +20,16 @@ def no_environment(monkeypatch):
 
 def test_the_defaults_serve_minilm_to_this_machine_only():
     settings = load_settings({})
-    assert (settings.host, settings.models, settings.api_key) == ("127.0.0.1", ("minilm",), None)
+    assert (settings.host, settings.models, settings.admin_key) == ("127.0.0.1", ("minilm",), None)
 
 
 def test_every_field_is_an_environment_variable(monkeypatch):
     monkeypatch.setenv("RAPT_MODELS", "minilm, bert-tiny")
     monkeypatch.setenv("RAPT_PORT", "0")
-    monkeypatch.setenv("RAPT_API_KEY", KEY)
+    monkeypatch.setenv("RAPT_ADMIN_KEY", KEY)
     settings = load_settings({})
     assert (settings.models, settings.port) == (("minilm", "bert-tiny"), 0)
-    assert settings.api_key.get_secret_value() == KEY
+    assert settings.admin_key.get_secret_value() == KEY
 
 
 def test_an_argument_goes_before_the_environment_and_none_is_no_argument(monkeypatch):
@@ -48,11 +48,11 @@ PLACEHOLDERS = [
 
 @pytest.mark.parametrize("key", PLACEHOLDERS)
 def test_a_placeholder_is_no_key_outside_development(key):
-    assert load_settings({"api_key": key}).host == "127.0.0.1"
+    assert load_settings({"admin_key": key}).host == "127.0.0.1"
     with pytest.raises(UsageError, match="not a placeholder") as error:
-        load_settings({"host": "0.0.0.0", "api_key": key})
+        load_settings({"host": "0.0.0.0", "admin_key": key})
     assert key not in str(error.value)
-    assert load_settings({"host": "0.0.0.0", "api_key": KEY}).host == "0.0.0.0"
+    assert load_settings({"host": "0.0.0.0", "admin_key": KEY}).host == "0.0.0.0"
 
 
 @pytest.mark.parametrize("half", ["tls_cert", "tls_key"])
@@ -63,13 +63,13 @@ def test_half_of_a_certificate_is_refused(half):
 
 @pytest.mark.parametrize("key", ["", "short", "with spaces in between them", "nicht-aus-ASCII-sondern-äöü"])
 def test_a_key_that_can_be_guessed_is_refused_and_not_repeated(key):
-    with pytest.raises(UsageError, match="api_key is refused: must have at least 16") as error:
-        load_settings({"api_key": key})
+    with pytest.raises(UsageError, match="admin_key is refused: must have at least 16") as error:
+        load_settings({"admin_key": key})
     assert not key or key not in str(error.value)
 
 
 def test_the_key_is_not_in_the_repr():
-    assert KEY not in repr(load_settings({"api_key": KEY}))
+    assert KEY not in repr(load_settings({"admin_key": KEY}))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def client_of(url, key):
 @pytest.fixture(scope="module")
 def url(backbones, tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    with running_service(folder, backbones=backbones, settings={"api_key": ADMIN}) as found:
+    with running_service(folder, backbones=backbones, settings={"admin_key": ADMIN}) as found:
         yield found
 
 

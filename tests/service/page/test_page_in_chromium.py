@@ -39,7 +39,7 @@ def writer(tmp_path_factory):
 def service(backbones, writer, tmp_path_factory):
     """A service with a key, an encoder and a decoder."""
     both = {**backbones, writer.model: writer}
-    with running_service(tmp_path_factory.mktemp("data"), backbones=both, settings={"api_key": KEY}) as url:
+    with running_service(tmp_path_factory.mktemp("data"), backbones=both, settings={"admin_key": KEY}) as url:
         yield url
 
 

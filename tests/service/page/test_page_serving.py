@@ -22,7 +22,7 @@ PALETTE = re.compile(r"--([a-z-]+): (#[0-9a-f]{6});")
 @pytest.fixture(scope="module")
 def locked(backbones, tmp_path_factory):
     """A client without a key of a service that has one."""
-    settings = {"api_key": KEY}
+    settings = {"admin_key": KEY}
     with (
         running_service(tmp_path_factory.mktemp("data"), backbones=backbones, settings=settings) as url,
         httpx2.Client(base_url=url, trust_env=False) as client,
@@ -74,7 +74,7 @@ def test_the_description_of_the_api_has_no_page(http):
 
 
 def test_a_provider_can_turn_the_page_off(backbones, tmp_path):
-    settings = {"page": False, "api_key": KEY}
+    settings = {"page": False, "admin_key": KEY}
     with (
         running_service(tmp_path, backbones=backbones, settings=settings) as url,
         httpx2.Client(base_url=url, trust_env=False) as client,

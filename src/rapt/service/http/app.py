@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from rapt.service.http.assembly import Service
 from rapt.service.http.door import Door
 from rapt.service.http.http_errors import add_error_handlers
-from rapt.service.http.middleware import BodyLimit, Envelope
+from rapt.service.http.json_bodies import THREADS
+from rapt.service.http.middleware import BodyLimit, Envelope, Stopping
 from rapt.service.http.routes import (
     adapters,
     admin,
@@ -27,6 +29,7 @@ from rapt.service.http.routes import (
     vocabularies,
 )
 from rapt.service.http.schemas import ErrorResponse
+from rapt.service.http.tenant_places import TenantPlaces
 from rapt.version import __version__
 
 DESCRIPTION = """
@@ -41,8 +44,8 @@ against mistakes, not against a client that lies.
 _KEY_IN_THE_DESCRIPTION: Final = Depends(HTTPBearer(auto_error=False, description="an API key of a tenant"))
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application of an open service."""
+def create_app(service: Service, *, stopping: Stopping) -> FastAPI:
+    """The application of an open service; `stopping` ends the answers that are on their way."""
     app = FastAPI(
         title="rapt",
         version=__version__,
@@ -56,10 +59,12 @@ def create_app(service: Service) -> FastAPI:
         separate_input_output_schemas=False,
     )
     add_error_handlers(app)
+    app.state.body_threads = CapacityLimiter(THREADS)
     # The last one added is outermost.
     app.add_middleware(BodyLimit, settings=service.settings)
+    app.add_middleware(TenantPlaces, settings=service.settings, store=service.store)
     app.add_middleware(Door, settings=service.settings, store=service.store)
-    app.add_middleware(Envelope, count=service.metrics.count)
+    app.add_middleware(Envelope, count=service.metrics.count, stopping=stopping)
     for module in (
         # In this order they are tried for a path, and predictions are what is asked most.
         classify,

@@ -229,7 +229,7 @@ def vocabulary_folder(store: Store, name: str) -> Path:
 
 
 def _refuse_an_open_door(settings: Settings, store: Store) -> None:
-    if settings.api_key is None and not is_loopback(settings.host) and not has_keys(store):
+    if settings.admin_key is None and not is_loopback(settings.host) and not has_keys(store):
         raise UsageError(
             "a service without keys must listen on loopback only; create one with `rapt admin create-key`, or leave "
             "out --host"

@@ -1,7 +1,8 @@
 """The door: who may come in, and as whom.
 
 With keys, whoever sends one that is good, as its tenant. A service on loopback that never had a key lets in local
-programs as the developer, and its own page; the first key that is created, by whatever way, ends that for good.
+programs as the developer, and its own page, but nobody for whom a proxy asks; the first key that is created, by
+whatever way, ends that for good.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 _OWN_SITE: Final = frozenset({"same-origin", "none"})
 # How often a long answer is stopped to look at its key, s: one that was revoked must not go on getting answers.
 _BETWEEN_LOOKS: Final = 1.0
+# What proxies say of those for whom they ask; besides these, whatever begins with `x-forwarded-`.
+_FORWARDED: Final = frozenset(
+    "forwarded via x-real-ip x-client-ip x-cluster-client-ip x-original-host x-original-url x-host true-client-ip "
+    "cf-connecting-ip cf-ray fastly-client-ip fly-client-ip x-envoy-external-address x-appengine-user-ip".split()
+)
 # Whoever has the key of the settings runs the service.
 _PROVIDER: Final = Caller(tenant=LOCAL, key="settings", role="admin")
 
@@ -45,7 +51,7 @@ class Door:
         """Wrap an application."""
         self._app = app
         self._store = store
-        key = settings.api_key
+        key = settings.admin_key
         self._key = None if key is None else _digest(key.get_secret_value())
         self._may_be_open = key is None and is_loopback(settings.host)
         # Nothing of anybody is in the page, and it must be there to ask for a key.
@@ -58,7 +64,7 @@ class Door:
             if caller is None:
                 rule = "an API key that is good must be sent as `Authorization: Bearer ...`"
                 if self._may_be_open:
-                    rule += ", or the service be without keys and asked by a local program"
+                    rule += ", or the service be without keys and asked by a local program, not through a proxy"
                 await response_to(AccessError(f"{rule}; ask the provider"))(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
@@ -122,11 +128,15 @@ def _is_of_this_machine(headers: Headers, scheme: str) -> bool:
     """Whether a local program asks, or the service's own page, and no other page.
 
     A page in the user's browser reaches loopback too, but the browser says of each request which origin it comes from,
-    or that it is of another site; and a host name that was rebound to 127.0.0.1 is not a loopback name.
+    or that it is of another site; and a host name that was rebound to 127.0.0.1 is not a loopback name. A proxy on this
+    machine asks for somebody who may be anywhere.
     """
+    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
+        return False
     host = headers.get("host", "")
-    has_port = ":" in host and not host.endswith("]")
-    if not is_loopback(host.rpartition(":")[0] if has_port else host):
+    name, colon, port = host.rpartition(":")
+    has_port = bool(colon) and not host.endswith("]")
+    if (has_port and not port.isdecimal()) or not is_loopback(name if has_port else host):
         return False
     own = f"{scheme}://{host}"
     return headers.get("origin", own) == own and headers.get("sec-fetch-site", "none") in _OWN_SITE

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match
 
 from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UnavailableError, UsageError
 from rapt.service.http import admin_schemas, completion_schemas, import_schemas, schemas, upload_schemas
@@ -29,11 +30,12 @@ _AWAY: Final = 5.0
 _RULE_ONLY: Final = frozenset(
     "bool_type dict_type finite_number float_type greater_than greater_than_equal int_type json_invalid less_than "
     "less_than_equal list_type literal_error missing model_attributes_type model_type string_pattern_mismatch "
-    "string_type too_short".split()
+    "string_type text_is_not_private too_short".split()
 )
 _FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
     400: ("the request body must be readable; send JSON, or a form for files", UsageError.code),
     404: ("there must be such a route; see /openapi.json", NotFoundError.code),
+    408: ("the request body must come faster; send it again, or in parts", "timeout"),
     405: ("the method must be one that the route has; see /openapi.json", "method_not_allowed"),
     413: ("the request must be smaller; send it in parts", LimitError.code),
     499: ("the client must wait for its answer", "client_left"),
@@ -49,6 +51,13 @@ def _field_names() -> frozenset[str]:
         *vars(import_schemas).values(),
         *vars(method_options).values(),
     ]
+    # OpenAI's own, which this service does not offer: to be refused by name.
+    others = (
+        "audio best_of echo frequency_penalty function_call functions logit_bias metadata modalities "
+        "parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_retention reasoning_effort "
+        "response_format safety_identifier service_tier store suffix tool_choice tools verbosity web_search_options "
+        "hyperparameters integrations expires_after name tool_calls tool_call_id refusal"
+    )
     models = [item for item in found if isinstance(item, type) and issubclass(item, BaseModel)]
     return frozenset(name for model in models for name in model.model_fields) | {
         "after",
@@ -56,6 +65,7 @@ def _field_names() -> frozenset[str]:
         "order",
         "purpose",
         "tenant",
+        *others.split(),
     }
 
 
@@ -101,14 +111,29 @@ def add_error_handlers(app: FastAPI) -> None:
         return response_to(error)
 
     @app.exception_handler(HTTPException)
-    async def _of_the_framework(_request: Request, error: HTTPException) -> JSONResponse:
+    async def _of_the_framework(request: Request, error: HTTPException) -> JSONResponse:
         message, code = _FRAMEWORK.get(error.status_code, _FRAMEWORK[400])
-        return error_response(message, status=error.status_code, code=code)
+        response = error_response(message, status=error.status_code, code=code)
+        if error.status_code == 405:
+            response.headers["allow"] = ", ".join(_methods_of(request))
+        if error.status_code == 408:
+            response.headers["connection"] = "close"
+        return response
 
     @app.exception_handler(RequestValidationError)
     async def _of_a_schema(_request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = _explain(error.errors()[0])
         return error_response(message, status=400, code=UsageError.code, param=param)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """The methods that the path of a request has; whatever has GET has HEAD too."""
+    found = []
+    for method in ("GET", "POST", "DELETE"):
+        scope = {**request.scope, "method": method}
+        if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+            found += ["GET", "HEAD"] if method == "GET" else [method]
+    return found
 
 
 def _explain(first: Any) -> tuple[str, str | None]:

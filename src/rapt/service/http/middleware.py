@@ -1,21 +1,24 @@
-"""What happens to every request before and after its route: an id, a limit, one line in the log.
+"""What happens to every request before and after its route: an id, limits, one line in the log, an orderly end.
 
 The log has the route's pattern and never the path, query, headers or body: those come from outside.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rapt.errors import LimitError, RaptError
-from rapt.service.http.http_errors import response_to, unforeseen_response
+from rapt.errors import LimitError, RaptError, UnavailableError, UsageError
+from rapt.service.http.http_errors import error_response, response_to, unforeseen_response
 from rapt.service.http.settings import Settings
 from rapt.service.traces import log_unforeseen
 
@@ -23,8 +26,10 @@ log = logging.getLogger(__name__)
 
 UPLOAD_PATH: Final = "/v1/files"
 PARTS_PATH: Final = "/v1/uploads/"
+ADAPTERS_PATH: Final = "/v1/adapters"
 # Around the file in a multipart body: boundaries, headers, the other fields.
-_FORM_OVERHEAD: Final = 64 * 1024
+FORM_OVERHEAD: Final = 64 * 1024
+_SLOWEST: Final = 16 * 1024  # bytes a second of a body, on average, once its first seconds are over
 
 
 class Count(Protocol):
@@ -34,50 +39,113 @@ class Count(Protocol):
         """Count it."""
 
 
+class Answer:
+    """What is on its way to one client, so that it can be ended from outside: when the service stops."""
+
+    def __init__(self, send: Send, *, request_id: str, method: str) -> None:
+        """Begin an answer."""
+        self._send = send
+        self._request_id = request_id
+        self._is_head = method == "HEAD"
+        self._is_event_stream = False
+        self._task = asyncio.current_task()
+        self.status = 0
+        self.ended = False
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on, with what every answer has. Raises `_HeadAnswered` where nothing more is wanted."""
+        if self.ended:
+            return
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            # Keys, files and predictions are nothing for a cache; a route that knows better has said so already.
+            headers.setdefault("cache-control", "no-store")
+            self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
+        elif self._is_head:
+            self.ended = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            raise _HeadAnswered
+        await self._send(message)
+
+    async def end(self, scope: Scope, receive: Receive) -> None:
+        """Answer 503, or with an event that says so in a stream, and compute nothing more."""
+        error = UnavailableError("the service stops; ask again when it is back")
+        if not self.status:
+            await response_to(error)(scope, receive, self.send)
+        elif self._is_event_stream and not self.ended:
+            # An event goes out as one message, so none is cut in two.
+            body = b"data: " + bytes(response_to(error).body) + b"\n\ndata: [DONE]\n\n"
+            await self.send({"type": "http.response.body", "body": body, "more_body": False})
+        self.ended = True
+        if self._task is not None:
+            self._task.cancel()
+
+
+class Stopping:
+    """The answers that are on their way, to be ended when the service cannot wait for them any longer."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._ends: dict[Answer, Callable[[], Awaitable[None]]] = {}
+
+    @contextmanager
+    def registered(self, answer: Answer, end: Callable[[], Awaitable[None]]) -> Iterator[None]:
+        """Within the block, `end` is what ends the answer."""
+        self._ends[answer] = end
+        try:
+            yield
+        finally:
+            del self._ends[answer]
+
+    async def end_all(self) -> None:
+        """End what is on its way: at once, because a client that does not read keeps its own end waiting."""
+        await asyncio.gather(*(end() for end in list(self._ends.values())), return_exceptions=True)
+
+
 class Envelope:
     """Outermost: gives each answer an `x-request-id`, writes the log, and catches what nobody else did."""
 
-    def __init__(self, app: ASGIApp, *, count: Count) -> None:
-        """Wrap an application; `count` is told of every request."""
+    def __init__(self, app: ASGIApp, *, count: Count, stopping: Stopping | None = None) -> None:
+        """Wrap an application; `count` is told of every request, and `stopping` may end one."""
         self._app = app
         self._count = count
+        self._stopping = stopping or Stopping()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = f"req_{secrets.token_hex(12)}"
+        request_id, method = f"req_{secrets.token_hex(12)}", scope["method"]
         scope.setdefault("state", {})["request_id"] = request_id
-        start, status = time.perf_counter(), 0
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                # Keys, files and predictions are nothing for a cache; a route that knows better has said so already.
-                headers.setdefault("cache-control", "no-store")
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_with_id)
-        except Exception as error:  # the server behind would log it with its message, which may hold anything
-            if not isinstance(error, RaptError):  # of the tree is what the door raises while its database is away
-                log_unforeseen(log, request_id, error)
-            if not status:
-                answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
-                await answer(scope, receive, send_with_id)
-        finally:
-            pattern = getattr(scope.get("route"), "path", "-")
-            seconds = time.perf_counter() - start
-            log.info("%s %s %s %d %.1f ms", request_id, scope["method"], pattern, status, 1000 * seconds)
-            self._count(method=scope["method"], route=pattern, status=status, seconds=seconds)
+        if method == "HEAD":  # as GET, of which `Answer` sends the head; the server goes by its own scope
+            scope = {**scope, "method": "GET"}
+        start, answer = time.perf_counter(), Answer(send, request_id=request_id, method=method)
+        with self._stopping.registered(answer, lambda: answer.end(scope, receive)):
+            try:
+                await self._app(scope, receive, answer.send)
+            except _HeadAnswered:
+                pass
+            except asyncio.CancelledError:
+                if not answer.ended:
+                    raise
+            except Exception as error:  # the server behind would log it with its message, which may hold anything
+                if not isinstance(error, RaptError):  # of the tree is what the door raises while its database is away
+                    log_unforeseen(log, request_id, error)
+                if not answer.status:
+                    response = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
+                    await response(scope, receive, answer.send)
+            finally:
+                pattern = getattr(scope.get("route"), "path", "-")
+                seconds = time.perf_counter() - start
+                log.info("%s %s %s %d %.1f ms", request_id, method, pattern, answer.status, 1000 * seconds)
+                self._count(method=method, route=pattern, status=answer.status, seconds=seconds)
 
 
 class BodyLimit:
-    """Refuses a body that is too large, before it is read where its length is announced, else while it is."""
+    """Refuses a body that is too large, compressed or too slow, before it is read where that is announced."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
         """Wrap an application."""
@@ -89,28 +157,63 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._settings.max_request_bytes
-        if scope["path"] == UPLOAD_PATH:
-            limit = self._settings.max_file_bytes + _FORM_OVERHEAD
-        elif scope["path"].startswith(PARTS_PATH):
-            limit = max(limit, self._settings.max_part_bytes + _FORM_OVERHEAD)
-        announced = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+            message = "the request body must not be compressed; leave content-encoding out and send it as it is"
+            await error_response(message, status=415, code="unsupported_encoding")(scope, receive, send)
+            return
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            await response_to(UsageError("the path and the query must not hold NUL"))(scope, receive, send)
+            return
+        limit = self._limit(scope)
+        announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
             await response_to(LimitError(f"a request must have at most {limit} bytes; send it in parts"))(
                 scope, receive, send
             )
             return
-        received = 0
+        received, more_comes = 0, True
+        start = time.monotonic()
 
         async def receive_some() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, more_comes
+            if not more_comes:
+                return await receive()
+            # However it dribbles in: the first seconds are free, and each byte buys a little more.
+            left = start + self._settings.body_seconds + received / _SLOWEST - time.monotonic()
+            try:
+                async with asyncio.timeout(left):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408) from None
             received += len(message.get("body", b""))
+            more_comes = message.get("more_body", False)
             if received > limit:
                 raise HTTPException(LimitError.status)  # the one kind that the framework passes on while it reads
             return message
 
         await self._app(scope, receive_some, send)
+
+    def _limit(self, scope: Scope) -> int:
+        settings = self._settings
+        if not is_upload(scope):
+            return settings.max_json_bytes
+        if scope["path"] == UPLOAD_PATH:
+            return settings.max_file_bytes + FORM_OVERHEAD
+        most = settings.max_request_bytes if scope["path"] == ADAPTERS_PATH else settings.max_part_bytes
+        return most + FORM_OVERHEAD
+
+
+def is_upload(scope: Scope) -> bool:
+    """Whether the body of a request is a form with a file."""
+    path = scope["path"]
+    return scope["method"] == "POST" and (
+        path in (UPLOAD_PATH, ADAPTERS_PATH) or (path.startswith(PARTS_PATH) and path.endswith("/parts"))
+    )
+
+
+class _HeadAnswered(Exception):
+    """A request for the head of an answer has it: nothing more is to be made."""
 
 
 def request_id_of(scope: Scope) -> str:

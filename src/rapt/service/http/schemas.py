@@ -5,7 +5,7 @@ A request with a field that is not here is refused, never half understood.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from rapt.service.jobs.method_options import MethodOptions, Request, Text
 
 T = TypeVar("T")
+
+# Whatever the settings say; a list stops at its first wrong item, or it would hold an error for each.
+MOST_RECORDS: Final = 65_536
 
 
 class UploadRequest(BaseModel):
@@ -67,7 +70,7 @@ class ClassifyRequest(Request):
 
     model: Name = Field(description="name of a tuned model")
     manifest: dict[str, Any]
-    records: list[dict[str, Any]] = Field(min_length=1)
+    records: list[dict[str, Any]] = Field(min_length=1, max_length=MOST_RECORDS, fail_fast=True)
 
 
 class ErrorDetail(BaseModel):

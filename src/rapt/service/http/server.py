@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import logging
 import logging.config
@@ -12,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import Timer
 from types import FrameType
 from typing import Any, Final
 
@@ -21,11 +24,14 @@ import uvicorn
 from rapt.errors import UsageError
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, open_service
+from rapt.service.http.connections import BoundedProtocol, Listener, room_for_connections
 from rapt.service.http.memory import giving_back
+from rapt.service.http.middleware import Stopping
 from rapt.service.http.settings import Settings
 from rapt.service.http.variables import warn_of_unknown_variables
 from rapt.service.model.backbone import Backbone
 from rapt.service.storage.durable_files import write_atomically
+from rapt.service.storage.key_rows import has_keys
 from rapt.service.traces import switch_tracebacks
 from rapt.wire.addresses import is_loopback
 
@@ -46,19 +52,81 @@ LOGGING: Final[dict[str, Any]] = {
 }
 
 
-class Server(uvicorn.Server):
-    """uvicorn's server, which says when it answers."""
+# How long answers that are on their way may go on when the service is asked to stop, s; then they become 503. All
+# that ends in order has ended by the last, and what has not is safe where it stands: as after a crash.
+_GRACE: Final = 4
+_GRACE_AFTER_IT: Final = 1
+_GONE_WITHIN: Final = 7.0
 
-    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` once the socket is served."""
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which says when it answers and when it is asked to stop, and stops in order."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        listener: Listener,
+        settings: Settings,
+        stopping: Stopping,
+        on_ready: Callable[[], None],
+        on_signal: Callable[[], None],
+        on_stop: Callable[[], None],
+    ) -> None:
+        """Call `on_ready` once the socket is served, `on_signal` at a signal, and `on_stop` after it."""
         super().__init__(config)
+        self._listener = listener
+        self._settings = settings
+        self._stopping = stopping
         self._on_ready = on_ready
+        self._on_signal = on_signal
+        self._on_stop = on_stop
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop at a signal."""
+        self._on_signal()
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to serve."""
-        await super().startup(sockets=sockets)
-        if self.started:
-            self._on_ready()
+        """Start to serve; as uvicorn does, and with a time for handshakes of TLS."""
+        loop, config = asyncio.get_running_loop(), self.config
+        loop.set_exception_handler(_log_class)
+        await self.lifespan.startup()
+        protocol = functools.partial(
+            BoundedProtocol,
+            listener=self._listener,
+            settings=self._settings,
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        self.servers = [
+            await loop.create_server(
+                protocol,
+                sock=self._listener,
+                ssl=config.ssl,
+                backlog=config.backlog,
+                ssl_handshake_timeout=None if config.ssl is None else self._settings.head_seconds,
+            )
+        ]
+        self.started = True
+        self._on_ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more; let the job stop and the answers end, and then end them."""
+        self._on_stop()
+        ending = asyncio.ensure_future(self._end_answers())
+        await super().shutdown(sockets)
+        ending.cancel()
+
+    async def _end_answers(self) -> None:
+        await asyncio.sleep(_GRACE)
+        await self._stopping.end_all()
+
+
+def _log_class(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what the event loop met: its class, because messages and traces may hold what came in."""
+    log.error("the event loop met %s", type(context.get("exception")).__name__)
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: None) -> None:
@@ -77,16 +145,25 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     switch_tracebacks(log, on=settings.debug)
-    with stopped_by_signals(), listen(settings) as listener, giving_back():
-        serve_on(listener, settings, backbones=load_backbones(settings), on_ready=lambda server, url: on_ready(url))
+    if settings.admin_key is None and os.environ.get("RAPT_API_KEY"):
+        log.warning("RAPT_API_KEY is the key of a client and is not looked at; the service's own is RAPT_ADMIN_KEY")
+    with stopped_by_signals() as begin_to_stop, listen(settings) as listener, giving_back():
+        serve_on(
+            listener,
+            settings,
+            backbones=load_backbones(settings),
+            on_ready=lambda server, url: on_ready(url),
+            on_signal=begin_to_stop,
+        )
 
 
 def serve_on(
-    listener: socket.socket,
+    listener: Listener,
     settings: Settings,
     *,
     backbones: Mapping[str, Backbone],
     on_ready: Callable[[Server, str], None],
+    on_signal: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve loaded models on a socket that listens; `on_ready` gets the server too, so that it can be stopped."""
     url = url_of(listener, tls=settings.tls_cert is not None)
@@ -100,17 +177,36 @@ def serve_on(
         on_ready(server, url)
 
     with open_service(settings, backbones=backbones, started_at=int(time.time())) as service:
+        if settings.admin_key is None and not has_keys(service.store):
+            log.warning(
+                "the door is open: whatever runs on this machine may do everything, as the tenant local; "
+                "close it with `rapt admin create-key --role admin`"
+            )
+        stopping = Stopping()
         config = uvicorn.Config(
-            create_app(service),
+            create_app(service, stopping=stopping),
+            ws="none",
+            loop="asyncio",  # others accept connections past `Listener`
+            proxy_headers=False,
+            backlog=room_for_connections(settings.max_connections)[1],
+            timeout_keep_alive=settings.keep_alive_seconds,
             log_config=None,
             access_log=False,
             server_header=False,
             lifespan="off",
-            timeout_graceful_shutdown=10,
+            timeout_graceful_shutdown=_GRACE + _GRACE_AFTER_IT,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )
-        server = Server(config, on_ready=ready)
+        server = Server(
+            config,
+            listener=listener,
+            settings=settings,
+            stopping=stopping,
+            on_ready=ready,
+            on_signal=on_signal,
+            on_stop=service.runner.stop,
+        )
         try:
             server.run(sockets=[listener])
         finally:
@@ -118,7 +214,7 @@ def serve_on(
                 settings.ready_file.unlink(missing_ok=True)
 
 
-def listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> Listener:
     """A socket that listens at the address of the settings.
 
     Raises:
@@ -136,7 +232,7 @@ def listen(settings: Settings) -> socket.socket:
     # until the client has confirmed the first, 40 ms late. asyncio sets it by itself only on sockets whose protocol
     # number is that of TCP, and `create_server` leaves that number at 0.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+    return Listener(listener, most=room_for_connections(settings.max_connections)[0])
 
 
 def url_of(listener: socket.socket, *, tls: bool = False) -> str:
@@ -167,21 +263,35 @@ def _check_tls(settings: Settings) -> None:
         raise UsageError("tls_key must be readable by its owner only, and is not; try: chmod 600 on it")
 
 
+def _cut_off() -> None:
+    log.warning("stopped without waiting for what was being computed")
+    os._exit(1)
+
+
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT end the block in order.
+def stopped_by_signals() -> Iterator[Callable[[], None]]:
+    """SIGTERM and SIGINT end the block in order; yields what else begins the time within which it must have ended.
 
     uvicorn stops serving and then raises the signal again, and the default answer to SIGTERM would end the process
-    before the worker has put its job back and the ready file is gone.
+    before the worker has put its job back and the ready file is gone. What does not end in order within its time, such
+    as a long pass in a thread, is cut off: what is stored is as safe as after a crash.
     """
+    cut_off = Timer(_GONE_WITHIN, _cut_off)
+    cut_off.daemon = True
+
+    def begin() -> None:
+        if cut_off.ident is None:
+            cut_off.start()
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        begin()
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        yield
+        yield begin
     except KeyboardInterrupt:
         log.info("stopped")
     finally:
+        cut_off.cancel()
         signal.signal(signal.SIGTERM, before)

@@ -42,7 +42,7 @@ class Settings(BaseSettings):
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("minilm",), min_length=1, description="base models: known names or folders; in the environment, with commas"
     )
-    api_key: SecretStr | None = Field(
+    admin_key: SecretStr | None = Field(
         None, description=f"a key of the provider's own, {SHORTEST_KEY} characters or more; tenants get theirs"
     )
     database_url: SecretStr | None = Field(
@@ -69,7 +69,20 @@ class Settings(BaseSettings):
     )
     max_file_bytes: int = Field(1024 * MEBIBYTE, ge=1, description="largest upload")
     max_part_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest part of an upload in parts")
-    max_request_bytes: int = Field(32 * MEBIBYTE, ge=1, description="largest body of any other request")
+    max_request_bytes: int = Field(32 * MEBIBYTE, ge=1, description="largest adapter that is imported")
+    max_json_bytes: int = Field(4 * MEBIBYTE, ge=1, description="largest body of JSON")
+    max_connections: int = Field(
+        1000, ge=8, description="connections at once, fewer where the process may not open as many files"
+    )
+    head_seconds: float = Field(10.0, gt=0, description="for the head of a request, and for the handshake of TLS, s")
+    body_seconds: float = Field(
+        30.0, gt=0, description="for the body of a request, and 1 s more for each 16 KiB of it; for an unread answer, s"
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=6, description="a connection stays open unused, s; clients ask for news every 5 s at the latest"
+    )
+    tenant_requests: int = Field(128, ge=1, description="of a tenant at once, waiting ones included; beyond, 429")
+    tenant_uploads: int = Field(2, ge=1, description="of a tenant that are received at once; others wait their turn")
     max_records_per_request: int = Field(4096, ge=1, description="most records of one classification request")
     adapter_memory_bytes: int = Field(
         1024 * MEBIBYTE, ge=1, description="memory for tuned models kept loaded; the least used go first"
@@ -122,7 +135,7 @@ class Settings(BaseSettings):
             raise ValueError("must be names or folders, each once, of letters, digits, dots, dashes and underscores")
         return value
 
-    @field_validator("api_key")
+    @field_validator("admin_key")
     @classmethod
     def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not _KEY.fullmatch(value.get_secret_value()):
@@ -131,10 +144,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_a_default_secret(self) -> Self:
-        if self.api_key is not None and not is_loopback(self.host) and _is_placeholder(self.api_key.get_secret_value()):
+        key = revealed(self.admin_key)
+        if key is not None and not is_loopback(self.host) and _is_placeholder(key):
             raise ValueError(
-                "the setting api_key must be a secret of its own outside development, not a placeholder; leave it out "
-                "and create keys with `rapt admin create-key`"
+                "the setting admin_key must be a secret of its own outside development, not a placeholder; leave it "
+                "out and create keys with `rapt admin create-key`"
             )
         return self
 

@@ -31,7 +31,9 @@ class PartRequest(BaseModel):
 class CompleteRequest(Request):
     """Body of the end of an upload."""
 
-    part_ids: Annotated[list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=10_000)]
+    part_ids: Annotated[
+        list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=10_000, fail_fast=True)
+    ]
     md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$", description="of the whole file, to be checked")] | None = (
         None
     )

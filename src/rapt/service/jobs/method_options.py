@@ -43,7 +43,7 @@ class HyperparameterOptions(Request):
 
     task: Literal["classification", "label_words", "generation"] | Auto = "auto"
     label_words: Annotated[
-        Annotated[list[Word], Field(max_length=MOST_LABELS)] | Auto,
+        Annotated[list[Word], Field(max_length=MOST_LABELS, fail_fast=True)] | Auto,
         Field(description="public: a word for each class, for task label_words"),
     ] = "auto"
     n_epochs: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
@@ -87,7 +87,7 @@ class LoraHyperparameters(HyperparameterOptions):
     r: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
     lora_alpha: Annotated[float, Field(gt=0, le=10_000)] | Auto = "auto"
     target_modules: Annotated[
-        Annotated[list[Word], Field(max_length=64)] | Auto,
+        Annotated[list[Word], Field(max_length=64, fail_fast=True)] | Auto,
         Field(description="last part of the names of linear layers"),
     ] = "auto"
 

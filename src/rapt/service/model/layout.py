@@ -82,15 +82,15 @@ def check_length(
     """
     if text_tokens == 0:
         raise UsageError(f"{record_at(position)} must have at least one token; leave it out")
-    special = len(backbone.frame.start) + len(backbone.frame.end) + other_tokens
-    needed = sequence_length(
+    special = len(backbone.frame.start) + len(backbone.frame.end)
+    needed = other_tokens + sequence_length(
         prompt_length=prompt_length, plain_tokens=plain_tokens, text_tokens=text_tokens, special_tokens=special
     )
     if needed > backbone.max_positions:
         raise UsageError(
             f"{record_at(position)} must fit into {backbone.max_positions} positions, got {needed} "
-            f"({text_tokens} text, {plain_tokens} plain, {prompt_length} prompt, {special} special); "
-            "privatize with a lower --truncate, or shorten the prompt"
+            f"({text_tokens} text, {plain_tokens} plain, {prompt_length} prompt, {special} special, {other_tokens} to "
+            "write and of templates); privatize with a lower --truncate, shorten the prompt, or lower max_tokens"
         )
 
 

@@ -21,6 +21,7 @@ from rapt.service.http.admin_schemas import (
 )
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import AdminOf
+from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.routes.keys import show_entry, show_key, show_new_key, show_usage
 from rapt.service.http.routes.pages import After, Limit, cursor, list_of
 from rapt.service.http.schemas import ListOf
@@ -39,7 +40,7 @@ from rapt.service.storage.tenant_rows import (
 
 def router(service: Service) -> APIRouter:
     """The routes of whoever runs the service."""
-    routes = APIRouter(prefix="/v1/admin", tags=["admin"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1/admin", tags=["admin"])
 
     @routes.post("/tenants")
     def create(request: TenantRequest, caller: AdminOf) -> TenantObject:

@@ -27,6 +27,7 @@ from rapt.service.http.completion_schemas import (
     Delta,
     TokenLogprob,
 )
+from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.routes.answering import Answering, start_answering
 from rapt.service.http.routes.completions import new_id, sampling_of, stops_of
 from rapt.service.http.routes.event_stream import event_stream
@@ -37,7 +38,7 @@ DEFAULT_TOKENS: Final = 128
 
 def router(service: Service) -> APIRouter:
     """The route of chats."""
-    routes = APIRouter(prefix="/v1", tags=["predictions"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
 
     @routes.post(
         "/chat/completions",

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from rapt.errors import LimitError, UsageError, WireError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
+from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.leaving import answers_of, at_hand_or_in_thread, begun
 from rapt.service.http.routes.models import load_tuned
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
@@ -31,7 +32,7 @@ MOST_PROBABILITIES: Final = 262_144
 
 def router(service: Service) -> APIRouter:
     """The route of predictions."""
-    routes = APIRouter(prefix="/v1", tags=["predictions"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
 
     @routes.post("/classify")
     async def classify_records(body: ClassifyRequest, request: Request, caller: CallerOf) -> Classification:

@@ -19,6 +19,7 @@ from rapt.service.http.completion_schemas import (
     CompletionRequest,
     SamplingOptions,
 )
+from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.routes.answering import Answering, start_answering
 from rapt.service.http.routes.event_stream import event_stream
 from rapt.service.http.routes.spelling import Piece, Token
@@ -27,7 +28,7 @@ from rapt.service.model.sampling import Sampling
 
 def router(service: Service) -> APIRouter:
     """The route of completions."""
-    routes = APIRouter(prefix="/v1", tags=["predictions"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
 
     @routes.post(
         "/completions",

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
+from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.routes.pages import After, IdempotencyKey, Limit, cursor, list_of
 from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, JobObject, JobRequest, ListOf
 from rapt.service.jobs.automatic import best_backbone
@@ -33,7 +34,7 @@ _MOST_PAIRS: Final = 16
 
 def router(service: Service) -> APIRouter:
     """The routes of jobs and their events."""
-    routes = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
     @routes.post("")
     def create_job(request: JobRequest, caller: CallerOf, idempotency_key: IdempotencyKey = None) -> JobObject:

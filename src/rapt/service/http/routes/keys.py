@@ -16,6 +16,7 @@ from rapt.service.http.admin_schemas import (
 )
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
+from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.routes.pages import After, Limit, cursor, list_of
 from rapt.service.http.schemas import ListOf
 from rapt.service.storage.audit_rows import AuditEntry, list_audit
@@ -25,7 +26,7 @@ from rapt.service.storage.tenant_rows import get_tenant, usage_of
 
 def router(service: Service) -> APIRouter:
     """The routes of a tenant's own keys and usage."""
-    routes = APIRouter(prefix="/v1", tags=["keys"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["keys"])
 
     @routes.get("/keys")
     def list_own_keys(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[KeyObject]:

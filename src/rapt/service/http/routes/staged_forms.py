@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rapt.service.http.assembly import Service
+from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.storage.durable_files import ArrivingFile, StagedFile
 
 # Bytes of a file that are in memory: to change the thread for every piece of the network's would take longer.
@@ -34,7 +35,7 @@ def staged_route(service: Service, *, most: int) -> type[APIRoute]:
         UnavailableError: The disk is full, or broken.
     """
 
-    class StagedRoute(APIRoute):
+    class StagedRoute(BodyRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle, limits = super().get_route_handler(), self.form_limits
             if not limits:
