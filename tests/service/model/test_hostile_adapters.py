@@ -316,16 +316,17 @@ def test_a_run_that_has_diverged_leaves_no_adapter_that_nobody_can_load(tiny, fi
         adapter_to_files(diverged)
 
 
-def test_a_prefix_costs_its_positions_and_shares_no_pass_with_those_who_have_none(tiny, files_of):
+def test_a_prefix_costs_its_positions_and_a_long_one_shares_no_pass_with_those_who_have_none(tiny, files_of):
     backbone, files = tiny("bert"), files_of("bert", "prefix_tuning", "label_words")
     prefixed = adapter_from_files(files, backbone=backbone)
     words = adapter_from_files(files_of("bert", "prompt_tuning", "classification"), backbone=backbone)
     other = dataclasses.replace(prefixed, tuned=Tuned())
+    long = dataclasses.replace(prefixed, tuned=Tuned(prefix=prefixed.tuned.prefix.repeat(1, 1, 1, 50, 1)))
     plain = (1,) * PLAIN
     rows = [
         ClassificationRow(token_ids=(1, 2, 3), adapter=adapter, privatized_plain_tokens=plain)
-        for adapter in (prefixed, other, prefixed, other, words)
+        for adapter in (long, other, long, other, words, prefixed)
     ]
-    assert rows[0].positions == rows[1].positions + 2
-    assert rows[0].added_positions == 2 + PLAIN
-    assert sorted(map(sorted, plan(rows))) == [[0, 2], [1, 3], [4]]
+    assert rows[0].positions == rows[1].positions + 100
+    assert rows[0].added_positions == 100 + PLAIN
+    assert sorted(map(sorted, plan(rows))) == [[0, 2], [1, 3, 5], [4]]  # two more keys cost the others next to nothing
