@@ -33,11 +33,13 @@ text { font: 13px system-ui, sans-serif; fill: #24292f; }
 .dashed { stroke-dasharray: 6 4; }
 .band { fill-opacity: .2; stroke: none; }
 .first { stroke: #0969da; fill: #0969da; } .second { stroke: #bc4c00; fill: #bc4c00; }
-.line.first, .line.second { fill: none; } .band.first, .band.second { stroke: none; }
+.third { stroke: #1a7f37; fill: #1a7f37; } .fourth { stroke: #6e7781; fill: #6e7781; }
+.line { fill: none !important; } .band { stroke: none !important; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; } .small { fill: #9198a1; }
   .first { stroke: #58a6ff; fill: #58a6ff; } .second { stroke: #f0883e; fill: #f0883e; }
-  .line.first, .line.second { fill: none; } .band.first, .band.second { stroke: none; }
+  .third { stroke: #3fb950; fill: #3fb950; } .fourth { stroke: #9198a1; fill: #9198a1; }
+  .line { fill: none !important; }
 }
 """
 
@@ -203,16 +205,16 @@ def write_values(figures: Iterable[Figure]) -> str:
 
 def _draw_panel(figure: Figure, scale: Callable[[float], float], ticks: Sequence[float], *, y: float) -> list[str]:
     right = _WIDTH - _RIGHT
-    _, (_, top) = extent(figure)
+    _, (bottom, top) = extent(figure)
 
     def height(value: float) -> float:
-        return y + _PANEL * (1 - value / top)
+        return y + _PANEL * (top - value) / (top - bottom)
 
     parts = [
         f'<text class="small" transform="translate(18 {y + _PANEL / 2:.0f}) rotate(-90)" text-anchor="middle">'
         f"{escape(figure.up)}</text>"
     ]
-    for tick in _linear_ticks(top):
+    for tick in _linear_ticks(bottom, top):
         at = height(tick)
         parts.append(f'<line class="grid" x1="{_LEFT}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
         parts.append(_text(_LEFT - 8, at + 4, f"{tick:g}", style="small", anchor="end"))
@@ -253,12 +255,12 @@ def _text(x: float, y: float, content: str, *, style: str = "", anchor: str = "s
     return f'<text{kind} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def _linear_ticks(top: float) -> list[float]:
-    """Round numbers from 0 to `top`, at most six."""
-    raw = top / 5
+def _linear_ticks(bottom: float, top: float) -> list[float]:
+    """Round numbers from `bottom` to `top`, at most six."""
+    raw = (top - bottom) / 5
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw * (1 - 1e-9))
-    return [step * i for i in range(int(top / step * (1 + 1e-9)) + 1)]
+    return [step * i for i in range(math.ceil(bottom / step - 1e-9), int(top / step * (1 + 1e-9)) + 1)]
 
 
 def _logarithmic_ticks(low: float, high: float) -> list[float]:
