@@ -163,8 +163,8 @@ def test_the_service_gets_neither_the_users_environment_nor_the_way_to_the_texts
 
 def test_the_result_has_three_runs_with_intervals_and_the_fast_attacks(demo):
     _, result, _, _ = demo
-    assert [arm.name.split()[0] for arm in result.arms] == ["clear", "prompt", "RAPT"]
-    for arm in result.arms:
+    assert [arm.name.split()[0] for arm in result.rows] == ["clear", "prompt", "RAPT"]
+    for arm in result.rows:
         assert 0 <= arm.accuracy.low <= arm.accuracy.value <= arm.accuracy.high <= 1
         assert arm.accuracy.n == TINY.queries
     assert [found.attack for found in result.audit.results] == ["embedding_inversion", "bayes", "context"]
@@ -175,9 +175,9 @@ def test_the_result_has_three_runs_with_intervals_and_the_fast_attacks(demo):
 def test_the_report_says_what_the_screen_says(demo):
     out, result, _, _ = demo
     saved = json.loads((out / "report.json").read_text())
-    assert saved["utility"]["rows"][2]["accuracy"]["value"] == result.arms[2].accuracy.value
+    assert saved["utility"]["rows"][2]["accuracy"]["value"] == result.rows[2].accuracy.value
     page = (out / "report.html").read_text()
-    for arm in result.arms:
+    for arm in result.rows:
         assert arm.name in page
 
 

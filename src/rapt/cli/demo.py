@@ -49,7 +49,7 @@ def demo(
 def result_table(result: DemoResult) -> str:
     """The three runs and the attacks, for a terminal."""
     plan = result.plan
-    arms = [[arm.name, *percent(arm.accuracy)] for arm in result.arms]
+    rows = [[row.name, *percent(row.accuracy)] for row in result.rows]
     attacks = [
         [found.title, *percent(found.score.all_tokens.first), f"{found.score.all_tokens.chance:.1%}"]
         for found in result.audit.results
@@ -58,7 +58,7 @@ def result_table(result: DemoResult) -> str:
     return "\n".join(
         [
             "",
-            table([f"tuned on {plan.training:,} tweets, eta = {plan.eta:g}", "accuracy", "95 % interval"], arms),
+            table([f"tuned on {plan.training:,} tweets, eta = {plan.eta:g}", "accuracy", "95 % interval"], rows),
             "",
             table(["attack on the privatized file", "recovered", "95 % interval", "without the text"], attacks),
             "",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from rapt.audit.audit import AuditReport
-from rapt.audit.intervals import Share, independent_share
 from rapt.audit.report import report_to_json
-from rapt.audit.report.values import Report
+from rapt.audit.report.values import Report, UtilityRow
 from rapt.demo.leak_check import LeakCheck
 
 
@@ -61,37 +57,19 @@ class DemoPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
-    """The accuracy of one way to tune, on the queries.
-
-    Attributes:
-        name: For people.
-        accuracy: Share of right answers, with Wilson's 95 % interval.
-    """
-
-    name: str
-    accuracy: Share
-
-    @classmethod
-    def of(cls, name: str, predicted: Sequence[str], truth: Sequence[str]) -> Arm:
-        """The arm of these predictions."""
-        return cls(name=name, accuracy=independent_share(np.array(predicted) == np.array(truth)))
-
-
-@dataclass(frozen=True, kw_only=True)
 class DemoResult:
     """All that a demo found.
 
     Attributes:
         plan: What was done.
-        arms: Upper bound, prompt tuning, RAPT.
+        rows: Upper bound, prompt tuning, RAPT.
         leak: The search through everything that the service kept.
         report: As it was written.
         seconds: The whole of it.
     """
 
     plan: DemoPlan
-    arms: tuple[Arm, ...]
+    rows: tuple[UtilityRow, ...]
     leak: LeakCheck
     report: Report
     seconds: float

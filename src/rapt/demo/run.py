@@ -19,11 +19,14 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Final, Generic, TypeVar
 
+import numpy as np
+
 from rapt.audit.audit import AuditReport
+from rapt.audit.intervals import independent_share
 from rapt.audit.report import HTML, JSON, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.demo.leak_check import LeakCheck, search_folder
-from rapt.demo.plan import Arm, DemoPlan, DemoResult
+from rapt.demo.plan import DemoPlan, DemoResult
 from rapt.demo.service_side import PROMPT_TUNING, RAPT, follow, losses_of, predict_queries, running_service, start_jobs
 from rapt.demo.trusted_side import TrustedSide, attack_own_file, prepare_trusted_side, upper_bound
 from rapt.drawing import Figure, Line
@@ -79,7 +82,7 @@ def demo_report(
     plan: DemoPlan,
     side: TrustedSide,
     *,
-    arms: Sequence[Arm],
+    rows: tuple[UtilityRow, ...],
     audit: AuditReport,
     losses: Sequence[Line],
     leak: LeakCheck,
@@ -90,13 +93,12 @@ def demo_report(
     Args:
         plan: What was done.
         side: Its first sentences are shown: they are public tweets.
-        arms: Clear text, prompt tuning, RAPT.
+        rows: Clear text, prompt tuning, RAPT.
         audit: The attacks.
         losses: Of the service's runs.
         leak: The search through what the service kept.
         seconds: The whole of it.
     """
-    notes = ("tuned on this machine; the service never sees it", "the same file without its plain tokens", "")
     return Report(
         title="rapt demo: tweets, privatized, tuned on, predicted, attacked",
         created=datetime.now(UTC).date().isoformat(),
@@ -108,10 +110,7 @@ def demo_report(
         utility=Utility(
             task=f"Whether a tweet is positive or negative: tuned on {plan.training:,} tweets, asked about "
             f"{plan.queries:,} others, at eta = {plan.eta:g}.",
-            rows=tuple(
-                UtilityRow(name=arm.name, accuracy=arm.accuracy, seeds=(plan.seed,), note=note)
-                for arm, note in zip(arms, notes, strict=True)
-            ),
+            rows=rows,
             chance=0.5,
         ),
         figures=(Figure(title="Loss of tuning", across="step", up="nats", lines=tuple(losses)),),
@@ -140,6 +139,10 @@ def _facts(plan: DemoPlan, *, leak: LeakCheck, seconds: float) -> tuple[Fact, ..
 TRUSTED: Final = "trusted"
 SERVICE: Final = "service"
 CLEAR: Final = "clear text (upper bound)"
+_NOTES: Final = {
+    CLEAR: "tuned on this machine; the service never sees it",
+    PROMPT_TUNING: "the same file without its plain tokens",
+}
 
 
 def run_demo(
@@ -194,18 +197,22 @@ def run_demo(
         answers = {name: predict_queries(client, model, side) for name, model in models.items()}
         narrator.say("6/7 Waiting for the upper bound and the attacks")
         clear, found = here.result()
-        arms = (
-            Arm.of(CLEAR, clear, side.queries.labels),
-            *(Arm.of(name, answers[name], side.queries.labels) for name in (PROMPT_TUNING, RAPT)),
-        )
+        named = {CLEAR: clear, PROMPT_TUNING: answers[PROMPT_TUNING], RAPT: answers[RAPT]}
+        rows = tuple(score_answers(plan, name, found, side.queries.labels) for name, found in named.items())
     narrator.say("7/7 The service has stopped; searching everything that it kept for the plain text")
     leak = search_folder(out / SERVICE, [*side.training.texts, *side.queries.texts])
     if leak.leaked:
         raise ServiceError(f"the service must keep no plain text, got it in {len(leak.leaked)} files; report this")
     seconds = time.monotonic() - started
-    report = demo_report(plan, side, arms=arms, audit=found, losses=losses, leak=leak, seconds=seconds)
+    report = demo_report(plan, side, rows=rows, audit=found, losses=losses, leak=leak, seconds=seconds)
     write_report(report, out)
-    return DemoResult(plan=plan, arms=arms, leak=leak, report=report, seconds=seconds)
+    return DemoResult(plan=plan, rows=rows, leak=leak, report=report, seconds=seconds)
+
+
+def score_answers(plan: DemoPlan, name: str, answers: Sequence[str], truth: Sequence[str]) -> UtilityRow:
+    """The accuracy of one way to tune, with Wilson's interval over the queries."""
+    accuracy = independent_share(np.array(answers) == np.array(truth))
+    return UtilityRow(name=name, accuracy=accuracy, seeds=(plan.seed,), note=_NOTES.get(name, ""))
 
 
 def work_here(
