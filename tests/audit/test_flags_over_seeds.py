@@ -11,7 +11,7 @@ import pytest
 
 from broken_twins import ETA, TWINS
 from channel_checks import PLANE, SPECIAL
-from rapt.audit.spent_eta import audit_spent_eta, draw_independently, token_pairs
+from rapt.audit.spent_eta import audit_spent_eta, draw_independently, pair_tokens
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from significance import ALPHA
 from toy_vocabularies import toy_vocabulary
@@ -28,7 +28,7 @@ def flagged_twin(name, seed):
 
 def flagged_mechanism(name, seed):
     mechanism = make_mechanism(name, vocabulary=toy_vocabulary(PLANE, special=SPECIAL), eta=ETA, allow_unproved=True)
-    pairs = [pair for pair in token_pairs(mechanism, [(0, 1), (4, 6), (2, 7)]) if math.isfinite(pair.distance)]
+    pairs = [pair for pair in pair_tokens(mechanism, [(0, 1), (4, 6), (2, 7)]) if math.isfinite(pair.distance)]
     draw = draw_independently(mechanism)
     found = audit_spent_eta(draw, pairs, runs=SOUND_RUNS, rng=np.random.default_rng(seed), alpha=ALPHA)
     return found.lower > ETA

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from audit_material import manifest_of, scattered_vocabulary
-from rapt.audit.formal import DELTAS, formal_side, largest_slope, loss_curves
+from rapt.audit.formal import DELTAS, compute_loss_curves, find_largest_slope, measure_formal_side
 from rapt.local.guarantee import DELTA, privacy_statement
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.slope import ROUNDING, largest_slopes
@@ -29,7 +29,7 @@ def setting_of(name, vocabulary):
 def test_a_curve_goes_through_the_numbers_of_the_statement(name, vocabulary):
     setting = setting_of(name, vocabulary)
     statement = privacy_statement(vocabulary, setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=False)
-    curves = {curve.name: curve for curve in loss_curves(vocabulary, setting)}
+    curves = {curve.name: curve for curve in compute_loss_curves(vocabulary, setting)}
     near = curves["a token, its nearest neighbour"]
     assert dict(near.points)[DELTA] == pytest.approx(statement.pairs[0].epsilon_at_delta)
     assert near.pure == pytest.approx(statement.pairs[0].epsilon)
@@ -38,13 +38,13 @@ def test_a_curve_goes_through_the_numbers_of_the_statement(name, vocabulary):
 
 
 def test_a_mechanism_without_a_proof_has_no_curve(vocabulary):
-    assert loss_curves(vocabulary, setting_of("pct2t", vocabulary)) == ()
+    assert compute_loss_curves(vocabulary, setting_of("pct2t", vocabulary)) == ()
 
 
 @pytest.mark.parametrize("name", ["exponential", "santext", "tem"])
 def test_the_largest_slope_of_a_small_table_is_below_eta_and_reached_by_some_pair(name, vocabulary):
     mechanism = make_mechanism(name, vocabulary=vocabulary, eta=ETA)
-    found = largest_slope(mechanism, vocabulary)
+    found = find_largest_slope(mechanism, vocabulary)
     assert found.whole
     assert found.pairs == 40 * 39 // 2
     assert ETA / 4 < found.value <= ETA * (1 + 1e-6)
@@ -53,11 +53,11 @@ def test_the_largest_slope_of_a_small_table_is_below_eta_and_reached_by_some_pai
 def test_the_largest_slope_is_that_of_the_exact_search(vocabulary):
     mechanism = make_mechanism("exponential", vocabulary=vocabulary, eta=ETA)
     (expected,) = largest_slopes([mechanism.scores])
-    assert largest_slope(mechanism, vocabulary).value == pytest.approx(expected.value, rel=2 * ROUNDING)
+    assert find_largest_slope(mechanism, vocabulary).value == pytest.approx(expected.value, rel=2 * ROUNDING)
 
 
 def test_a_channel_without_a_closed_form_has_no_slope(vocabulary):
-    assert largest_slope(make_mechanism("laplace", vocabulary=vocabulary, eta=ETA), vocabulary) is None
+    assert find_largest_slope(make_mechanism("laplace", vocabulary=vocabulary, eta=ETA), vocabulary) is None
 
 
 def test_unequal_supports_have_no_slope_that_is_enough(vocabulary):
@@ -72,12 +72,12 @@ def test_unequal_supports_have_no_slope_that_is_enough(vocabulary):
         def distances(self, left, right):
             return np.ones(len(left))
 
-    assert largest_slope(Broken(), vocabulary).value is None
+    assert find_largest_slope(Broken(), vocabulary).value is None
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_every_mechanism_has_a_formal_side_that_accuses_it_of_nothing(name, vocabulary):
-    found = formal_side(vocabulary, setting_of(name, vocabulary), seed=0, runs=400)
+    found = measure_formal_side(vocabulary, setting_of(name, vocabulary), seed=0, runs=400)
     assert found.eta == ETA
     assert found.spent is None or 0 <= found.spent.lower <= ETA
     assert bool(found.curves) == (MECHANISMS[name].status == "proved")
@@ -86,5 +86,5 @@ def test_every_mechanism_has_a_formal_side_that_accuses_it_of_nothing(name, voca
 def test_a_mechanism_from_a_file_that_is_not_here_has_its_curves_at_least(vocabulary):
     setting = setting_of("exponential", vocabulary)
     absent = replace(setting, parameters={**setting.parameters, "prior": "sha256:" + "0" * 64})
-    found = formal_side(vocabulary, absent, seed=0)
+    found = measure_formal_side(vocabulary, absent, seed=0)
     assert (found.slope, found.spent) == (None, None)

@@ -18,7 +18,7 @@ from rapt.audit.spent_eta import (
     audit_spent_eta,
     clopper_pearson,
     draw_independently,
-    token_pairs,
+    pair_tokens,
 )
 from rapt.errors import AuditError
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
@@ -44,7 +44,7 @@ def test_no_mechanism_spends_more_than_it_says(name, rng):
     mechanism = make_mechanism(name, vocabulary=vocabulary, eta=ETA, allow_unproved=True)
     pairs = [
         pair
-        for pair in token_pairs(mechanism, [(0, 1), (0, 5), (4, 6), (2, 7), (3, 8)])
+        for pair in pair_tokens(mechanism, [(0, 1), (0, 5), (4, 6), (2, 7), (3, 8)])
         if math.isfinite(pair.distance)
     ]
     report = audit_spent_eta(draw_independently(mechanism), pairs, runs=RUNS, rng=rng, alpha=ALPHA)
@@ -56,7 +56,7 @@ def test_no_mechanism_spends_more_than_it_says(name, rng):
 def test_no_two_tokens_of_one_call_spend_more_than_both_may(name, rng):
     vocabulary = toy_vocabulary(PLANE[:, :1], special=SPECIAL)
     mechanism = make_mechanism(name, vocabulary=vocabulary, eta=ETA)
-    one = token_pairs(mechanism, [(0, 1), (0, 4)])
+    one = pair_tokens(mechanism, [(0, 1), (0, 4)])
     pairs = [
         InputPair(left=(0, 0), right=(0, 1), distance=one[0].distance),
         InputPair(left=(0, 0), right=(4, 1), distance=one[0].distance + one[1].distance),
@@ -69,7 +69,7 @@ def test_the_bound_comes_close_to_what_is_spent(rng):
     vocabulary = toy_vocabulary([[0.0], [1.0], [-0.5], [1.5]])
     mechanism = LaplaceMechanism(vocabulary=vocabulary, eta=ETA)
     report = audit_spent_eta(
-        draw_independently(mechanism), token_pairs(mechanism, [(0, 1)]), runs=200_000, rng=rng, alpha=ALPHA
+        draw_independently(mechanism), pair_tokens(mechanism, [(0, 1)]), runs=200_000, rng=rng, alpha=ALPHA
     )
     assert 0.9 * ETA < report.lower <= ETA
 
@@ -80,7 +80,7 @@ def test_an_eta_a_half_too_large_is_seen(name, seed):
     # Twenty tokens in one place and one apart: normalizers differ, and an exponential mechanism comes near its bound.
     table = np.array([[0.0], [1.0], [-0.5], [1.5]]) if name == "laplace" else np.append([1.0], np.zeros(20))[:, None]
     mechanism = make_mechanism(name, vocabulary=toy_vocabulary(table), eta=1.5 * 3.0)
-    pairs = token_pairs(mechanism, [(0, 1)])
+    pairs = pair_tokens(mechanism, [(0, 1)])
     assert lower_bound(draw_independently(mechanism), pairs, seed, runs=100_000) > 3.0
 
 
@@ -150,7 +150,7 @@ def test_false_accusations_are_as_rare_as_stated():
     # A mechanism that meets its bound, audited 200 times at alpha = 5 %: at most as many as the binomial law allows.
     vocabulary = toy_vocabulary([[0.0], [1.0], [-0.5], [1.5]])
     mechanism = LaplaceMechanism(vocabulary=vocabulary, eta=ETA)
-    pairs = token_pairs(mechanism, [(0, 1), (2, 3)])
+    pairs = pair_tokens(mechanism, [(0, 1), (2, 3)])
     draw, rng = draw_independently(mechanism), np.random.default_rng(0)
     accused = sum(audit_spent_eta(draw, pairs, runs=400, rng=rng, alpha=0.05).lower > ETA for _ in range(200))
     assert accused <= stats.binom.isf(ALPHA, 200, 0.05)

@@ -28,10 +28,10 @@ from rapt.audit.view import (
     AdversaryView,
     TokenPrior,
     adversary_view,
-    prior_from_counts,
+    make_prior_from_counts,
+    make_uniform_prior,
     public_text,
     read_public_text,
-    uniform_prior,
 )
 from rapt.errors import AuditError, CorpusError
 from rapt.wire.privatized_file import PrivatizedFile
@@ -164,11 +164,11 @@ def bundle():
 
 
 def test_a_uniform_prior_covers_the_eligible_tokens(bundle):
-    assert uniform_prior(bundle).probabilities.tolist() == [0.25, 0.25, 0.25, 0.25, 0]
+    assert make_uniform_prior(bundle).probabilities.tolist() == [0.25, 0.25, 0.25, 0.25, 0]
 
 
 def test_counts_are_smoothed_by_the_share_of_new_types(bundle):
-    prior = prior_from_counts(np.array([6, 2, 0, 0, 0]), bundle, source="x")
+    prior = make_prior_from_counts(np.array([6, 2, 0, 0, 0]), bundle, source="x")
     # 2 types among 8 tokens: 2 / 10 is spread over 4 tokens, 8 / 10 follows the counts.
     assert prior.probabilities == pytest.approx([0.6 + 0.05, 0.2 + 0.05, 0.05, 0.05, 0])
 
@@ -176,7 +176,7 @@ def test_counts_are_smoothed_by_the_share_of_new_types(bundle):
 def test_texts_are_counted_with_the_vocabulary(bundle):
     text = f"{toy_word(0)} {toy_word(1)} {toy_word(0)}"
     counted = public_text([text], bundle, source="x").prior(bundle).probabilities
-    assert counted == pytest.approx(prior_from_counts(np.array([2, 1, 0, 0, 0]), bundle, source="x").probabilities)
+    assert counted == pytest.approx(make_prior_from_counts(np.array([2, 1, 0, 0, 0]), bundle, source="x").probabilities)
 
 
 def test_a_public_corpus_is_read_and_named(bundle, tmp_path):
@@ -190,7 +190,7 @@ def test_a_public_corpus_is_read_and_named(bundle, tmp_path):
 @pytest.mark.parametrize("counts", [np.zeros(5, dtype=int), np.ones(4, dtype=int), np.array([1, -1, 0, 0, 0])])
 def test_counts_of_nothing_or_of_another_table_are_refused(counts, bundle):
     with pytest.raises(AuditError, match="5 rows"):
-        prior_from_counts(counts, bundle, source="x")
+        make_prior_from_counts(counts, bundle, source="x")
 
 
 def test_a_missing_public_corpus_is_refused(bundle, tmp_path):

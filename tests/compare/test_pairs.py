@@ -10,7 +10,7 @@ from denoised_material import write_denoised
 from rapt.compare.bench import open_bench, run_comparison
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ARMS, CLEAN, PROMPT, AttackCell, ComparisonPlan
-from rapt.compare.report import verdict, write_comparison
+from rapt.compare.report import draw_conclusions, write_comparison
 from rapt.compare.results import ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split, read_split
@@ -149,11 +149,11 @@ def test_a_model_that_is_no_better_than_the_most_frequent_label_is_named():
         for seed in (0, 1)
         for arm, eta, answers in ((CLEAN, None, (1,) * 16), (PROMPT, 50.0, wrong_once), (PROMPT, 80.0, (1,) * 16))
     ]
-    said = [line for line in verdict(summarize(rows, most_frequent_label=[right])) if "most frequent" in line]
+    said = [line for line in draw_conclusions(summarize(rows, most_frequent_label=[right])) if "most frequent" in line]
     assert said == [
         "No better than always naming the most frequent label, as far as can be told: without reconstruction at η = 50."
     ]
-    assert not [line for line in verdict(summarize(rows)) if "most frequent" in line]
+    assert not [line for line in draw_conclusions(summarize(rows)) if "most frequent" in line]
 
 
 def test_a_pair_with_an_empty_text_is_refused(tmp_path):

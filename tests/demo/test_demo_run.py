@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from rapt.demo.data import pick_tweets
-from rapt.demo.leak_check import holds_any, runs_of
+from rapt.demo.leak_check import cut_runs, holds_any
 from rapt.demo.plan import DemoPlan
 from rapt.demo.run import make_room, run_demo
 from rapt.errors import UsageError
@@ -114,7 +114,7 @@ def test_no_plain_text_leaves_the_trusted_side(demo, texts):
     out, _, sent, _ = demo
     assert len(sent) > 10_000
     for name, content in everything_the_service_has(out, sent).items():
-        assert not holds_any(content, runs_of(texts)), name
+        assert not holds_any(content, cut_runs(texts)), name
 
 
 def test_no_name_of_a_person_or_topic_leaves_the_trusted_side(demo, texts):
@@ -139,7 +139,7 @@ def test_no_run_of_plain_token_ids_leaves_the_trusted_side(demo, texts):
 def test_each_search_finds_what_it_is_for(leak, texts):
     """The twins: a file in clear, a handle in a log line, a file of true token ids."""
     if leak == "text":
-        assert holds_any("\n".join(texts).encode(), runs_of(texts))
+        assert holds_any("\n".join(texts).encode(), cut_runs(texts))
     elif leak == "name":
         assert rare_words([f"hello @{'somebody'}"]) == {b"somebody"}
     else:

@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from rapt.compare.plan import weights_digest
+from rapt.compare.plan import digest_weights
 from rapt.denoise.model_folder import save_denoised
 from rapt.denoise.plan import WarmUpPlan, read_public_texts
 from rapt.denoise.soft_embeddings import (
     SoftEmbeddings,
-    kept_soft_embeddings,
-    mean_of_settings,
+    average_settings,
+    count_word_prior,
+    load_soft_embeddings,
     soft_embeddings,
-    word_prior,
 )
 from rapt.denoise.student import Student
 from rapt.denoise.warm_up import warm_up
@@ -77,33 +77,33 @@ def test_an_output_that_nobody_puts_out_keeps_its_vector(line, rng):
 
 
 def test_the_prior_knows_every_eligible_word_and_no_other(line):
-    prior = word_prior([[0, 0, 1], [4]], vocabulary=line)
+    prior = count_word_prior([[0, 0, 1], [4]], vocabulary=line)
     assert prior.sum() == pytest.approx(1.0)
     assert prior[0] > prior[1] > prior[2] == prior[3] > 0
-    assert word_prior([], vocabulary=line)[4] == 0
+    assert count_word_prior([], vocabulary=line)[4] == 0
 
 
 def test_settings_are_weighed_by_how_often_they_put_a_word_out():
     first = SoftEmbeddings(table=np.array([[1.0], [7.0]], np.float32), mass=np.array([0.75, 0.0]))
     second = SoftEmbeddings(table=np.array([[3.0], [7.0]], np.float32), mass=np.array([0.25, 0.0]))
-    assert mean_of_settings([first, second]).tolist() == [[1.5], [7.0]]
+    assert average_settings([first, second]).tolist() == [[1.5], [7.0]]
 
 
 def test_a_table_is_made_once_and_a_damaged_one_again(line, prior, tmp_path, monkeypatch):
     monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path))
     mechanism = make_mechanism("laplace", vocabulary=line, eta=1.3)
-    first = kept_soft_embeddings(line, mechanism, prior=prior, seed=1, draws=1000)
+    first = load_soft_embeddings(line, mechanism, prior=prior, seed=1, draws=1000)
     (file,) = (tmp_path / "soft-embeddings").iterdir()
     stamp = file.stat().st_mtime_ns
-    assert np.array_equal(kept_soft_embeddings(line, mechanism, prior=prior, seed=1, draws=1000).table, first.table)
+    assert np.array_equal(load_soft_embeddings(line, mechanism, prior=prior, seed=1, draws=1000).table, first.table)
     assert file.stat().st_mtime_ns == stamp
     file.write_bytes(b"damaged")
-    assert np.array_equal(kept_soft_embeddings(line, mechanism, prior=prior, seed=1, draws=1000).table, first.table)
+    assert np.array_equal(load_soft_embeddings(line, mechanism, prior=prior, seed=1, draws=1000).table, first.table)
     for changed in (
         {"mechanism": make_mechanism("laplace", vocabulary=line, eta=1.4), "prior": prior},
         {"mechanism": mechanism, "prior": prior[[1, 0, 2, 3, 4]]},
     ):
-        other = kept_soft_embeddings(line, changed["mechanism"], prior=changed["prior"], seed=1, draws=1000)
+        other = load_soft_embeddings(line, changed["mechanism"], prior=changed["prior"], seed=1, draws=1000)
         assert not np.array_equal(other.table, first.table)
     assert len(list((tmp_path / "soft-embeddings").iterdir())) == 3
 
@@ -130,12 +130,12 @@ def test_a_backbone_with_soft_embeddings_is_saved_and_served(tmp_path, monkeypat
     for name, weight in loaded.encoder.state_dict().items():
         assert torch.equal(weight, original.encoder.state_dict()[name])
     assert json.loads((folder / CARD).read_text())["plan"]["soft_embeddings"] is True
-    with_table = weights_digest(str(folder))
+    with_table = digest_weights(str(folder))
     (folder / SOFT_EMBEDDINGS).write_bytes(b"damaged")
     with pytest.raises(VocabularyError, match="must have a finite vector for each word"):
         load_backbone.__wrapped__(str(folder), precision="float32")
     (folder / SOFT_EMBEDDINGS).unlink()
-    assert weights_digest(str(folder)) != with_table
+    assert digest_weights(str(folder)) != with_table
 
 
 def test_nothing_is_trained_only_where_words_are_seen_anew():

@@ -9,10 +9,10 @@ from math import isfinite, sqrt
 
 from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.channels import reason_unknown
+from rapt.audit.channels import explain_unknown_channel
 from rapt.audit.intervals import Share
 from rapt.audit.judge.detail import Detail, detail
-from rapt.audit.judge.scoring import ContextFreeBound, TokenScore, context_free_bound, score, unchanged_share
+from rapt.audit.judge.scoring import ContextFreeBound, TokenScore, compute_context_free_bound, score, unchanged_share
 from rapt.audit.kept_results import KeptResults
 from rapt.audit.truth import Truth, sample_records
 from rapt.audit.view import PART_NAMES, AdversaryView
@@ -160,11 +160,11 @@ def audit(
         raise AuditError(f"an audit must have an attack that can run, got {len(skipped)} skipped; add another")
     manifest = view.manifest
     bound = None
-    if reason_unknown(manifest.mechanism, view.bundle) is None:
+    if explain_unknown_channel(manifest.mechanism, view.bundle) is None:
         stage("bound")(0.0)
         bound = None if kept is None else kept.read("bound", ContextFreeBound)
         if bound is None:
-            bound = context_free_bound(view, truth, seed=seed, on_progress=stage("bound"))
+            bound = compute_context_free_bound(view, truth, seed=seed, on_progress=stage("bound"))
             if kept is not None:
                 kept.write("bound", bound)
         stage("bound")(1.0)

@@ -12,8 +12,8 @@ from typing import Final
 from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
 from rapt.audit.attributes import AttributeResult, infer_attribute
 from rapt.audit.audit import audit
-from rapt.audit.formal import formal_side
-from rapt.audit.judge.detail import reason_without_entities, with_entities
+from rapt.audit.formal import measure_formal_side
+from rapt.audit.judge.detail import explain_missing_entities, with_entities
 from rapt.audit.kept_results import keep_results
 from rapt.audit.known_plaintext import known_plaintext
 from rapt.audit.report import write_report
@@ -178,7 +178,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         created_by=f"rapt {__version__}",
         audit=found,
         statement=_write_statement(vocabulary, private.manifest),
-        formal=formal_side(vocabulary, private.manifest.mechanism, seed=plan.seed),
+        formal=measure_formal_side(vocabulary, private.manifest.mechanism, seed=plan.seed),
         known_plaintext=known_plaintext(adversary_view(private, vocabulary.bundle)),
         commands=(plan.command,),
         attributes=inferred,
@@ -212,7 +212,7 @@ def _read_column(plan: AuditPlan, column: str) -> Sequence[str]:
 
 def _find_entities(plan: AuditPlan, view: AdversaryView, truth: Truth, *, narrator: Narrator) -> Truth:
     """The truth with its named entities, or as it is where they cannot be looked for, which is said."""
-    if (reason := reason_without_entities()) is not None:
+    if (reason := explain_missing_entities()) is not None:
         narrator.say(reason)
         return truth
     records = read_corpus(plan.original, text_column=plan.text_column, label_column=None)

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.spent_eta import audit_spent_eta, draw_independently, near_pairs, token_pairs
+from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
 from rapt.errors import MechanismError
 from rapt.local.distances import table_distances
 from rapt.local.guarantee import PROMISES
@@ -104,7 +104,9 @@ class FormalSide:
     spent: SpentBound | None
 
 
-def formal_side(vocabulary: Vocabulary, setting: MechanismSetting, *, seed: int, runs: int = RUNS) -> FormalSide:
+def measure_formal_side(
+    vocabulary: Vocabulary, setting: MechanismSetting, *, seed: int, runs: int = RUNS
+) -> FormalSide:
     """Everything above for one setting.
 
     Args:
@@ -120,14 +122,14 @@ def formal_side(vocabulary: Vocabulary, setting: MechanismSetting, *, seed: int,
     promise = PROMISES.get(setting.name)
     return FormalSide(
         eta=setting.eta,
-        curves=loss_curves(vocabulary, setting),
+        curves=compute_loss_curves(vocabulary, setting),
         pure_only=promise is not None and promise.pure_only,
-        slope=None if mechanism is None else largest_slope(mechanism, vocabulary),
+        slope=None if mechanism is None else find_largest_slope(mechanism, vocabulary),
         spent=None if mechanism is None else _spent(mechanism, vocabulary, seed=seed, runs=runs),
     )
 
 
-def loss_curves(vocabulary: Vocabulary, setting: MechanismSetting) -> tuple[LossCurve, ...]:
+def compute_loss_curves(vocabulary: Vocabulary, setting: MechanismSetting) -> tuple[LossCurve, ...]:
     """The curves of a token, and of a text, at distances that every statement speaks of; none without a proof."""
     promise = PROMISES.get(setting.name)
     if promise is None:
@@ -148,7 +150,7 @@ def loss_curves(vocabulary: Vocabulary, setting: MechanismSetting) -> tuple[Loss
     return tuple(curves)
 
 
-def largest_slope(mechanism: Mechanism, vocabulary: Vocabulary) -> LargestSlope | None:
+def find_largest_slope(mechanism: Mechanism, vocabulary: Vocabulary) -> LargestSlope | None:
     """The largest slope of a mechanism with a closed channel, over all outputs; None without one."""
     channel = closed_channel(mechanism)
     if channel is None:
@@ -157,7 +159,7 @@ def largest_slope(mechanism: Mechanism, vocabulary: Vocabulary) -> LargestSlope 
     if whole:
         left, right = np.triu_indices(vocabulary.size, k=1)
     else:
-        left, right = np.array(near_pairs(mechanism, vocabulary), dtype=np.int64).reshape(-1, 2).T
+        left, right = np.array(choose_near_pairs(mechanism, vocabulary), dtype=np.int64).reshape(-1, 2).T
     distances = mechanism.distances(left, right)
     bounded = np.isfinite(distances) & (distances > 0)
     left, right, distances = left[bounded], right[bounded], distances[bounded]
@@ -181,10 +183,10 @@ def _largest_gap(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDA
 
 
 def _spent(mechanism: Mechanism, vocabulary: Vocabulary, *, seed: int, runs: int) -> SpentBound | None:
-    pairs = near_pairs(mechanism, vocabulary)
+    pairs = choose_near_pairs(mechanism, vocabulary)
     if not pairs:
         return None
     found = audit_spent_eta(
-        draw_independently(mechanism), token_pairs(mechanism, pairs), runs=runs, rng=np.random.default_rng([seed, 29])
+        draw_independently(mechanism), pair_tokens(mechanism, pairs), runs=runs, rng=np.random.default_rng([seed, 29])
     )
     return SpentBound(lower=max(0.0, found.lower), pairs=len(pairs), runs=runs, alpha=found.alpha)

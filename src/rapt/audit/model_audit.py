@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rapt.audit.artefact.given import OwnersTexts, read_card, workshop_of
+from rapt.audit.artefact.given import OwnersTexts, fit_workshop, read_card
 from rapt.audit.artefact.run import ArtefactFindings, ArtefactPlan, audit_artefact
 from rapt.audit.artefact.run import audit_adapter as attack_adapter
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, read_texts
@@ -213,7 +213,7 @@ def audit_adapter(plan: AdapterAuditPlan, *, narrator: Narrator = SILENT) -> Art
     backbone = load_backbone(plan.model or card.model, precision="float32")
     given = load_adapter(plan.adapter, backbone=backbone)
     sent = NO_PLAIN_TOKENS if plan.sent is None else read_privatized_file(plan.sent).manifest.plain_tokens
-    workshop = workshop_of(
+    workshop = fit_workshop(
         Workshop(
             backbone=backbone,
             vocabulary=vocabulary,

@@ -140,7 +140,7 @@ def draw_independently(mechanism: Mechanism) -> Draw:
     return draw
 
 
-def token_pairs(mechanism: Mechanism, pairs: Sequence[tuple[int, int]]) -> tuple[InputPair, ...]:
+def pair_tokens(mechanism: Mechanism, pairs: Sequence[tuple[int, int]]) -> tuple[InputPair, ...]:
     """Single tokens at their distance in the metric of the mechanism's guarantee."""
     left, right = (np.array([pair[i] for pair in pairs], dtype=np.int64) for i in (0, 1))
     distances = mechanism.distances(left, right)
@@ -150,7 +150,7 @@ def token_pairs(mechanism: Mechanism, pairs: Sequence[tuple[int, int]]) -> tuple
     )
 
 
-def near_pairs(mechanism: Mechanism, vocabulary: Vocabulary) -> list[tuple[int, int]]:
+def choose_near_pairs(mechanism: Mechanism, vocabulary: Vocabulary) -> list[tuple[int, int]]:
     """Some common words and their nearest neighbours that the guarantee bounds: near pairs show most."""
     words = common_words(vocabulary, count=_WORDS).token_ids
     near, _ = nearest_tokens(

@@ -96,9 +96,9 @@ class PublicText:
         return sum(map(len, self.contents))
 
     def prior(self, bundle: VocabularyBundle) -> TokenPrior:
-        """The frequencies of its tokens; see `prior_from_counts`."""
+        """The frequencies of its tokens; see `make_prior_from_counts`."""
         flat = np.concatenate([np.empty(0, dtype=np.int64), *self.contents])
-        return prior_from_counts(
+        return make_prior_from_counts(
             np.bincount(flat, minlength=len(bundle.embeddings)), bundle, source=f"word frequencies of {self.source}"
         )
 
@@ -115,14 +115,14 @@ def read_public_text(path: Path, bundle: VocabularyBundle, *, text_column: str =
     return public_text(texts, bundle, source=f"the public text {path.name}")
 
 
-def uniform_prior(bundle: VocabularyBundle) -> TokenPrior:
+def make_uniform_prior(bundle: VocabularyBundle) -> TokenPrior:
     """Every eligible token equally likely: an attacker who knows nothing about the language."""
     values = np.zeros(len(bundle.embeddings))
     values[bundle.eligible] = 1 / len(bundle.eligible)
     return TokenPrior(probabilities=values, source="every token equally likely")
 
 
-def prior_from_counts(counts: NDArray[np.int64], bundle: VocabularyBundle, *, source: str) -> TokenPrior:
+def make_prior_from_counts(counts: NDArray[np.int64], bundle: VocabularyBundle, *, source: str) -> TokenPrior:
     """Relative frequencies of a public corpus, smoothed for the tokens that it lacks.
 
     A token that was not counted is not impossible. Its share is Witten and Bell's: T distinct tokens among N make the

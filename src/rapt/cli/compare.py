@@ -89,14 +89,14 @@ def compare(
       rapt compare pairs.csv --text-column sentence1 --text-column-2 sentence2 --eta 75 --out comparison
     """
     from rapt.compare import Comparison, ComparisonPlan, TextFiles, compare_files, read_comparison
-    from rapt.compare.comparison import possible_arms
-    from rapt.compare.report import accuracy_cells, difference_cells
+    from rapt.compare.comparison import list_possible_arms
+    from rapt.compare.report import list_accuracies, list_differences
 
     if file.suffix == ".toml":
         _refuse_other_options(context)
         comparison = read_comparison(file, out=out, processes=processes)
     else:
-        arms_to_run = _split_names(arms) or possible_arms(
+        arms_to_run = _split_names(arms) or list_possible_arms(
             denoised=denoised is not None, public=public is not None, method=method
         )
         comparison = Comparison(
@@ -141,7 +141,7 @@ def compare(
     if as_json:
         show_json({"report": str(found.page)})
         return
-    for cells in (accuracy_cells(found.summary), difference_cells(found.summary)):
+    for cells in (list_accuracies(found.summary), list_differences(found.summary)):
         show(table(cells[0], cells[1:]) + "\n")
 
 

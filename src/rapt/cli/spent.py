@@ -29,13 +29,13 @@ def audit_mechanism(
         UsageError: A pair is not two words of one token each.
         AuditError: The guarantee says nothing about a pair.
     """
-    from rapt.audit.spent_eta import audit_spent_eta, draw_independently, near_pairs, token_pairs
+    from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
     from rapt.local.randomness import secure_stream
 
-    chosen = [word_tokens(vocabulary, pair) for pair in pairs] or near_pairs(mechanism, vocabulary)
+    chosen = [word_tokens(vocabulary, pair) for pair in pairs] or choose_near_pairs(mechanism, vocabulary)
     report = audit_spent_eta(
         draw_independently(mechanism),
-        token_pairs(mechanism, chosen),
+        pair_tokens(mechanism, chosen),
         runs=runs,
         rng=secure_stream().generator,
         alpha=_ALPHA,

@@ -71,7 +71,7 @@ class Bench:
         judged = self.files.evaluation(split.evaluation, eta=cell.eta, seed=cell.seed)
         right = np.zeros(len(split.evaluation), dtype=np.int64)
         for place, queries in enumerate(judged, start=1):
-            right += right_answers(backbone, adapter, self.reading(cell, split.evaluation, queries, place=place))
+            right += judge_answers(backbone, adapter, self.reading(cell, split.evaluation, queries, place=place))
         return ModelRow(
             setting=self.denoised_setting if arm.denoised else self.setting,
             arm=cell.arm,
@@ -132,7 +132,7 @@ class Bench:
         )
 
 
-def right_answers(backbone: Backbone, adapter: Adapter, file: PrivatizedFile) -> NDArray[np.bool_]:
+def judge_answers(backbone: Backbone, adapter: Adapter, file: PrivatizedFile) -> NDArray[np.bool_]:
     """Whether each record is labelled rightly, (records,)."""
     answers = classify(backbone, [row_of(record, adapter=adapter) for record in file.records])
     labels = np.array([record.label for record in file.records])
@@ -204,7 +204,7 @@ def run_comparison(
     """
     settings = {plan.setting(split, denoised=needed) for needed in (False, True)}
     with open_results(results, settings=settings) as file:
-        wanted: list[Task] = [*plan.attack_cells(), *plan.cells()]
+        wanted: list[Task] = [*plan.list_attacks(), *plan.cells()]
         done = {row.cell for row in file.rows}
         left = [task for task in wanted if task not in done]
         on_row(len(wanted) - len(left), len(wanted))

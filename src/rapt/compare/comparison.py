@@ -96,7 +96,7 @@ class ComparisonReport:
     summary: Summary
 
 
-def possible_arms(*, denoised: bool, public: bool, method: str) -> tuple[str, ...]:
+def list_possible_arms(*, denoised: bool, public: bool, method: str) -> tuple[str, ...]:
     """The arms that can be run.
 
     Args:
@@ -225,7 +225,7 @@ def read_comparison(path: Path, *, out: Path, processes: int = 1) -> Comparison:
     if "arms" not in values:
         method = values.get("method", ComparisonPlan.method)
         values["arms"] = list(
-            possible_arms(denoised="denoised" in values, public=texts.public is not None, method=str(method))
+            list_possible_arms(denoised="denoised" in values, public=texts.public is not None, method=str(method))
         )
     plan = _fill(ComparisonPlan, values, folder=path.parent, where="the file")
     return Comparison(plan=plan, texts=texts, out=out, processes=processes)

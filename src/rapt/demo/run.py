@@ -27,7 +27,15 @@ from rapt.audit.report import HTML, JSON, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.demo.leak_check import LeakCheck, search_folder
 from rapt.demo.plan import DemoPlan, DemoResult
-from rapt.demo.service_side import PROMPT_TUNING, RAPT, follow, losses_of, predict_queries, running_service, start_jobs
+from rapt.demo.service_side import (
+    PROMPT_TUNING,
+    RAPT,
+    follow,
+    predict_queries,
+    read_losses,
+    running_service,
+    start_jobs,
+)
 from rapt.demo.trusted_side import TrustedSide, attack_own_file, prepare_trusted_side, upper_bound
 from rapt.drawing import Figure, Line
 from rapt.errors import ServiceError, UsageError
@@ -78,7 +86,7 @@ class Background(Generic[T]):
         self._thread.join(timeout=5)
 
 
-def demo_report(
+def write_demo_report(
     plan: DemoPlan,
     side: TrustedSide,
     *,
@@ -179,7 +187,7 @@ def run_demo(
             narrator.say(f"    after:  {after}")
         narrator.say(f"    {side.unchanged():.1%} of the tokens happen to be unchanged")
         narrator.say("3/7 What that promises")
-        for line in promise_in_short(side):
+        for line in summarize_promise(side):
             narrator.say(f"    {line}")
         client = stack.enter_context(ServiceClient(stack.enter_context(through(service.url()))))
         narrator.say(
@@ -192,7 +200,7 @@ def run_demo(
         here = Background(lambda should_stop: work_here(plan, side, threads=threads, should_stop=should_stop))
         stack.callback(here.stop)
         models = {name: follow(client, job, name=name, narrator=narrator) for name, job in jobs.items()}
-        losses = [losses_of(client, job, name=name) for name, job in jobs.items()]
+        losses = [read_losses(client, job, name=name) for name, job in jobs.items()]
         narrator.say("5/7 Sending privatized queries, without labels")
         answers = {name: predict_queries(client, model, side) for name, model in models.items()}
         narrator.say("6/7 Waiting for the upper bound and the attacks")
@@ -204,7 +212,7 @@ def run_demo(
     if leak.leaked:
         raise ServiceError(f"the service must keep no plain text, got it in {len(leak.leaked)} files; report this")
     seconds = time.monotonic() - started
-    report = demo_report(plan, side, rows=rows, audit=found, losses=losses, leak=leak, seconds=seconds)
+    report = write_demo_report(plan, side, rows=rows, audit=found, losses=losses, leak=leak, seconds=seconds)
     write_report(report, out)
     return DemoResult(plan=plan, rows=rows, leak=leak, report=report, seconds=seconds)
 
@@ -235,7 +243,7 @@ def make_room(out: Path) -> None:
     out.mkdir(parents=True)
 
 
-def promise_in_short(side: TrustedSide) -> list[str]:
+def summarize_promise(side: TrustedSide) -> list[str]:
     """Three lines out of the privacy statement."""
     statement = side.statement
     nearest = statement.pairs[0]

@@ -144,7 +144,7 @@ def follow(client: ServiceClient, job: JobInfo, *, name: str, narrator: Narrator
     return str(ended.fine_tuned_model)
 
 
-def losses_of(client: ServiceClient, job: JobInfo, *, name: str) -> Line:
+def read_losses(client: ServiceClient, job: JobInfo, *, name: str) -> Line:
     """The training loss of a run over its steps, in nats."""
     steps = [event.data for event in client.events(job.id) if event.data is not None and "step" in event.data]
     return Line(name=name, points=tuple((float(data["step"]), float(data["train_loss"])) for data in steps))

@@ -21,7 +21,7 @@ from rapt.audit.attacks import ATTACKS
 from rapt.audit.audit import AuditReport, audit
 from rapt.audit.truth import match_truth, sample_records
 from rapt.audit.view import adversary_view, public_text
-from rapt.demo.data import CLASSES, Tweets, pick_tweets, public_tweets, write_csv
+from rapt.demo.data import CLASSES, Tweets, pick_public_tweets, pick_tweets, write_csv
 from rapt.demo.plan import DemoPlan
 from rapt.local.corpus import privatize_corpus
 from rapt.local.guarantee import PrivacyStatement, privacy_statement
@@ -143,7 +143,7 @@ def prepare_trusted_side(plan: DemoPlan, folder: Path, *, narrator: Narrator) ->
     )
 
 
-def clean_predictions(
+def predict_in_clear(
     training: tuple[Sequence[str], Sequence[int]],
     queries: Sequence[str],
     *,
@@ -208,7 +208,7 @@ def upper_bound(
     should_stop: Callable[[], bool],
 ) -> list[str]:
     """Labels of the queries, predicted in clear by a model tuned in clear."""
-    predicted = clean_predictions(
+    predicted = predict_in_clear(
         (side.training.texts, [CLASSES.index(label) for label in side.training.labels]),
         side.queries.texts,
         vocabulary=side.vocabulary,
@@ -226,7 +226,7 @@ def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[
 
     The attacks that train a network are left to `rapt audit`: they take longer than the rest of the demo.
     """
-    texts = public_tweets(apart_from=[*side.training.texts, *side.queries.texts], most=plan.public_texts)
+    texts = pick_public_tweets(apart_from=[*side.training.texts, *side.queries.texts], most=plan.public_texts)
     bundle = side.vocabulary.bundle
     public = public_text(texts, bundle, source=f"{len(texts):,} other tweets")
     view = adversary_view(side.privatized_training(), bundle, public=public)

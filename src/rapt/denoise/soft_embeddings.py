@@ -52,7 +52,7 @@ class SoftEmbeddings:
     mass: NDArray[np.float64]
 
 
-def word_prior(texts: Iterable[Sequence[int]], *, vocabulary: Vocabulary) -> NDArray[np.float64]:
+def count_word_prior(texts: Iterable[Sequence[int]], *, vocabulary: Vocabulary) -> NDArray[np.float64]:
     """How often each token is in public texts, (V,), smoothed; sums to 1.
 
     Args:
@@ -81,7 +81,7 @@ def soft_embeddings(
     Args:
         vocabulary: V tokens of d numbers.
         mechanism: On that vocabulary.
-        prior: As of `word_prior`, (V,).
+        prior: As of `count_word_prior`, (V,).
         rng: For draws; public text and its noise protect nobody.
         draws: About how many, where the channel has no closed form.
     """
@@ -97,7 +97,7 @@ def soft_embeddings(
     return SoftEmbeddings(table=table, mass=mass / mass.sum())
 
 
-def kept_soft_embeddings(
+def load_soft_embeddings(
     vocabulary: Vocabulary, mechanism: Mechanism, *, prior: NDArray[np.float64], seed: int, draws: int = DRAWS
 ) -> SoftEmbeddings:
     """The same from the user's cache, if it was asked for before; else it is made and kept there.
@@ -120,7 +120,7 @@ def kept_soft_embeddings(
     return found
 
 
-def mean_of_settings(settings: Sequence[SoftEmbeddings]) -> NDArray[np.float32]:
+def average_settings(settings: Sequence[SoftEmbeddings]) -> NDArray[np.float32]:
     """The table for a reader who does not know which of the settings it was, each as likely, (V, d)."""
     mass = np.sum([item.mass for item in settings], axis=0)
     table = settings[0].table.copy()

@@ -13,7 +13,7 @@ import torch
 
 from rapt.denoise.model_folder import check_source, check_target, save_denoised
 from rapt.denoise.plan import Explained, PublicTexts, WarmUpPlan, read_public_texts
-from rapt.denoise.soft_embeddings import DRAWS, kept_soft_embeddings, mean_of_settings, word_prior
+from rapt.denoise.soft_embeddings import DRAWS, average_settings, count_word_prior, load_soft_embeddings
 from rapt.denoise.student import Agreement, Student
 from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.randomness import insecure_stream
@@ -145,12 +145,12 @@ def warm_up(
     queries = [privatize(mechanism, texts.held_out, rng=rng) for mechanism in noise]
     before = [_explained(student, texts.held_out, query) for query in queries]
     if plan.soft_embeddings:
-        prior = word_prior(texts.training, vocabulary=vocabulary)
+        prior = count_word_prior(texts.training, vocabulary=vocabulary)
         settings = [
-            kept_soft_embeddings(vocabulary, mechanism, prior=prior, seed=plan.seed, draws=soft_draws)
+            load_soft_embeddings(vocabulary, mechanism, prior=prior, seed=plan.seed, draws=soft_draws)
             for mechanism in noise
         ]
-        student.see_words_as(torch.from_numpy(mean_of_settings(settings)))
+        student.see_words_as(torch.from_numpy(average_settings(settings)))
     steps = math.ceil(plan.epochs * len(texts.training) / plan.batch_size)
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
     trainer = Trainer({plan.learning_rate: student.parameters()}, fused=True)

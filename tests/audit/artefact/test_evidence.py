@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 
 from rapt.audit.artefact.membership import MembershipResult, NamedScore, score_membership
-from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, views_of_each
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_views
 from rapt.audit.artefact.memory import CanaryResult
 from rapt.audit.artefact.run import ArtefactFindings, evidence, holm
-from rapt.audit.report.artefact import artefact_verdict
+from rapt.audit.report.artefact import state_artefact_verdict
 from significance import ALPHA
 
 LEVEL, AUDITS = 0.05, 200
@@ -33,7 +33,7 @@ NOTHING = ArtefactFindings(
 def membership(*, memory, rng):
     members = rng.random((4, 60)) < 0.5
     answers = memory * members + rng.standard_normal((4, 60))
-    views = list(views_of_each(answers, members))
+    views = list(make_views(answers, members))
     attacks = tuple(
         NamedScore(
             attack=name, score=score_membership(np.stack([attack(v) for v in views]), members, replicates=2, seed=0)
@@ -87,21 +87,21 @@ def test_audits_of_nothing_are_accused_as_rarely_as_stated_and_the_smallest_p_wo
 def test_a_model_that_remembers_is_named_in_the_headline_and_one_that_does_not_is_not(seed):
     rng = np.random.default_rng(seed)
     nothing = audit_of_nothing(seed)
-    assert artefact_verdict(nothing).headline.startswith("No attack tried")
+    assert state_artefact_verdict(nothing).headline.startswith("No attack tried")
     leaking = replace(nothing, membership=(membership(memory=3.0, rng=rng),))
     assert evidence(leaking, tuned_on="privatized")[0].corrected < ALPHA
-    assert "shows whose texts" in artefact_verdict(leaking).headline
+    assert "shows whose texts" in state_artefact_verdict(leaking).headline
     repeated = replace(nothing, canaries=(canary(rng=rng, p=1e-9),))
-    assert "remembers a sentence" in artefact_verdict(repeated).headline
+    assert "remembers a sentence" in state_artefact_verdict(repeated).headline
 
 
 def test_a_p_that_is_a_finding_by_itself_is_none_among_many():
     rng = np.random.default_rng(0)
     alone = replace(NOTHING, canaries=(canary(rng=rng, p=5e-4),))
     many = replace(NOTHING, canaries=tuple(canary(rng=rng, p=p) for p in (5e-4, 0.3, 0.6)))
-    assert not artefact_verdict(alone).headline.startswith("No attack tried")
-    assert artefact_verdict(many).headline.startswith("No attack tried")
-    assert any("counts all of them" in sentence for sentence in artefact_verdict(many).sentences)
+    assert not state_artefact_verdict(alone).headline.startswith("No attack tried")
+    assert state_artefact_verdict(many).headline.startswith("No attack tried")
+    assert any("counts all of them" in sentence for sentence in state_artefact_verdict(many).sentences)
 
 
 def test_a_control_and_models_of_clear_text_are_no_tests_of_the_privatized_ones():

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapt.audit.artefact.given import OwnersTexts, attack_given, config_of_card, read_card, workshop_of
+from rapt.audit.artefact.given import OwnersTexts, attack_given, fit_workshop, read_card, read_config_of_card
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
-from rapt.audit.artefact.run import audit_adapter, evidence_on
+from rapt.audit.artefact.run import audit_adapter, weigh_evidence_on_adapter
 from rapt.audit.artefact.workshop import TokenTexts, Workshop
-from rapt.audit.report.artefact import ArtefactReport, artefact_verdict, not_tried, render_artefact_report
+from rapt.audit.report.artefact import ArtefactReport, not_tried, render_artefact_report, state_artefact_verdict
 from rapt.errors import AuditError, WireError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
@@ -62,13 +62,13 @@ def attack(workshop, adapter, owned, *, shadows=SHADOWS):
 
 
 def test_an_overfitted_adapter_shows_what_it_was_tuned_on_and_the_page_says_so(workshop, adapter, owned):
-    found = audit_adapter(workshop_of(workshop, adapter.card), adapter, owned, shadows=SHADOWS, queries=1, seed=0)
+    found = audit_adapter(fit_workshop(workshop, adapter.card), adapter, owned, shadows=SHADOWS, queries=1, seed=0)
     given = found.given
     assert (given.members, given.others, given.shadows) == (TEXTS, TEXTS, SHADOWS)
-    assert evidence_on(given)[0].corrected < 1e-3
+    assert weigh_evidence_on_adapter(given)[0].corrected < 1e-3
     clear = {attack.named.attack: attack.named.score for attack in given.attacks if attack.asked_with == "clear"}
     assert all(clear[name].auc.low > 0.7 for name in ("hierarchical", "lira_online"))
-    assert "shows which texts" in artefact_verdict(found).headline
+    assert "shows which texts" in state_artefact_verdict(found).headline
     page = render_artefact_report(
         ArtefactReport(title="A", created="2026-01-02", created_by="rapt test", findings=found)
     )
@@ -78,7 +78,7 @@ def test_an_overfitted_adapter_shows_what_it_was_tuned_on_and_the_page_says_so(w
 
 def test_an_adapter_that_had_none_of_the_texts_is_not_accused(workshop, vocabulary, owned):
     stranger = workshop.tune(random_texts(vocabulary, seed=2), seed=99)
-    assert all(entry.p > ALPHA for entry in evidence_on(attack(workshop, stranger, owned)))
+    assert all(entry.p > ALPHA for entry in weigh_evidence_on_adapter(attack(workshop, stranger, owned)))
 
 
 def of_one_class(texts, vocabulary):
@@ -95,11 +95,11 @@ def test_two_files_that_differ_in_kind_are_no_memory(workshop, vocabulary):
     found = attack(workshop, workshop.tune(strangers, seed=99), owned)
     threshold = [a for a in found.attacks if a.named.attack == "threshold"]
     assert all(a.named.score.p < ALPHA and not a.counts for a in threshold)
-    assert all("threshold" not in entry.test and entry.corrected > ALPHA for entry in evidence_on(found))
+    assert all("threshold" not in entry.test and entry.corrected > ALPHA for entry in weigh_evidence_on_adapter(found))
 
 
 def test_the_run_of_a_card_is_that_of_the_adapter(workshop, adapter):
-    assert replace(config_of_card(adapter.card), seed=0) == workshop.config
+    assert replace(read_config_of_card(adapter.card), seed=0) == workshop.config
     other = replace(
         workshop.config, epochs=1, lora_targets=("query",), reconstruction=ReconstructionConfig(weight=0.3, head_size=8)
     )
@@ -108,18 +108,18 @@ def test_the_run_of_a_card_is_that_of_the_adapter(workshop, adapter):
     texts = random_texts(workshop.vocabulary, seed=4)
     made = shop.tune(texts, seed=5)
     assert made.card.plain_tokens == 3
-    assert config_of_card(made.card) == replace(other, seed=5)
+    assert read_config_of_card(made.card) == replace(other, seed=5)
     # Plain tokens stand before every query, in the shadow models' files as well.
     owned = OwnersTexts(texts=texts, sent=np.arange(TEXTS) < TEXTS // 2)
-    assert len(attack(workshop_of(shop, made.card), made, owned, shadows=3).attacks) == 2 * len(MEMBERSHIP_ATTACKS)
+    assert len(attack(fit_workshop(shop, made.card), made, owned, shadows=3).attacks) == 2 * len(MEMBERSHIP_ATTACKS)
     with pytest.raises(AuditError, match="plain tokens"):
-        workshop_of(workshop, made.card)
+        fit_workshop(workshop, made.card)
 
 
 @pytest.mark.parametrize("change", [{"pairs": True}, {"label_epsilon": 1.0}])
 def test_an_adapter_of_another_task_is_refused(change, adapter):
     with pytest.raises(AuditError, match="single texts"):
-        config_of_card(replace(adapter.card, training=dict(adapter.card.training) | change))
+        read_config_of_card(replace(adapter.card, training=dict(adapter.card.training) | change))
 
 
 def test_without_others_or_without_a_card_there_is_no_attack(workshop, adapter, owned, tmp_path):

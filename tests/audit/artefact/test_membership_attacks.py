@@ -20,12 +20,12 @@ from rapt.audit.artefact.membership_attacks import (
     MembershipView,
     Sides,
     _inverse_trigamma,
+    estimate_shifts,
     hierarchical,
-    law_of_shifts,
     lira_online,
     log_ratio,
     rmia,
-    shrunk_variances,
+    shrink_variances,
 )
 from rapt.errors import AuditError
 from significance import ALPHA
@@ -241,13 +241,13 @@ def test_the_law_of_shifts_is_found_and_no_spread_where_there_is_none(seed):
     rng = np.random.default_rng(seed)
     variances = rng.uniform(0.2, 1.0, 4000)
     noise = np.sqrt(variances) * rng.standard_normal(4000)
-    mean, spread = law_of_shifts(0.7 + 0.5 * rng.standard_normal(4000) + noise, variances)
+    mean, spread = estimate_shifts(0.7 + 0.5 * rng.standard_normal(4000) + noise, variances)
     assert mean == pytest.approx(0.7, abs=0.07)
     assert spread == pytest.approx(0.25, abs=0.12)
-    mean, spread = law_of_shifts(0.7 + noise, variances)
+    mean, spread = estimate_shifts(0.7 + noise, variances)
     assert mean == pytest.approx(0.7, abs=0.06)
     assert spread < 0.06
-    assert law_of_shifts(np.zeros(0), np.zeros(0)) == (0.0, 0.0)
+    assert estimate_shifts(np.zeros(0), np.zeros(0)) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -259,7 +259,7 @@ def test_shrunk_variances_are_nearer_to_the_truth_than_ones_own_or_the_common_on
     def missed(variances):
         return float(((np.log(variances) - np.log(truth)) ** 2).mean())
 
-    found = shrunk_variances(squares, freedom)
+    found = shrink_variances(squares, freedom)
     assert missed(found) < 0.8 * min(missed(squares / freedom), missed(np.full(2000, squares.sum() / freedom.sum())))
 
 
@@ -268,7 +268,7 @@ def test_many_models_leave_a_text_its_own_variance_and_one_leaves_it_everybodys(
     truth = 2.0 * 6 / rng.chisquare(6, 300)
     freedom = np.append(np.full(299, 4000), 0)
     squares = np.append(truth[:299] * rng.chisquare(4000, 299), 0.0)
-    found = shrunk_variances(squares, freedom)
+    found = shrink_variances(squares, freedom)
     np.testing.assert_allclose(found[:299], squares[:299] / 4000, rtol=0.05)
     assert np.quantile(truth, 0.1) < found[299] < np.quantile(truth, 0.9)
 
@@ -281,7 +281,7 @@ def test_the_trigamma_function_is_inverted(value):
 def test_equal_variances_are_not_told_apart():
     # The excess over chance is below 0 half of the time; then all share one variance.
     rng = np.random.default_rng(0)
-    spreads = [np.ptp(shrunk_variances(rng.chisquare(8, 500), np.full(500, 8))) for _ in range(40)]
+    spreads = [np.ptp(shrink_variances(rng.chisquare(8, 500), np.full(500, 8))) for _ in range(40)]
     assert min(spreads) == 0.0
     assert max(spreads) < 0.5
     assert stats.binomtest(sum(spread == 0 for spread in spreads), 40, 0.5).pvalue > ALPHA

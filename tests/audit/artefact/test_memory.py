@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from rapt.audit.artefact.membership import MembershipResult, play_membership
-from rapt.audit.artefact.memory import find_canaries, rare_words, read_words, words_of_members
-from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop, privatize, tune_models, tuning_file
+from rapt.audit.artefact.memory import find_canaries, mark_member_words, rare_words, read_words
+from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop, make_tuning_file, privatize, tune_models
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
@@ -85,7 +85,7 @@ def test_words_are_not_read_that_were_never_there(workshop, models):
 
 def test_the_words_in_question_stand_in_one_text_each(workshop, texts, models):
     words = rare_words(texts, eligible=workshop.vocabulary.eligible)
-    truth = words_of_members(texts, models.members, words)
+    truth = mark_member_words(texts, models.members, words)
     for model, word in ((0, 0), (1, 5), (4, -1)):
         home = [place for place, content in enumerate(texts.contents) if words[word] in content]
         assert truth[model, word] == models.members[model, home[0]]
@@ -95,7 +95,7 @@ def test_the_words_in_question_stand_in_one_text_each(workshop, texts, models):
 def test_a_prompt_made_of_training_words_is_read(workshop, texts, models):
     # Vectors that are rows of the words themselves: what a nearest-row reading is able to see.
     words = rare_words(texts, eligible=workshop.vocabulary.eligible)
-    truth = words_of_members(texts, models.members, words)
+    truth = mark_member_words(texts, models.members, words)
     adapters = []
     for adapter, inside in zip(models.adapters, truth, strict=True):
         prompt = workshop.backbone.word_embeddings[words[inside].tolist()]
@@ -134,11 +134,11 @@ def test_a_prompt_is_tuned_and_read_through_a_mechanism(workshop, texts):
 def test_models_have_parts_of_their_own_and_fresh_noise(workshop, texts):
     mechanism = make_mechanism("laplace", vocabulary=workshop.vocabulary, eta=5.0)
     files = [
-        tuning_file(texts, vocabulary=workshop.vocabulary, mechanism=mechanism, rng=np.random.default_rng(seed))
+        make_tuning_file(texts, vocabulary=workshop.vocabulary, mechanism=mechanism, rng=np.random.default_rng(seed))
         for seed in (1, 2, 1)
     ]
     assert files[0].records == files[2].records != files[1].records
-    clear = tuning_file(texts, vocabulary=workshop.vocabulary, mechanism=None, rng=np.random.default_rng(0))
+    clear = make_tuning_file(texts, vocabulary=workshop.vocabulary, mechanism=None, rng=np.random.default_rng(0))
     assert tuple(record.token_ids for record in clear.records) == texts.contents
     lengths = [len(content) for content in privatize(texts.contents, mechanism=mechanism, rng=np.random.default_rng(0))]
     assert lengths == texts.lengths.tolist()

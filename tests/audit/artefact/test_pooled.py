@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audit_material import scattered_vocabulary, zipf_prior
-from rapt.audit.artefact.pooled import ReleasesView, pooled_guesses, score_releases
+from rapt.audit.artefact.pooled import ReleasesView, pool_guesses, score_releases
 from rapt.local.mechanisms import make_mechanism
 
 SIZE, TOKENS = 60, 600
@@ -21,7 +21,7 @@ def released(name, *, eta, releases, seed=0):
 
 
 def shares(view, true, counts):
-    guesses = pooled_guesses(view, counts=counts)
+    guesses = pool_guesses(view, counts=counts)
     return score_releases(guesses, true=true, lengths=np.full(TOKENS // 10, 10))
 
 
@@ -38,7 +38,7 @@ def test_the_guesses_of_a_closed_channel_are_those_of_bayes_rule():
     view, _ = released("exponential", eta=3.0, releases=3)
     mechanism = make_mechanism("exponential", vocabulary=view.vocabulary, eta=3.0)
     table = mechanism.log_probabilities(np.arange(SIZE))
-    guesses = pooled_guesses(view, counts=(1, 3))
+    guesses = pool_guesses(view, counts=(1, 3))
     for count, named in guesses.items():
         posterior = np.log(view.prior.probabilities)[:, None] + sum(table[:, row] for row in view.releases[:count])
         assert np.array_equal(named, posterior.argmax(axis=0))

@@ -11,9 +11,9 @@ import pytest
 from audit_material import privatized_view, public_of, scattered_vocabulary, zipf_prior
 from rapt.audit.attacks import ATTACKS
 from rapt.audit.attacks.desk import Desk, fit_prior
-from rapt.audit.attacks.direct import context_free_bayes, embedding_inversion
+from rapt.audit.attacks.direct import embedding_inversion, guess_by_bayes
 from rapt.audit.channels.estimate import ChannelEstimate
-from rapt.audit.judge.scoring import context_free_bound, score
+from rapt.audit.judge.scoring import compute_context_free_bound, score
 from rapt.audit.view import AdversaryView
 
 SIZE = 300
@@ -69,7 +69,7 @@ def test_with_nothing_but_noise_an_attack_is_at_chance(name, kind, vocabulary):
 
 def test_with_nothing_but_noise_bayes_names_the_most_frequent_token(vocabulary):
     view, _ = privatized_view(vocabulary, zipf_tokens(300), eta=0.01, prior=zipf_prior(SIZE))
-    assert (context_free_bayes(Desk(view, seed=0)).token_ids[:, 0] == 0).mean() > 0.95
+    assert (guess_by_bayes(Desk(view, seed=0)).token_ids[:, 0] == 0).mean() > 0.95
 
 
 def test_the_first_guess_of_embedding_inversion_is_what_it_sees(vocabulary):
@@ -90,7 +90,7 @@ def test_the_next_guesses_of_embedding_inversion_are_the_nearest_tokens(vocabula
 def test_bayes_beats_inversion_on_skewed_text_and_stays_below_the_bound(eta, vocabulary):
     view, truth = privatized_view(vocabulary, zipf_tokens(4000), eta=eta, prior=zipf_prior(SIZE))
     inversion, bayes = success("embedding_inversion", view, truth).first, success("bayes", view, truth).first
-    bound = context_free_bound(view, truth, seed=0, trials=4000)
+    bound = compute_context_free_bound(view, truth, seed=0, trials=4000)
     assert bayes.value > inversion.high
     assert bayes.low <= bound.high
     assert inversion.low <= bound.high
@@ -104,7 +104,7 @@ def test_bayes_without_a_public_prior_is_no_worse_than_inversion_by_much(vocabul
 
 def test_bayes_says_which_prior_it_used(vocabulary):
     view, _ = privatized_view(vocabulary, zipf_tokens(50), eta=ETA, prior=zipf_prior(SIZE, source="a dictionary"))
-    assert "a dictionary" in context_free_bayes(Desk(view, seed=0)).remarks[0]
+    assert "a dictionary" in guess_by_bayes(Desk(view, seed=0)).remarks[0]
 
 
 def exact_channel(matrix):

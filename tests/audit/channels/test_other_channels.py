@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audit_material import scattered_vocabulary, zipf_prior
-from rapt.audit.channels import CHANNELS, counted_channel, estimate_channel, exact_channel, reason_unknown
+from rapt.audit.channels import CHANNELS, count_channel, estimate_channel, exact_channel, explain_unknown_channel
 from rapt.errors import AuditError
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.wire.manifest import MechanismSetting
@@ -58,7 +58,7 @@ def test_the_sources_kept_are_the_likeliest_and_the_rest_is_accounted_for(source
 def test_a_counted_channel_comes_close_to_the_closed_one(vocabulary, rng):
     mechanism = made(vocabulary, "exponential")
     outputs = vocabulary.eligible
-    found = counted_channel(
+    found = count_channel(
         vocabulary.bundle, setting=mechanism.setting, outputs=outputs, prior=PRIOR, rng=rng, sources=SIZE, tokens=60_000
     )
     exact = np.exp(mechanism.log_probabilities(np.arange(SIZE)))
@@ -67,14 +67,14 @@ def test_a_counted_channel_comes_close_to_the_closed_one(vocabulary, rng):
     assert np.abs(matrix_of(found) - exact)[often].max() < 3 * 0.5 / np.sqrt(0.02 * 60_000) + 0.01
 
 
-@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if channel is counted_channel])
+@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if channel is count_channel])
 def test_mechanisms_without_a_closed_form_are_counted(name, vocabulary, rng):
     setting = MechanismSetting(name=name, parameters={"eta": 4.0})
     try:
         setting = made(vocabulary, name).setting
     except Exception as error:
         pytest.skip(f"needs more than eta: {type(error).__name__}")
-    found = counted_channel(
+    found = count_channel(
         vocabulary.bundle, setting=setting, outputs=vocabulary.eligible, prior=PRIOR, rng=rng, tokens=4000
     )
     assert (found.sources[:, 0] == vocabulary.eligible).all()
@@ -88,6 +88,6 @@ def test_every_mechanism_has_a_channel():
 
 def test_a_mechanism_that_is_not_known_has_none(vocabulary):
     setting = MechanismSetting(name="novel", parameters={"eta": 1.0})
-    assert "novel" in reason_unknown(setting, vocabulary.bundle)
+    assert "novel" in explain_unknown_channel(setting, vocabulary.bundle)
     with pytest.raises(AuditError, match="novel"):
         estimate_channel(setting, vocabulary.bundle, outputs=vocabulary.eligible, prior=PRIOR, rng=None)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, several_texts_view
-from rapt.audit.judge.detail import bleu, detail, reason_without_entities, with_entities
+from rapt.audit.judge.detail import bleu, detail, explain_missing_entities, with_entities
 from rapt.audit.truth import Truth, keep_records, match_truth
 from rapt.audit.view import Guess, adversary_view
 from rapt.errors import AuditError
@@ -121,7 +121,7 @@ def test_a_truth_shows_nothing_of_its_entities(audited_entities):
 
 def test_without_spacy_one_line_says_so(monkeypatch):
     monkeypatch.setattr("rapt.audit.judge.detail.find_spec", lambda name: None)
-    assert "pip install -e '.[entities]'" in reason_without_entities()
+    assert "pip install -e '.[entities]'" in explain_missing_entities()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from markov_language import alone, exact_posteriors, markov_material
 from rapt.audit.intervals import clustered_share
-from rapt.audit.language.search import ENDED, beam_beliefs, sweep
+from rapt.audit.language.search import ENDED, search_beam, sweep
 from rapt.errors import AuditError
 
 
@@ -30,7 +30,7 @@ class MarkovReader:
 
 
 def guesses(material, *, steps, beams=64, later=9):
-    return beam_beliefs(
+    return search_beam(
         material.candidates,
         material.evidence,
         lengths=material.view.lengths,
@@ -63,7 +63,7 @@ def test_a_beam_that_reads_the_steps_backwards_misses_it(seed):
 def test_one_reading_is_kept_where_one_is_asked_for_and_the_best_by_hand():
     # Word 1 is likelier at first, and after it nothing but word 0 follows.
     first, steps = np.array([0.4, 0.6]), np.array([[0.5, 0.5], [1.0, 1e-9]])
-    found = beam_beliefs(
+    found = search_beam(
         np.tile([0, 1], (2, 1)),
         np.zeros((2, 2)),
         lengths=np.array([2]),
@@ -80,7 +80,7 @@ def test_a_correction_of_an_offer_changes_what_is_believed():
             super().take(parents, candidates)
             return np.where(candidates == 1, -5.0, 0.0)
 
-    found = beam_beliefs(
+    found = search_beam(
         np.array([[0, 1]]),
         np.zeros((1, 2)),
         lengths=np.array([1]),

@@ -10,9 +10,9 @@ from rapt.audit.report.artefact import (
     ArtefactReport,
     artefact_report_from_json,
     artefact_report_to_json,
-    artefact_verdict,
     not_tried,
     render_artefact_report,
+    state_artefact_verdict,
     write_artefact_report,
 )
 from rapt.errors import AuditError
@@ -39,15 +39,15 @@ def test_the_page_says_what_was_found_and_loads_nothing(report):
 
 
 def test_the_verdict_depends_on_what_was_found(found):
-    assert "No attack tried" in artefact_verdict(found).headline
+    assert "No attack tried" in state_artefact_verdict(found).headline
     leaking = replace(found, membership=(membership("privatized", memory=3.0),))
-    assert "shows whose texts" in artefact_verdict(leaking).headline
-    assert any("97 of 100" in sentence for sentence in artefact_verdict(found).sentences)
+    assert "shows whose texts" in state_artefact_verdict(leaking).headline
+    assert any("97 of 100" in sentence for sentence in state_artefact_verdict(found).sentences)
 
 
 def test_the_verdict_on_an_adapter_counts_only_attacks_that_pass_the_check():
     headlines = [
-        artefact_verdict(findings_on_an_adapter(memory=memory, control_p=p)).headline
+        state_artefact_verdict(findings_on_an_adapter(memory=memory, control_p=p)).headline
         for memory, p in ((1.0, 0.4), (0.0, 0.4), (1.0, 1e-4))
     ]
     assert "shows which texts" in headlines[0]

@@ -17,7 +17,7 @@ from rapt.audit.judge.detail import Group
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
-from rapt.audit.report.verdict import between, not_attacked, of_100, verdict
+from rapt.audit.report.verdict import between, not_attacked, verdict, write_of_100
 from rapt.drawing import Figure, Line
 from rapt.errors import AuditError
 
@@ -260,7 +260,7 @@ def test_the_json_names_no_private_token(full):
     ],
 )
 def test_a_share_in_words_is_never_rounded_to_never_or_always(share, words):
-    assert of_100(share) == words
+    assert write_of_100(share) == words
 
 
 def test_an_interval_in_words_is_rounded_outwards():

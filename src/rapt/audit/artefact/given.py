@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.artefact.membership import Estimate, NamedScore, ask, score_membership
-from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, MembershipView, views_of_each
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, MembershipView, make_views
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.errors import AuditError, WireError
 from rapt.service.model.adapter import CARD, Adapter
@@ -95,7 +95,7 @@ def read_card(folder: Path) -> AdapterCard:
         raise WireError(f"an adapter must have {CARD} beside its weights; give the folder of both") from None
 
 
-def config_of_card(card: AdapterCard) -> TuningConfig:
+def read_config_of_card(card: AdapterCard) -> TuningConfig:
     """The run that the card of an adapter describes.
 
     Raises:
@@ -159,7 +159,7 @@ def attack_given(
     for privatized in (False, True):
         answers = ask(workshop, (adapter, *models.adapters), texts, privatized=privatized, queries=queries, seed=seed)
         view = MembershipView(target=answers[0], shadows=answers[1:], members=models.members)
-        placebo = list(views_of_each(answers[1:], models.members))
+        placebo = list(make_views(answers[1:], models.members))
         for name, attack in MEMBERSHIP_ATTACKS.items():
             score = score_membership(attack(view)[None], sent[None], seed=seed)
             blind = np.mean([attack(other) for other in placebo], axis=0)
@@ -181,18 +181,18 @@ def attack_given(
     )
 
 
-def workshop_of(workshop: Workshop, card: AdapterCard) -> Workshop:
+def fit_workshop(workshop: Workshop, card: AdapterCard) -> Workshop:
     """The workshop with the run of a card.
 
     Raises:
-        AuditError: The plain tokens are not as many as the adapter was tuned with, or `config_of_card` refuses.
+        AuditError: The plain tokens are not as many as the adapter was tuned with, or `read_config_of_card` refuses.
     """
     if card.plain_tokens != workshop.plain_tokens.count:
         raise AuditError(
             f"an adapter that was tuned with plain tokens needs the privatized file that was sent, for which tokens "
             f"they are, got {workshop.plain_tokens.count} for {card.plain_tokens}; give it"
         )
-    return replace(workshop, config=config_of_card(card))
+    return replace(workshop, config=read_config_of_card(card))
 
 
 def _of_head(name: str) -> bool:

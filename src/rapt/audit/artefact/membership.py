@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, views_of_each
+from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_views
 from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop, privatize, release_plain_tokens
 from rapt.errors import AuditError
 from rapt.service.model.adapter import Adapter
@@ -282,7 +282,7 @@ def attack_each(answers: NDArray[np.float64], members: NDArray[np.bool_], *, see
         members: What each was tuned on, (N, n); of the attacked model only the score reads it.
         seed: Of the intervals.
     """
-    views = list(views_of_each(answers, members))
+    views = list(make_views(answers, members))
     return tuple(
         NamedScore(attack=name, score=score_membership(np.stack([attack(view) for view in views]), members, seed=seed))
         for name, attack in MEMBERSHIP_ATTACKS.items()

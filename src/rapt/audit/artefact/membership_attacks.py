@@ -103,7 +103,7 @@ class MembershipView:
             )
 
 
-def views_of_each(answers: Floats, members: NDArray[np.bool_]) -> Iterator[MembershipView]:
+def make_views(answers: Floats, members: NDArray[np.bool_]) -> Iterator[MembershipView]:
     """Each model as the attacked one, all others being the attacker's own shadow models.
 
     Args:
@@ -205,9 +205,9 @@ def hierarchical(view: MembershipView) -> Floats:
         without=without,
     )
     squares = ((answers - np.where(members, sides.inside, sides.outside)) ** 2).sum(axis=0)
-    variance = shrunk_variances(squares, np.maximum(with_it - 1, 0) + np.maximum(without - 1, 0))
+    variance = shrink_variances(squares, np.maximum(with_it - 1, 0) + np.maximum(without - 1, 0))
     both = (with_it > 0) & (without > 0)
-    shift, spread = law_of_shifts(
+    shift, spread = estimate_shifts(
         (sides.inside - sides.outside)[both],
         variance[both] / with_it[both] + variance[both] / without[both],
     )
@@ -233,7 +233,7 @@ def log_ratio(target: Floats, sides: Sides, *, variance: Floats, shift: float, s
     return member - other
 
 
-def law_of_shifts(shifts: Floats, variances: Floats) -> tuple[float, float]:
+def estimate_shifts(shifts: Floats, variances: Floats) -> tuple[float, float]:
     """Mean δ and variance ω² of shifts (k,) that are known to some variance each, (k,); 0 and 0 where k = 0.
 
     ω² is 0 where the shifts differ by no more than their variances explain.
@@ -248,7 +248,7 @@ def law_of_shifts(shifts: Floats, variances: Floats) -> tuple[float, float]:
     return float(np.average(shifts, weights=1 / (variances + spread))), spread
 
 
-def shrunk_variances(squares: Floats, freedom: Floats) -> Floats:
+def shrink_variances(squares: Floats, freedom: Floats) -> Floats:
     """Variance of each text, (n,): its own and everybody's, weighted by their degrees of freedom.
 
     The variances of texts are taken to follow d_0 s_0² / χ²(d_0); d_0 and s_0² match mean and variance of the logs.

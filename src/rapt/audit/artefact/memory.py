@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rapt.audit.artefact.membership import MembershipScore, confidences, of_labels, score_membership
-from rapt.audit.artefact.membership_attacks import lira_online, views_of_each
+from rapt.audit.artefact.membership_attacks import lira_online, make_views
 from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop
 from rapt.audit.intervals import Share, independent_share
 from rapt.errors import AuditError
@@ -74,7 +74,7 @@ class CanaryResult:
     p: float
 
 
-def random_sentences(
+def draw_sentences(
     workshop: Workshop, *, sentences: int, words: int, names: tuple[str, ...], rng: np.random.Generator
 ) -> TokenTexts:
     """Sentences of words drawn evenly from the first of the vocabulary, with labels drawn evenly."""
@@ -119,8 +119,8 @@ def find_canaries(
             f"canaries={canaries} repetitions={repetitions} words={words} candidates={candidates}"
         )
     rng = np.random.default_rng([seed, 13])
-    secret = random_sentences(workshop, sentences=canaries, words=words, names=texts.names, rng=rng)
-    others = random_sentences(workshop, sentences=candidates - 1, words=words, names=texts.names, rng=rng)
+    secret = draw_sentences(workshop, sentences=canaries, words=words, names=texts.names, rng=rng)
+    others = draw_sentences(workshop, sentences=candidates - 1, words=words, names=texts.names, rng=rng)
     model = workshop.tune(texts.and_also(secret.at(np.repeat(np.arange(canaries), repetitions))), seed=seed)
     own = of_labels(confidences(workshop.backbone, model, secret.contents), secret.labels)
     answers = confidences(workshop.backbone, model, others.contents)
@@ -181,7 +181,7 @@ def rare_words(texts: TokenTexts, *, eligible: Ints) -> Ints:
     return rare[np.isin(rare, eligible)]
 
 
-def words_of_members(texts: TokenTexts, members: NDArray[np.bool_], words: Ints) -> NDArray[np.bool_]:
+def mark_member_words(texts: TokenTexts, members: NDArray[np.bool_], words: Ints) -> NDArray[np.bool_]:
     """Which words each model was tuned on, (N, w): for the score, and for the attacker of his own models."""
     home = {token: place for place, content in enumerate(texts.contents) for token in content}
     found: NDArray[np.bool_] = members[:, [home[word] for word in words.tolist()]]
@@ -209,7 +209,7 @@ def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: i
     words = rare_words(texts, eligible=workshop.vocabulary.eligible)
     if len(words) < LEAST_WORDS:
         return ()
-    truth = words_of_members(texts, models.members, words)
+    truth = mark_member_words(texts, models.members, words)
     readings: dict[str, Floats] = {}
     if all(len(adapter.prompt) for adapter in models.adapters):
         near = np.stack([nearness(workshop.backbone, adapter, words) for adapter in models.adapters])
@@ -223,7 +223,7 @@ def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: i
 
 
 def _against_others(values: Floats, members: NDArray[np.bool_]) -> Floats:
-    return np.stack([lira_online(view) for view in views_of_each(values, members)])
+    return np.stack([lira_online(view) for view in make_views(values, members)])
 
 
 def _reading(reader: str, tuned_on: str, scores: Floats, truth: NDArray[np.bool_], *, seed: int) -> WordReading:

@@ -66,7 +66,7 @@ class PooledRelease:
     chance: float
 
 
-def pooled_guesses(
+def pool_guesses(
     view: ReleasesView,
     *,
     counts: tuple[int, ...],

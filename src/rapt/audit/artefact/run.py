@@ -19,7 +19,7 @@ import numpy as np
 from rapt.audit.artefact.given import GivenAdapter, OwnersTexts, attack_given
 from rapt.audit.artefact.membership import MembershipResult, play_membership
 from rapt.audit.artefact.memory import CanaryResult, WordReading, find_canaries, read_words
-from rapt.audit.artefact.pooled import PooledRelease, ReleasesView, pooled_guesses, score_releases
+from rapt.audit.artefact.pooled import PooledRelease, ReleasesView, pool_guesses, score_releases
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.audit.view import PublicText
 from rapt.errors import AuditError
@@ -236,7 +236,7 @@ def pool_releases(
             source=f"{len(public):,} other texts",
         ).prior(workshop.vocabulary.bundle),
     )
-    guesses = pooled_guesses(view, counts=counts, seed=seed, on_progress=on_progress)
+    guesses = pool_guesses(view, counts=counts, seed=seed, on_progress=on_progress)
     return score_releases(guesses, true=true, lengths=attacked.lengths)
 
 
@@ -288,7 +288,7 @@ def evidence(found: ArtefactFindings, *, tuned_on: str) -> tuple[Evidence, ...]:
     return _together(tests)
 
 
-def evidence_on(given: GivenAdapter) -> tuple[Evidence, ...]:
+def weigh_evidence_on_adapter(given: GivenAdapter) -> tuple[Evidence, ...]:
     """Every attack on an adapter that can show memory, the clearest first; corrected for all that were made."""
     tests = [
         ("membership", f"{attack.named.attack}, asked in {attack.asked_with}", attack.named.score.p)

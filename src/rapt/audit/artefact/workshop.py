@@ -102,7 +102,7 @@ def read_texts(
     )
 
 
-def tuning_file(
+def make_tuning_file(
     texts: TokenTexts,
     *,
     vocabulary: Vocabulary,
@@ -202,7 +202,7 @@ class Workshop:
 
     def tune(self, texts: TokenTexts, *, seed: int) -> Adapter:
         """A model tuned on a fresh release of these texts."""
-        file = tuning_file(
+        file = make_tuning_file(
             texts,
             vocabulary=self.vocabulary,
             mechanism=self.mechanism,

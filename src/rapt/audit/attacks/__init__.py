@@ -15,8 +15,14 @@ from types import MappingProxyType
 from typing import Final, Literal, Protocol
 
 from rapt.audit.attacks.desk import Desk, Progress
-from rapt.audit.attacks.direct import context_free_bayes, contextual, embedding_inversion
-from rapt.audit.attacks.learned import DECODER, causal_beam, classified_candidates, learned_denoiser, masked_sweeps
+from rapt.audit.attacks.direct import contextual, embedding_inversion, guess_by_bayes
+from rapt.audit.attacks.learned import (
+    DECODER,
+    classify_candidates,
+    learned_denoiser,
+    search_with_decoder,
+    sweep_with_masked_model,
+)
 from rapt.audit.view import Guess
 from rapt.public_models import PUBLIC_MODELS
 
@@ -84,7 +90,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             weight=5,
         ),
         "bayes": Attack(
-            run=context_free_bayes,
+            run=guess_by_bayes,
             title="Context-free Bayes",
             uses="Weighs, for each privatized token, how frequent every word is and how often it would turn into it.",
             source="Tong et al. 2025",
@@ -101,7 +107,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             uses_context=True,
         ),
         "masked": Attack(
-            run=masked_sweeps,
+            run=sweep_with_masked_model,
             title="Masked language model",
             uses="Weighs the same, and how well every word fits to all others of its text, in sweeps over the text.",
             source="after Kazemi et al. 2025 (BeamClean) and Yue et al. 2021 (SanText)",
@@ -121,7 +127,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             fast=False,
         ),
         "tong": Attack(
-            run=classified_candidates,
+            run=classify_candidates,
             title="Classifier of candidates",
             uses="Weighs what Bayes weighs, and what a classifier says of each candidate in its place in the text.",
             source="Tong et al. 2025, the attack with context; with a smaller classifier",
@@ -133,7 +139,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             most_tokens=8_000,
         ),
         "causal": Attack(
-            run=causal_beam,
+            run=search_with_decoder,
             title="Causal language model",
             uses="Weighs channel and context, and how well every word goes on the text in the eyes of a language model "
             "of 135 million parameters.",

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.attacks.desk import Desk, Lattice, Progress, lattice_of
+from rapt.audit.attacks.desk import Desk, Lattice, Progress, build_lattice
 from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.audit.language.ngram import LanguageModel, fit_ngram, posteriors
 from rapt.audit.view import CANDIDATES
@@ -26,11 +26,11 @@ _STEPS: Final = 20_000_000
 _LEAST_WIDTH: Final = 6
 
 
-def desk_beliefs(desk: Desk, *, on_progress: Progress | None = None) -> NDArray[np.float64]:
+def compute_beliefs(desk: Desk, *, on_progress: Progress | None = None) -> NDArray[np.float64]:
     """Log P(candidate | all that was seen) of the text that is attacked, worked out once for all attacks."""
     return desk.once(
         "beliefs",
-        lambda: contextual_beliefs(
+        lambda: believe_in_context(
             desk.lattice(),
             lengths=desk.view.lengths,
             models=(desk.ngrams(order=2), desk.ngrams(order=3)),
@@ -39,7 +39,7 @@ def desk_beliefs(desk: Desk, *, on_progress: Progress | None = None) -> NDArray[
     )
 
 
-def contextual_beliefs(
+def believe_in_context(
     lattice: Lattice,
     *,
     lengths: NDArray[np.int64],
@@ -174,7 +174,7 @@ def _make(desk: Desk, on_progress: Progress | None) -> Shadow:
     texts = [desk.public.contents[i] for i in chosen]
     released = desk.mechanism().privatize(np.concatenate(texts), rng=rng)
     channel = _with_outputs(desk, np.unique(released), on_progress)
-    lattice = lattice_of(channel, released, desk.prior(), width=desk.lattice().candidates.shape[1] - 1)
+    lattice = build_lattice(channel, released, desk.prior(), width=desk.lattice().candidates.shape[1] - 1)
     rest = [desk.public.contents[i] for i in order[len(chosen) :]]
     middle = len(texts) // 2
     parts = (texts[:middle], texts[middle:])
@@ -184,7 +184,7 @@ def _make(desk: Desk, on_progress: Progress | None) -> Shadow:
         if own:
             part = slice(start, start + sum(map(len, own)))
             models = [fit_ngram([*other, *rest], desk.prior(), order=n) for n in (2, 3)]
-            beliefs[part] = contextual_beliefs(
+            beliefs[part] = believe_in_context(
                 rows(lattice, part), lengths=np.array([len(text) for text in own]), models=(models[0], models[1])
             )
             start = part.stop

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from rapt.audit.language.layout import batches, padded_places
-from rapt.audit.language.networks import same_vocabulary
+from rapt.audit.language.networks import has_vocabulary_of
 from rapt.public_models import model_directory
 from rapt.service.model.library import quiet
 from rapt.training import Trainer
@@ -190,7 +190,7 @@ def _network(bundle: VocabularyBundle, *, longest: int) -> tuple[_Network, str]:
 
 def pretrained_encoder(bundle: VocabularyBundle, *, longest: int) -> BertModel | None:
     """The small BERT where it is installed, has this vocabulary and takes texts so long."""
-    if not same_vocabulary(bundle, model=_PRETRAINED):
+    if not has_vocabulary_of(bundle, model=_PRETRAINED):
         return None
     folder = model_directory(_PRETRAINED)
     with quiet():

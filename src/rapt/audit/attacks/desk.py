@@ -15,10 +15,10 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.channels import estimate_channel, reason_unknown
+from rapt.audit.channels import estimate_channel, explain_unknown_channel
 from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.audit.language.ngram import NgramModel, fit_ngram
-from rapt.audit.view import AdversaryView, PublicText, TokenPrior, uniform_prior
+from rapt.audit.view import AdversaryView, PublicText, TokenPrior, make_uniform_prior
 from rapt.errors import AuditError
 from rapt.local.mechanisms import Mechanism, mechanism_of_setting
 from rapt.local.vocabulary import Vocabulary
@@ -53,9 +53,9 @@ def fit_prior(
     return prior
 
 
-def starting_prior(view: AdversaryView, outputs: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def guess_prior(view: AdversaryView, outputs: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Where the fit begins: the frequencies of the privatized tokens, and a little for every other."""
-    prior = _EVEN_SHARE * uniform_prior(view.bundle).probabilities
+    prior = _EVEN_SHARE * make_uniform_prior(view.bundle).probabilities
     prior[outputs] += (1 - _EVEN_SHARE) * counts / counts.sum()
     return prior
 
@@ -115,7 +115,7 @@ class Desk:
     @property
     def channel_unknown(self) -> str | None:
         """Why the mechanism's channel is not known, or None."""
-        return reason_unknown(self.view.manifest.mechanism, self.view.bundle)
+        return explain_unknown_channel(self.view.manifest.mechanism, self.view.bundle)
 
     @property
     def public(self) -> PublicText:
@@ -147,7 +147,7 @@ class Desk:
         """The channel at every token that was seen. Raises `AuditError` where it is not known."""
         if self._channel is None:
             outputs, counts = np.unique(self.view.observed, return_counts=True)
-            start = starting_prior(self.view, outputs, counts) if self._prior is None else self._prior.probabilities
+            start = guess_prior(self.view, outputs, counts) if self._prior is None else self._prior.probabilities
             self._channel = self.channel_at(outputs, prior=start, on_progress=on_progress)
         return self._channel
 
@@ -170,7 +170,7 @@ class Desk:
         if self._prior is None:
             outputs, counts = np.unique(self.view.observed, return_counts=True)
             fitted = fit_prior(
-                self.channel(), counts, start=starting_prior(self.view, outputs, counts), steps=_FITTING_STEPS
+                self.channel(), counts, start=guess_prior(self.view, outputs, counts), steps=_FITTING_STEPS
             )
             self._prior = TokenPrior(
                 probabilities=fitted,
@@ -187,10 +187,10 @@ class Desk:
 
     def lattice(self, *, width: int = SOURCES + 1) -> Lattice:
         """Candidates and evidence for each token of the view, in its order."""
-        return lattice_of(self.channel(), self.view.observed, self.prior(), width=width)
+        return build_lattice(self.channel(), self.view.observed, self.prior(), width=width)
 
 
-def lattice_of(channel: ChannelEstimate, observed: NDArray[np.int64], prior: TokenPrior, *, width: int) -> Lattice:
+def build_lattice(channel: ChannelEstimate, observed: NDArray[np.int64], prior: TokenPrior, *, width: int) -> Lattice:
     """The candidates of these tokens, all of which are outputs of the channel estimate."""
     anything = len(prior.probabilities) + 1
     order = np.argsort(-channel.joint(prior.probabilities), axis=1, kind="stable")

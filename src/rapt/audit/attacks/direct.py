@@ -38,7 +38,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from rapt.audit.attacks.beliefs import desk_beliefs, ranked, scaled
+from rapt.audit.attacks.beliefs import compute_beliefs, ranked, scaled
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.view import CANDIDATES, Guess
 
@@ -70,7 +70,7 @@ def embedding_inversion(desk: Desk, *, on_progress: Progress | None = None) -> G
     return Guess(token_ids=nearest[place])
 
 
-def context_free_bayes(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+def guess_by_bayes(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """For each observed token, the sources of largest posterior probability.
 
     Without a public prior the attacker fits one to the file itself (`prior_fit`), which is much weaker.
@@ -93,7 +93,7 @@ def contextual(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
         on_progress: Called with the share done.
     """
     desk.channel(scaled(on_progress, 0.0, 0.5))
-    beliefs = desk_beliefs(desk, on_progress=scaled(on_progress, 0.5, 1.0))
+    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.5, 1.0))
     return Guess(token_ids=ranked(desk.lattice(), beliefs), remarks=(f"a trigram model of {desk.public.source}",))
 
 

@@ -57,10 +57,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from rapt.audit.attacks.beliefs import desk_beliefs, ranked, scaled, shadow
+from rapt.audit.attacks.beliefs import compute_beliefs, ranked, scaled, shadow
 from rapt.audit.attacks.desk import Desk, Lattice, Progress
-from rapt.audit.language.layout import place_in_text, written_rows
-from rapt.audit.language.search import Conditional, Reader, beam_beliefs, sweep
+from rapt.audit.language.layout import place_in_text, write_rows
+from rapt.audit.language.search import Conditional, Reader, search_beam, sweep
 from rapt.audit.view import CANDIDATES, Guess
 
 Ints = NDArray[np.int64]
@@ -103,7 +103,7 @@ _SWEEPS: Final = 3
 _START: Final = np.array([0.0, 1.0, 0.0, 0.0, 0.0])
 
 
-def masked_sweeps(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """For each observed token, the candidates of largest mean probability over the sweeps.
 
     Args:
@@ -113,7 +113,7 @@ def masked_sweeps(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     from rapt.audit.language.networks import train_masked_language_model
 
     known = shadow(desk, on_progress=scaled(on_progress, 0.0, 0.3))
-    beliefs = desk_beliefs(desk, on_progress=scaled(on_progress, 0.3, 0.4))
+    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.3, 0.4))
     size = min(_WEIGHED_TOKENS, _WEIGHED_SHARE * desk.public.tokens)
     known = known.part(max(1, int(np.searchsorted(np.cumsum(known.lengths), size))))
     lattice, lengths = desk.lattice(), desk.view.lengths
@@ -135,7 +135,7 @@ def masked_sweeps(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
 
     # On the shadow text the weights are fitted to one look, given the n-grams' choice.
     start = ranked(known.lattice, known.beliefs)[:, 0]
-    look = once_over(said(known.lattice, known.lengths), start, known.lengths, width=known.beliefs.shape[1])
+    look = look_once(said(known.lattice, known.lengths), start, known.lengths, width=known.beliefs.shape[1])
     weights = weigh(_features(known.lattice, known.beliefs, look), known.target, start=_START)
     own = said(lattice, lengths)
     still = np.tensordot(weights[:-1], _features(lattice, beliefs, None), axes=1)
@@ -153,7 +153,7 @@ def masked_sweeps(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     return Guess(token_ids=ranked(lattice, found), remarks=(f"{model.remark} of {desk.public.source}",))
 
 
-def once_over(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: int) -> Floats:
+def look_once(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: int) -> Floats:
     """What a conditional says of every position, given these tokens, (n, width)."""
     place = place_in_text(lengths)
     found = np.empty((len(tokens), width))
@@ -205,7 +205,7 @@ class _Weighted:
         return found
 
 
-def causal_beam(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """For each observed token, the candidates that most readings go through.
 
     Args:
@@ -214,9 +214,9 @@ def causal_beam(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """
     from rapt.audit.language.networks import Decoder
 
-    beliefs = desk_beliefs(desk, on_progress=scaled(on_progress, 0.0, 0.2))
+    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.0, 0.2))
     lattice = desk.lattice()
-    decoder = Decoder(written_rows(desk.view.bundle), model=DECODER)
+    decoder = Decoder(write_rows(desk.view.bundle), model=DECODER)
     order = np.argsort(-beliefs[:, :-1], axis=1, kind="stable")
     tried, left = order[:, :_WIDTH], order[:, _WIDTH:]
     columns = np.column_stack([tried, np.full(len(tried), beliefs.shape[1] - 1)])
@@ -224,7 +224,7 @@ def causal_beam(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     rest = np.logaddexp.reduce(np.column_stack([np.take_along_axis(beliefs, left, axis=1), beliefs[:, -1]]), axis=1)
     still = np.take_along_axis(beliefs - _WEIGHT * np.maximum(lattice.prior, LEAST), columns, axis=1)
     still[:, -1] = rest
-    found = beam_beliefs(
+    found = search_beam(
         np.take_along_axis(lattice.candidates, columns, axis=1),
         np.maximum(still, LEAST),
         lengths=desk.view.lengths,
@@ -250,7 +250,7 @@ def learned_denoiser(desk: Desk, *, on_progress: Progress | None = None) -> Gues
     from rapt.audit.attacks.denoiser_training import train_denoiser
 
     known = shadow(desk, on_progress=scaled(on_progress, 0.0, 0.5))
-    beliefs = desk_beliefs(desk, on_progress=scaled(on_progress, 0.5, 0.6))
+    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.5, 0.6))
     denoiser = train_denoiser(
         desk.view.bundle,
         candidates=known.lattice.candidates,
@@ -266,7 +266,7 @@ def learned_denoiser(desk: Desk, *, on_progress: Progress | None = None) -> Gues
     return Guess(token_ids=ranked(lattice, corrected), remarks=(remark,))
 
 
-def classified_candidates(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
+def classify_candidates(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """For each observed token, the candidates of largest product.
 
     Args:

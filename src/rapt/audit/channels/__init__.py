@@ -100,7 +100,7 @@ _BLOCK: Final = 8192
 _BELIEF: Final = 2.0
 
 
-def counted_channel(
+def count_channel(
     bundle: VocabularyBundle,
     *,
     setting: MechanismSetting,
@@ -183,15 +183,15 @@ CHANNELS: Final[Mapping[str, ChannelFunction]] = MappingProxyType(
         "tem": exact_channel,
         "santext": exact_channel,
         "custext": exact_channel,
-        "mahalanobis": counted_channel,
-        "vickrey": counted_channel,
-        "rank-fix": counted_channel,
-        "pct2t": counted_channel,
+        "mahalanobis": count_channel,
+        "vickrey": count_channel,
+        "rank-fix": count_channel,
+        "pct2t": count_channel,
     }
 )
 
 
-def reason_unknown(setting: MechanismSetting, bundle: VocabularyBundle) -> str | None:
+def explain_unknown_channel(setting: MechanismSetting, bundle: VocabularyBundle) -> str | None:
     """Why the channel of a mechanism cannot be known here, or None where it can."""
     if setting.name not in CHANNELS or setting.name not in MECHANISMS:
         return f"the channel of mechanism={setting.name!r} is not known here"
@@ -226,7 +226,7 @@ def estimate_channel(
     Raises:
         AuditError: The mechanism's channel is not known here.
     """
-    if (reason := reason_unknown(setting, bundle)) is not None:
+    if (reason := explain_unknown_channel(setting, bundle)) is not None:
         raise AuditError(f"a channel must be of one of {', '.join(CHANNELS)}: {reason}; leave out what needs one")
     return CHANNELS[setting.name](
         bundle, setting=setting, outputs=outputs, prior=prior, rng=rng, sources=sources, on_progress=on_progress

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.intervals import Share, clustered_share
-from rapt.audit.language.layout import written_rows
+from rapt.audit.language.layout import write_rows
 from rapt.audit.truth import NO_OTHERS, Truth, check_parts
 from rapt.audit.view import PART_NAMES, AdversaryView, Guess
 from rapt.errors import AuditError
@@ -42,7 +42,7 @@ _LEFT_OUT: Final = ("tagger", "parser", "lemmatizer", "attribute_ruler")
 _BATCH: Final = 200
 
 
-def reason_without_entities() -> str | None:
+def explain_missing_entities() -> str | None:
     """Why entities cannot be looked for, or None where they can."""
     if find_spec("spacy") is None or find_spec(_MODEL) is None:
         return (
@@ -74,7 +74,7 @@ def with_entities(
     Raises:
         AuditError: spaCy is not installed, or the texts are not those of the truth.
     """
-    if (reason := reason_without_entities()) is not None:
+    if (reason := explain_missing_entities()) is not None:
         raise AuditError(reason)
     places = range(len(texts)) if truth.records is None else truth.records.tolist()
     check_parts(view.manifest, others)
@@ -225,7 +225,7 @@ def _properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[
     """Names of the classes, the class of each row, and the written form of each row."""
     vocabulary = Vocabulary(bundle)
     tags = built_in_tags(vocabulary)
-    return tags.names, tags.classes, written_rows(bundle)
+    return tags.names, tags.classes, write_rows(bundle)
 
 
 def _word_begins(true: Ints, text: Ints, written: tuple[str, ...]) -> NDArray[np.bool_]:

@@ -151,7 +151,7 @@ class ContextFreeBound:
     unchanged: Share
 
 
-def context_free_bound(
+def compute_context_free_bound(
     view: AdversaryView,
     truth: Truth,
     *,

@@ -53,7 +53,7 @@ def batches(lengths: Ints, texts: Ints, *, together: int) -> Iterator[Ints]:
 
 
 @lru_cache(maxsize=2)
-def written_rows(bundle: VocabularyBundle) -> tuple[str, ...]:
+def write_rows(bundle: VocabularyBundle) -> tuple[str, ...]:
     """The written form of each row of the table; empty where no token stands there."""
     vocabulary = Vocabulary(bundle)
     written = []

@@ -192,7 +192,7 @@ def train_masked_language_model(
     )
 
 
-def same_vocabulary(bundle: VocabularyBundle, *, model: str = _PRETRAINED) -> bool:
+def has_vocabulary_of(bundle: VocabularyBundle, *, model: str = _PRETRAINED) -> bool:
     """Whether a public model is installed and has the vocabulary of this bundle, id for id."""
     try:
         ours, theirs = (
@@ -205,7 +205,7 @@ def same_vocabulary(bundle: VocabularyBundle, *, model: str = _PRETRAINED) -> bo
 
 
 def _untrained(bundle: VocabularyBundle, *, longest: int) -> MaskedLanguageModel:
-    if same_vocabulary(bundle):
+    if has_vocabulary_of(bundle):
         folder = model_directory(_PRETRAINED)
         names = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
         with quiet():

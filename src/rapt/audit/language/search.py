@@ -63,7 +63,7 @@ class Reader(Protocol):
         ...
 
 
-def beam_beliefs(
+def search_beam(
     candidates: Ints,
     evidence: Floats,
     *,

@@ -96,7 +96,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
-    made.filters |= {"short_hash": short_hash, "delta": named_delta}
+    made.filters |= {"short_hash": short_hash, "delta": write_power_of_ten}
     return made
 
 
@@ -111,7 +111,7 @@ def loss_figure(formal: FormalSide) -> Figure | None:
     return Figure(title="Loss curves", across="δ, the chance that is left out", up="ε in nats", lines=lines)
 
 
-def named_delta(delta: float) -> str:
+def write_power_of_ten(delta: float) -> str:
     """A power of ten as people write it: 10⁻⁵."""
     return "10" + f"{round(log10(delta)):d}".translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 

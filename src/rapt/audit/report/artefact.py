@@ -16,10 +16,10 @@ from typing import Any, Final
 from rapt import drawing
 from rapt.audit.artefact.given import GivenAdapter
 from rapt.audit.artefact.membership import MembershipResult
-from rapt.audit.artefact.run import PARTS, ArtefactFindings, evidence, evidence_on
+from rapt.audit.artefact.run import PARTS, ArtefactFindings, evidence, weigh_evidence_on_adapter
 from rapt.audit.kept_results import from_json, to_json
 from rapt.audit.report import environment, without_schema, write_pair
-from rapt.audit.report.verdict import Verdict, of_100
+from rapt.audit.report.verdict import Verdict, write_of_100
 from rapt.drawing import Figure, Line
 
 # A success this unlikely by chance, when all tests are taken together, is called one.
@@ -50,7 +50,7 @@ _OWN_MODELS = (
 )
 
 
-def artefact_verdict(found: ArtefactFindings) -> Verdict:
+def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
     """Who can learn what from a model, how likely, compared with what."""
     if found.given is not None:
         return _on_given(found.given)
@@ -73,9 +73,10 @@ def artefact_verdict(found: ArtefactFindings) -> Verdict:
     if found.releases:
         first, last = found.releases[0], found.releases[-1]
         sentences.append(
-            f"Whoever holds {_times(first.releases, 'release')} of a text names {of_100(first.recovered.value)} words; "
-            f"with {_times(last.releases, 'release')} {of_100(last.recovered.value)}. A blind guess is right for "
-            f"{of_100(last.chance)}."
+            f"Whoever holds {_times(first.releases, 'release')} of a text names "
+            f"{write_of_100(first.recovered.value)} words; "
+            f"with {_times(last.releases, 'release')} {write_of_100(last.recovered.value)}. A blind guess is right for "
+            f"{write_of_100(last.chance)}."
         )
     return Verdict(headline=headline, sentences=tuple(sentences))
 
@@ -88,12 +89,13 @@ def not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
 
 
 def _on_given(given: GivenAdapter) -> Verdict:
-    tests, best = evidence_on(given), max(given.attacks, key=lambda attack: attack.named.score.auc.value)
+    tests, best = weigh_evidence_on_adapter(given), max(given.attacks, key=lambda attack: attack.named.score.auc.value)
     auc = best.named.score.auc
     sentences = [
         f"Of {given.members:,} texts that it was tuned on and {given.others:,} that it was not, the strongest attack "
-        f"picks the right one of a pair for {of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}); a "
-        f"coin for {of_100(0.5)}. The attacker tuned {given.shadows} models of his own to compare with."
+        f"picks the right one of a pair for "
+        f"{write_of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}); a "
+        f"coin for {write_of_100(0.5)}. The attacker tuned {given.shadows} models of his own to compare with."
     ]
     if left_out := len(given.attacks) - len(tests):
         sentences.append(
@@ -120,10 +122,10 @@ def _strongest(results: tuple[MembershipResult, ...], tuned_on: str) -> Membersh
 def _on_membership(result: MembershipResult) -> str:
     auc = result.strongest.score.auc
     form = "in clear" if result.tuned_on == "clear" else "privatized"
-    chance = "no more than a coin" if auc.low <= 0.5 else f"a coin {of_100(0.5)}"
+    chance = "no more than a coin" if auc.low <= 0.5 else f"a coin {write_of_100(0.5)}"
     return (
         f"Given a text that a model was tuned on, {form}, and one that it was not, the strongest attack picks the "
-        f"right one for {of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}), {chance}."
+        f"right one for {write_of_100(auc.value)} pairs ({100 * auc.low:.0f} to {100 * auc.high:.0f}), {chance}."
     )
 
 
@@ -134,7 +136,7 @@ def _on_chance(corrected: float, tests: int) -> str:
         odds = f"fewer than one of {min(1_000_000, int(1 / max(corrected, 1e-9))):,} audits"
         return f"Models that remember nothing would look like this in {odds}: {what}."
     return (
-        f"A finding as clear as the clearest would come up in {of_100(corrected)} audits of models that remember "
+        f"A finding as clear as the clearest would come up in {write_of_100(corrected)} audits of models that remember "
         f"nothing: {what}. That shows no memory; it does not show that there is none."
     )
 
@@ -183,16 +185,16 @@ def render_artefact_report(report: ArtefactReport) -> str:
         .render(
             report=report,
             found=report.findings,
-            verdict=artefact_verdict(report.findings),
+            verdict=state_artefact_verdict(report.findings),
             not_tried=not_tried(report.findings),
-            figure=releases_figure(report.findings),
+            figure=plot_releases(report.findings),
             titles=TITLES,
             drawing=drawing,
         )
     )
 
 
-def releases_figure(found: ArtefactFindings) -> Figure | None:
+def plot_releases(found: ArtefactFindings) -> Figure | None:
     """Recovered words over the number of releases, or None where there is no curve."""
     if len(found.releases) < 2:
         return None

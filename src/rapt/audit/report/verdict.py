@@ -84,15 +84,15 @@ def verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()
     if report.insecure:
         headline = "This file protects nothing: its noise can be drawn again and taken off."
     elif best.advantage < _NEAR_CHANCE:
-        headline = (
-            f"The attacks tried name {of_100(best.first.value)} words rightly, hardly more than blind guessing does."
-        )
+        named = write_of_100(best.first.value)
+        headline = f"The attacks tried name {named} words rightly, hardly more than blind guessing does."
     else:
-        headline = f"An attacker can rightly name about {of_100(best.first.value)} words of these texts."
+        headline = f"An attacker can rightly name about {write_of_100(best.first.value)} words of these texts."
     sentences = [
         f"Whoever holds the file, the service first of all, can do so with “{report.strongest.title}”, the strongest "
         f"attack tried. The true figure lies between {between(best.first)} of 100, with 95 % confidence.",
-        f"Without the file, a blind guess is right for {of_100(best.chance)} words: it always names the most frequent "
+        f"Without the file, a blind guess is right for "
+        f"{write_of_100(best.chance)} words: it always names the most frequent "
         "one.",
         _on_changed_words(report),
     ]
@@ -107,7 +107,7 @@ def verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()
     if report.bound is not None:
         sentences.append(
             "Whatever method is used, an attacker who looks at each word by itself cannot expect more than about "
-            f"{of_100(report.bound.high)}, even one who knows exactly how often every word occurs in these texts."
+            f"{write_of_100(report.bound.high)}, even one who knows exactly how often every word occurs in these texts."
         )
     if uses_context(report):
         sentences.append("That limit does not hold for attackers who use the words around a word, as some here do.")
@@ -122,13 +122,15 @@ def verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()
 def _on_attribute(result: AttributeResult) -> str:
     first = result.attackers[0].first
     return (
-        f"The column “{result.column}”, one of {result.values} values, is named rightly for {of_100(first.value)} "
-        f"texts; a blind guess is right for {of_100(result.chance)}, and the same method on the unprotected texts for "
-        f"{of_100(result.unprotected.first.value)}."
+        f"The column “{result.column}”, one of {result.values} values, is named rightly for "
+        f"{write_of_100(first.value)} "
+        f"texts; a blind guess is right for "
+        f"{write_of_100(result.chance)}, and the same method on the unprotected texts for "
+        f"{write_of_100(result.unprotected.first.value)}."
     )
 
 
-def of_100(share: float) -> str:
+def write_of_100(share: float) -> str:
     """A share as `58 of 100`; never 0 or 100 for what is neither."""
     if 0 < share < 0.005:
         return "fewer than 1 of 100"
@@ -144,11 +146,11 @@ def between(share: Share) -> str:
 
 
 def _on_changed_words(report: AuditReport) -> str:
-    kept = f"{of_100(report.unchanged.value)} words left as they were, by chance; nothing marks which."
+    kept = f"{write_of_100(report.unchanged.value)} words left as they were, by chance; nothing marks which."
     told = report.strongest.score.told_changed
     if told is None:
         return kept
     return (
         f"{kept} Of the words that did change, an attacker who is told which they are names "
-        f"{of_100(told.first.value)}, where a blind guess names {of_100(told.chance)}."
+        f"{write_of_100(told.first.value)}, where a blind guess names {write_of_100(told.chance)}."
     )
