@@ -26,7 +26,7 @@ test: $(READY)  ## every test that CI runs
 # newest wheel comes with gigabytes for GPUs; `make test-newest HELD=` upgrades it, too.
 HELD ?= torch
 NEWEST := $(VENV)/newest
-ON_LIBRARIES := tests/service/model tests/service/storage/test_database.py tests/cli/test_cli_frame.py \
+ON_LIBRARIES := $(addprefix tests/service/,backbone adapter tuning answers) tests/service/storage/test_database.py tests/cli/test_cli_frame.py \
   $(addprefix tests/service/http/test_,app.py completions.py openai_client.py openapi_contract.py t5_served.py)
 test-newest: $(READY)  ## the tests that lean on other projects, with the newest versions that are allowed
 	$(BIN)/python -m venv $(NEWEST)

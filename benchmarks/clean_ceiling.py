@@ -28,9 +28,9 @@ from rapt.compare.files import FileMaker
 from rapt.compare.plan import CLEAN, ComparisonPlan
 from rapt.compare.texts import LabelledTexts
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.tuner import tune
-from rapt.service.model.tuning_config import default_config
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.tuner import tune
+from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.privatized_file import PrivatizedFile
 
 NAMES = ("negative", "positive")

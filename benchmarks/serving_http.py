@@ -36,9 +36,9 @@ from typing import Any
 import torch
 from serving_model import made_adapter, made_texts
 
-from rapt.service.model.adapter import Adapter, adapter_to_files
-from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.adapter.adapter import Adapter, adapter_to_files
+from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.backbone.backbone import Backbone, load_backbone
 from rapt.service.storage.blobs_local import LocalBlobs
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.model_rows import StoredModel, insert_model

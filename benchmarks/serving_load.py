@@ -32,7 +32,7 @@ import torch
 from serving_http import body_for, manifest_for, service_on
 from serving_model import made_texts
 
-from rapt.service.model.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone, load_backbone
 from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.privatized_writer import write_privatized_file
 

@@ -23,13 +23,13 @@ from functools import partial
 
 import torch
 
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.service.model.decoding import DecodingBatch
-from rapt.service.model.generation_row import GenerationRow
-from rapt.service.model.inference import ClassificationRow, classify
-from rapt.service.model.sampling import Sampling
-from rapt.service.model.steering import Tuned
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.answers.decoding import DecodingBatch
+from rapt.service.answers.generation_row import GenerationRow
+from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.answers.sampling import Sampling
+from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.steering import Tuned
 from rapt.wire.adapter_card import AdapterCard
 from rapt.wire.manifest import MechanismSetting
 
@@ -134,7 +134,7 @@ def peft_loop(backbone: Backbone, *, rounds: int, count: int = 100) -> dict[str,
     from transformers import BertModel
 
     from rapt.public_models import model_directory
-    from rapt.service.model.backbone_parts import quiet
+    from rapt.service.backbone.backbone_parts import quiet
 
     generator = torch.Generator().manual_seed(2)
     rows = [

@@ -36,10 +36,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.layout import embed_with_prompts, lay_out
-from rapt.service.model.tuner import ReconstructionConfig, TuningConfig
-from rapt.service.model.tuning.run import Run
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.layout import embed_with_prompts, lay_out
+from rapt.service.tuning.run import Run
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from rapt.service.model.backbone import Backbone
+from rapt.service.backbone.backbone import Backbone
 
 # Largest seen, over all tests and the instruction sets in CONTRIBUTING.md: 1.2. A GELU by its tanh form is off by 300.
 MARGIN: Final = 12.0

@@ -8,9 +8,9 @@ from pathlib import Path
 from queue import Queue
 from threading import Event, Thread
 
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.http.server import listen, serve_on
 from rapt.service.http.settings import load_settings
-from rapt.service.model.backbone import Backbone
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_writer import write_privatized_file
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 import tokenizer_zoo
-from rapt.service.model.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone, load_backbone
 
 WIDTH = 32
 

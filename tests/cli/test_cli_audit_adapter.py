@@ -14,9 +14,10 @@ from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
 from rapt.audit.artefact.workshop import Workshop, read_texts
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.model.adapter import save_adapter
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.tuning_config import LORA, default_config
+from rapt.service.adapter.adapter import save_adapter
+from rapt.service.adapter.method_names import LORA
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.tuning_config import default_config
 
 
 @pytest.fixture

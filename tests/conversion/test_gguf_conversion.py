@@ -15,8 +15,8 @@ from rapt.conversion.gguf_llama import halves_first
 from rapt.errors import VocabularyError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import PUBLIC_MODELS
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.layout import encode_with_prompts, lay_out
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.layout import encode_with_prompts, lay_out
 
 # A block of 4-bit numbers: byte i holds number i in its low half and number i + 16 in its high half.
 NIBBLES = bytes((i % 16) | ((15 - i % 16) << 4) for i in range(16))

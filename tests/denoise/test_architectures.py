@@ -12,9 +12,9 @@ from rapt.denoise.student import LAYERS, Student
 from rapt.denoise.warm_up import warm_up
 from rapt.errors import UsageError
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.model.architectures import ARCHITECTURES
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.layout import encode_with_prompts, lay_out
+from rapt.service.backbone.architectures import ARCHITECTURES
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.layout import encode_with_prompts, lay_out
 from tiny_backbones import write_tiny_model
 
 

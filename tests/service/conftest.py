@@ -1,9 +1,12 @@
+import functools
+
 import httpx2
 import pytest
 
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from running_service import running_service, save_privatized
+from tiny_backbones import tiny_backbone
 from tuning_material import separable_file
 
 
@@ -36,3 +39,15 @@ def http(service):
     """A bare HTTP client, to send what no well-behaved client would."""
     with httpx2.Client(base_url=service, timeout=60, trust_env=False) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """Where `tiny` writes its models, each in a folder of its architecture's name."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """The random backbone of an architecture, by its name; made once for all tests."""
+    return functools.cache(lambda architecture: tiny_backbone(architecture, tiny_folder / architecture))

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from rapt.service.model.batching import told
+from rapt.service.answers.batching import told
 from rapt.service.traces import DEBUG_WARNING, log_unforeseen, switch_tracebacks, trace_of
 
 SECRET = "the patient said that it hurts"

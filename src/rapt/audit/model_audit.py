@@ -19,9 +19,10 @@ from rapt.command_line import rebuild_command
 from rapt.local.mechanisms import make_mechanism, mechanism_of_setting
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
-from rapt.service.model.adapter import load_adapter
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.tuning_config import PROMPT_TUNING, default_config
+from rapt.service.adapter.adapter import load_adapter
+from rapt.service.adapter.method_names import PROMPT_TUNING
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.tuning_config import default_config
 from rapt.version import __version__
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Parameter
 from rapt.wire.privatized_file import read_privatized_file

@@ -24,10 +24,10 @@ from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, RaptError, UsageError
 from rapt.local.record_parts import Part
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.service.model.inference import classify, row_of
-from rapt.service.model.tuner import tune
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.answers.inference import classify, row_of
+from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.tuning.tuner import tune
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
 

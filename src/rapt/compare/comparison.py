@@ -18,7 +18,7 @@ from rapt.compare.summary import Summary, summarize
 from rapt.compare.texts import Split, read_split
 from rapt.errors import UsageError
 from rapt.narration import SILENT, Narrator
-from rapt.service.model.tuning_config import LORA
+from rapt.service.adapter.method_names import LORA
 
 T = TypeVar("T")
 

@@ -24,16 +24,9 @@ import numpy as np
 
 from rapt.compare.texts import Split
 from rapt.errors import UsageError
-from rapt.service.model.noise_expected import SOFT_EMBEDDINGS
-from rapt.service.model.tuning_config import (
-    LEARNING_RATES,
-    LINEAR_PROBING,
-    LORA,
-    PROMPT_TUNING,
-    ReconstructionConfig,
-    TuningConfig,
-    default_config,
-)
+from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, PROMPT_TUNING
+from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
+from rapt.service.tuning.tuning_config import LEARNING_RATES, ReconstructionConfig, TuningConfig, default_config
 from rapt.wire.manifest import Parameter
 from rapt.wire.privatized_file import PrivatizedFile
 

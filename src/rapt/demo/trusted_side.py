@@ -31,9 +31,9 @@ from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import Narrator
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.inference import ClassificationRow, classify
-from rapt.service.model.tuner import Progress, TuningConfig, tune
+from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.tuner import Progress, TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
 from rapt.wire.privatized_record import PrivatizedRecord

@@ -16,7 +16,7 @@ from rapt.denoise.plan import Explained, WarmUpPlan
 from rapt.denoise.student import Layers, Student
 from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
-from rapt.service.model.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
+from rapt.service.backbone.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.version import __version__
 from rapt.whole_files import write_folder
 from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash

@@ -17,10 +17,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from rapt.service.model.backbone import Backbone, load_backbone
-from rapt.service.model.layout import Layout, encode_with_prompts, lay_out
-from rapt.service.model.precision import Precision
-from rapt.service.model.task_head import pool_text
+from rapt.service.adapter.task_head import pool_text
+from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.layout import Layout, encode_with_prompts, lay_out
+from rapt.service.backbone.precision import Precision
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from rapt.audit.report.artefact import ArtefactReport, not_tried, render_artefac
 from rapt.errors import AuditError, WireError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.tuning_config import LORA, ReconstructionConfig, default_config
+from rapt.service.adapter.method_names import LORA
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.manifest import PlainTokens
 from significance import ALPHA
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rapt.errors import WireError
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.backbone.steering import Tuned
 from rapt.service.http.adapter_cache import AdapterCache, bytes_of
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.steering import Tuned
 
 LONG = 60.0
 

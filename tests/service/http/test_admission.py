@@ -6,7 +6,7 @@ from rapt.errors import MechanismError, UsageError, VocabularyError, WireError
 from rapt.local.guarantee import PROMISES
 from rapt.local.mechanisms import MECHANISMS
 from rapt.service.http.admission import KNOWN_MECHANISMS, Gate
-from rapt.service.model.tuner import TuningConfig, tune
+from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.adapter_card import AdapterCard
 from rapt.wire.manifest import LONGEST_LABEL, MOST_LABELS, MechanismSetting, PlainTokens
 from rapt.wire.privatized_file import MAX_LINE_BYTES, PrivatizedFile

@@ -8,14 +8,14 @@ import openai
 import pytest
 
 from closeness import assert_close
+from rapt.service.answers.decoding import DecodingBatch
+from rapt.service.answers.generation_row import GenerationRow
+from rapt.service.answers.sampling import Sampling
+from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.routes.answering import texts_of
 from rapt.service.http.routes.prompts import Prompt
 from rapt.service.http.settings import load_settings
-from rapt.service.model.decoding import DecodingBatch
-from rapt.service.model.frame import make_tokenizer
-from rapt.service.model.generation_row import GenerationRow
-from rapt.service.model.sampling import Sampling
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_to_json, seal, without_labels

@@ -4,9 +4,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
+from rapt.service.answers.sampling import Choice
+from rapt.service.answers.writing import Written
 from rapt.service.http.routes.spelling import Spelling
-from rapt.service.model.sampling import Choice
-from rapt.service.model.writing import Written
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 
 from closeness import assert_close
 from http_requests import done_job, job_body, upload
-from rapt.service.model.adapter import load_adapter
-from rapt.service.model.decoding import DecodingBatch
-from rapt.service.model.generation_row import GenerationRow
-from rapt.service.model.inference import ClassificationRow, classify
-from rapt.service.model.sampling import Sampling
+from rapt.service.adapter.adapter import load_adapter
+from rapt.service.answers.decoding import DecodingBatch
+from rapt.service.answers.generation_row import GenerationRow
+from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.answers.sampling import Sampling
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord

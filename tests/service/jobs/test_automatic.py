@@ -14,12 +14,12 @@ from closeness import assert_close
 from http_requests import done_job, upload
 from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
+from rapt.service.adapter.adapter import load_adapter
+from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.backbone.noise_expected import CARD, NoiseExpected, read_noise_expected
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.jobs.automatic import best_backbone
-from rapt.service.model.adapter import load_adapter
-from rapt.service.model.inference import ClassificationRow, classify
-from rapt.service.model.noise_expected import CARD, NoiseExpected, read_noise_expected
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.query import query_to_json, without_labels
 from running_service import running_service, save_privatized

@@ -6,17 +6,12 @@ import pytest
 from pydantic import ValidationError
 
 from rapt.errors import TuningError, UsageError
+from rapt.service.adapter.method_names import LINEAR_PROBING
 from rapt.service.jobs.hyperparameters import NAMES, check_run, config_from_json, method_to_json, resolve_config
 from rapt.service.jobs.method_options import MethodOptions
-from rapt.service.model.methods import METHODS
-from rapt.service.model.tuner import check_records
-from rapt.service.model.tuning_config import (
-    LEARNING_RATES,
-    LINEAR_PROBING,
-    ReconstructionConfig,
-    TuningConfig,
-    default_config,
-)
+from rapt.service.tuning.methods import METHODS
+from rapt.service.tuning.tuner import check_records
+from rapt.service.tuning.tuning_config import LEARNING_RATES, ReconstructionConfig, TuningConfig, default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord

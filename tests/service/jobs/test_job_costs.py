@@ -13,9 +13,9 @@ from job_material import LIMITS
 from rapt.errors import LimitError
 from rapt.service.jobs.job_costs import Sizes, check_cost, memory_of, parameters_of
 from rapt.service.jobs.job_settings import half_of_the_memory
-from rapt.service.model.methods import METHODS
-from rapt.service.model.tuner import ReconstructionConfig, Tuning
-from rapt.service.model.tuning_config import default_config
+from rapt.service.tuning.methods import METHODS
+from rapt.service.tuning.tuner import ReconstructionConfig, Tuning
+from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.manifest import PlainTokens
 from tuning_material import POOL, manifest_for
 
@@ -31,9 +31,9 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from rapt.service.jobs.job_costs import Sizes, memory_of
-from rapt.service.model.backbone import load_backbone
-from rapt.service.model.tuning.run import Run
-from rapt.service.model.tuning_config import ReconstructionConfig, default_config
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.run import Run
+from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord

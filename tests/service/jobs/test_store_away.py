@@ -15,7 +15,6 @@ from rapt.errors import UnavailableError
 from rapt.service.http.admission import Gate
 from rapt.service.jobs.hyperparameters import method_to_json
 from rapt.service.jobs.patience import patiently
-from rapt.service.model.tuner import ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.service.storage.blobs_local import LocalBlobs
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.data_directory import lock_data_directory
@@ -26,6 +25,7 @@ from rapt.service.storage.job_rows import add_job, get_job
 from rapt.service.storage.job_runs import add_state, claim_next_job, latest_state
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig
 from running_service import wait_until
 
 # Some seconds of work, with an event every ten steps.

@@ -12,11 +12,11 @@ import pytest
 from job_material import LIMITS, job_settings, messages_of, queue_job, runner_on, weights_of
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, resident_bytes
 from rapt.service.jobs.worker import ThreadRunner
-from rapt.service.model.tuner import ReconstructionConfig, TuningConfig
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
 from rapt.service.storage.job_runs import latest_state
 from rapt.service.storage.recovery import open_store
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from running_service import wait_until
 
 CONFIG = TuningConfig(
@@ -155,7 +155,7 @@ def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so():
     script = """
 import torch
 from rapt.service.jobs.tuning_child import limit_memory
-from rapt.service.model.tuning.run import out_of_memory
+from rapt.service.tuning.run import out_of_memory
 def fits(mebibytes):
     try:
         torch.ones(mebibytes * 2**18)

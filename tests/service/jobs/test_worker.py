@@ -4,12 +4,11 @@ from dataclasses import replace
 import pytest
 
 from job_material import messages_of, queue_job, run_job, runner_on, weights_of
+from rapt.service.adapter.adapter import adapter_from_files
 from rapt.service.http.admission import Gate
 from rapt.service.jobs.epoch_checkpoints import MOST_CHECKPOINTS
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
 from rapt.service.jobs.progress_events import MOST_EVENTS, ProgressEvents
-from rapt.service.model.adapter import adapter_from_files
-from rapt.service.model.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
@@ -19,6 +18,7 @@ from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, p
 from rapt.service.storage.job_runs import claim_next_job, latest_state
 from rapt.service.storage.model_rows import adapter_archive, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
+from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.wire.adapter_archive import unpack_adapter
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.query import seal

@@ -24,8 +24,8 @@ from rapt.audit.artefact.membership import Estimate, NamedScore, ask, score_memb
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, MembershipView, make_views
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.errors import AuditError, WireError
-from rapt.service.model.adapter import CARD, Adapter
-from rapt.service.model.tuning_config import ReconstructionConfig, TuningConfig
+from rapt.service.adapter.adapter import CARD, Adapter
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig
 from rapt.wire.adapter_card import AdapterCard, card_from_json
 from rapt.wire.strict_json import parse_object
 

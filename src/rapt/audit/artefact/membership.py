@@ -28,9 +28,9 @@ from scipy import stats
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_views
 from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop, privatize, release_plain_tokens
 from rapt.errors import AuditError
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.backbone import Backbone
-from rapt.service.model.inference import ClassificationRow, classify
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.backbone.backbone import Backbone
 
 _LEAST = 1e-30
 

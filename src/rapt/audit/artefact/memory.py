@@ -42,8 +42,8 @@ from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop
 from rapt.audit.intervals import Share, independent_share
 from rapt.errors import AuditError
 from rapt.local.plain_tokens import whole_words
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.backbone import Backbone
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.backbone.backbone import Backbone
 
 _WORDS = 5_000
 

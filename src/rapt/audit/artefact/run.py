@@ -23,7 +23,7 @@ from rapt.audit.artefact.pooled import PooledRelease, ReleasesView, pool_guesses
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.audit.view import PublicText
 from rapt.errors import AuditError
-from rapt.service.model.adapter import Adapter
+from rapt.service.adapter.adapter import Adapter
 
 PARTS: Final = ("membership", "words", "canaries", "releases")
 # Tokens of which several releases are laid on top of each other: with 30 releases 9,000 outputs.

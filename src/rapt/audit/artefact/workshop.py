@@ -18,9 +18,9 @@ from rapt.local.corpus import read_corpus
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.vocabulary import Vocabulary
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.backbone import Backbone
-from rapt.service.model.tuner import TuningConfig, tune
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.privatized_record import PrivatizedRecord

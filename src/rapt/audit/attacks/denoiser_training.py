@@ -16,7 +16,7 @@ from transformers import BertModel
 from rapt.audit.language.layout import batches, padded_places
 from rapt.audit.language.networks import has_vocabulary_of
 from rapt.public_models import model_directory
-from rapt.service.model.library import quiet
+from rapt.service.backbone.library import quiet
 from rapt.training import Trainer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 

@@ -34,7 +34,7 @@ from rapt.audit.language.layout import batches
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
-from rapt.service.model.library import quiet, with_cache
+from rapt.service.backbone.library import quiet, with_cache
 from rapt.training import Trainer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 

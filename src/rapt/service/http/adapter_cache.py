@@ -14,7 +14,7 @@ from typing import Final
 
 from torch import Tensor
 
-from rapt.service.model.adapter import Adapter
+from rapt.service.adapter.adapter import Adapter
 from rapt.service.storage.remembered import about_to_wait
 
 # Of an adapter beside its tensors: the card, and the objects that hold it all together.

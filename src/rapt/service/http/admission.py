@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError, UsageError, VocabularyError, record_at
-from rapt.service.model.layout import sequence_length
+from rapt.service.backbone.layout import sequence_length
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_card import AdapterCard
 from rapt.wire.manifest import Manifest, MechanismSetting

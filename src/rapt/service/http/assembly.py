@@ -12,6 +12,11 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from rapt.errors import NotFoundError, UsageError
+from rapt.service.answers.batching import BatchLimits
+from rapt.service.answers.serving import Predictor
+from rapt.service.answers.writing import Writer
+from rapt.service.backbone.backbone import Backbone, load_served
+from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
@@ -23,11 +28,6 @@ from rapt.service.jobs.job_runner import JobRunner
 from rapt.service.jobs.job_settings import JobLimits, JobSettings, half_of_the_memory
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
 from rapt.service.jobs.worker import ThreadRunner
-from rapt.service.model.backbone import Backbone, load_served
-from rapt.service.model.batching import BatchLimits
-from rapt.service.model.frame import make_tokenizer
-from rapt.service.model.serving import Predictor
-from rapt.service.model.writing import Writer
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.job_runs import tell_of_models_not_served
 from rapt.service.storage.key_rows import has_keys

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from rapt.service.model.batching import Ticket
+from rapt.service.answers.batching import Ticket
 from rapt.service.storage.remembered import WouldWait, at_hand_only
 
 Arguments = TypeVarTuple("Arguments")

@@ -22,6 +22,7 @@ import torch
 import uvicorn
 
 from rapt.errors import UsageError
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, open_service
 from rapt.service.http.connections import BoundedProtocol, Listener, room_for_connections
@@ -29,7 +30,6 @@ from rapt.service.http.memory import giving_back
 from rapt.service.http.middleware import Stopping
 from rapt.service.http.settings import Settings
 from rapt.service.http.variables import warn_of_unknown_variables
-from rapt.service.model.backbone import Backbone
 from rapt.service.storage.durable_files import write_atomically
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.traces import switch_tracebacks

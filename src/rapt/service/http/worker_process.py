@@ -10,13 +10,13 @@ from threading import Event
 import torch
 
 from rapt.public_models import model_directory, model_name
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.precision import chosen_dtype
 from rapt.service.http.assembly import load_backbones, make_runner
 from rapt.service.http.memory import giving_back
 from rapt.service.http.server import LOGGING, stopped_by_signals
 from rapt.service.http.settings import Settings, revealed
 from rapt.service.http.variables import warn_of_unknown_variables
-from rapt.service.model.backbone import Backbone
-from rapt.service.model.precision import chosen_dtype
 from rapt.service.storage.blob_owner import own_blobs
 from rapt.service.storage.recovery import join_store
 from rapt.service.traces import switch_tracebacks

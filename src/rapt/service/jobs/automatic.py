@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rapt.service.model.backbone import Backbone
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.storage.file_rows import StoredFile
 from rapt.wire.manifest import mechanism_from_json
 

@@ -7,12 +7,12 @@ import math
 import time
 from typing import Final
 
+from rapt.service.adapter.adapter import Adapter, adapter_to_files
 from rapt.service.jobs.progress_events import validation_figures
-from rapt.service.model.adapter import Adapter, adapter_to_files
-from rapt.service.model.tuner import Progress
 from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.store import Store
+from rapt.service.tuning.tuner import Progress
 from rapt.wire.adapter_archive import pack_adapter
 
 log = logging.getLogger(__name__)

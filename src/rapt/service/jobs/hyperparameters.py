@@ -10,21 +10,13 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
+from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.layout import sequence_length
 from rapt.service.jobs.method_options import MethodOptions, ReconstructionOptions
-from rapt.service.model.backbone import Backbone
-from rapt.service.model.layout import sequence_length
-from rapt.service.model.tasks import TASKS
-from rapt.service.model.tuning_config import (
-    LINEAR_PROBING,
-    LORA,
-    P_TUNING,
-    PREFIX_TUNING,
-    PROMPT_TUNING,
-    ReconstructionConfig,
-    TuningConfig,
-    default_config,
-)
 from rapt.service.storage.file_rows import StoredFile
+from rapt.service.tuning.tasks import TASKS
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
 from rapt.wire.vocabulary_bundle import short_hash
 
 T = TypeVar("T")

@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import torch
 
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.hyperparameters import check_fit
 from rapt.service.jobs.job_costs import check_cost
 from rapt.service.jobs.job_settings import JobLimits
-from rapt.service.model.backbone import Backbone
-from rapt.service.model.methods import make_method
-from rapt.service.model.tasks import TASKS, label_word_ids
-from rapt.service.model.tuner import TuningConfig, check_validation_manifest
 from rapt.service.storage.file_rows import StoredFile, open_file
 from rapt.service.storage.store import Store
+from rapt.service.tuning.methods import make_method
+from rapt.service.tuning.tasks import TASKS, label_word_ids
+from rapt.service.tuning.tuner import TuningConfig, check_validation_manifest
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import bounded_lines, iterate_privatized_lines
 

@@ -14,13 +14,14 @@ from typing import Final
 import torch
 
 from rapt.errors import LimitError
+from rapt.service.adapter.method_names import LORA, PREFIX_TUNING
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.job_settings import MEBIBYTE, JobLimits
-from rapt.service.model.backbone import Backbone
-from rapt.service.model.methods.lora import QUERY_AND_VALUE
-from rapt.service.model.tasks import TASKS
-from rapt.service.model.tuner import batches_per_epoch
-from rapt.service.model.tuning_config import LORA, PREFIX_TUNING, TuningConfig
 from rapt.service.storage.file_rows import StoredFile
+from rapt.service.tuning.methods.lora import QUERY_AND_VALUE
+from rapt.service.tuning.tasks import TASKS
+from rapt.service.tuning.tuner import batches_per_epoch
+from rapt.service.tuning.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest
 
 _FLOAT: Final = 4

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeVar
 
 from rapt.errors import RaptError, UnavailableError, WireError
+from rapt.service.adapter.adapter import Adapter, adapter_to_files
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.epoch_checkpoints import EpochCheckpoints
 from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.job_costs import check_cost
@@ -21,14 +23,12 @@ from rapt.service.jobs.job_settings import JobSettings
 from rapt.service.jobs.patience import patiently
 from rapt.service.jobs.progress_events import ProgressEvents
 from rapt.service.jobs.run_states import STEPS_BETWEEN_CHECKPOINTS, RunStates
-from rapt.service.model.adapter import Adapter, adapter_to_files
-from rapt.service.model.backbone import Backbone
-from rapt.service.model.tuner import TuningCancelled, TuningConfig, batches_per_epoch, tune
 from rapt.service.storage.file_rows import StoredFile, get_file, open_file
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import is_still_mine, others_wait, record_progress, succeed_job
 from rapt.service.storage.store import Store
 from rapt.service.traces import log_unforeseen
+from rapt.service.tuning.tuner import TuningCancelled, TuningConfig, batches_per_epoch, tune
 from rapt.wire.adapter_archive import pack_adapter
 from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, read_privatized_lines
 

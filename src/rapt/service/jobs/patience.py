@@ -8,7 +8,7 @@ from threading import Event
 from typing import Final, TypeVar
 
 from rapt.errors import UnavailableError
-from rapt.service.model.tuner import TuningCancelled
+from rapt.service.tuning.tuner import TuningCancelled
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from rapt.service.model.tuner import Progress
+from rapt.service.tuning.tuner import Progress
 
 STEPS_BETWEEN_EVENTS: Final = 10
 # A long run has its events further apart, so that no job fills the database.

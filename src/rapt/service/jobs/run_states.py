@@ -10,11 +10,11 @@ from typing import Final
 
 from rapt.errors import WireError
 from rapt.service.jobs.patience import patiently
-from rapt.service.model.tuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from rapt.service.storage.durable_files import not_stored, sync_folder
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_state, latest_state
 from rapt.service.storage.store import Store
+from rapt.service.tuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 

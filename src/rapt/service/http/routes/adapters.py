@@ -14,14 +14,7 @@ from fastapi import APIRouter, Form, UploadFile
 from fastapi.responses import Response
 
 from rapt.errors import LimitError, WireError
-from rapt.service.http.admission import check_mechanism
-from rapt.service.http.assembly import Service
-from rapt.service.http.callers import CallerOf
-from rapt.service.http.import_schemas import AdapterRequest
-from rapt.service.http.routes.models import show_tuned
-from rapt.service.http.routes.staged_forms import staged_route
-from rapt.service.http.schemas import ModelObject
-from rapt.service.model.adapter import (
+from rapt.service.adapter.adapter import (
     CARD,
     PEFT_CONFIG,
     WEIGHTS,
@@ -29,6 +22,13 @@ from rapt.service.model.adapter import (
     adapter_to_files,
     read_card,
 )
+from rapt.service.http.admission import check_mechanism
+from rapt.service.http.assembly import Service
+from rapt.service.http.callers import CallerOf
+from rapt.service.http.import_schemas import AdapterRequest
+from rapt.service.http.routes.models import show_tuned
+from rapt.service.http.routes.staged_forms import staged_route
+from rapt.service.http.schemas import ModelObject
 from rapt.service.storage.model_rows import adapter_archive, add_imported_model, get_model
 from rapt.wire.adapter_archive import pack_adapter
 

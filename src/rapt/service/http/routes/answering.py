@@ -13,16 +13,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from rapt.errors import UsageError
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.answers.batching import Ticket
+from rapt.service.answers.generation_row import GenerationRow
+from rapt.service.answers.inference import row_of
+from rapt.service.answers.sampling import Sampling
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.leaving import CLIENT_LEFT, begun, left
 from rapt.service.http.routes.prompts import Prompt, admit_prompts
 from rapt.service.http.routes.spelling import Piece, Spelling, Token
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.batching import Ticket
-from rapt.service.model.generation_row import GenerationRow
-from rapt.service.model.inference import row_of
-from rapt.service.model.sampling import Sampling
 from rapt.service.storage.callers import Caller
 
 

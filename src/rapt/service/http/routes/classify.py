@@ -10,16 +10,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from rapt.errors import LimitError, UsageError, WireError
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.answers.batching import Ticket
+from rapt.service.answers.inference import row_of
+from rapt.service.answers.serving import Predictor
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.leaving import answers_of, at_hand_or_in_thread, begun
 from rapt.service.http.routes.models import load_tuned
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.batching import Ticket
-from rapt.service.model.inference import row_of
-from rapt.service.model.serving import Predictor
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import StoredModel, get_model
 from rapt.wire.query import query_from_json

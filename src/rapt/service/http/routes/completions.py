@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from starlette.requests import Request
 
+from rapt.service.answers.sampling import Sampling
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.completion_schemas import (
@@ -23,7 +24,6 @@ from rapt.service.http.json_bodies import BodyRoute
 from rapt.service.http.routes.answering import Answering, start_answering
 from rapt.service.http.routes.event_stream import event_stream
 from rapt.service.http.routes.spelling import Piece, Token
-from rapt.service.model.sampling import Sampling
 
 
 def router(service: Service) -> APIRouter:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from rapt.errors import UsageError
+from rapt.service.adapter.adapter import Adapter, adapter_from_files
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, LongLimit, cursor
 from rapt.service.http.schemas import Deleted, ListOf, ModelDetail, ModelObject
-from rapt.service.model.adapter import Adapter, adapter_from_files
 from rapt.service.storage.model_rows import StoredModel, adapter_archive, delete_model, get_model, list_models
 from rapt.wire.adapter_archive import unpack_adapter
 from rapt.wire.adapter_card import card_to_json

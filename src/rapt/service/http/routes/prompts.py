@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from rapt.errors import LimitError, UsageError
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.answers.inference import row_of
 from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy
 from rapt.service.http.routes.classify import tuned_adapters
-from rapt.service.model.adapter import Adapter
-from rapt.service.model.inference import row_of
 from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_record import PrivatizedRecord
 from rapt.wire.query import query_from_json

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from rapt.service.model.sampling import Choice
-from rapt.service.model.writing import Finish, Written
+from rapt.service.answers.sampling import Choice
+from rapt.service.answers.writing import Finish, Written
 
 # A character whose bytes are spread over tokens decodes to this until the last of them is there.
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"

@@ -1,0 +1,209 @@
+"""The adapter: what tuning leaves behind, parts for a forward pass and a task head, with a card. A value, never a mode.
+
+On disk it has PEFT's layout (`adapter_model.safetensors`, `adapter_config.json`, tensors by PEFT's names) and our card,
+`rapt.json`. PEFT computes the same numbers with a LoRA, others with a prompt in a BERT or with a prefix: it puts a
+prompt before [CLS], and shifts the text by the length of a prefix. A prefix of an encoder-decoder has no
+`adapter_config.json`, because PEFT would put all of it into the decoder, and a head alone has none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from rapt.errors import TuningError, UsageError, VocabularyError, WireError, record_at
+from rapt.service.adapter.adapter_check import (
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    LORA_A,
+    LORA_B,
+    LORA_NAME,
+    PROMPT,
+    check_card,
+    check_numbers,
+    check_peft_config,
+    compares,
+    read_tensors,
+)
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.steering import NOTHING, LoraPair, Tuned
+from rapt.whole_files import write_folder
+from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
+from rapt.wire.strict_json import dump, parse_document
+from rapt.wire.vocabulary_bundle import check_hash
+
+WEIGHTS: Final = "adapter_model.safetensors"
+CARD: Final = "rapt.json"
+PEFT_CONFIG: Final = "adapter_config.json"
+_PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """What was tuned, and its task head.
+
+    Attributes:
+        tuned: What it adds to a forward pass, float32.
+        head_weight: Task head, (C, h), float32, or (C, 3h) if it compares; C = 0 for an adapter that generates text.
+        head_bias: Its bias, (C,), float32.
+        card: What it is and where it came from.
+        compares: Whether its head reads how the two texts of a pair differ (`task_head.compare_texts`).
+    """
+
+    tuned: Tuned
+    head_weight: Tensor
+    head_bias: Tensor
+    card: AdapterCard
+    compares: bool = False
+
+    @property
+    def prompt(self) -> Tensor:
+        """Its soft prompt, (P, h); of no row when it has none."""
+        return self.head_weight[:0] if self.tuned.prompt is None else self.tuned.prompt
+
+
+def save_adapter(adapter: Adapter, folder: Path) -> AdapterCard:
+    """Write the files of an adapter; the folder appears whole or not at all. Returns the card as written.
+
+    Args:
+        adapter: To be saved.
+        folder: Must not exist yet.
+    """
+    card, files = _written(adapter)
+    write_folder(folder, files)
+    return card
+
+
+def load_adapter(folder: Path, *, backbone: Backbone) -> Adapter:
+    """The adapter in a folder. Raises as `adapter_from_files`."""
+    files = {}
+    for name in (CARD, WEIGHTS, PEFT_CONFIG):
+        with suppress(OSError):
+            files[name] = (folder / name).read_bytes()
+    return adapter_from_files(files, backbone=backbone)
+
+
+def adapter_to_files(adapter: Adapter) -> dict[str, bytes]:
+    """The files of an adapter, by name.
+
+    Raises:
+        TuningError: Its weights are not finite, or larger than `adapter_from_files` takes: the run has diverged.
+    """
+    return _written(adapter)[1]
+
+
+def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Adapter:
+    """The adapter in files by name, on the backbone's device.
+
+    Raises:
+        WireError: A file is missing, damaged, edited, or of an unknown version.
+        VocabularyError: It was tuned on another backbone.
+    """
+    if CARD not in files or WEIGHTS not in files:
+        raise WireError(f"an adapter must have {CARD} and {WEIGHTS}; tune again or copy both")
+    card, weights = read_card(files[CARD]), files[WEIGHTS]
+    if card.model != backbone.model:
+        raise VocabularyError(
+            f"an adapter must meet the backbone it was tuned on, got {backbone.model!r} for one of another; "
+            "load that backbone"
+        )
+    check_hash(backbone.bundle, expected=card.vocabulary_hash)
+    check_card(card, backbone=backbone)
+    if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
+        raise WireError("an adapter's weights must match the digest in its card; copy both files again")
+    tensors = read_tensors(weights, card, backbone=backbone)
+    head = tensors[HEAD_WEIGHT]
+    adapter = Adapter(
+        tuned=_from_disk(tensors, card=card, backbone=backbone),
+        head_weight=head,
+        head_bias=tensors[HEAD_BIAS],
+        card=card,
+        compares=compares(tuple(head.shape), card, backbone=backbone),
+    )
+    if PEFT_CONFIG in files:
+        check_peft_config(parse_document(files[PEFT_CONFIG], what=PEFT_CONFIG), _peft_config(adapter))
+    return adapter
+
+
+def read_card(content: bytes) -> AdapterCard:
+    """The card in a file. Raises `WireError` or `MechanismError`."""
+    return card_from_json(parse_document(content, what="the adapter card"))
+
+
+def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, position: int) -> None:
+    """Refuse a record without the plain tokens that its adapter was tuned with (`UsageError`)."""
+    expected = 0 if adapter is None else adapter.card.plain_tokens
+    if len(privatized) != expected:
+        raise UsageError(
+            f"{record_at(position)} must have {expected} privatized plain tokens as in tuning, got {len(privatized)}; "
+            "privatize queries with the settings of the training file"
+        )
+
+
+def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
+    tensors = _to_disk(adapter)
+    try:
+        check_numbers(tensors)
+    except WireError as error:
+        raise TuningError(f"{error}; the run has diverged: lower its learning rate") from None
+    weights = save_tensors(tensors)
+    card = replace(adapter.card, weights_sha256=hashlib.sha256(weights).hexdigest())
+    files = {WEIGHTS: weights, CARD: dump(card_to_json(card)).encode()}
+    config = _peft_config(adapter)
+    if config is not None:
+        files[PEFT_CONFIG] = json.dumps(config, indent=2).encode()
+    return card, files
+
+
+def _to_disk(adapter: Adapter) -> dict[str, Tensor]:
+    tuned = adapter.tuned
+    tensors = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
+    if tuned.prompt is not None:
+        tensors[PROMPT] = tuned.prompt
+    if tuned.prefix is not None:  # (S, 2, H, P, d) -> (P, S * 2 * H * d), as PEFT keeps it
+        tensors[PROMPT] = tuned.prefix.permute(3, 0, 1, 2, 4).flatten(1)
+    for name, pair in tuned.lora.items():
+        tensors |= {LORA_NAME + name + LORA_A: pair.a, LORA_NAME + name + LORA_B: pair.b}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _from_disk(tensors: Mapping[str, Tensor], *, card: AdapterCard, backbone: Backbone) -> Tuned:
+    if card.method == "prefix_tuning":
+        site = backbone.sites.attention[0]
+        shape = (card.prompt_length, len(backbone.sites.attention), 2, site.key_heads, site.head_size)
+        return Tuned(prefix=tensors[PROMPT].view(shape).permute(1, 2, 3, 0, 4).contiguous())
+    if card.method == "lora":
+        names = [name.removeprefix(LORA_NAME).removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)]
+        pairs = {name: (tensors[LORA_NAME + name + LORA_A], tensors[LORA_NAME + name + LORA_B]) for name in names}
+        return Tuned(lora={name: LoraPair(a=a, b=b) for name, (a, b) in pairs.items()})
+    return NOTHING if card.method == "linear_probing" else Tuned(prompt=tensors[PROMPT])
+
+
+def _peft_config(adapter: Adapter) -> dict[str, Any] | None:
+    card, tuned = adapter.card, adapter.tuned
+    if card.method == "linear_probing":
+        return None
+    config = {
+        "task_type": _PEFT_TASKS[card.kind],
+        "base_model_name_or_path": card.model,
+        "inference_mode": True,
+    }
+    if tuned.prefix is not None:
+        sites, _, heads, _, size = tuned.prefix.shape
+        shape = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
+        own = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": card.prompt_length, "prefix_projection": False}
+        return None if card.kind == "encoder-decoder" else config | own | shape | {"num_transformer_submodules": 1}
+    if tuned.lora:
+        rank = max(len(pair.a) for pair in tuned.lora.values())
+        # alpha = r: the scale is in b already.
+        return config | {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(tuned.lora)}
+    prompt = {"num_virtual_tokens": card.prompt_length, "token_dim": adapter.prompt.shape[1]}
+    return config | {"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1} | prompt

@@ -1,0 +1,214 @@
+"""What an adapter must be before anything is computed with it: card, tensors and PEFT's configuration fit each other.
+
+Whoever has a key may bring an adapter, and its rows share forward passes with everybody's. So names, shapes and types
+follow from the card and the backbone alone, and are compared before a weight is read; numbers are finite, and so small
+that no forward pass leaves the range of float32. What passes here answers every record that fits the backbone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from rapt.errors import WireError
+from rapt.service.adapter.method_names import (
+    LINEAR_PROBING,
+    LORA,
+    METHOD_NAMES,
+    P_TUNING,
+    PREFIX_TUNING,
+    PROMPT_TUNING,
+)
+from rapt.service.adapter.task_head import COMPARISON_VECTORS
+from rapt.service.backbone.backbone import Backbone
+from rapt.wire.adapter_card import MOST_PROMPT_POSITIONS, AdapterCard
+from rapt.wire.strict_json import parse_json
+
+PROMPT, HEAD_WEIGHT, HEAD_BIAS = "prompt_embeddings", "classifier.weight", "classifier.bias"
+LORA_NAME, LORA_A, LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+
+TASKS: Final = ("classification", "label_words", "generation")
+HIGHEST_RANK: Final = MOST_PROMPT_POSITIONS  # of a low-rank change: what a job may ask for as well
+# Of a number in an adapter, and of what a low-rank change may make of inputs of size 1. Trained ones stay below 100.
+# At these bounds the largest value on the way, the square of a gated layer's output, is some 1e31 of 3e38 in float32.
+LARGEST_WEIGHT: Final = 1e4
+_LARGEST_CHANGE: Final = 1e4
+_ITEM_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
+_MOST_HEADER_BYTES: Final = 1024 * 1024
+_MOST_TENSORS: Final = 10_000
+# What PEFT reads of its configuration to compute with an adapter of ours; all else is a name or a default.
+_PEFT_READS: Final = frozenset(
+    "peft_type task_type num_virtual_tokens token_dim num_layers num_attention_heads num_transformer_submodules "
+    "prefix_projection r lora_alpha target_modules".split()
+)
+
+Shape = tuple[int, ...]
+
+
+def check_card(card: AdapterCard, *, backbone: Backbone) -> None:
+    """Refuse a card that no run on this backbone could have left (`WireError`)."""
+    if card.kind != backbone.kind:
+        raise WireError(f"an adapter card must be of the backbone's kind, {backbone.kind}; tune again")
+    if card.method not in METHOD_NAMES:
+        raise WireError(f"an adapter card must name a method of {', '.join(METHOD_NAMES)}; upgrade rapt or tune again")
+    if card.task not in TASKS:
+        raise WireError(f"an adapter card must name a task of {', '.join(TASKS)}; upgrade rapt or tune again")
+    if card.method == LINEAR_PROBING and card.task != "classification":
+        raise WireError(f"an adapter of {LINEAR_PROBING} must be of the task classification; tune again")
+    if card.task == "generation" and backbone.kind == "encoder":
+        raise WireError("an adapter that generates text must be of a decoder or an encoder-decoder; tune again")
+    if card.task != "classification" and backbone.language_head is None:
+        raise WireError("an adapter that reads or writes words must be of a backbone with a language head; tune again")
+    if (card.prompt_length > 0) != (card.method in (PROMPT_TUNING, P_TUNING, PREFIX_TUNING)):
+        raise WireError("an adapter card must count prompt positions for a prompt or a prefix, and for nothing else")
+    pairs = card.training.get("pairs", False)
+    if type(pairs) is not bool:
+        raise WireError("an adapter card must say by true or false whether records are pairs; tune again")
+    prompt = card.prompt_length if card.method in (PROMPT_TUNING, P_TUNING) else 0
+    texts = 2 + len(backbone.frame.between) if pairs else 1
+    needed = len(backbone.frame.start) + prompt + card.plain_tokens + texts + len(backbone.frame.end)
+    if needed > backbone.max_positions:
+        raise WireError(
+            f"an adapter's prompt and plain tokens must leave room for a text in {backbone.max_positions} positions, "
+            f"got {needed} with the shortest; tune again with fewer"
+        )
+
+
+def read_tensors(weights: bytes, card: AdapterCard, *, backbone: Backbone) -> dict[str, Tensor]:
+    """The tensors of a checked card, float32, on the backbone's device.
+
+    Raises:
+        WireError: They are not those that the card asks for, not finite, or too large for a forward pass.
+    """
+    _check_shapes(_stated_shapes(weights), card=card, backbone=backbone)
+    try:
+        tensors = {name: tensor.float().to(backbone.device) for name, tensor in load_tensors(weights).items()}
+    except (SafetensorError, RuntimeError, ValueError):
+        raise _damaged() from None
+    check_numbers(tensors)
+    return tensors
+
+
+def check_numbers(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not finite, or so large that a forward pass might not be (`WireError`)."""
+    # A comparison with NaN is false.
+    if not all(bool((tensor.abs() <= LARGEST_WEIGHT).all()) for tensor in tensors.values()):
+        raise WireError(f"an adapter's weights must be finite and at most {LARGEST_WEIGHT:g} in size")
+    for name, a in tensors.items():
+        if name.endswith(LORA_A):
+            b = tensors[name.removesuffix(LORA_A) + LORA_B]
+            if not bool((b.abs() @ a.abs().sum(dim=1) <= _LARGEST_CHANGE).all()):
+                raise WireError(f"an adapter's low-rank changes must multiply inputs by at most {_LARGEST_CHANGE:g}")
+
+
+def compares(shape: Shape, card: AdapterCard, *, backbone: Backbone) -> bool:
+    """Whether a head of this shape compares: those of pairs do, but for the first ones, which read the mean of both."""
+    can = card.task == "classification" and card.kind != "decoder" and bool(card.training.get("pairs"))
+    return can and shape[1:] == (COMPARISON_VECTORS * backbone.hidden_size,)
+
+
+def check_peft_config(given: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
+    """Refuse a configuration with which PEFT would compute something else (`WireError`)."""
+    if expected is None:
+        raise WireError("an adapter that PEFT cannot read must come without adapter_config.json; leave it out")
+    for name in sorted(_PEFT_READS & (given.keys() | expected.keys())):
+        stated, ours = given.get(name), expected.get(name)
+        if name == "target_modules" and isinstance(stated, list) and isinstance(ours, list):
+            stated, ours = sorted(map(str, stated)), sorted(ours)
+        if stated != ours and not (name not in expected and stated is None):
+            raise WireError(f"adapter_config.json must have {name} as the weights have it; export the adapter again")
+
+
+def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Backbone) -> None:
+    """Refuse a tensor that is missing, one too many, or of another shape than the card and the backbone ask for."""
+    classes, head = len(card.labels), found.get(HEAD_WEIGHT, ())
+    width = backbone.hidden_size * (COMPARISON_VECTORS if compares(head, card, backbone=backbone) else 1)
+    expected: dict[str, Shape] = {HEAD_WEIGHT: (classes, width), HEAD_BIAS: (classes,)}
+    if card.method == PREFIX_TUNING:
+        expected[PROMPT] = (card.prompt_length, _prefix_width(backbone))
+    elif card.method in (PROMPT_TUNING, P_TUNING):
+        expected[PROMPT] = (card.prompt_length, backbone.hidden_size)
+    elif card.method == LORA:
+        expected |= _expected_pairs(found, backbone=backbone)
+    if found.keys() != expected.keys():
+        raise WireError(
+            f"an adapter's weights must be the {len(expected)} tensors that its card asks for, by PEFT's names, "
+            f"got tensors={len(found)}; tune again"
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            what = "head" if name in (HEAD_WEIGHT, HEAD_BIAS) else "prompt" if name == PROMPT else "low-rank changes"
+            raise WireError(f"an adapter's {what} must be of shape {shape}, as card and backbone say; tune again")
+
+
+def _expected_pairs(found: Mapping[str, Shape], *, backbone: Backbone) -> dict[str, Shape]:
+    """The shapes of the low-rank changes of the layers that are named, each of the rank that it states."""
+    expected: dict[str, Shape] = {}
+    for name, (inputs, outputs) in backbone.sites.linear.items():
+        shape = found.get(LORA_NAME + name + LORA_A)
+        if shape is None:
+            continue
+        rank = shape[0] if shape else 0
+        if not 1 <= rank <= HIGHEST_RANK:
+            raise WireError(f"an adapter's low-rank changes must be of rank 1 to {HIGHEST_RANK}; tune again")
+        expected[LORA_NAME + name + LORA_A] = (rank, inputs)
+        expected[LORA_NAME + name + LORA_B] = (outputs, rank)
+    if not expected:
+        raise WireError("an adapter's low-rank changes must be of linear layers of its backbone; tune again")
+    return expected
+
+
+def _prefix_width(backbone: Backbone) -> int:
+    sizes = {(site.key_heads, site.head_size) for site in backbone.sites.attention}
+    if len(sizes) != 1:
+        raise WireError("an adapter with a prefix must be of a backbone with attention layers of one shape; tune again")
+    ((heads, size),) = sizes
+    return len(backbone.sites.attention) * 2 * heads * size
+
+
+def _stated_shapes(weights: bytes) -> dict[str, Shape]:
+    """Shape of each tensor by the header of a safetensors file; their bytes lie in a row and fill the file."""
+    length = int.from_bytes(weights[:8], "little")
+    if not 2 <= length <= min(_MOST_HEADER_BYTES, len(weights) - 8):
+        raise _damaged()
+    try:
+        header = parse_json(weights[8 : 8 + length], what="the header", most_fields=_MOST_TENSORS)
+    except WireError:
+        raise _damaged() from None
+    if not isinstance(header, dict):
+        raise _damaged()
+    header.pop("__metadata__", None)  # notes of whoever wrote it: not looked at, and not kept
+    shapes, places = {}, []
+    for name, entry in header.items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise _damaged()
+        item, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not (_are_counts(shape) and _are_counts(place) and len(place) == 2 and type(item) is str):
+            raise _damaged()
+        if item not in _ITEM_BYTES:
+            raise WireError(f"an adapter's weights must be of type {', '.join(_ITEM_BYTES)}; convert them")
+        if place[1] - place[0] != math.prod(shape) * _ITEM_BYTES[item]:
+            raise _damaged()
+        shapes[name] = tuple(shape)
+        places.append(tuple(place))
+    end = 0
+    for begin, following in sorted(places):
+        if begin != end:
+            raise _damaged()
+        end = following
+    if end != len(weights) - 8 - length:
+        raise _damaged()
+    return shapes
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value) and len(value) <= 8
+
+
+def _damaged() -> WireError:
+    return WireError("an adapter's weights must be a whole safetensors file; copy it again")

@@ -1,0 +1,252 @@
+"""Dynamic batching: rows of many callers share forward passes, and no caller waits for one that is not there.
+
+One thread computes. While it does, rows gather; when it is free it takes what is there, in fair order between tenants,
+as much as its budget allows. So an idle server answers at once, and a busy one in large batches.
+
+After a batch its callers often come back together, a moment apart. The first of them would be served alone and the rest
+wait for it. So within a short time after a batch, and only then, the thread waits for as many callers as it had.
+
+Nothing here knows what a row is. A row that fails, fails its own caller and nobody else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Any, Final, Generic, TypeVar
+
+from rapt.errors import BusyError, RaptError, UnavailableError
+from rapt.service.answers.fair_queue import FairQueue
+
+Row = TypeVar("Row")
+Answer = TypeVar("Answer")
+
+Plan = Callable[[Sequence[Row]], list[list[int]]]
+
+# Of one tenant's waiting rows, as a part of all that may wait: the others always find room.
+TENANT_SHARE: Final = 0.5
+# Weight of the last batch in the running estimate of the speed.
+_SMOOTHING: Final = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchLimits:
+    """How large and how late.
+
+    Attributes:
+        round_cost: Most that is taken at once; what comes later waits for it.
+        waiting_cost: Most that may wait; beyond it callers are told to come back.
+        quantum: A tenant's turn; at least the cost of the longest row is fair and cheap.
+        longest_wait: For callers of the batch before, s.
+        wait_share: The same as a part of the time that the batch before took; the smaller of the two holds.
+    """
+
+    round_cost: int = 4096
+    waiting_cost: int = 262_144
+    quantum: int = 512
+    longest_wait: float = 0.005
+    wait_share: float = 0.25
+
+
+class Ticket(Generic[Answer]):
+    """One caller's rows and, later, their answers."""
+
+    def __init__(self, *, rows: int, tenant: str) -> None:
+        """For `rows` rows that wait in a tenant's line."""
+        self.tenant = tenant
+        self.future: Future[list[Answer]] = Future()
+        self._answers: dict[int, Answer] = {}
+        self._rows = rows
+        if not rows:
+            self.future.set_result([])
+
+    def answer(self, position: int, answer: Answer) -> None:
+        """Fill one in; the last one wakes the caller."""
+        self._answers[position] = answer
+        if len(self._answers) == self._rows:
+            with suppress(InvalidStateError):  # the caller has left
+                self.future.set_result([self._answers[index] for index in range(self._rows)])
+
+    def fail(self, error: Exception) -> None:
+        """Wake the caller with an error, unless it has left or has its answers."""
+        with suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Work(Generic[Row, Answer]):
+    ticket: Ticket[Answer]
+    position: int
+    row: Row
+    cost: int
+
+
+class Batcher(Generic[Row, Answer]):
+    """Rows in, answers out; safe to use from many threads and event loops."""
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Row]], Sequence[Answer]],
+        *,
+        plan: Plan[Row],
+        cost: Callable[[Row], int],
+        limits: BatchLimits | None = None,
+        name: str = "batcher",
+    ) -> None:
+        """Start the thread that computes.
+
+        Args:
+            run: Answers of one pass, in the order of its rows.
+            plan: Cuts rows into passes, as lists of their positions, those to run first in front.
+            cost: Of a row, at least 1: how many positions it takes.
+            limits: Sizes and times.
+            name: Of the thread.
+        """
+        self._run, self._plan, self._cost = run, plan, cost
+        self._limits = limits or BatchLimits()
+        self._queue: FairQueue[_Work[Row, Answer]] = FairQueue(quantum=self._limits.quantum)
+        self._changed = Condition()
+        self._closing = False
+        self._waiting: set[Ticket[Answer]] = set()
+        self._seconds_per_cost = 0.0
+        self._last_callers, self._last_end, self._last_seconds = 0, 0.0, 0.0
+        self._thread = Thread(target=self._loop, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, rows: Sequence[Row], *, tenant: str) -> Ticket[Answer]:
+        """Let rows wait for their turn.
+
+        Raises:
+            BusyError: More waits already than may, of all or of this tenant.
+            UnavailableError: The service is stopping.
+        """
+        ticket: Ticket[Answer] = Ticket(rows=len(rows), tenant=tenant)
+        works = [_Work(ticket, position, row, self._cost(row)) for position, row in enumerate(rows)]
+        if not works:
+            return ticket
+        with self._changed:
+            if self._closing:
+                raise UnavailableError("the service must not be stopping; send the request again later")
+            require_room(
+                self._queue,
+                sum(work.cost for work in works),
+                tenant=tenant,
+                limit=self._limits.waiting_cost,
+                seconds_per_cost=self._seconds_per_cost,
+            )
+            for work in works:
+                self._queue.push(work, tenant=tenant, cost=work.cost)
+            self._waiting.add(ticket)
+            self._changed.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket[Answer]) -> None:
+        """Forget a caller: rows that wait are not computed any more, and those being computed are not told."""
+        with self._changed:
+            ticket.future.cancel()
+            self._queue.remove(lambda work: work.ticket is ticket, tenant=ticket.tenant)
+            self._waiting.discard(ticket)
+
+    @property
+    def waiting_cost(self) -> int:
+        """Of all rows that wait; those being computed are not counted."""
+        with self._changed:
+            return self._queue.cost
+
+    def close(self) -> None:
+        """Finish the pass that runs, refuse what waits, and end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._queue.cost and not self._closing:
+                    self._changed.wait()
+                self._gather()
+                if self._closing:
+                    for ticket in self._waiting:
+                        ticket.fail(UnavailableError("the service is stopping; send the request again later"))
+                    self._queue.clear()
+                    return
+                works = self._queue.take(budget=self._limits.round_cost)
+            self._serve(works)
+
+    def _gather(self) -> None:
+        """Wait for the callers of the batch before, if they may be on their way back."""
+        window = min(self._limits.longest_wait, self._limits.wait_share * self._last_seconds)
+        deadline = self._last_end + window
+        while (
+            not self._closing
+            and len(self._waiting) < self._last_callers
+            and self._queue.cost < self._limits.round_cost
+            and (left := deadline - time.monotonic()) > 0
+        ):
+            self._changed.wait(left)
+
+    def _serve(self, works: list[_Work[Row, Answer]]) -> None:
+        start = time.monotonic()
+        for positions in self._plan([work.row for work in works]):
+            wanted = [works[position] for position in positions if not works[position].ticket.future.done()]
+            if wanted:
+                self._serve_pass(wanted)
+        self._last_end = time.monotonic()
+        self._last_seconds = self._last_end - start
+        tickets = {work.ticket for work in works}
+        self._last_callers = len(tickets)
+        measured = self._last_seconds / sum(work.cost for work in works)
+        with self._changed:
+            self._seconds_per_cost = running_mean(self._seconds_per_cost, measured)
+            self._waiting -= {ticket for ticket in tickets if ticket.future.done()}
+
+    def _serve_pass(self, works: list[_Work[Row, Answer]]) -> None:
+        try:
+            answers = self._run([work.row for work in works])
+        except Exception as error:  # whatever it is, callers wait for it, and the thread must go on for the others
+            callers = {id(work.ticket): work.ticket for work in works}
+            if len(callers) == 1:
+                works[0].ticket.fail(told(error))
+                return
+            for ticket in callers.values():  # one of them is the reason; the others must not pay for it
+                self._serve_pass([work for work in works if work.ticket is ticket])
+            return
+        for work, answer in zip(works, answers, strict=True):
+            work.ticket.answer(work.position, answer)
+
+
+def require_room(queue: FairQueue[Any], cost: int, *, tenant: str, limit: int, seconds_per_cost: float) -> None:
+    """Refuse what would wait too long.
+
+    An empty line takes any request that was let in: refused for its size alone, it could never pass.
+
+    Raises:
+        BusyError: More waits already than may, of all or of this tenant.
+    """
+    waiting, own = queue.cost, queue.cost_of(tenant)
+    if (not waiting or waiting + cost <= limit) and (not own or own + cost <= limit * TENANT_SHARE):
+        return
+    raise BusyError(
+        f"the service must have room for the request, got {waiting} tokens that wait already; "
+        "send it again after the time in retry-after",
+        retry_after=max(waiting * seconds_per_cost, 0.1),
+    )
+
+
+def running_mean(mean: float, measured: float) -> float:
+    """An estimate of the speed, moved towards the last measurement; 0 is none yet."""
+    return mean + _SMOOTHING * (measured - mean) if mean else measured
+
+
+def told(error: Exception) -> Exception:
+    """An error as its caller sees it: one that nobody foresaw keeps its class and loses its message."""
+    if isinstance(error, RaptError):
+        return error
+    seen = RuntimeError(f"a pass failed with {type(error).__name__}")
+    seen.__cause__ = error  # for the log, which has places and no messages
+    return seen

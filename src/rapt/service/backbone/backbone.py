@@ -1,0 +1,251 @@
+"""The frozen language model: token ids or vectors in, last-layer states out.
+
+Nothing here is ever trained. Gradients flow through it to the vectors that are put in, never into its weights.
+Whatever the architecture, the rest of the room sees three calls: `embed`, `encode` and `word_logits`, and for
+encoder-decoders a fourth, `decode`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from rapt.errors import UsageError
+from rapt.public_models import model_directory, model_name
+from rapt.service.backbone.architectures import ARCHITECTURES, load_parts
+from rapt.service.backbone.backbone_parts import Kind
+from rapt.service.backbone.chat_template import ChatFrame, read_chat_frame
+from rapt.service.backbone.frame import Frame, frame_of, make_tokenizer
+from rapt.service.backbone.language_head import LanguageHead
+from rapt.service.backbone.noise_expected import NoiseExpected, read_noise_expected, read_soft_embeddings
+from rapt.service.backbone.precision import Precision, chosen_dtype
+from rapt.service.backbone.sites import Sites
+from rapt.service.backbone.steering import Steering, steered
+from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen language model with its vocabulary.
+
+    Attributes:
+        model: Its name, as manifests have it; never a path.
+        bundle: The vocabulary that users privatize with; its hash is what both sides compare.
+        architecture: A key of `ARCHITECTURES`.
+        kind: What sees what: see `Kind`.
+        encoder: What `encode` calls, in evaluation mode, no parameter of which takes a gradient.
+        decoder: The second half of an encoder-decoder, or None.
+        language_head: Scores of words from states; None where the checkpoint has none.
+        sites: Where it can be steered: its attention layers and its linear layers.
+        word_embeddings: The table E, (V, h), in float32; of a backbone that expects noise it may be E[E(x)|y].
+        hidden_size: h.
+        dtype: Of the weights; what is trained is float32 whatever this is.
+        max_positions: Longest sequence, everything counted.
+        frame: The public ids that stand around texts.
+        segment_shift: What a position of a second text has on top in its input vector, (h,), or None.
+        takes_positions: Whether `encoder` is told the position of each vector.
+        own_forward: What `encode` calls in place of `encoder`, or None: the same numbers, faster.
+        expects: The noise that it was distilled for; None for a model that has only seen clear text.
+        chat: What its chat template puts around a message, of a decoder that has one.
+    """
+
+    model: str
+    bundle: VocabularyBundle
+    architecture: str
+    kind: Kind
+    encoder: nn.Module
+    decoder: nn.Module | None
+    language_head: LanguageHead | None
+    sites: Sites
+    word_embeddings: Tensor
+    hidden_size: int
+    dtype: torch.dtype
+    max_positions: int
+    frame: Frame
+    segment_shift: Tensor | None
+    takes_positions: bool
+    own_forward: nn.Module | None = None
+    expects: NoiseExpected | None = None
+    chat: ChatFrame | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.word_embeddings.device
+
+    @property
+    def pad_id(self) -> int:
+        """Id of the filler, masked from attention."""
+        return self.frame.pad_id
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Rows of the table, (B, T) -> (B, T, h), float32, before positions and layer norm."""
+        return nn.functional.embedding(token_ids, self.word_embeddings)
+
+    def encode(
+        self,
+        inputs_embeds: Tensor,
+        *,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        steering: Steering | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Last-layer states, (B, T, h), float32; of a decoder, after its final norm.
+
+        Args:
+            inputs_embeds: Vectors at the place of word embeddings, (B, T, h); may require a gradient.
+            attention_mask: 1 at real positions, (B, T).
+            position_ids: Explicit positions, (B, T): a model must not guess them from padded vectors. An architecture
+                that knows distances only is not told them.
+            steering: Prefixes and low-rank changes of the rows; None leaves the model as it is.
+            wanted: Not 0 where a state is asked for, (B, T), at one real position a row at least; elsewhere it may be
+                left out and 0. None asks for all.
+        """
+        if self.own_forward is not None:
+            found: Tensor = self.own_forward(
+                inputs_embeds.to(self.dtype),
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                steering=steering,
+                wanted=wanted,
+            )
+            return found.float()
+        positions = {"position_ids": position_ids} if self.takes_positions else {}
+        with steered(steering):
+            states: Tensor = self.encoder(
+                inputs_embeds=inputs_embeds.to(self.dtype), attention_mask=attention_mask, **positions
+            ).last_hidden_state
+        return states.float()
+
+    def decode(
+        self, token_ids: Tensor, *, encoder_states: Tensor, encoder_mask: Tensor, steering: Steering | None = None
+    ) -> Tensor:
+        """Last-layer states of an encoder-decoder's second half, (B, U, h), float32: row u sees words 0 to u.
+
+        Args:
+            token_ids: Words so far, the start token first, (B, U).
+            encoder_states: What `encode` gave, (B, T, h).
+            encoder_mask: 1 at its real positions, (B, T).
+            steering: As in `encode`.
+        """
+        assert self.decoder is not None, "only an encoder-decoder decodes"
+        with steered(steering):
+            states: Tensor = self.decoder(
+                inputs_embeds=self.embed(token_ids).to(self.dtype),
+                encoder_hidden_states=encoder_states.to(self.dtype),
+                encoder_attention_mask=encoder_mask,
+                use_cache=False,
+            ).last_hidden_state
+        return states.float()
+
+    def word_logits(self, states: Tensor, *, word_ids: Tensor | None = None) -> Tensor:
+        """Scores of all words, (..., h) -> (..., V), or of `word_ids` alone, (..., C); float32.
+
+        Raises:
+            UsageError: The checkpoint has no language head.
+        """
+        logits: Tensor = self.require_language_head()(states, word_ids=word_ids)
+        return logits
+
+    def require_language_head(self) -> LanguageHead:
+        """The language head.
+
+        Raises:
+            UsageError: The checkpoint has none.
+        """
+        if self.language_head is None:
+            raise UsageError(
+                f"words can be predicted only by a model with a language head, got model={self.model!r} without one; "
+                "train a head on the text (task classification), or choose another model"
+            )
+        return self.language_head
+
+    def tokenize(self, public_text: str) -> tuple[int, ...]:
+        """Content tokens of a string that is public, such as a label word: never of a user's text."""
+        return _public_ids(self.bundle.tokenizer_json, public_text)
+
+
+@functools.lru_cache(maxsize=4)
+def load_backbone(model: str, *, precision: Precision = "auto", device: str = "auto") -> Backbone:
+    """The named model, frozen; loading it twice gives the same object.
+
+    Args:
+        model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout, or a name of the hub that is in its local
+            cache.
+        precision: `auto` takes bfloat16 where it is measured to be faster on this processor, else float32.
+        device: `auto` takes a GPU where there is one.
+
+    Raises:
+        VocabularyError: Its files are missing or damaged.
+        UsageError: Its architecture is not one of `ARCHITECTURES`.
+    """
+    folder, model = model_directory(model), model_name(model)
+    bundle = bundle_from_model_directory(folder, model=model)
+    config = json.loads((folder / "config.json").read_bytes())
+    architecture = config.get("model_type")
+    if architecture not in ARCHITECTURES:
+        raise UsageError(
+            f"a backbone must be of architecture {', '.join(ARCHITECTURES)}, got {architecture!r}; choose another model"
+        )
+    kind = ARCHITECTURES[architecture].kind
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    dtype = chosen_dtype(precision, place)
+    parts = load_parts(architecture, folder, dtype=dtype, model=model)
+    whole: nn.Module = parts.whole
+    whole.requires_grad_(False).eval().to(place)
+    head = parts.language_head
+    if head is not None:
+        head.requires_grad_(False).eval().to(place)
+    table = torch.from_numpy(bundle.embeddings.copy()).to(place)
+    soft = read_soft_embeddings(folder, like=table)
+    frame = frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder")
+    chat = None
+    if kind == "decoder":
+        chat = read_chat_frame(folder, tokenizer_json=bundle.tokenizer_json, start=frame.start)
+    return Backbone(
+        model=model,
+        bundle=bundle,
+        architecture=architecture,
+        kind=kind,
+        encoder=parts.encoder,
+        decoder=parts.decoder,
+        language_head=head,
+        sites=_install(parts.whole),
+        word_embeddings=table if soft is None else soft,
+        hidden_size=table.shape[1],
+        dtype=dtype,
+        max_positions=bundle.max_tokens,
+        frame=frame,
+        segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
+        takes_positions=parts.takes_positions,
+        own_forward=None if parts.own_forward is None else parts.own_forward.to(place),
+        expects=read_noise_expected(folder),
+        chat=chat,
+    )
+
+
+def load_served(model: str, *, name: str, precision: Precision) -> Backbone:
+    """A model under the name that it is served by, which is the last part of a folder's. Raises as `load_backbone`."""
+    backbone = load_backbone(model, precision=precision)
+    return replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
+
+
+def _install(model: PreTrainedModel) -> Sites:
+    from rapt.service.backbone.injection import install  # with the library of models, which takes seconds to import
+
+    return install(model)
+
+
+# The cue of a decoder is asked for with every row, and a tokenizer takes long to read.
+@functools.lru_cache(maxsize=256)
+def _public_ids(tokenizer_json: bytes, text: str) -> tuple[int, ...]:
+    return tuple(make_tokenizer(tokenizer_json).encode(text, add_special_tokens=False).ids)

@@ -1,0 +1,200 @@
+"""A checkpoint: everything a run needs to go on as if it had never stopped. safetensors and JSON, nothing pickled.
+
+Tensors are what is trained, the optimizer's memory of it, and the best parameters so far. There is no state of a
+generator: initial values and the order of records follow from the seed. A checkpoint names the backbone, the files and
+the settings of its run, and is refused by any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from rapt.errors import TuningError, VocabularyError, WireError
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.tuning.tuning_config import TuningConfig, card_settings
+from rapt.whole_files import write_folder
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.strict_json import dump, exact_fields, field, parse_object
+
+SCHEMA: Final = "rapt.checkpoint/1"
+TENSORS: Final = "checkpoint.safetensors"
+STATE: Final = "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What a run is of; a checkpoint is good for one run only.
+
+    Attributes:
+        model: Name of the backbone.
+        vocabulary_hash: Of its vocabulary.
+        precision: In which it computes; another one gives other numbers.
+        training: Digest of the training file's records.
+        validation: Of the validation file's, or empty.
+        settings: Digest of the settings.
+    """
+
+    model: str
+    vocabulary_hash: str
+    precision: str
+    training: str
+    validation: str
+    settings: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Checkpoint:
+    """A run after some of its steps.
+
+    Attributes:
+        run: Of what.
+        step: Steps made.
+        micro_batch_size: Records computed at once, as in the settings or fewer if memory was too small.
+        tensors: `parameter/...`, `optimizer/...` and `best/...`.
+        best_loss: Lowest validation loss, infinite without any.
+        best_accuracy: Accuracy then.
+        best_step: Step of it.
+        evaluations_since: Evaluations after it.
+        metrics: Figures of the last step, for people.
+    """
+
+    run: RunIdentity
+    step: int
+    micro_batch_size: int
+    tensors: Mapping[str, Tensor]
+    best_loss: float
+    best_accuracy: float
+    best_step: int
+    evaluations_since: int
+    metrics: Mapping[str, float | int]
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under one name, without it."""
+        return {
+            full.removeprefix(name + "/"): tensor
+            for full, tensor in self.tensors.items()
+            if full.startswith(name + "/")
+        }
+
+
+def identity(
+    backbone: Backbone,
+    config: TuningConfig,
+    *,
+    training: PrivatizedFile,
+    validation: PrivatizedFile | None,
+) -> RunIdentity:
+    """What a run with these arguments is of."""
+    settings = dump({**card_settings(config), "init_text": config.init_text})
+    return RunIdentity(
+        model=backbone.model,
+        vocabulary_hash=backbone.bundle.hash,
+        precision=str(backbone.dtype).removeprefix("torch."),
+        training=training.manifest.records_sha256,
+        validation="" if validation is None else validation.manifest.records_sha256,
+        settings=hashlib.sha256(settings.encode()).hexdigest(),
+    )
+
+
+def check_same_run(checkpoint: Checkpoint, run: RunIdentity) -> None:
+    """Refuse a checkpoint of another run.
+
+    Raises:
+        VocabularyError: Of another backbone.
+        TuningError: Of other files or settings.
+    """
+    was = checkpoint.run
+    if (was.model, was.vocabulary_hash) != (run.model, run.vocabulary_hash):
+        raise VocabularyError(
+            f"a checkpoint must be continued on the backbone it was made on, got {run.model!r} for one of "
+            f"{was.model!r}; load that backbone"
+        )
+    for name in ("precision", "training", "validation", "settings"):
+        if getattr(was, name) != getattr(run, name):
+            raise TuningError(
+                f"a checkpoint must be continued as it was begun, got another {name}; repeat what it was begun with, "
+                "or start a new run"
+            )
+
+
+def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the two files of a checkpoint; the folder appears whole or not at all.
+
+    Args:
+        checkpoint: To be saved.
+        folder: Must not exist yet.
+    """
+    tensors = save_tensors({name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
+    state = {
+        "schema": SCHEMA,
+        "run": {name: getattr(checkpoint.run, name) for name in RunIdentity.__dataclass_fields__},
+        "step": checkpoint.step,
+        "micro_batch_size": checkpoint.micro_batch_size,
+        # JSON has no infinity; a float is written so that it is read back to the last bit.
+        "best_loss": None if math.isinf(checkpoint.best_loss) else checkpoint.best_loss,
+        "best_accuracy": checkpoint.best_accuracy,
+        "best_step": checkpoint.best_step,
+        "evaluations_since": checkpoint.evaluations_since,
+        "metrics": dict(checkpoint.metrics),
+        "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    write_folder(folder, {TENSORS: tensors, STATE: json.dumps(state, indent=2, allow_nan=False).encode()})
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder. `tune` checks that it is of the run that is to go on.
+
+    Raises:
+        WireError: A file is missing, damaged, edited, or of an unknown version.
+    """
+    what = "a checkpoint"
+    try:
+        state = parse_object((folder / STATE).read_bytes(), what=what)
+        content = (folder / TENSORS).read_bytes()
+    except OSError:
+        raise WireError(f"{what} must have {STATE} and {TENSORS}; start a new run") from None
+    if state.get("schema") != SCHEMA:
+        raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or start a new run")
+    names = {"schema", "run", "step", "micro_batch_size", "best_loss", "best_accuracy", "best_step"}
+    exact_fields(state, required=names | {"evaluations_since", "metrics", "tensors_sha256"}, optional=set(), what=what)
+    if hashlib.sha256(content).hexdigest() != state["tensors_sha256"]:
+        raise WireError(f"{what} must match the digest in {STATE}; start a new run")
+    try:
+        tensors = load_tensors(content)
+    except SafetensorError:
+        raise WireError(f"{what} must hold tensors in safetensors; start a new run") from None
+    return Checkpoint(
+        run=_identity_from_json(field(state, "run", dict, what=what)),
+        step=field(state, "step", int, what=what),
+        micro_batch_size=field(state, "micro_batch_size", int, what=what),
+        tensors=tensors,
+        best_loss=math.inf if state["best_loss"] is None else field(state, "best_loss", float, what=what),
+        best_accuracy=field(state, "best_accuracy", float, what=what),
+        best_step=field(state, "best_step", int, what=what),
+        evaluations_since=field(state, "evaluations_since", int, what=what),
+        metrics=field(state, "metrics", dict, what=what),
+    )
+
+
+def _identity_from_json(value: Mapping[str, Any]) -> RunIdentity:
+    what = "a checkpoint's run"
+    exact_fields(value, required=set(RunIdentity.__dataclass_fields__), optional=set(), what=what)
+    return RunIdentity(
+        model=field(value, "model", str, what=what),
+        vocabulary_hash=field(value, "vocabulary_hash", str, what=what),
+        precision=field(value, "precision", str, what=what),
+        training=field(value, "training", str, what=what),
+        validation=field(value, "validation", str, what=what),
+        settings=field(value, "settings", str, what=what),
+    )

@@ -1,0 +1,129 @@
+"""What a run trains, and its loss on a batch: L = L_task + λ L_rec (RAPT, Eq. 10).
+
+The backbone stays as it is. What is trained is the method, the task head and, with reconstruction, a head that is
+thrown away at the end. Everything here works on token ids that were privatized before they arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.layout import encode_with_prompts
+from rapt.service.backbone.steering import steer
+from rapt.service.tuning.methods import make_method, tuned_parts
+from rapt.service.tuning.reconstruction import (
+    ReconstructionHead,
+    plain_states,
+    plain_token_targets,
+    reconstruction_loss,
+)
+from rapt.service.tuning.tasks import TASKS
+from rapt.service.tuning.tuning_config import TuningConfig
+from rapt.wire.manifest import Manifest
+from rapt.wire.privatized_record import PrivatizedRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """The parts of L for one batch.
+
+    Attributes:
+        task: L_task, the mean over `total` answers; carries a gradient.
+        reconstruction: L_rec, the mean over the plain tokens of the rows, or None.
+        right: How many answers were right, a scalar.
+        total: Of how many.
+        rows: Records of the batch.
+    """
+
+    task: Tensor
+    reconstruction: Tensor | None
+    right: Tensor
+    total: int
+    rows: int
+
+    def combined(self, *, weight: float, of_answers: float = 1.0, of_rows: float = 1.0) -> Tensor:
+        """L = L_task + λ L_rec; of a part of a batch, by its shares of answers and rows.
+
+        Args:
+            weight: λ.
+            of_answers: Share of the batch's answers.
+            of_rows: Share of its rows.
+        """
+        loss = self.task * of_answers
+        if self.reconstruction is not None:
+            loss = loss + self.reconstruction * (of_rows * weight)
+        return loss
+
+
+class Tuning(nn.Module):
+    """All that a run trains: the method, the task head, and the reconstruction head if there is one."""
+
+    def __init__(self, backbone: Backbone, manifest: Manifest, config: TuningConfig) -> None:
+        """Initialize from the seed; the same seed gives the same method and task head with and without L_rec."""
+        super().__init__()
+        generator = torch.Generator().manual_seed(config.seed)
+        labels = manifest.labels or ()
+        self.method = make_method(backbone, config=config, labels=labels, generator=generator)
+        self.task_head = TASKS[config.task].make_head(
+            backbone,
+            labels=labels,
+            label_words=config.label_words or None,
+            pairs=manifest.pairs,
+            generator=generator,
+        )
+        self.reconstruction_head: ReconstructionHead | None = None
+        if config.reconstruction is not None:
+            self.reconstruction_head = ReconstructionHead(
+                hidden_size=backbone.hidden_size,
+                head_size=config.reconstruction.head_size,
+                classes=len(manifest.plain_tokens.pool),
+                generator=generator,
+            )
+        self.to(backbone.device)
+        self._backbone = (backbone,)  # in a tuple, so that its weights are not parameters of this module
+        self._task = TASKS[config.task]
+        self._generates = config.task == "generation"
+        self._plain = manifest.plain_tokens
+        self._label_privacy = manifest.label_privacy
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Every parameter that takes a gradient, by name, in a fixed order."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def answers(self, records: Sequence[PrivatizedRecord]) -> int:
+        """How many answers a batch asks for, known before it is computed: its rows, or the tokens of its targets."""
+        (backbone,) = self._backbone
+        closing = 0 if backbone.frame.eos_id is None else 1
+        if self._generates:
+            return sum(len(record.target_ids or ()) + closing for record in records)
+        return len(records)
+
+    def losses(self, records: Sequence[PrivatizedRecord]) -> Losses:
+        """The losses of one batch of B records."""
+        (backbone,) = self._backbone
+        steering = steer([tuned_parts(self.method)] * len(records))
+        head = self.reconstruction_head
+        layout = self._task.lay_out(backbone, records, prompt_lengths=steering.prompt_lengths, plain=head is not None)
+        # A method without parameters has nothing to learn from the pass, so none of it is kept for a gradient.
+        learns = torch.is_grad_enabled() and any(True for _ in self.method.parameters())
+        with torch.set_grad_enabled(learns):
+            states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
+        outcome = self._task.outcome(
+            backbone, states, layout, records, self.task_head, label_privacy=self._label_privacy, steering=steering
+        )
+        reconstruction = None
+        if head is not None:
+            targets = plain_token_targets(records, self._plain, device=states.device)
+            reconstruction = reconstruction_loss(plain_states(states, layout, count=self._plain.count), targets, head)
+        return Losses(
+            task=outcome.loss,
+            reconstruction=reconstruction,
+            right=outcome.right,
+            total=outcome.total,
+            rows=len(records),
+        )

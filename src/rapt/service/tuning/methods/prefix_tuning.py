@@ -1,0 +1,94 @@
+"""Prefix tuning: P trainable keys and values before those of every attention layer (Li & Liang 2021).
+
+Every attention call of the model is reached: the encoder of an encoder-decoder, its decoder, and the attention from one
+to the other. A prefix has no position and moves no text: where PEFT counts it as P positions and shifts the text by as
+many, we leave the text where the backbone expects it.
+
+Initialization `vocabulary`, `text` and `labels` is at the keys and values that the backbone itself computes for those
+tokens, as Li & Liang (Sec. 7.4) found best for little data.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rapt.errors import TuningError
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.sites import Sites, keys_and_values
+from rapt.service.backbone.steering import Tuned
+from rapt.service.tuning.methods.initialization import initial_tokens, initial_vectors, linear
+from rapt.service.tuning.tuning_config import TuningConfig
+
+# Spread of random keys and values, and of those that the network makes at first: near 0, so that the start is near the
+# backbone without a prefix but for the attention that P empty positions take.
+_SPREAD = 0.02
+
+
+class PrefixTuning(nn.Module):
+    """`prefix` is (S, 2, H, P, d), float32: keys and values of S attention sites."""
+
+    def __init__(self, prefix: Tensor) -> None:
+        """Take initial keys and values, which are copied."""
+        super().__init__()
+        self.prefix = nn.Parameter(prefix.detach().clone().float())
+
+    def forward(self) -> Tuned:
+        """The prefix as it is."""
+        return Tuned(prefix=self.prefix)
+
+
+class ReparametrizedPrefix(nn.Module):
+    """A prefix that an MLP makes out of P vectors (Li & Liang 2021, Sec. 4.3)."""
+
+    def __init__(
+        self, inputs: Tensor, *, shape: tuple[int, int, int, int, int], hidden_size: int, generator: torch.Generator
+    ) -> None:
+        """Take P initial vectors, (P, h), and the shape (S, 2, H, P, d) to make."""
+        super().__init__()
+        sites, two, heads, _, size = shape
+        self._each = (sites, two, heads, size)
+        self.inputs = nn.Parameter(inputs.detach().clone().float())
+        self.first = linear(inputs.shape[1], hidden_size, generator)
+        self.second = linear(hidden_size, sites * two * heads * size, generator)
+
+    def forward(self) -> Tuned:
+        """The prefix that the network makes now."""
+        made = self.second(torch.tanh(self.first(self.inputs)))  # (P, S * 2 * H * d)
+        return Tuned(prefix=made.view(-1, *self._each).permute(1, 2, 3, 0, 4))
+
+
+def make_prefix_tuning(
+    backbone: Backbone, config: TuningConfig, labels: tuple[str, ...], generator: torch.Generator
+) -> nn.Module:
+    """The prefix at its initial values.
+
+    Raises:
+        TuningError: The attention layers of the backbone differ in shape.
+    """
+    shape = prefix_shape(backbone.sites, length=config.prompt_length)
+    if config.reparametrization == "mlp":
+        return ReparametrizedPrefix(
+            initial_vectors(backbone, config, labels, generator),
+            shape=shape,
+            hidden_size=config.reparametrization_size or backbone.hidden_size,
+            generator=generator,
+        )
+    token_ids = initial_tokens(backbone, config, labels, generator)
+    if token_ids is None:
+        return PrefixTuning(_SPREAD * torch.randn(shape, generator=generator))
+    return PrefixTuning(keys_and_values(backbone.sites, token_ids.to(backbone.device)))
+
+
+def prefix_shape(sites: Sites, *, length: int) -> tuple[int, int, int, int, int]:
+    """(S, 2, H, P, d) of a prefix.
+
+    Raises:
+        TuningError: The attention layers differ in shape.
+    """
+    heads, size = sites.attention[0].key_heads, sites.attention[0].head_size
+    if any((site.key_heads, site.head_size) != (heads, size) for site in sites.attention):
+        raise TuningError(
+            "prefix tuning needs attention layers of one shape, got several; choose prompt_tuning or lora"
+        )
+    return len(sites.attention), 2, heads, length, size

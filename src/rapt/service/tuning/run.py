@@ -1,0 +1,250 @@
+"""One run and its state: made step by step, stopped anywhere, and continued to the same numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from rapt.errors import TuningError
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.tuning.batches import batches_of_epoch, batches_per_epoch, parts_of_batch
+from rapt.service.tuning.checkpoint import Checkpoint, RunIdentity, check_same_run, identity
+from rapt.service.tuning.losses import Tuning
+from rapt.service.tuning.optimizer import Optimizer, rate_scale
+from rapt.service.tuning.processes import ALONE, Processes
+from rapt.service.tuning.progress import Progress
+from rapt.service.tuning.result import adapter_of
+from rapt.service.tuning.tuning_config import TuningConfig
+from rapt.service.tuning.validation import Best, Evaluation, evaluate
+from rapt.wire.privatized_file import PrivatizedFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """What a batch came to: L_task, L_rec where there is one, right answers, and all of them."""
+
+    task: float
+    reconstruction: float | None
+    right: float
+    answers: int
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.task + (self.reconstruction or 0.0))
+
+
+class Run:
+    """A run after `step` of its `steps` steps."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        training: PrivatizedFile,
+        *,
+        validation: PrivatizedFile | None,
+        config: TuningConfig,
+        warn: Callable[[str], None],
+        processes: Processes = ALONE,
+    ) -> None:
+        """Stand before the first step. The files must have been checked."""
+        self.config = config
+        self.steps_per_epoch = batches_per_epoch(len(training.records), size=config.batch_size)
+        self.steps = config.epochs * self.steps_per_epoch
+        self.step = 0
+        self._backbone, self._training, self._validation = backbone, training, validation
+        self._warn = warn
+        self._processes = processes
+        self._tuning = Tuning(backbone, training.manifest, config)
+        self._optimizer = Optimizer(self._tuning, config, steps=self.steps)
+        self._micro = config.micro_batch_size
+        self._best = Best()
+        self._latest: Progress | None = None
+        self._lengths = [len(record.token_ids) for record in training.records]
+        self._epoch, self._batches = -1, [[0]]
+
+    @property
+    def done(self) -> bool:
+        """Whether the last step was made, or validation says that no step is worth making any more."""
+        tired = self.config.patience > 0 and self._best.since >= self.config.patience
+        return self.step == self.steps or tired
+
+    @property
+    def at_end_of_epoch(self) -> bool:
+        """Whether the latest step was the last of its epoch."""
+        return self.step % self.steps_per_epoch == 0
+
+    def make_step(self) -> Progress:
+        """Take the next batch, change the parameters by its gradient, and evaluate at the end of an epoch.
+
+        Raises:
+            TuningError: The loss or its gradient is not finite, or memory is too small for one record. The parameters
+                are then as they were before the step.
+        """
+        positions = self._next_batch()
+        self._optimizer.clear()
+        weight = 0.0
+        if self.config.reconstruction is not None:
+            weight = self.config.reconstruction.weight_at(self.step / self.steps)
+        found = self._gradients(positions, weight=weight)
+        if not (found.finite and math.isfinite(self._optimizer.clip())):
+            raise TuningError(
+                f"the loss must stay finite, got nan or infinity at step={self.step}; lower the learning rate, "
+                "or continue from the checkpoint before"
+            )
+        self._optimizer.apply(self.step)
+        rate = self.config.learning_rate * rate_scale(self.step, steps=self.steps, warmup=self.config.warmup)
+        epoch = self.step // self.steps_per_epoch
+        self.step += 1
+        evaluation = self._evaluation()
+        self._latest = Progress(
+            step=self.step,
+            steps=self.steps,
+            epoch=epoch,
+            task_loss=found.task,
+            reconstruction_loss=found.reconstruction,
+            accuracy=found.right / found.answers,
+            learning_rate=rate,
+            validation_loss=None if evaluation is None else evaluation.loss,
+            validation_accuracy=None if evaluation is None else evaluation.accuracy,
+            last=self.done,
+        )
+        return self._latest
+
+    def checkpoint(self) -> Checkpoint:
+        """A copy of the state."""
+        tensors = {f"parameter/{name}": value.detach().clone() for name, value in self._tuning.trained().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.state().items()}
+        tensors |= {f"best/{name}": value for name, value in self._best.parameters.items()}
+        return Checkpoint(
+            run=self._identity(),
+            step=self.step,
+            micro_batch_size=self._micro,
+            tensors=tensors,
+            best_loss=self._best.loss,
+            best_accuracy=self._best.accuracy,
+            best_step=self._best.step,
+            evaluations_since=self._best.since,
+            metrics=self._metrics(),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a checkpoint.
+
+        Raises:
+            VocabularyError: It is of another backbone.
+            TuningError: It is of another run.
+        """
+        check_same_run(checkpoint, self._identity())
+        parameters, best = checkpoint.part("parameter"), checkpoint.part("best")
+        trained = self._tuning.trained()
+        if {name: value.shape for name, value in parameters.items()} != {name: p.shape for name, p in trained.items()}:
+            raise TuningError("a checkpoint must hold what its run trains, got one of an earlier rapt; start a new run")
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(parameters[name])
+        self._optimizer.restore(checkpoint.part("optimizer"))
+        self._micro, self.step = checkpoint.micro_batch_size, checkpoint.step
+        self._best = Best(
+            loss=checkpoint.best_loss,
+            accuracy=checkpoint.best_accuracy,
+            step=checkpoint.best_step,
+            since=checkpoint.evaluations_since,
+            parameters=best,
+        )
+
+    def take_best(self) -> None:
+        """Go back to the parameters of the lowest validation loss, if there was a validation file."""
+        with torch.no_grad():
+            for name, value in self._best.parameters.items():
+                self._tuning.trained()[name].copy_(value)
+
+    def adapter(self) -> Adapter:
+        """What the run would leave now."""
+        return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=self._metrics())
+
+    def _identity(self) -> RunIdentity:
+        return identity(self._backbone, self.config, training=self._training, validation=self._validation)
+
+    def _next_batch(self) -> list[int]:
+        epoch, place = divmod(self.step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._batches = batches_of_epoch(
+                self._lengths, size=self.config.batch_size, seed=self.config.seed, epoch=epoch
+            )
+        return self._batches[place]
+
+    def _gradients(self, positions: Sequence[int], *, weight: float) -> _Found:
+        """Add the gradient of a batch, and say what it came to.
+
+        In parts if memory is too small for all of it at once: the parts' losses are weighted to the same mean.
+        """
+        while True:
+            try:
+                return self._gradients_in_parts(positions, weight=weight)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                at_once = min(self._micro or len(positions), len(positions))
+                if at_once == 1:
+                    raise TuningError(
+                        "memory must hold one record at least, got too little; choose a smaller model or privatize "
+                        "with a lower --truncate"
+                    ) from None
+                self._micro = at_once // 2
+            self._optimizer.clear()  # outside of `except`: the traceback holds on to the memory of the failed pass
+            self._warn(
+                f"memory is too small for {at_once} records at once: computing {self._micro} at a time from "
+                f"step={self.step} on, with the same gradient"
+            )
+
+    def _gradients_in_parts(self, positions: Sequence[int], *, weight: float) -> _Found:
+        records = self._training.records
+        answers = self._tuning.answers([records[position] for position in positions])
+        task = right = reconstruction = 0.0
+        for part in parts_of_batch(self._processes.share(positions), size=self._micro):
+            losses = self._tuning.losses([records[position] for position in part])
+            of_answers, of_rows = losses.total / answers, losses.rows / len(positions)
+            torch.autograd.backward(losses.combined(weight=weight, of_answers=of_answers, of_rows=of_rows))
+            task += losses.task.item() * of_answers
+            right += losses.right.item()
+            if losses.reconstruction is not None:
+                reconstruction += losses.reconstruction.item() * of_rows
+        self._processes.sum_gradients(self._tuning.trained().values())
+        task, reconstruction, right = self._processes.sum(task, reconstruction, right)
+        return _Found(
+            task=task,
+            reconstruction=None if self.config.reconstruction is None else reconstruction,
+            right=right,
+            answers=answers,
+        )
+
+    def _evaluation(self) -> Evaluation | None:
+        if self._validation is None or not self.at_end_of_epoch:
+            return None
+        size = self._micro or self.config.batch_size
+        found = evaluate(self._tuning, self._validation, batch_size=size)
+        self._best = self._best.after(found, step=self.step, tuning=self._tuning)
+        return found
+
+    def _metrics(self) -> dict[str, float | int]:
+        metrics: dict[str, float | int] = {"steps": self.step}
+        if self._latest is not None:
+            metrics["final_task_loss"] = self._latest.task_loss
+            if self._latest.reconstruction_loss is not None:
+                metrics["final_reconstruction_loss"] = self._latest.reconstruction_loss
+        if self._best.parameters:
+            metrics |= {"validation_loss": self._best.loss, "validation_accuracy": self._best.accuracy}
+            metrics |= {"best_step": self._best.step}
+        return metrics
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was too small."""
+    # torch has a class of its own for a GPU's memory only; for the processor's, its message is all there is.
+    words = str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in words

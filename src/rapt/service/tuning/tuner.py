@@ -1,0 +1,146 @@
+"""Tuning: what a method trains on a frozen backbone, on privatized text, with L = L_task + λ L_rec (RAPT, Eq. 10)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from rapt.errors import TuningError
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.adapter.method_names import PROMPT_TUNING
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.tuning.batches import batches_per_epoch
+from rapt.service.tuning.checkpoint import Checkpoint
+from rapt.service.tuning.losses import Tuning
+from rapt.service.tuning.processes import ALONE, Processes, join_processes
+from rapt.service.tuning.progress import Progress, TuningCancelled
+from rapt.service.tuning.run import Run
+from rapt.service.tuning.tasks import TASKS
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig
+from rapt.service.tuning.validation import check_validation_file, check_validation_manifest
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.vocabulary_bundle import check_hash
+
+# One import for whoever tunes; what is not listed is for the room.
+__all__ = [
+    "PROMPT_TUNING",
+    "Processes",
+    "Progress",
+    "ReconstructionConfig",
+    "Tuning",
+    "TuningCancelled",
+    "TuningConfig",
+    "batches_per_epoch",
+    "check_training_file",
+    "check_validation_manifest",
+    "join_processes",
+    "tune",
+]
+
+log = logging.getLogger(__name__)
+
+
+def tune(
+    backbone: Backbone,
+    training: PrivatizedFile,
+    *,
+    config: TuningConfig,
+    validation: PrivatizedFile | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_checkpoint: Callable[[Checkpoint, Adapter], None] | None = None,
+    checkpoint_every: int = 0,
+    on_epoch: Callable[[Progress, Adapter], None] | None = None,
+    resume_from: Checkpoint | None = None,
+    on_warning: Callable[[str], None] = log.warning,
+    processes: Processes = ALONE,
+) -> Adapter:
+    """An adapter tuned on a privatized file.
+
+    Args:
+        backbone: Frozen; left as it is found.
+        training: Privatized with the backbone's vocabulary, with labels or targets.
+        config: The run.
+        validation: Privatized likewise. It is evaluated after every epoch, and the adapter is the one of the lowest
+            loss on it; `config.patience` may end the run early.
+        on_progress: Called after each step.
+        should_stop: Asked before each step.
+        on_checkpoint: Given the state of the run, and the adapter that it would leave, every so many steps and when
+            the run is asked to stop.
+        checkpoint_every: Steps between checkpoints; 0 makes them at the end of each epoch.
+        on_epoch: Given the last step of each epoch, and the adapter of what is trained by then.
+        resume_from: Goes on from there, to the same numbers as a run that was never stopped.
+        on_warning: Told what went otherwise than asked, such as memory that was too small for a batch.
+        processes: What `join_processes` gave, where several train together; each must be given all the same. Only the
+            first one reports, is asked whether to stop, and hands anything over; every one has the adapter at last.
+
+    Raises:
+        TuningError: The file has no labels or one class only, no plain tokens to reconstruct, or a loss that is
+            not finite; or the checkpoint is of another run.
+        TuningCancelled: `should_stop` said yes.
+        VocabularyError: The file was privatized with another vocabulary, or the checkpoint made on another backbone.
+        UsageError: A record does not fit the backbone.
+    """
+    check_training_file(backbone, training, config=config)
+    if validation is not None:
+        check_validation_file(training, validation)
+        check_records(backbone, validation, config=config)
+    run = Run(backbone, training, validation=validation, config=config, warn=on_warning, processes=processes)
+    if resume_from is not None:
+        run.restore(resume_from)
+
+    def hand_over() -> None:
+        if on_checkpoint is not None and processes.first:
+            on_checkpoint(run.checkpoint(), run.adapter())
+
+    while not run.done:
+        if processes.as_first_says(should_stop()):
+            hand_over()
+            raise TuningCancelled(f"tuning was asked to stop at step={run.step} of {run.steps}; start a new job")
+        progress = run.make_step()
+        if processes.first:
+            on_progress(progress)
+        if on_epoch is not None and run.at_end_of_epoch and processes.first:
+            on_epoch(progress, run.adapter())
+        if run.step % checkpoint_every == 0 if checkpoint_every else run.at_end_of_epoch:
+            hand_over()
+    run.take_best()
+    return run.adapter()
+
+
+def check_training_file(backbone: Backbone, training: PrivatizedFile, *, config: TuningConfig) -> None:
+    """Refuse a file that cannot be tuned on, before any work. Raises as `tune`."""
+    manifest, records = training.manifest, training.records
+    check_hash(backbone.bundle, expected=manifest.vocabulary_hash)
+    if config.task not in TASKS:
+        raise TuningError(f"the task must be one of {', '.join(TASKS)}, got task={config.task!r}")
+    TASKS[config.task].check(backbone, manifest)
+    if not records:
+        raise TuningError("a file to tune on must have at least one record, got records=0")
+    if config.task != "generation":
+        _check_labels(training)
+    if config.reconstruction is not None and manifest.plain_tokens.count == 0:
+        raise TuningError(
+            "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
+        )
+    check_records(backbone, training, config=config)
+
+
+def check_records(backbone: Backbone, file: PrivatizedFile, *, config: TuningConfig) -> None:
+    """Refuse a record that is empty or does not fit the backbone (`UsageError`)."""
+    plain = file.manifest.plain_tokens.count if config.reconstruction is not None else 0
+    for position, record in enumerate(file.records):
+        TASKS[config.task].check_record(
+            backbone, record, prompt_length=config.prompt_positions, plain_tokens=plain, position=position
+        )
+
+
+def _check_labels(training: PrivatizedFile) -> None:
+    named, present = training.manifest.labels or (), {record.label for record in training.records}
+    if len(present) < 2:
+        raise TuningError(f"a file to tune on must have two classes at least, got {len(present)}; add the other class")
+    if len(present) < len(named):
+        raise TuningError(
+            f"every label must occur in a file to tune on, got {len(present)} of {len(named)}; "
+            "privatize again without the labels that do not occur"
+        )

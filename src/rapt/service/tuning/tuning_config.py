@@ -1,0 +1,205 @@
+"""What a tuning run is told: all of it public, checked when it is written down, before any work.
+
+Method names are the keys of `LEARNING_RATES`; what each of them trains is in `methods`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from rapt.errors import TuningError
+from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
+from rapt.wire.adapter_card import MOST_PROMPT_POSITIONS
+
+# Peak rate of each method where nothing else is said. A prompt of raw embeddings needs a rate far above that of
+# weights: its gradient comes through the whole frozen model. Nothing was searched but the first; the others are
+# usual values of the literature, and yours may be better. The last one is of the task head, which is all there is.
+LEARNING_RATES: Final[Mapping[str, float]] = {
+    PROMPT_TUNING: 0.02,
+    P_TUNING: 0.001,
+    PREFIX_TUNING: 0.01,
+    LORA: 0.002,
+    LINEAR_PROBING: 0.01,
+}
+INITIALIZATIONS: Final = ("vocabulary", "random", "text", "labels")
+REPARAMETRIZATIONS: Final = ("none", "mlp", "lstm")
+
+# λ over a run, as a factor of its weight by the share of the run that is done.
+SCHEDULES: Final[Mapping[str, Callable[[float], float]]] = {
+    "constant": lambda done: 1.0,
+    "rise": lambda done: done,
+    "fall": lambda done: 1.0 - done,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """How privatized tokens are reconstructed.
+
+    Attributes:
+        weight: λ; 0 keeps the plain tokens in the sequence and trains nothing on them (a control).
+        head_size: c, width between the head's two linear layers.
+        schedule: How λ changes over the run, a key of `SCHEDULES`.
+    """
+
+    # Paper: 1 with a loss summed over m. Ours is a mean; see docs/results/tuning.md for how 0.1 was chosen.
+    weight: float = 0.1
+    head_size: int = 96
+    schedule: str = "constant"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if not math.isfinite(self.weight) or self.weight < 0:
+            raise TuningError(f"the reconstruction weight must be finite and >= 0, got weight={self.weight}; lower it")
+        if self.head_size < 1:
+            raise TuningError(f"the reconstruction head must have a size >= 1, got head_size={self.head_size}")
+        if self.schedule not in SCHEDULES:
+            raise TuningError(
+                f"the reconstruction schedule must be one of {', '.join(SCHEDULES)}, got schedule={self.schedule!r}"
+            )
+
+    def weight_at(self, done: float) -> float:
+        """λ when a share `done` of the run is over."""
+        return self.weight * SCHEDULES[self.schedule](done)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """One run.
+
+    Attributes:
+        task: What is learned, a key of `tasks.TASKS`.
+        label_words: A public word for each class, for the task `label_words`; empty takes the names of the labels.
+        method: A key of `LEARNING_RATES`. The defaults below suit prompt tuning; `default_config` knows the others.
+        prompt_length: P, of the soft prompt or the prefix; the other methods have none.
+        initialization: Where prompt or prefix start: at tokens of the `vocabulary`, at `random` vectors, at the words
+            of `init_text`, or at the names of the `labels`.
+        init_text: Public words chosen by the provider or the user; only for initialization `text`. Sent in clear.
+        reparametrization: What stands before the prompt or prefix in training and is gone from the adapter: `none`,
+            `mlp`, or `lstm` (P-tuning only).
+        reparametrization_size: Its hidden width; 0 takes the backbone's.
+        lora_rank: r.
+        lora_alpha: The change is scaled by alpha / r.
+        lora_targets: Last part of the names of the changed linear layers; empty takes the query and value projections.
+        epochs: Passes over the records.
+        batch_size: Records a step.
+        micro_batch_size: Records that are computed at once, 0 for all of a step. It changes memory, not the gradient.
+        learning_rate: Of the method, at its peak; AdamW with warm-up and linear decay to 0.
+        head_learning_rate: Of both heads; linear probing, which is its head, takes the rate of the method.
+        warmup: Share of the steps that the rate takes to rise.
+        max_gradient_norm: Gradients of a longer L2 norm are scaled down to it; 0 leaves them.
+        patience: Evaluations without a lower validation loss after which a run stops; 0 never stops early.
+        seed: Of initialization and order. It protects nothing and hides nothing.
+        reconstruction: None trains on the text alone and ignores the file's plain tokens.
+    """
+
+    task: str = "classification"
+    label_words: tuple[str, ...] = ()
+    method: str = PROMPT_TUNING
+    prompt_length: int = 10
+    initialization: str = "vocabulary"
+    init_text: str | None = None
+    reparametrization: str = "none"
+    reparametrization_size: int = 0
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ()
+    epochs: int = 3
+    batch_size: int = 32
+    micro_batch_size: int = 0
+    learning_rate: float = LEARNING_RATES[PROMPT_TUNING]
+    head_learning_rate: float = 0.01
+    warmup: float = 0.06
+    max_gradient_norm: float = 1.0
+    patience: int = 0
+    seed: int = 0
+    reconstruction: ReconstructionConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        _one_of("method", self.method, LEARNING_RATES)
+        _one_of("initialization", self.initialization, INITIALIZATIONS)
+        _one_of("reparametrization", self.reparametrization, REPARAMETRIZATIONS)
+        for name in ("prompt_length", "epochs", "batch_size", "lora_rank"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("prompt_length", "lora_rank"):
+            if getattr(self, name) > MOST_PROMPT_POSITIONS:
+                raise TuningError(
+                    f"{name} must be at most {MOST_PROMPT_POSITIONS}, which an adapter can hold; lower it"
+                )
+        for name in ("micro_batch_size", "patience", "reparametrization_size", "max_gradient_norm"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise TuningError(f"{name} must be finite and above 0, got {name}={getattr(self, name)}")
+        if self.method == LINEAR_PROBING and self.task != "classification":
+            raise TuningError(
+                f"{LINEAR_PROBING} trains the head of the task classification, got task={self.task!r}; "
+                "choose another method"
+            )
+        if self.method == LINEAR_PROBING and self.reconstruction is not None:
+            raise TuningError(f"{LINEAR_PROBING} has nothing that reconstruction could teach; tune without it")
+        if not 0 <= self.warmup < 1:
+            raise TuningError(f"warmup must be a share from 0 to 1, got warmup={self.warmup}")
+        if (self.initialization == "text") != bool(self.init_text):
+            raise TuningError(
+                f"initialization 'text' and an init_text go together, got initialization={self.initialization!r}; "
+                "give both or neither"
+            )
+        if self.reparametrization != "none" and self.method not in (P_TUNING, PREFIX_TUNING):
+            raise TuningError(f"method={self.method!r} has no reparametrization; choose {P_TUNING} or {PREFIX_TUNING}")
+        if self.reparametrization == "lstm" and self.method != P_TUNING:
+            raise TuningError(f"an lstm is for {P_TUNING} only, got method={self.method!r}; take mlp")
+        if self.reparametrization == "none" and self.method == P_TUNING:
+            raise TuningError(
+                f"{P_TUNING} must have a reparametrization, mlp or lstm; without one it is {PROMPT_TUNING}"
+            )
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether the method trains `prompt_length` vectors or keys and values."""
+        return self.method in (PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
+
+    @property
+    def prompt_positions(self) -> int:
+        """Positions that the method takes in a sequence: only a soft prompt takes any."""
+        return self.prompt_length if self.method in (PROMPT_TUNING, P_TUNING) else 0
+
+
+def default_config(method: str) -> TuningConfig:
+    """The run that a method has where nothing else is said.
+
+    Raises:
+        TuningError: Nobody knows the method.
+    """
+    _one_of("method", method, LEARNING_RATES)
+    reparametrization = "mlp" if method == P_TUNING else "none"
+    return TuningConfig(method=method, learning_rate=LEARNING_RATES[method], reparametrization=reparametrization)
+
+
+def card_settings(config: TuningConfig) -> dict[str, float | int | str | bool | None]:
+    """The run as flat settings for a card: everything but the words of `init_text`."""
+    flat: dict[str, float | int | str | bool | None] = {}
+    for name in TuningConfig.__dataclass_fields__:
+        value = getattr(config, name)
+        if name in ("lora_targets", "label_words"):
+            flat[name] = " ".join(value)
+        elif name not in ("init_text", "reconstruction"):
+            flat[name] = value
+    if config.reconstruction is not None:
+        own = config.reconstruction
+        flat |= {f"reconstruction_{name}": getattr(own, name) for name in ReconstructionConfig.__dataclass_fields__}
+    return flat
+
+
+def _one_of(name: str, value: str, known: Mapping[str, object] | tuple[str, ...]) -> None:
+    if value not in known:
+        raise TuningError(f"the {name} must be one of {', '.join(known)}, got {name}={value!r}")
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if not value >= least or not math.isfinite(value):
+        raise TuningError(f"{name} must be at least {least}, got {name}={value}; raise it")

@@ -1,0 +1,240 @@
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from closeness import assert_close
+from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_to_files, load_adapter, save_adapter
+from rapt.service.answers.inference import ClassificationRow, classify, plan
+from rapt.service.answers.pass_plan import MAX_ROWS
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.steering import Tuned
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, tune
+from tuning_material import separable_file
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("bert-tiny", precision="float32", device="cpu")
+
+
+def tuned(backbone, *, seed, prompt_length, plain):
+    config = TuningConfig(
+        prompt_length=prompt_length,
+        epochs=1,
+        batch_size=16,
+        seed=seed,
+        reconstruction=ReconstructionConfig(head_size=8) if plain else None,
+    )
+    return tune(backbone, separable_file(backbone, plain=plain, seed=seed), config=config)
+
+
+@pytest.fixture(scope="module")
+def adapters(backbone):
+    return [
+        tuned(backbone, seed=0, prompt_length=3, plain=0),
+        tuned(backbone, seed=1, prompt_length=7, plain=0),
+        tuned(backbone, seed=2, prompt_length=5, plain=4),
+    ]
+
+
+def rows_of(backbone, adapters, count):
+    records = separable_file(backbone, records=count, plain=4, seed=5).records
+    return [
+        ClassificationRow(
+            adapter=adapters[position % len(adapters)],
+            token_ids=record.token_ids,
+            privatized_plain_tokens=record.privatized_plain_tokens,
+        )
+        for position, record in enumerate(records)
+    ]
+
+
+def test_a_mixed_batch_answers_as_one_by_one(backbone, adapters):
+    rows = rows_of(backbone, adapters, 2 * MAX_ROWS + 3)
+    together = classify(backbone, rows)
+    alone = [classify(backbone, [row])[0] for row in rows]
+    assert_close(torch.tensor(together), torch.tensor(alone), of=backbone)
+
+
+def test_two_tenants_get_different_answers_to_the_same_text(backbone, adapters):
+    # PEFT gives every row the active adapter's prompt: then these would be equal.
+    text = rows_of(backbone, adapters, 1)[0].token_ids
+    first, second = classify(backbone, [ClassificationRow(adapter=adapter, token_ids=text) for adapter in adapters[:2]])
+    assert abs(first[0] - second[0]) > 1e-4
+
+
+def test_the_order_of_rows_never_swaps_answers(backbone, adapters):
+    rows = rows_of(backbone, adapters, 40)
+    forward, backward = classify(backbone, rows), classify(backbone, rows[::-1])
+    assert_close(torch.tensor(forward), torch.tensor(backward[::-1]), of=backbone)
+
+
+def test_probabilities_sum_to_one(backbone, adapters):
+    sums = [sum(answer) for answer in classify(backbone, rows_of(backbone, adapters, 6))]
+    assert_close(sums, [1.0] * 6, width=2)
+
+
+def test_a_query_without_its_plain_tokens_is_refused(backbone, adapters):
+    row = ClassificationRow(adapter=adapters[2], token_ids=(2001,))
+    with pytest.raises(UsageError, match="record 1 must have 4 privatized plain tokens as in tuning, got 0"):
+        classify(backbone, [row])
+
+
+def test_saved_and_loaded_it_answers_the_same(backbone, adapters, tmp_path):
+    for position, adapter in enumerate(adapters):
+        folder = tmp_path / str(position)
+        save_adapter(adapter, folder)
+        loaded = load_adapter(folder, backbone=backbone)
+        rows = rows_of(backbone, [adapter], 8)
+        again = [dataclasses.replace(row, adapter=loaded) for row in rows]
+        assert classify(backbone, rows) == classify(backbone, again)
+        assert dataclasses.replace(loaded.card, weights_sha256="") == adapter.card
+
+
+def test_the_file_has_peft_s_names_and_no_reconstruction_head(backbone, adapters, tmp_path):
+    save_adapter(adapters[2], tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert set(tensors) == {"prompt_embeddings", "classifier.weight", "classifier.bias"}
+    assert tensors["prompt_embeddings"].shape == (5, backbone.hidden_size)
+    assert {path.name for path in tmp_path.iterdir()} == {"a"}
+
+
+def test_edited_weights_are_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    path = tmp_path / "a" / "adapter_model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WireError, match="must match the digest"):
+        load_adapter(tmp_path / "a", backbone=backbone)
+
+
+def test_a_missing_file_is_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    with pytest.raises(WireError, match=r"must have rapt\.json and"):
+        load_adapter(tmp_path / "a", backbone=backbone)
+
+
+def test_an_unknown_version_is_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    card = tmp_path / "a" / "rapt.json"
+    card.write_text(card.read_text().replace("rapt.adapter/2", "rapt.adapter/9"))
+    with pytest.raises(WireError, match="must be of schema"):
+        load_adapter(tmp_path / "a", backbone=backbone)
+
+
+def test_an_adapter_of_another_backbone_is_refused(backbone, adapters, tmp_path):
+    save_adapter(adapters[0], tmp_path / "a")
+    other = dataclasses.replace(backbone, model="minilm")
+    with pytest.raises(VocabularyError, match="must meet the backbone it was tuned on"):
+        load_adapter(tmp_path / "a", backbone=other)
+
+
+def test_clean_text_has_no_manifest_that_could_be_written(backbone, adapters, tmp_path):
+    # The clean upper bound is held in memory with eta = infinity: saving it must fail, and leave nothing behind.
+    card = adapters[0].card
+    clean = dataclasses.replace(card, mechanism=dataclasses.replace(card.mechanism, parameters={"eta": float("inf")}))
+    with pytest.raises(ValueError, match="Out of range float"):
+        save_adapter(dataclasses.replace(adapters[0], card=clean), tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def bare(backbone, count):
+    return [ClassificationRow(token_ids=record.token_ids) for record in separable_file(backbone, records=count).records]
+
+
+def answers_as_alone(classify_many, rows, backbone):
+    """The law of a mixed batch: every row answers as if it were alone."""
+    together = classify_many(rows)
+    for row, answer in zip(rows, together, strict=True):
+        assert_close(torch.tensor(answer), torch.tensor(classify_many([row])[0]), of=backbone)
+
+
+def test_rows_without_an_adapter_share_the_batch_and_get_the_mean_state(backbone, adapters):
+    rows = [row for pair in zip(rows_of(backbone, adapters, 12), bare(backbone, 12), strict=True) for row in pair]
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
+    assert len(classify(backbone, bare(backbone, 1))[0]) == backbone.hidden_size
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_active_adapter_for_every_row_would_be_caught(backbone, adapters, seed):
+    # What PEFT does with soft prompts: the argument that names each row's adapter is accepted and ignored.
+    def with_the_active_one(rows):
+        return classify(backbone, [dataclasses.replace(row, adapter=rows[0].adapter) for row in rows])
+
+    records = separable_file(backbone, records=4, seed=seed).records
+    rows = [
+        ClassificationRow(adapter=adapters[position % 2], token_ids=record.token_ids)
+        for position, record in enumerate(records)
+    ]
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
+    with pytest.raises(AssertionError, match="rounding explains"):
+        answers_as_alone(with_the_active_one, rows, backbone)
+
+
+KINDS = {
+    "prompt of 3": {"method": "prompt_tuning", "prompt_length": 3},
+    "prompt of 7": {"method": "prompt_tuning", "prompt_length": 7},
+    "prefix of 4": {"method": "prefix_tuning", "prompt_length": 4},
+    "prefix of 2": {"method": "prefix_tuning", "prompt_length": 2},
+    "low rank": {"method": "lora"},
+    "head alone": {"method": "linear_probing"},
+    "label words": {"method": "prompt_tuning", "prompt_length": 2, "task": "label_words"},
+}
+
+
+@pytest.fixture(scope="module")
+def every_kind(backbone):
+    return [
+        tune(
+            backbone,
+            separable_file(backbone, seed=seed),
+            config=TuningConfig(epochs=1, batch_size=32, seed=seed, **kind),
+        )
+        for seed, kind in enumerate(KINDS.values())
+    ]
+
+
+def test_every_method_and_the_bare_backbone_share_one_batch(backbone, every_kind):
+    adapters = [*every_kind, None]
+    records = separable_file(backbone, records=6 * len(adapters), seed=3).records
+    rows = [
+        ClassificationRow(adapter=adapters[position % len(adapters)], token_ids=record.token_ids)
+        for position, record in enumerate(records)
+    ]
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
+    assert len(plan(rows)) == 3  # what is read elsewhere, and what costs every row, goes alone
+
+
+def test_a_pair_and_a_single_text_share_one_batch(backbone, adapters):
+    texts = [record.token_ids for record in separable_file(backbone, records=8).records]
+    rows = [
+        ClassificationRow(adapter=adapters[0], token_ids=one, second_token_ids=other)
+        for one, other in zip(texts, [None, *texts[1:4], None, *texts[5:]], strict=True)
+    ]
+    answers_as_alone(lambda many: classify(backbone, many), rows, backbone)
+
+
+def test_a_head_alone_has_nothing_that_peft_could_load(every_kind):
+    written = {kind: set(adapter_to_files(adapter)) for kind, adapter in zip(KINDS, every_kind, strict=True)}
+    assert written["head alone"] == {WEIGHTS, CARD}
+    assert all(PEFT_CONFIG in names for kind, names in written.items() if kind != "head alone")
+
+
+def test_the_cost_of_a_prefix_counts_and_a_long_one_is_in_a_pass_of_its_own(backbone, adapters):
+    sites = backbone.sites.attention
+
+    def with_prefix(length):
+        keys = torch.zeros(len(sites), 2, sites[0].key_heads, length, sites[0].head_size)
+        return ClassificationRow(
+            adapter=dataclasses.replace(adapters[0], tuned=Tuned(prefix=keys)), token_ids=(2001, 2002)
+        )
+
+    plain = ClassificationRow(adapter=adapters[0], token_ids=(2001, 2002))
+    assert with_prefix(400).positions - plain.positions == 400 - adapters[0].tuned.prompt_length
+    rows = [plain] * 3 + [with_prefix(5), with_prefix(400), plain]
+    assert sorted(map(sorted, plan(rows))) == [[0, 1, 2, 3, 5], [4]]

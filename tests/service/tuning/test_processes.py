@@ -1,0 +1,131 @@
+"""Several real processes against one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from closeness import assert_close
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.processes import ALONE, Processes
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, join_processes, tune
+from tuning_material import separable_file
+
+# 35 records in batches of 16 leave a batch of three, fewer than it takes to give everybody one twice.
+CONFIG = TuningConfig(
+    prompt_length=4, epochs=2, batch_size=16, seed=1, reconstruction=ReconstructionConfig(weight=0.5, head_size=8)
+)
+RECORDS = 35
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from test_processes import CONFIG, RECORDS
+from rapt.errors import UsageError
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.tuner import TuningCancelled, join_processes, tune
+from tuning_material import separable_file
+
+with join_processes() as processes:
+    backbone = load_backbone("bert-tiny", precision="float32", device="cpu")
+    file = separable_file(backbone, records=RECORDS, plain=4)
+    seen, kept = [], []
+    adapter = tune(
+        backbone, file, config=CONFIG, processes=processes,
+        on_progress=lambda step: seen.append((step.task_loss, step.reconstruction_loss, step.accuracy)),
+        on_checkpoint=lambda checkpoint, adapter: kept.append(checkpoint),
+    )
+    try:  # only the first one wants to stop
+        tune(backbone, file, config=CONFIG, processes=processes, should_stop=lambda: processes.first)
+        stopped = False
+    except TuningCancelled:
+        stopped = True
+left = not torch.distributed.is_initialized()
+talking = [thread for thread in Path("/proc/self/task").glob("*/comm") if "gloo" in thread.read_text()]
+try:
+    with join_processes():
+        refused = ""
+except UsageError as problem:
+    refused = str(problem)
+out = sys.argv[1] + f"/{processes.rank}"
+save_file({"prompt": adapter.prompt, "weight": adapter.head_weight, "bias": adapter.head_bias}, out + ".safetensors")
+told = {"count": processes.count, "seen": seen, "kept": len(kept), "stopped": stopped, "left": left}
+told |= {"talking": len(talking), "refused": refused}
+with open(out + ".json", "w") as stream:
+    json.dump(told, stream)
+"""
+
+
+def launch(script, folder, *, count):
+    here = Path(__file__)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", script]
+    path = f"{here.parent}:{here.parents[3]}"
+    done = subprocess.run(
+        [*command, folder],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_two_processes_give_the_adapter_of_one(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    launch(script, tmp_path, count=2)
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [item["count"] for item in told] == [2, 2]
+    assert [item["stopped"] for item in told] == [True, True]
+    assert all(item["left"] and "keep one join_processes()" in item["refused"] for item in told)
+    # A thread that still talks while the interpreter ends aborts the process, now and then.
+    assert [item["talking"] for item in told] == [0, 0]
+    assert (told[1]["seen"], told[1]["kept"]) == ([], 0)
+    assert told[0]["kept"] == CONFIG.epochs
+    backbone = load_backbone("bert-tiny", precision="float32", device="cpu")
+    steps = []
+    alone = tune(backbone, separable_file(backbone, records=RECORDS, plain=4), config=CONFIG, on_progress=steps.append)
+    for step, (task, reconstruction, accuracy) in zip(steps, told[0]["seen"], strict=True):
+        assert_close(task, step.task_loss, of=backbone, steps=len(steps))
+        assert_close(reconstruction, step.reconstruction_loss, of=backbone, steps=len(steps))
+        assert step.accuracy == pytest.approx(accuracy)
+    first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
+    expected = {"prompt": alone.prompt, "weight": alone.head_weight, "bias": alone.head_bias}
+    for name, value in expected.items():
+        assert torch.equal(first[name], second[name])
+        assert_close(first[name], value, of=backbone, steps=len(steps))
+
+
+def test_shares_of_a_batch_hold_every_record_once():
+    for records in (1, 3, 16):
+        shares = [list(Processes(rank=rank, count=4).share(range(records))) for rank in range(4)]
+        assert sorted(position for share in shares for position in share) == list(range(records))
+
+
+def test_a_process_by_itself_exchanges_nothing():
+    assert ALONE.first
+    assert ALONE.sum(1.0, 2.5) == [1.0, 2.5]
+    assert ALONE.as_first_says(True)
+    assert not ALONE.as_first_says(False)
+
+
+def test_a_group_somebody_else_made_is_left_to_them(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        with join_processes() as processes:
+            assert processes == ALONE
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_an_error_goes_through():
+    with pytest.raises(ZeroDivisionError), join_processes():
+        _ = 1 / 0

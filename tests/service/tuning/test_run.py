@@ -1,0 +1,129 @@
+import dataclasses
+
+import pytest
+import torch
+
+from closeness import assert_close
+from rapt.errors import TuningError, UsageError
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.batches import batches_of_epoch, parts_of_batch
+from rapt.service.tuning.optimizer import rate_scale
+from rapt.service.tuning.run import Run, out_of_memory
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, tune
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.query import seal
+from tuning_material import manifest_for, separable_file
+
+SHORT = TuningConfig(prompt_length=4, epochs=2, batch_size=16, seed=1)
+WITH_L_REC = dataclasses.replace(SHORT, reconstruction=ReconstructionConfig(weight=0.5, head_size=8))
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("bert-tiny", precision="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def file(backbone):
+    return separable_file(backbone, records=32, plain=4)
+
+
+def gradients_of(backbone, file, config):
+    run = Run(backbone, file, validation=None, config=config, warn=print)
+    step = run.make_step()
+    return step, {name: value.grad.clone() for name, value in run._tuning.trained().items()}
+
+
+@pytest.mark.parametrize("micro", [1, 5, 16])
+def test_parts_of_a_batch_have_the_gradient_and_the_losses_of_the_whole(backbone, file, micro):
+    whole, expected = gradients_of(backbone, file, WITH_L_REC)
+    parts, found = gradients_of(backbone, file, dataclasses.replace(WITH_L_REC, micro_batch_size=micro))
+    assert_close(parts.task_loss, whole.task_loss, of=backbone)
+    assert_close(parts.reconstruction_loss, whole.reconstruction_loss, of=backbone)
+    assert parts.accuracy == whole.accuracy
+    for name, gradient in expected.items():
+        assert_close(found[name], gradient, of=backbone)
+
+
+def test_parts_of_a_batch_hold_every_record_once():
+    assert [list(part) for part in parts_of_batch(range(5), size=2)] == [[0, 1], [2, 3], [4]]
+    assert [list(part) for part in parts_of_batch(range(5), size=0)] == [[0, 1, 2, 3, 4]]
+
+
+def test_memory_that_is_too_small_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as too_much:
+        torch.empty(1 << 50)
+    assert out_of_memory(too_much.value)
+    with pytest.raises(RuntimeError) as wrong:
+        torch.zeros(2) @ torch.zeros(3)
+    assert not out_of_memory(wrong.value)
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_epoch_has_every_record_once_and_an_order_of_its_own(epoch):
+    lengths = [3 + position % 7 for position in range(50)]
+    batches = batches_of_epoch(lengths, size=8, seed=1, epoch=epoch)
+    assert sorted(position for batch in batches for position in batch) == list(range(50))
+    assert len(batches) == 7
+    assert batches == batches_of_epoch(lengths, size=8, seed=1, epoch=epoch)
+    assert batches != batches_of_epoch(lengths, size=8, seed=1, epoch=epoch + 1)
+    assert batches != batches_of_epoch(lengths, size=8, seed=2, epoch=epoch)
+
+
+def test_the_rate_rises_falls_and_ends_near_nothing():
+    scales = [rate_scale(step, steps=100, warmup=0.1) for step in range(100)]
+    assert scales[0] == pytest.approx(0.1)
+    assert max(scales) == scales[9] == 1.0
+    assert scales[-1] == pytest.approx(1 / 90)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"), [("constant", [0.5, 0.5]), ("rise", [0.0, 0.25]), ("fall", [0.5, 0.25])]
+)
+def test_the_weight_of_reconstruction_follows_its_schedule(schedule, expected):
+    config = ReconstructionConfig(weight=0.5, schedule=schedule)
+    assert [config.weight_at(0.0), config.weight_at(0.5)] == expected
+
+
+def test_patience_ends_a_run_and_the_adapter_is_the_best_one(backbone, file):
+    # The validation file has the labels the wrong way round: what is learned makes it worse, epoch by epoch.
+    other = separable_file(backbone, records=16, plain=4, seed=5)
+    wrong = tuple(dataclasses.replace(record, label=1 - record.label) for record in other.records)
+    validation = PrivatizedFile(manifest=seal(other.manifest, wrong), records=wrong)
+    steps, kept = [], {}
+    adapter = tune(
+        backbone,
+        file,
+        config=dataclasses.replace(SHORT, epochs=30, patience=2, warmup=0.0),
+        validation=validation,
+        on_progress=steps.append,
+        on_checkpoint=lambda checkpoint, adapter: kept.update({checkpoint.step: adapter}),
+    )
+    found = {progress.step: progress.validation_loss for progress in steps if progress.validation_loss is not None}
+    best = min(found, key=found.get)
+    assert len(steps) == best + 2 * 2  # two epochs of two batches after the best
+    assert len(steps) < 60
+    assert adapter.card.metrics["best_step"] == best
+    assert adapter.card.metrics["validation_loss"] == found[best]
+    assert torch.equal(adapter.prompt, kept[best].prompt)
+
+
+def test_a_validation_file_of_another_mechanism_is_refused(backbone, file):
+    other = separable_file(backbone, records=8, plain=4)
+    mechanism = dataclasses.replace(other.manifest.mechanism, parameters={"eta": 9.0})
+    strange = PrivatizedFile(manifest=dataclasses.replace(other.manifest, mechanism=mechanism), records=other.records)
+    with pytest.raises(TuningError, match="must be privatized as the training file, got another mechanism"):
+        tune(backbone, file, config=SHORT, validation=strange)
+
+
+def test_a_label_that_never_occurs_is_refused(backbone, file):
+    bare = tuple(dataclasses.replace(item, privatized_plain_tokens=(), plain_tokens=None) for item in file.records)
+    manifest = seal(manifest_for(backbone, labels=("no", "yes", "maybe")), bare)
+    with pytest.raises(TuningError, match="every label must occur in a file to tune on, got 2 of 3"):
+        tune(backbone, PrivatizedFile(manifest=manifest, records=bare), config=SHORT)
+
+
+def test_a_record_that_was_privatized_to_nothing_is_refused_by_its_position(backbone, file):
+    empty = (*file.records[:3], dataclasses.replace(file.records[3], token_ids=()), *file.records[4:])
+    with pytest.raises(UsageError, match="record 4 must have at least one token"):
+        tune(backbone, PrivatizedFile(manifest=file.manifest, records=empty), config=SHORT)
