@@ -49,7 +49,7 @@ class Inference:
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeResult:
-    """One column.
+    """What is inferred about one column.
 
     Attributes:
         column: Its name.
@@ -88,9 +88,9 @@ def infer_attribute(
     Args:
         view: What the service sees.
         truth: The clear texts: those of other folds are the attacker's own, and their values.
-        values: Of the column, one for each record.
+        values: Values of the column, one for each record.
         column: Its name, for the report.
-        seed: Of the folds and of the attacker's own noise.
+        seed: Seed of the folds and of the attacker's own noise.
         folds: K.
         on_progress: Called with the share done.
 

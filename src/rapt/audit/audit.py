@@ -30,8 +30,8 @@ class AttackResult:
         attack: Its name in `ATTACKS`.
         title, uses, source: As `Attack`.
         score: What it recovered.
-        remarks: As `Guess`.
-        uses_context: As `Attack`.
+        remarks: What a reader must know, as in `Guess`.
+        uses_context: Whether it uses context, as in `Attack`.
         records: That it was given, with all of their texts; `score` counts their tokens.
         detail: What kind of words it recovered.
         seconds: That it took, the channel included where it was the first to need it.
@@ -65,7 +65,7 @@ class AuditReport:
 
     Attributes:
         model: Name of the vocabulary's model.
-        vocabulary_hash: Of the table that eta belongs to.
+        vocabulary_hash: Hash of the table that eta belongs to.
         mechanism: Name of the mechanism.
         eta: Its slope, 1/distance.
         insecure: Whether the noise came from a seed that anyone can replay.
@@ -79,7 +79,7 @@ class AuditReport:
         skipped: The others, and why.
         bound: For every attacker without context; None when the mechanism's channel is not known.
         warnings: What should not be so, one sentence each.
-        seed: Of everything that was drawn here.
+        seed: Seed of everything that was drawn here.
     """
 
     model: str
@@ -126,7 +126,7 @@ def audit(
         view: All that an attack is given.
         truth: Read only after an attack has answered.
         attacks: Names in `ATTACKS`; those that are not among them are listed as not run.
-        seed: Of every draw; the same seed gives the same report.
+        seed: Seed of every draw; the same seed gives the same report.
         kept: Where results are kept as they come, so that a run that was interrupted goes on; None keeps none.
         on_progress: Called with the name of a stage and the share of it that is done.
 

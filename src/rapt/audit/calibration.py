@@ -91,7 +91,7 @@ class SimulatedSuccess:
         Args:
             make: The mechanism at an η.
             vocabulary: Its vocabulary.
-            weighting: Of the tokens; the attacker knows it.
+            weighting: Weighting of the tokens; the attacker knows it.
             trials: Tokens to privatize for each η.
             rng: Gives the key of the draws.
             on_progress: Called with the number of η tried so far.
@@ -142,7 +142,7 @@ def calibrate_success(
         make: The mechanism at an η.
         vocabulary: Its vocabulary.
         success: Target, between 0 and 1.
-        weighting: Of the tokens; the attacker knows it.
+        weighting: Weighting of the tokens; the attacker knows it.
         rng: Source of the draws; nothing private depends on it.
         trials: Tokens for each η; four times as many halve the error.
         curve_steps: Points of the curve on either side of the answer.

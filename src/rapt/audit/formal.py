@@ -59,7 +59,7 @@ class LargestSlope:
 
     Attributes:
         value: 1/distance; None where an output of one token cannot follow from the other, so that no number is enough.
-        pairs: Of tokens that were looked at, each in both directions.
+        pairs: Pairs of tokens that were looked at, each in both directions.
         whole: Whether those are all pairs of the table.
     """
 
@@ -74,7 +74,7 @@ class SpentBound:
 
     Attributes:
         lower: 1/distance, at least 0.
-        pairs: Of tokens.
+        pairs: Pairs of tokens.
         runs: Draws of each token.
         alpha: Probability, at most, that the bound is above the true η.
     """
@@ -112,7 +112,7 @@ def measure_formal_side(
     Args:
         vocabulary: Whose table η is measured in.
         setting: From the manifest.
-        seed: Of the draws behind the η spent.
+        seed: Seed of the draws behind the η spent.
         runs: Draws of each token of a pair.
     """
     try:

@@ -69,7 +69,7 @@ class SpentEta:
         lower: η is at least this, 1/distance; it may be below 0.
         outputs: Size of the set.
         hits, other_hits: How often each input's output was in the set, out of `runs`.
-        runs: Of each input, in the half that tests.
+        runs: Runs of each input, in the half that tests.
     """
 
     pair: InputPair
@@ -106,9 +106,9 @@ def audit_spent_eta(
     Args:
         draw: The implementation; runs must be independent of each other, the tokens of one run need not be.
         pairs: Inputs to tell apart. Choose them before looking at outputs.
-        runs: Of each input of each pair; half choose, half test.
-        rng: Of the draws.
-        alpha: As in `SpentEtaReport`.
+        runs: Runs of each input of each pair; half choose, half test.
+        rng: Generator of the draws.
+        alpha: Error rate, as in `SpentEtaReport`.
 
     Raises:
         AuditError: No pair, a pair that the guarantee says nothing about, or too few runs.

@@ -62,7 +62,7 @@ def match_truth(
         view: Made from the privatized file.
         contents: Token ids of each plain text, in the order of the file.
         others: The same of the other texts of a record that went through the mechanism.
-        truncate_to: As given when the file was privatized; None if nothing was cut.
+        truncate_to: Tokens that each text was cut to, as given when the file was privatized; None if nothing was cut.
 
     Raises:
         AuditError: A text of the records is missing, or records or tokens differ in number, so nothing true could be
@@ -95,7 +95,7 @@ def check_parts(manifest: Manifest, others: Collection[Part]) -> None:
     """Refuse plain text that lacks a text of the records, or has one that did not go through the mechanism.
 
     Args:
-        manifest: Of the privatized file.
+        manifest: Manifest of the privatized file.
         others: The texts beside the first that are given.
 
     Raises:
@@ -130,10 +130,10 @@ def read_truth(
     Args:
         view: Made from the privatized file.
         path: The private corpus: CSV, TSV or JSONL.
-        text_column: As given when the file was privatized.
-        label_column: As given when the file was privatized; ignored when the manifest names no labels.
-        other_texts: As given when the file was privatized; without targets that are public.
-        truncate_to: As given when the file was privatized.
+        text_column: Text column, as given when the file was privatized.
+        label_column: Label column, as given when the file was privatized; ignored when the manifest names no labels.
+        other_texts: Other texts, as given when the file was privatized; without targets that are public.
+        truncate_to: Tokens that each text was cut to, as given when the file was privatized.
 
     Raises:
         AuditError: Texts, records, tokens or labels do not belong to the file.
@@ -174,10 +174,10 @@ def sample_records(view: AdversaryView, truth: Truth, *, tokens: int, seed: int)
     An attack with a public prior treats each token by itself, so its success does not depend on the size of the part.
 
     Args:
-        view: Of the whole file.
-        truth: Of the whole file.
+        view: View of the whole file.
+        truth: Truth of the whole file.
         tokens: Records are added until there are at least so many; a smaller file comes back as it is.
-        seed: Of the choice.
+        seed: Seed of the choice.
     """
     if tokens >= view.observed.size:
         return view, truth
@@ -207,10 +207,10 @@ def lend_texts(view: AdversaryView, truth: Truth, *, share: float, seed: int) ->
     its texts, each as a text of its own.
 
     Args:
-        view: Of the whole file.
-        truth: Of the whole file.
-        share: Of the records that are lent, between 0 and 1; at least one is lent and one attacked.
-        seed: Of the choice.
+        view: View of the whole file.
+        truth: Truth of the whole file.
+        share: Share of the records that are lent, between 0 and 1; at least one is lent and one attacked.
+        seed: Seed of the choice.
 
     Raises:
         AuditError: The share is not between 0 and 1, or there is only one record with tokens.

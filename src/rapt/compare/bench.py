@@ -89,7 +89,7 @@ class Bench:
             cell: Whose arm and seed it is.
             texts: That the file was made of; told to the oracle alone.
             file: Privatized.
-            place: Of the file among those of its seed, 0 for the training file.
+            place: Place of the file among those of its seed, 0 for the training file.
         """
         arm = ARMS[cell.arm]
         if arm.sentences and cell.eta is not None:
@@ -145,7 +145,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     Args:
         plan: What is compared.
         split: The texts.
-        threads: Of torch, in this process.
+        threads: Threads of torch, in this process.
 
     Raises:
         CorpusError: A text has no token, or an arm needs public texts that are not there.

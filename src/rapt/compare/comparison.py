@@ -199,7 +199,7 @@ def read_comparison(path: Path, *, out: Path, processes: int = 1) -> Comparison:
     Args:
         path: TOML file.
         out: Folder for results and report.
-        processes: As in `Comparison`.
+        processes: Processes, as in `Comparison`.
 
     Raises:
         UsageError: The file cannot be read, or a field is unknown, missing or of another type.

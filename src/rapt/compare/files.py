@@ -33,8 +33,8 @@ class FileMaker:
     """Makes the files of a plan, in memory. Its noise comes from seeds, which is right here and nowhere else.
 
     Attributes:
-        plan: Of the comparison.
-        vocabulary: Of its model.
+        plan: Plan of the comparison.
+        vocabulary: Vocabulary of its model.
         public: Texts for plain tokens that are sentences.
     """
 

@@ -211,7 +211,7 @@ class ComparisonPlan:
         epochs: Passes over the training text.
         prompt_length: P.
         batch_size: Records a step.
-        learning_rate: Of what the method trains; None takes the method's own.
+        learning_rate: Learning rate of what the method trains; None takes the method's own.
         attacks: Names in the audit's dict, run once at each η; empty for none.
         attack_tokens: About how many tokens they are run on.
         allow_unproved: Takes a mechanism without a proved guarantee.

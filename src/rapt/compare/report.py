@@ -193,9 +193,9 @@ def write_comparison(
     Args:
         plan: What was compared.
         split: The texts; only their numbers are told.
-        summary: Of the results.
+        summary: Summary of the results.
         folder: There already; it holds the results.
-        title: Of the page.
+        title: Title of the page.
         created: Date.
         command: That makes the numbers again.
 

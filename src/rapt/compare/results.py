@@ -23,14 +23,14 @@ SCHEMA: Final = "rapt.comparison/1"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
-    """One trained model.
+    """The result of one trained model.
 
     Attributes:
         setting: Digest of the plan and the texts; with the denoised backbone, if the arm needs it.
         arm: Its name.
         eta: 1/distance; None on clear text.
-        seed: Of privatization, initialization and order.
-        privatizations: Of the evaluation text that it answered, N.
+        seed: Seed of privatization, initialization and order.
+        privatizations: Privatizations of the evaluation text that it answered, N.
         right: How often out of N it was right, one number an evaluation record.
         seconds: That tuning took, on whatever else the machine was doing.
     """
@@ -54,7 +54,7 @@ class AttackRow:
     """The strongest attack at one η.
 
     Attributes:
-        setting: As in `ModelRow`.
+        setting: Setting, as in `ModelRow`.
         eta: 1/distance.
         attacks: Those that were asked for.
         attack_tokens: About how many tokens were asked for.

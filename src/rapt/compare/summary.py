@@ -54,7 +54,7 @@ def estimate_mean(table: NDArray[np.float64], *, turns: Sequence[int] = (), seed
         table: (S, n).
         turns: Which records each row was judged on, S numbers: rows with one number were judged on the same ones, and
             no record has two numbers. Empty: all on the same.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     rng = np.random.default_rng(seed)
     seeds, records = table.shape

@@ -19,9 +19,9 @@ class LabelledTexts:
     """Texts or pairs of them, and the places of their labels in `names`. A `repr` shows neither.
 
     Attributes:
-        texts: Of pairs, the first of each.
+        texts: Single texts, or the first of each pair.
         labels: One for each text or pair.
-        names: Of the classes.
+        names: Names of the classes.
         seconds: The second text of each pair; empty where there are single texts.
     """
 

@@ -38,7 +38,7 @@ class Tweets:
     labels: tuple[str, ...] = field(repr=False)
 
     def __len__(self) -> int:
-        """Number of texts."""
+        """The number of texts."""
         return len(self.texts)
 
 

@@ -26,7 +26,7 @@ class DemoPlan:
         prompt_length: P, vectors of the soft prompt.
         epochs: Passes over the training texts.
         reconstruction_weight: λ; None leaves it to the service.
-        seed: Of the training runs, never of the noise.
+        seed: Seed of the training runs, never of the noise.
         public_texts: Texts that the attacker learns the language from.
         attacked_tokens: Tokens that the attacks are run on, in whole records.
         shown: Sentences shown before and after.
@@ -64,7 +64,7 @@ class DemoResult:
         plan: What was done.
         rows: Upper bound, prompt tuning, RAPT.
         leak: The search through everything that the service kept.
-        report: As it was written.
+        report: Report, as it was written.
         seconds: The whole of it.
     """
 
@@ -80,7 +80,7 @@ class DemoResult:
         return self.report.audit
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Everything as plain JSON values."""
         return {
             "plan": asdict(self.plan),
             "leak_check": asdict(self.leak),

@@ -103,7 +103,7 @@ def write_demo_report(
         side: Its first sentences are shown: they are public tweets.
         rows: Clear text, prompt tuning, RAPT.
         audit: The attacks.
-        losses: Of the service's runs.
+        losses: Losses of the service's runs.
         leak: The search through what the service kept.
         seconds: The whole of it.
     """

@@ -46,7 +46,7 @@ def running_service(folder: Path, *, model: str, threads: int) -> Iterator[Servi
     Args:
         folder: Working directory, data directory and place of the log; made if it is missing.
         model: Base model to serve.
-        threads: Of its matrix products.
+        threads: Threads of its matrix products.
 
     Raises:
         UnavailableError: It did not start; the log says why.
@@ -81,7 +81,7 @@ class ServiceProcess:
 
     @property
     def pid(self) -> int:
-        """Its id."""
+        """Id of the process."""
         return self._process.pid
 
     def url(self) -> str:

@@ -47,7 +47,7 @@ class TrustedSide:
     """Everything that stays, and the two files that may leave.
 
     Attributes:
-        vocabulary: Of the backbone.
+        vocabulary: Vocabulary of the backbone.
         training: Private texts and their labels.
         queries: Private texts and their true labels, which are never sent.
         training_path: Privatized, with labels.
@@ -159,10 +159,10 @@ def predict_in_clear(
     Args:
         training: Texts and label indices, in clear.
         queries: In clear.
-        vocabulary: Of the backbone; its model name says which.
+        vocabulary: Vocabulary of the backbone; its model name says which.
         labels: Names of the classes.
         config: Without reconstruction: nothing is there to be reconstructed.
-        threads: Of torch in this process; the service has its own.
+        threads: Threads of torch in this process; the service has its own.
         on_progress: Called after each step.
         should_stop: Asked before each step.
 

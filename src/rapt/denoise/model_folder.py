@@ -53,7 +53,7 @@ def save_denoised(
     """Write the folder, whole or not at all; `rapt serve --model FOLDER` serves it.
 
     Args:
-        student: As trained.
+        student: Student, as trained.
         folder: New or empty.
         plan: What was done.
         explained: What came of it.

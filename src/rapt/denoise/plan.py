@@ -27,7 +27,7 @@ class WarmUpPlan:
         epochs: Passes over the public text, with fresh noise in each; may be a fraction, and 0 with soft embeddings.
         batch_size: Texts a step.
         learning_rate: At its peak; AdamW with warm-up and linear decay to 0.
-        seed: Of order and noise. The text is public and the noise protects nobody.
+        seed: Seed of order and noise. The text is public and the noise protects nobody.
         soft_embeddings: Whether each word vector is replaced by the mean over what the word may have been, E[E(x)|y].
     """
 
@@ -107,8 +107,8 @@ class Explained:
 
     Attributes:
         eta: At which the text was privatized.
-        before: Of the backbone as it was.
-        after: Of the backbone that expects noise.
+        before: Share that the backbone explained as it was.
+        after: Share that the backbone explains that expects noise.
     """
 
     eta: float

@@ -57,7 +57,7 @@ def count_word_prior(texts: Iterable[Sequence[int]], *, vocabulary: Vocabulary) 
 
     Args:
         texts: Token ids.
-        vocabulary: Of the ids.
+        vocabulary: Vocabulary of the ids.
     """
     counts = np.zeros(vocabulary.size)
     for text in texts:
@@ -81,7 +81,7 @@ def soft_embeddings(
     Args:
         vocabulary: V tokens of d numbers.
         mechanism: On that vocabulary.
-        prior: As of `count_word_prior`, (V,).
+        prior: Prior that `count_word_prior` gives, (V,).
         rng: For draws; public text and its noise protect nobody.
         draws: About how many, where the channel has no closed form.
     """
@@ -103,11 +103,11 @@ def load_soft_embeddings(
     """The same from the user's cache, if it was asked for before; else it is made and kept there.
 
     Args:
-        vocabulary: As above.
-        mechanism: As above.
-        prior: As above.
-        seed: Of the draws.
-        draws: As above.
+        vocabulary: Vocabulary, as above.
+        mechanism: Mechanism, as above.
+        prior: Prior, as above.
+        seed: Seed of the draws.
+        draws: Number of draws, as above.
     """
     setting = mechanism.setting
     question = [_VERSION, vocabulary.hash, setting.name, sorted(setting.parameters.items()), seed, draws]

@@ -49,8 +49,8 @@ class Agreement:
     """How far the student is from the teacher, as a share of the teacher's own variance: 0 is perfect.
 
     Attributes:
-        text: Of the mean state of a text.
-        tokens: Of the states of its tokens.
+        text: Error of the mean state of a text.
+        tokens: Error of the states of its tokens.
     """
 
     text: Tensor
@@ -92,7 +92,7 @@ class Student:
         self.backbone = replace(self.backbone, word_embeddings=table.to(self.backbone.device))
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """The parameters that are trained."""
         return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
 
     def agreement(self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]]) -> Agreement:

@@ -125,9 +125,9 @@ def warm_up(
     """Train the student in place; returns what it explains of held-out text at each η, before and after.
 
     Args:
-        student: Of the plan's model.
+        student: Student of the plan's model.
         texts: Public.
-        vocabulary: Of the same model.
+        vocabulary: Vocabulary of the same model.
         plan: What is done.
         soft_draws: For soft embeddings at each η, where the channel has no closed form.
         on_step: Called after each step with its number, their number, and the errors of its batch.

@@ -42,7 +42,7 @@ class GivenAttack:
         asked_with: `clear` or `privatized`.
         named: Its name and success.
         control: AUC of the same attack on shadow models, judged by the same two files: 0.5 where they are of one kind.
-        control_p: Of that success, by chance.
+        control_p: Probability of that AUC by chance.
     """
 
     asked_with: str
@@ -61,7 +61,7 @@ class GivenAdapter:
     """What an adapter gives away about the texts that it was tuned on.
 
     Attributes:
-        weights_sha256: Of the adapter.
+        weights_sha256: SHA-256 of the adapter's weights.
         members, others: Texts.
         shadows: Models that were tuned for the attack.
         attacks: In clear first, then in fresh privatizations.
@@ -134,12 +134,12 @@ def attack_given(
     """Tune shadow models as the adapter was, and attack it with them.
 
     Args:
-        workshop: As the adapter's card describes it, with its mechanism and its plain tokens.
+        workshop: Workshop, as the adapter's card describes it, with its mechanism and its plain tokens.
         adapter: Attacked.
         owned: The owner's texts.
         shadows: Models to tune, three at least.
         queries: Fresh privatizations of a text that are asked about, averaged.
-        seed: Of everything that is drawn.
+        seed: Seed of everything that is drawn.
         on_progress: Called with the number of models tuned.
 
     Raises:

@@ -125,9 +125,9 @@ def score_membership(scores: Floats, truth: Bools, *, seed: int = 0, replicates:
     """How well scores tell members.
 
     Args:
-        scores: Of T attacked models on n texts, (T, n).
+        scores: Scores of T attacked models on n texts, (T, n).
         truth: Who was a member, (T, n).
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         replicates: Resamples behind an interval.
 
     Raises:
@@ -250,7 +250,7 @@ def ask(
         texts: Asked about.
         privatized: Whether texts are asked about in fresh privatizations.
         queries: Privatizations of each text, averaged.
-        seed: Of the noise; every model gets the same queries.
+        seed: Seed of the noise; every model gets the same queries.
     """
     rng, mechanism = np.random.default_rng([seed, 9]), workshop.mechanism
     asked = []
@@ -280,7 +280,7 @@ def attack_each(answers: NDArray[np.float64], members: NDArray[np.bool_], *, see
     Args:
         answers: Confidences of all models, (N, n).
         members: What each was tuned on, (N, n); of the attacked model only the score reads it.
-        seed: Of the intervals.
+        seed: Seed of the intervals.
     """
     views = list(make_views(answers, members))
     return tuple(

@@ -57,7 +57,7 @@ class CanaryResult:
         repetitions: R; 0 is the control, a model that never had the sentences.
         canaries: Different sentences.
         candidates: Sentences that each was ranked among, itself included.
-        ranks: Of each canary, 1 for the first; a tie counts as the worst place.
+        ranks: Ranks of each canary, 1 for the first; a tie counts as the worst place.
         exposure: Mean, in bits.
         low, high: Its 95 % interval by Student's law over the canaries; one model is behind all of them.
         p: Probability of such ranks without memory.
@@ -106,8 +106,8 @@ def find_canaries(
         repetitions: R; with 0 the sentences are looked for in a model that never had them.
         canaries: Different sentences.
         candidates: Sentences that each is ranked among, itself included.
-        words: Of each sentence.
-        seed: Of sentences, noise and run; the same seed gives the same canaries for every R and mechanism.
+        words: Words of each sentence.
+        seed: Seed of sentences, noise and run; the same seed gives the same canaries for every R and mechanism.
 
     Raises:
         AuditError: A number is too small, or there is nothing to rank among.
@@ -204,7 +204,7 @@ def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: i
         workshop: That tuned the models.
         models: Attacked in turn.
         texts: That they were tuned on parts of.
-        seed: Of the intervals.
+        seed: Seed of the intervals.
     """
     words = rare_words(texts, eligible=workshop.vocabulary.eligible)
     if len(words) < LEAST_WORDS:

@@ -58,7 +58,7 @@ class PooledRelease:
     Attributes:
         releases: R.
         recovered: Share of tokens named rightly, the text as the unit of chance.
-        chance: Of always naming the most frequent token.
+        chance: Chance of always naming the most frequent token.
     """
 
     releases: int

@@ -32,16 +32,16 @@ POOLED_TOKENS: Final = 300
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactPlan:
-    """What is tried.
+    """The attacks on tuned models that are tried, and with which numbers.
 
     Attributes:
-        parts: Of `PARTS`.
+        parts: Parts that are tried, out of `PARTS`.
         models: Tuned on each kind of text; each is attacked with the others.
         queries: Fresh privatizations of a text that are asked about, averaged.
         canaries: Different sentences for each number of repetitions.
         repetitions: How often each is put in; 0 is the control, a model that never had it.
         releases: Numbers of releases that are laid on top of each other.
-        seed: Of everything that is drawn.
+        seed: Seed of everything that is drawn.
     """
 
     parts: tuple[str, ...] = PARTS
@@ -77,8 +77,8 @@ class ArtefactFindings:
         texts: In the game; each model had half of them.
         models: Tuned on each kind of text.
         membership, words, canaries, releases: Empty where the part was not asked for or says nothing.
-        seed: As the plan's.
-        given: Of an adapter that was handed back; None where the models were tuned for the audit.
+        seed: Seed of the plan.
+        given: What an adapter that was handed back gives away; None where the models were tuned for the audit.
     """
 
     model: str
@@ -107,7 +107,7 @@ def audit_artefact(
 
     Args:
         workshop: With a mechanism.
-        texts: Of which each model gets a random half.
+        texts: Texts of which each model gets a random half.
         plan: What is tried.
         on_progress: Called with the name of a part, what is done of it and its total.
 
@@ -212,7 +212,7 @@ def pool_releases(
         workshop: With a mechanism.
         texts: At least two; about half of them, or fewer, are attacked.
         counts: Numbers of releases.
-        seed: Of the choice and the noise.
+        seed: Seed of the choice and the noise.
         tokens: Texts are attacked until there are so many.
         on_progress: Called with the share done.
 
@@ -245,7 +245,7 @@ class Evidence:
     """One test among all that were made on models tuned on one kind of text.
 
     Attributes:
-        part: As in `rapt.audit.artefact.run.PARTS`.
+        part: Part, as in `rapt.audit.artefact.run.PARTS`.
         test: Its attack and the way it asked.
         p: By itself.
         corrected: Corrected for all tests on that kind of text.

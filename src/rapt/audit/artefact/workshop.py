@@ -33,7 +33,7 @@ class TokenTexts:
     Attributes:
         contents: Token ids of each text.
         labels: Places in `names`, one for each text.
-        names: Of the classes.
+        names: Names of the classes.
     """
 
     contents: tuple[tuple[int, ...], ...] = field(repr=False)
@@ -41,7 +41,7 @@ class TokenTexts:
     names: tuple[str, ...]
 
     def __len__(self) -> int:
-        """Number of texts."""
+        """The number of texts."""
         return len(self.contents)
 
     def at(self, places: Sequence[int] | NDArray[np.int64]) -> TokenTexts:
@@ -75,7 +75,7 @@ def read_texts(
 
     Args:
         path: CSV, TSV, JSONL or Parquet.
-        vocabulary: Of the backbone.
+        vocabulary: Vocabulary of the backbone.
         text_column: Name of the column.
         label_column: Name of the column.
         longest: Content tokens that the backbone takes.
@@ -116,9 +116,9 @@ def make_tuning_file(
 
     Args:
         texts: In clear.
-        vocabulary: Of the backbone.
+        vocabulary: Vocabulary of the backbone.
         mechanism: None for the clear text.
-        rng: Of the noise.
+        rng: Generator of the noise.
         plain_tokens: That stand before each text, for tuning with reconstruction.
     """
     setting = MechanismSetting(name="none", parameters={"eta": math.inf}) if mechanism is None else mechanism.setting
@@ -178,10 +178,10 @@ class Workshop:
 
     Attributes:
         backbone: Frozen.
-        vocabulary: Of the backbone.
+        vocabulary: Vocabulary of the backbone.
         mechanism: Through which the texts went; None for models tuned on the clear text.
-        config: Of each run but for its seed, which nobody knows of another's run.
-        plain_tokens: Of its files; none for runs without reconstruction.
+        config: Settings of each run but for its seed, which nobody knows of another's run.
+        plain_tokens: Plain tokens of its files; none for runs without reconstruction.
     """
 
     backbone: Backbone
@@ -240,8 +240,8 @@ def tune_models(
         workshop: Tunes them.
         texts: To draw from.
         models: N.
-        seed: Of parts, noise and runs.
-        share: Of the texts that each model gets.
+        seed: Seed of parts, noise and runs.
+        share: Share of the texts that each model gets.
         on_progress: Called with the number of models tuned.
 
     Raises:

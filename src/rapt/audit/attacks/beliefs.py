@@ -49,9 +49,9 @@ def believe_in_context(
     """Log P(candidate | all that was seen), (n, K + 1): first with one word before, then with two where it matters.
 
     Args:
-        lattice: Of the tokens.
+        lattice: Lattice of the tokens.
         lengths: Tokens of each record.
-        models: Of order 2 and of order 3.
+        models: Models of order 2 and of order 3.
         on_progress: Called with the share done.
     """
     pairs, triples = models
@@ -115,7 +115,7 @@ class Shadow:
         texts: In clear.
         released: The same after the mechanism, (n,).
         others: The rest of the public texts.
-        lattice: Of the privatized tokens of `texts`.
+        lattice: Lattice of the privatized tokens of `texts`.
         beliefs: log P(candidate | all that was seen), by n-grams that did not see the text, (n, K + 1).
     """
 

@@ -92,7 +92,7 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Denoiser:
-    """A trained network.
+    """A trained network that corrects beliefs.
 
     Attributes:
         network: In evaluation mode.
@@ -131,7 +131,7 @@ def train_denoiser(
         beliefs: log P(candidate), (n, K + 1).
         truth: (n,), the attacker's own words.
         lengths: Tokens of each text.
-        seed: Of initialization and order.
+        seed: Seed of initialization and order.
         on_progress: Called with the share done.
     """
     rng = np.random.default_rng(seed)

@@ -88,14 +88,14 @@ class Lattice:
 
 
 class Desk:
-    """See the module."""
+    """What an attacker sees and has worked out; see the module."""
 
     def __init__(self, view: AdversaryView, *, seed: int, channel: ChannelEstimate | None = None) -> None:
         """Lay out what is known.
 
         Args:
             view: What the service sees.
-            seed: Of everything that is drawn.
+            seed: Seed of everything that is drawn.
             channel: At the tokens of the view, if it was computed before.
         """
         self.view = view
@@ -136,7 +136,7 @@ class Desk:
         return np.random.default_rng([self.seed, *what.encode()])
 
     def vocabulary(self) -> Vocabulary:
-        """The public vocabulary."""
+        """The public vocabulary of the view."""
         return Vocabulary(self.view.bundle)
 
     def mechanism(self) -> Mechanism:

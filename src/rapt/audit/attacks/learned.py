@@ -76,7 +76,7 @@ def weigh(features: Floats, target: Ints, *, start: Floats) -> Floats:
     """Weights of the features, (F,).
 
     Args:
-        features: Of each candidate of each token, (F, n, K).
+        features: Features of each candidate of each token, (F, n, K).
         target: Column of the true candidate, (n,).
         start: Weights to begin with, and to stay near, (F,).
     """

@@ -85,7 +85,7 @@ class _Network(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class PairClassifier:
-    """A trained classifier.
+    """A trained classifier of candidates.
 
     Attributes:
         network: In evaluation mode.
@@ -158,11 +158,11 @@ def train_pair_classifier(
     Args:
         bundle: The public vocabulary.
         seen: Privatized tokens of his own texts, (n,).
-        candidates: Of each, the likeliest without context, (n, K).
+        candidates: Candidates of each, the likeliest without context, (n, K).
         truth: (n,).
         lengths: Tokens of each text.
         longest: Tokens of the longest text that is ever asked about.
-        seed: Of initialization, choice and order.
+        seed: Seed of initialization, choice and order.
         on_progress: Called with the share done.
     """
     rng = np.random.default_rng(seed)

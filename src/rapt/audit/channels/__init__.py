@@ -117,8 +117,8 @@ def count_channel(
         bundle: The public table.
         setting: The mechanism.
         outputs: Sorted eligible ids, (O,).
-        prior: Of the words that are drawn, (V,).
-        rng: Of the words and of the noise.
+        prior: Prior of the words that are drawn, (V,).
+        rng: Generator of the words and of the noise.
         sources: Kept for each output beside itself.
         tokens: Words to privatize.
         on_progress: Called with the share done.
@@ -219,7 +219,7 @@ def estimate_channel(
         bundle: The public table.
         outputs: Sorted eligible ids, (O,).
         prior: Chooses which sources are looked at, (V,).
-        rng: Of the draws, where there are any.
+        rng: Generator of the draws, where there are any.
         sources: Kept for each output beside itself.
         on_progress: Called with the share done.
 

@@ -91,7 +91,7 @@ def estimate_laplace_channel(
         setting: The mechanism, of which eta is read.
         outputs: Sorted eligible ids, (O,).
         prior: Chooses which sources are looked at, (V,); it does not enter P(y|x).
-        rng: Of the draws.
+        rng: Generator of the draws.
         sources: Kept for each output beside itself.
         draws: K.
         on_progress: Called with the share done.
@@ -221,7 +221,7 @@ def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int
 
     Args:
         game: The draws.
-        places: Of the outputs among the competitors, (B,).
+        places: Places of the outputs among the competitors, (B,).
         sources: Rows of the sources, (B, S, d).
         names: Places of the competitors of each source and draw, (B, S, K, M).
         scores: Their scores, (B, S, K, M).

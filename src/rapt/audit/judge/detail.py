@@ -64,11 +64,11 @@ def with_entities(
     """The truth, with the entity that each token is part of.
 
     Args:
-        view: Of the records that are attacked.
+        view: View of the records that are attacked.
         truth: Its truth.
-        texts: Of the whole corpus, in its order: the truth knows which of them are attacked.
+        texts: Texts of the whole corpus, in its order: the truth knows which of them are attacked.
         others: The other texts of a record that went through the mechanism.
-        truncate_to: As given when the file was privatized.
+        truncate_to: Tokens that each text was cut to, as given when the file was privatized.
         on_progress: Called with the share done.
 
     Raises:
@@ -144,10 +144,10 @@ class Detail:
         long_words: Whole words of two tokens or more.
         numbers: Whole numbers: runs of digits.
         entities: Whole named entities, by kind, the most frequent first; empty where nobody looked for them.
-        bleu: Of the reconstructed texts against the true ones, BLEU-4 over tokens, between 0 and 1.
-        bleu_unattacked: Of the privatized texts as they are.
+        bleu: Score of the reconstructed texts against the true ones, BLEU-4 over tokens, between 0 and 1.
+        bleu_unattacked: BLEU of the privatized texts as they are.
         similarity: Mean cosine of the mean vectors of a reconstructed and a true text, the table's mean taken off.
-        similarity_unattacked: Of the privatized texts as they are.
+        similarity_unattacked: Similarity of the privatized texts as they are.
     """
 
     texts: tuple[Group, ...]
@@ -202,8 +202,8 @@ def bleu(guessed: Ints, true: Ints, lengths: Ints) -> float:
 
     Args:
         guessed: Tokens of all texts, (n,).
-        true: As many.
-        lengths: Of each text.
+        true: True tokens of all texts, (n,).
+        lengths: Lengths of each text.
     """
     matched, possible = np.zeros(_LONGEST_GRAM), np.zeros(_LONGEST_GRAM)
     start = 0

@@ -139,7 +139,7 @@ class ContextFreeBound:
     """The success of the best context-free attacker on this text.
 
     Attributes:
-        success: Of the best choice found, on fresh noise.
+        success: Success of the best choice found, on fresh noise.
         high: Upper end with what the choice may have missed: an attacker above it is not context-free.
         regret: Success that the choice may have missed, as a share of it.
         unchanged: Share of tokens that the stated mechanism leaves as they are, on the same fresh noise.
@@ -164,7 +164,7 @@ def compute_context_free_bound(
     Args:
         view: What the service sees.
         truth: The true tokens, whose frequencies are the prior.
-        seed: Of the fresh noise and of the channel estimate. Nothing is released, so it need not be secret.
+        seed: Seed of the fresh noise and of the channel estimate. Nothing is released, so it need not be secret.
         trials: Tokens to privatize; None chooses by the size of the file.
         on_progress: Called with the share done.
 

@@ -55,7 +55,7 @@ _PRETRAINED: Final = "bert-tiny"
 
 @dataclass(frozen=True, eq=False)
 class MaskedLanguageModel:
-    """A trained model.
+    """A trained masked language model.
 
     Attributes:
         network: (B, T) ids and which of them are tokens -> (B, T, h) states and the function that reads them.
@@ -73,10 +73,10 @@ class MaskedLanguageModel:
         """Log P(candidate | the tokens of its text that are not asked), (asked, K).
 
         Args:
-            tokens: Of all texts; what is no row of the table counts as hidden, (n,).
+            tokens: Tokens of all texts; what is no row of the table counts as hidden, (n,).
             asked: Which are hidden and asked about, (n,).
-            candidates: Of the asked tokens, rows of the table, (asked, K).
-            lengths: Of each text, sum n.
+            candidates: Candidates of the asked tokens, rows of the table, (asked, K).
+            lengths: Lengths of each text, sum n.
         """
         found = np.empty(candidates.shape)
         row = np.cumsum(asked) - 1
@@ -153,7 +153,7 @@ def train_masked_language_model(
         bundle: The public vocabulary.
         texts: The attacker's own, rows of the table; none is empty.
         longest: Tokens of the longest text that it will be asked about.
-        seed: Of initialization, order and what is hidden.
+        seed: Seed of initialization, order and what is hidden.
         on_progress: Called with the share done.
     """
     rng = np.random.default_rng(seed)

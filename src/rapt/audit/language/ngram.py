@@ -103,9 +103,9 @@ class NgramModel:
     """See the module. `order` tokens at most, from 1 to `LONGEST`.
 
     Attributes:
-        boundary: As in `LanguageModel`.
+        boundary: Id of the end of a text, as in `LanguageModel`.
         base: What the shortest order falls back to, (V + 2,): tokens, `boundary`, `anything`.
-        levels: Of order 1, 2, ...
+        levels: Levels of order 1, 2, ...
     """
 
     boundary: int
@@ -152,7 +152,7 @@ def fit_ngram(contents: Iterable[Ints], prior: TokenPrior, *, order: int) -> Ngr
 
     Args:
         contents: Token ids of each text, rows of the table.
-        prior: Of single tokens, (V,).
+        prior: Prior of single tokens, (V,).
         order: From 1 to `LONGEST`.
 
     Raises:
@@ -237,7 +237,7 @@ def posteriors(
         candidates: Rows of the table, (n, K), texts one after another.
         evidence: log P(y | candidate), in nats, (n, K); -inf rules a candidate out, and no row may be all -inf.
         lengths: Tokens of each text, sum n.
-        model: Of order 1, 2 or 3.
+        model: Model of order 1, 2 or 3.
         on_progress: Called with the share done.
 
     Raises:

@@ -196,8 +196,8 @@ def sweep(
         evidence: log P(y | candidate), in nats, (n, K).
         lengths: Tokens of each text, sum n.
         start: The tokens to begin with, (n,).
-        conditional: Of these candidates.
-        rng: Of the draws.
+        conditional: How likely each of these candidates is, given its neighbours.
+        rng: Generator of the draws.
         blocks: Every so many-th position is drawn at once.
         sweeps: How often each position is drawn.
         first_kept: Sweeps that are not averaged, because they remember the start.

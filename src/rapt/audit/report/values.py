@@ -22,7 +22,7 @@ class UtilityRow:
     Attributes:
         name: For people.
         accuracy: Share of right answers with its interval; its `n` are the queries.
-        seeds: Of the training runs behind it.
+        seeds: Seeds of the training runs behind it.
         note: What a reader must know to compare it; may be empty.
     """
 
