@@ -26,9 +26,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Randomness
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 
 LEAST_WORDS = 8
 

@@ -43,11 +43,9 @@ from rapt.service.storage.blobs_local import LocalBlobs
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.recovery import open_store
-from rapt.wire.adapter_archive import pack_adapter
+from rapt.wire.adapter_files import pack_adapter
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import query_to_json
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json
 
 SERVE = """
 from rapt.service.http.server import serve

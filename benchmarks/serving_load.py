@@ -33,7 +33,7 @@ from serving_http import body_for, manifest_for, service_on
 from serving_model import made_texts
 
 from rapt.service.backbone.backbone import Backbone, load_backbone
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.privatized_writer import write_privatized_file
 
 # A connection that was idle for longer is opened anew, s: the service closes those that were idle for five.

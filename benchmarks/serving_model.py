@@ -30,7 +30,7 @@ from rapt.service.answers.inference import ClassificationRow, classify
 from rapt.service.answers.sampling import Sampling
 from rapt.service.backbone.backbone import Backbone, load_backbone
 from rapt.service.backbone.steering import Tuned
-from rapt.wire.adapter_card import AdapterCard
+from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import MechanismSetting
 
 PROMPT = 10

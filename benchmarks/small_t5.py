@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rapt.demo.data import find_corpus
-from rapt.user_cache import cache_folder
+from rapt.this_machine import cache_folder
 
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100

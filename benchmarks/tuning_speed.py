@@ -41,8 +41,7 @@ from rapt.service.backbone.layout import embed_with_prompts, lay_out
 from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 
 MEDIAN, SPREAD, LONGEST = 22, 0.55, 64
 

@@ -12,8 +12,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from toy_vocabularies import toy_vocabulary
 
 RECORD = 10  # tokens in each record of a drawn file

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from rapt.errors import NotFoundError, RaptError
 from rapt.local.client import ServiceClient
-from rapt.wire.adapter_archive import unpack_adapter
+from rapt.wire.adapter_files import unpack_adapter
 from running_service import save_privatized, wait_until
 
 PHASES = ("upload", "training", "checkpoint", "prediction", "deletion")

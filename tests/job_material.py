@@ -14,7 +14,7 @@ from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.job_events import list_events
 from rapt.service.storage.job_rows import add_job, get_job
 from rapt.service.storage.model_rows import adapter_archive, get_model
-from rapt.wire.adapter_archive import unpack_adapter
+from rapt.wire.adapter_files import unpack_adapter
 
 LIMITS = JobLimits(memory_bytes=4 * 2**30)
 

@@ -18,7 +18,7 @@ SOURCE = Path(rapt.__file__)
 def test_all_is_sorted_and_names_everything_public():
     # Constants, then classes, then functions, as ruff sorts them.
     assert rapt.__all__ == sorted(rapt.__all__, key=lambda name: (not name.isupper(), name[0].islower(), name))
-    assert set(rapt.__all__) - {"__version__"} == set(rapt._HOME)
+    assert set(rapt.__all__) - {"__version__"} == set(rapt._HOMES)
 
 
 @pytest.mark.parametrize("name", rapt.__all__)
@@ -32,7 +32,7 @@ def test_what_type_checkers_see_is_what_programs_get():
     tree = ast.parse(SOURCE.read_text())
     guarded = next(node for node in tree.body if isinstance(node, ast.If))
     seen = {alias.name: node.module for node in guarded.body for alias in node.names}
-    assert seen == rapt._HOME
+    assert seen == rapt._HOMES
 
 
 def test_a_name_that_is_not_public_is_an_attribute_error():

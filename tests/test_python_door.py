@@ -66,7 +66,7 @@ def test_texts_may_be_an_array_and_labels_and_ids_numbers_of_numpy(bert_tiny, pr
 
 
 def rapt_lines(records, manifest):
-    from rapt.wire.privatized_record import record_lines
+    from rapt.wire.privatized_file import record_lines
 
     return record_lines(records, manifest, first_position=0)
 

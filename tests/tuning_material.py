@@ -11,9 +11,7 @@ from rapt.wire.manifest import (
     PlainTokens,
     Randomness,
 )
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 
 POOL = (2204, 2919, 2307, 6659, 3376, 3866, 2312, 2235)
 

@@ -10,9 +10,9 @@ promises, and to talk to a service. They are loaded when they are first used.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from rapt.lazy_names import load_lazily
 from rapt.version import __version__
 
 if TYPE_CHECKING:
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
     from rapt.local.weighting import common_words
     from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens
-    from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
-    from rapt.wire.privatized_record import PrivatizedRecord
+    from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
     from rapt.wire.privatized_writer import write_privatized_file
 
 __all__ = [
@@ -126,21 +125,8 @@ _MODULES: Final = {
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
     "rapt.local.weighting": ("common_words",),
     "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "LabelPrivacy", "Manifest", "PlainTokens"),
-    "rapt.wire.privatized_file": ("PrivatizedFile", "read_privatized_file"),
-    "rapt.wire.privatized_record": ("PrivatizedRecord",),
+    "rapt.wire.privatized_file": ("PrivatizedFile", "PrivatizedRecord", "read_privatized_file"),
     "rapt.wire.privatized_writer": ("write_privatized_file",),
 }
-_HOME: Final = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    """The public name, loaded from its module when it is first asked for (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    """Every public name, loaded or not."""
-    return sorted({*globals(), *__all__})
+_HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
+__getattr__, __dir__ = load_lazily(__name__, _HOMES | {"__version__": "rapt.version"})

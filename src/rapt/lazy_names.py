@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -18,6 +19,8 @@ def load_lazily(room: str, homes: Mapping[str, str]) -> tuple[Callable[[str], An
     def load(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {room!r} has no attribute {name!r}")
-        return getattr(import_module(homes[name]), name)
+        value = getattr(import_module(homes[name]), name)
+        setattr(sys.modules[room], name, value)  # so that it is looked up once
+        return value
 
     return load, lambda: sorted(homes)

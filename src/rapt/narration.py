@@ -1,4 +1,4 @@
-"""How long work speaks: whoever asks for it decides whether that goes to a terminal, to a log or nowhere."""
+"""How long work reports its progress: the caller decides whether that goes to a terminal, to a log or nowhere."""
 
 from __future__ import annotations
 
@@ -50,11 +50,39 @@ def show_stages(meter: Meter, weights: Mapping[str, float]) -> Callable[[str, fl
     def show_stage(stage: str, share: float) -> None:
         done = (before[stage] + share * weights[stage]) / sum(weights.values())
         seconds = time.monotonic() - begun
-        left = f", about {_minutes(seconds * (1 - done) / done)} left" if done > 0.02 and seconds > 1 else ""
+        left = f", about {duration(seconds * (1 - done) / done)} left" if done > 0.02 and seconds > 1 else ""
         meter(int(100 * done), note=stage.replace("_", " ") + left)
 
     return show_stage
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+class Pace:
+    """Measures from its first report on, so that what an earlier run had written does not count as speed."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is measured yet; `clock` gives seconds."""
+        self._clock = clock
+        self._first: tuple[float, int, float] | None = None
+
+    def __call__(self, tokens: int, *, share: float) -> str:
+        """So many tokens were privatized and this share of the source was read: the same in words, with the rate."""
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, tokens, share)
+        began, first_tokens, first_share = self._first
+        said = [] if share <= 0 else [f"{int(100 * share)} %"]
+        said.append(f"{tokens:,} tokens")
+        if now > began and tokens > first_tokens:
+            said.append(f"{(tokens - first_tokens) / (now - began):,.0f} a second")
+        if now > began and share > first_share:
+            said.append(f"{duration((now - began) * (1 - share) / (share - first_share))} left")
+        return ", ".join(said)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them, rounded."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -15,9 +15,7 @@ from rapt.local.plain_tokens import draw_plain_tokens
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.wire.manifest import PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 from significance import ALPHA
 
 COUNT, RECORDS, ETA = 12, 240, 9.0

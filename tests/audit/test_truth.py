@@ -20,8 +20,7 @@ from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
 from rapt.local.record_parts import PartColumns
 from rapt.wire.manifest import NO_PLAIN_TOKENS
-from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
 from toy_vocabularies import toy_word
 
 

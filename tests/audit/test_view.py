@@ -34,8 +34,7 @@ from rapt.audit.view import (
     read_public_text,
 )
 from rapt.errors import AuditError, CorpusError
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord, privatized_tokens
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, privatized_tokens
 from toy_vocabularies import toy_vocabulary, toy_word
 
 

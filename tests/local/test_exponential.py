@@ -13,7 +13,7 @@ from rapt.local.mechanisms.exponential import ExponentialMechanism
 from rapt.local.mechanisms.output_prior import OutputPrior, count_tokens, read_output_prior, write_output_prior
 from rapt.local.mechanisms.scores import LARGEST_DROP
 from rapt.local.mechanisms.slope import largest_slopes
-from rapt.user_cache import cache_folder
+from rapt.this_machine import cache_folder
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary, toy_word
 

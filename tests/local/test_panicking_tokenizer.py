@@ -9,7 +9,7 @@ import pytest
 from rapt.errors import VocabularyError
 from rapt.local.vocabulary import Vocabulary
 from rapt.service.backbone.frame import make_tokenizer
-from rapt.wire.tokenizer_file import no_panic
+from rapt.wire.model_files import no_panic
 from rapt.wire.vocabulary_bundle import make_bundle
 
 SECRET = "sesame"

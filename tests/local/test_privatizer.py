@@ -8,7 +8,7 @@ from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
 from rapt.version import __version__
 from rapt.wire.manifest import NO_PLAIN_TOKENS
-from rapt.wire.privatized_record import PrivatizedRecord, check_record
+from rapt.wire.privatized_file import PrivatizedRecord, check_record
 from toy_vocabularies import toy_vocabulary, toy_word
 
 TEXTS = ["I really loved this film!", "no", "42 of 1999, and the [CLS]", "so 🎉 good"]

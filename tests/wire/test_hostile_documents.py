@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from hostile_documents import MARKER, mutations_of, value_or_refusal
 from rapt.errors import MechanismError, WireError
-from rapt.wire.adapter_archive import pack_adapter, unpack_adapter
-from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
+from rapt.wire.adapter_files import AdapterCard, card_from_json, card_to_json, pack_adapter, unpack_adapter
 from rapt.wire.manifest import (
     LabelPrivacy,
     Manifest,
@@ -21,10 +20,15 @@ from rapt.wire.manifest import (
     manifest_from_json,
     manifest_to_json,
 )
-from rapt.wire.privatized_file import PrivatizedFile, read_privatized_lines
-from rapt.wire.privatized_record import PrivatizedRecord, record_from_json
+from rapt.wire.privatized_file import (
+    PrivatizedFile,
+    PrivatizedRecord,
+    query_from_json,
+    query_to_json,
+    read_privatized_lines,
+    record_from_json,
+)
 from rapt.wire.privatized_writer import PrivatizedFileWriter, write_privatized_file
-from rapt.wire.query import query_from_json, query_to_json
 from rapt.wire.strict_json import check_json, dump, parse_document
 
 RECORDS = tuple(

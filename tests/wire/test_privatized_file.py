@@ -19,13 +19,14 @@ from rapt.wire.manifest import (
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
     PrivatizedFile,
+    PrivatizedRecord,
     iterate_privatized_lines,
+    privatized_tokens,
     read_privatized_file,
     read_privatized_lines,
+    without_labels,
 )
-from rapt.wire.privatized_record import PrivatizedRecord, privatized_tokens
 from rapt.wire.privatized_writer import write_privatized_file
-from rapt.wire.query import without_labels
 
 SECRET = "zanzibarsecret"
 

@@ -6,7 +6,7 @@ from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
 from rapt.public_models import PUBLIC_MODELS, model_directory
-from rapt.wire.tokenizer_file import eligible_ids
+from rapt.wire.model_files import eligible_ids
 from rapt.wire.vocabulary_bundle import (
     bundle_from_model_directory,
     check_hash,

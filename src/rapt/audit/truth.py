@@ -23,7 +23,7 @@ from rapt.local.corpus import ONE_TEXT, read_corpus
 from rapt.local.record_parts import Part, PartColumns
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_record import privatized_parts
+from rapt.wire.privatized_file import privatized_parts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -30,8 +30,8 @@ from rapt.errors import AuditError
 from rapt.local.corpus import read_corpus
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import (
+from rapt.wire.privatized_file import (
+    PrivatizedFile,
     PrivatizedPart,
     PrivatizedRecord,
     privatized_parts,

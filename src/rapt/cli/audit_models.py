@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.chosen_mechanism import given_options, warn_of_calibration
-from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions
+from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, given_options, warn_of_calibration
 from rapt.cli.output import show, show_json, table
 from rapt.errors import UsageError
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapt.cli.chosen_mechanism import choose_mechanism
-from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
+from rapt.cli.mechanisms import split_pair
+from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName, choose_mechanism
 from rapt.cli.output import meter, say, show, show_json, table, write_output
-from rapt.cli.statement import split_pair
 from rapt.errors import RaptError, UsageError
 from rapt.whole_files import check_target
 

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.chosen_mechanism import given_options
-from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision
+from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision, given_options
 from rapt.cli.output import show, show_json, table
 from rapt.errors import UsageError
 

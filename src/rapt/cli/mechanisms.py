@@ -1,20 +1,31 @@
-"""`rapt mechanisms`: what can replace a token, how far its guarantee is proved, and what can be set."""
+"""`rapt mechanisms` and `rapt statement`: what a mechanism promises, what it spends, and what it does not protect."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rapt.cli.chosen_mechanism import choose_mechanism
-from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName
+from rapt.cli.options import (
+    AllowUnproved,
+    AsJson,
+    MechanismOptions,
+    VocabularyName,
+    choose_mechanism,
+    mechanism_of_file,
+)
 from rapt.cli.output import show, show_json, table
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
-    from rapt.local.mechanisms import MechanismKind
-    from rapt.wire.manifest import Parameter
+    from rapt.audit.spent_eta import SpentEtaReport
+    from rapt.local.mechanisms import Mechanism, MechanismKind
+    from rapt.local.vocabulary import Vocabulary
+    from rapt.wire.manifest import Manifest, Parameter
 
 
 def mechanisms(
@@ -48,7 +59,7 @@ def mechanisms(
     from rapt.local.mechanisms import MECHANISMS
 
     if audit is not None:
-        from rapt.cli.spent import audit_mechanism
+        from rapt.cli.mechanisms import audit_mechanism
         from rapt.local.vocabulary import load_vocabulary
 
         if eta is None:
@@ -105,3 +116,180 @@ def _summary(kind: MechanismKind) -> str:
 
 def _written(default: Parameter) -> str:
     return default if isinstance(default, str) else json.dumps(default)
+
+
+# Of each token of a pair, where no number is given: a few seconds a pair.
+RUNS = 10_000
+_ALPHA = 1e-6
+
+
+def audit_mechanism(
+    mechanism: Mechanism, vocabulary: Vocabulary, *, pairs: Sequence[str], runs: int, as_json: bool
+) -> None:
+    """Print the lower bounds on the η spent between pairs of words; near words where none are named.
+
+    Raises:
+        UsageError: A pair is not two words of one token each.
+        AuditError: The guarantee says nothing about a pair.
+    """
+    from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
+    from rapt.local.randomness import secure_stream
+
+    chosen = [word_tokens(vocabulary, pair) for pair in pairs] or choose_near_pairs(mechanism, vocabulary)
+    report = audit_spent_eta(
+        draw_independently(mechanism),
+        pair_tokens(mechanism, chosen),
+        runs=runs,
+        rng=secure_stream().generator,
+        alpha=_ALPHA,
+    )
+    eta = mechanism.setting.eta
+    if as_json:
+        show_json(to_json(report, mechanism=mechanism.setting.name, eta=eta))
+        return
+    rows = [
+        [
+            " / ".join(vocabulary.tokens([*spent.pair.left, *spent.pair.right])),
+            f"{spent.pair.distance:.3f}",
+            f"{max(spent.lower, 0.0):.3g}",
+            f"{spent.hits:,} and {spent.other_hits:,} of {spent.runs:,}",
+        ]
+        for spent in report.found
+    ]
+    show(table(["pair", "distance", "η spent, at least", "outputs in the set"], rows))
+    show("")
+    if report.lower > eta:
+        show(f"{mechanism.setting.name} spends more than the eta = {eta:g} that it states: this is a defect")
+    else:
+        show(
+            f"nothing speaks against eta = {eta:g}; a sound mechanism is accused once in {1 / report.alpha:,.0f} runs, "
+            "and a bound below eta proves nothing"
+        )
+
+
+def word_tokens(vocabulary: Vocabulary, pair: str) -> tuple[int, int]:
+    """The ids of the two words in `word,word` (`UsageError`)."""
+    left, right = vocabulary.encode(split_pair(pair))
+    if len(left) != 1 or len(right) != 1 or left == right:
+        raise UsageError(
+            f"--pair must be two different words of one token each here, got {len(left)} and {len(right)} tokens; "
+            "choose other words"
+        )
+    return left[0], right[0]
+
+
+def to_json(report: SpentEtaReport, *, mechanism: str, eta: float) -> dict[str, Any]:
+    """The report as plain JSON values; a bound that shows nothing is null."""
+    pairs = [asdict(spent) | {"lower": spent.lower if spent.lower > 0 else None} for spent in report.found]
+    return {
+        "mechanism": mechanism,
+        "eta": eta,
+        "eta_spent_at_least": report.lower if report.lower > 0 else None,
+        "sound": report.lower <= eta,
+        "alpha": report.alpha,
+        "pairs": pairs,
+    }
+
+
+def statement(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Privatized file whose setting is meant.")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Slope in 1/embedding distance, when there is no FILE yet.")
+    ] = None,
+    mechanism: Annotated[str, typer.Option(help="What replaces a token; only with --eta.")] = "laplace",
+    settings: MechanismOptions = None,
+    allow_unproved: AllowUnproved = False,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="Known model, model folder or fetched bundle; default: FILE's model, or minilm.")
+    ] = None,
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WORD,WORD", help="Show how well these two words are kept apart; repeat."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a setting protects, and what it does not.
+
+    The setting is that of a privatized FILE, or the one given by --eta before there is a file.
+
+    \b
+    Examples:
+      rapt statement reviews.rapt.jsonl
+      rapt statement --eta 75 --pair london,paris --pair london,cancer
+    """
+    from rapt.local.deniability import plausible_deniability
+    from rapt.local.guarantee import privacy_statement
+    from rapt.local.randomness import secure_stream
+    from rapt.local.unchanged import measure_unchanged
+    from rapt.local.vocabulary import load_vocabulary
+    from rapt.wire.manifest import NO_PLAIN_TOKENS
+    from rapt.wire.vocabulary_bundle import check_hash
+
+    pairs = tuple(split_pair(text) for text in pair or ())
+    if (file is None) == (eta is None):
+        raise UsageError("a statement is about one setting: give a privatized FILE, or --eta, and not both")
+    if file is not None:
+        manifest = read_manifest(file)
+        table = load_vocabulary(vocabulary or manifest.model)
+        check_hash(table.bundle, expected=manifest.vocabulary_hash)
+        made = mechanism_of_file(manifest.mechanism, vocabulary=table, settings=settings)
+        setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
+        labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
+        two_texts, targets = manifest.pairs, manifest.targets
+    else:
+        assert eta is not None
+        table = load_vocabulary(vocabulary or "minilm")
+        made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
+        setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
+        labels_sent, label_privacy = True, None
+        two_texts, targets = False, None
+    rng = secure_stream().generator
+    found = privacy_statement(
+        table,
+        setting,
+        plain_tokens=plain_tokens,
+        labels_sent=labels_sent,
+        label_privacy=label_privacy,
+        two_texts=two_texts,
+        targets=targets,
+        word_pairs=pairs,
+        randomness=randomness,
+        unchanged=measure_unchanged(made, table, rng=rng),
+        deniability=plausible_deniability(made, table, rng=rng),
+    )
+    if as_json:
+        show_json(found.to_json())
+    else:
+        show(found.to_text())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a privatized file; the records behind it are not read.
+
+    Raises:
+        CorpusError: The file cannot be opened.
+        WireError: It does not begin with a manifest.
+    """
+    from rapt.errors import CorpusError
+    from rapt.wire.manifest import Manifest
+    from rapt.wire.privatized_file import iterate_privatized_lines
+
+    try:
+        with path.open("rb") as stream:
+            manifest = next(iterate_privatized_lines(stream))
+    except OSError as error:
+        raise CorpusError(
+            f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
+        ) from None
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """The two words in `word,word` (`UsageError`)."""
+    first, comma, second = (part.strip() for part in pair.partition(","))
+    if not (first and comma and second) or "," in second:
+        raise UsageError("--pair must be two words with a comma between them, such as --pair london,paris")
+    return first, second

@@ -1,12 +1,24 @@
-"""Options that several commands share, spelled once."""
+"""Options that several commands share, spelled once, and the mechanism that they name together.
+
+A command line names a mechanism by its name, η, and `--set NAME=VALUE` for the rest.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rapt.cli.output import say
+from rapt.errors import UsageError
+
+if TYPE_CHECKING:
+    from rapt.local.mechanisms import Mechanism
+    from rapt.local.vocabulary import Vocabulary
+    from rapt.wire.manifest import MechanismSetting, Parameter
 
 Eta = Annotated[
     float,
@@ -92,3 +104,72 @@ class Drawn(StrEnum):
 
     FILE = "file"
     RECORD = "record"
+
+
+def choose_mechanism(
+    name: str, *, vocabulary: Vocabulary, eta: float, settings: Sequence[str] | None, allow_unproved: bool
+) -> Mechanism:
+    """The mechanism with the options written as NAME=VALUE. Raises `UsageError` and `MechanismError`."""
+    from rapt.local.mechanisms import check_useful_eta, make_mechanism
+
+    options = given_options(name, settings)
+    warn_of_calibration(options)
+    check_useful_eta(eta, vocabulary=vocabulary)
+    return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
+
+
+def warn_of_calibration(options: Mapping[str, Parameter]) -> None:
+    """Say that a mechanism with these options takes minutes to be made, if it does."""
+    if options.get("calibrated") is True:
+        say("rapt: calibrated: computing the largest slope, minutes for 30,000 tokens, unless it was done before")
+
+
+def given_options(name: str, settings: Sequence[str] | None) -> dict[str, Parameter]:
+    """The options of a mechanism that are written as NAME=VALUE. Raises `UsageError`."""
+    from rapt.local.mechanisms import MECHANISMS
+
+    known = MECHANISMS[name].options if name in MECHANISMS else {}
+    options: dict[str, Parameter] = {}
+    for setting in settings or ():
+        option, equals, value = (part.strip() for part in setting.partition("="))
+        if not (option and equals and value) or option in options:
+            raise UsageError("--set must be NAME=VALUE, each name once, such as --set tuning=0.5")
+        text = option in known and isinstance(known[option].default, str)
+        options[option] = value if text else _read(value)
+    return options
+
+
+def mechanism_of_file(
+    setting: MechanismSetting, *, vocabulary: Vocabulary, settings: Sequence[str] | None
+) -> Mechanism:
+    """The mechanism of a privatized file; NAME=VALUE gives the public files that the setting knows by hash only.
+
+    Raises:
+        UsageError: Something other than a file is given.
+        MechanismError: As `mechanism_of_setting`.
+    """
+    from rapt.local.mechanisms import mechanism_of_setting
+
+    files = {}
+    for text in settings or ():
+        option, equals, value = (part.strip() for part in text.partition("="))
+        stated = setting.parameters.get(option)
+        if not equals or not isinstance(stated, str) or not stated.startswith("sha256:"):
+            raise UsageError(
+                "with a FILE, --set must name a public file of its setting, such as --set prior=counts.json"
+            )
+        files[option] = value
+    # The file was made with it, and says so: asking again would protect nobody.
+    return mechanism_of_setting(setting, vocabulary=vocabulary, files=files, allow_unproved=True)
+
+
+def _read(value: str) -> Parameter:
+    """A number, true, false, or a word."""
+    if value in ("true", "false"):
+        return value == "true"
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value

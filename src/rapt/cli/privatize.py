@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.chosen_mechanism import choose_mechanism
 from rapt.cli.ledger import use_ledger
-from rapt.cli.options import AllowUnproved, AsJson, Drawn, Eta, MechanismOptions, VocabularyName
+from rapt.cli.options import AllowUnproved, AsJson, Drawn, Eta, MechanismOptions, VocabularyName, choose_mechanism
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
 
@@ -141,7 +140,6 @@ def privatize(
     """
     import numpy as np
 
-    from rapt.cli.pace import Pace
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
     from rapt.local.plain_tokens import plan_plain_tokens
     from rapt.local.privatizer import Privatizer
@@ -150,6 +148,7 @@ def privatize(
     from rapt.local.statement import AS_GOOD_AS_TEXT
     from rapt.local.unchanged import measure_unchanged
     from rapt.local.vocabulary import load_vocabulary
+    from rapt.narration import Pace
     from rapt.wire.manifest import LabelPrivacy, check_eta
 
     check_eta(eta)

@@ -21,15 +21,12 @@ from rapt.cli.compare import compare
 from rapt.cli.demo import demo
 from rapt.cli.denoise import denoise
 from rapt.cli.ledger import ledger
-from rapt.cli.mechanisms import mechanisms
+from rapt.cli.mechanisms import mechanisms, statement
 from rapt.cli.output import accept_every_letter, flush_stdout, say, show
-from rapt.cli.predict import predict
 from rapt.cli.privatize import privatize
-from rapt.cli.serve import serve
-from rapt.cli.statement import statement
-from rapt.cli.tune import tune
+from rapt.cli.remote import predict, tune
+from rapt.cli.serve import serve, worker
 from rapt.cli.vocabulary import vocabulary
-from rapt.cli.worker import worker
 from rapt.errors import RaptError, UsageError
 from rapt.version import __version__
 

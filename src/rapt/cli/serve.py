@@ -1,4 +1,4 @@
-"""`rapt serve`: the other party, honest but curious. It never needs to see a text."""
+"""`rapt serve` and `rapt worker`: the other party, honest but curious, and further processes that run its jobs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from rapt.cli.options import Blobs, Debug
-from rapt.cli.output import show_json
+from rapt.cli.output import say, show_json
 
 
 def serve(
@@ -73,3 +73,33 @@ def serve(
     # All is stored and closed. The interpreter would take seconds to free the models, one by one, for nobody.
     sys.stdout.flush()
     os._exit(0)
+
+
+def worker(
+    data: Annotated[
+        Path | None, typer.Option(help="Data directory of the service.  [default: rapt-data]", show_default=False)
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Base model to run jobs of, a known name or a folder; repeat for more.  [default: minilm]"),
+    ] = None,
+    blobs: Blobs = None,
+    debug: Debug = None,
+) -> None:
+    """Run jobs of a service in a process of their own; start as many as there are cores to spare.
+
+    Settings are those of `rapt serve`. A service that shall leave all jobs to such processes is started with
+    RAPT_WORKER_IN_SERVICE=false. It stops at SIGINT or SIGTERM: the job that it ran goes on elsewhere, or later.
+
+    \b
+    Example:
+      rapt worker --data rapt-data --model minilm
+    """
+    from rapt.service.http.settings import load_settings
+
+    settings = load_settings(
+        {"data_directory": data, "models": tuple(model) if model else None, "blobs": blobs, "debug": debug}
+    )
+    from rapt.service.http.worker_process import work
+
+    work(settings, on_ready=lambda: say("waiting for jobs"))

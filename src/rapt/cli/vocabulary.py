@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.chosen_mechanism import given_options
-from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, Insecure, MechanismOptions, ServiceUrl
+from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, Insecure, MechanismOptions, ServiceUrl, given_options
 from rapt.cli.output import say, show, show_json
 from rapt.errors import UsageError
 

@@ -20,8 +20,7 @@ from rapt.local.randomness import insecure_stream
 from rapt.local.record_parts import Part, check_pairs, with_other_parts
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord, privatized_tokens
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, privatized_tokens
 
 # Seeds of different things are kept apart by steps that no number of seeds or privatizations reaches.
 _TRAINING, _EVALUATION, _PER_SEED = 1_000_000, 2_000_000, 1_000

@@ -9,7 +9,7 @@ from typing import Final
 from rapt.conversion.gguf_file import read_gguf
 from rapt.conversion.gguf_llama import write_llama
 from rapt.errors import UsageError, VocabularyError
-from rapt.user_cache import cache_folder
+from rapt.this_machine import cache_folder
 from rapt.whole_files import whole_folder
 
 # Part of a folder's name: a change of what is written makes new folders.

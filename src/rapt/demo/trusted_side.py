@@ -35,8 +35,7 @@ from rapt.service.answers.inference import ClassificationRow, classify
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.tuner import Progress, TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
 
 # Sentences that are shown fit on a line of a terminal.
 _SHORT: Final = 90

@@ -26,7 +26,7 @@ from rapt.errors import UsageError
 from rapt.local.mechanisms import Mechanism
 from rapt.local.mechanisms.interface import closed_channel
 from rapt.local.vocabulary import Vocabulary
-from rapt.user_cache import cache_folder
+from rapt.this_machine import cache_folder
 from rapt.whole_files import write_whole
 
 # Draws where there is no closed form: with MiniLM about a minute of one core at η = 75.

@@ -12,7 +12,7 @@ from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
 from rapt.local.record_parts import Part, SourceItem, check_pairs, with_other_parts
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_record import PrivatizedRecord, RecordLines, record_lines
+from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, record_lines
 
 # Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
 # so that progress moves. For several processes less, so that at the end of a file none waits long for the others.

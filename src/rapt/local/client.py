@@ -32,8 +32,13 @@ from rapt.local.service_objects import (
 )
 from rapt.whole_files import check_folder, whole_folder
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, iterate_privatized_lines
-from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.privatized_file import (
+    PrivatizedFile,
+    bounded_lines,
+    iterate_privatized_lines,
+    query_to_json,
+    without_labels,
+)
 from rapt.wire.strict_json import parse_object
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
 

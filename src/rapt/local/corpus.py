@@ -31,8 +31,7 @@ from rapt.local.record_parts import Part, PartColumns, SourceItem
 from rapt.local.worker_processes import privatize_in_processes
 from rapt.whole_files import check_target
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_file import iterate_privatized_lines
-from rapt.wire.privatized_record import PrivatizedRecord, RecordLines
+from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, iterate_privatized_lines
 from rapt.wire.privatized_writer import partial_path, read_unfinished_manifest, write_privatized_file
 
 ONE_TEXT: Final = PartColumns()

@@ -19,7 +19,7 @@ from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
 from rapt.local.record_parts import SourceItem
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 _CHUNK: Final = 512
 

@@ -17,7 +17,7 @@ from rapt.local.ledger_entries import Release
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import RANDOMIZED_RESPONSE, mechanism_to_json
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 
 def privatize_through(

@@ -18,7 +18,7 @@ from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary, checked_texts
 from rapt.version import __version__
 from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,7 +14,7 @@ from typing import Literal
 from rapt.errors import CorpusError, record_at
 from rapt.local.privatizer import Privatizer
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Targets
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 # What the other texts of a record become; a public target is not privatized.
 Part = Literal["second", "target", "public_target"]

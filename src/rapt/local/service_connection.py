@@ -30,7 +30,7 @@ from rapt.errors import (
     WireError,
 )
 from rapt.local.service_objects import not_understood, refusal
-from rapt.wire.addresses import is_loopback
+from rapt.this_machine import is_loopback
 from rapt.wire.strict_json import parse_json
 
 # The last two are what a host name that cannot be one becomes.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rapt.errors import ServiceError, WireError
-from rapt.wire.adapter_card import AdapterCard, card_from_json
+from rapt.wire.adapter_files import AdapterCard, card_from_json
 from rapt.wire.strict_json import field
 
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})

@@ -28,7 +28,7 @@ from rapt.errors import CorpusError, UsageError, VocabularyError, record_at
 from rapt.local.word_cache import WordCache, works_on_words
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, model_directory, model_name
-from rapt.wire.tokenizer_file import control_ids, no_panic
+from rapt.wire.model_files import control_ids, no_panic
 from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory, read_bundle
 
 Unknown = Literal["unk", "refuse"]

@@ -30,7 +30,7 @@ from rapt.local.chunks import Chunk, ChunkSetting, privatize_chunk
 from rapt.local.mechanisms.interface import with_share_of_memory
 from rapt.local.randomness import worker_stream
 from rapt.local.shared_arrays import receive_shared, shared
-from rapt.wire.privatized_record import RecordLines
+from rapt.wire.privatized_file import RecordLines
 
 # Read by the linear algebra below numpy and by the tokenizer when they are loaded, which is before any code of ours
 # runs in a worker.

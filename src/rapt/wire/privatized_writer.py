@@ -18,10 +18,11 @@ from typing import IO, Final
 from rapt.errors import CorpusError, UsageError, WireError, record_at
 from rapt.whole_files import check_target, flush, open_alone, put_in_place
 from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
-from rapt.wire.privatized_file import MAX_LINE_BYTES, bounded_lines
-from rapt.wire.privatized_record import (
+from rapt.wire.privatized_file import (
+    MAX_LINE_BYTES,
     PrivatizedRecord,
     RecordLines,
+    bounded_lines,
     check_record,
     privatized_tokens,
     record_from_json,

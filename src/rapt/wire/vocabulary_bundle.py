@@ -22,9 +22,8 @@ from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
 from rapt.whole_files import whole_folder
-from rapt.wire.model_table import read_table
+from rapt.wire.model_files import eligible_ids, read_table, special_tokens
 from rapt.wire.strict_json import exact_fields, field, id_tuple, parse_object
-from rapt.wire.tokenizer_file import eligible_ids, special_tokens
 
 SCHEMA: Final = "rapt.vocabulary/1"
 TABLE: Final = "embeddings"

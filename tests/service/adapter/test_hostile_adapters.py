@@ -23,12 +23,9 @@ from rapt.service.backbone.layout import embed_with_prompts
 from rapt.service.backbone.steering import Tuned, steer
 from rapt.service.tuning.tuner import ReconstructionConfig, tune
 from rapt.service.tuning.tuning_config import default_config
-from rapt.wire.adapter_archive import pack_adapter, unpack_adapter
-from rapt.wire.adapter_card import MOST_PROMPT_POSITIONS
+from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS, pack_adapter, unpack_adapter
 from rapt.wire.manifest import MOST_LABELS, PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 from tuning_material import manifest_for
 
 CELLS = (

@@ -12,7 +12,7 @@ from rapt.service.answers.sampling import Sampling, choose
 from rapt.service.answers.writing import Text
 from rapt.service.backbone.layout import encode_with_prompts, lay_out
 from rapt.service.backbone.steering import NOTHING, LoraPair, Tuned, steer
-from rapt.wire.adapter_card import AdapterCard
+from rapt.wire.adapter_files import AdapterCard
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
 

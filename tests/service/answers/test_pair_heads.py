@@ -12,9 +12,7 @@ from rapt.service.adapter.task_head import compare_texts
 from rapt.service.answers.inference import ClassificationRow, classify, plan, row_of
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.tuner import TuningCancelled, TuningConfig, tune
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 from tuning_material import manifest_for, separable_file
 
 WORDS = ((2204, 2307, 6659, 3376), (2919, 6660, 9202, 10231))

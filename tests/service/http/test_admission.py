@@ -7,11 +7,17 @@ from rapt.local.guarantee import PROMISES
 from rapt.local.mechanisms import MECHANISMS
 from rapt.service.http.admission import KNOWN_MECHANISMS, Gate
 from rapt.service.tuning.tuner import TuningConfig, tune
-from rapt.wire.adapter_card import AdapterCard
+from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import LONGEST_LABEL, MOST_LABELS, MechanismSetting, PlainTokens
-from rapt.wire.privatized_file import MAX_LINE_BYTES, PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import query_from_json, query_to_json, seal, without_labels
+from rapt.wire.privatized_file import (
+    MAX_LINE_BYTES,
+    PrivatizedFile,
+    PrivatizedRecord,
+    query_from_json,
+    query_to_json,
+    seal,
+    without_labels,
+)
 from running_service import save_privatized
 from tuning_material import manifest_for, separable_file
 

@@ -11,9 +11,7 @@ import pytest
 
 from closeness import assert_close
 from http_requests import done_job
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json, without_labels
 from running_service import running_service, save_privatized, wait_until
 from tuning_material import manifest_for, separable_file
 

@@ -17,8 +17,7 @@ from rapt.service.http.routes.answering import texts_of
 from rapt.service.http.routes.prompts import Prompt
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import query_to_json, seal, without_labels
+from rapt.wire.privatized_file import PrivatizedRecord, query_to_json, seal, without_labels
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone, write_tiny_model
 from tuning_material import manifest_for, separable_file

@@ -12,7 +12,7 @@ import pytest
 from http_requests import done_job, job_body, upload
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
-from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.privatized_file import query_to_json, without_labels
 from running_service import running_service
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")

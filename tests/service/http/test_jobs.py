@@ -8,9 +8,7 @@ import pytest
 
 from http_requests import RUN, SECRET, error_of, job_body, upload
 from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 from running_service import running_service, save_privatized
 from tuning_material import manifest_for
 

@@ -5,7 +5,7 @@ import pytest
 
 from closeness import assert_close
 from http_requests import SECRET, done_job, error_of, job_body, upload
-from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.privatized_file import query_to_json, without_labels
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.privatized_file import query_to_json, without_labels
 from running_service import running_service, wait_until
 
 RUN = {"num_virtual_tokens": 4, "n_epochs": 3, "batch_size": 16, "reconstruction": {"weight": 0.1}}

@@ -19,9 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import query_to_json, seal, without_labels
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json, seal, without_labels
 from running_service import running_service, wait_until
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for

@@ -7,7 +7,7 @@ import rapt
 from rapt.errors import UsageError
 from rapt.service.http.settings import Settings, load_settings, served_name
 from rapt.service.http.variables import warn_of_unknown_variables
-from rapt.wire.addresses import is_loopback
+from rapt.this_machine import is_loopback
 
 KEY = "a-key-of-more-than-sixteen-characters"
 

@@ -14,8 +14,7 @@ from http_requests import job_body, status_of, upload
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedRecord, seal
 from running_service import running_service, wait_until
 from tiny_backbones import write_tiny_model
 from tuning_material import manifest_for

@@ -17,9 +17,7 @@ from rapt.service.answers.generation_row import GenerationRow
 from rapt.service.answers.inference import ClassificationRow, classify
 from rapt.service.answers.sampling import Sampling
 from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import query_to_json, seal, without_labels
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json, seal, without_labels
 from running_service import running_service, save_privatized
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for

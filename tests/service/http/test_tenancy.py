@@ -20,8 +20,7 @@ from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import Quotas, create_tenant, delete_tenant
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.privatized_file import PrivatizedFile, query_to_json, without_labels
 from running_service import running_service, save_privatized
 from significance import ALPHA
 

@@ -11,8 +11,7 @@ from rapt.service.storage.recovery import open_store
 from rapt.service.storage.remembered import at_hand_only
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedRecord, seal
 from running_service import running_service, wait_until
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for

@@ -21,7 +21,7 @@ from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.jobs.automatic import best_backbone
 from rapt.wire.manifest import MechanismSetting
-from rapt.wire.query import query_to_json, without_labels
+from rapt.wire.privatized_file import query_to_json, without_labels
 from running_service import running_service, save_privatized
 from tuning_material import separable_file
 

@@ -13,8 +13,7 @@ from rapt.service.tuning.methods import METHODS
 from rapt.service.tuning.tuner import check_records
 from rapt.service.tuning.tuning_config import LEARNING_RATES, ReconstructionConfig, TuningConfig, default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
 

@@ -36,8 +36,8 @@ from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_file import seal
 from tiny_backbones import TINY, tiny_backbone
 from tuning_material import manifest_for
 

@@ -19,9 +19,8 @@ from rapt.service.storage.job_runs import claim_next_job, latest_state
 from rapt.service.storage.model_rows import adapter_archive, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
-from rapt.wire.adapter_archive import unpack_adapter
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.query import seal
+from rapt.wire.adapter_files import unpack_adapter
+from rapt.wire.privatized_file import PrivatizedFile, seal
 from running_service import save_privatized, wait_until
 from stored_material import kept_bytes, tenant
 

@@ -15,7 +15,7 @@ from rapt.service.storage.file_rows import get_file, open_file
 from rapt.service.storage.model_rows import adapter_archive, delete_model, get_model
 from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.tenant_rows import usage_of
-from rapt.wire.adapter_archive import unpack_adapter
+from rapt.wire.adapter_files import unpack_adapter
 from stored_material import kept_bytes
 
 

@@ -14,8 +14,7 @@ from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.label_correction import task_loss, transition_matrix
 from rapt.service.tuning.tuner import Tuning, TuningConfig, tune
 from rapt.wire.manifest import LabelPrivacy
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, seal
 from tuning_material import separable_file
 
 ONE = LabelPrivacy(epsilon=1.0)

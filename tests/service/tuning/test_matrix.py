@@ -17,9 +17,7 @@ from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.manifest import PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 from tiny_backbones import TINY
 from tuning_material import manifest_for
 

@@ -12,7 +12,7 @@ from rapt.service.tuning.reconstruction import (
     reconstruction_loss,
 )
 from rapt.wire.manifest import PlainTokens
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 
 def hand_made_head():

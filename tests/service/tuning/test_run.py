@@ -10,8 +10,7 @@ from rapt.service.tuning.batches import batches_of_epoch, parts_of_batch
 from rapt.service.tuning.optimizer import rate_scale
 from rapt.service.tuning.run import Run, out_of_memory
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, tune
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, seal
 from tuning_material import manifest_for, separable_file
 
 SHORT = TuningConfig(prompt_length=4, epochs=2, batch_size=16, seed=1)

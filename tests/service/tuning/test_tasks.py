@@ -12,7 +12,7 @@ from rapt.service.backbone.layout import encode_with_prompts
 from rapt.service.tuning.label_correction import task_loss
 from rapt.service.tuning.tasks import DECODER_CUE, TASKS, label_word_ids
 from rapt.wire.manifest import LabelPrivacy
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 from tiny_backbones import TINY, WIDTH
 from tuning_material import manifest_for
 

@@ -13,9 +13,7 @@ from rapt.service.tuning.tuner import (
     TuningConfig,
     tune,
 )
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 from tuning_material import manifest_for, separable_file
 
 SHORT = TuningConfig(prompt_length=4, epochs=6, batch_size=16, learning_rate=0.02, head_learning_rate=0.02, seed=1)

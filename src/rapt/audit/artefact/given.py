@@ -26,7 +26,7 @@ from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.errors import AuditError, WireError
 from rapt.service.adapter.adapter import CARD, Adapter
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig
-from rapt.wire.adapter_card import AdapterCard, card_from_json
+from rapt.wire.adapter_files import AdapterCard, card_from_json
 from rapt.wire.strict_json import parse_object
 
 CONFOUNDED: Final = 0.01

@@ -22,8 +22,7 @@ from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,7 +20,7 @@ import numpy as np
 from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.slope import Slope, largest_slopes
-from rapt.user_cache import cache_folder
+from rapt.this_machine import cache_folder
 from rapt.version import __version__
 from rapt.whole_files import write_whole
 from rapt.wire.strict_json import exact_fields, field, parse_object

@@ -36,7 +36,7 @@ from rapt.service.adapter.adapter_check import (
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import NOTHING, LoraPair, Tuned
 from rapt.whole_files import write_folder
-from rapt.wire.adapter_card import AdapterCard, card_from_json, card_to_json
+from rapt.wire.adapter_files import AdapterCard, card_from_json, card_to_json
 from rapt.wire.strict_json import dump, parse_document
 from rapt.wire.vocabulary_bundle import check_hash
 

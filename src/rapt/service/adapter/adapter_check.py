@@ -26,7 +26,7 @@ from rapt.service.adapter.method_names import (
 )
 from rapt.service.adapter.task_head import COMPARISON_VECTORS
 from rapt.service.backbone.backbone import Backbone
-from rapt.wire.adapter_card import MOST_PROMPT_POSITIONS, AdapterCard
+from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS, AdapterCard
 from rapt.wire.strict_json import parse_json
 
 PROMPT, HEAD_WEIGHT, HEAD_BIAS = "prompt_embeddings", "classifier.weight", "classifier.bias"

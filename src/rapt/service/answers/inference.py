@@ -22,7 +22,7 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import check_texts, embed_with_prompts
 from rapt.service.backbone.steering import steer
 from rapt.service.tuning.tasks import TASKS, Classes
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 BARE_TASK = "classification"
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tokenizers import Tokenizer
 
 from rapt.errors import VocabularyError
-from rapt.wire.tokenizer_file import no_panic
+from rapt.wire.model_files import no_panic
 
 _LETTER: Final = "a"
 # What comes between two texts where a tokenizer puts no token of its own: the end of a line, as byte-level tokenizers

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError, UsageError, VocabularyError, record_at
 from rapt.service.backbone.layout import sequence_length
 from rapt.service.storage.file_rows import FileSummary
-from rapt.wire.adapter_card import AdapterCard
+from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import Manifest, MechanismSetting
-from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, iterate_privatized_lines
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, bounded_lines, iterate_privatized_lines
 from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
 
 # Append-only: the name of a mechanism keeps its meaning for ever. What each guarantees stands in rapt.local.mechanisms.

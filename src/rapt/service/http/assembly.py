@@ -34,7 +34,7 @@ from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import ensure_tenant
-from rapt.wire.addresses import is_loopback
+from rapt.this_machine import is_loopback
 from rapt.wire.vocabulary_bundle import write_bundle
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from rapt.service.page.assets import PAGE_PATHS
 from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
 from rapt.service.storage.key_rows import has_keys, holder_of
 from rapt.service.storage.store import Store
-from rapt.wire.addresses import is_loopback
+from rapt.this_machine import is_loopback
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 # What browsers say of a request of a page to where it came from, and of one that no page made.

@@ -33,7 +33,7 @@ from rapt.service.http.variables import warn_of_unknown_variables
 from rapt.service.storage.durable_files import write_atomically
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.traces import switch_tracebacks
-from rapt.wire.addresses import is_loopback
+from rapt.this_machine import is_loopback
 
 log = logging.getLogger(__name__)
 

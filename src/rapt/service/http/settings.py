@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rapt.errors import UsageError
 from rapt.public_models import PUBLIC_MODELS
-from rapt.wire.addresses import is_loopback
+from rapt.this_machine import is_loopback
 
 MEBIBYTE: Final = 1024 * 1024
 SHORTEST_KEY: Final = 16

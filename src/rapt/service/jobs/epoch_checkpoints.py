@@ -13,7 +13,7 @@ from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.store import Store
 from rapt.service.tuning.tuner import Progress
-from rapt.wire.adapter_archive import pack_adapter
+from rapt.wire.adapter_files import pack_adapter
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from rapt.service.storage.job_runs import is_still_mine, others_wait, record_pro
 from rapt.service.storage.store import Store
 from rapt.service.traces import log_unforeseen
 from rapt.service.tuning.tuner import TuningCancelled, TuningConfig, batches_per_epoch, tune
-from rapt.wire.adapter_archive import pack_adapter
+from rapt.wire.adapter_files import pack_adapter
 from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, read_privatized_lines
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.named_blobs import named_blobs, naming
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import MODELS
-from rapt.wire.adapter_archive import pack_adapter
+from rapt.wire.adapter_files import pack_adapter
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from rapt.service.tuning.reconstruction import (
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rapt.service.backbone.layout import Layout
 from rapt.wire.manifest import PlainTokens
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 
 class ReconstructionHead(nn.Module):

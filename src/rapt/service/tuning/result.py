@@ -14,7 +14,7 @@ from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.methods import tuned_parts
 from rapt.service.tuning.tuning_config import TuningConfig, card_settings
 from rapt.version import __version__
-from rapt.wire.adapter_card import AdapterCard
+from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.privatized_file import PrivatizedFile
 
 

@@ -18,7 +18,7 @@ from rapt.service.backbone.layout import Layout, check_texts, lay_out
 from rapt.service.backbone.steering import Steering
 from rapt.service.tuning.task_outcome import Outcome
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 
 @dataclass(frozen=True)

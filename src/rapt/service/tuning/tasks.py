@@ -27,7 +27,7 @@ from rapt.service.tuning.label_correction import task_loss
 from rapt.service.tuning.target_words import Generation
 from rapt.service.tuning.task_outcome import Outcome
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_record import PrivatizedRecord
+from rapt.wire.privatized_file import PrivatizedRecord
 
 # Public words behind a text that ask a decoder for the label. Its continuation is then a word with a space before it.
 DECODER_CUE: Final = "\nLabel:"

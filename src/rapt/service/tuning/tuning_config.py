@@ -12,7 +12,7 @@ from typing import Final
 
 from rapt.errors import TuningError
 from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
-from rapt.wire.adapter_card import MOST_PROMPT_POSITIONS
+from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS
 
 # Peak rate of each method where nothing else is said. A prompt of raw embeddings needs a rate far above that of
 # weights: its gradient comes through the whole frozen model. Nothing was searched but the first; the others are

@@ -30,7 +30,7 @@ from rapt.service.http.routes.models import show_tuned
 from rapt.service.http.routes.staged_forms import staged_route
 from rapt.service.http.schemas import ModelObject
 from rapt.service.storage.model_rows import adapter_archive, add_imported_model, get_model
-from rapt.wire.adapter_archive import pack_adapter
+from rapt.wire.adapter_files import pack_adapter
 
 _LARGEST_CARD: Final = 1024 * 1024  # bytes; of the configuration too
 _SUFFIX: Final = "imported"

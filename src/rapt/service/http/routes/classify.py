@@ -22,7 +22,7 @@ from rapt.service.http.routes.models import load_tuned
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import StoredModel, get_model
-from rapt.wire.query import query_from_json
+from rapt.wire.privatized_file import query_from_json
 
 # Records whose checks take the event loop less time than a thread would take to begin: some 0.1 ms each.
 _FEW: Final = 4

@@ -11,8 +11,7 @@ from rapt.service.http.callers import CallerOf
 from rapt.service.http.routes.pages import After, LongLimit, cursor
 from rapt.service.http.schemas import Deleted, ListOf, ModelDetail, ModelObject
 from rapt.service.storage.model_rows import StoredModel, adapter_archive, delete_model, get_model, list_models
-from rapt.wire.adapter_archive import unpack_adapter
-from rapt.wire.adapter_card import card_to_json
+from rapt.wire.adapter_files import card_to_json, unpack_adapter
 
 
 def router(service: Service) -> APIRouter:

@@ -14,8 +14,7 @@ from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy
 from rapt.service.http.routes.classify import tuned_adapters
 from rapt.service.storage.callers import Caller
-from rapt.wire.privatized_record import PrivatizedRecord
-from rapt.wire.query import query_from_json
+from rapt.wire.privatized_file import PrivatizedRecord, query_from_json
 
 GENERATION = "generation"
 MOST_MODELS: Final = 256  # that one request may name

@@ -1,4 +1,4 @@
-from rapt.user_cache import cache_folder
+from rapt.this_machine import cache_folder
 
 
 def test_the_cache_is_where_its_variables_say(monkeypatch, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rapt.cli.pace import Pace, duration
+from rapt.narration import Pace, duration
 
 
 class Clock:

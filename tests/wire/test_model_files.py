@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError
-from rapt.wire.model_table import read_table, table_name
+from rapt.wire.model_files import read_table, table_name
 from tokenizer_zoo import random_table, write_bfloat16
 
 TABLE = random_table(11)
@@ -31,7 +31,7 @@ def test_bfloat16_is_widened_as_torch_does_it(tmp_path):
 
 
 def test_a_table_larger_than_a_block_is_read_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr("rapt.wire.model_table._BLOCK_ITEMS", 13)
+    monkeypatch.setattr("rapt.wire.model_files._BLOCK_ITEMS", 13)
     write_bfloat16(tmp_path / "model.safetensors", {"a": np.ones((3, 3)), NAME: TABLE})
     np.testing.assert_array_equal(read_table(tmp_path), TABLE)
 

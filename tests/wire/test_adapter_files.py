@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 
 from rapt.errors import WireError
-from rapt.wire.adapter_archive import pack_adapter, unpack_adapter
+from rapt.wire.adapter_files import pack_adapter, unpack_adapter
 
 FILES = {"rapt.json": b"{}", "adapter_model.safetensors": bytes(range(256)) * 40}
 
