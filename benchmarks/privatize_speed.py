@@ -31,8 +31,7 @@ from results import machine, publish, spread
 from rapt.demo.data import pick_tweets
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
-from rapt.local.nearest import BATCH, NearestToken
-from rapt.local.nearest_float32 import TILE
+from rapt.local.nearest import BATCH, TILE, NearestToken
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary

@@ -8,8 +8,7 @@ from rapt.errors import CorpusError, UsageError
 from rapt.local.guarantee import privacy_statement
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
-from rapt.local.plain_tokens import plan_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream
 from rapt.wire.privatized_file import PrivatizedFile
 

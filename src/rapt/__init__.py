@@ -32,15 +32,13 @@ if TYPE_CHECKING:
         WireError,
     )
     from rapt.local.calibration import calibrate_epsilon, calibrate_unchanged
-    from rapt.local.client import ServiceClient
+    from rapt.local.client import ServiceClient, follow_job
     from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
     from rapt.local.deniability import plausible_deniability
     from rapt.local.guarantee import PrivacyStatement, privacy_statement
-    from rapt.local.job_progress import follow_job
     from rapt.local.ledger import open_ledger
     from rapt.local.mechanisms import MECHANISMS, Mechanism, make_mechanism
-    from rapt.local.plain_tokens import plan_plain_tokens
-    from rapt.local.privatizer import Privatizer
+    from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
     from rapt.local.weighting import common_words
@@ -112,15 +110,13 @@ _MODULES: Final = {
         "WireError",
     ),
     "rapt.local.calibration": ("calibrate_epsilon", "calibrate_unchanged"),
-    "rapt.local.client": ("ServiceClient",),
+    "rapt.local.client": ("ServiceClient", "follow_job"),
     "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),
     "rapt.local.deniability": ("plausible_deniability",),
     "rapt.local.guarantee": ("PrivacyStatement", "privacy_statement"),
-    "rapt.local.job_progress": ("follow_job",),
     "rapt.local.ledger": ("open_ledger",),
     "rapt.local.mechanisms": ("MECHANISMS", "Mechanism", "make_mechanism"),
-    "rapt.local.plain_tokens": ("plan_plain_tokens",),
-    "rapt.local.privatizer": ("Privatizer",),
+    "rapt.local.privatizer": ("Privatizer", "plan_plain_tokens"),
     "rapt.local.randomness": ("RandomStream", "insecure_stream", "secure_stream"),
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
     "rapt.local.weighting": ("common_words",),

@@ -93,7 +93,7 @@ def model_directory(model: str) -> Path:
     folder = Path(spec.submodule_search_locations[0]) / known.folder
     if known.gguf is None:
         return folder
-    from rapt.conversion.converted_models import converted_llama  # numpy, which a name alone does not need
+    from rapt.conversion.gguf_llama import converted_llama  # numpy, which a name alone does not need
 
     file, digest = known.gguf
     return converted_llama(folder / file, sha256=digest)

@@ -10,7 +10,7 @@ from audit_material import manifest_of, scattered_vocabulary
 from rapt.audit.formal import DELTAS, compute_loss_curves, find_largest_slope, measure_formal_side
 from rapt.local.guarantee import DELTA, privacy_statement
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
-from rapt.local.mechanisms.slope import ROUNDING, largest_slopes
+from rapt.local.mechanisms.certificate import ROUNDING, largest_slopes
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 
 ETA = 6.0

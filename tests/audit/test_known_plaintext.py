@@ -11,8 +11,7 @@ from rapt.audit.view import adversary_view
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.nearest import NearestToken
-from rapt.local.plain_tokens import draw_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, draw_plain_tokens
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.wire.manifest import PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal

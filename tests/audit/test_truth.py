@@ -18,7 +18,7 @@ from rapt.local.corpus import privatize_corpus
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
-from rapt.local.record_parts import PartColumns
+from rapt.local.records import PartColumns
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
 from toy_vocabularies import toy_word

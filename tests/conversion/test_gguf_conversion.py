@@ -9,9 +9,8 @@ import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 
 from gguf_writer import F16, F32, Q4_0, Q4_1, Q8_0, write_gguf
-from rapt.conversion.converted_models import converted_llama
 from rapt.conversion.gguf_file import read_gguf
-from rapt.conversion.gguf_llama import halves_first
+from rapt.conversion.gguf_llama import converted_llama, halves_first
 from rapt.errors import VocabularyError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import PUBLIC_MODELS

@@ -13,10 +13,10 @@ from rapt.local.calibration import (
     NAMED_DISTANCES,
     calibrate_epsilon,
     calibrate_unchanged,
+    calibration_svg,
     stated_loss,
     with_success,
 )
-from rapt.local.calibration_plot import calibration_svg
 from rapt.local.calibration_search import UnchangedCurve, crossing, floor_digits, share_interval
 from rapt.local.distances import TableDistances, table_distances
 from rapt.local.guarantee import privacy_statement, word_distances

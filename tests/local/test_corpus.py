@@ -10,8 +10,7 @@ import pytest
 from rapt.errors import CorpusError, RaptError, UsageError
 from rapt.local.corpus import LabelledText, Reading, privatize_corpus, read_corpus
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.plain_tokens import plan_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file

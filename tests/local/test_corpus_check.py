@@ -10,12 +10,12 @@ import pytest
 from rapt.errors import BudgetError, CorpusError, UsageError
 from rapt.local.corpus import privatize_corpus, read_corpus
 from rapt.local.ledger import open_ledger
-from rapt.local.ledger_entries import Caps
+from rapt.local.ledger_file import Caps
 from rapt.local.ledger_report import summarize_ledger
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
-from rapt.local.record_parts import PartColumns
+from rapt.local.records import PartColumns
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_vocabulary, toy_word

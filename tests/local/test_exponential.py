@@ -9,10 +9,15 @@ import pytest
 from channel_checks import LINE, PLANE, SPECIAL, assert_drawn_as_stated, count_outputs, euclidean, largest_excess
 from rapt.errors import MechanismError, VocabularyError
 from rapt.local.mechanisms import make_mechanism, mechanism_of_setting
-from rapt.local.mechanisms.exponential import ExponentialMechanism
-from rapt.local.mechanisms.output_prior import OutputPrior, count_tokens, read_output_prior, write_output_prior
+from rapt.local.mechanisms.certificate import largest_slopes
+from rapt.local.mechanisms.exponential import (
+    ExponentialMechanism,
+    OutputPrior,
+    count_tokens,
+    read_output_prior,
+    write_output_prior,
+)
 from rapt.local.mechanisms.scores import LARGEST_DROP
-from rapt.local.mechanisms.slope import largest_slopes
 from rapt.this_machine import cache_folder
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary, toy_word

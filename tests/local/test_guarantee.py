@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from rapt.errors import MechanismError, UsageError
-from rapt.local.deniability import plausible_deniability
+from rapt.local.deniability import measure_unchanged, plausible_deniability
 from rapt.local.guarantee import DELTA, PROMISES, privacy_statement
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.privacy_loss import compose, laplace_loss
 from rapt.local.statement import PROTECTS_NOTHING
-from rapt.local.unchanged import measure_unchanged
 from rapt.local.vocabulary import load_vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, MechanismSetting, PlainTokens, Randomness
 from toy_vocabularies import toy_vocabulary, toy_word
@@ -369,6 +368,6 @@ def test_a_mechanism_that_is_not_proved_gets_no_statement_but_the_reason_and_ano
 def test_a_statement_needs_no_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['scipy'] = None\n"
-        "import rapt.local.guarantee, rapt.local.unchanged, rapt.local.deniability\n"
+        "import rapt.local.guarantee, rapt.local.deniability, rapt.local.deniability\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

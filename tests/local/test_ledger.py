@@ -10,14 +10,11 @@ import pytest
 from rapt.errors import BudgetError, LedgerError, UsageError
 from rapt.local.corpus import privatize_corpus
 from rapt.local.label_privacy import RandomizedResponse
-from rapt.local.ledger import open_ledger
-from rapt.local.ledger_entries import Caps, Release
-from rapt.local.ledger_key import key_path, read_key
-from rapt.local.ledger_releases import privatize_through
+from rapt.local.ledger import open_ledger, privatize_through
+from rapt.local.ledger_file import Caps, Release, key_path, read_key
 from rapt.local.ledger_report import summarize_ledger, verify_ledger
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.plain_tokens import plan_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file

@@ -12,7 +12,7 @@ import pytest
 
 from rapt.errors import LedgerError
 from rapt.local.ledger import open_ledger
-from rapt.local.ledger_entries import Caps
+from rapt.local.ledger_file import Caps
 from rapt.local.ledger_report import summarize_ledger, verify_ledger
 
 TESTS = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ import json, os, signal, sys
 from pathlib import Path
 from rapt.errors import BudgetError
 from rapt.local.ledger import open_ledger
-from rapt.local.ledger_releases import privatize_through
+from rapt.local.ledger import privatize_through
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import secure_stream

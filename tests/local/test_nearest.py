@@ -13,8 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from rapt.errors import VocabularyError
 from rapt.local.mechanisms.laplace import sample_noise
-from rapt.local.nearest import BATCH, NearestToken, first_of_equal_rows
-from rapt.local.nearest_float32 import TILE
+from rapt.local.nearest import BATCH, TILE, NearestToken, first_of_equal_rows
 from rapt.local.nearest_kernel import load_kernel
 
 # What a search may use besides the table and one copy of it, whatever the size of either, in bytes.

@@ -9,7 +9,7 @@ import pytest
 from randomgen import AESCounter, ChaCha
 
 from rapt.errors import UsageError
-from rapt.local.plain_tokens import plan_plain_tokens
+from rapt.local.privatizer import plan_plain_tokens
 from rapt.local.randomness import insecure_stream, secure_stream, worker_stream
 from rapt.wire.manifest import Randomness
 

@@ -12,8 +12,7 @@ from rapt.errors import CorpusError, RaptError, UsageError, WireError
 from rapt.local.corpus import privatize_corpus
 from rapt.local.ledger import open_ledger
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.plain_tokens import plan_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file

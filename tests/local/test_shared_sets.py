@@ -19,8 +19,6 @@ from channel_checks import (
 from rapt.errors import MechanismError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.custext import CustextMechanism, _bisect, partition
-from rapt.local.mechanisms.estimate import estimate_channel
-from rapt.local.mechanisms.laplace import LaplaceMechanism
 from rapt.local.mechanisms.pct2t import Pct2tMechanism
 from rapt.local.mechanisms.token_tags import TokenTags
 from significance import assert_counts
@@ -201,32 +199,3 @@ def test_pct2t_puts_out_words_of_the_same_class_only(bert_tiny, rng):
     out = mechanism.privatize(ids, rng=rng)
     assert (mechanism.tags.classes[out] == mechanism.tags.classes[ids]).all()
     assert (out != ids).mean() > 0.9
-
-
-# Estimates.
-
-
-def test_an_estimate_counts_what_was_drawn(rng):
-    vocabulary = toy_vocabulary(LINE, special=SPECIAL)
-    mechanism = LaplaceMechanism(vocabulary=vocabulary, eta=2.0)
-    found = estimate_channel(mechanism, vocabulary, 7, samples=70_000, rng=rng)
-    table, ids = vocabulary.embeddings.astype(float), vocabulary.eligible
-    exact = grid_channel(table, lambda v: np.eye(len(ids))[distances_to(table, v, ids).argmin(axis=1)], eta=2.0)[7]
-    assert found.counts.sum() == found.samples == 70_000
-    assert_counts(found.counts, exact)
-    assert found.probabilities.sum() == pytest.approx(1.0)
-    # 6 standard errors, once in 10^9 draws of one number
-    assert (np.abs(found.probabilities - exact) < 6 * found.standard_errors + 1e-4).all()
-    assert (found.standard_errors > 0).all()
-
-
-def test_what_was_never_seen_is_not_said_to_be_impossible(vocabulary, rng):
-    found = estimate_channel(LaplaceMechanism(vocabulary=vocabulary, eta=1e6), vocabulary, 0, samples=100, rng=rng)
-    assert found.counts.max() == 100
-    assert found.standard_errors.min() >= 0.5 / 100
-    assert found.unseen == pytest.approx(3 / 100, rel=0.02)  # the rule of three
-
-
-def test_an_estimate_needs_a_draw(vocabulary, rng):
-    with pytest.raises(MechanismError, match="at least 1 draw"):
-        estimate_channel(LaplaceMechanism(vocabulary=vocabulary, eta=1.0), vocabulary, 0, samples=0, rng=rng)

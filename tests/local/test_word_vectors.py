@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from rapt.errors import CorpusError, UsageError, VocabularyError
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.plain_tokens import plan_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.local.word_vectors import read_word_vectors

@@ -23,7 +23,7 @@ from rapt.audit.view import AdversaryView, adversary_view, read_public_text
 from rapt.command_line import rebuild_command
 from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import PROMISES, privacy_statement
-from rapt.local.record_parts import PartColumns
+from rapt.local.records import PartColumns
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator, show_stages
 from rapt.version import __version__

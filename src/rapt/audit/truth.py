@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rapt.audit.view import PART_NAMES, AdversaryView, PublicText
 from rapt.errors import AuditError, record_at
 from rapt.local.corpus import ONE_TEXT, read_corpus
-from rapt.local.record_parts import Part, PartColumns
+from rapt.local.records import Part, PartColumns
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import privatized_parts

@@ -132,7 +132,7 @@ def calibrate(
             )
     drawn, failure = None, None
     if plot is not None:
-        from rapt.local.calibration_plot import calibration_svg
+        from rapt.local.calibration import calibration_svg
 
         try:
             write_output(plot, calibration_svg(found), overwrite=overwrite)

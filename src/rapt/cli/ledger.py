@@ -17,7 +17,7 @@ from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.local.ledger import Ledger
-    from rapt.local.ledger_entries import Caps
+    from rapt.local.ledger_file import Caps
     from rapt.local.ledger_report import LedgerSummary, Spending
 
 LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="File that `rapt privatize --ledger` writes.")]
@@ -97,7 +97,7 @@ def cap(
       rapt ledger cap releases.ledger --per-text 150
     """
     from rapt.local.ledger import open_ledger
-    from rapt.local.ledger_entries import Caps
+    from rapt.local.ledger_file import Caps
 
     if per_text is None and in_all is None:
         raise UsageError("a cap must be named: give --per-text, --in-all, or both")
@@ -122,7 +122,7 @@ def use_ledger(path: Path | None, *, cap: float | None, redraw: bool) -> Iterato
         LedgerError: As `open_ledger`.
     """
     from rapt.local.ledger import open_ledger
-    from rapt.local.ledger_entries import Caps
+    from rapt.local.ledger_file import Caps
 
     if path is None:
         if cap is not None or redraw:

@@ -219,10 +219,9 @@ def statement(
       rapt statement reviews.rapt.jsonl
       rapt statement --eta 75 --pair london,paris --pair london,cancer
     """
-    from rapt.local.deniability import plausible_deniability
+    from rapt.local.deniability import measure_unchanged, plausible_deniability
     from rapt.local.guarantee import privacy_statement
     from rapt.local.randomness import secure_stream
-    from rapt.local.unchanged import measure_unchanged
     from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import NO_PLAIN_TOKENS
     from rapt.wire.vocabulary_bundle import check_hash

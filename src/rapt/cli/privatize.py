@@ -141,12 +141,11 @@ def privatize(
     import numpy as np
 
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
-    from rapt.local.plain_tokens import plan_plain_tokens
-    from rapt.local.privatizer import Privatizer
+    from rapt.local.deniability import measure_unchanged
+    from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
-    from rapt.local.record_parts import PartColumns
+    from rapt.local.records import PartColumns
     from rapt.local.statement import AS_GOOD_AS_TEXT
-    from rapt.local.unchanged import measure_unchanged
     from rapt.local.vocabulary import load_vocabulary
     from rapt.narration import Pace
     from rapt.wire.manifest import LabelPrivacy, check_eta

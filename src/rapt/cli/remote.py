@@ -102,8 +102,7 @@ def tune(
       rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --method lora --rank 4
       rapt tune --follow ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
-    from rapt.local.job_progress import follow_job
+    from rapt.local.client import ServiceClient, follow_job
 
     asked: dict[str, Any] = {
         "task": task,

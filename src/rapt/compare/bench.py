@@ -22,7 +22,7 @@ from rapt.compare.plan import ARMS, AttackCell, Cell, ComparisonPlan
 from rapt.compare.results import AttackRow, ModelRow, Row, open_results
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, RaptError, UsageError
-from rapt.local.record_parts import Part
+from rapt.local.records import Part
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.inference import classify, row_of

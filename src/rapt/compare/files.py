@@ -14,10 +14,9 @@ from rapt.compare.plan import ComparisonPlan
 from rapt.compare.texts import LabelledTexts
 from rapt.errors import CorpusError
 from rapt.local.mechanisms import Mechanism, make_mechanism
-from rapt.local.plain_tokens import plan_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream
-from rapt.local.record_parts import Part, check_pairs, with_other_parts
+from rapt.local.records import Part, check_pairs, with_other_parts
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, privatized_tokens

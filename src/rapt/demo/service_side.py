@@ -26,8 +26,7 @@ from rapt.demo.plan import DemoPlan
 from rapt.demo.trusted_side import TrustedSide
 from rapt.drawing import Line
 from rapt.errors import ServiceError, UnavailableError
-from rapt.local.client import ServiceClient
-from rapt.local.job_progress import follow_job
+from rapt.local.client import ServiceClient, follow_job
 from rapt.local.service_objects import JobInfo
 from rapt.narration import Narrator
 

@@ -26,8 +26,7 @@ from rapt.demo.plan import DemoPlan
 from rapt.local.corpus import privatize_corpus
 from rapt.local.guarantee import PrivacyStatement, privacy_statement
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.plain_tokens import plan_plain_tokens
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import Narrator

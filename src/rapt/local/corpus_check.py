@@ -18,7 +18,7 @@ from rapt.errors import CorpusError, VocabularyError
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
 from rapt.local.privatizer import Privatizer
-from rapt.local.record_parts import Part, long_pair
+from rapt.local.records import Part, long_pair
 from rapt.local.separated_formats import LINE_READERS, SEPARATOR_NAMES
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 

@@ -19,15 +19,13 @@ from typing import Final, Protocol
 import numpy as np
 
 from rapt.errors import MechanismError, UsageError
-from rapt.local.deniability import PlausibleDeniability
+from rapt.local.deniability import PlausibleDeniability, UnchangedShare
 from rapt.local.distances import TableDistances, table_distances
 from rapt.local.mechanisms import MECHANISMS
 from rapt.local.mechanisms.interface import GuaranteeStatus
 from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step, pure_loss
-from rapt.local.statement import AS_GOOD_AS_TEXT, Bound, Noise, PrivacyStatement
-from rapt.local.statement_words import UNIT, not_protected, reading
+from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, Noise, PrivacyStatement, not_protected, reading
 from rapt.local.text_page import nats_up
-from rapt.local.unchanged import UnchangedShare
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets, check_eta
 

@@ -1,20 +1,262 @@
-"""A ledger as a file: SQLite in write-ahead mode, its key beside it, for one process or several at once."""
+"""A ledger as a file: SQLite in write-ahead mode, its key beside it, for one process or several at once.
+
+*The chain.* Each row ends with SHA-256 over the digest of the row before and all of its own columns, so a row that is
+changed, removed, inserted or moved breaks the chain at its place. The last digest, the head, stands for the whole
+history: who notes it can later show that nothing before it was rewritten. A chain cannot tell that rows were cut off at
+the end and the head set back; a noted head can (`verify_ledger(..., head=...)`).
+
+*The key.* It turns a text into a hash that only its holder can recompute. A plain hash of a text is not secret: whoever
+guesses the text can check the guess. With a random key of 256 bits beside the ledger, readable by its owner only, the
+ledger alone answers no guess. Key and ledger together do, so both stay on the trusted side, and losing the key means
+that the ledger no longer recognizes a text: the file is refused then.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import json
 import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 from rapt.errors import LedgerError, UsageError
-from rapt.local.ledger_entries import APPLICATION_ID, SCHEMA, TABLES
-from rapt.local.ledger_key import LedgerKey, key_path, make_key, read_key, refuse_old_key
 from rapt.whole_files import DATABASE_SUFFIXES
 from rapt.wire.privatized_writer import partial_path
+
+SCHEMA: Final = "rapt.ledger/1"
+# "rapt" as SQLite's application id: another program's database is never taken for a ledger.
+APPLICATION_ID: Final = 0x72617074
+
+Kind = Literal["text", "label", "cap"]
+COLUMNS: Final = (
+    "sequence",
+    "time",
+    "kind",
+    "setting",
+    "tokens",
+    "eta",
+    "budget",
+    "label_epsilon",
+    "text_total",
+    "ledger_total",
+    "text_hash",
+    "release_hash",
+    "released",
+    "digest",
+)
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
+# Rows of caps have no text: this stands in both of their hashes, and finds the latest one.
+CAP_HASH: Final = hashlib.sha256(b"rapt.ledger/1 cap").digest()
+
+TABLES: Final = f"""
+CREATE TABLE ledger (
+    schema TEXT NOT NULL,
+    id TEXT NOT NULL,
+    key_check BLOB NOT NULL,
+    head_sequence INTEGER NOT NULL,
+    head_digest BLOB NOT NULL
+);
+CREATE TABLE entries (
+    sequence INTEGER PRIMARY KEY,
+    time TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    setting TEXT NOT NULL,
+    tokens INTEGER NOT NULL,
+    eta REAL NOT NULL,
+    budget REAL NOT NULL,
+    label_epsilon REAL NOT NULL,
+    text_total REAL NOT NULL,
+    ledger_total REAL NOT NULL,
+    text_hash BLOB NOT NULL,
+    release_hash BLOB NOT NULL,
+    released TEXT NOT NULL,
+    digest BLOB NOT NULL
+);
+CREATE INDEX entries_by_text ON entries (text_hash);
+CREATE INDEX entries_by_release ON entries (release_hash);
+CREATE TRIGGER entries_are_not_changed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER entries_are_not_removed BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
+PRAGMA application_id = {APPLICATION_ID};
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """Something that is about to leave: what a row of the ledger says, before it has a place in the chain.
+
+    Attributes:
+        kind: `text` for privatized tokens, `label` for a randomized label.
+        setting: What it was drawn with, as canonical JSON.
+        text_hash: Keyed hash of the text.
+        release_hash: Keyed hash of the text and the setting.
+        released: The release itself, as JSON: private output, about to be sent.
+        position: Of the record in its file, for messages; not kept.
+        tokens: How many are released.
+        eta: η of each token; 0 for a label.
+        label_epsilon: ε of the label; 0 for a text.
+    """
+
+    kind: Kind
+    setting: str
+    text_hash: bytes
+    release_hash: bytes
+    released: str = field(repr=False)
+    position: int
+    tokens: int = 0
+    eta: float = 0.0
+    label_epsilon: float = 0.0
+
+    @property
+    def budget(self) -> float:
+        """η·tokens: ε of the release against a text whose tokens all lie at distance 1 from those of this one."""
+        return self.eta * self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caps:
+    """What may be spent at most; None is no cap.
+
+    Attributes:
+        per_text: Sum of η over all releases of one text: two releases at η are together as telling as one at 2η. η is
+            added as a number even where tables differ, so that another table is no way round it.
+        in_all: Sum of η·tokens over the whole ledger.
+    """
+
+    per_text: float | None = None
+    in_all: float | None = None
+
+
+def caps_to_json(caps: Caps) -> str:
+    """Caps as a row of the ledger holds them."""
+    return json.dumps({"per_text": caps.per_text, "in_all": caps.in_all})
+
+
+def caps_from_json(stored: str) -> Caps:
+    """The caps in a row of the ledger.
+
+    Raises:
+        LedgerError: The row is damaged.
+    """
+    try:
+        return Caps(**json.loads(stored))
+    except (ValueError, TypeError, RecursionError):
+        raise LedgerError("a row of caps in the ledger is damaged; see `rapt ledger verify`") from None
+
+
+def first_digest(ledger_id: str) -> bytes:
+    """The digest that stands before the first row; rows of one ledger do not fit another."""
+    return hashlib.sha256(f"{SCHEMA} {ledger_id}".encode()).digest()
+
+
+def next_digest(previous: bytes, values: tuple[Any, ...]) -> bytes:
+    """The digest of a row from that of the row before and the row's columns, all but the last, in order."""
+    plain = [value.hex() if isinstance(value, bytes) else value for value in values]
+    return hashlib.sha256(previous + _JSON.encode(plain).encode()).digest()
+
+
+_BYTES: Final = 32
+
+
+@dataclass(frozen=True)
+class LedgerKey:
+    """A secret of 32 bytes. Its `repr` shows nothing of it."""
+
+    secret: bytes = field(repr=False)
+
+    def text_hash(self, text: str) -> bytes:
+        """What stands for a text in the ledger, 32 bytes, whatever the text is released with."""
+        return self._hash(b"text", text)
+
+    def release_hash(self, text: str, *, setting: str) -> bytes:
+        """What stands for a text released with a setting, 32 bytes.
+
+        Args:
+            text: In clear; not kept.
+            setting: JSON in ASCII, so that it holds no zero byte and the two parts cannot run into each other.
+        """
+        return self._hash(b"release\0" + setting.encode("ascii"), text)
+
+    def check(self, ledger_id: str) -> bytes:
+        """A value by which a ledger recognizes its key without holding it, 32 bytes."""
+        return self._hash(b"key", ledger_id)
+
+    def _hash(self, purpose: bytes, text: str) -> bytes:
+        # surrogatepass: a text that is not valid Unicode is refused by the vocabulary, which can say where it stands.
+        return hmac.digest(self.secret, purpose + b"\0" + text.encode("utf-8", "surrogatepass"), "sha256")
+
+
+def key_path(ledger: Path) -> Path:
+    """Where the key of a ledger lies: beside it."""
+    return ledger.with_name(ledger.name + ".key")
+
+
+def refuse_old_key(ledger: Path) -> None:
+    """Refuse to begin a ledger beside a key: its ledger is missing, and what it had spent would be forgotten.
+
+    Raises:
+        LedgerError: A key lies there.
+    """
+    if key_path(ledger).exists():
+        raise LedgerError(
+            f"a new ledger must have a new key, got an older one at {str(key_path(ledger))!r}; "
+            "restore the ledger it belongs to, or move it away"
+        )
+
+
+def make_key(ledger: Path) -> LedgerKey:
+    """A fresh key, written for the owner only. The caller holds the ledger's lock.
+
+    Raises:
+        LedgerError: A key lies there already, or the folder cannot be written.
+    """
+    refuse_old_key(ledger)
+    secret = secrets.token_bytes(_BYTES)
+    try:
+        descriptor = os.open(key_path(ledger), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise LedgerError(
+            f"the key of a ledger must be writable, got {error.strerror}; choose another folder"
+        ) from None
+    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        stream.write(secret.hex() + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    return LedgerKey(secret)
+
+
+def read_key(ledger: Path) -> LedgerKey:
+    """The key beside a ledger.
+
+    Raises:
+        LedgerError: It is missing, readable by others, or not a key.
+    """
+    path = key_path(ledger)
+    try:
+        with path.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            content = stream.read(2 * _BYTES + 2)
+    except OSError as error:
+        raise LedgerError(
+            f"a ledger must have its key beside it, got {error.strerror} for {str(path)!r}; restore both together"
+        ) from None
+    if os.name == "posix" and mode & 0o077:
+        raise LedgerError(
+            f"the key of a ledger must be for its owner only, got mode={mode & 0o777:03o}; run: chmod 600 {path}"
+        )
+    try:
+        secret = bytes.fromhex(content.decode("ascii").strip())
+    except ValueError:  # its own message would quote the key
+        secret = b""
+    if len(secret) != _BYTES:
+        raise LedgerError(f"the key of a ledger must be {2 * _BYTES} hex digits; restore {str(path)!r}")
+    return LedgerKey(secret)
+
 
 # Longer than another process ever holds the lock: one append takes milliseconds.
 PATIENCE_SECONDS: Final = 60.0

@@ -9,8 +9,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from rapt.errors import LedgerError
-from rapt.local.ledger_entries import CAP_HASH, COLUMNS, SCHEMA, Caps, caps_from_json, first_digest, next_digest
-from rapt.local.ledger_file import open_for_reading
+from rapt.local.ledger_file import (
+    CAP_HASH,
+    COLUMNS,
+    SCHEMA,
+    Caps,
+    caps_from_json,
+    first_digest,
+    next_digest,
+    open_for_reading,
+)
 
 _ROWS: Final = f"SELECT {', '.join(COLUMNS)} FROM entries ORDER BY sequence"
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
-from rapt.local.plain_tokens import whole_words
+from rapt.local.privatizer import whole_words
 from rapt.local.vocabulary import Vocabulary
 
 COMMON_WORDS: Final = 1000

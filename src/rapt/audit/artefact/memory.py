@@ -41,7 +41,7 @@ from rapt.audit.artefact.membership_attacks import lira_online, make_views
 from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop
 from rapt.audit.intervals import Share, independent_share
 from rapt.errors import AuditError
-from rapt.local.plain_tokens import whole_words
+from rapt.local.privatizer import whole_words
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rapt.errors import AuditError
 from rapt.local.corpus import read_corpus
 from rapt.local.mechanisms.interface import Mechanism
-from rapt.local.plain_tokens import draw_plain_tokens
+from rapt.local.privatizer import draw_plain_tokens
 from rapt.local.vocabulary import Vocabulary
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone

@@ -30,7 +30,7 @@ from rapt.audit.truth import NO_OTHERS, Truth, check_parts
 from rapt.audit.view import PART_NAMES, AdversaryView, Guess
 from rapt.errors import AuditError
 from rapt.local.mechanisms.token_tags import built_in_tags
-from rapt.local.record_parts import Part
+from rapt.local.records import Part
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 

@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
-from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.neighbours import nearest_tokens
-from rapt.local.mechanisms.options import Option, read_options
+from rapt.local.mechanisms.interface import GuaranteeStatus, Option, check_token_ids, read_options
+from rapt.local.mechanisms.metric import PublicMetric, nearest_tokens
 from rapt.local.mechanisms.scores import LARGEST_DROP
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta

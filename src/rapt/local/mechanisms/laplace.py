@@ -10,9 +10,8 @@ from typing import ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
+from rapt.local.mechanisms.interface import GuaranteeStatus, Option, check_token_ids, read_options
 from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.nearest import NearestToken
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta

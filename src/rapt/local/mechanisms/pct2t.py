@@ -10,10 +10,9 @@ from typing import ClassVar, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.local.mechanisms.interface import GuaranteeStatus, check_token_ids
+from rapt.local.mechanisms.interface import GuaranteeStatus, Option, check_token_ids, read_options
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.mechanisms.token_tags import BUILT_IN, TokenTags, chosen_tags
 from rapt.local.nearest import NearestToken
 from rapt.local.vocabulary import Vocabulary

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import GuaranteeStatus
+from rapt.local.mechanisms.interface import GuaranteeStatus, Option, read_options
 from rapt.local.mechanisms.laplace import LaplaceMechanism
-from rapt.local.mechanisms.neighbours import nearest_tokens
-from rapt.local.mechanisms.options import Option, read_options
+from rapt.local.mechanisms.metric import nearest_tokens
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter
 

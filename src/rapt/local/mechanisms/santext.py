@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.local.mechanisms.exact_draws import CACHE_BYTES, ExactDraws
-from rapt.local.mechanisms.interface import GuaranteeStatus
+from rapt.local.mechanisms.interface import GuaranteeStatus, Option, read_options
 from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta

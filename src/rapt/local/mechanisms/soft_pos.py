@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.certificate import Certificate, Subject, certify
 from rapt.local.mechanisms.exact_draws import CACHE_BYTES, ExactDraws
-from rapt.local.mechanisms.interface import GuaranteeStatus
+from rapt.local.mechanisms.interface import GuaranteeStatus, Option, read_options
 from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.options import Option, read_options
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.token_tags import BUILT_IN, TokenTags, chosen_tags
 from rapt.local.vocabulary import Vocabulary
@@ -45,8 +44,8 @@ class SoftPosMechanism:
         2. With s(x, y) = -beta * d'(x, y): s(x, y) - s(x', y) <= beta * d'(x, x') for every y, by the triangle
            inequality, and so log Z(x') - log Z(x) <= beta * d'(x, x'), term by term.
         3. log P(y|x) - log P(y|x') <= 2 * beta * d'(x, x') = eta * d'(x, x') with beta = eta / 2. ∎
-        With `calibrated`, beta is larger and the inequality is checked for all rows and outputs (`slope`). Draws are
-        exact up to 2^-39 nats in the inequality, without a δ (`exact_draws`).
+        With `calibrated`, beta is larger and the inequality is checked for all rows and outputs (`certificate`). Draws
+        are exact up to 2^-39 nats in the inequality, without a δ (`exact_draws`).
 
     Not covered: number and order of tokens, labels, repeated releases. The class of a word is protected no more than
     the penalty allows.

@@ -2,19 +2,23 @@
 
 Every text of a record is private and goes through the same mechanism, each as a release of its own: a sentence costs
 the same whether it stands first, second or as a target, and a ledger knows it wherever it stands. A target alone may be
-declared public by the user; it then leaves as it is.
+declared public by the user; it then leaves as it is. Records are privatized a few
+hundred at a time, which keeps the matrix product busy, and in the same way in whichever process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from itertools import islice
+from typing import Final, Literal
 
 from rapt.errors import CorpusError, record_at
+from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.privatizer import Privatizer
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Targets
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.local.randomness import RandomStream
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Targets
+from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, record_lines
 
 # What the other texts of a record become; a public target is not privatized.
 Part = Literal["second", "target", "public_target"]
@@ -116,3 +120,86 @@ def with_other_parts(
         else:
             records = [replace(record, target_ids=own) for record, own in pairs]
     return records
+
+
+# Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
+# so that progress moves. For several processes less, so that at the end of a file none waits long for the others.
+CHUNK: Final = 512
+CHUNK_OF_A_WORKER: Final = 256
+# Draws the records of texts with a setting, and with their labels, if any.
+Release = Callable[[Privatizer, list[str], list[int] | None], list[PrivatizedRecord]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Texts that are privatized at once; in clear, so nothing of them shows.
+
+    Attributes:
+        position: Of the first text in its file.
+        texts: In clear.
+        labels: Index of each text's true label, or None where no labels are sent.
+        others: The other texts of each record, by the part of the record that they become.
+    """
+
+    position: int
+    texts: list[str] = field(repr=False)
+    labels: list[int] | None = field(repr=False)
+    others: Mapping[Part, list[str]] = field(default_factory=dict, repr=False)
+
+
+def in_chunks(
+    items: Iterator[SourceItem], *, first_position: int, labelled: bool, size: int = CHUNK
+) -> Iterator[Chunk]:
+    """The texts and label indices, `size` at a time; `first_position` is that of the first."""
+    position = first_position
+    while chunk := list(islice(items, size)):
+        labels = [item.label for item in chunk if item.label is not None]
+        others = {part: [item.others[part] for item in chunk] for part in chunk[0].others}
+        yield Chunk(position, [item.text for item in chunk], labels if labelled else None, others)
+        position += len(chunk)
+
+
+@dataclass(frozen=True)
+class ChunkSetting:
+    """What is done to every chunk of a file, in whichever process.
+
+    Attributes:
+        privatizer: The setting of its texts.
+        response: Randomizes labels; None sends them in clear.
+        manifest: Of the file that the records are for.
+    """
+
+    privatizer: Privatizer
+    response: RandomizedResponse | None
+    manifest: Manifest
+
+
+def privatize_chunk(chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream) -> RecordLines:
+    """The lines of one chunk's records; labels are randomized first where there is a response.
+
+    Raises:
+        CorpusError: As `Privatizer.privatize`, or a pair is too long.
+        UsageError: As `Privatizer.privatize`.
+    """
+    response = setting.response
+
+    def release(privatizer: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
+        if response is not None and labels is not None:
+            labels = response.randomize(labels, rng=stream.generator)
+        return privatizer.privatize(texts, labels=labels, stream=stream, first_position=chunk.position)
+
+    return release_chunk(chunk, setting, release=release)
+
+
+def release_chunk(chunk: Chunk, setting: ChunkSetting, *, release: Release) -> RecordLines:
+    """The lines of one chunk's records, each of its texts drawn by `release`; raises as `privatize_chunk`."""
+    privatizer = setting.privatizer
+    check_pairs(privatizer, chunk.texts, chunk.others, first_position=chunk.position)
+    records = with_other_parts(
+        release(privatizer, chunk.texts, chunk.labels),
+        chunk.others,
+        privatizer=privatizer,
+        privatize=lambda own, texts: release(own, texts, None),
+        first_position=chunk.position,
+    )
+    return record_lines(records, setting.manifest, first_position=chunk.position)

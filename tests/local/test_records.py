@@ -15,7 +15,7 @@ from rapt.local.ledger_report import summarize_ledger
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
-from rapt.local.record_parts import PartColumns, SourceItem
+from rapt.local.records import PartColumns, SourceItem
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_vocabulary, toy_word
