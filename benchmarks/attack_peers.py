@@ -32,7 +32,7 @@ from peers import ONE_THREAD, environment
 from rapt.audit.artefact.membership import MembershipScore, ask, score_membership
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_views
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
-from rapt.audit.audit import audit
+from rapt.audit.audit import audit_view
 from rapt.audit.truth import match_truth
 from rapt.audit.view import adversary_view, public_text
 from rapt.demo.data import pick_public_tweets, pick_tweets
@@ -150,7 +150,7 @@ def words(vocabulary: Vocabulary, texts: TokenTexts, arguments: argparse.Namespa
     view = adversary_view(
         file, vocabulary.bundle, public=public_text(own, vocabulary.bundle, source=f"{len(own):,} other tweets")
     )
-    found = audit(
+    found = audit_view(
         view, match_truth(view, contents), attacks=("embedding_inversion", "bayes", "context"), seed=arguments.seed
     )
     pairs = [

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.audit import audit
+from rapt.audit.audit import audit_view
 from rapt.audit.kept_results import to_json
 from rapt.audit.truth import match_truth
 from rapt.audit.view import adversary_view, public_text
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         file = privatized(vocabulary, contents, mechanism=options.mechanism, eta=eta, seed=options.seed)
         view = adversary_view(file, vocabulary.bundle, public=public)
         truth = match_truth(view, contents)
-        found = audit(view, truth, attacks=options.attacks, seed=options.seed)
+        found = audit_view(view, truth, attacks=options.attacks, seed=options.seed)
         row = {"eta": eta, "settings": settings, "seconds": round(time.monotonic() - started), "audit": to_json(found)}
         with options.out.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")

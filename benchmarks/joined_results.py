@@ -19,7 +19,7 @@ from pathlib import Path
 from results import publish
 
 from rapt.compare.plan import CLEAN, DENOISED, ORACLE, PROMPT, RAPT
-from rapt.compare.report import list_accuracies, list_differences, markdown
+from rapt.compare.report import list_accuracies, list_differences, write_markdown
 from rapt.compare.results import ModelRow, read_row
 from rapt.compare.summary import summarize
 from rapt.drawing import Figure, Line, draw_picture
@@ -48,8 +48,8 @@ def main():
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     summary = summarize(joined(options.results), turns=options.turns)
-    print(markdown(list_accuracies(summary)))
-    print(markdown(list_differences(summary)))
+    print(write_markdown(list_accuracies(summary)))
+    print(write_markdown(list_differences(summary)))
     if options.json is not None:
         found = {"accuracies": summary.accuracies, "differences": summary.differences}
         publish({name: [asdict(item) for item in items] for name, items in found.items()}, file=options.json)

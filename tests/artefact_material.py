@@ -9,7 +9,7 @@ import numpy as np
 from rapt.audit.artefact.given import GivenAdapter, GivenAttack
 from rapt.audit.artefact.membership import MembershipResult, NamedScore, attack_each, score_membership
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
-from rapt.audit.artefact.memory import CanaryResult, WordReading
+from rapt.audit.artefact.memory import CanaryResult, WordRecovery
 from rapt.audit.artefact.pooled import PooledRelease
 from rapt.audit.artefact.run import ArtefactFindings
 from rapt.audit.intervals import independent_share
@@ -38,7 +38,7 @@ def findings() -> ArtefactFindings:
         p=1e-5,
     )
     share = independent_share(np.arange(100) < 61)
-    reading = WordReading(
+    reading = WordRecovery(
         reader="asked",
         tuned_on="clear",
         words=77,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rapt.narration import Pace, duration
+from rapt.narration import Pace, write_duration
 
 
 class Clock:
@@ -35,4 +35,4 @@ def test_without_a_known_size_there_is_a_rate_and_no_end():
     ("seconds", "words"), [(0, "0 s"), (59.4, "59 s"), (60, "1 min"), (3_540, "59 min"), (4_800, "1 h 20 min")]
 )
 def test_durations_are_words(seconds, words):
-    assert duration(seconds) == words
+    assert write_duration(seconds) == words

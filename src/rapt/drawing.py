@@ -93,7 +93,7 @@ def line_style(figure: Figure, place: int) -> str:
     return figure.lines[place].style or _STYLES[place % len(_STYLES)]
 
 
-def extent(figure: Figure) -> tuple[Point, Point]:
+def find_extent(figure: Figure) -> tuple[Point, Point]:
     """Ranges of x and y over all lines, never empty."""
     across = [x for line in figure.lines for x, _ in line.points] or [0.0]
     up = [y for line in figure.lines for _, y in line.points] or [0.0]
@@ -111,7 +111,7 @@ def extent(figure: Figure) -> tuple[Point, Point]:
 
 def draw_curves(figure: Figure) -> str:
     """The lines of a figure with their intervals as whiskers, in a box that stretches to its place."""
-    (left, right), (bottom, top) = extent(figure)
+    (left, right), (bottom, top) = find_extent(figure)
 
     def spot(x: float, y: float) -> tuple[str, str]:
         return f"{100 * (x - left) / (right - left):.2f}", f"{100 - 100 * (y - bottom) / (top - bottom):.2f}"
@@ -169,7 +169,7 @@ def draw_picture(figures: Sequence[Figure], *, title: str, subtitle: str, descri
         subtitle: Line below it.
         description: What a reader who cannot see it is told.
     """
-    (low, high), _ = extent(figures[0])
+    (low, high), _ = find_extent(figures[0])
     height = _TOP + len(figures) * _PANEL + (len(figures) - 1) * _GAP + _BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
@@ -205,7 +205,7 @@ def write_values(figures: Iterable[Figure]) -> str:
 
 def _draw_panel(figure: Figure, scale: Callable[[float], float], ticks: Sequence[float], *, y: float) -> list[str]:
     right = _WIDTH - _RIGHT
-    _, (bottom, top) = extent(figure)
+    _, (bottom, top) = find_extent(figure)
 
     def height(value: float) -> float:
         return y + _PANEL * (top - value) / (top - bottom)

@@ -50,7 +50,7 @@ def show_stages(meter: Meter, weights: Mapping[str, float]) -> Callable[[str, fl
     def show_stage(stage: str, share: float) -> None:
         done = (before[stage] + share * weights[stage]) / sum(weights.values())
         seconds = time.monotonic() - begun
-        left = f", about {duration(seconds * (1 - done) / done)} left" if done > 0.02 and seconds > 1 else ""
+        left = f", about {write_duration(seconds * (1 - done) / done)} left" if done > 0.02 and seconds > 1 else ""
         meter(int(100 * done), note=stage.replace("_", " ") + left)
 
     return show_stage
@@ -75,11 +75,11 @@ class Pace:
         if now > began and tokens > first_tokens:
             said.append(f"{(tokens - first_tokens) / (now - began):,.0f} a second")
         if now > began and share > first_share:
-            said.append(f"{duration((now - began) * (1 - share) / (share - first_share))} left")
+            said.append(f"{write_duration((now - began) * (1 - share) / (share - first_share))} left")
         return ", ".join(said)
 
 
-def duration(seconds: float) -> str:
+def write_duration(seconds: float) -> str:
     """Seconds as people say them, rounded."""
     whole = round(seconds)
     if whole < 60:

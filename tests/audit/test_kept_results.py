@@ -5,7 +5,7 @@ import pytest
 
 from audit_material import privatized_view, public_of, scattered_vocabulary
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.audit import audit
+from rapt.audit.audit import audit_view
 from rapt.audit.kept_results import keep_results
 
 FAST = [name for name, attack in ATTACKS.items() if attack.fast]
@@ -34,11 +34,11 @@ def test_an_audit_that_was_stopped_goes_on_and_gives_the_same_report(audited, tm
     view, truth = audited
     kept = keep_results(tmp_path / "kept", view, truth, seed=1)
     with pytest.raises(Stopped):
-        audit(view, truth, attacks=FAST, seed=1, kept=kept, on_progress=stop_at("bound"))
+        audit_view(view, truth, attacks=FAST, seed=1, kept=kept, on_progress=stop_at("bound"))
     held = {path.name for path in kept.folder.iterdir()}
     assert {"channel.npz", "bayes.json", "context.json", "embedding_inversion.json"} <= held
     shares = {}
-    again = audit(
+    again = audit_view(
         view,
         truth,
         attacks=FAST,
@@ -47,7 +47,7 @@ def test_an_audit_that_was_stopped_goes_on_and_gives_the_same_report(audited, tm
         on_progress=lambda name, share: shares.setdefault(name, []).append(share),
     )
     assert shares["context"] == [0, 1], "a kept attack is not run again"
-    whole = audit(view, truth, attacks=FAST, seed=1)
+    whole = audit_view(view, truth, attacks=FAST, seed=1)
     assert [result.score for result in again.results] == [result.score for result in whole.results]
     assert again.bound == whole.bound
     (kept.folder / "mine.txt").write_text("mine")
@@ -62,13 +62,13 @@ def test_an_audit_that_was_stopped_goes_on_and_gives_the_same_report(audited, tm
 def test_another_audit_does_not_use_what_was_kept(what, audited, tmp_path):
     view, truth = audited
     kept = keep_results(tmp_path, view, truth, seed=1)
-    audit(view, truth, seed=1, attacks=["bayes"], kept=kept)
+    audit_view(view, truth, seed=1, attacks=["bayes"], kept=kept)
     other = (
         privatized_view(scattered_vocabulary(size=40), np.arange(200) % 40, eta=6.0)[1] if what == "truth" else truth
     )
     foreign = keep_results(tmp_path, view, other, seed=2 if what == "seed" else 1)
     assert foreign.read_channel() is None
-    assert foreign.read("bayes", type(audit(view, truth, attacks=["bayes"]).results[0])) is None
+    assert foreign.read("bayes", type(audit_view(view, truth, attacks=["bayes"]).results[0])) is None
 
 
 def test_a_damaged_file_counts_as_none(audited, tmp_path):

@@ -72,8 +72,8 @@ def results(tmp_path_factory):
 def test_every_cell_is_run_once(results):
     path, rows = results
     models = [row for row in rows if isinstance(row, ModelRow)]
-    assert len(models) == len(set(PLAN.cells())) == 10
-    assert {row.cell for row in models} == set(PLAN.cells())
+    assert len(models) == len(set(PLAN.list_cells())) == 10
+    assert {row.cell for row in models} == set(PLAN.list_cells())
     assert len(path.read_text().splitlines()) == len(rows) == 12
 
 
@@ -125,9 +125,9 @@ def test_results_of_other_texts_or_another_plan_are_not_mixed(results, tmp_path)
 
 
 def test_comparisons_of_single_texts_begun_before_there_were_pairs_go_on():
-    # Frozen: `SPLIT.digest` and `PLAN.setting(SPLIT)` before there was `--text-column-2`.
+    # Frozen: `SPLIT.digest` and `PLAN.digest_setting(SPLIT)` before there was `--text-column-2`.
     assert SPLIT.digest == "2738822a963d6903ab42dd12ed2aeaaf00cb49c0ec0a065e581581d1d8dbb52d"
-    assert PLAN.setting(SPLIT) == "3ea168747985888c"
+    assert PLAN.digest_setting(SPLIT) == "3ea168747985888c"
 
 
 def test_processes_give_the_numbers_of_one(results, tmp_path):
@@ -167,7 +167,7 @@ def test_public_sentences_take_the_place_of_plain_tokens_and_of_nothing_else():
     vocabulary = load_vocabulary("bert-tiny")
     files = FileMaker(plan, vocabulary, PUBLIC)
     file = files.training(SPLIT.training, eta=80.0, seed=0)
-    changed, other = (files.with_sentences(file, eta=80.0, seed=(0, draw)) for draw in (0, 1))
+    changed, other = (files.put_sentences(file, eta=80.0, seed=(0, draw)) for draw in (0, 1))
     beginnings = {tuple(ids[:4]) for ids in vocabulary.encode([PUBLIC[0], PUBLIC[2]])}
     assert {record.plain_tokens for record in changed.records} == beginnings
     assert set(changed.manifest.plain_tokens.pool) == {token for words in beginnings for token in words}
@@ -176,7 +176,7 @@ def test_public_sentences_take_the_place_of_plain_tokens_and_of_nothing_else():
     noisy = [record.privatized_plain_tokens for record in changed.records]
     assert noisy != [record.plain_tokens for record in changed.records]
     assert noisy != [record.privatized_plain_tokens for record in other.records]
-    quiet = files.with_sentences(file, eta=10_000.0, seed=(0, 0))
+    quiet = files.put_sentences(file, eta=10_000.0, seed=(0, 0))
     assert all(record.privatized_plain_tokens == record.plain_tokens for record in quiet.records)
 
 
@@ -204,10 +204,10 @@ def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
     assert len(rows) == 2
     assert rows[0].right == rows[1].right
     moved = replace(plan, denoised=str(folders[1]))
-    assert moved.setting(SPLIT) == plan.setting(SPLIT)
-    assert replace(plan, denoised=None, arms=(PROMPT,)).setting(SPLIT) != plan.setting(SPLIT)
+    assert moved.digest_setting(SPLIT) == plan.digest_setting(SPLIT)
+    assert replace(plan, denoised=None, arms=(PROMPT,)).digest_setting(SPLIT) != plan.digest_setting(SPLIT)
     with pytest.raises(UsageError, match="--denoised must be a folder that rapt denoise made"):
-        replace(plan, denoised=str(tmp_path)).setting(SPLIT)
+        replace(plan, denoised=str(tmp_path)).digest_setting(SPLIT)
 
 
 def test_arms_that_need_no_denoised_backbone_are_not_run_again_for_one(results, tmp_path):
@@ -226,7 +226,7 @@ def test_arms_that_need_no_denoised_backbone_are_not_run_again_for_one(results, 
     other = replace(plan, denoised=str(folder))
     with pytest.raises(UsageError, match="results of one file must be of one setting"):
         run_comparison(other, SPLIT, results=path)
-    path.write_text(path.read_text().replace(plan.setting(SPLIT, denoised=False), plan.setting(SPLIT)))
+    path.write_text(path.read_text().replace(plan.digest_setting(SPLIT, denoised=False), plan.digest_setting(SPLIT)))
     run_comparison(plan, SPLIT, results=path, on_row=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (16, 16)
 

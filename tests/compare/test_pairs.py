@@ -80,7 +80,7 @@ def test_without_privacy_both_texts_are_as_they_were_written(files):
 def test_the_oracle_is_told_of_both_texts(files):
     file = files.training(SPLIT.training, eta=80.0, seed=0)
     told = files.unchanged_only(SPLIT.training, file)
-    clear = [ids for record in files.contents(SPLIT.training) for ids in record]
+    clear = [ids for record in files.tokenize(SPLIT.training) for ids in record]
     shortened = 0
     for ids, before, after in zip(clear, of_both(file.records), of_both(told.records), strict=True):
         assert after == (tuple(a for a, b in zip(before, ids, strict=True) if a == b) or before[:1])
@@ -94,7 +94,7 @@ def test_both_texts_of_a_pair_are_attacked(files):
     for texts in (SPLIT.training, replace(SPLIT.training, seconds=())):
         bench = open_bench(PLAN, replace(SPLIT, training=texts), threads=1)
         attacked[texts.pairs] = bench.attack(AttackCell(eta=80.0, attacks=("embedding_inversion",), tokens=10**6))
-    lengths = [[len(ids) for ids in record] for record in files.contents(SPLIT.training)]
+    lengths = [[len(ids) for ids in record] for record in files.tokenize(SPLIT.training)]
     seconds = attacked[True].tokens - attacked[False].tokens
     # The same half of the records is attacked in both: at least as many tokens as the shortest second texts have.
     assert seconds >= sum(sorted(second for _, second in lengths)[:24])
@@ -104,7 +104,7 @@ def test_both_texts_of_a_pair_are_attacked(files):
 
 def test_results_of_heads_on_the_mean_of_both_texts_are_not_mixed_with_those_of_heads_that_compare():
     # Frozen: the setting of this plan and these texts before heads compared.
-    assert PLAN.setting(SPLIT) != "6200031bd53d7ac5"
+    assert PLAN.digest_setting(SPLIT) != "6200031bd53d7ac5"
 
 
 def test_every_arm_runs_on_pairs(tmp_path):

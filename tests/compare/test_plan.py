@@ -50,7 +50,7 @@ def test_linear_probing_is_an_arm_and_not_what_arms_change():
 
 
 def test_clean_text_is_run_once_a_seed_whatever_the_etas():
-    cells = list(plan(etas=(50.0, 75.0), seeds=(0, 1), arms=(CLEAN, RAPT)).cells())
+    cells = list(plan(etas=(50.0, 75.0), seeds=(0, 1), arms=(CLEAN, RAPT)).list_cells())
     assert [(cell.arm, cell.eta, cell.seed) for cell in cells] == [
         (CLEAN, None, 0),
         (RAPT, 50.0, 0),
@@ -83,9 +83,9 @@ def test_a_plan_that_cannot_be_run_is_refused(changes, message):
 
 
 def test_further_cells_keep_the_setting_and_whatever_changes_a_number_changes_it():
-    setting = plan().setting(SPLIT)
-    assert plan(etas=(50.0, 75.0), seeds=(0, 9), arms=(RAPT,)).setting(SPLIT) == setting
-    assert plan().setting(replace(SPLIT, public=("a film",))) != setting
+    setting = plan().digest_setting(SPLIT)
+    assert plan(etas=(50.0, 75.0), seeds=(0, 9), arms=(RAPT,)).digest_setting(SPLIT) == setting
+    assert plan().digest_setting(replace(SPLIT, public=("a film",))) != setting
     for changes in (
         {"weight": 0.2},
         {"epochs": 4},
@@ -94,7 +94,7 @@ def test_further_cells_keep_the_setting_and_whatever_changes_a_number_changes_it
         {"plain_drawn": "file"},
         {"precision": "bfloat16"},
     ):
-        assert plan(**changes).setting(SPLIT) != setting
+        assert plan(**changes).digest_setting(SPLIT) != setting
 
 
 def test_plain_tokens_are_a_files_or_a_records_as_the_plan_says():

@@ -69,7 +69,7 @@ def test_seeds_take_turns_to_judge_on_each_fifth(training):
     judged = [text for turn in found.turns for text in turn.evaluation.texts]
     assert len(judged) == len(set(judged)) == 20
     for seed in range(10):
-        turn = found.of(seed)
+        turn = found.turn_of(seed)
         assert turn is found.turns[seed % 5]
         assert len(turn.training) == 16
         assert not set(turn.training.texts) & set(turn.evaluation.texts)

@@ -49,7 +49,7 @@ def trained(texts, vocabulary):
 
 def test_a_student_begins_as_its_teacher(texts):
     with torch.no_grad():
-        agreement = Student("bert-tiny").agreement(texts.held_out, texts.held_out)
+        agreement = Student("bert-tiny").measure_agreement(texts.held_out, texts.held_out)
     assert agreement.loss.item() < 1e-8
 
 
@@ -69,8 +69,8 @@ def test_the_measure_tells_a_text_from_another(trained, texts, vocabulary):
     assert len(clear) > 5
     noisy = privatize(mechanism, clear, rng=np.random.default_rng(0))
     with torch.no_grad():
-        own = student.agreement(clear, noisy).text
-        wrong = student.agreement(clear, [*noisy[1:], noisy[0]]).text
+        own = student.measure_agreement(clear, noisy).text
+        wrong = student.measure_agreement(clear, [*noisy[1:], noisy[0]]).text
     assert wrong > own + 0.1
 
 

@@ -52,7 +52,7 @@ class AttributeResult:
     """What is inferred about one column.
 
     Attributes:
-        column: Its name.
+        column: Name of the column.
         values: Number of different values.
         texts: Number of texts.
         chance: Share of the most frequent value: the best guess without the text.
@@ -69,7 +69,7 @@ class AttributeResult:
 
     @property
     def advantage(self) -> float:
-        """Of the strongest attacker, over the best guess without the text."""
+        """How far the strongest attacker is above the best guess without the text."""
         return self.attackers[0].first.value - self.chance
 
 
@@ -89,7 +89,7 @@ def infer_attribute(
         view: What the service sees.
         truth: The clear texts: those of other folds are the attacker's own, and their values.
         values: Values of the column, one for each record.
-        column: Its name, for the report.
+        column: Name of the column, for the report.
         seed: Seed of the folds and of the attacker's own noise.
         folds: K.
         on_progress: Called with the share done.

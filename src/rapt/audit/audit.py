@@ -11,8 +11,14 @@ from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.channels import explain_unknown_channel
 from rapt.audit.intervals import Share
-from rapt.audit.judge.detail import Detail, detail
-from rapt.audit.judge.scoring import ContextFreeBound, TokenScore, compute_context_free_bound, score, unchanged_share
+from rapt.audit.judge.detail import Detail, score_in_detail
+from rapt.audit.judge.scoring import (
+    ContextFreeBound,
+    TokenScore,
+    compute_context_free_bound,
+    score_guess,
+    unchanged_share,
+)
 from rapt.audit.kept_results import KeptResults
 from rapt.audit.truth import Truth, sample_records
 from rapt.audit.view import PART_NAMES, AdversaryView
@@ -27,9 +33,9 @@ class AttackResult:
     """One attack on one file.
 
     Attributes:
-        attack: Its name in `ATTACKS`.
-        title, uses, source: As `Attack`.
-        score: What it recovered.
+        attack: Name of the attack in `ATTACKS`.
+        title, uses, source: Description of the attack, from `Attack`.
+        score: Recovery of the tokens.
         remarks: What a reader must know, as in `Guess`.
         uses_context: Whether it uses context, as in `Attack`.
         records: That it was given, with all of their texts; `score` counts their tokens.
@@ -67,7 +73,7 @@ class AuditReport:
         model: Name of the vocabulary's model.
         vocabulary_hash: Hash of the table that eta belongs to.
         mechanism: Name of the mechanism.
-        eta: Its slope, 1/distance.
+        eta: Slope of the mechanism, 1/distance.
         insecure: Whether the noise came from a seed that anyone can replay.
         records, tokens: Attacked.
         learned_from: The attacker's own texts, in words; None when he had none.
@@ -111,7 +117,7 @@ class AuditReport:
         return max(self.results, key=lambda result: result.score.all_tokens.first.value)
 
 
-def audit(
+def audit_view(
     view: AdversaryView,
     truth: Truth,
     *,
@@ -207,11 +213,11 @@ def _attack(
         title=attack.title,
         uses=attack.uses,
         source=attack.source,
-        score=score(guess, view=desk.view, truth=truth),
+        score=score_guess(guess, view=desk.view, truth=truth),
         remarks=(*remarks, *guess.remarks),
         uses_context=attack.uses_context,
         records=len(desk.view.records),
-        detail=detail(guess, view=desk.view, truth=truth),
+        detail=score_in_detail(guess, view=desk.view, truth=truth),
         seconds=round(time.monotonic() - started, 1),
         cpu_seconds=round(time.process_time() - cpu, 1),
     )

@@ -90,7 +90,7 @@ class SimulatedSuccess:
 
         Args:
             make: The mechanism at an η.
-            vocabulary: Its vocabulary.
+            vocabulary: Vocabulary of the mechanism.
             weighting: Weighting of the tokens; the attacker knows it.
             trials: Tokens to privatize for each η.
             rng: Gives the key of the draws.
@@ -118,7 +118,7 @@ class SimulatedSuccess:
             channel = estimate_channel(
                 mechanism.setting, self._vocabulary.bundle, outputs=outputs, prior=self._prior, rng=of_channel
             )
-            guessed = channel.ranked(self._prior)[:, 0][place]
+            guessed = channel.rank_sources(self._prior)[:, 0][place]
             self._found[eta] = float((guessed == self._tokens).mean())
             if self._on_progress is not None:
                 self._on_progress(len(self._found))
@@ -140,7 +140,7 @@ def calibrate_success(
 
     Args:
         make: The mechanism at an η.
-        vocabulary: Its vocabulary.
+        vocabulary: Vocabulary of the mechanism.
         success: Target, between 0 and 1.
         weighting: Weighting of the tokens; the attacker knows it.
         rng: Source of the draws; nothing private depends on it.

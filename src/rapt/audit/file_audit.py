@@ -11,9 +11,9 @@ from typing import Final
 
 from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
 from rapt.audit.attributes import AttributeResult, infer_attribute
-from rapt.audit.audit import audit
+from rapt.audit.audit import audit_view
 from rapt.audit.formal import measure_formal_side
-from rapt.audit.judge.detail import explain_missing_entities, with_entities
+from rapt.audit.judge.detail import add_entities, explain_missing_entities
 from rapt.audit.kept_results import keep_results
 from rapt.audit.known_plaintext import known_plaintext
 from rapt.audit.report import write_report
@@ -164,7 +164,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     kept = None if plan.out is None else keep_results(plan.out / "unfinished", view, truth, seed=plan.seed)
     weights = {name: ATTACKS[name].weight if name in ATTACKS else 0.0 for name in plan.attacks_to_run}
     with narrator.meter("attacking", total=100, unit="%") as meter:
-        found = audit(
+        found = audit_view(
             view,
             truth,
             attacks=plan.attacks_to_run,
@@ -217,7 +217,7 @@ def _find_entities(plan: AuditPlan, view: AdversaryView, truth: Truth, *, narrat
         return truth
     records = read_corpus(plan.original, text_column=plan.text_column, label_column=None)
     with narrator.meter("finding entities", total=100, unit="%") as meter:
-        return with_entities(
+        return add_entities(
             view,
             truth,
             [record.text for record in records],

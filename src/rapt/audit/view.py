@@ -131,7 +131,7 @@ def make_prior_from_counts(counts: NDArray[np.int64], bundle: VocabularyBundle, 
 
     Args:
         counts: Occurrences of each row of the table, (V,).
-        bundle: Whose table it is.
+        bundle: Vocabulary of the table.
         source: In words, for the report.
 
     Raises:

@@ -118,7 +118,9 @@ def audit_model(
     ] = "1,3,10,30",
     attacks: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Of membership, words, canaries and releases; default: all."),
+        typer.Option(
+            metavar="A,B,...", help="Parts of the audit: membership, words, canaries, releases. Default: all."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that the audit draws.")] = 0,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the processor.")] = 1,

@@ -54,11 +54,14 @@ def compare(
         str | None, typer.Option(metavar="A,B,...", help="What is compared; default: all arms that can be.")
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Models for each arm and η.")] = 5,
-    privatizations: Annotated[int, typer.Option(min=1, help="Of the texts to judge on, for each model.")] = 3,
+    privatizations: Annotated[
+        int, typer.Option(min=1, help="Privatizations of the texts to judge on, for each model.")
+    ] = 3,
     plain_tokens: Annotated[int, typer.Option(min=0, help="m, before each text.")] = 20,
     plain_pool: Annotated[int, typer.Option(min=1, help="|T|, how many they are drawn from.")] = 500,
     plain_tokens_drawn: Annotated[
-        Drawn, typer.Option(help="Once for the file, as in the paper, or anew for each record.")
+        Drawn,
+        typer.Option(help="When plain tokens are drawn: once for the file, as in the paper, or anew for each record."),
     ] = Drawn.RECORD,
     weight: Annotated[float, typer.Option(min=0, help="λ of the arms that reconstruct.")] = 0.1,
     method: Annotated[str, typer.Option(help="As `rapt tune` has them.")] = "prompt_tuning",
@@ -66,7 +69,8 @@ def compare(
     prompt_length: Annotated[int, typer.Option(min=1, help="P.")] = 10,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the method's own.")] = None,
     precision: Annotated[
-        Precision, typer.Option(help="Of the backbones; bfloat16 is several times as fast on some processors.")
+        Precision,
+        typer.Option(help="Number format of the backbones; bfloat16 is several times as fast on some processors."),
     ] = Precision.FLOAT32,
     attacks: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Also attack each η, for the curve over recovered tokens.")

@@ -26,9 +26,9 @@ def denoise(
     soft_embeddings: Annotated[
         bool, typer.Option("--soft-embeddings", help="Also show the model, for each word, the mean of what it may be.")
     ] = False,
-    precision: Annotated[ChosenPrecision, typer.Option(help="To compute in; auto takes what is faster here.")] = (
-        ChosenPrecision.AUTO
-    ),
+    precision: Annotated[
+        ChosenPrecision, typer.Option(help="Number format to compute in; auto takes the faster one.")
+    ] = (ChosenPrecision.AUTO),
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of order and noise.")] = 0,
     as_json: AsJson = False,

@@ -60,18 +60,18 @@ class Bench:
         Raises:
             TuningError: The model cannot be trained, or its loss is not finite.
         """
-        arm, plan, split = ARMS[cell.arm], self.plan, self.split.of(cell.seed)
+        arm, plan, split = ARMS[cell.arm], self.plan, self.split.turn_of(cell.seed)
         file = arm.change_file(self.files.training(split.training, eta=cell.eta, seed=cell.seed), cell.seed)
-        config = arm.configure(plan.config(seed=cell.seed), plan.weight, plan.plain_tokens)
+        config = arm.configure(plan.make_config(seed=cell.seed), plan.weight, plan.plain_tokens)
         backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
-        training = self.reading(cell, split.training, file, place=0)
+        training = self.change_file(cell, split.training, file, place=0)
         start = time.perf_counter()
         adapter = tune(backbone, training, config=config)
         seconds = time.perf_counter() - start
         judged = self.files.evaluation(split.evaluation, eta=cell.eta, seed=cell.seed)
         right = np.zeros(len(split.evaluation), dtype=np.int64)
         for place, queries in enumerate(judged, start=1):
-            right += judge_answers(backbone, adapter, self.reading(cell, split.evaluation, queries, place=place))
+            right += judge_answers(backbone, adapter, self.change_file(cell, split.evaluation, queries, place=place))
         return ModelRow(
             setting=self.denoised_setting if arm.denoised else self.setting,
             arm=cell.arm,
@@ -82,7 +82,7 @@ class Bench:
             seconds=round(seconds, 1),
         )
 
-    def reading(self, cell: Cell, texts: LabelledTexts, file: PrivatizedFile, *, place: int) -> PrivatizedFile:
+    def change_file(self, cell: Cell, texts: LabelledTexts, file: PrivatizedFile, *, place: int) -> PrivatizedFile:
         """The file as the model of a cell is given it.
 
         Args:
@@ -93,7 +93,7 @@ class Bench:
         """
         arm = ARMS[cell.arm]
         if arm.sentences and cell.eta is not None:
-            file = self.files.with_sentences(file, eta=cell.eta, seed=(cell.seed, place))
+            file = self.files.put_sentences(file, eta=cell.eta, seed=(cell.seed, place))
         if arm.unchanged_only:
             file = self.files.unchanged_only(texts, file)
         return file
@@ -103,12 +103,12 @@ class Bench:
 
         Both texts of a pair are attacked, each by itself.
         """
-        from rapt.audit.audit import audit
+        from rapt.audit.audit import audit_view
         from rapt.audit.truth import lend_texts, match_truth, sample_records
         from rapt.audit.view import adversary_view
 
         seed = self.plan.seeds[0]
-        vocabulary, texts = self.files.vocabulary, self.split.of(seed).training
+        vocabulary, texts = self.files.vocabulary, self.split.turn_of(seed).training
         view = adversary_view(self.files.training(texts, eta=cell.eta, seed=seed), vocabulary.bundle)
         seconds: dict[Part, list[list[int]]] = {"second": vocabulary.encode(texts.seconds)} if texts.pairs else {}
         truth = match_truth(view, vocabulary.encode(texts.texts), others=seconds)
@@ -116,7 +116,7 @@ class Bench:
         # Half of the texts are the attacker's own: without any in clear, those who use context could not begin.
         view, truth = lend_texts(view, truth, share=0.5, seed=seed)
         view, truth = sample_records(view, truth, tokens=cell.tokens, seed=seed)
-        found = audit(view, truth, attacks=cell.attacks, seed=seed)
+        found = audit_view(view, truth, attacks=cell.attacks, seed=seed)
         recovered = found.strongest.score.all_tokens.first
         return AttackRow(
             setting=self.setting,
@@ -168,8 +168,8 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     return Bench(
         plan=plan,
         split=split,
-        setting=plan.setting(split, denoised=False),
-        denoised_setting=plan.setting(split),
+        setting=plan.digest_setting(split, denoised=False),
+        denoised_setting=plan.digest_setting(split),
         backbone=backbone,
         denoised=denoised,
         files=files,
@@ -202,9 +202,9 @@ def run_comparison(
         UsageError: The file holds results of another plan or of other texts.
         RaptError: A cell cannot be run; those that were done are kept.
     """
-    settings = {plan.setting(split, denoised=needed) for needed in (False, True)}
+    settings = {plan.digest_setting(split, denoised=needed) for needed in (False, True)}
     with open_results(results, settings=settings) as file:
-        wanted: list[Task] = [*plan.list_attacks(), *plan.cells()]
+        wanted: list[Task] = [*plan.list_attacks(), *plan.list_cells()]
         done = {row.cell for row in file.rows}
         left = [task for task in wanted if task not in done]
         on_row(len(wanted) - len(left), len(wanted))

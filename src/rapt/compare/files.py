@@ -77,14 +77,14 @@ class FileMaker:
     def unchanged_only(self, texts: LabelledTexts, file: PrivatizedFile) -> PrivatizedFile:
         """The file without the tokens that were changed. A text of which nothing is left keeps its first token."""
         records = []
-        for (first, *others), record in zip(self.contents(texts), file.records, strict=True):
+        for (first, *others), record in zip(self.tokenize(texts), file.records, strict=True):
             told = replace(record, token_ids=_kept(record.token_ids, first))
             for second in others:
                 told = replace(told, second_token_ids=_kept(record.second_token_ids or (), second))
             records.append(told)
         return PrivatizedFile(manifest=_counted(file.manifest, records), records=tuple(records))
 
-    def with_sentences(self, file: PrivatizedFile, *, eta: float, seed: tuple[int, int]) -> PrivatizedFile:
+    def put_sentences(self, file: PrivatizedFile, *, eta: float, seed: tuple[int, int]) -> PrivatizedFile:
         """The file with pieces of public sentences in the place of its plain tokens; its texts stay as they are."""
         rng = np.random.default_rng([_SENTENCES, *seed])
         plain = self.sentences[rng.integers(len(self.sentences), size=len(file.records))]
@@ -115,7 +115,7 @@ class FileMaker:
                 "give --public FILE"
             )
 
-    def contents(self, texts: LabelledTexts) -> list[list[list[int]]]:
+    def tokenize(self, texts: LabelledTexts) -> list[list[list[int]]]:
         """The tokens in clear of each record's one or two texts."""
         return [list(record) for record in zip(*(self.vocabulary.encode(part) for part in texts.parts), strict=True)]
 
@@ -143,7 +143,7 @@ class FileMaker:
     def _clear(self, texts: LabelledTexts) -> PrivatizedFile:
         records = [
             PrivatizedRecord(token_ids=tuple(first), label=label, second_token_ids=tuple(others[0]) if others else None)
-            for (first, *others), label in zip(self.contents(texts), texts.labels, strict=True)
+            for (first, *others), label in zip(self.tokenize(texts), texts.labels, strict=True)
         ]
         # Infinite: a setting that no wire format can write, so this file cannot leave the process.
         manifest = Manifest(

@@ -57,7 +57,7 @@ class Arm:
         sentences: Whether its plain tokens are public sentences, which the comparison must be given.
         denoised: Whether it stands on the plan's denoised backbone.
         configure: From the common run, λ and m, this arm's run.
-        change_file: What it does to the training file; most do nothing.
+        change_file: Change of the training file; most do nothing.
     """
 
     says: str
@@ -196,13 +196,13 @@ class ComparisonPlan:
     Attributes:
         model: Backbone, a name in `PUBLIC_MODELS` or a folder.
         mechanism: Name in `MECHANISMS`.
-        options: Its options; not η.
+        options: Options of the mechanism; not η.
         etas: Settings of η, 1/distance.
         seeds: One model each for every arm and η. A seed fixes the privatization of the training text, those of the
             evaluation text, initialization and order, so arms with one seed meet identical files.
         arms: Names in `ARMS`; without `denoised` those that need it must be left out.
         denoised: Folder that `rapt denoise` made from the model; None where there is none.
-        privatizations: Of the evaluation text for each model; every model of one seed answers the same ones.
+        privatizations: Releases of the evaluation text for each model; every model of one seed answers the same ones.
         plain_tokens: m, before each text.
         plain_pool: How many tokens they are drawn from, |T|.
         plain_drawn: Whether each record has plain tokens of its own, or a file has one list, as in the paper.
@@ -267,9 +267,9 @@ class ComparisonPlan:
             raise UsageError("every seed must be at least 0; leave the others out")
         if self.plain_tokens < 1 and any(ARMS[name].plain_tokens for name in self.arms):
             raise UsageError(f"arms with plain tokens need some, got plain_tokens={self.plain_tokens}; raise it")
-        self.config(seed=0)
+        self.make_config(seed=0)
 
-    def cells(self) -> Iterator[Cell]:
+    def list_cells(self) -> Iterator[Cell]:
         """Every model of the plan, seed after seed: cut short, it is still a comparison."""
         for seed in self.seeds:
             for name in self.arms:
@@ -285,7 +285,7 @@ class ComparisonPlan:
         for eta in self.etas if self.attacks else ():
             yield AttackCell(eta=eta, attacks=self.attacks, tokens=self.attack_tokens)
 
-    def config(self, *, seed: int) -> TuningConfig:
+    def make_config(self, *, seed: int) -> TuningConfig:
         """The run that all arms start from.
 
         Raises:
@@ -302,7 +302,7 @@ class ComparisonPlan:
             seed=seed,
         )
 
-    def setting(self, split: Split, *, denoised: bool = True) -> str:
+    def digest_setting(self, split: Split, *, denoised: bool = True) -> str:
         """A digest of all that changes a number, and of the texts; results with another one are not mixed.
 
         What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.

@@ -65,13 +65,13 @@ def list_attacks(summary: Summary) -> list[list[str]]:
     return lines
 
 
-def markdown(cells: Sequence[Sequence[str]]) -> str:
+def write_markdown(cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table; the first line of the cells is its header."""
     rows = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 
 
-def latex(cells: Sequence[Sequence[str]]) -> str:
+def write_latex(cells: Sequence[Sequence[str]]) -> str:
     """A LaTeX `tabular` in the style of `booktabs`; the first line of the cells is its header."""
     rows = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in cells]
     columns = "l" * len(cells[0])
@@ -89,18 +89,18 @@ def _percent(mean: Mean) -> list[str]:
 
 def _difference(item: Difference) -> list[str]:
     mean = item.points
-    each = ", ".join(signed(value) for value in mean.each_seed)
-    return [f"{item.arm} − {item.other}", signed(mean.value), write_signed_interval(mean), each]
+    each = ", ".join(write_signed(value) for value in mean.each_seed)
+    return [f"{item.arm} − {item.other}", write_signed(mean.value), write_signed_interval(mean), each]
 
 
-def signed(points: float) -> str:
+def write_signed(points: float) -> str:
     """A difference with its sign, in typography's minus."""
     return f"{points:+.1f}".replace("-", "−")
 
 
 def write_signed_interval(mean: Mean) -> str:
     """Both ends with their signs."""
-    return f"{signed(mean.low)} to {signed(mean.high)}"
+    return f"{write_signed(mean.low)} to {write_signed(mean.high)}"
 
 
 def _eta(eta: float | None) -> str:
@@ -143,7 +143,7 @@ def _seeds(count: int) -> str:
 
 def _says(item: Difference) -> str:
     points = item.points
-    amount = f"{signed(points.value)} points ({write_signed_interval(points)}, {_seeds(len(item.seeds))})"
+    amount = f"{write_signed(points.value)} points ({write_signed_interval(points)}, {_seeds(len(item.seeds))})"
     if points.low > 0:
         return f"helped: {amount}"
     if points.high < 0:
@@ -166,7 +166,7 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Page:
+class ComparisonPage:
     """Everything that the page shows."""
 
     title: str
@@ -206,13 +206,13 @@ def write_comparison(
     tables = _tables(summary)
     denoised = None if plan.denoised is None else digest_weights(plan.denoised)
     model = Path(plan.model).name  # where it lies is nobody's business
-    page = Page(
+    page = ComparisonPage(
         title=title,
         created=created,
         created_by=f"rapt {__version__}",
         plan=plan,
         model=model,
-        setting=plan.setting(split),
+        setting=plan.digest_setting(split),
         training=f"{len(split.training):,} {'pairs' if split.training.pairs else 'texts'}",
         evaluation=f"{len(split.evaluation):,}" + (f" each seed, in {len(split.turns)} turns" if split.further else ""),
         verdict=tuple(draw_conclusions(summary)),
@@ -239,9 +239,9 @@ def write_comparison(
     try:
         for name, content in (
             (VALUES, json.dumps(values, indent=1, allow_nan=False) + "\n"),
-            (MARKDOWN, "\n".join(f"## {table.title}\n\n{markdown(table.cells)}" for table in tables)),
+            (MARKDOWN, "\n".join(f"## {table.title}\n\n{write_markdown(table.cells)}" for table in tables)),
             (CURVES, write_values(page.plots)),
-            (LATEX, "\n".join(latex(table.cells) for table in tables)),
+            (LATEX, "\n".join(write_latex(table.cells) for table in tables)),
             (PAGE, _template().render(page=page, drawing=drawing)),
         ):
             write_whole(folder / name, content)
@@ -329,7 +329,7 @@ def _tables(summary: Summary) -> tuple[Table, ...]:
 
 
 def _facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
-    config = plan.config(seed=0)
+    config = plan.make_config(seed=0)
     return (
         ("method", plan.method.replace("_", " ")),
         ("prompt length P", str(plan.prompt_length)),

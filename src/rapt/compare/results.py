@@ -27,7 +27,7 @@ class ModelRow:
 
     Attributes:
         setting: Digest of the plan and the texts; with the denoised backbone, if the arm needs it.
-        arm: Its name.
+        arm: Name of the arm.
         eta: 1/distance; None on clear text.
         seed: Seed of privatization, initialization and order.
         privatizations: Privatizations of the evaluation text that it answered, N.
@@ -45,7 +45,7 @@ class ModelRow:
 
     @property
     def cell(self) -> Cell:
-        """What it is the result of."""
+        """The cell that this is the result of."""
         return Cell(arm=self.arm, eta=self.eta, seed=self.seed)
 
 
@@ -79,7 +79,7 @@ class AttackRow:
 
     @property
     def cell(self) -> AttackCell:
-        """What it is the result of."""
+        """The cell that this is the result of."""
         return AttackCell(eta=self.eta, attacks=self.attacks, tokens=self.attack_tokens)
 
 

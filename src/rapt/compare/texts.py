@@ -67,7 +67,7 @@ class Split:
         """Every way that the texts are split in, this one first."""
         return (self, *self.further)
 
-    def of(self, seed: int) -> Split:
+    def turn_of(self, seed: int) -> Split:
         """How they are split for a seed: seeds take turns."""
         return self.turns[seed % len(self.turns)]
 

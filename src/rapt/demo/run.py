@@ -1,8 +1,7 @@
-"""Work of the trusted side that goes on while the service works: in a thread, because it shares the texts.
+"""The demo's story, step by step: a trusted side, a service in another process, and a look at what came out of it.
 
-The demo's report: the values of one run on the page that the audit room draws.
-
-The demo's story, step by step: a trusted side, a service in another process, and a look at what came out of it.
+The trusted side works in a thread while the service works, because it shares the texts. The report is the page that
+the audit room draws.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import independent_share
 from rapt.audit.report import HTML, JSON, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
+from rapt.command_line import rebuild_command
 from rapt.demo.leak_check import LeakCheck, search_folder
 from rapt.demo.plan import DemoPlan, DemoResult
 from rapt.demo.service_side import (
@@ -74,7 +74,7 @@ class Background(Generic[T]):
         self._thread.join(seconds)
 
     def result(self) -> T:
-        """Its result, once it has ended; its error is raised here."""
+        """The result of the work, once it has ended; an error of the work is raised here."""
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -113,7 +113,7 @@ def write_demo_report(
         created_by=f"rapt {__version__}",
         audit=audit,
         statement=side.statement.to_text(),
-        commands=(f"rapt demo --eta {plan.eta:g}",),
+        commands=(rebuild_command("demo", eta=plan.eta),),
         facts=_facts(plan, leak=leak, seconds=seconds),
         utility=Utility(
             task=f"Whether a tweet is positive or negative: tuned on {plan.training:,} tweets, asked about "
@@ -177,7 +177,7 @@ def run_demo(
     # Half of the cores each: the service and the trusted side compute at the same time.
     threads = max(1, (os.cpu_count() or 1) // 2)
     with ExitStack() as stack:
-        narrator.say("1/7 Starting the service: another process, with a folder of its own and no way told to any text")
+        narrator.say("1/7 Starting the service: another process, with a folder of its own and no path to any text")
         service = stack.enter_context(running_service(out / SERVICE, model=plan.model, threads=threads))
         narrator.say(f"    process {service.pid}, folder {out / SERVICE}")
         narrator.say(f"2/7 Privatizing {plan.training:,} tweets and {plan.queries:,} queries at eta = {plan.eta:g}")

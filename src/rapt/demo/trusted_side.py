@@ -18,7 +18,7 @@ from typing import Final
 import torch
 
 from rapt.audit.attacks import ATTACKS
-from rapt.audit.audit import AuditReport, audit
+from rapt.audit.audit import AuditReport, audit_view
 from rapt.audit.truth import match_truth, sample_records
 from rapt.audit.view import adversary_view, public_text
 from rapt.demo.data import CLASSES, Tweets, pick_public_tweets, pick_tweets, write_csv
@@ -231,4 +231,4 @@ def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[
     truth = match_truth(view, side.vocabulary.encode(side.training.texts))
     view, truth = sample_records(view, truth, tokens=plan.attacked_tokens, seed=plan.seed)
     fast = [name for name, attack in ATTACKS.items() if attack.fast]
-    return audit(view, truth, attacks=fast, seed=plan.seed, on_progress=on_progress)
+    return audit_view(view, truth, attacks=fast, seed=plan.seed, on_progress=on_progress)

@@ -95,7 +95,7 @@ class Student:
         """The parameters that are trained."""
         return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
 
-    def agreement(self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]]) -> Agreement:
+    def measure_agreement(self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]]) -> Agreement:
         """The errors on a batch; with a gradient to the student unless gradients are off.
 
         Args:

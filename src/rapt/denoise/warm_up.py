@@ -157,7 +157,7 @@ def warm_up(
     batches = draw_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng)
     for step, batch in enumerate(batches, start=1):
         noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
-        found = student.agreement(batch, noisy)
+        found = student.measure_agreement(batch, noisy)
         trainer.take(found.loss, rate=rise_and_fall(step, steps, rise=_RISE))
         on_step(step, steps, found)
     after = [_explained(student, texts.held_out, query) for query in queries]
@@ -168,5 +168,5 @@ def warm_up(
 
 @torch.no_grad()
 def _explained(student: Student, clear: Tokens, noisy: Tokens) -> float:
-    agreement = student.agreement(clear, noisy)
+    agreement = student.measure_agreement(clear, noisy)
     return 1.0 - agreement.text.item()

@@ -9,7 +9,7 @@ from scipy import stats
 from rapt.audit.artefact.membership import MembershipResult, NamedScore, score_membership
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_views
 from rapt.audit.artefact.memory import CanaryResult
-from rapt.audit.artefact.run import ArtefactFindings, evidence, holm
+from rapt.audit.artefact.run import ArtefactFindings, correct_by_holm, weigh_evidence_on_models
 from rapt.audit.report.artefact import state_artefact_verdict
 from significance import ALPHA
 
@@ -68,13 +68,13 @@ def audit_of_nothing(seed):
 
 def test_holm_corrects_as_by_hand():
     # 0.01 * 4, 0.02 * 3, 0.04 * 2; the last is not below the one before it.
-    assert holm([0.04, 0.01, 0.9, 0.02]) == pytest.approx((0.08, 0.04, 0.9, 0.06))
-    assert holm([0.5, 0.4]) == pytest.approx((0.8, 0.8))
-    assert holm([]) == ()
+    assert correct_by_holm([0.04, 0.01, 0.9, 0.02]) == pytest.approx((0.08, 0.04, 0.9, 0.06))
+    assert correct_by_holm([0.5, 0.4]) == pytest.approx((0.8, 0.8))
+    assert correct_by_holm([]) == ()
 
 
 def test_audits_of_nothing_are_accused_as_rarely_as_stated_and_the_smallest_p_would_accuse_them():
-    tests = [evidence(audit_of_nothing(seed), tuned_on="privatized") for seed in range(AUDITS)]
+    tests = [weigh_evidence_on_models(audit_of_nothing(seed), tuned_on="privatized") for seed in range(AUDITS)]
     assert all(len(made) == len(MEMBERSHIP_ATTACKS) + 6 for made in tests)
     accused = sum(made[0].corrected < LEVEL for made in tests)
     assert accused <= stats.binom.isf(ALPHA, AUDITS, LEVEL)
@@ -89,7 +89,7 @@ def test_a_model_that_remembers_is_named_in_the_headline_and_one_that_does_not_i
     nothing = audit_of_nothing(seed)
     assert state_artefact_verdict(nothing).headline.startswith("No attack tried")
     leaking = replace(nothing, membership=(membership(memory=3.0, rng=rng),))
-    assert evidence(leaking, tuned_on="privatized")[0].corrected < ALPHA
+    assert weigh_evidence_on_models(leaking, tuned_on="privatized")[0].corrected < ALPHA
     assert "shows whose texts" in state_artefact_verdict(leaking).headline
     repeated = replace(nothing, canaries=(canary(rng=rng, p=1e-9),))
     assert "remembers a sentence" in state_artefact_verdict(repeated).headline
@@ -109,4 +109,4 @@ def test_a_control_and_models_of_clear_text_are_no_tests_of_the_privatized_ones(
     found = replace(
         NOTHING, canaries=(canary(rng=rng, repetitions=0), replace(canary(rng=rng), tuned_on="clear"), canary(rng=rng))
     )
-    assert len(evidence(found, tuned_on="privatized")) == 1
+    assert len(weigh_evidence_on_models(found, tuned_on="privatized")) == 1

@@ -9,7 +9,7 @@ from rapt.audit.artefact.given import OwnersTexts, attack_given, fit_workshop, r
 from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS
 from rapt.audit.artefact.run import audit_adapter, weigh_evidence_on_adapter
 from rapt.audit.artefact.workshop import TokenTexts, Workshop
-from rapt.audit.report.artefact import ArtefactReport, not_tried, render_artefact_report, state_artefact_verdict
+from rapt.audit.report.artefact import ArtefactReport, list_not_tried, render_artefact_report, state_artefact_verdict
 from rapt.errors import AuditError, WireError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
@@ -74,7 +74,7 @@ def test_an_overfitted_adapter_shows_what_it_was_tuned_on_and_the_page_says_so(w
         ArtefactReport(title="A", created="2026-01-02", created_by="rapt test", findings=found)
     )
     assert "Check: AUC without memory" in page
-    assert all(name != "Your own adapter" for name, _ in not_tried(found))
+    assert all(name != "Your own adapter" for name, _ in list_not_tried(found))
 
 
 def test_an_adapter_that_had_none_of_the_texts_is_not_accused(workshop, vocabulary, owned):

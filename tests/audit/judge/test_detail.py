@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, several_texts_view
-from rapt.audit.judge.detail import bleu, detail, explain_missing_entities, with_entities
+from rapt.audit.judge.detail import add_entities, bleu, explain_missing_entities, score_in_detail
 from rapt.audit.truth import Truth, keep_records, match_truth
 from rapt.audit.view import Guess, adversary_view
 from rapt.errors import AuditError
@@ -27,7 +27,7 @@ from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
 def audited():
     tokens = np.random.default_rng(0).zipf(1.5, 400) % 60
     view, truth = privatized_view(scattered_vocabulary(size=60), tokens, eta=6.0)
-    return view, truth, detail(Guess(token_ids=view.observed[:, None]), view=view, truth=truth)
+    return view, truth, score_in_detail(Guess(token_ids=view.observed[:, None]), view=view, truth=truth)
 
 
 @pytest.mark.parametrize("parts", ["bands", "classes"])
@@ -48,7 +48,7 @@ def test_taking_what_is_seen_gains_nothing_over_what_is_seen(audited):
 
 def test_the_truth_itself_scores_one(audited):
     view, truth, _ = audited
-    found = detail(Guess(token_ids=truth.token_ids[:, None]), view=view, truth=truth)
+    found = score_in_detail(Guess(token_ids=truth.token_ids[:, None]), view=view, truth=truth)
     assert found.bleu == 1
     assert found.similarity == pytest.approx(1)
 
@@ -58,7 +58,7 @@ def test_what_is_recovered_of_each_text_of_a_record_is_told_apart():
     records = [([1, 2], [3], [4, 5]), ([6], [7, 8, 9], [10])]
     view, truth = several_texts_view(vocabulary, records, parts=("first", "second", "target"), eta=6.0)
     guess = np.where(np.isin(truth.token_ids, [3, 7, 8, 9, 10]), truth.token_ids, 0)
-    found = detail(Guess(token_ids=guess[:, None]), view=view, truth=truth)
+    found = score_in_detail(Guess(token_ids=guess[:, None]), view=view, truth=truth)
     assert [(group.name, group.first.value, group.first.n) for group in found.texts] == [
         ("first text", 0, 3),
         ("second text", 1, 4),
@@ -82,7 +82,7 @@ TEXTS = ("It rained all day.", "Barack Obama met Angela Merkel in Berlin.")
 
 
 def found_in(view, truth, first):
-    groups = detail(Guess(token_ids=np.asarray(first)[:, None]), view=view, truth=truth).entities
+    groups = score_in_detail(Guess(token_ids=np.asarray(first)[:, None]), view=view, truth=truth).entities
     return {group.name: (group.first.value, group.first.n) for group in groups}
 
 
@@ -140,7 +140,7 @@ def real():
 @pytest.mark.slow
 def test_spacy_finds_persons_and_places_and_they_are_laid_on_the_tokens(real):
     view, truth, vocabulary = real
-    found = with_entities(view, truth, TEXTS)
+    found = add_entities(view, truth, TEXTS)
     words = vocabulary.tokens(truth.token_ids.tolist())
     of_kind = {
         kind: [word for word, number in zip(words, found.entity, strict=True) if number == place]
@@ -156,7 +156,7 @@ def test_spacy_finds_persons_and_places_and_they_are_laid_on_the_tokens(real):
 def test_entities_of_a_part_are_found_in_the_texts_of_that_part(real):
     view, truth, _ = real
     part, its_truth = keep_records(view, truth, np.array([1]))
-    assert with_entities(part, its_truth, TEXTS).entity_kinds.count("PERSON") == 2
+    assert add_entities(part, its_truth, TEXTS).entity_kinds.count("PERSON") == 2
 
 
 @pytest.mark.slow
@@ -164,14 +164,14 @@ def test_entities_of_a_second_text_are_found_as_well(real):
     vocabulary = real[2]
     contents = vocabulary.encode(list(TEXTS))
     pairs, truth = several_texts_view(vocabulary, [contents], parts=("first", "second"), eta=1000.0)
-    found = with_entities(pairs, truth, TEXTS[:1], others={"second": TEXTS[1:]})
+    found = add_entities(pairs, truth, TEXTS[:1], others={"second": TEXTS[1:]})
     assert found.entity_kinds.count("PERSON") == 2
     with pytest.raises(AuditError, match="has a second text"):
-        with_entities(pairs, truth, TEXTS[:1])
+        add_entities(pairs, truth, TEXTS[:1])
 
 
 @pytest.mark.slow
 def test_texts_of_another_file_are_refused(real):
     view, truth, _ = real
     with pytest.raises(AuditError, match="must be those of the file"):
-        with_entities(view, truth, TEXTS[:1])
+        add_entities(view, truth, TEXTS[:1])

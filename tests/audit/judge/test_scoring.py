@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, view_of
-from rapt.audit.judge.scoring import score, unchanged_share
+from rapt.audit.judge.scoring import score_guess, unchanged_share
 from rapt.audit.view import Guess
 from rapt.errors import AuditError
 
@@ -21,7 +21,7 @@ def vocabulary():
 @pytest.fixture(scope="module")
 def scored(vocabulary):
     view, truth = view_of(vocabulary, TRUE, SEEN, eta=2.0)
-    return score(Guess(token_ids=np.array(GUESSED)), view=view, truth=truth)
+    return score_guess(Guess(token_ids=np.array(GUESSED)), view=view, truth=truth)
 
 
 def test_all_tokens_by_hand(scored):
@@ -47,7 +47,7 @@ def test_unchanged_tokens_by_hand(vocabulary):
 
 def test_a_file_in_which_nothing_changed_has_no_score_for_changed_tokens(vocabulary):
     view, truth = view_of(vocabulary, TRUE, TRUE, eta=2.0)
-    found = score(Guess(token_ids=np.array(GUESSED)), view=view, truth=truth)
+    found = score_guess(Guess(token_ids=np.array(GUESSED)), view=view, truth=truth)
     assert found.changed_tokens is None
     assert found.told_changed is None
 
@@ -55,4 +55,4 @@ def test_a_file_in_which_nothing_changed_has_no_score_for_changed_tokens(vocabul
 def test_a_guess_of_another_file_is_refused(vocabulary):
     view, truth = privatized_view(vocabulary, TRUE, eta=2.0)
     with pytest.raises(AuditError, match="of one file, got 2, 4 and 4 tokens"):
-        score(Guess(token_ids=np.array(GUESSED[:2])), view=view, truth=truth)
+        score_guess(Guess(token_ids=np.array(GUESSED[:2])), view=view, truth=truth)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from audit_material import markov_chain, markov_texts, zipf_prior
-from rapt.audit.language.ngram import fit_ngram, posteriors
+from rapt.audit.language.ngram import compute_posteriors, fit_ngram
 from rapt.errors import AuditError
 
 TEXTS = [np.array(text) for text in ([0, 1, 2], [0, 1, 1], [3, 0, 1], [0, 2])]
@@ -106,7 +106,7 @@ def test_the_sums_are_those_over_all_paths(order, rng):
     candidates[:, -1] = np.where(rng.random(n) < 0.5, model.anything, candidates[:, -1])
     evidence = rng.normal(0, 2, (n, 3))
     evidence[rng.random(n) < 0.3, 1] = -np.inf
-    found = np.exp(posteriors(candidates, evidence, lengths=lengths, model=model))
+    found = np.exp(compute_posteriors(candidates, evidence, lengths=lengths, model=model))
     start = 0
     for length in lengths:
         part = slice(start, start + int(length))
@@ -120,8 +120,8 @@ def test_many_texts_at_once_give_what_each_gives_alone(rng):
     n = int(lengths.sum())
     candidates = np.array([rng.permutation(V)[:4] for _ in range(n)])
     evidence = rng.normal(0, 2, (n, 4))
-    together = posteriors(candidates, evidence, lengths=lengths, model=model)
+    together = compute_posteriors(candidates, evidence, lengths=lengths, model=model)
     for start, length in zip(np.cumsum(lengths)[:20] - lengths[:20], lengths[:20], strict=True):
         part = slice(start, start + length)
-        alone = posteriors(candidates[part], evidence[part], lengths=np.array([length]), model=model)
+        alone = compute_posteriors(candidates[part], evidence[part], lengths=np.array([length]), model=model)
         assert together[part] == pytest.approx(alone)

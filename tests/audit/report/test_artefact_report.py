@@ -10,7 +10,7 @@ from rapt.audit.report.artefact import (
     ArtefactReport,
     artefact_report_from_json,
     artefact_report_to_json,
-    not_tried,
+    list_not_tried,
     render_artefact_report,
     state_artefact_verdict,
     write_artefact_report,
@@ -63,7 +63,7 @@ def test_the_page_on_an_adapter_survives_a_round_trip(report):
 
 def test_a_part_that_was_not_asked_for_is_said_to_be_untried(report, found):
     bare = replace(found, membership=(), words=(), canaries=(), releases=())
-    assert len(not_tried(bare)) == len(not_tried(found)) + 4
+    assert len(list_not_tried(bare)) == len(list_not_tried(found)) + 4
     assert "not asked for" in render_artefact_report(replace(report, findings=bare))
 
 

@@ -10,14 +10,14 @@ import pytest
 
 from audit_material import privatized_view, scattered_vocabulary, zipf_prior
 from rapt.audit.attributes import AttributeResult, Inference
-from rapt.audit.audit import audit
+from rapt.audit.audit import audit_view
 from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
 from rapt.audit.judge.detail import Group
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
-from rapt.audit.report.verdict import between, not_attacked, verdict, write_of_100
+from rapt.audit.report.verdict import between, list_not_attacked, state_verdict, write_of_100
 from rapt.drawing import Figure, Line
 from rapt.errors import AuditError
 
@@ -38,7 +38,7 @@ HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
 def found():
     tokens = np.random.default_rng(0).choice(300, 1500, p=zipf_prior(300).probabilities)
     view, truth = privatized_view(scattered_vocabulary(), tokens, eta=9.0, prior=zipf_prior(300))
-    return audit(view, truth)  # without public text: two attacks
+    return audit_view(view, truth)  # without public text: two attacks
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_page_is_well_formed_and_loads_nothing(kind, request):
 
 def test_the_verdict_comes_before_any_figure(full):
     page = render_report(full)
-    assert page.index(verdict(full.audit).headline) < page.index("<svg")
+    assert page.index(state_verdict(full.audit).headline) < page.index("<svg")
 
 
 def test_every_number_of_the_attacks_stands_on_the_page(full):
@@ -135,16 +135,16 @@ def test_optional_parts_leave_no_trace_when_not_given(bare):
 
 def test_what_was_not_attacked_is_stated(bare):
     page = render_report(bare)
-    for name, what in not_attacked(bare.audit, attributes=False):
+    for name, what in list_not_attacked(bare.audit, attributes=False):
         assert name in page
         assert what in page
 
 
 def test_what_was_attacked_is_not_said_to_be_untried(found):
-    names = [name for name, _ in not_attacked(found, attributes=False)]
+    names = [name for name, _ in list_not_attacked(found, attributes=False)]
     assert names[:3] == ["Context", "Names and entities by kind", "Traits and identity of the author"]
     context = replace(found.results[0], uses_context=True)
-    names = [name for name, _ in not_attacked(replace(found, results=(context,)), attributes=True)]
+    names = [name for name, _ in list_not_attacked(replace(found, results=(context,)), attributes=True)]
     assert not {"Context", "Traits and identity of the author"} & set(names)
 
 
@@ -174,7 +174,7 @@ def test_a_column_that_was_inferred_is_in_the_verdict_and_on_the_page(bare):
     )
     report = replace(bare, attributes=(column,))
     assert "What the texts tell: speaker" in render_report(report)
-    assert any("“speaker”" in sentence for sentence in verdict(report.audit, attributes=(column,)).sentences)
+    assert any("“speaker”" in sentence for sentence in state_verdict(report.audit, attributes=(column,)).sentences)
     assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
 
 
@@ -271,19 +271,19 @@ def test_an_interval_in_words_is_rounded_outwards():
 
 
 def test_a_seeded_file_is_said_to_protect_nothing(found):
-    assert "protects nothing" in verdict(replace(found, insecure=True)).headline
+    assert "protects nothing" in state_verdict(replace(found, insecure=True)).headline
 
 
 def test_a_file_near_chance_is_not_called_readable(found):
     best = found.results[1].score
     near = replace(best.all_tokens, chance=best.all_tokens.first.value - 0.01)
     calm = replace(found, results=(replace(found.results[1], score=replace(best, all_tokens=near)),))
-    assert "hardly more than blind guessing" in verdict(calm).headline
-    assert not any("anonymous" in sentence for sentence in verdict(calm).sentences)
+    assert "hardly more than blind guessing" in state_verdict(calm).headline
+    assert not any("anonymous" in sentence for sentence in state_verdict(calm).sentences)
 
 
 def test_a_readable_file_is_not_called_anonymous(found):
-    assert any("must not be treated as anonymous" in sentence for sentence in verdict(found).sentences)
+    assert any("must not be treated as anonymous" in sentence for sentence in state_verdict(found).sentences)
 
 
 def test_the_formal_side_is_drawn_and_its_numbers_stand_on_the_page(full):

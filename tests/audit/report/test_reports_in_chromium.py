@@ -8,7 +8,7 @@ import pytest
 from artefact_material import findings, findings_on_an_adapter
 from audit_material import privatized_view, scattered_vocabulary, zipf_prior
 from chromium import chromium, needs_chromium
-from rapt.audit.audit import audit
+from rapt.audit.audit import audit_view
 from rapt.audit.report import render_report
 from rapt.audit.report.artefact import ArtefactReport, render_artefact_report
 from rapt.audit.report.values import Report
@@ -39,7 +39,7 @@ def pages():
     ranks = tuple(np.random.default_rng(1).integers(1, 1025, 16).tolist())
     many = tuple(replace(canary, ranks=ranks) for canary in models.findings.canaries)
     return {
-        "audit": render_report(Report(audit=audit(view, truth), statement="Protected: each token. " * 9, **named)),
+        "audit": render_report(Report(audit=audit_view(view, truth), statement="Protected: each token. " * 9, **named)),
         "models": render_artefact_report(replace(models, findings=replace(models.findings, canaries=many))),
         "adapter": render_artefact_report(ArtefactReport(findings=findings_on_an_adapter(memory=1.0), **named)),
     }

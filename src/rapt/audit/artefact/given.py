@@ -40,7 +40,7 @@ class GivenAttack:
 
     Attributes:
         asked_with: `clear` or `privatized`.
-        named: Its name and success.
+        named: Name and success of the attack.
         control: AUC of the same attack on shadow models, judged by the same two files: 0.5 where they are of one kind.
         control_p: Probability of that AUC by chance.
     """

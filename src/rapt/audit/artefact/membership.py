@@ -35,7 +35,7 @@ from rapt.service.backbone.backbone import Backbone
 _LEAST = 1e-30
 
 
-def confidences(
+def compute_confidences(
     backbone: Backbone,
     adapter: Adapter,
     contents: Sequence[tuple[int, ...]],
@@ -64,7 +64,7 @@ def confidences(
     return scaled
 
 
-def of_labels(found: NDArray[np.float64], labels: Sequence[int]) -> NDArray[np.float64]:
+def select_labels(found: NDArray[np.float64], labels: Sequence[int]) -> NDArray[np.float64]:
     """The confidence in the label of each text, (n,)."""
     chosen: NDArray[np.float64] = found[np.arange(len(found)), np.asarray(labels, dtype=np.int64)]
     return chosen
@@ -264,7 +264,7 @@ def ask(
         [
             np.mean(
                 [
-                    of_labels(confidences(workshop.backbone, adapter, contents, plain=plain), texts.labels)
+                    select_labels(compute_confidences(workshop.backbone, adapter, contents, plain=plain), texts.labels)
                     for contents, plain in asked
                 ],
                 axis=0,

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from rapt.audit.artefact.membership import MembershipScore, confidences, of_labels, score_membership
+from rapt.audit.artefact.membership import MembershipScore, compute_confidences, score_membership, select_labels
 from rapt.audit.artefact.membership_attacks import lira_online, make_views
 from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop
 from rapt.audit.intervals import Share, independent_share
@@ -59,7 +59,7 @@ class CanaryResult:
         candidates: Sentences that each was ranked among, itself included.
         ranks: Ranks of each canary, 1 for the first; a tie counts as the worst place.
         exposure: Mean, in bits.
-        low, high: Its 95 % interval by Student's law over the canaries; one model is behind all of them.
+        low, high: 95 % interval of the exposure by Student's law over the canaries; one model is behind all of them.
         p: Probability of such ranks without memory.
     """
 
@@ -122,8 +122,8 @@ def find_canaries(
     secret = draw_sentences(workshop, sentences=canaries, words=words, names=texts.names, rng=rng)
     others = draw_sentences(workshop, sentences=candidates - 1, words=words, names=texts.names, rng=rng)
     model = workshop.tune(texts.and_also(secret.at(np.repeat(np.arange(canaries), repetitions))), seed=seed)
-    own = of_labels(confidences(workshop.backbone, model, secret.contents), secret.labels)
-    answers = confidences(workshop.backbone, model, others.contents)
+    own = select_labels(compute_confidences(workshop.backbone, model, secret.contents), secret.labels)
+    answers = compute_confidences(workshop.backbone, model, others.contents)
     ranks = np.array(
         [1 + int((answers[:, label] >= value).sum()) for label, value in zip(secret.labels, own, strict=True)]
     )
@@ -154,11 +154,11 @@ LEAST_WORDS = 2 * FIRST
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordReading:
+class WordRecovery:
     """One way to read words off the models.
 
     Attributes:
-        reader: Its name; see the module.
+        reader: Name of the reader; see the module.
         tuned_on: `clear` or `privatized` text.
         words: Candidates: words of exactly one text.
         score: How well words of the training are told from the others.
@@ -188,7 +188,7 @@ def mark_member_words(texts: TokenTexts, members: NDArray[np.bool_], words: Ints
     return found
 
 
-def nearness(backbone: Backbone, adapter: Adapter, words: Ints) -> Floats:
+def measure_nearness(backbone: Backbone, adapter: Adapter, words: Ints) -> Floats:
     """Minus the distance of each word's row to the nearest vector of the soft prompt, (w,)."""
     table = backbone.word_embeddings.detach().float().cpu().numpy()[words].astype(np.float64)
     prompt = adapter.prompt.detach().cpu().numpy().astype(np.float64)
@@ -197,7 +197,7 @@ def nearness(backbone: Backbone, adapter: Adapter, words: Ints) -> Floats:
     return near
 
 
-def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: int = 0) -> tuple[WordReading, ...]:
+def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: int = 0) -> tuple[WordRecovery, ...]:
     """Every reader on every model, the others being the attacker's own; none where too few words are rare.
 
     Args:
@@ -212,11 +212,11 @@ def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: i
     truth = mark_member_words(texts, models.members, words)
     readings: dict[str, Floats] = {}
     if all(len(adapter.prompt) for adapter in models.adapters):
-        near = np.stack([nearness(workshop.backbone, adapter, words) for adapter in models.adapters])
+        near = np.stack([measure_nearness(workshop.backbone, adapter, words) for adapter in models.adapters])
         readings["nearest"] = near
         readings["nearest_shadows"] = _against_others(near, truth)
     alone = [(word,) for word in words.tolist()]
-    answers = np.stack([confidences(workshop.backbone, adapter, alone) for adapter in models.adapters])
+    answers = np.stack([compute_confidences(workshop.backbone, adapter, alone) for adapter in models.adapters])
     classes = [_against_others(answers[:, :, label], truth) for label in range(len(texts.names))]
     readings["asked"] = np.max(classes, axis=0)
     return tuple(_reading(name, workshop.tuned_on, scores, truth, seed=seed) for name, scores in readings.items())
@@ -226,11 +226,11 @@ def _against_others(values: Floats, members: NDArray[np.bool_]) -> Floats:
     return np.stack([lira_online(view) for view in make_views(values, members)])
 
 
-def _reading(reader: str, tuned_on: str, scores: Floats, truth: NDArray[np.bool_], *, seed: int) -> WordReading:
+def _reading(reader: str, tuned_on: str, scores: Floats, truth: NDArray[np.bool_], *, seed: int) -> WordRecovery:
     first: Sequence[NDArray[np.bool_]] = [
         row[np.argsort(-score, kind="stable")[:FIRST]] for score, row in zip(scores, truth, strict=True)
     ]
-    return WordReading(
+    return WordRecovery(
         reader=reader,
         tuned_on=tuned_on,
         words=scores.shape[1],

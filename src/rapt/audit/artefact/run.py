@@ -18,7 +18,7 @@ import numpy as np
 
 from rapt.audit.artefact.given import GivenAdapter, OwnersTexts, attack_given
 from rapt.audit.artefact.membership import MembershipResult, play_membership
-from rapt.audit.artefact.memory import CanaryResult, WordReading, find_canaries, read_words
+from rapt.audit.artefact.memory import CanaryResult, WordRecovery, find_canaries, read_words
 from rapt.audit.artefact.pooled import PooledRelease, ReleasesView, pool_guesses, score_releases
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.audit.view import PublicText
@@ -73,7 +73,7 @@ class ArtefactFindings:
         method: How it was tuned.
         epochs: Passes over the texts.
         mechanism: Name of the mechanism.
-        eta: Its slope, 1/distance.
+        eta: Slope of the mechanism, 1/distance.
         texts: In the game; each model had half of them.
         models: Tuned on each kind of text.
         membership, words, canaries, releases: Empty where the part was not asked for or says nothing.
@@ -89,7 +89,7 @@ class ArtefactFindings:
     texts: int
     models: int
     membership: tuple[MembershipResult, ...]
-    words: tuple[WordReading, ...]
+    words: tuple[WordRecovery, ...]
     canaries: tuple[CanaryResult, ...]
     releases: tuple[PooledRelease, ...]
     seed: int
@@ -119,7 +119,7 @@ def audit_artefact(
         raise AuditError("an audit of models must have a mechanism; the clear text is tuned on for comparison anyway")
     workshops = (replace(workshop, mechanism=None), workshop)
     membership: list[MembershipResult] = []
-    words: list[WordReading] = []
+    words: list[WordRecovery] = []
     canaries: list[CanaryResult] = []
     tuned = 0
     for shop in workshops if {"membership", "words"} & set(plan.parts) else ():
@@ -246,7 +246,7 @@ class Evidence:
 
     Attributes:
         part: Part, as in `rapt.audit.artefact.run.PARTS`.
-        test: Its attack and the way it asked.
+        test: Name of the attack and the way it asked.
         p: By itself.
         corrected: Corrected for all tests on that kind of text.
     """
@@ -257,7 +257,7 @@ class Evidence:
     corrected: float
 
 
-def holm(values: Sequence[float]) -> tuple[float, ...]:
+def correct_by_holm(values: Sequence[float]) -> tuple[float, ...]:
     """The corrected p of each test, in their order (Holm 1979)."""
     p = np.asarray(values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
@@ -266,7 +266,7 @@ def holm(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(corrected.tolist())
 
 
-def evidence(found: ArtefactFindings, *, tuned_on: str) -> tuple[Evidence, ...]:
+def weigh_evidence_on_models(found: ArtefactFindings, *, tuned_on: str) -> tuple[Evidence, ...]:
     """Every test on models that were tuned on this kind of text, the clearest first.
 
     Args:
@@ -299,7 +299,7 @@ def weigh_evidence_on_adapter(given: GivenAdapter) -> tuple[Evidence, ...]:
 
 
 def _together(tests: Sequence[tuple[str, str, float]]) -> tuple[Evidence, ...]:
-    corrected = holm([p for _, _, p in tests])
+    corrected = correct_by_holm([p for _, _, p in tests])
     listed = [
         Evidence(part=part, test=test, p=p, corrected=better)
         for (part, test, p), better in zip(tests, corrected, strict=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rapt.audit.attacks.desk import Desk, Lattice, Progress, build_lattice
 from rapt.audit.channels.estimate import ChannelEstimate
-from rapt.audit.language.ngram import LanguageModel, fit_ngram, posteriors
+from rapt.audit.language.ngram import LanguageModel, compute_posteriors, fit_ngram
 from rapt.audit.view import CANDIDATES
 
 # Two words are looked back to among the candidates that are left after a look at one: K³ steps a token, of which so
@@ -55,8 +55,12 @@ def believe_in_context(
         on_progress: Called with the share done.
     """
     pairs, triples = models
-    first = posteriors(
-        lattice.candidates, lattice.evidence, lengths=lengths, model=pairs, on_progress=scaled(on_progress, 0.0, 0.3)
+    first = compute_posteriors(
+        lattice.candidates,
+        lattice.evidence,
+        lengths=lengths,
+        model=pairs,
+        on_progress=scale_progress(on_progress, 0.0, 0.3),
     )
     width = max(_LEAST_WIDTH, int((_STEPS / len(lattice.candidates)) ** (1 / 3)))
     width = min(width, lattice.candidates.shape[1] - 1)
@@ -65,28 +69,28 @@ def believe_in_context(
     with np.errstate(divide="ignore"):
         rest = np.exp(np.take_along_axis(lattice.evidence + lattice.prior, left, axis=1)).sum(axis=1)
         rest = np.log(rest + np.exp(lattice.evidence[:, -1]))
-    second = posteriors(
+    second = compute_posteriors(
         np.column_stack([np.take_along_axis(lattice.candidates, kept, axis=1), lattice.candidates[:, -1]]),
         np.column_stack([np.take_along_axis(lattice.evidence, kept, axis=1), rest]),
         lengths=lengths,
         model=triples,
-        on_progress=scaled(on_progress, 0.3, 1.0),
+        on_progress=scale_progress(on_progress, 0.3, 1.0),
     )
     # The candidates that were left keep the order of the first pass, and share what "something else" got.
     beliefs = np.empty_like(first)
-    share = normalized(np.column_stack([np.take_along_axis(first, left, axis=1), first[:, -1]]))
+    share = normalize_rows(np.column_stack([np.take_along_axis(first, left, axis=1), first[:, -1]]))
     np.put_along_axis(beliefs, np.column_stack([left, np.full(len(left), -1)]), second[:, -1:] + share, axis=1)
     np.put_along_axis(beliefs, kept, second[:, :-1], axis=1)
     return beliefs
 
 
-def ranked(lattice: Lattice, beliefs: NDArray[np.float64]) -> NDArray[np.int64]:
+def rank_candidates(lattice: Lattice, beliefs: NDArray[np.float64]) -> NDArray[np.int64]:
     """The candidates by falling belief, without "something else", (n, up to `CANDIDATES`)."""
     order = np.argsort(-beliefs[:, :-1], axis=1, kind="stable")[:, :CANDIDATES]
     return np.take_along_axis(lattice.candidates, order, axis=1)
 
 
-def normalized(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def normalize_rows(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Log shares of one for each row; a row of -inf stays as it is."""
     top = values.max(axis=1, keepdims=True)
     top = np.where(np.isfinite(top), top, 0.0)
@@ -95,7 +99,7 @@ def normalized(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
-def scaled(on_progress: Progress | None, low: float, high: float) -> Progress | None:
+def scale_progress(on_progress: Progress | None, low: float, high: float) -> Progress | None:
     """Progress of a part of the work, from `low` to `high` of the whole."""
     return None if on_progress is None else (lambda share: on_progress(low + (high - low) * share))
 
@@ -142,24 +146,24 @@ class Shadow:
         column: Ints = np.where(hits.any(axis=1), hits.argmax(axis=1), hits.shape[1])
         return column
 
-    def part(self, texts: int) -> Shadow:
+    def take_texts(self, texts: int) -> Shadow:
         """The first so many texts; the others go to the rest."""
         tokens = slice(0, int(self.lengths[:texts].sum()))
         return Shadow(
             texts=self.texts[:texts],
             released=self.released[tokens],
             others=(*self.texts[texts:], *self.others),
-            lattice=rows(self.lattice, tokens),
+            lattice=take_tokens(self.lattice, tokens),
             beliefs=self.beliefs[tokens],
         )
 
 
-def shadow(desk: Desk, *, on_progress: Progress | None = None) -> Shadow:
+def make_shadow(desk: Desk, *, on_progress: Progress | None = None) -> Shadow:
     """The shadow text of a desk, made once."""
     return desk.once("shadow", lambda: _make(desk, on_progress))
 
 
-def rows(lattice: Lattice, part: slice) -> Lattice:
+def take_tokens(lattice: Lattice, part: slice) -> Lattice:
     """Some tokens of a lattice."""
     return replace(
         lattice, candidates=lattice.candidates[part], evidence=lattice.evidence[part], prior=lattice.prior[part]
@@ -185,7 +189,7 @@ def _make(desk: Desk, on_progress: Progress | None) -> Shadow:
             part = slice(start, start + sum(map(len, own)))
             models = [fit_ngram([*other, *rest], desk.prior(), order=n) for n in (2, 3)]
             beliefs[part] = believe_in_context(
-                rows(lattice, part), lengths=np.array([len(text) for text in own]), models=(models[0], models[1])
+                take_tokens(lattice, part), lengths=np.array([len(text) for text in own]), models=(models[0], models[1])
             )
             start = part.stop
     return Shadow(texts=tuple(texts), released=released, others=tuple(rest), lattice=lattice, beliefs=beliefs)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import BertModel
 
-from rapt.audit.language.layout import batches, padded_places
+from rapt.audit.language.layout import batch_texts, padded_places
 from rapt.audit.language.networks import has_vocabulary_of
 from rapt.public_models import model_directory
 from rapt.service.backbone.library import quiet
@@ -106,7 +106,7 @@ class Denoiser:
         """The corrected log beliefs of texts, (n, K + 1)."""
         found = np.empty(beliefs.shape)
         with torch.inference_mode():
-            for group in batches(lengths, np.arange(len(lengths)), together=_BATCH):
+            for group in batch_texts(lengths, np.arange(len(lengths)), together=_BATCH):
                 places, inside = padded_places(lengths, group)
                 logits = self.network(*_inputs(candidates, beliefs, places, inside)).log_softmax(dim=-1)
                 found[places[inside]] = logits.double().numpy()[inside]
@@ -169,7 +169,7 @@ def train_denoiser(
 
         for _ in range(_EPOCHS):
             network.train()
-            drawn = list(batches(lengths, rng.permutation(training), together=_BATCH))
+            drawn = list(batch_texts(lengths, rng.permutation(training), together=_BATCH))
             trainer.follow((drawn[place] for place in rng.permutation(len(drawn))), loss, rate=rate, on_step=show_step)
             now = _loss(network, candidates, beliefs, target, lengths, held)
             if now < best:
@@ -202,7 +202,7 @@ def _loss(network: _Network, candidates: Ints, beliefs: Floats, target: Ints, le
     network.eval()
     total, tokens = 0.0, 0
     with torch.inference_mode():
-        for group in batches(lengths, texts, together=_BATCH):
+        for group in batch_texts(lengths, texts, together=_BATCH):
             count = int(lengths[group].sum())
             total += count * float(_batch_loss(network, candidates, beliefs, target, lengths, group))
             tokens += count

@@ -38,7 +38,7 @@ from scipy import sparse
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from rapt.audit.attacks.beliefs import compute_beliefs, ranked, scaled
+from rapt.audit.attacks.beliefs import compute_beliefs, rank_candidates, scale_progress
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.view import CANDIDATES, Guess
 
@@ -82,7 +82,7 @@ def guess_by_bayes(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     channel = desk.channel(on_progress)
     prior = desk.prior()
     place = np.searchsorted(channel.outputs, desk.view.observed)
-    return Guess(token_ids=channel.ranked(prior.probabilities)[:, :CANDIDATES][place], remarks=(prior.source,))
+    return Guess(token_ids=channel.rank_sources(prior.probabilities)[:, :CANDIDATES][place], remarks=(prior.source,))
 
 
 def contextual(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
@@ -92,9 +92,11 @@ def contextual(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
         desk: What the attacker has: public text among it.
         on_progress: Called with the share done.
     """
-    desk.channel(scaled(on_progress, 0.0, 0.5))
-    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.5, 1.0))
-    return Guess(token_ids=ranked(desk.lattice(), beliefs), remarks=(f"a trigram model of {desk.public.source}",))
+    desk.channel(scale_progress(on_progress, 0.0, 0.5))
+    beliefs = compute_beliefs(desk, on_progress=scale_progress(on_progress, 0.5, 1.0))
+    return Guess(
+        token_ids=rank_candidates(desk.lattice(), beliefs), remarks=(f"a trigram model of {desk.public.source}",)
+    )
 
 
 Ints = NDArray[np.int64]

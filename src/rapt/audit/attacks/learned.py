@@ -57,7 +57,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
-from rapt.audit.attacks.beliefs import compute_beliefs, ranked, scaled, shadow
+from rapt.audit.attacks.beliefs import compute_beliefs, make_shadow, rank_candidates, scale_progress
 from rapt.audit.attacks.desk import Desk, Lattice, Progress
 from rapt.audit.language.layout import place_in_text, write_rows
 from rapt.audit.language.search import Conditional, Reader, search_beam, sweep
@@ -112,17 +112,17 @@ def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) 
     """
     from rapt.audit.language.networks import train_masked_language_model
 
-    known = shadow(desk, on_progress=scaled(on_progress, 0.0, 0.3))
-    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.3, 0.4))
+    known = make_shadow(desk, on_progress=scale_progress(on_progress, 0.0, 0.3))
+    beliefs = compute_beliefs(desk, on_progress=scale_progress(on_progress, 0.3, 0.4))
     size = min(_WEIGHED_TOKENS, _WEIGHED_SHARE * desk.public.tokens)
-    known = known.part(max(1, int(np.searchsorted(np.cumsum(known.lengths), size))))
+    known = known.take_texts(max(1, int(np.searchsorted(np.cumsum(known.lengths), size))))
     lattice, lengths = desk.lattice(), desk.view.lengths
     model = train_masked_language_model(
         desk.view.bundle,
         known.others or known.texts,
         longest=int(max(lengths.max(), known.lengths.max())),
         seed=int(desk.rng("masked").integers(2**31)),
-        on_progress=scaled(on_progress, 0.4, 0.7),
+        on_progress=scale_progress(on_progress, 0.4, 0.7),
     )
 
     def said(lattice: Lattice, lengths: Ints) -> Conditional:
@@ -134,7 +134,7 @@ def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) 
         return conditional
 
     # On the shadow text the weights are fitted to one look, given the n-grams' choice.
-    start = ranked(known.lattice, known.beliefs)[:, 0]
+    start = rank_candidates(known.lattice, known.beliefs)[:, 0]
     look = look_once(said(known.lattice, known.lengths), start, known.lengths, width=known.beliefs.shape[1])
     weights = weigh(_features(known.lattice, known.beliefs, look), known.target, start=_START)
     own = said(lattice, lengths)
@@ -143,14 +143,14 @@ def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) 
         lattice.candidates,
         still,
         lengths=lengths,
-        start=ranked(lattice, beliefs)[:, 0],
+        start=rank_candidates(lattice, beliefs)[:, 0],
         conditional=lambda tokens, asked: weights[-1] * own(tokens, asked),
         rng=desk.rng("sweeps"),
         blocks=_BLOCKS,
         sweeps=_SWEEPS,
-        on_progress=scaled(on_progress, 0.75, 1.0),
+        on_progress=scale_progress(on_progress, 0.75, 1.0),
     )
-    return Guess(token_ids=ranked(lattice, found), remarks=(f"{model.remark} of {desk.public.source}",))
+    return Guess(token_ids=rank_candidates(lattice, found), remarks=(f"{model.remark} of {desk.public.source}",))
 
 
 def look_once(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: int) -> Floats:
@@ -165,7 +165,7 @@ def look_once(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: i
 
 
 def _features(lattice: Lattice, beliefs: Floats, look: Floats | None) -> Floats:
-    """Of each candidate, (F, n, K + 1); the last is the language model, if it was asked."""
+    """The features of each candidate, (F, n, K + 1); the last is the language model, if it was asked."""
     something_else = np.zeros(beliefs.shape)
     something_else[:, -1] = 1
     parts = [lattice.evidence, beliefs, lattice.prior, something_else]
@@ -214,7 +214,7 @@ def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> G
     """
     from rapt.audit.language.networks import Decoder
 
-    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.0, 0.2))
+    beliefs = compute_beliefs(desk, on_progress=scale_progress(on_progress, 0.0, 0.2))
     lattice = desk.lattice()
     decoder = Decoder(write_rows(desk.view.bundle), model=DECODER)
     order = np.argsort(-beliefs[:, :-1], axis=1, kind="stable")
@@ -232,12 +232,14 @@ def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> G
         beams=_BEAMS,
         later=_LATER,
         together=_TOGETHER,
-        on_progress=scaled(on_progress, 0.2, 1.0),
+        on_progress=scale_progress(on_progress, 0.2, 1.0),
     )
     # What was not tried follows in the order of the n-grams.
     everything = beliefs - 1e6
     np.put_along_axis(everything, tried, found[:, :-1], axis=1)
-    return Guess(token_ids=ranked(lattice, everything), remarks=(f"the decoder {DECODER}, {_BEAMS} readings a text",))
+    return Guess(
+        token_ids=rank_candidates(lattice, everything), remarks=(f"the decoder {DECODER}, {_BEAMS} readings a text",)
+    )
 
 
 def learned_denoiser(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
@@ -249,8 +251,8 @@ def learned_denoiser(desk: Desk, *, on_progress: Progress | None = None) -> Gues
     """
     from rapt.audit.attacks.denoiser_training import train_denoiser
 
-    known = shadow(desk, on_progress=scaled(on_progress, 0.0, 0.5))
-    beliefs = compute_beliefs(desk, on_progress=scaled(on_progress, 0.5, 0.6))
+    known = make_shadow(desk, on_progress=scale_progress(on_progress, 0.0, 0.5))
+    beliefs = compute_beliefs(desk, on_progress=scale_progress(on_progress, 0.5, 0.6))
     denoiser = train_denoiser(
         desk.view.bundle,
         candidates=known.lattice.candidates,
@@ -258,12 +260,12 @@ def learned_denoiser(desk: Desk, *, on_progress: Progress | None = None) -> Gues
         truth=known.truth,
         lengths=known.lengths,
         seed=int(desk.rng("denoiser").integers(2**31)),
-        on_progress=scaled(on_progress, 0.6, 0.95),
+        on_progress=scale_progress(on_progress, 0.6, 0.95),
     )
     lattice = desk.lattice()
     corrected = denoiser.correct(lattice.candidates, beliefs, lengths=desk.view.lengths)
     remark = f"{denoiser.remark}, {len(known.truth):,} tokens of {desk.public.source}, privatized by the attacker"
-    return Guess(token_ids=ranked(lattice, corrected), remarks=(remark,))
+    return Guess(token_ids=rank_candidates(lattice, corrected), remarks=(remark,))
 
 
 def classify_candidates(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
@@ -275,7 +277,7 @@ def classify_candidates(desk: Desk, *, on_progress: Progress | None = None) -> G
     """
     from rapt.audit.attacks.pair_classifier import train_pair_classifier
 
-    known = shadow(desk, on_progress=scaled(on_progress, 0.0, 0.3))
+    known = make_shadow(desk, on_progress=scale_progress(on_progress, 0.0, 0.3))
     classifier = train_pair_classifier(
         desk.view.bundle,
         seen=known.released,
@@ -284,7 +286,7 @@ def classify_candidates(desk: Desk, *, on_progress: Progress | None = None) -> G
         lengths=known.lengths,
         longest=int(max(known.lengths.max(), desk.view.lengths.max())),
         seed=int(desk.rng("tong").integers(2**31)),
-        on_progress=scaled(on_progress, 0.3, 0.6),
+        on_progress=scale_progress(on_progress, 0.3, 0.6),
     )
     lattice = desk.lattice()
     believed = without_context(lattice)
@@ -292,13 +294,13 @@ def classify_candidates(desk: Desk, *, on_progress: Progress | None = None) -> G
         desk.view.observed,
         lattice.candidates[:, :-1][:, :CANDIDATES],
         lengths=desk.view.lengths,
-        on_progress=scaled(on_progress, 0.6, 1.0),
+        on_progress=scale_progress(on_progress, 0.6, 1.0),
     )
     believed[:, : said.shape[1]] += said
     # What was not judged stays behind what was.
     believed[:, said.shape[1] :] += 2 * LEAST
     remark = f"{classifier.remark}, {desk.public.source}, privatized by the attacker"
-    return Guess(token_ids=ranked(lattice, believed), remarks=(remark,))
+    return Guess(token_ids=rank_candidates(lattice, believed), remarks=(remark,))
 
 
 def without_context(lattice: Lattice) -> NDArray[np.float64]:

@@ -45,7 +45,7 @@ class ChannelEstimate:
         return values
 
     def standard_error(self) -> NDArray[np.float64]:
-        """Of `mean`, from the spread of the draws, (O, S); 0 for an exact channel."""
+        """The standard error of `mean`, from the spread of the draws, (O, S); 0 for an exact channel."""
         draws = self.likelihood.shape[2]
         if draws == 1:
             return np.zeros(self.likelihood.shape[:2])
@@ -58,7 +58,7 @@ class ChannelEstimate:
         values: NDArray[np.float64] = prior[self.sources] * self.mean
         return values
 
-    def ranked(self, prior: NDArray[np.float64]) -> NDArray[np.int64]:
+    def rank_sources(self, prior: NDArray[np.float64]) -> NDArray[np.int64]:
         """The sources of each output, the likeliest first, (O, S). Ties keep their order: y itself comes first."""
         order = np.argsort(-self.joint(prior), axis=1, kind="stable")
         return np.take_along_axis(self.sources, order, axis=1)

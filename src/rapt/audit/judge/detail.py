@@ -52,7 +52,7 @@ def explain_missing_entities() -> str | None:
     return None
 
 
-def with_entities(
+def add_entities(
     view: AdversaryView,
     truth: Truth,
     texts: Sequence[str],
@@ -65,7 +65,7 @@ def with_entities(
 
     Args:
         view: View of the records that are attacked.
-        truth: Its truth.
+        truth: The texts in clear.
         texts: Texts of the whole corpus, in its order: the truth knows which of them are attacked.
         others: The other texts of a record that went through the mechanism.
         truncate_to: Tokens that each text was cut to, as given when the file was privatized.
@@ -163,7 +163,7 @@ class Detail:
     similarity_unattacked: float
 
 
-def detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detail:
+def score_in_detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detail:
     """The parts of the success of a guess of this view."""
     true, seen, first = truth.token_ids, view.observed, guess.token_ids[:, 0]
     text = np.repeat(np.arange(len(view.lengths)), view.lengths)

@@ -73,7 +73,7 @@ class TokenScore:
     told_changed: Recovery | None
 
 
-def score(guess: Guess, *, view: AdversaryView, truth: Truth) -> TokenScore:
+def score_guess(guess: Guess, *, view: AdversaryView, truth: Truth) -> TokenScore:
     """The share of tokens that a guess names rightly.
 
     Raises:
@@ -183,7 +183,7 @@ def compute_context_free_bound(
     released = mechanism.privatize(true, rng=rng)
     outputs, place = np.unique(released, return_inverse=True)
     channel = estimate_channel(setting, view.bundle, outputs=outputs, prior=prior, rng=rng, on_progress=on_progress)
-    success = independent_share(channel.ranked(prior)[:, 0][place] == true)
+    success = independent_share(channel.rank_sources(prior)[:, 0][place] == true)
     regret = channel.regret(prior)
     return ContextFreeBound(
         success=success,

@@ -38,7 +38,7 @@ def padded_places(lengths: Ints, group: Ints) -> tuple[Ints, NDArray[np.bool_]]:
     return np.where(inside, starts + along, starts), inside
 
 
-def batches(lengths: Ints, texts: Ints, *, together: int) -> Iterator[Ints]:
+def batch_texts(lengths: Ints, texts: Ints, *, together: int) -> Iterator[Ints]:
     """Texts of nearly one length, up to `together` of them; those without tokens are left out.
 
     Args:

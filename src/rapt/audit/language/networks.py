@@ -30,7 +30,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import BertForMaskedLM, DynamicCache, LlamaForCausalLM
 
-from rapt.audit.language.layout import batches
+from rapt.audit.language.layout import batch_texts
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import model_directory
@@ -85,7 +85,7 @@ class MaskedLanguageModel:
         wanted = np.add.reduceat(asked, starts[lengths > 0]) if lengths.any() else np.empty(0)
         busy = np.flatnonzero(lengths > 0)[wanted > 0]
         with torch.inference_mode():
-            for group in batches(lengths, busy, together=_BATCH):
+            for group in batch_texts(lengths, busy, together=_BATCH):
                 ids, inside, places = self._padded(hidden, starts[group], lengths[group])
                 states = self.network.states(ids, inside)
                 here = asked[np.maximum(places, 0)] & (places >= 0)
@@ -172,7 +172,7 @@ def train_masked_language_model(
         network.train()
         read = steps = 0
         while read < visits:
-            groups = list(batches(lengths, rng.permutation(len(lengths)), together=_BATCH))
+            groups = list(batch_texts(lengths, rng.permutation(len(lengths)), together=_BATCH))
             for place in rng.permutation(len(groups)):
                 if read >= visits:
                     break

@@ -119,7 +119,7 @@ class NgramModel:
 
     @property
     def anything(self) -> int:
-        """As in `LanguageModel`."""
+        """The probability that `LanguageModel` describes."""
         return self.boundary + 1
 
     def log_probability(self, *tokens: Ints) -> Floats:
@@ -223,7 +223,7 @@ def _look_up(keys: Ints, values: Floats, wanted: Ints, otherwise: float) -> Floa
 _HELD: Final = 8_000_000
 
 
-def posteriors(
+def compute_posteriors(
     candidates: Ints,
     evidence: Floats,
     *,

@@ -30,7 +30,7 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.language.layout import batches, padded_places, place_in_text
+from rapt.audit.language.layout import batch_texts, padded_places, place_in_text
 from rapt.errors import AuditError
 
 Ints = NDArray[np.int64]
@@ -88,7 +88,7 @@ def search_beam(
     """
     found = np.empty(evidence.shape)
     done = 0
-    for group in batches(lengths, np.arange(len(lengths)), together=together):
+    for group in batch_texts(lengths, np.arange(len(lengths)), together=together):
         places, inside = padded_places(lengths, group)
         longest = places.shape[1]
         reader = read(len(group) * beams)

@@ -15,7 +15,7 @@ from rapt.audit.formal import FormalSide
 from rapt.audit.intervals import Share
 from rapt.audit.kept_results import from_json, to_json
 from rapt.audit.report.values import Report
-from rapt.audit.report.verdict import not_attacked, verdict
+from rapt.audit.report.verdict import list_not_attacked, state_verdict
 from rapt.drawing import Figure, Line
 from rapt.errors import AuditError
 from rapt.whole_files import write_whole
@@ -29,13 +29,13 @@ JSON: Final = "report.json"
 def render_report(report: Report) -> str:
     """The page, complete in itself: style and drawings inline, no script, nothing loaded from anywhere."""
     return (
-        environment()
+        open_templates()
         .get_template("report.html.j2")
         .render(
             report=report,
             audit=report.audit,
-            verdict=verdict(report.audit, attributes=report.attributes),
-            not_attacked=not_attacked(report.audit, attributes=bool(report.attributes)),
+            verdict=state_verdict(report.audit, attributes=report.attributes),
+            not_attacked=list_not_attacked(report.audit, attributes=bool(report.attributes)),
             loss_figure=None if report.formal is None else loss_figure(report.formal),
             drawing=drawing,
         )
@@ -53,10 +53,10 @@ def report_from_json(value: dict[str, Any]) -> Report:
     Raises:
         AuditError: The schema is another, or a field does not fit.
     """
-    return from_json(Report, without_schema(value, schema=SCHEMA))
+    return from_json(Report, drop_schema(value, schema=SCHEMA))
 
 
-def without_schema(value: dict[str, Any], *, schema: str) -> dict[str, Any]:
+def drop_schema(value: dict[str, Any], *, schema: str) -> dict[str, Any]:
     """The fields of a report of this schema; `AuditError` for any other."""
     if value.get("schema") != schema:
         raise AuditError(f"a report must be of schema {schema!r}; run the audit again with this version")
@@ -86,7 +86,7 @@ def write_pair(folder: Path, *, page: str, values: dict[str, Any]) -> tuple[Path
 
 
 @cache
-def environment() -> Environment:
+def open_templates() -> Environment:
     """What every page is made with: templates, escaping, and figures as this project writes them."""
     made = Environment(
         loader=PackageLoader("rapt.audit.report"),

@@ -16,9 +16,9 @@ from typing import Any, Final
 from rapt import drawing
 from rapt.audit.artefact.given import GivenAdapter
 from rapt.audit.artefact.membership import MembershipResult
-from rapt.audit.artefact.run import PARTS, ArtefactFindings, evidence, weigh_evidence_on_adapter
+from rapt.audit.artefact.run import PARTS, ArtefactFindings, weigh_evidence_on_adapter, weigh_evidence_on_models
 from rapt.audit.kept_results import from_json, to_json
-from rapt.audit.report import environment, without_schema, write_pair
+from rapt.audit.report import drop_schema, open_templates, write_pair
 from rapt.audit.report.verdict import Verdict, write_of_100
 from rapt.drawing import Figure, Line
 
@@ -57,7 +57,7 @@ def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
     clear, private = (_strongest(found.membership, tuned_on) for tuned_on in ("clear", "privatized"))
     sentences = [_on_membership(result) for result in (clear, private) if result is not None]
     headline = "What models tuned on these texts give away"
-    tests = evidence(found, tuned_on="privatized")
+    tests = weigh_evidence_on_models(found, tuned_on="privatized")
     if tests:
         headline = "No attack tried learns more from a model of the privatized texts than chance allows."
         if tests[0].corrected < SURE:
@@ -81,7 +81,7 @@ def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
     return Verdict(headline=headline, sentences=tuple(sentences))
 
 
-def not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
+def list_not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
     """What was not attacked, as names and sentences."""
     if found.given is not None:
         return (*(_NAMES[part] for part in PARTS if part != "membership"), _WHOLE_TEXTS)
@@ -180,13 +180,13 @@ class ArtefactReport:
 def render_artefact_report(report: ArtefactReport) -> str:
     """The page, complete in itself."""
     return (
-        environment()
+        open_templates()
         .get_template("artefact.html.j2")
         .render(
             report=report,
             found=report.findings,
             verdict=state_artefact_verdict(report.findings),
-            not_tried=not_tried(report.findings),
+            not_tried=list_not_tried(report.findings),
             figure=plot_releases(report.findings),
             titles=TITLES,
             drawing=drawing,
@@ -223,7 +223,7 @@ def artefact_report_from_json(value: dict[str, Any]) -> ArtefactReport:
     Raises:
         AuditError: The schema is another, or a field does not fit.
     """
-    return from_json(ArtefactReport, without_schema(value, schema=SCHEMA))
+    return from_json(ArtefactReport, drop_schema(value, schema=SCHEMA))
 
 
 def write_artefact_report(report: ArtefactReport, folder: Path) -> tuple[Path, Path]:

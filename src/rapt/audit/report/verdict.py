@@ -56,7 +56,7 @@ _TRAITS: Final = (
 )
 
 
-def not_attacked(report: AuditReport, *, attributes: bool) -> tuple[tuple[str, str], ...]:
+def list_not_attacked(report: AuditReport, *, attributes: bool) -> tuple[tuple[str, str], ...]:
     """What was not tried, as names and sentences."""
     missing = [] if uses_context(report) else [_CONTEXT]
     missing += [] if report.strongest.detail.entities else [_ENTITIES]
@@ -78,7 +78,7 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()) -> Verdict:
+def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()) -> Verdict:
     """The verdict on a file, and on what it tells about the authors of its texts."""
     best = report.strongest.score.all_tokens
     if report.insecure:
