@@ -25,9 +25,8 @@ import torch
 
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.decoding import DecodingBatch
-from rapt.service.answers.generation_row import GenerationRow
-from rapt.service.answers.inference import ClassificationRow, classify
-from rapt.service.answers.sampling import Sampling
+from rapt.service.answers.generation import GenerationRow, Sampling
+from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.backbone import Backbone, load_backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.wire.adapter_files import AdapterCard
@@ -134,7 +133,7 @@ def peft_loop(backbone: Backbone, *, rounds: int, count: int = 100) -> dict[str,
     from transformers import BertModel
 
     from rapt.public_models import model_directory
-    from rapt.service.backbone.backbone_parts import quiet
+    from rapt.service.backbone.architectures import quiet
 
     generator = torch.Generator().manual_seed(2)
     rows = [

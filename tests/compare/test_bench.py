@@ -30,8 +30,7 @@ from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import model_directory
-from rapt.service.backbone.backbone import load_backbone
-from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
+from rapt.service.backbone.backbone import SOFT_EMBEDDINGS, load_backbone
 from tiny_backbones import write_tiny_model
 
 GOOD = ("good", "great", "fine", "happy", "love", "best")

@@ -20,7 +20,7 @@ from rapt.local.mechanisms import make_mechanism, mechanism_of_setting
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.service.adapter.adapter import load_adapter
-from rapt.service.adapter.method_names import PROMPT_TUNING
+from rapt.service.adapter.methods import PROMPT_TUNING
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.tuning_config import default_config
 from rapt.version import __version__

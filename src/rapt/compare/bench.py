@@ -25,7 +25,7 @@ from rapt.errors import CorpusError, RaptError, UsageError
 from rapt.local.records import Part
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import Adapter
-from rapt.service.answers.inference import classify, row_of
+from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.backbone import Backbone, load_backbone
 from rapt.service.tuning.tuner import tune
 from rapt.wire.privatized_file import PrivatizedFile

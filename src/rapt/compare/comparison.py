@@ -18,7 +18,7 @@ from rapt.compare.summary import Summary, summarize
 from rapt.compare.texts import Split, read_split
 from rapt.errors import UsageError
 from rapt.narration import SILENT, Narrator
-from rapt.service.adapter.method_names import LORA
+from rapt.service.adapter.methods import LORA
 
 T = TypeVar("T")
 

@@ -24,8 +24,8 @@ import numpy as np
 
 from rapt.compare.texts import Split
 from rapt.errors import UsageError
-from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, PROMPT_TUNING
-from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
+from rapt.service.adapter.methods import LINEAR_PROBING, LORA, PROMPT_TUNING
+from rapt.service.backbone.backbone import SOFT_EMBEDDINGS
 from rapt.service.tuning.tuning_config import LEARNING_RATES, ReconstructionConfig, TuningConfig, default_config
 from rapt.wire.manifest import Parameter
 from rapt.wire.privatized_file import PrivatizedFile

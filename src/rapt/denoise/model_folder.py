@@ -13,10 +13,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from rapt.denoise.plan import Explained, WarmUpPlan
-from rapt.denoise.student import Layers, Student
+from rapt.denoise.student import Student
 from rapt.errors import UsageError
 from rapt.public_models import model_directory, model_name
-from rapt.service.backbone.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
+from rapt.service.backbone.architectures import Architecture
+from rapt.service.backbone.backbone import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.version import __version__
 from rapt.whole_files import write_folder
 from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
@@ -104,7 +105,7 @@ def _write(folder: Path, files: Mapping[str, bytes], *, vocabulary_hash: str) ->
     check_hash(bundle_from_model_directory(folder, model=folder.name), expected=vocabulary_hash)
 
 
-def _replaced(name: str, tensor: Tensor, trained: Mapping[str, Tensor], *, layers: Layers) -> Tensor:
+def _replaced(name: str, tensor: Tensor, trained: Mapping[str, Tensor], *, layers: Architecture) -> Tensor:
     """The trained tensor of that name in a checkpoint, or the tensor as it was: of a head, or of the embeddings."""
     inner = name.removeprefix(layers.prefix)
     for old, new in _OLD_NAMES:

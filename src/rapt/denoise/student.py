@@ -10,38 +10,16 @@ The table of word embeddings stays as it is, so the vocabulary and its hash do, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from rapt.service.adapter.task_head import pool_text
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.architectures import ARCHITECTURES
+from rapt.service.backbone.backbone import Backbone, Precision, load_backbone
 from rapt.service.backbone.layout import Layout, encode_with_prompts, lay_out
-from rapt.service.backbone.precision import Precision
-
-
-@dataclass(frozen=True)
-class Layers:
-    """Which weights of a checkpoint are trained.
-
-    Attributes:
-        prefix: What stands before the name of an encoder's weight in a checkpoint with a head.
-        left_alone: Beginnings of the names, without it, of what is not trained: words, positions, and their norm.
-    """
-
-    prefix: str
-    left_alone: tuple[str, ...]
-
-
-LAYERS: Final[Mapping[str, Layers]] = {
-    "bert": Layers("bert.", ("embeddings.",)),
-    "t5": Layers("encoder.", ("embed_tokens.",)),  # its decoder reads words in clear, and stays
-    "llama": Layers("model.", ("embed_tokens.",)),
-    "gpt2": Layers("transformer.", ("wte.", "wpe.")),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +58,7 @@ class Student:
         own: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares
         # The pass of our own gives the weights no gradient.
         self.backbone = replace(own, own_forward=None)
-        self.layers = LAYERS[self.teacher.architecture]
+        self.layers = ARCHITECTURES[self.teacher.architecture]
         self.encoder = self.backbone.encoder
         for name, parameter in self.encoder.named_parameters():
             parameter.requires_grad_(not name.startswith(self.layers.left_alone))

@@ -19,7 +19,7 @@ from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator
-from rapt.service.backbone.precision import Precision
+from rapt.service.backbone.backbone import Precision
 from rapt.training import Trainer, batches_of_like_lengths, rise_and_fall
 
 _RISE: Final = 0.05  # share of the steps that the rate takes to its peak

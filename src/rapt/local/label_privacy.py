@@ -2,7 +2,7 @@
 
 Off by default, as in the paper (docs/decisions/0003): labels then leave in clear. With it each label is kept with
 probability e^ε / (e^ε + K - 1) and is otherwise one of the others. The matrix is known to whoever reads the manifest,
-so tuning can correct its loss for it (`rapt.service.tuning.label_correction`).
+so tuning can correct its loss for it (`rapt.service.tuning.tasks`).
 """
 
 from __future__ import annotations

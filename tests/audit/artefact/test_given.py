@@ -13,7 +13,7 @@ from rapt.audit.report.artefact import ArtefactReport, list_not_tried, render_ar
 from rapt.errors import AuditError, WireError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.adapter.method_names import LORA
+from rapt.service.adapter.methods import LORA
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.manifest import PlainTokens

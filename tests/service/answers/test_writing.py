@@ -11,8 +11,7 @@ from rapt.errors import BusyError, UnavailableError, UsageError
 from rapt.service.answers import writing
 from rapt.service.answers.batching import BatchLimits
 from rapt.service.answers.decoding import DecodingBatch
-from rapt.service.answers.generation_row import GenerationRow
-from rapt.service.answers.sampling import Sampling
+from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.writing import LineSpeed, Writer, Written
 from rapt.service.backbone.backbone import load_backbone
 from running_service import wait_until

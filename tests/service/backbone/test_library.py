@@ -10,7 +10,7 @@ from transformers.activations import GELUActivation
 
 import rapt
 from closeness import assert_close
-from rapt.service.answers.row_cache import RowCache
+from rapt.service.answers.decoding import RowCache
 from rapt.service.backbone.library import (
     activation,
     cache_layers,

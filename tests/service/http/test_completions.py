@@ -9,8 +9,7 @@ import pytest
 
 from closeness import assert_close
 from rapt.service.answers.decoding import DecodingBatch
-from rapt.service.answers.generation_row import GenerationRow
-from rapt.service.answers.sampling import Sampling
+from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.routes.answering import texts_of

@@ -4,7 +4,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
-from rapt.service.answers.sampling import Choice
+from rapt.service.answers.generation import Choice
 from rapt.service.answers.writing import Written
 from rapt.service.http.routes.spelling import Spelling
 

@@ -13,9 +13,8 @@ from closeness import assert_close
 from http_requests import done_job, job_body, upload
 from rapt.service.adapter.adapter import load_adapter
 from rapt.service.answers.decoding import DecodingBatch
-from rapt.service.answers.generation_row import GenerationRow
-from rapt.service.answers.inference import ClassificationRow, classify
-from rapt.service.answers.sampling import Sampling
+from rapt.service.answers.generation import GenerationRow, Sampling
+from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json, seal, without_labels
 from running_service import running_service, save_privatized

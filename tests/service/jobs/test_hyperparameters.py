@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from rapt.errors import TuningError, UsageError
-from rapt.service.adapter.method_names import LINEAR_PROBING
+from rapt.service.adapter.methods import LINEAR_PROBING
 from rapt.service.jobs.hyperparameters import NAMES, check_run, config_from_json, method_to_json, resolve_config
 from rapt.service.jobs.method_options import MethodOptions
 from rapt.service.tuning.methods import METHODS

@@ -6,9 +6,7 @@ import torch
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.service.backbone.backbone import load_backbone
-from rapt.service.tuning.batches import batches_of_epoch, parts_of_batch
-from rapt.service.tuning.optimizer import rate_scale
-from rapt.service.tuning.run import Run, out_of_memory
+from rapt.service.tuning.run import Run, batches_of_epoch, out_of_memory, parts_of_batch, rate_scale
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedFile, seal
 from tuning_material import manifest_for, separable_file

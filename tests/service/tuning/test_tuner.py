@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rapt.errors import TuningError, UsageError, VocabularyError
-from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.tuner import (
     ReconstructionConfig,

@@ -29,7 +29,7 @@ from rapt.audit.artefact.membership_attacks import MEMBERSHIP_ATTACKS, make_view
 from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop, privatize, release_plain_tokens
 from rapt.errors import AuditError
 from rapt.service.adapter.adapter import Adapter
-from rapt.service.answers.inference import ClassificationRow, classify
+from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.backbone import Backbone
 
 _LEAST = 1e-30

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from rapt.errors import WireError
-from rapt.service.adapter.method_names import (
+from rapt.service.adapter.methods import (
     LINEAR_PROBING,
     LORA,
     METHOD_NAMES,

@@ -6,19 +6,275 @@ batch. A prefix is never in a cache (`injection`), so a change of the batch only
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from rapt.service.answers.decoder_rows import read_with_decoder
-from rapt.service.answers.encoder_decoder_rows import read_with_encoder_decoder
-from rapt.service.answers.generation_row import GenerationRow
-from rapt.service.answers.sampling import Choice, choose
+from rapt.service.answers.generation import Choice, GenerationRow, choose
+from rapt.service.answers.rows import lay_out_rows
+from rapt.service.backbone.architectures import Kind
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.backbone_parts import Kind
-from rapt.service.backbone.steering import Steering, steer
+from rapt.service.backbone.layout import embed_with_prompts, encode_with_prompts
+from rapt.service.backbone.library import cache_layers, empty_cache, with_cache
+from rapt.service.backbone.steering import Steering, steer, steered
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, EncoderDecoderCache
+
+
+# Keys and values of rows that are being written, each filled up to its own length: rows come and go.
+#
+# It is what `transformers` calls a cache, as far as its decoders ask for one: `update` for each layer of a pass.
+
+
+# Columns that are added when the longest row is full: growing copies everything.
+_GROWTH: Final = 32
+
+
+class RowCache:
+    """Of B rows: keys and values (B, H, W, d) a layer, of which row b has filled the first `lengths[b]` columns."""
+
+    def __init__(self, lengths: Tensor) -> None:
+        """For a first pass over rows padded on the right, (B,) real positions each; it fills the cache as it is."""
+        self.lengths = lengths
+        self._filled = False
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, **extras: Any) -> tuple[Tensor, Tensor]:
+        """Add what a layer computed for the new positions; returns what it may see.
+
+        Args:
+            keys: (B, H, 1, d), or of a first pass (B, H, T, d).
+            values: As the keys.
+            layer: Which.
+            extras: What else a version of `transformers` hands to its caches; it is of no use to this one.
+        """
+        if not self._filled:
+            self._keys.append(keys)
+            self._values.append(values)
+            return keys, values
+        rows = torch.arange(len(self.lengths), device=keys.device)
+        self._keys[layer][rows, :, self.lengths] = keys[:, :, 0]
+        self._values[layer][rows, :, self.lengths] = values[:, :, 0]
+        return self._keys[layer], self._values[layer]
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """How many positions a layer holds at most."""
+        return self._keys[layer].shape[2] if layer < len(self._keys) else 0
+
+    def filled(self) -> RowCache:
+        """After the first pass: from now on, one position a row is added at a time."""
+        self._filled = True
+        return self
+
+    def make_room(self) -> Tensor:
+        """Room for one more position a row; returns what the new position of each row sees, (B, 1, 1, W)."""
+        width = self.get_seq_length()
+        if int(self.lengths.max()) >= width:
+            self._widen(width + _GROWTH)
+        columns = torch.arange(self.get_seq_length(), device=self.lengths.device)
+        return (columns <= self.lengths[:, None])[:, None, None]
+
+    def advance(self) -> None:
+        """Every row has one position more."""
+        self.lengths = self.lengths + 1
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        chosen = torch.tensor(rows, device=self.lengths.device, dtype=torch.long)
+        self.lengths = self.lengths[chosen]
+        width = int(self.lengths.max()) if rows else 0
+        self._keys = [keys[chosen, :, :width] for keys in self._keys]
+        self._values = [values[chosen, :, :width] for values in self._values]
+
+    def part(self, rows: Sequence[int]) -> RowCache:
+        """A cache of these rows alone."""
+        found = RowCache(self.lengths).filled()
+        found._keys, found._values = self._keys, self._values
+        found.keep(rows)
+        return found
+
+    def join(self, other: RowCache) -> None:
+        """Append the rows of another cache."""
+        width = max(self.get_seq_length(), other.get_seq_length())
+        self._widen(width)
+        other._widen(width)
+        self.lengths = torch.cat([self.lengths, other.lengths])
+        self._keys = [torch.cat(pair) for pair in zip(self._keys, other._keys, strict=True)]
+        self._values = [torch.cat(pair) for pair in zip(self._values, other._values, strict=True)]
+
+    def _widen(self, width: int) -> None:
+        more = (0, 0, 0, width - self.get_seq_length())
+        self._keys = [pad(keys, more) for keys in self._keys]
+        self._values = [pad(values, more) for values in self._values]
+
+
+# Rows of a decoder in the middle of their answers: text and answer are one sequence, one more position at a time.
+
+
+class DecoderRows:
+    """What the rows have read and written: keys and values, each row up to its own length."""
+
+    def __init__(self, backbone: Backbone, cache: RowCache) -> None:
+        """Rows whose texts are in the cache."""
+        self._backbone, self._cache = backbone, cache
+
+    def step(self, last: Tensor, *, steering: Steering | None) -> Tensor:
+        """Read one more token a row, (B,); returns the states that the next ones are chosen from, (B, h)."""
+        seen = self._cache.make_room()
+        states = _forward(
+            self._backbone,
+            self._backbone.embed(last[:, None]),
+            seen=seen,
+            positions=self._cache.lengths[:, None],
+            cache=self._cache,
+            steering=steering,
+        )
+        self._cache.advance()
+        return states[:, 0]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        self._cache.keep(rows)
+
+    def part(self, rows: Sequence[int]) -> DecoderRows:
+        """These rows alone."""
+        return DecoderRows(self._backbone, self._cache.part(rows))
+
+    def join(self, other: DecoderRows) -> None:
+        """Append the rows of another."""
+        self._cache.join(other._cache)
+
+
+def read_with_decoder(
+    backbone: Backbone, rows: Sequence[GenerationRow], *, steering: Steering
+) -> tuple[DecoderRows, Tensor]:
+    """The rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
+    layout = lay_out_rows(backbone, rows, steering=steering, cues=[row.cue(backbone) for row in rows])
+    inputs = embed_with_prompts(backbone, layout, steering.prompts)
+    width = inputs.shape[1]
+    causal = torch.ones(width, width, dtype=torch.bool, device=backbone.device).tril()
+    seen = causal & layout.attention_mask[:, None, None, :].bool()  # (B, 1, T, T)
+    cache = RowCache(layout.lengths)
+    states = _forward(backbone, inputs, seen=seen, positions=layout.position_ids, cache=cache, steering=steering)
+    cache.filled().keep(range(len(rows)))
+    return DecoderRows(backbone, cache), states[torch.arange(len(rows), device=states.device), layout.lengths - 1]
+
+
+def _forward(
+    backbone: Backbone, inputs: Tensor, *, seen: Tensor, positions: Tensor, cache: RowCache, steering: Steering | None
+) -> Tensor:
+    with steered(steering):
+        states: Tensor = backbone.encoder(
+            inputs_embeds=inputs.to(backbone.dtype),
+            attention_mask=seen,
+            position_ids=positions,
+            **with_cache(backbone.encoder, cache),
+        ).last_hidden_state
+    return states
+
+
+# Rows of an encoder-decoder in the middle of their answers: each text was read once, each word is one more step.
+#
+# The keys and values of the answers are aligned at their last words: row b has filled the last `written[b]` columns. T5
+# knows distances only, and so the columns of a batch are at the right distance from the next word of every row. Those
+# of the texts have no positions; they are aligned at their beginnings.
+
+
+class EncoderDecoderRows:
+    """What the rows have read and written: of each layer the keys and values of the texts and of the answers."""
+
+    def __init__(self, backbone: Backbone, cache: EncoderDecoderCache, *, read: Tensor) -> None:
+        """Rows that have read nothing of their answers.
+
+        Args:
+            backbone: An encoder-decoder.
+            cache: Empty; the first step fills in what the decoder sees of the texts.
+            read: Real positions of each row in the encoder, (B,).
+        """
+        self._backbone, self._cache = backbone, cache
+        self._read, self._written = read, torch.zeros_like(read)
+
+    def step(self, last: Tensor, *, steering: Steering | None, texts: Tensor | None = None) -> Tensor:
+        """Read one more word a row, (B,); returns the states that the next ones are chosen from, (B, h).
+
+        Args:
+            last: The words.
+            steering: Of the rows.
+            texts: With the first one, what the encoder made of the texts, (B, S, h); from then on it is in the cache.
+        """
+        assert self._backbone.decoder is not None
+        inputs = self._backbone.embed(last[:, None]).to(self._backbone.dtype)
+        before = self._cache.get_seq_length()
+        own = torch.arange(before + 1, device=last.device) >= before - self._written[:, None]
+        seen_texts = torch.arange(int(self._read.max()), device=last.device) < self._read[:, None]
+        with steered(steering):
+            states: Tensor = self._backbone.decoder(
+                inputs_embeds=inputs,
+                attention_mask=own[:, None, None],
+                # Once they are in the cache, all that is asked is whether there are any.
+                encoder_hidden_states=inputs if texts is None else texts,
+                encoder_attention_mask=seen_texts[:, None, None],
+                **with_cache(self._backbone.decoder, self._cache),
+            ).last_hidden_state
+        self._written = self._written + 1
+        return states[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Forget all rows but these."""
+        chosen = torch.tensor(rows, device=self._read.device, dtype=torch.long)
+        self._read, self._written = self._read[chosen], self._written[chosen]
+        first = self._cache.get_seq_length() - int(self._written.max())
+        width = int(self._read.max())
+        for layer in cache_layers(self._cache.self_attention_cache):
+            layer.keys, layer.values = layer.keys[chosen, :, first:], layer.values[chosen, :, first:]
+        for layer in cache_layers(self._cache.cross_attention_cache):
+            layer.keys, layer.values = layer.keys[chosen, :, :width], layer.values[chosen, :, :width]
+
+    def part(self, rows: Sequence[int]) -> EncoderDecoderRows:
+        """These rows alone."""
+        found = EncoderDecoderRows(self._backbone, copy.deepcopy(self._cache), read=self._read)
+        found._written = self._written
+        found.keep(rows)
+        return found
+
+    def join(self, other: EncoderDecoderRows) -> None:
+        """Append the rows of another."""
+        self._read = torch.cat([self._read, other._read])
+        self._written = torch.cat([self._written, other._written])
+        _append(self._cache.self_attention_cache, other._cache.self_attention_cache, at_end=False)
+        _append(self._cache.cross_attention_cache, other._cache.cross_attention_cache, at_end=True)
+
+
+def read_with_encoder_decoder(
+    backbone: Backbone, rows: Sequence[GenerationRow], *, steering: Steering
+) -> tuple[EncoderDecoderRows, Tensor]:
+    """The rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
+    layout = lay_out_rows(backbone, rows, steering=steering)
+    texts = encode_with_prompts(backbone, layout, steering.prompts, steering=steering).to(backbone.dtype)
+    read = EncoderDecoderRows(backbone, empty_cache(), read=layout.lengths)
+    for word in backbone.frame.decoder_start:
+        first = torch.full((len(rows),), word, device=backbone.device)
+        states = read.step(first, steering=steering, texts=texts)
+    return read, states
+
+
+def _append(cache: DynamicCache, other: DynamicCache, *, at_end: bool) -> None:
+    """Append rows, all filled up with columns to one width."""
+    width = max(cache.get_seq_length(), other.get_seq_length())
+    for layer, added in zip(cache_layers(cache), cache_layers(other), strict=True):
+        layer.keys = torch.cat([_widened(keys, width, at_end=at_end) for keys in (layer.keys, added.keys)])
+        layer.values = torch.cat([_widened(values, width, at_end=at_end) for values in (layer.values, added.values)])
+
+
+def _widened(tensor: Tensor, width: int, *, at_end: bool) -> Tensor:
+    more = width - tensor.shape[2]
+    return pad(tensor, (0, 0, 0, more) if at_end else (0, 0, more, 0))
 
 
 class RowsRead(Protocol):

@@ -21,12 +21,10 @@ from threading import Condition, Thread
 from typing import Final, Literal
 
 from rapt.errors import UnavailableError
-from rapt.service.answers.batching import BatchLimits, require_room, running_mean, told
+from rapt.service.answers.batching import BatchLimits, FairQueue, require_room, running_mean, told
 from rapt.service.answers.decoding import DecodingBatch
-from rapt.service.answers.fair_queue import FairQueue
-from rapt.service.answers.generation_row import GenerationRow, check_generation
-from rapt.service.answers.pass_plan import SHORT_PREFIX, cut_into_passes, size_class
-from rapt.service.answers.sampling import Choice
+from rapt.service.answers.generation import Choice, GenerationRow, check_generation
+from rapt.service.answers.rows import SHORT_PREFIX, cut_into_passes, size_class
 from rapt.service.backbone.backbone import Backbone
 
 # Rows that are written at once: beyond it a step of a small decoder takes longer in proportion.

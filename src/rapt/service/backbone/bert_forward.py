@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
-from rapt.service.backbone.attention import attend
+from rapt.service.backbone.injection import attend
 from rapt.service.backbone.steering import Steering
 
 if TYPE_CHECKING:  # the pass itself needs no library

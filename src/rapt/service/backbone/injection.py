@@ -10,23 +10,79 @@ grouped-query attention (each row's keys are given for the key heads, before the
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch.nn.functional import scaled_dot_product_attention
 
-from rapt.service.backbone.attention import is_written_out, written_out
 from rapt.service.backbone.library import fused_attention, linear_sizes, register_attention
-from rapt.service.backbone.sites import AttentionSite, Sites, attention_calls, recorder
 from rapt.service.backbone.steering import Steering, current_steering
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ATTENTION: Final = "rapt"
 _SITE: Final = "rapt_site"
 
+AttentionCall = tuple[nn.Module, Tensor, Tensor]
+
+_recorder: ContextVar[list[AttentionCall] | None] = ContextVar("recorder", default=None)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """One attention layer: its name in the model, the number of its key heads and their width."""
+
+    name: str
+    key_heads: int
+    head_size: int
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Where a model can be steered.
+
+    Attributes:
+        attention: In the order in which a forward pass meets them.
+        linear: Sizes (in, out) of every linear layer by its name.
+        model: The model that was prepared.
+    """
+
+    attention: tuple[AttentionSite, ...]
+    linear: Mapping[str, tuple[int, int]]
+    model: PreTrainedModel
+
+
+def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
+    """What every attention site computes for a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
+    calls = attention_calls(sites.model, token_ids)
+    return torch.stack([torch.cat([key, value]).float() for _, key, value in calls])
+
+
+@torch.no_grad()
+def attention_calls(model: PreTrainedModel, token_ids: Tensor) -> list[AttentionCall]:
+    """Module, keys and values, each (1, H, P, d), of every attention call of one forward pass, in order."""
+    calls: list[AttentionCall] = []
+    token, one = _recorder.set(calls), token_ids[None]
+    try:
+        model(one, decoder_input_ids=one) if model.config.is_encoder_decoder else model(one)
+    finally:
+        _recorder.reset(token)
+    return calls
+
+
+def recorder() -> list[AttentionCall] | None:
+    """Where an attention call of this thread is to be noted, if anywhere."""
+    return _recorder.get()
+
 
 def install(model: PreTrainedModel) -> Sites:
     """Prepare a loaded model and find its sites, by one forward pass over one token."""
+    register_attention(ATTENTION, _attention)
     model.set_attn_implementation(ATTENTION)
     names = {module: name for name, module in model.named_modules()}
     found = attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
@@ -128,4 +184,66 @@ def _mask_with_prefix(
     return torch.cat([before, mask.expand(rows, -1, -1, -1)], dim=3)
 
 
-register_attention(ATTENTION, _attention)
+# Torch's own kernel computes attention, but where its backward pass is slow: on a processor and in bfloat16 it takes
+# more time than all matrix products of the model together, and with attention written out a step is twice as fast
+# (docs/decisions/0022). Written out, it holds the (B, H, Tq, Tk) weights in memory, which are small beside the states
+# of a layer for texts of the length of a prompt and a few sentences.
+
+
+def is_written_out(query: Tensor) -> bool:
+    """Whether attention with this query is to be computed by `written_out`."""
+    return torch.is_grad_enabled() and query.device.type == "cpu" and query.dtype == torch.bfloat16
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, seen: Tensor | None) -> Tensor:
+    """Means of the values, (B, H, Tq, d), by whichever way is faster here.
+
+    Args:
+        query: (B, H, Tq, d).
+        key: (B, H, Tk, d).
+        value: (B, H, Tk, d).
+        seen: True where a query sees a key, broadcastable to (B, H, Tq, Tk); None where all are seen.
+    """
+    if is_written_out(query):
+        return written_out(query, key, value, mask=seen)
+    return scaled_dot_product_attention(query, key, value, attn_mask=seen)
+
+
+def written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(s q k' + bias) v over the keys that are seen, with the softmax in float32; (B, H, Tq, d).
+
+    Args:
+        query: (B, H, Tq, d).
+        key: (B, H', Tk, d), where H' divides H: with grouped queries several heads share a key.
+        value: As the key.
+        mask: True where a query sees a key, or what is added to the scores, broadcastable to (B, H, Tq, Tk).
+        bias: Added to the scores, broadcastable to (B, H, Tq, Tk).
+        causal: Whether the first query sees the first key only, the next one two, and so on.
+        scale: s; None takes 1/sqrt(d).
+    """
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = ((query * scale) @ key.transpose(-1, -2)).float()
+    if bias is not None:
+        scores = scores + bias
+    # Finite: a row of padding that sees nothing must not become a nan.
+    least = torch.finfo(scores.dtype).min
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, least)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, least)
+    elif mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1).to(value.dtype) @ value

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from rapt.errors import NotFoundError, UsageError
 from rapt.service.answers.batching import BatchLimits
-from rapt.service.answers.serving import Predictor
+from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.writing import Writer
 from rapt.service.backbone.backbone import Backbone, load_served
 from rapt.service.backbone.frame import make_tokenizer

@@ -10,8 +10,7 @@ from threading import Event
 import torch
 
 from rapt.public_models import model_directory, model_name
-from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.precision import chosen_dtype
+from rapt.service.backbone.backbone import Backbone, chosen_dtype
 from rapt.service.http.assembly import load_backbones, make_runner
 from rapt.service.http.memory import giving_back
 from rapt.service.http.server import LOGGING, stopped_by_signals

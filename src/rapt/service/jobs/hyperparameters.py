@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
-from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
+from rapt.service.adapter.methods import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import sequence_length
 from rapt.service.jobs.method_options import MethodOptions, ReconstructionOptions

@@ -14,7 +14,7 @@ from typing import Final
 import torch
 
 from rapt.errors import LimitError
-from rapt.service.adapter.method_names import LORA, PREFIX_TUNING
+from rapt.service.adapter.methods import LORA, PREFIX_TUNING
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.job_settings import MEBIBYTE, JobLimits
 from rapt.service.storage.file_rows import StoredFile

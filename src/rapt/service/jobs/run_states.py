@@ -14,7 +14,7 @@ from rapt.service.storage.durable_files import not_stored, sync_folder
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_state, latest_state
 from rapt.service.storage.store import Store
-from rapt.service.tuning.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from rapt.service.tuning.run_state import Checkpoint, load_checkpoint, save_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from rapt.service.backbone.backbone import Backbone, load_served
-from rapt.service.backbone.precision import Precision
+from rapt.service.backbone.backbone import Backbone, Precision, load_served
 from rapt.service.jobs.job_run import Outcome, outcome_of, run_job
 from rapt.service.jobs.job_settings import JobLimits, JobSettings
 from rapt.service.jobs.tuning_process import ChildSettings, name_of_run

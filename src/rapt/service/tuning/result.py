@@ -1,11 +1,14 @@
-"""The adapter that a run leaves: the method's parts, the task head, and a card that says where they came from."""
+"""What a run says of each step, what a validation file says of it, and the adapter that it leaves with its card."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
+from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.adapter.task_head import TaskHead
 from rapt.service.backbone.backbone import Backbone
@@ -15,7 +18,122 @@ from rapt.service.tuning.methods import tuned_parts
 from rapt.service.tuning.tuning_config import TuningConfig, card_settings
 from rapt.version import __version__
 from rapt.wire.adapter_files import AdapterCard
+from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import PrivatizedFile
+
+
+class TuningCancelled(TuningError):
+    """Somebody asked the run to stop. What was reached was handed to `on_checkpoint`."""
+
+    code = "cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One step of a run. Losses in nats; accuracy is that of the step's own batch, by the labels in the file.
+
+    Attributes:
+        step: Steps made, this one included.
+        steps: Of the whole run.
+        epoch: From 0.
+        task_loss: L_task.
+        reconstruction_loss: L_rec, if there is one.
+        accuracy: Share of right answers.
+        learning_rate: Of the method, in this step.
+        validation_loss: L_task on the validation file, at a step after which it was evaluated.
+        validation_accuracy: Likewise.
+        last: Whether no step follows: all were made, or validation says that none is worth making.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    task_loss: float
+    reconstruction_loss: float | None
+    accuracy: float
+    learning_rate: float = 0.0
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    last: bool = False
+
+
+# Early stopping: a privatized validation file says when a run was at its best, and when it will not be better.
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean L_task in nats and share of right answers, over a validation file."""
+
+    loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best evaluation so far.
+
+    Attributes:
+        loss: Its validation loss; infinite before the first.
+        accuracy: Its validation accuracy.
+        step: Steps made by then.
+        since: Evaluations after it.
+        parameters: What was trained by then.
+    """
+
+    loss: float = float("inf")
+    accuracy: float = 0.0
+    step: int = 0
+    since: int = 0
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def after(self, evaluation: Evaluation, *, step: int, tuning: Tuning) -> Best:
+        """The best of this and a new evaluation of what `tuning` holds now; a tie keeps the earlier."""
+        if not evaluation.loss < self.loss:
+            return replace(self, since=self.since + 1)
+        parameters = {name: value.detach().clone() for name, value in tuning.trained().items()}
+        return Best(loss=evaluation.loss, accuracy=evaluation.accuracy, step=step, parameters=parameters)
+
+
+@torch.no_grad()
+def evaluate(tuning: Tuning, validation: PrivatizedFile, *, batch_size: int) -> Evaluation:
+    """L_task and accuracy of what `tuning` holds now, in batches of similar length."""
+    records = sorted(validation.records, key=lambda record: len(record.token_ids))
+    loss, right, total = 0.0, 0.0, 0
+    for first in range(0, len(records), batch_size):
+        losses = tuning.losses(records[first : first + batch_size])
+        loss += losses.task.item() * losses.total
+        right += losses.right.item()
+        total += losses.total
+    return Evaluation(loss=loss / total, accuracy=right / total)
+
+
+def check_validation_file(training: PrivatizedFile, validation: PrivatizedFile) -> None:
+    """Refuse a validation file that says nothing about the training file. Raises as `check_validation_manifest`."""
+    if not validation.records:
+        raise TuningError("a validation file must have at least one record, got records=0")
+    check_validation_manifest(training.manifest, validation.manifest)
+
+
+def check_validation_manifest(training: Manifest, validation: Manifest) -> None:
+    """Refuse a validation file that was made otherwise than the training file, by what the two say of themselves.
+
+    Raises:
+        TuningError: It has no records, or another vocabulary, mechanism, labels, targets, texts or plain tokens.
+    """
+    if not validation.records:
+        raise TuningError("a validation file must have at least one record, got records=0")
+    for name in ("vocabulary_hash", "mechanism", "labels", "targets", "pairs"):
+        if getattr(training, name) != getattr(validation, name):
+            raise TuningError(
+                f"a validation file must be privatized as the training file, got another {name}; "
+                "privatize it with the same settings"
+            )
+    ours, theirs = training.plain_tokens, validation.plain_tokens
+    if (ours.count, ours.pool) != (theirs.count, theirs.pool):
+        raise TuningError(
+            f"a validation file must have the training file's plain tokens, got {theirs.count} of a pool of "
+            f"{len(theirs.pool)} for {ours.count} of {len(ours.pool)}; privatize it with the same settings"
+        )
 
 
 @torch.no_grad()

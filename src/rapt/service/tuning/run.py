@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+from torch import Tensor
 
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.tuning.batches import batches_of_epoch, batches_per_epoch, parts_of_batch
-from rapt.service.tuning.checkpoint import Checkpoint, RunIdentity, check_same_run, identity
 from rapt.service.tuning.losses import Tuning
-from rapt.service.tuning.optimizer import Optimizer, rate_scale
 from rapt.service.tuning.processes import ALONE, Processes
-from rapt.service.tuning.progress import Progress
-from rapt.service.tuning.result import adapter_of
+from rapt.service.tuning.result import Best, Evaluation, Progress, adapter_of, evaluate
+from rapt.service.tuning.run_state import Checkpoint, RunIdentity, check_same_run, identity
 from rapt.service.tuning.tuning_config import TuningConfig
-from rapt.service.tuning.validation import Best, Evaluation, evaluate
 from rapt.wire.privatized_file import PrivatizedFile
 
 
@@ -248,3 +246,114 @@ def out_of_memory(error: BaseException) -> bool:
     # torch has a class of its own for a GPU's memory only; for the processor's, its message is all there is.
     words = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in words
+
+
+# AdamW with warm-up, linear decay and clipped gradients, its state by the names of the parameters.
+#
+# The rate of a step is a function of the step, not of how often a schedule was asked, so a resumed run has the same.
+
+
+# Heads are decayed a little, as usual; a prompt, a prefix or a pair is not: 0 is no better place for it than another.
+_HEAD_DECAY: Final = 0.01
+_STATE: Final = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Optimizer:
+    """Makes the steps of one run."""
+
+    def __init__(self, tuning: Tuning, config: TuningConfig, *, steps: int) -> None:
+        """Start at the first of `steps` steps."""
+        self._parameters = tuning.trained()
+        self._config = config
+        self._steps = steps
+        method = [value for name, value in self._parameters.items() if name.startswith("method.")]
+        heads = [value for name, value in self._parameters.items() if not name.startswith("method.")]
+        head_rate = config.head_learning_rate if method else config.learning_rate
+        groups = [
+            {"params": method, "peak": config.learning_rate, "weight_decay": 0.0},
+            {"params": heads, "peak": head_rate, "weight_decay": _HEAD_DECAY},
+        ]
+        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def clip(self) -> float:
+        """Scale the gradients down to the longest norm that is allowed; returns the norm they had."""
+        limit = self._config.max_gradient_norm or torch.inf
+        return float(torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), limit))
+
+    def apply(self, step: int) -> None:
+        """Change the parameters by step number `step`, from 0."""
+        scale = rate_scale(step, steps=self._steps, warmup=self._config.warmup)
+        for group in self._adamw.param_groups:
+            group["lr"] = group["peak"] * scale
+        self._adamw.step()
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of all that it remembers, `field/parameter` -> tensor."""
+        return {
+            f"{field}/{name}": self._adamw.state[parameter][field].detach().clone()
+            for name, parameter in self._parameters.items()
+            if parameter in self._adamw.state
+            for field in _STATE
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take a state that `state` gave."""
+        for name, parameter in self._parameters.items():
+            if f"step/{name}" in state:
+                self._adamw.state[parameter] = {
+                    # The count of steps stays on the processor: AdamW wants it there.
+                    field: state[f"{field}/{name}"].clone().to("cpu" if field == "step" else parameter.device)
+                    for field in _STATE
+                }
+
+
+def rate_scale(step: int, *, steps: int, warmup: float) -> float:
+    """Share of the peak rate at a step from 0: a linear rise over the warm-up, then a linear fall to 0 at the end."""
+    warm = max(1, round(warmup * steps))
+    return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+
+
+# The order of the records: every one once an epoch, in batches of similar length.
+#
+# The order of an epoch is a function of the seed and the epoch alone. So a run that is resumed knows where it was from
+# its step, and no state of a generator has to be kept.
+
+
+# Rows of one length share a batch: sorting within this many batches keeps padding low and order random enough.
+_SORTED_TOGETHER: Final = 16
+# Apart from the seeds of initialization, and from those of other epochs: prime, and larger than any number of epochs.
+_EPOCHS_APART: Final = 1_000_003
+
+
+def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Positions of the records of each batch, in the order in which they are taken.
+
+    Args:
+        lengths: Of the records.
+        size: Records a batch; the last one of a group may have fewer.
+        seed: Of the run.
+        epoch: From 0.
+    """
+    generator = torch.Generator().manual_seed((seed + 1) * _EPOCHS_APART + epoch)
+    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
+    span = size * _SORTED_TOGETHER
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), span):
+        near = sorted(shuffled[start : start + span], key=lengths.__getitem__)
+        batches += [near[first : first + size] for first in range(0, len(near), size)]
+    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def batches_per_epoch(records: int, *, size: int) -> int:
+    """How many batches `batches_of_epoch` gives."""
+    return math.ceil(records / size)
+
+
+def parts_of_batch(batch: Sequence[int], *, size: int) -> list[Sequence[int]]:
+    """A batch in micro-batches of at most `size` records; 0 leaves it whole. An empty one has no parts."""
+    size = size or max(1, len(batch))
+    return [batch[first : first + size] for first in range(0, len(batch), size)]

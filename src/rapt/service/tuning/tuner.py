@@ -7,17 +7,15 @@ from collections.abc import Callable
 
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
-from rapt.service.adapter.method_names import PROMPT_TUNING
+from rapt.service.adapter.methods import PROMPT_TUNING
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.tuning.batches import batches_per_epoch
-from rapt.service.tuning.checkpoint import Checkpoint
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes, join_processes
-from rapt.service.tuning.progress import Progress, TuningCancelled
-from rapt.service.tuning.run import Run
+from rapt.service.tuning.result import Progress, TuningCancelled, check_validation_file, check_validation_manifest
+from rapt.service.tuning.run import Run, batches_per_epoch
+from rapt.service.tuning.run_state import Checkpoint
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig
-from rapt.service.tuning.validation import check_validation_file, check_validation_manifest
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
 

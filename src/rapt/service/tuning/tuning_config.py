@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rapt.errors import TuningError
-from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
+from rapt.service.adapter.methods import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
 from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS
 
 # Peak rate of each method where nothing else is said. A prompt of raw embeddings needs a rate far above that of

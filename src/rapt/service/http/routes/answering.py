@@ -15,9 +15,8 @@ from starlette.requests import Request
 from rapt.errors import UsageError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
-from rapt.service.answers.generation_row import GenerationRow
-from rapt.service.answers.inference import row_of
-from rapt.service.answers.sampling import Sampling
+from rapt.service.answers.generation import GenerationRow, Sampling
+from rapt.service.answers.prediction import row_of
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.leaving import CLIENT_LEFT, begun, left

@@ -12,8 +12,7 @@ from starlette.requests import Request
 from rapt.errors import LimitError, UsageError, WireError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
-from rapt.service.answers.inference import row_of
-from rapt.service.answers.serving import Predictor
+from rapt.service.answers.prediction import Predictor, row_of
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.json_bodies import BodyRoute

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 from starlette.requests import Request
 
-from rapt.service.answers.sampling import Sampling
+from rapt.service.answers.generation import Sampling
 from rapt.service.http.assembly import Service
 from rapt.service.http.callers import CallerOf
 from rapt.service.http.completion_schemas import (

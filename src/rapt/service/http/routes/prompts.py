@@ -8,7 +8,7 @@ from typing import Final
 
 from rapt.errors import LimitError, UsageError
 from rapt.service.adapter.adapter import Adapter
-from rapt.service.answers.inference import row_of
+from rapt.service.answers.prediction import row_of
 from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from rapt.service.answers.sampling import Choice
+from rapt.service.answers.generation import Choice
 from rapt.service.answers.writing import Finish, Written
 
 # A character whose bytes are spread over tokens decodes to this until the last of them is there.

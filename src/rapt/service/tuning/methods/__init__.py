@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from rapt.service.adapter.method_names import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
+from rapt.service.adapter.methods import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.service.tuning.methods.linear_probing import make_linear_probing

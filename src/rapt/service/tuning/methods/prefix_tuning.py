@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rapt.errors import TuningError
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.sites import Sites, keys_and_values
+from rapt.service.backbone.injection import Sites, keys_and_values
 from rapt.service.backbone.steering import Tuned
 from rapt.service.tuning.methods.initialization import initial_tokens, initial_vectors, linear
 from rapt.service.tuning.tuning_config import TuningConfig

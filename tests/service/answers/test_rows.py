@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rapt.service.answers.pass_plan import GROWTH, MAX_POSITIONS, MAX_ROWS, SHORT, cut_into_passes, size_class
+from rapt.service.answers.rows import GROWTH, MAX_POSITIONS, MAX_ROWS, SHORT, cut_into_passes, size_class
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=150)
 

@@ -16,9 +16,9 @@ from hostile_documents import MARKER, mutations_of, value_or_refusal
 from rapt.errors import RaptError, TuningError, WireError
 from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_from_files, adapter_to_files
 from rapt.service.adapter.adapter_check import HIGHEST_RANK, LARGEST_WEIGHT
-from rapt.service.adapter.method_names import LINEAR_PROBING
-from rapt.service.answers.inference import ClassificationRow, classify, plan
-from rapt.service.answers.private_row import PrivateRow, lay_out_rows
+from rapt.service.adapter.methods import LINEAR_PROBING
+from rapt.service.answers.prediction import ClassificationRow, classify, plan
+from rapt.service.answers.rows import PrivateRow, lay_out_rows
 from rapt.service.backbone.layout import embed_with_prompts
 from rapt.service.backbone.steering import Tuned, steer
 from rapt.service.tuning.tuner import ReconstructionConfig, tune

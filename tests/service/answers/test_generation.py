@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rapt.service.answers.sampling import Sampling, choose
+from rapt.service.answers.generation import Sampling, choose
 
 LOGITS = torch.tensor([0.3, -1.0, 2.0, 0.0, 1.1])
 GRID = 4000

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from closeness import assert_close
-from rapt.service.backbone.attention import attend, is_written_out, written_out
 from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.injection import attend, is_written_out, written_out
 from rapt.service.backbone.layout import lay_out
 from rapt.service.backbone.steering import Tuned, steer
 

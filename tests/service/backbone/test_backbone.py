@@ -5,13 +5,7 @@ import json
 
 import pytest
 import torch
-from transformers import (
-    BertForMaskedLM,
-    BertModel,
-    GPT2LMHeadModel,
-    LlamaForCausalLM,
-    T5ForConditionalGeneration,
-)
+from transformers import BertForMaskedLM, BertModel, GPT2LMHeadModel, LlamaForCausalLM, T5ForConditionalGeneration
 
 import tokenizer_zoo
 from closeness import assert_close

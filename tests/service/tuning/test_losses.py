@@ -5,12 +5,7 @@ import torch
 
 from closeness import assert_close
 from rapt.service.backbone.layout import Layout
-from rapt.service.tuning.reconstruction import (
-    ReconstructionHead,
-    plain_states,
-    plain_token_targets,
-    reconstruction_loss,
-)
+from rapt.service.tuning.losses import ReconstructionHead, plain_states, plain_token_targets, reconstruction_loss
 from rapt.wire.manifest import PlainTokens
 from rapt.wire.privatized_file import PrivatizedRecord
 

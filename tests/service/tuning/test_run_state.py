@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from rapt.errors import TuningError, VocabularyError, WireError
 from rapt.service.backbone.backbone import load_backbone
-from rapt.service.tuning.checkpoint import STATE, TENSORS, load_checkpoint, save_checkpoint
+from rapt.service.tuning.run_state import STATE, TENSORS, load_checkpoint, save_checkpoint
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune
 from rapt.service.tuning.tuning_config import default_config
 from tuning_material import separable_file

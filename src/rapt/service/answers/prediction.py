@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import torch
+from torch import Tensor
 
 from rapt.errors import UsageError, record_at
 from rapt.service.adapter.adapter import Adapter, check_plain_tokens
-from rapt.service.answers.pass_plan import SHORT_PREFIX, SHORT_RANK, cut_into_passes, size_class
-from rapt.service.answers.private_row import PrivateRow, lay_out_rows
-from rapt.service.answers.row_heads import class_probabilities
+from rapt.service.answers.batching import Batcher, BatchLimits, Ticket
+from rapt.service.answers.rows import SHORT_PREFIX, SHORT_RANK, PrivateRow, cut_into_passes, lay_out_rows, size_class
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import check_texts, embed_with_prompts
 from rapt.service.backbone.steering import steer
@@ -135,3 +137,79 @@ def _classes(name: str) -> Classes:
     if not isinstance(task, Classes):
         raise UsageError("the model must choose among classes, got one that writes text; ask it for a completion")
     return task
+
+
+# The task heads of a batch are computed at once: every row has its own, of its own number of classes.
+
+
+# Numbers in one slice of gathered heads, 64 MiB: rows of a thousand classes are computed a few at a time.
+_SLICE: Final = 16 * 1024 * 1024
+
+
+def class_probabilities(pooled: Tensor, heads: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[float, ...]]:
+    """softmax(W_i g_i + b_i) of each row i, as many numbers as the row has classes.
+
+    Args:
+        pooled: States g, (B, h).
+        heads: W (C_i, h) and b (C_i,) of each row; rows of one adapter give the same objects.
+    """
+    different = {id(weight): (weight, bias) for weight, bias in heads}
+    weights = torch.cat([weight for weight, _ in different.values()])  # (S, h)
+    biases = torch.cat([bias for _, bias in different.values()])
+    first, at = {}, 0
+    for key, (_, bias) in different.items():
+        first[key] = at
+        at += len(bias)
+    starts = torch.tensor([first[id(weight)] for weight, _ in heads], device=pooled.device)
+    counts = torch.tensor([len(bias) for _, bias in heads], device=pooled.device)
+    columns = torch.arange(int(counts.max()), device=pooled.device)
+    beyond = columns >= counts[:, None]  # (B, C)
+    index = starts[:, None] + torch.where(beyond, 0, columns)
+    rows = max(1, _SLICE // (index.shape[1] * pooled.shape[1]))
+    logits = torch.cat(
+        [
+            (weights[index[start : start + rows]] @ pooled[start : start + rows, :, None])[:, :, 0]
+            for start in range(0, len(pooled), rows)
+        ]
+    )
+    logits = (logits + biases[index]).masked_fill(beyond, -torch.inf)
+    found = torch.softmax(logits, dim=1).tolist()
+    return [tuple(row[:count]) for row, count in zip(found, counts.tolist(), strict=True)]
+
+
+Answer = tuple[float, ...]
+
+
+class Predictor:
+    """Predictions of one backbone; safe to use from many threads and event loops."""
+
+    def __init__(self, backbone: Backbone, *, limits: BatchLimits | None = None) -> None:
+        """Start the thread that computes."""
+        self._backbone = backbone
+        self._batcher: Batcher[ClassificationRow, Answer] = Batcher(
+            lambda rows: classify_pass(backbone, rows),
+            plan=partial(plan, device=backbone.device.type),
+            cost=lambda row: row.positions,
+            limits=limits,
+            name=f"rapt-predictor-{backbone.model}",
+        )
+
+    def submit(self, rows: Sequence[ClassificationRow], *, tenant: str) -> Ticket[Answer]:
+        """Let a caller's rows wait for their turn; the answers are those of `classify`.
+
+        Raises:
+            UsageError: A row cannot be answered.
+            BusyError: Too much waits already.
+            UnavailableError: The service is stopping.
+        """
+        for position, row in enumerate(rows):
+            check_row(self._backbone, row, position=position)
+        return self._batcher.submit(rows, tenant=tenant)
+
+    def cancel(self, ticket: Ticket[Answer]) -> None:
+        """Forget a caller that has left."""
+        self._batcher.cancel(ticket)
+
+    def close(self) -> None:
+        """Finish the pass that runs, refuse what waits, end the thread."""
+        self._batcher.close()

@@ -1,0 +1,134 @@
+"""A row of a batch, a privatized text with what a tenant's adapter adds to it, and which rows share a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.layout import Layout, lay_out, sequence_length
+from rapt.service.backbone.steering import NOTHING, Steering, Tuned
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrivateRow:
+    """One privatized text or pair, and the adapter that answers it; without one, the bare backbone does.
+
+    Attributes:
+        token_ids: M(x).
+        adapter: Or None.
+        privatized_plain_tokens: M(k).
+        second_token_ids: M(x2), or None.
+    """
+
+    token_ids: tuple[int, ...]
+    adapter: Adapter | None = None
+    privatized_plain_tokens: tuple[int, ...] = ()
+    second_token_ids: tuple[int, ...] | None = None
+
+    @property
+    def plain(self) -> tuple[int, ...]:
+        """The plain tokens that take part: an adapter tuned without reconstruction has never seen any."""
+        return self.privatized_plain_tokens if self.adapter is not None and self.adapter.card.plain_tokens else ()
+
+    @property
+    def tuned(self) -> Tuned:
+        """What the adapter adds to every pass."""
+        return NOTHING if self.adapter is None else self.adapter.tuned
+
+    @property
+    def added_positions(self) -> int:
+        """What a pass computes for the row beside its texts: prompt, prefix and plain tokens."""
+        return self.tuned.prompt_length + self.tuned.prefix_length + len(self.plain)
+
+    @property
+    def positions(self) -> int:
+        """What a pass computes for the row: its length in the backbone, up to a cue of a few tokens, and its prefix."""
+        return sequence_length(
+            prompt_length=self.tuned.prompt_length + self.tuned.prefix_length,
+            plain_tokens=len(self.plain),
+            text_tokens=len(self.token_ids) + len(self.second_token_ids or ()),
+        )
+
+
+def lay_out_rows(
+    backbone: Backbone,
+    rows: Sequence[PrivateRow],
+    *,
+    steering: Steering,
+    cues: Sequence[Sequence[int]] | None = None,
+) -> Layout:
+    """The layout of rows that share a pass.
+
+    Args:
+        backbone: Whose frame goes around the texts.
+        rows: Of the pass.
+        steering: Of these rows.
+        cues: As of `lay_out`.
+    """
+    return lay_out(
+        backbone,
+        prompt_lengths=steering.prompt_lengths,
+        privatized_plain_tokens=[row.plain for row in rows],
+        texts=[row.token_ids for row in rows],
+        second_texts=[row.second_token_ids for row in rows],
+        cues=cues,
+    )
+
+
+# Rows of one lane and of like length share a forward pass.
+#
+# A pass computes every row at the length of its longest, so a short row among long ones costs as much as they do. Cut
+# too finely, though, and each pass has too few rows to keep the processor busy.
+
+
+# Rows of one pass: more make it no faster a row, and hold up whoever comes meanwhile.
+MAX_ROWS: Final = 64
+# Positions of one pass, padding included, by the kind of device: bounds the memory that a pass takes. A processor is at
+# its fastest from some 400 on, and what smaller passes free is of use to the next ones. On a GPU it was not measured.
+MAX_POSITIONS: Final[Mapping[str, int]] = {"cpu": 1024}
+_ELSEWHERE: Final = 16_384
+# A pass is begun anew when a row is more than this much longer than the shortest of the pass.
+GROWTH: Final = 1.5
+# Below this many positions a pass costs nearly the same whatever its length: short rows are kept together.
+SHORT: Final = 48
+# Prefixes and ranks of usual sizes share a pass: to fill them up costs a few keys, or a thin product.
+SHORT_PREFIX: Final = 64
+SHORT_RANK: Final = 64
+
+
+def size_class(length: int, *, short: int) -> int:
+    """Rows of one class may be filled up to the longest of them: all that are short, or all within a factor of two."""
+    return 0 if length <= short else (length - 1).bit_length()
+
+
+def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable], device: str = "cpu") -> list[list[int]]:
+    """Positions of the rows of each pass, short passes first; every row is in exactly one.
+
+    Args:
+        lengths: How many positions each row takes.
+        lanes: What each row can be computed with; rows of different lanes never share a pass.
+        device: The kind of device that computes.
+    """
+    most = MAX_POSITIONS.get(device, _ELSEWHERE)
+    passes: list[list[int]] = []
+    by_lane: dict[Hashable, list[int]] = {}
+    for position, lane in enumerate(lanes):
+        by_lane.setdefault(lane, []).append(position)
+    for positions in by_lane.values():
+        positions.sort(key=lengths.__getitem__)
+        current: list[int] = []
+        for position in positions:
+            if current and _is_full(current, lengths, longest=lengths[position], most=most):
+                passes.append(current)
+                current = []
+            current.append(position)
+        passes.append(current)
+    return sorted(passes, key=lambda chosen: lengths[chosen[-1]])
+
+
+def _is_full(current: list[int], lengths: Sequence[int], *, longest: int, most: int) -> bool:
+    unlike = longest > max(SHORT, GROWTH * lengths[current[0]])
+    return unlike or len(current) >= MAX_ROWS or (len(current) + 1) * longest > most
