@@ -170,6 +170,20 @@ def test_a_stdout_that_takes_nothing_is_one_line_and_an_exit_code(stdout, argume
     assert target.exists() == (arguments[:1] == ("privatize",))
 
 
+def test_the_name_of_a_tuned_model_is_not_lost_with_stdout(folder: Path, service, tmp_path: Path):
+    privatized = tmp_path / "train.jsonl"
+    assert call("utf-8", "privatize", folder / "in.csv", privatized, "--eta", 60, *TINY).code == 0
+    arguments = ["tune", privatized, "--service", service, "--epochs", 1, "--prompt-length", 2, "--suffix", "kept"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "rapt", *map(str, arguments)], stdout=writing, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writing)
+    assert done.returncode == 3
+    assert "the tuned model is ft:bert-tiny:" in done.stderr
+
+
 def test_a_plot_that_cannot_be_written_leaves_the_result_and_an_exit_code(tmp_path: Path):
     missing = tmp_path / "none" / "curve.svg"
     arguments = ("calibrate", "--epsilon", 20, "--draws", 100, *TINY, "--plot", missing)

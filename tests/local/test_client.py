@@ -331,7 +331,7 @@ def test_a_job_is_followed_to_its_model(client, service, path, file):
     job = client.create_job(file_id=client.upload(path).id, model="bert-tiny", method=METHOD, **asked)
     assert (job.status, job.ended, job.seed) == ("queued", False, 4)
     shown = httpx2.get(f"{service}/v1/fine_tuning/jobs/{job.id}", trust_env=False).json()
-    assert shown["rapt"] == {"priority": 7}
+    assert shown["rapt"]["priority"] == 7
     seen = []
     done = client.wait(job.id, on_event=seen.append, seconds_between=0.02)
     assert (done.status, done.ended, done.error_code) == ("succeeded", True, None)

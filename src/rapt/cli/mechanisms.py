@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rapt.audit.spent_eta import SpentEtaReport
     from rapt.local.mechanisms import Mechanism, MechanismKind
     from rapt.local.vocabulary import Vocabulary
-    from rapt.wire.manifest import Manifest, Parameter
+    from rapt.wire.manifest import Parameter
 
 
 def mechanisms(
@@ -224,6 +224,7 @@ def statement(
     from rapt.local.randomness import secure_stream
     from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import NO_PLAIN_TOKENS
+    from rapt.wire.privatized_file import read_manifest
     from rapt.wire.vocabulary_bundle import check_hash
 
     pairs = tuple(split_pair(text) for text in pair or ())
@@ -262,28 +263,6 @@ def statement(
         show_json(found.to_json())
     else:
         show(found.to_text())
-
-
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a privatized file; the records behind it are not read.
-
-    Raises:
-        CorpusError: The file cannot be opened.
-        WireError: It does not begin with a manifest.
-    """
-    from rapt.errors import CorpusError
-    from rapt.wire.manifest import Manifest
-    from rapt.wire.privatized_file import iterate_privatized_lines
-
-    try:
-        with path.open("rb") as stream:
-            manifest = next(iterate_privatized_lines(stream))
-    except OSError as error:
-        raise CorpusError(
-            f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
-        ) from None
-    assert isinstance(manifest, Manifest)
-    return manifest
 
 
 def split_pair(pair: str) -> tuple[str, str]:

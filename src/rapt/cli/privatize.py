@@ -224,8 +224,8 @@ def privatize(
     if manifest.targets == "public":
         say("rapt: warning: the targets left as they are, because --public-target says that they are public")
     if ledger is not None:
-        say(f"what was spent so far: rapt ledger show {ledger}")
-    say(f"what this protects, and what not: rapt statement {target}")
+        say("to see what was spent so far, run: rapt ledger show LEDGER")
+    say("to see what this protects and what it does not, run: rapt statement OUT")
 
 
 def split_names(names: str) -> tuple[str, ...]:

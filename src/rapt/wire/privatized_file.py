@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from dataclasses import field as field_of
 from pathlib import Path
@@ -249,9 +250,28 @@ def read_privatized_file(path: Path | str) -> PrivatizedFile:
         CorpusError: It cannot be opened.
         WireError: It is malformed, truncated, edited, or of an unknown version.
     """
+    with _open(path) as lines:
+        return read_privatized_lines(lines)
+
+
+def read_manifest(path: Path | str) -> Manifest:
+    """The manifest of a privatized file; the records behind it are not read.
+
+    Raises:
+        CorpusError: The file cannot be opened.
+        WireError: It does not begin with a manifest.
+    """
+    with _open(path) as lines:
+        manifest = next(iterate_privatized_lines(lines))
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+@contextmanager
+def _open(path: Path | str) -> Iterator[Iterator[bytes]]:
     try:
         with Path(path).open("rb") as stream:
-            return read_privatized_lines(bounded_lines(stream))
+            yield bounded_lines(stream)
     except OSError as error:
         raise CorpusError(
             f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
