@@ -16,8 +16,8 @@ from channel_checks import PLANE, euclidean
 from rapt.audit.spent_eta import Draw, InputPair, draw_independently, pair_tokens
 from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
 from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
-from rapt.local.mechanisms.pct2t import Pct2tMechanism
 from rapt.local.mechanisms.token_tags import TokenTags
+from rapt.local.mechanisms.word_classes import Pct2tMechanism
 from toy_vocabularies import toy_vocabulary
 
 ETA = 1.5

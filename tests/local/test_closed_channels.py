@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from channel_checks import DRAWS, LINE, PLANE, SPECIAL, assert_drawn_as_stated, count_outputs, euclidean, largest_excess
 from rapt.errors import MechanismError
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.mechanisms.soft_pos import SoftPosMechanism
 from rapt.local.mechanisms.token_tags import BUILT_IN, TokenTags, built_in_tags, read_tags, tag_of
+from rapt.local.mechanisms.word_classes import make_soft_pos
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary, toy_word
 
@@ -32,7 +33,7 @@ def vocabulary(request):
 def make(name, vocabulary, eta, **options):
     if name == "soft-pos":
         classes = CLASSES[: vocabulary.size]
-        return SoftPosMechanism(vocabulary=vocabulary, eta=eta, tags=tags(classes), **options)
+        return make_soft_pos(vocabulary=vocabulary, eta=eta, tags=tags(classes), **options)
     return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options)
 
 
@@ -42,10 +43,10 @@ def tags(classes):
 
 def distances_of(mechanism):
     """The metric of its guarantee, (V, V)."""
-    found = euclidean(mechanism.vocabulary.embeddings.astype(float))
-    if mechanism.name == "soft-pos":
-        classes = mechanism.tags.classes
-        found = found + mechanism.penalty * (classes[:, None] != classes[None])
+    metric = mechanism.scores.metric
+    found = euclidean(metric.embeddings.astype(float))
+    if mechanism.setting.name == "soft-pos":
+        found = found + metric.penalty * (metric.tags[:, None] != metric.tags[None])
     return found
 
 
@@ -86,7 +87,7 @@ def test_the_guarantee_test_sees_an_eta_five_percent_too_large(name):
     excess = []
     for factor in (1.0, 1.05):
         if name == "soft-pos":
-            mechanism = SoftPosMechanism(vocabulary=vocabulary, eta=factor * eta, tags=tags(np.zeros(1001, dtype=int)))
+            mechanism = make_soft_pos(vocabulary=vocabulary, eta=factor * eta, tags=tags(np.zeros(1001, dtype=int)))
         else:
             mechanism = make_mechanism(name, vocabulary=vocabulary, eta=factor * eta)
         channel = mechanism.log_probabilities(ends)
@@ -141,7 +142,7 @@ def test_tem_stays_within_gamma_as_often_as_it_says(vocabulary):
         mechanism = make_mechanism("tem", vocabulary=vocabulary, eta=eta, options={"outside": outside})
         eligible = vocabulary.eligible
         channel = np.exp(mechanism.log_probabilities(eligible))
-        beyond = euclidean(vocabulary.embeddings.astype(float))[np.ix_(eligible, eligible)] > mechanism.gamma
+        beyond = euclidean(vocabulary.embeddings.astype(float))[np.ix_(eligible, eligible)] > mechanism.scores.reach
         assert (channel * beyond).sum(axis=1).max() <= outside + 1e-12
 
 
@@ -162,7 +163,7 @@ def test_without_a_penalty_classes_play_no_part(vocabulary):
 
 def test_a_penalty_favours_outputs_of_the_same_class_and_forbids_none(vocabulary):
     mechanism = make("soft-pos", vocabulary, 3.0, penalty=2.0)
-    classes = mechanism.tags.classes
+    classes = mechanism.scores.metric.tags
     plain = np.exp(make("soft-pos", vocabulary, 3.0, penalty=0.0).log_probabilities(vocabulary.eligible))
     favoured = np.exp(mechanism.log_probabilities(vocabulary.eligible))
     same = classes[vocabulary.eligible][:, None] == classes[vocabulary.eligible][None]
@@ -185,15 +186,14 @@ def test_the_penalty_is_part_of_the_metric_and_without_it_the_guarantee_fails(se
 def test_calibration_works_in_the_metric_with_classes():
     rng = np.random.default_rng(3)
     vocabulary = toy_vocabulary(rng.standard_normal((40, 3)), special=(0, 1, 2))
-    plain = SoftPosMechanism(vocabulary=vocabulary, eta=4.0, tags=tags(rng.integers(4, size=40)), penalty=0.7)
-    made = SoftPosMechanism(vocabulary=vocabulary, eta=4.0, tags=plain.tags, penalty=0.7, certificate=plain.certify())
-    assert made.beta > 2.2
+    made = make_soft_pos(
+        vocabulary=vocabulary, eta=4.0, tags=tags(rng.integers(4, size=40)), penalty=0.7, calibrated=True
+    )
+    assert made.scores.beta > 2.2
     channel, distances = made.log_probabilities(np.arange(40)), distances_of(made)
     assert largest_excess(channel, distances, 4.0) <= 1e-9
-    wrong = made._scores_with(1.02 * made.beta).log_probabilities(np.arange(40))
+    wrong = replace(made.scores, beta=1.02 * made.scores.beta).log_probabilities(np.arange(40))
     assert largest_excess(wrong, distances, 4.0) > 0
-    with pytest.raises(MechanismError, match="for this vocabulary, metric and eta"):
-        SoftPosMechanism(vocabulary=vocabulary, eta=4.0, tags=plain.tags, penalty=0.6, certificate=made.certificate)
 
 
 @pytest.mark.parametrize("penalty", [-0.1, 2e6])

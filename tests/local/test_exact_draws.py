@@ -8,7 +8,7 @@ import pytest
 from channel_checks import LINE, SPECIAL, assert_drawn_as_stated
 from rapt.local.mechanisms import exact_draws
 from rapt.local.mechanisms.exact_draws import ExactDraws
-from rapt.local.mechanisms.exponential import ExponentialMechanism
+from rapt.local.mechanisms.exponential import make_exponential
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.scores import LARGEST_DROP, Scores
 from significance import assert_counts
@@ -193,4 +193,4 @@ def test_weights_that_are_all_alike_do_not_overflow(rng):
 
 def test_the_mechanism_draws_what_it_states(rng):
     vocabulary = toy_vocabulary(LINE, special=SPECIAL)
-    assert_drawn_as_stated(ExponentialMechanism(vocabulary=vocabulary, eta=3.0), vocabulary, rng)
+    assert_drawn_as_stated(make_exponential(vocabulary=vocabulary, eta=3.0), vocabulary, rng)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from rapt.errors import MechanismError, VocabularyError
 from rapt.local.mechanisms import make_mechanism, mechanism_of_setting
 from rapt.local.mechanisms.certificate import largest_slopes
 from rapt.local.mechanisms.exponential import (
-    ExponentialMechanism,
     OutputPrior,
     count_tokens,
+    make_exponential,
     read_output_prior,
     write_output_prior,
 )
@@ -57,7 +58,7 @@ def prior_of(vocabulary, rng):
 @pytest.mark.parametrize("eta", [0.1, 2.0, 9.0, 400.0])
 def test_the_channel_is_the_formula(vocabulary, eta, rng):
     for prior in (None, prior_of(vocabulary, rng)):
-        mechanism = ExponentialMechanism(vocabulary=vocabulary, eta=eta, prior=prior)
+        mechanism = make_exponential(vocabulary=vocabulary, eta=eta, prior=prior)
         weights = None if prior is None else 1 + prior.counts
         naive = naive_log_channel(vocabulary.embeddings, beta=eta / 2, eligible=vocabulary.eligible, weights=weights)
         assert np.allclose(mechanism.log_probabilities(np.arange(vocabulary.size)), naive, rtol=0, atol=1e-10)
@@ -65,16 +66,16 @@ def test_the_channel_is_the_formula(vocabulary, eta, rng):
 
 @pytest.mark.parametrize("eta", [0.1, 5.0])
 def test_outputs_are_drawn_from_the_channel(vocabulary, eta, rng):
-    assert_drawn_as_stated(ExponentialMechanism(vocabulary=vocabulary, eta=eta), vocabulary, rng)
+    assert_drawn_as_stated(make_exponential(vocabulary=vocabulary, eta=eta), vocabulary, rng)
     assert_drawn_as_stated(
-        ExponentialMechanism(vocabulary=vocabulary, eta=eta, prior=prior_of(vocabulary, rng)), vocabulary, rng
+        make_exponential(vocabulary=vocabulary, eta=eta, prior=prior_of(vocabulary, rng)), vocabulary, rng
     )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_test_of_the_draws_can_fail(vocabulary, seed):
-    right = ExponentialMechanism(vocabulary=vocabulary, eta=2.0)
-    wrong = ExponentialMechanism(vocabulary=vocabulary, eta=2.2)
+    right = make_exponential(vocabulary=vocabulary, eta=2.0)
+    wrong = make_exponential(vocabulary=vocabulary, eta=2.2)
     counts = count_outputs(wrong, vocabulary, 0, np.random.default_rng(seed))
     with pytest.raises(AssertionError, match="chi-square rejects"):
         assert_counts(counts, np.exp(right.log_probabilities(np.array([0]))[0]))
@@ -84,7 +85,7 @@ def test_the_test_of_the_draws_can_fail(vocabulary, seed):
 def test_the_guarantee_holds_for_every_triple(vocabulary, eta, rng):
     distances = euclidean(vocabulary.embeddings.astype(float))
     for prior in (None, prior_of(vocabulary, rng)):
-        mechanism = ExponentialMechanism(vocabulary=vocabulary, eta=eta, prior=prior)
+        mechanism = make_exponential(vocabulary=vocabulary, eta=eta, prior=prior)
         channel = mechanism.log_probabilities(np.arange(vocabulary.size))
         assert np.allclose(np.exp(channel).sum(axis=1), 1.0)
         assert largest_excess(channel, distances, eta) <= 1e-9
@@ -96,23 +97,22 @@ def test_the_guarantee_test_sees_a_beta_five_percent_too_large(eta):
     vocabulary = toy_vocabulary([[0.0], [1.0]])
     prior = OutputPrior(counts=np.array([2**19, 0]))
     distances = euclidean(vocabulary.embeddings.astype(float))
-    right = ExponentialMechanism(vocabulary=vocabulary, eta=eta, prior=prior).log_probabilities(np.arange(2))
-    wrong = ExponentialMechanism(vocabulary=vocabulary, eta=1.05 * eta, prior=prior).log_probabilities(np.arange(2))
+    right = make_exponential(vocabulary=vocabulary, eta=eta, prior=prior).log_probabilities(np.arange(2))
+    wrong = make_exponential(vocabulary=vocabulary, eta=1.05 * eta, prior=prior).log_probabilities(np.arange(2))
     assert -0.01 < largest_excess(right, distances, eta) <= 1e-9
     assert largest_excess(wrong, distances, eta) > 0.03 * eta
 
 
 def test_half_the_slope_goes_to_the_scores(vocabulary):
-    assert ExponentialMechanism(vocabulary=vocabulary, eta=3.0).beta == 1.5
+    assert make_exponential(vocabulary=vocabulary, eta=3.0).scores.beta == 1.5
 
 
 # Calibration.
 
 
-def brute_force_slope(mechanism, beta):
+def brute_force_slope(vocabulary, beta, *, prior=None):
     """The largest slope over all triples, from the naive channel."""
-    vocabulary = mechanism.vocabulary
-    weights = None if mechanism.prior is None else 1 + mechanism.prior.counts
+    weights = None if prior is None else 1 + prior.counts
     channel = naive_log_channel(vocabulary.embeddings, beta=beta, eligible=vocabulary.eligible, weights=weights)
     distances = euclidean(vocabulary.embeddings.astype(float))
     slopes = [
@@ -135,11 +135,11 @@ def random_vocabulary(seed, *, special):
 def test_the_largest_slope_is_that_of_brute_force(seed, special, rng):
     vocabulary = random_vocabulary(seed, special=special)
     for prior in (None, prior_of(vocabulary, rng)):
-        mechanism = ExponentialMechanism(vocabulary=vocabulary, eta=1.0, prior=prior)
+        mechanism = make_exponential(vocabulary=vocabulary, eta=1.0, prior=prior)
         betas = [0.2, 1.0, 4.0, 30.0]
-        found = largest_slopes([mechanism._scores_with(beta) for beta in betas])
+        found = largest_slopes([replace(mechanism.scores, beta=beta) for beta in betas])
         for beta, slope in zip(betas, found, strict=True):
-            expected = brute_force_slope(mechanism, beta)
+            expected = brute_force_slope(vocabulary, beta, prior=prior)
             # Where every pair is farther apart than the reach, the slope may be below beta, and beta is stated.
             assert slope.value == pytest.approx(max(expected, beta), rel=1e-6)
             assert slope.value >= expected
@@ -149,10 +149,10 @@ def test_the_largest_slope_is_that_of_brute_force(seed, special, rng):
 def test_calibration_finds_the_largest_beta_that_keeps_the_guarantee(seed):
     vocabulary = random_vocabulary(seed, special=(0, 5, 6))
     mechanism = make_mechanism("exponential", vocabulary=vocabulary, eta=4.0, options={"calibrated": True})
-    assert 2.2 < mechanism.beta < 4.0
-    assert brute_force_slope(mechanism, mechanism.beta) <= 4.0 * (1 + 1e-12)
-    assert brute_force_slope(mechanism, mechanism.beta + 0.004) > 4.0
-    assert mechanism.certificate.slope == pytest.approx(brute_force_slope(mechanism, mechanism.beta), rel=1e-6)
+    assert 2.2 < mechanism.scores.beta < 4.0
+    assert brute_force_slope(vocabulary, mechanism.scores.beta) <= 4.0 * (1 + 1e-12)
+    assert brute_force_slope(vocabulary, mechanism.scores.beta + 0.004) > 4.0
+    assert mechanism.certificate.slope == pytest.approx(brute_force_slope(vocabulary, mechanism.scores.beta), rel=1e-6)
     channel = mechanism.log_probabilities(np.arange(60))
     assert largest_excess(channel, euclidean(vocabulary.embeddings.astype(float)), 4.0) <= 1e-9
 
@@ -160,14 +160,14 @@ def test_calibration_finds_the_largest_beta_that_keeps_the_guarantee(seed):
 def test_the_guarantee_test_sees_a_calibrated_beta_five_percent_too_large():
     vocabulary = random_vocabulary(0, special=(0, 5, 6))
     mechanism = make_mechanism("exponential", vocabulary=vocabulary, eta=4.0, options={"calibrated": True})
-    wrong = mechanism._scores_with(1.05 * mechanism.beta).log_probabilities(np.arange(60))
+    wrong = replace(mechanism.scores, beta=1.05 * mechanism.scores.beta).log_probabilities(np.arange(60))
     assert largest_excess(wrong, euclidean(vocabulary.embeddings.astype(float)), 4.0) > 0
 
 
 def test_on_a_table_where_the_bound_is_met_calibration_gives_half():
     vocabulary = toy_vocabulary([[0.0], [1e-3]])
     prior = OutputPrior(counts=np.array([2**19, 0]))
-    certificate = ExponentialMechanism(vocabulary=vocabulary, eta=1.0, prior=prior).certify()
+    certificate = make_exponential(vocabulary=vocabulary, eta=1.0, prior=prior, calibrated=True).certificate
     assert certificate.beta == 0.5
     assert certificate.slope <= 1.0
 
@@ -179,7 +179,7 @@ def test_a_certificate_is_computed_once_and_read_again(monkeypatch):
     held = json.loads(path.read_text())
     assert held["schema"] == "rapt.slope/1"
     assert held["vocabulary_hash"] == vocabulary.hash
-    assert (held["eta"], held["beta"]) == (4.0, first.beta)
+    assert (held["eta"], held["beta"]) == (4.0, first.scores.beta)
     assert held["slope"] <= 4.0
     monkeypatch.setattr("rapt.local.mechanisms.certificate.largest_beta", None)  # it would have to be called
     again = make_mechanism("exponential", vocabulary=vocabulary, eta=4.0, options={"calibrated": True})
@@ -199,19 +199,10 @@ def test_a_certificate_that_is_not_whole_and_sound_is_computed_again(damage):
     assert json.loads(path.read_text()) == held
 
 
-def test_a_certificate_for_something_else_is_refused():
-    vocabulary, other = random_vocabulary(1, special=()), random_vocabulary(2, special=())
-    certificate = ExponentialMechanism(vocabulary=vocabulary, eta=4.0).certify()
-    with pytest.raises(MechanismError, match="for this vocabulary, prior and eta"):
-        ExponentialMechanism(vocabulary=other, eta=4.0, certificate=certificate)
-    with pytest.raises(MechanismError, match="for this vocabulary, prior and eta"):
-        ExponentialMechanism(vocabulary=vocabulary, eta=2.0, certificate=certificate)
-
-
 def test_a_cache_that_cannot_be_written_to_costs_no_result(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path / "file" / "below"))
-    assert ExponentialMechanism(vocabulary=random_vocabulary(1, special=()), eta=4.0).certify().beta > 2.0
+    assert make_exponential(vocabulary=random_vocabulary(1, special=()), eta=4.0, calibrated=True).scores.beta > 2.0
 
 
 # The prior.
@@ -262,7 +253,7 @@ def test_a_setting_names_its_prior_by_hash_and_is_made_again_with_the_file_only(
 def test_special_and_unused_tokens_are_never_an_output(bert_tiny, rng):
     everything = np.setdiff1d(np.arange(bert_tiny.size), bert_tiny.eligible)
     ids = np.concatenate([everything, rng.choice(bert_tiny.eligible, 500)])
-    out = ExponentialMechanism(vocabulary=bert_tiny, eta=1.0, cache_bytes=2**25).privatize(ids, rng=rng)
+    out = make_exponential(vocabulary=bert_tiny, eta=1.0).privatize(ids, rng=rng)
     assert out.dtype == np.int64
     assert np.isin(out, bert_tiny.eligible).all()
 
@@ -270,7 +261,7 @@ def test_special_and_unused_tokens_are_never_an_output(bert_tiny, rng):
 def test_a_smaller_eta_keeps_fewer_tokens(bert_tiny, rng):
     ids = rng.choice(bert_tiny.eligible, 200)
     kept = [
-        (ExponentialMechanism(vocabulary=bert_tiny, eta=eta).privatize(ids, rng=rng) == ids).mean()
+        (make_exponential(vocabulary=bert_tiny, eta=eta).privatize(ids, rng=rng) == ids).mean()
         for eta in (1.0, 14.0, 20.0, 30.0, 400.0)
     ]
     assert kept == sorted(kept)
@@ -281,12 +272,12 @@ def test_a_smaller_eta_keeps_fewer_tokens(bert_tiny, rng):
 def test_inputs_are_not_changed(bert_tiny, rng):
     ids = rng.choice(bert_tiny.eligible, 50)
     before = ids.copy()
-    ExponentialMechanism(vocabulary=bert_tiny, eta=5.0).privatize(ids, rng=rng)
+    make_exponential(vocabulary=bert_tiny, eta=5.0).privatize(ids, rng=rng)
     assert (ids == before).all()
 
 
 def test_an_id_without_a_row_is_refused_by_its_position_only(bert_tiny, rng):
-    mechanism = ExponentialMechanism(vocabulary=bert_tiny, eta=5.0)
+    mechanism = make_exponential(vocabulary=bert_tiny, eta=5.0)
     with pytest.raises(VocabularyError, match="got none for token 1 of 2"):
         mechanism.privatize(np.array([5000, -1]), rng=rng)
     with pytest.raises(VocabularyError, match="got none for token 1 of 2"):

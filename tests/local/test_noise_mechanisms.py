@@ -20,9 +20,7 @@ from rapt.errors import MechanismError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
 from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
-from rapt.local.mechanisms.metric import nearest_tokens
-from rapt.local.mechanisms.rank_fix import RankFixMechanism, sample_rank
-from rapt.local.mechanisms.vickrey import VickreyMechanism
+from rapt.local.mechanisms.near_tokens import RankFixMechanism, VickreyMechanism, nearest_tokens, sample_rank
 from significance import assert_counts, assert_distributed
 from toy_vocabularies import toy_vocabulary
 

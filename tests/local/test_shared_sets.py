@@ -19,8 +19,8 @@ from channel_checks import (
 from rapt.errors import MechanismError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.custext import CustextMechanism, _bisect, partition
-from rapt.local.mechanisms.pct2t import Pct2tMechanism
 from rapt.local.mechanisms.token_tags import TokenTags
+from rapt.local.mechanisms.word_classes import Pct2tMechanism
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
 from rapt.errors import MechanismError
 from rapt.local.distances import table_distances
-from rapt.local.guarantee import PROMISES
-from rapt.local.mechanisms import Mechanism, mechanism_of_setting
+from rapt.local.mechanisms import Mechanism, find_promise, mechanism_of_setting
 from rapt.local.mechanisms.interface import closed_channel
 from rapt.local.privacy_loss import compose
 from rapt.local.vocabulary import Vocabulary
@@ -119,7 +118,7 @@ def measure_formal_side(
         mechanism = mechanism_of_setting(setting, vocabulary=vocabulary, allow_unproved=True)
     except MechanismError:  # made from a public file that is not here
         mechanism = None
-    promise = PROMISES.get(setting.name)
+    promise = find_promise(setting.name)
     return FormalSide(
         eta=setting.eta,
         curves=compute_loss_curves(vocabulary, setting),
@@ -131,7 +130,7 @@ def measure_formal_side(
 
 def compute_loss_curves(vocabulary: Vocabulary, setting: MechanismSetting) -> tuple[LossCurve, ...]:
     """The curves of a token, and of a text, at distances that every statement speaks of; none without a proof."""
-    promise = PROMISES.get(setting.name)
+    promise = find_promise(setting.name)
     if promise is None:
         return ()
     distances = table_distances(vocabulary)

@@ -30,7 +30,7 @@ from scipy import stats
 
 from rapt.errors import AuditError
 from rapt.local.mechanisms.interface import Mechanism
-from rapt.local.mechanisms.metric import nearest_tokens
+from rapt.local.mechanisms.near_tokens import nearest_tokens
 from rapt.local.vocabulary import Vocabulary
 from rapt.local.weighting import common_words
 

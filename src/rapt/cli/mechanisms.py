@@ -76,9 +76,9 @@ def mechanisms(
     listed = [
         {
             "name": name,
-            "status": kind.status,
+            "status": kind.known.status,
             "summary": _summary(kind),
-            "caveat": kind.caveat,
+            "caveat": kind.known.caveat,
             "options": [
                 {"name": option, "default": known.default, "help": known.help} for option, known in kind.options.items()
             ],
@@ -91,7 +91,7 @@ def mechanisms(
     show(
         table(
             ["mechanism", "guarantee", "what it does"],
-            [[name, kind.status, _summary(kind)] for name, kind in MECHANISMS.items()],
+            [[name, kind.known.status, _summary(kind)] for name, kind in MECHANISMS.items()],
         )
     )
     show("")
@@ -106,12 +106,12 @@ def mechanisms(
         )
     )
     for name, kind in MECHANISMS.items():
-        if kind.caveat:
-            show(f"\n{name} needs --allow-unproved: {kind.caveat}")
+        if kind.known.caveat:
+            show(f"\n{name} needs --allow-unproved: {kind.known.caveat}")
 
 
 def _summary(kind: MechanismKind) -> str:
-    return (kind.__doc__ or "").strip().splitlines()[0]
+    return kind.guarantee.strip().splitlines()[0]
 
 
 def _written(default: Parameter) -> str:

@@ -121,13 +121,12 @@ def certify(
     """
     from dataclasses import asdict
 
-    from rapt.local.mechanisms import make_mechanism
+    from rapt.local.mechanisms import MECHANISMS, make_mechanism
     from rapt.local.mechanisms.certificate import save_beside
-    from rapt.local.mechanisms.exponential import ExponentialMechanism
-    from rapt.local.mechanisms.soft_pos import SoftPosMechanism
+    from rapt.local.mechanisms.exponential import ScoredMechanism
     from rapt.local.vocabulary import load_vocabulary
 
-    names = (ExponentialMechanism.name, SoftPosMechanism.name)
+    names = [name for name, kind in MECHANISMS.items() if "calibrated" in kind.options]
     if mechanism not in names:
         raise UsageError(f"a certificate must be for {' or '.join(names)}, got mechanism={mechanism!r}; choose one")
     if not (folder / "vocabulary.json").is_file():
@@ -136,7 +135,7 @@ def certify(
     options = given_options(mechanism, settings) | {"calibrated": True}
     say("computing the largest slope: minutes for 30,000 tokens, unless it was done before")
     made = make_mechanism(mechanism, vocabulary=loaded, eta=eta, options=options)
-    assert isinstance(made, ExponentialMechanism | SoftPosMechanism)
+    assert isinstance(made, ScoredMechanism)
     certificate = made.certificate
     assert certificate is not None
     path = save_beside(certificate, folder)

@@ -28,7 +28,8 @@ from rapt.local.calibration_search import (
     share_interval,
 )
 from rapt.local.distances import TableDistances, table_distances
-from rapt.local.guarantee import DELTA, PROMISES
+from rapt.local.guarantee import DELTA
+from rapt.local.mechanisms import find_promise
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.privacy_loss import PrivacyLoss, compose, loss_step
 from rapt.local.text_page import scientific
@@ -290,13 +291,14 @@ def curve_around(
 
 def stated_loss(mechanism: Mechanism, vocabulary: Vocabulary, *, apart: Sequence[float]) -> PrivacyLoss | None:
     """The privacy loss of tokens at these distances, as the privacy statement has it; None for an unknown mechanism."""
-    if mechanism.setting.name not in PROMISES:
+    promise = find_promise(mechanism.setting.name)
+    if promise is None:
         return None
-    loss = PROMISES[mechanism.setting.name].loss
     step = None if len(apart) == 1 else loss_step(mechanism.setting.eta * max(apart))
-    return compose(
-        [(loss(mechanism.setting, distance=part, dimension=vocabulary.dimension, step=step), 1) for part in apart]
-    )
+    losses = [
+        promise.loss(mechanism.setting, distance=part, dimension=vocabulary.dimension, step=step) for part in apart
+    ]
+    return compose([(loss, 1) for loss in losses])
 
 
 def first_guess(vocabulary: Vocabulary, distances: TableDistances) -> float:

@@ -12,9 +12,9 @@ An unknown mechanism, or an unknown parameter of a known one, is refused: no pro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -22,131 +22,17 @@ from rapt.errors import MechanismError, UsageError
 from rapt.local.deniability import PlausibleDeniability, UnchangedShare
 from rapt.local.distances import TableDistances, table_distances
 from rapt.local.mechanisms import MECHANISMS
-from rapt.local.mechanisms.interface import GuaranteeStatus
-from rapt.local.privacy_loss import PrivacyLoss, compose, laplace_loss, loss_step, pure_loss
-from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, Noise, PrivacyStatement, not_protected, reading
-from rapt.local.text_page import nats_up
+from rapt.local.mechanisms.interface import Promise
+from rapt.local.privacy_loss import PrivacyLoss, compose, loss_step
+from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, not_protected, reading
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets, check_eta
+from rapt.wire.mechanisms import KNOWN_MECHANISMS
 
-__all__ = ["PROMISES", "PrivacyStatement", "Promise", "privacy_statement"]
+__all__ = ["PrivacyStatement", "privacy_statement"]
 
 DELTA: Final = 1e-5
 TEXT_LENGTHS: Final = (10, 20)
-
-
-class TokenLoss(Protocol):
-    """The privacy loss of one token against another at a distance; `step` as in `laplace_loss`."""
-
-    def __call__(
-        self, setting: MechanismSetting, *, distance: float, dimension: int, step: float | None
-    ) -> PrivacyLoss: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """What a statement has to know about a mechanism.
-
-    Attributes:
-        status: Of its guarantee.
-        parameters: Names of all its parameters; a setting with others is refused.
-        loss: Privacy loss of one token.
-        noise: Size of its noise in d dimensions; None where there is none, or where it depends on the direction.
-        pure_only: Whether `loss` knows no more than the pure bound.
-        remark: What a reader has to know about its metric.
-    """
-
-    status: GuaranteeStatus
-    parameters: frozenset[str]
-    loss: TokenLoss
-    noise: Callable[[MechanismSetting, int], Noise] | None
-    pure_only: bool
-    remark: Callable[[MechanismSetting], str] | None = None
-
-
-def _laplace_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
-    return laplace_loss(eta=setting.eta, distance=distance, dimension=dimension, step=step)
-
-
-def _laplace_noise(setting: MechanismSetting, dimension: int) -> Noise:
-    # ‖z‖ ~ Gamma(d, 1/η), so E‖z‖ = d/η and E‖z‖² = d(d+1)/η², the same share of it in each of the d directions.
-    length = dimension / setting.eta
-    if not math.isfinite(length):
-        raise MechanismError(f"eta must give noise of finite length, got eta={setting.eta!r}; take a larger one")
-    return Noise(mean_length=length, deviation_along_a_line=math.sqrt(dimension + 1) / setting.eta)
-
-
-def _pure_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
-    return pure_loss(epsilon=setting.eta * distance, step=step)
-
-
-def _class_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
-    # The two tokens may be of different classes, at any distance.
-    penalty = _parameter(setting, "penalty", at_most=math.inf)
-    return pure_loss(epsilon=setting.eta * (distance + penalty), step=step)
-
-
-def _class_remark(setting: MechanismSetting) -> str:
-    nats = setting.eta * _parameter(setting, "penalty", at_most=math.inf)
-    return (
-        f"classes: every bound here allows the two tokens to be of different word classes, which adds {nats_up(nats)} "
-        "to ε; for two of one class it is so much lower."
-    )
-
-
-def _stretched_slope(setting: MechanismSetting) -> float:
-    # No eigenvalue of S is below 1 - m, so no distance in its metric exceeds the Euclidean one over sqrt(1 - m).
-    return setting.eta / math.sqrt(1 - _parameter(setting, "mixing", at_most=0.999))
-
-
-def _stretched_loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
-    # Noise at a larger distance is told apart more easily: Laplace noise of a smaller scale plus independent noise is
-    # Laplace noise of a larger one, because the Gamma law of its variance is self-decomposable.
-    return laplace_loss(eta=_stretched_slope(setting), distance=distance, dimension=dimension, step=step)
-
-
-def _stretched_remark(setting: MechanismSetting) -> str:
-    return (
-        "metric: the noise is longer along some directions of the table than along others. Every bound here holds for "
-        f"any direction, with the slope {_stretched_slope(setting):.4g} per Euclidean distance in place of η; most "
-        "pairs are protected better."
-    )
-
-
-def _parameter(setting: MechanismSetting, name: str, *, at_most: float) -> float:
-    value = setting.parameters[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= at_most:
-        raise MechanismError(f"{name} must be a number from 0 to {at_most:g}, got {name}={value!r}; privatize again")
-    return float(value)
-
-
-# One for each mechanism that is proved for all pairs of tokens. Vickrey and the rank fix compute their output from the
-# noisy vector, or the token, of `laplace`, so its privacy loss bounds theirs.
-_LAPLACE: Final = Promise(
-    status="proved", parameters=frozenset({"eta"}), loss=_laplace_loss, noise=_laplace_noise, pure_only=False
-)
-_PURE: Final = Promise(status="proved", parameters=frozenset({"eta"}), loss=_pure_loss, noise=None, pure_only=True)
-PROMISES: Final[Mapping[str, Promise]] = {
-    "laplace": _LAPLACE,
-    "vickrey": replace(_LAPLACE, parameters=frozenset({"eta", "tuning"})),
-    "rank-fix": replace(_LAPLACE, parameters=frozenset({"eta", "decay"})),
-    "mahalanobis": replace(
-        _LAPLACE,
-        parameters=frozenset({"eta", "metric", "mixing"}),
-        loss=_stretched_loss,
-        noise=None,
-        remark=_stretched_remark,
-    ),
-    "exponential": replace(_PURE, parameters=frozenset({"eta", "beta", "calibrated", "prior"})),
-    "soft-pos": replace(
-        _PURE,
-        parameters=frozenset({"eta", "beta", "calibrated", "metric", "penalty", "tags"}),
-        loss=_class_loss,
-        remark=_class_remark,
-    ),
-    "tem": replace(_PURE, parameters=frozenset({"eta", "outside"})),
-    "santext": _PURE,
-}
 
 
 def privacy_statement(
@@ -217,7 +103,7 @@ def privacy_statement(
         size=vocabulary.size,
         distances=distances,
         mechanism=setting,
-        status=promise.status,
+        status=KNOWN_MECHANISMS[setting.name].status,
         noise=noise,
         delta=DELTA,
         pairs=pairs,
@@ -242,24 +128,24 @@ def privacy_statement(
 
 
 def _promise(setting: MechanismSetting) -> Promise:
-    if setting.name in MECHANISMS and setting.name not in PROMISES:
-        kind = MECHANISMS[setting.name]
+    if setting.name not in MECHANISMS:
+        proved = [name for name, kind in MECHANISMS.items() if kind.promise is not None]
         raise MechanismError(
-            f"there is no privacy statement for mechanism={setting.name!r}, because its guarantee is {kind.status}: "
-            f"{kind.caveat}"
+            f"there is no privacy statement for mechanism={setting.name!r}; choose one of {', '.join(proved)}"
         )
-    if setting.name not in PROMISES:
+    kind = MECHANISMS[setting.name]
+    if kind.promise is None:
         raise MechanismError(
-            f"there is no privacy statement for mechanism={setting.name!r}; choose one of {', '.join(PROMISES)}"
+            f"there is no privacy statement for mechanism={setting.name!r}, because its guarantee is "
+            f"{kind.known.status}: {kind.known.caveat}"
         )
-    promise = PROMISES[setting.name]
-    if setting.parameters.keys() != promise.parameters:
+    if setting.parameters.keys() != kind.known.parameters:
         raise MechanismError(
-            f"mechanism={setting.name!r} must have exactly the parameters {', '.join(sorted(promise.parameters))}, "
+            f"mechanism={setting.name!r} must have exactly the parameters {', '.join(sorted(kind.known.parameters))}, "
             f"got {len(setting.parameters)}; upgrade rapt, or privatize again"
         )
     check_eta(setting.parameters["eta"])  # type: ignore[arg-type]  # it checks the type as well
-    return promise
+    return kind.promise
 
 
 @dataclass(frozen=True, kw_only=True)

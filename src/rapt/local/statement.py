@@ -12,9 +12,10 @@ from typing import Any, Final
 
 from rapt.local.deniability import PlausibleDeniability, Spread, UnchangedShare
 from rapt.local.distances import TableDistances
-from rapt.local.mechanisms.interface import GuaranteeStatus
+from rapt.local.mechanisms.interface import Noise
 from rapt.local.text_page import facts, items, nats_up, odds_up, percent_up, scientific, table, wrap
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets
+from rapt.wire.mechanisms import GuaranteeStatus
 
 SCHEMA: Final = "rapt.statement/1"
 PROTECTS_NOTHING: Final = (
@@ -51,19 +52,6 @@ class Bound:
     epsilon: float
     epsilon_at_delta: float
     right_guess: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Size of the noise vector, in distances of the table.
-
-    Attributes:
-        mean_length: E‖z‖.
-        deviation_along_a_line: Standard deviation of the noise along a line through two tokens.
-    """
-
-    mean_length: float
-    deviation_along_a_line: float
 
 
 @dataclass(frozen=True, kw_only=True)

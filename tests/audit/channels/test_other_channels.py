@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from audit_material import scattered_vocabulary, zipf_prior
-from rapt.audit.channels import CHANNELS, count_channel, estimate_channel, exact_channel, explain_unknown_channel
+from rapt.audit.channels import count_channel, estimate_channel, explain_unknown_channel
 from rapt.errors import AuditError
-from rapt.local.mechanisms import MECHANISMS, make_mechanism
+from rapt.local.mechanisms import make_mechanism
 from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanisms import KNOWN_MECHANISMS
 
 SIZE = 30
 PRIOR = zipf_prior(SIZE).probabilities
@@ -30,7 +31,7 @@ def matrix_of(estimate):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if channel is exact_channel])
+@pytest.mark.parametrize("name", [name for name, known in KNOWN_MECHANISMS.items() if known.channel == "closed"])
 def test_a_closed_channel_is_that_of_the_mechanism(name, vocabulary):
     mechanism = made(vocabulary, name)
     found = estimate_channel(
@@ -67,7 +68,7 @@ def test_a_counted_channel_comes_close_to_the_closed_one(vocabulary, rng):
     assert np.abs(matrix_of(found) - exact)[often].max() < 3 * 0.5 / np.sqrt(0.02 * 60_000) + 0.01
 
 
-@pytest.mark.parametrize("name", [name for name, channel in CHANNELS.items() if channel is count_channel])
+@pytest.mark.parametrize("name", [name for name, known in KNOWN_MECHANISMS.items() if known.channel == "counted"])
 def test_mechanisms_without_a_closed_form_are_counted(name, vocabulary, rng):
     setting = MechanismSetting(name=name, parameters={"eta": 4.0})
     try:
@@ -80,10 +81,6 @@ def test_mechanisms_without_a_closed_form_are_counted(name, vocabulary, rng):
     assert (found.sources[:, 0] == vocabulary.eligible).all()
     assert (found.mean >= 0).all()
     assert found.joint(PRIOR).sum() + found.unlisted.sum() == pytest.approx(1, abs=0.2)
-
-
-def test_every_mechanism_has_a_channel():
-    assert set(CHANNELS) == set(MECHANISMS)
 
 
 def test_a_mechanism_that_is_not_known_has_none(vocabulary):

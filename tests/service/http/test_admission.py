@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 
 from rapt.errors import MechanismError, UsageError, VocabularyError, WireError
-from rapt.local.guarantee import PROMISES
 from rapt.local.mechanisms import MECHANISMS
-from rapt.service.http.admission import KNOWN_MECHANISMS, Gate
+from rapt.service.http.admission import Gate
 from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import LONGEST_LABEL, MOST_LABELS, MechanismSetting, PlainTokens
+from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
     PrivatizedFile,
@@ -48,7 +48,6 @@ def one_record(backbone, *token_ids, **changes):
 
 def test_every_mechanism_of_the_trusted_side_is_known_to_the_service():
     assert KNOWN_MECHANISMS.keys() >= MECHANISMS.keys()
-    assert all(KNOWN_MECHANISMS[name] == promise.parameters for name, promise in PROMISES.items())
 
 
 def test_a_parameter_that_no_mechanism_has_is_refused_and_not_repeated(admit, backbone):

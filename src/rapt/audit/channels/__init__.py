@@ -6,7 +6,7 @@ Words are drawn by the attacker's prior, so that the pairs which matter are coun
 an output among them is unknown there; each output keeps itself as a source, with the share of its own tokens that came
 back, or of all tokens where it was not drawn. Weaker than a closed form, and nothing is assumed.
 
-The channels of the mechanisms, where an attacker can compute or count them, in one closed dict.
+The ways to a channel are in one closed dict; which one a mechanism takes stands in `rapt.wire.mechanisms`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from rapt.audit.channels.estimate import SOURCES, ChannelEstimate
 from rapt.audit.channels.laplace import estimate_laplace_channel
 from rapt.errors import AuditError, MechanismError
-from rapt.local.mechanisms import MECHANISMS, ClosedChannel, mechanism_of_setting
+from rapt.local.mechanisms import ClosedChannel, mechanism_of_setting
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanisms import KNOWN_MECHANISMS, ChannelKind
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Most frequent tokens that are tried as sources beside the output itself. In a smaller table all are, and then
@@ -175,25 +176,14 @@ class ChannelFunction(Protocol):
         ...
 
 
-CHANNELS: Final[Mapping[str, ChannelFunction]] = MappingProxyType(
-    {
-        "laplace": estimate_laplace_channel,
-        "exponential": exact_channel,
-        "soft-pos": exact_channel,
-        "tem": exact_channel,
-        "santext": exact_channel,
-        "custext": exact_channel,
-        "mahalanobis": count_channel,
-        "vickrey": count_channel,
-        "rank-fix": count_channel,
-        "pct2t": count_channel,
-    }
+CHANNELS: Final[Mapping[ChannelKind, ChannelFunction]] = MappingProxyType(
+    {"laplace": estimate_laplace_channel, "closed": exact_channel, "counted": count_channel}
 )
 
 
 def explain_unknown_channel(setting: MechanismSetting, bundle: VocabularyBundle) -> str | None:
     """Why the channel of a mechanism cannot be known here, or None where it can."""
-    if setting.name not in CHANNELS or setting.name not in MECHANISMS:
+    if setting.name not in KNOWN_MECHANISMS:
         return f"the channel of mechanism={setting.name!r} is not known here"
     try:
         mechanism_of_setting(setting, vocabulary=Vocabulary(bundle), allow_unproved=True)
@@ -227,7 +217,9 @@ def estimate_channel(
         AuditError: The mechanism's channel is not known here.
     """
     if (reason := explain_unknown_channel(setting, bundle)) is not None:
-        raise AuditError(f"a channel must be of one of {', '.join(CHANNELS)}: {reason}; leave out what needs one")
-    return CHANNELS[setting.name](
+        raise AuditError(
+            f"a channel must be of one of {', '.join(KNOWN_MECHANISMS)}: {reason}; leave out what needs one"
+        )
+    return CHANNELS[KNOWN_MECHANISMS[setting.name].channel](
         bundle, setting=setting, outputs=outputs, prior=prior, rng=rng, sources=sources, on_progress=on_progress
     )

@@ -8,46 +8,33 @@ from typing import Final
 import numpy as np
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.custext import CustextMechanism
-from rapt.local.mechanisms.exponential import ExponentialMechanism
-from rapt.local.mechanisms.interface import ClosedChannel, GuaranteeStatus, Mechanism, MechanismKind
-from rapt.local.mechanisms.laplace import LaplaceMechanism
-from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
-from rapt.local.mechanisms.pct2t import Pct2tMechanism
-from rapt.local.mechanisms.rank_fix import RankFixMechanism
-from rapt.local.mechanisms.santext import SantextMechanism
-from rapt.local.mechanisms.soft_pos import SoftPosMechanism
-from rapt.local.mechanisms.tem import TemMechanism
-from rapt.local.mechanisms.vickrey import VickreyMechanism
+from rapt.local.mechanisms.custext import CUSTEXT
+from rapt.local.mechanisms.exponential import EXPONENTIAL, SANTEXT, TEM
+from rapt.local.mechanisms.interface import ClosedChannel, Mechanism, MechanismKind, Promise
+from rapt.local.mechanisms.laplace import LAPLACE
+from rapt.local.mechanisms.mahalanobis import MAHALANOBIS
+from rapt.local.mechanisms.near_tokens import RANK_FIX, VICKREY
+from rapt.local.mechanisms.word_classes import PCT2T, SOFT_POS
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
 
-_KINDS: Final[tuple[MechanismKind, ...]] = (
-    LaplaceMechanism,
-    ExponentialMechanism,
-    SoftPosMechanism,
-    MahalanobisMechanism,
-    VickreyMechanism,
-    RankFixMechanism,
-    TemMechanism,
-    SantextMechanism,
-    CustextMechanism,
-    Pct2tMechanism,
-)
 # Nats between two usual tokens, beyond which no token is changed by any mechanism: e^-50,000 is 0 in every arithmetic.
 _MOST_NATS: Final = 50_000.0
 # Length of the rows beside that of the noise, d / eta: below it float64 keeps nothing of a row to which noise is added.
 _LEAST_SHARE: Final = 1e-13
 _TOKENS_TRIED: Final = 256
-MECHANISMS: Final[Mapping[str, MechanismKind]] = {kind.name: kind for kind in _KINDS}
+MECHANISMS: Final[Mapping[str, MechanismKind]] = {
+    kind.name: kind
+    for kind in (LAPLACE, EXPONENTIAL, SOFT_POS, MAHALANOBIS, VICKREY, RANK_FIX, TEM, SANTEXT, CUSTEXT, PCT2T)
+}
 
 __all__ = [
     "MECHANISMS",
     "ClosedChannel",
-    "GuaranteeStatus",
     "Mechanism",
     "MechanismKind",
     "check_useful_eta",
+    "find_promise",
     "make_mechanism",
     "mechanism_of_setting",
 ]
@@ -67,7 +54,7 @@ def make_mechanism(
         name: A key of `MECHANISMS`.
         vocabulary: Whose table and eligible ids it uses.
         eta: Slope of its guarantee in its metric: log P(y|x) - log P(y|x') <= eta * d(x, x'). There is no default.
-        options: Further public parameters, as its class lists them; those left out have their defaults.
+        options: Further public parameters, as its entry lists them; those left out have their defaults.
         allow_unproved: Whether a mechanism may be made whose guarantee is not proved for all pairs of tokens.
 
     Raises:
@@ -78,12 +65,17 @@ def make_mechanism(
         raise MechanismError(f"unknown mechanism={name!r}; choose one of {', '.join(MECHANISMS)}")
     kind = MECHANISMS[name]
     _check_least_eta(eta, vocabulary=vocabulary)
-    if kind.status != "proved" and not allow_unproved:
+    if kind.known.status != "proved" and not allow_unproved:
         raise MechanismError(
-            f"the guarantee of mechanism={name!r} is {kind.status}: {kind.caveat}; "
+            f"the guarantee of mechanism={name!r} is {kind.known.status}: {kind.known.caveat}; "
             "or allow it with allow_unproved=True, --allow-unproved"
         )
     return kind.make(vocabulary=vocabulary, eta=eta, options=options)
+
+
+def find_promise(name: str) -> Promise | None:
+    """What a privacy statement computes of the mechanism; None for one that is unknown or not proved."""
+    return MECHANISMS[name].promise if name in MECHANISMS else None
 
 
 def check_useful_eta(eta: float, *, vocabulary: Vocabulary) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import GuaranteeStatus, Option, check_token_ids, read_options
-from rapt.local.mechanisms.metric import PublicMetric, nearest_tokens
+from rapt.local.mechanisms.interface import MechanismKind, Option, check_token_ids
+from rapt.local.mechanisms.metric import PublicMetric
+from rapt.local.mechanisms.near_tokens import nearest_tokens
 from rapt.local.mechanisms.scores import LARGEST_DROP
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
@@ -61,14 +61,6 @@ class CustextMechanism:
     of ACL 2023. Status: conditional.
     """
 
-    name: ClassVar[str] = "custext"
-    status: ClassVar[GuaranteeStatus] = "conditional"
-    caveat: ClassVar[str] = (
-        "it holds within a set of words only, and the set of every word is sent in clear; use santext"
-    )
-    options: ClassVar[Mapping[str, Option]] = {
-        "set_size": Option(default=SET_SIZE, help="words in a set, at least 2; the last set has up to twice as many")
-    }
     vocabulary: Vocabulary
     eta: float
     set_size: int = SET_SIZE
@@ -79,12 +71,6 @@ class CustextMechanism:
         if not 2 <= self.set_size <= 200:
             raise MechanismError(f"set_size must be between 2 and 200, got set_size={self.set_size!r}")
 
-    @classmethod
-    def make(cls, *, vocabulary: Vocabulary, eta: float, options: Mapping[str, Parameter]) -> Self:
-        """The mechanism with this setting. Raises `MechanismError`."""
-        chosen = read_options(options, cls.options, mechanism=cls.name)
-        return cls(vocabulary=vocabulary, eta=eta, set_size=int(chosen["set_size"]))
-
     def __getstate__(self) -> dict[str, Any]:
         """The setting alone: which types were seen tells which tokens were drawn for."""
         return {"vocabulary": self.vocabulary, "eta": self.eta, "set_size": self.set_size}
@@ -93,7 +79,7 @@ class CustextMechanism:
     def setting(self) -> MechanismSetting:
         """Name, eta, the metric and the size of a set."""
         parameters: dict[str, Parameter] = {"eta": float(self.eta), "metric": METRIC, "set_size": self.set_size}
-        return MechanismSetting(name=self.name, parameters=parameters)
+        return MechanismSetting(name="custext", parameters=parameters)
 
     @cached_property
     def sets(self) -> NDArray[np.int64]:
@@ -226,3 +212,13 @@ def _whole_ends(probabilities: NDArray[np.float64]) -> NDArray[np.uint64]:
     missing = np.uint64(0) - weights.sum(axis=1, dtype=np.uint64)  # 2^64 less the sum: whole numbers wrap around
     weights[np.arange(len(weights)), weights.argmax(axis=1)] += missing
     return np.cumsum(weights, axis=1, dtype=np.uint64) - np.uint64(1)
+
+
+CUSTEXT: Final = MechanismKind(
+    name="custext",
+    build=CustextMechanism,
+    promise=None,
+    options={
+        "set_size": Option(default=SET_SIZE, help="words in a set, at least 2; the last set has up to twice as many")
+    },
+)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError, VocabularyError
+from rapt.local.privacy_loss import PrivacyLoss
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter
+from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
+from rapt.wire.mechanisms import KNOWN_MECHANISMS, KnownMechanism
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +25,14 @@ class Option:
     """A public parameter of a mechanism beside eta; its value is recorded in the setting.
 
     Attributes:
-        default: Also fixes the type.
+        default: Value where none is given; it also fixes the type.
         help: One line for people.
+        read: Makes what the mechanism is built with from a word, such as the name of a file; None takes the value.
     """
 
     default: Parameter
     help: str
+    read: Callable[[str, Vocabulary], object] | None = None
 
 
 def read_options(
@@ -62,9 +66,6 @@ def _typed(value: Parameter, option: Option, name: str) -> Parameter:
 _KINDS = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a word"}
 
 
-GuaranteeStatus = Literal["proved", "conditional", "broken-as-published"]
-
-
 class Mechanism(Protocol):
     """Replaces each token by a random eligible one.
 
@@ -74,11 +75,6 @@ class Mechanism(Protocol):
     @property
     def setting(self) -> MechanismSetting:
         """Name and public parameters, as a manifest states them."""
-        ...
-
-    @property
-    def status(self) -> GuaranteeStatus:
-        """Whether the guarantee in the docstring is proved, holds under conditions, or fails as published."""
         ...
 
     def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -129,32 +125,93 @@ def with_share_of_memory(mechanism: Mechanism, *, among: int) -> Mechanism:
     return replace(mechanism, cache_bytes=budget // among)  # type: ignore[type-var]  # the field says it is a dataclass
 
 
-class MechanismKind(Protocol):
-    """The class of a mechanism, as the dict of mechanisms holds it."""
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Size of the noise vector, in distances of the table.
 
-    @property
-    def name(self) -> str:
-        """As manifests write it: append-only, a name keeps its meaning for ever."""
+    Attributes:
+        mean_length: E‖z‖.
+        deviation_along_a_line: Standard deviation of the noise along a line through two tokens.
+    """
+
+    mean_length: float
+    deviation_along_a_line: float
+
+
+class TokenLoss(Protocol):
+    """The privacy loss of one token against another at a distance; `step` as in `laplace_loss`."""
+
+    def __call__(
+        self, setting: MechanismSetting, *, distance: float, dimension: int, step: float | None
+    ) -> PrivacyLoss:
+        """The loss, never understated."""
         ...
 
-    @property
-    def status(self) -> GuaranteeStatus:
-        """Of its guarantee."""
-        ...
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """What a privacy statement computes of a mechanism that is proved for all pairs of tokens.
+
+    Attributes:
+        loss: Privacy loss of one token.
+        noise: Size of its noise in d dimensions; None where there is none, or where it depends on the direction.
+        pure_only: Whether `loss` knows no more than the pure bound.
+        remark: What a reader has to know about its metric.
+    """
+
+    loss: TokenLoss
+    noise: Callable[[MechanismSetting, int], Noise] | None = None
+    pure_only: bool = False
+    remark: Callable[[MechanismSetting], str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MechanismKind:
+    """One mechanism, as the dict of mechanisms holds it: how it is made, and what it promises.
+
+    Attributes:
+        name: Name in manifests, which keeps its meaning for ever; `rapt.wire.mechanisms` has an entry for it.
+        build: Makes the mechanism from a vocabulary, eta and one argument for each option. Its docstring states and
+            proves the guarantee.
+        promise: What a privacy statement computes; None where the guarantee is not proved.
+        options: Its parameters beside eta.
+    """
+
+    name: str
+    build: Callable[..., Mechanism]
+    promise: Promise | None
+    options: Mapping[str, Option] = field(default_factory=dict)
 
     @property
-    def caveat(self) -> str:
-        """Why the status is not "proved", and what to use instead; empty where it is."""
-        ...
+    def known(self) -> KnownMechanism:
+        """What both sides know of it: its parameters, and the status of its guarantee."""
+        return KNOWN_MECHANISMS[self.name]
 
     @property
-    def options(self) -> Mapping[str, Option]:
-        """Its parameters beside eta."""
-        ...
+    def guarantee(self) -> str:
+        """What it guarantees, with the proof and what is not covered."""
+        return self.build.__doc__ or ""
 
     def make(self, *, vocabulary: Vocabulary, eta: float, options: Mapping[str, Parameter]) -> Mechanism:
         """The mechanism with this setting. Raises `MechanismError`."""
-        ...
+        chosen = read_options(options, self.options, mechanism=self.name)
+        return self.build(
+            vocabulary=vocabulary,
+            eta=check_eta(eta),
+            **{name: _chosen(value, self.options[name], vocabulary) for name, value in chosen.items()},
+        )
+
+
+def _chosen(value: Parameter, option: Option, vocabulary: Vocabulary) -> Any:
+    return value if option.read is None else option.read(str(value), vocabulary)
+
+
+def number_parameter(setting: MechanismSetting, name: str, *, at_most: float) -> float:
+    """A parameter of a setting that came with a file, from 0 to a bound; raises `MechanismError`."""
+    value = setting.parameters[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= at_most:
+        raise MechanismError(f"{name} must be a number from 0 to {at_most:g}, got {name}={value!r}; privatize again")
+    return float(value)
 
 
 def check_token_ids(token_ids: NDArray[np.int64], *, size: int) -> None:

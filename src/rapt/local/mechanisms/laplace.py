@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.local.mechanisms.interface import GuaranteeStatus, Option, check_token_ids, read_options
+from rapt.errors import MechanismError
+from rapt.local.mechanisms.interface import (
+    MechanismKind,
+    Noise,
+    Promise,
+    check_token_ids,
+)
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.nearest import NearestToken
+from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
+from rapt.wire.manifest import MechanismSetting, check_eta
 
 # Tokens whose noise is held at once: 3 MB of float64 at d = 384. It fixes the order of draws, so changing it changes
 # what an insecure seed gives.
@@ -51,10 +58,6 @@ class LaplaceMechanism:
     Multivariate Perturbations", WSDM 2020, Algorithm 1; RAPT, Eq. 2-3. Status: proved.
     """
 
-    name: ClassVar[str] = "laplace"
-    status: ClassVar[GuaranteeStatus] = "proved"
-    caveat: ClassVar[str] = ""
-    options: ClassVar[Mapping[str, Option]] = {}
     vocabulary: Vocabulary
     eta: float
 
@@ -62,16 +65,10 @@ class LaplaceMechanism:
         """Refuse an eta that is not a finite number above 0 (`MechanismError`)."""
         check_eta(self.eta)
 
-    @classmethod
-    def make(cls, *, vocabulary: Vocabulary, eta: float, options: Mapping[str, Parameter]) -> Self:
-        """The mechanism with this setting. Raises `MechanismError`."""
-        read_options(options, cls.options, mechanism=cls.name)
-        return cls(vocabulary=vocabulary, eta=eta)
-
     @property
     def setting(self) -> MechanismSetting:
         """Name and eta."""
-        return MechanismSetting(name=self.name, parameters={"eta": float(self.eta)})
+        return MechanismSetting(name="laplace", parameters={"eta": float(self.eta)})
 
     @cached_property
     def _nearest(self) -> NearestToken:
@@ -129,3 +126,24 @@ def _squared_length(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n, d) to (n,), without the matrix of squares: next to an int8 search its memory would be felt."""
     square: NDArray[np.float64] = np.einsum("ij,ij->i", rows, rows)
     return square
+
+
+def state_laplace_loss(
+    setting: MechanismSetting, *, distance: float, dimension: int, step: float | None
+) -> PrivacyLoss:
+    """The privacy loss of one token of `laplace`, exactly; as `TokenLoss`."""
+    return laplace_loss(eta=setting.eta, distance=distance, dimension=dimension, step=step)
+
+
+def _noise(setting: MechanismSetting, dimension: int) -> Noise:
+    # ‖z‖ ~ Gamma(d, 1/η), so E‖z‖ = d/η and E‖z‖² = d(d+1)/η², the same share of it in each of the d directions.
+    length = dimension / setting.eta
+    if not math.isfinite(length):
+        raise MechanismError(f"eta must give noise of finite length, got eta={setting.eta!r}; take a larger one")
+    return Noise(mean_length=length, deviation_along_a_line=math.sqrt(dimension + 1) / setting.eta)
+
+
+# Vickrey and the rank fix compute their output from the noisy vector, or the token, of `laplace`, so its loss bounds
+# theirs.
+LAPLACE_PROMISE: Final = Promise(loss=state_laplace_loss, noise=_noise)
+LAPLACE: Final = MechanismKind(name="laplace", build=LaplaceMechanism, promise=LAPLACE_PROMISE)

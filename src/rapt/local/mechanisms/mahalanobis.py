@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Final, Self
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import GuaranteeStatus, Option, check_token_ids, read_options
+from rapt.local.mechanisms.interface import (
+    MechanismKind,
+    Option,
+    Promise,
+    check_token_ids,
+    number_parameter,
+)
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.nearest import NearestToken
+from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
 
 # The paper tries several; from 0, which is `laplace`, to below 1.
 MIXING: Final = 0.5
+LARGEST_MIXING: Final = 0.999
 METRIC: Final = "regularized mahalanobis"
 _BATCH: Final = 512
 
@@ -58,12 +66,6 @@ class MahalanobisMechanism:
     Mahalanobis Metric", PrivateNLP 2020, Algorithm 1. Status: proved.
     """
 
-    name: ClassVar[str] = "mahalanobis"
-    status: ClassVar[GuaranteeStatus] = "proved"
-    caveat: ClassVar[str] = ""
-    options: ClassVar[Mapping[str, Option]] = {
-        "mixing": Option(default=MIXING, help="m, from 0 for the Euclidean metric to below 1 for the Mahalanobis one")
-    }
     vocabulary: Vocabulary
     eta: float
     mixing: float = MIXING
@@ -72,20 +74,14 @@ class MahalanobisMechanism:
         """Refuse numbers outside their domain (`MechanismError`)."""
         check_eta(self.eta)
         # At 1 a direction without variance would get no noise at all.
-        if not 0 <= self.mixing <= 0.999:
-            raise MechanismError(f"mixing must be between 0 and 0.999, got mixing={self.mixing!r}")
-
-    @classmethod
-    def make(cls, *, vocabulary: Vocabulary, eta: float, options: Mapping[str, Parameter]) -> Self:
-        """The mechanism with this setting. Raises `MechanismError`."""
-        chosen = read_options(options, cls.options, mechanism=cls.name)
-        return cls(vocabulary=vocabulary, eta=eta, mixing=float(chosen["mixing"]))
+        if not 0 <= self.mixing <= LARGEST_MIXING:
+            raise MechanismError(f"mixing must be between 0 and {LARGEST_MIXING}, got mixing={self.mixing!r}")
 
     @property
     def setting(self) -> MechanismSetting:
         """Name, eta, the metric and the mixing."""
         parameters: dict[str, Parameter] = {"eta": float(self.eta), "metric": METRIC, "mixing": self.mixing}
-        return MechanismSetting(name=self.name, parameters=parameters)
+        return MechanismSetting(name="mahalanobis", parameters=parameters)
 
     @property
     def euclidean_slope(self) -> float:
@@ -137,3 +133,32 @@ def shape_matrix(vocabulary: Vocabulary, *, mixing: float) -> NDArray[np.float64
         return identity
     found: NDArray[np.float64] = mixing * covariance / mean_variance + (1 - mixing) * identity
     return found
+
+
+def _euclidean_slope(setting: MechanismSetting) -> float:
+    # No eigenvalue of S is below 1 - m, so no distance in its metric exceeds the Euclidean one over sqrt(1 - m).
+    return setting.eta / math.sqrt(1 - number_parameter(setting, "mixing", at_most=LARGEST_MIXING))
+
+
+def _loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
+    # Noise at a larger distance is told apart more easily: Laplace noise of a smaller scale plus independent noise is
+    # Laplace noise of a larger one, because the Gamma law of its variance is self-decomposable.
+    return laplace_loss(eta=_euclidean_slope(setting), distance=distance, dimension=dimension, step=step)
+
+
+def _remark(setting: MechanismSetting) -> str:
+    return (
+        "metric: the noise is longer along some directions of the table than along others. Every bound here holds for "
+        f"any direction, with the slope {_euclidean_slope(setting):.4g} per Euclidean distance in place of η; most "
+        "pairs are protected better."
+    )
+
+
+MAHALANOBIS: Final = MechanismKind(
+    name="mahalanobis",
+    build=MahalanobisMechanism,
+    promise=Promise(loss=_loss, remark=_remark),
+    options={
+        "mixing": Option(default=MIXING, help="m, from 0 for the Euclidean metric to below 1 for the Mahalanobis one")
+    },
+)

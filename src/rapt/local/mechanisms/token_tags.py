@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError, VocabularyError, WireError
+from rapt.local.mechanisms.interface import Option
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.strict_json import parse_object
 
@@ -206,7 +207,7 @@ def read_tags(path: Path, vocabulary: Vocabulary) -> TokenTags:
     return _encode(tags, source=f"sha256:{digest}")
 
 
-def chosen_tags(source: str, vocabulary: Vocabulary) -> TokenTags:
+def choose_tags(source: str, vocabulary: Vocabulary) -> TokenTags:
     """The built-in tags under their name, else those of the file of that path."""
     return built_in_tags(vocabulary) if source == BUILT_IN else read_tags(Path(source), vocabulary)
 
@@ -237,3 +238,8 @@ def _token_names(vocabulary: Vocabulary) -> list[str]:
         except VocabularyError:
             found.append("")
     return found
+
+
+TAGS_OPTION: Final = Option(
+    default=BUILT_IN, help="JSON file of public word classes; the default are rules for English", read=choose_tags
+)

@@ -8,9 +8,8 @@ half-uploaded file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +19,9 @@ from rapt.service.backbone.layout import sequence_length
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import Manifest, MechanismSetting
+from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, bounded_lines, iterate_privatized_lines
 from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
-
-# Append-only: the name of a mechanism keeps its meaning for ever. What each guarantees stands in rapt.local.mechanisms.
-# So do the names of its parameters; an earlier version may have named fewer.
-KNOWN_MECHANISMS: Final[Mapping[str, frozenset[str]]] = {
-    "laplace": frozenset({"eta"}),
-    "exponential": frozenset({"eta", "beta", "calibrated", "prior"}),
-    "mahalanobis": frozenset({"eta", "metric", "mixing"}),
-    "vickrey": frozenset({"eta", "tuning"}),
-    "rank-fix": frozenset({"eta", "decay"}),
-    "tem": frozenset({"eta", "outside"}),
-    "santext": frozenset({"eta"}),
-    "custext": frozenset({"eta", "metric", "set_size"}),
-    "soft-pos": frozenset({"eta", "beta", "calibrated", "metric", "penalty", "tags"}),
-    "pct2t": frozenset({"eta", "metric", "tags"}),
-}
 
 
 class Gate:
@@ -182,9 +167,9 @@ def check_mechanism(setting: MechanismSetting) -> None:
             f"the mechanism must be one that this service knows, {', '.join(sorted(KNOWN_MECHANISMS))}; "
             "privatize again with one of them"
         )
-    if not known.issuperset(setting.parameters):
+    if not known.parameters.issuperset(setting.parameters):
         raise MechanismError(
-            f"the mechanism {setting.name} must have no parameters but {', '.join(sorted(known))}; "
+            f"the mechanism {setting.name} must have no parameters but {', '.join(sorted(known.parameters))}; "
             "privatize again with this version of rapt"
         )
 

@@ -1,0 +1,60 @@
+"""What both sides know of each mechanism: its parameters by name, the status of its guarantee, and its channel.
+
+The mechanisms themselves are in `rapt.local.mechanisms`. Names and meanings are append-only: the name of a mechanism,
+or of a parameter, keeps its meaning for ever; an earlier version may have stated fewer parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+GuaranteeStatus = Literal["proved", "conditional", "broken-as-published"]
+# How an attacker learns P(y|x): by a closed form, by the geometry of Laplace noise, or by counting draws of his own.
+ChannelKind = Literal["closed", "laplace", "counted"]
+
+
+@dataclass(frozen=True)
+class KnownMechanism:
+    """What a reader of a manifest has to know of a mechanism.
+
+    Attributes:
+        parameters: Names of all its public parameters.
+        channel: How an attacker learns P(y|x).
+        status: Whether the guarantee is proved for all pairs of tokens.
+        caveat: Why it is not, and what to use instead; empty where it is.
+    """
+
+    parameters: frozenset[str]
+    channel: ChannelKind
+    status: GuaranteeStatus = "proved"
+    caveat: str = ""
+
+
+def _known(parameters: str, channel: ChannelKind) -> KnownMechanism:
+    return KnownMechanism(frozenset(parameters.split()), channel)
+
+
+KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
+    "laplace": _known("eta", "laplace"),
+    "exponential": _known("eta beta calibrated prior", "closed"),
+    "soft-pos": _known("eta beta calibrated metric penalty tags", "closed"),
+    "mahalanobis": _known("eta metric mixing", "counted"),
+    "vickrey": _known("eta tuning", "counted"),
+    "rank-fix": _known("eta decay", "counted"),
+    "tem": _known("eta outside", "closed"),
+    "santext": _known("eta", "closed"),
+    "custext": KnownMechanism(
+        frozenset({"eta", "metric", "set_size"}),
+        "closed",
+        status="conditional",
+        caveat="it holds within a set of words only, and the set of every word is sent in clear; use santext",
+    ),
+    "pct2t": KnownMechanism(
+        frozenset({"eta", "metric", "tags"}),
+        "counted",
+        status="broken-as-published",
+        caveat="words of different classes have no outputs in common, so their ε is infinite; use soft-pos",
+    ),
+}
