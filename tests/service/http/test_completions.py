@@ -321,3 +321,13 @@ def test_an_encoder_writes_no_text(client, backbones):
     prompts = texts_for(backbone, 1)
     with pytest.raises(openai.BadRequestError, match="by a decoder or an encoder-decoder"):
         client.completions.create(model="bert-tiny", prompt=prompts, extra_body=privacy(backbone, prompts))
+
+
+@pytest.mark.parametrize(("count", "status"), [(2, 200), (900, 413)])
+def test_so_many_likeliest_tokens_are_told_in_one_answer(client, both, count, status):
+    """512 texts of 58 tokens with 20 of each kept every other request waiting while they were made into JSON."""
+    writer = both["tiny-llama"]
+    prompts = texts_for(writer, 1) * count
+    body = {"model": writer.model, "prompt": prompts, "max_tokens": 15, "logprobs": 20, **privacy(writer, prompts)}
+    answer = httpx2.post(f"{client.base_url}completions", json=body, timeout=60, trust_env=False)
+    assert answer.status_code == status

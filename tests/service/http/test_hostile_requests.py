@@ -192,6 +192,12 @@ def test_an_answer_has_a_bound_before_anything_is_computed(http, files, training
         asked = PrivatizedFile(manifest=seal(plain.manifest, records), records=records)
         found = http.post("/v1/classify", json={"model": name, **query_to_json(asked)})
         assert found.status_code == status
+        # As completions, too: 4,096 prompts of 1,000 classes took 13 s, and a thread of everybody's for most of it.
+        prompts = [list(record.token_ids) for record in records]
+        rest = [{"privatized_plain_tokens": list(record.privatized_plain_tokens)} for record in records]
+        privacy = {"manifest": query_to_json(asked)["manifest"], "records": rest}
+        found = http.post("/v1/completions", json={"model": name, "prompt": prompts, "rapt": privacy, "logprobs": 2})
+        assert found.status_code == status
     assert http.delete(f"/v1/models/{name}").status_code == 200
 
 

@@ -154,3 +154,21 @@ def test_a_full_disk_is_503_and_in_the_log_and_keeps_nothing(backbones, tmp_path
             assert add(http, upload_id, b"0" * 1_000_000).status_code == 200
     finally:
         subprocess.run(["umount", "-l", tmp_path], check=True)
+
+
+def test_a_part_has_at_least_one_byte(http):
+    """Of nothing a tenant could have made files on the disk without end."""
+    error_of(add(http, begin(http, 10), b""), 400, "invalid_request")
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "utf-16", "unicode_escape", "hex", "none"])
+def test_whatever_charset_a_form_names_it_is_read_or_refused(http, training_path, charset):
+    """Python's `undefined` raises an error of its own, and that was 500."""
+    content = b"".join(
+        b'--b\r\ncontent-disposition: form-data; name="%s"\r\n\r\n%s\r\n' % part
+        for part in ((b"purpose", b"fine-tune"), (b'file"; filename="\\ud800\xff--..', training_path.read_bytes()))
+    )
+    headers = {"content-type": f"multipart/form-data; boundary=b; charset={charset}"}
+    answer = http.post("/v1/files", content=content + b"--b--\r\n", headers=headers)
+    assert answer.status_code in (200, 400)
+    assert http.get("/v1/files").status_code == 200

@@ -166,6 +166,17 @@ def test_too_many_classes_are_refused(backbones):
     assert "at most 10000 classes" in str(refused(backbones, default_config("prompt_tuning"), labels=64_000))
 
 
+def test_a_validation_file_that_is_read_for_hours_is_refused(backbones):
+    """It is read in one go after each epoch: no other tenant's job gets its turn meanwhile."""
+    config, limits = default_config("prompt_tuning"), replace(LIMITS, validation_records=1000)
+    files = [file_of(), file_of(records=1000)]
+    check_cost(config, files=files, manifest=None, backbone=backbones["bert-tiny"], limits=limits)
+    files = [file_of(), file_of(records=1001)]
+    with pytest.raises(LimitError, match="job_validation_records") as caught:
+        check_cost(config, files=files, manifest=None, backbone=backbones["bert-tiny"], limits=limits)
+    assert caught.value.param == "validation_file"
+
+
 def test_memory_rises_with_the_batch_the_records_and_the_vocabulary_that_is_written(backbones):
     backbone, config = backbones["bert-tiny"], default_config("prompt_tuning")
     least = memory_of(backbone, config, sizes=SIZES)

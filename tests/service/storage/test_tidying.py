@@ -19,7 +19,7 @@ from rapt.service.storage.tenant_rows import (
     usage_of,
 )
 from rapt.service.storage.tidying import KEPT_ROWS, tell_who_waits_for_a_model, tidy
-from rapt.service.storage.upload_rows import LIFETIME, add_part, add_upload, end_upload, get_upload
+from rapt.service.storage.upload_rows import LIFETIME, MOST_PARTS, add_part, add_upload, end_upload, get_upload
 from rapt.service.storage.worker_locks import living_worker, models_of_the_living
 from running_service import wait_until
 from stored_material import claim, finish, queue, upload
@@ -95,6 +95,19 @@ def test_a_tenant_begins_no_more_uploads_than_it_may(store, ada, bob):
     begin(store, bob)
     end_upload(store, last.id, status="cancelled", caller=ada, now=9)
     begin(store, ada)
+
+
+def test_the_parts_of_all_uploads_of_a_tenant_together_are_so_many(store, ada, bob):
+    """Each takes a block of the disk: a million of one byte would take four thousand times what is counted."""
+    first, second = begin(store, ada), begin(store, ada)
+    one = {"bytes": 0, "sha256": "", "created_at": 0, "upload_id": first.id}
+    with store.database.write() as connection:
+        connection.execute(insert(PARTS), [one | {"id": f"part-{n}"} for n in range(MOST_PARTS)])
+    with pytest.raises(QuotaError, match="parts of uploads that are pending"):
+        put_part(store, second, ada)
+    put_part(store, begin(store, bob), bob)
+    end_upload(store, first.id, status="cancelled", caller=ada, now=9)
+    put_part(store, second, ada)
 
 
 def test_rows_of_uploads_that_were_cancelled_count_until_they_are_forgotten(store, ada):

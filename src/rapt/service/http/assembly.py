@@ -112,6 +112,7 @@ def jobs_of(settings: Settings) -> JobSettings:
             classes=settings.job_classes,
             steps=settings.job_steps,
             records=settings.job_records,
+            validation_records=settings.job_validation_records,
         ),
         between_checkpoints=settings.checkpoint_seconds,
         slice_seconds=settings.job_slice_seconds,

@@ -104,6 +104,9 @@ class Settings(BaseSettings):
     job_classes: int = Field(10_000, ge=2, description="most labels, or plain tokens to choose among, of a job")
     job_steps: int = Field(5_000_000, ge=1, description="most steps of a job")
     job_records: int = Field(100_000_000, ge=1, description="records of a job's files times its epochs")
+    job_validation_records: int = Field(
+        50_000, ge=1, description="records of a validation file: all are read after each epoch, while others wait"
+    )
     job_attempts: int = Field(
         3, ge=1, description="times that a job may end what runs it, without getting any further, before it fails"
     )

@@ -121,6 +121,14 @@ def check_cost(
         raise _too_large(
             config, "n_epochs", f"a run must read at most {limits.records} records, got {reads}", "job_records"
         )
+    validated = sum(file.records for file in files[1:])
+    if validated > limits.validation_records:
+        error = LimitError(
+            f"a validation file must have at most {limits.validation_records} records here, got {validated}; leave "
+            "some out, or ask the provider for a higher job_validation_records"
+        )
+        error.param = "validation_file"
+        raise error
     sizes = Sizes(
         batch=min(config.batch_size, max(file.records for file in files)),
         text=max(file.longest for file in files),

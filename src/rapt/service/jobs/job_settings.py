@@ -26,6 +26,7 @@ class JobLimits:
         classes: Most labels, or plain tokens to choose among.
         steps: Most steps of a run.
         records: Most records that a run reads: those of its file times its epochs.
+        validation_records: Most records of its validation file, which is read in one go after each epoch.
     """
 
     memory_bytes: int
@@ -35,6 +36,7 @@ class JobLimits:
     classes: int = 10_000
     steps: int = 5_000_000
     records: int = 100_000_000
+    validation_records: int = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)

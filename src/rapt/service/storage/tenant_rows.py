@@ -188,6 +188,17 @@ def check_uploads(connection: Connection, tenant: str) -> None:
     _check_past(connection, UPLOADS, own & (UPLOADS.c.status != "pending"))
 
 
+def check_parts(connection: Connection, tenant: str, *, most: int) -> None:
+    """Refuse a part beyond those that a tenant's pending uploads may have together. Raises `QuotaError`."""
+    own = select(func.count()).select_from(PARTS.join(UPLOADS, UPLOADS.c.id == PARTS.c.upload_id))
+    if connection.execute(own.where(UPLOADS.c.tenant == tenant)).scalar_one() >= most:
+        raise QuotaError(
+            f"a tenant must have at most {most} parts of uploads that are pending; complete or cancel some, and send "
+            "larger parts",
+            retry_after=None,
+        )
+
+
 def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Removed:
     """Delete a tenant and everything it has: keys, jobs with their states, models, files, uploads.
 

@@ -17,9 +17,10 @@ from rapt.service.storage.database import find, value_of
 from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import PARTS, UPLOADS
-from rapt.service.storage.tenant_rows import check_bytes, check_tenant, check_uploads
+from rapt.service.storage.tenant_rows import check_bytes, check_parts, check_tenant, check_uploads
 
 LIFETIME: Final = 24 * 3600  # s; parts of an upload that was given up must not stay for ever
+# Of one upload, and of all pending ones of a tenant: each takes a block of the disk, however few bytes it has.
 MOST_PARTS: Final = 10_000
 
 
@@ -107,10 +108,12 @@ def add_part(
 
     Raises:
         NotFoundError: There is no such upload.
-        UsageError: It takes no more parts.
+        UsageError: It takes no more parts, or the part is empty.
         LimitError: The parts are more than the upload was going to have.
-        QuotaError: The tenant has too many bytes.
+        QuotaError: The tenant has too many bytes, or too many parts.
     """
+    if not staged.bytes:
+        raise UsageError("a part of an upload must have at least one byte; leave it out")
     part = StoredPart(
         id=f"part-{secrets.token_hex(12)}",
         upload_id=upload_id,
@@ -128,6 +131,7 @@ def add_part(
             count, size = connection.execute(totals).one()
             if size + part.bytes > upload.bytes or count >= MOST_PARTS:
                 raise LimitError(f"the parts must have {upload.bytes} bytes together, in at most {MOST_PARTS} parts")
+            check_parts(connection, caller.tenant, most=MOST_PARTS)
             check_bytes(connection, caller.tenant, more=part.bytes, limit=max_bytes)
             connection.execute(insert(PARTS).values(vars(part)))
     except BaseException:

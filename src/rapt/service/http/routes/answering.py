@@ -20,7 +20,7 @@ from rapt.service.answers.prediction import row_of
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.leaving import CLIENT_LEFT, begun, left
-from rapt.service.http.routes.prompts import Prompt, admit_prompts
+from rapt.service.http.routes.prompts import Prompt, admit_prompts, check_answer
 from rapt.service.http.routes.spelling import Piece, Spelling, Token
 from rapt.service.storage.callers import Caller
 
@@ -110,6 +110,7 @@ async def start_answering(
 
     def begin() -> Answering:
         admitted = admit_prompts(service, prompts, model=model, privacy=privacy, caller=caller, most_tokens=most_tokens)
+        check_answer(admitted, most_tokens=most_tokens, top=sampling.top_logprobs)
         answering = Answering(admitted, loop)
         try:
             _begin(

@@ -12,7 +12,7 @@ from rapt.service.answers.prediction import row_of
 from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy
-from rapt.service.http.routes.classify import tuned_adapters
+from rapt.service.http.routes.classify import MOST_PROBABILITIES, tuned_adapters
 from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_file import PrivatizedRecord, query_from_json
 
@@ -106,3 +106,22 @@ def admit_prompts(
     if added:
         service.quotas.spend_tokens(caller.tenant, added)
     return admitted
+
+
+def check_answer(prompts: Sequence[Prompt], *, most_tokens: int, top: int) -> None:
+    """Refuse what would be answered with too many numbers: they are kept, sorted and written as JSON (`LimitError`).
+
+    Args:
+        prompts: Admitted.
+        most_tokens: Most that are written to each prompt whose answer is a text.
+        top: Likeliest tokens that are told of each of these.
+    """
+    of_texts = most_tokens * top * sum(prompt.is_written_to for prompt in prompts)
+    of_labels = sum(
+        len(prompt.adapter.card.labels) for prompt in prompts if prompt.adapter and not prompt.is_written_to
+    )
+    if of_texts + of_labels > MOST_PROBABILITIES:
+        raise LimitError(
+            f"an answer must come of at most {MOST_PROBABILITIES} probabilities, classes of each prompt and likeliest "
+            f"tokens of each token together, got {of_texts + of_labels}; send several requests, or lower logprobs"
+        )

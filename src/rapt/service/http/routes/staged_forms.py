@@ -80,7 +80,7 @@ async def _read(request: Request, arrive: Callable[[], ArrivingFile], limits: di
     try:
         async with aclosing(request.stream()) as stream:
             return await _Parser(request, stream, arrive, limits).parse()
-    except MultiPartException:
+    except (MultiPartException, UnicodeError):  # the latter of a charset that the client has chosen
         raise HTTPException(400) from None
 
 
