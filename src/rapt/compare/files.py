@@ -16,7 +16,7 @@ from rapt.errors import CorpusError
 from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream
-from rapt.local.records import Part, check_pairs, with_other_parts
+from rapt.local.records import Chunk, ChunkSetting, Part, privatize_records
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, privatized_tokens
@@ -63,15 +63,9 @@ class FileMaker:
         plain = self._plain_tokens(stream.generator)
         privatizer = Privatizer(self.vocabulary, self.mechanism(eta), plain)
         seconds: dict[Part, list[str]] = {"second": list(texts.seconds)} if texts.pairs else {}
-        check_pairs(privatizer, texts.texts, seconds, first_position=0)
-        records = with_other_parts(
-            privatizer.privatize(texts.texts, labels=texts.labels, stream=stream),
-            seconds,
-            privatizer=privatizer,
-            privatize=lambda own, second: own.privatize(second, labels=None, stream=stream),
-            first_position=0,
-        )
         manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance, pairs=texts.pairs)
+        chunk = Chunk(0, list(texts.texts), list(texts.labels), seconds)
+        records = privatize_records(chunk, ChunkSetting(privatizer, None, manifest), stream=stream)
         return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
 
     def unchanged_only(self, texts: LabelledTexts, file: PrivatizedFile) -> PrivatizedFile:

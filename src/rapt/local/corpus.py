@@ -19,26 +19,24 @@ from rapt.errors import BudgetError, CorpusError, UsageError, WireError, record_
 from rapt.local.corpus_check import CorpusCheck, check_corpus, read_rows
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row, is_unicode
 from rapt.local.label_privacy import RandomizedResponse
-from rapt.local.ledger import Ledger, privatize_through, stored_token_ids
+from rapt.local.ledger import Ledger, stored_token_ids
 from rapt.local.ledger_file import refuse_ledger_files
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.records import (
     CHUNK,
     CHUNK_OF_A_WORKER,
-    Chunk,
     ChunkSetting,
     Part,
     PartColumns,
     SourceItem,
     in_chunks,
     privatize_chunk,
-    release_chunk,
 )
 from rapt.local.worker_processes import privatize_in_processes
 from rapt.whole_files import check_target
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, iterate_privatized_lines
+from rapt.wire.privatized_file import PrivatizedRecord, iterate_privatized_lines
 from rapt.wire.privatized_writer import partial_path, read_unfinished_manifest, write_privatized_file
 
 ONE_TEXT: Final = PartColumns()
@@ -218,31 +216,12 @@ def privatize_corpus(
             stream = worker_stream(stream.provenance, position=done)
 
         setting = ChunkSetting(privatizer, response, manifest)
-
-        def privatized(chunk: Chunk) -> RecordLines:
-            if ledger is None:
-                return privatize_chunk(chunk, setting, stream=stream)
-
-            def through(own: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
-                return privatize_through(
-                    ledger,
-                    own,
-                    texts,
-                    labels=labels,
-                    response=None if labels is None else response,
-                    stream=stream,
-                    first_position=chunk.position,
-                    redraw=redraw,
-                )
-
-            return release_chunk(chunk, setting, release=through)
-
         size = CHUNK if processes == 1 else CHUNK_OF_A_WORKER
         chunks = in_chunks(texts, first_position=done, labelled=names is not None, size=size)
         if processes > 1:
             results = privatize_in_processes(chunks, setting, processes=processes, first_stream=done)
         else:
-            results = (privatized(chunk) for chunk in chunks)
+            results = (privatize_chunk(chunk, setting, stream=stream, ledger=ledger, redraw=redraw) for chunk in chunks)
         with closing(results):
             try:
                 for result in results:

@@ -8,13 +8,14 @@ hundred at a time, which keeps the matrix product busy, and in the same way in w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Literal
 
 from rapt.errors import CorpusError, record_at
 from rapt.local.label_privacy import RandomizedResponse
+from rapt.local.ledger import Ledger, privatize_through
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Targets
@@ -88,46 +89,10 @@ def check_pairs(
             raise CorpusError(f"{record_at(position)} must {rule}")
 
 
-def with_other_parts(
-    records: list[PrivatizedRecord],
-    others: Mapping[Part, list[str]],
-    *,
-    privatizer: Privatizer,
-    privatize: Callable[[Privatizer, list[str]], list[PrivatizedRecord]],
-    first_position: int,
-) -> list[PrivatizedRecord]:
-    """The records with their other texts.
-
-    Args:
-        records: Of the first texts.
-        others: In clear.
-        privatizer: The setting. Plain tokens stand before the first text only, so the others are drawn without any.
-        privatize: Draws records of texts, through a ledger where there is one.
-        first_position: Position of the first record in its file, for messages.
-
-    Raises:
-        CorpusError: As `Privatizer.privatize`.
-    """
-    bare = replace(privatizer, plain_tokens=NO_PLAIN_TOKENS)
-    for part, texts in others.items():
-        if part == "public_target":
-            ids = [tuple(content) for content in bare.contents(texts, first_position=first_position)]
-        else:
-            ids = [record.token_ids for record in privatize(bare, texts)]
-        pairs = zip(records, ids, strict=True)
-        if part == "second":
-            records = [replace(record, second_token_ids=own) for record, own in pairs]
-        else:
-            records = [replace(record, target_ids=own) for record, own in pairs]
-    return records
-
-
 # Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
 # so that progress moves. For several processes less, so that at the end of a file none waits long for the others.
 CHUNK: Final = 512
 CHUNK_OF_A_WORKER: Final = 256
-# Draws the records of texts with a setting, and with their labels, if any.
-Release = Callable[[Privatizer, list[str], list[int] | None], list[PrivatizedRecord]]
 
 
 @dataclass(frozen=True)
@@ -174,32 +139,73 @@ class ChunkSetting:
     manifest: Manifest
 
 
-def privatize_chunk(chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream) -> RecordLines:
-    """The lines of one chunk's records; labels are randomized first where there is a response.
+def privatize_records(
+    chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream, ledger: Ledger | None = None, redraw: bool = False
+) -> list[PrivatizedRecord]:
+    """One record for each record of the chunk, with all of its texts, each drawn as a release of its own.
+
+    Args:
+        chunk: Texts and labels in clear.
+        setting: What is done to them. Plain tokens stand before the first text only.
+        stream: Source of labels, plain tokens and noise, in this order.
+        ledger: Accounts for every release before this returns, and answers texts that were released before.
+        redraw: With a ledger, draw and pay anew for every text.
 
     Raises:
-        CorpusError: As `Privatizer.privatize`, or a pair is too long.
+        CorpusError: As `Privatizer.privatize`, or a pair is too long; nothing was drawn or paid for then.
+        BudgetError: As `privatize_through`.
+        LedgerError: As `privatize_through`.
         UsageError: As `Privatizer.privatize`.
     """
-    response = setting.response
+    check_pairs(setting.privatizer, chunk.texts, chunk.others, first_position=chunk.position)
+    bare = replace(setting, privatizer=replace(setting.privatizer, plain_tokens=NO_PLAIN_TOKENS))
+    records = _release(chunk, chunk.texts, chunk.labels, setting, stream=stream, ledger=ledger, redraw=redraw)
+    for part, texts in chunk.others.items():
+        if part == "public_target":
+            contents = bare.privatizer.contents(texts, first_position=chunk.position)
+            ids = [tuple(content) for content in contents]
+        else:
+            released = _release(chunk, texts, None, bare, stream=stream, ledger=ledger, redraw=redraw)
+            ids = [record.token_ids for record in released]
+        pairs = zip(records, ids, strict=True)
+        if part == "second":
+            records = [replace(record, second_token_ids=own) for record, own in pairs]
+        else:
+            records = [replace(record, target_ids=own) for record, own in pairs]
+    return records
 
-    def release(privatizer: Privatizer, texts: list[str], labels: list[int] | None) -> list[PrivatizedRecord]:
-        if response is not None and labels is not None:
-            labels = response.randomize(labels, rng=stream.generator)
-        return privatizer.privatize(texts, labels=labels, stream=stream, first_position=chunk.position)
 
-    return release_chunk(chunk, setting, release=release)
-
-
-def release_chunk(chunk: Chunk, setting: ChunkSetting, *, release: Release) -> RecordLines:
-    """The lines of one chunk's records, each of its texts drawn by `release`; raises as `privatize_chunk`."""
-    privatizer = setting.privatizer
-    check_pairs(privatizer, chunk.texts, chunk.others, first_position=chunk.position)
-    records = with_other_parts(
-        release(privatizer, chunk.texts, chunk.labels),
-        chunk.others,
-        privatizer=privatizer,
-        privatize=lambda own, texts: release(own, texts, None),
-        first_position=chunk.position,
-    )
+def privatize_chunk(
+    chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream, ledger: Ledger | None = None, redraw: bool = False
+) -> RecordLines:
+    """The lines of the records that `privatize_records` makes, checked against the manifest; raises as it does."""
+    records = privatize_records(chunk, setting, stream=stream, ledger=ledger, redraw=redraw)
     return record_lines(records, setting.manifest, first_position=chunk.position)
+
+
+def _release(
+    chunk: Chunk,
+    texts: list[str],
+    labels: list[int] | None,
+    setting: ChunkSetting,
+    *,
+    stream: RandomStream,
+    ledger: Ledger | None,
+    redraw: bool,
+) -> list[PrivatizedRecord]:
+    """The records of one text each; labels are randomized first where there is a response."""
+    response = None if labels is None else setting.response
+    if ledger is not None:
+        return privatize_through(
+            ledger,
+            setting.privatizer,
+            texts,
+            labels=labels,
+            response=response,
+            stream=stream,
+            first_position=chunk.position,
+            redraw=redraw,
+        )
+    if response is not None and labels is not None:
+        labels = response.randomize(labels, rng=stream.generator)
+    return setting.privatizer.privatize(texts, labels=labels, stream=stream, first_position=chunk.position)
