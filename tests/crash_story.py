@@ -16,6 +16,8 @@ from running_service import save_privatized, wait_until
 
 PHASES = ("upload", "training", "checkpoint", "prediction", "deletion")
 VALUES = {"num_virtual_tokens": 4, "n_epochs": 40, "batch_size": 16, "reconstruction": {"weight": 0.1}}
+# How long the client asks a service again that was killed, s: it is told to go on from the next one.
+PATIENCE = 2.0
 METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": VALUES}}
 
 
@@ -90,7 +92,7 @@ class Story:
     def work(self, phase, url, stop):
         """Do what the phase is about until the service is gone."""
         try:
-            with ServiceClient(url) as client:
+            with ServiceClient(url, patience=PATIENCE) as client:
                 while not stop:
                     if phase == "upload":
                         self.upload(client)

@@ -70,9 +70,7 @@ def serve(
     from rapt.service.http.server import serve as run_service
 
     run_service(settings, on_ready=lambda url: show_json({"url": url}))
-    # All is stored and closed. The interpreter would take seconds to free the models, one by one, for nobody.
-    sys.stdout.flush()
-    os._exit(0)
+    _leave()
 
 
 def worker(
@@ -103,3 +101,13 @@ def worker(
     from rapt.service.http.worker_process import work
 
     work(settings, on_ready=lambda: say("waiting for jobs"))
+    _leave()
+
+
+def _leave() -> None:
+    """End the process now: all is stored and closed.
+
+    The interpreter would take seconds to free the models, one by one, and wait for threads that compute for nobody.
+    """
+    sys.stdout.flush()
+    os._exit(0)

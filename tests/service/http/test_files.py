@@ -1,5 +1,6 @@
 """Files over HTTP: what comes in, what is refused at the door, and what is left of it."""
 
+import hashlib
 import socket
 
 import httpx2
@@ -22,6 +23,7 @@ def test_an_uploaded_file_is_what_its_manifest_says(http, training_path, trainin
         "tokens": manifest.tokens,
         "plain_tokens": 4,
         "labels": 2,
+        "sha256": hashlib.sha256(training_path.read_bytes()).hexdigest(),
     }
     assert http.get(f"/v1/files/{answer['id']}").json() == answer
     assert http.get(f"/v1/files/{answer['id']}/content").content == training_path.read_bytes()
