@@ -12,8 +12,7 @@ import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from rapt.service.storage.blob_store import BlobStore
-from rapt.service.storage.blobs_fsspec import FsspecBlobs, open_blobs
+from rapt.service.storage.blobs import BlobStore, FsspecBlobs, open_blobs
 
 KINDS = ("data directory", "file://", "memory://", "folder through fsspec", "s3://")
 

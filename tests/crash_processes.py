@@ -17,9 +17,8 @@ from threading import Event
 import torch
 
 from rapt.service.http.assembly import load_backbones
-from rapt.service.http.server import listen, serve_on
+from rapt.service.http.server import listen, serve_on, work_with
 from rapt.service.http.settings import load_settings
-from rapt.service.http.worker_process import work_with
 from running_service import wait_until
 
 torch.set_num_threads(1)  # before anything runs: a pool of threads does not survive a fork

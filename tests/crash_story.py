@@ -122,7 +122,7 @@ class Story:
         """All that was acknowledged is there, and right; all that was deleted is gone."""
         downloaded = self.folder / "downloaded"
         for file_id, path in self.files.items():
-            client._service.download(f"/v1/files/{file_id}/content", downloaded)
+            client._service.download(f"/v1/files/{file_id}/content", downloaded, most=2**30)
             assert downloaded.read_bytes() == path.read_bytes()
         for place in self.gone:
             try:

@@ -5,14 +5,13 @@ import json
 from rapt.service.http.admission import Gate
 from rapt.service.jobs import job_run
 from rapt.service.jobs.hyperparameters import method_to_json
+from rapt.service.jobs.job_limits import JobLimits, JobSettings
 from rapt.service.jobs.job_run import in_this_process
-from rapt.service.jobs.job_settings import JobLimits, JobSettings
-from rapt.service.jobs.worker import ThreadRunner
+from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file
-from rapt.service.storage.job_events import list_events
-from rapt.service.storage.job_rows import add_job, get_job
+from rapt.service.storage.job_rows import add_job, get_job, list_events
 from rapt.service.storage.model_rows import adapter_archive, get_model
 from rapt.wire.adapter_files import unpack_adapter
 
@@ -28,7 +27,7 @@ def runner_on(store, backbones, **changes):
     """A worker that runs jobs right here."""
     settings = job_settings(**changes)
     run = in_this_process(store, backbones, settings)
-    return ThreadRunner(store, models=tuple(backbones), run=run, most_deaths=settings.most_deaths)
+    return JobRunner(store, models=tuple(backbones), run=run, most_deaths=settings.most_deaths)
 
 
 def run_job(store, job, *, backbones, should_stop, between_questions=job_run.BETWEEN_QUESTIONS, **changes):

@@ -4,8 +4,7 @@ import io
 
 from sqlalchemy import select
 
-from rapt.service.storage.audit_rows import list_audit
-from rapt.service.storage.callers import OPERATOR, Caller
+from rapt.service.storage.callers import OPERATOR, Caller, list_audit
 from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import FileSummary, add_file

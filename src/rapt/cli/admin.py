@@ -259,7 +259,7 @@ def audit_log(
     Example:
       rapt admin audit-log --last 20
     """
-    from rapt.service.storage.audit_rows import list_audit
+    from rapt.service.storage.callers import list_audit
     from rapt.service.storage.database import Cursor
 
     with _store(data) as store:

@@ -98,7 +98,7 @@ def worker(
     settings = load_settings(
         {"data_directory": data, "models": tuple(model) if model else None, "blobs": blobs, "debug": debug}
     )
-    from rapt.service.http.worker_process import work
+    from rapt.service.http.server import work
 
     work(settings, on_ready=lambda: say("waiting for jobs"))
     _leave()

@@ -12,8 +12,7 @@ from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.assembly import load_backbones
-from rapt.service.http.routes.answering import texts_of
-from rapt.service.http.routes.prompts import Prompt
+from rapt.service.http.routes.answering import Prompt, texts_of
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedRecord, query_to_json, seal, without_labels

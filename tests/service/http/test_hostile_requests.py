@@ -17,8 +17,8 @@ from safetensors.torch import save as save_tensors
 
 from hostile_documents import LONGEST_MESSAGE, MARKER, mutations_of
 from http_requests import done_job, error_of, job_body, upload
+from rapt.service.http.routes.answering import MOST_MODELS
 from rapt.service.http.routes.classify import MOST_PROBABILITIES
-from rapt.service.http.routes.prompts import MOST_MODELS
 from rapt.wire.privatized_file import PrivatizedFile, query_to_json, seal, without_labels
 from running_service import running_service
 

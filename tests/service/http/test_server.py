@@ -1,22 +1,33 @@
-"""The serving process from outside: started, killed, started again, stopped."""
+"""The serving process: how it begins, what it serves over TLS, and how it stops in order and in time."""
 
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx2
 import pytest
 
-from rapt.errors import UsageError
+from http_requests import done_job, job_body, status_of, upload
+from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
+from rapt.service.http.assembly import load_backbones
 from rapt.service.http.server import listen, serve, url_of
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store
+from rapt.wire.manifest import manifest_to_json
+from rapt.wire.privatized_file import PrivatizedRecord, query_to_json, seal, without_labels
 from running_service import running_service, wait_until
+from tiny_backbones import write_tiny_model
+from tuning_material import manifest_for
 
 SERVE = """
 from rapt.service.http.server import serve
@@ -24,6 +35,8 @@ from rapt.service.http.settings import load_settings
 
 serve(load_settings({}))
 """
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+MOST_SECONDS = 8.0
 
 
 @contextmanager
@@ -131,3 +144,164 @@ def test_two_services_do_not_share_a_data_directory(backbones, tmp_path):
         running_service(tmp_path, backbones=backbones),
     ):
         pass
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for 127.0.0.1 and its key, which nobody but who is told trusts."""
+    folder = tmp_path_factory.mktemp("tls")
+    key, made = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*command, "-keyout", key, "-out", made], check=True, capture_output=True)
+    return {"tls_cert": made, "tls_key": key}
+
+
+@pytest.fixture(scope="module")
+def url(backbones, certificate, tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones, settings=certificate) as found:
+        yield found
+
+
+def test_a_file_goes_in_and_a_prediction_comes_out_over_tls(url, certificate, training_path, training_file):
+    assert url.startswith("https://127.0.0.1:")
+    trusted = ssl.create_default_context(cafile=certificate["tls_cert"])
+    with httpx2.Client(base_url=url, verify=trusted, trust_env=False, timeout=60) as http:
+        file = upload(http, training_path).json()["id"]
+        assert http.get(f"/v1/files/{file}/content").content == training_path.read_bytes()
+        model = done_job(http, job_body(file, n_epochs=1))["fine_tuned_model"]
+        body = {"model": model, **query_to_json(without_labels(training_file))}
+        answer = http.post("/v1/classify", json=body)
+        assert answer.status_code == 200, answer.text
+        assert len(answer.json()["predictions"]) == len(training_file.records)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused_before_anything_is_sent(url, training_path):
+    with ServiceClient(url) as client, pytest.raises(UnavailableError):
+        client.upload(training_path)
+
+
+def test_who_vouches_for_the_service_is_named_by_a_file(url, certificate, training_path):
+    with ServiceClient(url, ca_file=certificate["tls_cert"]) as client:
+        assert client.upload(training_path).records == 64
+
+
+def test_who_vouches_for_the_service_is_named_by_the_usual_variable(url, certificate, training_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate["tls_cert"]))
+    with ServiceClient(url) as client:
+        assert client.upload(training_path).records == 64
+
+
+def test_the_commands_take_the_file_as_an_option_and_from_the_environment(url, certificate, tmp_path):
+    fetch = [sys.executable, "-m", "rapt", "vocabulary", "fetch", "--service", url, "--model", "bert-tiny"]
+    named = {**os.environ, "RAPT_CA_FILE": str(certificate["tls_cert"])}
+    for number, (arguments, environment, code) in enumerate(
+        ([["--ca-file", certificate["tls_cert"]], None, 0], [[], named, 0], [[], None, UnavailableError.exit_code])
+    ):
+        done = subprocess.run([*fetch, tmp_path / str(number), *arguments], env=environment, capture_output=True)
+        assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_file_that_vouches_for_nobody_is_one_clear_line(url, content, tmp_path):
+    if content is not None:
+        (tmp_path / "ca.pem").write_text(content)
+    with pytest.raises(UsageError, match="the CA file must hold certificates in PEM"):
+        ServiceClient(url, ca_file=tmp_path / "ca.pem")
+
+
+def test_plain_http_gets_no_answer_where_tls_is_served(url):
+    with httpx2.Client(base_url=url.replace("https", "http"), trust_env=False) as http:
+        with pytest.raises(httpx2.HTTPError):
+            http.get("/healthz")
+
+
+def test_a_key_that_is_not_of_the_certificate_is_one_clear_line(backbones, certificate, tmp_path):
+    halves = {**certificate, "tls_key": certificate["tls_cert"]}
+    with pytest.raises(UsageError, match="must be a readable certificate and its key"):
+        with running_service(tmp_path, backbones=backbones, settings=halves):
+            pass
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o622])
+def test_a_private_key_that_others_may_read_is_refused(backbones, certificate, tmp_path, mode):
+    key = tmp_path / "key.pem"
+    key.write_bytes(certificate["tls_key"].read_bytes())
+    key.chmod(mode)
+    with (
+        pytest.raises(UsageError, match="tls_key must be readable by its owner only"),
+        running_service(tmp_path / "data", backbones=backbones, settings={**certificate, "tls_key": key}),
+    ):
+        pass
+
+
+def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backbones, training_path):
+    folder = write_tiny_model("llama", tmp_path / "tiny-llama")
+    (writer,) = load_backbones(load_settings({"models": str(folder), "precision": "float32"})).values()
+    ids = [int(number) for number in writer.bundle.eligible[:4]]
+    # More than is written before the service ends what is on its way.
+    manifest = seal(manifest_for(writer, labels=None), 1000 * [PrivatizedRecord(token_ids=tuple(ids))])
+    asked = {"model": writer.model, "prompt": 1000 * [ids], "rapt": {"manifest": manifest_to_json(manifest)}}
+    environment = os.environ | {
+        "RAPT_DATA_DIRECTORY": str(tmp_path / "data"),
+        "RAPT_PORT": "0",
+        "RAPT_MODELS": f"bert-tiny,{folder}",
+        "RAPT_READY_FILE": str(tmp_path / "ready"),
+        "RAPT_TORCH_THREADS": "1",
+        "RAPT_API_KEY": "a-key-of-a-client-that-is-no-admin",
+    }
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "rapt", "serve"], env=environment, stdout=log, stderr=log)
+    try:
+        wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None, seconds=300)
+        url = json.loads((tmp_path / "ready").read_text())["url"]
+        with httpx2.Client(base_url=url, trust_env=False, timeout=60) as http, ThreadPoolExecutor(3) as threads:
+            job = http.post(
+                "/v1/fine_tuning/jobs", json=job_body(upload(http, training_path).json()["id"], n_epochs=1000)
+            ).json()["id"]
+            wait_until(lambda: status_of(http, job) == "running")
+            # A body that never ends is on its way for as long as it is waited for.
+            waiting = threads.submit(lambda: http.post("/v1/classify", content=endless(process)))
+            written = lines_of(http, {**asked, "stream": True, "temperature": 2, "max_tokens": 50})
+            head = next(written)
+            assert head.startswith("data: {")
+            started = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            gone = threads.submit(lambda: (process.wait(timeout=60), time.monotonic() - started))
+            lines = [head, *written]
+            answer = waiting.result()
+            _, seconds = gone.result()
+    finally:
+        process.kill()
+        process.wait()
+    assert seconds < MOST_SECONDS
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "unavailable"
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert answer.headers["x-request-id"].startswith("req_")
+    said = (tmp_path / "log").read_text()
+    assert "Traceback" not in said
+    assert "RAPT_API_KEY is the key of a client" in said
+    assert "the door is open" in said
+    assert "a-key-of-a-client" not in said
+    assert not (tmp_path / "ready").exists()
+    settings = {"worker_in_service": False}
+    with (
+        running_service(tmp_path / "data", backbones=backbones, settings=settings) as url,
+        httpx2.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
+        assert status_of(http, job) == "queued"  # to go on from its state
+
+
+def endless(process):
+    """A body whose first piece comes, and the next when the service has gone or its time is over."""
+    yield b"{"
+    try:
+        process.wait(timeout=6)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def lines_of(http, asked):
+    with http.stream("POST", "/v1/completions", json=asked) as stream:
+        yield from filter(None, stream.iter_lines())

@@ -5,8 +5,7 @@ import pytest
 
 import rapt
 from rapt.errors import UsageError
-from rapt.service.http.settings import Settings, load_settings, served_name
-from rapt.service.http.variables import warn_of_unknown_variables
+from rapt.service.http.settings import Settings, load_settings, served_name, warn_of_unknown_variables
 from rapt.this_machine import is_loopback
 
 KEY = "a-key-of-more-than-sixteen-characters"

@@ -7,8 +7,8 @@ from http_requests import error_of
 from rapt.errors import QuotaError
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.storage.callers import LOCAL
+from rapt.service.storage.database import at_hand_only
 from rapt.service.storage.recovery import open_store
-from rapt.service.storage.remembered import at_hand_only
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.manifest import manifest_to_json
 from rapt.wire.privatized_file import PrivatizedRecord, seal

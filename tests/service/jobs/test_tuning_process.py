@@ -11,7 +11,7 @@ import pytest
 
 from job_material import LIMITS, job_settings, messages_of, queue_job, runner_on, weights_of
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, resident_bytes
-from rapt.service.jobs.worker import ThreadRunner
+from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
 from rapt.service.storage.job_runs import latest_state
@@ -50,7 +50,7 @@ def process_for(store, **changes):
 
 @contextmanager
 def running(store, process, **changes):
-    runner = ThreadRunner(store, models=["bert-tiny"], run=process.run, on_close=process.close, **changes)
+    runner = JobRunner(store, models=["bert-tiny"], run=process.run, on_close=process.close, **changes)
     runner.start()
     try:
         yield runner
@@ -154,7 +154,7 @@ def test_the_system_holds_the_process_to_its_memory_and_a_pass_is_told_so():
     """Were the estimate wrong, the pass would fail with an error of memory, which a run answers with smaller parts."""
     script = """
 import torch
-from rapt.service.jobs.tuning_child import limit_memory
+from rapt.service.jobs.tuning_process import limit_memory
 from rapt.service.tuning.run import out_of_memory
 def fits(mebibytes):
     try:

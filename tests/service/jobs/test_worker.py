@@ -6,15 +6,13 @@ import pytest
 from job_material import messages_of, queue_job, run_job, runner_on, weights_of
 from rapt.service.adapter.adapter import adapter_from_files
 from rapt.service.http.admission import Gate
-from rapt.service.jobs.epoch_checkpoints import MOST_CHECKPOINTS
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
-from rapt.service.jobs.progress_events import MOST_EVENTS, ProgressEvents
+from rapt.service.jobs.job_run import MOST_CHECKPOINTS, MOST_EVENTS, ProgressEvents
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file, get_file
-from rapt.service.storage.job_events import list_events
-from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, pause_job, resume_job
+from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, list_events, pause_job, resume_job
 from rapt.service.storage.job_runs import claim_next_job, latest_state
 from rapt.service.storage.model_rows import adapter_archive, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs

@@ -1,6 +1,3 @@
-from dataclasses import dataclass
-from pathlib import Path
-
 import pytest
 
 from blob_stores import has_s3, own_s3
@@ -20,19 +17,6 @@ def s3():
         pytest.skip("needs a server of S3; run make test-s3")
     with own_s3():
         yield
-
-
-@dataclass(frozen=True)
-class Opening:
-    """Where a store is going to be opened: a folder that is not there yet, and a database if it is not SQLite's."""
-
-    data: Path
-    url: str | None = None
-
-
-@pytest.fixture
-def opening(tmp_path):
-    return Opening(tmp_path / "data")
 
 
 @pytest.fixture

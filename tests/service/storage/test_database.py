@@ -1,9 +1,16 @@
-"""The connections that are handed around: whoever gets one next must be able to use it."""
+"""The database: what its URL may be, what it answers while it is away, and which answers are remembered."""
+
+import threading
 
 import pytest
 from sqlalchemy import Engine, event, text
 
-from rapt.service.storage.database import Database, database_url
+from rapt.errors import UnavailableError, UsageError
+from rapt.service.storage.database import Database, Remembered, WouldWait, about_to_wait, at_hand_only, database_url
+from rapt.service.storage.key_rows import create_key, has_keys, holder_of, revoke_key, rotate_key
+from rapt.service.storage.recovery import join_store, open_store
+from rapt.service.storage.tenant_rows import Quotas, get_tenant, set_quotas
+from stored_material import OPERATOR, tenant
 
 
 @pytest.fixture
@@ -33,3 +40,107 @@ def test_a_log_that_was_emptied_leaves_a_connection_that_commits(database, held)
         with database.write() as connection:
             connection.execute(text("UPDATE jobs SET status = status"))
     assert held
+
+
+@pytest.mark.parametrize("setting", ["mysql://x@y/z", "postgresql://", "nonsense", "sqlite:///x.db"])
+def test_a_url_that_is_none_of_postgresql_is_refused_and_not_repeated(setting, tmp_path):
+    with pytest.raises(UsageError, match="database_url must be like") as error:
+        database_url(setting, file=tmp_path / "x")
+    assert "x@y" not in str(error.value)
+    assert "x.db" not in str(error.value)
+
+
+def test_a_server_that_does_not_answer_is_one_clear_line(tmp_path):
+    with (
+        pytest.raises(UnavailableError, match="database must be reachable") as error,
+        open_store(tmp_path, url=f"postgresql://rapt:a-password@/postgres?host={tmp_path}"),
+    ):
+        pass
+    assert "a-password" not in str(error.value)
+
+
+def test_what_was_asked_once_needs_no_database_the_second_time(store):
+    caller = tenant(store, "ada")
+    _, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
+    with at_hand_only(), pytest.raises(WouldWait):
+        holder_of(store, value, now=1)
+    asked = holder_of(store, value, now=1)
+    with at_hand_only():
+        assert holder_of(store, value, now=1) == asked is not None
+
+
+def test_a_change_in_this_process_and_one_in_another_store_are_seen_at_once(store):
+    caller = tenant(store, "ada")
+    key, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
+    _, other = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
+    assert holder_of(store, value, now=2)
+    assert holder_of(store, other, now=2)
+    revoke_key(store, key.id, caller=OPERATOR, now=2)
+    assert holder_of(store, value, now=2) is None
+    assert get_tenant(store, "ada").quotas == Quotas()
+    with join_store(store.directory.root) as elsewhere:
+        set_quotas(elsewhere, "ada", Quotas(max_jobs=3), caller=OPERATOR)
+        second = holder_of(elsewhere, other, now=2)
+        revoke_key(elsewhere, second.key, caller=OPERATOR, now=3)
+        assert get_tenant(store, "ada").quotas == Quotas(max_jobs=3)
+        assert holder_of(store, other, now=3) is None
+
+
+def test_a_remembered_key_ends_when_its_time_has_come(store):
+    caller = tenant(store, "ada")
+    key, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
+    rotate_key(store, key.id, grace=10, caller=caller, now=100)
+    assert [holder_of(store, value, now=now) is None for now in (109, 110, 109)] == [False, True, False]
+
+
+def test_a_key_that_nobody_has_is_looked_up_every_time(store):
+    assert holder_of(store, "rapt-guess", now=1) is None
+    with at_hand_only(), pytest.raises(WouldWait):
+        holder_of(store, "rapt-guess", now=1)
+
+
+def test_that_a_service_is_open_is_forgotten_with_the_first_key(store):
+    assert not has_keys(store)
+    with at_hand_only():
+        assert not has_keys(store)
+    caller = tenant(store, "ada")
+    create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
+    assert has_keys(store)
+
+
+def test_an_answer_that_was_overtaken_by_a_change_is_not_kept():
+    version = [1]
+    remembered = Remembered(lambda: version[0])
+
+    def look_up():
+        found = f"as of {version[0]}"
+        version[0] += 1  # somebody commits right after
+        return found
+
+    assert remembered.ask("q", look_up) == "as of 1"
+    assert remembered.ask("q", lambda: "as of 2") == "as of 2"
+    assert remembered.ask("q", lambda: "again") == "as of 2"
+
+
+def test_without_a_version_nothing_is_kept():
+    remembered = Remembered(lambda: None)
+    assert [remembered.ask("q", lambda turn=turn: turn) for turn in range(3)] == [0, 1, 2]
+
+
+def test_no_more_is_kept_than_is_bounded():
+    remembered = Remembered(lambda: 1, most=3)
+    for question in range(10):
+        remembered.ask(question, lambda: "answer")
+        assert len(remembered) <= 3
+
+
+def test_only_the_thread_that_must_not_wait_is_kept_from_it():
+    found = []
+    with at_hand_only():
+        thread = threading.Thread(target=lambda: found.append(about_to_wait()))
+        thread.start()
+        thread.join()
+        with pytest.raises(WouldWait):
+            about_to_wait()
+    about_to_wait()
+    assert found == [None]

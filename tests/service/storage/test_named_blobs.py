@@ -12,8 +12,8 @@ from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.file_rows import add_file, delete_file, get_file, open_file
 from rapt.service.storage.job_runs import claim_next_job, name_of_result
 from rapt.service.storage.model_rows import adapter_archive, add_imported_model, delete_model, get_model, insert_model
-from rapt.service.storage.named_blobs import naming, release
 from rapt.service.storage.recovery import join_store, open_store
+from rapt.service.storage.store import naming, release
 from rapt.service.storage.tenant_rows import delete_tenant, usage_of
 from stored_blobs import Watched
 from stored_material import SUMMARY, finish, kept_bytes, queue, tenant

@@ -3,14 +3,12 @@
 import inspect
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import psycopg
 import pytest
 import test_checkpoint_models
-import test_job_queue
+import test_job_runs
 import test_named_blobs
-import test_old_places
 import test_store
 import test_tenants
 import test_tidying
@@ -54,17 +52,11 @@ def store(url, tmp_path):
         yield opened
 
 
-@pytest.fixture
-def opening(url, opening):
-    return replace(opening, url=url)
-
-
 def _shared():
     for module in (
         test_checkpoint_models,
-        test_job_queue,
+        test_job_runs,
         test_named_blobs,
-        test_old_places,
         test_store,
         test_tenants,
         test_tidying,
@@ -72,7 +64,7 @@ def _shared():
         for name, function in vars(module).items():
             if name.startswith("test_") and callable(function) and name not in _OF_SQLITE:
                 wanted = inspect.signature(function).parameters
-                if wanted.keys() & {"store", "opening"} and "tmp_path" not in wanted:
+                if "store" in wanted and "tmp_path" not in wanted:
                     yield f"{name}_on_postgresql", function
 
 

@@ -11,8 +11,7 @@ from rapt.errors import LimitError, NotFoundError, UsageError
 from rapt.service.storage.callers import LOCAL, Caller
 from rapt.service.storage.database import Cursor, find
 from rapt.service.storage.file_rows import add_file, delete_file, get_file, list_files, open_file
-from rapt.service.storage.job_events import list_events
-from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_jobs
+from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_events, list_jobs
 from rapt.service.storage.job_runs import claim_next_job, fail_job, name_of_result, record_progress
 from rapt.service.storage.model_rows import adapter_archive, delete_model, get_model, list_models
 from rapt.service.storage.recovery import open_store

@@ -10,8 +10,7 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DatabaseError
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
-from rapt.service.storage.audit_rows import list_audit
-from rapt.service.storage.callers import OPERATOR, Caller
+from rapt.service.storage.callers import OPERATOR, Caller, list_audit, repeatable
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import get_file, list_files
@@ -25,7 +24,6 @@ from rapt.service.storage.key_rows import create_key, digest_of, has_keys, holde
 from rapt.service.storage.migrations import FIRST, migrate
 from rapt.service.storage.model_rows import get_model, list_models
 from rapt.service.storage.recovery import join_store, open_store
-from rapt.service.storage.repeated_requests import repeatable
 from rapt.service.storage.tables import METADATA
 from rapt.service.storage.tenant_rows import (
     Quotas,

@@ -5,12 +5,11 @@ from sqlalchemy import func, insert, select, update
 
 from rapt.errors import QuotaError, UsageError
 from rapt.service.http.housekeeping import Housekeeper
-from rapt.service.storage.callers import OPERATOR
+from rapt.service.storage.callers import KEPT_SECONDS, OPERATOR, repeatable
 from rapt.service.storage.database import Cursor
-from rapt.service.storage.job_events import list_events
-from rapt.service.storage.job_rows import cancel_job
+from rapt.service.storage.job_rows import cancel_job, list_events
 from rapt.service.storage.key_rows import create_key, has_keys, list_keys, rotate_key
-from rapt.service.storage.repeated_requests import KEPT_SECONDS, repeatable
+from rapt.service.storage.recovery import living_worker, models_of_the_living
 from rapt.service.storage.tables import EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
 from rapt.service.storage.tenant_rows import (
     MOST_PAST_ROWS,
@@ -20,7 +19,6 @@ from rapt.service.storage.tenant_rows import (
 )
 from rapt.service.storage.tidying import KEPT_ROWS, tell_who_waits_for_a_model, tidy
 from rapt.service.storage.upload_rows import LIFETIME, MOST_PARTS, add_part, add_upload, end_upload, get_upload
-from rapt.service.storage.worker_locks import living_worker, models_of_the_living
 from running_service import wait_until
 from stored_material import claim, finish, queue, upload
 

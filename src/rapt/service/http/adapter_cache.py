@@ -15,7 +15,7 @@ from typing import Final
 from torch import Tensor
 
 from rapt.service.adapter.adapter import Adapter
-from rapt.service.storage.remembered import about_to_wait
+from rapt.service.storage.database import about_to_wait
 
 # Of an adapter beside its tensors: the card, and the objects that hold it all together.
 _OVERHEAD: Final = 8 * 1024

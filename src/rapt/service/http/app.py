@@ -9,27 +9,19 @@ from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
 from rapt.service.http.assembly import Service
+from rapt.service.http.bodies import THREADS
 from rapt.service.http.door import Door
 from rapt.service.http.http_errors import add_error_handlers
-from rapt.service.http.json_bodies import THREADS
 from rapt.service.http.middleware import BodyLimit, Envelope, Stopping
-from rapt.service.http.routes import (
-    adapters,
-    admin,
-    chat,
-    classify,
-    completions,
-    files,
-    health,
-    jobs,
-    keys,
-    models,
-    page,
-    uploads,
-    vocabularies,
-)
+from rapt.service.http.quotas import TenantPlaces
+from rapt.service.http.routes.admin import admin_router, health_router, key_router
+from rapt.service.http.routes.cacheable import page_router, vocabulary_router
+from rapt.service.http.routes.classify import classify_router
+from rapt.service.http.routes.completions import chat_router, completion_router
+from rapt.service.http.routes.files import file_router, upload_router
+from rapt.service.http.routes.jobs import job_router
+from rapt.service.http.routes.models import adapter_router, model_router
 from rapt.service.http.schemas import ErrorResponse
-from rapt.service.http.tenant_places import TenantPlaces
 from rapt.version import __version__
 
 DESCRIPTION = """
@@ -65,22 +57,22 @@ def create_app(service: Service, *, stopping: Stopping) -> FastAPI:
     app.add_middleware(TenantPlaces, settings=service.settings, store=service.store)
     app.add_middleware(Door, settings=service.settings, store=service.store)
     app.add_middleware(Envelope, count=service.metrics.count, stopping=stopping)
-    for module in (
+    for router in (
         # In this order they are tried for a path, and predictions are what is asked most.
-        classify,
-        completions,
-        chat,
-        files,
-        uploads,
-        jobs,
-        models,
-        adapters,
-        vocabularies,
-        keys,
-        admin,
+        classify_router,
+        completion_router,
+        chat_router,
+        file_router,
+        upload_router,
+        job_router,
+        model_router,
+        adapter_router,
+        vocabulary_router,
+        key_router,
+        admin_router,
     ):
-        app.include_router(module.router(service), dependencies=[_KEY_IN_THE_DESCRIPTION])
-    app.include_router(health.router(service))
+        app.include_router(router(service), dependencies=[_KEY_IN_THE_DESCRIPTION])
+    app.include_router(health_router(service))
     if service.settings.page:
-        app.include_router(page.router())
+        app.include_router(page_router())
     return app

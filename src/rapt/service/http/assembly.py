@@ -20,14 +20,13 @@ from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
-from rapt.service.http.metrics import Metrics
+from rapt.service.http.middleware import Metrics
 from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
 from rapt.service.http.settings import Settings, revealed, served_name
+from rapt.service.jobs.job_limits import JobLimits, JobSettings, half_of_the_memory
 from rapt.service.jobs.job_run import in_this_process
-from rapt.service.jobs.job_runner import JobRunner
-from rapt.service.jobs.job_settings import JobLimits, JobSettings, half_of_the_memory
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
-from rapt.service.jobs.worker import ThreadRunner
+from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.job_runs import tell_of_models_not_served
 from rapt.service.storage.key_rows import has_keys
@@ -120,7 +119,7 @@ def jobs_of(settings: Settings) -> JobSettings:
     )
 
 
-def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Backbone], precision: str) -> ThreadRunner:
+def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Backbone], precision: str) -> JobRunner:
     """What runs the jobs: in a process of their own, or on the loaded models if the settings say so.
 
     Args:
@@ -132,7 +131,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
     jobs = jobs_of(settings)
     if not settings.job_process:
         run = in_this_process(store, backbones, jobs)
-        return ThreadRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)
+        return JobRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)
     child = ChildSettings(
         data_directory=str(settings.data_directory.absolute()),
         database_url=revealed(settings.database_url),
@@ -145,7 +144,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         jobs=jobs,
     )
     process = TuningProcess(child)
-    return ThreadRunner(
+    return JobRunner(
         store,
         models=tuple(child.models),
         run=process.run,

@@ -11,20 +11,24 @@ import hashlib
 import hmac
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple, Unpack
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rapt.errors import AccessError
 from rapt.service.http.http_errors import response_to
-from rapt.service.http.leaving import at_hand_or_in_thread
 from rapt.service.http.settings import Settings
 from rapt.service.page.assets import PAGE_PATHS
 from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
+from rapt.service.storage.database import WouldWait, at_hand_only
 from rapt.service.storage.key_rows import has_keys, holder_of
 from rapt.service.storage.store import Store
 from rapt.this_machine import is_loopback
+
+Arguments = TypeVarTuple("Arguments")
+Answer = TypeVar("Answer")
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
 # What browsers say of a request of a page to where it came from, and of one that no page made.
@@ -144,3 +148,19 @@ def _is_of_this_machine(headers: Headers, scheme: str) -> bool:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
+
+
+async def at_hand_or_in_thread(work: Callable[[Unpack[Arguments]], Answer], *args: *Arguments) -> Answer:
+    """What `work` returns: done here if all that it asks for is at hand, else in a thread.
+
+    A thread costs two changes of the running thread, more than short work takes, and much more on a busy machine.
+
+    Args:
+        work: Short, and nothing done by the time it first has to wait: it may begin twice.
+        args: Its arguments.
+    """
+    try:
+        with at_hand_only():
+            return work(*args)
+    except WouldWait:
+        return await run_in_threadpool(work, *args)

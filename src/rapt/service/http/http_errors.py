@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.routing import Match
 
 from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UnavailableError, UsageError
-from rapt.service.http import admin_schemas, completion_schemas, import_schemas, schemas, upload_schemas
+from rapt.service.http import completion_schemas, schemas
 from rapt.service.jobs import method_options
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,6 @@ def _field_names() -> frozenset[str]:
     found = [
         *vars(schemas).values(),
         *vars(completion_schemas).values(),
-        *vars(admin_schemas).values(),
-        *vars(upload_schemas).values(),
-        *vars(import_schemas).values(),
         *vars(method_options).values(),
     ]
     # OpenAI's own, which this service does not offer: to be refused by name.

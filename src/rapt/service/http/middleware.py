@@ -1,6 +1,7 @@
-"""What happens to every request before and after its route: an id, limits, one line in the log, an orderly end.
+"""What happens to every request before and after its route: an id, limits, a line in the log, figures, an orderly end.
 
-The log has the route's pattern and never the path, query, headers or body: those come from outside.
+The log and the figures for Prometheus have the route's pattern and never the path, query, headers, body, tenant or
+name: those come from outside.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import func, select
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,8 +25,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rapt.errors import LimitError, RaptError, UnavailableError, UsageError
 from rapt.service.http.http_errors import error_response, response_to, unforeseen_response
 from rapt.service.http.settings import Settings
+from rapt.service.storage.store import Store
+from rapt.service.storage.tables import FILES, JOBS, MODELS, TENANTS
 from rapt.service.traces import log_unforeseen
 
+# Anything else is counted as one: a client may send any word as a method.
+_METHODS: Final = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"})
+_SECONDS: Final = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 log = logging.getLogger(__name__)
 
 UPLOAD_PATH: Final = "/v1/files"
@@ -30,6 +40,55 @@ ADAPTERS_PATH: Final = "/v1/adapters"
 # Around the file in a multipart body: boundaries, headers, the other fields.
 FORM_OVERHEAD: Final = 64 * 1024
 _SLOWEST: Final = 16 * 1024  # bytes a second of a body, on average, once its first seconds are over
+
+
+class Metrics:
+    """What is counted while the service runs, and what is looked up when somebody asks."""
+
+    def __init__(self, store: Store) -> None:
+        """Start to count at zero, in a registry of its own: two services in one process do not mix."""
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "rapt_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "rapt_request_seconds",
+            "Time to the end of the answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._registry.register(_Stored(store))
+
+    def count(self, *, method: str, route: str, status: int, seconds: float) -> None:
+        """One request was answered."""
+        self._requests.labels(method if method in _METHODS else "other", route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus's text format."""
+        return generate_latest(self._registry)
+
+
+class _Stored(Collector):
+    """What the database knows, looked up for each scrape."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        jobs = GaugeMetricFamily("rapt_jobs", "Jobs by status.", labels=["status"])
+        objects = GaugeMetricFamily("rapt_objects", "Rows by kind.", labels=["kind"])
+        with self._store.database.read() as connection:
+            for status, count in connection.execute(select(JOBS.c.status, func.count()).group_by(JOBS.c.status)):
+                jobs.add_metric([status], count)
+            for table in (FILES, MODELS, TENANTS):
+                objects.add_metric(
+                    [table.name], connection.execute(select(func.count()).select_from(table)).scalar_one()
+                )
+            size = connection.execute(select(func.coalesce(func.sum(FILES.c.bytes), 0))).scalar_one()
+        stored = GaugeMetricFamily("rapt_file_bytes", "Bytes of all files.", value=float(size))
+        return [jobs, objects, stored]
 
 
 class Count(Protocol):

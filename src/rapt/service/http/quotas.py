@@ -1,20 +1,38 @@
-"""Tokens a minute, for each tenant: a bucket that fills evenly and from which every prediction takes; arriving bytes.
+"""Each tenant's share of the service: tokens a minute, bytes that arrive, and places for what is done at once.
 
 Kept in memory, because the one serving process does all predictions; a restart fills the buckets. Quotas that are about
 what is stored (bytes, jobs) are checked in the transaction that stores it, and bytes before that, while they arrive.
+
+Threads are few and a body may be large. So that one tenant's requests leave room for those of another, each has so many
+places of each kind; a request that finds none free waits before its body is read, holding no thread and no memory.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Final
 
-from rapt.errors import NotFoundError, QuotaError
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rapt.errors import BusyError, NotFoundError, QuotaError
+from rapt.service.http.door import at_hand_or_in_thread
+from rapt.service.http.http_errors import response_to
+from rapt.service.http.middleware import FORM_OVERHEAD, is_upload
+from rapt.service.http.settings import Settings
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import get_tenant, room_of
+
+_PREDICTIONS: Final = frozenset({"/v1/classify", "/v1/completions", "/v1/chat/completions"})
+# A body from which on a prediction takes a place: the threads that parse are few.
+_LARGE: Final = 256 * 1024
+_LONGEST_WAIT: Final = 20.0  # s, for a place; then the client is told to come again
+_OPEN_TO_ALL: Final = ""  # stands for the tenant where no key is asked for
 
 
 @dataclass
@@ -127,3 +145,121 @@ class TokenQuotas:
         except NotFoundError:  # deleted since it came in at the door
             return 0
         return self._default if own is None else own
+
+
+class Places:
+    """Places for so many requests of each tenant, and of all together; taken and given back in the event loop alone."""
+
+    def __init__(self, *, each: int, together: int) -> None:
+        """Start with all of them free."""
+        self._each = each
+        self._together = together
+        self._taken: Counter[str] = Counter()
+        self._waiting: list[tuple[str, asyncio.Future[None]]] = []
+
+    async def take(self, tenant: str, *, seconds: float) -> None:
+        """Take a place, waiting for one behind those who came before. Raises `TimeoutError`."""
+        if self._is_free(tenant) and all(other != tenant for other, _ in self._waiting):
+            self._taken[tenant] += 1
+            return
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((tenant, place))
+        try:
+            async with asyncio.timeout(seconds):
+                await place
+        except BaseException:
+            if place.done() and not place.cancelled():
+                self.give_back(tenant)
+            raise
+        finally:
+            self._waiting = [other for other in self._waiting if other[1] is not place]
+
+    def give_back(self, tenant: str) -> None:
+        """Free a place; the first who waits and may have it gets it."""
+        self._taken[tenant] -= 1
+        if not self._taken[tenant]:
+            del self._taken[tenant]
+        for waiting, place in self._waiting:
+            if not place.done() and self._is_free(waiting):
+                self._taken[waiting] += 1
+                place.set_result(None)
+
+    def _is_free(self, tenant: str) -> bool:
+        return self._taken[tenant] < self._each and self._taken.total() < self._together
+
+
+class TenantPlaces:
+    """Lets each tenant do so much at once; inside of the door, which says whose a request is."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, store: Store) -> None:
+        """Wrap an application."""
+        self._app = app
+        self._store = store
+        self._most = settings.tenant_requests
+        self._tenant_bytes = settings.tenant_bytes
+        self._requests: Counter[str] = Counter()
+        # Together no more than the threads of the framework, 40, so that some are left for the door and predictions.
+        self._uploads = Places(each=settings.tenant_uploads, together=8)
+        self._large = Places(each=4, together=8)
+        self._others = Places(each=4, together=16)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, at once or when there is a place, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        caller = scope.get("state", {}).get("caller")
+        tenant = _OPEN_TO_ALL if caller is None else caller.tenant
+        if self._requests[tenant] >= self._most:
+            await _refuse(scope, receive, send, f"a tenant must have at most {self._most} requests at once")
+            return
+        self._requests[tenant] += 1
+        try:
+            await self._in_place(tenant, scope, receive, send)
+        finally:
+            self._requests[tenant] -= 1
+
+    async def _in_place(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
+        places = self._places_for(scope)
+        if places is None:
+            await self._app(scope, receive, send)
+            return
+        try:
+            await places.take(tenant, seconds=_LONGEST_WAIT)
+        except TimeoutError:
+            await _refuse(scope, receive, send, "a tenant must have fewer requests of this kind at once")
+            return
+        try:
+            if places is self._uploads:
+                await self._refuse_without_room(tenant, scope)
+            await self._app(scope, receive, send)
+        finally:
+            places.give_back(tenant)
+
+    def _places_for(self, scope: Scope) -> Places | None:
+        if is_upload(scope):
+            return self._uploads
+        if scope["path"] in _PREDICTIONS:
+            return None if 0 <= _announced(scope) <= _LARGE else self._large
+        # It answers while everything else waits.
+        return None if scope["path"] == "/healthz" else self._others
+
+    async def _refuse_without_room(self, tenant: str, scope: Scope) -> None:
+        """Refuse a file that is announced and cannot be kept before it is read; what comes is counted where it is."""
+        room = await at_hand_or_in_thread(lambda: room_of(self._store, tenant, limit=self._tenant_bytes))
+        if _announced(scope) - FORM_OVERHEAD > room:
+            raise QuotaError("a tenant must have room for what it sends; delete something, or ask the provider")
+
+
+def _announced(scope: Scope) -> int:
+    """Bytes of a body; -1 where it comes in chunks."""
+    headers = Headers(scope=scope)
+    if "transfer-encoding" in headers:
+        return -1
+    length = headers.get("content-length", "0")
+    return int(length) if length.isdecimal() else -1
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, rule: str) -> None:
+    error = BusyError(f"{rule}; send the next when one has its answer", retry_after=1.0)
+    await response_to(error)(scope, receive, send)

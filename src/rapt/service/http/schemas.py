@@ -1,4 +1,4 @@
-"""The shapes of the API: OpenAI's objects, with what is ours under `rapt`.
+"""The shapes of the API: OpenAI's objects, with what is ours under `rapt`; and tenants, keys and the audit log.
 
 A request with a field that is not here is refused, never half understood.
 """
@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 # Whatever the settings say; a list stops at its first wrong item, or it would hold an error for each.
 MOST_RECORDS: Final = 65_536
+_LARGEST = 2**53  # what every JSON reader still counts exactly
+Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 
 
 class UploadRequest(BaseModel):
@@ -234,3 +236,160 @@ class Health(BaseModel):
 
     status: Literal["ok"] = "ok"
     version: str
+
+
+class UploadStart(Request):
+    """Body of `POST /v1/uploads`."""
+
+    filename: Annotated[str, Field(max_length=4096)]
+    purpose: Literal["fine-tune"]
+    bytes: Annotated[int, Field(ge=1, le=2**53)]
+    mime_type: Annotated[str, Field(max_length=256, description="not looked at: the file says what it is")]
+
+
+class PartRequest(BaseModel):
+    """Form of a part."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: UploadFile = Field(description="some bytes of the file")
+
+
+class CompleteRequest(Request):
+    """Body of the end of an upload."""
+
+    part_ids: Annotated[
+        list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=10_000, fail_fast=True)
+    ]
+    md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$", description="of the whole file, to be checked")] | None = (
+        None
+    )
+
+
+class PartObject(BaseModel):
+    """A part that has arrived."""
+
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+
+class UploadObject(BaseModel):
+    """An upload in parts."""
+
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: Literal["fine-tune"]
+    status: str = Field(description="pending, completed, cancelled or expired")
+    file: FileObject | None
+
+
+class AdapterRequest(BaseModel):
+    """Form of `POST /v1/adapters`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    card: UploadFile = Field(description="rapt.json")
+    weights: UploadFile = Field(description="adapter_model.safetensors")
+    config: UploadFile | None = Field(None, description="adapter_config.json; checked against the weights")
+    suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
+
+
+class QuotasRequest(Request):
+    """Quotas of a tenant; what is left out or null is as the service's settings say."""
+
+    max_bytes: Count | None = None
+    max_jobs: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    tokens_per_minute: Count | None = None
+
+
+class TenantRequest(QuotasRequest):
+    """A tenant to be created."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
+
+
+class KeyRequest(Request):
+    """A key to be created."""
+
+    role: Literal["tenant", "admin"] = "tenant"
+
+
+class RotationRequest(Request):
+    """How long the old key stays good."""
+
+    grace_seconds: Annotated[int, Field(ge=0, le=30 * 24 * 3600)] = 0
+
+
+class QuotasObject(BaseModel):
+    """What holds for a tenant: its own quotas, or the service's."""
+
+    max_bytes: int
+    max_jobs: int
+    tokens_per_minute: int
+
+
+class UsageObject(BaseModel):
+    """What a tenant has, and may have."""
+
+    object: Literal["usage"] = "usage"
+    tenant: str
+    bytes: int
+    jobs: int = Field(description="that have not ended")
+    files: int
+    models: int
+    quotas: QuotasObject
+
+
+class TenantObject(BaseModel):
+    """A tenant. Its quotas are null where the service's settings hold."""
+
+    id: str = Field(description="its name")
+    object: Literal["tenant"] = "tenant"
+    created_at: int
+    max_bytes: int | None
+    max_jobs: int | None
+    tokens_per_minute: int | None
+
+
+class DeletedTenant(BaseModel):
+    """Answer to the deletion of a tenant and of all it had."""
+
+    id: str
+    object: Literal["tenant"] = "tenant"
+    deleted: Literal[True] = True
+
+
+class KeyObject(BaseModel):
+    """What is known of an API key: not the key."""
+
+    id: str
+    object: Literal["api_key"] = "api_key"
+    tenant: str
+    role: Literal["tenant", "admin"]
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+class NewKeyObject(KeyObject):
+    """A new API key, shown this once."""
+
+    value: str = Field(description="the key; nobody can show it again")
+
+
+class AuditObject(BaseModel):
+    """One line of the audit log."""
+
+    id: str
+    object: Literal["audit_entry"] = "audit_entry"
+    created_at: int
+    tenant: str = Field(description="of whoever did it")
+    key: str = Field(description="id of the key it was done with")
+    action: str
+    target: str = Field(description="id of what it was done to")

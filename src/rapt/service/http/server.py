@@ -1,4 +1,7 @@
-"""The serving process: a socket, the application behind it, and word to whoever waits that it answers."""
+"""The two processes of a service: one that serves, with a socket and the application behind it, and a worker.
+
+Both stop in order at SIGINT and SIGTERM, within a bounded time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from threading import Timer
+from threading import Event, Timer
 from types import FrameType
 from typing import Any, Final
 
@@ -22,18 +25,21 @@ import torch
 import uvicorn
 
 from rapt.errors import UsageError
-from rapt.service.backbone.backbone import Backbone
+from rapt.public_models import model_directory, model_name
+from rapt.service.backbone.backbone import Backbone, chosen_dtype
 from rapt.service.http.app import create_app
-from rapt.service.http.assembly import load_backbones, open_service
+from rapt.service.http.assembly import load_backbones, make_runner, open_service
 from rapt.service.http.connections import BoundedProtocol, Listener, room_for_connections
-from rapt.service.http.memory import giving_back
+from rapt.service.http.housekeeping import giving_back
 from rapt.service.http.middleware import Stopping
-from rapt.service.http.settings import Settings
-from rapt.service.http.variables import warn_of_unknown_variables
-from rapt.service.storage.durable_files import write_atomically
+from rapt.service.http.settings import Settings, revealed, warn_of_unknown_variables
+from rapt.service.storage.data_directory import write_atomically
 from rapt.service.storage.key_rows import has_keys
+from rapt.service.storage.recovery import join_store
+from rapt.service.storage.store import own_blobs
 from rapt.service.traces import switch_tracebacks
 from rapt.this_machine import is_loopback
+from rapt.wire.vocabulary_bundle import bundle_from_model_directory
 
 log = logging.getLogger(__name__)
 
@@ -295,3 +301,45 @@ def stopped_by_signals() -> Iterator[Callable[[], None]]:
     finally:
         cut_off.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run jobs until the process is asked to stop (SIGINT or SIGTERM).
+
+    Raises:
+        UsageError: The data directory cannot be used.
+        VocabularyError: The files of a model are missing.
+    """
+    logging.config.dictConfig(LOGGING)
+    warn_of_unknown_variables(os.environ)
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    switch_tracebacks(log, on=settings.debug)
+    with stopped_by_signals(), giving_back():
+        backbones = {} if settings.job_process else load_backbones(settings)
+        if settings.job_process:
+            for model in settings.models:  # that their files are there is said now and not when a job comes
+                bundle_from_model_directory(model_directory(model), model=model_name(model))
+        work_with(settings, backbones=backbones, on_ready=on_ready, until=Event())
+
+
+def work_with(
+    settings: Settings, *, backbones: Mapping[str, Backbone], on_ready: Callable[[], None], until: Event
+) -> None:
+    """Run jobs until the event, or until a signal interrupts the wait."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = str(chosen_dtype(settings.precision, device)).removeprefix("torch.")
+    with join_store(
+        settings.data_directory,
+        url=revealed(settings.database_url),
+        blobs=revealed(settings.blobs),
+        connections=settings.database_connections,
+    ) as store:
+        own_blobs(store)
+        runner = make_runner(settings, store, backbones=backbones, precision=precision)
+        runner.start()
+        try:
+            on_ready()
+            until.wait()
+        finally:
+            runner.close()

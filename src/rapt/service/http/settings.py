@@ -1,13 +1,16 @@
 """The settings of a service: read once, from arguments and the environment (`RAPT_...`), then frozen.
 
 On loopback a service is taken to be in development. One that listens on more must have keys, which only the store can
-tell (`assembly`), and must not have one that came out of a manual.
+tell (`assembly`), and must not have one that came out of a manual. A mistyped variable would be ignored without a word,
+so the log names each that looks like a setting and is none.
 """
 
 from __future__ import annotations
 
+import difflib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
@@ -29,6 +32,15 @@ _PLACEHOLDERS: Final = (
 _FEWEST_DIFFERENT: Final = 8
 # A model's name stands between colons in `ft:{base}:{suffix}:{id}` and in a URL.
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+log = logging.getLogger(__name__)
+
+_PREFIX: Final = "RAPT_"
+# Read by other parts than the settings, or by tests of this project.
+_OTHERS: Final = frozenset(
+    "RAPT_API_KEY RAPT_CACHE_DIR RAPT_CA_FILE RAPT_DEBUG RAPT_NATIVE RAPT_NODE_MODULES RAPT_TEST_POSTGRESQL "
+    "RAPT_TEST_S3 RAPT_TEST_SEED".split()
+)
+_VARIABLE: Final = re.compile(r"[A-Z0-9_]{1,64}")
 
 
 class Settings(BaseSettings):
@@ -191,3 +203,15 @@ def served_name(model: str) -> str:
 def _is_placeholder(key: str) -> bool:
     letters = "".join(character for character in key.lower() if character.isalnum())
     return len(set(key)) < _FEWEST_DIFFERENT or any(word in letters for word in _PLACEHOLDERS)
+
+
+def warn_of_unknown_variables(names: Iterable[str]) -> None:
+    """Log each name that begins as a setting's and is of none, with the one that may be meant; never a value."""
+    known = {f"{_PREFIX}{field.upper()}" for field in Settings.model_fields} | _OTHERS
+    # Case says nothing to the settings.
+    for name in sorted({name.upper() for name in names}):
+        if not name.startswith(_PREFIX) or name in known or not _VARIABLE.fullmatch(name):
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        meant = f"; is {close[0]} meant?" if close else ""
+        log.warning("the environment variable %s is of no setting and is not looked at%s", name, meant)

@@ -1,22 +1,43 @@
-"""What is refused when a job is asked for, because its run would be: not hours later, when its turn has come."""
+"""What is decided and refused when a job is asked for, and not hours later, when its turn has come.
+
+Method `auto` is what this service knows to work best for a file: prompt tuning. The backbone is, of those that are
+served with the vocabulary that was asked for, one that was distilled for the noise of the file (`rapt denoise`): on
+SST-2 that is worth more than anything else that was tried at no cost in privacy (docs/results/tuning.md). Where none is
+served, it is the one that was asked for.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.hyperparameters import check_fit
-from rapt.service.jobs.job_costs import check_cost
-from rapt.service.jobs.job_settings import JobLimits
+from rapt.service.jobs.job_limits import JobLimits, check_cost
 from rapt.service.storage.file_rows import StoredFile, open_file
 from rapt.service.storage.store import Store
 from rapt.service.tuning.methods import make_method
 from rapt.service.tuning.tasks import TASKS, label_word_ids
 from rapt.service.tuning.tuner import TuningConfig, check_validation_manifest
-from rapt.wire.manifest import Manifest
+from rapt.wire.manifest import Manifest, mechanism_from_json
 from rapt.wire.privatized_file import bounded_lines, iterate_privatized_lines
+
+
+def best_backbone(asked: Backbone, served: Iterable[Backbone], *, file: StoredFile) -> Backbone:
+    """The served backbone to tune on; of several that expect the file's noise, the one for the fewest settings."""
+    setting = mechanism_from_json(file.mechanism)
+    if asked.expects is not None and asked.expects.covers(setting):
+        return asked
+    fitting = [
+        (len(backbone.expects.etas), backbone.model, backbone)
+        for backbone in served
+        if backbone.expects is not None
+        and backbone.bundle.hash == asked.bundle.hash
+        and backbone.expects.covers(setting)
+    ]
+    return min(fitting, key=lambda item: item[:2])[2] if fitting else asked
 
 
 def check_job(

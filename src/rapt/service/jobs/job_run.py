@@ -1,4 +1,4 @@
-"""One job from its claim to its model, whatever process it runs in, and how that ended.
+"""One job from its claim to its model, whatever process it runs in, with its events and checkpoints, and how it ended.
 
 A deliberate error ends the job with its code and message. Any other ends it with `internal_error` and the name of its
 class: the message of an error that nobody foresaw may hold anything. A database or a disk that cannot be used at the
@@ -8,6 +8,7 @@ moment ends nothing: the run waits for it, with all that it has reached in memor
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -16,28 +17,122 @@ from typing import Any, Final, Literal, TypeVar
 from rapt.errors import RaptError, UnavailableError, WireError
 from rapt.service.adapter.adapter import Adapter, adapter_to_files
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.jobs.epoch_checkpoints import EpochCheckpoints
 from rapt.service.jobs.hyperparameters import config_from_json
-from rapt.service.jobs.job_costs import check_cost
-from rapt.service.jobs.job_settings import JobSettings
-from rapt.service.jobs.patience import patiently
-from rapt.service.jobs.progress_events import ProgressEvents
-from rapt.service.jobs.run_states import STEPS_BETWEEN_CHECKPOINTS, RunStates
+from rapt.service.jobs.job_limits import JobSettings, check_cost
+from rapt.service.jobs.run_states import STEPS_BETWEEN_CHECKPOINTS, RunStates, patiently
+from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.file_rows import StoredFile, get_file, open_file
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import is_still_mine, others_wait, record_progress, succeed_job
 from rapt.service.storage.store import Store
 from rapt.service.traces import log_unforeseen
-from rapt.service.tuning.tuner import TuningCancelled, TuningConfig, batches_per_epoch, tune
+from rapt.service.tuning.tuner import Progress, TuningCancelled, TuningConfig, batches_per_epoch, tune
 from rapt.wire.adapter_files import pack_adapter
 from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, read_privatized_lines
 
+STEPS_BETWEEN_EVENTS: Final = 10
+# A long run has its events further apart, so that no job fills the database.
+MOST_EVENTS: Final = 500
 log = logging.getLogger(__name__)
 
+# A run of more epochs has its checkpoints further apart, so that no job fills the disk. The last epoch has one always,
+# also where a run stops early; then the one of its last step that was planned is missing, so there are no more of them.
+MOST_CHECKPOINTS: Final = 10
 # How often a run asks the store whether it may go on, s: a step of a small model takes milliseconds.
 BETWEEN_QUESTIONS: Final = 0.1
 _CHUNK: Final = 1024 * 1024
 T = TypeVar("T")
+
+
+class ProgressEvents:
+    """Takes every step; reports the means since the last report, every few steps and at the last one."""
+
+    def __init__(self, report: Callable[[str, dict[str, Any]], None]) -> None:
+        """Report to `report(message, data)`."""
+        self._report = report
+        self._since: list[Progress] = []
+
+    def add(self, progress: Progress) -> None:
+        """One step was made."""
+        self._since.append(progress)
+        every = max(STEPS_BETWEEN_EVENTS, math.ceil(progress.steps / MOST_EVENTS))
+        last = progress.last or progress.step == progress.steps
+        if progress.step % every and not last and not _shows_validation(progress):
+            return
+        task = _mean([item.task_loss for item in self._since])
+        reconstruction = [item.reconstruction_loss for item in self._since if item.reconstruction_loss is not None]
+        data = {
+            "step": progress.step,
+            "total_steps": progress.steps,
+            "epoch": progress.epoch + 1,
+            "train_loss": task,
+            "reconstruction_loss": _mean(reconstruction) if reconstruction else None,
+            "accuracy": _mean([item.accuracy for item in self._since]),
+            **validation_figures(progress),
+        }
+        self._since.clear()
+        self._report(f"step {progress.step}/{progress.steps}: training loss={task:.4f}", data)
+
+
+def validation_figures(progress: Progress) -> dict[str, float | int]:
+    """What validation came to after a step, under the names that OpenAI gives it; nothing where there was none."""
+    if progress.validation_loss is None or progress.validation_accuracy is None:
+        return {}
+    return {
+        "full_valid_loss": progress.validation_loss,
+        "full_valid_mean_token_accuracy": progress.validation_accuracy,
+    }
+
+
+def _shows_validation(progress: Progress) -> bool:
+    """Whether a step was validated after; of a run of very many epochs, only some."""
+    epochs = progress.steps * (progress.epoch + 1) // progress.step
+    return progress.validation_loss is not None and not (progress.epoch + 1) % math.ceil(epochs / MOST_EVENTS)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+class EpochCheckpoints:
+    """The checkpoints of one job."""
+
+    def __init__(self, store: Store, job: StoredJob, *, epochs: int, max_bytes: int) -> None:
+        """Keep at most `MOST_CHECKPOINTS` of a run of so many epochs, as long as the tenant's bytes have room."""
+        self._store = store
+        self._job = job
+        self._epochs = epochs
+        self._every = math.ceil(epochs / MOST_CHECKPOINTS)
+        self._max_bytes = max_bytes
+
+    def keep(self, progress: Progress, adapter: Adapter) -> None:
+        """An epoch has ended with this step."""
+        epoch = progress.epoch + 1
+        # Counted from the last one back.
+        if (self._epochs - epoch) % self._every and not progress.last:
+            return
+        with self._store.directory.stage_bytes(pack_adapter(adapter_to_files(adapter))) as staged:
+            outcome = add_checkpoint_model(
+                self._store,
+                self._job,
+                staged,
+                step=progress.step,
+                metrics=_figures(progress),
+                now=int(time.time()),
+                max_bytes=self._max_bytes,
+            )
+        if outcome == "no room":
+            log.warning("job %s: no room for the checkpoint of step %d", self._job.id, progress.step)
+
+
+def _figures(progress: Progress) -> dict[str, float | int]:
+    """Under the names that OpenAI gives them; losses in nats."""
+    return {
+        "step": progress.step,
+        "train_loss": progress.task_loss,
+        "train_mean_token_accuracy": progress.accuracy,
+        **validation_figures(progress),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""The states of a run that are kept, so that a run that was killed or paused goes on instead of beginning again."""
+"""The states of a run that are kept, so that one that was killed or paused goes on; and waiting for a store.
+
+Work on a store that is away is done again until it passes, so that no run is lost to it.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,54 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from typing import Final
+from threading import Event
+from typing import Final, TypeVar
 
-from rapt.errors import WireError
-from rapt.service.jobs.patience import patiently
-from rapt.service.storage.durable_files import not_stored, sync_folder
+from rapt.errors import UnavailableError, WireError
+from rapt.service.storage.data_directory import not_stored, sync_folder
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_state, latest_state
 from rapt.service.storage.store import Store
 from rapt.service.tuning.run_state import Checkpoint, load_checkpoint, save_checkpoint
+from rapt.service.tuning.tuner import TuningCancelled
 
 log = logging.getLogger(__name__)
 
+_FIRST_PAUSE: Final = 0.2  # s; each is twice the one before
+_LONGEST_PAUSE: Final = 5.0
+
+T = TypeVar("T")
 # A state is offered every few steps, which costs a copy of what is trained, and written after some time, which costs
 # the disk.
 STEPS_BETWEEN_CHECKPOINTS: Final = 10
 SECONDS_BETWEEN_CHECKPOINTS: Final = 15.0
+
+
+def patiently(work: Callable[[], T], *, should_stop: Callable[[], bool]) -> T:
+    """What `work` returns, however long its store is away.
+
+    Args:
+        work: May be begun again, also after it was done and the answer of the store was lost.
+        should_stop: Asked before each pause.
+
+    Raises:
+        TuningCancelled: The store was away, and it was time to stop.
+    """
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            done = work()
+        except UnavailableError as error:
+            if should_stop():
+                raise TuningCancelled from None
+            if pause == _FIRST_PAUSE:
+                log.warning("a job waits for its store: %s", error)
+            Event().wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        else:
+            if pause > _FIRST_PAUSE:
+                log.info("a job goes on: its store is back")
+            return done
 
 
 class RunStates:

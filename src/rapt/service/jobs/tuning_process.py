@@ -1,18 +1,20 @@
 """A process of its own for the jobs: what a job does to it, it does not do to the service.
 
-The child (`tuning_child`) is started when the first job comes, holds the base models that jobs have asked for, and runs
-one job after the other. It has a limit of memory, and is what the system ends first when memory is short. When it dies,
-the job that it ran waits again with the reason, and the next one gets a new child.
+The child (`python -m rapt.service.jobs.tuning_process`) is started when the first job comes, holds the base models that
+jobs have asked for, and runs one job after the other. It has a limit of memory, and is what the system ends first when
+memory is short. When it dies, the job that it ran waits again with the reason, and the next one gets a new child.
 
-Both sides write lines of JSON: a job or a wish to stop goes in, how a job ended comes out. Everything else about a job,
-its files, its progress, its states, the child does in the store itself.
+Both sides write lines of JSON: settings, a job or a wish to stop go in, how a job ended comes out. Everything else
+about a job, its files, its progress, its states, the child does in the store itself.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -23,11 +25,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
-from rapt.service.jobs.job_run import Outcome
-from rapt.service.jobs.job_settings import MEBIBYTE, JobSettings
+import torch
+
+from rapt.service.backbone.backbone import Backbone, Precision, load_served
+from rapt.service.jobs.job_limits import MEBIBYTE, JobLimits, JobSettings
+from rapt.service.jobs.job_run import Outcome, outcome_of, run_job
 from rapt.service.storage.job_rows import StoredJob
+from rapt.service.storage.recovery import join_store
+from rapt.service.storage.store import Store
+from rapt.service.traces import switch_tracebacks
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +47,15 @@ _LONGEST_LEAVING: Final = 2.0  # of a child without a job, s
 _LONGEST_IDLE: Final = 600.0  # then its memory is given back, s
 # Resident memory beyond the limit at which the child is killed, where the system does not hold it to its limit itself.
 _LEEWAY: Final = 256 * MEBIBYTE
+_LOGGING: Final[dict[str, Any]] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "loggers": {"rapt": {"handlers": ["stderr"], "level": "INFO", "propagate": False}},
+}
+# The system ends this process before the service when memory is short.
+_FIRST_TO_GO: Final = "800"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +141,14 @@ class TuningProcess:
         # Where this code is found is handed on: a child must not run another rapt.
         path = os.pathsep.join([name for name in sys.path if name])
         child = subprocess.Popen(
-            [sys.executable, "-m", "rapt.service.jobs.tuning_child"],
+            [sys.executable, "-m", "rapt.service.jobs.tuning_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # a Ctrl-C in the terminal is for the service, which tells the child
         )
         said: Queue[dict[str, Any] | None] = Queue()
-        Thread(target=_listen, args=(child, said), name="rapt-tuning-process", daemon=True).start()
+        Thread(target=_hear_child, args=(child, said), name="rapt-tuning-process", daemon=True).start()
         self._child, self._said, self._resting = child, said, 0
         _send(child, asdict(self._settings))
         return child
@@ -178,7 +195,7 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _listen(child: subprocess.Popen[bytes], said: Queue[dict[str, Any] | None]) -> None:
+def _hear_child(child: subprocess.Popen[bytes], said: Queue[dict[str, Any] | None]) -> None:
     """Hand on what a child says, and None once it says nothing any more."""
     assert child.stdout is not None
     with child.stdout as lines, suppress(ValueError):
@@ -211,3 +228,103 @@ def _how_it_died(code: int | None) -> str:
     if -code in (signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):
         return f"it was ended by {name}, most likely for want of memory"
     return f"it was ended by {name}"
+
+
+def main() -> None:
+    """Run jobs until standard input ends."""
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    # The worker is told to stop, and tells this process.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    settings = _settings_from_json(json.loads(sys.stdin.buffer.readline()))
+    logging.config.dictConfig(_LOGGING)
+    switch_tracebacks(log, on=settings.debug)
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    jobs: Queue[StoredJob] = Queue()
+    stopped: set[str] = set()
+    Thread(target=_hear_worker, args=(jobs, stopped), name="rapt-listener", daemon=True).start()
+    with join_store(
+        Path(settings.data_directory),
+        url=settings.database_url,
+        blobs=settings.blobs,
+        connections=settings.database_connections,
+    ) as store:
+        while True:
+            job = jobs.get()
+            outcome = _run(job, store, settings, stopped=stopped, answers=answers)
+            _answer(answers, {"outcome": asdict(outcome)})
+
+
+def _run(job: StoredJob, store: Store, settings: ChildSettings, *, stopped: set[str], answers: BinaryIO) -> Outcome:
+    run = name_of_run(job)
+
+    def work() -> None:
+        limit_memory(None)
+        backbone = _load(settings, job.model)
+        _answer(answers, {"ready": True})
+        limit_memory(settings.jobs.limits.memory_bytes)
+        run_job(
+            store,
+            job,
+            backbone=backbone,
+            models=tuple(settings.models),
+            should_stop=lambda: run in stopped,
+            settings=settings.jobs,
+        )
+
+    return outcome_of(job, work)
+
+
+def _load(settings: ChildSettings, name: str) -> Backbone:
+    precision: Precision = "bfloat16" if settings.precision == "bfloat16" else "float32"
+    return load_served(settings.models[name], name=name, precision=precision)  # the second time, the same object
+
+
+def limit_memory(more: int | None) -> None:
+    """Let this process take so many bytes beyond what it has; None lets it take what there is.
+
+    A step that would take more fails with an error of memory, which a run answers with smaller parts of its batch.
+    """
+    most = resource.RLIM_INFINITY
+    if more is not None:
+        try:
+            status = Path("/proc/self/status").read_text()
+        except OSError:  # not Linux, where alone this limit holds for all memory that is written to
+            return
+        has = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData:"))
+        most = has + more
+    with suppress(ValueError, OSError):  # a lower one was set for all of us
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _hear_worker(jobs: Queue[StoredJob], stopped: set[str]) -> None:
+    for line in sys.stdin.buffer:
+        said = json.loads(line)
+        if "job" in said:
+            jobs.put(StoredJob(**said["job"]))
+        else:
+            stopped.add(said["stop"])  # by its run: the word may come when that one has just ended
+    # The worker is gone: whoever takes its place begins where the last state was kept.
+    os._exit(0)
+
+
+def _answer(answers: BinaryIO, message: dict[str, Any]) -> None:
+    try:
+        answers.write(json.dumps(message).encode() + b"\n")
+        answers.flush()
+    except OSError:
+        os._exit(0)
+
+
+def _settings_from_json(value: dict[str, Any]) -> ChildSettings:
+    jobs = value.pop("jobs")
+    limits = JobLimits(**jobs.pop("limits"))
+    return ChildSettings(**value, jobs=JobSettings(**jobs, limits=limits))
+
+
+if __name__ == "__main__":
+    main()

@@ -13,12 +13,11 @@ from threading import Event, Lock, Thread
 from typing import Final
 
 from rapt.service.jobs.job_run import Outcome, RunsAJob
-from rapt.service.jobs.patience import patiently
+from rapt.service.jobs.run_states import patiently
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import MOST_DEATHS, claim_next_job, fail_job, lose_job, put_back, put_back_all
-from rapt.service.storage.recovery import requeue_abandoned_jobs
+from rapt.service.storage.recovery import living_worker, requeue_abandoned_jobs
 from rapt.service.storage.store import Store
-from rapt.service.storage.worker_locks import living_worker
 from rapt.service.traces import log_unforeseen
 
 log = logging.getLogger(__name__)
@@ -30,8 +29,8 @@ _LONGEST_PAUSE: Final = 30.0
 _BETWEEN_LOOKS: Final = 1.0
 
 
-class ThreadRunner:
-    """A `JobRunner` in a thread of this process."""
+class JobRunner:
+    """Runs queued jobs in a thread of this process, in the order of the queue, which is in the store."""
 
     def __init__(
         self,

@@ -9,13 +9,12 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, select
 
 from rapt.errors import NotFoundError, QuotaError
+from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
-from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import is_mine, result_of
 from rapt.service.storage.model_rows import StoredModel, insert_model
-from rapt.service.storage.named_blobs import naming, release
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import JOBS, MODELS
 from rapt.service.storage.tenant_rows import check_bytes
 

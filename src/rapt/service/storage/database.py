@@ -1,4 +1,4 @@
-"""The database: SQLite by default, PostgreSQL by URL, and two ways in.
+"""The database: SQLite by default, PostgreSQL by URL, two ways in, and answers that still hold.
 
 SQLite: write-ahead logging lets readers go on while one writes; a writer takes the lock when it begins (BEGIN
 IMMEDIATE), so two of them queue and never fail halfway. `synchronous = FULL`: what was acknowledged survives a power
@@ -7,6 +7,10 @@ cut.
 PostgreSQL: a writer takes one advisory lock when it begins, a reader sees one moment (REPEATABLE READ). So both have
 the same rule, one writer at a time, and numbers are given in the order in which rows become visible: a cursor never
 passes over a row that was written before it looked.
+
+SQLite tells by one number whether anything was committed by anybody, in this process or another. An answer is kept
+with the number from before its question, and holds for as long as the number stays: a key that is revoked by the
+command line is refused by the very next request. PostgreSQL has no such number, so there nothing is kept.
 
 A database that is away, locked or full raises `UnavailableError`: the same work may be done later. What it says of
 itself is not passed on, because it may hold values; the kind of its error is in the log.
@@ -17,10 +21,12 @@ from __future__ import annotations
 import logging
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from sqlalchemy import (
@@ -42,8 +48,12 @@ from sqlalchemy.exc import TimeoutError as NoConnectionError
 
 from rapt.errors import NotFoundError, UnavailableError, UsageError
 from rapt.service.storage.migrations import migrate
-from rapt.service.storage.remembered import Remembered, about_to_wait
 
+T = TypeVar("T")
+
+# Some 10 MB of rows. Beyond it all are forgotten: whoever still asks is kept again.
+_MOST_ANSWERS: Final = 20_000
+_AT_HAND_ONLY: ContextVar[bool] = ContextVar("rapt_at_hand_only", default=False)
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -60,8 +70,72 @@ _SQLITE_AWAY: Final = frozenset({5, 6, 7, 8, 10, 13, 14, 15})
 # Any number will do, as long as nothing else in the same database uses it.
 _WRITE_LOCK: Final = 7_241_986_353
 
-T = TypeVar("T")
 Stored = TypeVar("Stored", bound="DataclassInstance")
+
+
+class WouldWait(Exception):
+    """The work needs the database or the disk."""
+
+
+@contextmanager
+def at_hand_only() -> Iterator[None]:
+    """Within the block nothing waits: what would raises `WouldWait`, before it has changed anything."""
+    token = _AT_HAND_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _AT_HAND_ONLY.reset(token)
+
+
+def about_to_wait() -> None:
+    """To be called before waiting for a disk or a server. Raises `WouldWait` within `at_hand_only`."""
+    if _AT_HAND_ONLY.get():
+        raise WouldWait
+
+
+class Remembered:
+    """Answers by question; safe to use from many threads."""
+
+    def __init__(self, version: Callable[[], int | None], *, most: int = _MOST_ANSWERS) -> None:
+        """Start empty.
+
+        Args:
+            version: A number that changes whenever anything is committed; None if nobody knows.
+            most: Answers that are kept.
+        """
+        self._version = version
+        self._most = most
+        self._answers: dict[Hashable, Any] = {}
+        self._holds_at: int | None = None
+        self._guard = Lock()
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._answers)
+
+    def ask(self, question: Hashable, look_up: Callable[[], T]) -> T:
+        """The answer to a question, looked up unless it is known to hold still. None, and what raises, is not kept.
+
+        Args:
+            question: Must be answered by the database alone: not by time, and not by who asks.
+            look_up: Asks the database.
+        """
+        with self._guard:
+            before = self._version()
+            if before is None or before != self._holds_at:
+                self._answers.clear()
+                self._holds_at = before
+            elif question in self._answers:
+                known: T = self._answers[question]
+                return known
+        answer = look_up()
+        with self._guard:
+            # Looked up after `before` was read: if anything changed since, the number has, and this is dropped too.
+            if answer is not None and before is not None and before == self._holds_at:
+                if len(self._answers) >= self._most:
+                    self._answers.clear()
+                self._answers[question] = answer
+        return answer
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,11 @@ from typing import Any, BinaryIO, Final
 from sqlalchemy import delete, func, insert, or_, select
 
 from rapt.errors import DamagedError, UsageError
-from rapt.service.storage.audit_rows import record
-from rapt.service.storage.blob_store import open_blob
-from rapt.service.storage.callers import Caller
+from rapt.service.storage.blobs import open_blob
+from rapt.service.storage.callers import Caller, Repeatable, made_before, note, record
+from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
-from rapt.service.storage.durable_files import StagedFile
-from rapt.service.storage.named_blobs import naming, release
-from rapt.service.storage.repeated_requests import Repeatable, made_before, note
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import FILES, JOBS
 from rapt.service.storage.tenant_rows import ACTIVE, check_bytes, check_tenant
 from rapt.wire.manifest import Manifest, mechanism_to_json

@@ -1,4 +1,4 @@
-"""Tuning jobs as their tenant sees them: rows that change state, each change in one transaction.
+"""Tuning jobs as their tenant sees them, and their events: rows that change state, each change in one transaction.
 
     queued -> running -> succeeded | failed | cancelled
     queued | running -> paused -> queued
@@ -7,7 +7,7 @@
     queued | paused -> cancelled
 
 A change that the present state does not allow does not happen: a job that was cancelled while it ran cannot succeed.
-What a worker does to a job stands in `job_runs`.
+What a worker does to a job stands in `job_runs`. An event is added in the transaction of the change that it tells of.
 """
 
 from __future__ import annotations
@@ -15,22 +15,63 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, delete, insert, select, update
 
 from rapt.errors import UsageError
-from rapt.service.storage.audit_rows import record
-from rapt.service.storage.callers import Caller
+from rapt.service.storage.callers import Caller, Repeatable, made_before, note, record
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
-from rapt.service.storage.job_events import add_event
 from rapt.service.storage.model_rows import delete_models_of, release_adapters
-from rapt.service.storage.repeated_requests import Repeatable, made_before, note
 from rapt.service.storage.store import Store
-from rapt.service.storage.tables import CHECKPOINTS, FILES, JOBS
+from rapt.service.storage.tables import CHECKPOINTS, EVENTS, FILES, JOBS
 from rapt.service.storage.tenant_rows import check_bytes, check_jobs, check_tenant
 
+Level = Literal["info", "warn", "error"]
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEvent:
+    """Something that happened to a job; `data` holds numbers only."""
+
+    id: str
+    job_id: str
+    created_at: int
+    level: str
+    type: str
+    message: str
+    data: dict[str, Any] | None
+
+
+def list_events(store: Store, job_id: str, cursor: Cursor, *, tenant: str) -> Page[StoredEvent]:
+    """One page of a job's events. Raises `NotFoundError` for an unknown job or cursor."""
+    with store.database.read() as connection:
+        find(connection, JOBS, job_id, tenant=tenant)
+        rows, has_more = page_of(connection, EVENTS, cursor, where=EVENTS.c.job_id == job_id)
+    return Page(tuple(value_of(row, StoredEvent) for row in rows), has_more)
+
+
+def add_event(
+    connection: Connection,
+    job_id: str,
+    *,
+    message: str,
+    now: int,
+    level: Level = "info",
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Add one; of type `metrics` if it has figures."""
+    event = StoredEvent(
+        id=f"ftevent-{secrets.token_hex(12)}",
+        job_id=job_id,
+        created_at=now,
+        level=level,
+        type="message" if data is None else "metrics",
+        message=message,
+        data=None if data is None else dict(data),
+    )
+    connection.execute(insert(EVENTS).values(vars(event)))
 
 
 @dataclass(frozen=True, kw_only=True)

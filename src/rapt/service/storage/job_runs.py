@@ -19,13 +19,11 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
+from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import find, value_of
-from rapt.service.storage.durable_files import StagedFile
-from rapt.service.storage.job_events import add_event
-from rapt.service.storage.job_rows import StoredJob, let_go_of_states
+from rapt.service.storage.job_rows import StoredJob, add_event, let_go_of_states
 from rapt.service.storage.model_rows import StoredModel, insert_model, model_name, new_adapter
-from rapt.service.storage.named_blobs import naming, release
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import CHECKPOINTS, JOBS, TENANTS
 
 DEFAULT_SUFFIX: Final = "rapt"

@@ -17,8 +17,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, exists, func, insert, or_, select, update
 
 from rapt.errors import ForbiddenError, NotFoundError, QuotaError
-from rapt.service.storage.audit_rows import record
-from rapt.service.storage.callers import OPERATOR, Caller, Role
+from rapt.service.storage.callers import OPERATOR, Caller, Role, record
 from rapt.service.storage.database import Cursor, Page, page_of, value_of
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import KEYS, TENANTS

@@ -14,13 +14,11 @@ from typing import Any
 from sqlalchemy import Connection, delete, insert, select
 
 from rapt.errors import DamagedError
-from rapt.service.storage.audit_rows import record
-from rapt.service.storage.blob_store import read_blob
-from rapt.service.storage.callers import Caller
+from rapt.service.storage.blobs import read_blob
+from rapt.service.storage.callers import Caller, record
+from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
-from rapt.service.storage.durable_files import StagedFile
-from rapt.service.storage.named_blobs import naming, release
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import MODELS
 from rapt.service.storage.tenant_rows import check_bytes, check_tenant
 

@@ -1,28 +1,85 @@
-"""Opening a store: what a crash or an earlier version left behind is put in order before anybody looks."""
+"""Opening a store, after what a crash left behind was put in order; and which workers live.
+
+Each worker holds a lock on a file of its own, and the system lets go of it when the worker dies. So a job whose worker
+was killed is known at once, without a clock: nobody waits for a lease to run out, and a machine that slept does not
+lose its job to another one. All workers see the data directory, because the files are there.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
+import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sqlalchemy import select
 
-from rapt.service.storage.blob_owner import own_blobs, refuse_foreign
-from rapt.service.storage.blobs_fsspec import open_blobs
+from rapt.service.storage.blobs import open_blobs
 from rapt.service.storage.data_directory import DataDirectory, lock_data_directory, make_data_directory
 from rapt.service.storage.database import CONNECTIONS, Database, database_url
 from rapt.service.storage.job_runs import requeue_jobs
-from rapt.service.storage.named_blobs import named_blobs, release
-from rapt.service.storage.old_places import bring_along
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, move_blobs, named_blobs, own_blobs, refuse_foreign, release
 from rapt.service.storage.tables import CHECKPOINTS, PARTS
-from rapt.service.storage.worker_locks import bury_the_dead, is_alive
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def living_worker(directory: DataDirectory, *, models: Iterable[str] = ()) -> Iterator[str]:
+    """The name of a new worker, which lives until the end of the block or of the process.
+
+    Args:
+        directory: Where its lock is.
+        models: Base models that it runs jobs of; they stand in the lock's file.
+    """
+    name = f"worker-{os.getpid()}-{secrets.token_hex(6)}"
+    path = directory.workers / name
+    # Locked under another name first: no one may see the lock's file before it is held.
+    partial = directory.incoming / name
+    with partial.open("w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("\n".join(models))
+        lock.flush()
+        partial.rename(path)
+        try:
+            yield name
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def is_alive(directory: DataDirectory, worker: str) -> bool:
+    """Whether a worker holds its lock."""
+    try:
+        lock = (directory.workers / worker).open("r+")
+    except FileNotFoundError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def models_of_the_living(directory: DataDirectory) -> set[str]:
+    """The base models that some worker runs jobs of."""
+    found = set[str]()
+    for path in directory.workers.iterdir():
+        if is_alive(directory, path.name):
+            with suppress(FileNotFoundError):  # it has ended meanwhile
+                found.update(path.read_text("utf-8").splitlines())
+    return found
+
+
+def bury_the_dead(directory: DataDirectory) -> None:
+    """Delete the locks that nobody holds."""
+    for path in directory.workers.iterdir():
+        if not is_alive(directory, path.name):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -89,11 +146,11 @@ def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None, con
 def _recover(store: Store) -> None:
     requeued = requeue_abandoned_jobs(store)
     refuse_foreign(store)
-    moved = bring_along(store)
+    moved = move_blobs(store)
     own_blobs(store)
     swept = _sweep(store)
     if swept or requeued or moved:
-        log.info("recovered: %d leavings deleted, %d jobs queued again, %d things moved", swept, requeued, moved)
+        log.info("recovered: %d leavings deleted, %d jobs queued again, %d blobs moved", swept, requeued, moved)
 
 
 def _sweep(store: Store) -> int:

@@ -2,15 +2,33 @@
 
 Order of writes: bytes first, then the row that names them; to delete, the row first, then the bytes. So a crash leaves
 at worst bytes that no row names, and the next start (`recovery`) deletes those.
+
+A blob stays as long as one row names it, whoever's it is. Between putting bytes and writing their row, and between the
+last row and deleting them, another process may come with the same bytes, so both happen under a lock for their digest,
+in the data directory, which all workers see: whoever puts shares it, whoever deletes holds it alone and counts the rows
+once more. The system lets go of a lock when its holder dies.
+
+A service writes its id beside its blobs, and takes none that have another's: at its start it deletes those that no row
+of its own names, and in the place of another service that would be all of them.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from rapt.service.storage.blob_store import BlobStore
-from rapt.service.storage.data_directory import DataDirectory
+from sqlalchemy import Connection, select
+
+from rapt.errors import UnavailableError, UsageError
+from rapt.service.storage.blobs import BlobStore, LocalBlobs
+from rapt.service.storage.data_directory import DataDirectory, StagedFile, not_stored
 from rapt.service.storage.database import Database
+from rapt.service.storage.tables import FILES, IDENTITY, MODELS
+
+_NAMING = (FILES.c.sha256, MODELS.c.sha256)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,3 +44,112 @@ class Store:
     database: Database
     directory: DataDirectory
     blobs: BlobStore
+
+
+@contextmanager
+def naming(store: Store, staged: StagedFile) -> Iterator[None]:
+    """Put bytes; the block writes the row that names them. If it fails, they go unless another row names them."""
+    try:
+        with _locked(store, staged.sha256, fcntl.LOCK_SH):
+            store.blobs.put(staged)
+            yield
+    except BaseException:
+        with suppress(UnavailableError):  # then the next start deletes them; what went wrong first is what counts
+            release(store, [staged.sha256])
+        raise
+
+
+def release(store: Store, digests: Iterable[str]) -> int:
+    """Delete those blobs that no row names any more. Returns how many; whoever waits for it cannot tell."""
+    deleted = 0
+    for digest in sorted(set(digests)):
+        with _locked(store, digest, fcntl.LOCK_EX):
+            with store.database.read() as connection:
+                named = is_named(connection, digest)
+            if named:
+                store.blobs.delete_nothing()
+            else:
+                store.blobs.delete(digest)
+                deleted += 1
+    return deleted
+
+
+def is_named(connection: Connection, digest: str) -> bool:
+    """Whether a row names a blob."""
+    return any(connection.execute(select(name).where(name == digest).limit(1)).first() for name in _NAMING)
+
+
+def named_blobs(connection: Connection) -> set[str]:
+    """All blobs that rows name."""
+    return {digest for name in _NAMING for digest in connection.execute(select(name).distinct()).scalars()}
+
+
+@contextmanager
+def _locked(store: Store, digest: str, how: int) -> Iterator[None]:
+    # One of 256 files, which stay: a lock's file that came and went would need a lock of its own.
+    try:
+        descriptor = os.open(store.directory.naming / digest[:2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise not_stored(error) from None
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def refuse_foreign(store: Store) -> None:
+    """Refuse blobs that another service has claimed.
+
+    Raises:
+        UsageError: They are another service's.
+        UnavailableError: They cannot be reached.
+    """
+    if store.blobs.owner() not in (None, _id(store)):
+        raise UsageError("the setting blobs must be of this service only, got that of another; give each its own")
+
+
+def own_blobs(store: Store) -> None:
+    """Make sure that the blobs are those of this service; claim them if they are nobody's yet.
+
+    Raises:
+        UsageError: They are another service's, or what the rows name is kept elsewhere.
+        UnavailableError: They cannot be reached.
+    """
+    refuse_foreign(store)
+    if store.blobs.owner() is not None:
+        return
+    with store.database.read() as connection:
+        named = named_blobs(connection)
+    if named and named.isdisjoint(store.blobs.list()):
+        raise UsageError(
+            "the setting blobs must be where this service keeps its files and adapters, and none of them is there; "
+            "give the same to `rapt serve`, `rapt worker` and `rapt admin` every time"
+        )
+    store.blobs.claim(_id(store))
+
+
+def _id(store: Store) -> str:
+    with store.database.read() as connection:
+        return str(connection.execute(select(IDENTITY.c.id)).scalar_one())
+
+
+def move_blobs(store: Store) -> int:
+    """Move the named blobs of the data directory to where the service keeps its blobs now. Returns how many.
+
+    For the one serving process, before anybody looks. Each is put there before it is deleted here, so a crash at any
+    moment leaves what the next start goes on with.
+    """
+    here = LocalBlobs(store.directory.blobs)
+    if isinstance(store.blobs, LocalBlobs) and store.blobs.root == here.root:
+        return 0
+    with store.database.read() as connection:
+        named = named_blobs(connection)
+    moved = 0
+    for name in list(here.list()):
+        if name in named:
+            store.blobs.put(StagedFile(path=here.path(name), bytes=here.size(name), sha256=name))
+            moved += 1
+        here.delete(name)
+    here.disclaim()
+    return moved

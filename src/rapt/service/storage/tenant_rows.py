@@ -8,11 +8,9 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, exists, func, insert, select, update
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
-from rapt.service.storage.audit_rows import record
-from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_name
+from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_name, record
 from rapt.service.storage.database import Cursor, Page, page_of
-from rapt.service.storage.named_blobs import release
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, release
 from rapt.service.storage.tables import (
     CHECKPOINTS,
     FILES,

@@ -11,8 +11,8 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, or_, select, update
 
-from rapt.service.storage.job_events import add_event
-from rapt.service.storage.repeated_requests import KEPT_SECONDS
+from rapt.service.storage.callers import KEPT_SECONDS
+from rapt.service.storage.job_rows import add_event
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
 from rapt.service.storage.tenant_rows import ENDED_FOR_NOTHING

@@ -11,10 +11,9 @@ from typing import IO, Final
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from rapt.errors import LimitError, NotFoundError, UsageError
-from rapt.service.storage.audit_rows import record
-from rapt.service.storage.callers import Caller
+from rapt.service.storage.callers import Caller, record
+from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import find, value_of
-from rapt.service.storage.durable_files import StagedFile
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import PARTS, UPLOADS
 from rapt.service.storage.tenant_rows import check_bytes, check_parts, check_tenant, check_uploads

@@ -1,1 +1,1 @@
-"""The routes of the API, one module an object. Each offers `router(service)`."""
+"""The routes of the API, one module a subject. Each function `..._router(service)` makes those of one object."""

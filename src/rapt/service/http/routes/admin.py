@@ -1,32 +1,39 @@
-"""`/v1/admin`: tenants, their keys and quotas, the audit log. For keys of the role admin."""
+"""Keys, usage and the audit log of a tenant; tenants, for an admin; and what says whether the service works.
+
+`/v1/keys`, `/v1/usage` and `/v1/audit` are for every tenant, `/v1/admin` for keys of the role admin, and `/healthz`,
+`/readyz` and `/metrics` for the operator.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Query
+from fastapi.responses import Response
 
-from rapt.service.http.admin_schemas import (
+from rapt.errors import UnavailableError
+from rapt.service.http.assembly import Service
+from rapt.service.http.bodies import BodyRoute
+from rapt.service.http.parameters import AdminOf, After, CallerOf, Limit, cursor, list_of
+from rapt.service.http.schemas import (
     AuditObject,
     DeletedTenant,
+    Health,
     KeyObject,
     KeyRequest,
+    ListOf,
     NewKeyObject,
+    QuotasObject,
     QuotasRequest,
     RotationRequest,
     TenantObject,
     TenantRequest,
     UsageObject,
 )
-from rapt.service.http.assembly import Service
-from rapt.service.http.callers import AdminOf
-from rapt.service.http.json_bodies import BodyRoute
-from rapt.service.http.routes.keys import show_entry, show_key, show_new_key, show_usage
-from rapt.service.http.routes.pages import After, Limit, cursor, list_of
-from rapt.service.http.schemas import ListOf
-from rapt.service.storage.audit_rows import list_audit
-from rapt.service.storage.key_rows import create_key, list_keys, revoke_key, rotate_key
+from rapt.service.storage.callers import AuditEntry, list_audit
+from rapt.service.storage.key_rows import StoredKey, create_key, list_keys, revoke_key, rotate_key
 from rapt.service.storage.tenant_rows import (
     Quotas,
     StoredTenant,
@@ -35,10 +42,79 @@ from rapt.service.storage.tenant_rows import (
     get_tenant,
     list_tenants,
     set_quotas,
+    usage_of,
 )
+from rapt.version import __version__
+
+_LEAST_ROOM: Final = 64 * 1024 * 1024  # bytes; with less, the next upload or state would fail half way
 
 
-def router(service: Service) -> APIRouter:
+def key_router(service: Service) -> APIRouter:
+    """The routes of a tenant's own keys and usage."""
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["keys"])
+
+    @routes.get("/keys")
+    def list_own_keys(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[KeyObject]:
+        """List the tenant's keys, newest first; the keys themselves are nowhere. An admin's are for admins to see."""
+        found = list_keys(service.store, cursor(after, limit), caller=caller, tenant=caller.tenant)
+        return list_of(found, show_key)
+
+    @routes.post("/keys/{key_id}/rotate")
+    def rotate_own_key(key_id: str, caller: CallerOf, request: RotationRequest | None = None) -> NewKeyObject:
+        """Get a new key in place of an old one, which ends after the grace."""
+        grace = (request or RotationRequest()).grace_seconds
+        return show_new_key(
+            *rotate_key(service.store, key_id, grace=grace, caller=caller, now=int(time.time()), tenant=caller.tenant)
+        )
+
+    @routes.post("/keys/{key_id}/revoke")
+    def revoke_own_key(key_id: str, caller: CallerOf) -> KeyObject:
+        """End a key now."""
+        return show_key(revoke_key(service.store, key_id, caller=caller, now=int(time.time()), tenant=caller.tenant))
+
+    @routes.get("/usage")
+    def retrieve_usage(caller: CallerOf) -> UsageObject:
+        """What the tenant has, and may have."""
+        return show_usage(service, caller.tenant)
+
+    @routes.get("/audit")
+    def list_own_audit_log(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[AuditObject]:
+        """Who changed what of the tenant's, newest first; also what an admin did to its keys and its quotas."""
+        return list_of(list_audit(service.store, cursor(after, limit), about=caller.tenant), show_entry)
+
+    return routes
+
+
+def show_key(key: StoredKey) -> KeyObject:
+    """A key in the shape of the API."""
+    return KeyObject.model_validate(vars(key))
+
+
+def show_new_key(key: StoredKey, value: str) -> NewKeyObject:
+    """A new key, with the only sight of it."""
+    return NewKeyObject.model_validate({**vars(key), "value": value})
+
+
+def show_entry(entry: AuditEntry) -> AuditObject:
+    """An entry of the audit log in the shape of the API."""
+    return AuditObject(target=entry.object, **{name: value for name, value in vars(entry).items() if name != "object"})
+
+
+def show_usage(service: Service, tenant: str) -> UsageObject:
+    """What a tenant has, and may have. Raises `NotFoundError`."""
+    own, usage, settings = get_tenant(service.store, tenant).quotas, usage_of(service.store, tenant), service.settings
+    return UsageObject(
+        tenant=tenant,
+        **vars(usage),
+        quotas=QuotasObject(
+            max_bytes=settings.tenant_bytes if own.max_bytes is None else own.max_bytes,
+            max_jobs=settings.tenant_jobs if own.max_jobs is None else own.max_jobs,
+            tokens_per_minute=service.quotas.limit_of(tenant),
+        ),
+    )
+
+
+def admin_router(service: Service) -> APIRouter:
     """The routes of whoever runs the service."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/admin", tags=["admin"])
 
@@ -119,3 +195,31 @@ def router(service: Service) -> APIRouter:
 
 def _show_tenant(tenant: StoredTenant) -> TenantObject:
     return TenantObject(id=tenant.name, created_at=tenant.created_at, **vars(tenant.quotas))
+
+
+def health_router(service: Service) -> APIRouter:
+    """The routes of operation."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/healthz")
+    async def healthz() -> Health:  # async: it answers also while every thread is busy
+        """The service answers."""
+        return Health(version=__version__)
+
+    @routes.get("/readyz")
+    def readyz() -> Health:
+        """The service can work: its database answers, its disk has room, its worker lives."""
+        service.store.database.check()
+        if shutil.disk_usage(service.store.directory.root).free < _LEAST_ROOM:
+            raise UnavailableError("the disk must have room for what comes in; make some")
+        if service.settings.worker_in_service and not service.runner.is_alive():
+            raise UnavailableError("the worker must live; restart the service")
+        return Health(version=__version__)
+
+    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics(caller: AdminOf) -> Response:
+        """Figures in Prometheus's text format."""
+        del caller
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return routes

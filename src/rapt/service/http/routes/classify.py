@@ -9,27 +9,25 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from rapt.errors import LimitError, UsageError, WireError
+from rapt.errors import LimitError, UsageError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
 from rapt.service.answers.prediction import Predictor, row_of
 from rapt.service.http.assembly import Service
-from rapt.service.http.callers import CallerOf
-from rapt.service.http.json_bodies import BodyRoute
-from rapt.service.http.leaving import answers_of, at_hand_or_in_thread, begun
-from rapt.service.http.routes.models import load_tuned
+from rapt.service.http.bodies import BodyRoute
+from rapt.service.http.door import at_hand_or_in_thread
+from rapt.service.http.parameters import CallerOf
+from rapt.service.http.routes.answering import MOST_PROBABILITIES, answers_of, begun
+from rapt.service.http.routes.models import tuned_adapters
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.storage.callers import Caller
-from rapt.service.storage.model_rows import StoredModel, get_model
 from rapt.wire.privatized_file import query_from_json
 
 # Records whose checks take the event loop less time than a thread would take to begin: some 0.1 ms each.
 _FEW: Final = 4
-# Numbers in one answer: some 6 MB of JSON, which the event loop writes in a tenth of a second.
-MOST_PROBABILITIES: Final = 262_144
 
 
-def router(service: Service) -> APIRouter:
+def classify_router(service: Service) -> APIRouter:
     """The route of predictions."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
 
@@ -70,31 +68,6 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
 
 def _predictor(service: Service, adapter: Adapter) -> Predictor:
     return service.predictors[adapter.card.model]
-
-
-def tuned_adapters(service: Service, model_ids: Sequence[str], caller: Caller) -> list[Adapter]:
-    """The adapters of tuned models of the caller's tenant, in order.
-
-    Raises:
-        NotFoundError: One is not there, or not the caller's.
-        LimitError: Together they are larger than all that may be kept loaded.
-    """
-    models = [get_model(service.store, model_id, tenant=caller.tenant) for model_id in model_ids]
-    most, size = service.settings.adapter_memory_bytes, sum(model.bytes for model in models)
-    if len(models) > 1 and size > most:
-        raise LimitError(
-            f"the models of a request must have at most {most} bytes together, got bytes={size}; send several requests"
-        )
-    return [_loaded(service, model, caller) for model in models]
-
-
-def _loaded(service: Service, model: StoredModel, caller: Caller) -> Adapter:
-    try:
-        return load_tuned(service, model)
-    except WireError:
-        # Deleted while it was being loaded: then it is not found.
-        get_model(service.store, model.id, tenant=caller.tenant)
-        raise
 
 
 def _answer(model: str, labels: Sequence[str], answers: Sequence[tuple[float, ...]]) -> Classification:

@@ -1,10 +1,15 @@
-"""`/v1/completions`: token ids in; a text, or the label that a model chooses, out. As OpenAI's, streamed or whole."""
+"""`/v1/completions` and `/v1/chat/completions`: token ids in; a text, or the label that a model chooses, out.
+
+Both answer as OpenAI's do, streamed or whole. A chat here is one message of the user. A bare decoder gets it in its
+chat template, which is public ids around private ones. What goes to an adapter is what it was tuned on, without one.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
+from typing import Final
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
@@ -12,21 +17,31 @@ from starlette.requests import Request
 
 from rapt.service.answers.generation import Sampling
 from rapt.service.http.assembly import Service
-from rapt.service.http.callers import CallerOf
+from rapt.service.http.bodies import BodyRoute
 from rapt.service.http.completion_schemas import (
+    AnswerMessage,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatLogprobs,
+    ChatRequest,
     Completion,
     CompletionChoice,
     CompletionLogprobs,
     CompletionRequest,
+    Delta,
     SamplingOptions,
+    TokenLogprob,
 )
-from rapt.service.http.json_bodies import BodyRoute
+from rapt.service.http.parameters import CallerOf
 from rapt.service.http.routes.answering import Answering, start_answering
-from rapt.service.http.routes.event_stream import event_stream
-from rapt.service.http.routes.spelling import Piece, Token
+from rapt.service.http.routes.pieces import Piece, Token, event_stream
+
+DEFAULT_TOKENS: Final = 128
 
 
-def router(service: Service) -> APIRouter:
+def completion_router(service: Service) -> APIRouter:
     """The route of completions."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
 
@@ -53,7 +68,7 @@ def router(service: Service) -> APIRouter:
         frame = Completion(id=new_id("cmpl"), created=int(time.time()), model=body.model, choices=[])
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _events(frame, answering, request, logprobs=body.logprobs is not None, usage=usage)
+            events = _completion_events(frame, answering, request, logprobs=body.logprobs is not None, usage=usage)
             return event_stream(events, on_end=answering.stop)
         pieces: list[list[Piece]] = [[] for _ in prompts]
         async for piece in answering.pieces(request):
@@ -85,7 +100,7 @@ def new_id(kind: str) -> str:
     return f"{kind}-{secrets.token_hex(12)}"
 
 
-async def _events(
+async def _completion_events(
     frame: Completion, answering: Answering, request: Request, *, logprobs: bool, usage: bool
 ) -> AsyncIterator[Completion]:
     offsets = [0] * len(answering.prompts)
@@ -103,11 +118,11 @@ def _choice(pieces: Sequence[Piece], *, logprobs: bool, start: int = 0) -> Compl
         index=pieces[0].index,
         text="".join(piece.text for piece in pieces),
         finish_reason=pieces[-1].finish,
-        logprobs=_logprobs(tokens, start=start) if logprobs else None,
+        logprobs=_completion_logprobs(tokens, start=start) if logprobs else None,
     )
 
 
-def _logprobs(tokens: Sequence[Token], *, start: int) -> CompletionLogprobs:
+def _completion_logprobs(tokens: Sequence[Token], *, start: int) -> CompletionLogprobs:
     offsets = []
     for token in tokens:
         offsets.append(start)
@@ -117,4 +132,81 @@ def _logprobs(tokens: Sequence[Token], *, start: int) -> CompletionLogprobs:
         token_logprobs=[token.logprob for token in tokens],
         top_logprobs=[dict(token.top) for token in tokens],
         text_offset=offsets,
+    )
+
+
+def chat_router(service: Service) -> APIRouter:
+    """The route of chats."""
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
+
+    @routes.post(
+        "/chat/completions",
+        response_model=ChatCompletion,
+        responses={200: {"content": {"text/event-stream": {}}, "description": "an answer, or events of one"}},
+    )
+    async def create_chat_completion(
+        body: ChatRequest, request: Request, caller: CallerOf
+    ) -> ChatCompletion | StreamingResponse:
+        """Answer one message of privatized token ids."""
+        answering = await start_answering(
+            service,
+            [body.messages[0].content[0].token_ids],
+            model=body.model,
+            privacy=body.rapt,
+            caller=caller,
+            most_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
+            sampling=sampling_of(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
+            stops=stops_of(body),
+            as_chat=True,
+        )
+        answer_id, created = new_id("chatcmpl"), int(time.time())
+        if body.stream:
+            frame = ChatChunk(id=answer_id, created=created, model=body.model, choices=[])
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            events = _chat_events(frame, answering, request, logprobs=body.logprobs, usage=usage)
+            return event_stream(events, on_end=answering.stop)
+        pieces = [piece async for piece in answering.pieces(request)]
+        finish = pieces[-1].finish
+        assert finish is not None  # the last piece has one
+        tokens = [piece.token for piece in pieces if piece.token is not None]
+        choice = ChatChoice(
+            index=0,
+            message=AnswerMessage(content="".join(piece.text for piece in pieces)),
+            finish_reason=finish,
+            logprobs=_chat_logprobs(tokens) if body.logprobs else None,
+        )
+        return ChatCompletion(
+            id=answer_id, created=created, model=body.model, choices=[choice], usage=answering.usage()
+        )
+
+    return routes
+
+
+async def _chat_events(
+    frame: ChatChunk, answering: Answering, request: Request, *, logprobs: bool, usage: bool
+) -> AsyncIterator[ChatChunk]:
+    first = ChatChunkChoice(index=0, delta=Delta(role="assistant", content=""), finish_reason=None)
+    yield frame.model_copy(update={"choices": [first]})
+    async for piece in answering.pieces(request):
+        tokens = [] if piece.token is None else [piece.token]
+        choice = ChatChunkChoice(
+            index=0,
+            delta=Delta(content=piece.text),
+            finish_reason=piece.finish,
+            logprobs=_chat_logprobs(tokens) if logprobs else None,
+        )
+        yield frame.model_copy(update={"choices": [choice]})
+    if usage:
+        yield frame.model_copy(update={"usage": answering.usage()})
+
+
+def _chat_logprobs(tokens: Sequence[Token]) -> ChatLogprobs:
+    def shown(text: str, logprob: float) -> TokenLogprob:
+        return TokenLogprob(token=text, logprob=logprob, bytes=list(text.encode()))
+
+    return ChatLogprobs(
+        content=[
+            shown(token.text, token.logprob).model_copy(update={"top_logprobs": [shown(*pair) for pair in token.top]})
+            for token in tokens
+        ]
     )

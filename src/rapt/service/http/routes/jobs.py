@@ -14,25 +14,32 @@ from starlette.requests import Request
 
 from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
-from rapt.service.http.callers import CallerOf
-from rapt.service.http.json_bodies import BodyRoute
-from rapt.service.http.routes.pages import After, IdempotencyKey, Limit, cursor, list_of
+from rapt.service.http.bodies import BodyRoute
+from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, Limit, cursor, list_of
 from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, JobObject, JobRequest, ListOf
-from rapt.service.jobs.automatic import best_backbone
 from rapt.service.jobs.hyperparameters import check_run, method_to_json, resolve_config
-from rapt.service.jobs.job_checks import check_job
+from rapt.service.jobs.job_checks import best_backbone, check_job
+from rapt.service.storage.callers import repeatable
 from rapt.service.storage.checkpoint_models import checkpoint_id, list_checkpoint_models
 from rapt.service.storage.file_rows import get_file
-from rapt.service.storage.job_events import StoredEvent, list_events
-from rapt.service.storage.job_rows import StoredJob, add_job, cancel_job, get_job, list_jobs, pause_job, resume_job
+from rapt.service.storage.job_rows import (
+    StoredEvent,
+    StoredJob,
+    add_job,
+    cancel_job,
+    get_job,
+    list_events,
+    list_jobs,
+    pause_job,
+    resume_job,
+)
 from rapt.service.storage.job_runs import MODEL_NOT_SERVED
 from rapt.service.storage.model_rows import StoredModel
-from rapt.service.storage.repeated_requests import repeatable
 
 _MOST_PAIRS: Final = 16
 
 
-def router(service: Service) -> APIRouter:
+def job_router(service: Service) -> APIRouter:
     """The routes of jobs and their events."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 

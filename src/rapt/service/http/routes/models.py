@@ -1,20 +1,50 @@
-"""`/v1/models`: base models and tuned ones."""
+"""`/v1/models` and `/v1/adapters`: base models and tuned ones, and tuned weights out and in, as PEFT's files.
+
+Weights go out as a ZIP archive of the files of an adapter, and come in as the files themselves: nothing that came from
+outside is unpacked. An adapter without our card is refused, because nobody could say how queries for it must be
+privatized. What was checked is written anew: no byte of a stranger's file is kept.
+"""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+import time
+from collections.abc import Sequence
+from typing import Annotated, Final
 
-from rapt.errors import UsageError
-from rapt.service.adapter.adapter import Adapter, adapter_from_files
+from fastapi import APIRouter, Form, UploadFile
+from fastapi.responses import Response
+
+from rapt.errors import LimitError, UsageError, WireError
+from rapt.service.adapter.adapter import (
+    CARD,
+    PEFT_CONFIG,
+    WEIGHTS,
+    Adapter,
+    adapter_from_files,
+    adapter_to_files,
+    read_card,
+)
+from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
-from rapt.service.http.callers import CallerOf
-from rapt.service.http.routes.pages import After, LongLimit, cursor
-from rapt.service.http.schemas import Deleted, ListOf, ModelDetail, ModelObject
-from rapt.service.storage.model_rows import StoredModel, adapter_archive, delete_model, get_model, list_models
-from rapt.wire.adapter_files import card_to_json, unpack_adapter
+from rapt.service.http.bodies import staged_route
+from rapt.service.http.parameters import After, CallerOf, LongLimit, cursor
+from rapt.service.http.schemas import AdapterRequest, Deleted, ListOf, ModelDetail, ModelObject
+from rapt.service.storage.callers import Caller
+from rapt.service.storage.model_rows import (
+    StoredModel,
+    adapter_archive,
+    add_imported_model,
+    delete_model,
+    get_model,
+    list_models,
+)
+from rapt.wire.adapter_files import card_to_json, pack_adapter, unpack_adapter
+
+_LARGEST_CARD: Final = 1024 * 1024  # bytes; of the configuration too
+_SUFFIX: Final = "imported"
 
 
-def router(service: Service) -> APIRouter:
+def model_router(service: Service) -> APIRouter:
     """The routes of models."""
     routes = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -69,6 +99,31 @@ def load_tuned(service: Service, model: StoredModel) -> Adapter:
     return service.adapters.get(model.adapter, load)
 
 
+def tuned_adapters(service: Service, model_ids: Sequence[str], caller: Caller) -> list[Adapter]:
+    """The adapters of tuned models of the caller's tenant, in order.
+
+    Raises:
+        NotFoundError: One is not there, or not the caller's.
+        LimitError: Together they are larger than all that may be kept loaded.
+    """
+    models = [get_model(service.store, model_id, tenant=caller.tenant) for model_id in model_ids]
+    most, size = service.settings.adapter_memory_bytes, sum(model.bytes for model in models)
+    if len(models) > 1 and size > most:
+        raise LimitError(
+            f"the models of a request must have at most {most} bytes together, got bytes={size}; send several requests"
+        )
+    return [_loaded(service, model, caller) for model in models]
+
+
+def _loaded(service: Service, model: StoredModel, caller: Caller) -> Adapter:
+    try:
+        return load_tuned(service, model)
+    except WireError:
+        # Deleted while it was being loaded: then it is not found.
+        get_model(service.store, model.id, tenant=caller.tenant)
+        raise
+
+
 def _show_base(service: Service, name: str) -> ModelObject:
     return ModelObject(id=name, created=service.started_at, owned_by="rapt", rapt=_detail(service, name))
 
@@ -88,3 +143,56 @@ def _detail(service: Service, base: str) -> ModelDetail:
         max_tokens=bundle.max_tokens,
         chat_template=backbone.chat is not None,
     )
+
+
+def adapter_router(service: Service) -> APIRouter:
+    """The routes of adapters."""
+    route = staged_route(service, most=service.settings.max_request_bytes)
+    routes = APIRouter(prefix="/v1", tags=["models"], route_class=route)
+
+    @routes.get(
+        "/models/{model_id}/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}
+    )
+    def export_adapter(model_id: str, caller: CallerOf) -> Response:
+        """The files of a tuned model in a ZIP archive: weights, PEFT's configuration where it has one, and our card."""
+        archive = adapter_archive(service.store, get_model(service.store, model_id, tenant=caller.tenant))
+        headers = {"content-disposition": 'attachment; filename="adapter.zip"'}
+        return Response(archive, media_type="application/zip", headers=headers)
+
+    @routes.post("/adapters", form_limits={"max_files": 3, "max_fields": 2, "max_part_size": 4096})
+    def import_adapter(
+        form: Annotated[AdapterRequest, Form(media_type="multipart/form-data")], caller: CallerOf
+    ) -> ModelObject:
+        """Make a model of weights that were tuned elsewhere: `adapter_model.safetensors` and the card `rapt.json`."""
+        files = {
+            CARD: _read_file(form.card, most=_LARGEST_CARD),
+            WEIGHTS: _read_file(form.weights, most=service.settings.max_request_bytes),
+        }
+        if form.config is not None:
+            files[PEFT_CONFIG] = _read_file(form.config, most=_LARGEST_CARD)
+        card = read_card(files[CARD])
+        check_mechanism(card.mechanism)
+        base = card.model
+        adapter = adapter_from_files(files, backbone=service.backbone(base))
+        with service.store.directory.stage_bytes(pack_adapter(adapter_to_files(adapter))) as staged:
+            model = add_imported_model(
+                service.store,
+                staged,
+                suffix=form.suffix or _SUFFIX,
+                base=base,
+                caller=caller,
+                now=int(time.time()),
+                max_bytes=service.settings.tenant_bytes,
+            )
+        return show_tuned(service, model)
+
+    return routes
+
+
+def _read_file(file: UploadFile, *, most: int) -> bytes:
+    content = file.file.read(most + 1)
+    if len(content) > most:
+        raise LimitError(f"a file of an adapter must have at most {most} bytes; it has more")
+    if not content:
+        raise WireError("a file of an adapter must not be empty; send the card and the weights")
+    return content

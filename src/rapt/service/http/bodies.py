@@ -1,0 +1,269 @@
+"""Bodies of requests: JSON that is bounded before it is parsed, and forms whose files go straight to the disk.
+
+A body of a few mebibytes can make a parser or a validator work for minutes and take gigabytes: by nesting, by endless
+numbers, or by a list whose every item is wrong. So what a text can become is counted in its bytes first, large ones are
+read away from the event loop, and the schemas stop at the first wrong item. Nothing that came in is ever repeated.
+
+The framework would write the files of a form into the system's temporary folder first, which is small or in memory on
+many machines, and the quota would be asked for when all of it is there. Here they arrive in the data directory, and
+count against the quota while they come.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, BinaryIO, Final, cast
+
+import anyio.to_thread
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Form
+from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rapt.errors import UsageError
+from rapt.service.http.assembly import Service
+from rapt.service.storage.data_directory import ArrivingFile, StagedFile
+
+# Bytes that the event loop reads by itself: a millisecond or two, about what the change to a thread costs.
+_FEW: Final = 16 * 1024
+# A list or an object takes some 60 to 200 bytes where its text takes two, a string 50 where its takes three.
+_MOST_CONTAINERS: Final = 65_536
+_MOST_QUOTES: Final = 262_144
+_DEEPEST: Final = 32
+_MOST_FIELDS: Final = 1024  # of one object: each that a schema does not know is a fault of its own
+_LONGEST_NUMBER: Final = 64
+# One that is cut off reaches to the end, so that a search never looks at a byte twice.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_LONG_NUMBER: Final = re.compile(rb"[0-9+.eE-]{%d}" % (_LONGEST_NUMBER + 1))
+_ALL_BUT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
+_ESCAPED_SURROGATE_OR_NUL: Final = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+# Bodies that are read at once: each may take some tens of megabytes while it is.
+THREADS: Final = 2
+# Bytes of a file that are in memory: to change the thread for every piece of the network's would take longer.
+_BUFFER: Final = 1024 * 1024
+
+
+class BodyRoute(APIRoute):
+    """A route whose JSON body is read by `parse_json` and checked by its schema, for a large one in a thread."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler that the framework calls."""
+        handle = super().get_route_handler()
+        if self.body_field is None or isinstance(self.body_field.field_info, Form):
+            return handle
+        schema: TypeAdapter[Any] = TypeAdapter(self.body_field.field_info.annotation or object)
+
+        async def handle_checked(request: Request) -> Response:
+            body = await request.body()
+            if not body:
+                return await handle(request)
+            if not _is_json(request.headers.get("content-type", "")):
+                raise UsageError("the request body must be JSON; send content-type: application/json with it")
+            if len(body) <= _FEW:
+                value = _check(body, schema)
+            else:
+                value = await anyio.to_thread.run_sync(_check, body, schema, limiter=request.app.state.body_threads)
+            return await handle(_CheckedRequest(request, value))
+
+        return handle_checked
+
+
+class _CheckedRequest(Request):
+    """A request whose body is a value of its schema already; the framework takes such a value as it is."""
+
+    def __init__(self, request: Request, value: object) -> None:
+        super().__init__(request.scope, request.receive)
+        self._value = value
+
+    async def body(self) -> bytes:
+        return b"{}"  # looked at only for whether there is one
+
+    async def json(self) -> Any:
+        return self._value
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a JSON text, bounded in depth, numbers, fields and in what it takes in memory.
+
+    Raises:
+        UsageError: It is no JSON, or beyond a bound; or it has duplicate keys, NUL, a lone surrogate, or a number that
+            is not finite, all of which one of its readers would take for something else.
+    """
+    if body.count(b"[") + body.count(b"{") > _MOST_CONTAINERS or body.count(b'"') + body.count(b"\\") > _MOST_QUOTES:
+        raise UsageError(
+            f"the request body must have at most {_MOST_CONTAINERS} lists and objects and {_MOST_QUOTES // 2} strings; "
+            "send several requests"
+        )
+    bare = _STRING.sub(b'"', body)
+    if _LONG_NUMBER.search(bare):
+        _refuse_number("")
+    deepest = depth = 0
+    for bracket in bare.translate(None, _ALL_BUT_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > _DEEPEST:
+        raise UsageError(f"the request body must be nested at most {_DEEPEST} deep; see /openapi.json")
+    try:
+        text = body.decode()
+        value = json.loads(
+            text,
+            object_pairs_hook=_fields,
+            parse_float=_finite_number,
+            parse_constant=_refuse_number,
+        )
+    except (ValueError, RecursionError):  # the decoder's own message has a place, and its error holds the whole text
+        raise UsageError("the request body must be one JSON value in UTF-8; it is cut off or of another kind") from None
+    if _ESCAPED_SURROGATE_OR_NUL.search(text):
+        shown = json.dumps(value, ensure_ascii=False)
+        if r"\u0000" in shown.replace(r"\\", "") or not _is_unicode(shown):
+            raise UsageError("the strings of a request body must have neither NUL nor half a surrogate pair")
+    return value
+
+
+def _check(body: bytes, schema: TypeAdapter[Any]) -> object:
+    value = parse_json(body)
+    try:
+        return schema.validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    raise RequestValidationError([first])
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind.startswith("application/") and (kind == "application/json" or kind.endswith("+json"))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_FIELDS:
+        raise UsageError(f"an object of the request body must have at most {_MOST_FIELDS} fields; see /openapi.json")
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise UsageError("the request body must name each field of an object once; leave the others out")
+    return found
+
+
+def _finite_number(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse_number(digits)
+
+
+def _refuse_number(_digits: str) -> Any:
+    raise UsageError(
+        f"the numbers of a request body must be finite and of at most {_LONGEST_NUMBER} characters; round them"
+    )
+
+
+def staged_route(service: Service, *, most: int) -> type[APIRoute]:
+    """The kind of a router's routes; those with a form stage its files, of at most `most` bytes each.
+
+    Before the route is called they raise:
+        LimitError: A file is larger.
+        QuotaError: The tenant has too many bytes, those counted that arrive at the same time.
+        UnavailableError: The disk is full, or broken.
+    """
+
+    class StagedRoute(BodyRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle, limits = super().get_route_handler(), self.form_limits
+            if not limits:
+                return handle
+
+            async def read_and_handle(request: Request) -> Response:
+                tenant, files = request.state.caller.tenant, list[ArrivingFile]()
+
+                def arrive() -> ArrivingFile:
+                    file = service.store.directory.arriving(
+                        max_bytes=most, count=lambda more: service.arriving.count(tenant, more)
+                    )
+                    files.append(file)
+                    return file
+
+                try:
+                    # Read here: whatever is raised while the framework reads, it answers with 400.
+                    request._form = await _read_form(request, arrive, cast("dict[str, int]", limits))
+                    return await handle(request)
+                finally:
+                    for file in files:
+                        await run_in_threadpool(file.close)
+                        service.arriving.uncount(tenant, file.bytes)
+
+            return read_and_handle
+
+    return StagedRoute
+
+
+def staged(file: UploadFile) -> StagedFile:
+    """The bytes of a file in such a form, flushed to the disk, gone after the request unless somebody took them.
+
+    Raises:
+        UnavailableError: The disk is full, or broken.
+    """
+    return cast(ArrivingFile, file.file).finish()
+
+
+async def _read_form(request: Request, arrive: Callable[[], ArrivingFile], limits: dict[str, int]) -> FormData:
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        return FormData()
+    try:
+        async with aclosing(request.stream()) as stream:
+            return await _Parser(request, stream, arrive, limits).parse()
+    except (MultiPartException, UnicodeError):  # the latter of a charset that the client has chosen
+        raise HTTPException(400) from None
+
+
+class _Parser(MultiPartParser):
+    """The framework's, with other files."""
+
+    def __init__(
+        self, request: Request, stream: Any, arrive: Callable[[], ArrivingFile], limits: dict[str, int]
+    ) -> None:
+        super().__init__(request.headers, stream, **limits)
+        self._arrive = arrive
+
+    def on_headers_finished(self) -> None:
+        super().on_headers_finished()
+        part = self._current_part
+        if part.file is not None:
+            part.file.file.close()
+            part.file = _Upload(self._arrive(), filename=part.file.filename, headers=part.file.headers)
+
+
+class _Upload(UploadFile):
+    """A file of a form, written in large pieces."""
+
+    def __init__(self, file: ArrivingFile, **of_the_form: Any) -> None:
+        super().__init__(cast(BinaryIO, file), **of_the_form)
+        self._waiting = bytearray()
+
+    async def write(self, data: bytes) -> None:
+        self._waiting += data
+        if len(self._waiting) >= _BUFFER:
+            await self._flush()
+
+    async def seek(self, offset: int) -> None:
+        await self._flush()
+        await super().seek(offset)
+
+    async def _flush(self) -> None:
+        content = bytes(self._waiting)
+        self._waiting.clear()
+        await run_in_threadpool(self.file.write, content)

@@ -1,0 +1,82 @@
+"""`/v1/vocabularies/{model}`, what a user needs to privatize, and the page at `/`: answers that a client may keep.
+
+Each has a tag that changes with its content. The description of the API does not have the routes of the page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from fastapi import APIRouter
+from fastapi.responses import FileResponse, Response
+from starlette.exceptions import HTTPException
+
+from rapt.service.http.assembly import Service, vocabulary_folder
+from rapt.service.http.parameters import NOT_MODIFIED, CallerOf, IfNoneMatch, is_current
+from rapt.service.page.assets import ASSETS, ENTRY, HEADERS, contents
+from rapt.service.storage.callers import Caller
+from rapt.service.storage.model_rows import get_model
+
+_TYPES: Final = {
+    "vocabulary.json": "application/json",
+    "tokenizer.json": "application/json",
+    "embeddings.safetensors": "application/octet-stream",
+}
+
+
+def vocabulary_router(service: Service) -> APIRouter:
+    """The routes of vocabulary bundles; the name of a tuned model stands for its base."""
+    routes = APIRouter(prefix="/v1/vocabularies", tags=["vocabularies"])
+
+    @routes.get("/{model}", response_class=FileResponse, responses=NOT_MODIFIED)
+    def retrieve_vocabulary(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
+        """`vocabulary.json`: hash, shape, longest input and eligible ids."""
+        return _send(service, caller, model, "vocabulary.json", if_none_match)
+
+    @routes.get("/{model}/tokenizer.json", response_class=FileResponse, responses=NOT_MODIFIED)
+    def retrieve_tokenizer(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
+        """The tokenizer, in Hugging Face's format."""
+        return _send(service, caller, model, "tokenizer.json", if_none_match)
+
+    @routes.get("/{model}/embeddings.safetensors", response_class=FileResponse, responses=NOT_MODIFIED)
+    def retrieve_embeddings(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
+        """The embedding table that eta is measured against."""
+        return _send(service, caller, model, "embeddings.safetensors", if_none_match)
+
+    return routes
+
+
+def _send(service: Service, caller: Caller, model: str, file: str, if_none_match: str | None) -> Response:
+    base = model if model in service.backbones else get_model(service.store, model, tenant=caller.tenant).base
+    tag = f'"{service.backbone(base).bundle.hash}"'
+    # The tag changes with the content, so a cache may keep it for ever as long as it asks.
+    headers = {"etag": tag, "cache-control": "no-cache"}
+    if is_current(tag, if_none_match):
+        return Response(status_code=304, headers=headers)
+    return FileResponse(vocabulary_folder(service.store, base) / file, media_type=_TYPES[file], headers=headers)
+
+
+def page_router() -> APIRouter:
+    """The routes of the page."""
+    routes = APIRouter(include_in_schema=False)
+    content_of = contents()
+    tags = {name: f'"{hashlib.sha256(content).hexdigest()}"' for name, content in content_of.items()}
+
+    def send(name: str, if_none_match: str | None) -> Response:
+        headers = {**HEADERS, "etag": tags[name]}
+        if is_current(tags[name], if_none_match):
+            return Response(status_code=304, headers=headers)
+        return Response(content_of[name], media_type=ASSETS[name], headers=headers)
+
+    @routes.get("/")
+    async def entry(if_none_match: IfNoneMatch = None) -> Response:
+        return send(ENTRY, if_none_match)
+
+    @routes.get("/page/{name}")
+    async def asset(name: str, if_none_match: IfNoneMatch = None) -> Response:
+        if name not in content_of or name == ENTRY:
+            raise HTTPException(404)
+        return send(name, if_none_match)
+
+    return routes

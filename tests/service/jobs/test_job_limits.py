@@ -1,0 +1,187 @@
+"""What a run will take is known before it begins, and never less than it takes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from job_material import LIMITS
+from rapt.errors import LimitError
+from rapt.service.jobs.job_limits import Sizes, check_cost, half_of_the_memory, memory_of, parameters_of
+from rapt.service.tuning.methods import METHODS
+from rapt.service.tuning.tuner import ReconstructionConfig, Tuning
+from rapt.service.tuning.tuning_config import default_config
+from rapt.wire.manifest import PlainTokens
+from tuning_material import POOL, manifest_for
+
+LSTM = {"reparametrization": "lstm", "reparametrization_size": 512}
+WIDE = ReconstructionConfig(head_size=65)
+SIZES = Sizes(batch=32, text=100, second=0, target=0, plain_tokens=0, pool=0, classes=2, tokens=0, records=0)
+
+# A process of its own makes two steps, and says by how much its resident memory rose beyond what it had after a small
+# one. Arguments: model, batch, tokens a record, method, task, changes of the run, plain tokens, tokens of a target.
+MEASURE = """
+import gc, json, sys, tempfile
+from dataclasses import replace
+from pathlib import Path
+import torch
+from rapt.service.jobs.job_limits import Sizes, memory_of
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.run import Run
+from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
+from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
+from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.wire.privatized_file import seal
+from tiny_backbones import TINY, tiny_backbone
+from tuning_material import manifest_for
+
+torch.set_num_threads(1)
+model, batch, tokens, method, task, changes, plain, target = json.loads(sys.argv[1])
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+if model in TINY:
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = tiny_backbone(model, Path(folder) / "model")
+else:
+    backbone = load_backbone(model, precision="float32", device="cpu")
+eligible = [int(token) for token in backbone.bundle.eligible]
+pool = NO_PLAIN_TOKENS
+if plain:
+    pool = PlainTokens(count=plain, pool=tuple(eligible[:1000]), fixed=tuple(eligible[:plain]))
+records = tuple(
+    PrivatizedRecord(
+        token_ids=tuple(eligible[(7 * row + place) % len(eligible)] for place in range(tokens)),
+        label=None if target else row % 2,
+        privatized_plain_tokens=tuple(eligible[:plain]),
+        target_ids=tuple(eligible[:target]) if target else None,
+    )
+    for row in range(batch)
+)
+manifest = manifest_for(backbone, plain_tokens=pool, labels=None if target else ("no", "yes"))
+if target:
+    manifest = replace(manifest, targets="privatized")
+file = PrivatizedFile(manifest=seal(manifest, records), records=records)
+config = replace(default_config(method), task=task, batch_size=batch, epochs=2, **changes)
+if plain:
+    config = replace(config, reconstruction=ReconstructionConfig())
+small = PrivatizedFile(manifest=file.manifest, records=records[:2])
+Run(backbone, small, validation=None, config=replace(config, batch_size=2), warn=print).make_step()
+gc.collect()
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+run = Run(backbone, file, validation=None, config=config, warn=print)
+run.make_step()
+run.checkpoint()
+run.make_step()
+sizes = Sizes(
+    batch=batch, text=tokens, second=0, target=target, plain_tokens=plain, pool=len(pool.pool), classes=2, tokens=0,
+    records=0,
+)
+print(json.dumps([status("VmHWM") - before, memory_of(backbone, config, sizes=sizes)]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says what the peak was")
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("bert-tiny", 64, 300, "prompt_tuning", "classification", {}, 40, 0),
+        ("bert-tiny", 32, 100, "p_tuning", "classification", LSTM, 0, 0),
+        ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0),
+        pytest.param(
+            ("minilm", 8, 100, "prefix_tuning", "classification", {"prompt_length": 256}, 0, 0), marks=pytest.mark.slow
+        ),
+        pytest.param(("minilm", 16, 100, "lora", "classification", {"lora_rank": 256}, 0, 0), marks=pytest.mark.slow),
+        ("gpt2", 512, 40, "prompt_tuning", "classification", {}, 0, 0),
+        pytest.param(("llama", 512, 20, "prompt_tuning", "generation", {}, 0, 20), marks=pytest.mark.slow),
+        pytest.param(("t5", 512, 40, "prompt_tuning", "generation", {}, 0, 40), marks=pytest.mark.slow),
+    ],
+    ids=lambda case: f"{case[0]}-{case[3]}",
+)
+def test_an_estimate_is_not_below_what_is_measured_and_not_far_above(case):
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, json.dumps(case)], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    measured, estimated = json.loads(done.stdout.splitlines()[-1])
+    assert measured <= estimated
+    assert estimated <= 6 * measured + 64 * 2**20  # of what is small, what a run takes whatever its sizes are
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_the_count_of_what_is_trained_is_not_below_what_is_made(method, backbones):
+    backbone = backbones["bert-tiny"]
+    networks = {"p_tuning": ("mlp", "lstm"), "prefix_tuning": ("none", "mlp")}.get(method, ("none",))
+    for network in networks:
+        changes = {"reparametrization": network, "reparametrization_size": 0 if network == "none" else 24}
+        config = replace(default_config(method), **changes)
+        if method != "linear_probing":
+            config = replace(config, reconstruction=ReconstructionConfig())
+        manifest = manifest_for(backbone, plain_tokens=PlainTokens(count=2, pool=POOL, fixed=POOL[:2]))
+        made = sum(parameter.numel() for parameter in Tuning(backbone, manifest, config).trained().values())
+        sizes = replace(SIZES, pool=len(POOL), plain_tokens=2)
+        assert made <= parameters_of(backbone, config, sizes=sizes) <= 4 * made + 10_000
+
+
+def file_of(**changes):
+    row = {"labels": 2, "records": 100, "longest": 50, "tokens": 5000, "plain_tokens": 0}
+    return SimpleNamespace(**{**row, **changes})
+
+
+def refused(backbones, config, limits=LIMITS, **changes):
+    with pytest.raises(LimitError) as caught:
+        check_cost(config, files=[file_of(**changes)], manifest=None, backbone=backbones["bert-tiny"], limits=limits)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "limits", "param"),
+    [
+        ("prompt_tuning", {"batch_size": 1024}, {"memory_bytes": 64 * 2**20}, "batch_size"),
+        ("p_tuning", LSTM, {"hidden_size": 64}, "encoder_hidden_size"),
+        ("prompt_tuning", {"reconstruction": WIDE}, {"hidden_size": 64}, "reconstruction.hidden_size"),
+        ("prefix_tuning", {"prompt_length": 33}, {"virtual_tokens": 32}, "num_virtual_tokens"),
+        ("lora", {"lora_rank": 9}, {"rank": 8}, "r"),
+        ("prompt_tuning", {"batch_size": 1, "epochs": 11}, {"steps": 1000}, "n_epochs"),
+        ("prompt_tuning", {"epochs": 11}, {"records": 1000}, "n_epochs"),
+    ],
+)
+def test_what_a_job_may_not_take_is_named_with_what_to_lower(backbones, method, changes, limits, param):
+    config = replace(default_config(method), **changes)
+    error = refused(backbones, config, replace(LIMITS, **limits), longest=400, records=100)
+    assert error.param == f"method.{method}.hyperparameters.{param}"
+    assert f"lower {param}, or ask the provider for a higher job_" in str(error)
+
+
+def test_too_many_classes_are_refused(backbones):
+    assert "at most 10000 classes" in str(refused(backbones, default_config("prompt_tuning"), labels=64_000))
+
+
+def test_a_validation_file_that_is_read_for_hours_is_refused(backbones):
+    """It is read in one go after each epoch: no other tenant's job gets its turn meanwhile."""
+    config, limits = default_config("prompt_tuning"), replace(LIMITS, validation_records=1000)
+    files = [file_of(), file_of(records=1000)]
+    check_cost(config, files=files, manifest=None, backbone=backbones["bert-tiny"], limits=limits)
+    files = [file_of(), file_of(records=1001)]
+    with pytest.raises(LimitError, match="job_validation_records") as caught:
+        check_cost(config, files=files, manifest=None, backbone=backbones["bert-tiny"], limits=limits)
+    assert caught.value.param == "validation_file"
+
+
+def test_memory_rises_with_the_batch_the_records_and_the_vocabulary_that_is_written(backbones):
+    backbone, config = backbones["bert-tiny"], default_config("prompt_tuning")
+    least = memory_of(backbone, config, sizes=SIZES)
+    for larger in ({"batch": 64}, {"text": 200}, {"classes": 10**6}, {"tokens": 10**7}, {"records": 10**6}):
+        assert memory_of(backbone, config, sizes=replace(SIZES, **larger)) > 1.2 * least
+
+
+def test_half_of_the_memory_is_some_of_it():
+    assert 2**20 <= half_of_the_memory() < 2**50

@@ -1,0 +1,167 @@
+"""Whose job is next, and what becomes of one that rests or whose worker died, on a real store."""
+
+import pytest
+
+from job_material import messages_of
+from rapt.errors import UsageError
+from rapt.service.storage.callers import Caller
+from rapt.service.storage.database import Cursor
+from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
+from rapt.service.storage.job_runs import (
+    MODEL_NOT_SERVED,
+    add_state,
+    claim_next_job,
+    is_still_mine,
+    latest_state,
+    lose_job,
+    others_wait,
+    put_back,
+    put_back_all,
+    tell_of_models_not_served,
+)
+from rapt.service.storage.recovery import is_alive, living_worker, requeue_abandoned_jobs
+from stored_material import claim, finish, queue, tenant
+
+
+def test_the_queue_takes_turns_between_tenants_whatever_they_have_queued(store, ada, bob):
+    for _ in range(4):
+        queue(store, ada)
+    for _ in range(2):
+        queue(store, bob)
+    assert [claim(store).tenant for _ in range(6)] == ["ada", "bob", "ada", "bob", "ada", "ada"]
+    tenant(store, "eve")  # who comes later does not have to wait for those who were served before
+    queue(store, ada)
+    queue(store, Caller(tenant="eve", key="k", role="tenant"))
+    assert claim(store).tenant == "eve"
+
+
+def test_priority_orders_the_jobs_of_one_tenant_and_does_not_touch_others(store, ada, bob):
+    first, urgent = queue(store, ada), queue(store, ada, priority=5)
+    queue(store, bob)
+    assert [claim(store).id for _ in range(3)][0::2] == [urgent.id, first.id]
+
+
+def test_a_job_is_taken_only_by_a_worker_that_has_its_model(store, ada):
+    queue(store, ada)
+    assert claim_next_job(store, worker="w", models=["other"], now=8) is None
+    assert claim(store) is not None
+
+
+def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
+    queue(store, ada)
+    running = claim(store)
+    pause_job(store, running.id, caller=ada, now=9)
+    assert not is_still_mine(store, running)
+    # The worker finds out at its next step and keeps the state that it has reached.
+    store.directory.checkpoint("state").mkdir()
+    assert add_state(store, running, step=3, metrics={"train_loss": 1.0}, folder="state", now=9)
+    assert claim(store) is None
+    resume_job(store, running.id, caller=ada, now=10)
+    again = claim(store)
+    assert (again.id, again.attempt) == (running.id, 2)
+    assert latest_state(store, again).folder == "state"
+    with pytest.raises(UsageError, match="to resume, got status=running"):
+        resume_job(store, again.id, caller=ada, now=10)
+    # Whoever was slow to notice ends nothing.
+    assert not finish(store, running)
+    assert finish(store, again)
+    assert list(store.directory.checkpoints.iterdir()) == []
+    with pytest.raises(UsageError, match="to pause, got status=succeeded"):
+        pause_job(store, again.id, caller=ada, now=11)
+
+
+def test_only_the_newest_state_is_kept(store, ada):
+    queue(store, ada)
+    job = claim(store)
+    for step in (2, 4):
+        store.directory.checkpoint(f"state-{step}").mkdir()
+        assert add_state(store, job, step=step, metrics={"step": step}, folder=f"state-{step}", now=step)
+    assert [path.name for path in store.directory.checkpoints.iterdir()] == ["state-4"]
+    assert latest_state(store, job).step == 4
+    cancel_job(store, job.id, caller=ada, now=9)
+    assert list(store.directory.checkpoints.iterdir()) == []
+
+
+def test_a_job_of_a_worker_that_died_is_queued_again_and_that_of_a_living_one_is_not(store, ada):
+    queue(store, ada)
+    queue(store, ada)
+    with living_worker(store.directory) as name:
+        assert is_alive(store.directory, name)
+        mine = claim(store, worker=name)
+        lost = claim(store, worker="worker-that-was-killed")
+        assert requeue_abandoned_jobs(store) == 1
+        assert get_job(store, lost.id, tenant="ada").status == "queued"
+        assert get_job(store, mine.id, tenant="ada").status == "running"
+    assert not is_alive(store.directory, name)
+    assert requeue_abandoned_jobs(store) == 1
+
+
+def test_jobs_are_found_by_their_metadata(store, ada):
+    one = queue(store, ada, metadata={"run": "1", "kind": "a.b"})
+    queue(store, ada, metadata={"run": "2", "kind": "a.b"})
+    queue(store, ada)
+    found = list_jobs(store, Cursor(), tenant="ada", metadata={"run": "1", "kind": "a.b"}).items
+    assert [job.id for job in found] == [one.id]
+    assert len(list_jobs(store, Cursor(), tenant="ada", metadata={"kind": "a.b"}).items) == 2
+    assert list_jobs(store, Cursor(), tenant="ada", metadata={'"; drop table jobs': "1"}).items == ()
+
+
+def test_a_job_whose_worker_dies_is_counted_until_it_gets_further_and_fails_with_the_reason_in_the_end(store, ada):
+    queue(store, ada)
+    for death in (1, 2):
+        job = claim(store)
+        assert lose_job(store, job, reason="it was ended by SIGKILL", now=9)
+        assert not lose_job(store, job, reason="told twice", now=9)
+        assert get_job(store, job.id, tenant="ada").deaths == death
+    job = claim(store)
+    store.directory.checkpoint("state").mkdir()
+    assert add_state(store, job, step=3, metrics={}, folder="state", now=9)
+    assert get_job(store, job.id, tenant="ada").deaths == 0  # it got further
+    for death in range(3):
+        assert lose_job(store, claim(store) if death else job, reason="it was ended by SIGKILL", now=9)
+    assert claim(store) is None
+    failed = get_job(store, job.id, tenant="ada")
+    assert (failed.status, failed.error_code, failed.finished_at) == ("failed", "worker_died", 8)
+    assert "died 3 times" in failed.error_message
+    assert "SIGKILL" in failed.error_message
+    assert list(store.directory.checkpoints.iterdir()) == []
+    messages = messages_of(store, failed)
+    assert messages.count("the process that ran the job died: it was ended by SIGKILL; the job is queued again") == 5
+    assert messages[-1] == f"the job failed: {failed.error_message}"
+
+
+def test_a_worker_that_was_killed_counts_and_one_that_stops_or_gives_way_does_not(store, ada):
+    queue(store, ada)
+    assert put_back(store, claim(store), message="the service stopped; the job is queued again", now=9)
+    assert put_back_all(store, worker="worker-1", now=9) == 0
+    assert claim(store).deaths == 0
+    assert put_back_all(store, worker="worker-1", now=9) == 1
+    lost = claim(store, worker="worker-that-was-killed")
+    assert lost.deaths == 0
+    assert requeue_abandoned_jobs(store) == 1
+    assert get_job(store, lost.id, tenant="ada").deaths == 1
+
+
+def test_a_worker_of_other_models_does_not_begin_a_hopeless_job_either(store, ada):
+    job = queue(store, ada)
+    assert claim_next_job(store, worker="w", models=["other"], now=8, most_deaths=0) is None
+    assert get_job(store, job.id, tenant="ada").status == "failed"
+
+
+def test_others_wait_only_if_a_job_of_another_tenant_waits_for_a_model_of_the_worker(store, ada, bob):
+    queue(store, ada)
+    queue(store, ada)
+    running = claim(store)
+    assert not others_wait(store, running, models=["toy"])
+    queue(store, bob)
+    assert not others_wait(store, running, models=["other"])
+    assert others_wait(store, running, models=["toy"])
+
+
+def test_a_job_for_a_model_that_is_not_served_any_more_says_so_and_is_taken_when_it_is_back(store, ada):
+    job, other = queue(store, ada), queue(store, ada, model="other")
+    assert tell_of_models_not_served(store, served=["toy", "other"], now=9) == []
+    assert tell_of_models_not_served(store, served=["other"], now=9) == [job.id]
+    assert messages_of(store, job)[-1] == MODEL_NOT_SERVED
+    assert MODEL_NOT_SERVED not in messages_of(store, other)
+    assert claim(store).id == job.id
