@@ -13,7 +13,7 @@ from blob_stores import KINDS, blobs_of, object_store
 from rapt.errors import DamagedError, UnavailableError, UsageError
 from rapt.service.storage import blobs as blobs_module
 from rapt.service.storage.blobs import FsspecBlobs, open_blob, open_blobs, read_blob
-from rapt.service.storage.data_directory import StagedFile, write_staged
+from rapt.service.storage.data_directory import ArrivingFile, StagedFile, write_staged
 from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.store import own_blobs
 from stored_material import claim, finish, kept_bytes, queue, tenant
@@ -162,7 +162,7 @@ def test_a_full_or_broken_disk_is_one_clear_line(tmp_path):
     blobs = open_blobs(None, folder=tmp_path / "taken")
     (tmp_path / "taken").write_text("a file")
     with (tmp_path / "x").open("wb+") as stream:
-        staged = write_staged(stream, tmp_path / "staged", max_bytes=1)
+        staged = write_staged(stream, ArrivingFile(tmp_path / "staged", max_bytes=1))
     with pytest.raises(UnavailableError, match="could not store the file"):
         blobs.put(staged)
 
