@@ -26,7 +26,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 
 LEAST_WORDS = 8
 
@@ -49,7 +49,7 @@ def privatized(
     manifest = Privatizer(vocabulary, made, NO_PLAIN_TOKENS).manifest(
         labels=None, randomness=Randomness(source=f"PCG64 (numpy), seed {seed}, public text")
     )
-    return PrivatizedFile(manifest=seal(manifest, records), records=records)
+    return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.recovery import open_store
 from rapt.wire.adapter_files import pack_adapter
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query
 
 SERVE = """
 from rapt.service.http.server import serve
@@ -103,7 +103,7 @@ def manifest_for(backbone: Backbone, *, labels: tuple[str, ...] | None = None) -
 def body_for(backbone: Backbone, texts: list[tuple[int, ...]]) -> dict[str, Any]:
     """A query without its model."""
     records = tuple(PrivatizedRecord(token_ids=text) for text in texts)
-    return query_to_json(PrivatizedFile(manifest=manifest_for(backbone), records=records))
+    return dump_query(PrivatizedFile(manifest=manifest_for(backbone), records=records))
 
 
 def spent(pid: int) -> tuple[float, float]:

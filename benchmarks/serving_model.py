@@ -132,7 +132,7 @@ def peft_loop(backbone: Backbone, *, rounds: int, count: int = 100) -> dict[str,
     import peft
     from transformers import BertModel
 
-    from rapt.public_models import model_directory
+    from rapt.public_models import find_model_folder
     from rapt.service.backbone.architectures import quiet
 
     generator = torch.Generator().manual_seed(2)
@@ -142,7 +142,7 @@ def peft_loop(backbone: Backbone, *, rounds: int, count: int = 100) -> dict[str,
     ]
     with quiet():
         base = BertModel.from_pretrained(
-            str(model_directory(backbone.model)), add_pooling_layer=False, attn_implementation="sdpa"
+            str(find_model_folder(backbone.model)), add_pooling_layer=False, attn_implementation="sdpa"
         )
     config = peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=PROMPT)
     model = peft.get_peft_model(base.eval(), config, adapter_name="0")

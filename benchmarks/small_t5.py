@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from rapt.demo.data import find_corpus
-from rapt.this_machine import cache_folder
+from rapt.this_machine import find_cache_folder
 
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="of the model; a multiple of 4")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--texts", type=Path, nargs="*", default=[], help="further files of one text a line")
-    parser.add_argument("--folder", type=Path, default=cache_folder() / "models" / "small-t5")
+    parser.add_argument("--folder", type=Path, default=find_cache_folder() / "models" / "small-t5")
     arguments = parser.parse_args()
     texts = tweets()
     for path in arguments.texts:

@@ -214,7 +214,7 @@ def main():
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    from rapt.public_models import model_directory
+    from rapt.public_models import find_model_folder
 
     backbone = load_backbone(options.model, device="cpu")
     exact = load_backbone(options.model, precision="float32", device="cpu")
@@ -230,7 +230,7 @@ def main():
     }
     if exact is not backbone and exact.dtype != backbone.dtype:
         arms["plain, float32"] = OurSteps(exact, text, plain_config)
-    peft = None if options.without_peft else PeftSteps(str(model_directory(options.model)), text, plain_config)
+    peft = None if options.without_peft else PeftSteps(str(find_model_folder(options.model)), text, plain_config)
     seconds = {name: [] for name in [*arms, "backbone of rapt", "backbone of plain", "peft"]}
     tokens, memory = {}, {}
     for arm in arms.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.backbone.backbone import CARD, SCHEMA
 
 ETAS = (85.0, 110.0)
@@ -14,7 +14,7 @@ ETAS = (85.0, 110.0)
 def write_denoised(folder: Path, *, etas: tuple[float, ...] = ETAS) -> Path:
     """The tiny backbone as it is, with a card that says it expects noise."""
     folder.mkdir(parents=True)
-    for path in model_directory("bert-tiny").iterdir():
+    for path in find_model_folder("bert-tiny").iterdir():
         if path.suffix in (".json", ".safetensors"):
             (folder / path.name).write_bytes(path.read_bytes())
     plan = {"mechanism": "laplace", "options": {}, "etas": etas}

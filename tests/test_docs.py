@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rapt.cli.help_pages import GROUPS, help_pages
+from rapt.cli.help_pages import GROUPS, write_help_pages
 from rapt.cli.program import COMMANDS, run
 from rapt.errors import RaptError
 from rapt.service.http.assembly import load_backbones
@@ -55,11 +55,11 @@ def service(tmp_path_factory):
 
 
 def test_the_help_pages_are_the_programs_own():
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == help_pages(), "run `make help-pages`"
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == write_help_pages(), "run `make help-pages`"
 
 
 def test_the_help_pages_name_every_exit_code():
-    text = help_pages()
+    text = write_help_pages()
     for kind in RaptError.__subclasses__():
         assert f"| {kind.exit_code} |" in text
 

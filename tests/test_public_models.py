@@ -5,7 +5,7 @@ from huggingface_hub import snapshot_download
 
 from rapt.errors import VocabularyError
 from rapt.local.vocabulary import load_vocabulary
-from rapt.public_models import hub_cache, model_directory
+from rapt.public_models import find_hub_cache, find_model_folder
 from tokenizer_zoo import gpt2
 
 COMMIT = "a" * 40
@@ -30,7 +30,7 @@ def put(cache, model, *, commit=COMMIT):
 @pytest.mark.parametrize("model", ["someone/tiny-gpt2", "tiny-gpt2"])
 def test_a_cached_model_is_found_where_the_hub_client_finds_it(cache, model):
     folder = put(cache, model)
-    assert model_directory(model) == folder
+    assert find_model_folder(model) == folder
     assert str(folder) == snapshot_download(model, cache_dir=cache, local_files_only=True)
     assert load_vocabulary(model).model == model
 
@@ -49,21 +49,21 @@ def test_the_cache_is_where_its_variables_say(tmp_path, monkeypatch, variables, 
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
-    assert hub_cache() == tmp_path / below
+    assert find_hub_cache() == tmp_path / below
 
 
 def test_a_model_that_is_not_in_the_cache_is_refused_with_a_way_out(cache):
     with pytest.raises(VocabularyError, match="run: hf download someone/large"):
-        model_directory("someone/large")
+        find_model_folder("someone/large")
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/c", "a//b", "", "a/..", "/etc", "a\\b", "a--b/c", "a/b\n"])
 def test_a_name_that_no_hub_has_is_not_looked_up(cache, name):
     with pytest.raises(VocabularyError, match=r"a known name or a folder with tokenizer\.json, got"):
-        model_directory(name)
+        find_model_folder(name)
 
 
 def test_a_reference_that_is_no_commit_is_not_followed(cache):
     put(cache, "someone/odd", commit="../../..")
     with pytest.raises(VocabularyError, match="hf download"):
-        model_directory("someone/odd")
+        find_model_folder("someone/odd")

@@ -65,9 +65,9 @@ def test_texts_may_be_an_array_and_labels_and_ids_numbers_of_numpy(bert_tiny, pr
 
 
 def rapt_lines(records, manifest):
-    from rapt.wire.privatized_file import record_lines
+    from rapt.wire.privatized_file import write_record_lines
 
-    return record_lines(records, manifest, first_position=0)
+    return write_record_lines(records, manifest, first_position=0)
 
 
 @pytest.mark.parametrize("label", [float("nan"), 0.5, "yes", True])

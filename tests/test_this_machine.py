@@ -1,9 +1,9 @@
-from rapt.this_machine import cache_folder
+from rapt.this_machine import find_cache_folder
 
 
 def test_the_cache_is_where_its_variables_say(monkeypatch, tmp_path):
     monkeypatch.delenv("RAPT_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "rapt"
+    assert find_cache_folder() == tmp_path / "rapt"
     monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+    assert find_cache_folder() == tmp_path / "own"

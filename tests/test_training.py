@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rapt.errors import TuningError
-from rapt.training import Trainer, batches_of_like_lengths, rise_and_fall
+from rapt.training import Trainer, batch_by_length, scale_rate
 
 
 def test_steps_go_down_and_are_counted():
@@ -15,7 +15,7 @@ def test_steps_go_down_and_are_counted():
     Trainer({0.1: [weight]}).follow(
         range(40),
         lambda batch: weight.square().sum(),
-        rate=lambda step: rise_and_fall(step, 40, rise=0.1),
+        rate=lambda step: scale_rate(step, 40, rise=0.1),
         on_step=lambda step, value: seen.append((step, value)),
     )
     assert [step for step, _ in seen] == list(range(1, 41))
@@ -39,7 +39,7 @@ def test_long_gradients_are_clipped_and_rates_are_those_of_their_group():
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
-    rates = [rise_and_fall(step, 100, rise=0.1) for step in range(1, 101)]
+    rates = [scale_rate(step, 100, rise=0.1) for step in range(1, 101)]
     assert max(rates) == rates[9] == 1.0
     assert rates[:10] == sorted(rates[:10])
     assert rates[9:] == sorted(rates[9:], reverse=True)
@@ -48,7 +48,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nothing():
 
 def test_a_pass_has_every_text_once_and_texts_of_like_lengths_together(rng):
     lengths = rng.integers(1, 60, size=500)
-    drawn = list(batches_of_like_lengths(lengths, size=8, sorted_together=16, rng=rng))
+    drawn = list(batch_by_length(lengths, size=8, sorted_together=16, rng=rng))
     assert sorted(np.concatenate(drawn).tolist()) == list(range(500))
     padded = sum(len(places) * lengths[places].max() for places in drawn)
     assert padded < 1.25 * lengths.sum()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rapt.errors import UsageError
-from rapt.whole_files import check_target, open_whole, put_in_place, whole_folder, write_folder, write_whole
+from rapt.whole_files import check_target, open_whole, open_whole_folder, put_in_place, write_folder, write_whole
 
 
 def names(folder):
@@ -115,7 +115,7 @@ def test_a_finished_file_never_takes_the_place_of_a_pipe_that_appeared_meanwhile
 def test_a_folder_appears_with_all_its_files_or_not_at_all(tmp_path):
     write_folder(tmp_path / "new" / "folder", {"a": b"1", "b": b"2"})
     assert (tmp_path / "new" / "folder" / "b").read_bytes() == b"2"
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "half") as partial:
+    with pytest.raises(KeyboardInterrupt), open_whole_folder(tmp_path / "half") as partial:
         write_half(partial / "a")
     assert names(tmp_path) == ["new"]
     assert names(tmp_path / "new") == ["folder"]
@@ -124,7 +124,7 @@ def test_a_folder_appears_with_all_its_files_or_not_at_all(tmp_path):
 def test_a_folder_takes_the_place_of_an_earlier_one_only(tmp_path):
     folder = tmp_path / "folder"
     write_folder(folder, {"a": b"1"})
-    with whole_folder(folder, replaceable=("a", "b")) as partial:
+    with open_whole_folder(folder, replaceable=("a", "b")) as partial:
         (partial / "b").write_bytes(b"2")
     assert names(folder) == ["b"]
     with pytest.raises(UsageError, match="must be new, or hold an earlier output only"):

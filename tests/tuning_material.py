@@ -11,7 +11,7 @@ from rapt.wire.manifest import (
     PlainTokens,
     Randomness,
 )
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 
 POOL = (2204, 2919, 2307, 6659, 3376, 3866, 2312, 2235)
 
@@ -51,4 +51,4 @@ def separable_file(backbone, *, records=64, plain=0, fixed=False, seed=0):
                 plain_tokens=own if plain and not fixed else None,
             )
         )
-    return PrivatizedFile(manifest=seal(manifest_for(backbone, plain_tokens=pool), made), records=tuple(made))
+    return PrivatizedFile(manifest=seal_manifest(manifest_for(backbone, plain_tokens=pool), made), records=tuple(made))

@@ -20,27 +20,27 @@ def rebuild_command(command: str, *arguments: Path | str, **options: Value) -> s
         options: By name, with `_` for `-`. None and False leave an option out, True is a switch, a sequence repeats the
             option, and a mapping repeats it as NAME=VALUE.
     """
-    words = ["rapt", command, *map(_word, arguments)]
+    words = ["rapt", command, *map(_write_word, arguments)]
     for name, value in options.items():
         option = "--" + name.strip("_").replace("_", "-")
         if value is True:
             words.append(option)
         elif value is not None and value is not False:
-            for one in _values(value):
-                words += [option, _word(one)]
+            for one in _list_values(value):
+                words += [option, _write_word(one)]
     return shlex.join(words)
 
 
-def _values(value: Value) -> Iterator[object]:
+def _list_values(value: Value) -> Iterator[object]:
     if isinstance(value, Mapping):
-        yield from (f"{name}={_word(one)}" for name, one in value.items())
+        yield from (f"{name}={_write_word(one)}" for name, one in value.items())
     elif isinstance(value, Sequence) and not isinstance(value, str):
         yield from value
     else:
         yield value
 
 
-def _word(value: object) -> str:
+def _write_word(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -185,6 +185,6 @@ class BudgetError(LedgerError):
     code = "budget_exhausted"
 
 
-def record_at(position: int) -> str:
+def name_record(position: int) -> str:
     """What messages call the record at a position from 0: records count from 1, as the lines of a file do."""
     return f"record {position + 1}"

@@ -69,7 +69,7 @@ _HUB_NAME: Final = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 
 
-def model_directory(model: str) -> Path:
+def find_model_folder(model: str) -> Path:
     """The folder that holds `config.json`, `tokenizer.json` and the weights of a public model.
 
     Args:
@@ -83,7 +83,7 @@ def model_directory(model: str) -> Path:
         folder = Path(model)
         if (folder / "tokenizer.json").is_file():
             return folder
-        return _cached_snapshot(model)
+        return _find_snapshot(model)
     known = PUBLIC_MODELS[model]
     spec = find_spec(known.package)
     if spec is None or not spec.submodule_search_locations:
@@ -99,14 +99,14 @@ def model_directory(model: str) -> Path:
     return converted_llama(folder / file, sha256=digest)
 
 
-def model_name(model: str) -> str:
+def name_model(model: str) -> str:
     """What a model is called in manifests: its name as given, or the name of its folder, never a path."""
     if model not in PUBLIC_MODELS and (Path(model) / "tokenizer.json").is_file():
         return Path(model).resolve().name
     return model
 
 
-def hub_cache() -> Path:
+def find_hub_cache() -> Path:
     """The folder in which `huggingface_hub` keeps what it downloaded, by the same variables in the same order."""
     for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if value := os.environ.get(name):
@@ -115,14 +115,14 @@ def hub_cache() -> Path:
     return Path(base).expanduser() / "huggingface" / "hub"
 
 
-def _cached_snapshot(model: str) -> Path:
+def _find_snapshot(model: str) -> Path:
     """The folder of a hub model in the local cache: the commit that its branch `main` was last seen at."""
     if not _HUB_NAME.fullmatch(model):
         raise VocabularyError(
             f"a model must be a known name or a folder with tokenizer.json, got model={model!r}; "
             f"choose one of {', '.join(PUBLIC_MODELS)} or give a path"
         )
-    cached = hub_cache() / f"models--{model.replace('/', '--')}"
+    cached = find_hub_cache() / f"models--{model.replace('/', '--')}"
     try:
         commit = (cached / "refs" / "main").read_text(encoding="ascii").strip()
     except (OSError, ValueError):

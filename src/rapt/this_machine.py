@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """`RAPT_CACHE_DIR`, or `rapt` in the user's cache folder."""
     if chosen := os.environ.get("RAPT_CACHE_DIR"):
         return Path(chosen).expanduser()

@@ -93,13 +93,13 @@ class Trainer:
             on_step(self._steps, value)
 
 
-def rise_and_fall(step: int, steps: int, *, rise: float) -> float:
+def scale_rate(step: int, steps: int, *, rise: float) -> float:
     """Share of the peak rate at a step, counted from 1: a linear rise over a share of the steps, then a linear fall."""
     first = max(1, math.ceil(rise * steps))
     return min(step / first, max(0.0, (steps - step + 1) / max(1, steps - first + 1)))
 
 
-def batches_of_like_lengths(
+def batch_by_length(
     lengths: Sequence[int] | NDArray[np.int64], *, size: int, sorted_together: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
     """Places of the texts of each batch of one pass, in random order: texts of about one length share a batch.

@@ -89,7 +89,7 @@ def open_whole(path: Path, *, overwrite: bool = True, private: bool = False) -> 
         OSError: It cannot be written; nothing of it is left, and what was there before stays.
     """
     check_target(path, overwrite=overwrite)
-    partial = _beside(path)
+    partial = _name_beside(path)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
     try:
         with os.fdopen(os.open(partial, flags, 0o600 if private else 0o666), "w+b") as stream:
@@ -126,7 +126,7 @@ def put_in_place(partial: Path, path: Path, *, overwrite: bool, private: bool = 
 
 
 @contextmanager
-def whole_folder(folder: Path, *, replaceable: Collection[str] = (), private: bool = False) -> Iterator[Path]:
+def open_whole_folder(folder: Path, *, replaceable: Collection[str] = (), private: bool = False) -> Iterator[Path]:
     """An empty folder that becomes `folder` when the block ends without an error.
 
     Args:
@@ -140,7 +140,7 @@ def whole_folder(folder: Path, *, replaceable: Collection[str] = (), private: bo
     """
     check_folder(folder, replaceable=replaceable)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial, before = _beside(folder), _beside(folder)
+    partial, before = _name_beside(folder), _name_beside(folder)
     partial.mkdir(mode=0o700 if private else 0o777)
     try:
         yield partial
@@ -167,14 +167,14 @@ def whole_folder(folder: Path, *, replaceable: Collection[str] = (), private: bo
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write files, contents by name, into a folder that appears with all of them. Raises as `whole_folder`."""
-    with whole_folder(folder) as partial:
+    """Write files, contents by name, into a folder that appears with all of them. Raises as `open_whole_folder`."""
+    with open_whole_folder(folder) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)
 
 
 def check_folder(folder: Path, *, replaceable: Collection[str] = ()) -> None:
-    """Refuse a name under which a folder must not be written (`UsageError`); see `whole_folder`."""
+    """Refuse a name under which a folder must not be written (`UsageError`); see `open_whole_folder`."""
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -229,7 +229,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _beside(path: Path) -> Path:
+def _name_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 

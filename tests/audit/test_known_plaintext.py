@@ -14,7 +14,7 @@ from rapt.local.nearest import NearestToken
 from rapt.local.privatizer import Privatizer, draw_plain_tokens
 from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.wire.manifest import PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from significance import ALPHA
 
 COUNT, RECORDS, ETA = 12, 240, 9.0
@@ -35,7 +35,7 @@ def view_of(privatize, *, fixed, stream):
     )
     mechanism = make_mechanism("laplace", vocabulary=VOCABULARY, eta=ETA)
     manifest = Privatizer(VOCABULARY, mechanism, plain).manifest(labels=None, randomness=Randomness(source="a test"))
-    return adversary_view(PrivatizedFile(manifest=seal(manifest, records), records=records), VOCABULARY.bundle)
+    return adversary_view(PrivatizedFile(manifest=seal_manifest(manifest, records), records=records), VOCABULARY.bundle)
 
 
 def sound(k, rng):

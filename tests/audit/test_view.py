@@ -34,7 +34,7 @@ from rapt.audit.view import (
     read_public_text,
 )
 from rapt.errors import AuditError, CorpusError
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, privatized_tokens
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, count_privatized_tokens
 from toy_vocabularies import toy_vocabulary, toy_word
 
 
@@ -115,7 +115,7 @@ class FirstTextsOnly(AdversaryView):
 
 
 def assert_every_privatized_token_is_seen(view):
-    assert len(view.observed) == sum(privatized_tokens(record, view.manifest) for record in view.records)
+    assert len(view.observed) == sum(count_privatized_tokens(record, view.manifest) for record in view.records)
 
 
 @pytest.mark.parametrize("parts", PARTS)

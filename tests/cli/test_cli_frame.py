@@ -12,7 +12,7 @@ import pytest
 
 from rapt.cli import program
 from rapt.cli.help_pages import GROUPS
-from rapt.cli.output import table
+from rapt.cli.output import format_table
 from rapt.errors import RaptError, TuningError
 
 HEAVY = ("torch", "transformers", "fastapi", "sqlalchemy", "scipy", "jinja2", "numpy", "rich")
@@ -157,7 +157,7 @@ main()
 
 
 def test_numbers_stand_to_the_right_and_words_to_the_left():
-    assert table(["arm", "accuracy"], [["clean", "81.1 %"], ["rapt", "9 %"]]) == (
+    assert format_table(["arm", "accuracy"], [["clean", "81.1 %"], ["rapt", "9 %"]]) == (
         "arm    accuracy\n─────  ────────\nclean    81.1 %\nrapt        9 %"
     )
 

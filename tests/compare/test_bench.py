@@ -29,7 +29,7 @@ from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.backbone.backbone import SOFT_EMBEDDINGS, load_backbone
 from tiny_backbones import write_tiny_model
 
@@ -189,7 +189,7 @@ def test_arms_on_sentences_run_and_need_public_text(tmp_path):
 
 
 def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
-    source = model_directory("bert-tiny")
+    source = find_model_folder("bert-tiny")
     folders = []
     for name in ("one", "two"):
         folders.append(tmp_path / name)
@@ -271,9 +271,9 @@ def test_every_arm_has_a_line_of_its_own_in_the_curves():
 
 def test_the_report_says_what_the_results_say_and_no_text(results, tmp_path):
     summary = summarize(results[1])
-    plan = replace(PLAN, model=str(model_directory("bert-tiny")))
+    plan = replace(PLAN, model=str(find_model_folder("bert-tiny")))
     page = write_comparison(plan, SPLIT, summary, tmp_path, title="t", created="2026-01-01", command="rapt compare")
-    assert all(str(model_directory("bert-tiny").parent) not in written.read_text() for written in tmp_path.iterdir())
+    assert all(str(find_model_folder("bert-tiny").parent) not in written.read_text() for written in tmp_path.iterdir())
     values = json.loads((tmp_path / "comparison.json").read_text())
     assert [item["arm"] for item in values["accuracies"] if item["eta"] is None] == [CLEAN]
     assert len(values["differences"]) == 6  # RAPT and plain tuning, each against clear text, and each other, at two eta

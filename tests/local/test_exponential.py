@@ -19,7 +19,7 @@ from rapt.local.mechanisms.exponential import (
     write_output_prior,
 )
 from rapt.local.mechanisms.scores import LARGEST_DROP
-from rapt.this_machine import cache_folder
+from rapt.this_machine import find_cache_folder
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary, toy_word
 
@@ -175,7 +175,7 @@ def test_on_a_table_where_the_bound_is_met_calibration_gives_half():
 def test_a_certificate_is_computed_once_and_read_again(monkeypatch):
     vocabulary = random_vocabulary(1, special=())
     first = make_mechanism("exponential", vocabulary=vocabulary, eta=4.0, options={"calibrated": True})
-    (path,) = cache_folder().iterdir()
+    (path,) = find_cache_folder().iterdir()
     held = json.loads(path.read_text())
     assert held["schema"] == "rapt.slope/1"
     assert held["vocabulary_hash"] == vocabulary.hash
@@ -190,7 +190,7 @@ def test_a_certificate_is_computed_once_and_read_again(monkeypatch):
 def test_a_certificate_that_is_not_whole_and_sound_is_computed_again(damage):
     vocabulary = random_vocabulary(1, special=())
     first = make_mechanism("exponential", vocabulary=vocabulary, eta=4.0, options={"calibrated": True})
-    (path,) = cache_folder().iterdir()
+    (path,) = find_cache_folder().iterdir()
     held = json.loads(path.read_text())
     changes = {"other eta": {"eta": 8.0}, "other schema": {"schema": "rapt.slope/9"}, "slope above eta": {"slope": 5.0}}
     path.write_text(json.dumps(held | changes[damage]) if damage in changes else damage)

@@ -12,7 +12,7 @@ from rapt.local.deniability import measure_unchanged
 from rapt.local.guarantee import privacy_statement
 from rapt.local.mechanisms import MECHANISMS, check_useful_eta, make_mechanism, mechanism_of_setting
 from rapt.local.randomness import insecure_stream
-from rapt.wire.manifest import NO_PLAIN_TOKENS, mechanism_from_json, mechanism_to_json
+from rapt.wire.manifest import NO_PLAIN_TOKENS, dump_mechanism, parse_mechanism
 from toy_vocabularies import toy_vocabulary
 
 ETA = 3.0
@@ -42,7 +42,7 @@ def test_every_mechanism_states_its_setting_its_status_and_its_guarantee(name, v
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_a_setting_survives_a_manifest_and_makes_the_same_mechanism(name, vocabulary):
     mechanism = make(name, vocabulary)
-    read = mechanism_from_json(json.loads(json.dumps(mechanism_to_json(mechanism.setting))))
+    read = parse_mechanism(json.loads(json.dumps(dump_mechanism(mechanism.setting))))
     assert read == mechanism.setting
     again = mechanism_of_setting(read, vocabulary=vocabulary, allow_unproved=True)
     ids = np.arange(vocabulary.size)

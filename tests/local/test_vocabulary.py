@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from rapt.errors import CorpusError, VocabularyError, WireError
 from rapt.local import vocabulary as vocabulary_module
 from rapt.local.vocabulary import Vocabulary, WordCache, load_vocabulary, works_on_words
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.backbone.frame import make_tokenizer
-from rapt.wire.model_files import no_panic
+from rapt.wire.model_files import catch_panic
 from rapt.wire.vocabulary_bundle import make_bundle, write_bundle
 
 
@@ -86,7 +86,7 @@ def test_a_model_folder_is_named_after_itself_and_has_the_same_hash(bert_tiny, t
     folder = tmp_path / "mine"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        shutil.copy(model_directory("bert-tiny") / name, folder / name)
+        shutil.copy(find_model_folder("bert-tiny") / name, folder / name)
     loaded = load_vocabulary(str(folder))
     assert (loaded.model, loaded.hash) == ("mine", bert_tiny.hash)
 
@@ -239,5 +239,5 @@ def test_a_tokenizer_that_panics_at_a_text_is_an_error_without_a_word_of_it(piec
 
 def test_what_is_no_panic_goes_its_way():
     for error in (KeyboardInterrupt, SystemExit, ValueError):
-        with pytest.raises(error), no_panic():
+        with pytest.raises(error), catch_panic():
             raise error

@@ -10,26 +10,26 @@ from hypothesis import strategies as st
 
 from hostile_documents import MARKER, mutations_of, value_or_refusal
 from rapt.errors import MechanismError, WireError
-from rapt.wire.adapter_files import AdapterCard, card_from_json, card_to_json, pack_adapter, unpack_adapter
+from rapt.wire.adapter_files import AdapterCard, dump_card, pack_adapter, parse_card, unpack_adapter
 from rapt.wire.manifest import (
     LabelPrivacy,
     Manifest,
     MechanismSetting,
     PlainTokens,
     Randomness,
-    manifest_from_json,
-    manifest_to_json,
+    dump_manifest,
+    parse_manifest,
 )
 from rapt.wire.privatized_file import (
     PrivatizedFile,
     PrivatizedRecord,
-    query_from_json,
-    query_to_json,
+    dump_query,
+    parse_query,
+    parse_record,
     read_privatized_lines,
-    record_from_json,
 )
 from rapt.wire.privatized_writer import PrivatizedFileWriter, write_privatized_file
-from rapt.wire.strict_json import check_json, dump, parse_document
+from rapt.wire.strict_json import check_json, dump_line, parse_document
 
 RECORDS = tuple(
     PrivatizedRecord(
@@ -70,8 +70,8 @@ CARD = AdapterCard(
     weights_sha256="ab" * 32,
     created_by="rapt 0.1",
 )
-QUERY = query_to_json(PrivatizedFile(manifest=MANIFEST, records=RECORDS))
-ARCHIVE = pack_adapter({"rapt.json": dump(card_to_json(CARD)).encode(), "adapter_model.safetensors": bytes(200)})
+QUERY = dump_query(PrivatizedFile(manifest=MANIFEST, records=RECORDS))
+ARCHIVE = pack_adapter({"rapt.json": dump_line(dump_card(CARD)).encode(), "adapter_model.safetensors": bytes(200)})
 
 
 def written():
@@ -94,21 +94,21 @@ def shown_again(value):
 
 @given(mutations_of(QUERY["manifest"]))
 def test_a_manifest_is_read_and_can_be_shown_again_or_is_refused(value):
-    manifest = value_or_refusal(lambda: manifest_from_json(value) if isinstance(value, dict) else None)
+    manifest = value_or_refusal(lambda: parse_manifest(value) if isinstance(value, dict) else None)
     if manifest is not None:
-        assert manifest_from_json(shown_again(manifest_to_json(manifest))) == manifest
+        assert parse_manifest(shown_again(dump_manifest(manifest))) == manifest
 
 
-@given(mutations_of(card_to_json(CARD)))
+@given(mutations_of(dump_card(CARD)))
 def test_a_card_is_read_and_can_be_shown_again_or_is_refused(value):
-    card = value_or_refusal(lambda: card_from_json(value) if isinstance(value, dict) else None)
+    card = value_or_refusal(lambda: parse_card(value) if isinstance(value, dict) else None)
     if card is not None:
-        assert card_from_json(shown_again(card_to_json(card))) == card
+        assert parse_card(shown_again(dump_card(card))) == card
 
 
 @given(mutations_of(QUERY["records"][0]))
 def test_a_record_is_read_or_refused(value):
-    record = value_or_refusal(lambda: record_from_json(value, position=0) if isinstance(value, dict) else None)
+    record = value_or_refusal(lambda: parse_record(value, position=0) if isinstance(value, dict) else None)
     if record is not None:
         assert all(0 <= token_id < 2**31 for token_id in record.token_ids)
 
@@ -116,13 +116,13 @@ def test_a_record_is_read_or_refused(value):
 @given(mutations_of(QUERY))
 def test_a_query_is_read_and_can_be_shown_again_or_is_refused(value):
     def read():
-        return query_from_json(value["manifest"], value["records"])
+        return parse_query(value["manifest"], value["records"])
 
     parts = value if isinstance(value, dict) else {}
     if not isinstance(parts.get("manifest"), dict) or not isinstance(parts.get("records"), list):
         return  # the schema of a request refuses it
     if all(isinstance(record, dict) for record in parts["records"]) and (query := value_or_refusal(read)) is not None:
-        shown_again(query_to_json(query))
+        shown_again(dump_query(query))
 
 
 @given(mutations_of(QUERY), st.booleans())
@@ -133,7 +133,7 @@ def test_a_file_is_read_and_can_be_written_again_or_is_refused(value, ascii_only
     raw = [f"{line}\n".encode("utf-8", "surrogatepass") for line in lines]
     file = value_or_refusal(lambda: read_privatized_lines(raw))
     if file is not None:
-        shown_again(query_to_json(file))
+        shown_again(dump_query(file))
 
 
 @given(st.integers(0, len(FILE) - 1), st.binary(max_size=4) | st.just(MARKER.encode()), st.integers(0, 4))
@@ -159,18 +159,18 @@ def test_an_archive_with_other_bytes_anywhere_is_refused_or_no_larger_than_it_is
     ],
 )  # fmt: skip
 def test_what_would_poison_a_list_of_files_is_no_parameter(name, bad):
-    value = manifest_to_json(MANIFEST)
+    value = dump_manifest(MANIFEST)
     value["mechanism"]["parameters"][name] = bad
     with pytest.raises((WireError, MechanismError)) as refused:
-        manifest_from_json(value)
+        parse_manifest(value)
     assert MARKER not in str(refused.value)
 
 
 def test_no_mechanism_has_parameters_by_the_thousand():
-    value = manifest_to_json(MANIFEST)
+    value = dump_manifest(MANIFEST)
     value["mechanism"]["parameters"] |= {f"p{number}": number for number in range(14)}
     with pytest.raises(WireError, match="at most 16 parameters"):
-        manifest_from_json(value)
+        parse_manifest(value)
 
 
 @pytest.mark.parametrize("labels", [["\ud800", "a"], ["a\x00", "b"], ["\x1b[2J", "b"]])

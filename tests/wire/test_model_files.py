@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError
-from rapt.wire.model_files import read_table, table_name
+from rapt.wire.model_files import find_table_name, read_table
 from tokenizer_zoo import random_table, write_bfloat16
 
 TABLE = random_table(11)
@@ -38,11 +38,14 @@ def test_a_table_larger_than_a_block_is_read_whole(tmp_path, monkeypatch):
 
 def test_the_shared_table_goes_before_its_copies():
     assert (
-        table_name(["decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "shared.weight"]) == "shared.weight"
+        find_table_name(["decoder.embed_tokens.weight", "encoder.embed_tokens.weight", "shared.weight"])
+        == "shared.weight"
     )
-    assert table_name(["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]) == "encoder.embed_tokens.weight"
-    assert table_name(["h.0.attn.weight", "wte.weight", "wpe.weight"]) == "wte.weight"
-    assert table_name(["distilbert.embeddings.word_embeddings.weight"]).startswith("distilbert")
+    assert (
+        find_table_name(["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]) == "encoder.embed_tokens.weight"
+    )
+    assert find_table_name(["h.0.attn.weight", "wte.weight", "wpe.weight"]) == "wte.weight"
+    assert find_table_name(["distilbert.embeddings.word_embeddings.weight"]).startswith("distilbert")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_the_shared_table_goes_before_its_copies():
 )
 def test_no_table_and_two_tables_are_refused(names, message):
     with pytest.raises(VocabularyError, match=message):
-        table_name(names)
+        find_table_name(names)
 
 
 def file_of(entry, *, data=b"\0" * 16, name=NAME):

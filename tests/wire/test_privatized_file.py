@@ -13,18 +13,18 @@ from rapt.wire.manifest import (
     PlainTokens,
     Randomness,
     check_eta,
-    manifest_from_json,
-    manifest_to_json,
+    dump_manifest,
+    parse_manifest,
 )
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
     PrivatizedFile,
     PrivatizedRecord,
+    count_privatized_tokens,
     iterate_privatized_lines,
-    privatized_tokens,
     read_privatized_file,
     read_privatized_lines,
-    without_labels,
+    remove_labels,
 )
 from rapt.wire.privatized_writer import write_privatized_file
 
@@ -96,7 +96,7 @@ def test_what_was_written_is_read(tmp_path, case):
     manifest, records = CASES[case]
     read = read_privatized_file(write(tmp_path / "file", manifest, records))
     assert list(read.records) == records
-    tokens = sum(privatized_tokens(record, manifest) for record in records)
+    tokens = sum(count_privatized_tokens(record, manifest) for record in records)
     assert read.manifest == replace(
         manifest, records=len(records), tokens=tokens, records_sha256=read.manifest.records_sha256
     )
@@ -303,14 +303,14 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_a_manifest_survives_json(case):
     manifest = CASES[case][0]
-    assert manifest_from_json(json.loads(json.dumps(manifest_to_json(manifest)))) == manifest
+    assert parse_manifest(json.loads(json.dumps(dump_manifest(manifest)))) == manifest
 
 
 def test_a_file_of_single_texts_keeps_the_first_schema_to_the_byte(good):
     first = json.loads(good.read_bytes().splitlines()[0])
     assert first["schema"] == "rapt.privatized/1"
     assert not {"pairs", "targets"} & first.keys()
-    assert manifest_to_json(replace(manifest_of(), pairs=True))["schema"] == "rapt.privatized/2"
+    assert dump_manifest(replace(manifest_of(), pairs=True))["schema"] == "rapt.privatized/2"
 
 
 @pytest.mark.parametrize(("targets", "tokens"), [("privatized", 2 + 1 + 3), ("public", 2 + 1)])
@@ -323,7 +323,7 @@ def test_tokens_are_those_that_went_through_the_mechanism(tmp_path, targets, tok
 def test_a_query_has_neither_label_nor_target():
     records = (PrivatizedRecord(token_ids=(1,), label=0, second_token_ids=(3,), target_ids=(4,)),)
     manifest = replace(manifest_of(), pairs=True, targets="privatized")
-    query = without_labels(PrivatizedFile(manifest=manifest, records=records))
+    query = remove_labels(PrivatizedFile(manifest=manifest, records=records))
     assert query.records == (PrivatizedRecord(token_ids=(1,), second_token_ids=(3,)),)
     assert (query.manifest.pairs, query.manifest.targets, query.manifest.tokens) == (True, None, 2)
 
@@ -332,7 +332,7 @@ HIDDEN = {"mechanism": "randomized-response", "epsilon": 1.0}
 
 
 def changed(**fields):
-    return {**manifest_to_json(manifest_of(plain_tokens=FIXED)), **fields}
+    return {**dump_manifest(manifest_of(plain_tokens=FIXED)), **fields}
 
 
 @pytest.mark.parametrize(
@@ -371,16 +371,16 @@ def changed(**fields):
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(value, message):
     with pytest.raises(WireError, match=message) as caught:
-        manifest_from_json(value)
+        parse_manifest(value)
     assert SECRET not in str(caught.value)
 
 
 def test_a_manifest_says_how_its_labels_were_privatized():
     manifest = replace(manifest_of(), label_privacy=LabelPrivacy(epsilon=1))
-    stated = manifest_to_json(manifest)
+    stated = dump_manifest(manifest)
     assert stated["label_privacy"] == {"mechanism": "randomized-response", "epsilon": 1.0}
-    assert manifest_from_json(json.loads(json.dumps(stated))) == manifest
-    assert manifest_from_json(manifest_to_json(manifest_of())).label_privacy is None
+    assert parse_manifest(json.loads(json.dumps(stated))) == manifest
+    assert parse_manifest(dump_manifest(manifest_of())).label_privacy is None
 
 
 @pytest.mark.parametrize("epsilon", [0, -1, 1e-7, float("nan"), float("inf"), True, "1", None])
@@ -391,16 +391,16 @@ def test_an_epsilon_of_labels_outside_its_domain_is_refused(epsilon):
 
 def test_an_unknown_mechanism_for_labels_is_refused():
     with pytest.raises(MechanismError, match="upgrade rapt") as caught:
-        manifest_from_json(changed(label_privacy={"mechanism": SECRET, "epsilon": 1}))
+        parse_manifest(changed(label_privacy={"mechanism": SECRET, "epsilon": 1}))
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in manifest_to_json(manifest_of()) if name != "schema"])
+@pytest.mark.parametrize("name", [name for name in dump_manifest(manifest_of()) if name != "schema"])
 def test_a_manifest_without_one_of_its_fields_is_refused(name):
     value = changed()
     del value[name]
     with pytest.raises(WireError, match=f"must have the field '{name}'"):
-        manifest_from_json(value)
+        parse_manifest(value)
 
 
 @pytest.mark.parametrize("eta", [0, -3, float("nan"), float("inf"), True, "75", None])

@@ -13,10 +13,10 @@ from rapt.wire.strict_json import (
     MOST_FIELDS,
     MOST_LEVELS,
     check_json,
-    dump,
-    id_tuple,
+    dump_line,
     parse_document,
     parse_json,
+    read_ids,
 )
 
 KEPT = st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\t\n\r")
@@ -72,7 +72,7 @@ def test_what_stands_at_a_limit_is_read():
     assert json.dumps(parse_json(levels(MOST_LEVELS), what="it")) == levels(MOST_LEVELS)
     assert parse_json('"\\ud83d\\ude00 \\t\\r\\n"', what="it") == "\U0001f600 \t\r\n"
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', what="it") == {"a": 1}
-    assert len(parse_document(dump({str(n): n for n in range(MOST_FIELDS)}), what="it")) == MOST_FIELDS
+    assert len(parse_document(dump_line({str(n): n for n in range(MOST_FIELDS)}), what="it")) == MOST_FIELDS
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_a_value_that_was_parsed_elsewhere_is_held_to_the_same(value):
 @pytest.mark.parametrize("ids", [[2**31], [10**400], [-1], [1.0], [True], [None], ["1"], "1", {}, None])
 def test_token_ids_are_whole_numbers_of_31_bits(ids):
     with pytest.raises(WireError, match=r"token ids|whole numbers"):
-        id_tuple({"a": ids}, "a", what="it")
-    assert id_tuple({"a": [0, 2**31 - 1]}, "a", what="it") == (0, 2**31 - 1)
+        read_ids({"a": ids}, "a", what="it")
+    assert read_ids({"a": [0, 2**31 - 1]}, "a", what="it") == (0, 2**31 - 1)
 
 
 @pytest.mark.parametrize(

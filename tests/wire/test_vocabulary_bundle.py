@@ -5,14 +5,14 @@ import pytest
 from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
-from rapt.public_models import PUBLIC_MODELS, model_directory
-from rapt.wire.model_files import eligible_ids
+from rapt.public_models import PUBLIC_MODELS, find_model_folder
+from rapt.wire.model_files import find_eligible_ids
 from rapt.wire.vocabulary_bundle import (
-    bundle_from_model_directory,
     check_hash,
     make_bundle,
     read_bundle,
-    short_hash,
+    read_model_bundle,
+    shorten_hash,
     write_bundle,
 )
 from toy_vocabularies import toy_vocabulary
@@ -46,7 +46,7 @@ def test_the_hash_covers_table_tokenizer_and_limit_but_not_the_name(bundle):
 
 def test_another_vocabulary_is_refused_with_both_hashes_in_short(bundle):
     check_hash(bundle, expected=bundle.hash)
-    with pytest.raises(VocabularyError, match=f"got {short_hash(bundle.hash)}, promised abababababab"):
+    with pytest.raises(VocabularyError, match=f"got {shorten_hash(bundle.hash)}, promised abababababab"):
         check_hash(bundle, expected="sha256:" + "ab" * 32)
 
 
@@ -104,20 +104,20 @@ def test_special_and_unused_tokens_and_tokens_without_a_row_are_not_eligible():
             "model": {"vocab": {"[UNK]": 0, "[unused7]": 1, "<extra_id_3>": 2, "word": 3, "##s": 4, "beyond": 6}},
         }
     ).encode()
-    assert eligible_ids(tokenizer, rows=6).tolist() == [3, 4, 5]
+    assert find_eligible_ids(tokenizer, rows=6).tolist() == [3, 4, 5]
     with pytest.raises(VocabularyError, match="at least one eligible token, got rows=3"):
-        eligible_ids(tokenizer, rows=3)
+        find_eligible_ids(tokenizer, rows=3)
 
 
 @pytest.mark.parametrize("tokenizer", [b"", b"[]", b"{}", b'{"model": {"vocab": 3}}'])
 def test_a_tokenizer_that_is_none_is_refused(tokenizer):
     with pytest.raises(VocabularyError, match=r"tokenizer\.json must be a Hugging Face tokenizer"):
-        eligible_ids(tokenizer, rows=3)
+        find_eligible_ids(tokenizer, rows=3)
 
 
 @pytest.mark.parametrize("model", [name for name, public in PUBLIC_MODELS.items() if public.gguf is None])
 def test_public_models_are_on_this_machine(model):
-    bundle = bundle_from_model_directory(model_directory(model), model=model)
+    bundle = read_model_bundle(find_model_folder(model), model=model)
     assert bundle.embeddings.shape[0] == 30522
     assert len(bundle.eligible) == 29523
     assert {0, 1, 100, 101, 102, 103}.isdisjoint(bundle.eligible.tolist())
@@ -125,6 +125,6 @@ def test_public_models_are_on_this_machine(model):
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(VocabularyError, match=r"must have config\.json, tokenizer\.json and model\.safetensors"):
-        bundle_from_model_directory(tmp_path, model="mine")
+        read_model_bundle(tmp_path, model="mine")
     with pytest.raises(VocabularyError, match="a model must be a known name or a folder"):
-        model_directory(str(tmp_path))
+        find_model_folder(str(tmp_path))

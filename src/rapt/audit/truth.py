@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.view import PART_NAMES, AdversaryView, PublicText
-from rapt.errors import AuditError, record_at
+from rapt.errors import AuditError, name_record
 from rapt.local.corpus import ONE_TEXT, read_corpus
 from rapt.local.records import Part, PartColumns
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_file import privatized_parts
+from rapt.wire.privatized_file import list_privatized_parts
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,7 +83,7 @@ def match_truth(
             where = "" if len(view.parts) == 1 else f"the {PART_NAMES[view.parts[part]]} of "
             raise AuditError(
                 f"the plain text must belong to the privatized file, got {len(content)} tokens for {length} in {where}"
-                f"{record_at(position)}; give the corpus it was made from, and truncate_to if it was cut"
+                f"{name_record(position)}; give the corpus it was made from, and truncate_to if it was cut"
             )
     flat = np.array([token for content in kept for token in content], dtype=np.int64)
     if ((flat < 0) | (flat >= len(view.bundle.embeddings))).any():
@@ -101,7 +101,7 @@ def check_parts(manifest: Manifest, others: Collection[Part]) -> None:
     Raises:
         AuditError: They are not those of the file.
     """
-    parts = privatized_parts(manifest)
+    parts = list_privatized_parts(manifest)
     for part, option in _OPTIONS.items():
         if part in parts and part not in others:
             raise AuditError(
@@ -154,8 +154,8 @@ def read_truth(
         for position, (plain, private) in enumerate(zip(records, view.records, strict=True)):
             if private.label is None or plain.label != names[private.label]:
                 raise AuditError(
-                    f"the plain text must belong to the privatized file, but {record_at(position)} has another label; "
-                    "give the corpus it was made from"
+                    f"the plain text must belong to the privatized file, "
+                    f"but {name_record(position)} has another label; give the corpus it was made from"
                 )
     return truth
 

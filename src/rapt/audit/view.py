@@ -34,11 +34,11 @@ from rapt.wire.privatized_file import (
     PrivatizedFile,
     PrivatizedPart,
     PrivatizedRecord,
-    privatized_parts,
-    privatized_texts,
-    privatized_tokens,
+    count_privatized_tokens,
+    list_privatized_parts,
+    list_privatized_texts,
 )
-from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
+from rapt.wire.vocabulary_bundle import VocabularyBundle, shorten_hash
 
 # Guesses a token that are scored, so that figures of different attacks compare.
 SCORED: Final = 10
@@ -175,7 +175,7 @@ class AdversaryView:
     @property
     def parts(self) -> tuple[PrivatizedPart, ...]:
         """Which texts each record has that went through the mechanism: T of them."""
-        return privatized_parts(self.manifest)
+        return list_privatized_parts(self.manifest)
 
     @property
     def unit(self) -> str:
@@ -185,7 +185,7 @@ class AdversaryView:
     @cached_property
     def texts(self) -> tuple[tuple[int, ...], ...]:
         """Every text that went through the mechanism, those of a record one after another: T a record."""
-        return tuple(text for record in self.records for text in privatized_texts(record, self.manifest))
+        return tuple(text for record in self.records for text in list_privatized_texts(record, self.manifest))
 
     @cached_property
     def observed(self) -> NDArray[np.int64]:
@@ -226,13 +226,14 @@ def adversary_view(
     manifest = file.manifest
     if manifest.vocabulary_hash != bundle.hash:
         raise AuditError(
-            f"the vocabulary must be the one the file was made with, got {short_hash(bundle.hash)}, the manifest names "
-            f"{short_hash(manifest.vocabulary_hash)}; give the vocabulary of model={manifest.model!r}"
+            f"the vocabulary must be the one the file was made with, got {shorten_hash(bundle.hash)}, "
+            f"the manifest names {shorten_hash(manifest.vocabulary_hash)}; "
+            f"give the vocabulary of model={manifest.model!r}"
         )
     if prior is None and public is not None:
         prior = public.prior(bundle)
     view = AdversaryView(manifest=manifest, records=file.records, bundle=bundle, prior=prior, public=public)
-    sent = sum(privatized_tokens(record, manifest) for record in file.records)
+    sent = sum(count_privatized_tokens(record, manifest) for record in file.records)
     if view.observed.size != sent:
         raise AuditError(
             f"an audit must cover every token that went through the mechanism, got {view.observed.size} of {sent}; "

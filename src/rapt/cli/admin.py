@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from rapt.cli.options import AsJson, Blobs
-from rapt.cli.output import say, show, show_json, table
+from rapt.cli.output import format_table, say, show, show_json
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def create_tenant(
     from rapt.service.storage.callers import OPERATOR
 
     quotas = tenant_rows.Quotas(max_bytes=max_bytes, max_jobs=max_jobs, tokens_per_minute=tokens_per_minute)
-    with _store(data, new=new) as store:
+    with _open_store(data, new=new) as store:
         tenant_rows.create_tenant(store, tenant, quotas=quotas, caller=OPERATOR, now=int(time.time()))
     say(f"created the tenant {tenant}; give it a key with: rapt admin create-key {tenant}")
 
@@ -85,11 +85,11 @@ def list_tenants(data: Data = Path("rapt-data"), as_json: AsJson = False) -> Non
     from rapt.service.storage.database import Cursor
     from rapt.service.storage.tenant_rows import list_tenants, usage_of
 
-    with _store(data) as store:
+    with _open_store(data) as store:
         found = list_tenants(store, Cursor(limit=_AT_ONCE, newest_first=False)).items
         usages = [usage_of(store, tenant.name) for tenant in found]
     if as_json:
-        show_json({"tenants": [_tenant_json(item) | vars(usage) for item, usage in zip(found, usages, strict=True)]})
+        show_json({"tenants": [_dump_tenant(item) | vars(usage) for item, usage in zip(found, usages, strict=True)]})
         return
     _show_table(
         ("tenant", "files", "bytes", "of", "jobs", "of", "models", "tokens/min"),
@@ -98,11 +98,11 @@ def list_tenants(data: Data = Path("rapt-data"), as_json: AsJson = False) -> Non
                 item.name,
                 str(usage.files),
                 str(usage.bytes),
-                _own(item.quotas.max_bytes),
+                _write_quota(item.quotas.max_bytes),
                 str(usage.jobs),
-                _own(item.quotas.max_jobs),
+                _write_quota(item.quotas.max_jobs),
                 str(usage.models),
-                _own(item.quotas.tokens_per_minute),
+                _write_quota(item.quotas.tokens_per_minute),
             )
             for item, usage in zip(found, usages, strict=True)
         ],
@@ -127,7 +127,7 @@ def set_quotas(
     from rapt.service.storage.callers import OPERATOR
 
     quotas = tenant_rows.Quotas(max_bytes=max_bytes, max_jobs=max_jobs, tokens_per_minute=tokens_per_minute)
-    with _store(data) as store:
+    with _open_store(data) as store:
         tenant_rows.set_quotas(store, tenant, quotas, caller=OPERATOR)
 
 
@@ -153,7 +153,7 @@ def delete_tenant(
     _refuse_a_wrong_folder(data)
     if not yes:
         typer.confirm(f"Delete the tenant {tenant} and everything it has?", abort=True, err=True)
-    with open_store(data, url=_database_url(), blobs=blobs) as store:
+    with open_store(data, url=_read_database_url(), blobs=blobs) as store:
         tenant_rows.delete_tenant(store, tenant, caller=OPERATOR, now=int(time.time()))
     say(f"deleted the tenant {tenant}")
 
@@ -176,7 +176,7 @@ def create_key(
     from rapt.service.storage import key_rows
     from rapt.service.storage.callers import OPERATOR
 
-    with _store(data, new=new) as store:
+    with _open_store(data, new=new) as store:
         now = int(time.time())
         key, value = key_rows.create_key(store, tenant=tenant, role=role.value, caller=OPERATOR, now=now)
     _show_key(key.id, value, as_json=as_json)
@@ -197,7 +197,7 @@ def list_keys(
     from rapt.service.storage.database import Cursor
     from rapt.service.storage.key_rows import list_keys
 
-    with _store(data) as store:
+    with _open_store(data) as store:
         found = list_keys(store, Cursor(limit=_AT_ONCE, newest_first=False), tenant=tenant).items
     if as_json:
         show_json({"keys": [vars(key) for key in found]})
@@ -205,7 +205,14 @@ def list_keys(
     _show_table(
         ("key", "tenant", "role", "created", "expires", "revoked"),
         [
-            (key.id, key.tenant, key.role, _time(key.created_at), _time(key.expires_at), _time(key.revoked_at))
+            (
+                key.id,
+                key.tenant,
+                key.role,
+                _write_time(key.created_at),
+                _write_time(key.expires_at),
+                _write_time(key.revoked_at),
+            )
             for key in found
         ],
     )
@@ -227,7 +234,7 @@ def rotate_key(
     from rapt.service.storage import key_rows
     from rapt.service.storage.callers import OPERATOR
 
-    with _store(data) as store:
+    with _open_store(data) as store:
         key, value = key_rows.rotate_key(store, key_id, grace=grace, caller=OPERATOR, now=int(time.time()))
     _show_key(key.id, value, as_json=as_json)
 
@@ -243,7 +250,7 @@ def revoke_key(key_id: KeyId, data: Data = Path("rapt-data")) -> None:
     from rapt.service.storage import key_rows
     from rapt.service.storage.callers import OPERATOR
 
-    with _store(data) as store:
+    with _open_store(data) as store:
         key_rows.revoke_key(store, key_id, caller=OPERATOR, now=int(time.time()))
 
 
@@ -262,24 +269,24 @@ def audit_log(
     from rapt.service.storage.callers import list_audit
     from rapt.service.storage.database import Cursor
 
-    with _store(data) as store:
+    with _open_store(data) as store:
         found = list_audit(store, Cursor(limit=last)).items[::-1]
     if as_json:
         show_json({"entries": [vars(entry) for entry in found]})
         return
     _show_table(
         ("time", "tenant", "key", "action", "object"),
-        [(_time(entry.created_at), entry.tenant, entry.key, entry.action, entry.object) for entry in found],
+        [(_write_time(entry.created_at), entry.tenant, entry.key, entry.action, entry.object) for entry in found],
     )
 
 
 @contextmanager
-def _store(data: Path, *, new: bool = False) -> Iterator[Store]:
+def _open_store(data: Path, *, new: bool = False) -> Iterator[Store]:
     from rapt.service.storage.recovery import join_store
 
     if not new:
         _refuse_a_wrong_folder(data)
-    with join_store(data, url=_database_url()) as store:
+    with join_store(data, url=_read_database_url()) as store:
         yield store
 
 
@@ -293,7 +300,7 @@ def _refuse_a_wrong_folder(data: Path) -> None:
         )
 
 
-def _database_url() -> str | None:
+def _read_database_url() -> str | None:
     # Not an option: a URL may hold a password, and a command line is seen by everybody on the machine.
     return os.environ.get("RAPT_DATABASE_URL")
 
@@ -307,16 +314,16 @@ def _show_key(key_id: str, value: str, *, as_json: bool) -> None:
 
 
 def _show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    show(table(header, rows))
+    show(format_table(header, rows))
 
 
-def _tenant_json(tenant: StoredTenant) -> dict[str, Any]:
+def _dump_tenant(tenant: StoredTenant) -> dict[str, Any]:
     return {"name": tenant.name, "created_at": tenant.created_at} | vars(tenant.quotas)
 
 
-def _own(quota: int | None) -> str:
+def _write_quota(quota: int | None) -> str:
     return "default" if quota is None else str(quota)
 
 
-def _time(seconds: int | None) -> str:
+def _write_time(seconds: int | None) -> str:
     return "-" if seconds is None else datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M:%S")

@@ -10,8 +10,8 @@ import typer
 from rapt.cli import output
 from rapt.cli.demo import percent
 from rapt.cli.options import AsJson
+from rapt.cli.output import format_table as columns
 from rapt.cli.output import show, show_json
-from rapt.cli.output import table as columns
 
 if TYPE_CHECKING:
     from rapt.audit.attributes import AttributeResult

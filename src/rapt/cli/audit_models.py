@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, given_options, warn_of_calibration
-from rapt.cli.output import show, show_json, table
+from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, read_options, warn_of_calibration
+from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def audit_model(
     from rapt.audit import audit_model as run_audit
     from rapt.audit.artefact.run import PARTS, ArtefactPlan
 
-    options = given_options(mechanism, settings)
+    options = read_options(mechanism, settings)
     warn_of_calibration(options)
     report = run_audit(
         ModelAuditPlan(
@@ -212,7 +212,7 @@ def findings_tables(found: ArtefactFindings) -> str:
             for attack in found.given.attacks
         ]
         head = ["the adapter", "attack", "AUC", "95 % interval", "at 0.1 %", "at 1 %", "at 10 %", "p", "check"]
-        parts.append(table(head, rows))
+        parts.append(format_table(head, rows))
     if found.membership:
         rows = [
             [
@@ -224,7 +224,7 @@ def findings_tables(found: ArtefactFindings) -> str:
             for named in result.attacks
         ]
         parts.append(
-            table(["membership", "attack", "AUC", "95 % interval", "at 0.1 %", "at 1 %", "at 10 %", "p"], rows)
+            format_table(["membership", "attack", "AUC", "95 % interval", "at 0.1 %", "at 1 %", "at 10 %", "p"], rows)
         )
     if found.canaries:
         rows = [
@@ -237,7 +237,7 @@ def findings_tables(found: ArtefactFindings) -> str:
             ]
             for result in found.canaries
         ]
-        parts.append(table(["canaries", "bits, 1.44 by chance", "95 % interval", "middle rank", "p"], rows))
+        parts.append(format_table(["canaries", "bits, 1.44 by chance", "95 % interval", "middle rank", "p"], rows))
     if found.words:
         rows = [
             [
@@ -250,7 +250,7 @@ def findings_tables(found: ArtefactFindings) -> str:
             ]
             for reading in found.words
         ]
-        parts.append(table(["words", "AUC", "95 % interval", "of the first 20", "by chance", "p"], rows))
+        parts.append(format_table(["words", "AUC", "95 % interval", "of the first 20", "by chance", "p"], rows))
     if found.releases:
         rows = [
             [
@@ -261,7 +261,7 @@ def findings_tables(found: ArtefactFindings) -> str:
             ]
             for point in found.releases
         ]
-        parts.append(table(["releases of each text", "words recovered", "95 % interval", "blind"], rows))
+        parts.append(format_table(["releases of each text", "words recovered", "95 % interval", "blind"], rows))
     return "\n\n".join(parts)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from rapt.cli.mechanisms import split_pair
 from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName, choose_mechanism
-from rapt.cli.output import meter, say, show, show_json, table, write_output
+from rapt.cli.output import format_table, meter, say, show, show_json, write_output
 from rapt.errors import RaptError, UsageError
 from rapt.whole_files import check_target
 
@@ -119,9 +119,11 @@ def calibrate(
 
     with meter("calibrating", unit="values of η tried") as progress:
         if epsilon is not None:
-            found = for_epsilon(make, loaded, epsilon, at=at, pair=pair, delta=delta, weighting=weighting, draws=draws)
+            found = calibrate_for_epsilon(
+                make, loaded, epsilon, at=at, pair=pair, delta=delta, weighting=weighting, draws=draws
+            )
         else:
-            found = for_share(
+            found = calibrate_for_share(
                 make,
                 loaded,
                 unchanged=unchanged,
@@ -140,9 +142,9 @@ def calibrate(
         except RaptError as error:  # minutes of work are shown first
             failure = error
     if as_json:
-        show_json(to_json(found) | ({} if plot is None else {"plot": drawn}))
+        show_json(dump_calibration(found) | ({} if plot is None else {"plot": drawn}))
     else:
-        show("\n".join(page(found)))
+        show("\n".join(describe_calibration(found)))
         if drawn is not None:
             say(f"drawn: {drawn}")
         if found.depends_on_private_data:
@@ -151,7 +153,7 @@ def calibrate(
         raise failure
 
 
-def for_epsilon(
+def calibrate_for_epsilon(
     make: Callable[[float], Mechanism],
     loaded: Vocabulary,
     epsilon: float,
@@ -187,7 +189,7 @@ def for_epsilon(
     )
 
 
-def for_share(
+def calibrate_for_share(
     make: Callable[[float], Mechanism],
     loaded: Vocabulary,
     *,
@@ -263,12 +265,12 @@ def check_plot(plot: Path | None, *, overwrite: bool) -> None:
     check_target(plot, overwrite=overwrite)
 
 
-def to_json(found: Calibration) -> dict[str, Any]:
+def dump_calibration(found: Calibration) -> dict[str, Any]:
     """A calibration as plain JSON values."""
     return {"schema": SCHEMA, **asdict(found), "warning": PRIVATE_WARNING if found.depends_on_private_data else None}
 
 
-def page(found: Calibration) -> list[str]:
+def describe_calibration(found: Calibration) -> list[str]:
     """A calibration as lines for people."""
     interval = ""
     if found.eta_low is not None or found.eta_high is not None:
@@ -277,8 +279,8 @@ def page(found: Calibration) -> list[str]:
     lines = [
         f"η = {found.eta:g}{interval}",
         "",
-        f"target     {_target(found)}",
-        f"reached    {_reached(found)}",
+        f"target     {_describe_target(found)}",
+        f"reached    {_describe_reached(found)}",
         f"mechanism  {found.mechanism}, on {found.model}, {found.vocabulary_hash.removeprefix('sha256:')[:12]}",
         f"shares     over {found.weighting}",
         "",
@@ -301,13 +303,13 @@ def page(found: Calibration) -> list[str]:
             )
         ]
         rows.append(row)
-    lines.append(table(header, rows))
+    lines.append(format_table(header, rows))
     if any(point.epsilon_neighbour is None for point in found.curve):
         lines.append(f"\nno ε is stated, because no finite one is proved for mechanism {found.mechanism}")
     return lines
 
 
-def _target(found: Calibration) -> str:
+def _describe_target(found: Calibration) -> str:
     if found.target == "epsilon":
         kind = "pure" if found.delta is None else f"at δ = {found.delta:g}"
         return f"ε = {found.wanted:g} nats, {kind}, at distance {found.distance:.4g} ({found.at})"
@@ -316,7 +318,7 @@ def _target(found: Calibration) -> str:
     return f"{found.wanted:.1%} of tokens found by the context-free Bayes attack"
 
 
-def _reached(found: Calibration) -> str:
+def _describe_reached(found: Calibration) -> str:
     if found.target == "epsilon":
         return f"ε = {found.reached:.4f} nats"
     if found.reached_low == found.reached_high:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision, given_options
-from rapt.cli.output import show, show_json, table
+from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision, read_options
+from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
 # What a comparison that is read from a file does not say.
@@ -106,7 +106,7 @@ def compare(
             plan=ComparisonPlan(
                 model=model,
                 mechanism=mechanism,
-                options=given_options(mechanism, settings),
+                options=read_options(mechanism, settings),
                 etas=tuple(eta or ()),
                 seeds=tuple(range(seeds)),
                 arms=arms_to_run,
@@ -145,7 +145,7 @@ def compare(
         show_json({"report": str(found.page)})
         return
     for cells in (list_accuracies(found.summary), list_differences(found.summary)):
-        show(table(cells[0], cells[1:]) + "\n")
+        show(format_table(cells[0], cells[1:]) + "\n")
 
 
 def _refuse_other_options(context: typer.Context) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.options import AsJson
-from rapt.cli.output import show, show_json, table
+from rapt.cli.output import format_table, show, show_json
 
 if TYPE_CHECKING:
     from rapt.audit.intervals import Share
@@ -58,9 +58,9 @@ def result_table(result: DemoResult) -> str:
     return "\n".join(
         [
             "",
-            table([f"tuned on {plan.training:,} tweets, eta = {plan.eta:g}", "accuracy", "95 % interval"], rows),
+            format_table([f"tuned on {plan.training:,} tweets, eta = {plan.eta:g}", "accuracy", "95 % interval"], rows),
             "",
-            table(["attack on the privatized file", "recovered", "95 % interval", "without the text"], attacks),
+            format_table(["attack on the privatized file", "recovered", "95 % interval", "without the text"], attacks),
             "",
             f"searched the service's {leak.files} files ({leak.bytes / 1e6:.0f} MB) for {leak.runs:,} runs of five "
             f"words of the plain text: found in {len(leak.leaked)} of them",

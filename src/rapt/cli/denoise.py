@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AsJson, ChosenPrecision, MechanismOptions, given_options
-from rapt.cli.output import show, show_json, table
+from rapt.cli.options import AsJson, ChosenPrecision, MechanismOptions, read_options
+from rapt.cli.output import format_table, show, show_json
 
 
 def denoise(
@@ -48,7 +48,7 @@ def denoise(
         WarmUpPlan(
             model=model,
             mechanism=mechanism,
-            options=given_options(mechanism, settings),
+            options=read_options(mechanism, settings),
             etas=tuple(eta),
             epochs=epochs,
             batch_size=batch_size,
@@ -69,4 +69,4 @@ def denoise(
         return
     rows = [[f"{item.eta:g}", f"{item.before:.2f}", f"{item.after:.2f}"] for item in made.explained]
     show(f"{made.texts:,} public texts, {made.tokens:,} tokens; share of the clear text's state that is explained:\n")
-    show(table(["η", "before", "after"], rows))
+    show(format_table(["η", "before", "after"], rows))

@@ -56,13 +56,13 @@ GROUPS: Final = (
 _WIDTH: Final = "102"
 
 
-def help_pages() -> str:
+def write_help_pages() -> str:
     """The page: an introduction and the help of every command, at a width that does not depend on the terminal."""
     calls = ["", *(command.__name__.replace("_", "-") for command in COMMANDS), *GROUPS]
-    return "\n".join([_INTRODUCTION, *(_page(call.split()) for call in calls)])
+    return "\n".join([_INTRODUCTION, *(_write_page(call.split()) for call in calls)])
 
 
-def _page(call: list[str]) -> str:
+def _write_page(call: list[str]) -> str:
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = _WIDTH
     try:
@@ -78,4 +78,4 @@ def _page(call: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    show(help_pages().rstrip("\n"))
+    show(write_help_pages().rstrip("\n"))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli.options import AsJson
-from rapt.cli.output import say, show, show_json, table
+from rapt.cli.output import format_table, say, show, show_json
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def show_ledger(path: LedgerFile, as_json: AsJson = False) -> None:
     if as_json:
         show_json({"file": str(path)} | asdict(found))
     else:
-        show("\n".join(page(found)))
+        show("\n".join(describe_summary(found)))
 
 
 @ledger.command()
@@ -105,12 +105,12 @@ def cap(
         raise UsageError(f"a ledger must be there to cap it, got none at {str(path)!r}; or use privatize --cap")
     with open_ledger(path) as account:
         before = account.caps()
-        caps = Caps(per_text=_changed(before.per_text, per_text), in_all=_changed(before.in_all, in_all))
+        caps = Caps(per_text=_choose_cap(before.per_text, per_text), in_all=_choose_cap(before.in_all, in_all))
         account.set_caps(caps)
     if as_json:
         show_json({"file": str(path)} | asdict(caps))
     else:
-        show(_in_words(caps))
+        show(_describe_caps(caps))
 
 
 @contextmanager
@@ -143,12 +143,12 @@ def use_ledger(path: Path | None, *, cap: float | None, redraw: bool) -> Iterato
         yield account
 
 
-def page(found: LedgerSummary) -> list[str]:
+def describe_summary(found: LedgerSummary) -> list[str]:
     """A summary as lines for people."""
     lines = [
         f"releases   {found.releases:,} of {found.texts:,} texts, {found.tokens:,} tokens",
         f"spent      {found.budget:,.6g} η·tokens in all; at most {found.most_on_one_text:,.6g} η on one text",
-        f"caps       {_in_words(found.caps)}",
+        f"caps       {_describe_caps(found.caps)}",
         f"rows       {found.rows:,}" + (f", from {found.first} to {found.last}" if found.rows else ""),
         f"head       {found.head or 'none yet'}",
     ]
@@ -157,14 +157,14 @@ def page(found: LedgerSummary) -> list[str]:
     if found.settings:
         header = ["setting", "releases", "tokens", "η·tokens"]
         rows = [
-            [_named(spending), f"{spending.releases:,}", f"{spending.tokens:,}", f"{spending.budget:,.6g}"]
+            [_describe_setting(spending), f"{spending.releases:,}", f"{spending.tokens:,}", f"{spending.budget:,.6g}"]
             for spending in found.settings
         ]
-        lines += ["", table(header, rows)]
+        lines += ["", format_table(header, rows)]
     return lines
 
 
-def _named(spending: Spending) -> str:
+def _describe_setting(spending: Spending) -> str:
     setting = spending.setting
     warning = "" if setting.get("insecure_seed") is None else ", INSECURE seed"
     if spending.kind == "label":
@@ -175,13 +175,13 @@ def _named(spending: Spending) -> str:
     return f"{setting['mechanism']['name']}, {parameters}{cut}, vocabulary {vocabulary}{warning}"
 
 
-def _changed(before: float | None, given: float | None) -> float | None:
+def _choose_cap(before: float | None, given: float | None) -> float | None:
     if given is None:
         return before
     return None if given == math.inf else given
 
 
-def _in_words(caps: Caps) -> str:
+def _describe_caps(caps: Caps) -> str:
     one = "none on one text" if caps.per_text is None else f"{caps.per_text:g} η on one text"
     every = "none in all" if caps.in_all is None else f"{caps.in_all:g} η·tokens in all"
     return f"{one}, {every}"

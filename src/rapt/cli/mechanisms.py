@@ -16,9 +16,9 @@ from rapt.cli.options import (
     MechanismOptions,
     VocabularyName,
     choose_mechanism,
-    mechanism_of_file,
+    remake_mechanism,
 )
-from rapt.cli.output import show, show_json, table
+from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def mechanisms(
         {
             "name": name,
             "status": kind.known.status,
-            "summary": _summary(kind),
+            "summary": _summarize(kind),
             "caveat": kind.known.caveat,
             "options": [
                 {"name": option, "default": known.default, "help": known.help} for option, known in kind.options.items()
@@ -89,17 +89,17 @@ def mechanisms(
         show_json({"mechanisms": listed})
         return
     show(
-        table(
+        format_table(
             ["mechanism", "guarantee", "what it does"],
-            [[name, kind.known.status, _summary(kind)] for name, kind in MECHANISMS.items()],
+            [[name, kind.known.status, _summarize(kind)] for name, kind in MECHANISMS.items()],
         )
     )
     show("")
     show(
-        table(
+        format_table(
             ["mechanism", "--set", "what it sets"],
             [
-                [name, f"{option}={_written(known.default)}", known.help]
+                [name, f"{option}={_write_default(known.default)}", known.help]
                 for name, kind in MECHANISMS.items()
                 for option, known in kind.options.items()
             ],
@@ -110,11 +110,11 @@ def mechanisms(
             show(f"\n{name} needs --allow-unproved: {kind.known.caveat}")
 
 
-def _summary(kind: MechanismKind) -> str:
+def _summarize(kind: MechanismKind) -> str:
     return kind.guarantee.strip().splitlines()[0]
 
 
-def _written(default: Parameter) -> str:
+def _write_default(default: Parameter) -> str:
     return default if isinstance(default, str) else json.dumps(default)
 
 
@@ -135,7 +135,7 @@ def audit_mechanism(
     from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
     from rapt.local.randomness import secure_stream
 
-    chosen = [word_tokens(vocabulary, pair) for pair in pairs] or choose_near_pairs(mechanism, vocabulary)
+    chosen = [encode_pair(vocabulary, pair) for pair in pairs] or choose_near_pairs(mechanism, vocabulary)
     report = audit_spent_eta(
         draw_independently(mechanism),
         pair_tokens(mechanism, chosen),
@@ -145,7 +145,7 @@ def audit_mechanism(
     )
     eta = mechanism.setting.eta
     if as_json:
-        show_json(to_json(report, mechanism=mechanism.setting.name, eta=eta))
+        show_json(dump_spent_eta(report, mechanism=mechanism.setting.name, eta=eta))
         return
     rows = [
         [
@@ -156,7 +156,7 @@ def audit_mechanism(
         ]
         for spent in report.found
     ]
-    show(table(["pair", "distance", "η spent, at least", "outputs in the set"], rows))
+    show(format_table(["pair", "distance", "η spent, at least", "outputs in the set"], rows))
     show("")
     if report.lower > eta:
         show(f"{mechanism.setting.name} spends more than the eta = {eta:g} that it states: this is a defect")
@@ -167,7 +167,7 @@ def audit_mechanism(
         )
 
 
-def word_tokens(vocabulary: Vocabulary, pair: str) -> tuple[int, int]:
+def encode_pair(vocabulary: Vocabulary, pair: str) -> tuple[int, int]:
     """The ids of the two words in `word,word` (`UsageError`)."""
     left, right = vocabulary.encode(split_pair(pair))
     if len(left) != 1 or len(right) != 1 or left == right:
@@ -178,7 +178,7 @@ def word_tokens(vocabulary: Vocabulary, pair: str) -> tuple[int, int]:
     return left[0], right[0]
 
 
-def to_json(report: SpentEtaReport, *, mechanism: str, eta: float) -> dict[str, Any]:
+def dump_spent_eta(report: SpentEtaReport, *, mechanism: str, eta: float) -> dict[str, Any]:
     """The report as plain JSON values; a bound that shows nothing is null."""
     pairs = [asdict(spent) | {"lower": spent.lower if spent.lower > 0 else None} for spent in report.found]
     return {
@@ -232,22 +232,22 @@ def statement(
         raise UsageError("a statement is about one setting: give a privatized FILE, or --eta, and not both")
     if file is not None:
         manifest = read_manifest(file)
-        table = load_vocabulary(vocabulary or manifest.model)
-        check_hash(table.bundle, expected=manifest.vocabulary_hash)
-        made = mechanism_of_file(manifest.mechanism, vocabulary=table, settings=settings)
+        loaded = load_vocabulary(vocabulary or manifest.model)
+        check_hash(loaded.bundle, expected=manifest.vocabulary_hash)
+        made = remake_mechanism(manifest.mechanism, vocabulary=loaded, settings=settings)
         setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
         labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
         two_texts, targets = manifest.pairs, manifest.targets
     else:
         assert eta is not None
-        table = load_vocabulary(vocabulary or "minilm")
-        made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
+        loaded = load_vocabulary(vocabulary or "minilm")
+        made = choose_mechanism(mechanism, vocabulary=loaded, eta=eta, settings=settings, allow_unproved=allow_unproved)
         setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
         labels_sent, label_privacy = True, None
         two_texts, targets = False, None
     rng = secure_stream().generator
     found = privacy_statement(
-        table,
+        loaded,
         setting,
         plain_tokens=plain_tokens,
         labels_sent=labels_sent,
@@ -256,8 +256,8 @@ def statement(
         targets=targets,
         word_pairs=pairs,
         randomness=randomness,
-        unchanged=measure_unchanged(made, table, rng=rng),
-        deniability=plausible_deniability(made, table, rng=rng),
+        unchanged=measure_unchanged(made, loaded, rng=rng),
+        deniability=plausible_deniability(made, loaded, rng=rng),
     )
     if as_json:
         show_json(found.to_json())

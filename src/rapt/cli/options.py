@@ -112,7 +112,7 @@ def choose_mechanism(
     """The mechanism with the options written as NAME=VALUE. Raises `UsageError` and `MechanismError`."""
     from rapt.local.mechanisms import check_useful_eta, make_mechanism
 
-    options = given_options(name, settings)
+    options = read_options(name, settings)
     warn_of_calibration(options)
     check_useful_eta(eta, vocabulary=vocabulary)
     return make_mechanism(name, vocabulary=vocabulary, eta=eta, options=options, allow_unproved=allow_unproved)
@@ -124,7 +124,7 @@ def warn_of_calibration(options: Mapping[str, Parameter]) -> None:
         say("rapt: calibrated: computing the largest slope, minutes for 30,000 tokens, unless it was done before")
 
 
-def given_options(name: str, settings: Sequence[str] | None) -> dict[str, Parameter]:
+def read_options(name: str, settings: Sequence[str] | None) -> dict[str, Parameter]:
     """The options of a mechanism that are written as NAME=VALUE. Raises `UsageError`."""
     from rapt.local.mechanisms import MECHANISMS
 
@@ -135,13 +135,11 @@ def given_options(name: str, settings: Sequence[str] | None) -> dict[str, Parame
         if not (option and equals and value) or option in options:
             raise UsageError("--set must be NAME=VALUE, each name once, such as --set tuning=0.5")
         text = option in known and isinstance(known[option].default, str)
-        options[option] = value if text else _read(value)
+        options[option] = value if text else _parse_value(value)
     return options
 
 
-def mechanism_of_file(
-    setting: MechanismSetting, *, vocabulary: Vocabulary, settings: Sequence[str] | None
-) -> Mechanism:
+def remake_mechanism(setting: MechanismSetting, *, vocabulary: Vocabulary, settings: Sequence[str] | None) -> Mechanism:
     """The mechanism of a privatized file; NAME=VALUE gives the public files that the setting knows by hash only.
 
     Raises:
@@ -163,7 +161,7 @@ def mechanism_of_file(
     return mechanism_of_setting(setting, vocabulary=vocabulary, files=files, allow_unproved=True)
 
 
-def _read(value: str) -> Parameter:
+def _parse_value(value: str) -> Parameter:
     """A number, true, false, or a word."""
     if value in ("true", "false"):
         return value == "true"

@@ -85,10 +85,10 @@ def show(text: str) -> None:
 
 def show_json(value: Mapping[str, Any]) -> None:
     """Write the one JSON document of a run to stdout, on one line. Raises as `show`."""
-    show(json_line(value))
+    show(format_json(value))
 
 
-def json_line(value: Mapping[str, Any]) -> str:
+def format_json(value: Mapping[str, Any]) -> str:
     """A value as JSON on one line, with the letters that stdout has; others are escaped, so that none is changed."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
@@ -126,7 +126,7 @@ def write_output(path: Path, content: str, *, overwrite: bool) -> None:
         ) from None
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns of text under a header, two spaces apart, the first to the left and numbers to the right.
 
     Args:
@@ -141,7 +141,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = []
     for line in [header, rule, *rows]:
         cells = [
-            cell.rjust(width) if _numeric(rows, column) else cell.ljust(width)
+            cell.rjust(width) if _is_numeric(rows, column) else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
@@ -152,7 +152,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def meter(what: str, *, total: int | None = None, unit: str = "") -> Iterator[Meter]:
     """A meter on stderr for one piece of work: a bar on a terminal, plain lines elsewhere."""
     if sys.stderr.isatty():
-        with _bar() as progress:
+        with _make_bar() as progress:
             yield _BarMeter(progress, progress.add_task(what, total=total, note="", unit=unit))
     else:
         yield _LineMeter(what, total=total, unit=unit)
@@ -190,7 +190,7 @@ class _LineMeter:
         say(f"{self._what}: {done:,}{of}{unit}" + (f"; {note}" if note else ""))
 
 
-def _bar() -> Progress:
+def _make_bar() -> Progress:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -214,6 +214,6 @@ def _bar() -> Progress:
     )
 
 
-def _numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
+def _is_numeric(rows: Sequence[Sequence[str]], column: int) -> bool:
     cells = [row[column] for row in rows]
     return column > 0 and bool(cells) and all(cell[:1].isdigit() or cell[:1] in "-−+.≤≥" for cell in cells if cell)

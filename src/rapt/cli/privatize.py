@@ -213,9 +213,9 @@ def privatize(
             reading=reading,
         )
     if as_json:
-        from rapt.wire.manifest import manifest_to_json
+        from rapt.wire.manifest import dump_manifest
 
-        show_json({"file": str(target), "unknown_tokens": unknown_tokens} | manifest_to_json(manifest))
+        show_json({"file": str(target), "unknown_tokens": unknown_tokens} | dump_manifest(manifest))
         return
     show(str(target))
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"

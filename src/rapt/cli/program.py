@@ -78,7 +78,7 @@ app.add_typer(admin, name="admin")
 
 
 @app.callback(invoke_without_command=True)
-def options(
+def show_version_or_help(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
@@ -109,17 +109,17 @@ def _run(arguments: Sequence[str]) -> int:
     except RaptError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(_usage(error.format_message(), arguments), error.exit_code)
+        return _fail(_word_usage(error.format_message(), arguments), error.exit_code)
     except ModuleNotFoundError as error:
         if error.name not in EXTRAS:
-            return _unexpected(error)
+            return _fail_unexpectedly(error)
         extra = EXTRAS[error.name]
         what = f"this command needs {error.name!r}, which is not installed"
         return _fail(f"{what}; run in the checkout: pip install -e '.[{extra}]'", 2)
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     except Exception as error:
-        return _unexpected(error)
+        return _fail_unexpectedly(error)
     if code == 130:
         return _fail("interrupted", 130)
     return code if isinstance(code, int) else 0
@@ -146,7 +146,7 @@ def _refuse_repeated(command: Any, arguments: list[str]) -> None:
             )
 
 
-def _unexpected(error: Exception) -> int:
+def _fail_unexpectedly(error: Exception) -> int:
     if os.environ.get("RAPT_DEBUG") == "1":
         raise error
     return _fail(f"unexpected {type(error).__name__}; run with RAPT_DEBUG=1 for the traceback", 1)
@@ -157,7 +157,7 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _usage(message: str, arguments: Sequence[str]) -> str:
+def _word_usage(message: str, arguments: Sequence[str]) -> str:
     """Typer's message as one line of ours: lower case, no full stop, a way out."""
     line = " ".join(message.split()).rstrip(".")
     known = {command.__name__.replace("_", "-") for command in COMMANDS} | {"vocabulary", "ledger", "admin"}

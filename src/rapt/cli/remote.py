@@ -11,7 +11,7 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.options import ApiKey, AsJson, CaFile, Insecure, ServiceUrl
-from rapt.cli.output import json_line, meter, say, show, show_json
+from rapt.cli.output import format_json, meter, say, show, show_json
 from rapt.errors import CorpusError, ServiceError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def predict(
 
     def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         if not as_json:
-            show("\n".join(map(json_line, rows)))
+            show("\n".join(map(format_json, rows)))
 
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
         found = predict_file(

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, Insecure, MechanismOptions, ServiceUrl, given_options
+from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, Insecure, MechanismOptions, ServiceUrl, read_options
 from rapt.cli.output import say, show, show_json
 from rapt.errors import UsageError
 
@@ -132,7 +132,7 @@ def certify(
     if not (folder / "vocabulary.json").is_file():
         raise UsageError("a certificate must be for a vocabulary folder; make one with fetch or vectors")
     loaded = load_vocabulary(str(folder))
-    options = given_options(mechanism, settings) | {"calibrated": True}
+    options = read_options(mechanism, settings) | {"calibrated": True}
     say("computing the largest slope: minutes for 30,000 tokens, unless it was done before")
     made = make_mechanism(mechanism, vocabulary=loaded, eta=eta, options=options)
     assert isinstance(made, ScoredMechanism)

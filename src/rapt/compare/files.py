@@ -19,7 +19,7 @@ from rapt.local.randomness import insecure_stream
 from rapt.local.records import Chunk, ChunkSetting, Part, privatize_records
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, privatized_tokens
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, count_privatized_tokens
 
 # Seeds of different things are kept apart by steps that no number of seeds or privatizations reaches.
 _TRAINING, _EVALUATION, _PER_SEED = 1_000_000, 2_000_000, 1_000
@@ -161,5 +161,5 @@ def _kept(privatized: tuple[int, ...], clear: Sequence[int]) -> tuple[int, ...]:
 
 
 def _counted(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
-    tokens = sum(privatized_tokens(record, manifest) for record in records)
+    tokens = sum(count_privatized_tokens(record, manifest) for record in records)
     return replace(manifest, records=len(records), tokens=tokens)

@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 from rapt.conversion.gguf_file import GgufFile, read_gguf
 from rapt.errors import UsageError, VocabularyError
-from rapt.this_machine import cache_folder
-from rapt.whole_files import whole_folder
+from rapt.this_machine import find_cache_folder
+from rapt.whole_files import open_whole_folder
 
 # Hugging Face's name of each tensor of a layer, by ggml's.
 _OF_LAYER: Final[Mapping[str, str]] = {
@@ -179,7 +179,7 @@ def converted_llama(source: Path, *, sha256: str) -> Path:
     Raises:
         VocabularyError: The file is not the expected one, cannot be read, or the result cannot be written.
     """
-    folder = cache_folder() / "models" / f"{source.stem}-{sha256[:12]}-{_VERSION}"
+    folder = find_cache_folder() / "models" / f"{source.stem}-{sha256[:12]}-{_VERSION}"
     if (folder / "config.json").is_file():
         return folder
     try:
@@ -189,7 +189,7 @@ def converted_llama(source: Path, *, sha256: str) -> Path:
             raise VocabularyError(
                 f"a model must be the file that was named, got digest {found[:12]} for {sha256[:12]}; install it again"
             )
-        with whole_folder(folder) as partial:
+        with open_whole_folder(folder) as partial:
             write_llama(read_gguf(source), partial)
     except (OSError, UsageError) as error:
         if (folder / "config.json").is_file():  # another process was first

@@ -15,12 +15,12 @@ from torch import Tensor
 from rapt.denoise.plan import Explained, WarmUpPlan
 from rapt.denoise.student import Student
 from rapt.errors import UsageError
-from rapt.public_models import model_directory, model_name
+from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.architectures import Architecture
 from rapt.service.backbone.backbone import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.version import __version__
 from rapt.whole_files import write_folder
-from rapt.wire.vocabulary_bundle import bundle_from_model_directory, check_hash
+from rapt.wire.vocabulary_bundle import check_hash, read_model_bundle
 
 _WEIGHTS: Final = "model.safetensors"
 # Checkpoints that were converted from TensorFlow call a norm gamma and beta.
@@ -44,7 +44,7 @@ def check_source(model: str) -> None:
         UsageError: They are.
         VocabularyError: The model is not here.
     """
-    if not (model_directory(model) / _WEIGHTS).is_file():
+    if not (find_model_folder(model) / _WEIGHTS).is_file():
         raise UsageError(f"a model to be denoised must have its weights in one {_WEIGHTS}; save it without shards")
 
 
@@ -66,7 +66,7 @@ def save_denoised(
         VocabularyError: The result would have another vocabulary than the original.
     """
     check_target(folder)
-    source = model_directory(plan.model)
+    source = find_model_folder(plan.model)
     trained = student.encoder.state_dict()
     weights = {
         name: _replaced(name, tensor, trained, layers=student.layers)
@@ -75,9 +75,9 @@ def save_denoised(
     card: dict[str, Any] = {
         "schema": SCHEMA,
         "created_by": f"rapt {__version__}",
-        "base_model": model_name(plan.model),
+        "base_model": name_model(plan.model),
         "vocabulary_hash": student.teacher.bundle.hash,
-        "plan": asdict(plan) | {"model": model_name(plan.model), "options": dict(plan.options)},
+        "plan": asdict(plan) | {"model": name_model(plan.model), "options": dict(plan.options)},
         "precision": str(student.teacher.dtype).removeprefix("torch."),
         "public_texts": texts,
         "public_tokens": tokens,
@@ -102,7 +102,7 @@ def _write(folder: Path, files: Mapping[str, bytes], *, vocabulary_hash: str) ->
         raise UsageError(
             f"--out must be writable, got {error.strerror or type(error).__name__}; choose another"
         ) from None
-    check_hash(bundle_from_model_directory(folder, model=folder.name), expected=vocabulary_hash)
+    check_hash(read_model_bundle(folder, model=folder.name), expected=vocabulary_hash)
 
 
 def _replaced(name: str, tensor: Tensor, trained: Mapping[str, Tensor], *, layers: Architecture) -> Tensor:

@@ -26,7 +26,7 @@ from rapt.errors import UsageError
 from rapt.local.mechanisms import Mechanism
 from rapt.local.mechanisms.interface import closed_channel
 from rapt.local.vocabulary import Vocabulary
-from rapt.this_machine import cache_folder
+from rapt.this_machine import find_cache_folder
 from rapt.whole_files import write_whole
 
 # Draws where there is no closed form: with MiniLM about a minute of one core at η = 75.
@@ -112,7 +112,7 @@ def load_soft_embeddings(
     setting = mechanism.setting
     question = [_VERSION, vocabulary.hash, setting.name, sorted(setting.parameters.items()), seed, draws]
     name = hashlib.sha256(json.dumps(question).encode() + prior.tobytes()).hexdigest()[:32]
-    path = cache_folder() / "soft-embeddings" / f"{name}.safetensors"
+    path = find_cache_folder() / "soft-embeddings" / f"{name}.safetensors"
     found = _read(path, shape=vocabulary.embeddings.shape)
     if found is None:
         found = soft_embeddings(vocabulary, mechanism, prior=prior, rng=np.random.default_rng(seed), draws=draws)

@@ -20,7 +20,7 @@ from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.service.backbone.backbone import Precision
-from rapt.training import Trainer, batches_of_like_lengths, rise_and_fall
+from rapt.training import Trainer, batch_by_length, scale_rate
 
 _RISE: Final = 0.05  # share of the steps that the rate takes to its peak
 _SORTED_TOGETHER: Final = 16  # batches: texts of one length share a batch, in an order that stays random enough
@@ -105,7 +105,7 @@ def draw_batches(texts: Tokens, *, size: int, steps: int, rng: np.random.Generat
     """So many batches, pass after pass over the texts, of two texts or more: the variance of one text is no measure."""
     lengths, done = [len(text) for text in texts], 0
     while done < steps:
-        for places in batches_of_like_lengths(lengths, size=size, sorted_together=_SORTED_TOGETHER, rng=rng):
+        for places in batch_by_length(lengths, size=size, sorted_together=_SORTED_TOGETHER, rng=rng):
             if len(places) > 1:
                 yield [texts[place] for place in places]
                 done += 1
@@ -158,7 +158,7 @@ def warm_up(
     for step, batch in enumerate(batches, start=1):
         noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
         found = student.measure_agreement(batch, noisy)
-        trainer.take(found.loss, rate=rise_and_fall(step, steps, rise=_RISE))
+        trainer.take(found.loss, rate=scale_rate(step, steps, rise=_RISE))
         on_step(step, steps, found)
     after = [_explained(student, texts.held_out, query) for query in queries]
     return tuple(

@@ -30,14 +30,14 @@ from rapt.local.service_objects import (
     one_line,
     prediction,
 )
-from rapt.whole_files import check_folder, whole_folder
+from rapt.whole_files import check_folder, open_whole_folder
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import (
     PrivatizedFile,
-    bounded_lines,
+    dump_query,
     iterate_privatized_lines,
-    query_to_json,
-    without_labels,
+    read_bounded_lines,
+    remove_labels,
 )
 from rapt.wire.strict_json import parse_object
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
@@ -118,7 +118,7 @@ class ServiceClient:
         """
         try:
             with path.open("rb") as stream:
-                for _ in iterate_privatized_lines(bounded_lines(stream)):
+                for _ in iterate_privatized_lines(read_bounded_lines(stream)):
                     pass
                 stream.seek(0)
                 known = self._uploaded_before(hashlib.file_digest(stream, "sha256").hexdigest())
@@ -279,11 +279,11 @@ class ServiceClient:
 
     def classify_in_parts(self, model: str, file: PrivatizedFile, *, first: int = 0) -> Iterator[list[Prediction]]:
         """Predictions for the records from position `first` on, in order, as they come; see `classify`."""
-        bare = without_labels(file)
+        bare = remove_labels(file)
         for start in range(first, len(bare.records), RECORDS_PER_REQUEST):
             part = PrivatizedFile(manifest=bare.manifest, records=bare.records[start : start + RECORDS_PER_REQUEST])
             answer = self._service.ask(
-                "POST", "/v1/classify", json={"model": model, **query_to_json(part)}, repeatable=True
+                "POST", "/v1/classify", json={"model": model, **dump_query(part)}, repeatable=True
             )
             found = _read(_predictions, answer)
             if len(found) != len(part.records):
@@ -303,7 +303,7 @@ class ServiceClient:
         """
         try:
             check_folder(folder, replaceable=_BUNDLE_FILES)  # before gigabytes are fetched
-            with whole_folder(folder, replaceable=_BUNDLE_FILES) as partial:
+            with open_whole_folder(folder, replaceable=_BUNDLE_FILES) as partial:
                 description, *others = (partial / name for name in _BUNDLE_FILES)
                 path = f"/v1/vocabularies/{path_part(model)}"
                 self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)

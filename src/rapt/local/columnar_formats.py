@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-from rapt.errors import CorpusError, UsageError, record_at
+from rapt.errors import CorpusError, UsageError, name_record
 from rapt.local.corpus_formats import Columns, Findings, Reading, Row
 from rapt.local.separated_formats import missing_column
 
@@ -132,10 +132,10 @@ def _rows(batches: Iterator[Any], columns: Columns, found: Findings, *, first: i
         except UnicodeDecodeError:
             # The decoder's own message quotes the bytes: it is dropped on purpose.
             raise CorpusError(
-                f"one of {batch.num_rows} records from {record_at(position)} on must be utf-8; write the file again"
+                f"one of {batch.num_rows} records from {name_record(position)} on must be utf-8; write the file again"
             ) from None
         for cells in zip(*values, strict=True):
-            yield _row(record_at(position), cells, columns, found)
+            yield _row(name_record(position), cells, columns, found)
             position += 1
 
 

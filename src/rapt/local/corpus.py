@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, get_args
 
-from rapt.errors import BudgetError, CorpusError, UsageError, WireError, record_at
+from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
 from rapt.local.corpus_check import CorpusCheck, check_corpus, read_rows
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row, is_unicode
 from rapt.local.label_privacy import RandomizedResponse
@@ -37,7 +37,7 @@ from rapt.local.worker_processes import privatize_in_processes
 from rapt.whole_files import check_target
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import PrivatizedRecord, iterate_privatized_lines
-from rapt.wire.privatized_writer import partial_path, read_unfinished_manifest, write_privatized_file
+from rapt.wire.privatized_writer import name_partial, read_unfinished_manifest, write_privatized_file
 
 ONE_TEXT: Final = PartColumns()
 
@@ -277,7 +277,7 @@ def check_output(target: Path, *, source: Path, ledger: Path | None, overwrite: 
     """
     check_target(target, overwrite=True)
     # The writer works in NAME.partial, so that name is taken as well.
-    for path in (target, partial_path(target)):
+    for path in (target, name_partial(target)):
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError("the output must be another file than the source; choose another name")
     if ledger is not None:
@@ -391,7 +391,7 @@ def _check_accounted(
     for position, (ids, own) in enumerate(zip(stored, written, strict=True), first_position):
         if ids is None or ids != own:
             raise UsageError(
-                f"{record_at(position)} of the unfinished output must be accounted for in the ledger; "
+                f"{name_record(position)} of the unfinished output must be accounted for in the ledger; "
                 "name the ledger it was begun with, or remove its .partial file to begin again"
             )
 
@@ -399,5 +399,5 @@ def _check_accounted(
 def _another_source(position: int) -> CorpusError:
     return CorpusError(
         f"the source must be the one that the unfinished output was begun with, got another text as "
-        f"{record_at(position)}; name that source, or remove the .partial file to begin again"
+        f"{name_record(position)}; name that source, or remove the .partial file to begin again"
     )

@@ -31,7 +31,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from rapt.errors import BudgetError, LedgerError, UsageError, record_at
+from rapt.errors import BudgetError, LedgerError, UsageError, name_record
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger_file import (
     CAP_HASH,
@@ -48,7 +48,7 @@ from rapt.local.ledger_file import (
 )
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
-from rapt.wire.manifest import RANDOMIZED_RESPONSE, mechanism_to_json
+from rapt.wire.manifest import RANDOMIZED_RESPONSE, dump_mechanism
 from rapt.wire.privatized_file import PrivatizedRecord
 
 # Sums of η in float64: a cap that is met exactly in decimals is not missed by their last bit.
@@ -254,7 +254,7 @@ def open_ledger(path: Path | str) -> Iterator[Ledger]:
 def _refuse_above(cap: float | None, *, total: float, asked: float, what: str, of: Release) -> None:
     if cap is not None and asked > 0 and total > cap * _SLACK:
         raise BudgetError(
-            f"{record_at(of.position)} would spend more {what} than the ledger allows, asked={asked:g} "
+            f"{name_record(of.position)} would spend more {what} than the ledger allows, asked={asked:g} "
             f"spent={total - asked:g} limit={cap:g}; release less, or raise the cap with `rapt ledger cap`"
         )
 
@@ -349,7 +349,7 @@ def text_setting(privatizer: Privatizer, stream: RandomStream) -> str:
     """
     return _canonical(
         {
-            "mechanism": mechanism_to_json(privatizer.mechanism.setting),
+            "mechanism": dump_mechanism(privatizer.mechanism.setting),
             "vocabulary_hash": privatizer.vocabulary.hash,
             "truncate_to": privatizer.truncate_to,
             "insecure_seed": stream.provenance.insecure_seed,

@@ -27,7 +27,7 @@ from typing import Any, Final, Literal
 
 from rapt.errors import LedgerError, UsageError
 from rapt.whole_files import DATABASE_SUFFIXES
-from rapt.wire.privatized_writer import partial_path
+from rapt.wire.privatized_writer import name_partial
 
 SCHEMA: Final = "rapt.ledger/1"
 # "rapt" as SQLite's application id: another program's database is never taken for a ledger.
@@ -309,7 +309,7 @@ def refuse_ledger_files(target: Path, source: Path, *, ledger: Path) -> None:
         UsageError: The output, the name under which it is written until it is whole, or the source is one of them.
     """
     for own in (ledger.with_name(ledger.name + suffix) for suffix in DATABASE_SUFFIXES):
-        for path in (target, partial_path(target), source):
+        for path in (target, name_partial(target), source):
             if path.resolve() == own.resolve() or (path.exists() and own.exists() and path.samefile(own)):
                 raise UsageError(
                     "the output and the source must be other files than the ledger and its key; choose another name"

@@ -21,7 +21,7 @@ from rapt.narration import SILENT, Narrator
 from rapt.whole_files import check_target, open_alone, write_whole
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import read_privatized_file
-from rapt.wire.privatized_writer import partial_path
+from rapt.wire.privatized_writer import name_partial
 from rapt.wire.strict_json import parse_document
 
 SCHEMA: Final = "rapt.predictions/1"
@@ -85,7 +85,7 @@ def predict_file(
             f"labels of queries must be among the {len(card.labels)} labels of the model, got {len(unknown)} others; "
             "privatize with --no-label, or with the same labels"
         )
-    place = None if out is None else partial_path(out)
+    place = None if out is None else name_partial(out)
     keeping = (
         nullcontext()
         if place is None

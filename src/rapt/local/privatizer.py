@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from rapt.errors import CorpusError, UsageError, record_at
+from rapt.errors import CorpusError, UsageError, name_record
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary, checked_texts
@@ -220,10 +220,10 @@ class Privatizer:
         contents = [content[: self.truncate_to] for content in encoded]
         for position, content in enumerate(contents, first_position):
             if not content:
-                raise CorpusError(f"{record_at(position)} must have at least one token, got an empty text; remove it")
+                raise CorpusError(f"{name_record(position)} must have at least one token, got an empty text; remove it")
             if len(content) > self.longest_text:
                 raise CorpusError(
-                    f"{record_at(position)} must have at most {self.longest_text} tokens beside "
+                    f"{name_record(position)} must have at most {self.longest_text} tokens beside "
                     f"{self.plain_tokens.count} plain and {self.vocabulary.bundle.special_tokens} special ones, got "
                     f"{len(content)}; split it, or cut it there with --truncate {self.longest_text}"
                 )
@@ -235,7 +235,7 @@ def _checked_labels(labels: Sequence[int | None], *, first_position: int) -> lis
     for position, label in enumerate(labels, first_position):
         if label is not None and (isinstance(label, bool) or not isinstance(label, int | np.integer)):
             raise UsageError(
-                f"the label of {record_at(position)} must be the index of a class or None, got "
+                f"the label of {name_record(position)} must be the index of a class or None, got "
                 f"{type(label).__name__}; look it up in the list of classes"
             )
     return [None if label is None else int(label) for label in labels]
@@ -250,5 +250,5 @@ def _check_known(
         if y is not None and len(y) != len(x):
             raise UsageError(
                 f"a known release must be of the same text and setting, got {len(y)} tokens for {len(x)} in "
-                f"{record_at(position)}; draw it again"
+                f"{name_record(position)}; draw it again"
             )

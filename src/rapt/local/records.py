@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Literal
 
-from rapt.errors import CorpusError, record_at
+from rapt.errors import CorpusError, name_record
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger, privatize_through
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Targets
-from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, record_lines
+from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, write_record_lines
 
 # What the other texts of a record become; a public target is not privatized.
 Part = Literal["second", "target", "public_target"]
@@ -86,7 +86,7 @@ def check_pairs(
     for position, (first, second) in enumerate(zip(*counts, strict=True), first_position):
         rule = long_pair(privatizer, first + second)
         if rule is not None:
-            raise CorpusError(f"{record_at(position)} must {rule}")
+            raise CorpusError(f"{name_record(position)} must {rule}")
 
 
 # Texts privatized at once: thousands of tokens, enough to keep the matrix product busy, and about a second of work,
@@ -180,7 +180,7 @@ def privatize_chunk(
 ) -> RecordLines:
     """The lines of the records that `privatize_records` makes, checked against the manifest; raises as it does."""
     records = privatize_records(chunk, setting, stream=stream, ledger=ledger, redraw=redraw)
-    return record_lines(records, setting.manifest, first_position=chunk.position)
+    return write_record_lines(records, setting.manifest, first_position=chunk.position)
 
 
 def _release(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rapt.errors import ServiceError, WireError
-from rapt.wire.adapter_files import AdapterCard, card_from_json
-from rapt.wire.strict_json import field
+from rapt.wire.adapter_files import AdapterCard, parse_card
+from rapt.wire.strict_json import read_field
 
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -94,14 +94,14 @@ class Prediction:
 
 def file_info(value: Mapping[str, Any]) -> FileInfo:
     """The file in an answer. Raises `WireError`, as all below, when it is not one."""
-    what, detail = "a file", field(value, "rapt", dict, what="a file")
+    what, detail = "a file", read_field(value, "rapt", dict, what="a file")
     return FileInfo(
-        id=field(value, "id", str, what=what),
-        bytes=field(value, "bytes", int, what=what),
-        created_at=field(value, "created_at", int, what=what),
-        vocabulary_hash=field(detail, "vocabulary_hash", str, what=what),
-        records=field(detail, "records", int, what=what),
-        tokens=field(detail, "tokens", int, what=what),
+        id=read_field(value, "id", str, what=what),
+        bytes=read_field(value, "bytes", int, what=what),
+        created_at=read_field(value, "created_at", int, what=what),
+        vocabulary_hash=read_field(detail, "vocabulary_hash", str, what=what),
+        records=read_field(detail, "records", int, what=what),
+        tokens=read_field(detail, "tokens", int, what=what),
         sha256=_optional(detail, "sha256", str, what=what),
     )
 
@@ -109,14 +109,14 @@ def file_info(value: Mapping[str, Any]) -> FileInfo:
 def job_info(value: Mapping[str, Any]) -> JobInfo:
     """The job in an answer."""
     what = "a job"
-    error = field(value, "error", dict, what=what) if value.get("error") is not None else {}
+    error = read_field(value, "error", dict, what=what) if value.get("error") is not None else {}
     return JobInfo(
-        id=field(value, "id", str, what=what),
-        model=field(value, "model", str, what=what),
-        training_file=field(value, "training_file", str, what=what),
-        status=field(value, "status", str, what=what),
-        method=field(value, "method", dict, what=what),
-        seed=field(value, "seed", int, what=what),
+        id=read_field(value, "id", str, what=what),
+        model=read_field(value, "model", str, what=what),
+        training_file=read_field(value, "training_file", str, what=what),
+        status=read_field(value, "status", str, what=what),
+        method=read_field(value, "method", dict, what=what),
+        seed=read_field(value, "seed", int, what=what),
         fine_tuned_model=_optional(value, "fine_tuned_model", str, what=what),
         trained_tokens=_optional(value, "trained_tokens", int, what=what),
         error_code=_optional(error, "code", str, what=what),
@@ -128,39 +128,39 @@ def job_event(value: Mapping[str, Any]) -> JobEvent:
     """The event in an answer."""
     what = "an event"
     return JobEvent(
-        id=field(value, "id", str, what=what),
-        created_at=field(value, "created_at", int, what=what),
-        level=field(value, "level", str, what=what),
-        type=field(value, "type", str, what=what),
-        message=one_line(field(value, "message", str, what=what)),
+        id=read_field(value, "id", str, what=what),
+        created_at=read_field(value, "created_at", int, what=what),
+        level=read_field(value, "level", str, what=what),
+        type=read_field(value, "type", str, what=what),
+        message=one_line(read_field(value, "message", str, what=what)),
         data=_optional(value, "data", dict, what=what),
     )
 
 
 def model_info(value: Mapping[str, Any]) -> ModelInfo:
     """The model in an answer."""
-    what, detail = "a model", field(value, "rapt", dict, what="a model")
+    what, detail = "a model", read_field(value, "rapt", dict, what="a model")
     card = _optional(detail, "card", dict, what=what)
     return ModelInfo(
-        id=field(value, "id", str, what=what),
-        base=field(detail, "base", str, what=what),
-        vocabulary_hash=field(detail, "vocabulary_hash", str, what=what),
-        max_tokens=field(detail, "max_tokens", int, what=what),
-        card=None if card is None else card_from_json(card),
+        id=read_field(value, "id", str, what=what),
+        base=read_field(detail, "base", str, what=what),
+        vocabulary_hash=read_field(detail, "vocabulary_hash", str, what=what),
+        max_tokens=read_field(detail, "max_tokens", int, what=what),
+        card=None if card is None else parse_card(card),
     )
 
 
 def prediction(value: Mapping[str, Any]) -> Prediction:
     """One prediction in an answer."""
     what = "a prediction"
-    probabilities = field(value, "probabilities", list, what=what)
+    probabilities = read_field(value, "probabilities", list, what=what)
     if not all(type(item) in (float, int) and 0 <= item <= 1.001 for item in probabilities):
         raise WireError(f"{what} must have numbers from 0 to 1 as probabilities")
-    index = field(value, "label_index", int, what=what)
+    index = read_field(value, "label_index", int, what=what)
     if not 0 <= index < len(probabilities):
         raise WireError(f"{what} must have the index of one of its probabilities")
     return Prediction(
-        label=field(value, "label", str, what=what),
+        label=read_field(value, "label", str, what=what),
         label_index=index,
         probabilities=tuple(float(item) for item in probabilities),
     )
@@ -168,7 +168,7 @@ def prediction(value: Mapping[str, Any]) -> Prediction:
 
 def items_of(value: Mapping[str, Any], name: str = "data") -> list[Mapping[str, Any]]:
     """The objects of a list in an answer."""
-    found: list[Mapping[str, Any]] = field(value, name, list, what="a list")
+    found: list[Mapping[str, Any]] = read_field(value, name, list, what="a list")
     if not all(isinstance(item, dict) for item in found):
         raise WireError("a list must hold objects")
     return found
@@ -189,7 +189,7 @@ def not_understood() -> ServiceError:
 
 
 def _optional(value: Mapping[str, Any], name: str, kind: type[Any], *, what: str) -> Any:
-    return None if value.get(name) is None else field(value, name, kind, what=what)
+    return None if value.get(name) is None else read_field(value, name, kind, what=what)
 
 
 def one_line(text: object) -> str:

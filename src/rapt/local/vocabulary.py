@@ -30,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from rapt.errors import CorpusError, UsageError, VocabularyError, record_at
+from rapt.errors import CorpusError, UsageError, VocabularyError, name_record
 from rapt.local.word_vectors import read_word_vectors
-from rapt.public_models import PUBLIC_MODELS, model_directory, model_name
-from rapt.wire.model_files import control_ids, no_panic
-from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory, read_bundle
+from rapt.public_models import PUBLIC_MODELS, find_model_folder, name_model
+from rapt.wire.model_files import catch_panic, find_control_ids
+from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle, read_model_bundle
 
 # At most this many words of this many characters: 20 MB of usual ones.
 _MOST_WORDS: Final = 2**16
@@ -154,7 +154,7 @@ class Vocabulary:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         try:
-            with no_panic():
+            with catch_panic():
                 tokenizer = Tokenizer.from_str(self.bundle.tokenizer_json.decode("utf-8"))
         except Exception:  # tokenizers raises plain Exception
             raise VocabularyError(
@@ -174,14 +174,14 @@ class Vocabulary:
     def _by_words(self, words: WordCache, texts: Sequence[str]) -> list[list[int]] | None:
         """The ids of each text, word by word; None where that is not possible, or there is an error to explain."""
         try:
-            with no_panic():
+            with catch_panic():
                 return words.encode(texts)
         except Exception:  # tokenizers raises plain Exception; its message may quote the text
             return None
 
     @cached_property
     def _control(self) -> tuple[frozenset[int], int | None]:
-        return control_ids(self.bundle.tokenizer_json)
+        return find_control_ids(self.bundle.tokenizer_json)
 
     def encode(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[int]]:
         """The content tokens of each text: no special token added, none cut off, none filled up.
@@ -232,7 +232,7 @@ class Vocabulary:
         tokenizer = self._tokenizer
         encode = tokenizer.encode_batch if with_spans else tokenizer.encode_batch_fast
         try:
-            with no_panic():
+            with catch_panic():
                 return encode(list(texts), add_special_tokens=False)
         except Exception:  # tokenizers raises plain Exception
             # The tokenizer's own message may quote the text: it is dropped on purpose.
@@ -243,7 +243,7 @@ class Vocabulary:
                     f"{first_position} to {first_position + len(texts) - 1}; choose a model with an unknown token"
                 ) from None
             raise CorpusError(
-                f"{record_at(first_position + position)} must be valid unicode text; remove its lone surrogates"
+                f"{name_record(first_position + position)} must be valid unicode text; remove its lone surrogates"
             ) from None
 
     def _content(self, ids: list[int], position: int) -> list[int]:
@@ -252,12 +252,12 @@ class Vocabulary:
             ids = [unknown if token_id in control else token_id for token_id in ids]
         if self.unknown == "refuse" and unknown in ids:
             raise CorpusError(
-                f"{record_at(position)} must have only words of the vocabulary of model={self.model!r}, got "
+                f"{name_record(position)} must have only words of the vocabulary of model={self.model!r}, got "
                 f"{ids.count(unknown)} others, the first as token {ids.index(unknown)}; replace it, or take them as unk"
             )
         if ids and max(ids) >= self.size:
             raise VocabularyError(
-                f"{record_at(position)} must have tokens with a row in the table of model={self.model!r}, got one "
+                f"{name_record(position)} must have tokens with a row in the table of model={self.model!r}, got one "
                 f"beyond its {self.size} rows; take the tokenizer that belongs to the weights"
             )
         return ids
@@ -269,7 +269,7 @@ class Vocabulary:
             VocabularyError: The tokenizer cannot write them.
         """
         try:
-            with no_panic():
+            with catch_panic():
                 return self._tokenizer.decode([int(token_id) for token_id in ids], skip_special_tokens=False)
         except VocabularyError:
             raise
@@ -318,8 +318,8 @@ def load_vocabulary(
         return Vocabulary(read_word_vectors(path, remark=remark), unknown)
     if model_or_folder not in PUBLIC_MODELS and (path / "vocabulary.json").is_file():
         return Vocabulary(read_bundle(path), unknown)
-    folder = model_directory(model_or_folder)
-    return Vocabulary(bundle_from_model_directory(folder, model=model_name(model_or_folder)), unknown)
+    folder = find_model_folder(model_or_folder)
+    return Vocabulary(read_model_bundle(folder, model=name_model(model_or_folder)), unknown)
 
 
 def checked_texts(texts: Sequence[str], *, first_position: int) -> list[str]:
@@ -336,7 +336,7 @@ def checked_texts(texts: Sequence[str], *, first_position: int) -> list[str]:
         if not isinstance(text, str):
             missing = text is None or text != text
             raise CorpusError(
-                f"{record_at(position)} must be a text, got {'none' if missing else type(text).__name__}; "
+                f"{name_record(position)} must be a text, got {'none' if missing else type(text).__name__}; "
                 f"{'leave it out' if missing else 'make it a string'}"
             )
     return found

@@ -20,11 +20,11 @@ from rapt.errors import WireError
 from rapt.wire.manifest import (
     MOST_PLAIN_TOKENS,
     MechanismSetting,
-    mechanism_from_json,
-    mechanism_to_json,
+    dump_mechanism,
+    parse_mechanism,
     read_labels,
 )
-from rapt.wire.strict_json import check_json, count_field, exact_fields, field, name_field
+from rapt.wire.strict_json import check_fields, check_json, read_count, read_field, read_name
 
 SCHEMA: Final = "rapt.adapter/2"
 # Cards of the first schema name neither task nor kind: there was one of each.
@@ -72,7 +72,7 @@ class AdapterCard:
     task: str = _FIRST["task"]
 
 
-def card_to_json(card: AdapterCard) -> dict[str, Any]:
+def dump_card(card: AdapterCard) -> dict[str, Any]:
     """The card as plain JSON values, in a fixed order of keys."""
     return {
         "schema": SCHEMA,
@@ -82,7 +82,7 @@ def card_to_json(card: AdapterCard) -> dict[str, Any]:
         "method": card.method,
         "task": card.task,
         "labels": list(card.labels),
-        "mechanism": mechanism_to_json(card.mechanism),
+        "mechanism": dump_mechanism(card.mechanism),
         "plain_tokens": card.plain_tokens,
         "prompt_length": card.prompt_length,
         "training": dict(card.training),
@@ -92,7 +92,7 @@ def card_to_json(card: AdapterCard) -> dict[str, Any]:
     }
 
 
-def card_from_json(value: Mapping[str, Any]) -> AdapterCard:
+def parse_card(value: Mapping[str, Any]) -> AdapterCard:
     """The card in a JSON object.
 
     Raises:
@@ -106,31 +106,31 @@ def card_from_json(value: Mapping[str, Any]) -> AdapterCard:
         raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or tune again")
     names = {"schema", "model", "vocabulary_hash", "method", "labels", "mechanism", "plain_tokens", "prompt_length"}
     required = names | {"training", "metrics", "weights_sha256", "created_by"}
-    exact_fields(value, required=required | (set(_FIRST) if schema == SCHEMA else set()), optional=set(), what=what)
+    check_fields(value, required=required | (set(_FIRST) if schema == SCHEMA else set()), optional=set(), what=what)
     value = {**_FIRST, **value}
     labels = read_labels(value, what=what)
     if bool(labels) == (value["task"] == "generation"):
         raise WireError(f"{what} must name its labels, unless it generates text; tune again")
     return AdapterCard(
-        model=name_field(value, "model", what=what),
-        vocabulary_hash=name_field(value, "vocabulary_hash", what=what),
-        method=name_field(value, "method", what=what),
+        model=read_name(value, "model", what=what),
+        vocabulary_hash=read_name(value, "vocabulary_hash", what=what),
+        method=read_name(value, "method", what=what),
         labels=labels,
-        mechanism=mechanism_from_json(field(value, "mechanism", dict, what=what)),
-        plain_tokens=count_field(value, "plain_tokens", what=what, most=MOST_PLAIN_TOKENS),
-        prompt_length=count_field(value, "prompt_length", what=what, most=MOST_PROMPT_POSITIONS),
-        training=_figures(value, "training", kinds=(float, int, bool, str, type(None)), what=what),
-        metrics=_figures(value, "metrics", kinds=(float, int), what=what),
-        weights_sha256=name_field(value, "weights_sha256", what=what),
-        created_by=name_field(value, "created_by", what=what),
-        kind=name_field(value, "kind", what=what),
-        task=name_field(value, "task", what=what),
+        mechanism=parse_mechanism(read_field(value, "mechanism", dict, what=what)),
+        plain_tokens=read_count(value, "plain_tokens", what=what, most=MOST_PLAIN_TOKENS),
+        prompt_length=read_count(value, "prompt_length", what=what, most=MOST_PROMPT_POSITIONS),
+        training=_parse_figures(value, "training", kinds=(float, int, bool, str, type(None)), what=what),
+        metrics=_parse_figures(value, "metrics", kinds=(float, int), what=what),
+        weights_sha256=read_name(value, "weights_sha256", what=what),
+        created_by=read_name(value, "created_by", what=what),
+        kind=read_name(value, "kind", what=what),
+        task=read_name(value, "task", what=what),
     )
 
 
-def _figures(value: Mapping[str, Any], name: str, *, kinds: tuple[type, ...], what: str) -> dict[str, Any]:
+def _parse_figures(value: Mapping[str, Any], name: str, *, kinds: tuple[type, ...], what: str) -> dict[str, Any]:
     """The field `name`: settings or figures by their names."""
-    found = field(value, name, dict, what=what)
+    found = read_field(value, name, dict, what=what)
     if len(found) > _MOST_SETTINGS or not all(key.isidentifier() and len(key) <= 64 for key in found):
         raise WireError(f"{what} must have at most {_MOST_SETTINGS} names in {name}, each a word of a program")
     if not all(

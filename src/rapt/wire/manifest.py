@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 from rapt.errors import MechanismError, WireError
-from rapt.wire.strict_json import check_json, count_field, exact_fields, field, id_tuple, name_field
+from rapt.wire.strict_json import check_fields, check_json, read_count, read_field, read_ids, read_name
 
 SCHEMA: Final = "rapt.privatized/1"
 # A file whose records have more than one text. Files of single texts stay of the first schema, byte for byte.
@@ -185,7 +185,7 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
+def dump_manifest(manifest: Manifest) -> dict[str, Any]:
     """The manifest as plain JSON values, in a fixed order of keys."""
     plain = manifest.plain_tokens
     parts: dict[str, Any] = {}
@@ -195,7 +195,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
         "schema": manifest.schema,
         "model": manifest.model,
         "vocabulary_hash": manifest.vocabulary_hash,
-        "mechanism": mechanism_to_json(manifest.mechanism),
+        "mechanism": dump_mechanism(manifest.mechanism),
         "randomness": {
             "source": manifest.randomness.source,
             "insecure_seed": manifest.randomness.insecure_seed,
@@ -206,7 +206,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
             "fixed": None if plain.fixed is None else list(plain.fixed),
         },
         "labels": None if manifest.labels is None else list(manifest.labels),
-        "label_privacy": None if manifest.label_privacy is None else _label_privacy_to_json(manifest.label_privacy),
+        "label_privacy": None if manifest.label_privacy is None else _dump_label_privacy(manifest.label_privacy),
         **parts,
         "records": manifest.records,
         "tokens": manifest.tokens,
@@ -215,7 +215,7 @@ def manifest_to_json(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
+def parse_manifest(value: Mapping[str, Any]) -> Manifest:
     """The manifest in a JSON object, or a refusal.
 
     Raises:
@@ -244,30 +244,34 @@ def manifest_from_json(value: Mapping[str, Any]) -> Manifest:
     }
     if schema == SCHEMA_OF_PARTS:
         names |= {"pairs", "targets"}
-    exact_fields(value, required=names | {"tokens", "records_sha256", "created_by"}, optional=set(), what=what)
-    pairs = field(value, "pairs", bool, what=what) if schema == SCHEMA_OF_PARTS else False
-    targets = _targets(value["targets"]) if schema == SCHEMA_OF_PARTS else None
+    check_fields(value, required=names | {"tokens", "records_sha256", "created_by"}, optional=set(), what=what)
+    pairs = read_field(value, "pairs", bool, what=what) if schema == SCHEMA_OF_PARTS else False
+    targets = _parse_targets(value["targets"]) if schema == SCHEMA_OF_PARTS else None
     if schema == SCHEMA_OF_PARTS and not pairs and targets is None:
         raise WireError(f"the manifest must be of schema {SCHEMA!r} when records have one text; write the file again")
     labels = None if value["labels"] is None else read_labels(value, what=what)
-    hidden = None if value["label_privacy"] is None else _label_privacy(field(value, "label_privacy", dict, what=what))
+    hidden = (
+        None
+        if value["label_privacy"] is None
+        else _parse_label_privacy(read_field(value, "label_privacy", dict, what=what))
+    )
     if hidden is not None and (labels is None or len(labels) < 2):
         raise WireError("the manifest must name at least two labels when it says how labels were privatized")
-    digest = field(value, "records_sha256", str, what=what)
+    digest = read_field(value, "records_sha256", str, what=what)
     if not _SHA256.fullmatch(digest):
         raise WireError(f"{what} must have records_sha256 as 64 hexadecimal digits; write the file again")
     return Manifest(
-        model=name_field(value, "model", what=what),
-        vocabulary_hash=name_field(value, "vocabulary_hash", what=what),
-        mechanism=mechanism_from_json(field(value, "mechanism", dict, what=what)),
-        randomness=_randomness(field(value, "randomness", dict, what=what)),
-        plain_tokens=_plain_tokens(field(value, "plain_tokens", dict, what=what)),
+        model=read_name(value, "model", what=what),
+        vocabulary_hash=read_name(value, "vocabulary_hash", what=what),
+        mechanism=parse_mechanism(read_field(value, "mechanism", dict, what=what)),
+        randomness=_parse_randomness(read_field(value, "randomness", dict, what=what)),
+        plain_tokens=_parse_plain_tokens(read_field(value, "plain_tokens", dict, what=what)),
         labels=labels,
         label_privacy=hidden,
-        records=count_field(value, "records", what=what),
-        tokens=count_field(value, "tokens", what=what),
+        records=read_count(value, "records", what=what),
+        tokens=read_count(value, "tokens", what=what),
         records_sha256=digest,
-        created_by=name_field(value, "created_by", what=what),
+        created_by=read_name(value, "created_by", what=what),
         pairs=pairs,
         targets=targets,
     )
@@ -288,7 +292,7 @@ def read_labels(value: Mapping[str, Any], *, what: str) -> tuple[str, ...]:
     return tuple(labels)
 
 
-def _targets(value: Any) -> Targets | None:
+def _parse_targets(value: Any) -> Targets | None:
     for known in _TARGETS:
         if value == known:
             return known
@@ -297,16 +301,16 @@ def _targets(value: Any) -> Targets | None:
     return None
 
 
-def mechanism_to_json(setting: MechanismSetting) -> dict[str, Any]:
+def dump_mechanism(setting: MechanismSetting) -> dict[str, Any]:
     """A mechanism as plain JSON values."""
     return {"name": setting.name, "parameters": dict(setting.parameters)}
 
 
-def mechanism_from_json(value: Mapping[str, Any]) -> MechanismSetting:
-    """The mechanism in a JSON object. Raises as `manifest_from_json`."""
+def parse_mechanism(value: Mapping[str, Any]) -> MechanismSetting:
+    """The mechanism in a JSON object. Raises as `parse_manifest`."""
     what = "the mechanism"
-    exact_fields(value, required={"name", "parameters"}, optional=set(), what=what)
-    parameters = field(value, "parameters", dict, what=what)
+    check_fields(value, required={"name", "parameters"}, optional=set(), what=what)
+    parameters = read_field(value, "parameters", dict, what=what)
     if len(parameters) > MOST_PARAMETERS or not all(map(_PARAMETER_NAME.fullmatch, parameters)):
         raise WireError(
             f"{what} must have at most {MOST_PARAMETERS} parameters, named by small letters, digits and underscores"
@@ -315,37 +319,37 @@ def mechanism_from_json(value: Mapping[str, Any]) -> MechanismSetting:
         raise WireError(f"{what} must have numbers, words or true/false as parameters")
     for name, item in parameters.items():
         if type(item) is str:
-            name_field(parameters, name, what=f"a parameter of {what}")
+            read_name(parameters, name, what=f"a parameter of {what}")
     if "eta" not in parameters:
         raise WireError(f"{what} must state eta; a file without a guarantee is not accepted")
     check_eta(parameters["eta"])
-    return MechanismSetting(name=name_field(value, "name", what=what), parameters=parameters)
+    return MechanismSetting(name=read_name(value, "name", what=what), parameters=parameters)
 
 
-def _randomness(value: Mapping[str, Any]) -> Randomness:
+def _parse_randomness(value: Mapping[str, Any]) -> Randomness:
     what = "the manifest's randomness"
-    exact_fields(value, required={"source", "insecure_seed"}, optional=set(), what=what)
-    seed = None if value["insecure_seed"] is None else count_field(value, "insecure_seed", what=what)
-    return Randomness(source=name_field(value, "source", what=what), insecure_seed=seed)
+    check_fields(value, required={"source", "insecure_seed"}, optional=set(), what=what)
+    seed = None if value["insecure_seed"] is None else read_count(value, "insecure_seed", what=what)
+    return Randomness(source=read_name(value, "source", what=what), insecure_seed=seed)
 
 
-def _label_privacy_to_json(hidden: LabelPrivacy) -> dict[str, Any]:
+def _dump_label_privacy(hidden: LabelPrivacy) -> dict[str, Any]:
     return {"mechanism": hidden.mechanism, "epsilon": float(hidden.epsilon)}
 
 
-def _label_privacy(value: Mapping[str, Any]) -> LabelPrivacy:
+def _parse_label_privacy(value: Mapping[str, Any]) -> LabelPrivacy:
     what = "the manifest's label privacy"
-    exact_fields(value, required={"mechanism", "epsilon"}, optional=set(), what=what)
+    check_fields(value, required={"mechanism", "epsilon"}, optional=set(), what=what)
     return LabelPrivacy(
-        mechanism=field(value, "mechanism", str, what=what), epsilon=field(value, "epsilon", float, what=what)
+        mechanism=read_field(value, "mechanism", str, what=what), epsilon=read_field(value, "epsilon", float, what=what)
     )
 
 
-def _plain_tokens(value: Mapping[str, Any]) -> PlainTokens:
+def _parse_plain_tokens(value: Mapping[str, Any]) -> PlainTokens:
     what = "the manifest's plain tokens"
-    exact_fields(value, required={"count", "pool", "fixed"}, optional=set(), what=what)
-    count, pool = count_field(value, "count", what=what, most=MOST_PLAIN_TOKENS), id_tuple(value, "pool", what=what)
-    fixed = None if value["fixed"] is None else id_tuple(value, "fixed", what=what)
+    check_fields(value, required={"count", "pool", "fixed"}, optional=set(), what=what)
+    count, pool = read_count(value, "count", what=what, most=MOST_PLAIN_TOKENS), read_ids(value, "pool", what=what)
+    fixed = None if value["fixed"] is None else read_ids(value, "fixed", what=what)
     if count > 0 and not pool:
         raise WireError(f"{what} must come from a pool, got count={count} and a pool of {len(pool)}")
     if len(set(pool)) != len(pool):

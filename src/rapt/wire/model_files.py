@@ -41,7 +41,7 @@ _NEVER_OUT: Final = re.compile(
 _AROUND: Final = {"BertProcessing": 2, "RobertaProcessing": 2, "ByteLevel": 0}
 
 
-def eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
+def find_eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
     """Sorted ids of the tokens that may be an output and have a row in the table of `rows` rows.
 
     Raises:
@@ -49,7 +49,7 @@ def eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
     """
     description = _parse(tokenizer_json)
     try:
-        named = _named_tokens(description["model"]["vocab"])
+        named = _list_tokens(description["model"]["vocab"])
         added = [(item["id"], item["content"], item["special"]) for item in description.get("added_tokens") or []]
         byte_level = _is_byte_level(description)
         kept = {
@@ -69,19 +69,19 @@ def eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
     return np.array(sorted(kept), dtype=np.int64)
 
 
-def special_tokens(tokenizer_json: bytes) -> int:
+def count_special_tokens(tokenizer_json: bytes) -> int:
     """How many special tokens the tokenizer puts around one text: BERT 2, T5 1, GPT-2 0, Llama 1.
 
     Raises:
         VocabularyError: The bytes are not a tokenizer, or its post-processor is of an unknown type.
     """
     try:
-        return _around(_parse(tokenizer_json).get("post_processor"))
+        return _count_around(_parse(tokenizer_json).get("post_processor"))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _not_a_tokenizer() from None
 
 
-def control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]:
+def find_control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]:
     """The ids of special tokens but the unknown one, and the id of the unknown token, None where there is none.
 
     Raises:
@@ -93,14 +93,14 @@ def control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]:
         special = {item["id"] for item in description.get("added_tokens") or [] if item["special"]}
         unknown = model.get("unk_id")
         if unknown is None and model.get("unk_token") is not None:
-            unknown = dict(_named_tokens(model["vocab"])).get(model["unk_token"])
+            unknown = dict(_list_tokens(model["vocab"])).get(model["unk_token"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         raise _not_a_tokenizer() from None
     return frozenset(special - {unknown}), unknown
 
 
 @contextmanager
-def no_panic() -> Iterator[None]:
+def catch_panic() -> Iterator[None]:
     """Make a panic of the library of tokenizers, which no `except Exception` sees, an error without its message.
 
     A damaged `tokenizer.json` brings one about: a table of characters that points outside of itself, for one.
@@ -129,19 +129,19 @@ def _not_a_tokenizer() -> VocabularyError:
     return VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again")
 
 
-def _named_tokens(vocab: Any) -> Iterator[tuple[str, int]]:
+def _list_tokens(vocab: Any) -> Iterator[tuple[str, int]]:
     """Tokens and ids: a dict in WordPiece, BPE and WordLevel, a list of (token, score) in Unigram."""
     if isinstance(vocab, dict):
         return iter(vocab.items())
     return ((item[0], position) for position, item in enumerate(vocab))
 
 
-def _around(processor: Mapping[str, Any] | None) -> int:
+def _count_around(processor: Mapping[str, Any] | None) -> int:
     if processor is None:
         return 0
     kind = processor["type"]
     if kind == "Sequence":
-        return sum(_around(part) for part in processor["processors"])
+        return sum(_count_around(part) for part in processor["processors"])
     if kind == "TemplateProcessing":
         named = [piece["SpecialToken"]["id"] for piece in processor["single"] if "SpecialToken" in piece]
         return sum(len(processor["special_tokens"][name]["ids"]) for name in named)
@@ -160,14 +160,14 @@ def _is_byte_level(description: Mapping[str, Any]) -> bool:
     return False
 
 
-def _byte_alphabet() -> dict[str, int]:
+def _make_byte_alphabet() -> dict[str, int]:
     """The character that stands for each byte: itself where it can be seen, else the next one from 256 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(rest)}
 
 
-_BYTES: Final = _byte_alphabet()
+_BYTES: Final = _make_byte_alphabet()
 
 
 def _is_broken(token: str) -> bool:
@@ -217,20 +217,20 @@ def read_table(folder: Path) -> NDArray[np.float32]:
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
         with whole.open("rb") as stream:
-            header, start = _header(stream)
-            name = table_name([key for key in header if key != "__metadata__"])
-            return _read(stream, _place(header[name], start=start, size=whole.stat().st_size))
-    shards = _weight_map(index)
-    name = table_name(list(shards))
+            header, start = _read_header(stream)
+            name = find_table_name([key for key in header if key != "__metadata__"])
+            return _read_place(stream, _find_place(header[name], start=start, size=whole.stat().st_size))
+    shards = _read_weight_map(index)
+    name = find_table_name(list(shards))
     path = folder / shards[name]
     with path.open("rb") as stream:
-        header, start = _header(stream)
+        header, start = _read_header(stream)
         if name not in header:
             raise VocabularyError(f"{path.name} must hold the table that the index promises; fetch the model again")
-        return _read(stream, _place(header[name], start=start, size=path.stat().st_size))
+        return _read_place(stream, _find_place(header[name], start=start, size=path.stat().st_size))
 
 
-def table_name(names: list[str]) -> str:
+def find_table_name(names: list[str]) -> str:
     """The name of the input embedding table among the tensors of a model.
 
     Raises:
@@ -250,7 +250,7 @@ def table_name(names: list[str]) -> str:
     )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def _read_weight_map(index: Path) -> dict[str, str]:
     try:
         shards = parse_object(index.read_bytes(), what=index.name)["weight_map"]
         # A shard lies beside its index: a name that leads elsewhere is not followed.
@@ -262,7 +262,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     raise VocabularyError(f"{index.name} must map each weight to a file beside it; fetch the model again")
 
 
-def _header(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
+def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where its data begins."""
     length = int.from_bytes(stream.read(8), "little")
     raw = stream.read(length) if 0 < length <= _MOST_HEADER_BYTES else b""
@@ -274,7 +274,7 @@ def _header(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
         raise _damaged() from None
 
 
-def _place(entry: Any, *, start: int, size: int) -> _Place:
+def _find_place(entry: Any, *, start: int, size: int) -> _Place:
     try:
         item_type, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
@@ -292,7 +292,7 @@ def _place(entry: Any, *, start: int, size: int) -> _Place:
     return _Place(item_type=item_type, rows=shape[0], width=shape[1], start=start + begin)
 
 
-def _read(stream: IO[bytes], place: _Place) -> NDArray[np.float32]:
+def _read_place(stream: IO[bytes], place: _Place) -> NDArray[np.float32]:
     table = np.empty((place.rows, place.width), dtype=np.float32)
     flat = table.reshape(-1)
     stream.seek(place.start)

@@ -3,7 +3,7 @@
 A file is a manifest line, then one record a line, as token ids: ids and not words, because decoding and tokenizing
 again changes ids. A query is a manifest with some records in one JSON value. The manifest counts the records and has
 the digest of their lines, so that a file that was cut off or edited is refused. A whole file is a valid query as it
-stands, and any part of one is after `seal`. `privatized_writer` writes the file.
+stands, and any part of one is after `seal_manifest`. `privatized_writer` writes the file.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from dataclasses import field as field_of
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from rapt.errors import CorpusError, WireError, record_at
-from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
-from rapt.wire.strict_json import dump, exact_fields, field, id_tuple, parse_document
+from rapt.errors import CorpusError, WireError, name_record
+from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
+from rapt.wire.strict_json import check_fields, dump_line, parse_document, read_field, read_ids
 
 # A text of a record that may have gone through the mechanism.
 PrivatizedPart = Literal["first", "second", "target"]
@@ -56,7 +56,7 @@ class RecordLines:
     Attributes:
         lines: One line of ASCII JSON for each record.
         records: How many they are.
-        tokens: How many tokens of them went through the mechanism; see `privatized_tokens`.
+        tokens: How many tokens of them went through the mechanism; see `count_privatized_tokens`.
     """
 
     lines: bytes
@@ -64,7 +64,7 @@ class RecordLines:
     tokens: int
 
 
-def record_lines(records: Sequence[PrivatizedRecord], manifest: Manifest, *, first_position: int) -> RecordLines:
+def write_record_lines(records: Sequence[PrivatizedRecord], manifest: Manifest, *, first_position: int) -> RecordLines:
     """The lines of these records, each checked against the manifest.
 
     Args:
@@ -78,39 +78,39 @@ def record_lines(records: Sequence[PrivatizedRecord], manifest: Manifest, *, fir
     for position, record in enumerate(records, first_position):
         check_record(record, manifest, position=position)
     return RecordLines(
-        lines="".join(f"{dump(_record_to_json(record))}\n" for record in records).encode("ascii"),
+        lines="".join(f"{dump_line(_dump_record(record))}\n" for record in records).encode("ascii"),
         records=len(records),
-        tokens=sum(privatized_tokens(record, manifest) for record in records),
+        tokens=sum(count_privatized_tokens(record, manifest) for record in records),
     )
 
 
-def privatized_tokens(record: PrivatizedRecord, manifest: Manifest) -> int:
+def count_privatized_tokens(record: PrivatizedRecord, manifest: Manifest) -> int:
     """How many tokens of a record went through the mechanism: those of its texts, plain tokens not counted."""
     targets = len(record.target_ids or ()) if manifest.targets == "privatized" else 0
     return len(record.token_ids) + len(record.second_token_ids or ()) + targets
 
 
-def privatized_parts(manifest: Manifest) -> tuple[PrivatizedPart, ...]:
+def list_privatized_parts(manifest: Manifest) -> tuple[PrivatizedPart, ...]:
     """Which texts of each record of a file went through the mechanism: all but a target that was declared public."""
     second: tuple[PrivatizedPart, ...] = ("second",) if manifest.pairs else ()
     target: tuple[PrivatizedPart, ...] = ("target",) if manifest.targets == "privatized" else ()
     return ("first", *second, *target)
 
 
-def privatized_texts(record: PrivatizedRecord, manifest: Manifest) -> tuple[tuple[int, ...], ...]:
-    """The texts of a record that went through the mechanism, in the order of `privatized_parts`."""
+def list_privatized_texts(record: PrivatizedRecord, manifest: Manifest) -> tuple[tuple[int, ...], ...]:
+    """The texts of a record that went through the mechanism, in the order of `list_privatized_parts`."""
     texts: dict[PrivatizedPart, tuple[int, ...] | None] = {
         "first": record.token_ids,
         "second": record.second_token_ids,
         "target": record.target_ids,
     }
-    return tuple(texts[part] or () for part in privatized_parts(manifest))
+    return tuple(texts[part] or () for part in list_privatized_parts(manifest))
 
 
 def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
     """Refuse a record that contradicts its manifest: labels out of range, plain tokens missing or unexpected."""
     plain = manifest.plain_tokens
-    what = record_at(position)
+    what = name_record(position)
     if manifest.labels is None and record.label is not None:
         raise WireError(f"{what} must have no label, because the manifest names none")
     if manifest.labels is not None and (record.label is None or not 0 <= record.label < len(manifest.labels)):
@@ -134,28 +134,28 @@ def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int)
         raise WireError(f"{what} must have {wanted} target, as the manifest says")
 
 
-def record_from_json(value: dict[str, Any], *, position: int) -> PrivatizedRecord:
+def parse_record(value: dict[str, Any], *, position: int) -> PrivatizedRecord:
     """The record in a JSON object. Raises `WireError` for a missing, unknown or mistyped field."""
-    what = record_at(position)
-    exact_fields(
+    what = name_record(position)
+    check_fields(
         value,
         required={"token_ids"},
         optional={"label", "privatized_plain_tokens", "plain_tokens", "second_token_ids", "target_ids"},
         what=what,
     )
     return PrivatizedRecord(
-        token_ids=id_tuple(value, "token_ids", what=what),
-        label=field(value, "label", int, what=what) if value.get("label") is not None else None,
+        token_ids=read_ids(value, "token_ids", what=what),
+        label=read_field(value, "label", int, what=what) if value.get("label") is not None else None,
         privatized_plain_tokens=(
-            id_tuple(value, "privatized_plain_tokens", what=what) if "privatized_plain_tokens" in value else ()
+            read_ids(value, "privatized_plain_tokens", what=what) if "privatized_plain_tokens" in value else ()
         ),
-        plain_tokens=id_tuple(value, "plain_tokens", what=what) if "plain_tokens" in value else None,
-        second_token_ids=id_tuple(value, "second_token_ids", what=what) if "second_token_ids" in value else None,
-        target_ids=id_tuple(value, "target_ids", what=what) if "target_ids" in value else None,
+        plain_tokens=read_ids(value, "plain_tokens", what=what) if "plain_tokens" in value else None,
+        second_token_ids=read_ids(value, "second_token_ids", what=what) if "second_token_ids" in value else None,
+        target_ids=read_ids(value, "target_ids", what=what) if "target_ids" in value else None,
     )
 
 
-def _record_to_json(record: PrivatizedRecord) -> dict[str, Any]:
+def _dump_record(record: PrivatizedRecord) -> dict[str, Any]:
     value: dict[str, Any] = {"token_ids": record.token_ids}
     if record.label is not None:
         value["label"] = record.label
@@ -202,18 +202,18 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
             "the first line must be one JSON object, the manifest; the file is not a privatized one or is damaged: "
             "run `rapt privatize` to make one"
         ) from None
-    manifest = manifest_from_json(described)
+    manifest = parse_manifest(described)
     yield manifest
     digest, records, tokens = hashlib.sha256(), 0, 0
     for line in stream:
         if len(line) > MAX_LINE_BYTES:
-            raise WireError(f"{record_at(records)} must be at most {MAX_LINE_BYTES} bytes, got {len(line)}")
-        record = record_from_json(parse_document(line, what=record_at(records)), position=records)
+            raise WireError(f"{name_record(records)} must be at most {MAX_LINE_BYTES} bytes, got {len(line)}")
+        record = parse_record(parse_document(line, what=name_record(records)), position=records)
         check_record(record, manifest, position=records)
         yield record
         digest.update(line)
         records += 1
-        tokens += privatized_tokens(record, manifest)
+        tokens += count_privatized_tokens(record, manifest)
     if (records, tokens) != (manifest.records, manifest.tokens):
         raise WireError(
             f"a privatized file must hold what its manifest counts, got {records} of {manifest.records} records; "
@@ -226,7 +226,7 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
         )
 
 
-def bounded_lines(stream: IO[bytes]) -> Iterator[bytes]:
+def read_bounded_lines(stream: IO[bytes]) -> Iterator[bytes]:
     """Lines of at most one byte more than a record may have, so that a file of one endless line fills no memory."""
     while line := stream.readline(MAX_LINE_BYTES + 1):
         yield line
@@ -271,34 +271,34 @@ def read_manifest(path: Path | str) -> Manifest:
 def _open(path: Path | str) -> Iterator[Iterator[bytes]]:
     try:
         with Path(path).open("rb") as stream:
-            yield bounded_lines(stream)
+            yield read_bounded_lines(stream)
     except OSError as error:
         raise CorpusError(
             f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
         ) from None
 
 
-def without_labels(file: PrivatizedFile) -> PrivatizedFile:
+def remove_labels(file: PrivatizedFile) -> PrivatizedFile:
     """The same texts with no label and no target: a prediction needs none, so none is sent."""
     manifest = replace(file.manifest, labels=None, label_privacy=None, targets=None)
     records = tuple(replace(record, label=None, target_ids=None) for record in file.records)
-    return PrivatizedFile(manifest=seal(manifest, records), records=records)
+    return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
 
 
-def seal(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
+def seal_manifest(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
     """The manifest with the counts and the digest of these records.
 
     Raises:
         WireError: A record contradicts the manifest.
     """
-    return _count(manifest, record_lines(records, manifest, first_position=0))
+    return _count(manifest, write_record_lines(records, manifest, first_position=0))
 
 
-def query_to_json(file: PrivatizedFile) -> dict[str, Any]:
+def dump_query(file: PrivatizedFile) -> dict[str, Any]:
     """A manifest and its records as plain JSON values."""
-    lines = record_lines(file.records, file.manifest, first_position=0)
+    lines = write_record_lines(file.records, file.manifest, first_position=0)
     return {
-        "manifest": manifest_to_json(_count(file.manifest, lines)),
+        "manifest": dump_manifest(_count(file.manifest, lines)),
         "records": [parse_document(line, what="a record") for line in lines.lines.splitlines()],
     }
 
@@ -308,16 +308,16 @@ def _count(manifest: Manifest, lines: RecordLines) -> Manifest:
     return replace(manifest, records=lines.records, tokens=lines.tokens, records_sha256=digest)
 
 
-def query_from_json(manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> PrivatizedFile:
+def parse_query(manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> PrivatizedFile:
     """The query in two JSON values, checked as a file is.
 
     Raises:
         WireError: Something is malformed, of an unknown version, or not what the manifest counts.
         MechanismError: eta is not a finite number above 0.
     """
-    stated = manifest_from_json(manifest)
-    parsed = tuple(record_from_json(dict(record), position=position) for position, record in enumerate(records))
-    counted = seal(stated, parsed)
+    stated = parse_manifest(manifest)
+    parsed = tuple(parse_record(dict(record), position=position) for position, record in enumerate(records))
+    counted = seal_manifest(stated, parsed)
     if (counted.records, counted.tokens) != (stated.records, stated.tokens):
         raise WireError(
             f"a query must hold what its manifest counts, got {counted.records} of {stated.records} records and "

@@ -15,20 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final
 
-from rapt.errors import CorpusError, UsageError, WireError, record_at
+from rapt.errors import CorpusError, UsageError, WireError, name_record
 from rapt.whole_files import check_target, flush, open_alone, put_in_place
-from rapt.wire.manifest import Manifest, manifest_from_json, manifest_to_json
+from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
     PrivatizedRecord,
     RecordLines,
-    bounded_lines,
     check_record,
-    privatized_tokens,
-    record_from_json,
-    record_lines,
+    count_privatized_tokens,
+    parse_record,
+    read_bounded_lines,
+    write_record_lines,
 )
-from rapt.wire.strict_json import dump, parse_document
+from rapt.wire.strict_json import dump_line, parse_document
 
 # Two counts of up to 19 digits are filled in when the file is whole; the line is padded with spaces until then.
 _ROOM_FOR_COUNTS: Final = 40
@@ -50,14 +50,14 @@ class PrivatizedFileWriter:
         self._digest = hashlib.sha256()
         self._records = 0
         self._tokens = 0
-        empty = dump(manifest_to_json(_without_counts(manifest))).encode("ascii")
+        empty = dump_line(dump_manifest(_remove_counts(manifest))).encode("ascii")
         self._width = len(empty) + _ROOM_FOR_COUNTS
         first = stream.readline(MAX_LINE_BYTES)
         if not first.endswith(b"\n"):
             stream.seek(0)
             stream.truncate()
             stream.write(empty.ljust(self._width) + b"\n")
-        elif unfinished_manifest([first]) != _without_counts(manifest):
+        elif parse_unfinished_manifest([first]) != _remove_counts(manifest):
             raise WireError(
                 "an unfinished output must be continued with the settings it was begun with, got others; "
                 "repeat them, or remove its .partial file to begin again"
@@ -72,15 +72,15 @@ class PrivatizedFileWriter:
             WireError: A whole line is damaged.
         """
         start = self._stream.tell()
-        for line in bounded_lines(self._stream):
+        for line in read_bounded_lines(self._stream):
             if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
                 break
-            record = record_from_json(
-                parse_document(line, what=f"{record_at(self._records)} of the unfinished output"),
+            record = parse_record(
+                parse_document(line, what=f"{name_record(self._records)} of the unfinished output"),
                 position=self._records,
             )
             check_record(record, self._manifest, position=self._records)
-            tokens = privatized_tokens(record, self._manifest)
+            tokens = count_privatized_tokens(record, self._manifest)
             self._count(RecordLines(lines=line, records=1, tokens=tokens))
             start += len(line)
             yield record
@@ -93,10 +93,10 @@ class PrivatizedFileWriter:
         Raises:
             WireError: The record contradicts the manifest.
         """
-        self.append(record_lines([record], self._manifest, first_position=self._records))
+        self.append(write_record_lines([record], self._manifest, first_position=self._records))
 
     def append(self, encoded: RecordLines) -> None:
-        """Append the lines of records that were checked against this manifest, as `record_lines` makes them."""
+        """Append the lines of records that were checked against this manifest, as `write_record_lines` makes them."""
         self._stream.write(encoded.lines)
         self._count(encoded)
 
@@ -113,7 +113,7 @@ class PrivatizedFileWriter:
             records_sha256=self._digest.hexdigest(),
         )
         self._stream.seek(0)
-        self._stream.write(dump(manifest_to_json(manifest)).encode("ascii").ljust(self._width))
+        self._stream.write(dump_line(dump_manifest(manifest)).encode("ascii").ljust(self._width))
         return manifest
 
     def _count(self, encoded: RecordLines) -> None:
@@ -145,8 +145,8 @@ def write_privatized_file(
     """
     path = Path(path)
     # Before anything is drawn and paid for.
-    manifest_from_json(manifest_to_json(_without_counts(manifest)))
-    partial = partial_path(path)
+    parse_manifest(dump_manifest(_remove_counts(manifest)))
+    partial = name_partial(path)
     try:
         check_target(path, overwrite=overwrite)
         with open_alone(partial) as stream:
@@ -186,7 +186,7 @@ def _check_unfinished(stream: IO[bytes], partial: Path, *, resume: bool, overwri
         )
 
 
-def partial_path(path: Path) -> Path:
+def name_partial(path: Path) -> Path:
     """Where a file is while it is not whole."""
     return path.with_name(path.name + ".partial")
 
@@ -199,8 +199,8 @@ def read_unfinished_manifest(path: Path) -> Manifest | None:
         WireError: It is damaged.
     """
     try:
-        with partial_path(path).open("rb") as stream:
-            return unfinished_manifest(bounded_lines(stream))
+        with name_partial(path).open("rb") as stream:
+            return parse_unfinished_manifest(read_bounded_lines(stream))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -209,13 +209,13 @@ def read_unfinished_manifest(path: Path) -> Manifest | None:
         ) from None
 
 
-def unfinished_manifest(lines: Iterable[bytes]) -> Manifest | None:
+def parse_unfinished_manifest(lines: Iterable[bytes]) -> Manifest | None:
     """The manifest in the first of the lines, its counts taken out; None if that line was cut off."""
     first = next(iter(lines), b"")
     if not first.endswith(b"\n"):
         return None
-    return _without_counts(manifest_from_json(parse_document(first, what="the manifest of an unfinished output")))
+    return _remove_counts(parse_manifest(parse_document(first, what="the manifest of an unfinished output")))
 
 
-def _without_counts(manifest: Manifest) -> Manifest:
+def _remove_counts(manifest: Manifest) -> Manifest:
     return replace(manifest, records=0, tokens=0, records_sha256="0" * 64)

@@ -74,16 +74,16 @@ def parse_json(raw: str | bytes, *, what: str, most_fields: int = MOST_FIELDS) -
 
 def parse_document(raw: str | bytes, *, what: str) -> dict[str, Any]:
     """One JSON object within the limits of `parse_json`. Raises as that."""
-    return _object(parse_json(raw, what=what), what=what)
+    return _check_object(parse_json(raw, what=what), what=what)
 
 
 def parse_object(line: str | bytes, *, what: str) -> dict[str, Any]:
     """One JSON object of a user's own; duplicate keys, NaN and other values that JSON does not have are refused."""
     try:
-        value = json.loads(line, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(line, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         raise WireError(f"{what} must be one JSON object; the file is damaged or of another kind") from None
-    return _object(value, what=what)
+    return _check_object(value, what=what)
 
 
 def check_json(value: Any, *, what: str) -> None:
@@ -96,7 +96,7 @@ def is_text(value: str) -> bool:
     return _NO_TEXT.search(value) is None
 
 
-def exact_fields(value: Mapping[str, Any], *, required: set[str], optional: set[str], what: str) -> None:
+def check_fields(value: Mapping[str, Any], *, required: set[str], optional: set[str], what: str) -> None:
     """Refuse a missing field, and a field that this version does not know."""
     if missing := sorted(required - value.keys()):
         raise WireError(f"{what} must have the field {missing[0]!r}; it was written by another version or cut off")
@@ -104,7 +104,7 @@ def exact_fields(value: Mapping[str, Any], *, required: set[str], optional: set[
         raise WireError(f"{what} has a field this version does not know; upgrade rapt, or write it again")
 
 
-def field(value: Mapping[str, Any], name: str, kind: type[T], *, what: str) -> T:
+def read_field(value: Mapping[str, Any], name: str, kind: type[T], *, what: str) -> T:
     """The field `name`, checked to be of exactly the type `kind` (a bool is not an int)."""
     found = value.get(name)
     if kind is float and type(found) is int and abs(found) <= LARGEST:
@@ -114,23 +114,23 @@ def field(value: Mapping[str, Any], name: str, kind: type[T], *, what: str) -> T
     return found
 
 
-def name_field(value: Mapping[str, Any], name: str, *, what: str, longest: int = LONGEST_NAME) -> str:
+def read_name(value: Mapping[str, Any], name: str, *, what: str, longest: int = LONGEST_NAME) -> str:
     """The field `name` as a text of one to `longest` letters on one line."""
-    found = field(value, name, str, what=what)
+    found = read_field(value, name, str, what=what)
     if not 0 < len(found) <= longest or not found.isprintable():
         raise WireError(f"{what} must have 1 to {longest} printable letters in {name}; write it again")
     return found
 
 
-def count_field(value: Mapping[str, Any], name: str, *, what: str, most: int = LARGEST) -> int:
+def read_count(value: Mapping[str, Any], name: str, *, what: str, most: int = LARGEST) -> int:
     """The field `name` as a whole number from 0 to `most`."""
-    found = field(value, name, int, what=what)
+    found = read_field(value, name, int, what=what)
     if not 0 <= found <= most:
         raise WireError(f"{what} must have {name} from 0 to {most}; write it again")
     return found
 
 
-def id_tuple(value: Mapping[str, Any], name: str, *, what: str) -> tuple[int, ...]:
+def read_ids(value: Mapping[str, Any], name: str, *, what: str) -> tuple[int, ...]:
     """The field `name` as a tuple of token ids."""
     found = value.get(name)
     if type(found) is not list:
@@ -140,12 +140,12 @@ def id_tuple(value: Mapping[str, Any], name: str, *, what: str) -> tuple[int, ..
     return tuple(found)
 
 
-def dump(value: Mapping[str, Any]) -> str:
+def dump_line(value: Mapping[str, Any]) -> str:
     """One line of JSON, keys in the given order, nothing but ASCII."""
     return _ENCODER.encode(value)
 
 
-def _object(value: Any, *, what: str) -> dict[str, Any]:
+def _check_object(value: Any, *, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WireError(f"{what} must be a JSON object, got {type(value).__name__}")
     return value
@@ -187,7 +187,7 @@ def _check_number(value: Any, *, what: str) -> None:
         raise WireError(f"{what} must have numbers that are finite and within 64 bits; correct them")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("duplicate key")
@@ -198,23 +198,26 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _fraction(written: str) -> float:
+def _parse_fraction(written: str) -> float:
     value = float(written)
     if len(written) > _LONGEST_FRACTION or not math.isfinite(value):
         raise ValueError("not a finite number of usual length")
     return value
 
 
-def _whole_number(written: str) -> int:
+def _parse_whole_number(written: str) -> int:
     if len(written) > _MOST_DIGITS + 2 or abs(value := int(written)) > LARGEST:
         raise ValueError("beyond 64 bits")
     return value
 
 
 _DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_fraction
+    object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant, parse_float=_parse_fraction
 )
 # Calls Python for every whole number.
 _SLOW_DECODER: Final = json.JSONDecoder(
-    object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_float=_fraction, parse_int=_whole_number
+    object_pairs_hook=_refuse_repeated_keys,
+    parse_constant=_refuse_constant,
+    parse_float=_parse_fraction,
+    parse_int=_parse_whole_number,
 )

@@ -21,9 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
-from rapt.whole_files import whole_folder
-from rapt.wire.model_files import eligible_ids, read_table, special_tokens
-from rapt.wire.strict_json import exact_fields, field, id_tuple, parse_object
+from rapt.whole_files import open_whole_folder
+from rapt.wire.model_files import count_special_tokens, find_eligible_ids, read_table
+from rapt.wire.strict_json import check_fields, parse_object, read_field, read_ids
 
 SCHEMA: Final = "rapt.vocabulary/1"
 TABLE: Final = "embeddings"
@@ -69,7 +69,7 @@ def make_bundle(
         )
     table = np.ascontiguousarray(embeddings)
     table.flags.writeable = False
-    eligible = eligible_ids(tokenizer_json, rows=len(table))
+    eligible = find_eligible_ids(tokenizer_json, rows=len(table))
     digest = hashlib.sha256()
     for part in (
         SCHEMA.encode(),
@@ -86,12 +86,12 @@ def make_bundle(
         embeddings=table,
         eligible=eligible,
         max_tokens=max_tokens,
-        special_tokens=special_tokens(tokenizer_json),
+        special_tokens=count_special_tokens(tokenizer_json),
         hash=f"sha256:{digest.hexdigest()}",
     )
 
 
-def bundle_from_model_directory(folder: Path, *, model: str) -> VocabularyBundle:
+def read_model_bundle(folder: Path, *, model: str) -> VocabularyBundle:
     """The bundle of a model in Hugging Face's layout; of the weights only the embedding table is read.
 
     BERT, T5, GPT-2 and Llama tables and their like; float32, float16 or bfloat16; one file or shards.
@@ -107,10 +107,12 @@ def bundle_from_model_directory(folder: Path, *, model: str) -> VocabularyBundle
         raise VocabularyError(
             f"model={model!r} must have config.json, tokenizer.json and model.safetensors; install it again"
         ) from None
-    return make_bundle(model=model, tokenizer_json=tokenizer_json, embeddings=table, max_tokens=longest_input(config))
+    return make_bundle(
+        model=model, tokenizer_json=tokenizer_json, embeddings=table, max_tokens=read_longest_input(config)
+    )
 
 
-def longest_input(config: Mapping[str, Any]) -> int:
+def read_longest_input(config: Mapping[str, Any]) -> int:
     """How many tokens a model takes by its `config.json`, special tokens included.
 
     Raises:
@@ -132,10 +134,10 @@ def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
         VocabularyError: The folder cannot be written.
     """
     try:
-        with whole_folder(folder) as partial:
+        with open_whole_folder(folder) as partial:
             (partial / "tokenizer.json").write_bytes(bundle.tokenizer_json)
             save_file({TABLE: np.asarray(bundle.embeddings)}, partial / "embeddings.safetensors")
-            (partial / "vocabulary.json").write_text(json.dumps(bundle_description(bundle)) + "\n", encoding="ascii")
+            (partial / "vocabulary.json").write_text(json.dumps(describe_bundle(bundle)) + "\n", encoding="ascii")
     except (OSError, SafetensorError) as error:
         raise VocabularyError(
             "the folder of a vocabulary must be writable, got "
@@ -143,7 +145,7 @@ def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
         ) from None
 
 
-def bundle_description(bundle: VocabularyBundle) -> dict[str, Any]:
+def describe_bundle(bundle: VocabularyBundle) -> dict[str, Any]:
     """What `vocabulary.json` says."""
     return {
         "schema": SCHEMA,
@@ -174,20 +176,20 @@ def read_bundle(folder: Path) -> VocabularyBundle:
         ) from None
     if described.get("schema") != SCHEMA:
         raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or fetch the bundle again")
-    exact_fields(
+    check_fields(
         described,
         required={"schema", "model", "hash", "shape", "max_tokens", "eligible"},
         optional=set(),
         what=what,
     )
     bundle = make_bundle(
-        model=field(described, "model", str, what=what),
+        model=read_field(described, "model", str, what=what),
         tokenizer_json=tokenizer_json,
         embeddings=table,
-        max_tokens=field(described, "max_tokens", int, what=what),
+        max_tokens=read_field(described, "max_tokens", int, what=what),
     )
-    check_hash(bundle, expected=field(described, "hash", str, what=what))
-    if id_tuple(described, "eligible", what=what) != tuple(bundle.eligible.tolist()):
+    check_hash(bundle, expected=read_field(described, "hash", str, what=what))
+    if read_ids(described, "eligible", what=what) != tuple(bundle.eligible.tolist()):
         raise VocabularyError("a vocabulary must list the eligible ids of its tokenizer; fetch the bundle again")
     return bundle
 
@@ -200,11 +202,11 @@ def check_hash(bundle: VocabularyBundle, *, expected: str) -> None:
     """
     if bundle.hash != expected:
         raise VocabularyError(
-            f"vocabulary hashes must be equal, got {short_hash(bundle.hash)}, promised {short_hash(expected)}; "
+            f"vocabulary hashes must be equal, got {shorten_hash(bundle.hash)}, promised {shorten_hash(expected)}; "
             "privatize with the vocabulary of the service's model"
         )
 
 
-def short_hash(full: str) -> str:
+def shorten_hash(full: str) -> str:
     """The first 12 hex digits of a `sha256:` hash, for people."""
     return full.removeprefix("sha256:")[:12]

@@ -20,7 +20,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import load_vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def real():
         labels=None, randomness=Randomness(source="a test")
     )
     records = tuple(PrivatizedRecord(token_ids=tuple(content)) for content in contents)
-    view = adversary_view(PrivatizedFile(manifest=seal(manifest, records), records=records), vocabulary.bundle)
+    view = adversary_view(PrivatizedFile(manifest=seal_manifest(manifest, records), records=records), vocabulary.bundle)
     return view, match_truth(view, contents), vocabulary
 
 

@@ -9,7 +9,7 @@ from rapt.audit.attacks.learned import DECODER
 from rapt.audit.language.networks import Decoder
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 
 ROWS = ("a", "funny", "film", "##s", "##making", "zwieback", ".")
 A, FUNNY, FILM, S, MAKING, ZWIEBACK, STOP = range(len(ROWS))
@@ -19,7 +19,7 @@ SOMETHING_ELSE = len(ROWS) + 1
 @pytest.fixture(scope="module")
 def decoder():
     try:
-        model_directory(DECODER)
+        find_model_folder(DECODER)
     except VocabularyError:
         pytest.skip("the weights of the decoder are not installed")
     return Decoder(ROWS, model=DECODER)

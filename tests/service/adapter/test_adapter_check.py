@@ -25,7 +25,7 @@ from rapt.service.tuning.tuner import ReconstructionConfig, tune
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS, pack_adapter, unpack_adapter
 from rapt.wire.manifest import MOST_LABELS, PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tuning_material import manifest_for
 
 CELLS = (
@@ -73,7 +73,7 @@ def files_of(tiny):
             epochs=1,
             reconstruction=None if method == LINEAR_PROBING else ReconstructionConfig(head_size=4),
         )
-        file = PrivatizedFile(manifest=seal(manifest, records), records=records)
+        file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
         return adapter_to_files(tune(backbone, file, config=config))
 
     return tuned

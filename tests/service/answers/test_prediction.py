@@ -22,7 +22,7 @@ from rapt.service.answers.rows import MAX_ROWS
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tuning_material import manifest_for, separable_file
 
 
@@ -269,7 +269,7 @@ def agreeing_file(backbone, *, records=64, seed=0):
         ]
         made.append(PrivatizedRecord(token_ids=texts[0], second_token_ids=texts[1], label=int(first == second)))
     manifest = dataclasses.replace(manifest_for(backbone), pairs=True)
-    return PrivatizedFile(manifest=seal(manifest, made), records=tuple(made))
+    return PrivatizedFile(manifest=seal_manifest(manifest, made), records=tuple(made))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from transformers import BertForMaskedLM, BertModel, GPT2LMHeadModel, LlamaForCa
 import tokenizer_zoo
 from closeness import assert_close
 from rapt.errors import UsageError, VocabularyError
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.frame import frame_of
@@ -240,7 +240,7 @@ def test_bert_tiny_fills_a_gap_as_the_library_does():
         backbone, prompt_lengths=[0], privatized_plain_tokens=[[]], texts=[ids], cues=[[backbone.frame.mask_id]]
     )
     logits = backbone.word_logits(encode_with_prompts(backbone, layout, None))
-    theirs = BertForMaskedLM.from_pretrained(str(model_directory("bert-tiny"))).eval()(input_ids=layout.token_ids)
+    theirs = BertForMaskedLM.from_pretrained(str(find_model_folder("bert-tiny"))).eval()(input_ids=layout.token_ids)
     assert_close(logits, theirs.logits, of=backbone)
 
 

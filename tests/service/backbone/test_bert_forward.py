@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel
 from transformers.utils import logging
 
 from closeness import assert_close
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.backbone import bert_forward
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.bert_forward import bert_forward_of
@@ -39,7 +39,7 @@ def pair(request, tmp_path_factory):
     """Ours and theirs: trained weights with old names, and random ones of another shape with new names."""
     name, dtype, multiple = request.param
     if name == "bert-tiny":
-        folder = model_directory("bert-tiny")
+        folder = find_model_folder("bert-tiny")
     else:
         folder = tmp_path_factory.mktemp("random")
         torch.manual_seed(3)

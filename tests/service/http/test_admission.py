@@ -13,10 +13,10 @@ from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
     PrivatizedFile,
     PrivatizedRecord,
-    query_from_json,
-    query_to_json,
-    seal,
-    without_labels,
+    dump_query,
+    parse_query,
+    remove_labels,
+    seal_manifest,
 )
 from running_service import save_privatized
 from tuning_material import manifest_for, separable_file
@@ -206,7 +206,7 @@ def card_of(file, **changes):
 
 
 def test_a_query_is_held_to_the_card_of_its_model(gate, training_file):
-    query = without_labels(training_file)
+    query = remove_labels(training_file)
     gate.admit_query(query, card=card_of(query))
     other = MechanismSetting(name="laplace", parameters={"eta": 61.0})
     with pytest.raises(UsageError, match=r"eta=61\.0, got another setting"):
@@ -220,7 +220,7 @@ def test_a_query_is_held_to_the_card_of_its_model(gate, training_file):
 def test_a_query_has_as_many_texts_a_record_as_the_training_text_had(gate, backbone):
     singles = separable_file(backbone, records=2)
     pairs = tuple(replace(record, second_token_ids=(2204,)) for record in singles.records)
-    paired = PrivatizedFile(manifest=seal(replace(singles.manifest, pairs=True), pairs), records=pairs)
+    paired = PrivatizedFile(manifest=seal_manifest(replace(singles.manifest, pairs=True), pairs), records=pairs)
     for query, other in ((singles, paired), (paired, singles)):
         gate.admit_query(query, card=card_of(query, training={"pairs": query.manifest.pairs}))
         gate.admit_query(query, card=card_of(query))  # a card of an earlier version does not say
@@ -235,13 +235,13 @@ def test_the_card_of_a_tuned_model_says_how_many_texts_a_record_has(backbone):
 
 
 def test_a_model_without_reconstruction_takes_queries_with_any_plain_tokens(gate, training_file):
-    gate.admit_query(without_labels(training_file), card=card_of(training_file, plain_tokens=0))
+    gate.admit_query(remove_labels(training_file), card=card_of(training_file, plain_tokens=0))
 
 
 def test_a_query_survives_json_and_has_no_labels(training_file):
-    query = without_labels(training_file)
-    value = query_to_json(query)
-    assert query_from_json(value["manifest"], value["records"]) == query
+    query = remove_labels(training_file)
+    value = dump_query(query)
+    assert parse_query(value["manifest"], value["records"]) == query
     assert value["manifest"]["labels"] is None
     assert not any("label" in record for record in value["records"])
 
@@ -249,19 +249,19 @@ def test_a_query_survives_json_and_has_no_labels(training_file):
 def test_a_part_of_a_file_is_a_query_once_sealed(backbone):
     whole = separable_file(backbone, records=10, plain=2)
     part = PrivatizedFile(manifest=whole.manifest, records=whole.records[3:5])
-    value = query_to_json(part)
+    value = dump_query(part)
     assert value["manifest"]["records"] == 2
-    assert query_from_json(value["manifest"], value["records"]).records == part.records
+    assert parse_query(value["manifest"], value["records"]).records == part.records
 
 
 def test_a_query_that_is_not_what_its_manifest_counts_is_refused(backbone):
-    value = query_to_json(separable_file(backbone, records=4))
+    value = dump_query(separable_file(backbone, records=4))
     with pytest.raises(WireError, match="3 of 4 records"):
-        query_from_json(value["manifest"], value["records"][:3])
+        parse_query(value["manifest"], value["records"][:3])
     swapped = [value["records"][1], value["records"][0], *value["records"][2:]]
     with pytest.raises(WireError, match="digest"):
-        query_from_json(value["manifest"], swapped)
+        parse_query(value["manifest"], swapped)
 
 
 def test_sealing_again_changes_nothing(training_file):
-    assert seal(training_file.manifest, training_file.records) == training_file.manifest
+    assert seal_manifest(training_file.manifest, training_file.records) == training_file.manifest

@@ -11,7 +11,7 @@ import pytest
 
 from closeness import assert_close
 from http_requests import done_job
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json, without_labels
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels
 from running_service import running_service, save_privatized, wait_until
 from tuning_material import manifest_for, separable_file
 
@@ -41,7 +41,7 @@ def test_many_tenants_at_once_get_the_answers_they_get_alone(http, models, backb
     bodies = []
     for number in range(8 * MODELS):
         file = separable_file(backbones["bert-tiny"], records=2, plain=4, fixed=True, seed=number)
-        bodies.append({"model": models[number % MODELS], **query_to_json(without_labels(file))})
+        bodies.append({"model": models[number % MODELS], **dump_query(remove_labels(file))})
 
     def ask(body):
         answer = http.post("/v1/classify", json=body)
@@ -61,7 +61,7 @@ def endless(backbone, model):
     """A request that keeps a small backbone busy for many seconds."""
     records = tuple(PrivatizedRecord(token_ids=(2204,) * 480, privatized_plain_tokens=()) for _ in range(4000))
     file = PrivatizedFile(manifest=manifest_for(backbone, labels=None), records=records)
-    return json.dumps({"model": model, **query_to_json(file)}).encode()
+    return json.dumps({"model": model, **dump_query(file)}).encode()
 
 
 def test_a_full_service_says_when_to_come_back_and_forgets_who_leaves(backbones, tmp_path, caplog):
@@ -73,7 +73,7 @@ def test_a_full_service_says_when_to_come_back_and_forgets_who_leaves(backbones,
     ):
         training = save_privatized(separable_file(backbone, records=32), tmp_path / "training.jsonl")
         (model,) = tuned_models(http, training, 1)
-        small = {"model": model, **query_to_json(without_labels(separable_file(backbone, records=2)))}
+        small = {"model": model, **dump_query(remove_labels(separable_file(backbone, records=2)))}
         host, port = url.removeprefix("http://").split(":")
         body = endless(backbone, model)
         head = (

@@ -14,8 +14,8 @@ from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.routes.answering import Prompt, texts_of
 from rapt.service.http.settings import load_settings
-from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedRecord, query_to_json, seal, without_labels
+from rapt.wire.manifest import dump_manifest
+from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone, write_tiny_model
 from tuning_material import manifest_for, separable_file
@@ -80,8 +80,8 @@ def texts_for(backbone, count=3):
 
 def privacy(backbone, prompts, **more):
     records = [PrivatizedRecord(token_ids=tuple(ids)) for ids in prompts]
-    manifest = seal(manifest_for(backbone, labels=None), records)
-    return {"rapt": {"manifest": manifest_to_json(manifest), **more}}
+    manifest = seal_manifest(manifest_for(backbone, labels=None), records)
+    return {"rapt": {"manifest": dump_manifest(manifest), **more}}
 
 
 def written(backbone, ids, *, most, seed=0):
@@ -104,14 +104,12 @@ def specials_in(backbone, tokens):
 
 def test_a_label_and_its_logprobs_come_as_a_completion(client, url, chooser, backbones):
     backbone = backbones["bert-tiny"]
-    file = without_labels(separable_file(backbone, records=5, seed=3))
+    file = remove_labels(separable_file(backbone, records=5, seed=3))
     prompts = [list(record.token_ids) for record in file.records]
     answer = client.completions.create(
         model=chooser[0], prompt=prompts, logprobs=2, extra_body=privacy(backbone, prompts)
     )
-    expected = httpx2.post(
-        f"{url}/v1/classify", json={"model": chooser[0], **query_to_json(file)}, trust_env=False
-    ).json()
+    expected = httpx2.post(f"{url}/v1/classify", json={"model": chooser[0], **dump_query(file)}, trust_env=False).json()
     assert (answer.object, answer.model, len(answer.choices)) == ("text_completion", chooser[0], 5)
     for choice, prediction in zip(answer.choices, expected["predictions"], strict=True):
         assert (choice.text, choice.finish_reason) == (prediction["label"], "stop")

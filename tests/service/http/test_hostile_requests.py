@@ -19,7 +19,7 @@ from hostile_documents import LONGEST_MESSAGE, MARKER, mutations_of
 from http_requests import done_job, error_of, job_body, upload
 from rapt.service.http.routes.answering import MOST_MODELS
 from rapt.service.http.routes.classify import MOST_PROBABILITIES
-from rapt.wire.privatized_file import PrivatizedFile, query_to_json, seal, without_labels
+from rapt.wire.privatized_file import PrivatizedFile, dump_query, remove_labels, seal_manifest
 from running_service import running_service
 
 CARD, WEIGHTS = "rapt.json", "adapter_model.safetensors"
@@ -59,7 +59,7 @@ def files(http, model):
 
 @pytest.fixture(scope="module")
 def query(training_file):
-    return query_to_json(without_labels(training_file))
+    return dump_query(remove_labels(training_file))
 
 
 def imported(http, files, **fields):
@@ -186,16 +186,16 @@ def test_an_answer_has_a_bound_before_anything_is_computed(http, files, training
     answer = imported(http, wide, labels=[str(number) for number in range(1000)])
     assert answer.status_code == 200, answer.text
     name = answer.json()["id"]
-    plain = without_labels(training_file)
+    plain = remove_labels(training_file)
     for count, status in ((2, 200), (MOST_PROBABILITIES // 1000 + 1, 413)):
         records = (plain.records * 10)[:count]
-        asked = PrivatizedFile(manifest=seal(plain.manifest, records), records=records)
-        found = http.post("/v1/classify", json={"model": name, **query_to_json(asked)})
+        asked = PrivatizedFile(manifest=seal_manifest(plain.manifest, records), records=records)
+        found = http.post("/v1/classify", json={"model": name, **dump_query(asked)})
         assert found.status_code == status
         # As completions, too: 4,096 prompts of 1,000 classes took 13 s, and a thread of everybody's for most of it.
         prompts = [list(record.token_ids) for record in records]
         rest = [{"privatized_plain_tokens": list(record.privatized_plain_tokens)} for record in records]
-        privacy = {"manifest": query_to_json(asked)["manifest"], "records": rest}
+        privacy = {"manifest": dump_query(asked)["manifest"], "records": rest}
         found = http.post("/v1/completions", json={"model": name, "prompt": prompts, "rapt": privacy, "logprobs": 2})
         assert found.status_code == status
     assert http.delete(f"/v1/models/{name}").status_code == 200
@@ -203,11 +203,13 @@ def test_an_answer_has_a_bound_before_anything_is_computed(http, files, training
 
 def test_the_models_of_a_request_fit_into_the_memory_for_adapters(http, files, training_file):
     names = [imported(http, files).json()["id"] for _ in range(6)]
-    plain = without_labels(training_file)
+    plain = remove_labels(training_file)
 
     def asked(models):
         records = plain.records[: len(models)]
-        manifest = query_to_json(PrivatizedFile(manifest=seal(plain.manifest, records), records=records))["manifest"]
+        manifest = dump_query(PrivatizedFile(manifest=seal_manifest(plain.manifest, records), records=records))[
+            "manifest"
+        ]
         rest = [{"privatized_plain_tokens": list(record.privatized_plain_tokens)} for record in records]
         prompts = [list(record.token_ids) for record in records]
         privacy = {"manifest": manifest, "records": rest, "models": models}

@@ -8,7 +8,7 @@ import pytest
 
 from http_requests import RUN, SECRET, error_of, job_body, upload
 from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from running_service import running_service, save_privatized
 from tuning_material import manifest_for
 
@@ -180,7 +180,7 @@ def test_a_validation_file_of_another_kind_is_refused_before_its_job_is_queued(
         records = tuple(replace(record, privatized_plain_tokens=()) for record in records)
     else:
         records = (replace(records[0], token_ids=(2204,) * 505), *records[1:])
-    other = PrivatizedFile(manifest=seal(manifest, records), records=records)
+    other = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
     validation = upload(http, save_privatized(other, tmp_path / "validation.jsonl")).json()["id"]
     training = upload(http, training_path).json()["id"]
     answer = http.post("/v1/fine_tuning/jobs", json=job_body(training) | {"validation_file": validation})

@@ -5,7 +5,7 @@ import pytest
 
 from closeness import assert_close
 from http_requests import SECRET, done_job, error_of, job_body, upload
-from rapt.wire.privatized_file import query_to_json, without_labels
+from rapt.wire.privatized_file import dump_query, remove_labels
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def tuned(service, training_path):
 
 @pytest.fixture(scope="module")
 def query(training_file):
-    return query_to_json(without_labels(training_file))
+    return dump_query(remove_labels(training_file))
 
 
 def test_a_tuned_model_shows_its_card_and_a_base_model_does_not(http, tuned):
@@ -48,7 +48,7 @@ def test_a_prediction_is_a_label_and_its_probabilities(http, tuned, query):
 
 
 def test_labels_of_queries_are_not_looked_at(http, tuned, query, training_file):
-    labelled = query_to_json(training_file)
+    labelled = dump_query(training_file)
     answers = [http.post("/v1/classify", json={"model": tuned, **value}).json() for value in (query, labelled)]
     assert answers[0] == answers[1]
 

@@ -3,7 +3,7 @@
 import openai
 import pytest
 
-from rapt.wire.privatized_file import query_to_json, without_labels
+from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import running_service, wait_until
 
 RUN = {"num_virtual_tokens": 4, "n_epochs": 3, "batch_size": 16, "reconstruction": {"weight": 0.1}}
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_asked_by_its_name_like_any_model(client, file, training
     listed = [item.id for item in client.models.list(extra_query={"limit": 1})]
     assert job.fine_tuned_model in listed
     assert not set(names) & set(listed)
-    query = query_to_json(without_labels(training_file))
+    query = dump_query(remove_labels(training_file))
 
     def answer(model):
         return client.completions.create(

@@ -18,8 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json, seal, without_labels
+from rapt.wire.manifest import dump_manifest
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, wait_until
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
@@ -100,7 +100,7 @@ def real(both, training_path, training_file, tmp_path_factory):
 
         wait_until(lambda: shown()["status"] == "succeeded")
         model = shown()["fine_tuned_model"]
-    query = query_to_json(without_labels(training_file))
+    query = dump_query(remove_labels(training_file))
     prompts = [record["token_ids"] for record in query["records"]]
     rest = [{name: value for name, value in record.items() if name != "token_ids"} for record in query["records"]]
     values = {
@@ -113,7 +113,7 @@ def real(both, training_path, training_file, tmp_path_factory):
     }
     privacy = {"manifest": query["manifest"], "records": rest}
     one = PrivatizedFile(manifest=training_file.manifest, records=training_file.records[:1])
-    alone = query_to_json(without_labels(replace(one, manifest=seal(one.manifest, one.records))))
+    alone = dump_query(remove_labels(replace(one, manifest=seal_manifest(one.manifest, one.records))))
     bodies = {
         "/v1/fine_tuning/jobs": [body],
         "/v1/classify": [{"model": model, **query}],
@@ -135,8 +135,8 @@ def real(both, training_path, training_file, tmp_path_factory):
 def written_to(backbone):
     """Ids that a bare backbone can go on from, and what is said of them."""
     ids = [int(token_id) for token_id in backbone.bundle.eligible[:3]]
-    manifest = seal(manifest_for(backbone, labels=None), [PrivatizedRecord(token_ids=tuple(ids))])
-    return ids, {"manifest": manifest_to_json(manifest)}
+    manifest = seal_manifest(manifest_for(backbone, labels=None), [PrivatizedRecord(token_ids=tuple(ids))])
+    return ids, {"manifest": dump_manifest(manifest)}
 
 
 def chat_body(model, ids, privacy):

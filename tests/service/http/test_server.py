@@ -23,8 +23,8 @@ from rapt.service.http.assembly import load_backbones
 from rapt.service.http.server import listen, serve, url_of
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store
-from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedRecord, query_to_json, seal, without_labels
+from rapt.wire.manifest import dump_manifest
+from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, wait_until
 from tiny_backbones import write_tiny_model
 from tuning_material import manifest_for
@@ -170,7 +170,7 @@ def test_a_file_goes_in_and_a_prediction_comes_out_over_tls(url, certificate, tr
         file = upload(http, training_path).json()["id"]
         assert http.get(f"/v1/files/{file}/content").content == training_path.read_bytes()
         model = done_job(http, job_body(file, n_epochs=1))["fine_tuned_model"]
-        body = {"model": model, **query_to_json(without_labels(training_file))}
+        body = {"model": model, **dump_query(remove_labels(training_file))}
         answer = http.post("/v1/classify", json=body)
         assert answer.status_code == 200, answer.text
         assert len(answer.json()["predictions"]) == len(training_file.records)
@@ -240,8 +240,8 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
     (writer,) = load_backbones(load_settings({"models": str(folder), "precision": "float32"})).values()
     ids = [int(number) for number in writer.bundle.eligible[:4]]
     # More than is written before the service ends what is on its way.
-    manifest = seal(manifest_for(writer, labels=None), 1000 * [PrivatizedRecord(token_ids=tuple(ids))])
-    asked = {"model": writer.model, "prompt": 1000 * [ids], "rapt": {"manifest": manifest_to_json(manifest)}}
+    manifest = seal_manifest(manifest_for(writer, labels=None), 1000 * [PrivatizedRecord(token_ids=tuple(ids))])
+    asked = {"model": writer.model, "prompt": 1000 * [ids], "rapt": {"manifest": dump_manifest(manifest)}}
     environment = os.environ | {
         "RAPT_DATA_DIRECTORY": str(tmp_path / "data"),
         "RAPT_PORT": "0",

@@ -15,8 +15,8 @@ from rapt.service.adapter.adapter import load_adapter
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, query_to_json, seal, without_labels
+from rapt.wire.manifest import dump_manifest
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, save_privatized
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
@@ -64,7 +64,7 @@ def training(t5):
         )
         for number in range(24)
     )
-    return PrivatizedFile(manifest=seal(manifest_for(t5), records), records=records)
+    return PrivatizedFile(manifest=seal_manifest(manifest_for(t5), records), records=records)
 
 
 def tuned(http, t5, training, folder, **hyperparameters):
@@ -79,8 +79,8 @@ def test_a_t5_is_tuned_and_asked_over_http(http, t5, training, task, tmp_path):
     model = tuned(http, t5, training, tmp_path, task=task, **words)
     with zipfile.ZipFile(io.BytesIO(http.get(f"/v1/models/{model}/adapter").content)) as archive:
         archive.extractall(tmp_path / "adapter")
-    query = without_labels(training)
-    answer = http.post("/v1/classify", json={"model": model, **query_to_json(query)})
+    query = remove_labels(training)
+    answer = http.post("/v1/classify", json={"model": model, **dump_query(query)})
     assert answer.status_code == 200, answer.text
     adapter = load_adapter(tmp_path / "adapter", backbone=t5)
     rows = [ClassificationRow(adapter=adapter, token_ids=record.token_ids) for record in query.records]
@@ -90,8 +90,8 @@ def test_a_t5_is_tuned_and_asked_over_http(http, t5, training, task, tmp_path):
 
 def test_the_label_of_a_t5_comes_as_a_completion(http, t5, training, tmp_path):
     model = tuned(http, t5, training, tmp_path)
-    record = without_labels(training).records[0]
-    manifest = manifest_to_json(seal(manifest_for(t5, labels=None), [record]))
+    record = remove_labels(training).records[0]
+    manifest = dump_manifest(seal_manifest(manifest_for(t5, labels=None), [record]))
     body = {"model": model, "prompt": list(record.token_ids), "logprobs": 2, "rapt": {"manifest": manifest}}
     choice = http.post("/v1/completions", json=body).json()["choices"][0]
     assert choice["text"] in ("no", "yes")
@@ -115,7 +115,9 @@ def writers(http, t5, tmp_path_factory):
         for n in range(16)
     )
     manifest = replace(manifest_for(t5, labels=None), targets="public")
-    path = save_privatized(PrivatizedFile(manifest=seal(manifest, records), records=records), folder / "targets.jsonl")
+    path = save_privatized(
+        PrivatizedFile(manifest=seal_manifest(manifest, records), records=records), folder / "targets.jsonl"
+    )
     file_id = upload(http, path).json()["id"]
     found = {t5.model: None}
     for method, values in METHODS.items():
@@ -135,8 +137,8 @@ def texts_for(t5, count):
 
 
 def privacy(t5, prompts, **more):
-    manifest = seal(manifest_for(t5, labels=None), [PrivatizedRecord(token_ids=tuple(ids)) for ids in prompts])
-    return {"rapt": {"manifest": manifest_to_json(manifest), **more}}
+    manifest = seal_manifest(manifest_for(t5, labels=None), [PrivatizedRecord(token_ids=tuple(ids)) for ids in prompts])
+    return {"rapt": {"manifest": dump_manifest(manifest), **more}}
 
 
 def test_models_of_every_method_and_the_bare_one_write_in_one_request_what_each_writes_alone(client, t5, writers):

@@ -20,7 +20,7 @@ from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import Quotas, create_tenant, delete_tenant
-from rapt.wire.privatized_file import PrivatizedFile, query_to_json, without_labels
+from rapt.wire.privatized_file import PrivatizedFile, dump_query, remove_labels
 from running_service import running_service, save_privatized
 from significance import ALPHA
 
@@ -123,7 +123,7 @@ def test_what_is_a_strangers_answers_as_what_never_was(bob, ada, owned, method, 
 
 
 def test_a_strangers_model_does_not_classify(bob, owned, training_file):
-    query = query_to_json(without_labels(training_file))
+    query = dump_query(remove_labels(training_file))
     answers = [bob.post("/v1/classify", json={"model": ids["model"], **query}) for ids in (owned, MADE_UP)]
     assert answers[0].status_code == answers[1].status_code == 404
     assert answers[0].content == answers[1].content
@@ -236,7 +236,7 @@ def test_a_quota_answers_429_and_says_when_to_come_again(admin, url, training_pa
     added = card["prompt_length"] + card["plain_tokens"]  # positions that each record takes beside its text
     tokens = training_file.manifest.tokens + added * training_file.manifest.records
     assert admin.post("/v1/admin/tenants/ada", json={"tokens_per_minute": tokens}).status_code == 200
-    query = {"model": owned["model"], **query_to_json(without_labels(training_file))}
+    query = {"model": owned["model"], **dump_query(remove_labels(training_file))}
     assert ada.post("/v1/classify", json=query).status_code == 200
     again = ada.post("/v1/classify", json=query)
     assert again.status_code == 429
@@ -250,7 +250,7 @@ def test_both_texts_of_a_pair_take_from_the_tokens_of_a_minute(admin, training_f
     pairs = PrivatizedFile(manifest=replace(training_file.manifest, pairs=True), records=records)
     file = upload(ada, save_privatized(pairs, tmp_path / "pairs.jsonl")).json()["id"]
     _, model = tuned_on(ada, file)
-    query = query_to_json(without_labels(pairs))
+    query = dump_query(remove_labels(pairs))
     limit = {"tokens_per_minute": 2 * training_file.manifest.tokens - 1}
     assert admin.post("/v1/admin/tenants/ada", json=limit).status_code == 200
     rest = [{name: value for name, value in record.items() if name != "token_ids"} for record in query["records"]]
@@ -328,7 +328,7 @@ def test_a_file_comes_in_parts(url, admin, training_path):
 
 
 def test_an_adapter_goes_out_and_comes_in_and_answers_the_same(ada, bob, owned, training_file):
-    query = query_to_json(without_labels(training_file))
+    query = dump_query(remove_labels(training_file))
     answer = ada.get(f"/v1/models/{owned['model']}/adapter")
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}

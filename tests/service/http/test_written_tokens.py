@@ -10,8 +10,8 @@ from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.database import at_hand_only
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import ensure_tenant
-from rapt.wire.manifest import manifest_to_json
-from rapt.wire.privatized_file import PrivatizedRecord, seal
+from rapt.wire.manifest import dump_manifest
+from rapt.wire.privatized_file import PrivatizedRecord, seal_manifest
 from running_service import running_service, wait_until
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for
@@ -38,7 +38,7 @@ def http(writer, tmp_path):
 def asked(writer, *, prompts=PROMPTS, most=MOST, **more):
     ids = [int(writer.bundle.eligible[5])] * 4
     records = [PrivatizedRecord(token_ids=tuple(ids))] * prompts
-    manifest = manifest_to_json(seal(manifest_for(writer, labels=None), records))
+    manifest = dump_manifest(seal_manifest(manifest_for(writer, labels=None), records))
     body = {"model": writer.model, "prompt": [ids] * prompts, "max_tokens": most, "rapt": {"manifest": manifest}}
     return body | more
 

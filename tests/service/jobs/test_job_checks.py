@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from closeness import assert_close
 from http_requests import done_job, upload
 from rapt.errors import VocabularyError
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.adapter.adapter import load_adapter
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.backbone import CARD, NoiseExpected, read_noise_expected
@@ -21,7 +21,7 @@ from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.jobs.job_checks import best_backbone
 from rapt.wire.manifest import MechanismSetting
-from rapt.wire.privatized_file import query_to_json, without_labels
+from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import running_service, save_privatized
 from tuning_material import separable_file
 
@@ -77,7 +77,7 @@ def test_a_damaged_card_is_refused(tmp_path, content):
 
 def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with_it(tmp_path):
     folder = tmp_path / "tiny-denoised"
-    shutil.copytree(model_directory("bert-tiny"), folder)
+    shutil.copytree(find_model_folder("bert-tiny"), folder)
     plan = {"mechanism": "laplace", "options": {}, "etas": [60.0]}
     (folder / CARD).write_text(json.dumps({"schema": "rapt.denoised-backbone/1", "plan": plan}))
     weights = load_file(folder / "model.safetensors")
@@ -99,7 +99,7 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
             tuned = job["fine_tuned_model"]
             assert tuned.startswith(f"ft:{base}:")
             # The user's side still knows the original's vocabulary alone: its hash is the same.
-            answer = http.post("/v1/classify", json={"model": tuned, **query_to_json(without_labels(file))})
+            answer = http.post("/v1/classify", json={"model": tuned, **dump_query(remove_labels(file))})
             assert answer.status_code == 200
             with zipfile.ZipFile(io.BytesIO(http.get(f"/v1/models/{tuned}/adapter").content)) as archive:
                 archive.extractall(tmp_path / base)

@@ -18,7 +18,7 @@ from rapt.service.storage.model_rows import adapter_archive, get_model, list_mod
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.wire.adapter_files import unpack_adapter
-from rapt.wire.privatized_file import PrivatizedFile, seal
+from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
 from running_service import save_privatized, wait_until
 from stored_material import kept_bytes, tenant
 
@@ -331,7 +331,7 @@ def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queu
 def misleading_path(training_file, tmp_path_factory):
     """A validation file with every label turned around: the better a run learns, the higher its loss there."""
     records = tuple(replace(record, label=1 - record.label) for record in training_file.records)
-    file = PrivatizedFile(manifest=seal(training_file.manifest, records), records=records)
+    file = PrivatizedFile(manifest=seal_manifest(training_file.manifest, records), records=records)
     return save_privatized(file, tmp_path_factory.mktemp("misleading") / "validation.jsonl")
 
 

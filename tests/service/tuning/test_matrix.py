@@ -17,7 +17,7 @@ from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.manifest import PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import TINY
 from tuning_material import manifest_for
 
@@ -52,7 +52,7 @@ def file_for(backbone, row):
         )
     manifest = manifest_for(backbone, plain_tokens=PlainTokens(count=PLAIN, pool=pool, fixed=None))
     manifest = dataclasses.replace(manifest, pairs=row == "pairs", targets="public" if row == "generation" else None)
-    return PrivatizedFile(manifest=seal(manifest, made), records=tuple(made))
+    return PrivatizedFile(manifest=seal_manifest(manifest, made), records=tuple(made))
 
 
 def config_for(method, row):

@@ -8,7 +8,7 @@ from rapt.errors import TuningError, UsageError
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.run import Run, batches_of_epoch, out_of_memory, parts_of_batch, rate_scale
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, tune
-from rapt.wire.privatized_file import PrivatizedFile, seal
+from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
 from tuning_material import manifest_for, separable_file
 
 SHORT = TuningConfig(prompt_length=4, epochs=2, batch_size=16, seed=1)
@@ -86,7 +86,7 @@ def test_patience_ends_a_run_and_the_adapter_is_the_best_one(backbone, file):
     # The validation file has the labels the wrong way round: what is learned makes it worse, epoch by epoch.
     other = separable_file(backbone, records=16, plain=4, seed=5)
     wrong = tuple(dataclasses.replace(record, label=1 - record.label) for record in other.records)
-    validation = PrivatizedFile(manifest=seal(other.manifest, wrong), records=wrong)
+    validation = PrivatizedFile(manifest=seal_manifest(other.manifest, wrong), records=wrong)
     steps, kept = [], {}
     adapter = tune(
         backbone,
@@ -115,7 +115,7 @@ def test_a_validation_file_of_another_mechanism_is_refused(backbone, file):
 
 def test_a_label_that_never_occurs_is_refused(backbone, file):
     bare = tuple(dataclasses.replace(item, privatized_plain_tokens=(), plain_tokens=None) for item in file.records)
-    manifest = seal(manifest_for(backbone, labels=("no", "yes", "maybe")), bare)
+    manifest = seal_manifest(manifest_for(backbone, labels=("no", "yes", "maybe")), bare)
     with pytest.raises(TuningError, match="every label must occur in a file to tune on, got 2 of 3"):
         tune(backbone, PrivatizedFile(manifest=manifest, records=bare), config=SHORT)
 

@@ -18,7 +18,7 @@ from rapt.service.backbone.layout import encode_with_prompts
 from rapt.service.tuning.tasks import DECODER_CUE, TASKS, label_word_ids, task_loss, transition_matrix
 from rapt.service.tuning.tuner import Tuning, TuningConfig, tune
 from rapt.wire.manifest import LabelPrivacy
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import TINY, WIDTH
 from tuning_material import manifest_for, separable_file
 
@@ -316,7 +316,7 @@ def randomized(file, *, seed):
     true = [record.label for record in file.records]
     drawn = RandomizedResponse(classes=2, epsilon=1.0).randomize(true, rng=np.random.default_rng(seed))
     records = tuple(replace(record, label=label) for record, label in zip(file.records, drawn, strict=True))
-    return PrivatizedFile(manifest=seal(replace(file.manifest, label_privacy=ONE), records), records=records)
+    return PrivatizedFile(manifest=seal_manifest(replace(file.manifest, label_privacy=ONE), records), records=records)
 
 
 def true_loss(bert_tiny, adapter, file):

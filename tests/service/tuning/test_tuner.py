@@ -13,7 +13,7 @@ from rapt.service.tuning.tuner import (
     TuningConfig,
     tune,
 )
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tuning_material import manifest_for, separable_file
 
 SHORT = TuningConfig(prompt_length=4, epochs=6, batch_size=16, learning_rate=0.02, head_learning_rate=0.02, seed=1)
@@ -88,7 +88,7 @@ def test_without_reconstruction_plain_tokens_are_as_if_they_were_not_there(backb
     bare_records = [
         dataclasses.replace(record, privatized_plain_tokens=(), plain_tokens=None) for record in file.records
     ]
-    bare = PrivatizedFile(manifest=seal(manifest_for(backbone), bare_records), records=tuple(bare_records))
+    bare = PrivatizedFile(manifest=seal_manifest(manifest_for(backbone), bare_records), records=tuple(bare_records))
     with_them, without = tune(backbone, file, config=SHORT), tune(backbone, bare, config=SHORT)
     assert torch.equal(with_them.prompt, without.prompt)
     assert with_them.card.plain_tokens == 0

@@ -26,7 +26,7 @@ from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.errors import AuditError, WireError
 from rapt.service.adapter.adapter import CARD, Adapter
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig
-from rapt.wire.adapter_files import AdapterCard, card_from_json
+from rapt.wire.adapter_files import AdapterCard, parse_card
 from rapt.wire.strict_json import parse_object
 
 CONFOUNDED: Final = 0.01
@@ -90,7 +90,7 @@ class OwnersTexts:
 def read_card(folder: Path) -> AdapterCard:
     """The card of an adapter, which says with which backbone it must be loaded. Raises `WireError`."""
     try:
-        return card_from_json(parse_object((folder / CARD).read_bytes(), what="the adapter card"))
+        return parse_card(parse_object((folder / CARD).read_bytes(), what="the adapter card"))
     except OSError:
         raise WireError(f"an adapter must have {CARD} beside its weights; give the folder of both") from None
 

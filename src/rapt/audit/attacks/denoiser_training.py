@@ -15,7 +15,7 @@ from transformers import BertModel
 
 from rapt.audit.language.layout import batch_texts, padded_places
 from rapt.audit.language.networks import has_vocabulary_of
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.backbone.library import quiet
 from rapt.training import Trainer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
@@ -192,7 +192,7 @@ def pretrained_encoder(bundle: VocabularyBundle, *, longest: int) -> BertModel |
     """The small BERT where it is installed, has this vocabulary and takes texts so long."""
     if not has_vocabulary_of(bundle, model=_PRETRAINED):
         return None
-    folder = model_directory(_PRETRAINED)
+    folder = find_model_folder(_PRETRAINED)
     with quiet():
         bert: BertModel = BertModel.from_pretrained(str(folder), add_pooling_layer=False, local_files_only=True)
     return bert if longest <= bert.config.max_position_embeddings else None

@@ -33,7 +33,7 @@ from transformers import BertForMaskedLM, DynamicCache, LlamaForCausalLM
 from rapt.audit.language.layout import batch_texts
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
-from rapt.public_models import model_directory
+from rapt.public_models import find_model_folder
 from rapt.service.backbone.library import quiet, with_cache
 from rapt.training import Trainer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
@@ -197,7 +197,7 @@ def has_vocabulary_of(bundle: VocabularyBundle, *, model: str = _PRETRAINED) -> 
     try:
         ours, theirs = (
             json.loads(content)["model"]["vocab"]
-            for content in (bundle.tokenizer_json, (model_directory(model) / "tokenizer.json").read_bytes())
+            for content in (bundle.tokenizer_json, (find_model_folder(model) / "tokenizer.json").read_bytes())
         )
     except (VocabularyError, OSError, ValueError, KeyError, TypeError):
         return False
@@ -206,7 +206,7 @@ def has_vocabulary_of(bundle: VocabularyBundle, *, model: str = _PRETRAINED) -> 
 
 def _untrained(bundle: VocabularyBundle, *, longest: int) -> MaskedLanguageModel:
     if has_vocabulary_of(bundle):
-        folder = model_directory(_PRETRAINED)
+        folder = find_model_folder(_PRETRAINED)
         names = json.loads((folder / "tokenizer.json").read_bytes())["model"]["vocab"]
         with quiet():
             bert: BertForMaskedLM = BertForMaskedLM.from_pretrained(str(folder), local_files_only=True)
@@ -240,7 +240,7 @@ class Decoder:
         Raises:
             VocabularyError: Its files are missing.
         """
-        folder = model_directory(model)
+        folder = find_model_folder(model)
         self.rows = tuple(rows)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "config.json").read_bytes())

@@ -19,7 +19,7 @@ from rapt.audit.report.verdict import list_not_attacked, state_verdict
 from rapt.drawing import Figure, Line
 from rapt.errors import AuditError
 from rapt.whole_files import write_whole
-from rapt.wire.vocabulary_bundle import short_hash
+from rapt.wire.vocabulary_bundle import shorten_hash
 
 SCHEMA: Final = "rapt.audit-report/1"
 HTML: Final = "report.html"
@@ -96,7 +96,7 @@ def open_templates() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
-    made.filters |= {"short_hash": short_hash, "delta": write_power_of_ten}
+    made.filters |= {"short_hash": shorten_hash, "delta": write_power_of_ten}
     return made
 
 

@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.mechanisms.scores import Scores
-from rapt.this_machine import cache_folder
+from rapt.this_machine import find_cache_folder
 from rapt.version import __version__
 from rapt.whole_files import write_whole
-from rapt.wire.strict_json import exact_fields, field, parse_object
+from rapt.wire.strict_json import check_fields, parse_object, read_field
 
 # Relative allowance for rounding: a slope is stated so much larger than it was computed.
 ROUNDING: Final = 1e-7
@@ -234,7 +234,7 @@ def certify(
         subject: What they are, and the largest slope allowed.
         on_progress: Called with what is being done, when it has to be computed.
     """
-    path = cache_folder() / _file_name(subject)
+    path = find_cache_folder() / _file_name(subject)
     found = _read(path)
     if found is None or found.subject != subject:
         beta, slope = largest_beta(make_scores, eta=subject.eta, on_progress=on_progress)
@@ -315,9 +315,9 @@ def _read(path: Path) -> Certificate | None:
     names = {"schema", *Certificate.__dataclass_fields__}
     try:
         value = parse_object(path.read_bytes(), what=what)
-        exact_fields(value, required=names, optional=set(), what=what)
+        check_fields(value, required=names, optional=set(), what=what)
         kinds: dict[str, type[Any]] = {"eta": float, "beta": float, "slope": float, "token": int, "other": int}
-        fields = {name: field(value, name, kinds.get(name, str), what=what) for name in names - {"schema"}}
+        fields = {name: read_field(value, name, kinds.get(name, str), what=what) for name in names - {"schema"}}
     except (OSError, WireError):
         return None
     if value["schema"] != SCHEMA or not 0 < fields["beta"] <= fields["slope"] <= fields["eta"]:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rapt.errors import TuningError, UsageError, VocabularyError, WireError, record_at
+from rapt.errors import TuningError, UsageError, VocabularyError, WireError, name_record
 from rapt.service.adapter.adapter_check import (
     HEAD_BIAS,
     HEAD_WEIGHT,
@@ -36,8 +36,8 @@ from rapt.service.adapter.adapter_check import (
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import NOTHING, LoraPair, Tuned
 from rapt.whole_files import write_folder
-from rapt.wire.adapter_files import AdapterCard, card_from_json, card_to_json
-from rapt.wire.strict_json import dump, parse_document
+from rapt.wire.adapter_files import AdapterCard, dump_card, parse_card
+from rapt.wire.strict_json import dump_line, parse_document
 from rapt.wire.vocabulary_bundle import check_hash
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -135,7 +135,7 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
 
 def read_card(content: bytes) -> AdapterCard:
     """The card in a file. Raises `WireError` or `MechanismError`."""
-    return card_from_json(parse_document(content, what="the adapter card"))
+    return parse_card(parse_document(content, what="the adapter card"))
 
 
 def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, position: int) -> None:
@@ -143,8 +143,8 @@ def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, po
     expected = 0 if adapter is None else adapter.card.plain_tokens
     if len(privatized) != expected:
         raise UsageError(
-            f"{record_at(position)} must have {expected} privatized plain tokens as in tuning, got {len(privatized)}; "
-            "privatize queries with the settings of the training file"
+            f"{name_record(position)} must have {expected} privatized plain tokens as in tuning, "
+            f"got {len(privatized)}; privatize queries with the settings of the training file"
         )
 
 
@@ -156,7 +156,7 @@ def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
         raise TuningError(f"{error}; the run has diverged: lower its learning rate") from None
     weights = save_tensors(tensors)
     card = replace(adapter.card, weights_sha256=hashlib.sha256(weights).hexdigest())
-    files = {WEIGHTS: weights, CARD: dump(card_to_json(card)).encode()}
+    files = {WEIGHTS: weights, CARD: dump_line(dump_card(card)).encode()}
     config = _peft_config(adapter)
     if config is not None:
         files[PEFT_CONFIG] = json.dumps(config, indent=2).encode()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rapt.errors import UsageError, record_at
+from rapt.errors import UsageError, name_record
 from rapt.service.adapter.adapter import check_plain_tokens
 from rapt.service.answers.rows import PrivateRow
 from rapt.service.backbone.backbone import Backbone
@@ -116,7 +116,7 @@ def check_generation(backbone: Backbone, row: GenerationRow, *, position: int) -
     shares = backbone.kind == "decoder"  # one sequence for text and answer; the other kind has one for each
     if not shares and row.most_tokens > backbone.max_positions:
         raise UsageError(
-            f"the answer to {record_at(position)} must fit into {backbone.max_positions} positions, got "
+            f"the answer to {name_record(position)} must fit into {backbone.max_positions} positions, got "
             f"max_tokens={row.most_tokens}; ask for less"
         )
     check_texts(

@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from rapt.errors import UsageError, record_at
+from rapt.errors import UsageError, name_record
 from rapt.service.adapter.adapter import Adapter, check_plain_tokens
 from rapt.service.answers.batching import Batcher, BatchLimits, Ticket
 from rapt.service.answers.rows import SHORT_PREFIX, SHORT_RANK, PrivateRow, cut_into_passes, lay_out_rows, size_class
@@ -64,7 +64,7 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
     check_plain_tokens(row.adapter, row.plain, position=position)
     if row.compares and row.second_token_ids is None:
         raise UsageError(
-            f"{record_at(position)} must have two texts as in tuning, got one; privatize it with --text-column-2"
+            f"{name_record(position)} must have two texts as in tuning, got one; privatize it with --text-column-2"
         )
     check_texts(
         backbone,

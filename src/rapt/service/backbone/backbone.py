@@ -23,13 +23,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from rapt.errors import UsageError, VocabularyError
-from rapt.public_models import model_directory, model_name
+from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.architectures import ARCHITECTURES, Kind, LanguageHead, load_parts
 from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, make_tokenizer, read_chat_frame
 from rapt.service.backbone.injection import Sites, install
 from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.manifest import MechanismSetting, Parameter
-from rapt.wire.vocabulary_bundle import VocabularyBundle, bundle_from_model_directory
+from rapt.wire.vocabulary_bundle import VocabularyBundle, read_model_bundle
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,8 +188,8 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         VocabularyError: Its files are missing or damaged.
         UsageError: Its architecture is not one of `ARCHITECTURES`.
     """
-    folder, model = model_directory(model), model_name(model)
-    bundle = bundle_from_model_directory(folder, model=model)
+    folder, model = find_model_folder(model), name_model(model)
+    bundle = read_model_bundle(folder, model=model)
     config = json.loads((folder / "config.json").read_bytes())
     architecture = config.get("model_type")
     if architecture not in ARCHITECTURES:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from rapt.errors import VocabularyError
 from rapt.service.backbone.library import render_chat
-from rapt.wire.model_files import no_panic
+from rapt.wire.model_files import catch_panic
 
 _LETTER: Final = "a"
 # What comes between two texts where a tokenizer puts no token of its own: the end of a line, as byte-level tokenizers
@@ -59,7 +59,7 @@ def make_tokenizer(tokenizer_json: bytes) -> Tokenizer:
         VocabularyError: The bytes are not a tokenizer.
     """
     try:
-        with no_panic():
+        with catch_panic():
             tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
     except Exception:  # tokenizers raises plain Exception
         raise VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again") from None

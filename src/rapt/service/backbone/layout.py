@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rapt.errors import UsageError, record_at
+from rapt.errors import UsageError, name_record
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import Steering
 
@@ -81,14 +81,14 @@ def check_length(
         UsageError: It takes more positions than the backbone has, or holds no text.
     """
     if text_tokens == 0:
-        raise UsageError(f"{record_at(position)} must have at least one token; leave it out")
+        raise UsageError(f"{name_record(position)} must have at least one token; leave it out")
     special = len(backbone.frame.start) + len(backbone.frame.end)
     needed = other_tokens + sequence_length(
         prompt_length=prompt_length, plain_tokens=plain_tokens, text_tokens=text_tokens, special_tokens=special
     )
     if needed > backbone.max_positions:
         raise UsageError(
-            f"{record_at(position)} must fit into {backbone.max_positions} positions, got {needed} "
+            f"{name_record(position)} must fit into {backbone.max_positions} positions, got {needed} "
             f"({text_tokens} text, {plain_tokens} plain, {prompt_length} prompt, {special} special, {other_tokens} to "
             "write and of templates); privatize with a lower --truncate, shorten the prompt, or lower max_tokens"
         )

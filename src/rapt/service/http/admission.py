@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.errors import MechanismError, UsageError, VocabularyError, record_at
+from rapt.errors import MechanismError, UsageError, VocabularyError, name_record
 from rapt.service.backbone.layout import sequence_length
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import Manifest, MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, bounded_lines, iterate_privatized_lines
-from rapt.wire.vocabulary_bundle import VocabularyBundle, short_hash
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, iterate_privatized_lines, read_bounded_lines
+from rapt.wire.vocabulary_bundle import VocabularyBundle, shorten_hash
 
 
 class Gate:
@@ -42,7 +42,7 @@ class Gate:
             UsageError: It is empty, or a record is too long.
         """
         with path.open("rb") as stream:
-            items = iterate_privatized_lines(bounded_lines(stream))
+            items = iterate_privatized_lines(read_bounded_lines(stream))
             manifest = next(items)
             assert isinstance(manifest, Manifest)
             self.check_manifest(manifest)
@@ -74,7 +74,7 @@ class Gate:
         check_mechanism(manifest.mechanism)
         bundle = self._bundles.get(manifest.vocabulary_hash)
         if bundle is None:
-            served = ", ".join(f"{item.model} {short_hash(item.hash)}" for item in self._bundles.values())
+            served = ", ".join(f"{item.model} {shorten_hash(item.hash)}" for item in self._bundles.values())
             raise VocabularyError(
                 f"a file must be privatized with a vocabulary that is served here ({served}), got another; "
                 "fetch the vocabulary from this service and privatize again"
@@ -90,7 +90,7 @@ class Gate:
         bundle = self._bundles[manifest.vocabulary_hash]
         second, target = record.second_token_ids, record.target_ids
         if () in (record.token_ids, second, target):
-            raise UsageError(f"{record_at(position)} must have at least one token in each of its texts; leave it out")
+            raise UsageError(f"{name_record(position)} must have at least one token in each of its texts; leave it out")
         needed = sequence_length(
             prompt_length=0,
             plain_tokens=len(record.privatized_plain_tokens),
@@ -99,7 +99,7 @@ class Gate:
         )
         if needed > bundle.max_tokens:
             raise UsageError(
-                f"{record_at(position)} must fit into {bundle.max_tokens} positions, got {needed} with plain and "
+                f"{name_record(position)} must fit into {bundle.max_tokens} positions, got {needed} with plain and "
                 "special tokens; privatize with a lower --truncate"
             )
         privatized = (*record.token_ids, *(second or ()), *record.privatized_plain_tokens)
@@ -107,12 +107,12 @@ class Gate:
             privatized = (*privatized, *(target or ()))
         elif target is not None and max(target) >= len(bundle.embeddings):
             raise VocabularyError(
-                f"{record_at(position)} must have a public target of this vocabulary, got an id beyond its "
+                f"{name_record(position)} must have a public target of this vocabulary, got an id beyond its "
                 f"{len(bundle.embeddings)} tokens; tokenize it with the vocabulary of the file"
             )
         if not self._all_eligible(privatized, bundle.hash):
             raise VocabularyError(
-                f"{record_at(position)} must have ids that a mechanism can put out, got others; "
+                f"{name_record(position)} must have ids that a mechanism can put out, got others; "
                 "it was not privatized with this vocabulary"
             )
 
@@ -154,7 +154,7 @@ def check_vocabulary(manifest: Manifest, *, expected: str) -> None:
     """Check that a query was privatized with its model's vocabulary (`VocabularyError`)."""
     if manifest.vocabulary_hash != expected:
         raise VocabularyError(
-            f"a query must be privatized with the model's vocabulary {short_hash(expected)}, got another; "
+            f"a query must be privatized with the model's vocabulary {shorten_hash(expected)}, got another; "
             "fetch the vocabulary of the model"
         )
 

@@ -17,7 +17,7 @@ from rapt.service.jobs.method_options import MethodOptions, ReconstructionOption
 from rapt.service.storage.file_rows import StoredFile
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
-from rapt.wire.vocabulary_bundle import short_hash
+from rapt.wire.vocabulary_bundle import shorten_hash
 
 T = TypeVar("T")
 RECONSTRUCTION_DEFAULTS: Final = ReconstructionConfig()
@@ -86,8 +86,9 @@ def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
     """
     if file.vocabulary_hash != backbone.bundle.hash:
         raise VocabularyError(
-            f"a training file must be privatized with the vocabulary of its model, {short_hash(backbone.bundle.hash)}, "
-            f"got {short_hash(file.vocabulary_hash)}; choose the other model or privatize again"
+            f"a training file must be privatized with the vocabulary of its model, "
+            f"{shorten_hash(backbone.bundle.hash)}, "
+            f"got {shorten_hash(file.vocabulary_hash)}; choose the other model or privatize again"
         )
     if config.task != "generation" and file.labels < 2:
         raise TuningError(

@@ -21,13 +21,13 @@ from rapt.service.storage.store import Store
 from rapt.service.tuning.methods import make_method
 from rapt.service.tuning.tasks import TASKS, label_word_ids
 from rapt.service.tuning.tuner import TuningConfig, check_validation_manifest
-from rapt.wire.manifest import Manifest, mechanism_from_json
-from rapt.wire.privatized_file import bounded_lines, iterate_privatized_lines
+from rapt.wire.manifest import Manifest, parse_mechanism
+from rapt.wire.privatized_file import iterate_privatized_lines, read_bounded_lines
 
 
 def best_backbone(asked: Backbone, served: Iterable[Backbone], *, file: StoredFile) -> Backbone:
     """The served backbone to tune on; of several that expect the file's noise, the one for the fewest settings."""
-    setting = mechanism_from_json(file.mechanism)
+    setting = parse_mechanism(file.mechanism)
     if asked.expects is not None and asked.expects.covers(setting):
         return asked
     fitting = [
@@ -82,6 +82,6 @@ def check_job(
 
 def _manifest(store: Store, file: StoredFile) -> Manifest:
     with open_file(store, file) as stream:
-        manifest = next(iterate_privatized_lines(bounded_lines(stream)))
+        manifest = next(iterate_privatized_lines(read_bounded_lines(stream)))
     assert isinstance(manifest, Manifest)
     return manifest

@@ -28,7 +28,7 @@ from rapt.service.storage.store import Store
 from rapt.service.traces import log_unforeseen
 from rapt.service.tuning.tuner import Progress, TuningCancelled, TuningConfig, batches_per_epoch, tune
 from rapt.wire.adapter_files import pack_adapter
-from rapt.wire.privatized_file import PrivatizedFile, bounded_lines, read_privatized_lines
+from rapt.wire.privatized_file import PrivatizedFile, read_bounded_lines, read_privatized_lines
 
 STEPS_BETWEEN_EVENTS: Final = 10
 # A long run has its events further apart, so that no job fills the database.
@@ -343,7 +343,7 @@ class _Turn:
 def _read(store: Store, file: StoredFile) -> PrivatizedFile:
     with open_file(store, file) as stream:
         try:
-            return read_privatized_lines(bounded_lines(stream))
+            return read_privatized_lines(read_bounded_lines(stream))
         except WireError:
             # If these are not the bytes that were uploaded, that is what has to be said.
             while stream.read(_CHUNK):

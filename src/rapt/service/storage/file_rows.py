@@ -16,7 +16,7 @@ from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import FILES, JOBS
 from rapt.service.storage.tenant_rows import ACTIVE, check_bytes, check_tenant
-from rapt.wire.manifest import Manifest, mechanism_to_json
+from rapt.wire.manifest import Manifest, dump_mechanism
 
 PURPOSE: Final = "fine-tune"
 
@@ -112,7 +112,7 @@ def add_file(
         sha256=staged.sha256,
         created_at=now,
         vocabulary_hash=manifest.vocabulary_hash,
-        mechanism=mechanism_to_json(manifest.mechanism),
+        mechanism=dump_mechanism(manifest.mechanism),
         insecure_seed=manifest.randomness.insecure_seed is not None,
         records=manifest.records,
         tokens=manifest.tokens,

@@ -25,7 +25,7 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.tuning.tuning_config import TuningConfig, card_settings
 from rapt.whole_files import write_folder
 from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.strict_json import dump, exact_fields, field, parse_object
+from rapt.wire.strict_json import check_fields, dump_line, parse_object, read_field
 
 SCHEMA: Final = "rapt.checkpoint/1"
 TENSORS: Final = "checkpoint.safetensors"
@@ -96,7 +96,7 @@ def identity(
     validation: PrivatizedFile | None,
 ) -> RunIdentity:
     """What a run with these arguments is of."""
-    settings = dump({**card_settings(config), "init_text": config.init_text})
+    settings = dump_line({**card_settings(config), "init_text": config.init_text})
     return RunIdentity(
         model=backbone.model,
         vocabulary_hash=backbone.bundle.hash,
@@ -167,7 +167,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     if state.get("schema") != SCHEMA:
         raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or start a new run")
     names = {"schema", "run", "step", "micro_batch_size", "best_loss", "best_accuracy", "best_step"}
-    exact_fields(state, required=names | {"evaluations_since", "metrics", "tensors_sha256"}, optional=set(), what=what)
+    check_fields(state, required=names | {"evaluations_since", "metrics", "tensors_sha256"}, optional=set(), what=what)
     if hashlib.sha256(content).hexdigest() != state["tensors_sha256"]:
         raise WireError(f"{what} must match the digest in {STATE}; start a new run")
     try:
@@ -175,26 +175,26 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except SafetensorError:
         raise WireError(f"{what} must hold tensors in safetensors; start a new run") from None
     return Checkpoint(
-        run=_identity_from_json(field(state, "run", dict, what=what)),
-        step=field(state, "step", int, what=what),
-        micro_batch_size=field(state, "micro_batch_size", int, what=what),
+        run=_identity_from_json(read_field(state, "run", dict, what=what)),
+        step=read_field(state, "step", int, what=what),
+        micro_batch_size=read_field(state, "micro_batch_size", int, what=what),
         tensors=tensors,
-        best_loss=math.inf if state["best_loss"] is None else field(state, "best_loss", float, what=what),
-        best_accuracy=field(state, "best_accuracy", float, what=what),
-        best_step=field(state, "best_step", int, what=what),
-        evaluations_since=field(state, "evaluations_since", int, what=what),
-        metrics=field(state, "metrics", dict, what=what),
+        best_loss=math.inf if state["best_loss"] is None else read_field(state, "best_loss", float, what=what),
+        best_accuracy=read_field(state, "best_accuracy", float, what=what),
+        best_step=read_field(state, "best_step", int, what=what),
+        evaluations_since=read_field(state, "evaluations_since", int, what=what),
+        metrics=read_field(state, "metrics", dict, what=what),
     )
 
 
 def _identity_from_json(value: Mapping[str, Any]) -> RunIdentity:
     what = "a checkpoint's run"
-    exact_fields(value, required=set(RunIdentity.__dataclass_fields__), optional=set(), what=what)
+    check_fields(value, required=set(RunIdentity.__dataclass_fields__), optional=set(), what=what)
     return RunIdentity(
-        model=field(value, "model", str, what=what),
-        vocabulary_hash=field(value, "vocabulary_hash", str, what=what),
-        precision=field(value, "precision", str, what=what),
-        training=field(value, "training", str, what=what),
-        validation=field(value, "validation", str, what=what),
-        settings=field(value, "settings", str, what=what),
+        model=read_field(value, "model", str, what=what),
+        vocabulary_hash=read_field(value, "vocabulary_hash", str, what=what),
+        precision=read_field(value, "precision", str, what=what),
+        training=read_field(value, "training", str, what=what),
+        validation=read_field(value, "validation", str, what=what),
+        settings=read_field(value, "settings", str, what=what),
     )

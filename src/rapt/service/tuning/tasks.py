@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rapt.errors import TuningError, UsageError, record_at
+from rapt.errors import TuningError, UsageError, name_record
 from rapt.service.adapter.task_head import TaskHead, compare_texts, pool_text
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, check_texts, lay_out
@@ -122,10 +122,10 @@ class Generation:
         """Refuse a record that does not fit into the backbone, or has no text or no target (`UsageError`)."""
         target = record.target_ids or ()
         if not target:
-            raise UsageError(f"{record_at(position)} must have a target of at least one token; leave it out")
+            raise UsageError(f"{name_record(position)} must have a target of at least one token; leave it out")
         if backbone.kind == "encoder-decoder" and len(target) + 1 > backbone.max_positions:
             raise UsageError(
-                f"the target of {record_at(position)} must fit into {backbone.max_positions} positions, got "
+                f"the target of {name_record(position)} must fit into {backbone.max_positions} positions, got "
                 f"{len(target) + 1}; privatize with a lower --truncate"
             )
         check_texts(

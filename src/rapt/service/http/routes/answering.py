@@ -27,7 +27,7 @@ from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.routes.models import tuned_adapters
 from rapt.service.http.routes.pieces import Piece, Spelling, Token
 from rapt.service.storage.callers import Caller
-from rapt.wire.privatized_file import PrivatizedRecord, query_from_json
+from rapt.wire.privatized_file import PrivatizedRecord, parse_query
 
 Arguments = TypeVarTuple("Arguments")
 Answer = TypeVar("Answer")
@@ -152,7 +152,7 @@ def admit_prompts(
         raise LimitError(f"a request must name at most {MOST_MODELS} models, got {len(names)}; send several")
     if any("token_ids" in record for record in rest):
         raise UsageError("the token ids must be in the prompt alone; take them out of rapt.records")
-    query = query_from_json(
+    query = parse_query(
         privacy.manifest, [{**record, "token_ids": ids} for record, ids in zip(rest, prompts, strict=True)]
     )
     # Before anything is looked up or loaded, what is known without; what adapters add, before anything is computed.

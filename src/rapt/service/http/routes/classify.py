@@ -21,7 +21,7 @@ from rapt.service.http.routes.answering import MOST_PROBABILITIES, answers_of, b
 from rapt.service.http.routes.models import tuned_adapters
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.storage.callers import Caller
-from rapt.wire.privatized_file import query_from_json
+from rapt.wire.privatized_file import parse_query
 
 # Records whose checks take the event loop less time than a thread would take to begin: some 0.1 ms each.
 _FEW: Final = 4
@@ -58,7 +58,7 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
             f"an answer must have at most {MOST_PROBABILITIES} probabilities, got records={len(body.records)} of "
             f"{classes} classes; send several requests"
         )
-    query = query_from_json(body.manifest, body.records)
+    query = parse_query(body.manifest, body.records)
     rows = [row_of(record, adapter=adapter) for record in query.records]
     # Before the work, and after all that may wait for a disk: this may begin twice.
     service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + sum(row.added_positions for row in rows))

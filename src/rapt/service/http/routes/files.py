@@ -39,7 +39,7 @@ from rapt.service.storage.upload_rows import (
     get_upload,
     parts_to_join,
 )
-from rapt.wire.manifest import mechanism_from_json
+from rapt.wire.manifest import parse_mechanism
 from rapt.wire.strict_json import check_json
 
 _CHUNK: Final = 1024 * 1024
@@ -117,7 +117,7 @@ def show_file(file: StoredFile) -> FileObject:
     mechanism, reason = file.mechanism, None
     try:
         check_json(mechanism, what="the mechanism")
-        mechanism_from_json(mechanism)
+        parse_mechanism(mechanism)
     except RaptError as error:
         mechanism, reason = {}, f"{error}; delete the file"
     return FileObject(

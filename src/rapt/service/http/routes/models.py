@@ -38,7 +38,7 @@ from rapt.service.storage.model_rows import (
     get_model,
     list_models,
 )
-from rapt.wire.adapter_files import card_to_json, pack_adapter, unpack_adapter
+from rapt.wire.adapter_files import dump_card, pack_adapter, unpack_adapter
 
 _LARGEST_CARD: Final = 1024 * 1024  # bytes; of the configuration too
 _SUFFIX: Final = "imported"
@@ -69,7 +69,7 @@ def model_router(service: Service) -> APIRouter:
             return _show_base(service, model_id)
         model = get_model(service.store, model_id, tenant=caller.tenant)
         shown = show_tuned(service, model)
-        card = card_to_json(load_tuned(service, model).card)
+        card = dump_card(load_tuned(service, model).card)
         return shown.model_copy(update={"rapt": shown.rapt.model_copy(update={"card": card})})
 
     @routes.delete("/{model_id}")
