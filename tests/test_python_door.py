@@ -5,7 +5,7 @@ import pytest
 
 import rapt
 from rapt.errors import CorpusError, UsageError
-from rapt.local.guarantee import privacy_statement
+from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.privatizer import Privatizer, plan_plain_tokens
@@ -87,7 +87,7 @@ def test_paths_may_be_strings(tmp_path):
 def test_no_public_value_prints_more_than_two_lines(bert_tiny, privatizer):
     manifest = privatizer.manifest(labels=(SECRET, "b") * 20, randomness=insecure_stream(1).provenance)
     records = privatizer.privatize([SECRET + " good film " * 60], labels=[0], stream=insecure_stream(1))
-    statement = privacy_statement(
+    statement = state_privacy(
         bert_tiny, privatizer.mechanism.setting, plain_tokens=privatizer.plain_tokens, labels_sent=True
     )
     values = [

@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from rapt.local.calibration import calibrate_epsilon, calibrate_unchanged
     from rapt.local.client import ServiceClient, follow_job
     from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
-    from rapt.local.deniability import plausible_deniability
-    from rapt.local.guarantee import PrivacyStatement, privacy_statement
+    from rapt.local.deniability import measure_deniability
+    from rapt.local.guarantee import PrivacyStatement, state_privacy
     from rapt.local.ledger import open_ledger
     from rapt.local.mechanisms import MECHANISMS, Mechanism, make_mechanism
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
-    from rapt.local.weighting import common_words
+    from rapt.local.weighting import weigh_common_words
     from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens
     from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
     from rapt.wire.privatized_writer import write_privatized_file
@@ -77,19 +77,19 @@ __all__ = [
     "__version__",
     "calibrate_epsilon",
     "calibrate_unchanged",
-    "common_words",
     "follow_job",
     "insecure_stream",
     "load_vocabulary",
     "make_mechanism",
+    "measure_deniability",
     "open_ledger",
     "plan_plain_tokens",
-    "plausible_deniability",
-    "privacy_statement",
     "privatize_corpus",
     "read_corpus",
     "read_privatized_file",
     "secure_stream",
+    "state_privacy",
+    "weigh_common_words",
     "write_privatized_file",
 ]
 
@@ -112,14 +112,14 @@ _MODULES: Final = {
     "rapt.local.calibration": ("calibrate_epsilon", "calibrate_unchanged"),
     "rapt.local.client": ("ServiceClient", "follow_job"),
     "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),
-    "rapt.local.deniability": ("plausible_deniability",),
-    "rapt.local.guarantee": ("PrivacyStatement", "privacy_statement"),
+    "rapt.local.deniability": ("measure_deniability",),
+    "rapt.local.guarantee": ("PrivacyStatement", "state_privacy"),
     "rapt.local.ledger": ("open_ledger",),
     "rapt.local.mechanisms": ("MECHANISMS", "Mechanism", "make_mechanism"),
     "rapt.local.privatizer": ("Privatizer", "plan_plain_tokens"),
     "rapt.local.randomness": ("RandomStream", "insecure_stream", "secure_stream"),
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
-    "rapt.local.weighting": ("common_words",),
+    "rapt.local.weighting": ("weigh_common_words",),
     "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "LabelPrivacy", "Manifest", "PlainTokens"),
     "rapt.wire.privatized_file": ("PrivatizedFile", "PrivatizedRecord", "read_privatized_file"),
     "rapt.wire.privatized_writer": ("write_privatized_file",),

@@ -23,10 +23,10 @@ class PublicModel:
     """A model whose files come inside a Python distribution.
 
     Attributes:
-        distribution: What to install.
-        package: Whose folder it is in.
-        folder: In Hugging Face's layout; or, of a GGUF file, where that file is.
-        summary: For people.
+        distribution: Distribution to install.
+        package: Package whose folder the model is in.
+        folder: Folder in Hugging Face's layout; for a GGUF file the folder that it is in.
+        summary: Description for people.
         gguf: Name and SHA-256 of a GGUF file that is converted once; None when the folder is used as it is.
     """
 
@@ -93,10 +93,10 @@ def find_model_folder(model: str) -> Path:
     folder = Path(spec.submodule_search_locations[0]) / known.folder
     if known.gguf is None:
         return folder
-    from rapt.conversion.gguf_llama import converted_llama  # numpy, which a name alone does not need
+    from rapt.conversion.gguf_llama import convert_llama  # numpy, which a name alone does not need
 
     file, digest = known.gguf
-    return converted_llama(folder / file, sha256=digest)
+    return convert_llama(folder / file, sha256=digest)
 
 
 def name_model(model: str) -> str:

@@ -9,7 +9,7 @@ from scipy import stats
 from rapt.audit.calibration import ExactSuccess, SimulatedSuccess, calibrate_success
 from rapt.errors import AuditError, UsageError
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.weighting import Weighting, every_token
+from rapt.local.weighting import Weighting, weigh_all
 from rapt.wire.manifest import MechanismSetting
 from toy_vocabularies import toy_vocabulary
 
@@ -26,7 +26,7 @@ def maker(vocabulary, name="laplace"):
 def test_on_a_line_eta_is_that_of_the_closed_form(rng):
     trials = 4096
     found = calibrate_success(
-        maker(TWO), TWO, success=0.75, weighting=every_token(TWO), rng=rng, trials=trials, curve_steps=0
+        maker(TWO), TWO, success=0.75, weighting=weigh_all(TWO), rng=rng, trials=trials, curve_steps=0
     )
     error = stats.norm.isf(ALPHA / 2) * math.sqrt(0.75 * 0.25 / trials)
     assert abs(1 - math.exp(-found.eta) / 2 - 0.75) < error + 0.006 * found.eta
@@ -38,7 +38,13 @@ def test_on_a_line_eta_is_that_of_the_closed_form(rng):
 def test_with_a_closed_channel_the_success_is_exact(rng):
     # P(stays) = 1 / (1 + e^-η) with β = η / 2 and distance 2, for both tokens alike.
     found = calibrate_success(
-        maker(TWO, "exponential"), TWO, success=0.75, weighting=every_token(TWO), rng=rng, trials=200, curve_steps=1
+        maker(TWO, "exponential"),
+        TWO,
+        success=0.75,
+        weighting=weigh_all(TWO),
+        rng=rng,
+        trials=200,
+        curve_steps=1,
     )
     assert found.eta == pytest.approx(math.log(3), rel=0.003)
     assert found.reached == found.reached_low == found.reached_high == pytest.approx(1 / (1 + math.exp(-found.eta)))
@@ -84,4 +90,4 @@ def test_a_mechanism_whose_channel_is_not_known_is_refused(rng):
             return np.where(rng.random(len(token_ids)) < eta / (1 + eta), token_ids, 1 - token_ids)
 
     with pytest.raises(AuditError, match="a channel must be of one of"):
-        calibrate_success(Unknown, TWO, success=0.75, weighting=every_token(TWO), rng=rng, trials=200)
+        calibrate_success(Unknown, TWO, success=0.75, weighting=weigh_all(TWO), rng=rng, trials=200)

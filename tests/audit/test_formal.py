@@ -8,9 +8,9 @@ import pytest
 
 from audit_material import manifest_of, scattered_vocabulary
 from rapt.audit.formal import DELTAS, compute_loss_curves, find_largest_slope, measure_formal_side
-from rapt.local.guarantee import DELTA, privacy_statement
+from rapt.local.guarantee import DELTA, state_privacy
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
-from rapt.local.mechanisms.certificate import ROUNDING, largest_slopes
+from rapt.local.mechanisms.certificate import ROUNDING, find_largest_slopes
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 
 ETA = 6.0
@@ -28,7 +28,7 @@ def setting_of(name, vocabulary):
 @pytest.mark.parametrize("name", ["laplace", "exponential", "mahalanobis"])
 def test_a_curve_goes_through_the_numbers_of_the_statement(name, vocabulary):
     setting = setting_of(name, vocabulary)
-    statement = privacy_statement(vocabulary, setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=False)
+    statement = state_privacy(vocabulary, setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=False)
     curves = {curve.name: curve for curve in compute_loss_curves(vocabulary, setting)}
     near = curves["a token, its nearest neighbour"]
     assert dict(near.points)[DELTA] == pytest.approx(statement.pairs[0].epsilon_at_delta)
@@ -52,7 +52,7 @@ def test_the_largest_slope_of_a_small_table_is_below_eta_and_reached_by_some_pai
 
 def test_the_largest_slope_is_that_of_the_exact_search(vocabulary):
     mechanism = make_mechanism("exponential", vocabulary=vocabulary, eta=ETA)
-    (expected,) = largest_slopes([mechanism.scores])
+    (expected,) = find_largest_slopes([mechanism.scores])
     assert find_largest_slope(mechanism, vocabulary).value == pytest.approx(expected.value, rel=2 * ROUNDING)
 
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 
 from gguf_writer import F16, F32, Q4_0, Q4_1, Q8_0, write_gguf
 from rapt.conversion.gguf_file import read_gguf
-from rapt.conversion.gguf_llama import converted_llama, halves_first
+from rapt.conversion.gguf_llama import convert_llama, reorder_halves
 from rapt.errors import VocabularyError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import PUBLIC_MODELS
@@ -61,7 +61,7 @@ def test_reordered_heads_have_the_same_scores_at_every_distance():
         for head in range(heads):
             rows = slice(head * width, (head + 1) * width)
             theirs = turned(query[rows] @ x, at, neighbours=True) @ turned(key[rows] @ y, other, neighbours=True)
-            q, k = halves_first(query, heads=heads)[rows], halves_first(key, heads=heads)[rows]
+            q, k = reorder_halves(query, heads=heads)[rows], reorder_halves(key, heads=heads)[rows]
             ours = turned(q @ x, at, neighbours=False) @ turned(k @ y, other, neighbours=False)
             assert ours == pytest.approx(theirs, rel=1e-5)
             if at != other:  # the law can fail: rows that are left as they are give another score
@@ -124,7 +124,7 @@ def digest_of(path):
 
 def test_a_converted_model_serves_both_sides(tmp_path, cache):
     source = tiny_gguf(tmp_path / "tiny.gguf")
-    folder = converted_llama(source, sha256=digest_of(source))
+    folder = convert_llama(source, sha256=digest_of(source))
     assert folder.parent == cache / "models"
     assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
     assert json.loads((folder / "config.json").read_text())["rms_norm_eps"] == 1e-5
@@ -139,7 +139,7 @@ def test_a_converted_model_serves_both_sides(tmp_path, cache):
 
 def test_a_chat_template_comes_along(tmp_path, cache):
     source = tiny_gguf(tmp_path / "tiny.gguf", **{"tokenizer.chat_template": "[{{ messages[0].content }}]"})
-    folder = converted_llama(source, sha256=digest_of(source))
+    folder = convert_llama(source, sha256=digest_of(source))
     assert (folder / "chat_template.jinja").read_text() == "[{{ messages[0].content }}]"
     backbone = load_backbone(str(folder), precision="float32", device="cpu")
     assert backbone.chat is not None
@@ -148,10 +148,10 @@ def test_a_chat_template_comes_along(tmp_path, cache):
 def test_it_is_converted_once_and_nothing_else_is_left(tmp_path, cache):
     source = tiny_gguf(tmp_path / "tiny.gguf")
     digest = digest_of(source)
-    folder = converted_llama(source, sha256=digest)
+    folder = convert_llama(source, sha256=digest)
     written = (folder / "config.json").stat().st_mtime_ns
     source.unlink()  # the second time it is not read
-    assert converted_llama(source, sha256=digest) == folder
+    assert convert_llama(source, sha256=digest) == folder
     assert (folder / "config.json").stat().st_mtime_ns == written
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -159,7 +159,7 @@ def test_it_is_converted_once_and_nothing_else_is_left(tmp_path, cache):
 def test_another_file_is_refused_and_leaves_nothing(tmp_path, cache):
     source = tiny_gguf(tmp_path / "tiny.gguf")
     with pytest.raises(VocabularyError, match="must be the file that was named"):
-        converted_llama(source, sha256="0" * 64)
+        convert_llama(source, sha256="0" * 64)
     assert not cache.exists()
 
 
@@ -177,7 +177,7 @@ def test_another_file_is_refused_and_leaves_nothing(tmp_path, cache):
 def test_a_model_that_is_not_understood_is_refused_and_leaves_nothing(tmp_path, cache, changes, message):
     source = tiny_gguf(tmp_path / "tiny.gguf", **changes)
     with pytest.raises(VocabularyError, match=message):
-        converted_llama(source, sha256=digest_of(source))
+        convert_llama(source, sha256=digest_of(source))
     assert list((cache / "models").iterdir()) == []
 
 
@@ -186,7 +186,7 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, cache, cut):
     source = tiny_gguf(tmp_path / "tiny.gguf")
     source.write_bytes(source.read_bytes()[:cut])
     with pytest.raises(VocabularyError, match="GGUF file"):
-        converted_llama(source, sha256=digest_of(source))
+        convert_llama(source, sha256=digest_of(source))
 
 
 def test_a_file_of_another_version_or_quantization_is_refused(tmp_path):
@@ -210,7 +210,7 @@ def test_the_decoder_of_the_list_is_named_by_its_digest():
 
 def test_the_tokenizer_that_is_put_together_reads_back_what_it_reads(tmp_path, cache):
     source = tiny_gguf(tmp_path / "tiny.gguf")
-    tokenizer = Tokenizer.from_file(str(converted_llama(source, sha256=digest_of(source)) / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(convert_llama(source, sha256=digest_of(source)) / "tokenizer.json"))
     for text in ("the end", "naïve façade 2024", "你好\n\n  x"):
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 

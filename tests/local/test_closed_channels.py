@@ -11,7 +11,7 @@ import pytest
 from channel_checks import DRAWS, LINE, PLANE, SPECIAL, assert_drawn_as_stated, count_outputs, euclidean, largest_excess
 from rapt.errors import MechanismError
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.mechanisms.token_tags import BUILT_IN, TokenTags, built_in_tags, read_tags, tag_of
+from rapt.local.mechanisms.token_tags import BUILT_IN, TokenTags, read_tags, tag_by_rule, tag_token
 from rapt.local.mechanisms.word_classes import make_soft_pos
 from significance import assert_counts
 from toy_vocabularies import toy_vocabulary, toy_word
@@ -218,18 +218,18 @@ def test_a_penalty_outside_its_domain_is_refused(penalty, vocabulary):
     ],
 )  # fmt: skip
 def test_the_built_in_rules(token, expected):
-    assert tag_of(token) == expected
+    assert tag_token(token) == expected
 
 
 def test_where_words_are_marked_letters_without_a_mark_are_a_piece():
-    assert tag_of("\u2581walking", word_starts=("\u2581",)) == "verb"
-    assert tag_of("walking", word_starts=("\u2581",)) == "piece"
-    assert tag_of("\u0120the", word_starts=("\u0120",)) == "determiner"
-    assert tag_of("!", word_starts=("\u0120",)) == "punctuation"
+    assert tag_token("\u2581walking", word_starts=("\u2581",)) == "verb"
+    assert tag_token("walking", word_starts=("\u2581",)) == "piece"
+    assert tag_token("\u0120the", word_starts=("\u0120",)) == "determiner"
+    assert tag_token("!", word_starts=("\u0120",)) == "punctuation"
 
 
 def test_every_row_of_a_real_table_has_a_class(bert_tiny):
-    found = built_in_tags(bert_tiny)
+    found = tag_by_rule(bert_tiny)
     assert found.classes.shape == (bert_tiny.size,)
     assert set(found.names) >= {"noun", "verb", "adjective", "adverb", "piece", "number", "punctuation", "special"}
     special = found.names.index("special")

@@ -8,7 +8,7 @@ from scipy import stats
 
 from channel_checks import LINE, SPECIAL
 from rapt.errors import UsageError
-from rapt.local.deniability import least_set_size, measure_unchanged, plausible_deniability
+from rapt.local.deniability import bound_set_size, measure_deniability, measure_unchanged
 from rapt.local.mechanisms import make_mechanism
 from toy_vocabularies import toy_vocabulary
 
@@ -90,7 +90,7 @@ def naive_set_size(probabilities, outside):
 def test_a_closed_channel_has_both_exactly(name, outside, rng):
     vocabulary = toy_vocabulary(rng.standard_normal((200, 3)), special=(5, 60))
     mechanism = make_mechanism(name, vocabulary=vocabulary, eta=4.0, allow_unproved=True)
-    found = plausible_deniability(mechanism, vocabulary, rng=rng, types=500, outside=outside)
+    found = measure_deniability(mechanism, vocabulary, rng=rng, types=500, outside=outside)
     channel = np.exp(mechanism.log_probabilities(vocabulary.eligible))
     sizes = [naive_set_size(row, outside) for row in channel]
     assert found.exact
@@ -103,7 +103,7 @@ def test_a_closed_channel_has_both_exactly(name, outside, rng):
 
 def test_two_tokens_alike_need_both(rng):
     vocabulary = toy_vocabulary([[0.0], [0.0]])
-    found = plausible_deniability(make_mechanism("santext", vocabulary=vocabulary, eta=1.0), vocabulary, rng=rng)
+    found = measure_deniability(make_mechanism("santext", vocabulary=vocabulary, eta=1.0), vocabulary, rng=rng)
     assert found.unchanged.median == pytest.approx(0.5)
     assert found.set_size.median == 2
 
@@ -112,13 +112,13 @@ def test_a_token_that_stays_itself_has_a_set_of_one(rng):
     vocabulary = toy_vocabulary([[0.0], [1.0], [2.0]])
     for name in ("laplace", "santext"):
         mechanism = make_mechanism(name, vocabulary=vocabulary, eta=60.0)
-        assert plausible_deniability(mechanism, vocabulary, rng=rng).set_size.largest == 1
+        assert measure_deniability(mechanism, vocabulary, rng=rng).set_size.largest == 1
 
 
 def test_draws_of_a_channel_that_is_not_closed_bound_its_sets_from_below(rng):
     vocabulary = toy_vocabulary(LINE, special=SPECIAL)
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=1.0)
-    found = plausible_deniability(mechanism, vocabulary, rng=rng, draws=2_000)
+    found = measure_deniability(mechanism, vocabulary, rng=rng, draws=2_000)
     assert not found.exact
     assert (found.draws, found.confidence) == (2_000, 0.95)
     assert 1 <= found.set_size.smallest <= found.set_size.largest <= len(vocabulary.eligible)
@@ -135,7 +135,7 @@ def test_the_bound_is_above_the_truth_as_rarely_as_stated(draws):
     probabilities = np.append([0.5], np.full(400, 0.5 / 400))
     true_size = naive_set_size(probabilities, 0.05)
     above = sum(
-        least_set_size(counts[counts > 0], outside=0.05) > true_size
+        bound_set_size(counts[counts > 0], outside=0.05) > true_size
         for counts in (draws_of(probabilities, draws, seed) for seed in range(300))
     )
     # 5 % of 300 is 15; more than 40 happen once in a million at that rate.
@@ -152,18 +152,18 @@ def test_a_twin_without_the_error_term_overstates_more_often(seed):
         counts = counts[counts > 0]
         held = np.cumsum(np.sort(counts)[::-1]) / counts.sum()
         naive += int((held < 0.95).sum()) + 1 > 1
-        ours += least_set_size(counts, outside=0.05) > 1
+        ours += bound_set_size(counts, outside=0.05) > 1
     assert naive > 30
     assert ours <= 25  # 5 % of 100, at a false-alarm rate below ALPHA = 1e-6
 
 
 def test_the_bound_comes_near_the_truth_with_many_draws():
     probabilities = np.full(100, 0.01)
-    assert 80 <= least_set_size(draws_of(probabilities, 200_000, 0), outside=0.05) <= 95
+    assert 80 <= bound_set_size(draws_of(probabilities, 200_000, 0), outside=0.05) <= 95
 
 
 @pytest.mark.parametrize("wrong", [{"types": 0}, {"draws": 0}, {"outside": 0.0}, {"outside": 1.0}])
 def test_a_measurement_of_nothing_is_refused(wrong, rng):
     vocabulary = toy_vocabulary([[0.0], [1.0]])
     with pytest.raises(UsageError, match="plausible deniability needs"):
-        plausible_deniability(make_mechanism("laplace", vocabulary=vocabulary, eta=1.0), vocabulary, rng=rng, **wrong)
+        measure_deniability(make_mechanism("laplace", vocabulary=vocabulary, eta=1.0), vocabulary, rng=rng, **wrong)

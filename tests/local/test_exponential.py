@@ -9,8 +9,8 @@ import pytest
 
 from channel_checks import LINE, PLANE, SPECIAL, assert_drawn_as_stated, count_outputs, euclidean, largest_excess
 from rapt.errors import MechanismError, VocabularyError
-from rapt.local.mechanisms import make_mechanism, mechanism_of_setting
-from rapt.local.mechanisms.certificate import largest_slopes
+from rapt.local.mechanisms import make_mechanism, remake_mechanism
+from rapt.local.mechanisms.certificate import find_largest_slopes
 from rapt.local.mechanisms.exponential import (
     OutputPrior,
     count_tokens,
@@ -137,7 +137,7 @@ def test_the_largest_slope_is_that_of_brute_force(seed, special, rng):
     for prior in (None, prior_of(vocabulary, rng)):
         mechanism = make_exponential(vocabulary=vocabulary, eta=1.0, prior=prior)
         betas = [0.2, 1.0, 4.0, 30.0]
-        found = largest_slopes([replace(mechanism.scores, beta=beta) for beta in betas])
+        found = find_largest_slopes([replace(mechanism.scores, beta=beta) for beta in betas])
         for beta, slope in zip(betas, found, strict=True):
             expected = brute_force_slope(vocabulary, beta, prior=prior)
             # Where every pair is farther apart than the reach, the slope may be below beta, and beta is stated.
@@ -181,7 +181,7 @@ def test_a_certificate_is_computed_once_and_read_again(monkeypatch):
     assert held["vocabulary_hash"] == vocabulary.hash
     assert (held["eta"], held["beta"]) == (4.0, first.scores.beta)
     assert held["slope"] <= 4.0
-    monkeypatch.setattr("rapt.local.mechanisms.certificate.largest_beta", None)  # it would have to be called
+    monkeypatch.setattr("rapt.local.mechanisms.certificate.find_largest_beta", None)  # it would have to be called
     again = make_mechanism("exponential", vocabulary=vocabulary, eta=4.0, options={"calibrated": True})
     assert again.certificate == first.certificate
 
@@ -240,11 +240,11 @@ def test_a_setting_names_its_prior_by_hash_and_is_made_again_with_the_file_only(
     assert str(made.setting.parameters["prior"]).startswith("sha256:")
     assert str(tmp_path) not in repr(made.setting)
     with pytest.raises(MechanismError, match="give the file"):
-        mechanism_of_setting(made.setting, vocabulary=vocabulary)
-    assert mechanism_of_setting(made.setting, vocabulary=vocabulary, files={"prior": str(path)}).setting == made.setting
+        remake_mechanism(made.setting, vocabulary=vocabulary)
+    assert remake_mechanism(made.setting, vocabulary=vocabulary, files={"prior": str(path)}).setting == made.setting
     path.write_text(json.dumps({toy_word(3): 10}))
     with pytest.raises(MechanismError, match="must have the parameters that its file states"):
-        mechanism_of_setting(made.setting, vocabulary=vocabulary, files={"prior": str(path)})
+        remake_mechanism(made.setting, vocabulary=vocabulary, files={"prior": str(path)})
 
 
 # On a real table.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rapt.errors import MechanismError, UsageError
-from rapt.local.deniability import measure_unchanged, plausible_deniability
-from rapt.local.guarantee import DELTA, privacy_statement
+from rapt.local.deniability import measure_deniability, measure_unchanged
+from rapt.local.guarantee import DELTA, state_privacy
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.privacy_loss import compose, laplace_loss
@@ -47,7 +47,7 @@ def statement(vocabulary):
 
 def state(vocabulary, setting=LAPLACE, **changes):
     arguments = {"plain_tokens": NO_PLAIN_TOKENS, "labels_sent": True} | changes
-    return privacy_statement(vocabulary, setting, **arguments)
+    return state_privacy(vocabulary, setting, **arguments)
 
 
 def words(statement):
@@ -260,7 +260,7 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=2.0)
     measured = measure_unchanged(mechanism, vocabulary, rng=rng, draws=4)
     pairs = [(toy_word(1), toy_word(2))]
-    denied = plausible_deniability(mechanism, vocabulary, rng=rng, draws=4)
+    denied = measure_deniability(mechanism, vocabulary, rng=rng, draws=4)
     value = state(vocabulary, word_pairs=pairs, unchanged=measured, deniability=denied, randomness=SECURE).to_json()
     bound = ["name", "meaning", "tokens", "distance", "epsilon", "epsilon_at_delta", "right_guess"]
     # A change here is a change of the schema: it needs a new version and a line in the changelog.
@@ -347,8 +347,8 @@ def test_the_statement_of_the_default_model_says_what_the_documentation_quotes()
 @pytest.mark.parametrize(("name", "words"), [("laplace", "at least"), ("santext", "exact for each")])
 def test_the_page_says_how_many_outputs_a_token_hides_among(name, words, rng, vocabulary):
     mechanism = make_mechanism(name, vocabulary=vocabulary, eta=2.0)
-    denied = plausible_deniability(mechanism, vocabulary, rng=rng, draws=50)
-    page = privacy_statement(
+    denied = measure_deniability(mechanism, vocabulary, rng=rng, draws=50)
+    page = state_privacy(
         vocabulary, mechanism.setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=False, deniability=denied
     ).to_text()
     line = " ".join(page.split("output sets")[1].split())

@@ -188,7 +188,7 @@ LINE = [-2.0, 3.5, -0.5, 0.0, 0.25, 1.0, 1.5, 0.6]  # row 7 is special: an input
 SPECIAL = (7,)
 
 
-def closed_channel(vocabulary, eta):
+def find_closed_channel(vocabulary, eta):
     """P(y|x), (V, number of eligible), and the eligible ids: differences of the Laplace law over Voronoi cells."""
     points = vocabulary.embeddings[:, 0].astype(float)
     order = vocabulary.eligible[np.argsort(points[vocabulary.eligible])]
@@ -218,7 +218,7 @@ def draw_counts(mechanism, x, order, rng, *, size=20_000):
 @pytest.mark.parametrize("x", range(len(LINE)))
 def test_the_channel_at_one_dimension_is_its_closed_form(x, eta, rng):
     vocabulary = toy_vocabulary(np.array(LINE)[:, None], special=SPECIAL)
-    channel, order = closed_channel(vocabulary, eta)
+    channel, order = find_closed_channel(vocabulary, eta)
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
     assert_counts(draw_counts(mechanism, x, order, rng), channel[x])
 
@@ -226,7 +226,7 @@ def test_the_channel_at_one_dimension_is_its_closed_form(x, eta, rng):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_channel_test_can_fail(seed):
     vocabulary = toy_vocabulary(np.array(LINE)[:, None], special=SPECIAL)
-    channel, order = closed_channel(vocabulary, 2.0)
+    channel, order = find_closed_channel(vocabulary, 2.0)
     wrong = make_mechanism("laplace", vocabulary=vocabulary, eta=2.2)
     with pytest.raises(AssertionError, match="chi-square rejects"):
         assert_counts(draw_counts(wrong, 3, order, np.random.default_rng(seed)), channel[3])
@@ -235,7 +235,7 @@ def test_the_channel_test_can_fail(seed):
 @pytest.mark.parametrize("eta", [0.3, 2.0, 20.0])
 def test_the_guarantee_holds_for_every_triple(eta):
     vocabulary = toy_vocabulary(np.array(LINE)[:, None], special=SPECIAL)
-    channel, _ = closed_channel(vocabulary, eta)
+    channel, _ = find_closed_channel(vocabulary, eta)
     assert np.allclose(channel.sum(axis=1), 1.0)
     assert largest_excess(channel, vocabulary.embeddings[:, 0].astype(float), eta) <= 1e-9
 
@@ -245,7 +245,7 @@ def test_the_guarantee_holds_for_every_triple(eta):
 def test_the_guarantee_test_sees_an_eta_five_percent_too_large(eta, seed):
     points = np.random.default_rng(seed).uniform(-3, 3, (9, 1))
     vocabulary = toy_vocabulary(points)
-    channel, _ = closed_channel(vocabulary, 1.05 * eta)
+    channel, _ = find_closed_channel(vocabulary, 1.05 * eta)
     assert largest_excess(channel, vocabulary.embeddings[:, 0].astype(float), eta) > 0.01 * eta
 
 

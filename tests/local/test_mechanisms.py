@@ -9,8 +9,8 @@ import pytest
 from channel_checks import PLANE, SPECIAL, count_outputs
 from rapt.errors import MechanismError, VocabularyError
 from rapt.local.deniability import measure_unchanged
-from rapt.local.guarantee import privacy_statement
-from rapt.local.mechanisms import MECHANISMS, check_useful_eta, make_mechanism, mechanism_of_setting
+from rapt.local.guarantee import state_privacy
+from rapt.local.mechanisms import MECHANISMS, check_useful_eta, make_mechanism, remake_mechanism
 from rapt.local.randomness import insecure_stream
 from rapt.wire.manifest import NO_PLAIN_TOKENS, dump_mechanism, parse_mechanism
 from toy_vocabularies import toy_vocabulary
@@ -44,7 +44,7 @@ def test_a_setting_survives_a_manifest_and_makes_the_same_mechanism(name, vocabu
     mechanism = make(name, vocabulary)
     read = parse_mechanism(json.loads(json.dumps(dump_mechanism(mechanism.setting))))
     assert read == mechanism.setting
-    again = mechanism_of_setting(read, vocabulary=vocabulary, allow_unproved=True)
+    again = remake_mechanism(read, vocabulary=vocabulary, allow_unproved=True)
     ids = np.arange(vocabulary.size)
     first, second = (m.privatize(ids, rng=insecure_stream(1).generator) for m in (mechanism, again))
     assert (first == second).all()
@@ -178,7 +178,7 @@ def test_the_domain_goes_with_the_distances_of_the_table(scale):
 def test_a_statement_says_that_a_file_reads_as_its_text_did(bert_tiny, eta, protects):
     made = make_mechanism("laplace", vocabulary=bert_tiny, eta=eta)
     unchanged = measure_unchanged(made, bert_tiny, rng=np.random.default_rng(1))
-    stated = privacy_statement(
+    stated = state_privacy(
         bert_tiny, made.setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=False, unchanged=unchanged
     )
     assert stated.to_json()["protects"] is protects

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 
 from rapt.errors import VocabularyError
 from rapt.local.mechanisms.laplace import sample_noise
-from rapt.local.nearest import BATCH, TILE, NearestToken, first_of_equal_rows
+from rapt.local.nearest import BATCH, TILE, NearestToken, drop_equal_rows
 from rapt.local.nearest_kernel import load_kernel
 
 # What a search may use besides the table and one copy of it, whatever the size of either, in bytes.
@@ -273,7 +273,7 @@ def test_of_equal_rows_the_first_is_kept(rng):
     table[table == 0] = 0.0
     eligible = np.sort(rng.choice(500, 400, replace=False))
     first = {table[i].tobytes(): i for i in eligible[::-1].tolist()}
-    assert first_of_equal_rows(table, eligible).tolist() == sorted(first.values())
+    assert drop_equal_rows(table, eligible).tolist() == sorted(first.values())
 
 
 @pytest.mark.parametrize("alike", [False, True], ids=["a table", "rows all but equal"])

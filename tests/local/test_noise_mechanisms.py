@@ -20,7 +20,7 @@ from rapt.errors import MechanismError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
 from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
-from rapt.local.mechanisms.near_tokens import RankFixMechanism, VickreyMechanism, nearest_tokens, sample_rank
+from rapt.local.mechanisms.near_tokens import RankFixMechanism, VickreyMechanism, find_nearest_tokens, sample_rank
 from significance import assert_counts, assert_distributed
 from toy_vocabularies import toy_vocabulary
 
@@ -259,7 +259,7 @@ def test_the_nearest_tokens_are_those_of_brute_force(count, rng):
     table[11] = table[201]
     eligible = np.delete(np.arange(300), [3, 5])
     vectors = np.concatenate([rng.standard_normal((150, 6)) * 3, table[[10, 11, 200]].astype(float)])
-    ids, distances = nearest_tokens(vectors, embeddings=table, eligible=eligible, count=count)
+    ids, distances = find_nearest_tokens(vectors, embeddings=table, eligible=eligible, count=count)
     for vector, found, lengths in zip(vectors, ids, distances, strict=True):
         exact = np.linalg.norm(vector - table[eligible].astype(float), axis=1)
         expected = np.argsort(exact, kind="stable")[:count]
@@ -268,7 +268,7 @@ def test_the_nearest_tokens_are_those_of_brute_force(count, rng):
 
 
 def test_no_more_neighbours_than_tokens():
-    ids, _ = nearest_tokens(
+    ids, _ = find_nearest_tokens(
         np.zeros((3, 1)), embeddings=np.array([[2.0], [1.0]], dtype=np.float32), eligible=np.arange(2), count=9
     )
     assert ids.tolist() == [[1, 0]] * 3

@@ -9,7 +9,7 @@ import pytest
 
 from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.corpus import privatize_corpus
-from rapt.local.guarantee import privacy_statement
+from rapt.local.guarantee import state_privacy
 from rapt.local.ledger import open_ledger
 from rapt.local.ledger_report import summarize_ledger
 from rapt.local.mechanisms import make_mechanism
@@ -218,7 +218,7 @@ def test_a_seed_draws_a_pair_again(source, tmp_path):
 
 def test_a_statement_says_what_pairs_and_targets_leave_open():
     def open_ends(**parts):
-        stated = privacy_statement(
+        stated = state_privacy(
             VOCABULARY, privatizer().mechanism.setting, plain_tokens=NO_PLAIN_TOKENS, labels_sent=True, **parts
         )
         return {exposure.what for exposure in stated.not_protected}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.weighting import Weighting, common_words, every_token, weighting_of_corpus
+from rapt.local.weighting import Weighting, weigh_all, weigh_common_words, weigh_corpus
 from toy_vocabularies import toy_vocabulary, toy_word
 
 VOCABULARY = toy_vocabulary(np.arange(12.0)[:, None], special=(11,))
@@ -25,7 +25,7 @@ def test_the_shares_over_the_table_are_those_of_the_tokens():
 
 
 def test_common_words_are_the_first_whole_words_each_the_same(bert_tiny):
-    weighting = common_words(bert_tiny, count=500)
+    weighting = weigh_common_words(bert_tiny, count=500)
     tokens = bert_tiny.tokens(weighting.token_ids.tolist())
     assert len(tokens) == 500
     assert {"the", "and", "film"} <= set(tokens)
@@ -35,7 +35,7 @@ def test_common_words_are_the_first_whole_words_each_the_same(bert_tiny):
 
 
 def test_every_token_is_every_eligible_one():
-    assert every_token(VOCABULARY).token_ids.tolist() == list(range(11))
+    assert weigh_all(VOCABULARY).token_ids.tolist() == list(range(11))
 
 
 @pytest.mark.parametrize("private", [False, True])
@@ -43,7 +43,7 @@ def test_the_words_of_a_corpus_are_counted_and_a_private_one_says_so(tmp_path, p
     path = tmp_path / "texts.csv"
     words = [toy_word(2)] * 600 + [toy_word(5)] * 200
     path.write_text("text\n" + "".join(f"{word} {word}\n" for word in words))
-    weighting = weighting_of_corpus(path, VOCABULARY, private=private)
+    weighting = weigh_corpus(path, VOCABULARY, private=private)
     assert weighting.token_ids.tolist() == [2, 5]
     assert weighting.shares.tolist() == [0.75, 0.25]
     assert weighting.private == private
@@ -56,9 +56,9 @@ def test_a_corpus_without_a_word_is_refused(tmp_path):
     path = tmp_path / "texts.csv"
     path.write_text("text,label\n  ,a\n")
     with pytest.raises(CorpusError, match="at least one token"):
-        weighting_of_corpus(path, VOCABULARY, private=False)
+        weigh_corpus(path, VOCABULARY, private=False)
 
 
 def test_no_word_is_refused():
     with pytest.raises(UsageError, match="at least 1 word"):
-        common_words(VOCABULARY, count=0)
+        weigh_common_words(VOCABULARY, count=0)

@@ -14,10 +14,10 @@ from rapt.errors import CorpusError
 from rapt.local.corpus import privatize_corpus
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.mechanisms.interface import with_share_of_memory
+from rapt.local.mechanisms.interface import share_memory
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream, secure_stream
-from rapt.local.records import Chunk, ChunkSetting, SourceItem, in_chunks
+from rapt.local.records import Chunk, ChunkSetting, SourceItem, cut_into_chunks
 from rapt.local.worker_processes import privatize_in_processes, receive_shared, shared
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy
 from rapt.wire.privatized_file import read_privatized_file
@@ -61,7 +61,7 @@ def ids(results):
 
 
 def test_texts_are_cut_into_chunks_in_order():
-    found = list(in_chunks((SourceItem(f"text {i}", i) for i in range(1_100)), first_position=5, labelled=True))
+    found = list(cut_into_chunks((SourceItem(f"text {i}", i) for i in range(1_100)), first_position=5, labelled=True))
     assert [chunk.position for chunk in found] == [5, 517, 1029]
     assert [text for chunk in found for text in chunk.texts] == [f"text {i}" for i in range(1_100)]
     assert found[2].labels == list(range(1_024, 1_100))
@@ -229,8 +229,8 @@ def test_nothing_is_left_open_or_lying_about(tmp_path):
 def test_several_processes_keep_to_the_bound_of_one_cache():
     vocabulary = toy_vocabulary(np.random.default_rng(1).standard_normal((30, 4)))
     whole = make_mechanism("exponential", vocabulary=vocabulary, eta=2.0)
-    part = with_share_of_memory(whole, among=4)
+    part = share_memory(whole, among=4)
     assert 4 * part.cache_bytes <= whole.cache_bytes
     assert part.setting == whole.setting
     uncached = make_mechanism("laplace", vocabulary=vocabulary, eta=2.0)
-    assert with_share_of_memory(uncached, among=4) is uncached
+    assert share_memory(uncached, among=4) is uncached

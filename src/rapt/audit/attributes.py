@@ -22,7 +22,7 @@ from rapt.audit.intervals import Share, independent_share
 from rapt.audit.truth import Truth
 from rapt.audit.view import AdversaryView
 from rapt.errors import AuditError, MechanismError
-from rapt.local.mechanisms import mechanism_of_setting
+from rapt.local.mechanisms import remake_mechanism
 from rapt.local.vocabulary import Vocabulary
 
 FOLDS: Final = 5
@@ -113,9 +113,7 @@ def infer_attribute(
     rng = np.random.default_rng([seed, 7])
     trained_on: dict[str, list[NDArray[np.int64]]] = {"static": clear}
     try:
-        mechanism = mechanism_of_setting(
-            view.manifest.mechanism, vocabulary=Vocabulary(view.bundle), allow_unproved=True
-        )
+        mechanism = remake_mechanism(view.manifest.mechanism, vocabulary=Vocabulary(view.bundle), allow_unproved=True)
         trained_on["adaptive"] = np.split(mechanism.privatize(truth.token_ids, rng=rng), cuts)
     except MechanismError:
         # A mechanism that cannot be run here: its outputs on the other folds, which a service holds anyway.

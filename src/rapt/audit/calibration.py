@@ -19,17 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.channels import estimate_channel
-from rapt.local.calibration import Calibration, calibrate_unchanged, curve_around, with_success
+from rapt.local.calibration import Calibration, add_success, calibrate_unchanged, measure_curve
 from rapt.local.calibration_search import (
     MakeMechanism,
     check_share,
-    crossing,
-    crossings,
-    floor_digits,
-    share_error,
-    share_interval,
+    compute_share_error,
+    compute_share_interval,
+    find_crossing,
+    find_crossings,
+    round_down,
 )
-from rapt.local.mechanisms.interface import closed_channel
+from rapt.local.mechanisms.interface import find_closed_channel
 from rapt.local.vocabulary import Vocabulary
 from rapt.local.weighting import Weighting
 
@@ -58,7 +58,7 @@ class ExactSuccess:
     def __call__(self, eta: float) -> float:
         """Σ_y max_x prior(x) P(y|x); known already where it was asked for before."""
         if eta not in self._found:
-            channel = closed_channel(self._make(eta))
+            channel = find_closed_channel(self._make(eta))
             assert channel is not None
             ids, log_shares = self._weighting.token_ids, np.log(self._weighting.shares)
             best: NDArray[np.float64] | None = None
@@ -157,33 +157,33 @@ def calibrate_success(
     nearby = calibrate_unchanged(
         make, vocabulary, share=success, weighting=weighting, rng=rng, draws=trials, curve_steps=0
     )
-    if closed_channel(make(nearby.eta)) is None:
+    if find_closed_channel(make(nearby.eta)) is None:
         simulated = [
             SimulatedSuccess(make, vocabulary, weighting, trials=trials, rng=rng, on_progress=on_progress)
             for _ in range(2)
         ]
-        eta, low, high = crossings(
+        eta, low, high = find_crossings(
             simulated[0],
             target=success,
             start=nearby.eta,
-            margin=share_error(success, trials),
+            margin=compute_share_error(success, trials),
             factor=_FIRST_STEP,
             tolerance=_TOLERANCE,
         )
 
         def measured(eta: float) -> tuple[float, float, float]:
             value = simulated[1](eta)
-            return (value, *share_interval(value, trials))
+            return (value, *compute_share_interval(value, trials))
 
     else:
         exact = ExactSuccess(make, weighting, on_progress=on_progress)
-        eta = floor_digits(crossing(exact, target=success, start=nearby.eta, factor=_FIRST_STEP))
+        eta = round_down(find_crossing(exact, target=success, start=nearby.eta, factor=_FIRST_STEP))
         low, high = None, None
 
         def measured(eta: float) -> tuple[float, float, float]:
             return (exact(eta),) * 3
 
-    around = curve_around(make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=trials, steps=curve_steps)
+    around = measure_curve(make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=trials, steps=curve_steps)
     value, lower, upper = measured(eta)
     return replace(
         nearby,
@@ -195,5 +195,5 @@ def calibrate_success(
         reached=value,
         reached_low=lower,
         reached_high=upper,
-        curve=tuple(with_success(around, measured)),
+        curve=tuple(add_success(around, measured)),
     )

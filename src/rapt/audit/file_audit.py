@@ -22,7 +22,7 @@ from rapt.audit.truth import Truth, check_parts, lend_texts, read_others, read_t
 from rapt.audit.view import AdversaryView, adversary_view, read_public_text
 from rapt.command_line import rebuild_command
 from rapt.local.corpus import read_corpus
-from rapt.local.guarantee import privacy_statement
+from rapt.local.guarantee import state_privacy
 from rapt.local.mechanisms import find_promise
 from rapt.local.records import PartColumns
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
@@ -232,7 +232,7 @@ def _write_statement(vocabulary: Vocabulary, manifest: Manifest) -> str:
     """The privacy statement of a file, or nothing for a mechanism without one."""
     if find_promise(manifest.mechanism.name) is None:
         return ""
-    return privacy_statement(
+    return state_privacy(
         vocabulary,
         manifest.mechanism,
         plain_tokens=manifest.plain_tokens,

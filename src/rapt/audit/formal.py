@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
 from rapt.errors import MechanismError
-from rapt.local.distances import table_distances
-from rapt.local.mechanisms import Mechanism, find_promise, mechanism_of_setting
-from rapt.local.mechanisms.interface import closed_channel
+from rapt.local.distances import measure_distances
+from rapt.local.mechanisms import Mechanism, find_promise, remake_mechanism
+from rapt.local.mechanisms.interface import find_closed_channel
 from rapt.local.privacy_loss import compose
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
@@ -115,7 +115,7 @@ def measure_formal_side(
         runs: Draws of each token of a pair.
     """
     try:
-        mechanism = mechanism_of_setting(setting, vocabulary=vocabulary, allow_unproved=True)
+        mechanism = remake_mechanism(setting, vocabulary=vocabulary, allow_unproved=True)
     except MechanismError:  # made from a public file that is not here
         mechanism = None
     promise = find_promise(setting.name)
@@ -133,7 +133,7 @@ def compute_loss_curves(vocabulary: Vocabulary, setting: MechanismSetting) -> tu
     promise = find_promise(setting.name)
     if promise is None:
         return ()
-    distances = table_distances(vocabulary)
+    distances = measure_distances(vocabulary)
     curves = []
     for name, distance, tokens in (
         ("a token, its nearest neighbour", distances.nearest_50, 1),
@@ -151,7 +151,7 @@ def compute_loss_curves(vocabulary: Vocabulary, setting: MechanismSetting) -> tu
 
 def find_largest_slope(mechanism: Mechanism, vocabulary: Vocabulary) -> LargestSlope | None:
     """The largest slope of a mechanism with a closed channel, over all outputs; None without one."""
-    channel = closed_channel(mechanism)
+    channel = find_closed_channel(mechanism)
     if channel is None:
         return None
     whole = vocabulary.size <= SMALL_TABLE

@@ -16,7 +16,7 @@ from rapt.audit.artefact.run import audit_adapter as attack_adapter
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, read_texts
 from rapt.audit.report.artefact import ArtefactReport, write_artefact_report
 from rapt.command_line import rebuild_command
-from rapt.local.mechanisms import make_mechanism, mechanism_of_setting
+from rapt.local.mechanisms import make_mechanism, remake_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.service.adapter.adapter import load_adapter
@@ -218,7 +218,7 @@ def audit_adapter(plan: AdapterAuditPlan, *, narrator: Narrator = SILENT) -> Art
         Workshop(
             backbone=backbone,
             vocabulary=vocabulary,
-            mechanism=mechanism_of_setting(card.mechanism, vocabulary=vocabulary, allow_unproved=True),
+            mechanism=remake_mechanism(card.mechanism, vocabulary=vocabulary, allow_unproved=True),
             config=default_config(card.method),
             plain_tokens=sent,
         ),

@@ -30,9 +30,9 @@ from scipy import stats
 
 from rapt.errors import AuditError
 from rapt.local.mechanisms.interface import Mechanism
-from rapt.local.mechanisms.near_tokens import nearest_tokens
+from rapt.local.mechanisms.near_tokens import find_nearest_tokens
 from rapt.local.vocabulary import Vocabulary
-from rapt.local.weighting import common_words
+from rapt.local.weighting import weigh_common_words
 
 # Sets tried for each pair and direction; they are nested, and no two hold nearly the same share of the outputs.
 _SETS: Final = 64
@@ -152,8 +152,8 @@ def pair_tokens(mechanism: Mechanism, pairs: Sequence[tuple[int, int]]) -> tuple
 
 def choose_near_pairs(mechanism: Mechanism, vocabulary: Vocabulary) -> list[tuple[int, int]]:
     """Some common words and their nearest neighbours that the guarantee bounds: near pairs show most."""
-    words = common_words(vocabulary, count=_WORDS).token_ids
-    near, _ = nearest_tokens(
+    words = weigh_common_words(vocabulary, count=_WORDS).token_ids
+    near, _ = find_nearest_tokens(
         vocabulary.embeddings[words].astype(np.float64),
         embeddings=vocabulary.embeddings,
         eligible=vocabulary.eligible,

@@ -134,10 +134,10 @@ def calibrate(
             )
     drawn, failure = None, None
     if plot is not None:
-        from rapt.local.calibration import calibration_svg
+        from rapt.local.calibration import draw_calibration
 
         try:
-            write_output(plot, calibration_svg(found), overwrite=overwrite)
+            write_output(plot, draw_calibration(found), overwrite=overwrite)
             drawn = str(plot)
         except RaptError as error:  # minutes of work are shown first
             failure = error
@@ -166,16 +166,16 @@ def calibrate_for_epsilon(
 ) -> Calibration:
     """The calibration for a target ε. Raises as `calibrate_epsilon`."""
     from rapt.local.calibration import DRAWS, NAMED_DISTANCES, calibrate_epsilon
-    from rapt.local.distances import table_distances
-    from rapt.local.guarantee import word_distances
+    from rapt.local.distances import measure_distances
+    from rapt.local.guarantee import measure_word_distances
     from rapt.local.randomness import secure_stream
 
     if pair is not None:
         words = split_pair(pair)
-        name, apart = " / ".join(words), word_distances(loaded, words, position=0)
+        name, apart = " / ".join(words), measure_word_distances(loaded, words, position=0)
     else:
         name = (at or At.MEDIAN_NEIGHBOUR).value
-        apart = [getattr(table_distances(loaded), NAMED_DISTANCES[name])]
+        apart = [getattr(measure_distances(loaded), NAMED_DISTANCES[name])]
     return calibrate_epsilon(
         make,
         loaded,
@@ -243,17 +243,17 @@ def weigh(
         UsageError: More than one was.
         CorpusError: A file of texts cannot be read.
     """
-    from rapt.local.weighting import COMMON_WORDS, common_words, every_token, weighting_of_corpus
+    from rapt.local.weighting import COMMON_WORDS, weigh_all, weigh_common_words, weigh_corpus
 
     if sum([words is not None, all_tokens, public is not None, private is not None]) > 1:
         raise UsageError("--words, --all-tokens, --public-text and --private-text exclude each other; give one of them")
     if all_tokens:
-        return every_token(loaded)
+        return weigh_all(loaded)
     if public is not None:
-        return weighting_of_corpus(public, loaded, text_column=text_column, private=False)
+        return weigh_corpus(public, loaded, text_column=text_column, private=False)
     if private is not None:
-        return weighting_of_corpus(private, loaded, text_column=text_column, private=True)
-    return common_words(loaded, count=COMMON_WORDS if words is None else words)
+        return weigh_corpus(private, loaded, text_column=text_column, private=True)
+    return weigh_common_words(loaded, count=COMMON_WORDS if words is None else words)
 
 
 def check_plot(plot: Path | None, *, overwrite: bool) -> None:

@@ -219,8 +219,8 @@ def statement(
       rapt statement reviews.rapt.jsonl
       rapt statement --eta 75 --pair london,paris --pair london,cancer
     """
-    from rapt.local.deniability import measure_unchanged, plausible_deniability
-    from rapt.local.guarantee import privacy_statement
+    from rapt.local.deniability import measure_deniability, measure_unchanged
+    from rapt.local.guarantee import state_privacy
     from rapt.local.randomness import secure_stream
     from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import NO_PLAIN_TOKENS
@@ -246,7 +246,7 @@ def statement(
         labels_sent, label_privacy = True, None
         two_texts, targets = False, None
     rng = secure_stream().generator
-    found = privacy_statement(
+    found = state_privacy(
         loaded,
         setting,
         plain_tokens=plain_tokens,
@@ -257,7 +257,7 @@ def statement(
         word_pairs=pairs,
         randomness=randomness,
         unchanged=measure_unchanged(made, loaded, rng=rng),
-        deniability=plausible_deniability(made, loaded, rng=rng),
+        deniability=measure_deniability(made, loaded, rng=rng),
     )
     if as_json:
         show_json(found.to_json())

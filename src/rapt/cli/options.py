@@ -144,9 +144,9 @@ def remake_mechanism(setting: MechanismSetting, *, vocabulary: Vocabulary, setti
 
     Raises:
         UsageError: Something other than a file is given.
-        MechanismError: As `mechanism_of_setting`.
+        MechanismError: As `remake_mechanism`.
     """
-    from rapt.local.mechanisms import mechanism_of_setting
+    from rapt.local.mechanisms import remake_mechanism
 
     files = {}
     for text in settings or ():
@@ -158,7 +158,7 @@ def remake_mechanism(setting: MechanismSetting, *, vocabulary: Vocabulary, setti
             )
         files[option] = value
     # The file was made with it, and says so: asking again would protect nobody.
-    return mechanism_of_setting(setting, vocabulary=vocabulary, files=files, allow_unproved=True)
+    return remake_mechanism(setting, vocabulary=vocabulary, files=files, allow_unproved=True)
 
 
 def _parse_value(value: str) -> Parameter:

@@ -27,7 +27,7 @@ from rapt.compare.summary import Accuracy, Difference, Mean, Summary
 from rapt.compare.texts import Split
 from rapt.drawing import Figure, Line, write_values
 from rapt.errors import UsageError
-from rapt.local.distances import TableDistances, table_distances
+from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.backbone import read_noise_expected
 from rapt.version import __version__
@@ -202,7 +202,7 @@ def write_comparison(
     Raises:
         UsageError: The folder cannot be written.
     """
-    distances = table_distances(load_vocabulary(plan.model))
+    distances = measure_distances(load_vocabulary(plan.model))
     tables = _tables(summary)
     denoised = None if plan.denoised is None else digest_weights(plan.denoised)
     model = Path(plan.model).name  # where it lies is nobody's business

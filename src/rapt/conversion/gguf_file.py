@@ -62,9 +62,9 @@ class GgufFile:
     """An open description of a file; tensors are read when they are asked for.
 
     Attributes:
-        path: Of the file.
-        metadata: Its key-value pairs.
-        names: Of its tensors.
+        path: Path of the file.
+        metadata: Key-value pairs of the file.
+        names: Names of its tensors.
     """
 
     path: Path

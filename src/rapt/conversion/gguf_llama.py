@@ -108,12 +108,12 @@ def _weights(source: GgufFile, *, layers: int, heads: int) -> dict[str, NDArray[
         for theirs, ours in _OF_LAYER.items():
             tensor = source.tensor(f"blk.{layer}.{theirs}.weight")
             if theirs in ("attn_q", "attn_k"):
-                tensor = halves_first(tensor, heads=heads if theirs == "attn_q" else key_heads)
+                tensor = reorder_halves(tensor, heads=heads if theirs == "attn_q" else key_heads)
             weights[f"model.layers.{layer}.{ours}.weight"] = tensor
     return weights
 
 
-def halves_first(rows: NDArray[np.float32], *, heads: int) -> NDArray[np.float32]:
+def reorder_halves(rows: NDArray[np.float32], *, heads: int) -> NDArray[np.float32]:
     """The rows of a query or key matrix, (heads * d, h), the coordinates 0, 2, 4 of each head before 1, 3, 5."""
     width = rows.shape[1]
     return np.ascontiguousarray(rows.reshape(heads, -1, 2, width).swapaxes(1, 2).reshape(-1, width))
@@ -167,7 +167,7 @@ def _tokenizer(about: Mapping[str, Any]) -> dict[str, Any]:
 _VERSION: Final = 2
 
 
-def converted_llama(source: Path, *, sha256: str) -> Path:
+def convert_llama(source: Path, *, sha256: str) -> Path:
     """The folder of a Llama-style GGUF file in Hugging Face's layout, converted if it is not there yet.
 
     Two processes that convert at once both succeed, and one result is kept.

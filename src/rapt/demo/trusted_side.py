@@ -24,7 +24,7 @@ from rapt.audit.view import adversary_view, public_text
 from rapt.demo.data import CLASSES, Tweets, pick_public_tweets, pick_tweets, write_csv
 from rapt.demo.plan import DemoPlan
 from rapt.local.corpus import privatize_corpus
-from rapt.local.guarantee import PrivacyStatement, privacy_statement
+from rapt.local.guarantee import PrivacyStatement, state_privacy
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
@@ -131,7 +131,7 @@ def prepare_trusted_side(plan: DemoPlan, folder: Path, *, narrator: Narrator) ->
         queries=queries,
         training_path=folder / "train.rapt.jsonl",
         query_path=folder / "queries.rapt.jsonl",
-        statement=privacy_statement(
+        statement=state_privacy(
             vocabulary,
             manifest.mechanism,
             plain_tokens=manifest.plain_tokens,

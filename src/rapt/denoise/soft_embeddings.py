@@ -24,7 +24,7 @@ from safetensors.numpy import save as save_tensors
 
 from rapt.errors import UsageError
 from rapt.local.mechanisms import Mechanism
-from rapt.local.mechanisms.interface import closed_channel
+from rapt.local.mechanisms.interface import find_closed_channel
 from rapt.local.vocabulary import Vocabulary
 from rapt.this_machine import find_cache_folder
 from rapt.whole_files import write_whole
@@ -86,7 +86,7 @@ def soft_embeddings(
         draws: About how many, where the channel has no closed form.
     """
     own = vocabulary.embeddings.astype(np.float32)
-    channel = closed_channel(mechanism)
+    channel = find_closed_channel(mechanism)
     if channel is None:
         mass, sums = _drawn(own, mechanism, prior=prior, rng=rng, draws=draws)
     else:

@@ -21,18 +21,18 @@ from rapt.local.calibration_search import (
     MakeMechanism,
     UnchangedCurve,
     check_share,
-    crossing,
-    crossings,
-    floor_digits,
-    share_error,
-    share_interval,
+    compute_share_error,
+    compute_share_interval,
+    find_crossing,
+    find_crossings,
+    round_down,
 )
-from rapt.local.distances import TableDistances, table_distances
+from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.guarantee import DELTA
 from rapt.local.mechanisms import find_promise
 from rapt.local.mechanisms.interface import Mechanism
-from rapt.local.privacy_loss import PrivacyLoss, compose, loss_step
-from rapt.local.text_page import scientific
+from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
+from rapt.local.text_page import write_scientific
 from rapt.local.vocabulary import Vocabulary
 from rapt.local.weighting import Weighting
 
@@ -64,7 +64,7 @@ class CurvePoint:
         epsilon_neighbour, epsilon_median: Pure ε, nats, at the median distance to the nearest neighbour and of two
             tokens; None where no statement is known for the mechanism.
         delta_epsilon_neighbour, delta_epsilon_median: The same at δ = 10^-5.
-        success, success_low, success_high: Of the Bayes attack, where it was measured.
+        success, success_low, success_high: Success of the Bayes attack with its 95 % interval, where it was measured.
     """
 
     eta: float
@@ -85,19 +85,19 @@ class Calibration:
     """An η for a target, and what lies around it.
 
     Attributes:
-        target: What was asked for.
-        wanted: Its value.
-        at: Between which inputs, for a target ε.
-        distance: How far these are apart.
+        target: Kind of target that was asked for.
+        wanted: Value of the target.
+        at: Inputs between which a target ε holds, in words.
+        distance: Distance of these inputs.
         delta: δ of a target ε; None for the pure bound.
-        model, vocabulary_hash: Whose table η belongs to.
-        mechanism: Its name.
+        model, vocabulary_hash: Model and vocabulary whose table η belongs to.
+        mechanism: Name of the mechanism.
         eta: The answer, rounded down to four digits.
         eta_low, eta_high: 95 % interval of it by the error of the simulation; None where there is none, or no end.
         reached, reached_low, reached_high: The target's value at `eta`: ε itself, or measured with draws of its own.
-        draws: Of each simulation.
-        weighting: Over which tokens shares are taken, in words.
-        depends_on_private_data: Whether that was counted in private text. Then η says something about it.
+        draws: Draws of each simulation.
+        weighting: Tokens over which shares are taken, in words.
+        depends_on_private_data: Whether the weighting was counted in private text, so that η says something about it.
         curve: Around `eta`, rising.
     """
 
@@ -136,11 +136,11 @@ def calibrate_unchanged(
 
     Args:
         make: The mechanism at an η.
-        vocabulary: Its vocabulary.
+        vocabulary: Vocabulary of the mechanism.
         share: Target, between 0 and 1.
-        weighting: Over which tokens.
+        weighting: Tokens over which the share is taken.
         rng: Source of the draws; nothing private depends on it.
-        draws: Of each simulation; four times as many halve the error.
+        draws: Draws of each simulation; four times as many halve the error.
         curve_steps: Points of the curve on either side of the answer.
         on_progress: Called with the number of η tried so far.
 
@@ -148,11 +148,11 @@ def calibrate_unchanged(
         UsageError: The target is no share, no η reaches it, or there are too few draws.
     """
     check_share(share, name="unchanged")
-    distances = table_distances(vocabulary)
+    distances = measure_distances(vocabulary)
     curve = UnchangedCurve(make, weighting, draws=draws, rng=rng, on_progress=on_progress)
-    start = first_guess(vocabulary, distances)
-    eta, low, high = crossings(curve, target=share, start=start, margin=share_error(share, draws))
-    points = curve_around(
+    start = guess_eta(vocabulary, distances)
+    eta, low, high = find_crossings(curve, target=share, start=start, margin=compute_share_error(share, draws))
+    points = measure_curve(
         make,
         vocabulary,
         eta=eta,
@@ -199,14 +199,14 @@ def calibrate_epsilon(
 
     Args:
         make: The mechanism at an η.
-        vocabulary: Its vocabulary.
+        vocabulary: Vocabulary of the mechanism.
         epsilon: Target, nats, above 0.
-        at: Between which inputs, in words.
+        at: Inputs between which ε holds, in words.
         apart: Distance of their tokens, place by place: one for two tokens.
-        delta: For ε at this δ; None for the pure bound.
-        weighting: Over which tokens the curve's shares are taken.
+        delta: δ at which ε is meant; None for the pure bound.
+        weighting: Tokens over which the curve's shares are taken.
         rng: Source of the draws; nothing private depends on it.
-        draws: Of each simulation.
+        draws: Draws of each simulation.
         curve_steps: Points of the curve on either side of the answer.
 
     Raises:
@@ -220,7 +220,7 @@ def calibrate_epsilon(
         )
 
     def stated(eta: float) -> float:
-        loss = stated_loss(make(eta), vocabulary, apart=apart)
+        loss = compute_stated_loss(make(eta), vocabulary, apart=apart)
         if loss is None:
             raise MechanismError(
                 f"there is no privacy statement for mechanism={make(eta).setting.name!r}, so no epsilon to aim at; "
@@ -230,7 +230,7 @@ def calibrate_epsilon(
 
     # The pure bound is linear in η, so that is where it ends; an ε at a δ is smaller and ends farther out.
     start, factor = (1 - _EXACT) * epsilon / math.fsum(apart), 1 + 3 * _EXACT if delta is None else 1.1
-    eta = floor_digits(crossing(stated, target=epsilon, start=start, factor=factor, tolerance=_EXACT))
+    eta = round_down(find_crossing(stated, target=epsilon, start=start, factor=factor, tolerance=_EXACT))
     reached = stated(eta)
     return Calibration(
         target="epsilon",
@@ -250,11 +250,11 @@ def calibrate_epsilon(
         draws=draws,
         weighting=weighting.source,
         depends_on_private_data=False,
-        curve=curve_around(make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=draws, steps=curve_steps),
+        curve=measure_curve(make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=draws, steps=curve_steps),
     )
 
 
-def curve_around(
+def measure_curve(
     make: MakeMechanism,
     vocabulary: Vocabulary,
     *,
@@ -266,14 +266,14 @@ def curve_around(
     distances: TableDistances | None = None,
 ) -> tuple[CurvePoint, ...]:
     """Points from half of `eta` to its double, `eta` in the middle, with draws of their own."""
-    found = table_distances(vocabulary) if distances is None else distances
+    found = measure_distances(vocabulary) if distances is None else distances
     share_at = UnchangedCurve(make, weighting, draws=draws, rng=rng)
     points = []
     for step in range(-steps, steps + 1):
         here = eta * 2.0 ** (step / max(1, steps))
-        low, high = share_interval(share_at(here), draws)
-        near = stated_loss(make(here), vocabulary, apart=[found.nearest_50])
-        middle = stated_loss(make(here), vocabulary, apart=[found.median])
+        low, high = compute_share_interval(share_at(here), draws)
+        near = compute_stated_loss(make(here), vocabulary, apart=[found.nearest_50])
+        middle = compute_stated_loss(make(here), vocabulary, apart=[found.median])
         points.append(
             CurvePoint(
                 eta=here,
@@ -289,26 +289,24 @@ def curve_around(
     return tuple(points)
 
 
-def stated_loss(mechanism: Mechanism, vocabulary: Vocabulary, *, apart: Sequence[float]) -> PrivacyLoss | None:
+def compute_stated_loss(mechanism: Mechanism, vocabulary: Vocabulary, *, apart: Sequence[float]) -> PrivacyLoss | None:
     """The privacy loss of tokens at these distances, as the privacy statement has it; None for an unknown mechanism."""
     promise = find_promise(mechanism.setting.name)
     if promise is None:
         return None
-    step = None if len(apart) == 1 else loss_step(mechanism.setting.eta * max(apart))
+    step = None if len(apart) == 1 else choose_loss_step(mechanism.setting.eta * max(apart))
     losses = [
         promise.loss(mechanism.setting, distance=part, dimension=vocabulary.dimension, step=step) for part in apart
     ]
     return compose([(loss, 1) for loss in losses])
 
 
-def first_guess(vocabulary: Vocabulary, distances: TableDistances) -> float:
+def guess_eta(vocabulary: Vocabulary, distances: TableDistances) -> float:
     """An η of the right size: noise along a line, √d/η, of a quarter of the distance to the nearest neighbour."""
     return 4 * math.sqrt(vocabulary.dimension) / (distances.nearest_50 or 1.0)
 
 
-def with_success(
-    points: Sequence[CurvePoint], found: Callable[[float], tuple[float, float, float]]
-) -> list[CurvePoint]:
+def add_success(points: Sequence[CurvePoint], found: Callable[[float], tuple[float, float, float]]) -> list[CurvePoint]:
     """The points with the success of an attack at each: value, low, high."""
     filled = []
     for point in points:
@@ -317,7 +315,7 @@ def with_success(
     return filled
 
 
-def calibration_svg(found: Calibration) -> str:
+def draw_calibration(found: Calibration) -> str:
     """The picture, as the text of an SVG file; the chosen η is marked."""
     across = "η, 1/distance in the embedding table (logarithmic)"
     level = 100 * found.wanted if found.target in ("unchanged", "bayes-success") else None
@@ -364,7 +362,7 @@ def _shares(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
 
 
 def _epsilons(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
-    delta = scientific(1e-5)
+    delta = write_scientific(1e-5)
     columns = [
         ("nearest neighbour, pure", "first dashed", [point.epsilon_neighbour for point in curve]),
         (f"at δ = {delta}", "first", [point.delta_epsilon_neighbour for point in curve]),

@@ -50,7 +50,7 @@ class UnchangedCurve:
 
         Args:
             make: The mechanism at an η.
-            weighting: Of the tokens.
+            weighting: Shares of the tokens.
             draws: Tokens to privatize for each η.
             rng: Gives the key of the draws.
             on_progress: Called with the number of η tried so far.
@@ -75,7 +75,7 @@ class UnchangedCurve:
         return self._found[eta]
 
 
-def crossings(
+def find_crossings(
     share_at: Callable[[float], float],
     *,
     target: float,
@@ -88,21 +88,21 @@ def crossings(
 
     Args:
         share_at: Simulated share at an η.
-        target: Between 0 and 1.
-        start: Where to begin.
+        target: Target share, between 0 and 1.
+        start: η to begin with.
         margin: Error of a simulated share at the target.
         factor: First step from the start.
-        tolerance: As in `crossing`.
+        tolerance: How far below the crossing η may be, as a share of η.
     """
-    eta = crossing(share_at, target=target, start=start, factor=factor, tolerance=tolerance)
+    eta = find_crossing(share_at, target=target, start=start, factor=factor, tolerance=tolerance)
     low, high = (
-        crossing(share_at, target=end, start=eta, factor=_NEAR, tolerance=tolerance) if 0 < end < 1 else None
+        find_crossing(share_at, target=end, start=eta, factor=_NEAR, tolerance=tolerance) if 0 < end < 1 else None
         for end in (target - margin, target + margin)
     )
-    return floor_digits(eta), low, high
+    return round_down(eta), low, high
 
 
-def crossing(
+def find_crossing(
     rising: Callable[[float], float],
     *,
     target: float,
@@ -115,7 +115,7 @@ def crossing(
     Args:
         rising: A function of η.
         target: Between its values far below and far above.
-        start: Where to begin.
+        start: η to begin with.
         factor: First step from there; steps double.
         tolerance: How far below the crossing it may be, as a share of η.
 
@@ -136,12 +136,12 @@ def crossing(
     return low
 
 
-def share_error(share: float, draws: int) -> float:
+def compute_share_error(share: float, draws: int) -> float:
     """Half the width of the 95 % interval of a simulated share whose true value is `share`."""
     return _Z * math.sqrt(share * (1 - share) / draws)
 
 
-def share_interval(share: float, draws: int) -> tuple[float, float]:
+def compute_share_interval(share: float, draws: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of so many draws."""
     center = (share + _Z * _Z / (2 * draws)) / (1 + _Z * _Z / draws)
     half = _Z * math.sqrt(share * (1 - share) / draws + (_Z / (2 * draws)) ** 2) / (1 + _Z * _Z / draws)
@@ -154,7 +154,7 @@ def check_share(share: float, *, name: str) -> None:
         raise UsageError(f"a target share must lie between 0 and 1, got {name}={share!r}; write half of all as 0.5")
 
 
-def floor_digits(eta: float, *, digits: int = 4) -> float:
+def round_down(eta: float, *, digits: int = 4) -> float:
     """η with four significant digits, rounded down, which is towards more privacy."""
     unit = digits - 1 - math.floor(math.log10(eta))
     scaled = math.floor(eta * 10.0**unit) if unit >= 0 else math.floor(eta / 10.0**-unit)

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from rapt.errors import CorpusError, TuningError, UsageError, VocabularyError, WireError
-from rapt.local.service_connection import Connection, path_part
+from rapt.local.service_connection import Connection, quote_part
 from rapt.local.service_objects import (
     FileInfo,
     JobEvent,
     JobInfo,
     ModelInfo,
     Prediction,
-    file_info,
-    items_of,
-    job_event,
-    job_info,
-    model_info,
+    clean_line,
     not_understood,
-    one_line,
     prediction,
+    read_file_info,
+    read_items,
+    read_job_event,
+    read_job_info,
+    read_model_info,
 )
 from rapt.whole_files import check_folder, open_whole_folder
 from rapt.wire.manifest import Manifest
@@ -73,13 +73,12 @@ class ServiceClient:
         """Prepare a connection; nothing is sent yet.
 
         Args:
-            url: Such as `http://127.0.0.1:8420`.
-            api_key: If the service asks for one.
-            ca_file: PEM certificates of who vouches for the service, in place of those that this machine trusts.
-            timeout: Longest silence that is waited through, s; the service checks an upload before it answers.
-            insecure: Send the key to another machine over `http://` all the same, for everybody on the way to read.
-            patience: How long a request that is harmless when repeated is sent again after a connection that was
-                there is lost, s.
+            url: URL of the service, such as `http://127.0.0.1:8420`.
+            api_key: API key, if the service asks for one.
+            ca_file: PEM certificates that vouch for the service, in place of those that this machine trusts.
+            timeout: Longest silence before an answer, s; the service checks an upload before it answers.
+            insecure: Send the key to another machine over `http://` too, where everybody on the way can read it.
+            patience: How long a request that is harmless when repeated is sent again after a connection was lost, s.
             on_retry: Called with what to tell a person when that begins.
 
         Raises:
@@ -135,7 +134,7 @@ class ServiceClient:
             raise CorpusError(
                 f"a privatized file must be readable, got {error.strerror or type(error).__name__}; check the path"
             ) from None
-        return _read(file_info, answer)
+        return _read(read_file_info, answer)
 
     def _uploaded_before(self, sha256: str) -> FileInfo | None:
         answer = self._service.ask("GET", "/v1/files", params={"sha256": sha256, "limit": 1})
@@ -144,7 +143,7 @@ class ServiceClient:
 
     def delete_file(self, file_id: str) -> None:
         """Delete an uploaded file. Raises `NotFoundError`, and `ServiceError` while a job needs it."""
-        self._service.ask("DELETE", f"/v1/files/{path_part(file_id)}")
+        self._service.ask("DELETE", f"/v1/files/{quote_part(file_id)}")
 
     def create_job(
         self,
@@ -161,8 +160,9 @@ class ServiceClient:
         Args:
             file_id: An uploaded file, with labels.
             model: A base model of the service, the one that the file was privatized for.
-            method: Such as `{"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 3}}}`.
-            suffix: A part of the tuned model's name.
+            method: Method and hyper-parameters, such as
+                `{"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 3}}}`.
+            suffix: Part of the tuned model's name.
             seed: Seed of the training, to repeat it.
             priority: Among the tenant's own jobs; the highest is first.
         """
@@ -171,22 +171,22 @@ class ServiceClient:
         if priority:
             body["rapt"] = {"priority": priority}
         answer = self._service.ask("POST", "/v1/fine_tuning/jobs", json=body, key=secrets.token_hex(16))
-        return _read(job_info, answer)
+        return _read(read_job_info, answer)
 
     def job(self, job_id: str) -> JobInfo:
         """How a job stands. Raises `NotFoundError`."""
-        return _read(job_info, self._service.ask("GET", f"/v1/fine_tuning/jobs/{path_part(job_id)}"))
+        return _read(read_job_info, self._service.ask("GET", f"/v1/fine_tuning/jobs/{quote_part(job_id)}"))
 
     def cancel_job(self, job_id: str) -> JobInfo:
         """Stop a job. Raises `NotFoundError`, and `ServiceError` if it has ended."""
-        return _read(job_info, self._service.ask("POST", f"/v1/fine_tuning/jobs/{path_part(job_id)}/cancel"))
+        return _read(read_job_info, self._service.ask("POST", f"/v1/fine_tuning/jobs/{quote_part(job_id)}/cancel"))
 
     def events(self, job_id: str, *, after: str | None = None) -> list[JobEvent]:
         """What happened to a job since the event `after`, oldest first; all of it without `after`."""
         found: list[JobEvent] = []
         query: dict[str, str | int] = {"limit": _EVENTS_PER_REQUEST}
         while True:  # the service lists the newest first
-            answer = self._service.ask("GET", f"/v1/fine_tuning/jobs/{path_part(job_id)}/events", params=query)
+            answer = self._service.ask("GET", f"/v1/fine_tuning/jobs/{quote_part(job_id)}/events", params=query)
             for event in _read(_events, answer):
                 if event.id == after:
                     return found[::-1]
@@ -208,10 +208,10 @@ class ServiceClient:
         While nothing happens the service is asked less and less often.
 
         Args:
-            job_id: As the service named it.
-            on_event: Gets the events.
-            seconds_between: Two questions, at first and after each event, s.
-            most_seconds_between: Two questions, however long nothing happens, s.
+            job_id: Name that the service gave the job.
+            on_event: Called with each event.
+            seconds_between: Pause between two questions, at first and after each event, s.
+            most_seconds_between: Longest pause between two questions, however long nothing happens, s.
         """
         latest, pause = None, seconds_between
         while True:
@@ -231,7 +231,7 @@ class ServiceClient:
 
     def model(self, model: str) -> ModelInfo:
         """A model; of a tuned one with the card that says how queries must be privatized. Raises `NotFoundError`."""
-        return _read(model_info, self._service.ask("GET", f"/v1/models/{path_part(model)}"))
+        return _read(read_model_info, self._service.ask("GET", f"/v1/models/{quote_part(model)}"))
 
     def base_model(self, manifest: Manifest, *, asked: str | None = None) -> str:
         """The name of the base model that a file can tune: the one that is asked for, its own, or the only one left.
@@ -253,13 +253,13 @@ class ServiceClient:
         if fitting:
             raise UsageError(
                 f"a tuning must be of one model, got {len(fitting)} with the vocabulary of the file "
-                f"({one_line(', '.join(fitting))}); name one with --model"
+                f"({clean_line(', '.join(fitting))}); name one with --model"
             )
         raise _other_vocabulary()
 
     def delete_model(self, model: str) -> None:
         """Delete a tuned model. Raises `NotFoundError`."""
-        self._service.ask("DELETE", f"/v1/models/{path_part(model)}")
+        self._service.ask("DELETE", f"/v1/models/{quote_part(model)}")
 
     def classify(
         self, model: str, file: PrivatizedFile, *, on_progress: Callable[[int], None] = lambda done: None
@@ -305,7 +305,7 @@ class ServiceClient:
             check_folder(folder, replaceable=_BUNDLE_FILES)  # before gigabytes are fetched
             with open_whole_folder(folder, replaceable=_BUNDLE_FILES) as partial:
                 description, *others = (partial / name for name in _BUNDLE_FILES)
-                path = f"/v1/vocabularies/{path_part(model)}"
+                path = f"/v1/vocabularies/{quote_part(model)}"
                 self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
                 for target, most in zip(others, (_MOST_OF_A_TOKENIZER, _table_bytes(description)), strict=True):
                     self._service.download(f"{path}/{target.name}", target, most=most)
@@ -343,19 +343,19 @@ def _table_bytes(description: Path) -> int:
 
 
 def _files(answer: Mapping[str, Any]) -> list[FileInfo]:
-    return [file_info(item) for item in items_of(answer)]
+    return [read_file_info(item) for item in read_items(answer)]
 
 
 def _events(answer: Mapping[str, Any]) -> list[JobEvent]:
-    return [job_event(item) for item in items_of(answer)]
+    return [read_job_event(item) for item in read_items(answer)]
 
 
 def _models(answer: Mapping[str, Any]) -> list[ModelInfo]:
-    return [model_info(item) for item in items_of(answer)]
+    return [read_model_info(item) for item in read_items(answer)]
 
 
 def _predictions(answer: Mapping[str, Any]) -> list[Prediction]:
-    return [prediction(item) for item in items_of(answer, "predictions")]
+    return [prediction(item) for item in read_items(answer, "predictions")]
 
 
 def _read(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T:
@@ -376,7 +376,7 @@ def follow_job(
 
     Args:
         client: To the service that runs it.
-        job_id: As the service named it.
+        job_id: Name that the service gave the job.
         on_step: Called with the steps made, the steps in all, and the losses in words.
         on_warning: Called with what went wrong on the way.
 
@@ -387,7 +387,7 @@ def follow_job(
 
     def show(event: JobEvent) -> None:
         if event.data is not None and "step" in event.data:
-            on_step(int(event.data["step"]), int(event.data.get("total_steps", 0)), losses_in_words(event.data))
+            on_step(int(event.data["step"]), int(event.data.get("total_steps", 0)), describe_losses(event.data))
         elif event.level != "info":
             on_warning(event.message)
 
@@ -398,7 +398,7 @@ def follow_job(
     return job
 
 
-def losses_in_words(data: Mapping[str, Any]) -> str:
+def describe_losses(data: Mapping[str, Any]) -> str:
     """The figures of a step: training loss, reconstruction loss if there is one, accuracy on the step's own texts."""
     names = (("train_loss", "loss"), ("reconstruction_loss", "reconstruction"), ("accuracy", "accuracy"))
     return ", ".join(f"{name} {data[key]:.3f}" for key, name in names if data.get(key) is not None)

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError, name_record
 from rapt.local.corpus_formats import Columns, Findings, Reading, Row
-from rapt.local.separated_formats import missing_column
+from rapt.local.separated_formats import explain_missing_column
 
 _BATCH_ROWS: Final = 512
 _DAMAGED_PARQUET: Final = "a parquet corpus must be a whole parquet file; it is damaged or cut off"
@@ -89,7 +89,7 @@ def _check_columns(arrow: Any, schema: Any, columns: Columns) -> None:
     for column in columns.wanted:
         places = schema.get_all_field_indices(column)
         if len(places) != 1:
-            raise missing_column(schema.names, column)
+            raise explain_missing_column(schema.names, column)
         kind = schema.field(places[0]).type
         if types.is_nested(kind):
             raise CorpusError(f"column {column!r} must not be nested; write it as a plain column of text")

@@ -19,7 +19,7 @@ from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_re
 from rapt.local.corpus_check import CorpusCheck, check_corpus, read_rows
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row, is_unicode
 from rapt.local.label_privacy import RandomizedResponse
-from rapt.local.ledger import Ledger, stored_token_ids
+from rapt.local.ledger import Ledger, find_stored_token_ids
 from rapt.local.ledger_file import refuse_ledger_files
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream, worker_stream
@@ -30,7 +30,7 @@ from rapt.local.records import (
     Part,
     PartColumns,
     SourceItem,
-    in_chunks,
+    cut_into_chunks,
     privatize_chunk,
 )
 from rapt.local.worker_processes import privatize_in_processes
@@ -64,10 +64,10 @@ def read_corpus(
         text_column: Column, or JSON field, of the text; of CSV and TSV also its number, from 1.
         label_column: Column, or JSON field, of the label: a name or a whole number, without the spaces around it. None
             when there is none.
-        file_format: Of the file; None goes by the suffix of its name, and takes another folder for a dataset.
+        file_format: Format of the file; None goes by the suffix of its name, and takes another folder for a dataset.
         delimiter: What stands between the fields of CSV and TSV; None recognizes it by the columns that are asked for.
         header: Whether the first line of CSV and TSV names the columns; else they have numbers only.
-        reading: Moved as the file is read, for whoever shows progress.
+        reading: Position in the file, moved as it is read, to show progress.
 
     Raises:
         CorpusError: The file cannot be read, is empty, is not UTF-8, lacks a column, or has a damaged line. Messages
@@ -122,7 +122,7 @@ def privatize_corpus(
     Args:
         source: The private file: read twice, never changed.
         target: The privatized file.
-        privatizer: The setting.
+        privatizer: Setting of the texts.
         text_column: Column, or JSON field, of the text.
         label_column: Column, or JSON field, of the label, which leaves in clear unless `label_privacy` is set; None
             sends no labels.
@@ -133,10 +133,10 @@ def privatize_corpus(
             every record.
         label_privacy: Randomizes the label of each record. The names of the classes leave in clear all the same; list
             them in `labels` where it is private which of them occur.
-        file_format: Of the source; None goes by the suffix of its name.
-        delimiter: As in `read_corpus`.
-        header: As in `read_corpus`.
-        stream: Of labels, plain tokens and noise.
+        file_format: Format of the source; None goes by the suffix of its name.
+        delimiter: What stands between fields, as in `read_corpus`.
+        header: Whether the first line names the columns, as in `read_corpus`.
+        stream: Source of labels, plain tokens and noise.
         ledger: Accounts for every release before it is written, and answers texts that were released before with
             their stored release.
         redraw: With a ledger, draw and pay anew for every text.
@@ -147,7 +147,7 @@ def privatize_corpus(
             process and alone can use a ledger.
         on_checked: Called once, when the source was checked, before anything is drawn.
         on_progress: Called with the records and the text tokens written so far, about once a second.
-        reading: Tells, meanwhile, how much of the source was read.
+        reading: Position in the source, moved as it is read, to show progress.
 
     Raises:
         CorpusError: As `read_corpus`; also a text without a token or with too many, a label that is not among
@@ -191,7 +191,7 @@ def privatize_corpus(
         response = RandomizedResponse(classes=len(index), epsilon=label_privacy.epsilon)
     begun = read_unfinished_manifest(target) if resume else None
     if begun is not None:
-        privatizer = with_plain_tokens_of(begun, privatizer)
+        privatizer = take_plain_tokens(begun, privatizer)
     manifest = privatizer.manifest(
         labels=names,
         randomness=stream.provenance,
@@ -217,7 +217,7 @@ def privatize_corpus(
 
         setting = ChunkSetting(privatizer, response, manifest)
         size = CHUNK if processes == 1 else CHUNK_OF_A_WORKER
-        chunks = in_chunks(texts, first_position=done, labelled=names is not None, size=size)
+        chunks = cut_into_chunks(texts, first_position=done, labelled=names is not None, size=size)
         if processes > 1:
             results = privatize_in_processes(chunks, setting, processes=processes, first_stream=done)
         else:
@@ -314,7 +314,7 @@ def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
 _CHUNK: Final = 512
 
 
-def with_plain_tokens_of(unfinished: Manifest, privatizer: Privatizer) -> Privatizer:
+def take_plain_tokens(unfinished: Manifest, privatizer: Privatizer) -> Privatizer:
     """The setting with the plain tokens that the unfinished file was begun with: they were drawn then.
 
     Raises:
@@ -343,9 +343,9 @@ def skip_kept(
     Args:
         kept: The records of the unfinished file, all of which are taken.
         source: Texts and true labels from the first on; stands at the first that is not written yet afterwards.
-        privatizer: The setting.
+        privatizer: Setting of the texts.
         labels_in_clear: Whether the records carry the true labels.
-        stream: Of the run, whose provenance is part of what a ledger accounts for.
+        stream: Source of the noise, whose provenance is part of what a ledger accounts for.
         ledger: Every kept record must be accounted for in it.
 
     Raises:
@@ -369,7 +369,7 @@ def skip_kept(
             if privatized:
                 tokens += sum(counts)
             if privatized and ledger is not None:
-                stored = stored_token_ids(ledger, privatizer, texts, stream=stream)
+                stored = find_stored_token_ids(ledger, privatizer, texts, stream=stream)
                 _check_accounted(stored, ids, first_position=records)
         records += len(chunk)
     return records, tokens

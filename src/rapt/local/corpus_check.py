@@ -18,7 +18,7 @@ from rapt.errors import CorpusError, VocabularyError
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
 from rapt.local.privatizer import Privatizer
-from rapt.local.records import Part, long_pair
+from rapt.local.records import Part, explain_long_pair
 from rapt.local.separated_formats import LINE_READERS, SEPARATOR_NAMES
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 
@@ -151,13 +151,13 @@ def check_corpus(
                 f"labels must be classes of several records, got {len(counts)} different ones in {records} records; "
                 "they leave in clear: choose the column of classes, or insist that they are public (--public-labels)"
             )
-        labels = found.class_names or sorted_names(counts)
+        labels = found.class_names or sort_names(counts)
         if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):
             raise _too_large("the declaration of the dataset")
     return CorpusCheck(records=records, tokens=tokens, unknown_tokens=unknown, labels=labels, found=found)
 
 
-def sorted_names(names: Iterator[str] | dict[str, int]) -> tuple[str, ...]:
+def sort_names(names: Iterator[str] | dict[str, int]) -> tuple[str, ...]:
     """The names in order: of their numbers where all of them are numbers, else of their letters."""
     found = list(names)
     if all(_NUMBER.fullmatch(name) for name in found):
@@ -189,7 +189,7 @@ def _check_texts(
     if "second" in parts:
         second = columns[1 + parts.index("second")]
         for row, left, right in zip(rows, columns[0], second, strict=True):
-            rule = long_pair(privatizer, len(left) + len(right))
+            rule = explain_long_pair(privatizer, len(left) + len(right))
             if rule is not None:
                 found.fault(row.place, rule)
     return tokens, 0 if unknown is None else sum(content.count(unknown) for column in privatized for content in column)

@@ -41,7 +41,7 @@ class Reading:
 
     Attributes:
         done: Bytes, or rows, that were read.
-        total: Of the source; 0 until it is known.
+        total: Bytes, or rows, of the source; 0 until they are known.
     """
 
     done: int = 0
@@ -87,7 +87,7 @@ class Findings:
     """What one pass over a source finds out beside its records; the reader fills it in.
 
     Attributes:
-        reading: How far it is.
+        reading: How far the source was read.
         collects: Whether the pass goes on after a fault, to name all of them at once.
         separator: What stands between the fields of a CSV or TSV file: given, or found by the reader.
         guessed: Whether the separator is another than the format's own, and nobody gave it.
@@ -197,7 +197,7 @@ def _cut(stream: BinaryIO) -> Iterator[Iterator[bytes]]:
         yield iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b"")
 
 
-def without_blank_lines(rows: Iterator[tuple[int, Any]], found: Findings) -> Iterator[tuple[int, Any]]:
+def skip_blank_lines(rows: Iterator[tuple[int, Any]], found: Findings) -> Iterator[tuple[int, Any]]:
     """The rows that are not empty; a blank line with others after it is a fault."""
     blank = 0
     for number, row in rows:
@@ -238,7 +238,7 @@ _MOST_DIGITS: Final = 100
 def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
     """The records of a file of JSON objects, one a line; None for a fault. Fields that are not read may be anything."""
     lines = enumerate(read_lines(path, found), 1)
-    for number, line in without_blank_lines(((number, line.strip()) for number, line in lines), found):
+    for number, line in skip_blank_lines(((number, line.strip()) for number, line in lines), found):
         place = f"line {number}"
         fields = _parse(line)
         if fields is None:

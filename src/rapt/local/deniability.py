@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import UsageError
-from rapt.local.mechanisms.interface import Mechanism, closed_channel
+from rapt.local.mechanisms.interface import Mechanism, find_closed_channel
 from rapt.local.vocabulary import Vocabulary
 
 # Two-sided 95 % of the normal law.
@@ -68,7 +68,7 @@ def measure_unchanged(
 
     Args:
         mechanism: M.
-        vocabulary: Whose eligible tokens are tried.
+        vocabulary: Vocabulary whose eligible tokens are tried.
         rng: Source of the noise; nothing private depends on it.
         types: Tokens to try, at most.
         draws: Draws of each.
@@ -78,8 +78,8 @@ def measure_unchanged(
     """
     if types < 2 or draws < 1 or len(vocabulary.eligible) < 2:
         raise UsageError(f"a share needs at least 2 tokens and 1 draw, got types={types} draws={draws}")
-    places = evenly_spaced(len(vocabulary.eligible), most=types)
-    tried, channel = vocabulary.eligible[places], closed_channel(mechanism)
+    places = space_evenly(len(vocabulary.eligible), most=types)
+    tried, channel = vocabulary.eligible[places], find_closed_channel(mechanism)
     if channel is None:
         released = mechanism.privatize(np.repeat(tried, draws), rng=rng).reshape(len(tried), draws)
         kept = (released == tried[:, None]).mean(axis=1)
@@ -104,7 +104,7 @@ def measure_unchanged(
     )
 
 
-def evenly_spaced(count: int, *, most: int) -> NDArray[np.int64]:
+def space_evenly(count: int, *, most: int) -> NDArray[np.int64]:
     """Up to `most` of the places 0 to `count` - 1, the first and the last among them where there are two, (n,)."""
     return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
@@ -150,7 +150,7 @@ class PlausibleDeniability:
         return self.draws == 0
 
 
-def plausible_deniability(
+def measure_deniability(
     mechanism: Mechanism,
     vocabulary: Vocabulary,
     *,
@@ -163,7 +163,7 @@ def plausible_deniability(
 
     Args:
         mechanism: M.
-        vocabulary: Whose eligible tokens are tried.
+        vocabulary: Vocabulary whose eligible tokens are tried.
         rng: Source of the noise where it has to be drawn; nothing private depends on it.
         types: Tokens to try, at most; None takes 256 of a closed channel, 32 of another.
         draws: Draws of each token where the channel is not closed.
@@ -172,14 +172,14 @@ def plausible_deniability(
     Raises:
         UsageError: No token, no draw, or a share that is not between 0 and 1.
     """
-    closed = closed_channel(mechanism)
+    closed = find_closed_channel(mechanism)
     wanted = (32 if closed is None else 256) if types is None else types
     if wanted < 1 or draws < 1 or not 0 < outside < 1 or len(vocabulary.eligible) < 1:
         raise UsageError(
             f"plausible deniability needs a token, a draw and a share below 1, got types={wanted} draws={draws} "
             f"outside={outside!r}"
         )
-    places = evenly_spaced(len(vocabulary.eligible), most=wanted)
+    places = space_evenly(len(vocabulary.eligible), most=wanted)
     if closed is None:
         kept, sizes = _simulated(mechanism, vocabulary.eligible[places], draws=draws, outside=outside, rng=rng)
     else:
@@ -220,16 +220,16 @@ def _simulated(
     """The share of draws that gave back the token, and the bound on S_w, (n,) each."""
     released = mechanism.privatize(np.repeat(tokens, draws), rng=rng).reshape(len(tokens), draws)
     kept: NDArray[np.float64] = (released == tokens[:, None]).mean(axis=1)
-    return kept, np.array([least_set_size(np.unique(row, return_counts=True)[1], outside=outside) for row in released])
+    return kept, np.array([bound_set_size(np.unique(row, return_counts=True)[1], outside=outside) for row in released])
 
 
-def least_set_size(counts: NDArray[np.int64], *, outside: float, confidence: float = CONFIDENCE) -> int:
+def bound_set_size(counts: NDArray[np.int64], *, outside: float, confidence: float = CONFIDENCE) -> int:
     """A lower bound on S_w, wrong at most 1 - `confidence` of the time, from counts of independent draws.
 
     Args:
-        counts: Of each output that came up.
+        counts: Number of draws that gave each output that came up.
         outside: Share of outputs that the set may miss.
-        confidence: Of the bound.
+        confidence: Probability that the bound holds.
     """
     draws = int(counts.sum())
     error = math.sqrt(math.log(1 / (1 - confidence)) / (2 * draws))

@@ -47,7 +47,7 @@ class TableDistances:
     largest_bound: float
 
 
-def table_distances(vocabulary: Vocabulary) -> TableDistances:
+def measure_distances(vocabulary: Vocabulary) -> TableDistances:
     """The distances of a vocabulary's table; all zero when it has a single eligible token."""
     table = vocabulary.embeddings[vocabulary.eligible]
     rows, partners = _evenly(len(table), SAMPLED_ROWS), _evenly(len(table), SAMPLED_PARTNERS)

@@ -20,22 +20,22 @@ import numpy as np
 
 from rapt.errors import MechanismError, UsageError
 from rapt.local.deniability import PlausibleDeniability, UnchangedShare
-from rapt.local.distances import TableDistances, table_distances
+from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.mechanisms import MECHANISMS
 from rapt.local.mechanisms.interface import Promise
-from rapt.local.privacy_loss import PrivacyLoss, compose, loss_step
-from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, not_protected, reading
+from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
+from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, explain_numbers, list_exposures
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets, check_eta
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 
-__all__ = ["PrivacyStatement", "privacy_statement"]
+__all__ = ["PrivacyStatement", "state_privacy"]
 
 DELTA: Final = 1e-5
 TEXT_LENGTHS: Final = (10, 20)
 
 
-def privacy_statement(
+def state_privacy(
     vocabulary: Vocabulary,
     setting: MechanismSetting,
     *,
@@ -52,15 +52,15 @@ def privacy_statement(
     """What `setting` promises on `vocabulary`, and what it does not.
 
     Args:
-        vocabulary: Whose table η is measured in.
+        vocabulary: Vocabulary whose table η is measured in.
         setting: Mechanism and parameters, as a manifest states them.
-        plain_tokens: As the manifest states them; public.
+        plain_tokens: Plain tokens that the manifest states; public.
         labels_sent: Whether labels leave: in clear, unless `label_privacy` says otherwise.
         word_pairs: Words to state bounds for. They appear in the statement.
-        randomness: As the manifest states it; None where no file is meant.
-        unchanged: From `measure_unchanged`, to be shown as well.
-        deniability: From `plausible_deniability`, to be shown as well.
-        label_privacy: As the manifest states it; None where the labels sent are the true ones.
+        randomness: Source of the noise that the manifest states; None where no file is meant.
+        unchanged: Result of `measure_unchanged`, to be shown as well.
+        deniability: Result of `measure_deniability`, to be shown as well.
+        label_privacy: What privatized the labels, as the manifest states it; None where the true ones are sent.
         two_texts: Whether texts are sent in pairs.
         targets: How texts to be generated are sent, if they are.
 
@@ -70,7 +70,7 @@ def privacy_statement(
     """
     promise = _promise(setting)
     noise = None if promise.noise is None else promise.noise(setting, vocabulary.dimension)
-    distances = table_distances(vocabulary)
+    distances = measure_distances(vocabulary)
 
     def loss(distance: float, *, step: float | None = None) -> PrivacyLoss:
         return promise.loss(setting, distance=distance, dimension=vocabulary.dimension, step=step)
@@ -89,8 +89,8 @@ def privacy_statement(
     )
     words = []
     for position, pair in enumerate(word_pairs):
-        apart = word_distances(vocabulary, pair, position=position)
-        step = loss_step(setting.eta * max(apart))
+        apart = measure_word_distances(vocabulary, pair, position=position)
+        step = choose_loss_step(setting.eta * max(apart))
         losses = [(loss(distance, step=step), 1) for distance in apart]
         words.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
     return PrivacyStatement(
@@ -117,10 +117,10 @@ def privacy_statement(
         randomness=randomness,
         reading=(
             *(() if promise.remark is None else (promise.remark(setting),)),
-            *reading(pairs[0], texts[0], delta=DELTA, pure_only=promise.pure_only),
+            *explain_numbers(pairs[0], texts[0], delta=DELTA, pure_only=promise.pure_only),
         ),
         not_protected=tuple(
-            not_protected(
+            list_exposures(
                 plain_tokens, labels_sent=labels_sent, label_privacy=label_privacy, pairs=two_texts, targets=targets
             )
         ),
@@ -189,7 +189,7 @@ def _bound(name: str, meaning: str, *, distance: float, losses: Sequence[tuple[P
     )
 
 
-def word_distances(vocabulary: Vocabulary, pair: tuple[str, str], *, position: int) -> list[float]:
+def measure_word_distances(vocabulary: Vocabulary, pair: tuple[str, str], *, position: int) -> list[float]:
     """The distances of the tokens of two words, place by place."""
     left, right = vocabulary.encode(pair)
     if len(left) != len(right) or not left:

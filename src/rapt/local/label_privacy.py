@@ -80,7 +80,7 @@ class RandomizedResponse:
         """One label for each label, every one drawn independently, with the same number of draws whatever they are.
 
         Args:
-            labels: Indices from 0 to K - 1; in clear, not kept.
+            labels: Indices of the true labels, from 0 to K - 1; not kept.
             rng: Private: whoever can repeat its draws knows the labels.
 
         Raises:

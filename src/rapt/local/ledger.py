@@ -41,10 +41,10 @@ from rapt.local.ledger_file import (
     Release,
     caps_from_json,
     caps_to_json,
-    first_digest,
-    next_digest,
+    compute_first_digest,
+    compute_next_digest,
     open_for_writing,
-    sqlite_errors,
+    translate_sqlite_errors,
 )
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import RandomStream
@@ -160,7 +160,7 @@ class Ledger:
     def _append(self, rows: Sequence[tuple[Release, _Totals]]) -> None:
         """Chain rows to the end. The caller holds the lock."""
         ledger_id, last, digest = self._head()
-        digest = digest or first_digest(ledger_id)
+        digest = digest or compute_first_digest(ledger_id)
         time = datetime.now(UTC).isoformat(timespec="seconds")
         written = []
         for sequence, (release, totals) in enumerate(rows, last + 1):
@@ -179,7 +179,7 @@ class Ledger:
                 release.release_hash,
                 release.released,
             )
-            digest = next_digest(digest, values)
+            digest = compute_next_digest(digest, values)
             written.append((*values, digest))
         if written:
             self._connection.executemany(_INSERT, written)
@@ -236,7 +236,7 @@ class Ledger:
     def _guarded(self) -> Iterator[None]:
         if self._process != os.getpid():
             raise UsageError("a ledger must be used in the process that opened it; open it again in each worker")
-        with sqlite_errors():
+        with translate_sqlite_errors():
             yield
 
 
@@ -273,12 +273,12 @@ def privatize_through(
     """One record for each text, every one of them accounted for when this returns.
 
     Args:
-        ledger: Open.
+        ledger: Open ledger.
         privatizer: The setting.
         texts: In clear; the ledger keeps a keyed hash of each.
         labels: Index of each text's true label, or None where no labels are sent.
         response: Randomizes labels; None sends them in clear, which the ledger does not count.
-        stream: Of labels, plain tokens and noise.
+        stream: Source of labels, plain tokens and noise.
         first_position: Position of the first text in its file, for messages.
         redraw: Draw and pay anew for every record.
 
@@ -288,7 +288,7 @@ def privatize_through(
         CorpusError: As `Privatizer.privatize`.
         UsageError: As `Privatizer.privatize`.
     """
-    setting = text_setting(privatizer, stream)
+    setting = write_text_setting(privatizer, stream)
     hashes = [ledger.key.release_hash(text, setting=setting) for text in texts]
     found: list[str | None] = [None] * len(texts) if redraw else ledger.find(hashes)
     records = privatizer.privatize(
@@ -333,16 +333,16 @@ def privatize_through(
     return [replace(record, label=_label(answer)) for record, answer in zip(records, answers[new:], strict=True)]
 
 
-def stored_token_ids(
+def find_stored_token_ids(
     ledger: Ledger, privatizer: Privatizer, texts: Sequence[str], *, stream: RandomStream
 ) -> list[tuple[int, ...] | None]:
     """M(x) of each text as it was last released with this setting, None where it never was; raises `LedgerError`."""
-    setting = text_setting(privatizer, stream)
+    setting = write_text_setting(privatizer, stream)
     found = ledger.find([ledger.key.release_hash(text, setting=setting) for text in texts])
     return [None if stored is None else _ids(stored) for stored in found]
 
 
-def text_setting(privatizer: Privatizer, stream: RandomStream) -> str:
+def write_text_setting(privatizer: Privatizer, stream: RandomStream) -> str:
     """All that M(x) depends on beside the text, as canonical JSON.
 
     A release drawn from a seed protects nothing, so it never answers for a secure one: the seed is part of the setting.

@@ -96,8 +96,8 @@ class Release:
         text_hash: Keyed hash of the text.
         release_hash: Keyed hash of the text and the setting.
         released: The release itself, as JSON: private output, about to be sent.
-        position: Of the record in its file, for messages; not kept.
-        tokens: How many are released.
+        position: Position of the record in its file, for messages; not kept.
+        tokens: Number of tokens that are released.
         eta: η of each token; 0 for a label.
         label_epsilon: ε of the label; 0 for a text.
     """
@@ -149,12 +149,12 @@ def caps_from_json(stored: str) -> Caps:
         raise LedgerError("a row of caps in the ledger is damaged; see `rapt ledger verify`") from None
 
 
-def first_digest(ledger_id: str) -> bytes:
+def compute_first_digest(ledger_id: str) -> bytes:
     """The digest that stands before the first row; rows of one ledger do not fit another."""
     return hashlib.sha256(f"{SCHEMA} {ledger_id}".encode()).digest()
 
 
-def next_digest(previous: bytes, values: tuple[Any, ...]) -> bytes:
+def compute_next_digest(previous: bytes, values: tuple[Any, ...]) -> bytes:
     """The digest of a row from that of the row before and the row's columns, all but the last, in order."""
     plain = [value.hex() if isinstance(value, bytes) else value for value in values]
     return hashlib.sha256(previous + _JSON.encode(plain).encode()).digest()
@@ -272,10 +272,10 @@ def open_for_writing(path: Path) -> Iterator[tuple[sqlite3.Connection, LedgerKey
     if not path.exists():
         refuse_old_key(path)
         _create_for_owner(path)
-    with sqlite_errors():
+    with translate_sqlite_errors():
         connection = sqlite3.connect(path, timeout=PATIENCE_SECONDS, isolation_level=None)
     try:
-        with sqlite_errors():
+        with translate_sqlite_errors():
             key = _prepare(connection, path)
         yield connection, key
     finally:
@@ -291,10 +291,10 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
     """
     if not path.is_file():
         raise LedgerError(f"a ledger must be a file, got none at {str(path)!r}; check the path")
-    with sqlite_errors():
+    with translate_sqlite_errors():
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=PATIENCE_SECONDS)
     try:
-        with sqlite_errors():
+        with translate_sqlite_errors():
             if not is_ledger(connection):
                 raise LedgerError("a ledger must be a file that rapt wrote, got another; name another")
             yield connection
@@ -325,7 +325,7 @@ def _create_for_owner(path: Path) -> None:
 
 
 @contextmanager
-def sqlite_errors() -> Iterator[None]:
+def translate_sqlite_errors() -> Iterator[None]:
     """SQLite's errors as ours. Its messages name files and columns, never values, but they are not passed on."""
     try:
         yield

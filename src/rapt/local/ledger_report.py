@@ -15,8 +15,8 @@ from rapt.local.ledger_file import (
     SCHEMA,
     Caps,
     caps_from_json,
-    first_digest,
-    next_digest,
+    compute_first_digest,
+    compute_next_digest,
     open_for_reading,
 )
 
@@ -28,8 +28,8 @@ class Chain:
     """A whole ledger: every row is where and what it was when it was written.
 
     Attributes:
-        rows: How many there are.
-        head: Digest of the last one, hex. Whoever keeps it can show later that nothing before it was rewritten.
+        rows: Number of rows.
+        head: Digest of the last row, hex. Who keeps it can show later that nothing before it was rewritten.
     """
 
     rows: int
@@ -42,9 +42,9 @@ class Spending:
 
     Attributes:
         kind: `text` or `label`.
-        setting: As it was stated.
-        releases: How many.
-        tokens: In them; 0 for labels.
+        setting: Setting of the releases, as it was stated.
+        releases: Number of releases.
+        tokens: Number of tokens in the releases; 0 for labels.
         budget: Σ η·tokens; 0 for labels.
     """
 
@@ -64,13 +64,13 @@ class LedgerSummary:
         head: Digest of the last row, hex.
         first, last: Time of the first and the last row, UTC; None for an empty ledger.
         texts: Different texts that were released.
-        releases: Releases of them.
-        tokens: Tokens in these.
+        releases: Number of releases of these texts.
+        tokens: Number of tokens in these releases.
         budget: Σ η·tokens.
         most_on_one_text: The largest Σ η over the releases of one text.
         most_label_epsilon: The largest Σ ε over the releases of one text's label.
         caps: What may be spent at most.
-        settings: The same by setting.
+        settings: What was released with each setting.
     """
 
     rows: int
@@ -100,10 +100,10 @@ def verify_ledger(path: Path, *, head: str | None = None) -> Chain:
     """
     with open_for_reading(path) as connection:
         ledger_id, count, last = _identity(connection)
-        digest, rows, noted = first_digest(str(ledger_id)), 0, head is None
+        digest, rows, noted = compute_first_digest(str(ledger_id)), 0, head is None
         for row in connection.execute(_ROWS):
             rows += 1
-            digest = next_digest(digest, row[:-1])
+            digest = compute_next_digest(digest, row[:-1])
             if row[0] != rows or row[-1] != digest:
                 raise LedgerError(
                     f"row {rows} of the ledger does not follow from the row before: one of the two was changed, "

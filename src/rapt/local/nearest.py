@@ -32,7 +32,7 @@ from rapt.local.nearest_kernel import Kernel, PackedTable, load_kernel
 PAIRS: Final = 4096
 
 
-def nearest_of(
+def choose_nearest(
     vectors: NDArray[np.float64],
     table: NDArray[np.float32],
     positions: NDArray[np.int64],
@@ -43,8 +43,8 @@ def nearest_of(
     Args:
         vectors: (n, d).
         table: (V, d).
-        positions: Of a vector, (m,); every vector occurs.
-        rows: Of the table, (m,): a candidate of that vector.
+        positions: Positions of vectors, (m,); every vector occurs.
+        rows: Rows of the table, (m,), each a candidate of the vector beside it.
 
     Returns:
         Rows of the table, (n,).
@@ -165,9 +165,9 @@ class Float32Screen:
         self, vectors: NDArray[np.float64], positions: NDArray[np.int64], places: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         if self._table is not None:
-            return nearest_of(vectors, self._table[:, :-1], positions, places)
+            return choose_nearest(vectors, self._table[:, :-1], positions, places)
         assert self._embeddings is not None
-        rows = nearest_of(vectors, self._embeddings, positions, self._eligible[places])
+        rows = choose_nearest(vectors, self._embeddings, positions, self._eligible[places])
         return np.searchsorted(self._eligible, rows)
 
     def _queries(self, vectors: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
@@ -240,7 +240,7 @@ class Int8Screen:
         if len(left):
             positions = np.concatenate([positions, left])
             ids = np.concatenate([ids, self._float32.search(vectors[left])])
-        return nearest_of(vectors, self._embeddings, positions, ids)
+        return choose_nearest(vectors, self._embeddings, positions, ids)
 
     @cached_property
     def _float32(self) -> Float32Screen:
@@ -271,7 +271,7 @@ class NearestToken:
             raise VocabularyError(
                 f"eligible ids must be sorted rows of the table, got {len(eligible)} ids for {len(embeddings)} rows"
             )
-        distinct = first_of_equal_rows(embeddings, eligible)
+        distinct = drop_equal_rows(embeddings, eligible)
         self._dimension = embeddings.shape[1]
         self._screen: Int8Screen | Float32Screen
         int8 = Int8Screen.fitting(embeddings, distinct, kernel=load_kernel() if use_kernel else None)
@@ -305,7 +305,7 @@ class NearestToken:
         return found
 
 
-def first_of_equal_rows(embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> NDArray[np.int64]:
+def drop_equal_rows(embeddings: NDArray[np.float32], eligible: NDArray[np.int64]) -> NDArray[np.int64]:
     """The eligible ids without those whose row equals that of a lower one, bit for bit: they are never the answer.
 
     Equal rows are candidates all or none. A table with thousands of them would fill the lists of a screen with ties.

@@ -34,7 +34,7 @@ class PackedTable:
     Attributes:
         count: Number of rows n.
         words: (V' / 64, ⌈d / 4⌉, 64, 4), uint8: quotients of a row and its step, plus 128.
-        numbers: Of each row its step, half its squared length from below, what that is short of it, the length of what
+        numbers: Step of each row, half its squared length from below, what that is short of it, the length of what
             quantizing took off, and its quantized length: five times (V',), float32.
         half: ||w||² / 2, (n,), float64.
     """

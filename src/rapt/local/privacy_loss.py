@@ -90,7 +90,7 @@ class PrivacyLoss:
         return high
 
 
-def loss_step(reach: float) -> float:
+def choose_loss_step(reach: float) -> float:
     """The grid for losses up to `reach` = η·D nats: the smallest power of two that needs at most `LOSS_POINTS`."""
     # A power of two: multiples of it are exact, so the grid itself has no rounding error.
     return math.ldexp(1.0, math.ceil(math.log2(max(reach, 1e-290) / LOSS_POINTS)))
@@ -103,7 +103,7 @@ def laplace_loss(*, eta: float, distance: float, dimension: int, step: float | N
         eta: η of the mechanism, 1/distance.
         distance: D, Euclidean, between the two embeddings.
         dimension: d, width of the embedding table.
-        step: Grid of the loss, nats; None for `loss_step(eta * distance)`. Only equal steps compose.
+        step: Grid of the loss, nats; None for `choose_loss_step(eta * distance)`. Only equal steps compose.
 
     Raises:
         MechanismError: η, the distance or the dimension is outside its domain.
@@ -114,7 +114,7 @@ def laplace_loss(*, eta: float, distance: float, dimension: int, step: float | N
             "eta times a distance must be finite and at least 0 and a dimension at least 1, "
             f"got eta={eta!r} distance={distance!r} dimension={dimension!r}"
         )
-    step = loss_step(reach) if step is None else step
+    step = choose_loss_step(reach) if step is None else step
     if reach == 0:
         return PrivacyLoss(step=step, first=0, masses=np.ones(1), tail=0.0, bound=0.0)
     radii, radius_masses = radius_cells(dimension)
@@ -141,14 +141,14 @@ def pure_loss(*, epsilon: float, step: float | None = None) -> PrivacyLoss:
 
     Args:
         epsilon: Pure bound, nats.
-        step: As in `laplace_loss`.
+        step: Grid of the loss, as in `laplace_loss`.
 
     Raises:
         MechanismError: epsilon is not a finite number >= 0.
     """
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise MechanismError(f"a pure bound must be finite and at least 0, got epsilon={epsilon!r}")
-    step = loss_step(epsilon) if step is None else step
+    step = choose_loss_step(epsilon) if step is None else step
     first = -math.floor(epsilon / step)  # both losses are rounded up
     masses = np.zeros(math.ceil(epsilon / step) + 1 - first)
     masses[0] += math.exp(-epsilon) / (1 + math.exp(-epsilon))

@@ -19,7 +19,7 @@ import numpy as np
 from rapt.errors import CorpusError, UsageError, name_record
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.randomness import RandomStream
-from rapt.local.vocabulary import Vocabulary, checked_texts
+from rapt.local.vocabulary import Vocabulary, check_texts
 from rapt.version import __version__
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
 from rapt.wire.privatized_file import PrivatizedRecord
@@ -36,7 +36,7 @@ def plan_plain_tokens(
     V drowns the task on small data; `pool_size` moves between the two. Effect: on utility only, k is public.
 
     Args:
-        vocabulary: Whose eligible tokens are meant; in BERT's files the order of ids is roughly that of frequency.
+        vocabulary: Vocabulary of the words; in BERT's files the order of ids is roughly that of frequency.
         count: m, how many stand before each record; 0 for none at all.
         pool_size: |T|, how many words to draw from: the first ones in order of id.
         drawn: "file" for one sequence for all records, "record" for a fresh one each.
@@ -53,7 +53,7 @@ def plan_plain_tokens(
         return NO_PLAIN_TOKENS
     if pool_size < 1:
         raise UsageError(f"the pool of plain tokens must have at least 1 word, got pool_size={pool_size}")
-    words = whole_words(vocabulary, at_most=pool_size)
+    words = find_whole_words(vocabulary, at_most=pool_size)
     if len(words) < pool_size:
         raise UsageError(
             f"the pool of plain tokens must have at most the {len(words)} words of model={vocabulary.model!r}, "
@@ -72,7 +72,7 @@ def draw_plain_tokens(plain: PlainTokens, rng: np.random.Generator) -> tuple[int
     return tuple(plain.pool[i] for i in rng.integers(len(plain.pool), size=plain.count))
 
 
-def whole_words(vocabulary: Vocabulary, *, at_most: int) -> tuple[int, ...]:
+def find_whole_words(vocabulary: Vocabulary, *, at_most: int) -> tuple[int, ...]:
     """The first eligible ids, in order, whose token is a word of two letters or more and not a piece (`##ing`)."""
     words: list[int] = []
     for token_id, token in zip(
@@ -90,7 +90,7 @@ class Privatizer:
     """A setting that can be published; texts, labels and randomness are arguments and are not kept.
 
     Attributes:
-        vocabulary: Of the backbone that will read the records.
+        vocabulary: Vocabulary of the backbone that will read the records.
         mechanism: M.
         plain_tokens: k, or the pool that k is drawn from for each record.
         truncate_to: Content tokens to keep of a longer text; None refuses texts that are too long.
@@ -142,7 +142,7 @@ class Privatizer:
         Args:
             texts: In clear; not kept, and never part of an error.
             labels: Index of each text's label, or None where there are none. They leave as they are given.
-            stream: Of plain tokens, then noise. It must not have been copied from another process.
+            stream: Source of plain tokens, then noise. It must not have been copied from another process.
             first_position: Position of the first text in its file, for messages.
             known: M(x) of texts that were released before, as a ledger stores it, and None for each other text; those
                 are not drawn again. Plain tokens are drawn for every record: they say nothing about a text.
@@ -152,7 +152,7 @@ class Privatizer:
             UsageError: Labels and texts differ in number, a known release is of another text, or the stream is another
                 process's.
         """
-        texts = checked_texts(texts, first_position=first_position)
+        texts = check_texts(texts, first_position=first_position)
         if labels is not None and len(labels) != len(texts):
             raise UsageError(f"there must be one label for each text, got {len(labels)} labels for {len(texts)} texts")
         given = None if labels is None else _checked_labels(labels, first_position=first_position)

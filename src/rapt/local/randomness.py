@@ -78,8 +78,8 @@ def worker_stream(provenance: Randomness, *, position: int) -> RandomStream:
     A fresh key where the parent's stream is secure; else derived from the parent's seed and the worker's position.
 
     Args:
-        provenance: Of the parent's stream. A statement travels; a stream must not.
-        position: Of the worker, from 0.
+        provenance: Provenance of the parent's stream. A statement travels; a stream must not.
+        position: Number of the worker, from 0.
     """
     if provenance.insecure_seed is None:
         return secure_stream()

@@ -68,7 +68,7 @@ class SourceItem:
     others: Mapping[Part, str] = field(default_factory=dict, repr=False)
 
 
-def long_pair(privatizer: Privatizer, tokens: int) -> str | None:
+def explain_long_pair(privatizer: Privatizer, tokens: int) -> str | None:
     """What a pair of so many tokens in both texts must have instead, where it fits no backbone."""
     most = privatizer.longest_text - _BETWEEN
     if tokens <= most:
@@ -84,7 +84,7 @@ def check_pairs(
         return
     counts = (privatizer.token_counts(part, first_position=first_position) for part in (texts, others["second"]))
     for position, (first, second) in enumerate(zip(*counts, strict=True), first_position):
-        rule = long_pair(privatizer, first + second)
+        rule = explain_long_pair(privatizer, first + second)
         if rule is not None:
             raise CorpusError(f"{name_record(position)} must {rule}")
 
@@ -100,7 +100,7 @@ class Chunk:
     """Texts that are privatized at once; in clear, so nothing of them shows.
 
     Attributes:
-        position: Of the first text in its file.
+        position: Position of the first record in its file.
         texts: In clear.
         labels: Index of each text's true label, or None where no labels are sent.
         others: The other texts of each record, by the part of the record that they become.
@@ -112,7 +112,7 @@ class Chunk:
     others: Mapping[Part, list[str]] = field(default_factory=dict, repr=False)
 
 
-def in_chunks(
+def cut_into_chunks(
     items: Iterator[SourceItem], *, first_position: int, labelled: bool, size: int = CHUNK
 ) -> Iterator[Chunk]:
     """The texts and label indices, `size` at a time; `first_position` is that of the first."""
@@ -131,7 +131,7 @@ class ChunkSetting:
     Attributes:
         privatizer: The setting of its texts.
         response: Randomizes labels; None sends them in clear.
-        manifest: Of the file that the records are for.
+        manifest: Manifest of the file that the records are for.
     """
 
     privatizer: Privatizer

@@ -26,7 +26,7 @@ from rapt.local.corpus_formats import (
     Row,
     read_jsonl,
     read_lines,
-    without_blank_lines,
+    skip_blank_lines,
 )
 
 SEPARATOR_NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -41,7 +41,7 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
     Args:
         path: The file.
         columns: What to read.
-        found: Its separator is used where it is set; else it is set here.
+        found: Findings, whose separator is used where it is set and else set here.
         usual: The separator of the format.
 
     Raises:
@@ -53,17 +53,17 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
     with closing(read_lines(path, found)) as lines:
         rows = _fields(lines, found.separator, quotes=usual == "," or found.quoted is True)
         header: list[str] | None = None
-        for number, row in without_blank_lines(((number, row) for number, row in rows), found):
+        for number, row in skip_blank_lines(((number, row) for number, row in rows), found):
             if header is None:
                 header = row if columns.header else [""] * len(row)
-                places = [place_of_column(header, column, found.separator) for column in columns.wanted]
+                places = [find_column(header, column, found.separator) for column in columns.wanted]
                 if len(set(places)) != len(places):
                     raise UsageError("texts and label must be different columns, got one twice; labels leave in clear")
                 if columns.header:
                     continue
             yield _row(row, number, len(header), places, columns, found)
         if header is None:
-            raise missing_column([], columns.wanted[0])
+            raise explain_missing_column([], columns.wanted[0])
 
 
 def _row(row: list[str], number: int, width: int, places: list[int], columns: Columns, found: Findings) -> Row | None:
@@ -78,17 +78,17 @@ def _row(row: list[str], number: int, width: int, places: list[int], columns: Co
     return None if label is None else Row(where, texts, label)
 
 
-def place_of_column(header: list[str], column: str, separator: str) -> int:
+def find_column(header: list[str], column: str, separator: str) -> int:
     """The place of the column of that name, or of that number from 1; raises `CorpusError`."""
     names = [name.strip() for name in header]
     if names.count(column) == 1:
         return names.index(column)
     if column not in names and column.isascii() and column.isdigit() and 1 <= int(column[:9]) <= len(names):
         return int(column) - 1
-    raise missing_column(names, column, separator=separator)
+    raise explain_missing_column(names, column, separator=separator)
 
 
-def missing_column(header: list[str], column: str, *, separator: str | None = None) -> CorpusError:
+def explain_missing_column(header: list[str], column: str, *, separator: str | None = None) -> CorpusError:
     """What to say of a header that does not have a column once, without a name that nobody asked for."""
     if column in header:
         return CorpusError(
@@ -127,7 +127,7 @@ def _has_columns(line: str, separator: str, columns: Columns) -> bool:
     header = [name.strip().strip('"') if columns.header else "" for name in line.split(separator)]
     try:
         for column in columns.wanted:
-            place_of_column(header, column, separator)
+            find_column(header, column, separator)
     except CorpusError:
         return False
     return True

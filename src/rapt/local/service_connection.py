@@ -29,7 +29,7 @@ from rapt.errors import (
     UsageError,
     WireError,
 )
-from rapt.local.service_objects import not_understood, refusal
+from rapt.local.service_objects import not_understood, read_refusal
 from rapt.this_machine import is_loopback
 from rapt.wire.strict_json import parse_json
 
@@ -112,8 +112,8 @@ class Connection:
         """The JSON object in the answer to one request, which is sent again where that is worth while and harmless.
 
         Args:
-            method: Of HTTP.
-            path: Below the service's URL.
+            method: Method of HTTP.
+            path: Path below the service's URL.
             json: Body.
             params: Query.
             data: Fields of a form.
@@ -216,7 +216,7 @@ class Connection:
         return b"".join(parts)
 
 
-def path_part(name: str) -> str:
+def quote_part(name: str) -> str:
     """A name as one part of a path, whatever is in it."""
     return quote(name, safe=":")
 
@@ -250,10 +250,10 @@ def _retry_after(response: httpx2.Response) -> float | None:
 
 def _refused(response: httpx2.Response, content: bytes) -> RaptError:
     if response.status_code == BusyError.status:
-        message = f"the service is busy or a quota is used up: {refusal(_json(content))}"
+        message = f"the service is busy or a quota is used up: {read_refusal(_json(content))}"
         return BusyError(message, retry_after=_retry_after(response))
     kind = _KINDS.get(response.status_code, ServiceError)
-    return kind(f"the service refused, status={response.status_code}: {refusal(_json(content))}")
+    return kind(f"the service refused, status={response.status_code}: {read_refusal(_json(content))}")
 
 
 def _too_long(most: int) -> ServiceError:

@@ -36,7 +36,7 @@ class JobInfo:
         training_file: Id of the file.
         status: `queued`, `running`, `paused`, `succeeded`, `failed` or `cancelled`.
         method: Method and hyper-parameters as the service decided them.
-        seed: Of the training.
+        seed: Seed of the training.
         fine_tuned_model: Name of the result; None unless it succeeded.
         trained_tokens: Text tokens seen; None unless it succeeded.
         error_code: Why it failed, for machines; None unless it did.
@@ -92,7 +92,7 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
-def file_info(value: Mapping[str, Any]) -> FileInfo:
+def read_file_info(value: Mapping[str, Any]) -> FileInfo:
     """The file in an answer. Raises `WireError`, as all below, when it is not one."""
     what, detail = "a file", read_field(value, "rapt", dict, what="a file")
     return FileInfo(
@@ -106,7 +106,7 @@ def file_info(value: Mapping[str, Any]) -> FileInfo:
     )
 
 
-def job_info(value: Mapping[str, Any]) -> JobInfo:
+def read_job_info(value: Mapping[str, Any]) -> JobInfo:
     """The job in an answer."""
     what = "a job"
     error = read_field(value, "error", dict, what=what) if value.get("error") is not None else {}
@@ -120,11 +120,11 @@ def job_info(value: Mapping[str, Any]) -> JobInfo:
         fine_tuned_model=_optional(value, "fine_tuned_model", str, what=what),
         trained_tokens=_optional(value, "trained_tokens", int, what=what),
         error_code=_optional(error, "code", str, what=what),
-        error_message=one_line(error["message"]) if "message" in error else None,
+        error_message=clean_line(error["message"]) if "message" in error else None,
     )
 
 
-def job_event(value: Mapping[str, Any]) -> JobEvent:
+def read_job_event(value: Mapping[str, Any]) -> JobEvent:
     """The event in an answer."""
     what = "an event"
     return JobEvent(
@@ -132,12 +132,12 @@ def job_event(value: Mapping[str, Any]) -> JobEvent:
         created_at=read_field(value, "created_at", int, what=what),
         level=read_field(value, "level", str, what=what),
         type=read_field(value, "type", str, what=what),
-        message=one_line(read_field(value, "message", str, what=what)),
+        message=clean_line(read_field(value, "message", str, what=what)),
         data=_optional(value, "data", dict, what=what),
     )
 
 
-def model_info(value: Mapping[str, Any]) -> ModelInfo:
+def read_model_info(value: Mapping[str, Any]) -> ModelInfo:
     """The model in an answer."""
     what, detail = "a model", read_field(value, "rapt", dict, what="a model")
     card = _optional(detail, "card", dict, what=what)
@@ -166,7 +166,7 @@ def prediction(value: Mapping[str, Any]) -> Prediction:
     )
 
 
-def items_of(value: Mapping[str, Any], name: str = "data") -> list[Mapping[str, Any]]:
+def read_items(value: Mapping[str, Any], name: str = "data") -> list[Mapping[str, Any]]:
     """The objects of a list in an answer."""
     found: list[Mapping[str, Any]] = read_field(value, name, list, what="a list")
     if not all(isinstance(item, dict) for item in found):
@@ -174,12 +174,12 @@ def items_of(value: Mapping[str, Any], name: str = "data") -> list[Mapping[str, 
     return found
 
 
-def refusal(value: object) -> str:
+def read_refusal(value: object) -> str:
     """The message of an error answer, on one line; what does not look like one is not repeated."""
     if isinstance(value, dict) and isinstance(value.get("error"), dict):
         message = value["error"].get("message")
         if isinstance(message, str) and message:
-            return one_line(message)
+            return clean_line(message)
     return "no reason given"
 
 
@@ -192,7 +192,7 @@ def _optional(value: Mapping[str, Any], name: str, kind: type[Any], *, what: str
     return None if value.get(name) is None else read_field(value, name, kind, what=what)
 
 
-def one_line(text: object) -> str:
+def clean_line(text: object) -> str:
     """A stranger's text as it may be shown: printable, on one line, of bounded length."""
     # It goes to a terminal: control characters of a stranger's text do not.
     return "".join(character if character.isprintable() else " " for character in str(text))[:500]

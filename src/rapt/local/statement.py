@@ -13,7 +13,16 @@ from typing import Any, Final
 from rapt.local.deniability import PlausibleDeniability, Spread, UnchangedShare
 from rapt.local.distances import TableDistances
 from rapt.local.mechanisms.interface import Noise
-from rapt.local.text_page import facts, items, nats_up, odds_up, percent_up, scientific, table, wrap
+from rapt.local.text_page import (
+    ceil_nats,
+    ceil_odds,
+    ceil_percent,
+    facts,
+    items,
+    table,
+    wrap,
+    write_scientific,
+)
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets
 from rapt.wire.mechanisms import GuaranteeStatus
 
@@ -73,8 +82,8 @@ class PrivacyStatement:
         model, vocabulary_hash, dimension, size: The metric space, with `distances`.
         distances: Between the tokens of the table.
         mechanism: Name and public parameters.
-        status: Whether the guarantee is proved.
-        noise: Its size; None where the mechanism has none, or where it depends on the direction.
+        status: Status of the guarantee.
+        noise: Size of the noise; None where the mechanism has none, or where it depends on the direction.
         delta: δ of every `epsilon_at_delta`, for one token or one text.
         pairs: Bounds for one token.
         texts: Bounds for a text of which every token is replaced.
@@ -184,14 +193,14 @@ class PrivacyStatement:
 
     def _table(self, bounds: Sequence[Bound]) -> list[str]:
         return table(
-            ("", "distance", "ε, pure", f"ε at δ={scientific(self.delta)}", "right guess"),
+            ("", "distance", "ε, pure", f"ε at δ={write_scientific(self.delta)}", "right guess"),
             [
                 (
                     bound.meaning,
                     f"{bound.distance:.3g}",
-                    nats_up(bound.epsilon),
-                    nats_up(bound.epsilon_at_delta),
-                    percent_up(bound.right_guess),
+                    ceil_nats(bound.epsilon),
+                    ceil_nats(bound.epsilon_at_delta),
+                    ceil_percent(bound.right_guess),
                 )
                 for bound in bounds
             ],
@@ -257,7 +266,7 @@ class PrivacyStatement:
         plain, source, hidden = self.plain_tokens, self.randomness, self.label_privacy
         labels = "not sent"
         if self.labels_sent and hidden is not None:
-            labels = f"sent after {hidden.mechanism}, ε = {nats_up(hidden.epsilon)} for each"
+            labels = f"sent after {hidden.mechanism}, ε = {ceil_nats(hidden.epsilon)} for each"
         elif self.labels_sent:
             labels = "sent in clear"
         words = f"{plain.count} public words before each text, from a pool of {len(plain.pool):,}"
@@ -296,7 +305,7 @@ UNIT: Final = (
 )
 
 
-def reading(token: Bound, text: Bound, *, delta: float, pure_only: bool = False) -> Iterator[str]:
+def explain_numbers(token: Bound, text: Bound, *, delta: float, pure_only: bool = False) -> Iterator[str]:
     """How to read the numbers, with a token and its nearest neighbour, and a text of such, as examples.
 
     Args:
@@ -308,7 +317,7 @@ def reading(token: Bound, text: Bound, *, delta: float, pure_only: bool = False)
     yield (
         "ε, pure: whatever was believed before, one privatized token changes the odds between two tokens by at most "
         "the factor e^ε. Here, for a token and its nearest neighbour, it is "
-        f"e^{nats_up(token.epsilon)} = {odds_up(token.epsilon)}."
+        f"e^{ceil_nats(token.epsilon)} = {ceil_odds(token.epsilon)}."
     )
     if token.epsilon > _LOOSE:
         loose = (
@@ -323,14 +332,14 @@ def reading(token: Bound, text: Bound, *, delta: float, pure_only: bool = False)
     known = "the pure bound" if pure_only else "the exact distribution of the privacy loss"
     yield (
         f"ε at δ: every event is at most e^ε times as likely for one token as for the other, plus δ = "
-        f"{scientific(delta)}. Here the factor is e^{nats_up(token.epsilon_at_delta)} = "
-        f"{odds_up(token.epsilon_at_delta)}. It is computed from {known}, rounded up. δ should be well below one over "
-        "the number of texts."
+        f"{write_scientific(delta)}. Here the factor is e^{ceil_nats(token.epsilon_at_delta)} = "
+        f"{ceil_odds(token.epsilon_at_delta)}. It is computed from {known}, rounded up. δ should be well below one "
+        "over the number of texts."
     )
     yield (
         "right guess: nobody who must say which of two equally likely inputs it was is right more often than this; a "
-        f"coin is right in 50 % of cases. Here it is {percent_up(token.right_guess)} for a token and "
-        f"{percent_up(text.right_guess)} for a text of {text.tokens} tokens."
+        f"coin is right in 50 % of cases. Here it is {ceil_percent(token.right_guess)} for a token and "
+        f"{ceil_percent(text.right_guess)} for a text of {text.tokens} tokens."
     )
     yield (
         "texts: the losses of a text's tokens add up. The table lets every token be another one at the distance named; "
@@ -342,7 +351,7 @@ def reading(token: Bound, text: Bound, *, delta: float, pure_only: bool = False)
     )
 
 
-def not_protected(
+def list_exposures(
     plain_tokens: PlainTokens,
     *,
     labels_sent: bool,

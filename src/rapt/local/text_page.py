@@ -13,7 +13,7 @@ from typing import Final
 WIDTH: Final = 88
 
 
-def nats_up(epsilon: float) -> str:
+def ceil_nats(epsilon: float) -> str:
     """Nats with as many decimals as are worth reading, rounded up."""
     if epsilon >= 1e6:
         return f"{epsilon:.2e}"
@@ -21,13 +21,13 @@ def nats_up(epsilon: float) -> str:
     return f"{_up(epsilon, digits):,.{digits}f}"
 
 
-def odds_up(epsilon: float) -> str:
+def ceil_odds(epsilon: float) -> str:
     """e^ε as a number, or as a power of ten where it is large, rounded up."""
     exponent = epsilon / math.log(10)
-    return f"{_up(math.exp(epsilon), 1):,.1f}" if exponent < 4 else f"10^{nats_up(exponent)}"
+    return f"{_up(math.exp(epsilon), 1):,.1f}" if exponent < 4 else f"10^{ceil_nats(exponent)}"
 
 
-def percent_up(share: float) -> str:
+def ceil_percent(share: float) -> str:
     """A share as percent with one decimal, rounded up: 99.96 % shows as 100.0 %, never as less."""
     return f"{_up(100 * share, 1):.1f} %"
 
@@ -38,7 +38,7 @@ def _up(value: float, digits: int) -> float:
     return math.ceil(value * unit - 1e-9) / unit
 
 
-def scientific(value: float) -> str:
+def write_scientific(value: float) -> str:
     """A small number as people write it: 1e-5, not 1e-05."""
     return f"{value:g}".replace("e-0", "e-")
 

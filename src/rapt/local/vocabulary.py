@@ -199,7 +199,7 @@ class Vocabulary:
             UsageError: The texts are one string, which would be read as a text for each letter.
             VocabularyError: A text has a token without a row in the table, or the tokenizer cannot take it.
         """
-        texts = checked_texts(texts, first_position=first_position)
+        texts = check_texts(texts, first_position=first_position)
         ids = None if self._words is None else self._by_words(self._words, texts)
         if ids is None:
             encodings = self._encodings(texts, with_spans=False, first_position=first_position)
@@ -222,7 +222,7 @@ class Vocabulary:
             UsageError: As `encode`.
             VocabularyError: As `encode`.
         """
-        texts = checked_texts(texts, first_position=first_position)
+        texts = check_texts(texts, first_position=first_position)
         encodings = self._encodings(texts, with_spans=True, first_position=first_position)
         for position, encoding in enumerate(encodings, first_position):
             self._content(encoding.ids, position)
@@ -322,7 +322,7 @@ def load_vocabulary(
     return Vocabulary(read_model_bundle(folder, model=name_model(model_or_folder)), unknown)
 
 
-def checked_texts(texts: Sequence[str], *, first_position: int) -> list[str]:
+def check_texts(texts: Sequence[str], *, first_position: int) -> list[str]:
     """The texts, each of them a string: tables mark a missing one as None or NaN.
 
     Raises:

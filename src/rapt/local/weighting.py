@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
-from rapt.local.privatizer import whole_words
+from rapt.local.privatizer import find_whole_words
 from rapt.local.vocabulary import Vocabulary
 
 COMMON_WORDS: Final = 1000
@@ -29,8 +29,8 @@ class Weighting:
 
     Attributes:
         token_ids: Sorted rows of the table, (n,), int64.
-        shares: Of each, (n,), above 0, sum 1.
-        source: In words, for reports.
+        shares: Share of each token, (n,), above 0, sum 1.
+        source: Source of the shares in words, for reports.
         private: Whether it was counted in private text: what is chosen by it says something about that text.
     """
 
@@ -55,7 +55,7 @@ class Weighting:
         return spread
 
 
-def common_words(vocabulary: Vocabulary, *, count: int = COMMON_WORDS) -> Weighting:
+def weigh_common_words(vocabulary: Vocabulary, *, count: int = COMMON_WORDS) -> Weighting:
     """The first whole words of the vocabulary, each as much as another; in BERT's files these are the most frequent.
 
     Raises:
@@ -63,25 +63,25 @@ def common_words(vocabulary: Vocabulary, *, count: int = COMMON_WORDS) -> Weight
     """
     if count < 1:
         raise UsageError(f"a weighting must have at least 1 word, got count={count}")
-    words = np.sort(np.array(whole_words(vocabulary, at_most=count), dtype=np.int64))
+    words = np.sort(np.array(find_whole_words(vocabulary, at_most=count), dtype=np.int64))
     if not len(words):
         raise UsageError(f"model={vocabulary.model!r} must have whole words to average over, got none; use every token")
     return _even(words, source=f"the first {len(words):,} whole words of the vocabulary, each the same")
 
 
-def every_token(vocabulary: Vocabulary) -> Weighting:
+def weigh_all(vocabulary: Vocabulary) -> Weighting:
     """Every token that may be an output, each as much as another."""
     return _even(
         vocabulary.eligible, source=f"all {len(vocabulary.eligible):,} tokens that may be an output, each the same"
     )
 
 
-def weighting_of_corpus(path: Path, vocabulary: Vocabulary, *, text_column: str = "text", private: bool) -> Weighting:
+def weigh_corpus(path: Path, vocabulary: Vocabulary, *, text_column: str = "text", private: bool) -> Weighting:
     """The frequencies of the tokens of a corpus.
 
     Args:
-        path: CSV, TSV or JSONL.
-        vocabulary: Whose tokens are counted.
+        path: A file in CSV, TSV or JSONL.
+        vocabulary: Vocabulary whose tokens are counted.
         text_column: Column, or JSON field, of the text.
         private: Whether the text is private. What is chosen by the weighting then depends on private data.
 

@@ -41,7 +41,7 @@ from rapt.audit.artefact.membership_attacks import lira_online, make_views
 from rapt.audit.artefact.workshop import Models, TokenTexts, Workshop
 from rapt.audit.intervals import Share, independent_share
 from rapt.errors import AuditError
-from rapt.local.privatizer import whole_words
+from rapt.local.privatizer import find_whole_words
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 
@@ -78,7 +78,7 @@ def draw_sentences(
     workshop: Workshop, *, sentences: int, words: int, names: tuple[str, ...], rng: np.random.Generator
 ) -> TokenTexts:
     """Sentences of words drawn evenly from the first of the vocabulary, with labels drawn evenly."""
-    pool = np.array(whole_words(workshop.vocabulary, at_most=_WORDS), dtype=np.int64)
+    pool = np.array(find_whole_words(workshop.vocabulary, at_most=_WORDS), dtype=np.int64)
     if not len(pool):
         raise AuditError("canaries need whole words in the vocabulary, got none; take another model")
     return TokenTexts(

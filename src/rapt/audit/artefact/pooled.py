@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from rapt.audit.channels import estimate_channel
 from rapt.audit.intervals import Share, clustered_share
 from rapt.audit.view import TokenPrior
-from rapt.local.mechanisms import mechanism_of_setting
-from rapt.local.mechanisms.interface import closed_channel
+from rapt.local.mechanisms import remake_mechanism
+from rapt.local.mechanisms.interface import find_closed_channel
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
 
@@ -118,8 +118,8 @@ def score_releases(guesses: dict[int, Ints], *, true: Ints, lengths: Ints) -> tu
 
 def _log_channel(view: ReleasesView, outputs: Ints, *, seed: int) -> Callable[[Ints], Floats]:
     """A function from words, (C,), to log P(output | word), (C, outputs)."""
-    mechanism = mechanism_of_setting(view.setting, vocabulary=view.vocabulary, allow_unproved=True)
-    if (exact := closed_channel(mechanism)) is not None:
+    mechanism = remake_mechanism(view.setting, vocabulary=view.vocabulary, allow_unproved=True)
+    if (exact := find_closed_channel(mechanism)) is not None:
         columns = np.searchsorted(view.vocabulary.eligible, outputs)
         return lambda words: exact(words)[:, columns]
     channel = estimate_channel(

@@ -20,7 +20,7 @@ from rapt.audit.channels.estimate import ChannelEstimate
 from rapt.audit.language.ngram import NgramModel, fit_ngram
 from rapt.audit.view import AdversaryView, PublicText, TokenPrior, make_uniform_prior
 from rapt.errors import AuditError
-from rapt.local.mechanisms import Mechanism, mechanism_of_setting
+from rapt.local.mechanisms import Mechanism, remake_mechanism
 from rapt.local.vocabulary import Vocabulary
 
 # Share of the starting prior that is spread evenly, so that no token is ruled out.
@@ -141,7 +141,7 @@ class Desk:
 
     def mechanism(self) -> Mechanism:
         """The mechanism, for attackers who privatize text of their own. Raises `MechanismError`."""
-        return mechanism_of_setting(self.view.manifest.mechanism, vocabulary=self.vocabulary(), allow_unproved=True)
+        return remake_mechanism(self.view.manifest.mechanism, vocabulary=self.vocabulary(), allow_unproved=True)
 
     def channel(self, on_progress: Progress | None = None) -> ChannelEstimate:
         """The channel at every token that was seen. Raises `AuditError` where it is not known."""

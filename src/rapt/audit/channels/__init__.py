@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rapt.audit.channels.estimate import SOURCES, ChannelEstimate
 from rapt.audit.channels.laplace import estimate_laplace_channel
 from rapt.errors import AuditError, MechanismError
-from rapt.local.mechanisms import ClosedChannel, mechanism_of_setting
+from rapt.local.mechanisms import ClosedChannel, remake_mechanism
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS, ChannelKind
@@ -58,7 +58,7 @@ def exact_channel(
     Raises:
         MechanismError: The mechanism cannot be made from its setting alone.
     """
-    mechanism = cast(ClosedChannel, mechanism_of_setting(setting, vocabulary=Vocabulary(bundle), allow_unproved=True))
+    mechanism = cast(ClosedChannel, remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True))
     places = np.searchsorted(bundle.eligible, outputs)
     tried = np.flatnonzero(prior > 0)
     tried = np.union1d(tried[np.argsort(-prior[tried], kind="stable")[:_EXACT_TRIED]], outputs)
@@ -127,7 +127,7 @@ def count_channel(
     Raises:
         MechanismError: The mechanism cannot be made from its setting alone.
     """
-    mechanism = mechanism_of_setting(setting, vocabulary=Vocabulary(bundle), allow_unproved=True)
+    mechanism = remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True)
     # A systematic sample: the number of times each word is drawn is its expected number, rounded.
     drawn = np.searchsorted(np.cumsum(prior), (np.arange(tokens) + rng.random()) / tokens, side="right")
     drawn = np.minimum(drawn, len(prior) - 1)
@@ -186,7 +186,7 @@ def explain_unknown_channel(setting: MechanismSetting, bundle: VocabularyBundle)
     if setting.name not in KNOWN_MECHANISMS:
         return f"the channel of mechanism={setting.name!r} is not known here"
     try:
-        mechanism_of_setting(setting, vocabulary=Vocabulary(bundle), allow_unproved=True)
+        remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True)
     except MechanismError:
         return f"mechanism={setting.name!r} cannot be made again from the manifest alone"
     return None

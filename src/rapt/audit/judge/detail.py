@@ -29,7 +29,7 @@ from rapt.audit.language.layout import write_rows
 from rapt.audit.truth import NO_OTHERS, Truth, check_parts
 from rapt.audit.view import PART_NAMES, AdversaryView, Guess
 from rapt.errors import AuditError
-from rapt.local.mechanisms.token_tags import built_in_tags
+from rapt.local.mechanisms.token_tags import tag_by_rule
 from rapt.local.records import Part
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.vocabulary_bundle import VocabularyBundle
@@ -224,7 +224,7 @@ def bleu(guessed: Ints, true: Ints, lengths: Ints) -> float:
 def _properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[str, ...]]:
     """Names of the classes, the class of each row, and the written form of each row."""
     vocabulary = Vocabulary(bundle)
-    tags = built_in_tags(vocabulary)
+    tags = tag_by_rule(vocabulary)
     return tags.names, tags.classes, write_rows(bundle)
 
 

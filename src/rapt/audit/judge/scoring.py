@@ -29,7 +29,7 @@ from rapt.audit.intervals import Share, clustered_share, independent_share
 from rapt.audit.truth import Truth
 from rapt.audit.view import SCORED, AdversaryView, Guess
 from rapt.errors import AuditError
-from rapt.local.mechanisms import mechanism_of_setting
+from rapt.local.mechanisms import remake_mechanism
 from rapt.local.vocabulary import Vocabulary
 
 
@@ -179,7 +179,7 @@ def compute_context_free_bound(
     # A systematic sample: every token of the text stands in it with the same expected number.
     places = (np.arange(trials) + rng.random()) * (len(truth.token_ids) / trials)
     true = np.sort(truth.token_ids)[places.astype(np.int64)]
-    mechanism = mechanism_of_setting(setting, vocabulary=Vocabulary(view.bundle), allow_unproved=True)
+    mechanism = remake_mechanism(setting, vocabulary=Vocabulary(view.bundle), allow_unproved=True)
     released = mechanism.privatize(true, rng=rng)
     outputs, place = np.unique(released, return_inverse=True)
     channel = estimate_channel(setting, view.bundle, outputs=outputs, prior=prior, rng=rng, on_progress=on_progress)

@@ -36,7 +36,7 @@ __all__ = [
     "check_useful_eta",
     "find_promise",
     "make_mechanism",
-    "mechanism_of_setting",
+    "remake_mechanism",
 ]
 
 
@@ -52,7 +52,7 @@ def make_mechanism(
 
     Args:
         name: A key of `MECHANISMS`.
-        vocabulary: Whose table and eligible ids it uses.
+        vocabulary: Vocabulary whose table and eligible ids it uses.
         eta: Slope of its guarantee in its metric: log P(y|x) - log P(y|x') <= eta * d(x, x'). There is no default.
         options: Further public parameters, as its entry lists them; those left out have their defaults.
         allow_unproved: Whether a mechanism may be made whose guarantee is not proved for all pairs of tokens.
@@ -107,7 +107,7 @@ def _check_least_eta(eta: float, *, vocabulary: Vocabulary) -> float:
     return spread
 
 
-def mechanism_of_setting(
+def remake_mechanism(
     setting: MechanismSetting,
     *,
     vocabulary: Vocabulary,
@@ -120,7 +120,7 @@ def mechanism_of_setting(
         setting: Name and parameters.
         vocabulary: The one named by the manifest's hash.
         files: Paths of the public files that options were read from, by option: a manifest holds their hashes only.
-        allow_unproved: As in `make_mechanism`.
+        allow_unproved: Whether the guarantee may be unproved, as in `make_mechanism`.
 
     Raises:
         MechanismError: As `make_mechanism`; also when a file is missing, or what was made has another setting.

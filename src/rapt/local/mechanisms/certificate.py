@@ -62,7 +62,7 @@ class Slope:
     other: int
 
 
-def largest_slopes(family: Sequence[Scores], *, on_progress: Progress | None = None) -> list[Slope]:
+def find_largest_slopes(family: Sequence[Scores], *, on_progress: Progress | None = None) -> list[Slope]:
     """The largest slope of each of several mechanisms.
 
     Args:
@@ -192,15 +192,15 @@ class Certificate:
     """With scores of this beta, the largest slope over all pairs of inputs and all outputs is at most eta.
 
     Attributes:
-        vocabulary_hash: Of the table.
+        vocabulary_hash: Hash of the vocabulary.
         metric: Name and parameters of the metric.
         prior: Hash of the output prior, or "uniform".
-        eta: Target.
+        eta: Slope that is allowed.
         beta: Largest thousandth of eta whose slope is at most eta.
-        slope: Its largest slope, rounded up.
-        token: Row x of the pair that has it.
+        slope: Largest slope at this beta, rounded up.
+        token: Row x of the pair that has the largest slope.
         other: Row x'.
-        method: How it was computed.
+        method: How the slope was computed, in words.
         created_by: Program and version.
     """
 
@@ -217,7 +217,7 @@ class Certificate:
 
     @property
     def subject(self) -> Subject:
-        """What it is for."""
+        """What the certificate is for."""
         return Subject(self.vocabulary_hash, self.metric, self.prior, self.eta)
 
 
@@ -237,7 +237,7 @@ def certify(
     path = find_cache_folder() / _file_name(subject)
     found = _read(path)
     if found is None or found.subject != subject:
-        beta, slope = largest_beta(make_scores, eta=subject.eta, on_progress=on_progress)
+        beta, slope = find_largest_beta(make_scores, eta=subject.eta, on_progress=on_progress)
         found = Certificate(
             vocabulary_hash=subject.vocabulary_hash,
             metric=subject.metric,
@@ -254,7 +254,7 @@ def certify(
     return found
 
 
-def largest_beta(
+def find_largest_beta(
     make_scores: Callable[[float], Scores], *, eta: float, on_progress: Callable[[str], None] | None = None
 ) -> tuple[float, Slope]:
     """The largest thousandth of eta whose slope is at most eta, and that slope.
@@ -268,7 +268,7 @@ def largest_beta(
     while points:
         if on_progress is not None:
             on_progress(f"computing the largest slope for {len(points)} values of beta")
-        found = largest_slopes([make_scores(eta * point / _STEPS) for point in points])
+        found = find_largest_slopes([make_scores(eta * point / _STEPS) for point in points])
         slopes |= dict(zip(points, found, strict=True))
         low = max((point for point, slope in slopes.items() if slope.value <= eta), default=low)
         high = min((point for point, slope in slopes.items() if slope.value > eta and point > low), default=high)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.interface import MechanismKind, Option, check_token_ids
 from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.mechanisms.near_tokens import nearest_tokens
+from rapt.local.mechanisms.near_tokens import find_nearest_tokens
 from rapt.local.mechanisms.scores import LARGEST_DROP
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
@@ -198,7 +198,7 @@ def partition(vocabulary: Vocabulary, *, set_size: int) -> NDArray[np.int64]:
     found = np.full(vocabulary.size, -1, dtype=np.int64)
     found[eligible] = sets
     others = np.setdiff1d(np.arange(vocabulary.size), eligible)
-    nearest, _ = nearest_tokens(
+    nearest, _ = find_nearest_tokens(
         vocabulary.embeddings[others].astype(np.float64), embeddings=vocabulary.embeddings, eligible=eligible, count=1
     )
     found[others] = found[nearest[:, 0]]

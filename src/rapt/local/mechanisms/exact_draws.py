@@ -72,7 +72,7 @@ class ExactDraws:
         """Nothing is computed yet.
 
         Args:
-            scores: Of the mechanism.
+            scores: Scores of the mechanism.
             cache_bytes: Most memory for bounds; at least 64 types are kept. 512 MB hold 17,000 types of a vocabulary of
                 30,000, as many as 38,000 tweets have.
         """

@@ -44,7 +44,7 @@ class OutputPrior:
     The count must come from public text. A prior counted from private text tells which words are in it.
 
     Attributes:
-        counts: Of each eligible token, (C,), whole numbers >= 0.
+        counts: Count of each eligible token, (C,), whole numbers >= 0.
     """
 
     counts: NDArray[np.int64] = field(repr=False)

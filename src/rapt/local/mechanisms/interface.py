@@ -109,12 +109,12 @@ class ClosedChannel(Mechanism, Protocol):
         ...
 
 
-def closed_channel(mechanism: Mechanism) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
+def find_closed_channel(mechanism: Mechanism) -> Callable[[NDArray[np.int64]], NDArray[np.float64]] | None:
     """The mechanism's `log_probabilities` (see `ClosedChannel`); None where it has none."""
     return getattr(mechanism, "log_probabilities", None)
 
 
-def with_share_of_memory(mechanism: Mechanism, *, among: int) -> Mechanism:
+def share_memory(mechanism: Mechanism, *, among: int) -> Mechanism:
     """The mechanism with the cache that one of several processes may have, so that together they keep to its bound.
 
     What is cached is the same in each and decides no draw, so a smaller cache costs time only.
@@ -174,7 +174,7 @@ class MechanismKind:
         build: Makes the mechanism from a vocabulary, eta and one argument for each option. Its docstring states and
             proves the guarantee.
         promise: What a privacy statement computes; None where the guarantee is not proved.
-        options: Its parameters beside eta.
+        options: Parameters beside eta.
     """
 
     name: str
@@ -206,7 +206,7 @@ def _chosen(value: Parameter, option: Option, vocabulary: Vocabulary) -> Any:
     return value if option.read is None else option.read(str(value), vocabulary)
 
 
-def number_parameter(setting: MechanismSetting, name: str, *, at_most: float) -> float:
+def read_number(setting: MechanismSetting, name: str, *, at_most: float) -> float:
     """A parameter of a setting that came with a file, from 0 to a bound; raises `MechanismError`."""
     value = setting.parameters[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= at_most:

@@ -16,7 +16,7 @@ from rapt.local.mechanisms.interface import (
     Option,
     Promise,
     check_token_ids,
-    number_parameter,
+    read_number,
 )
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.nearest import NearestToken
@@ -137,7 +137,7 @@ def shape_matrix(vocabulary: Vocabulary, *, mixing: float) -> NDArray[np.float64
 
 def _euclidean_slope(setting: MechanismSetting) -> float:
     # No eigenvalue of S is below 1 - m, so no distance in its metric exceeds the Euclidean one over sqrt(1 - m).
-    return setting.eta / math.sqrt(1 - number_parameter(setting, "mixing", at_most=LARGEST_MIXING))
+    return setting.eta / math.sqrt(1 - read_number(setting, "mixing", at_most=LARGEST_MIXING))
 
 
 def _loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:

@@ -1,7 +1,7 @@
 """Mechanisms that add Laplace noise and then choose among near tokens: Vickrey and the rank fix.
 
 The choice looks at the noisy vector, or at the token that it gave, and at the public table, never at the input: it is
-post-processing, and the guarantee of `laplace` holds. `nearest_tokens` finds the few nearest eligible tokens, exactly.
+post-processing, and the guarantee of `laplace` holds. `find_nearest_tokens` finds the nearest eligible tokens, exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TILE: Final = 1024
 _VECTORS: Final = 128
 
 
-def nearest_tokens(
+def find_nearest_tokens(
     vectors: NDArray[np.float64], *, embeddings: NDArray[np.float32], eligible: NDArray[np.int64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The `count` eligible tokens nearest to each vector, nearest first, ties to the lowest id, and their distances.
@@ -152,7 +152,7 @@ class VickreyMechanism:
 
     def _choose(self, noisy: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
         """The output for each noisy vector; it is given nothing else of the input."""
-        ids, distances = nearest_tokens(
+        ids, distances = find_nearest_tokens(
             noisy, embeddings=self.vocabulary.embeddings, eligible=self.vocabulary.eligible, count=2
         )
         chance = rng.random(len(noisy))
@@ -241,7 +241,7 @@ class RankFixMechanism:
         for start in range(0, len(moved), _MOVED_AT_ONCE):
             batch = moved[start : start + _MOVED_AT_ONCE]
             types, back = np.unique(nearest[batch], return_inverse=True)
-            neighbours, _ = nearest_tokens(
+            neighbours, _ = find_nearest_tokens(
                 self.vocabulary.embeddings[types].astype(np.float64),
                 embeddings=self.vocabulary.embeddings,
                 eligible=self.vocabulary.eligible,

@@ -117,9 +117,9 @@ class TokenTags:
     """The class of every row of a table.
 
     Attributes:
-        names: Of the classes, sorted.
+        names: Names of the classes, sorted.
         classes: Index into `names` for each row, (V,).
-        source: As a setting states it: `BUILT_IN`, or the hash of a file's tags.
+        source: Source that a setting states: `BUILT_IN`, or the hash of a file's tags.
     """
 
     names: tuple[str, ...] = field(repr=False)
@@ -127,21 +127,21 @@ class TokenTags:
     source: str
 
 
-def built_in_tags(vocabulary: Vocabulary) -> TokenTags:
+def tag_by_rule(vocabulary: Vocabulary) -> TokenTags:
     """The tags by rule. Tokens that can never be an output are one class of their own."""
     names = _token_names(vocabulary)
     marks = tuple(mark for mark in _WORD_STARTS if any(name.startswith(mark) for name in names))
-    tags = [tag_of(name, word_starts=marks) for name in names]
+    tags = [tag_token(name, word_starts=marks) for name in names]
     for row in np.setdiff1d(np.arange(vocabulary.size), vocabulary.eligible):
         tags[row] = SPECIAL
     return _encode(tags, source=BUILT_IN)
 
 
-def tag_of(token: str, *, word_starts: Sequence[str] = ()) -> str:
+def tag_token(token: str, *, word_starts: Sequence[str] = ()) -> str:
     """The class of one token by rule.
 
     Args:
-        token: As the vocabulary writes it.
+        token: Token as the vocabulary writes it.
         word_starts: Marks before a word in this vocabulary; where there are some, letters without one are a piece.
     """
     if token.startswith(_PIECE) and len(token) > len(_PIECE):
@@ -209,7 +209,7 @@ def read_tags(path: Path, vocabulary: Vocabulary) -> TokenTags:
 
 def choose_tags(source: str, vocabulary: Vocabulary) -> TokenTags:
     """The built-in tags under their name, else those of the file of that path."""
-    return built_in_tags(vocabulary) if source == BUILT_IN else read_tags(Path(source), vocabulary)
+    return tag_by_rule(vocabulary) if source == BUILT_IN else read_tags(Path(source), vocabulary)
 
 
 def _encode(tags: Sequence[str], *, source: str) -> TokenTags:

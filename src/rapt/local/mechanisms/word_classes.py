@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.certificate import Subject
 from rapt.local.mechanisms.exponential import CALIBRATED_OPTION, UNIFORM, ScoredMechanism, calibrate_scores
-from rapt.local.mechanisms.interface import MechanismKind, Option, Promise, check_token_ids, number_parameter
+from rapt.local.mechanisms.interface import MechanismKind, Option, Promise, check_token_ids, read_number
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.token_tags import TAGS_OPTION, TokenTags
 from rapt.local.nearest import NearestToken
 from rapt.local.privacy_loss import PrivacyLoss, pure_loss
-from rapt.local.text_page import nats_up
+from rapt.local.text_page import ceil_nats
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
 
@@ -86,15 +86,15 @@ def make_soft_pos(
 
 def _loss(setting: MechanismSetting, *, distance: float, dimension: int, step: float | None) -> PrivacyLoss:
     # The two tokens may be of different classes, at any distance.
-    penalty = number_parameter(setting, "penalty", at_most=math.inf)
+    penalty = read_number(setting, "penalty", at_most=math.inf)
     return pure_loss(epsilon=setting.eta * (distance + penalty), step=step)
 
 
 def _remark(setting: MechanismSetting) -> str:
-    nats = setting.eta * number_parameter(setting, "penalty", at_most=math.inf)
+    nats = setting.eta * read_number(setting, "penalty", at_most=math.inf)
     return (
-        f"classes: every bound here allows the two tokens to be of different word classes, which adds {nats_up(nats)} "
-        "to ε; for two of one class it is so much lower."
+        f"classes: every bound here allows the two tokens to be of different word classes, which adds "
+        f"{ceil_nats(nats)} to ε; for two of one class it is so much lower."
     )
 
 
