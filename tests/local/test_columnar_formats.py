@@ -181,7 +181,7 @@ def test_a_missing_or_damaged_part_is_refused(tmp_path):
 def test_without_pyarrow_the_extra_is_named(make, monkeypatch):
     path = make({"text": TEXTS})
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"run: pip install 'rapt\[parquet\]'"):
+    with pytest.raises(UsageError, match=r"run in the checkout: pip install -e '\.\[parquet\]'"):
         rows(path, label_column=None)
 
 

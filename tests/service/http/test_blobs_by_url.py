@@ -70,6 +70,5 @@ def test_what_was_damaged_there_is_an_error_and_no_answer(service, tuned, url, t
             assert (answer.status_code, answer.json()["error"]["code"]) == (DamagedError.status, DamagedError.code)
         with pytest.raises(Exception, match="must have its digest, and was damaged"):
             client.classify(model, training_file)
-        job = client.create_job(file_id=file.id, model="bert-tiny", method=METHOD, seed=1)
-        failed = client.wait(job.id, seconds_between=0.05)
-        assert (failed.status, failed.error_code) == ("failed", DamagedError.code)
+        with pytest.raises(Exception, match="must have its digest, and was damaged"):
+            client.create_job(file_id=file.id, model="bert-tiny", method=METHOD, seed=1)

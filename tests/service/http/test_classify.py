@@ -59,7 +59,7 @@ def test_many_tenants_at_once_get_the_answers_they_get_alone(http, models, backb
 
 def endless(backbone, model):
     """A request that keeps a small backbone busy for many seconds."""
-    records = tuple(PrivatizedRecord(token_ids=(2204,) * 480, privatized_plain_tokens=()) for _ in range(4000))
+    records = tuple(PrivatizedRecord(token_ids=(2204,) * 480, privatized_plain_tokens=()) for _ in range(1300))
     file = PrivatizedFile(manifest=manifest_for(backbone, labels=None), records=records)
     return json.dumps({"model": model, **dump_query(file)}).encode()
 

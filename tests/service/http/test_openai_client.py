@@ -140,7 +140,7 @@ def test_a_refusal_raises_the_clients_own_class_at_once(client, file, tmp_path):
         "invalid_request_error",
     )
     assert error.value.request_id.startswith("req_")
-    with pytest.raises(openai.BadRequestError, match="does not know"):
+    with pytest.raises(openai.BadRequestError, match="must be left out"):
         queue(client, file, integrations=[])
     (tmp_path / "plain.csv").write_text("text,label\nhello,1\n")
     with (

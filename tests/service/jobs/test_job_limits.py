@@ -1,6 +1,7 @@
 """What a run will take is known before it begins, and never less than it takes."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -34,9 +35,7 @@ from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
-from rapt.wire.privatized_file import PrivatizedFile
-from rapt.wire.privatized_file import PrivatizedRecord
-from rapt.wire.privatized_file import seal
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import TINY, tiny_backbone
 from tuning_material import manifest_for
 
@@ -68,7 +67,7 @@ records = tuple(
 manifest = manifest_for(backbone, plain_tokens=pool, labels=None if target else ("no", "yes"))
 if target:
     manifest = replace(manifest, targets="privatized")
-file = PrivatizedFile(manifest=seal(manifest, records), records=records)
+file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
 config = replace(default_config(method), task=task, batch_size=batch, epochs=2, **changes)
 if plain:
     config = replace(config, reconstruction=ReconstructionConfig())
@@ -108,7 +107,11 @@ print(json.dumps([status("VmHWM") - before, memory_of(backbone, config, sizes=si
 )
 def test_an_estimate_is_not_below_what_is_measured_and_not_far_above(case):
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, json.dumps(case)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", MEASURE, json.dumps(case)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     measured, estimated = json.loads(done.stdout.splitlines()[-1])

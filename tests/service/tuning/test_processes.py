@@ -65,7 +65,7 @@ with open(out + ".json", "w") as stream:
 def launch(script, folder, *, count):
     here = Path(__file__)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", script]
-    path = f"{here.parent}:{here.parents[3]}"
+    path = f"{here.parent}:{here.parents[2]}"
     done = subprocess.run(
         [*command, folder],
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
