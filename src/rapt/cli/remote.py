@@ -13,6 +13,7 @@ from rapt.cli import output
 from rapt.cli.options import ApiKey, AsJson, CaFile, Insecure, ServiceUrl
 from rapt.cli.output import format_json, meter, say, show, show_json
 from rapt.errors import CorpusError, ServiceError, UnavailableError, UsageError
+from rapt.service.adapter.methods import METHODS
 
 if TYPE_CHECKING:
     from rapt.local.client import ServiceClient
@@ -30,9 +31,7 @@ def tune(
     ] = None,
     method: Annotated[
         str,
-        typer.Option(
-            help="How a frozen model is adapted: auto, prompt_tuning, p_tuning, prefix_tuning, lora or linear_probing."
-        ),
+        typer.Option(help=f"How a frozen model is adapted: auto, {', '.join(METHODS)}."),
     ] = "auto",
     task: Annotated[
         str | None, typer.Option(help="What is learned: classification, label_words or generation.")

@@ -24,9 +24,9 @@ import numpy as np
 
 from rapt.compare.texts import Split
 from rapt.errors import UsageError
-from rapt.service.adapter.methods import LINEAR_PROBING, LORA, PROMPT_TUNING
+from rapt.service.adapter.methods import LINEAR_PROBING, LORA, METHODS, PROMPT_TUNING
 from rapt.service.backbone.backbone import SOFT_EMBEDDINGS
-from rapt.service.tuning.tuning_config import LEARNING_RATES, ReconstructionConfig, TuningConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
 from rapt.wire.manifest import Parameter
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -100,7 +100,7 @@ def _longer(config: TuningConfig, weight: float, m: int) -> TuningConfig:
 
 def _probing(config: TuningConfig, weight: float, m: int) -> TuningConfig:
     return replace(
-        config, method=LINEAR_PROBING, learning_rate=LEARNING_RATES[LINEAR_PROBING], reparametrization="none"
+        config, method=LINEAR_PROBING, learning_rate=METHODS[LINEAR_PROBING].learning_rate, reparametrization="none"
     )
 
 

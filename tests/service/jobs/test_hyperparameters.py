@@ -1,17 +1,17 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from rapt.errors import TuningError, UsageError
-from rapt.service.adapter.methods import LINEAR_PROBING
-from rapt.service.jobs.hyperparameters import NAMES, check_run, config_from_json, method_to_json, resolve_config
-from rapt.service.jobs.method_options import MethodOptions
-from rapt.service.tuning.methods import METHODS
+from rapt.service.adapter.methods import LINEAR_PROBING, METHODS
+from rapt.service.jobs.hyperparameters import check_run, config_from_json, method_to_json, resolve_config
+from rapt.service.jobs.method_options import SETTINGS, MethodOptions
 from rapt.service.tuning.tuner import check_records
-from rapt.service.tuning.tuning_config import LEARNING_RATES, ReconstructionConfig, TuningConfig, default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from tiny_backbones import tiny_backbone
@@ -26,9 +26,15 @@ def resolved(method, hyperparameters):
     return resolve_config(options, file=WITH_PLAIN_TOKENS, seed=3)
 
 
-def test_every_method_can_be_asked_for_has_a_rate_and_can_be_made():
-    assert METHODS.keys() == LEARNING_RATES.keys() == NAMES.keys()
+def test_every_method_can_be_asked_for_by_name():
     assert set(MethodOptions.model_fields) - {"type", "auto"} == METHODS.keys()
+    assert get_args(MethodOptions.model_fields["type"].annotation) == ("auto", *METHODS)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_what_a_request_may_say_of_a_method_is_a_setting_of_its_runs(method):
+    assert set(SETTINGS[method].values()) <= set(TuningConfig.__dataclass_fields__)
+    assert all(resolved(method, {}).asks(option.setting) for option in METHODS[method].options)
 
 
 def test_auto_is_prompt_tuning_with_what_was_asked_of_it():

@@ -12,8 +12,8 @@ import pytest
 
 from job_material import LIMITS
 from rapt.errors import LimitError
+from rapt.service.adapter.methods import METHODS
 from rapt.service.jobs.job_limits import Sizes, check_cost, half_of_the_memory, memory_of, parameters_of
-from rapt.service.tuning.methods import METHODS
 from rapt.service.tuning.tuner import ReconstructionConfig, Tuning
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.manifest import PlainTokens

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from rapt.service.adapter.adapter import adapter_to_files, load_adapter, save_adapter
-from rapt.service.adapter.methods import LINEAR_PROBING
+from rapt.service.adapter.methods import LINEAR_PROBING, METHODS
 from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.layout import encode_with_prompts
 from rapt.service.backbone.steering import steer
-from rapt.service.tuning.methods import METHODS
 from rapt.service.tuning.run_state import load_checkpoint, save_checkpoint
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune

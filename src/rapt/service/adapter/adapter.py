@@ -23,18 +23,15 @@ from rapt.errors import TuningError, UsageError, VocabularyError, WireError, nam
 from rapt.service.adapter.adapter_check import (
     HEAD_BIAS,
     HEAD_WEIGHT,
-    LORA_A,
-    LORA_B,
-    LORA_NAME,
-    PROMPT,
     check_card,
     check_numbers,
     check_peft_config,
     compares,
     read_tensors,
 )
+from rapt.service.adapter.methods import METHODS
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.steering import NOTHING, LoraPair, Tuned
+from rapt.service.backbone.steering import Tuned
 from rapt.whole_files import write_folder
 from rapt.wire.adapter_files import AdapterCard, dump_card, parse_card
 from rapt.wire.strict_json import dump_line, parse_document
@@ -122,7 +119,7 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
     tensors = read_tensors(weights, card, backbone=backbone)
     head = tensors[HEAD_WEIGHT]
     adapter = Adapter(
-        tuned=_from_disk(tensors, card=card, backbone=backbone),
+        tuned=METHODS[card.method].form.from_tensors(tensors, card, backbone),
         head_weight=head,
         head_bias=tensors[HEAD_BIAS],
         card=card,
@@ -149,7 +146,9 @@ def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, po
 
 
 def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
-    tensors = _to_disk(adapter)
+    tensors = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
+    tensors |= METHODS[adapter.card.method].form.to_tensors(adapter.tuned)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:
         check_numbers(tensors)
     except WireError as error:
@@ -163,47 +162,10 @@ def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
     return card, files
 
 
-def _to_disk(adapter: Adapter) -> dict[str, Tensor]:
-    tuned = adapter.tuned
-    tensors = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
-    if tuned.prompt is not None:
-        tensors[PROMPT] = tuned.prompt
-    if tuned.prefix is not None:  # (S, 2, H, P, d) -> (P, S * 2 * H * d), as PEFT keeps it
-        tensors[PROMPT] = tuned.prefix.permute(3, 0, 1, 2, 4).flatten(1)
-    for name, pair in tuned.lora.items():
-        tensors |= {LORA_NAME + name + LORA_A: pair.a, LORA_NAME + name + LORA_B: pair.b}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _from_disk(tensors: Mapping[str, Tensor], *, card: AdapterCard, backbone: Backbone) -> Tuned:
-    if card.method == "prefix_tuning":
-        site = backbone.sites.attention[0]
-        shape = (card.prompt_length, len(backbone.sites.attention), 2, site.key_heads, site.head_size)
-        return Tuned(prefix=tensors[PROMPT].view(shape).permute(1, 2, 3, 0, 4).contiguous())
-    if card.method == "lora":
-        names = [name.removeprefix(LORA_NAME).removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)]
-        pairs = {name: (tensors[LORA_NAME + name + LORA_A], tensors[LORA_NAME + name + LORA_B]) for name in names}
-        return Tuned(lora={name: LoraPair(a=a, b=b) for name, (a, b) in pairs.items()})
-    return NOTHING if card.method == "linear_probing" else Tuned(prompt=tensors[PROMPT])
-
-
 def _peft_config(adapter: Adapter) -> dict[str, Any] | None:
-    card, tuned = adapter.card, adapter.tuned
-    if card.method == "linear_probing":
+    card = adapter.card
+    own = METHODS[card.method].form.peft(card, adapter.tuned)
+    if own is None:
         return None
-    config = {
-        "task_type": _PEFT_TASKS[card.kind],
-        "base_model_name_or_path": card.model,
-        "inference_mode": True,
-    }
-    if tuned.prefix is not None:
-        sites, _, heads, _, size = tuned.prefix.shape
-        shape = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
-        own = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": card.prompt_length, "prefix_projection": False}
-        return None if card.kind == "encoder-decoder" else config | own | shape | {"num_transformer_submodules": 1}
-    if tuned.lora:
-        rank = max(len(pair.a) for pair in tuned.lora.values())
-        # alpha = r: the scale is in b already.
-        return config | {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": sorted(tuned.lora)}
-    prompt = {"num_virtual_tokens": card.prompt_length, "token_dim": adapter.prompt.shape[1]}
-    return config | {"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1} | prompt
+    task = _PEFT_TASKS[card.kind]
+    return {"task_type": task, "base_model_name_or_path": card.model, "inference_mode": True} | own

@@ -16,24 +16,17 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from rapt.errors import WireError
-from rapt.service.adapter.methods import (
-    LINEAR_PROBING,
-    LORA,
-    METHOD_NAMES,
-    P_TUNING,
-    PREFIX_TUNING,
-    PROMPT_TUNING,
-)
+from rapt.service.adapter.methods import METHODS
+from rapt.service.adapter.methods.lora import A as LORA_A
+from rapt.service.adapter.methods.lora import B as LORA_B
+from rapt.service.adapter.methods.method import TASKS, Shape
+from rapt.service.adapter.methods.prompt_tuning import PROMPT
 from rapt.service.adapter.task_head import COMPARISON_VECTORS
 from rapt.service.backbone.backbone import Backbone
-from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS, AdapterCard
+from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.strict_json import parse_json
 
-PROMPT, HEAD_WEIGHT, HEAD_BIAS = "prompt_embeddings", "classifier.weight", "classifier.bias"
-LORA_NAME, LORA_A, LORA_B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-
-TASKS: Final = ("classification", "label_words", "generation")
-HIGHEST_RANK: Final = MOST_PROMPT_POSITIONS  # of a low-rank change: what a job may ask for as well
+HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
 # Of a number in an adapter, and of what a low-rank change may make of inputs of size 1. Trained ones stay below 100.
 # At these bounds the largest value on the way, the square of a gated layer's output, is some 1e31 of 3e38 in float32.
 LARGEST_WEIGHT: Final = 1e4
@@ -47,29 +40,28 @@ _PEFT_READS: Final = frozenset(
     "prefix_projection r lora_alpha target_modules".split()
 )
 
-Shape = tuple[int, ...]
-
 
 def check_card(card: AdapterCard, *, backbone: Backbone) -> None:
     """Refuse a card that no run on this backbone could have left (`WireError`)."""
     if card.kind != backbone.kind:
         raise WireError(f"an adapter card must be of the backbone's kind, {backbone.kind}; tune again")
-    if card.method not in METHOD_NAMES:
-        raise WireError(f"an adapter card must name a method of {', '.join(METHOD_NAMES)}; upgrade rapt or tune again")
+    if card.method not in METHODS:
+        raise WireError(f"an adapter card must name a method of {', '.join(METHODS)}; upgrade rapt or tune again")
+    method = METHODS[card.method]
     if card.task not in TASKS:
         raise WireError(f"an adapter card must name a task of {', '.join(TASKS)}; upgrade rapt or tune again")
-    if card.method == LINEAR_PROBING and card.task != "classification":
-        raise WireError(f"an adapter of {LINEAR_PROBING} must be of the task classification; tune again")
+    if card.task not in method.tasks:
+        raise WireError(f"an adapter of {card.method} must be of the task {' or '.join(method.tasks)}; tune again")
     if card.task == "generation" and backbone.kind == "encoder":
         raise WireError("an adapter that generates text must be of a decoder or an encoder-decoder; tune again")
     if card.task != "classification" and backbone.language_head is None:
         raise WireError("an adapter that reads or writes words must be of a backbone with a language head; tune again")
-    if (card.prompt_length > 0) != (card.method in (PROMPT_TUNING, P_TUNING, PREFIX_TUNING)):
+    if (card.prompt_length > 0) != (method.prompt is not None):
         raise WireError("an adapter card must count prompt positions for a prompt or a prefix, and for nothing else")
     pairs = card.training.get("pairs", False)
     if type(pairs) is not bool:
         raise WireError("an adapter card must say by true or false whether records are pairs; tune again")
-    prompt = card.prompt_length if card.method in (PROMPT_TUNING, P_TUNING) else 0
+    prompt = card.prompt_length if method.prompt == "sequence" else 0
     texts = 2 + len(backbone.frame.between) if pairs else 1
     needed = len(backbone.frame.start) + prompt + card.plain_tokens + texts + len(backbone.frame.end)
     if needed > backbone.max_positions:
@@ -129,12 +121,7 @@ def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Ba
     classes, head = len(card.labels), found.get(HEAD_WEIGHT, ())
     width = backbone.hidden_size * (COMPARISON_VECTORS if compares(head, card, backbone=backbone) else 1)
     expected: dict[str, Shape] = {HEAD_WEIGHT: (classes, width), HEAD_BIAS: (classes,)}
-    if card.method == PREFIX_TUNING:
-        expected[PROMPT] = (card.prompt_length, _prefix_width(backbone))
-    elif card.method in (PROMPT_TUNING, P_TUNING):
-        expected[PROMPT] = (card.prompt_length, backbone.hidden_size)
-    elif card.method == LORA:
-        expected |= _expected_pairs(found, backbone=backbone)
+    expected |= METHODS[card.method].form.shapes(card, backbone, found)
     if found.keys() != expected.keys():
         raise WireError(
             f"an adapter's weights must be the {len(expected)} tensors that its card asks for, by PEFT's names, "
@@ -144,31 +131,6 @@ def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Ba
         if found[name] != shape:
             what = "head" if name in (HEAD_WEIGHT, HEAD_BIAS) else "prompt" if name == PROMPT else "low-rank changes"
             raise WireError(f"an adapter's {what} must be of shape {shape}, as card and backbone say; tune again")
-
-
-def _expected_pairs(found: Mapping[str, Shape], *, backbone: Backbone) -> dict[str, Shape]:
-    """The shapes of the low-rank changes of the layers that are named, each of the rank that it states."""
-    expected: dict[str, Shape] = {}
-    for name, (inputs, outputs) in backbone.sites.linear.items():
-        shape = found.get(LORA_NAME + name + LORA_A)
-        if shape is None:
-            continue
-        rank = shape[0] if shape else 0
-        if not 1 <= rank <= HIGHEST_RANK:
-            raise WireError(f"an adapter's low-rank changes must be of rank 1 to {HIGHEST_RANK}; tune again")
-        expected[LORA_NAME + name + LORA_A] = (rank, inputs)
-        expected[LORA_NAME + name + LORA_B] = (outputs, rank)
-    if not expected:
-        raise WireError("an adapter's low-rank changes must be of linear layers of its backbone; tune again")
-    return expected
-
-
-def _prefix_width(backbone: Backbone) -> int:
-    sizes = {(site.key_heads, site.head_size) for site in backbone.sites.attention}
-    if len(sizes) != 1:
-        raise WireError("an adapter with a prefix must be of a backbone with attention layers of one shape; tune again")
-    ((heads, size),) = sizes
-    return len(backbone.sites.attention) * 2 * heads * size
 
 
 def _stated_shapes(weights: bytes) -> dict[str, Shape]:

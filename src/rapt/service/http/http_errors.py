@@ -62,6 +62,7 @@ def _field_names() -> frozenset[str]:
         "order",
         "purpose",
         "tenant",
+        *(name for names in method_options.SETTINGS.values() for name in names),
         *others.split(),
     }
 

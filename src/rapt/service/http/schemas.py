@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from rapt.service.jobs.method_options import MethodOptions, Request, Text
+from rapt.service.adapter.methods.method import Text
+from rapt.service.jobs.method_options import MethodOptions, Request
 
 T = TypeVar("T")
 
@@ -182,6 +183,7 @@ class ModelDetail(BaseModel):
     )
     vocabulary_hash: str
     max_tokens: int
+    methods: dict[str, str] = Field(description="the tuning methods of this service, each with a title for people")
     chat_template: bool = Field(description="whether a chat with the base model is put into a template of its authors")
     card: dict[str, Any] | None = None
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
-from rapt.service.adapter.methods import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
+from rapt.service.adapter.methods import METHODS, PROMPT_TUNING
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import sequence_length
-from rapt.service.jobs.method_options import MethodOptions, ReconstructionOptions
+from rapt.service.jobs.method_options import SETTINGS, MethodOptions, ReconstructionOptions
 from rapt.service.storage.file_rows import StoredFile
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
@@ -21,40 +21,6 @@ from rapt.wire.vocabulary_bundle import shorten_hash
 
 T = TypeVar("T")
 RECONSTRUCTION_DEFAULTS: Final = ReconstructionConfig()
-
-# What the API calls each setting of a run, by method: PEFT's and OpenAI's names where they have one.
-_EVERY: Final[Mapping[str, str]] = {
-    "task": "task",
-    "label_words": "label_words",
-    "n_epochs": "epochs",
-    "batch_size": "batch_size",
-    "learning_rate": "learning_rate",
-    "patience": "patience",
-}
-_PROMPT: Final[Mapping[str, str]] = {
-    **_EVERY,
-    "num_virtual_tokens": "prompt_length",
-    "initialization": "initialization",
-    "init_text": "init_text",
-}
-_NETWORK: Final[Mapping[str, str]] = {
-    **_PROMPT,
-    "encoder": "reparametrization",
-    "encoder_hidden_size": "reparametrization_size",
-}
-_LORA: Final[Mapping[str, str]] = {
-    **_EVERY,
-    "r": "lora_rank",
-    "lora_alpha": "lora_alpha",
-    "target_modules": "lora_targets",
-}
-NAMES: Final[Mapping[str, Mapping[str, str]]] = {
-    PROMPT_TUNING: _PROMPT,
-    P_TUNING: _NETWORK,
-    PREFIX_TUNING: _NETWORK,
-    LORA: _LORA,
-    LINEAR_PROBING: _EVERY,
-}
 
 
 def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int) -> TuningConfig:
@@ -68,10 +34,10 @@ def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int
     asked = options.hyperparameters
     given = {
         field: _as_field(value)
-        for name, field in NAMES[method].items()
+        for name, field in SETTINGS[method].items()
         if (value := getattr(asked, name)) != "auto" and value is not None
     }
-    none = method == LINEAR_PROBING and asked.reconstruction == "auto"
+    none = not METHODS[method].reconstructs and asked.reconstruction == "auto"
     reconstruction = None if none else _reconstruction(asked.reconstruction, file=file)
     return replace(default_config(method), **given, seed=seed, reconstruction=reconstruction)
 
@@ -123,7 +89,7 @@ def check_fit(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
 
 def method_to_json(config: TuningConfig) -> dict[str, Any]:
     """A run in the shape of the API's `method`."""
-    values = {name: getattr(config, field) for name, field in NAMES[config.method].items()}
+    values = {name: getattr(config, field) for name, field in SETTINGS[config.method].items()}
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     own = config.reconstruction
     values["reconstruction"] = (
@@ -136,7 +102,7 @@ def config_from_json(method: Mapping[str, Any], *, seed: int) -> TuningConfig:
     """The run of a stored job: the inverse of `method_to_json`. A job of an older version lacks what was not known."""
     kind = method["type"]
     values = method[kind]["hyperparameters"]
-    given = {field: _as_field(values[name]) for name, field in NAMES[kind].items() if name in values}
+    given = {field: _as_field(values[name]) for name, field in SETTINGS[kind].items() if name in values}
     own = values["reconstruction"]
     reconstruction = None
     if own is not None:

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import torch
 
+from rapt.service.adapter.methods import METHODS
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.hyperparameters import check_fit
 from rapt.service.jobs.job_limits import JobLimits, check_cost
 from rapt.service.storage.file_rows import StoredFile, open_file
 from rapt.service.storage.store import Store
-from rapt.service.tuning.methods import make_method
 from rapt.service.tuning.tasks import TASKS, label_word_ids
 from rapt.service.tuning.tuner import TuningConfig, check_validation_manifest
 from rapt.wire.manifest import Manifest, parse_mechanism
@@ -77,7 +77,7 @@ def check_job(
         label_word_ids(backbone, config.label_words or labels, classes=len(labels))
     # What would be trained is made as the run makes it, but for its sizes: a network of the asked size takes memory.
     small = replace(config, prompt_length=1, lora_rank=1, reparametrization_size=1)
-    make_method(backbone, config=small, labels=labels, generator=torch.Generator().manual_seed(config.seed))
+    METHODS[config.method].make(backbone, small, labels, torch.Generator().manual_seed(config.seed))
 
 
 def _manifest(store: Store, file: StoredFile) -> Manifest:

@@ -16,11 +16,10 @@ from typing import Final
 import torch
 
 from rapt.errors import LimitError
-from rapt.service.adapter.methods import LORA, PREFIX_TUNING
+from rapt.service.adapter.methods import METHODS
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.storage.file_rows import StoredFile
 from rapt.service.storage.job_runs import MOST_DEATHS
-from rapt.service.tuning.methods.lora import QUERY_AND_VALUE
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import batches_per_epoch
 from rapt.service.tuning.tuning_config import TuningConfig
@@ -163,9 +162,9 @@ def check_cost(
         (network, limits.hidden_size, "encoder_hidden_size", "job_hidden_size"),
         (0 if config.reconstruction is None else config.reconstruction.head_size, limits.hidden_size,
          "reconstruction.hidden_size", "job_hidden_size"),
-        (config.prompt_length if config.has_prompt else 0, limits.virtual_tokens, "num_virtual_tokens",
+        (config.prompt_positions + config.prefix_positions, limits.virtual_tokens, "num_virtual_tokens",
          "job_virtual_tokens"),
-        (config.lora_rank if config.method == LORA else 0, limits.rank, "r", "job_rank"),
+        (config.lora_rank if config.asks("lora_rank") else 0, limits.rank, "r", "job_rank"),
     ):  # fmt: skip
         if asked > limit:
             raise _too_large(config, name, f"{name} must be at most {limit} here, got {asked}", field)
@@ -222,25 +221,11 @@ def memory_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> int:
 
 def parameters_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> int:
     """How many numbers a run trains."""
-    width, length = backbone.hidden_size, config.prompt_length
-    inner = config.reparametrization_size or width
-    sites = backbone.sites.attention
-    prefix = sum(2 * site.key_heads * site.head_size for site in sites)
-    found = 0
-    if config.has_prompt:
-        found += length * (prefix if config.method == PREFIX_TUNING else width)
-    if config.reparametrization != "none":
-        found += length * width + inner * (width + (prefix if config.method == PREFIX_TUNING else width) + 2)
-    if config.reparametrization == "lstm":
-        # Two layers, two directions, four gates; then the first linear layer reads both directions.
-        found += 2 * 4 * inner * (width + inner + 2) + 2 * 4 * inner * (3 * inner + 2) + 2 * inner * inner
-    if config.method == LORA:
-        wanted = config.lora_targets or QUERY_AND_VALUE
-        found += config.lora_rank * sum(
-            inputs + outputs
-            for name, (inputs, outputs) in backbone.sites.linear.items()
-            if name.rsplit(".", 1)[-1] in wanted
-        )
+    width = backbone.hidden_size
+    found = METHODS[config.method].parameters(backbone, config)
+    if config.reparametrization != "none":  # what the network makes has a gradient as well
+        each = sum(2 * site.key_heads * site.head_size for site in backbone.sites.attention)
+        found += config.prompt_positions * width + config.prefix_positions * each
     if config.task == "classification":
         found += sizes.classes * (3 * width + 1)
     if config.reconstruction is not None:
@@ -263,7 +248,7 @@ def _memory_of_a_step(backbone: Backbone, config: TuningConfig, *, sizes: Sizes)
     beside = max(positions, written) if halves and written else 0
     first = _PassSizes.of(backbone, second_half=False)
     passes = [(first, positions), *([(_PassSizes.of(backbone, second_half=True), beside)] if beside else [])]
-    prefix = config.prompt_length if config.method == PREFIX_TUNING else 0
+    prefix = config.prefix_positions
     heads = backbone.sites.model.config.num_attention_heads
     factor = _KEPT.get(backbone.architecture, _KEPT_BY_OTHERS)
     kept = 12 * _FLOAT * rows * positions * width  # vectors that are put in, states that come out
@@ -276,7 +261,7 @@ def _memory_of_a_step(backbone: Backbone, config: TuningConfig, *, sizes: Sizes)
             kept += _BYTES_A_SCORE * rows * length * seen
         if prefix:
             kept += 3 * _FLOAT * rows * (length + 2 * prefix) * half.keys
-        if config.method == LORA:
+        if config.asks("lora_rank"):
             kept += _FLOAT * rows * length * half.layers * config.lora_rank + 2 * _FLOAT * rows * length * half.sums
     logits = rows * (sizes.classes + sizes.plain_tokens * sizes.pool + written * len(backbone.word_embeddings))
     if config.task != "generation":

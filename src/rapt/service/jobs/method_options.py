@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from rapt.service.adapter.methods import METHODS, PROMPT_TUNING
+from rapt.service.adapter.methods.method import MOST_HIDDEN, Method, Word
 from rapt.wire.manifest import MOST_LABELS
-from rapt.wire.strict_json import is_text
-
-
-def _kept(value: str) -> str:
-    if not is_text(value):
-        raise ValueError("must have no control character and no lone surrogate")
-    return value
-
 
 Auto = Literal["auto"]
-# What is kept and shown again, or looked up in the database.
-Text = Annotated[str, AfterValidator(_kept)]
-Word = Annotated[Text, Field(min_length=1, max_length=64)]
+# What a request calls the settings that every run has.
+_EVERY: Final[Mapping[str, str]] = {
+    "task": "task",
+    "label_words": "label_words",
+    "n_epochs": "epochs",
+    "batch_size": "batch_size",
+    "learning_rate": "learning_rate",
+    "patience": "patience",
+}
 
 
 class Request(BaseModel):
@@ -32,7 +33,7 @@ class ReconstructionOptions(Request):
     """Privatized token reconstruction: its share of the loss, and the width of its head."""
 
     weight: Annotated[float, Field(ge=0, le=10_000)] | Auto = "auto"
-    hidden_size: Annotated[int, Field(ge=1, le=8192)] | Auto = "auto"
+    hidden_size: Annotated[int, Field(ge=1, le=MOST_HIDDEN)] | Auto = "auto"
     schedule: Annotated[Literal["constant", "rise", "fall"] | Auto, Field(description="of the weight over the run")] = (
         "auto"
     )
@@ -56,88 +57,56 @@ class HyperparameterOptions(Request):
     reconstruction: ReconstructionOptions | Auto | None = "auto"
 
 
-class PromptHyperparameters(HyperparameterOptions):
-    """Of a soft prompt."""
-
-    num_virtual_tokens: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
-    initialization: Literal["vocabulary", "random", "text", "labels"] | Auto = "auto"
-    init_text: Annotated[
-        Annotated[Text, Field(min_length=1, max_length=4096)] | None,
-        Field(description="public words for initialization text; they are sent and kept in clear"),
-    ] = None
-
-
-class PTuningHyperparameters(PromptHyperparameters):
-    """Of a soft prompt that a network makes."""
-
-    encoder: Literal["mlp", "lstm"] | Auto = "auto"
-    encoder_hidden_size: Annotated[int, Field(ge=1, le=8192)] | Auto = "auto"
-
-
-class PrefixHyperparameters(PromptHyperparameters):
-    """Of a prefix; `encoder` is the network that makes it."""
-
-    encoder: Literal["none", "mlp"] | Auto = "auto"
-    encoder_hidden_size: Annotated[int, Field(ge=1, le=8192)] | Auto = "auto"
-
-
-class LoraHyperparameters(HyperparameterOptions):
-    """Of a low-rank change."""
-
-    r: Annotated[int, Field(ge=1, le=256)] | Auto = "auto"
-    lora_alpha: Annotated[float, Field(gt=0, le=10_000)] | Auto = "auto"
-    target_modules: Annotated[
-        Annotated[list[Word], Field(max_length=64, fail_fast=True)] | Auto,
-        Field(description="last part of the names of linear layers"),
-    ] = "auto"
-
-
-class PromptTuningOptions(Request):
-    """Options of one method."""
-
-    hyperparameters: PromptHyperparameters = Field(default_factory=PromptHyperparameters)
-
-
-class PTuningOptions(Request):
-    """Options of one method."""
-
-    hyperparameters: PTuningHyperparameters = Field(default_factory=PTuningHyperparameters)
-
-
-class PrefixTuningOptions(Request):
-    """Options of one method."""
-
-    hyperparameters: PrefixHyperparameters = Field(default_factory=PrefixHyperparameters)
-
-
-class LoraOptions(Request):
-    """Options of one method."""
-
-    hyperparameters: LoraHyperparameters = Field(default_factory=LoraHyperparameters)
-
-
-class LinearProbingOptions(Request):
-    """Options of one method."""
-
-    hyperparameters: HyperparameterOptions = Field(default_factory=HyperparameterOptions)
-
-
-class MethodOptions(Request):
+class AskedMethod(Request):
     """How to adapt the backbone; the options of the method that `type` names are read.
 
     `auto` is prompt tuning, on a backbone that expects the file's noise where one is served.
     """
 
-    type: Literal["auto", "prompt_tuning", "p_tuning", "prefix_tuning", "lora", "linear_probing"]
-    auto: PromptTuningOptions = Field(default_factory=PromptTuningOptions)
-    prompt_tuning: PromptTuningOptions = Field(default_factory=PromptTuningOptions)
-    p_tuning: PTuningOptions = Field(default_factory=PTuningOptions)
-    prefix_tuning: PrefixTuningOptions = Field(default_factory=PrefixTuningOptions)
-    lora: LoraOptions = Field(default_factory=LoraOptions)
-    linear_probing: LinearProbingOptions = Field(default_factory=LinearProbingOptions)
+    type: str
 
     @property
     def hyperparameters(self) -> HyperparameterOptions:
         """Those of the method that `type` names."""
         found: HyperparameterOptions = getattr(self, self.type).hyperparameters
         return found
+
+
+def _options_of(name: str, method: Method) -> Any:
+    """The field of a request that has one method's options."""
+    title = "".join(part.capitalize() for part in name.split("_"))
+    own: dict[str, Any] = {}
+    for option in method.options:
+        accepts = option.accepts
+        if isinstance(accepts, tuple):
+            accepts = Literal.__getitem__(accepts)
+        own[option.name] = (accepts if option.default is None else accepts | Auto, option.default)
+    of_method = create_model(
+        f"{title}Hyperparameters", __base__=HyperparameterOptions, __doc__=f"Settings of {name}.", **own
+    )
+    options = create_model(
+        f"{title}Options",
+        __base__=Request,
+        __doc__=f"Options of {name}.",
+        hyperparameters=(of_method, Field(default_factory=of_method)),
+    )
+    return options, Field(default_factory=options)
+
+
+if TYPE_CHECKING:
+    MethodOptions = AskedMethod
+else:  # every method of `METHODS` is a field
+    _OWN: Final = {name: _options_of(name, method) for name, method in METHODS.items()}
+    MethodOptions = create_model(
+        "MethodOptions",
+        __base__=AskedMethod,
+        __doc__=AskedMethod.__doc__,
+        type=(Literal.__getitem__(("auto", *METHODS)), ...),
+        auto=_OWN[PROMPT_TUNING],
+        **_OWN,
+    )
+
+# What a request calls each setting of a run, by method.
+SETTINGS: Final[Mapping[str, Mapping[str, str]]] = {
+    name: {**_EVERY, **{option.name: option.setting for option in method.options}} for name, method in METHODS.items()
+}

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rapt.service.adapter.methods import METHODS
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, encode_with_prompts
-from rapt.service.backbone.steering import steer
-from rapt.service.tuning.methods import make_method, tuned_parts
+from rapt.service.backbone.steering import Tuned, steer
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest, PlainTokens
@@ -62,7 +62,7 @@ class Tuning(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(config.seed)
         labels = manifest.labels or ()
-        self.method = make_method(backbone, config=config, labels=labels, generator=generator)
+        self.method = METHODS[config.method].make(backbone, config, labels, generator)
         self.task_head = TASKS[config.task].make_head(
             backbone,
             labels=labels,
@@ -89,6 +89,11 @@ class Tuning(nn.Module):
         """Every parameter that takes a gradient, by name, in a fixed order."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def tuned(self) -> Tuned:
+        """What the method puts into a forward pass, differentiable in its parameters."""
+        tuned: Tuned = self.method()
+        return tuned
+
     def answers(self, records: Sequence[PrivatizedRecord]) -> int:
         """How many answers a batch asks for, known before it is computed: its rows, or the tokens of its targets."""
         (backbone,) = self._backbone
@@ -100,7 +105,7 @@ class Tuning(nn.Module):
     def losses(self, records: Sequence[PrivatizedRecord]) -> Losses:
         """The losses of one batch of B records."""
         (backbone,) = self._backbone
-        steering = steer([tuned_parts(self.method)] * len(records))
+        steering = steer([self.tuned()] * len(records))
         head = self.reconstruction_head
         layout = self._task.lay_out(backbone, records, prompt_lengths=steering.prompt_lengths, plain=head is not None)
         # A method without parameters has nothing to learn from the pass, so none of it is kept for a gradient.

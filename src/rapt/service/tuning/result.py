@@ -14,7 +14,6 @@ from rapt.service.adapter.task_head import TaskHead
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import LoraPair, Tuned
 from rapt.service.tuning.losses import Tuning
-from rapt.service.tuning.methods import tuned_parts
 from rapt.service.tuning.tuning_config import TuningConfig, card_settings
 from rapt.version import __version__
 from rapt.wire.adapter_files import AdapterCard
@@ -147,7 +146,7 @@ def adapter_of(
 ) -> Adapter:
     """A copy of what `tuning` holds now. The reconstruction head is dropped here (RAPT, Sec. 3)."""
     manifest = training.manifest
-    tuned = _detached(tuned_parts(tuning.method))
+    tuned = _detached(tuning.tuned())
     settings = card_settings(config) | {"records": manifest.records, "pairs": manifest.pairs}
     if manifest.label_privacy is not None:
         settings |= {"label_epsilon": float(manifest.label_privacy.epsilon)}

@@ -1,6 +1,6 @@
 """What a tuning run is told: all of it public, checked when it is written down, before any work.
 
-Method names are the keys of `LEARNING_RATES`; what each of them trains is in `methods`.
+What each method trains and can be told is in `rapt.service.adapter.methods`.
 """
 
 from __future__ import annotations
@@ -11,21 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from rapt.errors import TuningError
-from rapt.service.adapter.methods import LINEAR_PROBING, LORA, P_TUNING, PREFIX_TUNING, PROMPT_TUNING
+from rapt.service.adapter.methods import METHODS, PROMPT_TUNING
+from rapt.service.adapter.methods.method import INITIALIZATIONS, TASKS, MethodSettings
 from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS
-
-# Peak rate of each method where nothing else is said. A prompt of raw embeddings needs a rate far above that of
-# weights: its gradient comes through the whole frozen model. Nothing was searched but the first; the others are
-# usual values of the literature, and yours may be better. The last one is of the task head, which is all there is.
-LEARNING_RATES: Final[Mapping[str, float]] = {
-    PROMPT_TUNING: 0.02,
-    P_TUNING: 0.001,
-    PREFIX_TUNING: 0.01,
-    LORA: 0.002,
-    LINEAR_PROBING: 0.01,
-}
-INITIALIZATIONS: Final = ("vocabulary", "random", "text", "labels")
-REPARAMETRIZATIONS: Final = ("none", "mlp", "lstm")
 
 # λ over a run, as a factor of its weight by the share of the run that is done.
 SCHEDULES: Final[Mapping[str, Callable[[float], float]]] = {
@@ -67,23 +55,13 @@ class ReconstructionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuningConfig:
+class TuningConfig(MethodSettings):
     """One run.
 
     Attributes:
         task: What is learned, a key of `tasks.TASKS`.
         label_words: A public word for each class, for the task `label_words`; empty takes the names of the labels.
-        method: A key of `LEARNING_RATES`. The defaults below suit prompt tuning; `default_config` knows the others.
-        prompt_length: P, of the soft prompt or the prefix; the other methods have none.
-        initialization: Where prompt or prefix start: at tokens of the `vocabulary`, at `random` vectors, at the words
-            of `init_text`, or at the names of the `labels`.
-        init_text: Public words chosen by the provider or the user; only for initialization `text`. Sent in clear.
-        reparametrization: What stands before the prompt or prefix in training and is gone from the adapter: `none`,
-            `mlp`, or `lstm` (P-tuning only).
-        reparametrization_size: Its hidden width; 0 takes the backbone's.
-        lora_rank: r.
-        lora_alpha: The change is scaled by alpha / r.
-        lora_targets: Last part of the names of the changed linear layers; empty takes the query and value projections.
+        method: A key of `METHODS`. The defaults suit prompt tuning; `default_config` knows those of the others.
         epochs: Passes over the records.
         batch_size: Records a step.
         micro_batch_size: Records that are computed at once, 0 for all of a step. It changes memory, not the gradient.
@@ -99,18 +77,10 @@ class TuningConfig:
     task: str = "classification"
     label_words: tuple[str, ...] = ()
     method: str = PROMPT_TUNING
-    prompt_length: int = 10
-    initialization: str = "vocabulary"
-    init_text: str | None = None
-    reparametrization: str = "none"
-    reparametrization_size: int = 0
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    lora_targets: tuple[str, ...] = ()
     epochs: int = 3
     batch_size: int = 32
     micro_batch_size: int = 0
-    learning_rate: float = LEARNING_RATES[PROMPT_TUNING]
+    learning_rate: float = METHODS[PROMPT_TUNING].learning_rate
     head_learning_rate: float = 0.01
     warmup: float = 0.06
     max_gradient_norm: float = 1.0
@@ -120,9 +90,8 @@ class TuningConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
-        _one_of("method", self.method, LEARNING_RATES)
+        _one_of("method", self.method, METHODS)
         _one_of("initialization", self.initialization, INITIALIZATIONS)
-        _one_of("reparametrization", self.reparametrization, REPARAMETRIZATIONS)
         for name in ("prompt_length", "epochs", "batch_size", "lora_rank"):
             _at_least(name, getattr(self, name), 1)
         for name in ("prompt_length", "lora_rank"):
@@ -135,13 +104,19 @@ class TuningConfig:
         for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise TuningError(f"{name} must be finite and above 0, got {name}={getattr(self, name)}")
-        if self.method == LINEAR_PROBING and self.task != "classification":
+        method = METHODS[self.method]
+        if self.task in TASKS and self.task not in method.tasks:
             raise TuningError(
-                f"{LINEAR_PROBING} trains the head of the task classification, got task={self.task!r}; "
+                f"{self.method} trains the head of the task {' or '.join(method.tasks)}, got task={self.task!r}; "
                 "choose another method"
             )
-        if self.method == LINEAR_PROBING and self.reconstruction is not None:
-            raise TuningError(f"{LINEAR_PROBING} has nothing that reconstruction could teach; tune without it")
+        if not method.reconstructs and self.reconstruction is not None:
+            raise TuningError(f"{self.method} has nothing that reconstruction could teach; tune without it")
+        if self.reparametrization not in method.reparametrizations:
+            raise TuningError(
+                f"the reparametrization of {self.method} must be one of {', '.join(method.reparametrizations)}, "
+                f"got reparametrization={self.reparametrization!r}"
+            )
         if not 0 <= self.warmup < 1:
             raise TuningError(f"warmup must be a share from 0 to 1, got warmup={self.warmup}")
         if (self.initialization == "text") != bool(self.init_text):
@@ -149,24 +124,20 @@ class TuningConfig:
                 f"initialization 'text' and an init_text go together, got initialization={self.initialization!r}; "
                 "give both or neither"
             )
-        if self.reparametrization != "none" and self.method not in (P_TUNING, PREFIX_TUNING):
-            raise TuningError(f"method={self.method!r} has no reparametrization; choose {P_TUNING} or {PREFIX_TUNING}")
-        if self.reparametrization == "lstm" and self.method != P_TUNING:
-            raise TuningError(f"an lstm is for {P_TUNING} only, got method={self.method!r}; take mlp")
-        if self.reparametrization == "none" and self.method == P_TUNING:
-            raise TuningError(
-                f"{P_TUNING} must have a reparametrization, mlp or lstm; without one it is {PROMPT_TUNING}"
-            )
 
-    @property
-    def has_prompt(self) -> bool:
-        """Whether the method trains `prompt_length` vectors or keys and values."""
-        return self.method in (PROMPT_TUNING, P_TUNING, PREFIX_TUNING)
+    def asks(self, setting: str) -> bool:
+        """Whether the method can be told a setting, such as `lora_rank`; the others play no part in the run."""
+        return any(option.setting == setting for option in METHODS[self.method].options)
 
     @property
     def prompt_positions(self) -> int:
         """Positions that the method takes in a sequence: only a soft prompt takes any."""
-        return self.prompt_length if self.method in (PROMPT_TUNING, P_TUNING) else 0
+        return self.prompt_length if METHODS[self.method].prompt == "sequence" else 0
+
+    @property
+    def prefix_positions(self) -> int:
+        """Positions that every attention layer sees before the sequence."""
+        return self.prompt_length if METHODS[self.method].prompt == "attention" else 0
 
 
 def default_config(method: str) -> TuningConfig:
@@ -175,9 +146,9 @@ def default_config(method: str) -> TuningConfig:
     Raises:
         TuningError: Nobody knows the method.
     """
-    _one_of("method", method, LEARNING_RATES)
-    reparametrization = "mlp" if method == P_TUNING else "none"
-    return TuningConfig(method=method, learning_rate=LEARNING_RATES[method], reparametrization=reparametrization)
+    _one_of("method", method, METHODS)
+    entry = METHODS[method]
+    return TuningConfig(method=method, learning_rate=entry.learning_rate, reparametrization=entry.reparametrizations[0])
 
 
 def card_settings(config: TuningConfig) -> dict[str, float | int | str | bool | None]:

@@ -24,6 +24,7 @@ from rapt.service.adapter.adapter import (
     adapter_to_files,
     read_card,
 )
+from rapt.service.adapter.methods import METHODS
 from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import staged_route
@@ -141,6 +142,7 @@ def _detail(service: Service, base: str) -> ModelDetail:
         kind=backbone.kind,
         vocabulary_hash=bundle.hash,
         max_tokens=bundle.max_tokens,
+        methods={name: method.title for name, method in METHODS.items()},
         chat_template=backbone.chat is not None,
     )
 

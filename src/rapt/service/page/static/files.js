@@ -4,9 +4,6 @@ import { bytes, confirmed, count, el, facts, field, item, list, moment, percent,
 import { ROUTES, all, ask, lines, send } from "./service.js";
 import { guarded, say } from "./status.js";
 
-// The first is the default, as in `rapt tune`.
-const METHODS = { auto: "auto", prompt_tuning: "soft prompt", p_tuning: "soft prompt, by a network", prefix_tuning: "prefix", lora: "LoRA", linear_probing: "head alone" };
-
 /** The section of files. */
 export async function showFiles(place) {
   const [files, models] = await Promise.all([all(ROUTES.files), all(ROUTES.models)]);
@@ -117,7 +114,8 @@ function tuneForm(file, bases) {
   const fitting = bases.filter((base) => base.rapt.vocabulary_hash === file.rapt.vocabulary_hash);
   if (!fitting.length) return el("p", { class: "note" }, "No base model here has this vocabulary, so it cannot be tuned on.");
   const model = el("select", {}, fitting.map((base) => el("option", {}, base.id)));
-  const method = el("select", {}, Object.entries(METHODS).map(([value, name]) => el("option", { value }, name)));
+  const methods = { auto: "auto", ...fitting[0].rapt.methods };  // the first is the default, as in `rapt tune`
+  const method = el("select", {}, Object.entries(methods).map(([value, name]) => el("option", { value }, name)));
   const epochs = el("input", { type: "number", min: 1, max: 1000, placeholder: "auto" });
   const suffix = el("input", { pattern: "[A-Za-z0-9._\\-]{1,64}", placeholder: "rapt", autocomplete: "off" });
   return el("form", {

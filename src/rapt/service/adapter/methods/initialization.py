@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from rapt.errors import TuningError
+from rapt.service.adapter.methods.method import MethodSettings
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.tuning.tuning_config import TuningConfig
 
 
 def initial_vectors(
-    backbone: Backbone, config: TuningConfig, labels: tuple[str, ...], generator: torch.Generator
+    backbone: Backbone, settings: MethodSettings, labels: tuple[str, ...], generator: torch.Generator
 ) -> Tensor:
     """P vectors at the place of word embeddings, (P, h), float32."""
-    token_ids = initial_tokens(backbone, config, labels, generator)
+    token_ids = initial_tokens(backbone, settings, labels, generator)
     if token_ids is not None:
         return backbone.word_embeddings[token_ids.to(backbone.device)].clone()
     spread = float(backbone.word_embeddings.std())
-    return spread * torch.randn(config.prompt_length, backbone.hidden_size, generator=generator)
+    return spread * torch.randn(settings.prompt_length, backbone.hidden_size, generator=generator)
 
 
 def initial_tokens(
-    backbone: Backbone, config: TuningConfig, labels: tuple[str, ...], generator: torch.Generator
+    backbone: Backbone, settings: MethodSettings, labels: tuple[str, ...], generator: torch.Generator
 ) -> Tensor | None:
     """The P tokens to start at, (P,), int64; None for initialization `random`.
 
@@ -36,20 +36,20 @@ def initial_tokens(
     Raises:
         TuningError: There are no words to start at.
     """
-    if config.initialization == "random":
+    if settings.initialization == "random":
         return None
-    if config.initialization == "vocabulary":
+    if settings.initialization == "vocabulary":
         eligible = torch.from_numpy(backbone.bundle.eligible.copy())
-        return eligible[torch.randperm(len(eligible), generator=generator)[: config.prompt_length]]
-    words = (config.init_text,) if config.initialization == "text" else labels
+        return eligible[torch.randperm(len(eligible), generator=generator)[: settings.prompt_length]]
+    words = (settings.init_text,) if settings.initialization == "text" else labels
     token_ids = [token for word in words for token in backbone.tokenize(word or "")]
     if not token_ids:
         raise TuningError(
-            f"initialization {config.initialization!r} must have words to start at, got tokens=0; "
+            f"initialization {settings.initialization!r} must have words to start at, got tokens=0; "
             "choose initialization vocabulary"
         )
-    repeats = -(-config.prompt_length // len(token_ids))
-    return torch.tensor((token_ids * repeats)[: config.prompt_length])
+    repeats = -(-settings.prompt_length // len(token_ids))
+    return torch.tensor((token_ids * repeats)[: settings.prompt_length])
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

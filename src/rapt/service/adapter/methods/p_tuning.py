@@ -7,13 +7,16 @@ LSTM with an MLP behind it. We use: the same without anchors, or an MLP alone, a
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch import Tensor, nn
 
+from rapt.service.adapter.methods.initialization import initial_vectors, linear, uniform_
+from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Method, MethodSettings, network_options
+from rapt.service.adapter.methods.prompt_tuning import PROMPT_FORM
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import Tuned
-from rapt.service.tuning.methods.initialization import initial_vectors, linear, uniform_
-from rapt.service.tuning.tuning_config import TuningConfig
 
 
 class PTuning(nn.Module):
@@ -43,12 +46,37 @@ class PTuning(nn.Module):
 
 
 def make_p_tuning(
-    backbone: Backbone, config: TuningConfig, labels: tuple[str, ...], generator: torch.Generator
+    backbone: Backbone, settings: MethodSettings, labels: tuple[str, ...], generator: torch.Generator
 ) -> PTuning:
     """The network and its inputs at their initial values."""
     return PTuning(
-        initial_vectors(backbone, config, labels, generator),
-        recurrent=config.reparametrization == "lstm",
-        hidden_size=config.reparametrization_size or backbone.hidden_size,
+        initial_vectors(backbone, settings, labels, generator),
+        recurrent=settings.reparametrization == "lstm",
+        hidden_size=settings.reparametrization_size or backbone.hidden_size,
         generator=generator,
     )
+
+
+def _parameters(backbone: Backbone, settings: MethodSettings) -> int:
+    width = backbone.hidden_size
+    inner = settings.reparametrization_size or width
+    between, lstm = width, 0
+    if settings.reparametrization == "lstm":
+        # Two layers, two directions, four gates; the first linear layer reads both directions.
+        lstm = 2 * 4 * inner * (width + inner + 2) + 2 * 4 * inner * (3 * inner + 2)
+        between = 2 * inner
+    return settings.prompt_length * width + lstm + inner * (between + 1) + width * (inner + 1)
+
+
+_NETWORKS: Final = ("mlp", "lstm")
+
+METHOD: Final = Method(
+    title="soft prompt, by a network",
+    make=make_p_tuning,
+    parameters=_parameters,
+    form=PROMPT_FORM,
+    learning_rate=0.001,
+    options=(*PROMPT_OPTIONS, *network_options(*_NETWORKS)),
+    prompt="sequence",
+    reparametrizations=_NETWORKS,
+)

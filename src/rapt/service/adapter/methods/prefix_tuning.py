@@ -10,15 +10,20 @@ tokens, as Li & Liang (Sec. 7.4) found best for little data.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 import torch
 from torch import Tensor, nn
 
-from rapt.errors import TuningError
+from rapt.errors import TuningError, WireError
+from rapt.service.adapter.methods.initialization import initial_tokens, initial_vectors, linear
+from rapt.service.adapter.methods.method import PROMPT_OPTIONS, Form, Method, MethodSettings, Shape, network_options
+from rapt.service.adapter.methods.prompt_tuning import PROMPT
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.injection import Sites, keys_and_values
 from rapt.service.backbone.steering import Tuned
-from rapt.service.tuning.methods.initialization import initial_tokens, initial_vectors, linear
-from rapt.service.tuning.tuning_config import TuningConfig
+from rapt.wire.adapter_files import AdapterCard
 
 # Spread of random keys and values, and of those that the network makes at first: near 0, so that the start is near the
 # backbone without a prefix but for the attention that P empty positions take.
@@ -59,22 +64,22 @@ class ReparametrizedPrefix(nn.Module):
 
 
 def make_prefix_tuning(
-    backbone: Backbone, config: TuningConfig, labels: tuple[str, ...], generator: torch.Generator
+    backbone: Backbone, settings: MethodSettings, labels: tuple[str, ...], generator: torch.Generator
 ) -> nn.Module:
     """The prefix at its initial values.
 
     Raises:
         TuningError: The attention layers of the backbone differ in shape.
     """
-    shape = prefix_shape(backbone.sites, length=config.prompt_length)
-    if config.reparametrization == "mlp":
+    shape = prefix_shape(backbone.sites, length=settings.prompt_length)
+    if settings.reparametrization == "mlp":
         return ReparametrizedPrefix(
-            initial_vectors(backbone, config, labels, generator),
+            initial_vectors(backbone, settings, labels, generator),
             shape=shape,
-            hidden_size=config.reparametrization_size or backbone.hidden_size,
+            hidden_size=settings.reparametrization_size or backbone.hidden_size,
             generator=generator,
         )
-    token_ids = initial_tokens(backbone, config, labels, generator)
+    token_ids = initial_tokens(backbone, settings, labels, generator)
     if token_ids is None:
         return PrefixTuning(_SPREAD * torch.randn(shape, generator=generator))
     return PrefixTuning(keys_and_values(backbone.sites, token_ids.to(backbone.device)))
@@ -92,3 +97,57 @@ def prefix_shape(sites: Sites, *, length: int) -> tuple[int, int, int, int, int]
             "prefix tuning needs attention layers of one shape, got several; choose prompt_tuning or lora"
         )
     return len(sites.attention), 2, heads, length, size
+
+
+def _parameters(backbone: Backbone, settings: MethodSettings) -> int:
+    sites, two, heads, length, size = prefix_shape(backbone.sites, length=settings.prompt_length)
+    made = sites * two * heads * size
+    if settings.reparametrization == "none":
+        return length * made
+    inner = settings.reparametrization_size or backbone.hidden_size
+    return length * backbone.hidden_size + inner * (backbone.hidden_size + 1) + made * (inner + 1)
+
+
+def _shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
+    try:
+        sites, two, heads, length, size = prefix_shape(backbone.sites, length=card.prompt_length)
+    except TuningError:
+        raise WireError(
+            "an adapter with a prefix must be of a backbone with attention layers of one shape; tune again"
+        ) from None
+    return {PROMPT: (length, sites * two * heads * size)}
+
+
+def _to_tensors(tuned: Tuned) -> dict[str, Tensor]:
+    assert tuned.prefix is not None
+    # (S, 2, H, P, d) -> (P, S * 2 * H * d), as PEFT keeps it
+    return {PROMPT: tuned.prefix.permute(3, 0, 1, 2, 4).flatten(1)}
+
+
+def _from_tensors(tensors: Mapping[str, Tensor], card: AdapterCard, backbone: Backbone) -> Tuned:
+    sites, two, heads, length, size = prefix_shape(backbone.sites, length=card.prompt_length)
+    return Tuned(prefix=tensors[PROMPT].view(length, sites, two, heads, size).permute(1, 2, 3, 0, 4).contiguous())
+
+
+def _peft(card: AdapterCard, tuned: Tuned) -> dict[str, Any] | None:
+    assert tuned.prefix is not None
+    if card.kind == "encoder-decoder":
+        return None  # PEFT would put all of it into the decoder
+    sites, _, heads, length, size = tuned.prefix.shape
+    shape = {"num_layers": sites, "num_attention_heads": heads, "token_dim": heads * size}
+    own = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": length, "prefix_projection": False}
+    return own | shape | {"num_transformer_submodules": 1}
+
+
+_NETWORKS: Final = ("none", "mlp")
+
+METHOD: Final = Method(
+    title="prefix",
+    make=make_prefix_tuning,
+    parameters=_parameters,
+    form=Form(shapes=_shapes, to_tensors=_to_tensors, from_tensors=_from_tensors, peft=_peft),
+    learning_rate=0.01,
+    options=(*PROMPT_OPTIONS, *network_options(*_NETWORKS)),
+    prompt="attention",
+    reparametrizations=_NETWORKS,
+)

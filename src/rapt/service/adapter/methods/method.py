@@ -1,0 +1,159 @@
+"""What is said of a method: how it is made, what may be asked of it, and the form that its parts have in files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor, nn
+
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.steering import Tuned
+from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS, AdapterCard
+from rapt.wire.strict_json import is_text
+
+Shape = tuple[int, ...]
+
+TASKS: Final = ("classification", "label_words", "generation")
+INITIALIZATIONS: Final = ("vocabulary", "random", "text", "labels")
+MOST_HIDDEN: Final = 8192
+
+
+def _kept(value: str) -> str:
+    if not is_text(value):
+        raise ValueError("must have no control character and no lone surrogate")
+    return value
+
+
+# Strings that are kept and shown again, or looked up in the database.
+Text = Annotated[str, AfterValidator(_kept)]
+Word = Annotated[Text, Field(min_length=1, max_length=64)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """What methods can be told; each reads the settings that its options name. `TuningConfig` checks them.
+
+    Attributes:
+        prompt_length: P, the length of the soft prompt or of the prefix.
+        initialization: Where prompt or prefix start: at tokens of the `vocabulary`, at `random` vectors, at the words
+            of `init_text`, or at the names of the `labels`.
+        init_text: Public words chosen by the provider or the user; only for initialization `text`. Sent in clear.
+        reparametrization: The network that makes the prompt or prefix in training and is gone from the adapter:
+            `none`, `mlp`, or `lstm`.
+        reparametrization_size: The hidden width of that network; 0 takes the backbone's.
+        lora_rank: r.
+        lora_alpha: The change is scaled by alpha / r.
+        lora_targets: Last part of the names of the changed linear layers; empty takes the query and value projections.
+    """
+
+    prompt_length: int = 10
+    initialization: str = "vocabulary"
+    init_text: str | None = None
+    reparametrization: str = "none"
+    reparametrization_size: int = 0
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One setting as a request names it.
+
+    Attributes:
+        name: The name that PEFT or OpenAI have for it, where they have one.
+        setting: The field of the run.
+        accepts: The words to choose from, or the type with its bounds.
+        default: `auto` leaves the setting to the service; None leaves it out.
+    """
+
+    name: str
+    setting: str
+    accepts: Any
+    default: str | None = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How the parts of an adapter are kept in files, with the names that PEFT gives to its tensors.
+
+    Attributes:
+        shapes: The shapes of the tensors that a card asks for on a backbone, given the shapes that were found. Raises
+            `WireError` where there can be none.
+        to_tensors: The tensors of what was tuned.
+        from_tensors: The inverse, for tensors of those shapes.
+        peft: PEFT's configuration of an adapter, without what is common to all; None where PEFT has no such adapter.
+    """
+
+    shapes: Callable[[AdapterCard, Backbone, Mapping[str, Shape]], dict[str, Shape]]
+    to_tensors: Callable[[Tuned], dict[str, Tensor]]
+    from_tensors: Callable[[Mapping[str, Tensor], AdapterCard, Backbone], Tuned]
+    peft: Callable[[AdapterCard, Tuned], dict[str, Any] | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to adapt a frozen backbone.
+
+    What `make` returns is a module whose call, without arguments, gives the `Tuned` that stands in for it: the parts
+    that are put into a forward pass, differentiable in its parameters. An adapter keeps that value alone, so whatever
+    a method needs only while it trains is gone from the adapter.
+
+    Attributes:
+        title: Its name for people.
+        make: The module at its initial values, from a backbone, the settings, the names of the classes (none where
+            there are none) and the generator of all that is random in it. Raises `TuningError` where the settings do
+            not fit the backbone.
+        parameters: How many numbers it trains on a backbone.
+        form: How its parts are kept in files.
+        learning_rate: Peak rate where nothing else is said.
+        options: What a request may say of it besides what it may say of every run.
+        tasks: The tasks that it can learn.
+        reconstructs: Whether reconstruction can teach it anything.
+        prompt: Where the P vectors of its prompt stand: in the sequence, where they take positions, or before the keys
+            and values of each attention layer; None without a prompt.
+        reparametrizations: The networks that can make its prompt, the default first.
+    """
+
+    title: str
+    make: Callable[[Backbone, MethodSettings, tuple[str, ...], torch.Generator], nn.Module]
+    parameters: Callable[[Backbone, MethodSettings], int]
+    form: Form
+    learning_rate: float
+    options: tuple[Option, ...] = ()
+    tasks: tuple[str, ...] = TASKS
+    reconstructs: bool = True
+    prompt: Literal["sequence", "attention"] | None = None
+    reparametrizations: tuple[str, ...] = ("none",)
+
+
+PROMPT_OPTIONS: Final = (
+    Option(
+        name="num_virtual_tokens",
+        setting="prompt_length",
+        accepts=Annotated[int, Field(ge=1, le=MOST_PROMPT_POSITIONS)],
+    ),
+    Option(name="initialization", setting="initialization", accepts=INITIALIZATIONS),
+    Option(
+        name="init_text",
+        setting="init_text",
+        accepts=Annotated[
+            Annotated[Text, Field(min_length=1, max_length=4096)] | None,
+            Field(description="public words for initialization text; they are sent and kept in clear"),
+        ],
+        default=None,
+    ),
+)
+
+
+def network_options(*networks: str) -> tuple[Option, ...]:
+    """The options of a network that makes a prompt in training."""
+    size = Annotated[int, Field(ge=1, le=MOST_HIDDEN)]
+    return (
+        Option(name="encoder", setting="reparametrization", accepts=networks),
+        Option(name="encoder_hidden_size", setting="reparametrization_size", accepts=size),
+    )
