@@ -274,7 +274,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "RAPT_ADMIN_KEY": KEY,
         "RAPT_MAX_WAITING_TOKENS": str(arguments.waiting_tokens),
         "RAPT_TENANT_JOBS": "5",
-        "RAPT_CHECKPOINT_SECONDS": "2",
+        "RAPT_RUN_STATE_SECONDS": "2",
     }
     before = os.getloadavg()
     with ExitStack() as stack:

@@ -27,7 +27,7 @@ BACKBONES = load_backbones(load_settings({"models": "bert-tiny", "precision": "f
 
 def settings_in(folder: Path, **changes: object):
     """Settings of a service whose every state is worth a crash."""
-    chosen = {"data_directory": folder / "data", "port": 0, "models": "bert-tiny", "checkpoint_seconds": 0.0}
+    chosen = {"data_directory": folder / "data", "port": 0, "models": "bert-tiny", "run_state_seconds": 0.0}
     chosen |= {"job_process": False, "job_attempts": 1000}  # a process of such a service is killed again and again
     return load_settings({**chosen, "ready_file": folder / "ready.json", **changes})
 

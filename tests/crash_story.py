@@ -113,7 +113,7 @@ class Story:
         """Until a state of a run comes or goes."""
 
         def names():
-            return {path.name for path in (self.data / "checkpoints").iterdir()}
+            return {path.name for path in (self.data / "run_states").iterdir()}
 
         before = names()
         wait_until(lambda: names() != before)
@@ -153,5 +153,5 @@ class Story:
             digests.setdefault(step, set()).add(card["weights_sha256"])
         assert digests
         assert all(len(found) == 1 for found in digests.values()), "checkpoints of one step must have the same weights"
-        for folder in ("checkpoints", "incoming"):
+        for folder in ("run_states", "incoming"):
             assert list((self.data / folder).iterdir()) == []

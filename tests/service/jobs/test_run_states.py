@@ -21,7 +21,7 @@ from rapt.service.storage.data_directory import lock_data_directory
 from rapt.service.storage.database import Cursor, Database, database_url
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.job_rows import add_job, get_job, list_events
-from rapt.service.storage.job_runs import add_state, claim_next_job, latest_state
+from rapt.service.storage.job_runs import add_run_state, claim_next_job, latest_run_state
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig
@@ -65,7 +65,7 @@ def queue(store, backbones, path, config=LONG):
 
 @contextmanager
 def running(store, backbones):
-    runner = runner_on(store, backbones, between_checkpoints=0.0)
+    runner = runner_on(store, backbones, seconds_between_run_states=0.0)
     runner.start()
     try:
         yield runner
@@ -118,7 +118,7 @@ def test_a_disk_that_takes_no_more_is_waited_for(tmp_path, backbones, training_p
                 resource.setrlimit(resource.RLIMIT_FSIZE, before)
             check_that_it_never_stopped(store, job)
         assert not list(store.directory.incoming.iterdir())
-        assert not list(store.directory.checkpoints.iterdir())
+        assert not list(store.directory.run_states.iterdir())
 
 
 def fill_up(filler):
@@ -156,7 +156,7 @@ def test_a_worker_that_is_closed_while_its_store_is_away_ends(tmp_path, backbone
     with impatient_store(tmp_path) as store:
         job = queue(store, backbones, training_path)
         with running(store, backbones):
-            wait_until(lambda: latest_state(store, job) is not None and steps(store, job))
+            wait_until(lambda: latest_run_state(store, job) is not None and steps(store, job))
             other = sqlite3.connect(store.directory.database, isolation_level=None)
             other.execute("BEGIN IMMEDIATE")
             wait_until(lambda: "a job waits for its store" in caplog.text)
@@ -164,7 +164,7 @@ def test_a_worker_that_is_closed_while_its_store_is_away_ends(tmp_path, backbone
         other.close()
     with open_store(tmp_path) as store:  # the next start takes it up again
         assert get_job(store, job.id, tenant=LOCAL).status == "queued"
-        assert latest_state(store, job) is not None
+        assert latest_run_state(store, job) is not None
         with running(store, backbones):
             wait_until(lambda: get_job(store, job.id, tenant=LOCAL).status == "succeeded")
 
@@ -188,8 +188,8 @@ def test_a_state_that_was_added_before_its_answer_was_lost_is_still_there(tmp_pa
     with open_store(tmp_path) as store:
         queue(store, backbones, training_path, replace(LONG, epochs=1))
         job = claim_next_job(store, worker="worker-of-a-test", models=["bert-tiny"], now=3)
-        store.directory.checkpoint("aa").mkdir()
+        store.directory.run_state("aa").mkdir()
         for _ in range(2):
-            assert add_state(store, job, step=4, metrics={}, folder="aa", now=4)
-        assert store.directory.checkpoint("aa").is_dir()
-        assert latest_state(store, job).folder == "aa"
+            assert add_run_state(store, job, step=4, metrics={}, folder="aa", now=4)
+        assert store.directory.run_state("aa").is_dir()
+        assert latest_run_state(store, job).folder == "aa"

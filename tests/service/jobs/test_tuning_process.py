@@ -14,7 +14,7 @@ from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, resid
 from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
-from rapt.service.storage.job_runs import latest_state
+from rapt.service.storage.job_runs import latest_run_state
 from rapt.service.storage.recovery import open_store
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from running_service import wait_until
@@ -32,7 +32,7 @@ def store(tmp_path):
 
 
 def process_for(store, **changes):
-    settings = job_settings(between_checkpoints=0.0, **changes)
+    settings = job_settings(seconds_between_run_states=0.0, **changes)
     return TuningProcess(
         ChildSettings(
             data_directory=str(store.directory.root),
@@ -63,7 +63,7 @@ def status_of(store, job):
 
 
 def begins(store, job):
-    wait_until(lambda: latest_state(store, job) is not None, seconds=120)
+    wait_until(lambda: latest_run_state(store, job) is not None, seconds=120)
 
 
 def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights_of_one_in_a_thread(
@@ -110,7 +110,7 @@ def test_a_worker_that_is_stopped_keeps_the_state_of_its_job_and_ends_the_proces
         assert resident_bytes(child) > 0
     assert status_of(store, job) == "queued"
     assert get_job(store, job.id, tenant=LOCAL).deaths == 0
-    assert latest_state(store, job).step > 0
+    assert latest_run_state(store, job).step > 0
     with pytest.raises(ProcessLookupError):
         os.kill(child, 0)
 

@@ -13,7 +13,7 @@ from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file, get_file
 from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, list_events, pause_job, resume_job
-from rapt.service.storage.job_runs import claim_next_job, latest_state
+from rapt.service.storage.job_runs import claim_next_job, latest_run_state
 from rapt.service.storage.model_rows import adapter_archive, get_model, list_models
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
@@ -295,7 +295,7 @@ def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner
     pause_job(store, job.id, caller=DEVELOPER, now=5)
     runner.cancel(job.id)
     wait_until(lambda: ended(store, control))
-    state = latest_state(store, job)
+    state = latest_run_state(store, job)
     assert 0 < state.step < 30 * 4
     resume_job(store, job.id, caller=DEVELOPER, now=6)
     runner.wake()
@@ -308,7 +308,7 @@ def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner
     }
     assert len(models_of(store)) == 2
     assert len(digests) == 1
-    assert list(store.directory.checkpoints.iterdir()) == []
+    assert list(store.directory.run_states.iterdir()) == []
 
 
 def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queue):
@@ -317,8 +317,8 @@ def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queu
     wait_until(lambda: has_progress(store, job))
     pause_job(store, job.id, caller=DEVELOPER, now=5)
     runner.cancel(job.id)
-    wait_until(lambda: latest_state(store, job) is not None)
-    (folder,) = store.directory.checkpoints.iterdir()
+    wait_until(lambda: latest_run_state(store, job) is not None)
+    (folder,) = store.directory.run_states.iterdir()
     tensors = folder / "checkpoint.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
     resume_job(store, job.id, caller=DEVELOPER, now=6)
@@ -386,7 +386,7 @@ def test_a_long_job_gives_way_to_another_tenants_and_goes_on_to_the_same_weights
     control = queue_job(store, backbones, training_path, config, caller=ada)
     run_job(store, claim(store), backbones=backbones, should_stop=never)
     long = queue_job(store, backbones, training_path, config, caller=ada)
-    runner = runner_on(store, backbones, slice_seconds=0.001, between_checkpoints=1000.0)
+    runner = runner_on(store, backbones, slice_seconds=0.001, seconds_between_run_states=1000.0)
     runner.start()
     wait_until(lambda: get_job(store, long.id, tenant="ada").status == "running")
     short = queue_job(store, backbones, training_path, replace(SHORT, epochs=1), caller=bob)

@@ -19,7 +19,7 @@ def test_all_that_a_service_writes_is_its_owners(backbones, training_path, tmp_p
     data = tmp_path / "data"
     data.mkdir(mode=0o755)
     with (
-        running_service(data, backbones=backbones, settings={"checkpoint_seconds": 0}) as url,
+        running_service(data, backbones=backbones, settings={"run_state_seconds": 0}) as url,
         httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
     ):
         file = upload(http, training_path).json()["id"]

@@ -9,10 +9,10 @@ from rapt.service.storage.database import Cursor
 from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
     MODEL_NOT_SERVED,
-    add_state,
+    add_run_state,
     claim_next_job,
     is_still_mine,
-    latest_state,
+    latest_run_state,
     lose_job,
     others_wait,
     put_back,
@@ -53,19 +53,19 @@ def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
     pause_job(store, running.id, caller=ada, now=9)
     assert not is_still_mine(store, running)
     # The worker finds out at its next step and keeps the state that it has reached.
-    store.directory.checkpoint("state").mkdir()
-    assert add_state(store, running, step=3, metrics={"train_loss": 1.0}, folder="state", now=9)
+    store.directory.run_state("state").mkdir()
+    assert add_run_state(store, running, step=3, metrics={"train_loss": 1.0}, folder="state", now=9)
     assert claim(store) is None
     resume_job(store, running.id, caller=ada, now=10)
     again = claim(store)
     assert (again.id, again.attempt) == (running.id, 2)
-    assert latest_state(store, again).folder == "state"
+    assert latest_run_state(store, again).folder == "state"
     with pytest.raises(UsageError, match="to resume, got status=running"):
         resume_job(store, again.id, caller=ada, now=10)
     # Whoever was slow to notice ends nothing.
     assert not finish(store, running)
     assert finish(store, again)
-    assert list(store.directory.checkpoints.iterdir()) == []
+    assert list(store.directory.run_states.iterdir()) == []
     with pytest.raises(UsageError, match="to pause, got status=succeeded"):
         pause_job(store, again.id, caller=ada, now=11)
 
@@ -74,12 +74,12 @@ def test_only_the_newest_state_is_kept(store, ada):
     queue(store, ada)
     job = claim(store)
     for step in (2, 4):
-        store.directory.checkpoint(f"state-{step}").mkdir()
-        assert add_state(store, job, step=step, metrics={"step": step}, folder=f"state-{step}", now=step)
-    assert [path.name for path in store.directory.checkpoints.iterdir()] == ["state-4"]
-    assert latest_state(store, job).step == 4
+        store.directory.run_state(f"state-{step}").mkdir()
+        assert add_run_state(store, job, step=step, metrics={"step": step}, folder=f"state-{step}", now=step)
+    assert [path.name for path in store.directory.run_states.iterdir()] == ["state-4"]
+    assert latest_run_state(store, job).step == 4
     cancel_job(store, job.id, caller=ada, now=9)
-    assert list(store.directory.checkpoints.iterdir()) == []
+    assert list(store.directory.run_states.iterdir()) == []
 
 
 def test_a_job_of_a_worker_that_died_is_queued_again_and_that_of_a_living_one_is_not(store, ada):
@@ -114,8 +114,8 @@ def test_a_job_whose_worker_dies_is_counted_until_it_gets_further_and_fails_with
         assert not lose_job(store, job, reason="told twice", now=9)
         assert get_job(store, job.id, tenant="ada").deaths == death
     job = claim(store)
-    store.directory.checkpoint("state").mkdir()
-    assert add_state(store, job, step=3, metrics={}, folder="state", now=9)
+    store.directory.run_state("state").mkdir()
+    assert add_run_state(store, job, step=3, metrics={}, folder="state", now=9)
     assert get_job(store, job.id, tenant="ada").deaths == 0  # it got further
     for death in range(3):
         assert lose_job(store, claim(store) if death else job, reason="it was ended by SIGKILL", now=9)
@@ -124,7 +124,7 @@ def test_a_job_whose_worker_dies_is_counted_until_it_gets_further_and_fails_with
     assert (failed.status, failed.error_code, failed.finished_at) == ("failed", "worker_died", 8)
     assert "died 3 times" in failed.error_message
     assert "SIGKILL" in failed.error_message
-    assert list(store.directory.checkpoints.iterdir()) == []
+    assert list(store.directory.run_states.iterdir()) == []
     messages = messages_of(store, failed)
     assert messages.count("the process that ran the job died: it was ended by SIGKILL; the job is queued again") == 5
     assert messages[-1] == f"the job failed: {failed.error_message}"

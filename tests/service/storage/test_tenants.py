@@ -6,7 +6,6 @@ import sqlite3
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import create_engine
 from sqlalchemy.exc import DatabaseError
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
@@ -16,12 +15,11 @@ from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import get_file, list_files
 from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
 from rapt.service.storage.job_runs import (
-    add_state,
+    add_run_state,
     is_still_mine,
     record_progress,
 )
 from rapt.service.storage.key_rows import create_key, digest_of, has_keys, holder_of, list_keys, revoke_key, rotate_key
-from rapt.service.storage.migrations import FIRST, migrate
 from rapt.service.storage.model_rows import get_model, list_models
 from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.tables import METADATA
@@ -98,9 +96,9 @@ def test_the_state_of_a_job_that_rests_counts_until_it_is_gone(store, ada):
     queue(store, ada, file)
     job = claim(store)
     before = usage_of(store, "ada").bytes
-    store.directory.checkpoint("state").mkdir()
-    (store.directory.checkpoint("state") / "tensors").write_bytes(b"0" * 1000)
-    assert add_state(store, job, step=1, metrics={}, folder="state", now=9)
+    store.directory.run_state("state").mkdir()
+    (store.directory.run_state("state") / "tensors").write_bytes(b"0" * 1000)
+    assert add_run_state(store, job, step=1, metrics={}, folder="state", now=9)
     pause_job(store, job.id, caller=ada, now=10)
     assert usage_of(store, "ada").bytes == before + 1000
     with pytest.raises(QuotaError):
@@ -150,16 +148,16 @@ def test_a_deleted_tenant_leaves_nothing_but_the_log_of_what_was_done(store, ada
     finish(store, running, f"adapter with {secret}".encode())
     stopped = queue(store, ada, file, suffix=f"suffix-{secret}")
     stopped = claim(store)
-    store.directory.checkpoint("state").mkdir()
-    assert add_state(store, stopped, step=1, metrics={}, folder="state", now=9)
+    store.directory.run_state("state").mkdir()
+    assert add_run_state(store, stopped, step=1, metrics={}, folder="state", now=9)
     assert checkpoint(store, stopped, 1) == "kept"
     adapters = adapters_of(store, "ada")
     assert (len(adapters), len(kept_bytes(store))) == (2, 3)
     removed = delete_tenant(store, "ada", caller=OPERATOR, now=10)
-    assert (sorted(removed.adapters), removed.checkpoints) == (adapters, ("state",))
+    assert (sorted(removed.adapters), removed.run_states) == (adapters, ("state",))
     assert not is_still_mine(store, stopped)
     assert not record_progress(store, stopped, message="x", data={}, now=11)
-    assert not add_state(store, stopped, step=2, metrics={}, folder="late", now=11)
+    assert not add_run_state(store, stopped, step=2, metrics={}, folder="late", now=11)
     assert checkpoint(store, stopped, 2) == "not mine"
     assert not finish(store, stopped)
     assert kept_bytes(store) == []
@@ -167,7 +165,7 @@ def test_a_deleted_tenant_leaves_nothing_but_the_log_of_what_was_done(store, ada
     for path in (tmp_path / "data").rglob("*"):
         if path.is_file():
             assert secret.encode() not in path.read_bytes(), path.name
-    for folder in (store.directory.incoming, store.directory.checkpoints, store.directory.parts):
+    for folder in (store.directory.incoming, store.directory.run_states, store.directory.parts):
         assert list(folder.iterdir()) == []
 
 
@@ -248,27 +246,13 @@ def test_keys_are_made_while_a_service_runs(store, tmp_path):
     assert holder_of(store, value, now=6).role == "admin"
 
 
-def test_the_database_of_before_there_were_tenants_is_brought_along(tmp_path):
+@pytest.mark.parametrize("mark", ["", "CREATE TABLE alembic_version AS SELECT '0006' AS version_num"])
+def test_a_database_from_before_the_first_release_is_refused_in_one_line(tmp_path, mark):
     old = tmp_path / "data" / "rapt.sqlite3"
     old.parent.mkdir()
-    engine = create_engine(f"sqlite:///{old}")
-    with engine.begin() as first:
-        migrate(first, to=FIRST)
-    engine.dispose()
-    # What the first migration makes is what there was before there were migrations, but for the mark.
     with sqlite3.connect(old) as connection:
-        connection.execute("DROP TABLE alembic_version")
-        connection.execute("PRAGMA user_version = 1")
-        connection.execute(
-            "INSERT INTO jobs (id, model, training_file, status, method, seed, created_at) "
-            "VALUES ('ftjob-old', 'toy', 'file-old', 'running', '{}', 1, 1)"
-        )
-        connection.execute(
-            "INSERT INTO events (id, job_id, created_at, level, type, message) VALUES "
-            "('ftevent-old', 'ftjob-old', 1, 'info', 'message', 'the job is running')"
-        )
+        connection.execute("CREATE TABLE files (number INTEGER PRIMARY KEY)")
+        connection.execute(mark)
     connection.close()
-    with open_store(tmp_path / "data") as store:
-        job = get_job(store, "ftjob-old", tenant="local")
-        assert (job.status, job.attempt) == ("queued", 0)
-        assert claim(store).id == "ftjob-old"
+    with pytest.raises(UsageError, match=r"before 0\.2\.0; begin with a new data directory$"), open_store(old.parent):
+        pass

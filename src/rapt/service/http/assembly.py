@@ -113,7 +113,7 @@ def jobs_of(settings: Settings) -> JobSettings:
             records=settings.job_records,
             validation_records=settings.job_validation_records,
         ),
-        between_checkpoints=settings.checkpoint_seconds,
+        seconds_between_run_states=settings.run_state_seconds,
         slice_seconds=settings.job_slice_seconds,
         most_deaths=settings.job_attempts,
     )

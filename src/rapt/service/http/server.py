@@ -33,12 +33,12 @@ from rapt.service.http.connections import BoundedProtocol, Listener, room_for_co
 from rapt.service.http.housekeeping import giving_back
 from rapt.service.http.middleware import Stopping
 from rapt.service.http.settings import Settings, revealed, warn_of_unknown_variables
-from rapt.service.storage.data_directory import write_atomically
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import join_store
 from rapt.service.storage.store import own_blobs
 from rapt.service.traces import switch_tracebacks
 from rapt.this_machine import is_loopback
+from rapt.whole_files import write_whole
 from rapt.wire.vocabulary_bundle import read_model_bundle
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def serve_on(
     def ready() -> None:
         if settings.ready_file is not None:
             content = json.dumps({"url": url, "pid": os.getpid()}) + "\n"
-            write_atomically(settings.ready_file, content.encode("ascii"))
+            write_whole(settings.ready_file, content)
         log.info("serving %s on %s", ", ".join(backbones), url)
         on_ready(server, url)
 

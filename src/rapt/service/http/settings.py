@@ -125,7 +125,7 @@ class Settings(BaseSettings):
     job_slice_seconds: float = Field(
         300.0, ge=0, description="after so long a job gives way to a waiting one of another tenant, s; 0 never"
     )
-    checkpoint_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
+    run_state_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the base models; auto measures. Name one where several processes run jobs"
     )

@@ -82,14 +82,14 @@ class JobSettings:
     Attributes:
         tenant_bytes: Of a tenant without a quota of its own; beyond it checkpoints are left out.
         limits: What one job may take.
-        between_checkpoints: How much work a crash may cost, s.
+        seconds_between_run_states: How much work a crash may cost, s.
         slice_seconds: After so long a job gives way to a waiting one of another tenant, s; 0 never.
         most_deaths: A job that has killed what runs it so often, without getting any further, fails.
     """
 
     tenant_bytes: int
     limits: JobLimits
-    between_checkpoints: float = 15.0
+    seconds_between_run_states: float = 15.0
     slice_seconds: float = 300.0
     most_deaths: int = MOST_DEATHS
 

@@ -19,7 +19,7 @@ from rapt.service.adapter.adapter import Adapter, adapter_to_files
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.job_limits import JobSettings, check_cost
-from rapt.service.jobs.run_states import STEPS_BETWEEN_CHECKPOINTS, RunStates, patiently
+from rapt.service.jobs.run_states import STEPS_BETWEEN_RUN_STATES, RunStates, patiently
 from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.file_rows import StoredFile, get_file, open_file
 from rapt.service.storage.job_rows import StoredJob
@@ -244,7 +244,7 @@ def run_job(
         longest_target=max(targets, default=0),
     )
     turn = _Turn(store, job, should_stop, waiting, models=models, settings=settings, between=between_questions)
-    states = RunStates(store, job, between=settings.between_checkpoints, should_stop=should_stop)
+    states = RunStates(store, job, between=settings.seconds_between_run_states, should_stop=should_stop)
 
     def report(message: str, data: dict[str, Any]) -> None:
         waiting(lambda: record_progress(store, job, message=message, data=data, now=_now()))
@@ -260,7 +260,7 @@ def run_job(
             on_progress=progress.add,
             should_stop=lambda: states.stops(turn.over()),
             on_checkpoint=lambda checkpoint, _adapter: states.keep(checkpoint),
-            checkpoint_every=STEPS_BETWEEN_CHECKPOINTS,
+            checkpoint_every=STEPS_BETWEEN_RUN_STATES,
             on_epoch=lambda step, adapter: waiting(lambda: checkpoints.keep(step, adapter)),
             resume_from=waiting(states.latest),
         )

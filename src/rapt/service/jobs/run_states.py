@@ -13,12 +13,13 @@ from threading import Event
 from typing import Final, TypeVar
 
 from rapt.errors import UnavailableError, WireError
-from rapt.service.storage.data_directory import not_stored, sync_folder
+from rapt.service.storage.data_directory import not_stored
 from rapt.service.storage.job_rows import StoredJob
-from rapt.service.storage.job_runs import add_state, latest_state
+from rapt.service.storage.job_runs import add_run_state, latest_run_state
 from rapt.service.storage.store import Store
 from rapt.service.tuning.run_state import Checkpoint, load_checkpoint, save_checkpoint
 from rapt.service.tuning.tuner import TuningCancelled
+from rapt.whole_files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,8 @@ _LONGEST_PAUSE: Final = 5.0
 T = TypeVar("T")
 # A state is offered every few steps, which costs a copy of what is trained, and written after some time, which costs
 # the disk.
-STEPS_BETWEEN_CHECKPOINTS: Final = 10
-SECONDS_BETWEEN_CHECKPOINTS: Final = 15.0
+STEPS_BETWEEN_RUN_STATES: Final = 10
+SECONDS_BETWEEN_RUN_STATES: Final = 15.0
 
 
 def patiently(work: Callable[[], T], *, should_stop: Callable[[], bool]) -> T:
@@ -76,11 +77,11 @@ class RunStates:
 
     def latest(self) -> Checkpoint | None:
         """The state to go on from; None to begin. The run is the same either way, only longer."""
-        found = latest_state(self._store, self._job)
+        found = latest_run_state(self._store, self._job)
         if found is None:
             return None
         try:
-            return load_checkpoint(self._store.directory.checkpoint(found.folder))
+            return load_checkpoint(self._store.directory.run_state(found.folder))
         except WireError as error:
             log.warning("job %s begins again: its state is not good (%s)", self._job.id, error.code)
             return None
@@ -101,17 +102,17 @@ class RunStates:
         self._kept_at = time.monotonic()
         name, kept = secrets.token_hex(12), False
         try:
-            save_checkpoint(checkpoint, self._store.directory.checkpoint(name))
-            sync_folder(self._store.directory.checkpoints)
+            save_checkpoint(checkpoint, self._store.directory.run_state(name))
+            sync_folder(self._store.directory.run_states)
             kept = patiently(lambda: self._add(checkpoint, name), should_stop=self._should_stop)
         except OSError as error:
             log.warning("job %s: no state of step %d, %s", self._job.id, checkpoint.step, not_stored(error))
         finally:
             if not kept:
-                self._store.directory.remove_checkpoint(name)
+                self._store.directory.remove_run_state(name)
 
     def _add(self, checkpoint: Checkpoint, folder: str) -> bool:
         now = int(time.time())
-        return add_state(
+        return add_run_state(
             self._store, self._job, step=checkpoint.step, metrics=checkpoint.metrics, folder=folder, now=now
         )

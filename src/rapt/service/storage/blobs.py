@@ -26,7 +26,8 @@ from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
 import fsspec  # type: ignore[import-untyped]  # it ships no type stubs
 
 from rapt.errors import DamagedError, UnavailableError, UsageError
-from rapt.service.storage.data_directory import StagedFile, not_stored, sync_folder, write_atomically
+from rapt.service.storage.data_directory import StagedFile, not_stored
+from rapt.whole_files import open_whole, sync_folder, write_whole
 
 # What is asked for at once: one request to an object store for nearly every adapter.
 _BUFFER: Final = 4 * 1024 * 1024
@@ -211,7 +212,7 @@ class LocalBlobs:
         """Write whose they are."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.root / _OWNER, owner.encode("ascii"))
+            write_whole(self.root / _OWNER, owner)
         except OSError as error:
             raise not_stored(error) from None
 
@@ -250,20 +251,9 @@ def _give_name(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        _copy(source, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """From another file system, where a rename does not reach."""
-    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with source.open("rb") as content, partial.open("xb") as stream:
+        # Another file system, which a rename does not reach.
+        with source.open("rb") as content, open_whole(target) as stream:
             shutil.copyfileobj(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _answer(error: OSError) -> OSError | UnavailableError:

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 from rapt.errors import LimitError, UnavailableError, UsageError
+from rapt.whole_files import flush, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ class ArrivingFile:
         """What was written, on the disk. Raises `UnavailableError`."""
         try:
             with self._open() as stream:
-                stream.flush()
-                os.fsync(stream.fileno())
+                flush(stream)
         except OSError as error:
             raise not_stored(error) from None
         return StagedFile(path=self.path, bytes=self.bytes, sha256=self._digest.hexdigest())
@@ -144,29 +144,6 @@ def not_stored(error: Exception) -> UnavailableError:
     return UnavailableError(f"the service could not store the file, got {kind}; try again later")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """The content under its name, whole or not at all."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @dataclass(frozen=True)
 class DataDirectory:
     """Paths below one root; makes no decision about what may be deleted."""
@@ -194,9 +171,9 @@ class DataDirectory:
         return self.root / "vocabularies"
 
     @property
-    def checkpoints(self) -> Path:
+    def run_states(self) -> Path:
         """States of runs."""
-        return self.root / "checkpoints"
+        return self.root / "run_states"
 
     @property
     def naming(self) -> Path:
@@ -213,13 +190,13 @@ class DataDirectory:
         """Locks of the workers that live."""
         return self.root / "workers"
 
-    def checkpoint(self, name: str) -> Path:
-        """Where a state is; `name` is one of ours."""
-        return self.checkpoints / name
+    def run_state(self, name: str) -> Path:
+        """The folder of a run state; `name` is one of ours."""
+        return self.run_states / name
 
-    def checkpoint_bytes(self, name: str) -> int:
-        """How many a state has."""
-        return sum(path.stat().st_size for path in self.checkpoint(name).glob("*"))
+    def run_state_bytes(self, name: str) -> int:
+        """The size of a run state, bytes."""
+        return sum(path.stat().st_size for path in self.run_state(name).glob("*"))
 
     def part(self, name: str) -> Path:
         """Where a part is; `name` is one of ours."""
@@ -262,18 +239,18 @@ class DataDirectory:
         with _left_for_later("a part of an upload"):
             self.part(name).unlink(missing_ok=True)
 
-    def remove_checkpoint(self, name: str) -> None:
+    def remove_run_state(self, name: str) -> None:
         """Delete a state: unnamed in one step, then emptied, so that nobody finds half of it; else as `remove_part`."""
-        folder, doomed = self.checkpoint(name), self.incoming / secrets.token_hex(16)
+        folder, doomed = self.run_state(name), self.incoming / secrets.token_hex(16)
         with _left_for_later("a state of a run"), suppress(FileNotFoundError):
             folder.rename(doomed)
             sync_folder(folder.parent)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def sweep(self, *, checkpoints: Collection[str] = (), parts: Collection[str] = ()) -> int:
+    def sweep(self, *, run_states: Collection[str] = (), parts: Collection[str] = ()) -> int:
         """Delete what nothing refers to: the leavings of a crash. Returns how many were deleted."""
         doomed = list(self.incoming.iterdir())
-        for folder, kept in ((self.checkpoints, checkpoints), (self.parts, parts)):
+        for folder, kept in ((self.run_states, run_states), (self.parts, parts)):
             doomed += [path for path in folder.iterdir() if path.name not in kept]
         for path in doomed:
             if path.is_dir():
@@ -306,7 +283,7 @@ def make_data_directory(root: Path) -> DataDirectory:
         for folder in (
             directory.incoming,
             directory.blobs,
-            directory.checkpoints,
+            directory.run_states,
             directory.naming,
             directory.parts,
             directory.vocabularies,

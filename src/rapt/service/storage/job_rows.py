@@ -24,7 +24,7 @@ from rapt.service.storage.callers import Caller, Repeatable, made_before, note, 
 from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
 from rapt.service.storage.model_rows import delete_models_of, release_adapters
 from rapt.service.storage.store import Store
-from rapt.service.storage.tables import CHECKPOINTS, EVENTS, FILES, JOBS
+from rapt.service.storage.tables import EVENTS, FILES, JOBS, RUN_STATES
 from rapt.service.storage.tenant_rows import check_bytes, check_jobs, check_tenant
 
 Level = Literal["info", "warn", "error"]
@@ -234,10 +234,10 @@ def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> tuple[
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="cancelled", finished_at=now))
         add_event(connection, job_id, message="the job was cancelled", level="warn", now=now)
         record(connection, caller, "job.cancel", job_id)
-        folders, models = let_go_of_states(connection, job_id), delete_models_of(connection, job_id)
+        folders, models = delete_run_states(connection, job_id), delete_models_of(connection, job_id)
         cancelled = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
     for folder in folders:
-        store.directory.remove_checkpoint(folder)
+        store.directory.remove_run_state(folder)
     return cancelled, release_adapters(store, models)
 
 
@@ -261,11 +261,11 @@ def resume_job(store: Store, job_id: str, *, caller: Caller, now: int) -> Stored
     return _switch(store, job_id, caller=caller, now=now, allowed=("paused",), status="queued", verb="resume")
 
 
-def let_go_of_states(connection: Connection, job_id: str) -> list[str]:
+def delete_run_states(connection: Connection, job_id: str) -> list[str]:
     """Keep no state of a job to go on from; returns the folders, to be deleted after the transaction."""
-    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id == job_id)
+    held = select(RUN_STATES.c.folder).where(RUN_STATES.c.job_id == job_id)
     folders = [folder for folder in connection.execute(held).scalars() if folder is not None]
-    connection.execute(delete(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job_id))
+    connection.execute(delete(RUN_STATES).where(RUN_STATES.c.job_id == job_id))
     return folders
 
 

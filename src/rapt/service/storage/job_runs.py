@@ -21,10 +21,10 @@ from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import find, value_of
-from rapt.service.storage.job_rows import StoredJob, add_event, let_go_of_states
+from rapt.service.storage.job_rows import StoredJob, add_event, delete_run_states
 from rapt.service.storage.model_rows import StoredModel, insert_model, model_name, new_adapter
 from rapt.service.storage.store import Store, naming, release
-from rapt.service.storage.tables import CHECKPOINTS, JOBS, TENANTS
+from rapt.service.storage.tables import JOBS, RUN_STATES, TENANTS
 
 DEFAULT_SUFFIX: Final = "rapt"
 MOST_DEATHS: Final = 3
@@ -34,7 +34,7 @@ MODEL_NOT_SERVED: Final = "the base model is not served any more; the job waits 
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoredState:
+class StoredRunState:
     """A state that a run can go on from.
 
     Attributes:
@@ -84,7 +84,7 @@ def _give_up(connection: Connection, *, most_deaths: int, now: int) -> list[str]
         values = {"status": "failed", "finished_at": now, "error_code": WORKER_DIED, "error_message": message}
         connection.execute(update(JOBS).where(JOBS.c.id == row.id).values(values))
         add_event(connection, row.id, message=f"the job failed: {message}", level="error", now=now)
-        folders += let_go_of_states(connection, row.id)
+        folders += delete_run_states(connection, row.id)
     return folders
 
 
@@ -201,21 +201,23 @@ def record_progress(store: Store, job: StoredJob, *, message: str, data: Mapping
         return True
 
 
-def add_state(store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, Any], folder: str, now: int) -> bool:
+def add_run_state(
+    store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, Any], folder: str, now: int
+) -> bool:
     """A state that is on the disk becomes the one to go on from; the one before is deleted.
 
     Returns:
         False when the caller must delete the folder: the job was cancelled, deleted, or taken by another worker.
     """
-    size = store.directory.checkpoint_bytes(folder)
+    size = store.directory.run_state_bytes(folder)
     with store.database.write() as connection:
         # A paused job keeps its state: that is what it will go on from.
         if not is_mine(connection, job, status=("running", "paused")):
             return False
-        doomed = let_go_of_states(connection, job.id)
+        doomed = delete_run_states(connection, job.id)
         values = {"id": f"ftstate-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
         values |= {"metrics": dict(metrics), "folder": folder, "bytes": size}
-        connection.execute(insert(CHECKPOINTS).values(values))
+        connection.execute(insert(RUN_STATES).values(values))
         # It got further: what killed it before does not count any more.
         connection.execute(update(JOBS).where(_mine(job)).values(deaths=0, last_death=None))
     # It is its own predecessor if it was added before, and the word that it was never came.
@@ -223,11 +225,11 @@ def add_state(store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, 
     return True
 
 
-def latest_state(store: Store, job: StoredJob) -> StoredState | None:
+def latest_run_state(store: Store, job: StoredJob) -> StoredRunState | None:
     """The state to go on from; None when there is none."""
     with store.database.read() as connection:
-        row = connection.execute(select(CHECKPOINTS).where(CHECKPOINTS.c.job_id == job.id)).first()
-    return None if row is None else value_of(row, StoredState)
+        row = connection.execute(select(RUN_STATES).where(RUN_STATES.c.job_id == job.id)).first()
+    return None if row is None else value_of(row, StoredRunState)
 
 
 def succeed_job(
@@ -256,7 +258,7 @@ def succeed_job(
             for note in notes:
                 add_event(connection, job.id, message=note, now=now)
             add_event(connection, job.id, message=f"the model {model.id} is ready", now=now)
-            folders = let_go_of_states(connection, job.id)
+            folders = delete_run_states(connection, job.id)
     if not mine:
         release(store, [staged.sha256])
     _remove(store, folders)
@@ -269,7 +271,7 @@ def fail_job(store: Store, job: StoredJob, *, code: str, message: str, now: int)
         if not _end(connection, job, status="failed", now=now, values={"error_code": code, "error_message": message}):
             return False
         add_event(connection, job.id, message=f"the job failed: {message}", level="error", now=now)
-        folders = let_go_of_states(connection, job.id)
+        folders = delete_run_states(connection, job.id)
     _remove(store, folders)
     return True
 
@@ -328,4 +330,4 @@ def _end(connection: Connection, job: StoredJob, *, status: str, now: int, value
 
 def _remove(store: Store, folders: list[str]) -> None:
     for folder in folders:
-        store.directory.remove_checkpoint(folder)
+        store.directory.remove_run_state(folder)

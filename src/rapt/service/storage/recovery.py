@@ -23,7 +23,7 @@ from rapt.service.storage.data_directory import DataDirectory, lock_data_directo
 from rapt.service.storage.database import CONNECTIONS, Database, database_url
 from rapt.service.storage.job_runs import requeue_jobs
 from rapt.service.storage.store import Store, move_blobs, named_blobs, own_blobs, refuse_foreign, release
-from rapt.service.storage.tables import CHECKPOINTS, PARTS
+from rapt.service.storage.tables import PARTS, RUN_STATES
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _sweep(store: Store) -> int:
     with store.database.read() as connection:
         # After the look at what is there: of what was put since, `release` finds the row.
         named = named_blobs(connection)
-        checkpoints = {folder for folder in connection.execute(select(CHECKPOINTS.c.folder)).scalars() if folder}
+        run_states = set(connection.execute(select(RUN_STATES.c.folder)).scalars())
         parts = set(connection.execute(select(PARTS.c.id)).scalars())
     if lost := len(named - there):
         log.error("%d of the %d blobs that files and models name are missing", lost, len(named))
@@ -166,4 +166,4 @@ def _sweep(store: Store) -> int:
     if any(is_alive(store.directory, path.name) for path in store.directory.workers.iterdir()):
         # A worker of its own process outlived the service, and may be writing what it has not named yet.
         return swept
-    return swept + store.directory.sweep(checkpoints=checkpoints, parts=parts)
+    return swept + store.directory.sweep(run_states=run_states, parts=parts)

@@ -1,4 +1,4 @@
-"""The tables, as the newest migration leaves them. A test holds the two against each other.
+"""The tables, as the newest migration leaves them; a test compares the two.
 
 `number` is the order of creation and what cursors run over; `id` is what clients see. Who owns a row is in `tenant`,
 and every query that a request causes names it.
@@ -20,7 +20,6 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
-    false,
 )
 
 METADATA: Final = MetaData()
@@ -35,7 +34,7 @@ def _id() -> Column[str]:
 
 
 def _tenant() -> Column[str]:
-    return Column("tenant", String, nullable=False, server_default="local")
+    return Column("tenant", String, nullable=False)
 
 
 def _table(name: str, *parts: Column[Any] | Index | UniqueConstraint) -> Table:
@@ -90,15 +89,15 @@ FILES: Final = _table(
     Column("purpose", String, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", String, nullable=False, index=True),
-    Column("created_at", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
     Column("vocabulary_hash", String, nullable=False),
     Column("mechanism", JSON, nullable=False),
-    Column("insecure_seed", Boolean, nullable=False, server_default=false()),
-    Column("records", Integer, nullable=False),
+    Column("insecure_seed", Boolean, nullable=False),
+    Column("records", BigInteger, nullable=False),
     Column("tokens", BigInteger, nullable=False),
-    Column("longest", Integer, nullable=False),
-    Column("plain_tokens", Integer, nullable=False),
-    Column("labels", Integer, nullable=False),
+    Column("longest", BigInteger, nullable=False),
+    Column("plain_tokens", BigInteger, nullable=False),
+    Column("labels", BigInteger, nullable=False),
     Index("ix_files_tenant", "tenant", "number"),
 )
 
@@ -113,21 +112,21 @@ JOBS: Final = _table(
     Column("validation_file", String, index=True),
     Column("status", String, nullable=False, index=True),
     Column("method", JSON, nullable=False),
-    Column("seed", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
     Column("suffix", String),
     Column("metadata", JSON(none_as_null=True)),
-    Column("priority", Integer, nullable=False, server_default="0"),
-    Column("created_at", Integer, nullable=False),
-    Column("finished_at", Integer),
+    Column("priority", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
     Column("fine_tuned_model", String),
     Column("trained_tokens", BigInteger),
     Column("error_code", String),
     Column("error_message", String),
-    # Who runs it, and for the how manieth time; a result of an earlier attempt is not taken.
+    # The worker that runs it, and how often it was started: a result of an earlier attempt is not taken.
     Column("worker", String),
-    Column("attempt", Integer, nullable=False, server_default="0"),
-    # How often whatever ran it died since a state of it was kept last, and how it died then.
-    Column("deaths", Integer, nullable=False, server_default="0"),
+    Column("attempt", Integer, nullable=False),
+    # How often the process that ran it died since its last run state was kept, and the reason of the last death.
+    Column("deaths", Integer, nullable=False),
     Column("last_death", String),
     Index("ix_jobs_tenant", "tenant", "number"),
 )
@@ -137,25 +136,24 @@ EVENTS: Final = _table(
     _number(),
     _id(),
     Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("created_at", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
     Column("level", String, nullable=False),
     Column("type", String, nullable=False),
     Column("message", String, nullable=False),
     Column("data", JSON(none_as_null=True)),
 )
 
-CHECKPOINTS: Final = _table(
-    "checkpoints",
+RUN_STATES: Final = _table(
+    "run_states",
     _number(),
     _id(),
     Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("created_at", BigInteger, nullable=False),
-    Column("step", Integer, nullable=False),
+    Column("step", BigInteger, nullable=False),
     Column("metrics", JSON, nullable=False),
-    # Of every row that there is: one goes when a later one takes its place.
-    Column("folder", String, unique=True),
-    Column("bytes", BigInteger, nullable=False, server_default="0"),
-    UniqueConstraint("job_id", "step", name="uq_checkpoints_job_step"),
+    Column("folder", String, unique=True, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    UniqueConstraint("job_id", "step", name="uq_run_states_job_step"),
 )
 
 MODELS: Final = _table(
@@ -167,12 +165,12 @@ MODELS: Final = _table(
     # Null for an adapter that was imported.
     Column("job_id", String, ForeignKey("jobs.id")),
     Column("adapter", String, unique=True, nullable=False),
-    Column("created_at", Integer, nullable=False),
-    # Of the adapter's blob; 0 and empty for what an earlier version made, until the first start.
-    Column("bytes", BigInteger, nullable=False, server_default="0"),
-    Column("sha256", String, nullable=False, server_default="", index=True),
-    # Of a checkpoint: the steps that its run had made, and its figures by then. Null for what a run left in the end.
-    Column("step", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    # The size and the name of the adapter's blob.
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", String, nullable=False, index=True),
+    # The steps that the run of a checkpoint had made, and its figures by then; null for the result of a run.
+    Column("step", BigInteger),
     Column("metrics", JSON(none_as_null=True)),
     Index("ix_models_tenant", "tenant", "number"),
     Index("uq_models_job_step", "job_id", "step", unique=True),

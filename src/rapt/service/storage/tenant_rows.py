@@ -12,13 +12,13 @@ from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_n
 from rapt.service.storage.database import Cursor, Page, page_of
 from rapt.service.storage.store import Store, release
 from rapt.service.storage.tables import (
-    CHECKPOINTS,
     FILES,
     JOBS,
     KEYS,
     MODELS,
     PARTS,
     REQUESTS,
+    RUN_STATES,
     TENANTS,
     UPLOADS,
 )
@@ -79,7 +79,7 @@ class Removed:
 
     blobs: tuple[str, ...]
     adapters: tuple[str, ...]
-    checkpoints: tuple[str, ...]
+    run_states: tuple[str, ...]
     parts: tuple[str, ...]
 
 
@@ -220,8 +220,8 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
         removed = _delete_rows(connection, name, now=now)
         record(connection, caller, "tenant.delete", name)
     store.database.forget_deleted()
-    for folder in removed.checkpoints:
-        store.directory.remove_checkpoint(folder)
+    for folder in removed.run_states:
+        store.directory.remove_run_state(folder)
     for part in removed.parts:
         store.directory.remove_part(part)
     release(store, removed.blobs)
@@ -238,8 +238,8 @@ def bytes_of(connection: Connection, tenant: str) -> int:
     )
     models = select(func.coalesce(func.sum(MODELS.c.bytes), 0)).where(MODELS.c.tenant == tenant)
     states = (
-        select(func.coalesce(func.sum(CHECKPOINTS.c.bytes), 0))
-        .join(JOBS, JOBS.c.id == CHECKPOINTS.c.job_id)
+        select(func.coalesce(func.sum(RUN_STATES.c.bytes), 0))
+        .join(JOBS, JOBS.c.id == RUN_STATES.c.job_id)
         .where(JOBS.c.tenant == tenant)
     )
     return sum(int(connection.execute(query).scalar_one()) for query in (files, parts, models, states))
@@ -267,7 +267,7 @@ def _check_past(connection: Connection, table: Table, where: ColumnElement[bool]
 def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     own_jobs = select(JOBS.c.id).where(JOBS.c.tenant == name)
     own_uploads = select(UPLOADS.c.id).where(UPLOADS.c.tenant == name)
-    held = select(CHECKPOINTS.c.folder).where(CHECKPOINTS.c.job_id.in_(own_jobs))
+    held = select(RUN_STATES.c.folder).where(RUN_STATES.c.job_id.in_(own_jobs))
 
     def all_of(query: Select[Any]) -> tuple[str, ...]:
         return tuple(str(row[0]) for row in connection.execute(query))
@@ -275,10 +275,10 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     removed = Removed(
         blobs=tuple(digest for table in (FILES, MODELS) for digest in all_of(_digests(table, name))),
         adapters=all_of(select(MODELS.c.adapter).where(MODELS.c.tenant == name)),
-        checkpoints=all_of(held),
+        run_states=all_of(held),
         parts=all_of(select(PARTS.c.id).where(PARTS.c.upload_id.in_(own_uploads))),
     )
-    for table in (MODELS, JOBS, FILES, UPLOADS, REQUESTS):  # events, checkpoints and parts go with their owners
+    for table in (MODELS, JOBS, FILES, UPLOADS, REQUESTS):  # events, run states and parts go with their owners
         connection.execute(delete(table).where(table.c.tenant == name))
     connection.execute(
         update(KEYS)

@@ -1,74 +1,146 @@
-"""Files, jobs, events, models: the tables of a service with one user."""
+"""The tables of release 0.2.0, the first one."""
 
 from __future__ import annotations
 
-from typing import Final
+import secrets
+from typing import Any, Final
 
 import sqlalchemy as sa
 from alembic import op
 
-revision: Final = "0001"
+revision: Final = "0.2.0"
 down_revision: Final = None
+
+_REFUSE_SQLITE: Final = """
+CREATE TRIGGER audit_log_refuses_{verb} BEFORE {verb} ON audit_log
+BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END
+"""
+_REFUSE_FUNCTION: Final = """
+CREATE FUNCTION audit_log_refuses() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN RAISE EXCEPTION 'the audit log is only added to'; END $$
+"""
+_REFUSE_POSTGRESQL: Final = """
+CREATE TRIGGER audit_log_refuses_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log
+EXECUTE FUNCTION audit_log_refuses()
+"""
 
 
 def upgrade() -> None:
-    """Make the tables."""
-    op.create_table(
+    """Make the tables, the tenant of a service without keys, and the id of the service."""
+    _make_tenants()
+    _make_jobs()
+    _make_uploads()
+
+
+def _make_tenants() -> None:
+    tenants = _make(
+        "tenants",
+        _text("name", unique=True),
+        _number("created_at"),
+        _number("max_bytes", nullable=True),
+        sa.Column("max_jobs", sa.Integer),
+        _number("tokens_per_minute", nullable=True),
+        _number("served", server_default="0"),
+    )
+    op.bulk_insert(tenants, [{"name": "local", "created_at": 0}])
+    _make(
+        "api_keys",
+        _text("id", unique=True),
+        _text("tenant", index=True),
+        _text("role"),
+        _text("digest", unique=True),
+        _number("created_at"),
+        _number("expires_at", nullable=True),
+        _number("revoked_at", nullable=True),
+    )
+    audit = (_text("id", unique=True), _number("created_at"), _text("tenant", index=True))
+    _make("audit_log", *audit, _text("key"), _text("action"), _text("object"))
+    if op.get_bind().dialect.name == "sqlite":
+        for verb in ("UPDATE", "DELETE"):
+            op.execute(_REFUSE_SQLITE.format(verb=verb))
+    else:
+        op.execute(_REFUSE_FUNCTION)
+        op.execute(_REFUSE_POSTGRESQL)
+    op.bulk_insert(_make("identity", _text("id", unique=True)), [{"id": secrets.token_hex(16)}])
+
+
+def _make_jobs() -> None:
+    _make(
         "files",
-        sa.Column("number", sa.Integer, primary_key=True),
-        sa.Column("id", sa.String, unique=True, nullable=False),
-        sa.Column("filename", sa.String, nullable=False),
-        sa.Column("purpose", sa.String, nullable=False),
-        sa.Column("bytes", sa.BigInteger, nullable=False),
-        sa.Column("sha256", sa.String, nullable=False, index=True),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("vocabulary_hash", sa.String, nullable=False),
-        sa.Column("mechanism", sa.JSON, nullable=False),
-        sa.Column("insecure_seed", sa.Boolean, nullable=False, server_default=sa.false()),
-        sa.Column("records", sa.Integer, nullable=False),
-        sa.Column("tokens", sa.BigInteger, nullable=False),
-        sa.Column("longest", sa.Integer, nullable=False),
-        sa.Column("plain_tokens", sa.Integer, nullable=False),
-        sa.Column("labels", sa.Integer, nullable=False),
-        sqlite_autoincrement=True,
+        *(_text("id", unique=True), _text("tenant"), _text("filename"), _text("purpose")),
+        *(_number("bytes"), _text("sha256", index=True), _number("created_at")),
+        *(_text("vocabulary_hash"), sa.Column("mechanism", sa.JSON, nullable=False)),
+        sa.Column("insecure_seed", sa.Boolean, nullable=False),
+        *(_number(name) for name in ("records", "tokens", "longest", "plain_tokens", "labels")),
+        sa.Index("ix_files_tenant", "tenant", "number"),
     )
-    op.create_table(
+    _make(
         "jobs",
-        sa.Column("number", sa.Integer, primary_key=True),
-        sa.Column("id", sa.String, unique=True, nullable=False),
-        sa.Column("model", sa.String, nullable=False),
-        sa.Column("training_file", sa.String, nullable=False, index=True),
-        sa.Column("status", sa.String, nullable=False, index=True),
-        sa.Column("method", sa.JSON, nullable=False),
-        sa.Column("seed", sa.Integer, nullable=False),
-        sa.Column("suffix", sa.String),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("finished_at", sa.Integer),
-        sa.Column("fine_tuned_model", sa.String),
-        sa.Column("trained_tokens", sa.BigInteger),
-        sa.Column("error_code", sa.String),
-        sa.Column("error_message", sa.String),
-        sqlite_autoincrement=True,
+        *(_text("id", unique=True), _text("tenant"), _text("model")),
+        *(_text("training_file", index=True), _text("validation_file", index=True, nullable=True)),
+        *(_text("status", index=True), sa.Column("method", sa.JSON, nullable=False), _number("seed")),
+        *(_text("suffix", nullable=True), _json("metadata"), sa.Column("priority", sa.Integer, nullable=False)),
+        *(_number("created_at"), _number("finished_at", nullable=True)),
+        *(_text("fine_tuned_model", nullable=True), _number("trained_tokens", nullable=True)),
+        *(_text("error_code", nullable=True), _text("error_message", nullable=True)),
+        *(_text("worker", nullable=True), sa.Column("attempt", sa.Integer, nullable=False)),
+        *(sa.Column("deaths", sa.Integer, nullable=False), _text("last_death", nullable=True)),
+        sa.Index("ix_jobs_tenant", "tenant", "number"),
     )
-    op.create_table(
+    _make(
         "events",
-        sa.Column("number", sa.Integer, primary_key=True),
-        sa.Column("id", sa.String, unique=True, nullable=False),
-        sa.Column("job_id", sa.String, sa.ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sa.Column("level", sa.String, nullable=False),
-        sa.Column("type", sa.String, nullable=False),
-        sa.Column("message", sa.String, nullable=False),
-        sa.Column("data", sa.JSON(none_as_null=True)),
-        sqlite_autoincrement=True,
+        *(_text("id", unique=True), _owner("job_id", "jobs.id"), _number("created_at")),
+        *(_text("level"), _text("type"), _text("message"), _json("data")),
     )
-    op.create_table(
+    _make(
+        "run_states",
+        *(_text("id", unique=True), _owner("job_id", "jobs.id"), _number("created_at"), _number("step")),
+        *(sa.Column("metrics", sa.JSON, nullable=False), _text("folder", unique=True), _number("bytes")),
+        sa.UniqueConstraint("job_id", "step", name="uq_run_states_job_step"),
+    )
+    _make(
         "models",
-        sa.Column("number", sa.Integer, primary_key=True),
-        sa.Column("id", sa.String, unique=True, nullable=False),
-        sa.Column("base", sa.String, nullable=False),
-        sa.Column("job_id", sa.String, sa.ForeignKey("jobs.id"), nullable=False),
-        sa.Column("adapter", sa.String, unique=True, nullable=False),
-        sa.Column("created_at", sa.Integer, nullable=False),
-        sqlite_autoincrement=True,
+        *(_text("id", unique=True), _text("tenant"), _text("base")),
+        sa.Column("job_id", sa.String, sa.ForeignKey("jobs.id")),
+        *(_text("adapter", unique=True), _number("created_at"), _number("bytes"), _text("sha256", index=True)),
+        *(_number("step", nullable=True), _json("metrics")),
+        sa.Index("ix_models_tenant", "tenant", "number"),
+        sa.Index("uq_models_job_step", "job_id", "step", unique=True),
     )
+
+
+def _make_uploads() -> None:
+    _make(
+        "uploads",
+        *(_text("id", unique=True), _text("tenant"), _text("filename"), _text("purpose"), _number("bytes")),
+        *(_text("status"), _number("created_at"), _number("expires_at"), _text("file_id", nullable=True)),
+        sa.Index("ix_uploads_tenant", "tenant", "number"),
+    )
+    part = (_text("id", unique=True), _owner("upload_id", "uploads.id"))
+    _make("upload_parts", *part, _number("bytes"), _text("sha256"), _number("created_at"))
+    _make(
+        "repeatable_requests",
+        *(_text("tenant"), _text("key_digest"), _text("content_digest"), _text("object"), _number("created_at")),
+        sa.UniqueConstraint("tenant", "key_digest", name="uq_repeatable_requests_key"),
+    )
+
+
+def _make(name: str, *parts: Any) -> sa.Table:
+    return op.create_table(name, sa.Column("number", sa.Integer, primary_key=True), *parts, sqlite_autoincrement=True)
+
+
+def _text(name: str, *, nullable: bool = False, unique: bool | None = None, index: bool | None = None) -> Any:
+    return sa.Column(name, sa.String, nullable=nullable, unique=unique, index=index)
+
+
+def _number(name: str, *, nullable: bool = False, server_default: str | None = None) -> Any:
+    return sa.Column(name, sa.BigInteger, nullable=nullable, server_default=server_default)
+
+
+def _json(name: str) -> Any:
+    return sa.Column(name, sa.JSON(none_as_null=True))
+
+
+def _owner(name: str, of: str) -> Any:
+    key = sa.ForeignKey(of, ondelete="CASCADE")
+    return sa.Column(name, sa.String, key, nullable=False, index=True)
