@@ -4,8 +4,8 @@
   never understated; for the others the pure bound composed, which is all that is known.
 - The *largest slope* of a closed channel is sup (log P(y|x) - log P(y|x')) / d(x, x') over all outputs: over all pairs
   of tokens in a small table, over near pairs of common words in a large one, where it is a lower bound of the whole.
-- The *η spent* is bounded from below by drawing from the implementation that runs here, with exact intervals. It is
-  about the program and not about a file, whose noise is drawn already.
+- The *program* that runs here is drawn from: the η that it spends is bounded from below, and its outputs are compared
+  with the stated channel (`program_audit`). It is about the program and not about a file, whose noise is drawn already.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
+from rapt.audit.program_audit import Fit, audit_program
+from rapt.audit.spent_eta import choose_near_pairs, draw_independently
 from rapt.errors import MechanismError
 from rapt.local.distances import measure_distances
 from rapt.local.mechanisms import Mechanism, find_promise, remake_mechanism
@@ -31,6 +32,9 @@ DELTAS: Final = tuple(10.0**-power for power in range(7, 0, -1))
 TEXT_TOKENS: Final = 20
 # Draws of each token of a pair; on MiniLM's table about a second for all.
 RUNS: Final = 2_000
+# Tokens beside those of the pairs whose outputs are compared with the stated channel, and draws of each.
+_FIT_TOKENS: Final = 4
+_FIT_RUNS: Final = 300
 # A table of so few tokens is looked at whole: all pairs, all outputs.
 SMALL_TABLE: Final = 600
 # Stated with the largest slope: what rounding of the two log probabilities can add.
@@ -69,18 +73,24 @@ class LargestSlope:
 
 @dataclass(frozen=True, kw_only=True)
 class SpentBound:
-    """A lower bound on the η that the implementation spends.
+    """What the outputs of the program show.
 
     Attributes:
-        lower: 1/distance, at least 0.
+        lower: Lower bound on the η spent, 1/distance, at least 0.
+        largest: Largest bound that so many runs could have shown, 1/distance.
         pairs: Pairs of tokens.
         runs: Draws of each token.
-        alpha: Probability, at most, that the bound is above the true η.
+        fit: Comparison with the stated channel; None where the mechanism has no second implementation.
+        defects: What speaks against the statement, as ends of a sentence about the program.
+        alpha: Probability, at most, that a sound program is accused.
     """
 
     lower: float
+    largest: float
     pairs: int
     runs: int
+    fit: Fit | None
+    defects: tuple[str, ...]
     alpha: float
 
 
@@ -185,7 +195,22 @@ def _spent(mechanism: Mechanism, vocabulary: Vocabulary, *, seed: int, runs: int
     pairs = choose_near_pairs(mechanism, vocabulary)
     if not pairs:
         return None
-    found = audit_spent_eta(
-        draw_independently(mechanism), pair_tokens(mechanism, pairs), runs=runs, rng=np.random.default_rng([seed, 29])
+    found = audit_program(
+        draw_independently(mechanism),
+        mechanism=mechanism,
+        vocabulary=vocabulary,
+        pairs=pairs,
+        runs=runs,
+        rng=np.random.default_rng([seed, 29]),
+        fit_tokens=_FIT_TOKENS,
+        fit_runs=_FIT_RUNS,
     )
-    return SpentBound(lower=max(0.0, found.lower), pairs=len(pairs), runs=runs, alpha=found.alpha)
+    return SpentBound(
+        lower=max(0.0, found.spent.lower),
+        largest=found.spent.largest,
+        pairs=len(pairs),
+        runs=runs,
+        fit=found.fit,
+        defects=found.defects,
+        alpha=found.alpha,
+    )

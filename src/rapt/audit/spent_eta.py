@@ -9,9 +9,13 @@ of their ends, over d, is a lower bound on η.
 is at most alpha: one half of the runs chooses the set of each pair and direction, the other half tests it, and the
 two ends of the intervals of all pairs and directions share alpha (Bonferroni).
 
+The same outputs bound from below the total variation of the two laws: the share of S that one input has more than the
+other. The guarantee bounds it from above by δ(0), at ε = 0. Text that is sent in clear has a variation of 1.
+
 *Not covered.* The converse: a bound below η proves nothing. It is as good as the pairs, the number of runs and the
-kind of set. Sets here are those of the outputs whose estimated ratio is largest, which is the best kind (Neyman and
-Pearson) but for chance.
+kind of set, and so many runs cannot show more than `SpentEta.largest`, about log(runs) / d, whatever the program does.
+`program_audit` therefore compares the outputs with the stated channel as well. Sets here are those of the outputs whose
+estimated ratio is largest, which is the best kind (Neyman and Pearson) but for chance.
 
 Source: Ding et al., "Detecting Violations of Differential Privacy", CCS 2018; Arcolezi and Gambs, "Revealing the True
 Cost of Locally Differentially Private Protocols" (LDP-Auditor), 2023; Clopper and Pearson, Biometrika 26, 1934.
@@ -21,7 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -29,6 +33,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rapt.errors import AuditError
+from rapt.local.mechanisms import find_promise
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.mechanisms.near_tokens import find_nearest_tokens
 from rapt.local.vocabulary import Vocabulary
@@ -53,11 +58,13 @@ class InputPair:
     Attributes:
         left, right: Token ids, k each. With k = 1 a token; with more, what tokens of one run tell together.
         distance: Sum of the distances of the tokens, in the metric of the guarantee.
+        variation: Largest total variation of the outputs that the guarantee allows, δ(0); 1 allows any.
     """
 
     left: tuple[int, ...]
     right: tuple[int, ...]
     distance: float
+    variation: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,8 @@ class SpentEta:
     Attributes:
         pair: The inputs, in the order in which the first makes the set likelier.
         lower: η is at least this, 1/distance; it may be below 0.
+        largest: The largest bound that so many runs could have shown, 1/distance.
+        variation: The total variation of the outputs is at least this.
         outputs: Size of the set.
         hits, other_hits: How often each input's output was in the set, out of `runs`.
         runs: Runs of each input, in the half that tests.
@@ -74,6 +83,8 @@ class SpentEta:
 
     pair: InputPair
     lower: float
+    largest: float
+    variation: float
     outputs: int
     hits: int
     other_hits: int
@@ -96,6 +107,16 @@ class SpentEtaReport:
     def lower(self) -> float:
         """η is at least this."""
         return self.found[0].lower
+
+    @property
+    def largest(self) -> float:
+        """The largest bound that the runs could have shown on any of the pairs."""
+        return max(spent.largest for spent in self.found)
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the outputs of a pair are further apart than the guarantee allows."""
+        return any(spent.variation > spent.pair.variation for spent in self.found)
 
 
 def audit_spent_eta(
@@ -127,7 +148,7 @@ def audit_spent_eta(
         left, right = (
             draw(np.tile(np.array(tokens, dtype=np.int64), (runs, 1)), rng) for tokens in (pair.left, pair.right)
         )
-        found.append(_bound(pair, left, right, level=alpha / (4 * len(pairs))))
+        found.append(_bound(pair, left, right, level=alpha / (6 * len(pairs))))
     return SpentEtaReport(found=tuple(sorted(found, key=lambda spent: -spent.lower)), alpha=alpha)
 
 
@@ -140,14 +161,31 @@ def draw_independently(mechanism: Mechanism) -> Draw:
     return draw
 
 
-def pair_tokens(mechanism: Mechanism, pairs: Sequence[tuple[int, int]]) -> tuple[InputPair, ...]:
-    """Single tokens at their distance in the metric of the mechanism's guarantee."""
+def pair_tokens(
+    mechanism: Mechanism, pairs: Sequence[tuple[int, int]], *, vocabulary: Vocabulary | None = None
+) -> tuple[InputPair, ...]:
+    """Single tokens at their distance in the metric of the mechanism's guarantee; with a table, with their δ(0)."""
     left, right = (np.array([pair[i] for pair in pairs], dtype=np.int64) for i in (0, 1))
     distances = mechanism.distances(left, right)
     return tuple(
-        InputPair(left=(x,), right=(other,), distance=float(distance))
+        InputPair(
+            left=(x,),
+            right=(other,),
+            distance=float(distance),
+            variation=1.0 if vocabulary is None else _largest_variation(mechanism, float(distance), vocabulary),
+        )
         for (x, other), distance in zip(pairs, distances, strict=True)
     )
+
+
+def _largest_variation(mechanism: Mechanism, distance: float, vocabulary: Vocabulary) -> float:
+    """δ(0) of two tokens at this distance; 1 where the mechanism has no proved loss."""
+    promise = find_promise(mechanism.setting.name)
+    if promise is None or not math.isfinite(distance):
+        return 1.0
+    loss = promise.loss(mechanism.setting, distance=distance, dimension=vocabulary.dimension, step=None)
+    variation: float = loss.delta(0.0)
+    return variation
 
 
 def choose_near_pairs(mechanism: Mechanism, vocabulary: Vocabulary) -> list[tuple[int, int]]:
@@ -182,7 +220,7 @@ class _Counts:
 
 
 def _bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *, level: float) -> SpentEta:
-    """The better of the two directions; each of the four ends of intervals is wrong at most `level` of the time."""
+    """The better of the two directions; each of the six ends of intervals is wrong at most `level` of the time."""
     runs, half = len(left), len(left) // 2
     codes = _numbered(np.concatenate([left, right]))
     size = int(codes.max()) + 1
@@ -190,9 +228,22 @@ def _bound(pair: InputPair, left: NDArray[np.int64], right: NDArray[np.int64], *
         _Counts(np.bincount(part[:half], minlength=size), np.bincount(part[half:], minlength=size))
         for part in (codes[:runs], codes[runs:])
     )
-    swapped = InputPair(left=pair.right, right=pair.left, distance=pair.distance)
-    directions = (_one_direction(pair, first, second, level=level), _one_direction(swapped, second, first, level=level))
+    swapped = replace(pair, left=pair.right, right=pair.left)
+    variation = _bound_variation(first, second, level=level)
+    directions = (
+        _one_direction(pair, first, second, variation=variation, level=level),
+        _one_direction(swapped, second, first, variation=variation, level=level),
+    )
     return max(directions, key=lambda spent: spent.lower)
+
+
+def _bound_variation(counts: _Counts, others: _Counts, *, level: float) -> float:
+    """The total variation is at least this: the set is the outputs that came up more often for the first input."""
+    chosen = counts.choose > others.choose
+    runs = int(counts.test.sum())
+    low, _ = clopper_pearson(int(counts.test[chosen].sum()), runs, level=level)
+    _, high = clopper_pearson(int(others.test[chosen].sum()), runs, level=level)
+    return max(0.0, low - high)
 
 
 def _numbered(outputs: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -204,14 +255,19 @@ def _numbered(outputs: NDArray[np.int64]) -> NDArray[np.int64]:
     return codes.ravel()
 
 
-def _one_direction(pair: InputPair, counts: _Counts, others: _Counts, *, level: float) -> SpentEta:
+def _one_direction(pair: InputPair, counts: _Counts, others: _Counts, *, variation: float, level: float) -> SpentEta:
     chosen = _choose_set(counts.choose, others.choose, level=level)
     hits, other_hits, runs = int(counts.test[chosen].sum()), int(others.test[chosen].sum()), int(counts.test.sum())
     low, _ = clopper_pearson(hits, runs, level=level)
     _, high = clopper_pearson(other_hits, runs, level=level)
+    # Every output of one input in the set, and none of the other's.
+    most, _ = clopper_pearson(runs, runs, level=level)
+    _, least = clopper_pearson(0, runs, level=level)
     return SpentEta(
         pair=pair,
         lower=math.log(low / high) / pair.distance if low > 0 else -math.inf,
+        largest=math.log(most / least) / pair.distance,
+        variation=variation,
         outputs=len(chosen),
         hits=hits,
         other_hits=other_hits,

@@ -19,10 +19,10 @@ from rapt.cli.options import (
     remake_mechanism,
 )
 from rapt.cli.output import format_table, show, show_json
-from rapt.errors import UsageError
+from rapt.errors import MechanismError, UsageError
 
 if TYPE_CHECKING:
-    from rapt.audit.spent_eta import SpentEtaReport
+    from rapt.audit.program_audit import ProgramAudit
     from rapt.local.mechanisms import Mechanism, MechanismKind
     from rapt.local.vocabulary import Vocabulary
     from rapt.wire.manifest import Parameter
@@ -48,8 +48,8 @@ def mechanisms(
 ) -> None:
     """List the mechanisms with the status of their guarantee and their options.
 
-    With --audit, draw many outputs for pairs of words and bound from below the η that they show, by exact intervals
-    of Clopper and Pearson: above the stated η the code is broken, whatever its proof says.
+    With --audit, draw many outputs, bound from below the η that they show, and compare them with the outputs of a
+    second implementation of the mechanism. An error says that the program does not do what it states.
 
     \b
     Examples:
@@ -59,7 +59,6 @@ def mechanisms(
     from rapt.local.mechanisms import MECHANISMS
 
     if audit is not None:
-        from rapt.cli.mechanisms import audit_mechanism
         from rapt.local.vocabulary import load_vocabulary
 
         if eta is None:
@@ -126,44 +125,70 @@ _ALPHA = 1e-6
 def audit_mechanism(
     mechanism: Mechanism, vocabulary: Vocabulary, *, pairs: Sequence[str], runs: int, as_json: bool
 ) -> None:
-    """Print the lower bounds on the η spent between pairs of words; near words where none are named.
+    """Print what the outputs of a mechanism show, with bounds between pairs of words; near words where none are named.
 
     Raises:
         UsageError: A pair is not two words of one token each.
         AuditError: The guarantee says nothing about a pair.
+        MechanismError: The program does not do what it states; the findings are printed before.
     """
-    from rapt.audit.spent_eta import audit_spent_eta, choose_near_pairs, draw_independently, pair_tokens
+    from rapt.audit.program_audit import audit_program
+    from rapt.audit.spent_eta import choose_near_pairs, draw_independently
     from rapt.local.randomness import secure_stream
 
     chosen = [encode_pair(vocabulary, pair) for pair in pairs] or choose_near_pairs(mechanism, vocabulary)
-    report = audit_spent_eta(
+    found = audit_program(
         draw_independently(mechanism),
-        pair_tokens(mechanism, chosen),
+        mechanism=mechanism,
+        vocabulary=vocabulary,
+        pairs=chosen,
         runs=runs,
         rng=secure_stream().generator,
         alpha=_ALPHA,
     )
-    eta = mechanism.setting.eta
+    name = mechanism.setting.name
     if as_json:
-        show_json(dump_spent_eta(report, mechanism=mechanism.setting.name, eta=eta))
-        return
+        show_json(dump_program_audit(found, mechanism=name))
+    else:
+        show_findings(found, vocabulary, name=name)
+    if found.defects:
+        raise MechanismError(
+            f"the program of mechanism={name!r} must do what it states, but {', and '.join(found.defects)}; "
+            "release nothing with it, and report this"
+        )
+
+
+def show_findings(found: ProgramAudit, vocabulary: Vocabulary, *, name: str) -> None:
+    """Print the bounds and the comparison for people."""
     rows = [
         [
             " / ".join(vocabulary.tokens([*spent.pair.left, *spent.pair.right])),
             f"{spent.pair.distance:.3f}",
             f"{max(spent.lower, 0.0):.3g}",
-            f"{spent.hits:,} and {spent.other_hits:,} of {spent.runs:,}",
+            f"{spent.largest:.3g}",
+            f"{spent.variation:.3f}",
+            f"{spent.pair.variation:.3f}",
         ]
-        for spent in report.found
+        for spent in found.spent.found
     ]
-    show(format_table(["pair", "distance", "η spent, at least", "outputs in the set"], rows))
+    show(
+        format_table(
+            ["pair", "distance", "η spent, at least", "runs can show", "variation, at least", "δ(0) allows"], rows
+        )
+    )
     show("")
-    if report.lower > eta:
-        show(f"{mechanism.setting.name} spends more than the eta = {eta:g} that it states: this is a defect")
+    if found.fit is None:
+        show(f"the outputs were not compared with the stated channel: {name} has no second implementation")
     else:
+        fit = found.fit
         show(
-            f"nothing speaks against eta = {eta:g}; a sound mechanism is accused once in {1 / report.alpha:,.0f} runs, "
-            "and a bound below eta proves nothing"
+            f"outputs of {fit.tokens} words, {fit.runs:,} draws of each: {fit.unchanged:.1%} unchanged, "
+            f"{fit.expected:.1%} stated; p = {fit.p:.2g} over {fit.tests} tests"
+        )
+    if not found.defects:
+        show(
+            f"nothing speaks against eta = {found.eta:g}; a sound program is accused once in {1 / found.alpha:,.0f} "
+            "audits, and a bound below eta proves nothing"
         )
 
 
@@ -178,15 +203,19 @@ def encode_pair(vocabulary: Vocabulary, pair: str) -> tuple[int, int]:
     return left[0], right[0]
 
 
-def dump_spent_eta(report: SpentEtaReport, *, mechanism: str, eta: float) -> dict[str, Any]:
-    """The report as plain JSON values; a bound that shows nothing is null."""
-    pairs = [asdict(spent) | {"lower": spent.lower if spent.lower > 0 else None} for spent in report.found]
+def dump_program_audit(found: ProgramAudit, *, mechanism: str) -> dict[str, Any]:
+    """The findings as plain JSON values; a bound that shows nothing is null."""
+    spent = found.spent
+    pairs = [asdict(pair) | {"lower": pair.lower if pair.lower > 0 else None} for pair in spent.found]
     return {
         "mechanism": mechanism,
-        "eta": eta,
-        "eta_spent_at_least": report.lower if report.lower > 0 else None,
-        "sound": report.lower <= eta,
-        "alpha": report.alpha,
+        "eta": found.eta,
+        "eta_spent_at_least": spent.lower if spent.lower > 0 else None,
+        "largest_bound_possible": spent.largest,
+        "sound": not found.defects,
+        "defects": found.defects,
+        "alpha": found.alpha,
+        "fit": None if found.fit is None else asdict(found.fit),
         "pairs": pairs,
     }
 

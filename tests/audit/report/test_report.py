@@ -15,6 +15,7 @@ from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
 from rapt.audit.judge.detail import Group
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
+from rapt.audit.program_audit import Fit
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.audit.report.verdict import between, list_not_attacked, state_verdict, write_of_100
@@ -26,7 +27,15 @@ FORMAL = FormalSide(
     curves=(LossCurve(name="a token", points=tuple((10.0**-k, 3.0 * k) for k in range(10, 0, -1)), pure=77.7),),
     pure_only=False,
     slope=LargestSlope(value=None, pairs=12, whole=True),
-    spent=SpentBound(lower=1.25, pairs=4, runs=2000, alpha=1e-6),
+    spent=SpentBound(
+        lower=1.25,
+        largest=11.0,
+        pairs=4,
+        runs=2000,
+        fit=Fit(tokens=12, runs=300, tests=25, p=0.4, unchanged=0.51, expected=0.5, alpha=5e-7),
+        defects=(),
+        alpha=1e-6,
+    ),
 )
 KNOWN = KnownPlaintext(
     known=2400, seeds=1044, seed=None, tests=(SharedNoise(name="moves", agree=41, pairs=80, p=0.46),)
@@ -288,11 +297,22 @@ def test_a_readable_file_is_not_called_anonymous(found):
 
 def test_the_formal_side_is_drawn_and_its_numbers_stand_on_the_page(full):
     page = render_report(full)
-    for part in ("77.7", "30.0", "24.0", "15.0", "without bound", "at least 1.25", "10⁻¹⁰", "once in 1,000,000"):
+    for part in (
+        "77.7",
+        "30.0",
+        "24.0",
+        "15.0",
+        "without bound",
+        "at least 1.25",
+        "10⁻¹⁰",
+        "once in 1,000,000",
+        "can show 11",
+        "p&nbsp;=&nbsp;0.4",
+    ):
         assert part in page
-    assert "this is a defect" not in page
-    spent = replace(FORMAL.spent, lower=9.5)
-    assert "this is a defect" in render_report(replace(full, formal=replace(FORMAL, spent=spent)))
+    assert "has a defect" not in page
+    spent = replace(FORMAL.spent, defects=("its outputs do not follow the stated channel",))
+    assert "has a defect: its outputs do not" in render_report(replace(full, formal=replace(FORMAL, spent=spent)))
 
 
 def test_a_pure_bound_is_a_table_and_not_a_curve(full):
