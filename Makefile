@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-newest test-postgres test-s3 test-node check format bench help-pages clean
+.PHONY: help demo test test-fast test-nightly test-newest test-postgres test-s3 test-node check format bench help-pages clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,8 +19,23 @@ $(READY): pyproject.toml requirements/constraints.txt requirements/weights.txt h
 demo: $(READY)  ## the main job on real text: privatize, tune, predict, attack; writes rapt-demo/report.html
 	$(BIN)/rapt demo --out rapt-demo
 
-test: $(READY)  ## every test that CI runs
-	$(BIN)/python -m pytest -q
+# One thread for each process of the tests; a file stays in one process, because its tests share what they set up.
+ON_ALL_CORES := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+test: $(READY)  ## every test that CI runs, on all cores
+	$(ON_ALL_CORES)
+
+# Laws, formats and mechanisms, and one path through everything: privatize, serve, tune, predict.
+FAST := tests/wire tests/test_narration.py tests/test_significance.py tests/test_whole_files.py \
+  tests/test_public_surface.py tests/test_glossary.py \
+  $(addprefix tests/local/test_,laplace.py mechanisms.py guarantee.py randomness.py label_privacy.py) \
+  $(addprefix tests/cli/test_cli_tune_predict.py::test_,tuning_prints_the_name_of_the_model_alone_on_stdout \
+  labels_of_a_file_stay_and_are_compared)
+test-fast: $(READY)  ## laws, formats, mechanisms and one path through everything, in a minute
+	$(ON_ALL_CORES) $(FAST)
+
+test-nightly: $(READY)  ## every test with fresh seeds, the long ones, PostgreSQL and S3 where they are at hand
+	RAPT_TEST_POSTGRESQL=1 $(if $(wildcard $(VENV)/s3),RAPT_TEST_S3=1 PYTHONPATH=$(abspath $(VENV)/s3)) \
+	  $(ON_ALL_CORES) --slow --seed $$(date +%s)
 
 # What pip gives to somebody who pins nothing: a second environment on top of the first. torch stays as it is, because its
 # newest wheel comes with gigabytes for GPUs; `make test-newest HELD=` upgrades it, too.
@@ -43,7 +58,7 @@ test-postgres: $(READY)  ## the store once more on a PostgreSQL server of its ow
 S3 := s3fs==2026.9.0 aiobotocore==3.10.0 boto3==1.43.117 'moto[server]==5.2.5'
 test-s3: $(READY)  ## blobs in an object store once more, on a server of S3 of its own; fetches the server
 	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --target $(VENV)/s3 $(S3)
-	RAPT_TEST_S3=1 PYTHONPATH=$(abspath $(VENV)/s3) $(BIN)/python -m pytest -q tests/service/storage/test_blob_stores.py tests/service/storage/test_object_store.py
+	RAPT_TEST_S3=1 PYTHONPATH=$(abspath $(VENV)/s3) $(BIN)/python -m pytest -q tests/service/storage/test_blobs.py tests/service/storage/test_object_store.py
 
 test-node: $(READY)  ## the official npm client against the service; needs node, and fetches the client
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/node openai@7

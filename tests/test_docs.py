@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
 import shlex
@@ -91,6 +92,12 @@ def test_the_readmes_python_blocks_run():
         assert done.stdout.strip()
 
 
+def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
+    assert (failed, tried > 10) == (0, True)
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_and_option_in_a_document_exists(path: Path, capsys):
     groups = {group.split()[0] for group in GROUPS}
@@ -151,6 +158,21 @@ def test_make_targets_in_documents_exist():
     for path in DOCUMENTS:
         named = set(re.findall(r"`make ([a-z-]+)`", path.read_text(encoding="utf-8")))
         assert named <= targets, (path.name, named - targets)
+
+
+def test_every_test_that_the_makefile_names_exists():
+    text = (ROOT / "Makefile").read_text()
+    text = re.sub(
+        r"\$\(addprefix ([^,]*),([^)]*)\)",
+        lambda call: " ".join(call[1] + name for name in call[2].replace("\\\n", " ").split()),
+        text,
+    )
+    named = re.findall(r"\btests/[\w/.:]+", text)
+    assert len(named) > 20
+    for name in named:
+        path, _, test = name.partition("::")
+        assert (ROOT / path).exists(), name
+        assert f"def {test}(" in (ROOT / path).read_text() if test else True, name
 
 
 def test_every_decision_is_in_the_list():

@@ -1,4 +1,4 @@
-"""The command that makes a result again, as every report states it."""
+"""Rebuilds the command that makes a result again; every report states it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Value = str | int | float | bool | Path | Sequence[str | int | float] | Mapping[
 
 
 def rebuild_command(command: str, *arguments: Path | str, **options: Value) -> str:
-    """The line `rapt COMMAND ARGUMENTS OPTIONS`, ready for a shell.
+    """Return the line `rapt COMMAND ARGUMENTS OPTIONS`, quoted for a shell.
 
-    Files and folders lose the folders that they are in: where something lies is nobody's business.
+    Only the last part of a path is kept: a report says nothing of where files lie.
 
     Args:
-        command: Its name.
-        arguments: In their order.
-        options: By name, with `_` for `-`. None and False leave an option out, True is a switch, a sequence repeats the
-            option, and a mapping repeats it as NAME=VALUE.
+        command: Name of the command.
+        arguments: Arguments in their order.
+        options: Options by name, with `_` for `-`. None and False leave an option out, True is a switch, a sequence
+            repeats the option, and a mapping repeats it as NAME=VALUE.
     """
     words = ["rapt", command, *map(_write_word, arguments)]
     for name, value in options.items():

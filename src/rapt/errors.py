@@ -9,14 +9,14 @@
     ├── TuningError                exit 7   tuning cannot start or had to stop
     ├── AuditError                 exit 8   an audit cannot say anything true about this input
     ├── ServiceError               exit 9   the service refused, or could not be reached
-    │   ├── NotFoundError                   no such object, or not yours: the two look the same
-    │   ├── AccessError                     no key, or not the right one
-    │   ├── ForbiddenError                  a key that is known, and not for this
-    │   ├── LimitError                      more at once than the service takes
-    │   ├── BusyError                       more at this moment than the service takes: later it may
-    │   │   └── QuotaError                  more than the tenant may have, of room or of a minute's work
+    │   ├── NotFoundError                   no such object, or one of another tenant: the two look the same
+    │   ├── AccessError                     the API key is missing or invalid
+    │   ├── ForbiddenError                  the API key is valid, and may not do this
+    │   ├── LimitError                      the request is larger than the service takes
+    │   ├── BusyError                       the service has too much to do; the same request may pass later
+    │   │   └── QuotaError                  the tenant has used up its room or its share of a minute
     │   ├── UnavailableError                no answer
-    │   └── DamagedError                    what the service kept is not what it was given
+    │   └── DamagedError                    stored bytes are missing, or do not match their digest
     └── LedgerError                exit 10  a ledger of releases is damaged, busy, or not what it was
         └── BudgetError                     a release would spend more than the ledger allows
 
@@ -112,47 +112,47 @@ class ServiceError(RaptError):
 
 
 class NotFoundError(ServiceError):
-    """No such object, or not yours: the two look the same."""
+    """The object does not exist or belongs to another tenant: the two look the same."""
 
     status = 404
     code = "not_found"
 
 
 class AccessError(ServiceError):
-    """No API key came with the request, or not the right one."""
+    """The API key of the request is missing or invalid."""
 
     status = 401
     code = "invalid_api_key"
 
 
 class ForbiddenError(ServiceError):
-    """The API key is known, and is not for this."""
+    """The API key is valid, and may not do this."""
 
     status = 403
     code = "permission_denied"
 
 
 class LimitError(ServiceError):
-    """A request is larger than the service takes at once."""
+    """The request is larger than the service takes at once."""
 
     status = 413
     code = "too_large"
 
 
 class BusyError(ServiceError):
-    """Too much waits already, of all or of one tenant; the same request may pass later."""
+    """Too many requests wait, in all or of one tenant; the same request may pass later."""
 
     status = 429
     code = "busy"
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
-        """Say when it is worth to try again, in seconds from now; None if time alone will not help."""
+        """Take how many seconds from now a retry may pass; None if time alone will not help."""
         super().__init__(message)
         self.retry_after = retry_after
 
 
 class QuotaError(BusyError):
-    """The tenant has used up what it may have, of room or of a minute's work."""
+    """The tenant has used up its room or its share of a minute."""
 
     code = "rate_limit_exceeded"
 
@@ -165,7 +165,7 @@ class UnavailableError(ServiceError):
 
 
 class DamagedError(ServiceError):
-    """What the service kept is not what it was given: bytes without their digest, or none where some must be."""
+    """Stored bytes are missing, or do not match their digest."""
 
     status = 500
     code = "damaged"
@@ -186,5 +186,5 @@ class BudgetError(LedgerError):
 
 
 def name_record(position: int) -> str:
-    """What messages call the record at a position from 0: records count from 1, as the lines of a file do."""
+    """Return what messages call the record at a position from 0: records count from 1, as lines of a file do."""
     return f"record {position + 1}"

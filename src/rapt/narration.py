@@ -9,17 +9,17 @@ from typing import Final, Protocol
 
 
 class Meter(Protocol):
-    """Takes the progress of one piece of work."""
+    """Receives the progress of one piece of work."""
 
     def __call__(self, done: int, /, *, total: int | None = None, note: str = "") -> None:
         """Show that `done` of `total` units are done; `note` is what else there is to say."""
 
 
 class Narrator(Protocol):
-    """Takes what a piece of work has to say while it runs."""
+    """Receives remarks and progress of a piece of work while it runs."""
 
     def say(self, line: str) -> None:
-        """Take one line."""
+        """Receive one line for people."""
 
     def meter(self, what: str, *, total: int | None = None, unit: str = "") -> AbstractContextManager[Meter]:
         """Open a meter for one piece of work."""
@@ -38,10 +38,10 @@ SILENT: Final[Narrator] = _Silence()
 
 
 def show_stages(meter: Meter, weights: Mapping[str, float]) -> Callable[[str, float], None]:
-    """A receiver of stages that come one after another, shown in percent of all of them with the time that is left.
+    """Return a receiver of stages that come one after another; it shows percent of all, and the time left.
 
     Args:
-        meter: Of 100 units.
+        meter: Meter of 100 units.
         weights: How long each stage takes, in any unit, in the order in which they come.
     """
     begun = time.monotonic()
@@ -60,12 +60,12 @@ class Pace:
     """Measures from its first report on, so that what an earlier run had written does not count as speed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is measured yet; `clock` gives seconds."""
+        """Start without a measurement; `clock` gives seconds."""
         self._clock = clock
         self._first: tuple[float, int, float] | None = None
 
     def __call__(self, tokens: int, *, share: float) -> str:
-        """So many tokens were privatized and this share of the source was read: the same in words, with the rate."""
+        """Say in words how many tokens were privatized, what share of the source was read, and at what rate."""
         now = self._clock()
         if self._first is None:
             self._first = (now, tokens, share)

@@ -23,9 +23,9 @@ class PublicModel:
     """A model whose files come inside a Python distribution.
 
     Attributes:
-        distribution: Distribution to install.
-        package: Package whose folder the model is in.
-        folder: Folder in Hugging Face's layout; for a GGUF file the folder that it is in.
+        distribution: Name of the Python distribution to install.
+        package: Name of the package whose folder holds the files.
+        folder: Folder in Hugging Face's layout, or the one that holds the GGUF file.
         summary: Description for people.
         gguf: Name and SHA-256 of a GGUF file that is converted once; None when the folder is used as it is.
     """
@@ -70,7 +70,7 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
 
 
 def find_model_folder(model: str) -> Path:
-    """The folder that holds `config.json`, `tokenizer.json` and the weights of a public model.
+    """Find the folder that holds `config.json`, `tokenizer.json` and the weights of a public model.
 
     Args:
         model: A name in `PUBLIC_MODELS`, the path of a folder in Hugging Face's layout, or a name of the hub whose
@@ -100,14 +100,14 @@ def find_model_folder(model: str) -> Path:
 
 
 def name_model(model: str) -> str:
-    """What a model is called in manifests: its name as given, or the name of its folder, never a path."""
+    """Return what a model is called in manifests: its name as given, or the name of its folder, never a path."""
     if model not in PUBLIC_MODELS and (Path(model) / "tokenizer.json").is_file():
         return Path(model).resolve().name
     return model
 
 
 def find_hub_cache() -> Path:
-    """The folder in which `huggingface_hub` keeps what it downloaded, by the same variables in the same order."""
+    """Find the folder in which `huggingface_hub` keeps what it downloaded, by the same variables in the same order."""
     for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
         if value := os.environ.get(name):
             return Path(value).expanduser() / below
@@ -116,7 +116,7 @@ def find_hub_cache() -> Path:
 
 
 def _find_snapshot(model: str) -> Path:
-    """The folder of a hub model in the local cache: the commit that its branch `main` was last seen at."""
+    """Find the folder of a hub model in the local cache: the commit that its branch `main` was last seen at."""
     if not _HUB_NAME.fullmatch(model):
         raise VocabularyError(
             f"a model must be a known name or a folder with tokenizer.json, got model={model!r}; "

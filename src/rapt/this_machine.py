@@ -8,14 +8,14 @@ from pathlib import Path
 
 
 def find_cache_folder() -> Path:
-    """`RAPT_CACHE_DIR`, or `rapt` in the user's cache folder."""
+    """Return `RAPT_CACHE_DIR`, or `rapt` in the user's cache folder."""
     if chosen := os.environ.get("RAPT_CACHE_DIR"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rapt"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address, without a port, reaches this machine only."""
+    """Return whether a name or address, without a port, reaches this machine only."""
     if host == "localhost":
         return True
     try:

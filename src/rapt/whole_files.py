@@ -50,7 +50,9 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except ValueError:  # a null character
-        raise UsageError("the output must have a name that a file can have; choose another") from None
+        raise UsageError(
+            "the output must have a valid file name, got one with a null character; choose another name"
+        ) from None
     kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
     if not stat.S_ISREG(mode):
         raise UsageError(f"the output must be a regular file or a new one, got {kind} at {str(path)!r}; name another")
@@ -68,7 +70,7 @@ def write_whole(path: Path, content: str | bytes, *, overwrite: bool = True, pri
 
     Raises:
         UsageError: As `check_target`.
-        OSError: It cannot be written; nothing of it is left, and what was there before stays.
+        OSError: The output cannot be written; nothing of it is left, and what was there before stays.
     """
     with open_whole(path, overwrite=overwrite, private=private) as stream:
         stream.write(content.encode() if isinstance(content, str) else content)
@@ -77,7 +79,7 @@ def write_whole(path: Path, content: str | bytes, *, overwrite: bool = True, pri
 
 @contextmanager
 def open_whole(path: Path, *, overwrite: bool = True, private: bool = False) -> Iterator[IO[bytes]]:
-    """A stream whose bytes appear at `path` when the block ends without an error.
+    """Open a stream whose bytes appear at `path` when the block ends without an error.
 
     Args:
         path: Name of the file.
@@ -86,7 +88,7 @@ def open_whole(path: Path, *, overwrite: bool = True, private: bool = False) -> 
 
     Raises:
         UsageError: As `check_target`.
-        OSError: It cannot be written; nothing of it is left, and what was there before stays.
+        OSError: The output cannot be written; nothing of it is left, and what was there before stays.
     """
     check_target(path, overwrite=overwrite)
     partial = _name_beside(path)
@@ -127,7 +129,7 @@ def put_in_place(partial: Path, path: Path, *, overwrite: bool, private: bool = 
 
 @contextmanager
 def open_whole_folder(folder: Path, *, replaceable: Collection[str] = (), private: bool = False) -> Iterator[Path]:
-    """An empty folder that becomes `folder` when the block ends without an error.
+    """Open an empty folder that becomes `folder` when the block ends without an error.
 
     Args:
         folder: Name of a folder that is new, empty, or holds nothing but `replaceable` files.
@@ -136,7 +138,7 @@ def open_whole_folder(folder: Path, *, replaceable: Collection[str] = (), privat
 
     Raises:
         UsageError: Something else is there.
-        OSError: It cannot be written; nothing of it is left, and what was there before stays.
+        OSError: The output cannot be written; nothing of it is left, and what was there before stays.
     """
     check_folder(folder, replaceable=replaceable)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -189,12 +191,12 @@ def check_folder(folder: Path, *, replaceable: Collection[str] = ()) -> None:
 
 @contextmanager
 def open_alone(path: Path) -> Iterator[IO[bytes]]:
-    """A file open for reading and writing, made if it is not there, and locked until the block ends.
+    """Open a file for reading and writing, made if it is not there, and locked until the block ends.
 
     The lock goes with the process: a killed one leaves none behind. Where the system has no such locks, none is taken.
 
     Raises:
-        CorpusError: Another process has it.
+        CorpusError: Another process has locked the file.
         UsageError: Something is there that is no regular file.
         OSError: It cannot be opened.
     """
@@ -213,7 +215,7 @@ def open_alone(path: Path) -> Iterator[IO[bytes]]:
 
 
 def flush(stream: IO[bytes]) -> None:
-    """Have what was written to a file reach the disk."""
+    """Make what was written to a file reach the disk."""
     stream.flush()
     os.fsync(stream.fileno())
 
@@ -245,4 +247,6 @@ def _is_database(path: Path, suffix: str) -> bool:
 
 
 def _taken() -> CorpusError:
-    return CorpusError("an output must be written by one process at a time; wait for it, or choose another name")
+    return CorpusError(
+        "an output must be written by one process at a time; wait for the other process, or choose another name"
+    )

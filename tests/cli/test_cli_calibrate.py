@@ -83,10 +83,10 @@ def test_the_names_of_distances_are_those_of_the_library():
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ("", 2, "has one target"),
-        ("--unchanged 0.5 --epsilon 3", 2, "has one target"),
-        ("--unchanged 0.5 --pair a,b", 2, "give --epsilon"),
-        ("--unchanged 0.5 --delta 1e-5", 2, "give --epsilon"),
+        ("", 2, "one target must be named"),
+        ("--unchanged 0.5 --epsilon 3", 2, "one target must be named"),
+        ("--unchanged 0.5 --pair a,b", 2, "add --epsilon"),
+        ("--unchanged 0.5 --delta 1e-5", 2, "add --epsilon"),
         ("--epsilon 3 --pair a,b --at median", 2, "exclude each other"),
         ("--epsilon 3 --pair london", 2, "two words with a comma"),
         ("--epsilon 3 --pair london,gastroenterologist", 2, "equally many tokens"),

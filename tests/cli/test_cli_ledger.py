@@ -104,7 +104,7 @@ def test_a_row_that_was_edited_is_named(through, rapt, tmp_path: Path):
     [
         ("ledger show none", 10, "got none at 'none'"),
         ("ledger verify reviews.csv", 10, "a file that rapt wrote"),
-        ("ledger cap none --per-text 3", 2, "must be there to cap it"),
+        ("ledger cap none --per-text 3", 2, "must exist to be capped"),
         ("ledger cap none", 2, "give --per-text"),
         ("privatize reviews.csv out --eta 3 --cap 3", 2, "name it with --ledger"),
         ("privatize reviews.csv out --eta 3 --redraw", 2, "name it with --ledger"),

@@ -1,6 +1,7 @@
 """`rapt admin`: tenants, keys, quotas and the audit log of a service, on its data directory.
 
-For whoever has the machine: it asks for no key. All but the deletion of a tenant may be done while the service runs.
+These commands are for the operator of the machine: they ask for no key. All but `delete-tenant` may be run while the
+service runs.
 """
 
 from __future__ import annotations
@@ -34,13 +35,17 @@ class KeyRole(StrEnum):
     ADMIN = "admin"
 
 
-NewService = Annotated[bool, typer.Option("--new", help="Make the data directory of a service that was never started.")]
+NewService = Annotated[
+    bool, typer.Option("--new", help="Make the data directory of a service that has not been started yet.")
+]
 Data = Annotated[Path, typer.Option(envvar="RAPT_DATA_DIRECTORY", help="Data directory of the service.")]
 Tenant = Annotated[str, typer.Argument(metavar="TENANT", help="Name of the tenant.")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", help="Id of the key, such as key-1a2b; not the key.")]
-MaxBytes = Annotated[int | None, typer.Option(min=0, metavar="N", help="Most bytes of files.")]
-MaxJobs = Annotated[int | None, typer.Option(min=0, metavar="N", help="Most jobs that have not ended.")]
-TokensPerMinute = Annotated[int | None, typer.Option(min=0, metavar="N", help="Most tokens of predictions a minute.")]
+MaxBytes = Annotated[int | None, typer.Option(min=0, metavar="N", help="Largest number of bytes of files.")]
+MaxJobs = Annotated[int | None, typer.Option(min=0, metavar="N", help="Largest number of jobs that have not ended.")]
+TokensPerMinute = Annotated[
+    int | None, typer.Option(min=0, metavar="N", help="Largest number of tokens of predictions a minute.")
+]
 
 admin = typer.Typer(help="Tenants, keys and quotas of a service.")
 
@@ -59,7 +64,7 @@ def create_tenant(
     tokens_per_minute: TokensPerMinute = None,
     new: NewService = False,
 ) -> None:
-    """Create a tenant; quotas that are left out are the service's.
+    """Create a tenant; quotas that are left out are those of the service.
 
     \b
     Example:
@@ -76,7 +81,7 @@ def create_tenant(
 
 @admin.command("list-tenants")
 def list_tenants(data: Data = Path("rapt-data"), as_json: AsJson = False) -> None:
-    """List tenants, their quotas and what they have.
+    """List tenants, their quotas and what they use.
 
     \b
     Example:
@@ -117,7 +122,7 @@ def set_quotas(
     max_jobs: MaxJobs = None,
     tokens_per_minute: TokensPerMinute = None,
 ) -> None:
-    """Replace all quotas of a tenant; those that are left out are the service's again.
+    """Replace all quotas of a tenant; those that are left out become those of the service.
 
     \b
     Example:
@@ -136,11 +141,11 @@ def delete_tenant(
     tenant: Tenant,
     data: Data = Path("rapt-data"),
     blobs: Blobs = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete a tenant and everything it has: keys, jobs, models, files, uploads. There is no way back.
+    """Delete a tenant and everything it has: keys, jobs, models, files, uploads. This cannot be undone.
 
-    The service must be stopped; one that runs has a route for it, because it has models in memory.
+    The service must be stopped. While it runs, use its route instead, because it has models in memory.
 
     \b
     Example:
@@ -162,11 +167,13 @@ def delete_tenant(
 def create_key(
     tenant: Annotated[str, typer.Argument(metavar="[TENANT]", help="Name of the tenant.")] = "local",
     data: Data = Path("rapt-data"),
-    role: Annotated[KeyRole, typer.Option(help="An admin may also manage tenants and keys.")] = KeyRole.TENANT,
+    role: Annotated[
+        KeyRole, typer.Option(help="Role of the key; an admin may also manage tenants and keys.")
+    ] = KeyRole.TENANT,
     as_json: AsJson = False,
     new: NewService = False,
 ) -> None:
-    """Create a key and print it: it is shown this once, and stored as a digest.
+    """Create a key and print it. It is shown only once: the service stores a digest.
 
     \b
     Example:
@@ -185,10 +192,10 @@ def create_key(
 @admin.command("list-keys")
 def list_keys(
     data: Data = Path("rapt-data"),
-    tenant: Annotated[str | None, typer.Option(help="Keys of this one only.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="List the keys of this tenant only.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List keys: ids, roles and times; the keys themselves are nowhere.
+    """List ids, roles and times of keys; the keys themselves are not stored.
 
     \b
     Example:
@@ -222,10 +229,10 @@ def list_keys(
 def rotate_key(
     key_id: KeyId,
     data: Data = Path("rapt-data"),
-    grace: Annotated[int, typer.Option(min=0, metavar="SECONDS", help="How long the old one stays good.")] = 0,
+    grace: Annotated[int, typer.Option(min=0, metavar="SECONDS", help="Time for which the old key stays valid.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key in place of another and print it; the other ends after the grace.
+    """Create a key in place of another and print it; the old key ends after --grace.
 
     \b
     Example:
@@ -241,7 +248,7 @@ def rotate_key(
 
 @admin.command("revoke-key")
 def revoke_key(key_id: KeyId, data: Data = Path("rapt-data")) -> None:
-    """End a key now.
+    """Revoke a key at once.
 
     \b
     Example:
@@ -257,10 +264,10 @@ def revoke_key(key_id: KeyId, data: Data = Path("rapt-data")) -> None:
 @admin.command("audit-log")
 def audit_log(
     data: Data = Path("rapt-data"),
-    last: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="How many entries.")] = 100,
+    last: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Number of entries.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Show who changed what, the latest last. It holds ids, and nothing that a user wrote.
+    """Show who changed what, the latest last. The log holds ids, and nothing that a user wrote.
 
     \b
     Example:
@@ -295,8 +302,8 @@ def _refuse_a_wrong_folder(data: Path) -> None:
 
     if not is_of_a_service(data):
         raise UsageError(
-            "the data directory must be that of a service, and there is none; give --data as to `rapt serve`, or begin "
-            "a new one with `rapt admin create-key --new`"
+            "the data directory must be that of a service; give the --data of `rapt serve`, or begin a new one with "
+            "`rapt admin create-key --new`"
         )
 
 

@@ -77,7 +77,8 @@ def calibrate(
         Path | None, typer.Option(metavar="FILE", help="Shares over the words of public texts: CSV, TSV or JSONL.")
     ] = None,
     private_text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The same over private texts: η then tells something of them.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Shares over the words of private texts: η then says something about them."),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of these texts that holds the text.")] = "text",
     draws: Annotated[
@@ -103,9 +104,9 @@ def calibrate(
     from rapt.local.vocabulary import load_vocabulary
 
     if sum(target is not None for target in (unchanged, epsilon, bayes_success)) != 1:
-        raise UsageError("a calibration has one target: give --unchanged, --epsilon or --bayes-success")
+        raise UsageError("one target must be named: give --unchanged, --epsilon or --bayes-success")
     if epsilon is None and (at is not None or pair is not None or delta is not None):
-        raise UsageError("--at, --pair and --delta are about a target ε; give --epsilon")
+        raise UsageError("--at, --pair and --delta must come with a target ε; add --epsilon")
     if at is not None and pair is not None:
         raise UsageError("--at and --pair exclude each other; give one of them")
     check_plot(plot, overwrite=overwrite)
@@ -164,7 +165,7 @@ def calibrate_for_epsilon(
     weighting: Weighting,
     draws: int | None,
 ) -> Calibration:
-    """The calibration for a target ε. Raises as `calibrate_epsilon`."""
+    """Calibrate for a target ε. Raises as `calibrate_epsilon`."""
     from rapt.local.calibration import DRAWS, NAMED_DISTANCES, calibrate_epsilon
     from rapt.local.distances import measure_distances
     from rapt.local.guarantee import measure_word_distances
@@ -199,7 +200,7 @@ def calibrate_for_share(
     draws: int | None,
     on_progress: Callable[[int], None],
 ) -> Calibration:
-    """The calibration for a share, whichever is given. Raises as `calibrate_unchanged` and `calibrate_success`."""
+    """Calibrate for the share that is given. Raises as `calibrate_unchanged` and `calibrate_success`."""
     from rapt.local.calibration import DRAWS, calibrate_unchanged
     from rapt.local.randomness import secure_stream
 
@@ -237,10 +238,10 @@ def weigh(
     private: Path | None,
     text_column: str,
 ) -> Weighting:
-    """The weighting that was asked for; the first thousand words where none was.
+    """Return the weighting that was asked for; the first thousand words if none was.
 
     Raises:
-        UsageError: More than one was.
+        UsageError: More than one was asked for.
         CorpusError: A file of texts cannot be read.
     """
     from rapt.local.weighting import COMMON_WORDS, weigh_all, weigh_common_words, weigh_corpus
@@ -266,12 +267,12 @@ def check_plot(plot: Path | None, *, overwrite: bool) -> None:
 
 
 def dump_calibration(found: Calibration) -> dict[str, Any]:
-    """A calibration as plain JSON values."""
+    """Return a calibration as plain JSON values."""
     return {"schema": SCHEMA, **asdict(found), "warning": PRIVATE_WARNING if found.depends_on_private_data else None}
 
 
 def describe_calibration(found: Calibration) -> list[str]:
-    """A calibration as lines for people."""
+    """Describe a calibration in lines for people."""
     interval = ""
     if found.eta_low is not None or found.eta_high is not None:
         ends = ["…" if end is None else f"{end:.4g}" for end in (found.eta_low, found.eta_high)]

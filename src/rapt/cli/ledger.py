@@ -54,7 +54,7 @@ def verify(
     path: LedgerFile,
     head: Annotated[
         str | None,
-        typer.Option(metavar="DIGEST", help="A head that was noted earlier and must still be in the chain."),
+        typer.Option(metavar="DIGEST", help="Head that was noted earlier and must still be in the chain."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -81,10 +81,12 @@ def verify(
 def cap(
     path: LedgerFile,
     per_text: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Most η on one text; inf for no cap.  [default: as it is]")
+        float | None,
+        typer.Option(metavar="NUMBER", help="Largest η on one text; inf for no cap.  [default: unchanged]"),
     ] = None,
     in_all: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Most η·tokens in all; inf for no cap.  [default: as it is]")
+        float | None,
+        typer.Option(metavar="NUMBER", help="Largest η·tokens in all; inf for no cap.  [default: unchanged]"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -102,7 +104,9 @@ def cap(
     if per_text is None and in_all is None:
         raise UsageError("a cap must be named: give --per-text, --in-all, or both")
     if not path.is_file():
-        raise UsageError(f"a ledger must be there to cap it, got none at {str(path)!r}; or use privatize --cap")
+        raise UsageError(
+            f"a ledger must exist to be capped, got none at {str(path)!r}; create one with rapt privatize --ledger"
+        )
     with open_ledger(path) as account:
         before = account.caps()
         caps = Caps(per_text=_choose_cap(before.per_text, per_text), in_all=_choose_cap(before.in_all, in_all))
@@ -115,10 +119,10 @@ def cap(
 
 @contextmanager
 def use_ledger(path: Path | None, *, cap: float | None, redraw: bool) -> Iterator[Ledger | None]:
-    """The ledger of `--ledger`, with the cap of `--cap` in force; None without one.
+    """Open the ledger of `--ledger`, with the cap of `--cap` in force; None without one.
 
     Raises:
-        UsageError: The other options without a ledger, or another cap than the ledger has.
+        UsageError: The other options were given without a ledger, or with another cap than the ledger has.
         LedgerError: As `open_ledger`.
     """
     from rapt.local.ledger import open_ledger
@@ -126,7 +130,7 @@ def use_ledger(path: Path | None, *, cap: float | None, redraw: bool) -> Iterato
 
     if path is None:
         if cap is not None or redraw:
-            raise UsageError("--cap and --redraw are about a ledger; name it with --ledger")
+            raise UsageError("--cap and --redraw must come with a ledger; name it with --ledger")
         yield None
         return
     if cap is not None and not 0 < cap < math.inf:
@@ -144,7 +148,7 @@ def use_ledger(path: Path | None, *, cap: float | None, redraw: bool) -> Iterato
 
 
 def describe_summary(found: LedgerSummary) -> list[str]:
-    """A summary as lines for people."""
+    """Describe a summary in lines for people."""
     lines = [
         f"releases   {found.releases:,} of {found.texts:,} texts, {found.tokens:,} tokens",
         f"spent      {found.budget:,.6g} η·tokens in all; at most {found.most_on_one_text:,.6g} η on one text",

@@ -16,7 +16,7 @@ from rapt.cli.options import (
     MechanismOptions,
     VocabularyName,
     choose_mechanism,
-    remake_mechanism,
+    remake_file_mechanism,
 )
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import MechanismError, UsageError
@@ -31,18 +31,20 @@ if TYPE_CHECKING:
 def mechanisms(
     audit: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Instead of the list, measure the η that this one really spends."),
+        typer.Option(metavar="NAME", help="Measure the η that this mechanism really spends, instead of listing all."),
     ] = None,
-    eta: Annotated[float | None, typer.Option(metavar="NUMBER", help="With --audit: the η that it states.")] = None,
+    eta: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Stated η of the mechanism, with --audit.")
+    ] = None,
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",
     pair: Annotated[
         list[str] | None,
-        typer.Option(metavar="WORD,WORD", help="With --audit: words to tell apart; repeat. Default: near ones."),
+        typer.Option(metavar="WORD,WORD", help="Words to tell apart, with --audit; repeat. Default: near words."),
     ] = None,
     runs: Annotated[
-        int, typer.Option(metavar="N", min=100, help="With --audit: draws of each word of a pair.")
+        int, typer.Option(metavar="N", min=100, help="Draws of each word of a pair, with --audit.")
     ] = 10_000,
     as_json: AsJson = False,
 ) -> None:
@@ -62,7 +64,7 @@ def mechanisms(
         from rapt.local.vocabulary import load_vocabulary
 
         if eta is None:
-            raise UsageError("an audit needs the η that the mechanism states; give --eta")
+            raise UsageError("--audit must come with the η that the mechanism states; give --eta")
         known_table = load_vocabulary(vocabulary)
         made = choose_mechanism(
             audit, vocabulary=known_table, eta=eta, settings=settings, allow_unproved=allow_unproved
@@ -70,7 +72,7 @@ def mechanisms(
         audit_mechanism(made, known_table, pairs=pair or (), runs=runs, as_json=as_json)
         return
     if eta is not None or settings or pair or allow_unproved:
-        raise UsageError("--eta, --set, --pair and --allow-unproved are about one mechanism; add --audit NAME")
+        raise UsageError("--eta, --set, --pair and --allow-unproved must come with one mechanism; add --audit NAME")
 
     listed = [
         {
@@ -117,7 +119,7 @@ def _write_default(default: Parameter) -> str:
     return default if isinstance(default, str) else json.dumps(default)
 
 
-# Of each token of a pair, where no number is given: a few seconds a pair.
+# Draws of each token of a pair, if no number is given: they take a few seconds a pair.
 RUNS = 10_000
 _ALPHA = 1e-6
 
@@ -193,7 +195,7 @@ def show_findings(found: ProgramAudit, vocabulary: Vocabulary, *, name: str) -> 
 
 
 def encode_pair(vocabulary: Vocabulary, pair: str) -> tuple[int, int]:
-    """The ids of the two words in `word,word` (`UsageError`)."""
+    """Return the ids of the two words in `word,word` (`UsageError`)."""
     left, right = vocabulary.encode(split_pair(pair))
     if len(left) != 1 or len(right) != 1 or left == right:
         raise UsageError(
@@ -222,10 +224,10 @@ def dump_program_audit(found: ProgramAudit, *, mechanism: str) -> dict[str, Any]
 
 def statement(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Privatized file whose setting is meant.")
+        Path | None, typer.Argument(metavar="[FILE]", help="Privatized file whose setting is described.")
     ] = None,
     eta: Annotated[
-        float | None, typer.Option(metavar="NUMBER", help="Slope in 1/embedding distance, when there is no FILE yet.")
+        float | None, typer.Option(metavar="NUMBER", help="Slope in 1/embedding distance, if there is no FILE yet.")
     ] = None,
     mechanism: Annotated[str, typer.Option(help="What replaces a token; only with --eta.")] = "laplace",
     settings: MechanismOptions = None,
@@ -258,12 +260,12 @@ def statement(
 
     pairs = tuple(split_pair(text) for text in pair or ())
     if (file is None) == (eta is None):
-        raise UsageError("a statement is about one setting: give a privatized FILE, or --eta, and not both")
+        raise UsageError("one setting must be named: give a privatized FILE, or --eta, and not both")
     if file is not None:
         manifest = read_manifest(file)
         loaded = load_vocabulary(vocabulary or manifest.model)
         check_hash(loaded.bundle, expected=manifest.vocabulary_hash)
-        made = remake_mechanism(manifest.mechanism, vocabulary=loaded, settings=settings)
+        made = remake_file_mechanism(manifest.mechanism, vocabulary=loaded, settings=settings)
         setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
         labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
         two_texts, targets = manifest.pairs, manifest.targets
@@ -295,7 +297,7 @@ def statement(
 
 
 def split_pair(pair: str) -> tuple[str, str]:
-    """The two words in `word,word` (`UsageError`)."""
+    """Split the two words in `word,word` (`UsageError`)."""
     first, comma, second = (part.strip() for part in pair.partition(","))
     if not (first and comma and second) or "," in second:
         raise UsageError("--pair must be two words with a comma between them, such as --pair london,paris")

@@ -30,24 +30,24 @@ Eta = Annotated[
 VocabularyName = Annotated[
     str,
     typer.Option(
-        help="Whose tokens and distances: a known or downloaded model, a model folder, a fetched bundle, or a file of "
-        "word vectors (GloVe, word2vec, fastText)."
+        help="Source of tokens and distances: a known or downloaded model, a model folder, a fetched bundle, or a "
+        "file of word vectors (GloVe, word2vec, fastText)."
     ),
 ]
 MechanismOptions = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Option of the mechanism, as `rapt mechanisms` lists them; repeat."
+        "--set", metavar="NAME=VALUE", help="Option of the mechanism, listed by `rapt mechanisms`; repeat for more."
     ),
 ]
 AllowUnproved = Annotated[
-    bool, typer.Option("--allow-unproved", help="Take a mechanism whose guarantee is not proved.")
+    bool, typer.Option("--allow-unproved", help="Accept a mechanism whose guarantee is not proved.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ServiceUrl = Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8420.")]
 ApiKey = Annotated[
     str | None,
-    typer.Option(envvar="RAPT_API_KEY", show_envvar=True, help="Key of the service, if it asks for one."),
+    typer.Option(envvar="RAPT_API_KEY", show_envvar=True, help="API key, if the service requires one."),
 ]
 CaFile = Annotated[
     Path | None,
@@ -56,20 +56,20 @@ CaFile = Annotated[
         metavar="FILE",
         envvar="RAPT_CA_FILE",
         show_envvar=True,
-        help="PEM certificates that vouch for the service, where this machine does not trust its certificate.",
+        help="PEM certificates to trust, if this machine does not trust the service's certificate.",
     ),
 ]
 Debug = Annotated[
     bool | None,
     typer.Option(
         "--debug/--no-debug",
-        help="Print tracebacks with their messages on stderr, which may hold private text.  [default: --no-debug]",
+        help="Print full tracebacks on stderr; they may hold private text.  [default: --no-debug]",
         show_default=False,
     ),
 ]
 Insecure = Annotated[
     bool,
-    typer.Option("--insecure", help="Send the key over http:// to another machine, for everybody on the way to read."),
+    typer.Option("--insecure", help="Allow http:// to another machine, where anybody on the way can read the key."),
 ]
 Blobs = Annotated[
     str | None,
@@ -85,14 +85,14 @@ Blobs = Annotated[
 
 
 class Precision(StrEnum):
-    """What a backbone computes in."""
+    """Number formats that a backbone can compute in."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
 
 
 class ChosenPrecision(StrEnum):
-    """What a backbone computes in, or whichever is measured to be faster."""
+    """Number formats that a backbone can compute in; `auto` takes the faster one."""
 
     AUTO = "auto"
     FLOAT32 = "float32"
@@ -100,7 +100,7 @@ class ChosenPrecision(StrEnum):
 
 
 class Drawn(StrEnum):
-    """When the plain tokens are drawn: once for the file, or anew for each record."""
+    """When plain tokens are drawn: once for the file, or anew for each record."""
 
     FILE = "file"
     RECORD = "record"
@@ -109,7 +109,7 @@ class Drawn(StrEnum):
 def choose_mechanism(
     name: str, *, vocabulary: Vocabulary, eta: float, settings: Sequence[str] | None, allow_unproved: bool
 ) -> Mechanism:
-    """The mechanism with the options written as NAME=VALUE. Raises `UsageError` and `MechanismError`."""
+    """Make the mechanism with the options written as NAME=VALUE. Raises `UsageError` and `MechanismError`."""
     from rapt.local.mechanisms import check_useful_eta, make_mechanism
 
     options = read_options(name, settings)
@@ -119,13 +119,13 @@ def choose_mechanism(
 
 
 def warn_of_calibration(options: Mapping[str, Parameter]) -> None:
-    """Say that a mechanism with these options takes minutes to be made, if it does."""
+    """Warn if a mechanism with these options takes minutes to make."""
     if options.get("calibrated") is True:
         say("rapt: calibrated: computing the largest slope, minutes for 30,000 tokens, unless it was done before")
 
 
 def read_options(name: str, settings: Sequence[str] | None) -> dict[str, Parameter]:
-    """The options of a mechanism that are written as NAME=VALUE. Raises `UsageError`."""
+    """Read the options of a mechanism that are written as NAME=VALUE. Raises `UsageError`."""
     from rapt.local.mechanisms import MECHANISMS
 
     known = MECHANISMS[name].options if name in MECHANISMS else {}
@@ -139,8 +139,10 @@ def read_options(name: str, settings: Sequence[str] | None) -> dict[str, Paramet
     return options
 
 
-def remake_mechanism(setting: MechanismSetting, *, vocabulary: Vocabulary, settings: Sequence[str] | None) -> Mechanism:
-    """The mechanism of a privatized file; NAME=VALUE gives the public files that the setting knows by hash only.
+def remake_file_mechanism(
+    setting: MechanismSetting, *, vocabulary: Vocabulary, settings: Sequence[str] | None
+) -> Mechanism:
+    """Make the mechanism of a privatized file; NAME=VALUE gives the public files that the setting knows by hash only.
 
     Raises:
         UsageError: Something other than a file is given.
@@ -157,12 +159,12 @@ def remake_mechanism(setting: MechanismSetting, *, vocabulary: Vocabulary, setti
                 "with a FILE, --set must name a public file of its setting, such as --set prior=counts.json"
             )
         files[option] = value
-    # The file was made with it, and says so: asking again would protect nobody.
+    # The file exists already and names its mechanism: a refusal here would protect nobody.
     return remake_mechanism(setting, vocabulary=vocabulary, files=files, allow_unproved=True)
 
 
 def _parse_value(value: str) -> Parameter:
-    """A number, true, false, or a word."""
+    """Parse a number, true, false, or a word."""
     if value in ("true", "false"):
         return value == "true"
     for kind in (int, float):

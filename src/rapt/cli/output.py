@@ -41,7 +41,7 @@ _PLAIN_INTERVAL = 5.0
 
 
 def write_in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What is written instead of the first letter that an encoding lacks; an error handler of `codecs`."""
+    """Return what is written for the first letter that an encoding lacks; an error handler of `codecs`."""
     if not isinstance(error, UnicodeEncodeError):
         return codecs.replace_errors(error)
     letter, after = error.object[error.start], error.start + 1
@@ -52,7 +52,7 @@ def write_in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def accept_every_letter() -> None:
-    """Have stdout and stderr write in ASCII what their encodings lack."""
+    """Make stdout and stderr write in ASCII the letters that their encodings lack."""
     codecs.register_error(_HANDLER, write_in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -69,7 +69,7 @@ def show(text: str) -> None:
     """Write text to stdout: it is what was asked for.
 
     Raises:
-        CorpusError: Stdout takes no more.
+        CorpusError: Stdout is full or closed.
     """
     try:
         if not sys.stdout:  # as `rapt ... >&-` leaves it
@@ -89,7 +89,7 @@ def show_json(value: Mapping[str, Any]) -> None:
 
 
 def format_json(value: Mapping[str, Any]) -> str:
-    """A value as JSON on one line, with the letters that stdout has; others are escaped, so that none is changed."""
+    """Write a value as JSON on one line; letters that stdout lacks are escaped, so that none is changed."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -99,7 +99,7 @@ def format_json(value: Mapping[str, Any]) -> str:
 
 
 def flush_stdout() -> bool:
-    """Whether stdout took all that was written; if not, the rest goes nowhere, or Python would try again at its end."""
+    """Return whether stdout took all that was written; if not, drop the rest, which Python would try again."""
     with suppress(OSError, ValueError):
         if sys.stdout:
             sys.stdout.flush()
@@ -115,7 +115,7 @@ def write_output(path: Path, content: str, *, overwrite: bool) -> None:
     """Write a file that the user named; it appears only when it is whole.
 
     Raises:
-        CorpusError: It cannot be written.
+        CorpusError: The file cannot be written.
         UsageError: Something that must not be replaced appeared there meanwhile.
     """
     try:
@@ -127,11 +127,11 @@ def write_output(path: Path, content: str, *, overwrite: bool) -> None:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of text under a header, two spaces apart, the first to the left and numbers to the right.
+    """Lay out columns of text under a header, two spaces apart, the first to the left and numbers to the right.
 
     Args:
-        header: One name a column.
-        rows: Cells, as many a row as the header has names.
+        header: Name of each column.
+        rows: Cells of each row, one for each column.
 
     Returns:
         Lines joined by newlines, without trailing spaces.
@@ -150,7 +150,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 @contextmanager
 def meter(what: str, *, total: int | None = None, unit: str = "") -> Iterator[Meter]:
-    """A meter on stderr for one piece of work: a bar on a terminal, plain lines elsewhere."""
+    """Open a meter on stderr for one piece of work: a bar on a terminal, plain lines elsewhere."""
     if sys.stderr.isatty():
         with _make_bar() as progress:
             yield _BarMeter(progress, progress.add_task(what, total=total, note="", unit=unit))

@@ -15,7 +15,7 @@ from rapt.errors import UsageError
 
 
 class Format(StrEnum):
-    """What a file of texts can be."""
+    """Formats of a file of texts."""
 
     CSV = "csv"
     TSV = "tsv"
@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 class UnknownWords(StrEnum):
-    """What becomes of a word that the vocabulary does not know."""
+    """What happens to a word that the vocabulary does not know."""
 
     UNK = "unk"
     REFUSE = "refuse"
@@ -59,18 +59,21 @@ def privatize(
     label_column: Annotated[str, typer.Option(help="Column that holds the label; it is sent in clear.")] = "label",
     delimiter: Annotated[
         str | None,
-        typer.Option(metavar="CHARACTER", help="Between the fields of CSV and TSV; default: found by the columns."),
+        typer.Option(
+            metavar="CHARACTER",
+            help="Separator of the fields of CSV and TSV; default: the one that gives the named columns.",
+        ),
     ] = None,
     no_header: Annotated[
-        bool, typer.Option("--no-header", help="The first line is a record; columns are given as numbers from 1.")
+        bool, typer.Option("--no-header", help="The first line is a record; give columns as numbers from 1.")
     ] = False,
-    no_label: Annotated[bool, typer.Option("--no-label", help="There are no labels, or they stay here.")] = False,
+    no_label: Annotated[bool, typer.Option("--no-label", help="Send no labels.")] = False,
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Names of the classes in order; default: those found, sorted.")
     ] = None,
     public_labels: Annotated[
         bool,
-        typer.Option("--public-labels", help="The labels are public: send them though they are many, long or unique."),
+        typer.Option("--public-labels", help="The labels are public: send them even if they are many, long or unique."),
     ] = False,
     label_epsilon: Annotated[
         float | None,
@@ -81,10 +84,12 @@ def privatize(
     ] = None,
     plain_tokens: Annotated[
         int,
-        typer.Option(metavar="N", min=0, help="Public plain tokens before each text, for reconstruction; 0 for none."),
+        typer.Option(
+            metavar="N", min=0, help="Number of public plain tokens before each text, for reconstruction; 0 for none."
+        ),
     ] = 20,
     plain_token_pool: Annotated[
-        int, typer.Option(metavar="N", min=1, help="How many words they are drawn from.")
+        int, typer.Option(metavar="N", min=1, help="Number of words that plain tokens are drawn from.")
     ] = 500,
     plain_tokens_drawn: Annotated[
         Drawn, typer.Option(help="One sequence for the whole file, or a fresh one for each record.")
@@ -95,24 +100,26 @@ def privatize(
     ] = None,
     insecure_seed: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Repeatable noise for tests: it protects nothing, and OUT says so."),
+        typer.Option(
+            metavar="N", min=0, help="Use repeatable noise, for tests only: it protects nothing, and OUT says so."
+        ),
     ] = None,
     ledger: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Account for every release here, and send the stored release of a text that was released before.",
+            help="Ledger that accounts for every release; a text that was released before is sent as it was then.",
         ),
     ] = None,
     cap: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Most η that all releases of one text may add up to; kept in the ledger."),
+        typer.Option(metavar="NUMBER", help="Largest sum of η over all releases of one text; the ledger keeps it."),
     ] = None,
     redraw: Annotated[
         bool, typer.Option("--redraw", help="With --ledger, draw anew and pay again for texts released before.")
     ] = False,
     file_format: Annotated[
-        Format | None, typer.Option("--format", help="Of IN; default: by the suffix of its name.")
+        Format | None, typer.Option("--format", help="Format of IN; default: by the suffix of its name.")
     ] = None,
     resume: Annotated[
         bool,
@@ -159,7 +166,7 @@ def privatize(
     check_output(target, source=source, ledger=ledger, overwrite=overwrite)
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
-        say("rapt: warning: whoever knows --insecure-seed can undo this file; use it for tests only")
+        say("rapt: warning: anybody who knows --insecure-seed can undo this file; use it for tests only")
     table = load_vocabulary(vocabulary, unknown=unknown_words.value, remark=lambda line: say(f"rapt: {line}"))
     made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
     # What is tried are public words, so a fixed seed betrays nothing, and the noise of the file stays as it is.
@@ -222,14 +229,14 @@ def privatize(
     sent = "none" if manifest.labels is None else f"{len(manifest.labels)} classes ({how})"
     say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
     if manifest.targets == "public":
-        say("rapt: warning: the targets left as they are, because --public-target says that they are public")
+        say("rapt: warning: the targets are sent as they are, because --public-target says that they are public")
     if ledger is not None:
         say("to see what was spent so far, run: rapt ledger show LEDGER")
     say("to see what this protects and what it does not, run: rapt statement OUT")
 
 
 def split_names(names: str) -> tuple[str, ...]:
-    """The class names in `a,b,c` (`UsageError` for an empty one or one that is named twice)."""
+    """Split the class names in `a,b,c` (`UsageError` for an empty one or one that is named twice)."""
     found = tuple(name.strip() for name in names.split(","))
     if not all(found) or len(set(found)) != len(found):
         raise UsageError(

@@ -95,7 +95,7 @@ def show_version_or_help(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code of the command line `rapt ARGUMENTS`."""
+    """Run the command line `rapt ARGUMENTS`, and return its exit code."""
     accept_every_letter()
     code = _run(arguments)
     return code if flush_stdout() else code or 1
@@ -126,10 +126,10 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _refuse_repeated(command: Any, arguments: list[str]) -> None:
-    """Refuse an option that is given twice: the last would win in silence, and with it another η, cap or file.
+    """Refuse an option that is given twice: the last would win silently, and with it another η, cap or file.
 
     Raises:
-        UsageError: It has one value, and is there twice.
+        UsageError: An option of one value is given twice.
     """
     while subcommands := getattr(command, "commands", None):
         if not arguments or arguments[0] not in subcommands:
@@ -158,7 +158,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def _word_usage(message: str, arguments: Sequence[str]) -> str:
-    """Typer's message as one line of ours: lower case, no full stop, a way out."""
+    """Rewrite Typer's message as one line: lower case, no full stop, with what to do."""
     line = " ".join(message.split()).rstrip(".")
     known = {command.__name__.replace("_", "-") for command in COMMANDS} | {"vocabulary", "ledger", "admin"}
     called = f"rapt {arguments[0]}" if arguments and arguments[0] in known else "rapt"

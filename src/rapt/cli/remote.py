@@ -23,7 +23,7 @@ def tune(
     service: ServiceUrl,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Privatized file with labels.")] = None,
     follow: Annotated[
-        str | None, typer.Option(metavar="JOB", help="Instead of FILE, follow a job that was begun before.")
+        str | None, typer.Option(metavar="JOB", help="Follow a job that was started before, instead of FILE.")
     ] = None,
     model: Annotated[
         str | None,
@@ -46,20 +46,23 @@ def tune(
         str | None, typer.Option(help="Where the prompt or prefix starts: vocabulary, random, text or labels.")
     ] = None,
     init_text: Annotated[
-        str | None, typer.Option(metavar="WORDS", help="For --init text. Sent in clear: public words only.")
+        str | None,
+        typer.Option(metavar="WORDS", help="Text for --init text; it is sent in clear, so give public words only."),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="Network that makes the prompt in training: mlp or lstm; for a prefix mlp or none."),
+        typer.Option(help="Network that makes the prompt during tuning: mlp or lstm; for a prefix mlp or none."),
     ] = None,
-    rank: Annotated[int | None, typer.Option(metavar="N", min=1, help="r of LoRA.")] = None,
+    rank: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rank r of LoRA.")] = None,
     alpha: Annotated[float | None, typer.Option(metavar="NUMBER", help="LoRA's change is scaled by alpha / r.")] = None,
     target: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A linear layer that LoRA changes, such as query.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Passes over the file.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Records a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(metavar="NUMBER", help="Of the method, at its peak.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="Learning rate of the method at its peak.")
+    ] = None,
     reconstruction_weight: Annotated[
         float | None,
         typer.Option(metavar="NUMBER", help="λ in L = L_task + λ L_rec; needs plain tokens in FILE."),
@@ -67,14 +70,16 @@ def tune(
     reconstruction_size: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Width between the two layers of the reconstruction head.")
     ] = None,
-    reconstruction_schedule: Annotated[str | None, typer.Option(help="λ over the run: constant, rise or fall.")] = None,
+    reconstruction_schedule: Annotated[
+        str | None, typer.Option(help="Course of λ over the run: constant, rise or fall.")
+    ] = None,
     no_reconstruction: Annotated[
-        bool, typer.Option("--no-reconstruction", help="Leave the plain tokens out: tuning without RAPT.")
+        bool, typer.Option("--no-reconstruction", help="Leave the plain tokens out: tune without RAPT.")
     ] = False,
-    suffix: Annotated[str | None, typer.Option(help="A part of the tuned model's name.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Repeat a run of the tuning.")] = None,
+    suffix: Annotated[str | None, typer.Option(help="Part of the tuned model's name.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed that repeats a run of the tuning.")] = None,
     priority: Annotated[
-        int, typer.Option(metavar="N", min=-100, max=100, help="Among your own jobs; the highest is first.")
+        int, typer.Option(metavar="N", min=-100, max=100, help="Priority among your own jobs; the highest runs first.")
     ] = 0,
     api_key: ApiKey = None,
     ca_file: CaFile = None,
@@ -84,7 +89,7 @@ def tune(
     """Tune a model of a service on a privatized file.
 
     Prints the name of the tuned model, for `rapt predict`. What is not set here is left to the service. A file that the
-    service has already is not sent again. A lost connection is made again for minutes; after that the job goes on
+    service has already is not sent again. A lost connection is retried for minutes; after that the job goes on
     without this command, and --follow finds it again. Interrupting cancels the job, unless it is only followed.
 
     \b
@@ -117,15 +122,19 @@ def tune(
     }
     rapt = {name: value for name, value in rapt.items() if value is not None}
     if no_reconstruction and rapt:
-        raise UsageError("--no-reconstruction and settings of the reconstruction exclude each other; give one of them")
+        raise UsageError(
+            "--no-reconstruction must be given without settings of the reconstruction; leave one of them out"
+        )
     if no_reconstruction:
         hyperparameters["reconstruction"] = None
     elif rapt:
         hyperparameters["reconstruction"] = rapt
     if (file is None) == (follow is None):
-        raise UsageError("a tuning is a new one or one to be followed: give FILE, or --follow JOB, and not both")
+        raise UsageError("one job must be named: give FILE for a new one, or --follow JOB, and not both")
     if follow is not None and (hyperparameters or model or suffix or seed is not None or priority or method != "auto"):
-        raise UsageError("--follow is about a job that has its settings already; leave the others out")
+        raise UsageError(
+            "--follow takes a job with its settings; leave out --model, --method and the settings of the tuning"
+        )
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
         if file is None:
             job = client.job(str(follow))
@@ -170,7 +179,7 @@ def tune(
 
 
 def send_file(client: ServiceClient, file: Path, *, model: str | None) -> dict[str, str]:
-    """The arguments `file_id` and `model` of a job on a privatized file, which the service has afterwards."""
+    """Upload a privatized file, and return the arguments `file_id` and `model` of a job on it."""
     from rapt.wire.privatized_file import read_manifest
 
     manifest = read_manifest(file)
@@ -182,7 +191,7 @@ def send_file(client: ServiceClient, file: Path, *, model: str | None) -> dict[s
 
 
 def describe(method: Mapping[str, Any]) -> str:
-    """A job's method on one line."""
+    """Describe a job's method on one line."""
     kind = str(method.get("type"))
     values = dict(method.get(kind, {}).get("hyperparameters", {}))
     reconstruction = values.pop("reconstruction", None)

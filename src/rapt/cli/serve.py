@@ -15,13 +15,14 @@ from rapt.cli.output import say, show_json
 
 def serve(
     data: Annotated[
-        Path | None, typer.Option(help="The one folder that holds all state.  [default: rapt-data]", show_default=False)
+        Path | None, typer.Option(help="Folder that holds all state.  [default: rapt-data]", show_default=False)
     ] = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]", show_default=False)
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.  [default: 8420]")
+        int | None,
+        typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 takes a free one.  [default: 8420]"),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -35,7 +36,7 @@ def serve(
     debug: Debug = None,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(help="Certificate chain in PEM: serve HTTPS. With --tls-key.", show_default=False),
+        typer.Option(help="Certificate chain in PEM, to serve HTTPS; needs --tls-key.", show_default=False),
     ] = None,
     tls_key: Annotated[
         Path | None, typer.Option(help="Private key of the certificate, in PEM.", show_default=False)
@@ -43,7 +44,7 @@ def serve(
 ) -> None:
     """Serve tuning and prediction on privatized text.
 
-    Without keys the service listens on this machine only, and lets in local programs. To open it, create keys with
+    Without keys the service listens on this machine only, and serves local programs. To open it, create keys with
     `rapt admin`, and give --host and the files for TLS. Every setting is also an environment variable, such as
     RAPT_PORT. Once the service answers, one line of JSON with its address stands on stdout; it stops at SIGINT or
     SIGTERM.
@@ -86,8 +87,8 @@ def worker(
 ) -> None:
     """Run jobs of a service in a process of their own; start as many as there are cores to spare.
 
-    Settings are those of `rapt serve`. A service that shall leave all jobs to such processes is started with
-    RAPT_WORKER_IN_SERVICE=false. It stops at SIGINT or SIGTERM: the job that it ran goes on elsewhere, or later.
+    Settings are those of `rapt serve`. To leave all jobs to such processes, start the service with
+    RAPT_WORKER_IN_SERVICE=false. A worker stops at SIGINT or SIGTERM, and its job goes on elsewhere, or later.
 
     \b
     Example:

@@ -15,7 +15,7 @@ from rapt.errors import UsageError
 
 
 class Case(StrEnum):
-    """Whether texts are lower-cased before their words are looked up."""
+    """How the case of texts is treated before their words are looked up."""
 
     AUTO = "auto"
     LOWER = "lower"
@@ -68,7 +68,7 @@ def vectors(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
     case: Annotated[
-        Case, typer.Option(help="Of texts: lowered, kept, or lowered if no word of IN has a capital.")
+        Case, typer.Option(help="Case of texts: lowered, kept, or (auto) lowered if no word of IN has a capital.")
     ] = Case.AUTO,
     as_json: AsJson = False,
 ) -> None:

@@ -44,10 +44,10 @@ class AdapterCard:
     Attributes:
         model: Name of the backbone.
         vocabulary_hash: The vocabulary that training and queries are privatized with.
-        kind: Of the backbone: `encoder`, `encoder-decoder` or `decoder`.
+        kind: Kind of the backbone: `encoder`, `encoder-decoder` or `decoder`.
         method: How the backbone was adapted, such as `prompt_tuning`.
         task: What it answers: `classification`, `label_words` or `generation`.
-        labels: Names of the classes, in the order of the head's rows; none for generation.
+        labels: Names of the classes in the order of the head's rows; empty for generation.
         mechanism: What privatized the training text; queries must be privatized the same way.
         plain_tokens: m, how many privatized plain tokens stand before each text; 0 for tuning without reconstruction.
         prompt_length: P, number of soft prompt vectors or prefix positions; 0 for the other methods.
@@ -73,7 +73,7 @@ class AdapterCard:
 
 
 def dump_card(card: AdapterCard) -> dict[str, Any]:
-    """The card as plain JSON values, in a fixed order of keys."""
+    """Return the card as plain JSON values, in a fixed order of keys."""
     return {
         "schema": SCHEMA,
         "model": card.model,
@@ -93,7 +93,7 @@ def dump_card(card: AdapterCard) -> dict[str, Any]:
 
 
 def parse_card(value: Mapping[str, Any]) -> AdapterCard:
-    """The card in a JSON object.
+    """Return the card in a JSON object.
 
     Raises:
         WireError: Unknown schema, a missing, unknown or mistyped field, or a value beyond the limits of this format.
@@ -129,7 +129,7 @@ def parse_card(value: Mapping[str, Any]) -> AdapterCard:
 
 
 def _parse_figures(value: Mapping[str, Any], name: str, *, kinds: tuple[type, ...], what: str) -> dict[str, Any]:
-    """The field `name`: settings or figures by their names."""
+    """Return the field `name`: settings or figures by their names."""
     found = read_field(value, name, dict, what=what)
     if len(found) > _MOST_SETTINGS or not all(key.isidentifier() and len(key) <= 64 for key in found):
         raise WireError(f"{what} must have at most {_MOST_SETTINGS} names in {name}, each a word of a program")
@@ -148,7 +148,7 @@ _DAMAGED: Final = (
 
 
 def pack_adapter(files: Mapping[str, bytes]) -> bytes:
-    """The archive of files, by name."""
+    """Pack files, given by name, into one archive."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
@@ -157,12 +157,12 @@ def pack_adapter(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack_adapter(archive: bytes) -> dict[str, bytes]:
-    """The files in an archive of `pack_adapter`, in memory: no name in it is ever a path.
+    """Read the files of an archive of `pack_adapter` into memory: no name in it is ever a path.
 
     What comes out is no larger than the archive: nothing is compressed, no two files share bytes, no name comes twice.
 
     Raises:
-        WireError: It is none of ours.
+        WireError: The archive is damaged, compressed, or larger than its files.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(archive)) as opened:
@@ -177,4 +177,4 @@ def unpack_adapter(archive: bytes) -> dict[str, bytes]:
                 raise WireError("an adapter's archive must be as large as its files; export it again")
             return {entry.filename: opened.read(entry) for entry in entries}
     except _DAMAGED:
-        raise WireError("an adapter's archive must be whole; export it again") from None
+        raise WireError("an adapter's archive must be a whole ZIP file; export it again") from None

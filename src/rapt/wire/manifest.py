@@ -28,7 +28,7 @@ _TARGETS: Final[tuple[Targets, ...]] = get_args(Targets)
 
 Parameter = float | int | str | bool
 
-MOST_PARAMETERS: Final = 16  # of a mechanism: the richest has 6
+MOST_PARAMETERS: Final = 16  # the largest number of a mechanism's parameters; the richest mechanism has 6
 MOST_PLAIN_TOKENS: Final = 4096  # before a text: more than a backbone has positions for
 MOST_LABELS: Final = 1000
 LONGEST_LABEL: Final = 256
@@ -62,8 +62,8 @@ class PlainTokens:
     """The public plain tokens k of RAPT, Sec. 3: chosen before any text is read, privatized with the record.
 
     Attributes:
-        count: m, how many stand before each record; 0 switches reconstruction off.
-        pool: The ids that they are drawn from: the |T| classes of the reconstruction head.
+        count: m, the number of plain tokens before each record; 0 switches reconstruction off.
+        pool: Ids that they are drawn from: the |T| classes of the reconstruction head.
         fixed: One sequence for the whole file, or None when each record has a fresh one of its own.
     """
 
@@ -119,22 +119,22 @@ class LabelPrivacy:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Manifest:
-    """First line of a privatized file.
+    """The first line of a privatized file: what was done to its texts.
 
     Attributes:
         model: Name of the backbone whose vocabulary was used.
         vocabulary_hash: `sha256:...` of that vocabulary; eta means nothing without it.
-        mechanism: What turned a token into another.
-        randomness: Where the noise came from.
+        mechanism: Mechanism that replaced each token.
+        randomness: Source of the noise.
         plain_tokens: The public plain tokens, or none.
         labels: Names of the classes, in clear; None for a file without labels.
-        label_privacy: What privatized each record's label; None when labels are the true ones, or there are none.
+        label_privacy: Mechanism that privatized each record's label; None for true labels and for none.
         records: Number of record lines that follow.
         tokens: Number of privatized text tokens in them, plain tokens not counted.
         records_sha256: Hex digest of the record lines as bytes: a truncated or edited file is refused.
         created_by: Program and version.
         pairs: Whether each record has a second text, privatized as the first.
-        targets: How each record's target text left; None when records have none.
+        targets: Whether each record's target text was privatized or is public; None when records have none.
     """
 
     model: str
@@ -152,7 +152,7 @@ class Manifest:
     targets: Targets | None = None
 
     def __repr__(self) -> str:
-        """What a file is, without its labels and pools."""
+        """Describe the file without its labels and pools."""
         return (
             f"Manifest(model={self.model[:60]!r}, mechanism={self.mechanism.name[:30]!r}, records={self.records}, "
             f"tokens={self.tokens})"
@@ -160,15 +160,15 @@ class Manifest:
 
     @property
     def schema(self) -> str:
-        """The oldest schema that can say it."""
+        """The oldest schema that can express this manifest."""
         return SCHEMA_OF_PARTS if self.pairs or self.targets is not None else SCHEMA
 
 
 def check_eta(eta: float) -> float:
-    """`eta` as a float, if it is a finite number above zero.
+    """Return `eta` as a float, if it is a finite number above zero.
 
     Raises:
-        MechanismError: It is not.
+        MechanismError: eta is not such a number.
     """
     if not _is_finite(eta) or eta <= 0:
         raise MechanismError(
@@ -186,7 +186,7 @@ def _is_finite(value: object) -> bool:
 
 
 def dump_manifest(manifest: Manifest) -> dict[str, Any]:
-    """The manifest as plain JSON values, in a fixed order of keys."""
+    """Return the manifest as plain JSON values, in a fixed order of keys."""
     plain = manifest.plain_tokens
     parts: dict[str, Any] = {}
     if manifest.schema == SCHEMA_OF_PARTS:
@@ -216,7 +216,7 @@ def dump_manifest(manifest: Manifest) -> dict[str, Any]:
 
 
 def parse_manifest(value: Mapping[str, Any]) -> Manifest:
-    """The manifest in a JSON object, or a refusal.
+    """Return the manifest in a JSON object.
 
     Raises:
         WireError: Unknown schema, a missing, unknown or mistyped field, a value beyond the limits of this format, or
@@ -278,7 +278,7 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
 
 
 def read_labels(value: Mapping[str, Any], *, what: str) -> tuple[str, ...]:
-    """The field `labels`: names of classes, each once. Raises `WireError`."""
+    """Return the field `labels`: names of classes, each once. Raises `WireError`."""
     labels = value["labels"]
     if type(labels) is not list or not all(type(name) is str for name in labels):
         raise WireError(f"{what} must have labels as a list of names, or null")
@@ -297,17 +297,17 @@ def _parse_targets(value: Any) -> Targets | None:
         if value == known:
             return known
     if value is not None:
-        raise WireError(f"the manifest must say of targets {' or '.join(_TARGETS)}, or null; write it again")
+        raise WireError(f"the manifest must have targets as {' or '.join(_TARGETS)}, or null; write the file again")
     return None
 
 
 def dump_mechanism(setting: MechanismSetting) -> dict[str, Any]:
-    """A mechanism as plain JSON values."""
+    """Return a mechanism as plain JSON values."""
     return {"name": setting.name, "parameters": dict(setting.parameters)}
 
 
 def parse_mechanism(value: Mapping[str, Any]) -> MechanismSetting:
-    """The mechanism in a JSON object. Raises as `parse_manifest`."""
+    """Return the mechanism in a JSON object. Raises as `parse_manifest`."""
     what = "the mechanism"
     check_fields(value, required={"name", "parameters"}, optional=set(), what=what)
     parameters = read_field(value, "parameters", dict, what=what)

@@ -42,7 +42,7 @@ _AROUND: Final = {"BertProcessing": 2, "RobertaProcessing": 2, "ByteLevel": 0}
 
 
 def find_eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
-    """Sorted ids of the tokens that may be an output and have a row in the table of `rows` rows.
+    """Find the sorted ids of the tokens that may be an output and have a row in the table of `rows` rows.
 
     Raises:
         VocabularyError: The bytes are not a tokenizer, or no token is left.
@@ -70,7 +70,7 @@ def find_eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
 
 
 def count_special_tokens(tokenizer_json: bytes) -> int:
-    """How many special tokens the tokenizer puts around one text: BERT 2, T5 1, GPT-2 0, Llama 1.
+    """Count the special tokens that the tokenizer puts around one text: BERT 2, T5 1, GPT-2 0, Llama 1.
 
     Raises:
         VocabularyError: The bytes are not a tokenizer, or its post-processor is of an unknown type.
@@ -82,7 +82,7 @@ def count_special_tokens(tokenizer_json: bytes) -> int:
 
 
 def find_control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]:
-    """The ids of special tokens but the unknown one, and the id of the unknown token, None where there is none.
+    """Find the ids of special tokens but the unknown one, and the id of the unknown token, None where there is none.
 
     Raises:
         VocabularyError: The bytes are not a tokenizer.
@@ -101,9 +101,9 @@ def find_control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]
 
 @contextmanager
 def catch_panic() -> Iterator[None]:
-    """Make a panic of the library of tokenizers, which no `except Exception` sees, an error without its message.
+    """Turn a panic of the library of tokenizers, which no `except Exception` sees, into an error without its message.
 
-    A damaged `tokenizer.json` brings one about: a table of characters that points outside of itself, for one.
+    A damaged `tokenizer.json` can cause one: for example a table of characters that points outside of itself.
     """
     try:
         yield
@@ -130,7 +130,7 @@ def _not_a_tokenizer() -> VocabularyError:
 
 
 def _list_tokens(vocab: Any) -> Iterator[tuple[str, int]]:
-    """Tokens and ids: a dict in WordPiece, BPE and WordLevel, a list of (token, score) in Unigram."""
+    """List tokens and ids: a dict in WordPiece, BPE and WordLevel, a list of (token, score) in Unigram."""
     if isinstance(vocab, dict):
         return iter(vocab.items())
     return ((item[0], position) for position, item in enumerate(vocab))
@@ -161,7 +161,7 @@ def _is_byte_level(description: Mapping[str, Any]) -> bool:
 
 
 def _make_byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte: itself where it can be seen, else the next one from 256 on."""
+    """Map the character that stands for each byte to it: itself where it can be seen, else the next one from 256 on."""
     seen = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     rest = [byte for byte in range(256) if byte not in seen]
     return {chr(byte): byte for byte in seen} | {chr(256 + place): byte for place, byte in enumerate(rest)}
@@ -208,7 +208,7 @@ class _Place:
 
 
 def read_table(folder: Path) -> NDArray[np.float32]:
-    """The input embedding table, (V, d), of the model in a folder, whole or in shards.
+    """Read the input embedding table, (V, d), of the model in a folder, whole or in shards.
 
     Raises:
         VocabularyError: No weights are there, they are damaged, or hold no table under one known name.
@@ -231,7 +231,7 @@ def read_table(folder: Path) -> NDArray[np.float32]:
 
 
 def find_table_name(names: list[str]) -> str:
-    """The name of the input embedding table among the tensors of a model.
+    """Find the name of the input embedding table among the tensors of a model.
 
     Raises:
         VocabularyError: None has a known ending, or several have the same.
@@ -263,7 +263,7 @@ def _read_weight_map(index: Path) -> dict[str, str]:
 
 
 def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its data begins."""
+    """Read the header of a safetensors file, and where its data begins."""
     length = int.from_bytes(stream.read(8), "little")
     raw = stream.read(length) if 0 < length <= _MOST_HEADER_BYTES else b""
     if len(raw) != length or not raw:

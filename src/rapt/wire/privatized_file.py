@@ -45,7 +45,7 @@ class PrivatizedRecord:
     target_ids: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
-        """How long it is."""
+        """Say how long the record is, and nothing that it holds."""
         return f"PrivatizedRecord({len(self.token_ids)} tokens, {'no label' if self.label is None else 'a label'})"
 
 
@@ -55,8 +55,8 @@ class RecordLines:
 
     Attributes:
         lines: One line of ASCII JSON for each record.
-        records: How many they are.
-        tokens: How many tokens of them went through the mechanism; see `count_privatized_tokens`.
+        records: Number of the records.
+        tokens: Number of their tokens that went through the mechanism; see `count_privatized_tokens`.
     """
 
     lines: bytes
@@ -65,12 +65,12 @@ class RecordLines:
 
 
 def write_record_lines(records: Sequence[PrivatizedRecord], manifest: Manifest, *, first_position: int) -> RecordLines:
-    """The lines of these records, each checked against the manifest.
+    """Return the lines of these records, each checked against the manifest.
 
     Args:
-        records: In order.
-        manifest: Of their file.
-        first_position: Position of the first in the file, for messages.
+        records: Records in the order in which they stand in the file.
+        manifest: Manifest of the file that the records belong to.
+        first_position: Position of the first record in the file, for messages.
 
     Raises:
         WireError: A record contradicts the manifest.
@@ -85,20 +85,20 @@ def write_record_lines(records: Sequence[PrivatizedRecord], manifest: Manifest, 
 
 
 def count_privatized_tokens(record: PrivatizedRecord, manifest: Manifest) -> int:
-    """How many tokens of a record went through the mechanism: those of its texts, plain tokens not counted."""
+    """Count the tokens of a record's texts that went through the mechanism, without plain tokens."""
     targets = len(record.target_ids or ()) if manifest.targets == "privatized" else 0
     return len(record.token_ids) + len(record.second_token_ids or ()) + targets
 
 
 def list_privatized_parts(manifest: Manifest) -> tuple[PrivatizedPart, ...]:
-    """Which texts of each record of a file went through the mechanism: all but a target that was declared public."""
+    """List which texts of each record of a file went through the mechanism: all but public targets."""
     second: tuple[PrivatizedPart, ...] = ("second",) if manifest.pairs else ()
     target: tuple[PrivatizedPart, ...] = ("target",) if manifest.targets == "privatized" else ()
     return ("first", *second, *target)
 
 
 def list_privatized_texts(record: PrivatizedRecord, manifest: Manifest) -> tuple[tuple[int, ...], ...]:
-    """The texts of a record that went through the mechanism, in the order of `list_privatized_parts`."""
+    """List the texts of a record that went through the mechanism, in the order of `list_privatized_parts`."""
     texts: dict[PrivatizedPart, tuple[int, ...] | None] = {
         "first": record.token_ids,
         "second": record.second_token_ids,
@@ -135,7 +135,7 @@ def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int)
 
 
 def parse_record(value: dict[str, Any], *, position: int) -> PrivatizedRecord:
-    """The record in a JSON object. Raises `WireError` for a missing, unknown or mistyped field."""
+    """Return the record in a JSON object. Raises `WireError` for a missing, unknown or mistyped field."""
     what = name_record(position)
     check_fields(
         value,
@@ -183,14 +183,14 @@ class PrivatizedFile:
 
 
 def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | PrivatizedRecord]:
-    """The manifest, then every record, in constant memory.
+    """Yield the manifest, then every record, in constant memory.
 
     Counts and digest are known to be right only when the iteration ends without an error.
 
     Raises:
         WireError: The file is malformed, truncated, edited, or of an unknown version.
     """
-    # Mail and version control end lines as their system does; nothing else about the file is other than it was written.
+    # Mail and version control change the ends of lines; nothing else may differ.
     stream = (line[:-2] + b"\n" if line.endswith(b"\r\n") else line for line in lines)
     first = next(stream, b"")
     if len(first) > MAX_LINE_BYTES:
@@ -227,13 +227,13 @@ def iterate_privatized_lines(lines: Iterable[bytes]) -> Iterator[Manifest | Priv
 
 
 def read_bounded_lines(stream: IO[bytes]) -> Iterator[bytes]:
-    """Lines of at most one byte more than a record may have, so that a file of one endless line fills no memory."""
+    """Yield lines of at most one byte more than a record may have, so that one endless line fills no memory."""
     while line := stream.readline(MAX_LINE_BYTES + 1):
         yield line
 
 
 def read_privatized_lines(lines: Iterable[bytes]) -> PrivatizedFile:
-    """A whole privatized file from its lines, checked. Raises as `iterate_privatized_lines`."""
+    """Read a whole privatized file from its lines, and check it. Raises as `iterate_privatized_lines`."""
     items = iterate_privatized_lines(lines)
     manifest = next(items)
     assert isinstance(manifest, Manifest)
@@ -244,7 +244,7 @@ def read_privatized_lines(lines: Iterable[bytes]) -> PrivatizedFile:
 
 
 def read_privatized_file(path: Path | str) -> PrivatizedFile:
-    """A whole privatized file in memory, checked.
+    """Read a whole privatized file into memory, and check it.
 
     Raises:
         CorpusError: It cannot be opened.
@@ -255,7 +255,7 @@ def read_privatized_file(path: Path | str) -> PrivatizedFile:
 
 
 def read_manifest(path: Path | str) -> Manifest:
-    """The manifest of a privatized file; the records behind it are not read.
+    """Read the manifest of a privatized file; the records behind it are not read.
 
     Raises:
         CorpusError: The file cannot be opened.
@@ -279,14 +279,14 @@ def _open(path: Path | str) -> Iterator[Iterator[bytes]]:
 
 
 def remove_labels(file: PrivatizedFile) -> PrivatizedFile:
-    """The same texts with no label and no target: a prediction needs none, so none is sent."""
+    """Return the same texts without labels and targets: a prediction needs neither, so neither is sent."""
     manifest = replace(file.manifest, labels=None, label_privacy=None, targets=None)
     records = tuple(replace(record, label=None, target_ids=None) for record in file.records)
     return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
 
 
 def seal_manifest(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
-    """The manifest with the counts and the digest of these records.
+    """Return the manifest with the counts and the digest of these records.
 
     Raises:
         WireError: A record contradicts the manifest.
@@ -295,7 +295,7 @@ def seal_manifest(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Ma
 
 
 def dump_query(file: PrivatizedFile) -> dict[str, Any]:
-    """A manifest and its records as plain JSON values."""
+    """Return a manifest and its records as plain JSON values."""
     lines = write_record_lines(file.records, file.manifest, first_position=0)
     return {
         "manifest": dump_manifest(_count(file.manifest, lines)),
@@ -309,7 +309,7 @@ def _count(manifest: Manifest, lines: RecordLines) -> Manifest:
 
 
 def parse_query(manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> PrivatizedFile:
-    """The query in two JSON values, checked as a file is.
+    """Return the query in two JSON values, checked as a file is.
 
     Raises:
         WireError: Something is malformed, of an unknown version, or not what the manifest counts.

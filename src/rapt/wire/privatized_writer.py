@@ -37,7 +37,7 @@ _BEGINNING: Final = b'{"schema":"rapt.privatized/'
 
 
 class PrivatizedFileWriter:
-    """Takes records in order; `write_privatized_file` opens one and closes it."""
+    """Writes records in order; `write_privatized_file` opens a writer and closes it."""
 
     def __init__(self, stream: IO[bytes], manifest: Manifest) -> None:
         """Write the manifest line with room for the counts, or find it there from a run that did not finish.
@@ -64,7 +64,7 @@ class PrivatizedFileWriter:
             )
 
     def kept(self) -> Iterator[PrivatizedRecord]:
-        """The records of the run that did not finish, checked and counted, to be taken before any is written.
+        """Yield the records of the run that did not finish, checked and counted; take them before writing any.
 
         A last line that was cut off is removed from the file.
 
@@ -126,7 +126,7 @@ class PrivatizedFileWriter:
 def write_privatized_file(
     path: Path | str, manifest: Manifest, *, resume: bool = False, overwrite: bool = False
 ) -> Iterator[PrivatizedFileWriter]:
-    """A writer whose file appears at `path` only if the block ends without an error.
+    """Open a writer whose file appears at `path` only if the block ends without an error.
 
     The counts and the digest in `manifest` are ignored: they are counted while writing.
 
@@ -187,12 +187,12 @@ def _check_unfinished(stream: IO[bytes], partial: Path, *, resume: bool, overwri
 
 
 def name_partial(path: Path) -> Path:
-    """Where a file is while it is not whole."""
+    """Return the path at which a file is written until it is whole."""
     return path.with_name(path.name + ".partial")
 
 
 def read_unfinished_manifest(path: Path) -> Manifest | None:
-    """The manifest, without counts, of the unfinished file that is to become `path`; None if none was begun.
+    """Read the manifest, without counts, of the unfinished file that is to become `path`; None if none was begun.
 
     Raises:
         CorpusError: It cannot be read.
@@ -210,7 +210,7 @@ def read_unfinished_manifest(path: Path) -> Manifest | None:
 
 
 def parse_unfinished_manifest(lines: Iterable[bytes]) -> Manifest | None:
-    """The manifest in the first of the lines, its counts taken out; None if that line was cut off."""
+    """Parse the manifest in the first of the lines, its counts taken out; None if that line was cut off."""
     first = next(iter(lines), b"")
     if not first.endswith(b"\n"):
         return None

@@ -26,7 +26,7 @@ MOST_FIELDS: Final = 1000
 MOST_CONTAINERS: Final = 65_536  # lists and objects: each takes a hundred bytes where its text takes two
 LONGEST_NAME: Final = 256  # letters of a name, a hash, a program and its version
 LARGEST: Final = 2**63 - 1  # the largest whole number of a database
-LARGEST_ID: Final = 2**31 - 1  # of a token
+LARGEST_ID: Final = 2**31 - 1  # the largest id of a token
 # Letters of a fraction: every 64-bit float is written in 25.
 _LONGEST_FRACTION: Final = 64
 _MOST_DIGITS: Final = 18  # of a whole number that is surely below LARGEST
@@ -42,15 +42,15 @@ _ENCODER: Final = json.JSONEncoder(ensure_ascii=True, allow_nan=False, separator
 
 
 def parse_json(raw: str | bytes, *, what: str, most_fields: int = MOST_FIELDS) -> Any:
-    """One JSON value in UTF-8 within the limits of this module, in time and memory in proportion to its bytes.
+    """Parse one JSON value in UTF-8 within the limits of this module, in time and memory in proportion to its bytes.
 
     Args:
-        raw: As it came; who calls bounds its size.
-        what: Its name in messages.
-        most_fields: Of one object.
+        raw: The text as it came in; the caller bounds its size.
+        what: Name of the document in messages.
+        most_fields: Largest number of fields of one object.
 
     Raises:
-        WireError: It is no JSON, or beyond a limit.
+        WireError: The text is not JSON, or is beyond a limit.
     """
     opened = raw.count("[") + raw.count("{") if isinstance(raw, str) else raw.count(b"[") + raw.count(b"{")
     if opened > MOST_CONTAINERS:
@@ -73,12 +73,12 @@ def parse_json(raw: str | bytes, *, what: str, most_fields: int = MOST_FIELDS) -
 
 
 def parse_document(raw: str | bytes, *, what: str) -> dict[str, Any]:
-    """One JSON object within the limits of `parse_json`. Raises as that."""
+    """Parse one JSON object within the limits of `parse_json`. Raises as that does."""
     return _check_object(parse_json(raw, what=what), what=what)
 
 
 def parse_object(line: str | bytes, *, what: str) -> dict[str, Any]:
-    """One JSON object of a user's own; duplicate keys, NaN and other values that JSON does not have are refused."""
+    """Parse one JSON object of a user's own; duplicate keys, NaN and other values that are not JSON are refused."""
     try:
         value = json.loads(line, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -87,7 +87,7 @@ def parse_object(line: str | bytes, *, what: str) -> dict[str, Any]:
 
 
 def check_json(value: Any, *, what: str) -> None:
-    """Hold a value that was parsed elsewhere to the limits of `parse_json`. Raises `WireError`."""
+    """Check a value that was parsed elsewhere against the limits of `parse_json`. Raises `WireError`."""
     _check_levels(value, what=what, most_fields=MOST_FIELDS, texts=True, numbers=True)
 
 
@@ -105,7 +105,7 @@ def check_fields(value: Mapping[str, Any], *, required: set[str], optional: set[
 
 
 def read_field(value: Mapping[str, Any], name: str, kind: type[T], *, what: str) -> T:
-    """The field `name`, checked to be of exactly the type `kind` (a bool is not an int)."""
+    """Return the field `name`, checked to be of exactly the type `kind` (a bool is not an int)."""
     found = value.get(name)
     if kind is float and type(found) is int and abs(found) <= LARGEST:
         found = float(found)
@@ -115,7 +115,7 @@ def read_field(value: Mapping[str, Any], name: str, kind: type[T], *, what: str)
 
 
 def read_name(value: Mapping[str, Any], name: str, *, what: str, longest: int = LONGEST_NAME) -> str:
-    """The field `name` as a text of one to `longest` letters on one line."""
+    """Return the field `name` as a text of one to `longest` letters on one line."""
     found = read_field(value, name, str, what=what)
     if not 0 < len(found) <= longest or not found.isprintable():
         raise WireError(f"{what} must have 1 to {longest} printable letters in {name}; write it again")
@@ -123,7 +123,7 @@ def read_name(value: Mapping[str, Any], name: str, *, what: str, longest: int = 
 
 
 def read_count(value: Mapping[str, Any], name: str, *, what: str, most: int = LARGEST) -> int:
-    """The field `name` as a whole number from 0 to `most`."""
+    """Return the field `name` as a whole number from 0 to `most`."""
     found = read_field(value, name, int, what=what)
     if not 0 <= found <= most:
         raise WireError(f"{what} must have {name} from 0 to {most}; write it again")
@@ -131,7 +131,7 @@ def read_count(value: Mapping[str, Any], name: str, *, what: str, most: int = LA
 
 
 def read_ids(value: Mapping[str, Any], name: str, *, what: str) -> tuple[int, ...]:
-    """The field `name` as a tuple of token ids."""
+    """Return the field `name` as a tuple of token ids."""
     found = value.get(name)
     if type(found) is not list:
         raise WireError(f"{what} must have {name} as a list of token ids, got {type(found).__name__}")
@@ -141,7 +141,7 @@ def read_ids(value: Mapping[str, Any], name: str, *, what: str) -> tuple[int, ..
 
 
 def dump_line(value: Mapping[str, Any]) -> str:
-    """One line of JSON, keys in the given order, nothing but ASCII."""
+    """Write one line of JSON, keys in the given order, nothing but ASCII."""
     return _ENCODER.encode(value)
 
 

@@ -42,7 +42,7 @@ class VocabularyBundle:
         embeddings: The table E, (V, d), float32, read-only. Distances in it are what eta is measured against.
         eligible: Sorted ids that a mechanism may put out, int64: no special and no unused token.
         max_tokens: Longest input of the backbone in tokens, special tokens included.
-        special_tokens: How many of them its tokenizer puts around a text; it follows from `tokenizer_json`.
+        special_tokens: Number of special tokens around a text; it follows from `tokenizer_json`.
         hash: `sha256:...` over all of the above but the name.
     """
 
@@ -58,10 +58,10 @@ class VocabularyBundle:
 def make_bundle(
     *, model: str, tokenizer_json: bytes, embeddings: NDArray[np.float32], max_tokens: int
 ) -> VocabularyBundle:
-    """The bundle of a tokenizer and a table; the eligible ids follow from the tokenizer.
+    """Make the bundle of a tokenizer and a table; the eligible ids follow from the tokenizer.
 
     Raises:
-        VocabularyError: The table is not finite, does not fit the tokenizer, or the tokenizer is none.
+        VocabularyError: The table is not finite, does not fit the tokenizer, or the bytes are not a tokenizer.
     """
     if embeddings.ndim != 2 or embeddings.dtype != np.float32 or not np.isfinite(embeddings).all():
         raise VocabularyError(
@@ -92,7 +92,7 @@ def make_bundle(
 
 
 def read_model_bundle(folder: Path, *, model: str) -> VocabularyBundle:
-    """The bundle of a model in Hugging Face's layout; of the weights only the embedding table is read.
+    """Read the bundle of a model in Hugging Face's layout; of the weights only the embedding table is read.
 
     BERT, T5, GPT-2 and Llama tables and their like; float32, float16 or bfloat16; one file or shards.
 
@@ -113,7 +113,7 @@ def read_model_bundle(folder: Path, *, model: str) -> VocabularyBundle:
 
 
 def read_longest_input(config: Mapping[str, Any]) -> int:
-    """How many tokens a model takes by its `config.json`, special tokens included.
+    """Read how many tokens a model takes from its `config.json`, special tokens included.
 
     Raises:
         VocabularyError: The limit is not a whole number above 0.
@@ -130,7 +130,7 @@ def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
     """Write the three files into a new or empty folder, which appears whole or not at all.
 
     Raises:
-        UsageError: Something is in the folder, or it is none.
+        UsageError: The folder is not empty, or is something else.
         VocabularyError: The folder cannot be written.
     """
     try:
@@ -146,7 +146,7 @@ def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
 
 
 def describe_bundle(bundle: VocabularyBundle) -> dict[str, Any]:
-    """What `vocabulary.json` says."""
+    """Return the content of `vocabulary.json`."""
     return {
         "schema": SCHEMA,
         "model": bundle.model,
@@ -158,7 +158,7 @@ def describe_bundle(bundle: VocabularyBundle) -> dict[str, Any]:
 
 
 def read_bundle(folder: Path) -> VocabularyBundle:
-    """The bundle in a folder, its hash computed again from its files.
+    """Read the bundle in a folder, its hash computed again from its files.
 
     Raises:
         VocabularyError: A file is missing, or the contents do not match the hash.
@@ -208,5 +208,5 @@ def check_hash(bundle: VocabularyBundle, *, expected: str) -> None:
 
 
 def shorten_hash(full: str) -> str:
-    """The first 12 hex digits of a `sha256:` hash, for people."""
+    """Return the first 12 hex digits of a `sha256:` hash, for people."""
     return full.removeprefix("sha256:")[:12]
