@@ -139,7 +139,7 @@ class ServiceClient:
     def _uploaded_before(self, sha256: str) -> FileInfo | None:
         answer = self._service.ask("GET", "/v1/files", params={"sha256": sha256, "limit": 1})
         # A service of an earlier version lists any file, and says nothing of its digest.
-        return next((file for file in _read(_files, answer) if file.sha256 == sha256), None)
+        return next((file for file in _read_each(read_file_info, answer) if file.sha256 == sha256), None)
 
     def delete_file(self, file_id: str) -> None:
         """Delete an uploaded file. Raises `NotFoundError`, and `ServiceError` while a job needs it."""
@@ -187,7 +187,7 @@ class ServiceClient:
         query: dict[str, str | int] = {"limit": _EVENTS_PER_REQUEST}
         while True:  # the service lists the newest first
             answer = self._service.ask("GET", f"/v1/fine_tuning/jobs/{quote_part(job_id)}/events", params=query)
-            for event in _read(_events, answer):
+            for event in _read_each(read_job_event, answer):
                 if event.id == after:
                     return found[::-1]
                 found.append(event)
@@ -227,7 +227,7 @@ class ServiceClient:
 
     def models(self) -> list[ModelInfo]:
         """Base models and tuned ones, without their cards."""
-        return _read(_models, self._service.ask("GET", "/v1/models"))
+        return _read_each(read_model_info, self._service.ask("GET", "/v1/models"))
 
     def model(self, model: str) -> ModelInfo:
         """A model; of a tuned one with the card that says how queries must be privatized. Raises `NotFoundError`."""
@@ -285,7 +285,7 @@ class ServiceClient:
             answer = self._service.ask(
                 "POST", "/v1/classify", json={"model": model, **dump_query(part)}, repeatable=True
             )
-            found = _read(_predictions, answer)
+            found = _read_each(prediction, answer, name="predictions")
             if len(found) != len(part.records):
                 raise not_understood()
             yield found
@@ -342,20 +342,8 @@ def _table_bytes(description: Path) -> int:
     return 4 * entries + _ROOM_FOR_A_HEADER
 
 
-def _files(answer: Mapping[str, Any]) -> list[FileInfo]:
-    return [read_file_info(item) for item in read_items(answer)]
-
-
-def _events(answer: Mapping[str, Any]) -> list[JobEvent]:
-    return [read_job_event(item) for item in read_items(answer)]
-
-
-def _models(answer: Mapping[str, Any]) -> list[ModelInfo]:
-    return [read_model_info(item) for item in read_items(answer)]
-
-
-def _predictions(answer: Mapping[str, Any]) -> list[Prediction]:
-    return [prediction(item) for item in read_items(answer, "predictions")]
+def _read_each(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any], *, name: str = "data") -> list[T]:
+    return _read(lambda value: [parse(item) for item in read_items(value, name)], answer)
 
 
 def _read(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T:

@@ -17,7 +17,7 @@ from typing import Final, get_args
 
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
 from rapt.local.corpus_check import CorpusCheck, check_corpus, read_rows
-from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row, is_unicode
+from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger, find_stored_token_ids
 from rapt.local.ledger_file import refuse_ledger_files
@@ -33,6 +33,7 @@ from rapt.local.records import (
     cut_into_chunks,
     privatize_chunk,
 )
+from rapt.local.vocabulary import is_unicode
 from rapt.local.worker_processes import privatize_in_processes
 from rapt.whole_files import check_target
 from rapt.wire.manifest import LabelPrivacy, Manifest

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NoReturn
 
 from rapt.errors import CorpusError
+from rapt.local.vocabulary import is_unicode
 
 FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "dataset"]
 
@@ -135,15 +136,6 @@ class Findings:
             return None
         self.spaced_labels += found != label
         return found
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no lone surrogate."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def read_lines(path: Path, found: Findings) -> Generator[str, None, None]:

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import UsageError
+from rapt.local.distances import space_evenly
 from rapt.local.mechanisms.interface import Mechanism, find_closed_channel
 from rapt.local.vocabulary import Vocabulary
 
@@ -102,11 +103,6 @@ def measure_unchanged(
         median=float(np.median(kept)),
         quantile_95=float(np.quantile(kept, 0.95)),
     )
-
-
-def space_evenly(count: int, *, most: int) -> NDArray[np.int64]:
-    """Up to `most` of the places 0 to `count` - 1, the first and the last among them where there are two, (n,)."""
-    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 OUTSIDE: Final = 0.05

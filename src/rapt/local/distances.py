@@ -50,7 +50,7 @@ class TableDistances:
 def measure_distances(vocabulary: Vocabulary) -> TableDistances:
     """The distances of a vocabulary's table; all zero when it has a single eligible token."""
     table = vocabulary.embeddings[vocabulary.eligible]
-    rows, partners = _evenly(len(table), SAMPLED_ROWS), _evenly(len(table), SAMPLED_PARTNERS)
+    rows, partners = space_evenly(len(table), most=SAMPLED_ROWS), space_evenly(len(table), most=SAMPLED_PARTNERS)
     nearest = _nearest_distances(table, rows)
     pairs = _pair_distances(table, rows, partners)
     seen, bound = _largest(table)
@@ -68,9 +68,9 @@ def measure_distances(vocabulary: Vocabulary) -> TableDistances:
     )
 
 
-def _evenly(size: int, count: int) -> NDArray[np.int64]:
-    """At most `count` row numbers, evenly spaced over `size` rows: every part of the table is in the sample."""
-    return np.unique(np.linspace(0, size - 1, min(size, count)).round().astype(np.int64))
+def space_evenly(count: int, *, most: int) -> NDArray[np.int64]:
+    """Up to `most` of the places 0 to `count` - 1, the first and the last among them where there are two, (n,)."""
+    return np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(np.int64))
 
 
 def _nearest_distances(table: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:

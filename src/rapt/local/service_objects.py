@@ -96,12 +96,8 @@ def read_file_info(value: Mapping[str, Any]) -> FileInfo:
     """The file in an answer. Raises `WireError`, as all below, when it is not one."""
     what, detail = "a file", read_field(value, "rapt", dict, what="a file")
     return FileInfo(
-        id=read_field(value, "id", str, what=what),
-        bytes=read_field(value, "bytes", int, what=what),
-        created_at=read_field(value, "created_at", int, what=what),
-        vocabulary_hash=read_field(detail, "vocabulary_hash", str, what=what),
-        records=read_field(detail, "records", int, what=what),
-        tokens=read_field(detail, "tokens", int, what=what),
+        **_fields(value, {"id": str, "bytes": int, "created_at": int}, what=what),
+        **_fields(detail, {"vocabulary_hash": str, "records": int, "tokens": int}, what=what),
         sha256=_optional(detail, "sha256", str, what=what),
     )
 
@@ -110,13 +106,9 @@ def read_job_info(value: Mapping[str, Any]) -> JobInfo:
     """The job in an answer."""
     what = "a job"
     error = read_field(value, "error", dict, what=what) if value.get("error") is not None else {}
+    kinds = {"id": str, "model": str, "training_file": str, "status": str, "method": dict, "seed": int}
     return JobInfo(
-        id=read_field(value, "id", str, what=what),
-        model=read_field(value, "model", str, what=what),
-        training_file=read_field(value, "training_file", str, what=what),
-        status=read_field(value, "status", str, what=what),
-        method=read_field(value, "method", dict, what=what),
-        seed=read_field(value, "seed", int, what=what),
+        **_fields(value, kinds, what=what),
         fine_tuned_model=_optional(value, "fine_tuned_model", str, what=what),
         trained_tokens=_optional(value, "trained_tokens", int, what=what),
         error_code=_optional(error, "code", str, what=what),
@@ -128,10 +120,7 @@ def read_job_event(value: Mapping[str, Any]) -> JobEvent:
     """The event in an answer."""
     what = "an event"
     return JobEvent(
-        id=read_field(value, "id", str, what=what),
-        created_at=read_field(value, "created_at", int, what=what),
-        level=read_field(value, "level", str, what=what),
-        type=read_field(value, "type", str, what=what),
+        **_fields(value, {"id": str, "created_at": int, "level": str, "type": str}, what=what),
         message=clean_line(read_field(value, "message", str, what=what)),
         data=_optional(value, "data", dict, what=what),
     )
@@ -143,9 +132,7 @@ def read_model_info(value: Mapping[str, Any]) -> ModelInfo:
     card = _optional(detail, "card", dict, what=what)
     return ModelInfo(
         id=read_field(value, "id", str, what=what),
-        base=read_field(detail, "base", str, what=what),
-        vocabulary_hash=read_field(detail, "vocabulary_hash", str, what=what),
-        max_tokens=read_field(detail, "max_tokens", int, what=what),
+        **_fields(detail, {"base": str, "vocabulary_hash": str, "max_tokens": int}, what=what),
         card=None if card is None else parse_card(card),
     )
 
@@ -186,6 +173,10 @@ def read_refusal(value: object) -> str:
 def not_understood() -> ServiceError:
     """The error for an answer that is not what the API says."""
     return ServiceError("the service must answer as this version of rapt expects, and did not; is it a rapt service?")
+
+
+def _fields(value: Mapping[str, Any], kinds: Mapping[str, type[Any]], *, what: str) -> dict[str, Any]:
+    return {name: read_field(value, name, kind, what=what) for name, kind in kinds.items()}
 
 
 def _optional(value: Mapping[str, Any], name: str, kind: type[Any], *, what: str) -> Any:

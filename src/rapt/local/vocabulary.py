@@ -236,7 +236,7 @@ class Vocabulary:
                 return encode(list(texts), add_special_tokens=False)
         except Exception:  # tokenizers raises plain Exception
             # The tokenizer's own message may quote the text: it is dropped on purpose.
-            position = next((i for i, text in enumerate(texts) if not _is_unicode(text)), None)
+            position = next((i for i, text in enumerate(texts) if not is_unicode(text)), None)
             if position is None:
                 raise VocabularyError(
                     f"the tokenizer of model={self.model!r} must take any text, and failed at one of records "
@@ -342,7 +342,8 @@ def check_texts(texts: Sequence[str], *, first_position: int) -> list[str]:
     return found
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: it has no lone surrogate."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

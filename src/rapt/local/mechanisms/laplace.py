@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -23,8 +24,7 @@ from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, check_eta
 
-# Tokens whose noise is held at once: 3 MB of float64 at d = 384. It fixes the order of draws, so changing it changes
-# what an insecure seed gives.
+# 3 MB of noise in float64 at d = 384.
 _BATCH: Final = 1024
 
 
@@ -79,26 +79,51 @@ class LaplaceMechanism:
         return PublicMetric(embeddings=self.vocabulary.embeddings).pairs(left, right)
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
-        """One eligible token for each token, every one with noise of its own.
+        """One eligible token for each token, as in `Mechanism`. Raises `VocabularyError`."""
+        return replace_noisy(
+            self.vocabulary,
+            token_ids,
+            eta=self.eta,
+            rng=rng,
+            at_once=_BATCH,
+            choose=lambda noisy, _: self._nearest.search(noisy),
+        )
 
-        Args:
-            token_ids: (n,), any rows of the table, [UNK] and special tokens included. Not changed.
-            rng: Private: whoever can repeat its draws can undo them.
 
-        Returns:
-            Eligible ids, (n,), int64.
+def replace_noisy(
+    vocabulary: Vocabulary,
+    token_ids: NDArray[np.int64],
+    *,
+    eta: float,
+    rng: np.random.Generator,
+    at_once: int,
+    choose: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.int64]],
+    root: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """What is chosen for the noisy vector of each token, (n,), every one with noise of its own.
 
-        Raises:
-            VocabularyError: An id has no row in the table.
-        """
-        check_token_ids(token_ids, size=self.vocabulary.size)
-        found = np.empty(len(token_ids), dtype=np.int64)
-        for start in range(0, len(token_ids), _BATCH):
-            batch = token_ids[start : start + _BATCH]
-            noisy = sample_noise(rng, eta=self.eta, dim=self.vocabulary.dimension, size=len(batch))
-            noisy += self.vocabulary.embeddings[batch]
-            found[start : start + _BATCH] = self._nearest.search(noisy)
-        return found
+    Args:
+        vocabulary: Vocabulary whose rows the noise is added to.
+        token_ids: Any rows of the table, (n,).
+        eta: Slope, 1/distance.
+        rng: Source of the noise.
+        at_once: Tokens whose noise is held at once. It fixes the order of draws, and so what an insecure seed gives.
+        choose: Chooses tokens by noisy vectors, (m, d), and by the tokens themselves, (m,).
+        root: Matrix that each noise vector is multiplied by, (d, d); None leaves it as it is.
+
+    Raises:
+        VocabularyError: An id has no row in the table.
+    """
+    check_token_ids(token_ids, size=vocabulary.size)
+    found = np.empty(len(token_ids), dtype=np.int64)
+    for start in range(0, len(token_ids), at_once):
+        batch = token_ids[start : start + at_once]
+        noisy = sample_noise(rng, eta=eta, dim=vocabulary.dimension, size=len(batch))
+        if root is not None:
+            noisy = noisy @ root.T
+        noisy += vocabulary.embeddings[batch]
+        found[start : start + at_once] = choose(noisy, batch)
+    return found
 
 
 def sample_noise(rng: np.random.Generator, *, eta: float, dim: int, size: int) -> NDArray[np.float64]:

@@ -15,10 +15,9 @@ from rapt.local.mechanisms.interface import (
     MechanismKind,
     Option,
     Promise,
-    check_token_ids,
     read_number,
 )
-from rapt.local.mechanisms.laplace import sample_noise
+from rapt.local.mechanisms.laplace import replace_noisy
 from rapt.local.nearest import NearestToken
 from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
@@ -113,13 +112,15 @@ class MahalanobisMechanism:
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, as in `Mechanism`. Raises `VocabularyError`."""
-        check_token_ids(token_ids, size=self.vocabulary.size)
-        found = np.empty(len(token_ids), dtype=np.int64)
-        for start in range(0, len(token_ids), _BATCH):
-            batch = token_ids[start : start + _BATCH]
-            noise = sample_noise(rng, eta=self.eta, dim=self.vocabulary.dimension, size=len(batch)) @ self._root.T
-            found[start : start + _BATCH] = self._nearest.search(noise + self.vocabulary.embeddings[batch])
-        return found
+        return replace_noisy(
+            self.vocabulary,
+            token_ids,
+            eta=self.eta,
+            rng=rng,
+            at_once=_BATCH,
+            choose=lambda noisy, _: self._nearest.search(noisy),
+            root=self._root,
+        )
 
 
 def shape_matrix(vocabulary: Vocabulary, *, mixing: float) -> NDArray[np.float64]:

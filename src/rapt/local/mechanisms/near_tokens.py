@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.local.mechanisms.interface import MechanismKind, Option, check_token_ids
-from rapt.local.mechanisms.laplace import LAPLACE_PROMISE, LaplaceMechanism, sample_noise
+from rapt.local.mechanisms.interface import MechanismKind, Option
+from rapt.local.mechanisms.laplace import LAPLACE_PROMISE, LaplaceMechanism, replace_noisy
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, check_eta
@@ -141,14 +141,14 @@ class VickreyMechanism:
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, as in `Mechanism`. Raises `VocabularyError`."""
-        check_token_ids(token_ids, size=self.vocabulary.size)
-        found = np.empty(len(token_ids), dtype=np.int64)
-        for start in range(0, len(token_ids), _BATCH):
-            batch = token_ids[start : start + _BATCH]
-            noisy = sample_noise(rng, eta=self.eta, dim=self.vocabulary.dimension, size=len(batch))
-            noisy += self.vocabulary.embeddings[batch]
-            found[start : start + _BATCH] = self._choose(noisy, rng)
-        return found
+        return replace_noisy(
+            self.vocabulary,
+            token_ids,
+            eta=self.eta,
+            rng=rng,
+            at_once=_BATCH,
+            choose=lambda noisy, _: self._choose(noisy, rng),
+        )
 
     def _choose(self, noisy: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
         """The output for each noisy vector; it is given nothing else of the input."""

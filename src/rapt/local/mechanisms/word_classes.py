@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.certificate import Subject
 from rapt.local.mechanisms.exponential import CALIBRATED_OPTION, UNIFORM, ScoredMechanism, calibrate_scores
-from rapt.local.mechanisms.interface import MechanismKind, Option, Promise, check_token_ids, read_number
-from rapt.local.mechanisms.laplace import sample_noise
+from rapt.local.mechanisms.interface import MechanismKind, Option, Promise, read_number
+from rapt.local.mechanisms.laplace import replace_noisy
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.scores import Scores
 from rapt.local.mechanisms.token_tags import TAGS_OPTION, TokenTags
@@ -173,16 +173,13 @@ class Pct2tMechanism:
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
         """One eligible token for each token, as in `Mechanism`. Raises `VocabularyError`."""
-        check_token_ids(token_ids, size=self.vocabulary.size)
-        found = np.empty(len(token_ids), dtype=np.int64)
-        for start in range(0, len(token_ids), _BATCH):
-            batch = token_ids[start : start + _BATCH]
-            noisy = sample_noise(rng, eta=self.eta, dim=self.vocabulary.dimension, size=len(batch))
-            noisy += self.vocabulary.embeddings[batch]
-            tags = self.tags.classes[batch]
-            for tag in np.unique(tags).tolist():
-                places = np.flatnonzero(tags == tag)
-                found[start + places] = self._searches[tag].search(noisy[places])
+        return replace_noisy(self.vocabulary, token_ids, eta=self.eta, rng=rng, at_once=_BATCH, choose=self._choose)
+
+    def _choose(self, noisy: NDArray[np.float64], token_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        tags, found = self.tags.classes[token_ids], np.empty(len(token_ids), dtype=np.int64)
+        for tag in np.unique(tags).tolist():
+            places = np.flatnonzero(tags == tag)
+            found[places] = self._searches[tag].search(noisy[places])
         return found
 
 
