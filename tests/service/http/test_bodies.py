@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from http_requests import SECRET, error_of
 from rapt.errors import UsageError
-from rapt.service.http.bodies import _check, parse_json
+from rapt.service.http.bodies import _check, parse_body
 from rapt.service.http.completion_schemas import ChatRequest, CompletionRequest
 from rapt.service.http.schemas import ClassifyRequest, CompleteRequest, JobRequest
 
@@ -92,14 +92,14 @@ def test_a_hostile_body_is_answered_and_the_service_goes_on(http, kind):
         (b'{"seed":-Infinity}', "finite"),
         (b'{"seed":0.' + b"1" * 100 + b"}", "finite"),
         (b'{"seed":1,"seed":1}', "once"),
-        (b"[" * 33 + b"]" * 33, "32 deep"),
-        (b'{"model":"\\u0000"}', "NUL"),
+        (b"[" * 33 + b"]" * 33, "16 levels"),
+        (b'{"model":"\\u0000"}', "control character"),
         (b'{"model":"\\ud800"}', "surrogate"),
         (b'{"\\udfff":1}', "surrogate"),
         ('{"model":"é"}'.encode("utf-16"), "UTF-8"),
         ('{"model":"é"}'.encode("latin-1"), "UTF-8"),
-        (b'{"model":"a\nb"}', "one JSON value"),
-        (b"{} {}", "one JSON value"),
+        (b'{"model":"a\nb"}', "one JSON"),
+        (b"{} {}", "one JSON"),
     ],
     ids=str,
 )
@@ -111,7 +111,7 @@ def test_json_is_read_strictly(http, body, rule):
 def test_what_looks_like_a_fault_inside_of_a_string_is_none():
     value = {"a": "[" * 100 + '\\"' + "9" * 100, "b": "\N{PILE OF POO}\\u0000", "c": [0.5, -1, 1e3, True, None]}
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1)):
-        assert parse_json(text.encode()) == value
+        assert parse_body(text.encode()) == value
 
 
 def test_a_body_that_is_not_said_to_be_json_is_refused_with_what_to_send(http):
