@@ -6,13 +6,13 @@ from rapt.service.http.admission import Gate
 from rapt.service.jobs import job_run
 from rapt.service.jobs.hyperparameters import method_to_json
 from rapt.service.jobs.job_limits import JobLimits, JobSettings
-from rapt.service.jobs.job_run import in_this_process
+from rapt.service.jobs.job_run import make_runner_here
 from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.job_rows import add_job, get_job, list_events
-from rapt.service.storage.model_rows import adapter_archive, get_model
+from rapt.service.storage.model_rows import get_model, read_adapter_archive
 from rapt.wire.adapter_files import unpack_adapter
 
 LIMITS = JobLimits(memory_bytes=4 * 2**30)
@@ -26,7 +26,7 @@ def job_settings(**changes):
 def runner_on(store, backbones, **changes):
     """A worker that runs jobs right here."""
     settings = job_settings(**changes)
-    run = in_this_process(store, backbones, settings)
+    run = make_runner_here(store, backbones, settings)
     return JobRunner(store, models=tuple(backbones), run=run, most_deaths=settings.most_deaths)
 
 
@@ -76,5 +76,5 @@ def messages_of(store, job):
 def weights_of(store, job):
     """The digest of the weights that a job has left."""
     name = get_job(store, job.id, tenant=job.tenant).fine_tuned_model
-    archive = unpack_adapter(adapter_archive(store, get_model(store, name, tenant=job.tenant)))
+    archive = unpack_adapter(read_adapter_archive(store, get_model(store, name, tenant=job.tenant)))
     return json.loads(archive["rapt.json"])["weights_sha256"]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from rapt.service.storage.key_rows import holder_of
+from rapt.service.storage.key_rows import find_holder
 from rapt.service.storage.recovery import join_store, open_store
 
 
@@ -20,7 +20,7 @@ def at(tmp_path, monkeypatch):
 
 def holder(at, key):
     with join_store(at[1]) as store:
-        return holder_of(store, key.strip(), now=int(time.time()))
+        return find_holder(store, key.strip(), now=int(time.time()))
 
 
 def test_a_tenant_gets_a_key_that_is_printed_alone_and_once(rapt, at):

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from rapt.service.answers.batching import told
-from rapt.service.traces import DEBUG_WARNING, log_unforeseen, switch_tracebacks, trace_of
+from rapt.service.traces import DEBUG_WARNING, describe_trace, log_unforeseen, switch_tracebacks
 
 SECRET = "the patient said that it hurts"
 
@@ -31,7 +31,7 @@ def caught(cause=True):
 
 @pytest.mark.parametrize("cause", [True, False])
 def test_a_trace_has_every_class_and_place_from_inside_out_also_of_causes_that_were_hidden(cause):
-    trace = trace_of(caught(cause))
+    trace = describe_trace(caught(cause))
     assert SECRET not in trace
     outer, inner = trace.split(", because of ")
     assert outer.startswith("ValueError at service/test_traces.py:")
@@ -40,8 +40,8 @@ def test_a_trace_has_every_class_and_place_from_inside_out_also_of_causes_that_w
 
 def test_code_of_ours_is_named_by_its_path_in_the_package():
     with pytest.raises(AttributeError) as caught:
-        trace_of(None)
-    assert "service/traces.py:" in trace_of(caught.value)
+        describe_trace(None)
+    assert "service/traces.py:" in describe_trace(caught.value)
 
 
 def test_an_endless_chain_and_a_deep_stack_are_one_line():
@@ -53,19 +53,19 @@ def test_an_endless_chain_and_a_deep_stack_are_one_line():
     with pytest.raises(KeyError) as caught:
         dig(200)
     caught.value.__cause__ = caught.value
-    trace = trace_of(caught.value)
+    trace = describe_trace(caught.value)
     assert len(trace) < 1000
     assert trace.endswith("...")
 
 
 def test_every_error_of_a_group_is_named():
-    assert trace_of(ExceptionGroup(SECRET, [KeyError(), OSError()])).count(", because of ") == 2
+    assert describe_trace(ExceptionGroup(SECRET, [KeyError(), OSError()])).count(", because of ") == 2
 
 
 def test_what_a_caller_of_a_pass_is_given_still_leads_to_its_cause_in_the_log():
     seen = told(caught())
     assert SECRET not in str(seen)
-    assert f"KeyError at {PLACE}" in trace_of(seen)
+    assert f"KeyError at {PLACE}" in describe_trace(seen)
 
 
 @pytest.fixture

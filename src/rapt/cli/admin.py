@@ -88,11 +88,11 @@ def list_tenants(data: Data = Path("rapt-data"), as_json: AsJson = False) -> Non
       rapt admin list-tenants
     """
     from rapt.service.storage.database import Cursor
-    from rapt.service.storage.tenant_rows import list_tenants, usage_of
+    from rapt.service.storage.tenant_rows import get_usage, list_tenants
 
     with _open_store(data) as store:
         found = list_tenants(store, Cursor(limit=_AT_ONCE, newest_first=False)).items
-        usages = [usage_of(store, tenant.name) for tenant in found]
+        usages = [get_usage(store, tenant.name) for tenant in found]
     if as_json:
         show_json({"tenants": [_dump_tenant(item) | vars(usage) for item, usage in zip(found, usages, strict=True)]})
         return
@@ -298,9 +298,9 @@ def _open_store(data: Path, *, new: bool = False) -> Iterator[Store]:
 
 
 def _refuse_a_wrong_folder(data: Path) -> None:
-    from rapt.service.storage.data_directory import is_of_a_service
+    from rapt.service.storage.data_directory import holds_service
 
-    if not is_of_a_service(data):
+    if not holds_service(data):
         raise UsageError(
             "the data directory must be that of a service; give the --data of `rapt serve`, or begin a new one with "
             "`rapt admin create-key --new`"

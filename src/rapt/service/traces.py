@@ -23,7 +23,7 @@ _MOST_PLACES: Final = 12
 _MOST_ERRORS: Final = 6
 
 
-def trace_of(error: BaseException) -> str:
+def describe_trace(error: BaseException) -> str:
     """Classes and places of an error and of what led to it, without a message: one line."""
     told = [f"{type(one).__name__} at {_places(one)}" for one in islice(_chain(error), _MOST_ERRORS)]
     return ", because of ".join(told)
@@ -37,7 +37,7 @@ def log_unforeseen(log: logging.Logger, what: str, error: BaseException) -> None
         what: Words of ours, such as the id of a request or a job.
         error: As it was caught.
     """
-    log.error("%s failed: %s", what, trace_of(error))
+    log.error("%s failed: %s", what, describe_trace(error))
     tracebacks = logging.getLogger(TRACEBACKS)
     if tracebacks.level == logging.DEBUG:  # its own level: no setting of another logger may print messages
         tracebacks.debug("%s", what, exc_info=error)

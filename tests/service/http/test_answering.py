@@ -7,7 +7,7 @@ import pytest
 from starlette.concurrency import run_in_threadpool
 
 from rapt.errors import BusyError
-from rapt.service.http.routes.answering import begun
+from rapt.service.http.routes.answering import begin_or_undo
 
 
 def test_what_was_begun_is_handed_over_and_not_undone():
@@ -51,4 +51,4 @@ def test_what_could_not_be_begun_says_why_and_has_nothing_to_undo():
 
 
 async def _begin(work, undone):
-    return await begun(run_in_threadpool(work), undo=undone.append)
+    return await begin_or_undo(run_in_threadpool(work), undo=undone.append)

@@ -12,7 +12,7 @@ from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.assembly import load_backbones
-from rapt.service.http.routes.answering import Prompt, texts_of
+from rapt.service.http.routes.answering import Prompt, choose_texts
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
@@ -225,10 +225,10 @@ def test_a_pair_and_a_tuned_model_are_put_into_the_template_whole_and_not_at_all
     chat_frame = both["talker"].chat
     record = PrivatizedRecord(token_ids=(1, 2), second_token_ids=(3,))
     bare = Prompt(record=record, backbone="talker", adapter=None)
-    assert texts_of(service, bare, as_chat=True) == ((*chat_frame.before, 1, 2), (3, *chat_frame.after))
-    assert texts_of(service, bare, as_chat=False) == ((1, 2), (3,))
+    assert choose_texts(service, bare, as_chat=True) == ((*chat_frame.before, 1, 2), (3, *chat_frame.after))
+    assert choose_texts(service, bare, as_chat=False) == ((1, 2), (3,))
     tuned = Prompt(record=record, backbone="talker", adapter=object())
-    assert texts_of(service, tuned, as_chat=True) == ((1, 2), (3,))
+    assert choose_texts(service, tuned, as_chat=True) == ((1, 2), (3,))
 
 
 def test_a_seed_makes_a_draw_again(client, writer):

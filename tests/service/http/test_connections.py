@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from http_requests import error_of
-from rapt.service.http.connections import room_for_connections
+from rapt.service.http.connections import count_connections
 from rapt.service.http.settings import load_settings
 from running_service import running_service, wait_until
 
@@ -259,7 +259,7 @@ def test_with_64_descriptors_1100_half_open_connections_leave_the_service_reacha
 
 
 def test_what_a_process_may_open_bounds_its_connections():
-    most, waiting = room_for_connections(10**9)
+    most, waiting = count_connections(10**9)
     assert 8 <= waiting <= 128
     assert most <= 65_536 // 2
     assert load_settings({}).keep_alive_seconds > 5  # the client asks every 5 s at the latest

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), r
 IN_PIECES = """
 import ctypes, time
 from pathlib import Path
-from rapt.service.http.housekeeping import give_back, giving_back
+from rapt.service.http.housekeeping import give_back, give_back_regularly
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 def resident():
@@ -49,4 +49,4 @@ def test_left_alone_it_stays():
 
 def test_within_the_block_it_is_given_back_again_and_again():
     waiting = "while resident() > full - 50: time.sleep(0.01)"
-    assert fallen(f"with giving_back(every=0.02):\n    {waiting}") > 50
+    assert fallen(f"with give_back_regularly(every=0.02):\n    {waiting}") > 50

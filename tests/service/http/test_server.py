@@ -20,7 +20,7 @@ from http_requests import done_job, job_body, status_of, upload
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.service.http.assembly import load_backbones
-from rapt.service.http.server import listen, serve, url_of
+from rapt.service.http.server import listen, make_service_url, serve
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store
 from rapt.wire.manifest import dump_manifest
@@ -134,7 +134,7 @@ def test_an_answer_is_not_kept_back_until_its_first_half_is_confirmed():
 
 def test_the_url_has_the_port_that_was_free():
     with listen(load_settings({"port": 0})) as listener:
-        assert url_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+        assert make_service_url(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 def test_two_services_do_not_share_a_data_directory(backbones, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 import rapt
 from rapt.errors import UsageError
-from rapt.service.http.settings import Settings, load_settings, served_name, warn_of_unknown_variables
+from rapt.service.http.settings import Settings, load_settings, name_served_model, warn_of_unknown_variables
 from rapt.this_machine import is_loopback
 
 KEY = "a-key-of-more-than-sixteen-characters"
@@ -81,8 +81,8 @@ def test_a_value_that_breaks_a_rule_is_one_line_naming_the_setting(name, value):
 
 
 def test_a_model_in_a_folder_is_served_under_the_folders_name(tmp_path):
-    assert served_name(str(tmp_path / "models" / "mine")) == "mine"
-    assert served_name("bert-tiny") == "bert-tiny"
+    assert name_served_model(str(tmp_path / "models" / "mine")) == "mine"
+    assert name_served_model("bert-tiny") == "bert-tiny"
 
 
 @pytest.mark.parametrize(

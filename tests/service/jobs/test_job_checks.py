@@ -19,7 +19,7 @@ from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.backbone import CARD, NoiseExpected, read_noise_expected
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
-from rapt.service.jobs.job_checks import best_backbone
+from rapt.service.jobs.job_checks import choose_backbone
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import running_service, save_privatized
@@ -56,16 +56,16 @@ def test_a_backbone_expects_the_settings_it_was_made_for(name, parameters, cover
 def test_the_backbone_for_the_fewest_settings_that_cover_the_file_is_taken():
     plain, wide, narrow = backbone("a"), backbone("b", 40.0, 60.0, 80.0), backbone("c", 60.0)
     served = [plain, wide, narrow]
-    assert best_backbone(plain, served, file=file_at(60.0)).model == "c"
-    assert best_backbone(plain, served, file=file_at(75.0)).model == "b"
-    assert best_backbone(plain, served, file=file_at(120.0)).model == "a"
-    assert best_backbone(plain, served, file=file_at(60.0, "exponential")).model == "a"
-    assert best_backbone(wide, served, file=file_at(60.0)).model == "b"  # who names one that fits gets it
+    assert choose_backbone(plain, served, file=file_at(60.0)).model == "c"
+    assert choose_backbone(plain, served, file=file_at(75.0)).model == "b"
+    assert choose_backbone(plain, served, file=file_at(120.0)).model == "a"
+    assert choose_backbone(plain, served, file=file_at(60.0, "exponential")).model == "a"
+    assert choose_backbone(wide, served, file=file_at(60.0)).model == "b"  # who names one that fits gets it
 
 
 def test_a_backbone_with_another_vocabulary_is_never_taken():
     asked = backbone("a")
-    assert best_backbone(asked, [asked, backbone("b", 60.0, table="other")], file=file_at(60.0)) is asked
+    assert choose_backbone(asked, [asked, backbone("b", 60.0, table="other")], file=file_at(60.0)) is asked
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"schema": "rapt.denoised-backbone/9", "plan": {}}', "[]"])

@@ -14,7 +14,7 @@ from job_material import runner_on
 from rapt.errors import UnavailableError
 from rapt.service.http.admission import Gate
 from rapt.service.jobs.hyperparameters import method_to_json
-from rapt.service.jobs.run_states import patiently
+from rapt.service.jobs.run_states import retry_while_away
 from rapt.service.storage.blobs import LocalBlobs
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.data_directory import lock_data_directory
@@ -178,10 +178,10 @@ def test_work_on_a_store_is_done_again_until_it_passes_or_it_is_time_to_stop():
             raise answer
         return answer
 
-    assert patiently(work, should_stop=lambda: False) == "done"
+    assert retry_while_away(work, should_stop=lambda: False) == "done"
     answers = iter([UnavailableError("away")])
     with pytest.raises(TuningCancelled):
-        patiently(work, should_stop=lambda: True)
+        retry_while_away(work, should_stop=lambda: True)
 
 
 def test_a_state_that_was_added_before_its_answer_was_lost_is_still_there(tmp_path, backbones, training_path):

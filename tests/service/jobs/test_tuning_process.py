@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from job_material import LIMITS, job_settings, messages_of, queue_job, runner_on, weights_of
-from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, resident_bytes
+from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess, measure_resident_bytes
 from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
@@ -107,7 +107,7 @@ def test_a_worker_that_is_stopped_keeps_the_state_of_its_job_and_ends_the_proces
     with running(store, process):
         begins(store, job)
         child = process.pid
-        assert resident_bytes(child) > 0
+        assert measure_resident_bytes(child) > 0
     assert status_of(store, job) == "queued"
     assert get_job(store, job.id, tenant=LOCAL).deaths == 0
     assert latest_run_state(store, job).step > 0

@@ -14,7 +14,7 @@ from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import add_file, get_file
 from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, list_events, pause_job, resume_job
 from rapt.service.storage.job_runs import claim_next_job, latest_run_state
-from rapt.service.storage.model_rows import adapter_archive, get_model, list_models
+from rapt.service.storage.model_rows import get_model, list_models, read_adapter_archive
 from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.wire.adapter_files import unpack_adapter
@@ -82,7 +82,7 @@ def checkpoints_of(store, job):
 
 
 def adapter_of(store, model, backbones):
-    return adapter_from_files(unpack_adapter(adapter_archive(store, model)), backbone=backbones["bert-tiny"])
+    return adapter_from_files(unpack_adapter(read_adapter_archive(store, model)), backbone=backbones["bert-tiny"])
 
 
 def ended(store, job):
@@ -303,7 +303,7 @@ def test_a_paused_job_goes_on_where_it_stopped_to_the_same_weights(store, runner
     steps = [event.data["step"] for event in events_of(store, job) if event.type == "metrics"]
     assert steps == sorted(steps)  # no step was made twice
     digests = {
-        json.loads(unpack_adapter(adapter_archive(store, model))["rapt.json"])["weights_sha256"]
+        json.loads(unpack_adapter(read_adapter_archive(store, model))["rapt.json"])["weights_sha256"]
         for model in models_of(store)
     }
     assert len(models_of(store)) == 2

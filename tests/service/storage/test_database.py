@@ -7,7 +7,7 @@ from sqlalchemy import Engine, event, text
 
 from rapt.errors import UnavailableError, UsageError
 from rapt.service.storage.database import Database, Remembered, WouldWait, about_to_wait, at_hand_only, database_url
-from rapt.service.storage.key_rows import create_key, has_keys, holder_of, revoke_key, rotate_key
+from rapt.service.storage.key_rows import create_key, find_holder, has_keys, revoke_key, rotate_key
 from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.tenant_rows import Quotas, get_tenant, set_quotas
 from stored_material import OPERATOR, tenant
@@ -63,40 +63,40 @@ def test_what_was_asked_once_needs_no_database_the_second_time(store):
     caller = tenant(store, "ada")
     _, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
     with at_hand_only(), pytest.raises(WouldWait):
-        holder_of(store, value, now=1)
-    asked = holder_of(store, value, now=1)
+        find_holder(store, value, now=1)
+    asked = find_holder(store, value, now=1)
     with at_hand_only():
-        assert holder_of(store, value, now=1) == asked is not None
+        assert find_holder(store, value, now=1) == asked is not None
 
 
 def test_a_change_in_this_process_and_one_in_another_store_are_seen_at_once(store):
     caller = tenant(store, "ada")
     key, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
     _, other = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
-    assert holder_of(store, value, now=2)
-    assert holder_of(store, other, now=2)
+    assert find_holder(store, value, now=2)
+    assert find_holder(store, other, now=2)
     revoke_key(store, key.id, caller=OPERATOR, now=2)
-    assert holder_of(store, value, now=2) is None
+    assert find_holder(store, value, now=2) is None
     assert get_tenant(store, "ada").quotas == Quotas()
     with join_store(store.directory.root) as elsewhere:
         set_quotas(elsewhere, "ada", Quotas(max_jobs=3), caller=OPERATOR)
-        second = holder_of(elsewhere, other, now=2)
+        second = find_holder(elsewhere, other, now=2)
         revoke_key(elsewhere, second.key, caller=OPERATOR, now=3)
         assert get_tenant(store, "ada").quotas == Quotas(max_jobs=3)
-        assert holder_of(store, other, now=3) is None
+        assert find_holder(store, other, now=3) is None
 
 
 def test_a_remembered_key_ends_when_its_time_has_come(store):
     caller = tenant(store, "ada")
     key, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
     rotate_key(store, key.id, grace=10, caller=caller, now=100)
-    assert [holder_of(store, value, now=now) is None for now in (109, 110, 109)] == [False, True, False]
+    assert [find_holder(store, value, now=now) is None for now in (109, 110, 109)] == [False, True, False]
 
 
 def test_a_key_that_nobody_has_is_looked_up_every_time(store):
-    assert holder_of(store, "rapt-guess", now=1) is None
+    assert find_holder(store, "rapt-guess", now=1) is None
     with at_hand_only(), pytest.raises(WouldWait):
-        holder_of(store, "rapt-guess", now=1)
+        find_holder(store, "rapt-guess", now=1)
 
 
 def test_that_a_service_is_open_is_forgotten_with_the_first_key(store):

@@ -17,9 +17,9 @@ from rapt.service.storage.job_runs import (
     others_wait,
     put_back,
     put_back_all,
-    tell_of_models_not_served,
+    warn_of_models_not_served,
 )
-from rapt.service.storage.recovery import is_alive, living_worker, requeue_abandoned_jobs
+from rapt.service.storage.recovery import hold_worker_lock, is_alive, requeue_abandoned_jobs
 from stored_material import claim, finish, queue, tenant
 
 
@@ -85,7 +85,7 @@ def test_only_the_newest_state_is_kept(store, ada):
 def test_a_job_of_a_worker_that_died_is_queued_again_and_that_of_a_living_one_is_not(store, ada):
     queue(store, ada)
     queue(store, ada)
-    with living_worker(store.directory) as name:
+    with hold_worker_lock(store.directory) as name:
         assert is_alive(store.directory, name)
         mine = claim(store, worker=name)
         lost = claim(store, worker="worker-that-was-killed")
@@ -160,8 +160,8 @@ def test_others_wait_only_if_a_job_of_another_tenant_waits_for_a_model_of_the_wo
 
 def test_a_job_for_a_model_that_is_not_served_any_more_says_so_and_is_taken_when_it_is_back(store, ada):
     job, other = queue(store, ada), queue(store, ada, model="other")
-    assert tell_of_models_not_served(store, served=["toy", "other"], now=9) == []
-    assert tell_of_models_not_served(store, served=["other"], now=9) == [job.id]
+    assert warn_of_models_not_served(store, served=["toy", "other"], now=9) == []
+    assert warn_of_models_not_served(store, served=["other"], now=9) == [job.id]
     assert messages_of(store, job)[-1] == MODEL_NOT_SERVED
     assert MODEL_NOT_SERVED not in messages_of(store, other)
     assert claim(store).id == job.id

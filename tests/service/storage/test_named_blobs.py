@@ -10,11 +10,17 @@ import pytest
 from rapt.errors import DamagedError, NotFoundError, UnavailableError
 from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.file_rows import add_file, delete_file, get_file, open_file
-from rapt.service.storage.job_runs import claim_next_job, name_of_result
-from rapt.service.storage.model_rows import adapter_archive, add_imported_model, delete_model, get_model, insert_model
+from rapt.service.storage.job_runs import claim_next_job, name_result
+from rapt.service.storage.model_rows import (
+    add_imported_model,
+    delete_model,
+    get_model,
+    insert_model,
+    read_adapter_archive,
+)
 from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.store import naming, release
-from rapt.service.storage.tenant_rows import delete_tenant, usage_of
+from rapt.service.storage.tenant_rows import delete_tenant, get_usage
 from stored_blobs import Watched
 from stored_material import SUMMARY, finish, kept_bytes, queue, tenant
 
@@ -54,7 +60,7 @@ def test_models_of_the_same_bytes_share_a_blob_until_the_last_is_deleted(store, 
     assert len({mine.adapter, second.adapter, theirs.adapter}) == 3
     delete_model(store, mine.id, caller=ada)
     delete_tenant(store, "ada", caller=OPERATOR, now=9)
-    assert adapter_archive(store, theirs) == b"an adapter"
+    assert read_adapter_archive(store, theirs) == b"an adapter"
     delete_model(store, theirs.id, caller=bob)
     assert kept_bytes(store) == []
 
@@ -62,7 +68,7 @@ def test_models_of_the_same_bytes_share_a_blob_until_the_last_is_deleted(store, 
 def test_a_file_and_a_model_of_the_same_bytes_share_a_blob(store, ada):
     file, model = upload(store, ada, b"either"), imported(store, ada, b"either")
     delete_file(store, file.id, caller=ada)
-    assert adapter_archive(store, model) == b"either"
+    assert read_adapter_archive(store, model) == b"either"
     delete_model(store, model.id, caller=ada)
     assert kept_bytes(store) == []
 
@@ -77,7 +83,7 @@ def test_what_the_store_is_asked_and_what_a_tenant_sees_is_the_same_whoever_has_
         watched = Watched(store.blobs)
         through = replace(store, blobs=watched)
         made = make(through, ada, content)
-        seen.append((made.bytes, usage_of(store, "ada")))
+        seen.append((made.bytes, get_usage(store, "ada")))
         delete(through, made.id, caller=ada)
         asked.append(watched.asked)
     assert seen[0] == seen[1]
@@ -99,10 +105,10 @@ def test_bytes_that_others_are_about_to_name_are_not_deleted(store, ada, monkeyp
             insert_model(connection, model)
     deleting.join()
     if lock == "held":
-        assert adapter_archive(store, model) == b"both"
+        assert read_adapter_archive(store, model) == b"both"
     else:
         with pytest.raises(DamagedError):
-            adapter_archive(store, model)
+            read_adapter_archive(store, model)
 
 
 def test_many_who_put_and_delete_the_same_bytes_never_lose_those_that_are_named(store, tmp_path, ada, bob):
@@ -142,7 +148,7 @@ def test_what_cannot_be_put_is_not_named(store, ada):
     through = replace(store, blobs=Watched(store.blobs, before=failing("put")))
     with pytest.raises(UnavailableError):
         upload(through, ada)
-    assert usage_of(store, "ada").bytes == 0
+    assert get_usage(store, "ada").bytes == 0
     assert kept_bytes(store) == []
     assert list(store.directory.incoming.iterdir()) == []
 
@@ -152,7 +158,7 @@ def test_what_was_damaged_where_it_is_kept_is_an_error_and_no_answer(store, ada,
     queue(store, ada, upload(store, ada))
     job = claim(store)
     assert finish(store, job)
-    model = get_model(store, name_of_result(job), tenant="ada")
+    model = get_model(store, name_result(job), tenant="ada")
     file = get_file(store, job.training_file, tenant="ada")
     for kept in (model, file):
         path = store.blobs.path(kept.sha256)
@@ -161,7 +167,7 @@ def test_what_was_damaged_where_it_is_kept_is_an_error_and_no_answer(store, ada,
         else:
             path.write_bytes(b"x" * (kept.bytes - (wrong == "cut off")))
     with pytest.raises(DamagedError):
-        adapter_archive(store, model)
+        read_adapter_archive(store, model)
     with pytest.raises(DamagedError):
         content_of(store, file)
 
@@ -173,4 +179,4 @@ def test_what_was_deleted_between_two_questions_is_not_found(store, ada):
     with pytest.raises(NotFoundError):
         open_file(store, file)
     with pytest.raises(NotFoundError):
-        adapter_archive(store, model)
+        read_adapter_archive(store, model)

@@ -12,8 +12,8 @@ from rapt.service.storage.callers import LOCAL, Caller
 from rapt.service.storage.database import Cursor, find
 from rapt.service.storage.file_rows import add_file, delete_file, get_file, list_files, open_file
 from rapt.service.storage.job_rows import add_job, cancel_job, get_job, list_events, list_jobs
-from rapt.service.storage.job_runs import claim_next_job, fail_job, name_of_result, record_progress
-from rapt.service.storage.model_rows import adapter_archive, delete_model, get_model, list_models
+from rapt.service.storage.job_runs import claim_next_job, fail_job, name_result, record_progress
+from rapt.service.storage.model_rows import delete_model, get_model, list_models, read_adapter_archive
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tables import FILES
 from stored_material import METHOD, SUMMARY, finish, kept_bytes
@@ -155,10 +155,10 @@ def test_success_publishes_job_and_model_together(store):
     queue(store)
     job = claim(store)
     assert finish(store, job, b"1234")
-    done, model = get_job(store, job.id, tenant=LOCAL), get_model(store, name_of_result(job), tenant=LOCAL)
+    done, model = get_job(store, job.id, tenant=LOCAL), get_model(store, name_result(job), tenant=LOCAL)
     assert (model.id, model.bytes) == (f"ft:toy:local:rapt:{job.id[6:18]}", 4)
     assert (done.status, done.finished_at, done.fine_tuned_model, done.trained_tokens) == ("succeeded", 9, model.id, 18)
-    assert (model.base, model.job_id, adapter_archive(store, model)) == ("toy", job.id, b"1234")
+    assert (model.base, model.job_id, read_adapter_archive(store, model)) == ("toy", job.id, b"1234")
     assert list_models(store, Cursor(), tenant=LOCAL).items == (model,)
 
 
@@ -240,7 +240,7 @@ def test_a_deleted_model_takes_its_weights_along(store):
     queue(store)
     job = claim(store)
     finish(store, job)
-    model = get_model(store, name_of_result(job), tenant=LOCAL)
+    model = get_model(store, name_result(job), tenant=LOCAL)
     assert delete_model(store, model.id, caller=CALLER) == (model.adapter,)
     assert kept_bytes(store) == [get_file(store, job.training_file, tenant=LOCAL).sha256]
     assert list(store.directory.incoming.iterdir()) == []

@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy.exc import DatabaseError
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
-from rapt.service.storage.callers import OPERATOR, Caller, list_audit, repeatable
+from rapt.service.storage.callers import OPERATOR, Caller, list_audit, mark_repeatable
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import get_file, list_files
@@ -19,7 +19,15 @@ from rapt.service.storage.job_runs import (
     is_still_mine,
     record_progress,
 )
-from rapt.service.storage.key_rows import create_key, digest_of, has_keys, holder_of, list_keys, revoke_key, rotate_key
+from rapt.service.storage.key_rows import (
+    create_key,
+    digest_key,
+    find_holder,
+    has_keys,
+    list_keys,
+    revoke_key,
+    rotate_key,
+)
 from rapt.service.storage.model_rows import get_model, list_models
 from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.tables import METADATA
@@ -27,9 +35,9 @@ from rapt.service.storage.tenant_rows import (
     Quotas,
     delete_tenant,
     get_tenant,
+    get_usage,
     list_tenants,
     set_quotas,
-    usage_of,
 )
 from stored_material import actions, adapters_of, checkpoint, claim, finish, kept_bytes, queue, tenant, upload
 
@@ -37,22 +45,22 @@ from stored_material import actions, adapters_of, checkpoint, claim, finish, kep
 def test_a_key_is_shown_once_and_only_its_digest_is_stored(store, ada):
     key, value = create_key(store, tenant="ada", role="tenant", caller=OPERATOR, now=5)
     assert len(value) == len("rapt-") + 43  # 256 bits in base 64
-    assert holder_of(store, value, now=6) == Caller(tenant="ada", key=key.id, role="tenant")
+    assert find_holder(store, value, now=6) == Caller(tenant="ada", key=key.id, role="tenant")
     assert value not in repr(key)
     store.database.forget_deleted()
     assert value.encode() not in store.directory.database.read_bytes()
-    assert digest_of(value).encode() in store.directory.database.read_bytes()
+    assert digest_key(value).encode() in store.directory.database.read_bytes()
 
 
 def test_a_key_that_was_made_up_or_revoked_or_ended_has_no_holder(store, ada):
     key, value = create_key(store, tenant="ada", role="tenant", caller=OPERATOR, now=5)
-    for other in ("", "rapt-", value[:-1], value + "x", value.upper(), digest_of(value), key.id):
-        assert holder_of(store, other, now=6) is None
+    for other in ("", "rapt-", value[:-1], value + "x", value.upper(), digest_key(value), key.id):
+        assert find_holder(store, other, now=6) is None
     new, new_value = rotate_key(store, key.id, grace=10, caller=OPERATOR, now=100)
     assert (new.tenant, new.role) == ("ada", "tenant")
-    assert [holder_of(store, value, now=now) is None for now in (109, 110)] == [False, True]
+    assert [find_holder(store, value, now=now) is None for now in (109, 110)] == [False, True]
     revoke_key(store, new.id, caller=OPERATOR, now=120)
-    assert holder_of(store, new_value, now=120) is None
+    assert find_holder(store, new_value, now=120) is None
     for gone in (key.id, new.id, "key-none"):
         with pytest.raises(NotFoundError):
             rotate_key(store, gone, grace=0, caller=OPERATOR, now=121)
@@ -66,7 +74,7 @@ def test_a_tenant_cannot_rotate_or_revoke_the_key_of_another(store, ada, bob):
     ):
         with pytest.raises(NotFoundError):
             change()
-    assert holder_of(store, value, now=7) is not None
+    assert find_holder(store, value, now=7) is not None
     assert list_keys(store, Cursor(), tenant="ada").items == ()
 
 
@@ -76,7 +84,7 @@ def test_a_service_that_had_a_key_never_forgets_it(store, ada):
     revoke_key(store, key.id, caller=OPERATOR, now=6)
     delete_tenant(store, "ada", caller=OPERATOR, now=7)
     assert has_keys(store)
-    assert holder_of(store, value, now=8) is None
+    assert find_holder(store, value, now=8) is None
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "Ada", "a:b", "a b", "ä", "a" * 33, "a\n"])
@@ -95,16 +103,16 @@ def test_the_state_of_a_job_that_rests_counts_until_it_is_gone(store, ada):
     file = upload(store, ada)
     queue(store, ada, file)
     job = claim(store)
-    before = usage_of(store, "ada").bytes
+    before = get_usage(store, "ada").bytes
     store.directory.run_state("state").mkdir()
     (store.directory.run_state("state") / "tensors").write_bytes(b"0" * 1000)
     assert add_run_state(store, job, step=1, metrics={}, folder="state", now=9)
     pause_job(store, job.id, caller=ada, now=10)
-    assert usage_of(store, "ada").bytes == before + 1000
+    assert get_usage(store, "ada").bytes == before + 1000
     with pytest.raises(QuotaError):
         upload(store, ada, b"others", max_bytes=before + 1005)
     cancel_job(store, job.id, caller=ada, now=11)
-    assert usage_of(store, "ada").bytes == before
+    assert get_usage(store, "ada").bytes == before
 
 
 def test_what_belongs_to_another_is_not_found_by_anything(store, ada, bob):
@@ -176,7 +184,7 @@ def test_a_quota_of_bytes_holds_for_all_files_together(store, ada):
         upload(store, ada, b"12345")
     assert error.value.retry_after is None
     upload(store, ada, b"1234")
-    assert usage_of(store, "ada").bytes == 10
+    assert get_usage(store, "ada").bytes == 10
     assert len(kept_bytes(store)) == 2
     assert get_file(store, file.id, tenant="ada") == file
     assert get_tenant(store, "ada").quotas == Quotas(max_bytes=10)
@@ -196,13 +204,13 @@ def test_the_services_own_quota_holds_where_a_tenant_has_none(store, ada):
 
 
 def test_a_request_that_comes_twice_makes_one_object(store, ada, bob):
-    request = repeatable("my key", "the request")
+    request = mark_repeatable("my key", "the request")
     file = upload(store, ada, request=request)
     assert upload(store, ada, b"whatever", request=request) == file
     assert upload(store, bob, request=request).id != file.id  # keys of two tenants have nothing to do with each other
     with pytest.raises(UsageError, match="same request every time"):
-        upload(store, ada, request=repeatable("my key", "another request"))
-    wanted = repeatable("another", "job")
+        upload(store, ada, request=mark_repeatable("my key", "another request"))
+    wanted = mark_repeatable("another", "job")
     job = queue(store, ada, file, request=wanted)
     cancelled, _ = cancel_job(store, job.id, caller=ada, now=9)
     assert queue(store, ada, file, request=wanted) == cancelled
@@ -243,7 +251,7 @@ def test_the_migrations_make_the_tables_that_the_code_knows(store):
 def test_keys_are_made_while_a_service_runs(store, tmp_path):
     with join_store(tmp_path / "data") as other:
         _, value = create_key(other, tenant="local", role="admin", caller=OPERATOR, now=5)
-    assert holder_of(store, value, now=6).role == "admin"
+    assert find_holder(store, value, now=6).role == "admin"
 
 
 @pytest.mark.parametrize("mark", ["", "CREATE TABLE alembic_version AS SELECT '0006' AS version_num"])

@@ -5,19 +5,19 @@ from sqlalchemy import func, insert, select, update
 
 from rapt.errors import QuotaError, UsageError
 from rapt.service.http.housekeeping import Housekeeper
-from rapt.service.storage.callers import KEPT_SECONDS, OPERATOR, repeatable
+from rapt.service.storage.callers import KEPT_SECONDS, OPERATOR, mark_repeatable
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.job_rows import cancel_job, list_events
 from rapt.service.storage.key_rows import create_key, has_keys, list_keys, rotate_key
-from rapt.service.storage.recovery import living_worker, models_of_the_living
+from rapt.service.storage.recovery import hold_worker_lock, list_models_of_living
 from rapt.service.storage.tables import EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
 from rapt.service.storage.tenant_rows import (
     MOST_PAST_ROWS,
     MOST_PENDING_UPLOADS,
     delete_tenant,
-    usage_of,
+    get_usage,
 )
-from rapt.service.storage.tidying import KEPT_ROWS, tell_who_waits_for_a_model, tidy
+from rapt.service.storage.tidying import KEPT_ROWS, tidy, warn_jobs_without_model
 from rapt.service.storage.upload_rows import LIFETIME, MOST_PARTS, add_part, add_upload, end_upload, get_upload
 from running_service import wait_until
 from stored_material import claim, finish, queue, upload
@@ -71,7 +71,7 @@ def test_parts_of_an_upload_that_expired_go_without_a_visitor(store, ada):
         wait_until(lambda: not list(store.directory.parts.iterdir()))
     finally:
         housekeeper.close()
-    assert usage_of(store, "ada").bytes == 0
+    assert get_usage(store, "ada").bytes == 0
     assert rows(store, PARTS) == 0
     assert get_upload(store, upload.id, tenant="ada").status == "expired"
     with pytest.raises(UsageError, match="got status=expired"):
@@ -157,7 +157,7 @@ def test_keys_that_are_good_count_and_those_that_ended_are_forgotten_but_for_the
 
 
 def test_requests_that_came_once_are_forgotten_after_their_time(store, ada):
-    upload(store, ada, request=repeatable("key", "file"))  # at 7
+    upload(store, ada, request=mark_repeatable("key", "file"))  # at 7
     assert tidy(store, now=7 + KEPT_SECONDS) == 0
     assert tidy(store, now=8 + KEPT_SECONDS) == 1
     assert rows(store, REQUESTS) == 0
@@ -165,14 +165,14 @@ def test_requests_that_came_once_are_forgotten_after_their_time(store, ada):
 
 def test_a_job_whose_base_model_nobody_has_says_so_once_and_is_taken_up_when_somebody_has_it(store, ada):
     job = queue(store, ada)
-    with living_worker(store.directory, models=["other"]):
-        assert models_of_the_living(store.directory) == {"other"}
+    with hold_worker_lock(store.directory, models=["other"]):
+        assert list_models_of_living(store.directory) == {"other"}
         for said in (1, 0):
-            assert tell_who_waits_for_a_model(store, served=models_of_the_living(store.directory), now=9) == said
+            assert warn_jobs_without_model(store, served=list_models_of_living(store.directory), now=9) == said
     latest = list_events(store, job.id, Cursor(limit=1), tenant="ada").items[0]
     assert latest.message == "no worker has the base model toy now; the job waits until one has"
     assert latest.level == "warn"
-    with living_worker(store.directory, models=["other", "toy"]):
-        assert tell_who_waits_for_a_model(store, served=models_of_the_living(store.directory), now=9) == 0
+    with hold_worker_lock(store.directory, models=["other", "toy"]):
+        assert warn_jobs_without_model(store, served=list_models_of_living(store.directory), now=9) == 0
         assert claim(store).id == job.id
-    assert models_of_the_living(store.directory) == set()
+    assert list_models_of_living(store.directory) == set()

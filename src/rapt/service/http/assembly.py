@@ -22,13 +22,13 @@ from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.http.middleware import Metrics
 from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
-from rapt.service.http.settings import Settings, revealed, served_name
-from rapt.service.jobs.job_limits import JobLimits, JobSettings, half_of_the_memory
-from rapt.service.jobs.job_run import in_this_process
+from rapt.service.http.settings import Settings, name_served_model, reveal
+from rapt.service.jobs.job_limits import JobLimits, JobSettings, measure_half_of_memory
+from rapt.service.jobs.job_run import make_runner_here
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
 from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import LOCAL
-from rapt.service.storage.job_runs import tell_of_models_not_served
+from rapt.service.storage.job_runs import warn_of_models_not_served
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
@@ -44,20 +44,20 @@ class Service:
     """What the routes work with.
 
     Attributes:
-        settings: As they were read.
+        settings: The settings as they were read.
         store: Files, jobs, models.
-        backbones: By the name that clients use.
+        backbones: The base models, by the name that clients use.
         gate: Checks what comes in.
         runner: Runs the jobs.
         adapters: Tuned models in memory.
-        predictors: By the name of the backbone: predictions of all callers, in common batches.
-        writers: By the name of the backbone, of those that write: the texts of all callers in one batch.
-        tokenizers: By the name of the backbone, to spell what was written.
+        predictors: Queues of predictions by the name of the backbone; all callers share batches.
+        writers: Writers of texts by the name of the backbone; all callers share one batch.
+        tokenizers: Tokenizers by the name of the backbone, which spell what was written.
         quotas: Tokens a minute of each tenant.
         arriving: Bytes on their way in, of each tenant.
         metrics: What is counted.
         job_limits: What one job may take.
-        started_at: Unix time, s; what base models say about their creation.
+        started_at: Start of the service, Unix time, s; the creation time of base models.
     """
 
     settings: Settings
@@ -90,21 +90,22 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
         UsageError: The architecture of one is not supported.
     """
     return {
-        name: load_served(model, name=name, precision=settings.precision) for name, model in models_of(settings).items()
+        name: load_served(model, name=name, precision=settings.precision)
+        for name, model in name_models(settings).items()
     }
 
 
-def models_of(settings: Settings) -> dict[str, str]:
+def name_models(settings: Settings) -> dict[str, str]:
     """What the settings call each base model, a known name or a folder, by the name that it is served under."""
-    return {served_name(model): model for model in settings.models}
+    return {name_served_model(model): model for model in settings.models}
 
 
-def jobs_of(settings: Settings) -> JobSettings:
+def make_job_settings(settings: Settings) -> JobSettings:
     """How jobs are run."""
     return JobSettings(
         tenant_bytes=settings.tenant_bytes,
         limits=JobLimits(
-            memory_bytes=settings.job_memory_bytes or half_of_the_memory(),
+            memory_bytes=settings.job_memory_bytes or measure_half_of_memory(),
             hidden_size=settings.job_hidden_size,
             virtual_tokens=settings.job_virtual_tokens,
             rank=settings.job_rank,
@@ -123,21 +124,21 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
     """What runs the jobs: in a process of their own, or on the loaded models if the settings say so.
 
     Args:
-        settings: Which, and within what limits.
+        settings: The settings of the service.
         store: Where the jobs are.
         backbones: Loaded models; may be empty where jobs have a process of their own, which loads them itself.
-        precision: Of the models, `float32` or `bfloat16`.
+        precision: Precision of the models, `float32` or `bfloat16`.
     """
-    jobs = jobs_of(settings)
+    jobs = make_job_settings(settings)
     if not settings.job_process:
-        run = in_this_process(store, backbones, jobs)
+        run = make_runner_here(store, backbones, jobs)
         return JobRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)
     child = ChildSettings(
         data_directory=str(settings.data_directory.absolute()),
-        database_url=revealed(settings.database_url),
+        database_url=reveal(settings.database_url),
         database_connections=settings.database_connections,
-        blobs=revealed(settings.blobs),
-        models=models_of(settings),
+        blobs=reveal(settings.blobs),
+        models=name_models(settings),
         precision=precision,
         torch_threads=settings.torch_threads,
         debug=settings.debug,
@@ -165,8 +166,8 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
     with (
         open_store(
             settings.data_directory,
-            url=revealed(settings.database_url),
-            blobs=revealed(settings.blobs),
+            url=reveal(settings.database_url),
+            blobs=reveal(settings.blobs),
             connections=settings.database_connections,
         ) as store,
         _computing(settings, backbones) as (predictors, writers),
@@ -175,8 +176,8 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
         ensure_tenant(store, LOCAL, now=started_at)
         shutil.rmtree(store.directory.vocabularies)
         for name, backbone in backbones.items():
-            write_bundle(backbone.bundle, vocabulary_folder(store, name))
-        for job_id in tell_of_models_not_served(store, served=tuple(backbones), now=started_at):
+            write_bundle(backbone.bundle, locate_vocabulary(store, name))
+        for job_id in warn_of_models_not_served(store, served=tuple(backbones), now=started_at):
             log.warning("job %s waits: its base model is not served any more", job_id)
         dtype = str(next(iter(backbones.values())).dtype).removeprefix("torch.")
         runner = make_runner(settings, store, backbones=backbones, precision=dtype)
@@ -191,7 +192,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             writers=writers,
             tokenizers={name: make_tokenizer(backbone.bundle.tokenizer_json) for name, backbone in backbones.items()},
             metrics=Metrics(store),
-            job_limits=jobs_of(settings).limits,
+            job_limits=make_job_settings(settings).limits,
             quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),
             arriving=ArrivingBytes(store, default=settings.tenant_bytes),
             started_at=started_at,
@@ -223,7 +224,7 @@ def _computing(
         yield predictors, writers
 
 
-def vocabulary_folder(store: Store, name: str) -> Path:
+def locate_vocabulary(store: Store, name: str) -> Path:
     """Where the bundle of a base model is written for clients to fetch; made anew at every start."""
     return store.directory.vocabularies / name
 

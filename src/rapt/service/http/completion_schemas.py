@@ -24,7 +24,7 @@ class PromptPrivacy(Request):
         None,
         max_length=MOST_RECORDS,
         fail_fast=True,
-        description="of each prompt, what its record holds beside `token_ids`; for files with plain tokens or pairs",
+        description="for each prompt the other fields of its record; needed with plain tokens or pairs",
     )
     models: list[Name] | None = Field(
         None, max_length=MOST_RECORDS, fail_fast=True, description="a model for each prompt, in place of `model`"

@@ -15,7 +15,7 @@ from typing import Any, Final
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rapt.service.http.http_errors import error_response
+from rapt.service.http.http_errors import make_error_response
 from rapt.service.http.settings import Settings
 
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -123,7 +123,7 @@ class BoundedProtocol(H11Protocol):
         """Refuse what is no HTTP, where no answer has begun."""
         del msg
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            answer = error_response(
+            answer = make_error_response(
                 "the request must be HTTP/1.1 with a head of at most 16 KiB; ask as a client for HTTP does",
                 status=400,
                 code="invalid_request",
@@ -162,7 +162,7 @@ class BoundedProtocol(H11Protocol):
         self._closing = None if because is None else self.loop.call_later(seconds, self.transport.abort)
 
 
-def room_for_connections(setting: int) -> tuple[int, int]:
+def count_connections(setting: int) -> tuple[int, int]:
     """How many connections there may be, and how many may wait to be accepted, by what the process may open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)

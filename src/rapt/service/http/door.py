@@ -18,12 +18,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rapt.errors import AccessError
-from rapt.service.http.http_errors import response_to
+from rapt.service.http.http_errors import answer_error
 from rapt.service.http.settings import Settings
 from rapt.service.page.assets import PAGE_PATHS
 from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
 from rapt.service.storage.database import WouldWait, at_hand_only
-from rapt.service.storage.key_rows import has_keys, holder_of
+from rapt.service.storage.key_rows import find_holder, has_keys
 from rapt.service.storage.store import Store
 from rapt.this_machine import is_loopback
 
@@ -66,10 +66,10 @@ class Door:
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             caller = await at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"])
             if caller is None:
-                rule = "an API key that is good must be sent as `Authorization: Bearer ...`"
+                message = "invalid API key; send `Authorization: Bearer KEY` with a key from the provider"
                 if self._may_be_open:
-                    rule += ", or the service be without keys and asked by a local program, not through a proxy"
-                await response_to(AccessError(f"{rule}; ask the provider"))(scope, receive, send)
+                    message += "; without keys, only local programs are answered, and none through a proxy"
+                await answer_error(AccessError(message))(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
             still = _StillGood(send, lambda: at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"]))
@@ -86,7 +86,7 @@ class Door:
         # Of digests, so that the time says nothing about the key, its length included.
         if self._key is not None and key and hmac.compare_digest(_digest(key), self._key):
             return _PROVIDER
-        if key and (holder := holder_of(self._store, key, now=int(time.time()))) is not None:
+        if key and (holder := find_holder(self._store, key, now=int(time.time()))) is not None:
             return holder
         if self._may_be_open and _is_of_this_machine(headers, scheme) and not has_keys(self._store):
             return DEVELOPER
@@ -117,8 +117,8 @@ class _StillGood:
         """End a stream with an event that says why; what has a length is cut off, and so is not taken for whole."""
         self.ended = True
         if self._is_event_stream:
-            error = AccessError("the API key is good no more: it was revoked or has ended; ask the provider")
-            body = b"data: " + bytes(response_to(error).body) + b"\n\ndata: [DONE]\n\n"
+            error = AccessError("the API key was revoked or has expired; ask the provider for a new one")
+            body = b"data: " + bytes(answer_error(error).body) + b"\n\ndata: [DONE]\n\n"
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
         raise _KeyEnded
 
@@ -157,7 +157,7 @@ async def at_hand_or_in_thread(work: Callable[[Unpack[Arguments]], Answer], *arg
 
     Args:
         work: Short, and nothing done by the time it first has to wait: it may begin twice.
-        args: Its arguments.
+        args: Arguments of `work`.
     """
     try:
         with at_hand_only():

@@ -16,9 +16,9 @@ from threading import Event, Thread
 from typing import Final
 
 from rapt.errors import UnavailableError
-from rapt.service.storage.recovery import models_of_the_living
+from rapt.service.storage.recovery import list_models_of_living
 from rapt.service.storage.store import Store
-from rapt.service.storage.tidying import tell_who_waits_for_a_model, tidy
+from rapt.service.storage.tidying import tidy, warn_jobs_without_model
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Housekeeper:
             try:
                 if done := tidy(self._store, now=now, should_stop=self._closing.is_set):
                     log.info("%d rows had had their time", done)
-                tell_who_waits_for_a_model(self._store, served=models_of_the_living(self._store.directory), now=now)
+                warn_jobs_without_model(self._store, served=list_models_of_living(self._store.directory), now=now)
             except UnavailableError:  # which is in the log already
                 continue
             except Exception as error:  # a thread that ended would let rows and parts pile up
@@ -66,7 +66,7 @@ def give_back() -> bool:
 
 
 @contextmanager
-def giving_back(*, every: float = _BETWEEN_TRIMS) -> Iterator[None]:
+def give_back_regularly(*, every: float = _BETWEEN_TRIMS) -> Iterator[None]:
     """Within the block, give back every so many seconds."""
     over = Event()
 

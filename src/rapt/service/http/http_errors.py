@@ -33,12 +33,12 @@ _RULE_ONLY: Final = frozenset(
     "string_type text_is_not_private too_short".split()
 )
 _FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
-    400: ("the request body must be readable; send JSON, or a form for files", UsageError.code),
-    404: ("there must be such a route; see /openapi.json", NotFoundError.code),
-    408: ("the request body must come faster; send it again, or in parts", "timeout"),
-    405: ("the method must be one that the route has; see /openapi.json", "method_not_allowed"),
+    400: ("the request body cannot be read; send JSON, or a form for files", UsageError.code),
+    404: ("no such route; see /openapi.json", NotFoundError.code),
+    408: ("the request body came too slowly; send it again, or in parts", "timeout"),
+    405: ("the route does not have this method; see /openapi.json", "method_not_allowed"),
     413: ("the request must be smaller; send it in parts", LimitError.code),
-    499: ("the client must wait for its answer", "client_left"),
+    499: ("the client closed the connection before its answer", "client_left"),
 }
 
 
@@ -71,7 +71,7 @@ def _field_names() -> frozenset[str]:
 _KNOWN_FIELDS: Final = _field_names()
 
 
-def error_response(message: str, *, status: int, code: str, param: str | None = None) -> JSONResponse:
+def make_error_response(message: str, *, status: int, code: str, param: str | None = None) -> JSONResponse:
     """The answer to a request that is refused."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     # The official client would repeat a 409 and a 413 as they are; they would fail as they are.
@@ -80,9 +80,9 @@ def error_response(message: str, *, status: int, code: str, param: str | None = 
     return JSONResponse({"error": error}, status_code=status, headers=headers)
 
 
-def response_to(error: RaptError) -> JSONResponse:
+def answer_error(error: RaptError) -> JSONResponse:
     """The answer that an error of the tree stands for; one that time will cure says when to come again."""
-    response = error_response(str(error), status=error.status, code=error.code, param=error.param)
+    response = make_error_response(str(error), status=error.status, code=error.code, param=error.param)
     wait = error.retry_after if isinstance(error, BusyError) else None
     if isinstance(error, UnavailableError):
         wait = _AWAY
@@ -92,10 +92,10 @@ def response_to(error: RaptError) -> JSONResponse:
     return response
 
 
-def unforeseen_response(error: Exception) -> JSONResponse:
+def answer_unforeseen(error: Exception) -> JSONResponse:
     """The answer to an error that nobody foresaw: not even its message is trusted."""
-    return error_response(
-        f"an error that the service did not foresee, {type(error).__name__}; tell the provider the x-request-id",
+    return make_error_response(
+        f"internal error, {type(error).__name__}; tell the provider the x-request-id",
         status=500,
         code=RaptError.code,
     )
@@ -106,12 +106,12 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RaptError)
     async def _of_the_tree(_request: Request, error: RaptError) -> JSONResponse:
-        return response_to(error)
+        return answer_error(error)
 
     @app.exception_handler(HTTPException)
     async def _of_the_framework(request: Request, error: HTTPException) -> JSONResponse:
         message, code = _FRAMEWORK.get(error.status_code, _FRAMEWORK[400])
-        response = error_response(message, status=error.status_code, code=code)
+        response = make_error_response(message, status=error.status_code, code=code)
         if error.status_code == 405:
             response.headers["allow"] = ", ".join(_methods_of(request))
         if error.status_code == 408:
@@ -121,7 +121,7 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _of_a_schema(_request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = _explain(error.errors()[0])
-        return error_response(message, status=400, code=UsageError.code, param=param)
+        return make_error_response(message, status=400, code=UsageError.code, param=param)
 
 
 def _methods_of(request: Request) -> list[str]:

@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rapt.errors import LimitError, RaptError, UnavailableError, UsageError
-from rapt.service.http.http_errors import error_response, response_to, unforeseen_response
+from rapt.service.http.http_errors import answer_error, answer_unforeseen, make_error_response
 from rapt.service.http.settings import Settings
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import FILES, JOBS, MODELS, TENANTS
@@ -130,12 +130,12 @@ class Answer:
 
     async def end(self, scope: Scope, receive: Receive) -> None:
         """Answer 503, or with an event that says so in a stream, and compute nothing more."""
-        error = UnavailableError("the service stops; ask again when it is back")
+        error = UnavailableError("the service is stopping; ask again when it is back")
         if not self.status:
-            await response_to(error)(scope, receive, self.send)
+            await answer_error(error)(scope, receive, self.send)
         elif self._is_event_stream and not self.ended:
             # An event goes out as one message, so none is cut in two.
-            body = b"data: " + bytes(response_to(error).body) + b"\n\ndata: [DONE]\n\n"
+            body = b"data: " + bytes(answer_error(error).body) + b"\n\ndata: [DONE]\n\n"
             await self.send({"type": "http.response.body", "body": body, "more_body": False})
         self.ended = True
         if self._task is not None:
@@ -194,7 +194,7 @@ class Envelope:
                 if not isinstance(error, RaptError):  # of the tree is what the door raises while its database is away
                     log_unforeseen(log, request_id, error)
                 if not answer.status:
-                    response = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
+                    response = answer_error(error) if isinstance(error, RaptError) else answer_unforeseen(error)
                     await response(scope, receive, answer.send)
             finally:
                 pattern = getattr(scope.get("route"), "path", "-")
@@ -219,15 +219,15 @@ class BodyLimit:
         headers = Headers(scope=scope)
         if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
             message = "the request body must not be compressed; leave content-encoding out and send it as it is"
-            await error_response(message, status=415, code="unsupported_encoding")(scope, receive, send)
+            await make_error_response(message, status=415, code="unsupported_encoding")(scope, receive, send)
             return
         if "\0" in scope["path"] or b"%00" in scope["query_string"]:
-            await response_to(UsageError("the path and the query must not hold NUL"))(scope, receive, send)
+            await answer_error(UsageError("the path and the query must not hold NUL"))(scope, receive, send)
             return
         limit = self._limit(scope)
         announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > limit:
-            await response_to(LimitError(f"a request must have at most {limit} bytes; send it in parts"))(
+            await answer_error(LimitError(f"a request must have at most {limit} bytes; send it in parts"))(
                 scope, receive, send
             )
             return
@@ -275,6 +275,6 @@ class _HeadAnswered(Exception):
     """A request for the head of an answer has it: nothing more is to be made."""
 
 
-def request_id_of(scope: Scope) -> str:
+def get_request_id(scope: Scope) -> str:
     """The id of a request, for a line of the log; a dash outside of the envelope."""
     return str(scope.get("state", {}).get("request_id", "-"))

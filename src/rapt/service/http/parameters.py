@@ -31,7 +31,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=255, description="the same request under the same key makes one object"),
 ]
-Order = Annotated[Literal["asc", "desc"], Query(description="by time of creation")]
+Order = Annotated[Literal["asc", "desc"], Query(description="order of the items, by time of creation")]
 
 Stored = TypeVar("Stored")
 Shown = TypeVar(
@@ -42,30 +42,30 @@ IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
 NOT_MODIFIED: Final[dict[int | str, dict[str, Any]]] = {304: {"description": "the client has it already"}}
 
 
-async def caller_of(request: Request) -> Caller:  # async: else the framework takes a thread for it
+async def get_caller(request: Request) -> Caller:  # async: else the framework takes a thread for it
     """Who asks. The door has let nobody in without saying who it is."""
     caller: Caller = request.state.caller
     return caller
 
 
-async def admin_of(request: Request) -> Caller:
+async def get_admin(request: Request) -> Caller:
     """Who asks, if it is an admin. Raises `ForbiddenError`."""
-    caller = await caller_of(request)
+    caller = await get_caller(request)
     if caller.role != "admin":
-        raise ForbiddenError("an API key of the role admin must be sent; ask the provider")
+        raise ForbiddenError("this needs an API key with the role admin; ask the provider")
     return caller
 
 
-CallerOf = Annotated[Caller, Depends(caller_of)]
-AdminOf = Annotated[Caller, Depends(admin_of)]
+CallerOf = Annotated[Caller, Depends(get_caller)]
+AdminOf = Annotated[Caller, Depends(get_admin)]
 
 
-def cursor(after: str | None, limit: int, order: str = "desc") -> Cursor:
+def make_cursor(after: str | None, limit: int, order: str = "desc") -> Cursor:
     """Where a page starts."""
     return Cursor(after=after, limit=limit, newest_first=order == "desc")
 
 
-def list_of(page: Page[Stored], show: Callable[[Stored], Shown]) -> ListOf[Shown]:
+def make_list(page: Page[Stored], show: Callable[[Stored], Shown]) -> ListOf[Shown]:
     """One page in the shape of the API."""
     items = [show(item) for item in page.items]
     return ListOf(

@@ -22,11 +22,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rapt.errors import BusyError, NotFoundError, QuotaError
 from rapt.service.http.door import at_hand_or_in_thread
-from rapt.service.http.http_errors import response_to
+from rapt.service.http.http_errors import answer_error
 from rapt.service.http.middleware import FORM_OVERHEAD, is_upload
 from rapt.service.http.settings import Settings
 from rapt.service.storage.store import Store
-from rapt.service.storage.tenant_rows import get_tenant, room_of
+from rapt.service.storage.tenant_rows import count_room, get_tenant
 
 _PREDICTIONS: Final = frozenset({"/v1/classify", "/v1/completions", "/v1/chat/completions"})
 # A body from which on a prediction takes a place: the threads that parse are few.
@@ -65,7 +65,7 @@ class ArrivingBytes:
                 self._arriving[tenant] += more
                 return
         # What is stored may be less than at the last look.
-        room = room_of(self._store, tenant, limit=self._default)
+        room = count_room(self._store, tenant, limit=self._default)
         with self._guard:
             self._room[tenant] = room
             if self._arriving[tenant] + more > room:
@@ -246,7 +246,7 @@ class TenantPlaces:
 
     async def _refuse_without_room(self, tenant: str, scope: Scope) -> None:
         """Refuse a file that is announced and cannot be kept before it is read; what comes is counted where it is."""
-        room = await at_hand_or_in_thread(lambda: room_of(self._store, tenant, limit=self._tenant_bytes))
+        room = await at_hand_or_in_thread(lambda: count_room(self._store, tenant, limit=self._tenant_bytes))
         if _announced(scope) - FORM_OVERHEAD > room:
             raise QuotaError("a tenant must have room for what it sends; delete something, or ask the provider")
 
@@ -262,4 +262,4 @@ def _announced(scope: Scope) -> int:
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, rule: str) -> None:
     error = BusyError(f"{rule}; send the next when one has its answer", retry_after=1.0)
-    await response_to(error)(scope, receive, send)
+    await answer_error(error)(scope, receive, send)

@@ -43,7 +43,9 @@ Name = Annotated[Text, Field(max_length=512)]
 class JobExtension(Request):
     """What OpenAI's shape of a job has no place for."""
 
-    priority: Annotated[int, Field(ge=-100, le=100, description="among the tenant's own jobs, the highest first")] = 0
+    priority: Annotated[
+        int, Field(ge=-100, le=100, description="rank among the tenant's own jobs; the highest runs first")
+    ] = 0
 
 
 class JobDetail(JobExtension):
@@ -101,7 +103,7 @@ class FileDetail(BaseModel):
     tokens: int
     plain_tokens: int
     labels: int
-    sha256: str = Field(description="of the bytes that were uploaded, in hex, so that nobody need send them twice")
+    sha256: str = Field(description="SHA-256 of the uploaded bytes, in hex; compare it before you upload again")
 
 
 class FileObject(BaseModel):
@@ -114,7 +116,7 @@ class FileObject(BaseModel):
     filename: str
     purpose: str
     status: Literal["processed", "error"] = "processed"
-    status_details: str | None = Field(None, description="of a damaged file: what is wrong with it")
+    status_details: str | None = Field(None, description="reason why a file is damaged; null for a good one")
     rapt: FileDetail
 
 
@@ -168,7 +170,7 @@ class CheckpointObject(BaseModel):
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
     created_at: int
-    fine_tuned_model_checkpoint: str = Field(description="its name as a model, to be asked like any other")
+    fine_tuned_model_checkpoint: str = Field(description="name of the checkpoint as a model")
     fine_tuning_job_id: str
     step_number: int
     metrics: dict[str, Any]
@@ -179,7 +181,7 @@ class ModelDetail(BaseModel):
 
     base: str
     kind: Literal["encoder", "encoder-decoder", "decoder"] = Field(
-        description="of the base model; all but an encoder can be asked for a text without being tuned"
+        description="kind of the base model; all but encoders can write text untuned"
     )
     vocabulary_hash: str
     max_tokens: int
@@ -263,9 +265,10 @@ class CompleteRequest(Request):
     part_ids: Annotated[
         list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=10_000, fail_fast=True)
     ]
-    md5: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$", description="of the whole file, to be checked")] | None = (
-        None
-    )
+    md5: (
+        Annotated[str, Field(pattern=r"^[0-9a-fA-F]{32}$", description="MD5 of the whole file, in hex; it is checked")]
+        | None
+    ) = None
 
 
 class PartObject(BaseModel):
@@ -342,7 +345,7 @@ class UsageObject(BaseModel):
     object: Literal["usage"] = "usage"
     tenant: str
     bytes: int
-    jobs: int = Field(description="that have not ended")
+    jobs: int = Field(description="number of jobs that have not ended")
     files: int
     models: int
     quotas: QuotasObject
@@ -351,7 +354,7 @@ class UsageObject(BaseModel):
 class TenantObject(BaseModel):
     """A tenant. Its quotas are null where the service's settings hold."""
 
-    id: str = Field(description="its name")
+    id: str = Field(description="name of the tenant")
     object: Literal["tenant"] = "tenant"
     created_at: int
     max_bytes: int | None
@@ -391,7 +394,7 @@ class AuditObject(BaseModel):
     id: str
     object: Literal["audit_entry"] = "audit_entry"
     created_at: int
-    tenant: str = Field(description="of whoever did it")
+    tenant: str = Field(description="tenant of the key that made the change")
     key: str = Field(description="id of the key it was done with")
     action: str
     target: str = Field(description="id of what it was done to")

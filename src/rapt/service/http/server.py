@@ -29,10 +29,10 @@ from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.backbone import Backbone, chosen_dtype
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, make_runner, open_service
-from rapt.service.http.connections import BoundedProtocol, Listener, room_for_connections
-from rapt.service.http.housekeeping import giving_back
+from rapt.service.http.connections import BoundedProtocol, Listener, count_connections
+from rapt.service.http.housekeeping import give_back_regularly
 from rapt.service.http.middleware import Stopping
-from rapt.service.http.settings import Settings, revealed, warn_of_unknown_variables
+from rapt.service.http.settings import Settings, reveal, warn_of_unknown_variables
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import join_store
 from rapt.service.storage.store import own_blobs
@@ -153,7 +153,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
     switch_tracebacks(log, on=settings.debug)
     if settings.admin_key is None and os.environ.get("RAPT_API_KEY"):
         log.warning("RAPT_API_KEY is the key of a client and is not looked at; the service's own is RAPT_ADMIN_KEY")
-    with stopped_by_signals() as begin_to_stop, listen(settings) as listener, giving_back():
+    with stop_at_signals() as begin_to_stop, listen(settings) as listener, give_back_regularly():
         serve_on(
             listener,
             settings,
@@ -172,7 +172,7 @@ def serve_on(
     on_signal: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve loaded models on a socket that listens; `on_ready` gets the server too, so that it can be stopped."""
-    url = url_of(listener, tls=settings.tls_cert is not None)
+    url = make_service_url(listener, tls=settings.tls_cert is not None)
     _check_tls(settings)
 
     def ready() -> None:
@@ -194,7 +194,7 @@ def serve_on(
             ws="none",
             loop="asyncio",  # others accept connections past `Listener`
             proxy_headers=False,
-            backlog=room_for_connections(settings.max_connections)[1],
+            backlog=count_connections(settings.max_connections)[1],
             timeout_keep_alive=settings.keep_alive_seconds,
             log_config=None,
             access_log=False,
@@ -238,10 +238,10 @@ def listen(settings: Settings) -> Listener:
     # until the client has confirmed the first, 40 ms late. asyncio sets it by itself only on sockets whose protocol
     # number is that of TCP, and `create_server` leaves that number at 0.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return Listener(listener, most=room_for_connections(settings.max_connections)[0])
+    return Listener(listener, most=count_connections(settings.max_connections)[0])
 
 
-def url_of(listener: socket.socket, *, tls: bool = False) -> str:
+def make_service_url(listener: socket.socket, *, tls: bool = False) -> str:
     """The URL at which a listening socket is reached from this machine."""
     scheme = "https" if tls else "http"
     host, port = listener.getsockname()[:2]
@@ -275,7 +275,7 @@ def _cut_off() -> None:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[Callable[[], None]]:
+def stop_at_signals() -> Iterator[Callable[[], None]]:
     """SIGTERM and SIGINT end the block in order; yields what else begins the time within which it must have ended.
 
     uvicorn stops serving and then raises the signal again, and the default answer to SIGTERM would end the process
@@ -315,7 +315,7 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     switch_tracebacks(log, on=settings.debug)
-    with stopped_by_signals(), giving_back():
+    with stop_at_signals(), give_back_regularly():
         backbones = {} if settings.job_process else load_backbones(settings)
         if settings.job_process:
             for model in settings.models:  # that their files are there is said now and not when a job comes
@@ -331,8 +331,8 @@ def work_with(
     precision = str(chosen_dtype(settings.precision, device)).removeprefix("torch.")
     with join_store(
         settings.data_directory,
-        url=revealed(settings.database_url),
-        blobs=revealed(settings.blobs),
+        url=reveal(settings.database_url),
+        blobs=reveal(settings.blobs),
         connections=settings.database_connections,
     ) as store:
         own_blobs(store)

@@ -58,10 +58,10 @@ class Settings(BaseSettings):
         None, description=f"a key of the provider's own, {SHORTEST_KEY} characters or more; tenants get theirs"
     )
     database_url: SecretStr | None = Field(
-        None, description="of a PostgreSQL database; without it SQLite in the data directory"
+        None, description="URL of a PostgreSQL database; default: SQLite in the data directory"
     )
     database_connections: int = Field(
-        10, ge=1, description="that each process opens to its database; requests that need one more wait"
+        10, ge=1, description="most database connections of each process; further requests wait"
     )
     blobs: SecretStr | None = Field(
         None,
@@ -69,15 +69,15 @@ class Settings(BaseSettings):
         "directory. The same for every process of a service",
     )
     tls_cert: Path | None = Field(None, description="certificate chain in PEM, to serve HTTPS; with tls_key")
-    tls_key: Path | None = Field(None, description="its private key in PEM")
+    tls_key: Path | None = Field(None, description="private key of the certificate in PEM")
     tenant_bytes: int = Field(
         16 * 1024 * MEBIBYTE,
         ge=0,
-        description="of a tenant's files, models and checkpoints, unless it has its own quota",
+        description="most bytes of a tenant's files, models and checkpoints, unless it has its own quota",
     )
-    tenant_jobs: int = Field(100, ge=0, description="of a tenant that have not ended, unless it has its own quota")
+    tenant_jobs: int = Field(100, ge=0, description="most unfinished jobs of a tenant, unless it has its own quota")
     tenant_tokens_per_minute: int = Field(
-        10_000_000, ge=0, description="of a tenant's predictions, unless it has its own quota"
+        10_000_000, ge=0, description="most tokens of a tenant's predictions a minute, unless it has its own quota"
     )
     max_file_bytes: int = Field(1024 * MEBIBYTE, ge=1, description="largest upload")
     max_part_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest part of an upload in parts")
@@ -93,8 +93,10 @@ class Settings(BaseSettings):
     keep_alive_seconds: int = Field(
         75, ge=6, description="a connection stays open unused, s; clients ask for news every 5 s at the latest"
     )
-    tenant_requests: int = Field(128, ge=1, description="of a tenant at once, waiting ones included; beyond, 429")
-    tenant_uploads: int = Field(2, ge=1, description="of a tenant that are received at once; others wait their turn")
+    tenant_requests: int = Field(
+        128, ge=1, description="most requests of a tenant at once, waiting ones included; beyond, 429"
+    )
+    tenant_uploads: int = Field(2, ge=1, description="most uploads of a tenant that are received at once; others wait")
     max_records_per_request: int = Field(4096, ge=1, description="most records of one classification request")
     adapter_memory_bytes: int = Field(
         1024 * MEBIBYTE, ge=1, description="memory for tuned models kept loaded; the least used go first"
@@ -127,7 +129,7 @@ class Settings(BaseSettings):
     )
     run_state_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the base models; auto measures. Name one where several processes run jobs"
+        "auto", description="precision of the base models; auto measures. Name one where several processes run jobs"
     )
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
     debug: bool = Field(
@@ -145,7 +147,7 @@ class Settings(BaseSettings):
     @field_validator("models")
     @classmethod
     def _check_models(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        names = [served_name(model) for model in value]
+        names = [name_served_model(model) for model in value]
         if len(set(names)) != len(names) or not all(_NAME.fullmatch(name) for name in names):
             raise ValueError("must be names or folders, each once, of letters, digits, dots, dashes and underscores")
         return value
@@ -159,7 +161,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_a_default_secret(self) -> Self:
-        key = revealed(self.admin_key)
+        key = reveal(self.admin_key)
         if key is not None and not is_loopback(self.host) and _is_placeholder(key):
             raise ValueError(
                 "the setting admin_key must be a secret of its own outside development, not a placeholder; leave it "
@@ -190,12 +192,12 @@ def load_settings(overrides: Mapping[str, object]) -> Settings:
     raise UsageError(f"the setting {name} is refused: {rule}" if name else rule)
 
 
-def revealed(secret: SecretStr | None) -> str | None:
+def reveal(secret: SecretStr | None) -> str | None:
     """What a secret setting says; None where it is not set."""
     return None if secret is None else secret.get_secret_value()
 
 
-def served_name(model: str) -> str:
+def name_served_model(model: str) -> str:
     """The name under which a model is served: a folder goes by its last part, so no path of ours leaves."""
     return model if model in PUBLIC_MODELS else Path(model).resolve().name
 

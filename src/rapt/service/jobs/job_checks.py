@@ -25,7 +25,7 @@ from rapt.wire.manifest import Manifest, parse_mechanism
 from rapt.wire.privatized_file import iterate_privatized_lines, read_bounded_lines
 
 
-def best_backbone(asked: Backbone, served: Iterable[Backbone], *, file: StoredFile) -> Backbone:
+def choose_backbone(asked: Backbone, served: Iterable[Backbone], *, file: StoredFile) -> Backbone:
     """The served backbone to tune on; of several that expect the file's noise, the one for the fewest settings."""
     setting = parse_mechanism(file.mechanism)
     if asked.expects is not None and asked.expects.covers(setting):
@@ -56,7 +56,7 @@ def check_job(
         store: Where the files are; their manifests are read, and not their records.
         training: Checked by itself already.
         validation: To be checked; None without.
-        backbone: Of the run.
+        backbone: Backbone of the run.
         limits: What one job may take.
 
     Raises:

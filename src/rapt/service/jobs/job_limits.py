@@ -55,10 +55,10 @@ class JobLimits:
     """How much one job may take; a larger one is refused when it is asked for.
 
     Attributes:
-        memory_bytes: Of its run, beside the base model.
+        memory_bytes: Most memory of a run beside the base model.
         hidden_size: Widest network of P-tuning, of a prefix, or of reconstruction.
         virtual_tokens: Longest prompt or prefix.
-        rank: Of LoRA.
+        rank: Highest rank of LoRA.
         classes: Most labels, or plain tokens to choose among.
         steps: Most steps of a run.
         records: Most records that a run reads: those of its file times its epochs.
@@ -80,7 +80,7 @@ class JobSettings:
     """How jobs are run.
 
     Attributes:
-        tenant_bytes: Of a tenant without a quota of its own; beyond it checkpoints are left out.
+        tenant_bytes: Most bytes of a tenant without a quota of its own; beyond it checkpoints are left out.
         limits: What one job may take.
         seconds_between_run_states: How much work a crash may cost, s.
         slice_seconds: After so long a job gives way to a waiting one of another tenant, s; 0 never.
@@ -94,7 +94,7 @@ class JobSettings:
     most_deaths: int = MOST_DEATHS
 
 
-def half_of_the_memory() -> int:
+def measure_half_of_memory() -> int:
     """Half of the memory that this machine, or the control group of this process, has; bytes."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for group in _GROUPS:
@@ -119,8 +119,8 @@ class Sizes:
         plain_tokens: m that take part.
         pool: Plain tokens to choose among.
         classes: Labels.
-        tokens: Of all files.
-        records: Of all files.
+        tokens: Tokens of all files.
+        records: Records of all files.
     """
 
     batch: int
@@ -148,8 +148,8 @@ def check_cost(
     Args:
         config: The run.
         files: Training file, and validation file if there is one.
-        manifest: Of the training file, which knows the pool of plain tokens; None before it was read.
-        backbone: Of the run.
+        manifest: Manifest of the training file, with the pool of plain tokens; None before it was read.
+        backbone: Backbone of the run.
         limits: What one job may take.
         longest_target: Tokens of the longest target of both files, as far as it is known.
 

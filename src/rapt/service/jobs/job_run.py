@@ -19,7 +19,7 @@ from rapt.service.adapter.adapter import Adapter, adapter_to_files
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.job_limits import JobSettings, check_cost
-from rapt.service.jobs.run_states import STEPS_BETWEEN_RUN_STATES, RunStates, patiently
+from rapt.service.jobs.run_states import STEPS_BETWEEN_RUN_STATES, RunStates, retry_while_away
 from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.file_rows import StoredFile, get_file, open_file
 from rapt.service.storage.job_rows import StoredJob
@@ -68,13 +68,13 @@ class ProgressEvents:
             "train_loss": task,
             "reconstruction_loss": _mean(reconstruction) if reconstruction else None,
             "accuracy": _mean([item.accuracy for item in self._since]),
-            **validation_figures(progress),
+            **name_validation_figures(progress),
         }
         self._since.clear()
         self._report(f"step {progress.step}/{progress.steps}: training loss={task:.4f}", data)
 
 
-def validation_figures(progress: Progress) -> dict[str, float | int]:
+def name_validation_figures(progress: Progress) -> dict[str, float | int]:
     """What validation came to after a step, under the names that OpenAI gives it; nothing where there was none."""
     if progress.validation_loss is None or progress.validation_accuracy is None:
         return {}
@@ -131,7 +131,7 @@ def _figures(progress: Progress) -> dict[str, float | int]:
         "step": progress.step,
         "train_loss": progress.task_loss,
         "train_mean_token_accuracy": progress.accuracy,
-        **validation_figures(progress),
+        **name_validation_figures(progress),
     }
 
 
@@ -142,7 +142,7 @@ class Outcome:
     Attributes:
         kind: `done`; `stopped` by a wish, with its state kept; `gave way` to another tenant's job, likewise; `away`,
             because the store cannot be used; `failed` for good; or `died`, with the process that it ran in.
-        code: From the error tree, of one that failed.
+        code: Code of the error of a job that failed, from the error tree.
         message: Why it failed or died; one line for its tenant.
     """
 
@@ -159,11 +159,11 @@ class GaveWay(Exception):
     """The job of another tenant has waited long enough."""
 
 
-def in_this_process(store: Store, backbones: Mapping[str, Backbone], settings: JobSettings) -> RunsAJob:
+def make_runner_here(store: Store, backbones: Mapping[str, Backbone], settings: JobSettings) -> RunsAJob:
     """Runs jobs in the thread that asks for it, on models that are loaded here."""
 
     def run(job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:
-        return outcome_of(
+        return run_to_outcome(
             job,
             lambda: run_job(
                 store,
@@ -178,7 +178,7 @@ def in_this_process(store: Store, backbones: Mapping[str, Backbone], settings: J
     return run
 
 
-def outcome_of(job: StoredJob, run: Callable[[], None]) -> Outcome:
+def run_to_outcome(job: StoredJob, run: Callable[[], None]) -> Outcome:
     """How a run ended, errors and all; what nobody foresaw is in the log with its place."""
     try:
         run()
@@ -194,7 +194,7 @@ def outcome_of(job: StoredJob, run: Callable[[], None]) -> Outcome:
         return Outcome(kind="failed", code=error.code, message=str(error))
     except Exception as error:  # it ends this job and not the worker
         log_unforeseen(log, f"job {job.id}", error)
-        message = f"an error that the service did not foresee, {type(error).__name__}; tell the provider the job id"
+        message = f"internal error, {type(error).__name__}; tell the provider the job id"
         return Outcome(kind="failed", code=RaptError.code, message=message)
     return Outcome(kind="done")
 
@@ -212,9 +212,9 @@ def run_job(
     """Tune, keep the adapter, and publish it as a model, unless the job was cancelled meanwhile.
 
     Args:
-        store: Where.
-        job: Claimed.
-        backbone: Of the job's model.
+        store: Store of the service.
+        job: A claimed job.
+        backbone: Backbone of the job's model.
         models: Names of all models that this worker takes jobs of: for one of them, another tenant's may wait.
         should_stop: Asked before each step.
         settings: What a job may take.
@@ -227,7 +227,7 @@ def run_job(
     """
 
     def waiting(work: Callable[[], T]) -> T:
-        return patiently(work, should_stop=should_stop)
+        return retry_while_away(work, should_stop=should_stop)
 
     config = config_from_json(job.method, seed=job.seed)
     names = [job.training_file] if job.validation_file is None else [job.training_file, job.validation_file]

@@ -13,7 +13,7 @@ from threading import Event
 from typing import Final, TypeVar
 
 from rapt.errors import UnavailableError, WireError
-from rapt.service.storage.data_directory import not_stored
+from rapt.service.storage.data_directory import explain_not_stored
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_run_state, latest_run_state
 from rapt.service.storage.store import Store
@@ -33,7 +33,7 @@ STEPS_BETWEEN_RUN_STATES: Final = 10
 SECONDS_BETWEEN_RUN_STATES: Final = 15.0
 
 
-def patiently(work: Callable[[], T], *, should_stop: Callable[[], bool]) -> T:
+def retry_while_away(work: Callable[[], T], *, should_stop: Callable[[], bool]) -> T:
     """What `work` returns, however long its store is away.
 
     Args:
@@ -104,9 +104,9 @@ class RunStates:
         try:
             save_checkpoint(checkpoint, self._store.directory.run_state(name))
             sync_folder(self._store.directory.run_states)
-            kept = patiently(lambda: self._add(checkpoint, name), should_stop=self._should_stop)
+            kept = retry_while_away(lambda: self._add(checkpoint, name), should_stop=self._should_stop)
         except OSError as error:
-            log.warning("job %s: no state of step %d, %s", self._job.id, checkpoint.step, not_stored(error))
+            log.warning("job %s: no state of step %d, %s", self._job.id, checkpoint.step, explain_not_stored(error))
         finally:
             if not kept:
                 self._store.directory.remove_run_state(name)

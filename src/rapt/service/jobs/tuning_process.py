@@ -31,7 +31,7 @@ import torch
 
 from rapt.service.backbone.backbone import Backbone, Precision, load_served
 from rapt.service.jobs.job_limits import MEBIBYTE, JobLimits, JobSettings
-from rapt.service.jobs.job_run import Outcome, outcome_of, run_job
+from rapt.service.jobs.job_run import Outcome, run_job, run_to_outcome
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.recovery import join_store
 from rapt.service.storage.store import Store
@@ -63,13 +63,13 @@ class ChildSettings:
     """What a child has to know; it is told on its standard input, because a password may be in it.
 
     Attributes:
-        data_directory: Of the service.
-        database_url: As in the settings of the service.
-        database_connections: Likewise.
-        blobs: Likewise.
+        data_directory: Data directory of the service.
+        database_url: URL of the database, from the settings of the service.
+        database_connections: Most connections to it, from the settings.
+        blobs: URL of the blobs, from the settings.
         models: What to load, by the name that it is served under: a known name or a folder.
         precision: `float32` or `bfloat16`, of all models: a run must go on in the precision it was begun in.
-        torch_threads: Of one matrix product; None for all cores.
+        torch_threads: Threads of one matrix product; None for all cores.
         debug: Whether tracebacks are printed.
         jobs: How jobs are run.
     """
@@ -163,13 +163,13 @@ class TuningProcess:
                     return Outcome(kind="died", message=_how_it_died(child.returncode))
                 if "outcome" in said:
                     return Outcome(**said["outcome"])
-                self._resting = resident_bytes(child.pid)  # "ready": the model is loaded, and the run begins
-            if self._resting and resident_bytes(child.pid) > self._resting + self._most_bytes():
+                self._resting = measure_resident_bytes(child.pid)  # "ready": the model is loaded, and the run begins
+            if self._resting and measure_resident_bytes(child.pid) > self._resting + self._most_bytes():
                 _kill(child)
                 return Outcome(kind="died", message=f"it took more memory than job_memory_bytes={self._limit()}")
             if told_at is None and should_stop():
                 told_at = time.monotonic()
-                _send(child, {"stop": name_of_run(job)})
+                _send(child, {"stop": name_run(job)})
             if told_at is not None and time.monotonic() - told_at > _LONGEST_STEP:
                 _kill(child)
                 return Outcome(kind="stopped")
@@ -181,12 +181,12 @@ class TuningProcess:
         return self._limit() + self._limit() // 8 + _LEEWAY
 
 
-def name_of_run(job: StoredJob) -> str:
+def name_run(job: StoredJob) -> str:
     """What tells one run of a job from the others."""
     return f"{job.id} {job.attempt}"
 
 
-def resident_bytes(pid: int) -> int:
+def measure_resident_bytes(pid: int) -> int:
     """Memory of a process that is in use, bytes; 0 where the system does not say."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
@@ -260,7 +260,7 @@ def main() -> None:
 
 
 def _run(job: StoredJob, store: Store, settings: ChildSettings, *, stopped: set[str], answers: BinaryIO) -> Outcome:
-    run = name_of_run(job)
+    run = name_run(job)
 
     def work() -> None:
         limit_memory(None)
@@ -276,7 +276,7 @@ def _run(job: StoredJob, store: Store, settings: ChildSettings, *, stopped: set[
             settings=settings.jobs,
         )
 
-    return outcome_of(job, work)
+    return run_to_outcome(job, work)
 
 
 def _load(settings: ChildSettings, name: str) -> Backbone:

@@ -13,10 +13,10 @@ from threading import Event, Lock, Thread
 from typing import Final
 
 from rapt.service.jobs.job_run import Outcome, RunsAJob
-from rapt.service.jobs.run_states import patiently
+from rapt.service.jobs.run_states import retry_while_away
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import MOST_DEATHS, claim_next_job, fail_job, lose_job, put_back, put_back_all
-from rapt.service.storage.recovery import living_worker, requeue_abandoned_jobs
+from rapt.service.storage.recovery import hold_worker_lock, requeue_abandoned_jobs
 from rapt.service.storage.store import Store
 from rapt.service.traces import log_unforeseen
 
@@ -96,7 +96,7 @@ class JobRunner:
     def _loop(self) -> None:
         while not self._closing.is_set():
             try:
-                with living_worker(self._store.directory, models=self._models) as name:
+                with hold_worker_lock(self._store.directory, models=self._models) as name:
                     self._work(name)
             except OSError as error:  # the disk has no room for its lock
                 log_unforeseen(log, "the worker's lock", error)
@@ -137,7 +137,7 @@ class JobRunner:
         self._pause = _FIRST_PAUSE
         if outcome.kind == "away":
             self._wait_for_the_store()
-        patiently(lambda: self._say(job, outcome), should_stop=self._closing.is_set)
+        retry_while_away(lambda: self._say(job, outcome), should_stop=self._closing.is_set)
 
     def _say(self, job: StoredJob, outcome: Outcome) -> None:
         """Write into the store how a run ended; one that is done has said so itself."""

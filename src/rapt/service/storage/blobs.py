@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
 import fsspec  # type: ignore[import-untyped]  # it ships no type stubs
 
 from rapt.errors import DamagedError, UnavailableError, UsageError
-from rapt.service.storage.data_directory import StagedFile, not_stored
+from rapt.service.storage.data_directory import StagedFile, explain_not_stored
 from rapt.whole_files import open_whole, sync_folder, write_whole
 
 # What is asked for at once: one request to an object store for nearly every adapter.
@@ -157,7 +157,7 @@ class LocalBlobs:
                 sync_folder(target.parent)
                 sync_folder(self.root)
         except OSError as error:
-            raise not_stored(error) from None
+            raise explain_not_stored(error) from None
 
     def read(self, name: str, *, start: int, count: int) -> bytes:
         """Some bytes."""
@@ -183,7 +183,7 @@ class LocalBlobs:
                 target.unlink(missing_ok=True)
                 sync_folder(target.parent)
         except OSError as error:
-            raise not_stored(error) from None
+            raise explain_not_stored(error) from None
 
     def delete_nothing(self) -> None:
         """Delete what was made for it: the change of a folder is what takes time."""
@@ -214,7 +214,7 @@ class LocalBlobs:
             self.root.mkdir(parents=True, exist_ok=True)
             write_whole(self.root / _OWNER, owner)
         except OSError as error:
-            raise not_stored(error) from None
+            raise explain_not_stored(error) from None
 
     def disclaim(self) -> None:
         """Forget whose they were: they are kept elsewhere now."""
@@ -328,7 +328,7 @@ def open_blobs(url: str | None, *, folder: Path) -> BlobStore:
     """Where a service keeps its blobs: in the object store of a URL, or in a folder.
 
     Args:
-        url: Such as `s3://bucket/prefix`, or `file:///folder`; None for `folder`.
+        url: URL like `s3://bucket/prefix` or `file:///folder`; None for `folder`.
         folder: In the data directory.
 
     Raises:

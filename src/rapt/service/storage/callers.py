@@ -20,7 +20,7 @@ from typing import Final, Literal
 from sqlalchemy import Connection, func, insert, or_, select
 
 from rapt.errors import UsageError
-from rapt.service.storage.database import Cursor, Page, page_of, value_of
+from rapt.service.storage.database import Cursor, Page, make_value, read_page
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import AUDIT, KEYS, REQUESTS
 
@@ -67,9 +67,9 @@ class AuditEntry:
     Attributes:
         id: `audit-...`.
         created_at: Unix time, s.
-        tenant: Of whoever did it.
+        tenant: Tenant of the key that made the change.
         key: Id of the key it was done with.
-        action: Such as `file.create`.
+        action: Name of the action, for example `file.create`.
         object: Id of what it was done to, or a tenant's name.
     """
 
@@ -116,8 +116,8 @@ def list_audit(store: Store, cursor: Cursor, *, about: str | None = None) -> Pag
             AUDIT.c.action.startswith("tenant.") & (AUDIT.c.object == about),
         )
     with store.database.read() as connection:
-        rows, has_more = page_of(connection, AUDIT, cursor, where=where)
-    return Page(tuple(value_of(row, AuditEntry) for row in rows), has_more)
+        rows, has_more = read_page(connection, AUDIT, cursor, where=where)
+    return Page(tuple(make_value(row, AuditEntry) for row in rows), has_more)
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,14 @@ class Repeatable:
     content_digest: str
 
 
-def repeatable(key: str | None, *content: str) -> Repeatable | None:
+def mark_repeatable(key: str | None, *content: str) -> Repeatable | None:
     """The marks of a request, if it came with a key."""
     if key is None:
         return None
     return Repeatable(_digest(key), _digest(*content))
 
 
-def made_before(connection: Connection, caller: Caller, request: Repeatable | None) -> str | None:
+def find_made_before(connection: Connection, caller: Caller, request: Repeatable | None) -> str | None:
     """Id of what the same request made before; None if it is new.
 
     Raises:

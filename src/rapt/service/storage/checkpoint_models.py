@@ -10,9 +10,9 @@ from sqlalchemy import Connection, select
 
 from rapt.errors import NotFoundError, QuotaError
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.job_rows import StoredJob
-from rapt.service.storage.job_runs import is_mine, result_of
+from rapt.service.storage.job_runs import is_mine, make_result
 from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import JOBS, MODELS
@@ -35,19 +35,19 @@ def add_checkpoint_model(
     """Keep an adapter as a checkpoint of a job that runs.
 
     Args:
-        store: Where.
-        job: As it was claimed.
+        store: Store of the service.
+        job: The claimed job.
         staged: The archive of the adapter.
         step: Steps made.
         metrics: Numbers only.
-        now: Unix time, s.
-        max_bytes: Of all that a tenant without a quota of its own has stored.
+        now: Present Unix time, s.
+        max_bytes: Most bytes that a tenant without a quota of its own may store.
 
     Returns:
         Whether it is kept. If not, the tenant's quota has no room for it, the job is not this worker's any more, or an
         earlier attempt has kept the same step, to the same weights.
     """
-    left = result_of(job, staged, now=now)
+    left = make_result(job, staged, now=now)
     model = replace(left, id=f"{left.id}:ckpt-step-{step}", step=step, metrics=dict(metrics))
     with naming(store, staged), store.database.write() as connection:
         outcome = _outcome(connection, job, model, max_bytes=max_bytes)
@@ -58,7 +58,7 @@ def add_checkpoint_model(
     return outcome
 
 
-def checkpoint_id(model: StoredModel) -> str:
+def make_checkpoint_id(model: StoredModel) -> str:
     """The id of a checkpoint, beside its name as a model."""
     return _ID + model.adapter
 
@@ -74,8 +74,8 @@ def list_checkpoint_models(store: Store, job_id: str, cursor: Cursor, *, tenant:
             if start is None:
                 raise NotFoundError("no such object among the checkpoints for the cursor after; start without it")
             cursor = replace(cursor, after=start)
-        rows, has_more = page_of(connection, MODELS, cursor, where=within)
-    return Page(tuple(value_of(row, StoredModel) for row in rows), has_more)
+        rows, has_more = read_page(connection, MODELS, cursor, where=within)
+    return Page(tuple(make_value(row, StoredModel) for row in rows), has_more)
 
 
 def _outcome(connection: Connection, job: StoredJob, model: StoredModel, *, max_bytes: int) -> Kept:

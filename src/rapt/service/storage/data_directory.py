@@ -86,7 +86,7 @@ class ArrivingFile:
         try:
             return self._open().write(content)
         except OSError as error:
-            raise not_stored(error) from None
+            raise explain_not_stored(error) from None
 
     def seek(self, offset: int) -> int:
         """Read from there on."""
@@ -102,7 +102,7 @@ class ArrivingFile:
             with self._open() as stream:
                 flush(stream)
         except OSError as error:
-            raise not_stored(error) from None
+            raise explain_not_stored(error) from None
         return StagedFile(path=self.path, bytes=self.bytes, sha256=self._digest.hexdigest())
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class ArrivingFile:
             try:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             except OSError as error:
-                raise not_stored(error) from None
+                raise explain_not_stored(error) from None
             self._stream = os.fdopen(descriptor, "w+b")
         return self._stream
 
@@ -133,11 +133,11 @@ def write_staged(source: Readable, file: ArrivingFile) -> StagedFile:
         while chunk := source.read(_CHUNK):
             file.write(chunk)
     except OSError as error:
-        raise not_stored(error) from None
+        raise explain_not_stored(error) from None
     return file.finish()
 
 
-def not_stored(error: Exception) -> UnavailableError:
+def explain_not_stored(error: Exception) -> UnavailableError:
     """What is said when bytes could not be kept: the kind of the error, and not its message. It is in the log too."""
     kind = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
     log.error("the service could not store a file: %s", kind)
@@ -232,7 +232,7 @@ class DataDirectory:
             staged.path.replace(self.part(name))
             sync_folder(self.parts)
         except OSError as error:
-            raise not_stored(error) from None
+            raise explain_not_stored(error) from None
 
     def remove_part(self, name: str) -> None:
         """Delete a part; if the disk refuses, a later sweep does."""
@@ -298,7 +298,7 @@ def make_data_directory(root: Path) -> DataDirectory:
     return directory
 
 
-def is_of_a_service(root: Path) -> bool:
+def holds_service(root: Path) -> bool:
     """Whether a service has, or had, its data in a folder; or a copy of them was put there."""
     directory = DataDirectory(root)
     return any(path.exists() for path in (root / _LOCK, directory.database, directory.blobs))
@@ -310,7 +310,7 @@ def _close_to_others(root: Path) -> None:
     if not found.st_mode & _OTHERS:
         return
     ours = found.st_uid == os.geteuid() and (
-        is_of_a_service(root) or all(path.name == "lost+found" for path in root.iterdir())
+        holds_service(root) or all(path.name == "lost+found" for path in root.iterdir())
     )
     if not ours:
         raise UsageError(

@@ -272,7 +272,7 @@ def find(connection: Connection, table: Table, id_: str, *, tenant: str) -> Row[
     return row
 
 
-def page_of(
+def read_page(
     connection: Connection, table: Table, cursor: Cursor, *, where: ColumnElement[bool] | None = None
 ) -> tuple[list[Row[Any]], bool]:
     """The rows of one page in order of creation, and whether more follow.
@@ -293,7 +293,7 @@ def page_of(
     return rows[: cursor.limit], len(rows) > cursor.limit
 
 
-def value_of(row: Row[Any], kind: type[Stored]) -> Stored:
+def make_value(row: Row[Any], kind: type[Stored]) -> Stored:
     """The value in a row: each of its fields is the column of that name."""
     return kind(**{field.name: row._mapping[field.name] for field in fields(kind)})
 

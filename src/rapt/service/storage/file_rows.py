@@ -10,9 +10,9 @@ from sqlalchemy import delete, func, insert, or_, select
 
 from rapt.errors import DamagedError, UsageError
 from rapt.service.storage.blobs import open_blob
-from rapt.service.storage.callers import Caller, Repeatable, made_before, note, record
+from rapt.service.storage.callers import Caller, Repeatable, find_made_before, note, record
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import FILES, JOBS
 from rapt.service.storage.tenant_rows import ACTIVE, check_bytes, check_tenant
@@ -26,7 +26,7 @@ class FileSummary:
     """What the service knows of an admitted file without opening it again.
 
     Attributes:
-        manifest: As it stands in the file.
+        manifest: Manifest of the file.
         longest: Number of tokens of the longest text, plain tokens not counted.
     """
 
@@ -40,17 +40,17 @@ class StoredFile:
 
     Attributes:
         id: `file-...`.
-        tenant: Whose it is.
+        tenant: Tenant that owns it.
         filename: What the client called it; shown, never used.
         purpose: `fine-tune`.
         bytes: Size.
         sha256: Hex digest, and name of its blob.
-        created_at: Unix time, s.
+        created_at: Time of creation, Unix time, s.
         vocabulary_hash: What it was privatized for.
         mechanism: How, as the manifest says it.
         insecure_seed: Whether the noise came from a seed, which protects nothing.
         records: How many.
-        tokens: Of their texts.
+        tokens: Tokens of their texts.
         longest: Tokens of the longest text.
         plain_tokens: m, before each text.
         labels: Number of classes; 0 without labels.
@@ -88,13 +88,13 @@ def add_file(
     """Keep admitted bytes under a new id.
 
     Args:
-        store: Where.
+        store: Store of the service.
         staged: The bytes.
         summary: What is in them.
         filename: What the client calls it.
-        caller: Whose they become.
-        now: Unix time, s.
-        max_bytes: Of all files of a tenant without a quota of its own.
+        caller: Caller that becomes the owner.
+        now: Present Unix time, s.
+        max_bytes: Most bytes of a tenant without a quota of its own.
         counted: Bytes of it that the tenant has already, as parts of an upload.
         request: Marks of a request that may come again; then the file of the first time is the answer.
 
@@ -121,13 +121,13 @@ def add_file(
         labels=len(manifest.labels or ()),
     )
     with store.database.read() as connection:
-        if (before := made_before(connection, caller, request)) is not None:
-            return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
+        if (before := find_made_before(connection, caller, request)) is not None:
+            return make_value(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
         check_bytes(connection, caller.tenant, more=file.bytes - counted, limit=max_bytes)
     with naming(store, staged), store.database.write() as connection:
         # The same request may have come twice at once: the second finds what the first has made meanwhile.
-        if (before := made_before(connection, caller, request)) is not None:
-            return value_of(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
+        if (before := find_made_before(connection, caller, request)) is not None:
+            return make_value(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
         check_tenant(connection, caller.tenant)
         check_bytes(connection, caller.tenant, more=file.bytes - counted, limit=max_bytes)
         connection.execute(insert(FILES).values(vars(file)))
@@ -139,17 +139,17 @@ def add_file(
 def get_file(store: Store, file_id: str, *, tenant: str) -> StoredFile:
     """The file of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return value_of(find(connection, FILES, file_id, tenant=tenant), StoredFile)
+        return make_value(find(connection, FILES, file_id, tenant=tenant), StoredFile)
 
 
 def list_files(store: Store, cursor: Cursor, *, tenant: str, sha256: str | None = None) -> Page[StoredFile]:
     """One page of files, those of one digest alone where it is given. Raises `NotFoundError` for an unknown cursor."""
     where = FILES.c.tenant == tenant
     with store.database.read() as connection:
-        rows, has_more = page_of(
+        rows, has_more = read_page(
             connection, FILES, cursor, where=where if sha256 is None else where & (FILES.c.sha256 == sha256)
         )
-    return Page(tuple(value_of(row, StoredFile) for row in rows), has_more)
+    return Page(tuple(make_value(row, StoredFile) for row in rows), has_more)
 
 
 def open_file(store: Store, file: StoredFile) -> BinaryIO:
@@ -175,7 +175,7 @@ def delete_file(store: Store, file_id: str, *, caller: Caller) -> None:
         UsageError: A job that has not ended needs it.
     """
     with store.database.write() as connection:
-        file = value_of(find(connection, FILES, file_id, tenant=caller.tenant), StoredFile)
+        file = make_value(find(connection, FILES, file_id, tenant=caller.tenant), StoredFile)
         needed = select(func.count()).where(
             or_(JOBS.c.training_file == file_id, JOBS.c.validation_file == file_id), JOBS.c.status.in_(ACTIVE)
         )

@@ -20,8 +20,8 @@ from typing import Any, Final, Literal
 from sqlalchemy import Connection, delete, insert, select, update
 
 from rapt.errors import UsageError
-from rapt.service.storage.callers import Caller, Repeatable, made_before, note, record
-from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.callers import Caller, Repeatable, find_made_before, note, record
+from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.model_rows import delete_models_of, release_adapters
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import EVENTS, FILES, JOBS, RUN_STATES
@@ -48,8 +48,8 @@ def list_events(store: Store, job_id: str, cursor: Cursor, *, tenant: str) -> Pa
     """One page of a job's events. Raises `NotFoundError` for an unknown job or cursor."""
     with store.database.read() as connection:
         find(connection, JOBS, job_id, tenant=tenant)
-        rows, has_more = page_of(connection, EVENTS, cursor, where=EVENTS.c.job_id == job_id)
-    return Page(tuple(value_of(row, StoredEvent) for row in rows), has_more)
+        rows, has_more = read_page(connection, EVENTS, cursor, where=EVENTS.c.job_id == job_id)
+    return Page(tuple(make_value(row, StoredEvent) for row in rows), has_more)
 
 
 def add_event(
@@ -80,23 +80,23 @@ class StoredJob:
 
     Attributes:
         id: `ftjob-...`.
-        tenant: Whose it is.
+        tenant: Tenant that owns it.
         model: Name of the base model.
         training_file: Id of the privatized file.
         validation_file: Id of another one, to measure on; None without.
-        status: As in the module's drawing.
+        status: State in the drawing of this module.
         method: Method and hyper-parameters, all resolved, in the shape of the API.
-        seed: Of the training; not a secret.
+        seed: Seed of the training; not a secret.
         suffix: What the user wants in the tuned model's name.
-        metadata: Pairs of the user's own; None without.
-        priority: Among the jobs of its tenant; the highest is first.
-        created_at: Unix time, s.
+        metadata: Pairs that the user chose; None without.
+        priority: Rank among the jobs of its tenant; the highest is first.
+        created_at: Time of creation, Unix time, s.
         finished_at: Unix time, s; None until it ended.
         fine_tuned_model: Name of the result; None unless it succeeded.
         trained_tokens: Text tokens seen, over all epochs; None unless it succeeded.
-        error_code: From the error tree; None unless it failed.
+        error_code: Code of the error tree; None unless it failed.
         error_message: One line; None unless it failed.
-        worker: Who runs it, or ran it last; None before.
+        worker: Name of the worker that runs it, or ran it last; None before.
         attempt: How often it was started.
         deaths: How often whatever ran it died since a state of it was kept last.
         last_death: How it died then; None before.
@@ -145,19 +145,19 @@ def add_job(
     """Queue a job.
 
     Args:
-        store: Where.
-        model: As `StoredJob`, and so on.
+        store: Store of the service.
+        model: Name of the base model.
         training_file: A file of the caller's tenant.
         method: Resolved.
-        seed: Of the training.
+        seed: Seed of the training.
         suffix: For the name of the result.
-        caller: Whose it becomes.
-        now: Unix time, s.
+        caller: Caller that becomes the owner.
+        now: Present Unix time, s.
         max_jobs: That have not ended, of a tenant without a quota of its own.
         max_bytes: That such a tenant has stored; what a run leaves is counted, and can only be refused here.
         validation_file: A file of the caller's tenant.
         metadata: The user's own.
-        priority: Among the jobs of the tenant.
+        priority: Rank among the jobs of the tenant.
         request: Marks of a request that may come again; then the job of the first time is the answer.
 
     Raises:
@@ -180,8 +180,8 @@ def add_job(
         created_at=now,
     )
     with store.database.write() as connection:
-        if (before := made_before(connection, caller, request)) is not None:
-            return value_of(find(connection, JOBS, before, tenant=caller.tenant), StoredJob)
+        if (before := find_made_before(connection, caller, request)) is not None:
+            return make_value(find(connection, JOBS, before, tenant=caller.tenant), StoredJob)
         check_tenant(connection, caller.tenant)
         for file in (training_file, validation_file):
             if file is not None:
@@ -198,7 +198,7 @@ def add_job(
 def get_job(store: Store, job_id: str, *, tenant: str) -> StoredJob:
     """The job of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return value_of(find(connection, JOBS, job_id, tenant=tenant), StoredJob)
+        return make_value(find(connection, JOBS, job_id, tenant=tenant), StoredJob)
 
 
 def list_jobs(
@@ -213,8 +213,8 @@ def list_jobs(
     for name, value in (metadata or {}).items():
         where = where & (JOBS.c.metadata[name].as_string() == value)
     with store.database.read() as connection:
-        rows, has_more = page_of(connection, JOBS, cursor, where=where)
-    return Page(tuple(value_of(row, StoredJob) for row in rows), has_more)
+        rows, has_more = read_page(connection, JOBS, cursor, where=where)
+    return Page(tuple(make_value(row, StoredJob) for row in rows), has_more)
 
 
 def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> tuple[StoredJob, tuple[str, ...]]:
@@ -228,14 +228,14 @@ def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> tuple[
         UsageError: It has ended.
     """
     with store.database.write() as connection:
-        job = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
+        job = make_value(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
         if job.status in ENDED:
             raise UsageError(f"a job must not have ended to be cancelled, got status={job.status}")
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status="cancelled", finished_at=now))
         add_event(connection, job_id, message="the job was cancelled", level="warn", now=now)
         record(connection, caller, "job.cancel", job_id)
         folders, models = delete_run_states(connection, job_id), delete_models_of(connection, job_id)
-        cancelled = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
+        cancelled = make_value(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
     for folder in folders:
         store.directory.remove_run_state(folder)
     return cancelled, release_adapters(store, models)
@@ -273,10 +273,10 @@ def _switch(
     store: Store, job_id: str, *, caller: Caller, now: int, allowed: tuple[str, ...], status: str, verb: str
 ) -> StoredJob:
     with store.database.write() as connection:
-        job = value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
+        job = make_value(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
         if job.status not in allowed:
             raise UsageError(f"a job must be {' or '.join(allowed)} to {verb}, got status={job.status}")
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status=status))
         add_event(connection, job_id, message=f"the job was {verb}d", now=now)
         record(connection, caller, f"job.{verb}", job_id)
-        return value_of(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
+        return make_value(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)

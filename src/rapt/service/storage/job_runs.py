@@ -20,9 +20,9 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Connection, func, insert, select, update
 
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import find, value_of
+from rapt.service.storage.database import find, make_value
 from rapt.service.storage.job_rows import StoredJob, add_event, delete_run_states
-from rapt.service.storage.model_rows import StoredModel, insert_model, model_name, new_adapter
+from rapt.service.storage.model_rows import StoredModel, insert_model, make_adapter_name, model_name
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import JOBS, RUN_STATES, TENANTS
 
@@ -38,8 +38,8 @@ class StoredRunState:
     """A state that a run can go on from.
 
     Attributes:
-        job_id: Whose.
-        created_at: Unix time, s.
+        job_id: Id of the job.
+        created_at: Time of creation, Unix time, s.
         step: Number of steps made.
         metrics: Numbers only.
         folder: Name of what is on the disk, made by us.
@@ -58,10 +58,10 @@ def claim_next_job(
     """The job whose turn it is, now running; None when none waits for one of these models.
 
     Args:
-        store: Where.
-        worker: Who takes it.
+        store: Store of the service.
+        worker: Name of the worker that takes it.
         models: Names of the base models that the worker has.
-        now: Unix time, s.
+        now: Present Unix time, s.
         most_deaths: A job that has had so many without getting any further fails in place of being begun again.
     """
     with store.database.write() as connection:
@@ -104,10 +104,10 @@ def _claim(connection: Connection, *, worker: str, models: Collection[str], now:
     taken = {"status": "running", "worker": worker, "attempt": row.attempt + 1}
     connection.execute(update(JOBS).where(JOBS.c.id == row.id).values(taken))
     add_event(connection, row.id, message="the job is running", now=now)
-    return value_of(find(connection, JOBS, row.id, tenant=row.tenant), StoredJob)
+    return make_value(find(connection, JOBS, row.id, tenant=row.tenant), StoredJob)
 
 
-def tell_of_models_not_served(store: Store, *, served: Collection[str], now: int) -> list[str]:
+def warn_of_models_not_served(store: Store, *, served: Collection[str], now: int) -> list[str]:
     """Add an event to each job that waits for a base model that is not served any more; returns their ids.
 
     Such a job is neither failed nor forgotten: it goes on when the model is back.
@@ -164,10 +164,10 @@ def lose_job(store: Store, job: StoredJob, *, reason: str, now: int) -> bool:
     """What ran the job has died: the job waits again, and the death is counted.
 
     Args:
-        store: Where.
-        job: As it was claimed.
+        store: Store of the service.
+        job: The claimed job.
         reason: How it died; words of ours, which the tenant reads.
-        now: Unix time, s.
+        now: Present Unix time, s.
 
     Returns:
         False when the job is not this worker's any more.
@@ -229,7 +229,7 @@ def latest_run_state(store: Store, job: StoredJob) -> StoredRunState | None:
     """The state to go on from; None when there is none."""
     with store.database.read() as connection:
         row = connection.execute(select(RUN_STATES).where(RUN_STATES.c.job_id == job.id)).first()
-    return None if row is None else value_of(row, StoredRunState)
+    return None if row is None else make_value(row, StoredRunState)
 
 
 def succeed_job(
@@ -238,17 +238,17 @@ def succeed_job(
     """Keep an adapter and publish it: the job has succeeded and its model exists, both or neither.
 
     Args:
-        store: Where.
-        job: As it was claimed.
+        store: Store of the service.
+        job: The claimed job.
         staged: The archive of the adapter.
         trained_tokens: Text tokens seen, over all epochs.
-        now: Unix time, s.
+        now: Present Unix time, s.
         notes: Events to be added before the last one.
 
     Returns:
         False when nothing was kept: the job is not this worker's any more.
     """
-    model = result_of(job, staged, now=now)
+    model = make_result(job, staged, now=now)
     values: dict[str, str | int] = {"fine_tuned_model": model.id, "trained_tokens": trained_tokens}
     folders: list[str] = []
     with naming(store, staged), store.database.write() as connection:
@@ -293,20 +293,20 @@ def requeue_jobs(store: Store, *, is_alive: Callable[[str], bool], now: int) -> 
     return len(abandoned)
 
 
-def name_of_result(job: StoredJob) -> str:
+def name_result(job: StoredJob) -> str:
     """The name of the model that a job makes; it is known before the model is."""
     number = job.id.removeprefix("ftjob-")
     return model_name(base=job.model, tenant=job.tenant, suffix=job.suffix or DEFAULT_SUFFIX, number=number)
 
 
-def result_of(job: StoredJob, staged: StagedFile, *, now: int) -> StoredModel:
+def make_result(job: StoredJob, staged: StagedFile, *, now: int) -> StoredModel:
     """What a job leaves, as a row: `staged` is the archive of its adapter."""
     return StoredModel(
-        id=name_of_result(job),
+        id=name_result(job),
         tenant=job.tenant,
         base=job.model,
         job_id=job.id,
-        adapter=new_adapter(),
+        adapter=make_adapter_name(),
         created_at=now,
         bytes=staged.bytes,
         sha256=staged.sha256,

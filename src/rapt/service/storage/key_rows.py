@@ -18,7 +18,7 @@ from sqlalchemy import ColumnElement, Connection, exists, func, insert, or_, sel
 
 from rapt.errors import ForbiddenError, NotFoundError, QuotaError
 from rapt.service.storage.callers import OPERATOR, Caller, Role, record
-from rapt.service.storage.database import Cursor, Page, page_of, value_of
+from rapt.service.storage.database import Cursor, Page, make_value, read_page
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import KEYS, TENANTS
 
@@ -34,11 +34,11 @@ class StoredKey:
 
     Attributes:
         id: `key-...`; may be shown, and stands in the audit log.
-        tenant: Whose.
+        tenant: Tenant that owns the key.
         role: What it may do.
-        created_at: Unix time, s.
-        expires_at: Unix time, s, from which on it is refused; None if it is not known to end.
-        revoked_at: Unix time, s; None while it is good.
+        created_at: Time of creation, Unix time, s.
+        expires_at: Unix time, s, from which on the key is refused; None if it has no end yet.
+        revoked_at: Time of its revocation, Unix time, s; None while it is valid.
     """
 
     id: str
@@ -49,7 +49,7 @@ class StoredKey:
     revoked_at: int | None = None
 
 
-def digest_of(key: str) -> str:
+def digest_key(key: str) -> str:
     """What is stored of a key, hex."""
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -72,12 +72,12 @@ def rotate_key(
     """A new key in place of an old one, which is refused after `grace` seconds.
 
     Args:
-        store: Where.
+        store: Store of the service.
         key_id: The old one.
         grace: s in which both are good, to change over without a gap.
-        caller: Who asks.
-        now: Unix time, s.
-        tenant: Whose key it has to be; None for an admin.
+        caller: Sender of the request.
+        now: Present Unix time, s.
+        tenant: Tenant that must own the key; None for an admin.
 
     Raises:
         NotFoundError: There is no such key that is good and that the caller may touch.
@@ -97,7 +97,7 @@ def revoke_key(store: Store, key_id: str, *, caller: Caller, now: int, tenant: s
         _good(connection, key_id, tenant=tenant, caller=caller, now=now)
         connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(revoked_at=now))
         record(connection, caller, "key.revoke", key_id)
-        return value_of(connection.execute(select(KEYS).where(KEYS.c.id == key_id)).one(), StoredKey)
+        return make_value(connection.execute(select(KEYS).where(KEYS.c.id == key_id)).one(), StoredKey)
 
 
 def list_keys(store: Store, cursor: Cursor, *, caller: Caller = OPERATOR, tenant: str | None = None) -> Page[StoredKey]:
@@ -110,13 +110,13 @@ def list_keys(store: Store, cursor: Cursor, *, caller: Caller = OPERATOR, tenant
         where: ColumnElement[bool] = KEYS.c.role.in_(_roles_below(caller))
         if tenant is not None:
             where &= KEYS.c.tenant == tenant
-        rows, has_more = page_of(connection, KEYS, cursor, where=where)
-    return Page(tuple(value_of(row, StoredKey) for row in rows), has_more)
+        rows, has_more = read_page(connection, KEYS, cursor, where=where)
+    return Page(tuple(make_value(row, StoredKey) for row in rows), has_more)
 
 
-def holder_of(store: Store, key: str, *, now: int) -> Caller | None:
+def find_holder(store: Store, key: str, *, now: int) -> Caller | None:
     """Who sends a key; None if it is none of ours, or no longer good."""
-    digest = digest_of(key)
+    digest = digest_key(key)
     found = store.database.remembered.ask(("holder", digest), lambda: _holder(store, digest))
     if found is None or (found[1] is not None and found[1] <= now):
         return None
@@ -154,7 +154,7 @@ def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, 
         raise QuotaError(f"a tenant must have at most {_MOST_GOOD} good keys; revoke some", retry_after=None)
     shown = _PREFIX + secrets.token_urlsafe(_BYTES)
     key = StoredKey(id=f"key-{secrets.token_hex(12)}", tenant=tenant, role=role, created_at=now)
-    connection.execute(insert(KEYS).values({**vars(key), "digest": digest_of(shown)}))
+    connection.execute(insert(KEYS).values({**vars(key), "digest": digest_key(shown)}))
     record(connection, caller, "key.create", key.id)
     return key, shown
 
@@ -166,7 +166,7 @@ def _good(connection: Connection, key_id: str, *, tenant: str | None, caller: Ca
     row = connection.execute(query).first()
     if row is None:
         raise NotFoundError("no such key is good; list them to see what there is")
-    return value_of(row, StoredKey)
+    return make_value(row, StoredKey)
 
 
 def _is_good(now: int) -> ColumnElement[bool]:

@@ -17,7 +17,7 @@ from rapt.errors import DamagedError
 from rapt.service.storage.blobs import read_blob
 from rapt.service.storage.callers import Caller, record
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import Cursor, Page, find, page_of, value_of
+from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import MODELS
 from rapt.service.storage.tenant_rows import check_bytes, check_tenant
@@ -29,13 +29,13 @@ class StoredModel:
 
     Attributes:
         id: `ft:{base}:{tenant}:{suffix}:{number}`, of a checkpoint with `:ckpt-step-{step}`.
-        tenant: Whose it is.
+        tenant: Tenant that owns it.
         base: Name of the base model.
         job_id: The job that made it; None if it was imported.
         adapter: Name of its adapter in memory, made by us and no other model's, whatever bytes they share: how fast an
             answer comes must not tell a tenant what others have.
-        created_at: Unix time, s.
-        bytes: Of its adapter, an archive.
+        created_at: Time of creation, Unix time, s.
+        bytes: Size of the archive of its adapter.
         sha256: Hex digest of that, and name of its blob.
         step: Steps that its run had made, of a checkpoint; None for what a run left in the end, or was imported.
         metrics: Figures of its run by then, of a checkpoint.
@@ -63,7 +63,7 @@ def get_model(store: Store, model_id: str, *, tenant: str) -> StoredModel:
 
     def look_up() -> StoredModel:
         with store.database.read() as connection:
-            return value_of(find(connection, MODELS, model_id, tenant=tenant), StoredModel)
+            return make_value(find(connection, MODELS, model_id, tenant=tenant), StoredModel)
 
     return store.database.remembered.ask(("model", tenant, model_id), look_up)
 
@@ -72,11 +72,11 @@ def list_models(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredMode
     """One page of tuned models, checkpoints left out. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
         where = (MODELS.c.tenant == tenant) & MODELS.c.step.is_(None)
-        rows, has_more = page_of(connection, MODELS, cursor, where=where)
-    return Page(tuple(value_of(row, StoredModel) for row in rows), has_more)
+        rows, has_more = read_page(connection, MODELS, cursor, where=where)
+    return Page(tuple(make_value(row, StoredModel) for row in rows), has_more)
 
 
-def adapter_archive(store: Store, model: StoredModel) -> bytes:
+def read_adapter_archive(store: Store, model: StoredModel) -> bytes:
     """The adapter of a model.
 
     Raises:
@@ -91,7 +91,7 @@ def adapter_archive(store: Store, model: StoredModel) -> bytes:
         raise DamagedError("the adapter of a model must be where it was kept; tell the provider") from None
 
 
-def new_adapter() -> str:
+def make_adapter_name() -> str:
     """A name for an adapter."""
     return secrets.token_hex(12)
 
@@ -102,19 +102,19 @@ def add_imported_model(
     """Keep an adapter that came from outside.
 
     Args:
-        store: Where.
-        staged: Its archive.
+        store: Store of the service.
+        staged: Archive of the adapter.
         suffix: For the name of the model.
         base: Name of the base model.
-        caller: Whose it becomes.
-        now: Unix time, s.
-        max_bytes: Of all that a tenant without a quota of its own has stored.
+        caller: Caller that becomes the owner.
+        now: Present Unix time, s.
+        max_bytes: Most bytes that a tenant without a quota of its own may store.
 
     Raises:
         NotFoundError: The tenant is gone.
         QuotaError: It has too many bytes.
     """
-    adapter = new_adapter()
+    adapter = make_adapter_name()
     model = StoredModel(
         id=model_name(base=base, tenant=caller.tenant, suffix=suffix, number=adapter),
         tenant=caller.tenant,
@@ -148,7 +148,7 @@ def delete_model(store: Store, model_id: str, *, caller: Caller) -> tuple[str, .
         NotFoundError: There is no such model.
     """
     with store.database.write() as connection:
-        model = value_of(find(connection, MODELS, model_id, tenant=caller.tenant), StoredModel)
+        model = make_value(find(connection, MODELS, model_id, tenant=caller.tenant), StoredModel)
         connection.execute(delete(MODELS).where(MODELS.c.id == model_id))
         doomed = [model]
         if model.job_id is not None and model.step is None:
@@ -164,7 +164,7 @@ def delete_models_of(connection: Connection, job_id: str) -> list[StoredModel]:
     """Delete the rows of all that a job has made; returns them, to be released after the transaction."""
     doomed = connection.execute(select(MODELS).where(MODELS.c.job_id == job_id)).all()
     connection.execute(delete(MODELS).where(MODELS.c.job_id == job_id))
-    return [value_of(row, StoredModel) for row in doomed]
+    return [make_value(row, StoredModel) for row in doomed]
 
 
 def release_adapters(store: Store, models: Sequence[StoredModel]) -> tuple[str, ...]:

@@ -22,14 +22,14 @@ from rapt.service.storage.blobs import open_blobs
 from rapt.service.storage.data_directory import DataDirectory, lock_data_directory, make_data_directory
 from rapt.service.storage.database import CONNECTIONS, Database, database_url
 from rapt.service.storage.job_runs import requeue_jobs
-from rapt.service.storage.store import Store, move_blobs, named_blobs, own_blobs, refuse_foreign, release
+from rapt.service.storage.store import Store, list_named_blobs, move_blobs, own_blobs, refuse_foreign, release
 from rapt.service.storage.tables import PARTS, RUN_STATES
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def living_worker(directory: DataDirectory, *, models: Iterable[str] = ()) -> Iterator[str]:
+def hold_worker_lock(directory: DataDirectory, *, models: Iterable[str] = ()) -> Iterator[str]:
     """The name of a new worker, which lives until the end of the block or of the process.
 
     Args:
@@ -65,7 +65,7 @@ def is_alive(directory: DataDirectory, worker: str) -> bool:
         return False
 
 
-def models_of_the_living(directory: DataDirectory) -> set[str]:
+def list_models_of_living(directory: DataDirectory) -> set[str]:
     """The base models that some worker runs jobs of."""
     found = set[str]()
     for path in directory.workers.iterdir():
@@ -75,7 +75,7 @@ def models_of_the_living(directory: DataDirectory) -> set[str]:
     return found
 
 
-def bury_the_dead(directory: DataDirectory) -> None:
+def delete_dead_locks(directory: DataDirectory) -> None:
     """Delete the locks that nobody holds."""
     for path in directory.workers.iterdir():
         if not is_alive(directory, path.name):
@@ -92,7 +92,7 @@ def open_store(
 
     Args:
         data_directory: The folder.
-        url: Of a PostgreSQL database; None for SQLite in the folder.
+        url: URL of a PostgreSQL database; None for SQLite in the folder.
         blobs: URL of an object store; None for the folder.
         connections: The most that this process has open to the database.
 
@@ -124,7 +124,7 @@ def join_store(
 def requeue_abandoned_jobs(store: Store) -> int:
     """Queue again what dead workers left. Returns how many."""
     requeued = requeue_jobs(store, is_alive=lambda worker: is_alive(store.directory, worker), now=int(time.time()))
-    bury_the_dead(store.directory)
+    delete_dead_locks(store.directory)
     return requeued
 
 
@@ -157,7 +157,7 @@ def _sweep(store: Store) -> int:
     there = set(store.blobs.list())
     with store.database.read() as connection:
         # After the look at what is there: of what was put since, `release` finds the row.
-        named = named_blobs(connection)
+        named = list_named_blobs(connection)
         run_states = set(connection.execute(select(RUN_STATES.c.folder)).scalars())
         parts = set(connection.execute(select(PARTS.c.id)).scalars())
     if lost := len(named - there):

@@ -24,7 +24,7 @@ from sqlalchemy import Connection, select
 
 from rapt.errors import UnavailableError, UsageError
 from rapt.service.storage.blobs import BlobStore, LocalBlobs
-from rapt.service.storage.data_directory import DataDirectory, StagedFile, not_stored
+from rapt.service.storage.data_directory import DataDirectory, StagedFile, explain_not_stored
 from rapt.service.storage.database import Database
 from rapt.service.storage.tables import FILES, IDENTITY, MODELS
 
@@ -38,7 +38,7 @@ class Store:
     Attributes:
         database: Rows.
         directory: What is on its way, states of runs, locks.
-        blobs: Files and adapters, by their digests; which of them are needed is known to `named_blobs`.
+        blobs: Files and adapters, by their digests; which of them are needed is known to `list_named_blobs`.
     """
 
     database: Database
@@ -79,7 +79,7 @@ def is_named(connection: Connection, digest: str) -> bool:
     return any(connection.execute(select(name).where(name == digest).limit(1)).first() for name in _NAMING)
 
 
-def named_blobs(connection: Connection) -> set[str]:
+def list_named_blobs(connection: Connection) -> set[str]:
     """All blobs that rows name."""
     return {digest for name in _NAMING for digest in connection.execute(select(name).distinct()).scalars()}
 
@@ -90,7 +90,7 @@ def _locked(store: Store, digest: str, how: int) -> Iterator[None]:
     try:
         descriptor = os.open(store.directory.naming / digest[:2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise not_stored(error) from None
+        raise explain_not_stored(error) from None
     try:
         fcntl.flock(descriptor, how)
         yield
@@ -120,7 +120,7 @@ def own_blobs(store: Store) -> None:
     if store.blobs.owner() is not None:
         return
     with store.database.read() as connection:
-        named = named_blobs(connection)
+        named = list_named_blobs(connection)
     if named and named.isdisjoint(store.blobs.list()):
         raise UsageError(
             "the setting blobs must be where this service keeps its files and adapters, and none of them is there; "
@@ -144,7 +144,7 @@ def move_blobs(store: Store) -> int:
     if isinstance(store.blobs, LocalBlobs) and store.blobs.root == here.root:
         return 0
     with store.database.read() as connection:
-        named = named_blobs(connection)
+        named = list_named_blobs(connection)
     moved = 0
     for name in list(here.list()):
         if name in named:

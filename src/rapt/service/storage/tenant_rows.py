@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, ex
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_name, record
-from rapt.service.storage.database import Cursor, Page, page_of
+from rapt.service.storage.database import Cursor, Page, read_page
 from rapt.service.storage.store import Store, release
 from rapt.service.storage.tables import (
     FILES,
@@ -38,9 +38,9 @@ class Quotas:
     """How much a tenant may have; None where the service's own setting holds.
 
     Attributes:
-        max_bytes: Of all its files, parts of uploads, models, checkpoints and states of runs.
-        max_jobs: That have not ended.
-        tokens_per_minute: Of its predictions.
+        max_bytes: Most bytes of its files, parts of uploads, models, checkpoints and run states.
+        max_jobs: Most jobs that have not ended.
+        tokens_per_minute: Most tokens of its predictions a minute.
     """
 
     max_bytes: int | None = None
@@ -54,8 +54,8 @@ class StoredTenant:
 
     Attributes:
         name: Unique, and never changed: it stands in the names of its models.
-        created_at: Unix time, s.
-        quotas: Its own.
+        created_at: Time of creation, Unix time, s.
+        quotas: Quotas that it has of its own.
     """
 
     name: str
@@ -115,7 +115,7 @@ def get_tenant(store: Store, name: str) -> StoredTenant:
 def list_tenants(store: Store, cursor: Cursor) -> Page[StoredTenant]:
     """One page of tenants; the cursor is a name. Raises `NotFoundError` for an unknown one."""
     with store.database.read() as connection:
-        rows, has_more = page_of(connection, TENANTS, cursor)
+        rows, has_more = read_page(connection, TENANTS, cursor)
     return Page(tuple(_from_row(row) for row in rows), has_more)
 
 
@@ -133,12 +133,12 @@ def check_tenant(connection: Connection, name: str) -> None:
     _find(connection, name)
 
 
-def usage_of(store: Store, name: str) -> Usage:
+def get_usage(store: Store, name: str) -> Usage:
     """What a tenant has now; of one that is not there, nothing."""
     with store.database.read() as connection:
         return Usage(
             bytes=bytes_of(connection, name),
-            jobs=jobs_of(connection, name),
+            jobs=count_jobs(connection, name),
             files=_count(connection, FILES, name),
             models=_count(connection, MODELS, name, and_=MODELS.c.step.is_(None)),
         )
@@ -154,7 +154,7 @@ def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -
         )
 
 
-def room_of(store: Store, tenant: str, *, limit: int) -> int:
+def count_room(store: Store, tenant: str, *, limit: int) -> int:
     """Bytes that a tenant may store beside what it has; negative if it has too many. `limit` is as in `check_bytes`."""
     with store.database.read() as connection:
         return _most_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
@@ -168,7 +168,7 @@ def check_jobs(connection: Connection, tenant: str, *, limit: int) -> None:
     _check_past(connection, JOBS, (JOBS.c.tenant == tenant) & ENDED_FOR_NOTHING)
     most = connection.execute(select(TENANTS.c.max_jobs).where(TENANTS.c.name == tenant)).scalar()
     most = limit if most is None else most
-    if jobs_of(connection, tenant) >= most:
+    if count_jobs(connection, tenant) >= most:
         raise QuotaError(
             f"a tenant must have at most {most} jobs that have not ended; wait for one to end", retry_after=30.0
         )
@@ -245,7 +245,7 @@ def bytes_of(connection: Connection, tenant: str) -> int:
     return sum(int(connection.execute(query).scalar_one()) for query in (files, parts, models, states))
 
 
-def jobs_of(connection: Connection, tenant: str) -> int:
+def count_jobs(connection: Connection, tenant: str) -> int:
     """Number of a tenant's jobs that have not ended."""
     active = select(func.count()).where(JOBS.c.tenant == tenant, JOBS.c.status.in_(ACTIVE))
     return connection.execute(active).scalar_one()

@@ -25,8 +25,8 @@ def tidy(store: Store, *, now: int, should_stop: Callable[[], bool] = lambda: Fa
     """End and forget what it is time for. Returns how many rows were changed or deleted.
 
     Args:
-        store: Where.
-        now: Unix time, s.
+        store: Store of the service.
+        now: Present Unix time, s.
         should_stop: Asked between transactions; what was not done yet is done the next time.
 
     Raises:
@@ -54,7 +54,7 @@ def tidy(store: Store, *, now: int, should_stop: Callable[[], bool] = lambda: Fa
         return done + connection.execute(delete(REQUESTS).where(old)).rowcount
 
 
-def tell_who_waits_for_a_model(store: Store, *, served: Collection[str], now: int) -> int:
+def warn_jobs_without_model(store: Store, *, served: Collection[str], now: int) -> int:
     """Say of queued jobs, once, that no worker has their base model. Returns of how many it was said."""
     waiting = select(JOBS.c.id, JOBS.c.model).where(JOBS.c.status == "queued", JOBS.c.model.not_in(served))
 

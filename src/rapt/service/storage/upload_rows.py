@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 from rapt.errors import LimitError, NotFoundError, UsageError
 from rapt.service.storage.callers import Caller, record
 from rapt.service.storage.data_directory import StagedFile
-from rapt.service.storage.database import find, value_of
+from rapt.service.storage.database import find, make_value
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import PARTS, UPLOADS
 from rapt.service.storage.tenant_rows import check_bytes, check_parts, check_tenant, check_uploads
@@ -29,12 +29,12 @@ class StoredUpload:
 
     Attributes:
         id: `upload-...`.
-        tenant: Whose it is.
+        tenant: Tenant that owns it.
         filename: What the client calls it; shown, never used.
         purpose: `fine-tune`.
         bytes: How many it is going to have.
         status: `pending`, `completed`, `cancelled` or `expired`.
-        created_at: Unix time, s.
+        created_at: Time of creation, Unix time, s.
         expires_at: Unix time, s, after which nothing more is taken.
         file_id: What it became; None until it is completed.
     """
@@ -89,7 +89,7 @@ def add_upload(store: Store, *, filename: str, purpose: str, size: int, caller: 
 def get_upload(store: Store, upload_id: str, *, tenant: str) -> StoredUpload:
     """The upload of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return value_of(find(connection, UPLOADS, upload_id, tenant=tenant), StoredUpload)
+        return make_value(find(connection, UPLOADS, upload_id, tenant=tenant), StoredUpload)
 
 
 def add_part(
@@ -98,12 +98,12 @@ def add_part(
     """Keep a part.
 
     Args:
-        store: Where.
-        upload_id: Of what.
-        staged: Its bytes.
-        caller: Whose.
-        now: Unix time, s.
-        max_bytes: Of all files of a tenant without a quota of its own.
+        store: Store of the service.
+        upload_id: Id of the upload.
+        staged: Bytes of the part.
+        caller: Caller that owns the upload.
+        now: Present Unix time, s.
+        max_bytes: Most bytes of a tenant without a quota of its own.
 
     Raises:
         NotFoundError: There is no such upload.
@@ -139,7 +139,7 @@ def add_part(
     return part
 
 
-def parts_to_join(
+def find_parts_to_join(
     store: Store, upload_id: str, part_ids: Sequence[str], *, caller: Caller, now: int
 ) -> tuple[StoredUpload, list[Path]]:
     """An upload that can be completed, and its parts in order.
@@ -175,7 +175,7 @@ def end_upload(
         connection.execute(change.values(status=status, file_id=file_id))
         doomed = _drop_parts(connection, upload_id)
         record(connection, caller, "upload.complete" if file_id else "upload.cancel", upload_id)
-        upload = value_of(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
+        upload = make_value(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
     _remove(store, doomed)
     return upload
 
@@ -216,7 +216,7 @@ class JoinedParts:
 
 
 def _pending(connection: Connection, upload_id: str, *, caller: Caller, now: int) -> StoredUpload:
-    upload = value_of(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
+    upload = make_value(find(connection, UPLOADS, upload_id, tenant=caller.tenant), StoredUpload)
     if upload.status != "pending" or upload.expires_at <= now:
         status = upload.status if upload.status != "pending" else "expired"
         raise UsageError(f"an upload must be pending, got status={status}; begin another")

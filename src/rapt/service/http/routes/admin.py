@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from rapt.errors import UnavailableError
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute
-from rapt.service.http.parameters import AdminOf, After, CallerOf, Limit, cursor, list_of
+from rapt.service.http.parameters import AdminOf, After, CallerOf, Limit, make_cursor, make_list
 from rapt.service.http.schemas import (
     AuditObject,
     DeletedTenant,
@@ -40,9 +40,9 @@ from rapt.service.storage.tenant_rows import (
     create_tenant,
     delete_tenant,
     get_tenant,
+    get_usage,
     list_tenants,
     set_quotas,
-    usage_of,
 )
 from rapt.version import __version__
 
@@ -56,8 +56,8 @@ def key_router(service: Service) -> APIRouter:
     @routes.get("/keys")
     def list_own_keys(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[KeyObject]:
         """List the tenant's keys, newest first; the keys themselves are nowhere. An admin's are for admins to see."""
-        found = list_keys(service.store, cursor(after, limit), caller=caller, tenant=caller.tenant)
-        return list_of(found, show_key)
+        found = list_keys(service.store, make_cursor(after, limit), caller=caller, tenant=caller.tenant)
+        return make_list(found, show_key)
 
     @routes.post("/keys/{key_id}/rotate")
     def rotate_own_key(key_id: str, caller: CallerOf, request: RotationRequest | None = None) -> NewKeyObject:
@@ -80,7 +80,7 @@ def key_router(service: Service) -> APIRouter:
     @routes.get("/audit")
     def list_own_audit_log(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[AuditObject]:
         """Who changed what of the tenant's, newest first; also what an admin did to its keys and its quotas."""
-        return list_of(list_audit(service.store, cursor(after, limit), about=caller.tenant), show_entry)
+        return make_list(list_audit(service.store, make_cursor(after, limit), about=caller.tenant), show_entry)
 
     return routes
 
@@ -102,7 +102,7 @@ def show_entry(entry: AuditEntry) -> AuditObject:
 
 def show_usage(service: Service, tenant: str) -> UsageObject:
     """What a tenant has, and may have. Raises `NotFoundError`."""
-    own, usage, settings = get_tenant(service.store, tenant).quotas, usage_of(service.store, tenant), service.settings
+    own, usage, settings = get_tenant(service.store, tenant).quotas, get_usage(service.store, tenant), service.settings
     return UsageObject(
         tenant=tenant,
         **vars(usage),
@@ -130,7 +130,7 @@ def admin_router(service: Service) -> APIRouter:
     def list_all_tenants(caller: AdminOf, after: After = None, limit: Limit = 20) -> ListOf[TenantObject]:
         """List tenants, newest first."""
         del caller
-        return list_of(list_tenants(service.store, cursor(after, limit)), _show_tenant)
+        return make_list(list_tenants(service.store, make_cursor(after, limit)), _show_tenant)
 
     @routes.get("/tenants/{tenant}")
     def retrieve(tenant: str, caller: AdminOf) -> TenantObject:
@@ -171,7 +171,7 @@ def admin_router(service: Service) -> APIRouter:
         tenant: Annotated[str | None, Query(max_length=32, description="keys of this one only")] = None,
     ) -> ListOf[KeyObject]:
         """List keys, newest first."""
-        return list_of(list_keys(service.store, cursor(after, limit), caller=caller, tenant=tenant), show_key)
+        return make_list(list_keys(service.store, make_cursor(after, limit), caller=caller, tenant=tenant), show_key)
 
     @routes.post("/keys/{key_id}/rotate")
     def rotate(key_id: str, caller: AdminOf, request: RotationRequest | None = None) -> NewKeyObject:
@@ -188,7 +188,7 @@ def admin_router(service: Service) -> APIRouter:
     def list_audit_log(caller: AdminOf, after: After = None, limit: Limit = 20) -> ListOf[AuditObject]:
         """Who changed what, newest first."""
         del caller
-        return list_of(list_audit(service.store, cursor(after, limit)), show_entry)
+        return make_list(list_audit(service.store, make_cursor(after, limit)), show_entry)
 
     return routes
 

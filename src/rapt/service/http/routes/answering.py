@@ -24,7 +24,7 @@ from rapt.service.answers.prediction import row_of
 from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
-from rapt.service.http.routes.models import tuned_adapters
+from rapt.service.http.routes.models import load_tuned_adapters
 from rapt.service.http.routes.pieces import Piece, Spelling, Token
 from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_file import PrivatizedRecord, parse_query
@@ -48,7 +48,7 @@ class Cancels(Protocol[Answer]):
         """Forget its caller."""
 
 
-async def begun(work: Awaitable[Begun], *, undo: Callable[[Begun], object]) -> Begun:
+async def begin_or_undo(work: Awaitable[Begun], *, undo: Callable[[Begun], object]) -> Begun:
     """What `work` begins; if whoever waits is cancelled meanwhile, it is undone as soon as it is there.
 
     A thread cannot be stopped: what it begins for nobody would be computed to the end.
@@ -61,19 +61,19 @@ async def begun(work: Awaitable[Begun], *, undo: Callable[[Begun], object]) -> B
         raise
 
 
-async def answers_of(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Request) -> list[Answer]:
+async def await_answers(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Request) -> list[Answer]:
     """The answers of a ticket, unless the client leaves before they are there.
 
     Args:
         ticket: To be waited for.
         of: Is told when nobody waits any more.
-        request: Whose body was read: all that can still come is the end of the connection.
+        request: Request with a body that was read: only the end of the connection can still come.
 
     Raises:
         HTTPException: The client has left.
     """
     answer = asyncio.wrap_future(ticket.future)
-    leaving = asyncio.ensure_future(left(request))
+    leaving = asyncio.ensure_future(wait_until_left(request))
     try:
         await asyncio.wait((answer, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
@@ -85,7 +85,7 @@ async def answers_of(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Re
             of.cancel(ticket)
 
 
-async def left(request: Request) -> None:
+async def wait_until_left(request: Request) -> None:
     """Returns when the client closes the connection; the body was read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -124,9 +124,9 @@ def admit_prompts(
     Args:
         service: What answers.
         prompts: Privatized ids.
-        model: Of all prompts that `privacy` names no model for.
+        model: Model of the prompts for which `privacy` names none.
         privacy: Manifest, and what else stands in the records.
-        caller: Who asks.
+        caller: Sender of the request.
         most_tokens: Most that are written to each prompt whose answer is a text.
 
     Raises:
@@ -166,7 +166,7 @@ def admit_prompts(
             check_vocabulary(query.manifest, expected=service.backbones[name].bundle.hash)
             adapters[name] = name, None
     tuned = [name for name in names if name not in adapters]
-    for name, adapter in zip(tuned, tuned_adapters(service, tuned, caller), strict=True):
+    for name, adapter in zip(tuned, load_tuned_adapters(service, tuned, caller), strict=True):
         check_tuned(query.manifest, card=adapter.card)
         adapters[name] = adapter.card.model, adapter
     admitted = [
@@ -215,7 +215,7 @@ class Answering:
         Raises:
             HTTPException: The client has left; nothing more is computed for it.
         """
-        leaving = asyncio.ensure_future(left(request))
+        leaving = asyncio.ensure_future(wait_until_left(request))
         unfinished = len(self.prompts)
         try:
             while unfinished:
@@ -267,10 +267,10 @@ async def start_answering(
 
     Args:
         service: What answers.
-        prompts: As `admit_prompts` takes them, as `model`, `privacy`, `caller` and `most_tokens`.
-        model: Of all prompts that `privacy` names no model for.
+        prompts: Privatized ids; see `admit_prompts`.
+        model: Model of the prompts for which `privacy` names none.
         privacy: Manifest, and what else stands in the records.
-        caller: Who asks.
+        caller: Sender of the request.
         most_tokens: Most that are written to each prompt whose answer is a text.
         sampling: How they are chosen.
         stops: Texts before the first of which an answer ends.
@@ -286,7 +286,7 @@ async def start_answering(
         check_answer(admitted, most_tokens=most_tokens, top=sampling.top_logprobs)
         answering = Answering(admitted, loop)
         try:
-            _begin(
+            _begin_rows(
                 service,
                 answering,
                 caller=caller,
@@ -300,10 +300,10 @@ async def start_answering(
             raise
         return answering
 
-    return await begun(run_in_threadpool(begin), undo=Answering.stop)
+    return await begin_or_undo(run_in_threadpool(begin), undo=Answering.stop)
 
 
-def _begin(
+def _begin_rows(
     service: Service,
     answering: Answering,
     *,
@@ -325,7 +325,7 @@ def _begin(
                 f"text can be written by a decoder or an encoder-decoder, got model={prompt.backbone!r}, an encoder; "
                 "tune a model that chooses among classes, or choose another base model"
             )
-        first, second = texts_of(service, prompt, as_chat=as_chat)
+        first, second = choose_texts(service, prompt, as_chat=as_chat)
         row = GenerationRow(
             token_ids=first,
             adapter=prompt.adapter,
@@ -345,10 +345,10 @@ def _begin(
             [row_of(prompt.record, adapter=prompt.adapter) for prompt in chosen], tenant=caller.tenant
         )
         answering.stops.append(functools.partial(predictor.cancel, ticket))
-        ticket.future.add_done_callback(_labels(answering, indices, ticket, sampling.top_logprobs))
+        ticket.future.add_done_callback(_make_label_callback(answering, indices, ticket, sampling.top_logprobs))
 
 
-def texts_of(service: Service, prompt: Prompt, *, as_chat: bool) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+def choose_texts(service: Service, prompt: Prompt, *, as_chat: bool) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
     """The texts of a prompt, in the chat template of a bare decoder; an adapter was tuned and is asked without one."""
     first, second = prompt.record.token_ids, prompt.record.second_token_ids
     chat = service.backbones[prompt.backbone].chat
@@ -359,7 +359,7 @@ def texts_of(service: Service, prompt: Prompt, *, as_chat: bool) -> tuple[tuple[
     return (*chat.before, *first), (*second, *chat.after)
 
 
-def _labels(
+def _make_label_callback(
     answering: Answering, indices: list[int], ticket: Ticket[tuple[float, ...]], top: int
 ) -> Callable[[object], None]:
     def done(_future: object) -> None:
@@ -372,13 +372,13 @@ def _labels(
         for index, probabilities in zip(indices, ticket.future.result(), strict=True):
             adapter = answering.prompts[index].adapter
             assert adapter is not None
-            token = label_token(adapter, probabilities, top=top)
+            token = spell_label(adapter, probabilities, top=top)
             answering.tell(Piece(index=index, text=token.text, token=token, finish="stop"))
 
     return done
 
 
-def label_token(adapter: Adapter, probabilities: Sequence[float], *, top: int) -> Token:
+def spell_label(adapter: Adapter, probabilities: Sequence[float], *, top: int) -> Token:
     """The likeliest label as if it were one token, with the `top` likeliest."""
     logprobs = [math.log(max(probability, 1e-45)) for probability in probabilities]
     order = sorted(range(len(logprobs)), key=logprobs.__getitem__, reverse=True)

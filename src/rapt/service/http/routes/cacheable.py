@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
-from rapt.service.http.assembly import Service, vocabulary_folder
+from rapt.service.http.assembly import Service, locate_vocabulary
 from rapt.service.http.parameters import NOT_MODIFIED, CallerOf, IfNoneMatch, is_current
 from rapt.service.page.assets import ASSETS, ENTRY, HEADERS, contents
 from rapt.service.storage.callers import Caller
@@ -54,7 +54,7 @@ def _send(service: Service, caller: Caller, model: str, file: str, if_none_match
     headers = {"etag": tag, "cache-control": "no-cache"}
     if is_current(tag, if_none_match):
         return Response(status_code=304, headers=headers)
-    return FileResponse(vocabulary_folder(service.store, base) / file, media_type=_TYPES[file], headers=headers)
+    return FileResponse(locate_vocabulary(service.store, base) / file, media_type=_TYPES[file], headers=headers)
 
 
 def page_router() -> APIRouter:

@@ -17,8 +17,8 @@ from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute
 from rapt.service.http.door import at_hand_or_in_thread
 from rapt.service.http.parameters import CallerOf
-from rapt.service.http.routes.answering import MOST_PROBABILITIES, answers_of, begun
-from rapt.service.http.routes.models import tuned_adapters
+from rapt.service.http.routes.answering import MOST_PROBABILITIES, await_answers, begin_or_undo
+from rapt.service.http.routes.models import load_tuned_adapters
 from rapt.service.http.schemas import Classification, ClassifyRequest, PredictionObject
 from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_file import parse_query
@@ -36,10 +36,10 @@ def classify_router(service: Service) -> APIRouter:
         """Predict the label of each record. Labels of the records are not needed, and not looked at."""
         # Checking many ids, or asking the database and the disk, is for a thread: others are served meanwhile.
         admit = at_hand_or_in_thread if len(body.records) <= _FEW else run_in_threadpool
-        adapter, ticket = await begun(
+        adapter, ticket = await begin_or_undo(
             admit(_admit, service, body, caller), undo=lambda both: _predictor(service, both[0]).cancel(both[1])
         )
-        answers = await answers_of(ticket, of=_predictor(service, adapter), request=request)
+        answers = await await_answers(ticket, of=_predictor(service, adapter), request=request)
         return _answer(body.model, adapter.card.labels, answers)
 
     return routes
@@ -51,7 +51,7 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
         raise LimitError(f"a request must have at most {most} records, got {len(body.records)}; send several")
     if body.model in service.backbones:
         raise UsageError("the model must be a tuned one, got a base model; tune it first")
-    (adapter,) = tuned_adapters(service, [body.model], caller)
+    (adapter,) = load_tuned_adapters(service, [body.model], caller)
     classes = len(adapter.card.labels)
     if len(body.records) * classes > MOST_PROBABILITIES:
         raise LimitError(

@@ -62,10 +62,10 @@ def completion_router(service: Service) -> APIRouter:
             privacy=body.rapt,
             caller=caller,
             most_tokens=body.max_tokens,
-            sampling=sampling_of(body, top=body.logprobs or 0),
-            stops=stops_of(body),
+            sampling=make_sampling(body, top=body.logprobs or 0),
+            stops=list_stops(body),
         )
-        frame = Completion(id=new_id("cmpl"), created=int(time.time()), model=body.model, choices=[])
+        frame = Completion(id=make_answer_id("cmpl"), created=int(time.time()), model=body.model, choices=[])
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             events = _completion_events(frame, answering, request, logprobs=body.logprobs is not None, usage=usage)
@@ -79,7 +79,7 @@ def completion_router(service: Service) -> APIRouter:
     return routes
 
 
-def sampling_of(body: SamplingOptions, *, top: int) -> Sampling:
+def make_sampling(body: SamplingOptions, *, top: int) -> Sampling:
     """How the texts of a request are written; without a seed, each request is another draw."""
     return Sampling(
         temperature=body.temperature,
@@ -90,12 +90,12 @@ def sampling_of(body: SamplingOptions, *, top: int) -> Sampling:
     )
 
 
-def stops_of(body: SamplingOptions) -> list[str]:
+def list_stops(body: SamplingOptions) -> list[str]:
     """Texts that end an answer."""
     return [body.stop] if isinstance(body.stop, str) else body.stop or []
 
 
-def new_id(kind: str) -> str:
+def make_answer_id(kind: str) -> str:
     """An id of an answer; nothing is kept under it."""
     return f"{kind}-{secrets.token_hex(12)}"
 
@@ -155,11 +155,11 @@ def chat_router(service: Service) -> APIRouter:
             privacy=body.rapt,
             caller=caller,
             most_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
-            sampling=sampling_of(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
-            stops=stops_of(body),
+            sampling=make_sampling(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
+            stops=list_stops(body),
             as_chat=True,
         )
-        answer_id, created = new_id("chatcmpl"), int(time.time())
+        answer_id, created = make_answer_id("chatcmpl"), int(time.time())
         if body.stream:
             frame = ChatChunk(id=answer_id, created=created, model=body.model, choices=[])
             usage = body.stream_options is not None and body.stream_options.include_usage

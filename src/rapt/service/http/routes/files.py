@@ -15,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from rapt.errors import BusyError, LimitError, RaptError, UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import staged, staged_route
-from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, LongLimit, Order, cursor, list_of
+from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, LongLimit, Order, make_cursor, make_list
 from rapt.service.http.schemas import (
     CompleteRequest,
     Deleted,
@@ -28,7 +28,7 @@ from rapt.service.http.schemas import (
     UploadRequest,
     UploadStart,
 )
-from rapt.service.storage.callers import repeatable
+from rapt.service.storage.callers import mark_repeatable
 from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, get_file, list_files, open_file
 from rapt.service.storage.upload_rows import (
     JoinedParts,
@@ -36,8 +36,8 @@ from rapt.service.storage.upload_rows import (
     add_part,
     add_upload,
     end_upload,
+    find_parts_to_join,
     get_upload,
-    parts_to_join,
 )
 from rapt.wire.manifest import parse_mechanism
 from rapt.wire.strict_json import check_json
@@ -68,7 +68,7 @@ def file_router(service: Service) -> APIRouter:
             caller=caller,
             now=int(time.time()),
             max_bytes=service.settings.tenant_bytes,
-            request=repeatable(idempotency_key, "file", arrived.sha256),
+            request=mark_repeatable(idempotency_key, "file", arrived.sha256),
         )
         return show_file(stored)
 
@@ -83,8 +83,8 @@ def file_router(service: Service) -> APIRouter:
     ) -> ListOf[FileObject]:
         """List files; with `sha256`, those alone whose bytes have that digest."""
         del purpose  # there is one only
-        page = list_files(service.store, cursor(after, limit, order), tenant=caller.tenant, sha256=sha256)
-        return list_of(page, show_file)
+        page = list_files(service.store, make_cursor(after, limit, order), tenant=caller.tenant, sha256=sha256)
+        return make_list(page, show_file)
 
     @routes.get("/{file_id}")
     def retrieve_file(file_id: str, caller: CallerOf) -> FileObject:
@@ -203,7 +203,7 @@ def upload_router(service: Service) -> APIRouter:
                     with open_file(service.store, file) as stream:
                         _check_md5(stream, request.md5)
                 return _show_upload(upload, file=file)
-            upload, paths = parts_to_join(service.store, upload_id, request.part_ids, caller=caller, now=now)
+            upload, paths = find_parts_to_join(service.store, upload_id, request.part_ids, caller=caller, now=now)
             with JoinedParts(paths) as joined, service.store.directory.stage(joined, max_bytes=upload.bytes) as whole:
                 if request.md5 is not None:
                     with whole.path.open("rb") as stream:
@@ -220,7 +220,7 @@ def upload_router(service: Service) -> APIRouter:
                     # Counted as parts until the upload has ended.
                     counted=upload.bytes,
                     # After a crash between the file and the end of the upload, the file is found and not made again.
-                    request=repeatable(upload.id, "upload", whole.sha256),
+                    request=mark_repeatable(upload.id, "upload", whole.sha256),
                 )
             ended = end_upload(service.store, upload_id, status="completed", caller=caller, now=now, file_id=file.id)
         return _show_upload(ended, file=file)

@@ -15,12 +15,12 @@ from starlette.requests import Request
 from rapt.errors import UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute
-from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, Limit, cursor, list_of
+from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, Limit, make_cursor, make_list
 from rapt.service.http.schemas import CheckpointObject, EventObject, JobError, JobObject, JobRequest, ListOf
 from rapt.service.jobs.hyperparameters import check_run, method_to_json, resolve_config
-from rapt.service.jobs.job_checks import best_backbone, check_job
-from rapt.service.storage.callers import repeatable
-from rapt.service.storage.checkpoint_models import checkpoint_id, list_checkpoint_models
+from rapt.service.jobs.job_checks import check_job, choose_backbone
+from rapt.service.storage.callers import mark_repeatable
+from rapt.service.storage.checkpoint_models import list_checkpoint_models, make_checkpoint_id
 from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_rows import (
     StoredEvent,
@@ -52,7 +52,7 @@ def job_router(service: Service) -> APIRouter:
         if request.validation_file is not None:
             validation = get_file(service.store, request.validation_file, tenant=caller.tenant)
         if request.method is not None and request.method.type == "auto":
-            backbone = best_backbone(backbone, service.backbones.values(), file=file)
+            backbone = choose_backbone(backbone, service.backbones.values(), file=file)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
         config = resolve_config(request.method, file=file, seed=seed)
         check_run(config, file=file, backbone=backbone)
@@ -73,7 +73,7 @@ def job_router(service: Service) -> APIRouter:
             validation_file=request.validation_file,
             metadata=request.metadata,
             priority=0 if request.rapt is None else request.rapt.priority,
-            request=repeatable(idempotency_key, "job", request.model_dump_json()),
+            request=mark_repeatable(idempotency_key, "job", request.model_dump_json()),
         )
         service.runner.wake()
         return show_job(job, served=service.backbones)
@@ -82,8 +82,8 @@ def job_router(service: Service) -> APIRouter:
     def list_all_jobs(request: Request, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[JobObject]:
         """List jobs, newest first; with `metadata[name]=value`, those alone that have the pair."""
         wanted = _metadata_filter(request.query_params)
-        page = list_jobs(service.store, cursor(after, limit), tenant=caller.tenant, metadata=wanted)
-        return list_of(page, partial(show_job, served=service.backbones))
+        page = list_jobs(service.store, make_cursor(after, limit), tenant=caller.tenant, metadata=wanted)
+        return make_list(page, partial(show_job, served=service.backbones))
 
     @routes.get("/{job_id}")
     def retrieve_job(job_id: str, caller: CallerOf) -> JobObject:
@@ -118,13 +118,15 @@ def job_router(service: Service) -> APIRouter:
         job_id: str, caller: CallerOf, after: After = None, limit: Limit = 10
     ) -> ListOf[CheckpointObject]:
         """Checkpoints of a job, newest first: models of the ends of its epochs, ten at most."""
-        page = list_checkpoint_models(service.store, job_id, cursor(after, limit), tenant=caller.tenant)
-        return list_of(page, show_checkpoint)
+        page = list_checkpoint_models(service.store, job_id, make_cursor(after, limit), tenant=caller.tenant)
+        return make_list(page, show_checkpoint)
 
     @routes.get("/{job_id}/events")
     def list_job_events(job_id: str, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[EventObject]:
         """What happened to a job, newest first."""
-        return list_of(list_events(service.store, job_id, cursor(after, limit), tenant=caller.tenant), show_event)
+        return make_list(
+            list_events(service.store, job_id, make_cursor(after, limit), tenant=caller.tenant), show_event
+        )
 
     return routes
 
@@ -158,7 +160,7 @@ def show_checkpoint(model: StoredModel) -> CheckpointObject:
     """A checkpoint in the shape of the API."""
     return CheckpointObject.model_validate(
         {
-            "id": checkpoint_id(model),
+            "id": make_checkpoint_id(model),
             "created_at": model.created_at,
             "fine_tuned_model_checkpoint": model.id,
             "fine_tuning_job_id": model.job_id,

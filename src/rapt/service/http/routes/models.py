@@ -28,16 +28,16 @@ from rapt.service.adapter.methods import METHODS
 from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import staged_route
-from rapt.service.http.parameters import After, CallerOf, LongLimit, cursor
+from rapt.service.http.parameters import After, CallerOf, LongLimit, make_cursor
 from rapt.service.http.schemas import AdapterRequest, Deleted, ListOf, ModelDetail, ModelObject
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import (
     StoredModel,
-    adapter_archive,
     add_imported_model,
     delete_model,
     get_model,
     list_models,
+    read_adapter_archive,
 )
 from rapt.wire.adapter_files import dump_card, pack_adapter, unpack_adapter
 
@@ -52,7 +52,7 @@ def model_router(service: Service) -> APIRouter:
     @routes.get("")
     def list_all_models(caller: CallerOf, after: After = None, limit: LongLimit = 10_000) -> ListOf[ModelObject]:
         """List base models, on the first page, and tuned ones, newest first."""
-        page = list_models(service.store, cursor(after, limit), tenant=caller.tenant)
+        page = list_models(service.store, make_cursor(after, limit), tenant=caller.tenant)
         models = [] if after is not None else [_show_base(service, name) for name in service.backbones]
         models += [show_tuned(service, model) for model in page.items if model.base in service.backbones]
         return ListOf(
@@ -95,12 +95,12 @@ def load_tuned(service: Service, model: StoredModel) -> Adapter:
     backbone = service.backbone(model.base)
 
     def load() -> Adapter:
-        return adapter_from_files(unpack_adapter(adapter_archive(service.store, model)), backbone=backbone)
+        return adapter_from_files(unpack_adapter(read_adapter_archive(service.store, model)), backbone=backbone)
 
     return service.adapters.get(model.adapter, load)
 
 
-def tuned_adapters(service: Service, model_ids: Sequence[str], caller: Caller) -> list[Adapter]:
+def load_tuned_adapters(service: Service, model_ids: Sequence[str], caller: Caller) -> list[Adapter]:
     """The adapters of tuned models of the caller's tenant, in order.
 
     Raises:
@@ -157,7 +157,7 @@ def adapter_router(service: Service) -> APIRouter:
     )
     def export_adapter(model_id: str, caller: CallerOf) -> Response:
         """The files of a tuned model in a ZIP archive: weights, PEFT's configuration where it has one, and our card."""
-        archive = adapter_archive(service.store, get_model(service.store, model_id, tenant=caller.tenant))
+        archive = read_adapter_archive(service.store, get_model(service.store, model_id, tenant=caller.tenant))
         headers = {"content-disposition": 'attachment; filename="adapter.zip"'}
         return Response(archive, media_type="application/zip", headers=headers)
 

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from rapt.errors import RaptError
 from rapt.service.answers.generation import Choice
 from rapt.service.answers.writing import Finish, Written
-from rapt.service.http.http_errors import response_to, unforeseen_response
-from rapt.service.http.middleware import request_id_of
+from rapt.service.http.http_errors import answer_error, answer_unforeseen
+from rapt.service.http.middleware import get_request_id
 from rapt.service.traces import log_unforeseen
 
 # A character whose bytes are spread over tokens decodes to this until the last of them is there.
@@ -62,8 +62,8 @@ class Spelling:
         """Nothing is written yet.
 
         Args:
-            tokenizer: Of the model that writes.
-            index: Of the prompt.
+            tokenizer: Tokenizer of the model that writes.
+            index: Position of the prompt in its request.
             tell: Is given every piece.
             stops: Texts before the first of which the answer ends.
         """
@@ -89,19 +89,19 @@ class Spelling:
         if places:
             text, finish = text[: min(places)], "stop"
         elif finish is None:
-            text = text[: len(text) - max((_begun(stop, text) for stop in self._stops), default=0)]
+            text = text[: len(text) - max((_count_begun(stop, text) for stop in self._stops), default=0)]
         new, self._told = text[len(self._told) :], text
         self._tell(Piece(index=self._index, text=new, token=token, finish=finish))
         return finish is not None
 
     def _token(self, choice: Choice) -> Token:
         return Token(
-            text=self._spelled(choice.token_id),
+            text=self._spell(choice.token_id),
             logprob=choice.logprob,
-            top=tuple((self._spelled(token_id), logprob) for token_id, logprob in choice.top),
+            top=tuple((self._spell(token_id), logprob) for token_id, logprob in choice.top),
         )
 
-    def _spelled(self, token_id: int) -> str:
+    def _spell(self, token_id: int) -> str:
         """A token's own text where it stands: alone, one that begins a word would lose the space before it (T5)."""
         before = self._ids[-1:]
         first, both = (self._tokenizer.decode(ids, skip_special_tokens=False) for ids in (before, [*before, token_id]))
@@ -110,7 +110,7 @@ class Spelling:
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
 
-def _begun(stop: str, text: str) -> int:
+def _count_begun(stop: str, text: str) -> int:
     """How many characters at the end of a text may be the beginning of a stop."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
 
@@ -126,7 +126,7 @@ class _EventStream(StreamingResponse):
         self._request_id = "-"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._request_id = request_id_of(scope)
+        self._request_id = get_request_id(scope)
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -142,7 +142,7 @@ class _EventStream(StreamingResponse):
             # The status is sent already: the clients raise what they find in an event that holds an error.
             if not isinstance(error, RaptError):
                 log_unforeseen(log, f"{self._request_id} in its stream", error)
-            answer = response_to(error) if isinstance(error, RaptError) else unforeseen_response(error)
+            answer = answer_error(error) if isinstance(error, RaptError) else answer_unforeseen(error)
             yield b"data: " + bytes(answer.body) + b"\n\n"
         yield DONE
 
