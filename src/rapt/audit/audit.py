@@ -7,11 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
 
-from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
+import numpy as np
+
+from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, LINKAGE, Attack
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.channels import explain_unknown_channel
+from rapt.audit.attacks.linkage import link_texts
+from rapt.audit.channels import explain_missing_pairs, explain_unknown_channel
 from rapt.audit.intervals import Share
 from rapt.audit.judge.detail import Detail, score_in_detail
+from rapt.audit.judge.linkage import MOST_TOKENS, LinkageResult, line_up, score_linkage
 from rapt.audit.judge.scoring import (
     ContextFreeBound,
     TokenScore,
@@ -82,6 +86,7 @@ class AuditReport:
         public_targets: Whether the file has targets in clear beside them.
         unchanged: Share of tokens that left as they were.
         results: One for each attack that ran, in the order asked for.
+        linkage: How often a text is recognized among texts in clear; None where that was not tried.
         skipped: The others, and why.
         bound: For every attacker without context; None when the mechanism's channel is not known.
         warnings: What should not be so, one sentence each.
@@ -101,6 +106,7 @@ class AuditReport:
     learned_from: str | None
     unchanged: Share
     results: tuple[AttackResult, ...]
+    linkage: LinkageResult | None
     skipped: tuple[Skipped, ...]
     bound: ContextFreeBound | None
     warnings: tuple[str, ...]
@@ -139,15 +145,15 @@ def audit_view(
     Raises:
         AuditError: An attack is unknown, none can run, or the truth is of another file.
     """
-    if unknown := [name for name in attacks if name not in ATTACKS]:
-        raise AuditError(f"unknown attack={unknown[0]!r}; choose among {', '.join(ATTACKS)}")
+    if unknown := [name for name in attacks if name not in {*ATTACKS, LINKAGE}]:
+        raise AuditError(f"unknown attack={unknown[0]!r}; choose among {', '.join([*ATTACKS, LINKAGE])}")
 
     def stage(name: str) -> Callable[[float], None]:
         return (lambda share: None) if on_progress is None else (lambda share: on_progress(name, share))
 
     results, skipped = [], []
     desk = Desk(view, seed=seed, channel=None if kept is None else kept.read_channel())
-    for name in dict.fromkeys(attacks):
+    for name in dict.fromkeys(name for name in attacks if name != LINKAGE):
         attack = ATTACKS[name]
         if (reason := attack.reason_to_skip(desk)) is not None:
             skipped.append(Skipped(attack=name, reason=reason))
@@ -174,7 +180,21 @@ def audit_view(
             if kept is not None:
                 kept.write("bound", bound)
         stage("bound")(1.0)
-    skipped += [Skipped(attack=name, reason="it was not asked for") for name in ATTACKS if name not in attacks]
+    linkage = None
+    if LINKAGE in attacks:
+        if (reason := explain_missing_pairs(manifest.mechanism, view.bundle)) is not None:
+            skipped.append(Skipped(attack=LINKAGE, reason=reason))
+        else:
+            stage(LINKAGE)(0.0)
+            linkage = None if kept is None else kept.read(LINKAGE, LinkageResult)
+            if linkage is None:
+                linkage = _link(view, truth, seed=seed)
+                if kept is not None:
+                    kept.write(LINKAGE, linkage)
+            stage(LINKAGE)(1.0)
+    skipped += [
+        Skipped(attack=name, reason="it was not asked for") for name in (*ATTACKS, LINKAGE) if name not in attacks
+    ]
     unchanged = unchanged_share(view=view, truth=truth)
     insecure = manifest.randomness.insecure_seed is not None
     return AuditReport(
@@ -191,6 +211,7 @@ def audit_view(
         learned_from=None if view.public is None else view.public.source,
         unchanged=unchanged,
         results=tuple(results),
+        linkage=linkage,
         skipped=tuple(skipped),
         bound=bound,
         warnings=_warnings(unchanged, bound, insecure=insecure),
@@ -221,6 +242,18 @@ def _attack(
         seconds=round(time.monotonic() - started, 1),
         cpu_seconds=round(time.process_time() - cpu, 1),
     )
+
+
+def _link(view: AdversaryView, truth: Truth, *, seed: int) -> LinkageResult:
+    lineup, answers = line_up(view, truth, seed=seed)
+    # Numbered through the records: the part that is attacked keeps the answers of its texts.
+    part, its_truth = sample_records(view, truth, tokens=MOST_TOKENS, seed=seed)
+    if len(part.records) < len(view.records):
+        assert its_truth.records is not None  # a part knows which records it holds
+        places = its_truth.records if truth.records is None else np.searchsorted(truth.records, its_truth.records)
+        answers = answers.reshape(len(view.records), len(view.parts))[places].ravel()
+    guess = link_texts(Desk(part, seed=seed), lineup)
+    return score_linkage(guess.places, guess.probabilities, lineup=lineup, answers=answers)
 
 
 def _warnings(unchanged: Share, bound: ContextFreeBound | None, *, insecure: bool) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
+from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, LINKAGE
 from rapt.audit.attributes import AttributeResult, infer_attribute
 from rapt.audit.audit import audit_view
 from rapt.audit.formal import measure_formal_side
@@ -37,6 +37,7 @@ QUICK_TOKENS: Final = 1500
 LEAST_TO_LEND: Final = 20
 # Time of the bound, in the unit of `Attack.weight`.
 _BOUND_WEIGHT: Final = 40.0
+_LINKAGE_WEIGHT: Final = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,8 @@ class AuditPlan:
         """The attacks that are asked for."""
         if self.attacks is not None:
             return self.attacks
-        return tuple(name for name, attack in ATTACKS.items() if attack.fast) if self.quick else DEFAULT_ATTACKS
+        fast = (*(name for name, attack in ATTACKS.items() if attack.fast), LINKAGE)
+        return fast if self.quick else DEFAULT_ATTACKS
 
     @property
     def tokens(self) -> int | None:
@@ -163,7 +165,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     if plan.entities:
         truth = _find_entities(plan, view, truth, narrator=narrator)
     kept = None if plan.out is None else keep_results(plan.out / "unfinished", view, truth, seed=plan.seed)
-    weights = {name: ATTACKS[name].weight if name in ATTACKS else 0.0 for name in plan.attacks_to_run}
+    weights = {name: ATTACKS[name].weight for name in plan.attacks_to_run if name in ATTACKS}
     with narrator.meter("attacking", total=100, unit="%") as meter:
         found = audit_view(
             view,
@@ -171,7 +173,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
             attacks=plan.attacks_to_run,
             seed=plan.seed,
             kept=kept,
-            on_progress=show_stages(meter, weights | {"bound": _BOUND_WEIGHT}),
+            on_progress=show_stages(meter, weights | {"bound": _BOUND_WEIGHT, LINKAGE: _LINKAGE_WEIGHT}),
         )
     report = Report(
         title=f"Audit of {plan.file.name}",

@@ -148,6 +148,17 @@ def make_prior_from_counts(counts: NDArray[np.int64], bundle: VocabularyBundle, 
     return TokenPrior(probabilities=values / values.sum(), source=source)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Lineup:
+    """Different texts in clear that an attacker holds, in random order; each attacked text is one of them.
+
+    Attributes:
+        contents: Token ids of each text, rows of the table.
+    """
+
+    contents: tuple[NDArray[np.int64], ...] = field(repr=False)
+
+
 # Of the texts of a record, for people.
 PART_NAMES: Final[Mapping[PrivatizedPart, str]] = MappingProxyType(
     {"first": "first text", "second": "second text", "target": "target"}

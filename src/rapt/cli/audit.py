@@ -142,6 +142,7 @@ def audit_table(found: AuditReport) -> str:
     ]
     if found.bound is not None:
         rows.append(["any attack without context", *percent(found.bound.success), ""])
+    linked = found.linkage
     lines = [
         f"{found.records:,} of {found.of_records:,} {found.unit}, {found.tokens:,} tokens, {found.mechanism} at "
         f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
@@ -149,6 +150,15 @@ def audit_table(found: AuditReport) -> str:
         columns(["attack", "recovered", "95 % interval", "without the file"], rows),
         "",
         f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
+        *(
+            []
+            if linked is None
+            else [
+                f"recognized among {linked.candidates:,} texts: {linked.first.value:.1%} of {linked.first.n:,} "
+                f"({linked.first.low:.1%} to {linked.first.high:.1%}); by length alone {linked.chance:.1%}, "
+                f"without the file {linked.blind:.1%}"
+            ]
+        ),
         *(f"{what} it recovered: {line}" for what, line in _group_lines(found) if line),
         *(["not attacked: targets, which are public and were sent as they are"] if found.public_targets else []),
         *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),

@@ -17,7 +17,7 @@ from typing import Final
 
 import torch
 
-from rapt.audit.attacks import ATTACKS
+from rapt.audit.attacks import ATTACKS, LINKAGE
 from rapt.audit.audit import AuditReport, audit_view
 from rapt.audit.truth import match_truth, sample_records
 from rapt.audit.view import adversary_view, public_text
@@ -230,5 +230,5 @@ def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[
     view = adversary_view(side.privatized_training(), bundle, public=public)
     truth = match_truth(view, side.vocabulary.encode(side.training.texts))
     view, truth = sample_records(view, truth, tokens=plan.attacked_tokens, seed=plan.seed)
-    fast = [name for name, attack in ATTACKS.items() if attack.fast]
+    fast = [*(name for name, attack in ATTACKS.items() if attack.fast), LINKAGE]
     return audit_view(view, truth, attacks=fast, seed=plan.seed, on_progress=on_progress)

@@ -14,6 +14,7 @@ from rapt.audit.audit import audit_view
 from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
 from rapt.audit.judge.detail import Group
+from rapt.audit.judge.linkage import LinkageResult
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.program_audit import Fit
 from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
@@ -286,9 +287,29 @@ def test_a_seeded_file_is_said_to_protect_nothing(found):
 def test_a_file_near_chance_is_not_called_readable(found):
     best = found.results[1].score
     near = replace(best.all_tokens, chance=best.all_tokens.first.value - 0.01)
-    calm = replace(found, results=(replace(found.results[1], score=replace(best, all_tokens=near)),))
+    calm = replace(
+        found, results=(replace(found.results[1], score=replace(best, all_tokens=near)),), linkage=linkage(0.01)
+    )
     assert "hardly more than blind guessing" in state_verdict(calm).headline
     assert not any("anonymous" in sentence for sentence in state_verdict(calm).sentences)
+
+
+def linkage(share):
+    hits = np.arange(400) < 400 * share
+    return LinkageResult(first=independent_share(hits), candidates=2_000, chance=0.01, blind=0.0005, believed=share)
+
+
+@pytest.mark.parametrize("recognized", [linkage(0.2), None])
+def test_a_file_whose_texts_are_recognized_is_not_called_near_chance(found, recognized):
+    best = found.results[1].score
+    near = replace(best.all_tokens, chance=best.all_tokens.first.value - 0.01)
+    near_chance = replace(found.results[1], score=replace(best, all_tokens=near))
+    verdict = state_verdict(replace(found, results=(near_chance,), linkage=recognized))
+    assert "blind guessing" not in verdict.headline
+    if recognized is not None:
+        assert "2,000 texts, the right one among them, picks it for 20 of 100" in verdict.headline
+        assert any("by length alone he is right for 1 of 100" in sentence for sentence in verdict.sentences)
+        assert any("anonymous" in sentence for sentence in verdict.sentences)
 
 
 def test_a_readable_file_is_not_called_anonymous(found):

@@ -154,5 +154,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
     }
 )
 
+# The attack on whole texts, which names a text and no words; see `linkage`.
+LINKAGE: Final = "linkage"
 # What runs where nobody names attacks: the others are listed as not run.
-DEFAULT_ATTACKS: Final = tuple(name for name, attack in ATTACKS.items() if attack.default)
+DEFAULT_ATTACKS: Final = (*(name for name, attack in ATTACKS.items() if attack.default), LINKAGE)

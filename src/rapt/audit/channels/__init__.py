@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.channels.estimate import SOURCES, ChannelEstimate
-from rapt.audit.channels.laplace import estimate_laplace_channel
+from rapt.audit.channels.laplace import compute_rough_log_channel, estimate_laplace_channel
 from rapt.errors import AuditError, MechanismError
 from rapt.local.mechanisms import ClosedChannel, remake_mechanism
 from rapt.local.vocabulary import Vocabulary
@@ -179,6 +179,41 @@ class ChannelFunction(Protocol):
 CHANNELS: Final[Mapping[ChannelKind, ChannelFunction]] = MappingProxyType(
     {"laplace": estimate_laplace_channel, "closed": exact_channel, "counted": count_channel}
 )
+
+
+def explain_missing_pairs(setting: MechanismSetting, bundle: VocabularyBundle) -> str | None:
+    """Why P(y|x) is not known for every pair of words, or None where it is."""
+    if (reason := explain_unknown_channel(setting, bundle)) is not None:
+        return reason
+    if KNOWN_MECHANISMS[setting.name].channel == "counted":
+        return f"the channel of mechanism={setting.name!r} is counted, which leaves out most pairs of words"
+    return None
+
+
+def compute_log_channel(
+    setting: MechanismSetting,
+    bundle: VocabularyBundle,
+    *,
+    sources: NDArray[np.int64],
+    outputs: NDArray[np.int64],
+    rng: np.random.Generator,
+) -> NDArray[np.float32]:
+    """The log of P(y|x) for every pair, (sources, outputs): exact for a closed channel, rough for `laplace`.
+
+    Raises:
+        AuditError: It is not known.
+    """
+    if (reason := explain_missing_pairs(setting, bundle)) is not None:
+        raise AuditError(f"every pair of words must have a probability: {reason}; leave the attack out")
+    if KNOWN_MECHANISMS[setting.name].channel == "laplace":
+        return compute_rough_log_channel(bundle, eta=setting.eta, sources=sources, outputs=outputs, rng=rng)
+    mechanism = cast(ClosedChannel, remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True))
+    places = np.searchsorted(bundle.eligible, outputs)
+    found = np.empty((len(sources), len(outputs)), dtype=np.float32)
+    for start in range(0, len(sources), _EXACT_ROWS):
+        part = slice(start, start + _EXACT_ROWS)
+        found[part] = mechanism.log_probabilities(sources[part])[:, places]
+    return found
 
 
 def explain_unknown_channel(setting: MechanismSetting, bundle: VocabularyBundle) -> str | None:

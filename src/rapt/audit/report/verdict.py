@@ -11,6 +11,7 @@ from typing import Final
 from rapt.audit.attributes import AttributeResult
 from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share
+from rapt.audit.judge.linkage import LinkageResult
 
 # Beyond chance, in hundredths: below it an attacker with the file is hardly better off than one without.
 _NEAR_CHANCE: Final = 0.05
@@ -27,7 +28,12 @@ _NOT_ATTACKED: Final = (
         "from them; the attacks here weigh what each token may have been.",
     ),
     ("The tuned model", "Whether a text was among those it was tuned on, or what it would repeat of them."),
-    ("Repetition", "Several releases of one text, or of nearly the same text: each one gives away more."),
+    (
+        "Repetition",
+        "Several releases of one text, or of nearly the same text, and words that come back in many records: each "
+        "release gives away more.",
+    ),
+    ("Lists of words", "Whether a word of a list, such as names of illnesses, stands in a text."),
     (
         "What is sent in clear",
         "Number and order of records, their lengths, and labels unless they were randomized: no attack is needed.",
@@ -83,11 +89,18 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
     best = report.strongest.score.all_tokens
     if report.insecure:
         headline = "This file protects nothing: its noise can be drawn again and taken off."
-    elif best.advantage < _NEAR_CHANCE:
+    elif best.advantage >= _NEAR_CHANCE:
+        headline = f"An attacker can rightly name about {write_of_100(best.first.value)} words of these texts."
+    elif report.linkage is not None and not report.linkage.beats_length:
         named = write_of_100(best.first.value)
         headline = f"The attacks tried name {named} words rightly, hardly more than blind guessing does."
     else:
-        headline = f"An attacker can rightly name about {write_of_100(best.first.value)} words of these texts."
+        headline = f"The attacks tried name {write_of_100(best.first.value)} words rightly."
+    if report.linkage is not None and report.linkage.beats_length and not report.insecure:
+        headline += (
+            f" An attacker who holds {report.linkage.candidates:,} texts, the right one among them, picks it for "
+            f"{write_of_100(report.linkage.first.value)} of these texts."
+        )
     sentences = [
         f"Whoever holds the file, the service first of all, can do so with “{report.strongest.title}”, the strongest "
         f"attack tried. The true figure lies between {between(best.first)} of 100, with 95 % confidence.",
@@ -96,6 +109,7 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
         "one.",
         _on_changed_words(report),
     ]
+    sentences.append(_on_linkage(report.linkage))
     if len(report.texts) > 1:
         sentences.append(f"All texts of a record that were privatized were attacked: {', '.join(report.texts)}.")
     if report.public_targets:
@@ -114,9 +128,20 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
     else:
         sentences.append("Attackers who also use the words around a word were not tried. Expect them to do better.")
     sentences += [_on_attribute(result) for result in attributes]
-    if best.advantage >= _NEAR_CHANCE and not report.insecure:
+    recognized = report.linkage is not None and report.linkage.beats_length
+    if (best.advantage >= _NEAR_CHANCE or recognized) and not report.insecure:
         sentences.append("These texts must not be treated as anonymous.")
     return Verdict(headline=headline, sentences=tuple(sentences))
+
+
+def _on_linkage(linkage: LinkageResult | None) -> str:
+    if linkage is None:
+        return "Whether a text can be recognized among texts in clear was not tried."
+    return (
+        f"Of {linkage.first.n:,} texts, an attacker who holds {linkage.candidates:,} in clear, the right one among "
+        f"them, picks the right one for {between(linkage.first)} of 100, with 95 % confidence; by length alone he is "
+        f"right for {write_of_100(linkage.chance)}, and without the file for {write_of_100(linkage.blind)}."
+    )
 
 
 def _on_attribute(result: AttributeResult) -> str:
