@@ -109,4 +109,6 @@ def test_a_mechanism_without_a_proof_is_compared_only_where_that_is_said():
     vocabulary = load_vocabulary("bert-tiny")
     with pytest.raises(MechanismError, match="allow"):
         FileMaker(plan(mechanism="custext"), vocabulary).mechanism(5.0)
-    assert FileMaker(plan(mechanism="custext", allow_unproved=True), vocabulary).mechanism(5.0).name == "custext"
+    assert (
+        FileMaker(plan(mechanism="custext", allow_unproved=True), vocabulary).mechanism(5.0).setting.name == "custext"
+    )

@@ -131,7 +131,7 @@ def test_delta_is_never_below_the_integral_and_hardly_above_it(dimension, eta, d
 
 def rounded_down(eta, distance, dimension):
     """A broken twin: the right edge of every cell, and losses rounded down to the grid."""
-    reach, step = eta * distance, privacy_loss.loss_step(eta * distance)
+    reach, step = eta * distance, privacy_loss.choose_loss_step(eta * distance)
     (u, u_masses), (t, t_masses) = radius_cells(dimension), cosine_cells(dimension)
     values = laplace_losses(np.append(u[1:], u[-1])[:, None], np.append(t[1:], 1.0)[None, :], reach=reach)
     index = np.floor(values / step).astype(int)
