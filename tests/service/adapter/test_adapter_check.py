@@ -16,7 +16,7 @@ from hostile_documents import MARKER, mutations_of, value_or_refusal
 from rapt.errors import RaptError, TuningError, WireError
 from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_from_files, adapter_to_files
 from rapt.service.adapter.adapter_check import LARGEST_WEIGHT
-from rapt.service.adapter.methods import LINEAR_PROBING
+from rapt.service.adapter.methods import METHODS
 from rapt.service.adapter.methods.lora import HIGHEST_RANK
 from rapt.service.answers.prediction import ClassificationRow, classify, plan
 from rapt.service.answers.rows import PrivateRow, lay_out_rows
@@ -72,7 +72,7 @@ def files_of(tiny):
             label_words=("good", "bad") if row == "label_words" else (),
             prompt_length=2,
             epochs=1,
-            reconstruction=None if method == LINEAR_PROBING else ReconstructionConfig(head_size=4),
+            reconstruction=ReconstructionConfig(head_size=4) if METHODS[method].reconstructs else None,
         )
         file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
         return adapter_to_files(tune(backbone, file, config=config))

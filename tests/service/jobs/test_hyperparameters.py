@@ -43,7 +43,7 @@ def test_auto_is_prompt_tuning_with_what_was_asked_of_it():
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_nothing_asked_is_the_default_run_of_the_method_with_reconstruction_where_it_teaches(method):
-    own = None if method == LINEAR_PROBING else ReconstructionConfig()
+    own = ReconstructionConfig() if METHODS[method].reconstructs else None
     assert resolved(method, {}) == replace(default_config(method), seed=3, reconstruction=own)
 
 
@@ -58,7 +58,7 @@ def test_a_head_alone_has_nothing_to_reconstruct_with_and_reads_texts_as_they_ar
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
 def test_a_stored_job_is_the_run_that_was_resolved(method):
-    own = {} if method == LINEAR_PROBING else {"reconstruction": {"weight": 0.5, "schedule": "rise"}}
+    own = {"reconstruction": {"weight": 0.5, "schedule": "rise"}} if METHODS[method].reconstructs else {}
     config = resolved(method, {"n_epochs": 7, "patience": 2} | own)
     stored = json.loads(json.dumps(method_to_json(config)))
     assert config_from_json(stored, seed=3) == config

@@ -126,7 +126,7 @@ def test_the_count_of_what_is_trained_is_not_below_what_is_made(method, backbone
     for network in networks:
         changes = {"reparametrization": network, "reparametrization_size": 0 if network == "none" else 24}
         config = replace(default_config(method), **changes)
-        if method != "linear_probing":
+        if METHODS[method].reconstructs:
             config = replace(config, reconstruction=ReconstructionConfig())
         manifest = manifest_for(backbone, plain_tokens=PlainTokens(count=2, pool=POOL, fixed=POOL[:2]))
         made = sum(parameter.numel() for parameter in Tuning(backbone, manifest, config).trained().values())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rapt.service.adapter.adapter import adapter_to_files, load_adapter, save_adapter
-from rapt.service.adapter.methods import LINEAR_PROBING, METHODS
+from rapt.service.adapter.methods import METHODS
 from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.layout import encode_with_prompts
 from rapt.service.backbone.steering import steer
@@ -26,7 +26,7 @@ CELLS = [
     (architecture, method, row)
     for architecture, method, row in product(TINY, METHODS, TASK_ROWS)
     if (architecture, row) != ("bert", "generation")
-    and (method != LINEAR_PROBING or row in ("classification", "pairs"))  # the others have no head to probe with
+    and ("classification" if row == "pairs" else row) in METHODS[method].tasks
 ]
 RECORDS, PLAIN = 16, 3
 
@@ -62,7 +62,7 @@ def config_for(method, row):
         prompt_length=2,
         epochs=6,
         batch_size=RECORDS,  # every step sees every record, so that one loss can be held against another
-        reconstruction=None if method == LINEAR_PROBING else ReconstructionConfig(weight=0.1, head_size=4),
+        reconstruction=None if not METHODS[method].reconstructs else ReconstructionConfig(weight=0.1, head_size=4),
     )
 
 
