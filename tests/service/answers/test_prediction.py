@@ -380,7 +380,7 @@ def test_a_single_text_is_refused(backbone, comparing):
         classify(backbone, [ClassificationRow(adapter=comparing, token_ids=(2001,))])
 
 
-def test_a_checkpoint_with_another_head_is_refused(backbone):
+def test_a_run_state_with_another_head_is_refused(backbone):
     file, config, kept = agreeing_file(backbone, records=16), TuningConfig(epochs=2, batch_size=8), []
     with pytest.raises(TuningCancelled):
         tune(
@@ -388,11 +388,11 @@ def test_a_checkpoint_with_another_head_is_refused(backbone):
             file,
             config=config,
             should_stop=lambda: True,
-            on_checkpoint=lambda checkpoint, adapter: kept.append(checkpoint),
+            on_run_state=lambda state, adapter: kept.append(state),
         )
     tensors = dict(kept[0].tensors)
     tensors["parameter/task_head.linear.weight"] = torch.zeros(2, backbone.hidden_size)
-    with pytest.raises(TuningError, match="a checkpoint must hold what its run trains"):
+    with pytest.raises(TuningError, match="a run state must hold what its run trains"):
         tune(backbone, file, config=config, resume_from=dataclasses.replace(kept[0], tensors=tensors))
 
 

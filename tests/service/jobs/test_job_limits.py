@@ -78,7 +78,7 @@ Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
 run = Run(backbone, file, validation=None, config=config, warn=print)
 run.make_step()
-run.checkpoint()
+run.state()
 run.make_step()
 sizes = Sizes(
     batch=batch, text=tokens, second=0, target=target, plain_tokens=plain, pool=len(pool.pool), classes=2, tokens=0,

@@ -319,7 +319,7 @@ def test_a_state_that_was_damaged_costs_time_and_not_the_job(store, runner, queu
     runner.cancel(job.id)
     wait_until(lambda: latest_run_state(store, job) is not None)
     (folder,) = store.directory.run_states.iterdir()
-    tensors = folder / "checkpoint.safetensors"
+    tensors = folder / "run_state.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-1])
     resume_job(store, job.id, caller=DEVELOPER, now=6)
     runner.wake()

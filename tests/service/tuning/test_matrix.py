@@ -11,7 +11,7 @@ from rapt.service.adapter.methods import METHODS
 from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.layout import encode_with_prompts
 from rapt.service.backbone.steering import steer
-from rapt.service.tuning.run_state import load_checkpoint, save_checkpoint
+from rapt.service.tuning.run_state import load_run_state, save_run_state
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune
 from rapt.service.tuning.tuning_config import default_config
@@ -98,10 +98,10 @@ def test_every_cell_trains_resumes_is_saved_and_predicts(tiny, tmp_path, archite
             config=config,
             on_progress=seen.append,
             should_stop=lambda: len(seen) == 2,
-            on_checkpoint=lambda checkpoint, adapter: kept.append(checkpoint),
+            on_run_state=lambda state, adapter: kept.append(state),
         )
-    save_checkpoint(kept[-1], tmp_path / "checkpoint")
-    resumed = tune(backbone, file, config=config, resume_from=load_checkpoint(tmp_path / "checkpoint"))
+    save_run_state(kept[-1], tmp_path / "state")
+    resumed = tune(backbone, file, config=config, resume_from=load_run_state(tmp_path / "state"))
 
     save_adapter(resumed, tmp_path / "adapter")
     loaded = load_adapter(tmp_path / "adapter", backbone=backbone)

@@ -39,7 +39,7 @@ with join_processes() as processes:
     adapter = tune(
         backbone, file, config=CONFIG, processes=processes,
         on_progress=lambda step: seen.append((step.task_loss, step.reconstruction_loss, step.accuracy)),
-        on_checkpoint=lambda checkpoint, adapter: kept.append(checkpoint),
+        on_run_state=lambda state, adapter: kept.append(state),
     )
     try:  # only the first one wants to stop
         tune(backbone, file, config=CONFIG, processes=processes, should_stop=lambda: processes.first)

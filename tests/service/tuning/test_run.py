@@ -94,7 +94,7 @@ def test_patience_ends_a_run_and_the_adapter_is_the_best_one(backbone, file):
         config=dataclasses.replace(SHORT, epochs=30, patience=2, warmup=0.0),
         validation=validation,
         on_progress=steps.append,
-        on_checkpoint=lambda checkpoint, adapter: kept.update({checkpoint.step: adapter}),
+        on_run_state=lambda state, adapter: kept.update({state.step: adapter}),
     )
     found = {progress.step: progress.validation_loss for progress in steps if progress.validation_loss is not None}
     best = min(found, key=found.get)

@@ -259,8 +259,8 @@ def run_job(
             validation=others[0] if others else None,
             on_progress=progress.add,
             should_stop=lambda: states.stops(turn.over()),
-            on_checkpoint=lambda checkpoint, _adapter: states.keep(checkpoint),
-            checkpoint_every=STEPS_BETWEEN_RUN_STATES,
+            on_run_state=lambda state, _adapter: states.keep(state),
+            run_state_every=STEPS_BETWEEN_RUN_STATES,
             on_epoch=lambda step, adapter: waiting(lambda: checkpoints.keep(step, adapter)),
             resume_from=waiting(states.latest),
         )

@@ -17,7 +17,7 @@ from rapt.service.storage.data_directory import explain_not_stored
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_run_state, latest_run_state
 from rapt.service.storage.store import Store
-from rapt.service.tuning.run_state import Checkpoint, load_checkpoint, save_checkpoint
+from rapt.service.tuning.run_state import RunState, load_run_state, save_run_state
 from rapt.service.tuning.tuner import TuningCancelled
 from rapt.whole_files import sync_folder
 
@@ -75,13 +75,13 @@ class RunStates:
         self._kept_at = time.monotonic()
         self._stopping = False
 
-    def latest(self) -> Checkpoint | None:
+    def latest(self) -> RunState | None:
         """The state to go on from; None to begin. The run is the same either way, only longer."""
         found = latest_run_state(self._store, self._job)
         if found is None:
             return None
         try:
-            return load_checkpoint(self._store.directory.run_state(found.folder))
+            return load_run_state(self._store.directory.run_state(found.folder))
         except WireError as error:
             log.warning("job %s begins again: its state is not good (%s)", self._job.id, error.code)
             return None
@@ -91,28 +91,26 @@ class RunStates:
         self._stopping = asked
         return asked
 
-    def keep(self, checkpoint: Checkpoint) -> None:
+    def keep(self, state: RunState) -> None:
         """Keep a state if it is time, on the disk first and then in the store; the one before goes.
 
         One that finds no room on the disk is left out: the run goes on, and the one before it stays.
         """
         due = self._stopping or time.monotonic() - self._kept_at >= self._between
-        if not due or not checkpoint.step:
+        if not due or not state.step:
             return
         self._kept_at = time.monotonic()
         name, kept = secrets.token_hex(12), False
         try:
-            save_checkpoint(checkpoint, self._store.directory.run_state(name))
+            save_run_state(state, self._store.directory.run_state(name))
             sync_folder(self._store.directory.run_states)
-            kept = retry_while_away(lambda: self._add(checkpoint, name), should_stop=self._should_stop)
+            kept = retry_while_away(lambda: self._add(state, name), should_stop=self._should_stop)
         except OSError as error:
-            log.warning("job %s: no state of step %d, %s", self._job.id, checkpoint.step, explain_not_stored(error))
+            log.warning("job %s: no state of step %d, %s", self._job.id, state.step, explain_not_stored(error))
         finally:
             if not kept:
                 self._store.directory.remove_run_state(name)
 
-    def _add(self, checkpoint: Checkpoint, folder: str) -> bool:
+    def _add(self, state: RunState, folder: str) -> bool:
         now = int(time.time())
-        return add_run_state(
-            self._store, self._job, step=checkpoint.step, metrics=checkpoint.metrics, folder=folder, now=now
-        )
+        return add_run_state(self._store, self._job, step=state.step, metrics=state.metrics, folder=folder, now=now)

@@ -23,7 +23,7 @@ class Processes:
     """The place of this process among those of a run. By itself it is the only one, and nothing is exchanged.
 
     Attributes:
-        rank: From 0. The first one reports and hands over checkpoints.
+        rank: From 0. The first one reports and hands over run states.
         count: How many there are.
     """
 

@@ -22,7 +22,7 @@ from rapt.wire.privatized_file import PrivatizedFile
 
 
 class TuningCancelled(TuningError):
-    """Somebody asked the run to stop. What was reached was handed to `on_checkpoint`."""
+    """Somebody asked the run to stop. What was reached was handed to `on_run_state`."""
 
     code = "cancelled"
 

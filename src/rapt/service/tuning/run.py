@@ -16,7 +16,7 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes
 from rapt.service.tuning.result import Best, Evaluation, Progress, adapter_of, evaluate
-from rapt.service.tuning.run_state import Checkpoint, RunIdentity, check_same_run, identity
+from rapt.service.tuning.run_state import RunIdentity, RunState, check_same_run, identity
 from rapt.service.tuning.tuning_config import TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -91,7 +91,7 @@ class Run:
         if not (found.finite and math.isfinite(self._optimizer.clip())):
             raise TuningError(
                 f"the loss must stay finite, got nan or infinity at step={self.step}; lower the learning rate, "
-                "or continue from the checkpoint before"
+                "or continue from the state before"
             )
         self._optimizer.apply(self.step)
         rate = self.config.learning_rate * rate_scale(self.step, steps=self.steps, warmup=self.config.warmup)
@@ -112,12 +112,12 @@ class Run:
         )
         return self._latest
 
-    def checkpoint(self) -> Checkpoint:
+    def state(self) -> RunState:
         """A copy of the state."""
         tensors = {f"parameter/{name}": value.detach().clone() for name, value in self._tuning.trained().items()}
         tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.state().items()}
         tensors |= {f"best/{name}": value for name, value in self._best.parameters.items()}
-        return Checkpoint(
+        return RunState(
             run=self._identity(),
             step=self.step,
             micro_batch_size=self._micro,
@@ -129,28 +129,28 @@ class Run:
             metrics=self._metrics(),
         )
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Take the state of a checkpoint.
+    def restore(self, state: RunState) -> None:
+        """Go back to a state.
 
         Raises:
             VocabularyError: It is of another backbone.
             TuningError: It is of another run.
         """
-        check_same_run(checkpoint, self._identity())
-        parameters, best = checkpoint.part("parameter"), checkpoint.part("best")
+        check_same_run(state, self._identity())
+        parameters, best = state.part("parameter"), state.part("best")
         trained = self._tuning.trained()
         if {name: value.shape for name, value in parameters.items()} != {name: p.shape for name, p in trained.items()}:
-            raise TuningError("a checkpoint must hold what its run trains, got one of an earlier rapt; start a new run")
+            raise TuningError("a run state must hold what its run trains, got one of an earlier rapt; start a new run")
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(parameters[name])
-        self._optimizer.restore(checkpoint.part("optimizer"))
-        self._micro, self.step = checkpoint.micro_batch_size, checkpoint.step
+        self._optimizer.restore(state.part("optimizer"))
+        self._micro, self.step = state.micro_batch_size, state.step
         self._best = Best(
-            loss=checkpoint.best_loss,
-            accuracy=checkpoint.best_accuracy,
-            step=checkpoint.best_step,
-            since=checkpoint.evaluations_since,
+            loss=state.best_loss,
+            accuracy=state.best_accuracy,
+            step=state.best_step,
+            since=state.evaluations_since,
             parameters=best,
         )
 

@@ -1,7 +1,7 @@
-"""A checkpoint: everything a run needs to go on as if it had never stopped. safetensors and JSON, nothing pickled.
+"""A run state: everything a run needs to go on as if it had never stopped. safetensors and JSON, nothing pickled.
 
 Tensors are what is trained, the optimizer's memory of it, and the best parameters so far. There is no state of a
-generator: initial values and the order of records follow from the seed. A checkpoint names the backbone, the files and
+generator: initial values and the order of records follow from the seed. A run state names the backbone, the files and
 the settings of its run, and is refused by any other.
 """
 
@@ -27,14 +27,14 @@ from rapt.whole_files import write_folder
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.strict_json import check_fields, dump_line, parse_object, read_field
 
-SCHEMA: Final = "rapt.checkpoint/1"
-TENSORS: Final = "checkpoint.safetensors"
-STATE: Final = "checkpoint.json"
+SCHEMA: Final = "rapt.run-state/1"
+TENSORS: Final = "run_state.safetensors"
+STATE: Final = "run_state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What a run is of; a checkpoint is good for one run only.
+    """What a run is of; a run state is good for one run only.
 
     Attributes:
         model: Name of the backbone.
@@ -54,7 +54,7 @@ class RunIdentity:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Checkpoint:
+class RunState:
     """A run after some of its steps.
 
     Attributes:
@@ -107,58 +107,58 @@ def identity(
     )
 
 
-def check_same_run(checkpoint: Checkpoint, run: RunIdentity) -> None:
-    """Refuse a checkpoint of another run.
+def check_same_run(state: RunState, run: RunIdentity) -> None:
+    """Refuse a run state of another run.
 
     Raises:
         VocabularyError: Of another backbone.
         TuningError: Of other files or settings.
     """
-    was = checkpoint.run
+    was = state.run
     if (was.model, was.vocabulary_hash) != (run.model, run.vocabulary_hash):
         raise VocabularyError(
-            f"a checkpoint must be continued on the backbone it was made on, got {run.model!r} for one of "
+            f"a run state must be continued on the backbone it was made on, got {run.model!r} for one of "
             f"{was.model!r}; load that backbone"
         )
     for name in ("precision", "training", "validation", "settings"):
         if getattr(was, name) != getattr(run, name):
             raise TuningError(
-                f"a checkpoint must be continued as it was begun, got another {name}; repeat what it was begun with, "
+                f"a run state must be continued as it was begun, got another {name}; repeat what it was begun with, "
                 "or start a new run"
             )
 
 
-def save_checkpoint(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the two files of a checkpoint; the folder appears whole or not at all.
+def save_run_state(state: RunState, folder: Path) -> None:
+    """Write the two files of a run state; the folder appears whole or not at all.
 
     Args:
-        checkpoint: To be saved.
+        state: To be saved.
         folder: Must not exist yet.
     """
-    tensors = save_tensors({name: tensor.cpu().contiguous() for name, tensor in checkpoint.tensors.items()})
-    state = {
+    tensors = save_tensors({name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()})
+    described = {
         "schema": SCHEMA,
-        "run": {name: getattr(checkpoint.run, name) for name in RunIdentity.__dataclass_fields__},
-        "step": checkpoint.step,
-        "micro_batch_size": checkpoint.micro_batch_size,
+        "run": {name: getattr(state.run, name) for name in RunIdentity.__dataclass_fields__},
+        "step": state.step,
+        "micro_batch_size": state.micro_batch_size,
         # JSON has no infinity; a float is written so that it is read back to the last bit.
-        "best_loss": None if math.isinf(checkpoint.best_loss) else checkpoint.best_loss,
-        "best_accuracy": checkpoint.best_accuracy,
-        "best_step": checkpoint.best_step,
-        "evaluations_since": checkpoint.evaluations_since,
-        "metrics": dict(checkpoint.metrics),
+        "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
+        "best_accuracy": state.best_accuracy,
+        "best_step": state.best_step,
+        "evaluations_since": state.evaluations_since,
+        "metrics": dict(state.metrics),
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
     }
-    write_folder(folder, {TENSORS: tensors, STATE: json.dumps(state, indent=2, allow_nan=False).encode()})
+    write_folder(folder, {TENSORS: tensors, STATE: json.dumps(described, indent=2, allow_nan=False).encode()})
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder. `tune` checks that it is of the run that is to go on.
+def load_run_state(folder: Path) -> RunState:
+    """The run state in a folder. `tune` checks that it is of the run that is to go on.
 
     Raises:
         WireError: A file is missing, damaged, edited, or of an unknown version.
     """
-    what = "a checkpoint"
+    what = "a run state"
     try:
         state = parse_object((folder / STATE).read_bytes(), what=what)
         content = (folder / TENSORS).read_bytes()
@@ -174,7 +174,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         tensors = load_tensors(content)
     except SafetensorError:
         raise WireError(f"{what} must hold tensors in safetensors; start a new run") from None
-    return Checkpoint(
+    return RunState(
         run=_identity_from_json(read_field(state, "run", dict, what=what)),
         step=read_field(state, "step", int, what=what),
         micro_batch_size=read_field(state, "micro_batch_size", int, what=what),
@@ -188,7 +188,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _identity_from_json(value: Mapping[str, Any]) -> RunIdentity:
-    what = "a checkpoint's run"
+    what = "the run in a run state"
     check_fields(value, required=set(RunIdentity.__dataclass_fields__), optional=set(), what=what)
     return RunIdentity(
         model=read_field(value, "model", str, what=what),

@@ -13,7 +13,7 @@ from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes, join_processes
 from rapt.service.tuning.result import Progress, TuningCancelled, check_validation_file, check_validation_manifest
 from rapt.service.tuning.run import Run, batches_per_epoch
-from rapt.service.tuning.run_state import Checkpoint
+from rapt.service.tuning.run_state import RunState
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig
 from rapt.wire.privatized_file import PrivatizedFile
@@ -46,10 +46,10 @@ def tune(
     validation: PrivatizedFile | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
-    on_checkpoint: Callable[[Checkpoint, Adapter], None] | None = None,
-    checkpoint_every: int = 0,
+    on_run_state: Callable[[RunState, Adapter], None] | None = None,
+    run_state_every: int = 0,
     on_epoch: Callable[[Progress, Adapter], None] | None = None,
-    resume_from: Checkpoint | None = None,
+    resume_from: RunState | None = None,
     on_warning: Callable[[str], None] = log.warning,
     processes: Processes = ALONE,
 ) -> Adapter:
@@ -63,9 +63,9 @@ def tune(
             loss on it; `config.patience` may end the run early.
         on_progress: Called after each step.
         should_stop: Asked before each step.
-        on_checkpoint: Given the state of the run, and the adapter that it would leave, every so many steps and when
+        on_run_state: Given the state of the run, and the adapter that it would leave, every so many steps and when
             the run is asked to stop.
-        checkpoint_every: Steps between checkpoints; 0 makes them at the end of each epoch.
+        run_state_every: Steps between run states; 0 makes them at the end of each epoch.
         on_epoch: Given the last step of each epoch, and the adapter of what is trained by then.
         resume_from: Goes on from there, to the same numbers as a run that was never stopped.
         on_warning: Told what went otherwise than asked, such as memory that was too small for a batch.
@@ -74,9 +74,9 @@ def tune(
 
     Raises:
         TuningError: The file has no labels or one class only, no plain tokens to reconstruct, or a loss that is
-            not finite; or the checkpoint is of another run.
+            not finite; or the run state is of another run.
         TuningCancelled: `should_stop` said yes.
-        VocabularyError: The file was privatized with another vocabulary, or the checkpoint made on another backbone.
+        VocabularyError: The file was privatized with another vocabulary, or the run state made on another backbone.
         UsageError: A record does not fit the backbone.
     """
     check_training_file(backbone, training, config=config)
@@ -88,8 +88,8 @@ def tune(
         run.restore(resume_from)
 
     def hand_over() -> None:
-        if on_checkpoint is not None and processes.first:
-            on_checkpoint(run.checkpoint(), run.adapter())
+        if on_run_state is not None and processes.first:
+            on_run_state(run.state(), run.adapter())
 
     while not run.done:
         if processes.as_first_says(should_stop()):
@@ -100,7 +100,7 @@ def tune(
             on_progress(progress)
         if on_epoch is not None and run.at_end_of_epoch and processes.first:
             on_epoch(progress, run.adapter())
-        if run.step % checkpoint_every == 0 if checkpoint_every else run.at_end_of_epoch:
+        if run.step % run_state_every == 0 if run_state_every else run.at_end_of_epoch:
             hand_over()
     run.take_best()
     return run.adapter()
