@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -91,13 +91,6 @@ class _Stored(Collector):
         return [jobs, objects, stored]
 
 
-class Count(Protocol):
-    """Is told of a request that was answered."""
-
-    def __call__(self, *, method: str, route: str, status: int, seconds: float) -> None:
-        """Count it."""
-
-
 class Answer:
     """What is on its way to one client, so that it can be ended from outside: when the service stops."""
 
@@ -166,7 +159,7 @@ class Stopping:
 class Envelope:
     """Outermost: gives each answer an `x-request-id`, writes the log, and catches what nobody else did."""
 
-    def __init__(self, app: ASGIApp, *, count: Count, stopping: Stopping | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, count: Callable[..., None], stopping: Stopping | None = None) -> None:
         """Wrap an application; `count` is told of every request, and `stopping` may end one."""
         self._app = app
         self._count = count

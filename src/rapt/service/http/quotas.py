@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rapt.errors import BusyError, NotFoundError, QuotaError
-from rapt.service.http.door import at_hand_or_in_thread
 from rapt.service.http.http_errors import answer_error
 from rapt.service.http.middleware import FORM_OVERHEAD, is_upload
 from rapt.service.http.settings import Settings
@@ -246,7 +246,7 @@ class TenantPlaces:
 
     async def _refuse_without_room(self, tenant: str, scope: Scope) -> None:
         """Refuse a file that is announced and cannot be kept before it is read; what comes is counted where it is."""
-        room = await at_hand_or_in_thread(lambda: count_room(self._store, tenant, limit=self._tenant_bytes))
+        room = await run_in_threadpool(lambda: count_room(self._store, tenant, limit=self._tenant_bytes))
         if _announced(scope) - FORM_OVERHEAD > room:
             raise QuotaError("a tenant must have room for what it sends; delete something, or ask the provider")
 

@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol, TypeVar, TypeVarTuple
+from typing import Final, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -20,7 +20,7 @@ from rapt.errors import LimitError, UsageError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
 from rapt.service.answers.generation import GenerationRow, Sampling
-from rapt.service.answers.prediction import row_of
+from rapt.service.answers.prediction import Predictor, row_of
 from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
@@ -29,8 +29,6 @@ from rapt.service.http.routes.pieces import Piece, Spelling, Token
 from rapt.service.storage.callers import Caller
 from rapt.wire.privatized_file import PrivatizedRecord, parse_query
 
-Arguments = TypeVarTuple("Arguments")
-Answer = TypeVar("Answer")
 Begun = TypeVar("Begun")
 
 # nginx's number for a client that closed the connection; nobody but the log sees it.
@@ -39,13 +37,6 @@ GENERATION = "generation"
 # Numbers in one answer: some 6 MB of JSON, which the event loop writes in a tenth of a second.
 MOST_PROBABILITIES: Final = 262_144
 MOST_MODELS: Final = 256  # that one request may name
-
-
-class Cancels(Protocol[Answer]):
-    """Where a ticket came from."""
-
-    def cancel(self, ticket: Ticket[Answer]) -> None:
-        """Forget its caller."""
 
 
 async def begin_or_undo(work: Awaitable[Begun], *, undo: Callable[[Begun], object]) -> Begun:
@@ -61,12 +52,14 @@ async def begin_or_undo(work: Awaitable[Begun], *, undo: Callable[[Begun], objec
         raise
 
 
-async def await_answers(ticket: Ticket[Answer], *, of: Cancels[Answer], request: Request) -> list[Answer]:
+async def await_answers(
+    ticket: Ticket[tuple[float, ...]], *, of: Predictor, request: Request
+) -> list[tuple[float, ...]]:
     """The answers of a ticket, unless the client leaves before they are there.
 
     Args:
-        ticket: To be waited for.
-        of: Is told when nobody waits any more.
+        ticket: The ticket to wait for.
+        of: Predictor that gave the ticket, and is told when nobody waits any more.
         request: Request with a body that was read: only the end of the connection can still come.
 
     Raises:
