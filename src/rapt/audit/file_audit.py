@@ -166,6 +166,9 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         truth = _find_entities(plan, view, truth, narrator=narrator)
     kept = None if plan.out is None else keep_results(plan.out / "unfinished", view, truth, seed=plan.seed)
     weights = {name: ATTACKS[name].weight for name in plan.attacks_to_run if name in ATTACKS}
+    weights["bound"] = _BOUND_WEIGHT
+    if LINKAGE in plan.attacks_to_run:
+        weights[LINKAGE] = _LINKAGE_WEIGHT
     with narrator.meter("attacking", total=100, unit="%") as meter:
         found = audit_view(
             view,
@@ -173,7 +176,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
             attacks=plan.attacks_to_run,
             seed=plan.seed,
             kept=kept,
-            on_progress=show_stages(meter, weights | {"bound": _BOUND_WEIGHT, LINKAGE: _LINKAGE_WEIGHT}),
+            on_progress=show_stages(meter, weights),
         )
     report = Report(
         title=f"Audit of {plan.file.name}",
