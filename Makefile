@@ -52,7 +52,7 @@ test-newest: $(READY)  ## the tests that lean on other projects, with the newest
 	$(NEWEST)/bin/python -m pytest -q $(ON_LIBRARIES)
 
 test-postgres: $(READY)  ## the store once more on a PostgreSQL server of its own (Debian: apt-get install postgresql)
-	RAPT_TEST_POSTGRESQL=1 $(BIN)/python -m pytest -q tests/service/storage/test_postgresql.py tests/service/test_database_away.py
+	RAPT_TEST_POSTGRESQL=1 $(BIN)/python -m pytest -q tests/service/storage/test_postgresql.py tests/service/test_database_away.py tests/service/test_hostile_tenant.py
 
 # In a folder of their own: what they need is not what the rest of the project needs.
 S3 := s3fs==2026.9.0 aiobotocore==3.10.0 boto3==1.43.117 'moto[server]==5.2.5'

@@ -101,6 +101,19 @@ def test_a_body_without_end_and_without_a_key_is_answered_and_cut_off(url):
     assert closed_after(url, head, b"1000\r\n" + b"x" * 4096 + b"\r\n").startswith(b"HTTP/1.1 401")
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/files"])
+def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_error_of_the_service(url, caplog, path):
+    """It was 500 in the log and in the metrics, as what nobody foresaw."""
+    kind = b"application/json" if path == "/v1/classify" else b"multipart/form-data; boundary=b"
+    head = f"POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n".encode()
+    with caplog.at_level("INFO", logger="rapt"):
+        with connected(url) as connection:
+            connection.sendall(head + KEY + b"content-type: " + kind + b"\r\n\r\n--b\r\n")
+        wait_until(lambda: f"POST {path} " in caplog.text)
+    assert f"POST {path} 499" in caplog.text
+    assert " failed: " not in caplog.text
+
+
 def test_an_answer_that_is_not_read_has_an_end(url):
     request = b"GET /v1/vocabularies/bert-tiny/embeddings.safetensors HTTP/1.1\r\nhost: a\r\n" + KEY + b"\r\n"
     with connected(url) as connection:

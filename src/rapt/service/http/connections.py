@@ -31,7 +31,7 @@ class Listener(socket.socket):
         """Take a listening socket over."""
         super().__init__(fileno=listening.detach())
         self.most = most
-        # By descriptor, in the order in which they were accepted.
+        # By descriptor, in the order in which they were accepted, or were served last.
         self._accepted: dict[int, socket.socket] = {}
         self._answered: set[int] = set()
         self._is_making_room = False
@@ -58,10 +58,12 @@ class Listener(socket.socket):
 
     def mark(self, number: int, *, is_answered: bool) -> None:
         """Note whether a request on the connection of a descriptor is being answered: then it stays."""
+        if not is_answered and number in self._answered and number in self._accepted:
+            self._accepted[number] = self._accepted.pop(number)  # who has just been served goes last
         (self._answered.add if is_answered else self._answered.discard)(number)
 
     def _close_one(self) -> bool:
-        """Close the connection that has been there longest without a request that is being answered."""
+        """Close the connection that has been silent longest of those without a request that is being answered."""
         for number, one in self._accepted.items():
             if one.fileno() == number and number not in self._answered:
                 del self._accepted[number]

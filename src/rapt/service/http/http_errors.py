@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Match
 
 from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UnavailableError, UsageError
@@ -117,6 +117,11 @@ def add_error_handlers(app: FastAPI) -> None:
         if error.status_code == 408:
             response.headers["connection"] = "close"
         return response
+
+    @app.exception_handler(ClientDisconnect)
+    async def _of_a_body_that_ends_too_early(_request: Request, _error: ClientDisconnect) -> JSONResponse:
+        message, code = _FRAMEWORK[499]
+        return make_error_response(message, status=499, code=code)
 
     @app.exception_handler(RequestValidationError)
     async def _of_a_schema(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -1,0 +1,218 @@
+"""How much slower one tenant gets while another attacks: its usage and its predictions, under each attack.
+
+    python benchmarks/hostile_tenant.py --seconds 6 --rounds 3
+
+A service in a process of its own, on a tiny BERT and one thread of torch; the attacker is another process with the key
+of an ordinary tenant and a few connections, each its next request as soon as it has an answer. The victim asks for
+`/v1/usage` and for the label of one text in turn, on one connection. Rest and attack take turns, and a figure is the
+median of the victim's seconds under attack over that at rest before it. All of it shares the machine: what the
+attacker's client computes slows the victim too. Prints a table and one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import secrets
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx2
+import torch
+from results import machine, publish
+from serving_http import body_for, manifest_for, service_on
+from serving_model import made_adapter
+
+from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_to_files
+from rapt.service.backbone.backbone import load_backbone
+from rapt.wire.privatized_file import PrivatizedRecord, seal_manifest
+from rapt.wire.privatized_writer import write_privatized_file
+
+MODEL: Final = "bert-tiny"
+CONNECTIONS: Final = 8
+ADMIN: Final = secrets.token_urlsafe(24)
+MEBIBYTE: Final = 2**20
+AIM: Final = 2.0
+
+# What one connection of the attacker does again and again, given what it has to know.
+Attack = Callable[[httpx2.Client, Mapping[str, Any]], object]
+
+
+def send(http: httpx2.Client, path: str, body: bytes) -> httpx2.Response:
+    """The answer to a body of JSON."""
+    return http.post(path, content=body, headers={"content-type": "application/json"})
+
+
+def import_adapter(http: httpx2.Client, world: Mapping[str, Any]) -> str:
+    """The name of a new model of whoever asks."""
+    files = world["adapter"]
+    form = {"card": ("c", files[CARD]), "weights": ("w", files[WEIGHTS]), "config": ("p", files[PEFT_CONFIG])}
+    return str(http.post("/v1/adapters", files=form).raise_for_status().json()["id"])
+
+
+def bring_and_delete(http: httpx2.Client, world: Mapping[str, Any]) -> None:
+    """Import an adapter and delete the model."""
+    http.delete(f"/v1/models/{import_adapter(http, world)}")
+
+
+def queue_and_cancel(http: httpx2.Client, world: Mapping[str, Any]) -> None:
+    """Ask for a long job, pause it, and cancel it."""
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000, "batch_size": 1}}}
+    body = {"model": MODEL, "training_file": world["file"], "method": method}
+    job = send(http, "/v1/fine_tuning/jobs", json.dumps(body).encode()).json().get("id")
+    for verb in ("pause", "resume", "cancel"):
+        http.post(f"/v1/fine_tuning/jobs/{job}/{verb}")
+
+
+def upload(http: httpx2.Client, world: Mapping[str, Any]) -> None:
+    """Send 3 MiB that are no privatized file."""
+    del world
+    http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("f", bytes(3 * MEBIBYTE))})
+
+
+def say_half(http: httpx2.Client, world: Mapping[str, Any]) -> None:
+    """Open a hundred connections that say half a request, and leave them."""
+    del http
+    parts = urlsplit(world["url"])
+    with ExitStack() as stack:
+        for _ in range(100):
+            connection = stack.enter_context(socket.create_connection((parts.hostname, parts.port)))
+            with suppress(OSError):
+                connection.sendall(b"GET /v1/files HTTP/1.1\r\nhost: a\r\n")
+
+
+ATTACKS: Final[Mapping[str, Attack]] = {
+    "a body of 4 MB that is wrong everywhere": lambda http, world: send(http, "/v1/classify", world["wrong"]),
+    "predictions of 1,000 texts": lambda http, world: send(http, "/v1/classify", world["many"]),
+    "files of 3 MiB": upload,
+    "adapters brought and deleted": bring_and_delete,
+    "jobs queued, paused, resumed, cancelled": queue_and_cancel,
+    "lists of everything": lambda http, world: http.get("/v1/audit?limit=100"),
+    "half a request on 100 connections": say_half,
+}
+
+
+def attack(name: str, key: str, world: Mapping[str, Any], over: Any) -> None:
+    """Attack until it is over; runs in a process of its own."""
+
+    def one(_number: int) -> int:
+        count = 0
+        with client(world["url"], key) as http:
+            while not over.is_set():
+                with suppress(httpx2.HTTPError, OSError):
+                    ATTACKS[name](http, world)
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        list(threads.map(one, range(CONNECTIONS)))
+
+
+def client(url: str, key: str) -> httpx2.Client:
+    """A client with a key."""
+    return httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=120, trust_env=False)
+
+
+def waits(http: httpx2.Client, body: bytes, *, seconds: float) -> dict[str, list[float]]:
+    """Seconds that each of the victim's requests took, for so long."""
+    found: dict[str, list[float]] = {"usage": [], "prediction": []}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for kind in found:
+            start = time.monotonic()
+            answer = None
+            while answer is None:
+                with suppress(httpx2.RemoteProtocolError):  # a connection that it kept was closed: asked again
+                    answer = http.get("/v1/usage") if kind == "usage" else send(http, "/v1/classify", body)
+            if answer.status_code != 200:
+                raise SystemExit(f"the victim was answered {answer.status_code}")
+            found[kind].append(time.monotonic() - start)
+    return found
+
+
+def measure(world: Mapping[str, Any], keys: Mapping[str, str], body: bytes, *, seconds: float, rounds: int) -> Any:
+    """Of each attack and each kind of request, medians and the slowest at rest and under attack, and their ratio."""
+    rows = []
+    for name in ATTACKS:
+        found: dict[str, dict[str, list[float]]] = {"rest": {}, "attack": {}}
+        for _ in range(rounds):
+            with client(world["url"], keys["victim"]) as http:
+                for when in found:
+                    over = multiprocessing.get_context("spawn").Event()
+                    attacker = multiprocessing.get_context("spawn").Process(
+                        target=attack, args=(name, keys["attacker"], world, over)
+                    )
+                    if when == "attack":
+                        attacker.start()
+                        time.sleep(3.0)  # until it has begun
+                    for kind, values in waits(http, body, seconds=seconds).items():
+                        found[when].setdefault(kind, []).extend(values)
+                    if when == "attack":
+                        over.set()
+                        attacker.join()
+        for kind in ("usage", "prediction"):
+            rest, under = (statistics.median(found[when][kind]) for when in found)
+            slowest = max(found["attack"][kind])
+            row = {"attack": name, "request": kind, "rest_ms": 1000 * rest, "attack_ms": 1000 * under}
+            rows.append(row | {"slowest_ms": 1000 * slowest, "ratio": under / rest, "n": len(found["attack"][kind])})
+            print(
+                f"{name:42} {kind:10} {1000 * rest:8.1f} ms {1000 * under:8.1f} ms  x {under / rest:5.2f}  "
+                f"slowest {1000 * slowest:8.0f} ms",
+                flush=True,
+            )
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=6.0, help="of rest and of attack in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="file for the result, beside printing it")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    backbone = load_backbone(MODEL, precision="float32", device="cpu")
+    eligible = [int(token) for token in backbone.bundle.eligible]
+    files = adapter_to_files(made_adapter(backbone, torch.Generator().manual_seed(0)))
+    records = [PrivatizedRecord(token_ids=tuple(eligible[at : at + 8]), label=at % 2) for at in range(64)]
+    manifest = seal_manifest(manifest_for(backbone, labels=("no", "yes")), records)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        path = Path(folder) / "training.jsonl"
+        with write_privatized_file(path, manifest) as writer:
+            for record in records:
+                writer.write(record)
+        settings = {"RAPT_ADMIN_KEY": ADMIN, "RAPT_TENANT_JOBS": "20"}
+        url, _ = stack.enter_context(service_on(Path(folder) / "data", model=MODEL, settings=settings))
+        admin, keys = stack.enter_context(client(url, ADMIN)), {}
+        for name in ("attacker", "victim"):
+            admin.post("/v1/admin/tenants", json={"name": name}).raise_for_status()
+            keys[name] = admin.post(f"/v1/admin/tenants/{name}/keys").raise_for_status().json()["value"]
+        world: dict[str, Any] = {"url": url, "adapter": files}
+        names = {}
+        for name, key in keys.items():
+            with client(url, key) as http:
+                names[name] = import_adapter(http, world)
+                sent = {"file": ("f", path.read_bytes())}
+                stored = http.post("/v1/files", data={"purpose": "fine-tune"}, files=sent).raise_for_status()
+                world.setdefault("file", stored.json()["id"])  # the attacker's, who comes first
+        world["wrong"] = b'{"model": "m", "manifest": {}, "records": [' + b"1," * (2 * MEBIBYTE - 4096) + b"1]}"
+        many = body_for(backbone, 1000 * [tuple(eligible[:16])])
+        world["many"] = json.dumps({"model": names["attacker"], **many}).encode()
+        body = json.dumps({"model": names["victim"], **body_for(backbone, [tuple(eligible[:16])])}).encode()
+        rows = measure(world, keys, body, seconds=arguments.seconds, rounds=arguments.rounds)
+    slower = [row for row in rows if row["ratio"] > AIM]
+    print(f"slower than {AIM:g} times: {len(slower)} of {len(rows)}")
+    publish({"machine": machine(), "aim": AIM, "rows": rows}, file=arguments.json)
+
+
+if __name__ == "__main__":
+    main()
