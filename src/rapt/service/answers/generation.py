@@ -93,6 +93,11 @@ class GenerationRow(PrivateRow):
     most_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
 
+    @property
+    def cost(self) -> int:
+        """Positions that it takes at most, about."""
+        return self.positions + self.most_tokens
+
     def cue(self, backbone: Backbone) -> tuple[int, ...]:
         """What stands between text and answer: as in tuning; a bare decoder goes on where the text ends."""
         return backbone.frame.between if self.adapter is not None and backbone.kind == "decoder" else ()

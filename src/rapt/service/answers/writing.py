@@ -21,7 +21,7 @@ from threading import Condition, Thread
 from typing import Final, Literal
 
 from rapt.errors import UnavailableError
-from rapt.service.answers.batching import BatchLimits, FairQueue, require_room, running_mean, told
+from rapt.service.answers.batching import TENANT_SHARE, BatchLimits, FairQueue, require_room, running_mean, told
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import Choice, GenerationRow, check_generation
 from rapt.service.answers.rows import SHORT_PREFIX, cut_into_passes, size_class
@@ -66,7 +66,7 @@ class Text:
     @property
     def cost(self) -> int:
         """Positions that it takes at most, about."""
-        return self.row.positions + self.row.most_tokens
+        return self.row.cost
 
     @property
     def lane(self) -> Hashable:
@@ -172,6 +172,11 @@ class Writer:
         with self._changed:
             text.left = True
             self._queue.remove(lambda other: other is text, tenant=text.tenant)
+
+    @property
+    def most_of_a_tenant(self) -> int:
+        """Cost that the texts of one tenant may have while they wait; one text alone may have more."""
+        return int(self._limits.waiting_cost * TENANT_SHARE)
 
     @property
     def waiting_cost(self) -> int:

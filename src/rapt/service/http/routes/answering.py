@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
@@ -309,6 +309,7 @@ def _begin_rows(
     answering.unwritten = most_tokens * sum(prompt.is_written_to for prompt in answering.prompts)
     answering.stops.append(lambda: service.quotas.give_back(caller.tenant, answering.unwritten))
     choosing: dict[str, list[int]] = {}
+    writing: dict[int, GenerationRow] = {}
     for index, prompt in enumerate(answering.prompts):
         if not prompt.is_written_to:
             choosing.setdefault(prompt.backbone, []).append(index)
@@ -319,7 +320,7 @@ def _begin_rows(
                 "tune a model that chooses among classes, or choose another base model"
             )
         first, second = choose_texts(service, prompt, as_chat=as_chat)
-        row = GenerationRow(
+        writing[index] = GenerationRow(
             token_ids=first,
             adapter=prompt.adapter,
             privatized_plain_tokens=prompt.record.privatized_plain_tokens,
@@ -327,6 +328,9 @@ def _begin_rows(
             most_tokens=most_tokens,
             sampling=replace(sampling, seed=(sampling.seed + index) % 2**63),  # prompts of one request differ
         )
+    _check_places(service, answering, writing)
+    for index, row in writing.items():
+        prompt = answering.prompts[index]
         writer = service.writers[prompt.backbone]
         spelling = Spelling(service.tokenizers[prompt.backbone], index=index, tell=answering.tell, stops=stops)
         text = writer.submit(row, tenant=caller.tenant, tell=spelling, position=index)
@@ -339,6 +343,18 @@ def _begin_rows(
         )
         answering.stops.append(functools.partial(predictor.cancel, ticket))
         ticket.future.add_done_callback(_make_label_callback(answering, indices, ticket, sampling.top_logprobs))
+
+
+def _check_places(service: Service, answering: Answering, writing: Mapping[int, GenerationRow]) -> None:
+    """Refuse texts that could never wait together, at whatever time they are asked for (`LimitError`)."""
+    for backbone in {answering.prompts[index].backbone for index in writing}:
+        rows = [row for index, row in writing.items() if answering.prompts[index].backbone == backbone]
+        cost, most = sum(row.cost for row in rows), service.writers[backbone].most_of_a_tenant
+        if len(rows) > 1 and cost > most:
+            raise LimitError(
+                f"the texts of a request must take at most {most} tokens, read and written, got {cost}; "
+                "send fewer prompts at once, or lower max_tokens"
+            )
 
 
 def choose_texts(service: Service, prompt: Prompt, *, as_chat: bool) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
