@@ -82,7 +82,8 @@ format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-help-pages: $(READY)  ## write docs/cli.md from the program's help
+help-pages: $(READY)  ## write docs/cli.md from the program's help, and the list of files from their docstrings
+	$(BIN)/python tests/file_list.py
 	$(BIN)/python -m rapt.cli.help_pages > docs/cli.md.partial
 	mv docs/cli.md.partial docs/cli.md
 

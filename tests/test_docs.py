@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import file_list
 from rapt.cli.help_pages import GROUPS, write_help_pages
 from rapt.cli.program import COMMANDS, run
 from rapt.errors import RaptError
@@ -173,6 +175,28 @@ def test_every_test_that_the_makefile_names_exists():
         path, _, test = name.partition("::")
         assert (ROOT / path).exists(), name
         assert f"def {test}(" in (ROOT / path).read_text() if test else True, name
+
+
+def test_the_map_has_a_line_for_every_file_of_the_code():
+    text = file_list.PAGE.read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `([\w/.]+\.(?:py|c))` \| .", text, re.MULTILINE))
+    files = {path.relative_to(file_list.SOURCE).as_posix() for path in file_list.source_files()}
+    assert listed == files, "run `make help-pages`"
+
+
+def test_the_map_names_files_and_functions_that_exist():
+    text = file_list.PAGE.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:[\w]+/)*[\w]+\.(?:py|c)|(?:\w+/)+)`", text):
+        assert any((root / name).exists() for root in (file_list.SOURCE, file_list.SOURCE.parent, ROOT)), name
+    named = re.findall(r"`([\w/]+\.py)`: `([\w.]+)`", text)
+    assert len(named) > 50
+    for path, name in named:
+        body: list[ast.stmt] = ast.parse((file_list.SOURCE / path).read_text(encoding="utf-8")).body
+        for part in name.split("."):
+            kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+            found = [node for node in body if isinstance(node, kinds) and node.name == part]
+            assert found, f"{path} has no {name}; correct docs/architecture.md"
+            body = found[0].body
 
 
 def test_every_decision_is_in_the_list():
