@@ -3,7 +3,7 @@
 import pytest
 
 from job_material import messages_of
-from rapt.errors import UsageError
+from rapt.errors import LimitError, UsageError
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.job_rows import cancel_job, get_job, list_jobs, pause_job, resume_job
@@ -68,6 +68,17 @@ def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
     assert list(store.directory.run_states.iterdir()) == []
     with pytest.raises(UsageError, match="to pause, got status=succeeded"):
         pause_job(store, again.id, caller=ada, now=11)
+
+
+def test_a_job_is_paused_so_often_and_then_runs_or_is_cancelled(store, ada):
+    job = queue(store, ada)
+    for _ in range(2):
+        pause_job(store, job.id, caller=ada, now=9, most=2)
+        resume_job(store, job.id, caller=ada, now=10)
+    with pytest.raises(LimitError, match="can be paused 2 times"):
+        pause_job(store, job.id, caller=ada, now=11, most=2)
+    cancel_job(store, job.id, caller=ada, now=12)
+    assert get_job(store, job.id, tenant="ada").status == "cancelled"
 
 
 def test_only_the_newest_state_is_kept(store, ada):

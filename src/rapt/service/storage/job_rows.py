@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
-from rapt.errors import UsageError
+from rapt.errors import LimitError, UsageError
 from rapt.service.storage.callers import Caller, Repeatable, find_made_before, note, record
 from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.model_rows import delete_models_of, release_adapters
@@ -29,6 +29,8 @@ from rapt.service.storage.tenant_rows import check_bytes, check_jobs, check_tena
 
 Level = Literal["info", "warn", "error"]
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
+# Each pause and each resumption leaves an event and an entry of the audit log.
+MOST_PAUSES: Final = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,14 +243,24 @@ def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> tuple[
     return cancelled, release_adapters(store, models)
 
 
-def pause_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
+def pause_job(store: Store, job_id: str, *, caller: Caller, now: int, most: int = MOST_PAUSES) -> StoredJob:
     """The job rests until it is resumed; one that runs stops within a step and can go on from there.
+
+    Args:
+        store: The store of the job.
+        job_id: The job to pause.
+        caller: The holder of the job.
+        now: Unix time, s.
+        most: Times that a job may be paused: each leaves events and entries of the audit log, which are kept.
 
     Raises:
         NotFoundError: There is no such job.
         UsageError: It is neither queued nor running.
+        LimitError: It was paused so often before.
     """
-    return _switch(store, job_id, caller=caller, now=now, allowed=("queued", "running"), status="paused", verb="pause")
+    return _switch(
+        store, job_id, caller=caller, now=now, allowed=("queued", "running"), status="paused", verb="pause", most=most
+    )
 
 
 def resume_job(store: Store, job_id: str, *, caller: Caller, now: int) -> StoredJob:
@@ -270,13 +282,26 @@ def delete_run_states(connection: Connection, job_id: str) -> list[str]:
 
 
 def _switch(
-    store: Store, job_id: str, *, caller: Caller, now: int, allowed: tuple[str, ...], status: str, verb: str
+    store: Store,
+    job_id: str,
+    *,
+    caller: Caller,
+    now: int,
+    allowed: tuple[str, ...],
+    status: str,
+    verb: str,
+    most: int | None = None,
 ) -> StoredJob:
     with store.database.write() as connection:
         job = make_value(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
         if job.status not in allowed:
             raise UsageError(f"a job must be {' or '.join(allowed)} to {verb}, got status={job.status}")
+        message = f"the job was {verb}d"
+        if most is not None:
+            before = select(func.count()).where(EVENTS.c.job_id == job_id, EVENTS.c.message == message)
+            if connection.execute(before).scalar_one() >= most:
+                raise LimitError(f"a job can be {verb}d {most} times; let it run, or cancel it")
         connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(status=status))
-        add_event(connection, job_id, message=f"the job was {verb}d", now=now)
+        add_event(connection, job_id, message=message, now=now)
         record(connection, caller, f"job.{verb}", job_id)
         return make_value(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
