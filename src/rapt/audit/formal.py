@@ -119,7 +119,7 @@ def measure_formal_side(
     """Everything above for one setting.
 
     Args:
-        vocabulary: Whose table η is measured in.
+        vocabulary: Vocabulary whose embedding table defines the distances that η refers to.
         setting: From the manifest.
         seed: Seed of the draws behind the η spent.
         runs: Draws of each token of a pair.

@@ -86,7 +86,7 @@ class Bench:
         """The file as the model of a cell is given it.
 
         Args:
-            cell: Whose arm and seed it is.
+            cell: Cell of the comparison, whose arm, η and seed say how the file is changed.
             texts: That the file was made of; told to the oracle alone.
             file: Privatized.
             place: Place of the file among those of its seed, 0 for the training file.

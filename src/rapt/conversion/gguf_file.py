@@ -73,7 +73,7 @@ class GgufFile:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the tensors, in the order of the file."""
+        """The names of the tensors, as the file orders them."""
         return tuple(self.places)
 
     def tensor(self, name: str) -> NDArray[np.float32]:

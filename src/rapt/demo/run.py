@@ -100,7 +100,7 @@ def write_demo_report(
 
     Args:
         plan: What was done.
-        side: Its first sentences are shown: they are public tweets.
+        side: The trusted side, whose first sentences are shown: they are public tweets.
         rows: Clear text, prompt tuning, RAPT.
         audit: The attacks.
         losses: Losses of the service's runs.

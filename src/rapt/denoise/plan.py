@@ -22,7 +22,7 @@ class WarmUpPlan:
     Attributes:
         model: Backbone of architecture `bert`, a name in `PUBLIC_MODELS` or a folder.
         mechanism: Name in `MECHANISMS`.
-        options: Its options; not η.
+        options: Options of the mechanism; not η.
         etas: Settings that the backbone shall expect, 1/distance; each batch is privatized at one of them.
         epochs: Passes over the public text, with fresh noise in each; may be a fraction, and 0 with soft embeddings.
         batch_size: Texts a step.

@@ -48,7 +48,8 @@ class Student:
 
         Args:
             model: A name in `PUBLIC_MODELS` or a folder.
-            precision: Of the products in both; what is trained is kept in float32. `auto` as in `load_backbone`.
+            precision: Type of the products in teacher and student; what is trained is kept in float32. `auto` as in
+                `load_backbone`.
 
         Raises:
             UsageError: Its architecture is unknown.

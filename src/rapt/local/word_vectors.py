@@ -118,7 +118,7 @@ def _is_binary(stream: IO[bytes]) -> tuple[int, int] | None:
 
 
 def _read_binary(stream: IO[bytes], size: int) -> tuple[dict[str, int], NDArray[np.float32], int]:
-    """As `_read_rows`, from the binary format."""
+    """Return what `_read_rows` does, read from the binary format."""
     count, width = (int(field) for field in stream.readline(_MOST_HEADER_BYTES).split())
     if count < 1 or count * (4 * width + 2) > size:
         raise VocabularyError(

@@ -33,9 +33,9 @@ def log_unforeseen(log: logging.Logger, what: str, error: BaseException) -> None
     """Log that `what` has failed, with the trace of its error; with the debug switch, its traceback too.
 
     Args:
-        log: Of the module that met the error.
+        log: Logger of the module that met the error.
         what: Words of ours, such as the id of a request or a job.
-        error: As it was caught.
+        error: The error as it was caught, with its traceback.
     """
     log.error("%s failed: %s", what, describe_trace(error))
     tracebacks = logging.getLogger(TRACEBACKS)

@@ -53,7 +53,7 @@ class PublicMetric:
         return found
 
     def tiles(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-        """As `between`, some columns at a time, while they are in the processor's cache; a tile may be overwritten."""
+        """Yield the distances of `between`, as many columns at a time as fit the cache; a tile may be overwritten."""
         # One product gives (-2 E(x), 1, ||E(x)||²) · (E(y), ||E(y)||², 1) = ||E(x) - E(y)||².
         rows = np.empty((len(left), self.embeddings.shape[1] + 2))
         rows[:, :-2] = self.embeddings[left]

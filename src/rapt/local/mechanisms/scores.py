@@ -67,7 +67,7 @@ class Scores:
         return found
 
     def tiles(self, token_ids: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-        """As `rows`, some outputs at a time; a tile may be overwritten."""
+        """Yield the scores of `rows`, some outputs at a time; a tile may be overwritten."""
         for columns, distances in self.metric.tiles(token_ids, self.eligible):
             yield columns, self.from_distances(distances, columns)
 

@@ -50,7 +50,7 @@ class Adapter:
     Attributes:
         tuned: What it adds to a forward pass, float32.
         head_weight: Task head, (C, h), float32, or (C, 3h) if it compares; C = 0 for an adapter that generates text.
-        head_bias: Its bias, (C,), float32.
+        head_bias: Bias of the task head, (C,), float32.
         card: What it is and where it came from.
         compares: Whether its head reads how the two texts of a pair differ (`task_head.compare_texts`).
     """
@@ -63,7 +63,7 @@ class Adapter:
 
     @property
     def prompt(self) -> Tensor:
-        """Its soft prompt, (P, h); of no row when it has none."""
+        """The soft prompt that the adapter adds, (P, h); it has no rows where there is none."""
         return self.head_weight[:0] if self.tuned.prompt is None else self.tuned.prompt
 
 
@@ -92,7 +92,7 @@ def adapter_to_files(adapter: Adapter) -> dict[str, bytes]:
     """The files of an adapter, by name.
 
     Raises:
-        TuningError: Its weights are not finite, or larger than `adapter_from_files` takes: the run has diverged.
+        TuningError: The weights are not finite, or larger than `adapter_from_files` takes: the run has diverged.
     """
     return _written(adapter)[1]
 

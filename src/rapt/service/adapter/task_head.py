@@ -28,7 +28,7 @@ class TaskHead(nn.Module):
         Args:
             hidden_size: h, of a state.
             classes: C.
-            generator: Of the weights.
+            generator: Generator of the initial weights.
             compares: Whether it reads `compare_texts` in place of `pool_text`.
         """
         super().__init__()
@@ -58,7 +58,7 @@ def compare_texts(states: Tensor, text_mask: Tensor, second: Tensor) -> Tensor:
     scaled to about the size of m, so one learning rate suits all three.
 
     Args:
-        states: Of the last layer.
+        states: Last-layer states, (B, T, h).
         text_mask: 1.0 at the tokens of both texts, (B, T).
         second: 1.0 at those of the second, (B, T); elsewhere it is not looked at.
     """

@@ -59,11 +59,11 @@ class FairQueue(Generic[T]):
 
     @property
     def cost(self) -> int:
-        """Of all that wait."""
+        """The total cost of the items that wait."""
         return self._cost
 
     def cost_of(self, tenant: str) -> int:
-        """Of what waits in one line."""
+        """The total cost of the items that wait in one tenant's line."""
         return self._lines[tenant].cost if tenant in self._lines else 0
 
     def push(self, item: T, *, tenant: str, cost: int) -> None:
@@ -71,7 +71,7 @@ class FairQueue(Generic[T]):
 
         Args:
             item: To be taken later.
-            tenant: Whose line; a new line is visited last.
+            tenant: Tenant in whose line the item waits; a new line is visited last.
             cost: At least 1.
         """
         line = self._lines.setdefault(tenant, _Line())
@@ -217,9 +217,9 @@ class Batcher(Generic[Row, Answer]):
         Args:
             run: Answers of one pass, in the order of its rows.
             plan: Cuts rows into passes, as lists of their positions, those to run first in front.
-            cost: Of a row, at least 1: how many positions it takes.
+            cost: Function that gives the cost of a row, at least 1: how many positions it takes.
             limits: Sizes and times.
-            name: Of the thread.
+            name: Name of the thread.
         """
         self._run, self._plan, self._cost = run, plan, cost
         self._limits = limits or BatchLimits()
@@ -268,7 +268,7 @@ class Batcher(Generic[Row, Answer]):
 
     @property
     def waiting_cost(self) -> int:
-        """Of all rows that wait; those being computed are not counted."""
+        """The total cost of the rows that wait; those being computed are not counted."""
         with self._changed:
             return self._queue.cost
 

@@ -36,7 +36,7 @@ _GROWTH: Final = 32
 
 
 class RowCache:
-    """Of B rows: keys and values (B, H, W, d) a layer, of which row b has filled the first `lengths[b]` columns."""
+    """The keys and values of B rows, (B, H, W, d) a layer; row b has filled the first `lengths[b]` columns."""
 
     def __init__(self, lengths: Tensor) -> None:
         """For a first pass over rows padded on the right, (B,) real positions each; it fills the cache as it is."""
@@ -50,7 +50,7 @@ class RowCache:
 
         Args:
             keys: (B, H, 1, d), or of a first pass (B, H, T, d).
-            values: As the keys.
+            values: Values that belong to the keys, of the same shape.
             layer: Which.
             extras: What else a version of `transformers` hands to its caches; it is of no use to this one.
         """
@@ -143,7 +143,7 @@ class DecoderRows:
         self._cache.keep(rows)
 
     def part(self, rows: Sequence[int]) -> DecoderRows:
-        """These rows alone."""
+        """Return a copy of these rows alone; the rows here stay as they are."""
         return DecoderRows(self._backbone, self._cache.part(rows))
 
     def join(self, other: DecoderRows) -> None:
@@ -205,7 +205,7 @@ class EncoderDecoderRows:
 
         Args:
             last: The words.
-            steering: Of the rows.
+            steering: Steering of the rows; None leaves the model as it is.
             texts: With the first one, what the encoder made of the texts, (B, S, h); from then on it is in the cache.
         """
         assert self._backbone.decoder is not None
@@ -237,7 +237,7 @@ class EncoderDecoderRows:
             layer.keys, layer.values = layer.keys[chosen, :, :width], layer.values[chosen, :, :width]
 
     def part(self, rows: Sequence[int]) -> EncoderDecoderRows:
-        """These rows alone."""
+        """Return a copy of these rows alone; the rows here stay as they are."""
         found = EncoderDecoderRows(self._backbone, copy.deepcopy(self._cache), read=self._read)
         found._written = self._written
         found.keep(rows)
@@ -299,7 +299,7 @@ class Read(Protocol):
     def __call__(
         self, backbone: Backbone, rows: Sequence[GenerationRow], *, steering: Steering
     ) -> tuple[RowsRead, Tensor]:
-        """See the class."""
+        """Return the rows after their texts, and the states that their first tokens are chosen from, (B, h)."""
 
 
 READ: Final[Mapping[Kind, Read]] = {"decoder": read_with_decoder, "encoder-decoder": read_with_encoder_decoder}
@@ -309,7 +309,7 @@ class DecodingBatch:
     """Rows of one backbone in the middle of their answers."""
 
     def __init__(self, backbone: Backbone) -> None:
-        """Start without rows."""
+        """Start a batch that has no rows yet."""
         self._backbone = backbone
         self._rows: list[GenerationRow] = []
         self._generators: list[torch.Generator] = []

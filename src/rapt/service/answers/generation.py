@@ -27,7 +27,7 @@ class Sampling:
     Attributes:
         temperature: Logits are divided by it; 0 takes the likeliest.
         top_p: Only the likeliest tokens of this total probability are drawn from (Holtzman et al. 2020).
-        seed: Of its generator.
+        seed: Seed of the row's own generator.
         repeatable: Whether the seed was asked for: the row is then computed alone, to the same bits in any company.
         top_logprobs: How many alternatives are reported with each token.
     """
@@ -53,7 +53,7 @@ def choose(logits: Tensor, samplings: Sequence[Sampling], *, draws: Sequence[flo
 
     Args:
         logits: (B, V), float32.
-        samplings: Of each row.
+        samplings: Sampling of each row, B of them.
         draws: A number from [0, 1) for each row, of its own generator.
     """
     logprobs = torch.log_softmax(logits, dim=1)

@@ -90,7 +90,7 @@ def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tupl
         rows: May mix adapters, and rows without one, freely.
 
     Raises:
-        UsageError: As `check_row`.
+        UsageError: A row is one that `check_row` refuses.
     """
     for position, row in enumerate(rows):
         check_row(backbone, row, position=position)

@@ -63,10 +63,10 @@ def lay_out_rows(
     """The layout of rows that share a pass.
 
     Args:
-        backbone: Whose frame goes around the texts.
-        rows: Of the pass.
-        steering: Of these rows.
-        cues: As of `lay_out`.
+        backbone: Backbone whose frame goes around the texts.
+        rows: Rows of the pass.
+        steering: Steering of these rows, in the same order.
+        cues: Public tokens behind each text that ask for the answer; None for none.
     """
     return lay_out(
         backbone,

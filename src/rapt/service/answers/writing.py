@@ -107,7 +107,7 @@ class LineSpeed:
         Args:
             taken: Cost of what leaves it now; may be 0.
             left: Cost of what still waits. The time with nobody in the line is no measure of it.
-            now: Of a clock, s.
+            now: Time of a monotonic clock, s.
         """
         if self._since is not None and taken:
             self.seconds_per_cost = running_mean(self.seconds_per_cost, (now - self._since) / taken)
@@ -141,10 +141,10 @@ class Writer:
 
         Args:
             row: To be continued.
-            tenant: Whose turn it uses.
+            tenant: Tenant whose turn the text uses.
             tell: Called in the thread that computes, with one token after the other, and with the end last, unless it
                 says before that it has enough (True).
-            position: Of the text in its request, for messages.
+            position: Place of the text in its request, for messages.
 
         Raises:
             UsageError: It cannot be written.
@@ -180,7 +180,7 @@ class Writer:
 
     @property
     def waiting_cost(self) -> int:
-        """Of all texts that wait; those being written are not counted."""
+        """The total cost of the texts that wait to be begun; those being written or put aside are not counted."""
         with self._changed:
             return self._queue.cost
 

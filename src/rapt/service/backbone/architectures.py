@@ -260,7 +260,7 @@ def load_parts(architecture: str, folder: Path, *, dtype: torch.dtype, model: st
     """The parts of a model in a folder, by its `model_type`.
 
     Raises:
-        VocabularyError: Its files are missing or damaged.
+        VocabularyError: The model's files are missing or damaged.
     """
     try:
         return ARCHITECTURES[architecture].load(folder, dtype=dtype)

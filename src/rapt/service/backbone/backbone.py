@@ -37,7 +37,7 @@ class Backbone:
     """A frozen language model with its vocabulary.
 
     Attributes:
-        model: Its name, as manifests have it; never a path.
+        model: Name of the model, as manifests have it; never a path.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
         architecture: A key of `ARCHITECTURES`.
         kind: What sees what: see `Kind`.
@@ -47,7 +47,7 @@ class Backbone:
         sites: Where it can be steered: its attention layers and its linear layers.
         word_embeddings: The table E, (V, h), in float32; of a backbone that expects noise it may be E[E(x)|y].
         hidden_size: h.
-        dtype: Of the weights; what is trained is float32 whatever this is.
+        dtype: Type of the frozen weights; what is trained is float32 whatever this is.
         max_positions: Longest sequence, everything counted.
         frame: The public ids that stand around texts.
         segment_shift: What a position of a second text has on top in its input vector, (h,), or None.
@@ -78,7 +78,7 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device on which the backbone computes."""
         return self.word_embeddings.device
 
     @property
@@ -135,7 +135,7 @@ class Backbone:
             token_ids: Words so far, the start token first, (B, U).
             encoder_states: What `encode` gave, (B, T, h).
             encoder_mask: 1 at its real positions, (B, T).
-            steering: As in `encode`.
+            steering: Prefixes and low-rank changes of the rows; None leaves the model as it is.
         """
         assert self.decoder is not None, "only an encoder-decoder decodes"
         with steered(steering):
@@ -185,8 +185,8 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         device: `auto` takes a GPU where there is one.
 
     Raises:
-        VocabularyError: Its files are missing or damaged.
-        UsageError: Its architecture is not one of `ARCHITECTURES`.
+        VocabularyError: The model's files are missing or damaged.
+        UsageError: The model's architecture is not one of `ARCHITECTURES`.
     """
     folder, model = find_model_folder(model), name_model(model)
     bundle = read_model_bundle(folder, model=model)
@@ -294,8 +294,8 @@ class NoiseExpected:
     """The settings that a backbone was distilled for.
 
     Attributes:
-        mechanism: Its name.
-        options: Its parameters but η.
+        mechanism: Name of the mechanism.
+        options: Parameters of the mechanism but η.
         etas: Every η, 1/distance.
     """
 

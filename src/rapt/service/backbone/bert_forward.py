@@ -37,7 +37,7 @@ class Packed:
     Attributes:
         count: N.
         places: Where each stands among all positions, (N,); after them, the first of them as often as sizes ask for.
-        rows: Of every position, which of the N is there, (B * T,); where none is, any.
+        rows: Index among the N of the one at each position, (B * T,); any index at a position that is left out.
         columns: The same with the positions of each row moved to its beginning, (B, A): A is their largest number.
         filled: Where each of the N stands among those, (N,), and the first again as often.
     """
@@ -75,9 +75,10 @@ class BertForward(nn.Module):
 
         Args:
             weights: At least those of the embeddings and of every layer.
-            config: As in `config.json`, one that `supports` takes.
+            config: Content of `config.json`, which `supports` must take.
             dtype: To compute in.
-            multiple: Of how many rows every product is that takes packed positions; None for what suits the dtype.
+            multiple: Number that the rows of a product of packed positions are filled up to a multiple of; None for
+                what suits the dtype.
         """
         super().__init__()
         self.layers: int = config["num_hidden_layers"]
@@ -225,9 +226,9 @@ def bert_forward_of(model: BertModel, *, dtype: torch.dtype, multiple: int | Non
     """The same BERT as a loaded `BertModel`, in the same memory; None if it has something that is not implemented here.
 
     Args:
-        model: Its query, key and value weights become views of the fused ones.
-        dtype: Of its weights.
-        multiple: As of `BertForward`.
+        model: Loaded model, whose query, key and value weights become views of the fused ones.
+        dtype: Type of the model's weights.
+        multiple: Number that the rows of a product are filled up to a multiple of, as in `BertForward`.
     """
     config: Mapping[str, Any] = model.config.to_dict()
     if not supports(config):

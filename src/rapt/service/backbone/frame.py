@@ -72,8 +72,8 @@ def frame_of(tokenizer_json: bytes, *, config: Mapping[str, Any], causal: bool) 
     """The frame of a model.
 
     Args:
-        tokenizer_json: Its tokenizer.
-        config: Its `config.json`.
+        tokenizer_json: Content of the model's `tokenizer.json`.
+        config: Content of the model's `config.json`.
         causal: Whether it is a decoder, which takes two texts as lines of one.
     """
     tokenizer = make_tokenizer(tokenizer_json)
@@ -148,7 +148,7 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
 
     Args:
         folder: In Hugging Face's layout, with `chat_template.jinja`, or the template in `tokenizer_config.json`.
-        tokenizer_json: Its tokenizer.
+        tokenizer_json: Content of the model's `tokenizer.json`.
         start: What every row begins with; a template that writes it too would have it twice.
     """
     settings = _settings(folder)

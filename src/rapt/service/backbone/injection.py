@@ -224,7 +224,7 @@ def written_out(
     Args:
         query: (B, H, Tq, d).
         key: (B, H', Tk, d), where H' divides H: with grouped queries several heads share a key.
-        value: As the key.
+        value: Values that belong to the keys, (B, H', Tk, d).
         mask: True where a query sees a key, or what is added to the scores, broadcastable to (B, H, Tq, Tk).
         bias: Added to the scores, broadcastable to (B, H, Tq, Tk).
         causal: Whether the first query sees the first key only, the next one two, and so on.

@@ -32,7 +32,7 @@ class Layout:
         attention_mask: 1 at real positions, prompt included, (B, T).
         position_ids: 0, 1, 2, ... from each row's first real position on, (B, T).
         prompt_rows: Row of each prompt vector, in the order of the concatenated prompts, (sum of lengths,).
-        prompt_columns: Its column, (sum of lengths,).
+        prompt_columns: Column of each prompt vector, in the same order, (sum of lengths,).
         text_mask: 1.0 at the tokens of x and x2, (B, T).
         segments: 1.0 from the second text on to the end, in a row that has one, (B, T).
         plain_start: Column of the first plain token in each row, (B,).
@@ -70,11 +70,11 @@ def check_length(
     """Refuse a row that the backbone cannot hold.
 
     Args:
-        backbone: Whose positions are counted.
+        backbone: Backbone whose positions are counted.
         prompt_length: P.
         plain_tokens: m.
-        text_tokens: Of the text; of a pair, of both.
-        position: Of the record in its file, for the message.
+        text_tokens: Number of tokens of the text; of a pair, of both texts together.
+        position: Place of the record in its file, for the message.
         other_tokens: Whatever else stands in the row: what is between two texts, a cue, a continuation.
 
     Raises:
@@ -107,7 +107,7 @@ def check_texts(
     """Refuse a row whose texts do not fit, with what stands between them and `other_tokens`, or of which one is empty.
 
     Raises:
-        UsageError: As `check_length`.
+        UsageError: The row takes more positions than the backbone has, or one of its texts is empty.
     """
     one_is_empty = len(token_ids) == 0 or (second_token_ids is not None and len(second_token_ids) == 0)
     check_length(
@@ -134,7 +134,7 @@ def lay_out(
     """The layout of a batch; every sequence has one entry a row.
 
     Args:
-        backbone: Whose frame goes around the texts.
+        backbone: Backbone whose frame goes around the texts.
         prompt_lengths: P of each row, 0 for none.
         privatized_plain_tokens: k' of each row, empty for none.
         texts: x of each row.
@@ -224,7 +224,7 @@ def embed_with_prompts(backbone: Backbone, layout: Layout, prompts: Tensor | Non
     """Input vectors with each row's soft prompt in its place, (B, T, h); differentiable in `prompts`.
 
     Args:
-        backbone: Whose table embeds the tokens.
+        backbone: Backbone whose table embeds the tokens.
         layout: Where things stand.
         prompts: The prompts of all rows, one after the other, (sum of lengths, h); None when no row has one.
     """

@@ -98,7 +98,7 @@ class TuningProcess:
 
     @property
     def pid(self) -> int | None:
-        """Of the child; None where none is alive."""
+        """The id of the child process; None where none is alive."""
         return None if self._child is None or self._child.poll() is not None else self._child.pid
 
     def run(self, job: StoredJob, should_stop: Callable[[], bool]) -> Outcome:

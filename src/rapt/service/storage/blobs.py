@@ -200,7 +200,7 @@ class LocalBlobs:
                 yield path.name
 
     def owner(self) -> str | None:
-        """Whose they are."""
+        """Return the owner that `claim` has written; None before."""
         try:
             return (self.root / _OWNER).read_text("ascii").strip()
         except FileNotFoundError:
@@ -310,7 +310,7 @@ class FsspecBlobs:
                 yield name
 
     def owner(self) -> str | None:
-        """Whose they are."""
+        """Return the owner that `claim` has written; None before."""
         try:
             return str(_ask(lambda: self._files.cat_file(f"{self._prefix}/{_OWNER}")), "ascii").strip()
         except FileNotFoundError:

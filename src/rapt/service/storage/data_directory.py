@@ -222,7 +222,7 @@ class DataDirectory:
 
     @contextmanager
     def stage_bytes(self, content: bytes) -> Iterator[StagedFile]:
-        """As `stage`, of bytes in memory."""
+        """Put bytes from memory on the disk as `stage` does; they are gone at the end of the block unless taken."""
         with self.stage(io.BytesIO(content), max_bytes=len(content)) as staged:
             yield staged
 

@@ -30,7 +30,7 @@ class Losses:
         task: L_task, the mean over `total` answers; carries a gradient.
         reconstruction: L_rec, the mean over the plain tokens of the rows, or None.
         right: How many answers were right, a scalar.
-        total: Of how many.
+        total: Number of answers that the batch asks for.
         rows: Records of the batch.
     """
 

@@ -33,12 +33,12 @@ class Progress:
 
     Attributes:
         step: Steps made, this one included.
-        steps: Of the whole run.
+        steps: Number of steps of the whole run.
         epoch: From 0.
         task_loss: L_task.
         reconstruction_loss: L_rec, if there is one.
         accuracy: Share of right answers.
-        learning_rate: Of the method, in this step.
+        learning_rate: Learning rate of the method in this step.
         validation_loss: L_task on the validation file, at a step after which it was evaluated.
         validation_accuracy: Likewise.
         last: Whether no step follows: all were made, or validation says that none is worth making.
@@ -72,8 +72,8 @@ class Best:
     """The best evaluation so far.
 
     Attributes:
-        loss: Its validation loss; infinite before the first.
-        accuracy: Its validation accuracy.
+        loss: Validation loss of the best evaluation, in nats; infinite before the first.
+        accuracy: Share of right answers in the best evaluation.
         step: Steps made by then.
         since: Evaluations after it.
         parameters: What was trained by then.

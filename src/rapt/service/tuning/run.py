@@ -276,7 +276,7 @@ class Optimizer:
         self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients of all that is trained."""
         self._adamw.zero_grad(set_to_none=True)
 
     def clip(self) -> float:
@@ -333,9 +333,9 @@ def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int
     """Positions of the records of each batch, in the order in which they are taken.
 
     Args:
-        lengths: Of the records.
+        lengths: Length of each record, tokens.
         size: Records a batch; the last one of a group may have fewer.
-        seed: Of the run.
+        seed: Seed of the run.
         epoch: From 0.
     """
     generator = torch.Generator().manual_seed((seed + 1) * _EPOCHS_APART + epoch)

@@ -38,10 +38,10 @@ class RunIdentity:
 
     Attributes:
         model: Name of the backbone.
-        vocabulary_hash: Of its vocabulary.
+        vocabulary_hash: Hash of the backbone's vocabulary.
         precision: In which it computes; another one gives other numbers.
         training: Digest of the training file's records.
-        validation: Of the validation file's, or empty.
+        validation: Digest of the validation file's records, or empty where there is no such file.
         settings: Digest of the settings.
     """
 
@@ -58,7 +58,7 @@ class RunState:
     """A run after some of its steps.
 
     Attributes:
-        run: Of what.
+        run: Identity of the run that the state belongs to.
         step: Steps made.
         micro_batch_size: Records computed at once, as in the settings or fewer if memory was too small.
         tensors: `parameter/...`, `optimizer/...` and `best/...`.
@@ -111,8 +111,8 @@ def check_same_run(state: RunState, run: RunIdentity) -> None:
     """Refuse a run state of another run.
 
     Raises:
-        VocabularyError: Of another backbone.
-        TuningError: Of other files or settings.
+        VocabularyError: The run state was made on another backbone.
+        TuningError: The run state was made with another precision, other files or other settings.
     """
     was = state.run
     if (was.model, was.vocabulary_hash) != (run.model, run.vocabulary_hash):

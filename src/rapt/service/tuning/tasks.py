@@ -39,7 +39,7 @@ class Outcome:
     Attributes:
         loss: L_task, a scalar in nats a row, or a token of generated text; carries a gradient.
         right: How many answers were right, a scalar.
-        total: Of how many.
+        total: Number of answers that the batch asks for.
     """
 
     loss: Tensor
@@ -68,8 +68,8 @@ def task_loss(logits: Tensor, labels: Tensor, *, label_privacy: LabelPrivacy | N
     """Mean negative log-likelihood of the labels in the file: -log (Tᵀ p)[y], with p = softmax(logits).
 
     Args:
-        logits: Of the true label, (B, K).
-        labels: As they stand in the file, (B,), int64.
+        logits: Logits of the true label, (B, K).
+        labels: Labels as they stand in the file, (B,), int64.
         label_privacy: What privatized them; None for true labels, which gives plain cross-entropy.
 
     Returns:
@@ -282,7 +282,7 @@ class Classes:
             labels: Names of the classes.
             label_words: A word for each class; None takes the names. Only read by words.
             pairs: Whether every record is of two texts.
-            generator: Of the initial weights of a trained head.
+            generator: Generator of the initial weights of a trained head.
 
         Raises:
             TuningError: A word for each class is needed, and they must begin differently.
@@ -355,9 +355,9 @@ class Classes:
 
         Args:
             backbone: Which made the states.
-            states: Of the last layer.
-            layout: Of the batch.
-            steering: Of the batch, where a decoder reads the states of an encoder.
+            states: Last-layer states, (B, T, h).
+            layout: Layout of the batch.
+            steering: Steering of the batch, where a decoder reads the states of an encoder.
             compared: Whether every row is a pair whose head compares, and its vector of size 3h.
         """
         if compared:

@@ -65,12 +65,12 @@ class TuningConfig(MethodSettings):
         epochs: Passes over the records.
         batch_size: Records a step.
         micro_batch_size: Records that are computed at once, 0 for all of a step. It changes memory, not the gradient.
-        learning_rate: Of the method, at its peak; AdamW with warm-up and linear decay to 0.
-        head_learning_rate: Of both heads; linear probing, which is its head, takes the rate of the method.
+        learning_rate: Peak learning rate of the method; AdamW with warm-up and linear decay to 0.
+        head_learning_rate: Peak learning rate of both heads; linear probing trains its head at the rate of the method.
         warmup: Share of the steps that the rate takes to rise.
         max_gradient_norm: Gradients of a longer L2 norm are scaled down to it; 0 leaves them.
         patience: Evaluations without a lower validation loss after which a run stops; 0 never stops early.
-        seed: Of initialization and order. It protects nothing and hides nothing.
+        seed: Seed of initialization and order. It protects nothing and hides nothing.
         reconstruction: None trains on the text alone and ignores the file's plain tokens.
     """
 

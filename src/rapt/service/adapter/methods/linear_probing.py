@@ -15,10 +15,10 @@ from rapt.service.backbone.steering import NOTHING, Tuned
 
 
 class LinearProbing(nn.Module):
-    """No parameters."""
+    """A module that has no parameters and adds nothing to the backbone."""
 
     def forward(self) -> Tuned:
-        """Nothing."""
+        """Return `NOTHING`: a forward pass stays as it is."""
         return NOTHING
 
 

@@ -104,7 +104,7 @@ class Method:
     a method needs only while it trains is gone from the adapter.
 
     Attributes:
-        title: Its name for people.
+        title: Name of the method for people.
         make: The module at its initial values, from a backbone, the settings, the names of the classes (none where
             there are none) and the generator of all that is random in it. Raises `TuningError` where the settings do
             not fit the backbone.
