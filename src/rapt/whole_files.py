@@ -69,7 +69,7 @@ def write_whole(path: Path, content: str | bytes, *, overwrite: bool = True, pri
     """Write the content, text as UTF-8, under its final name once it is on the disk. Returns the path.
 
     Raises:
-        UsageError: As `check_target`.
+        UsageError: The reasons of `check_target`.
         OSError: The output cannot be written; nothing of it is left, and what was there before stays.
     """
     with open_whole(path, overwrite=overwrite, private=private) as stream:
@@ -87,7 +87,7 @@ def open_whole(path: Path, *, overwrite: bool = True, private: bool = False) -> 
         private: Make the file readable for its owner alone.
 
     Raises:
-        UsageError: As `check_target`.
+        UsageError: The reasons of `check_target`.
         OSError: The output cannot be written; nothing of it is left, and what was there before stays.
     """
     check_target(path, overwrite=overwrite)
@@ -106,7 +106,7 @@ def put_in_place(partial: Path, path: Path, *, overwrite: bool, private: bool = 
     """Give a file that is on the disk its final name; the file before, if it is replaced, passes its mode on.
 
     Raises:
-        UsageError: As `check_target`, which looks again; a file that appeared meanwhile is not replaced unasked.
+        UsageError: Reasons of `check_target`; a file that appeared meanwhile is not replaced unasked.
         OSError: The folder cannot be written.
     """
     check_target(path, overwrite=overwrite)

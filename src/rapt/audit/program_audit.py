@@ -127,7 +127,7 @@ def audit_program(
         fit_runs: Draws of each token, for the fit.
 
     Raises:
-        AuditError: As `audit_spent_eta`, or there is nothing to compare.
+        AuditError: The reasons of `audit_spent_eta`, or there is nothing to compare.
     """
     reference = make_reference(mechanism, vocabulary)
     level = alpha if reference is None else alpha / 2

@@ -123,7 +123,7 @@ def use_ledger(path: Path | None, *, cap: float | None, redraw: bool) -> Iterato
 
     Raises:
         UsageError: The other options were given without a ledger, or with another cap than the ledger has.
-        LedgerError: As `open_ledger`.
+        LedgerError: The reasons of `open_ledger`.
     """
     from rapt.local.ledger import open_ledger
     from rapt.local.ledger_file import Caps

@@ -146,7 +146,7 @@ def remake_file_mechanism(
 
     Raises:
         UsageError: Something other than a file is given.
-        MechanismError: As `remake_mechanism`.
+        MechanismError: The reasons of `remake_mechanism`.
     """
     from rapt.local.mechanisms import remake_mechanism
 

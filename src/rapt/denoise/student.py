@@ -52,8 +52,8 @@ class Student:
                 `load_backbone`.
 
         Raises:
-            UsageError: Its architecture is unknown.
-            VocabularyError: Its files are missing.
+            UsageError: The architecture of the model is unknown.
+            VocabularyError: The files of the model are missing.
         """
         self.teacher = load_backbone(model, precision=precision)
         own: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares

@@ -151,7 +151,7 @@ def privatize_corpus(
         reading: Position in the source, moved as it is read, to show progress.
 
     Raises:
-        CorpusError: As `read_corpus`; also a text without a token or with too many, a label that is not among
+        CorpusError: Reasons of `read_corpus`; also a text without a token or with too many, a label that is not among
             `labels`, labels that are no classes, or an output that cannot be written.
         BudgetError: A text would exceed a cap of the ledger. Nothing appears at `target`; what was accounted for up to
             there, which the message says, stays so, and is released by the next run at no cost.

@@ -116,8 +116,8 @@ def check_corpus(
 
     Raises:
         CorpusError: The first ten faults, and how many there are.
-        UsageError: As `read_corpus`.
-        VocabularyError: As `Vocabulary.encode`.
+        UsageError: The reasons of `read_corpus`.
+        VocabularyError: The reasons of `Vocabulary.encode`.
     """
     found = Findings(collects=True, separator=delimiter)
     named = None if labels is None else frozenset(labels)

@@ -285,8 +285,8 @@ def privatize_through(
     Raises:
         BudgetError: A record would exceed a cap; none of these texts was released.
         LedgerError: The ledger is busy or damaged.
-        CorpusError: As `Privatizer.privatize`.
-        UsageError: As `Privatizer.privatize`.
+        CorpusError: The reasons of `Privatizer.privatize`.
+        UsageError: The reasons of `Privatizer.privatize`.
     """
     setting = write_text_setting(privatizer, stream)
     hashes = [ledger.key.release_hash(text, setting=setting) for text in texts]

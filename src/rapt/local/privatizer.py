@@ -214,7 +214,7 @@ class Privatizer:
         """The content tokens of each text in clear, cut where the setting says so, within the backbone's limit.
 
         Raises:
-            CorpusError: As `privatize`.
+            CorpusError: The reasons of `privatize`.
         """
         encoded = self.vocabulary.encode(texts, first_position=first_position)
         contents = [content[: self.truncate_to] for content in encoded]

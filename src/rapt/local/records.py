@@ -152,10 +152,10 @@ def privatize_records(
         redraw: With a ledger, draw and pay anew for every text.
 
     Raises:
-        CorpusError: As `Privatizer.privatize`, or a pair is too long; nothing was drawn or paid for then.
-        BudgetError: As `privatize_through`.
-        LedgerError: As `privatize_through`.
-        UsageError: As `Privatizer.privatize`.
+        CorpusError: The reasons of `Privatizer.privatize`, or a pair is too long; nothing was drawn or paid for then.
+        BudgetError: The reasons of `privatize_through`.
+        LedgerError: The reasons of `privatize_through`.
+        UsageError: The reasons of `Privatizer.privatize`.
     """
     check_pairs(setting.privatizer, chunk.texts, chunk.others, first_position=chunk.position)
     bare = replace(setting, privatizer=replace(setting.privatizer, plain_tokens=NO_PLAIN_TOKENS))

@@ -150,7 +150,7 @@ class Connection:
         """Write the bytes of an answer, `most` of them at most, into a file.
 
         Raises:
-            ServiceError: As `ask`; also for an answer that is longer.
+            ServiceError: The reasons of `ask`; also for an answer that is longer.
             OSError: The file cannot be written.
         """
 

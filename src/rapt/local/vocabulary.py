@@ -218,9 +218,9 @@ class Vocabulary:
             first_position: Position of the first text in its file, for messages.
 
         Raises:
-            CorpusError: As `encode`.
-            UsageError: As `encode`.
-            VocabularyError: As `encode`.
+            CorpusError: The reasons of `encode`.
+            UsageError: The reasons of `encode`.
+            VocabularyError: The reasons of `encode`.
         """
         texts = check_texts(texts, first_position=first_position)
         encodings = self._encodings(texts, with_spans=True, first_position=first_position)

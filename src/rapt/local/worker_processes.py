@@ -148,8 +148,8 @@ def privatize_in_processes(
             another number.
 
     Raises:
-        CorpusError: As `Privatizer.privatize`; or a worker ended early.
-        UsageError: As `Privatizer.privatize`.
+        CorpusError: The reasons of `Privatizer.privatize`; or a worker ended early.
+        UsageError: The reasons of `Privatizer.privatize`.
         WireError: A record contradicts the manifest.
     """
     privatizer = setting.privatizer

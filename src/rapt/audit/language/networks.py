@@ -238,7 +238,7 @@ class Decoder:
             model: A public model of Llama's architecture.
 
         Raises:
-            VocabularyError: Its files are missing.
+            VocabularyError: The files of the model are missing.
         """
         folder = find_model_folder(model)
         self.rows = tuple(rows)

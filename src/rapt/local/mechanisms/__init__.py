@@ -123,7 +123,7 @@ def remake_mechanism(
         allow_unproved: Whether the guarantee may be unproved, as in `make_mechanism`.
 
     Raises:
-        MechanismError: As `make_mechanism`; also when a file is missing, or what was made has another setting.
+        MechanismError: Reasons of `make_mechanism`; also when a file is missing, or what was made has another setting.
     """
     if setting.name not in MECHANISMS:
         raise MechanismError(f"unknown mechanism={setting.name!r}; choose one of {', '.join(MECHANISMS)}")

@@ -37,7 +37,7 @@ class Gate:
 
         Raises:
             WireError: It is no privatized file, or damaged.
-            MechanismError: Its eta or its mechanism is not acceptable.
+            MechanismError: The eta or the mechanism is not acceptable.
             VocabularyError: It was made for a vocabulary that is not served here, or holds ids that are not in it.
             UsageError: It is empty, or a record is too long.
         """
@@ -58,7 +58,7 @@ class Gate:
 
         Raises:
             UsageError: It was privatized otherwise than the training text.
-            Others: As `admit_file`.
+            Others: The reasons of `admit_file`.
         """
         self.check_manifest(query.manifest)
         check_tuned(query.manifest, card=card)

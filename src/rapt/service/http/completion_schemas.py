@@ -176,7 +176,7 @@ class Usage(BaseModel):
 
 
 class CompletionLogprobs(BaseModel):
-    """Of each token of a choice, in nats; for a model that chooses among classes a label is one token."""
+    """Log-probabilities of each token of a choice, in nats; a label counts as one token."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -214,7 +214,7 @@ class TokenLogprob(BaseModel):
 
 
 class ChatLogprobs(BaseModel):
-    """Of each token of an answer."""
+    """Log-probabilities of each token of an answer, in nats."""
 
     content: list[TokenLogprob]
 

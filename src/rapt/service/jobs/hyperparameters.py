@@ -48,7 +48,7 @@ def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
     Raises:
         VocabularyError: The file was privatized for another model.
         TuningError: It has no labels, or no plain tokens to reconstruct.
-        UsageError: Its longest record leaves no room for the prompt.
+        UsageError: The longest record leaves no room for the prompt.
     """
     if file.vocabulary_hash != backbone.bundle.hash:
         raise VocabularyError(

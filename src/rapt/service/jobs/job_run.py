@@ -223,7 +223,7 @@ def run_job(
     Raises:
         RaptError: The job cannot be done.
         TuningCancelled: `should_stop` said yes, or the job was paused or cancelled.
-        GaveWay: Its time is over and another tenant's job waits.
+        GaveWay: The slice of the job is over and another tenant's job waits.
     """
 
     def waiting(work: Callable[[], T]) -> T:

@@ -115,7 +115,7 @@ def join_store(
 ) -> Iterator[Store]:
     """The store of a service that may be running: for workers, and for changes to rows alone.
 
-    Raises: As `open_store`, but others may have it open.
+    Raises: The reasons of `open_store`, but others may have it open.
     """
     with _opened(make_data_directory(data_directory), url=url, blobs=blobs, connections=connections) as store:
         yield store

@@ -128,7 +128,7 @@ def admit_prompts(
         NotFoundError: A model is not there, or not the caller's.
         LimitError: There are too many.
         QuotaError: The tenant has used up its tokens of this minute.
-        Others: As `Gate.admit_file`.
+        Others: The reasons of `Gate.admit_file`.
     """
     most = service.settings.max_records_per_request
     if len(prompts) > most:
@@ -270,7 +270,7 @@ async def start_answering(
         as_chat: Whether what goes to a bare decoder is put into its chat template.
 
     Raises:
-        RaptError: As `admit_prompts`, or a prompt cannot be answered, or too much waits.
+        RaptError: The reasons of `admit_prompts`, or a prompt cannot be answered, or too much waits.
     """
     loop = asyncio.get_running_loop()
 

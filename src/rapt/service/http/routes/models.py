@@ -89,7 +89,7 @@ def load_tuned(service: Service, model: StoredModel) -> Adapter:
     """The adapter of a tuned model, from memory or from where it is kept.
 
     Raises:
-        NotFoundError: Its base model is not served any more.
+        NotFoundError: The base model is not served any more.
         DamagedError: What was kept is not what it was.
     """
     backbone = service.backbone(model.base)
