@@ -125,7 +125,11 @@ def test_what_the_service_refuses_is_one_line(rapt, service, privatized: Path, r
         (("tune", privatized / "queries", *at), 9, "label"),
         (("tune", privatized / "train", *at, "--epochs", 10**9), 9, "n_epochs"),
         (("tune", privatized / "train", *at, "--method", "magic"), 9, "refused"),
-        (("tune", privatized / "train", *at, "--no-reconstruction", "--reconstruction-weight", 1), 2, "exclude"),
+        (
+            ("tune", privatized / "train", *at, "--no-reconstruction", "--reconstruction-weight", 1),
+            2,
+            "must be given without",
+        ),
         (("tune", privatized / "train", "--service", "ftp://nowhere"), 2, "URL"),
         (("tune", *at), 2, "or --follow JOB"),
         (("tune", privatized / "train", *at, "--follow", "ftjob-1"), 2, "or --follow JOB"),

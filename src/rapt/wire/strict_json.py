@@ -63,8 +63,8 @@ def parse_json(raw: str | bytes, *, what: str, most_fields: int = MOST_FIELDS) -
     except (ValueError, RecursionError):
         # The decoder's own message quotes its input, which may be a user's text: it is dropped on purpose.
         raise WireError(
-            f"{what} must be one JSON object in UTF-8, each name once and each number finite and within 64 bits; "
-            "the file is damaged or of another kind"
+            f"{what} must be one JSON value in UTF-8, each name once and each number finite and within 64 bits; "
+            "it is damaged or of another kind"
         ) from None
     # Without an escape, ASCII that the decoder took has no letter that is refused, but DEL.
     texts = "\\" in text or "\x7f" in text or not text.isascii()
