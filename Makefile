@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-nightly test-newest test-postgres test-s3 test-node check format bench help-pages clean
+.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node check format bench help-pages clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,12 @@ test-newest: $(READY)  ## the tests that lean on other projects, with the newest
 	$(BIN)/pip freeze --disable-pip-version-check | grep -E '^($(or $(HELD),-))==' > $(NEWEST)/held.txt || true
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -c $(NEWEST)/held.txt -e '.[dev]'
 	$(NEWEST)/bin/python -m pytest -q $(ON_LIBRARIES)
+
+# The oldest version of the library whose inner parts we name (pyproject.toml has the range), put before the others.
+OLDEST := transformers==5.20.0
+test-oldest: $(READY)  ## backbones and answers with the oldest version of transformers that is allowed
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --no-deps --target $(VENV)/oldest $(OLDEST)
+	PYTHONPATH=$(abspath $(VENV)/oldest) $(ON_ALL_CORES) $(addprefix tests/service/,backbone answers)
 
 test-postgres: $(READY)  ## the store once more on a PostgreSQL server of its own (Debian: apt-get install postgresql)
 	RAPT_TEST_POSTGRESQL=1 $(BIN)/python -m pytest -q tests/service/storage/test_postgresql.py tests/service/test_database_away.py tests/service/test_hostile_tenant.py

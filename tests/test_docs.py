@@ -209,3 +209,9 @@ def anchors(path: Path) -> set[str]:
     """The anchors of a document's headings, as they are made on the usual hosts."""
     headings = re.findall(r"^#+ (.*)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def test_the_oldest_library_that_is_tested_is_the_oldest_that_is_allowed():
+    (allowed,) = re.findall(r'"transformers>=([0-9.]+),', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    major, minor = allowed.split(".")
+    assert f"OLDEST := transformers=={major}.{minor}.0\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
