@@ -30,7 +30,7 @@ def test_a_share_of_unchanged_tokens_gives_an_eta_and_what_lies_around_it(calibr
     code, found, _ = calibrated
     assert code == 0
     assert (found["schema"], found["target"], found["wanted"]) == ("rapt.calibration/1", "unchanged", 0.5)
-    assert 70 < found["eta_low"] < found["eta"] < found["eta_high"] < 95
+    assert 60 < found["eta_low"] < found["eta"] < found["eta_high"] < 110
     assert [point["eta"] for point in found["curve"]] == sorted(point["eta"] for point in found["curve"])
     assert found["curve"][0]["unchanged"] < 0.2 < 0.8 < found["curve"][-1]["unchanged"]
     assert not found["depends_on_private_data"]

@@ -171,7 +171,7 @@ def at_once(world, requests, *, threads=8):
         return list(pool.map(lambda pair: pair[1](clients[pair[0] % threads]), enumerate(requests)))
 
 
-def held(answer, statuses=(200, 400, 404, 413, 429)):
+def held(answer, statuses=(200, 400, 404, 413, 429, 503)):
     """An answer that is one of these, where a refusal is a short line that repeats nothing."""
     assert answer.status_code in statuses, answer.text[:500]
     if answer.status_code >= 400:

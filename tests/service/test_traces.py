@@ -1,6 +1,7 @@
 """What the log says of an error that nobody foresaw: places, and never a message."""
 
 import logging
+import re
 
 import pytest
 
@@ -34,8 +35,8 @@ def test_a_trace_has_every_class_and_place_from_inside_out_also_of_causes_that_w
     trace = describe_trace(caught(cause))
     assert SECRET not in trace
     outer, inner = trace.split(", because of ")
-    assert outer.startswith("ValueError at service/test_traces.py:")
-    assert inner.startswith(f"KeyError at {PLACE} < service/test_traces.py:")
+    assert re.match(r"ValueError at (\S+/)?service/test_traces\.py:", outer)
+    assert re.match(rf"KeyError at (\S+/)?{PLACE} < (\S+/)?service/test_traces\.py:", inner)
 
 
 def test_code_of_ours_is_named_by_its_path_in_the_package():
@@ -65,7 +66,7 @@ def test_every_error_of_a_group_is_named():
 def test_what_a_caller_of_a_pass_is_given_still_leads_to_its_cause_in_the_log():
     seen = told(caught())
     assert SECRET not in str(seen)
-    assert f"KeyError at {PLACE}" in describe_trace(seen)
+    assert re.search(rf"KeyError at (\S+/)?{PLACE}", describe_trace(seen))
 
 
 @pytest.fixture
