@@ -1,6 +1,6 @@
 """An ordinary tenant's key against a whole service with hard limits: it answers everybody else while it is attacked.
 
-The service is a process of its own with 64 descriptors and so much memory beside what it has at rest; beyond it the
+The service is a process of its own with 128 descriptors and so much memory beside what it has at rest; beyond it the
 system gives it none. While each attack goes on, another tenant asks for its usage and for predictions, and `/healthz`
 is asked by nobody in particular: all of it is answered, within generous seconds because the machine may be busy. How
 much slower they get is measured by `benchmarks/hostile_tenant.py`.
@@ -42,7 +42,7 @@ from running_service import wait_until
 
 MEBIBYTE = 2**20
 MEMORY = 640 * MEBIBYTE  # beside what the service has at rest
-DESCRIPTORS = 64
+DESCRIPTORS = 128
 QUOTA = 8 * MEBIBYTE
 PATIENCE = 20.0  # s, for an answer to somebody else
 ADMIN = secrets.token_urlsafe(24)
