@@ -174,7 +174,7 @@ def convert_llama(source: Path, *, sha256: str) -> Path:
 
     Args:
         source: The GGUF file.
-        sha256: Its hex digest: another file is refused.
+        sha256: Hex digest of the file; another one is refused.
 
     Raises:
         VocabularyError: The file is not the expected one, cannot be read, or the result cannot be written.
