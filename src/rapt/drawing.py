@@ -68,13 +68,13 @@ class Figure:
     """Lines over one pair of axes.
 
     Attributes:
-        title: What is shown.
+        title: Title of the figure.
         across: Name of the x axis, with its unit.
         up: Name of the y axis, with its unit.
         lines: Lines, the first in front.
         level: A y that is drawn across as a dashed line; None for none.
         step: The y axis ends at multiples of it; None ends it at the largest value, and begins it at 0 or below.
-        top: Where the y axis ends whatever the values are; None leaves it to them.
+        top: End of the y axis whatever the values are; None leaves it to them.
         mark: An x at which a dashed line stands, in a picture; None for none.
     """
 
@@ -139,7 +139,7 @@ def draw_bar(value: float, *, low: float | None, high: float | None, ceiling: fl
         value: Between 0 and 1.
         low: Left end of the whisker; None for no whisker.
         high: Right end of it.
-        ceiling: Where the mark stands; None for none.
+        ceiling: Position of the mark; None for none.
         kind: Class of the bar in the style sheet.
     """
     middle = _BAR_HEIGHT / 2
@@ -167,7 +167,7 @@ def draw_picture(figures: Sequence[Figure], *, title: str, subtitle: str, descri
         figures: Figures; the last one's `across` names the axis. Lines have the x of the first.
         title: Headline of the picture.
         subtitle: Line below it.
-        description: What a reader who cannot see it is told.
+        description: Description for a reader who cannot see it.
     """
     (low, high), _ = find_extent(figures[0])
     height = _TOP + len(figures) * _PANEL + (len(figures) - 1) * _GAP + _BOTTOM

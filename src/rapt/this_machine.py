@@ -1,4 +1,4 @@
-"""What is true of this machine alone: where results that can be made again are kept, and which addresses stay on it."""
+"""Facts of this machine alone: where results that can be made again are kept, and which addresses stay on it."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ class Trainer:
         """Take what is trained.
 
         Args:
-            parameters: By their rate at its peak.
+            parameters: Parameters by their rate at its peak.
             weight_decay: Weight decay of AdamW.
             fused: Whether AdamW's fused kernel is used; it is faster, and its last bits differ.
-            way_out: What a user can do about a loss that is not finite.
+            way_out: Advice to a user about a loss that is not finite.
         """
         self._peaks = tuple(parameters)
         self._all = [one for group in parameters.values() for one in group]
@@ -80,7 +80,7 @@ class Trainer:
         """Make one step for each batch.
 
         Args:
-            batches: In their order.
+            batches: Batches in their order.
             loss: Loss of one batch.
             rate: Share of the peak rates at a step, counted from 1 over the trainer's whole life.
             on_step: Called after each step with its number and its loss.

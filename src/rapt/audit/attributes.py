@@ -1,4 +1,4 @@
-"""What privatized texts tell about their authors: a column that the service never got, inferred text by text.
+"""Inference of what texts tell about their authors: a column that the service never got, text by text.
 
 Two attackers. The *static* one learns from clear texts whose value he knows; the *adaptive* one privatizes those texts
 himself first, which he can, so that he learns from what he will see. Each text is attacked by a classifier that saw the
@@ -49,14 +49,14 @@ class Inference:
 
 @dataclass(frozen=True, kw_only=True)
 class AttributeResult:
-    """What is inferred about one column.
+    """Success of the inference of one column.
 
     Attributes:
         column: Name of the column.
         values: Number of different values.
         texts: Number of texts.
         chance: Share of the most frequent value: the best guess without the text.
-        attackers: Those who see privatized texts, the strongest first.
+        attackers: Attackers who see privatized texts, the strongest first.
         unprotected: The same classifier on clear texts: what there was to be learned.
     """
 
@@ -83,10 +83,10 @@ def infer_attribute(
     folds: int = FOLDS,
     on_progress: Callable[[float], None] | None = None,
 ) -> AttributeResult:
-    """How well a column can be inferred from privatized texts.
+    """Measure how well a column can be inferred from privatized texts.
 
     Args:
-        view: What the service sees.
+        view: View of the service.
         truth: The clear texts: those of other folds are the attacker's own, and their values.
         values: Values of the column, one for each record.
         column: Name of the column, for the report.

@@ -40,11 +40,11 @@ class AttackResult:
         attack: Name of the attack in `ATTACKS`.
         title, uses, source: Description of the attack, from `Attack`.
         score: Recovery of the tokens.
-        remarks: What a reader must know, as in `Guess`.
+        remarks: Remarks for a reader, as in `Guess`.
         uses_context: Whether it uses context, as in `Attack`.
-        records: That it was given, with all of their texts; `score` counts their tokens.
-        detail: What kind of words it recovered.
-        seconds: That it took, the channel included where it was the first to need it.
+        records: Number of records that it was given, with all of their texts; `score` counts their tokens.
+        detail: Recovery by kind of word.
+        seconds: Duration, the channel included where it was the first to need it, s.
         cpu_seconds: Time of processors in it, over all threads.
     """
 
@@ -71,7 +71,7 @@ class Skipped:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditReport:
-    """What an audit found; it holds no token and no text.
+    """Findings of an audit; they hold no token and no text.
 
     Attributes:
         model: Name of the vocabulary's model.
@@ -86,10 +86,10 @@ class AuditReport:
         public_targets: Whether the file has targets in clear beside them.
         unchanged: Share of tokens that left as they were.
         results: One for each attack that ran, in the order asked for.
-        linkage: How often a text is recognized among texts in clear; None where that was not tried.
+        linkage: Recognition of texts among texts in clear; None where that was not tried.
         skipped: The others, and why.
-        bound: For every attacker without context; None when the mechanism's channel is not known.
-        warnings: What should not be so, one sentence each.
+        bound: Bound for every attacker without context; None when the mechanism's channel is not known.
+        warnings: Warnings, one sentence each.
         seed: Seed of everything that was drawn here.
     """
 
@@ -114,7 +114,7 @@ class AuditReport:
 
     @property
     def unit(self) -> str:
-        """What its records are called where they are counted: texts, if each is one."""
+        """Name of its records where they are counted: texts, if each is one."""
         return "texts" if len(self.texts) == 1 else "records"
 
     @property
@@ -139,7 +139,7 @@ def audit_view(
         truth: Read only after an attack has answered.
         attacks: Names in `ATTACKS`; those that are not among them are listed as not run.
         seed: Seed of every draw; the same seed gives the same report.
-        kept: Where results are kept as they come, so that a run that was interrupted goes on; None keeps none.
+        kept: Store of results as they come, so that a run that was interrupted goes on; None keeps none.
         on_progress: Called with the name of a stage and the share of it that is done.
 
     Raises:

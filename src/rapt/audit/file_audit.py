@@ -42,7 +42,7 @@ _LINKAGE_WEIGHT: Final = 20.0
 
 @dataclass(frozen=True, kw_only=True)
 class AuditPlan:
-    """What is attacked, with what, and where the report goes.
+    """Plan of an audit: the file to attack, the attacks, and the folder of the report.
 
     Attributes:
         file: Privatized file that is attacked.
@@ -133,7 +133,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     Each attack sees what the service sees and nothing else; its guesses are then scored against the original.
 
     Args:
-        plan: What is attacked and how.
+        plan: Plan of the audit.
         narrator: Takes the progress and remarks.
 
     Raises:

@@ -46,7 +46,7 @@ class LossCurve:
     """ε over δ for two inputs.
 
     Attributes:
-        name: Which inputs, in words.
+        name: Kind of inputs, in words.
         points: (δ, ε), δ rising.
         pure: ε at δ = 0.
     """
@@ -73,7 +73,7 @@ class LargestSlope:
 
 @dataclass(frozen=True, kw_only=True)
 class SpentBound:
-    """What the outputs of the program show.
+    """A bound that the outputs of the program show.
 
     Attributes:
         lower: Lower bound on the η spent, 1/distance, at least 0.
@@ -81,7 +81,7 @@ class SpentBound:
         pairs: Pairs of tokens.
         runs: Draws of each token.
         fit: Comparison with the stated channel; None where the mechanism has no second implementation.
-        defects: What speaks against the statement, as ends of a sentence about the program.
+        defects: Evidence against the statement, as ends of a sentence about the program.
         alpha: Probability, at most, that a sound program is accused.
     """
 
@@ -96,7 +96,7 @@ class SpentBound:
 
 @dataclass(frozen=True, kw_only=True)
 class FormalSide:
-    """What is known about a setting without any attack.
+    """Knowledge about a setting without any attack.
 
     Attributes:
         eta: Stated.
@@ -120,7 +120,7 @@ def measure_formal_side(
 
     Args:
         vocabulary: Vocabulary whose embedding table defines the distances that η refers to.
-        setting: From the manifest.
+        setting: Mechanism setting of the manifest.
         seed: Seed of the draws behind the η spent.
         runs: Draws of each token of a pair.
     """

@@ -39,7 +39,7 @@ class SharedNoise:
     """One test for noise that tokens have in common.
 
     Attributes:
-        name: What was compared, in words.
+        name: Name of the comparison, in words.
         agree: Pairs of records that speak for shared noise.
         pairs: Pairs of records that speak at all.
         p: Probability of so many, or more, if the noise is independent.
@@ -53,13 +53,13 @@ class SharedNoise:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownPlaintext:
-    """What the pairs of plain tokens and their privatized forms say.
+    """Findings from the pairs of plain tokens and their privatized forms.
 
     Attributes:
         known: Pairs (k, M(k)) in the file.
-        seeds: That were tried.
+        seeds: Number of seeds that were tried.
         seed: The one that draws these plain tokens; None when none does.
-        tests: For noise that tokens or records have in common.
+        tests: Tests for noise that tokens or records have in common.
     """
 
     known: int
@@ -100,7 +100,7 @@ def _search_seeds(view: AdversaryView, k: NDArray[np.int64], seeds: tuple[int, .
 
 
 def _generators(seed: int) -> Iterator[np.random.Generator]:
-    """What a seed may have been given to: our own streams, and numpy's generators."""
+    """Yield the generators that a seed may have been given to: our own streams, and numpy's."""
     yield insecure_stream(seed).generator
     yield worker_stream(Randomness(source="guessed", insecure_seed=seed), position=0).generator
     for kind in (np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64):

@@ -30,7 +30,7 @@ from rapt.wire.privatized_file import read_privatized_file
 
 @dataclass(frozen=True, kw_only=True)
 class ModelAuditPlan:
-    """What models are tuned on which texts, and how they are attacked.
+    """Plan of an audit of models: the texts, the models tuned on them, and the attacks.
 
     Attributes:
         file: Labelled texts in clear; they stay here.
@@ -46,7 +46,7 @@ class ModelAuditPlan:
         batch_size: Records a step.
         learning_rate: Rate of what the method trains; None takes the method's own.
         records: Texts that are taken at most, drawn at random.
-        attacks: What is tried with which numbers, and the seed.
+        attacks: Plan of the attacks, with their numbers and the seed.
         threads: Threads of torch.
         out: Folder for the report; None writes nothing.
     """
@@ -98,7 +98,7 @@ class ModelAuditPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterAuditPlan:
-    """Which adapter is attacked, with the texts of its owner.
+    """Plan of an audit of one adapter, with the texts of its owner.
 
     Attributes:
         adapter: Folder of the adapter's files, as a service hands them out.
@@ -153,7 +153,7 @@ def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT) -> Artefac
     """The report on models that are tuned here on random halves of the texts, in clear and through the mechanism.
 
     Args:
-        plan: What is tuned and attacked.
+        plan: Plan of the audit.
         narrator: Takes the progress.
 
     Raises:
@@ -200,7 +200,7 @@ def audit_adapter(plan: AdapterAuditPlan, *, narrator: Narrator = SILENT) -> Art
     """The report on an adapter that was handed back: does it show which texts it was tuned on?
 
     Args:
-        plan: What is attacked.
+        plan: Plan of the audit.
         narrator: Takes the progress.
 
     Raises:

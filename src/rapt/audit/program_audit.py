@@ -74,7 +74,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramAudit:
-    """What a program shows in its outputs.
+    """Evidence in the outputs of a program.
 
     Attributes:
         eta: Stated slope, 1/distance.
@@ -90,7 +90,7 @@ class ProgramAudit:
 
     @property
     def defects(self) -> tuple[str, ...]:
-        """What speaks against the statement, as ends of a sentence about the program; none where it is sound."""
+        """Evidence against the statement, as ends of a sentence about the program; none where it is sound."""
         found = []
         if self.spent.lower > self.eta:
             found.append(f"it spends more than the eta = {self.eta:g} that it states")

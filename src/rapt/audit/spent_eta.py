@@ -69,7 +69,7 @@ class InputPair:
 
 @dataclass(frozen=True, kw_only=True)
 class SpentEta:
-    """What one pair shows, in the direction that shows more.
+    """Evidence of one pair of inputs, in the direction that shows more.
 
     Attributes:
         pair: The inputs, in the order in which the first makes the set likelier.

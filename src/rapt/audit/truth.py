@@ -31,9 +31,9 @@ class Truth:
     """The tokens before privatization, for the score alone. Its `repr` shows nothing of them.
 
     Attributes:
-        token_ids: In the order of `AdversaryView.observed`, (n,).
+        token_ids: True tokens in the order of `AdversaryView.observed`, (n,).
         records: Place of each record in the corpus; None where it is all of them.
-        entity: For each token the number of the named entity that it is part of, or -1, (n,); None where nobody looked.
+        entity: Number of the named entity that each token is part of, or -1, (n,); None where nobody looked.
         entity_kinds: Kind of each of these entities.
     """
 

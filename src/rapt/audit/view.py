@@ -1,4 +1,4 @@
-"""What an attack may see and answer, as values.
+"""The view and the answer of an attack, as values.
 
 What an attack answers.
 
@@ -52,7 +52,7 @@ class Guess:
 
     Attributes:
         token_ids: (n, up to `CANDIDATES`), in the order of `AdversaryView.observed`.
-        remarks: What a reader of the result must know, such as the prior that was used.
+        remarks: Remarks for a reader of the result, such as the prior that was used.
     """
 
     token_ids: NDArray[np.int64] = field(repr=False)
@@ -65,7 +65,7 @@ class TokenPrior:
 
     Attributes:
         probabilities: (V,), float64, sum 1.
-        source: In words, for the report.
+        source: Origin in words, for the report.
     """
 
     probabilities: NDArray[np.float64] = field(repr=False)
@@ -84,7 +84,7 @@ class PublicText:
 
     Attributes:
         contents: Token ids of each text, rows of the table.
-        source: In words, for the report.
+        source: Origin in words, for the report.
     """
 
     contents: tuple[NDArray[np.int64], ...] = field(repr=False)
@@ -132,7 +132,7 @@ def make_prior_from_counts(counts: NDArray[np.int64], bundle: VocabularyBundle, 
     Args:
         counts: Occurrences of each row of the table, (V,).
         bundle: Vocabulary of the table.
-        source: In words, for the report.
+        source: Origin in words, for the report.
 
     Raises:
         AuditError: The counts are of another table, negative, or all 0.
@@ -185,12 +185,12 @@ class AdversaryView:
 
     @property
     def parts(self) -> tuple[PrivatizedPart, ...]:
-        """Which texts each record has that went through the mechanism: T of them."""
+        """Texts of each record that went through the mechanism: T of them."""
         return list_privatized_parts(self.manifest)
 
     @property
     def unit(self) -> str:
-        """What its records are called where they are counted: texts, if each is one."""
+        """Name of its records where they are counted: texts, if each is one."""
         return "texts" if len(self.parts) == 1 else "records"
 
     @cached_property
@@ -222,10 +222,10 @@ def adversary_view(
     prior: TokenPrior | None = None,
     public: PublicText | None = None,
 ) -> AdversaryView:
-    """What the service sees of a privatized file.
+    """Return the service's view of a privatized file.
 
     Args:
-        file: What was sent.
+        file: Privatized file that was sent.
         bundle: The public vocabulary.
         prior: Frequencies of tokens that are public; None takes them from `public`, if there is any.
         public: Texts that the attacker holds.

@@ -29,7 +29,7 @@ _AT_ONCE: Final = 1000
 
 
 class KeyRole(StrEnum):
-    """What a key may do."""
+    """Role of a key: what its holder may do."""
 
     TENANT = "tenant"
     ADMIN = "admin"

@@ -54,7 +54,7 @@ def audit(
         ),
     ] = 0.5,
     attacks: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Which attacks; default: all but tong and causal.")
+        str | None, typer.Option(metavar="A,B,...", help="Attacks to run; default: all but tong and causal.")
     ] = None,
     attribute: Annotated[
         list[str] | None,
@@ -72,14 +72,16 @@ def audit(
     vocabulary: Annotated[
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: PRIVATIZED's model.")
     ] = None,
-    truncate: Annotated[int | None, typer.Option(metavar="N", min=1, help="As given to `rapt privatize`.")] = None,
+    truncate: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tokens kept of each text, as given to `rapt privatize`.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Attack a random part of about N tokens, in whole texts.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help=f"A random part of about {QUICK_TOKENS:,} tokens, and the fast attacks.")
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that the audit draws.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(

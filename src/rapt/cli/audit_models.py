@@ -46,8 +46,8 @@ def audit_adapter(
     queries: Annotated[
         int, typer.Option(metavar="N", min=1, help="Fresh privatizations of a text to ask about, averaged.")
     ] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that the audit draws.")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the processor.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the processor to use.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")
     ] = None,
@@ -93,10 +93,10 @@ def audit_model(
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     label_column: Annotated[str, typer.Option(help="Column that holds the label.")] = "label",
     model: Annotated[str, typer.Option(help="Backbone: a known model or a model folder.")] = "minilm",
-    mechanism: Annotated[str, typer.Option(help="As `rapt mechanisms` lists them.")] = "laplace",
+    mechanism: Annotated[str, typer.Option(help="Mechanism, one of `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
-    method: Annotated[str, typer.Option(help="As `rapt tune` has them.")] = "prompt_tuning",
+    method: Annotated[str, typer.Option(help="Tuning method, one of those of `rapt tune`.")] = "prompt_tuning",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the texts.")] = 3,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records a step.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(metavar="NUMBER", help="Default: the method's own.")] = None,
@@ -111,10 +111,10 @@ def audit_model(
     ] = 4,
     canaries: Annotated[int, typer.Option(metavar="N", min=1, help="Planted sentences of each kind.")] = 8,
     repetitions: Annotated[
-        str, typer.Option(metavar="R,R,...", help="How often each planted sentence is put in; 0: never, a control.")
+        str, typer.Option(metavar="R,R,...", help="Copies of each planted sentence; 0 is a control.")
     ] = "0,1,10,100",
     releases: Annotated[
-        str, typer.Option(metavar="R,R,...", help="How many releases of a text are laid on top of each other.")
+        str, typer.Option(metavar="R,R,...", help="Releases of a text that the attacker combines.")
     ] = "1,3,10,30",
     attacks: Annotated[
         str | None,
@@ -122,8 +122,8 @@ def audit_model(
             metavar="A,B,...", help="Parts of the audit: membership, words, canaries, releases. Default: all."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of everything that the audit draws.")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Of the processor.")] = 1,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")] = 0,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the processor to use.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")
     ] = None,

@@ -64,7 +64,7 @@ def calibrate(
     delta: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Aim at ε at this δ, such as 1e-5, not at the pure ε.")
     ] = None,
-    mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
+    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",

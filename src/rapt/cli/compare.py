@@ -43,30 +43,32 @@ def compare(
     evaluation_records: Annotated[int | None, typer.Option(min=1, help="Judge on at most so many texts.")] = None,
     model: Annotated[str, typer.Option(help="Backbone: a known model or a model folder.")] = "minilm",
     denoised: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="That `rapt denoise` made; adds arms.")
+        Path | None, typer.Option(metavar="FOLDER", help="Backbone made by `rapt denoise`; adds arms.")
     ] = None,
     public: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public text, for the arms whose plain tokens are sentences.")
     ] = None,
-    mechanism: Annotated[str, typer.Option(help="As `rapt mechanisms` lists them.")] = "laplace",
+    mechanism: Annotated[str, typer.Option(help="Mechanism, one of `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     arms: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="What is compared; default: all arms that can be.")
+        str | None, typer.Option(metavar="A,B,...", help="Arms to compare; default: all that can be.")
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="Models for each arm and η.")] = 5,
     privatizations: Annotated[
         int, typer.Option(min=1, help="Privatizations of the texts to judge on, for each model.")
     ] = 3,
-    plain_tokens: Annotated[int, typer.Option(min=0, help="m, before each text.")] = 20,
-    plain_pool: Annotated[int, typer.Option(min=1, help="|T|, how many they are drawn from.")] = 500,
+    plain_tokens: Annotated[int, typer.Option(min=0, help="Plain tokens before each text, m.")] = 20,
+    plain_pool: Annotated[
+        int, typer.Option(min=1, help="Size of the set that plain tokens are drawn from, |T|.")
+    ] = 500,
     plain_tokens_drawn: Annotated[
         Drawn,
-        typer.Option(help="When plain tokens are drawn: once for the file, as in the paper, or anew for each record."),
+        typer.Option(help="Draw plain tokens once for the file, as in the paper, or anew for each record."),
     ] = Drawn.RECORD,
     weight: Annotated[float, typer.Option(min=0, help="λ of the arms that reconstruct.")] = 0.1,
-    method: Annotated[str, typer.Option(help="As `rapt tune` has them.")] = "prompt_tuning",
+    method: Annotated[str, typer.Option(help="Tuning method, one of those of `rapt tune`.")] = "prompt_tuning",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the texts.")] = 3,
-    prompt_length: Annotated[int, typer.Option(min=1, help="P.")] = 10,
+    prompt_length: Annotated[int, typer.Option(min=1, help="Vectors of the prompt, P.")] = 10,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the method's own.")] = None,
     precision: Annotated[
         Precision,

@@ -17,20 +17,20 @@ def denoise(
     out: Annotated[Path, typer.Option(help="New folder for the backbone.")],
     eta: Annotated[list[float], typer.Option(metavar="NUMBER", help="η that users will privatize with; repeat.")],
     model: Annotated[str, typer.Option(help="Backbone to begin with: a known model or a model folder.")] = "minilm",
-    mechanism: Annotated[str, typer.Option(help="That users will privatize with.")] = "laplace",
+    mechanism: Annotated[str, typer.Option(help="Mechanism that users will privatize with.")] = "laplace",
     settings: MechanismOptions = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     epochs: Annotated[float, typer.Option(help="Passes over the text; may be a fraction.")] = 3.0,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="At its peak.")] = 3e-4,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 3e-4,
     soft_embeddings: Annotated[
         bool, typer.Option("--soft-embeddings", help="Also show the model, for each word, the mean of what it may be.")
     ] = False,
     precision: Annotated[
         ChosenPrecision, typer.Option(help="Number format to compute in; auto takes the faster one.")
     ] = (ChosenPrecision.AUTO),
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; default: its own.")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of order and noise.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: its own.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of order and noise.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Teach a backbone to understand privatized text, from public text that is privatized here.

@@ -229,7 +229,7 @@ def statement(
     eta: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Slope in 1/embedding distance, if there is no FILE yet.")
     ] = None,
-    mechanism: Annotated[str, typer.Option(help="What replaces a token; only with --eta.")] = "laplace",
+    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; only with --eta.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: Annotated[

@@ -25,7 +25,7 @@ class Format(StrEnum):
 
 
 class UnknownWords(StrEnum):
-    """What happens to a word that the vocabulary does not know."""
+    """Treatment of a word that the vocabulary does not know."""
 
     UNK = "unk"
     REFUSE = "refuse"
@@ -37,7 +37,7 @@ def privatize(
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids.")],
     eta: Eta,
-    mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
+    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",

@@ -33,9 +33,7 @@ def tune(
         str,
         typer.Option(help=f"How a frozen model is adapted: auto, {', '.join(METHODS)}."),
     ] = "auto",
-    task: Annotated[
-        str | None, typer.Option(help="What is learned: classification, label_words or generation.")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="Task to learn: classification, label_words or generation.")] = None,
     label_word: Annotated[
         list[str] | None, typer.Option(metavar="WORD", help="A public word for each class in turn; for label_words.")
     ] = None,
@@ -43,7 +41,7 @@ def tune(
         int | None, typer.Option(metavar="N", min=1, help="Vectors of the soft prompt, or positions of the prefix.")
     ] = None,
     init: Annotated[
-        str | None, typer.Option(help="Where the prompt or prefix starts: vocabulary, random, text or labels.")
+        str | None, typer.Option(help="Start of the prompt or prefix: vocabulary, random, text or labels.")
     ] = None,
     init_text: Annotated[
         str | None,

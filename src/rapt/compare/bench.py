@@ -37,7 +37,7 @@ class Bench:
     """A backbone, its vocabulary and the texts, loaded once for many cells.
 
     Attributes:
-        plan: What is compared.
+        plan: Plan of the comparison.
         split: The texts, in clear.
         setting: Digest under which results are kept.
         denoised_setting: The same of arms that need the denoised backbone.
@@ -87,7 +87,7 @@ class Bench:
 
         Args:
             cell: Cell of the comparison, whose arm, η and seed say how the file is changed.
-            texts: That the file was made of; told to the oracle alone.
+            texts: Texts that the file was made of; told to the oracle alone.
             file: Privatized.
             place: Place of the file among those of its seed, 0 for the training file.
         """
@@ -99,7 +99,7 @@ class Bench:
         return file
 
     def attack(self, cell: AttackCell) -> AttackRow:
-        """What the strongest of the attacks recovers from the training file of the first seed at an η.
+        """Measure what the strongest of the attacks recovers from the training file of the first seed at an η.
 
         Both texts of a pair are attacked, each by itself.
         """
@@ -143,7 +143,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
     """Load what all cells share.
 
     Args:
-        plan: What is compared.
+        plan: Plan of the comparison.
         split: The texts.
         threads: Threads of torch, in this process.
 
@@ -192,7 +192,7 @@ def run_comparison(
     """Every result of the plan; what the file holds already is not run again.
 
     Args:
-        plan: What is compared.
+        plan: Plan of the comparison.
         split: The texts.
         results: JSONL file that is appended to.
         processes: How many cells at once, one thread each.

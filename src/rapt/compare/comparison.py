@@ -73,7 +73,7 @@ class TextFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared, on which texts, and where the results go.
+    """Description of a comparison: its arms, its texts, and the folder of its results.
 
     Attributes:
         plan: Arms, settings and seeds.
@@ -90,7 +90,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonReport:
-    """What a comparison found, and where its page is."""
+    """Findings of a comparison, and the path of its page."""
 
     page: Path
     summary: Summary
@@ -115,7 +115,7 @@ def compare_files(comparison: Comparison, *, narrator: Narrator = SILENT) -> Com
     """Train every model of a comparison that is not trained yet, and write the report.
 
     Args:
-        comparison: What is compared.
+        comparison: Description of the comparison.
         narrator: Takes the progress.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is compared: one change each to the same tuning on the same privatized files, in one closed dict.
+"""Arms of a comparison: one change each to the same tuning on the same privatized files, in one closed dict.
 
 The controls say what a difference is due to. `no loss` has the plain tokens and trains nothing on them; `shuffled
 targets` trains on the plain tokens of another record, so there is nothing to be learned from them but their
@@ -50,13 +50,13 @@ class Arm:
     """One of the things compared.
 
     Attributes:
-        says: What is different, in one line.
+        says: Difference from the common run, in one line.
         clean: Trained and judged on text in clear.
         plain_tokens: Whether the plain tokens stand in the sequence.
         unchanged_only: Whether tokens that the mechanism changed are dropped, in training and in judging.
         sentences: Whether its plain tokens are public sentences, which the comparison must be given.
         denoised: Whether it stands on the plan's denoised backbone.
-        configure: From the common run, λ and m, this arm's run.
+        configure: Function from the common run, λ and m to this arm's run.
         change_file: Change of the training file; most do nothing.
     """
 

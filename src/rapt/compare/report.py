@@ -191,13 +191,13 @@ def write_comparison(
     """Write the five files; each appears whole or not at all. Returns the path of the page.
 
     Args:
-        plan: What was compared.
+        plan: Plan of the comparison.
         split: The texts; only their numbers are told.
         summary: Summary of the results.
-        folder: There already; it holds the results.
+        folder: Existing folder that holds the results.
         title: Title of the page.
         created: Date.
-        command: That makes the numbers again.
+        command: Command that makes the numbers again.
 
     Raises:
         UsageError: The folder cannot be written.
@@ -345,7 +345,7 @@ def _facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
 
 
 def _noise_fact(plan: ComparisonPlan) -> Iterator[tuple[str, str]]:
-    """What the backbone that expects noise was made for, and where that is not what it was given."""
+    """Say what the backbone that expects noise was made for, and where that is not what it was given."""
     noise = None if plan.denoised is None else read_noise_expected(Path(plan.denoised))
     if noise is None:
         return

@@ -32,7 +32,7 @@ class ModelRow:
         seed: Seed of privatization, initialization and order.
         privatizations: Privatizations of the evaluation text that it answered, N.
         right: How often out of N it was right, one number an evaluation record.
-        seconds: That tuning took, on whatever else the machine was doing.
+        seconds: Duration of tuning, beside whatever else the machine was doing, s.
     """
 
     setting: str
@@ -56,8 +56,8 @@ class AttackRow:
     Attributes:
         setting: Setting, as in `ModelRow`.
         eta: 1/distance.
-        attacks: Those that were asked for.
-        attack_tokens: About how many tokens were asked for.
+        attacks: Attacks that were asked for.
+        attack_tokens: Approximate number of tokens that were asked for.
         strongest: The one that recovered most.
         recovered: Share of all tokens, with its 95 % interval.
         low: Lower end.

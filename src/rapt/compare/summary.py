@@ -52,8 +52,8 @@ def estimate_mean(table: NDArray[np.float64], *, turns: Sequence[int] = (), seed
 
     Args:
         table: (S, n).
-        turns: Which records each row was judged on, S numbers: rows with one number were judged on the same ones, and
-            no record has two numbers. Empty: all on the same.
+        turns: Number of the set of records that each row was judged on, (S,): rows with one number were judged on
+            the same ones, and no record has two numbers. Empty: all on the same.
         seed: Seed of the resampling.
     """
     rng = np.random.default_rng(seed)

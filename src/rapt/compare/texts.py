@@ -47,7 +47,7 @@ class LabelledTexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """What is trained on and what is judged; no text is in both, be it first or second of a pair.
+    """Texts to train on and texts to judge; no text is in both, be it first or second of a pair.
 
     Attributes:
         training: Labelled.

@@ -125,7 +125,7 @@ def _read_tweets(path: Path, *, classes: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _essence(text: str) -> str:
-    """What two copies of one tweet have in common: its words, without links, addressees and the mark of a retweet."""
+    """Return what copies of one tweet share: its words, without links, addressees and the mark of a retweet."""
     bare = re.sub(r"https?://\S+|@\w+|\brt\b|[^a-z0-9 ]", " ", text.lower())
     return " ".join(bare.split())
 

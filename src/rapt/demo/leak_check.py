@@ -24,7 +24,7 @@ Run = tuple[bytes, ...]
 
 @dataclass(frozen=True)
 class LeakCheck:
-    """What was searched and what was found: counts and file names only.
+    """Result of the search for leaks: counts and file names only.
 
     Attributes:
         files: Number of files read.

@@ -1,4 +1,4 @@
-"""What the demo does and what it found, as values: the table on the screen, the JSON and the report say the same."""
+"""Plan and findings of the demo, as values: the table on the screen, the JSON and the report say the same."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class DemoResult:
     """All that a demo found.
 
     Attributes:
-        plan: What was done.
+        plan: Plan of the demo.
         rows: Upper bound, prompt tuning, RAPT.
         leak: The search through everything that the service kept.
         report: Report, as it was written.

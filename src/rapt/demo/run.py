@@ -99,7 +99,7 @@ def write_demo_report(
     """Everything that a reader of the demo's result needs.
 
     Args:
-        plan: What was done.
+        plan: Plan of the demo.
         side: The trusted side, whose first sentences are shown: they are public tweets.
         rows: Clear text, prompt tuning, RAPT.
         audit: The attacks.
@@ -166,7 +166,7 @@ def run_demo(
         plan: Sizes and settings.
         out: Folder to write; one that an earlier demo wrote is replaced.
         narrator: Takes what there is to say while it runs.
-        through: What stands between client and service, given the URL of one and giving that for the other: a recorder.
+        through: Context manager of a recorder between client and service, from the service's URL to the client's.
 
     Raises:
         UsageError: `out` holds something else.

@@ -50,7 +50,7 @@ class TrustedSide:
         queries: Private texts and their true labels, which are never sent.
         training_path: Privatized, with labels.
         query_path: Privatized, without labels.
-        statement: What the setting promises.
+        statement: Privacy statement of the setting.
     """
 
     vocabulary: Vocabulary
@@ -156,7 +156,7 @@ def predict_in_clear(
 
     Args:
         training: Texts and label indices, in clear.
-        queries: In clear.
+        queries: Texts in clear.
         vocabulary: Vocabulary of the backbone; its model name says which.
         labels: Names of the classes.
         config: Without reconstruction: nothing is there to be reconstructed.
@@ -220,7 +220,7 @@ def upper_bound(
 
 
 def attack_own_file(plan: DemoPlan, side: TrustedSide, *, on_progress: Callable[[str, float], None]) -> AuditReport:
-    """What a curious service can recover of the training texts, with public tweets to learn the language from.
+    """Recover of the training texts what a curious service can, with public tweets to learn the language from.
 
     The attacks that train a network are left to `rapt audit`: they take longer than the rest of the demo.
     """

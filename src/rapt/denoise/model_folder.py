@@ -56,10 +56,10 @@ def save_denoised(
     Args:
         student: Student, as trained.
         folder: New or empty.
-        plan: What was done.
-        explained: What came of it.
+        plan: Plan of the warm-up.
+        explained: Agreement with the teacher at each η.
         texts: Public windows trained on.
-        tokens: In them.
+        tokens: Tokens in these windows.
 
     Raises:
         UsageError: The folder holds something, or cannot be written.

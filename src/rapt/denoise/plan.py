@@ -1,4 +1,4 @@
-"""What a warm-up does and for how long, and the public text that it learns from."""
+"""Plan of a warm-up, and the public text that it learns from."""
 
 from __future__ import annotations
 

@@ -80,9 +80,9 @@ def soft_embeddings(
 
     Args:
         vocabulary: V tokens of d numbers.
-        mechanism: On that vocabulary.
+        mechanism: Mechanism on that vocabulary.
         prior: Prior that `count_word_prior` gives, (V,).
-        rng: For draws; public text and its noise protect nobody.
+        rng: Generator of the draws; public text and its noise protect nobody.
         draws: About how many, where the channel has no closed form.
     """
     own = vocabulary.embeddings.astype(np.float32)

@@ -36,7 +36,7 @@ class Agreement:
 
     @property
     def loss(self) -> Tensor:
-        """What is minimized. Heads that pool need the first, heads that read words the second."""
+        """Return the loss that training minimizes. Heads that pool need the first, heads that read words the second."""
         return self.text + self.tokens
 
 

@@ -36,7 +36,7 @@ class DenoisedBackbone:
         folder: Folder that `rapt serve --model` serves.
         texts: Public windows trained on.
         tokens: Tokens in them.
-        explained: What came of it, at each η.
+        explained: Agreement with the teacher at each η.
     """
 
     folder: Path
@@ -58,7 +58,7 @@ def denoise_model(
     """Teach a backbone to understand privatized text and write its folder, whole or not at all.
 
     Args:
-        plan: What is done to which model.
+        plan: Plan of the warm-up, with the model.
         public: Files of public text; never a user's.
         out: New or empty folder.
         text_column: Column that holds the text.
@@ -128,8 +128,8 @@ def warm_up(
         student: Student of the plan's model.
         texts: Public.
         vocabulary: Vocabulary of the same model.
-        plan: What is done.
-        soft_draws: For soft embeddings at each η, where the channel has no closed form.
+        plan: Plan of the warm-up.
+        soft_draws: Draws for soft embeddings at each η, where the channel has no closed form.
         on_step: Called after each step with its number, their number, and the errors of its batch.
 
     Raises:

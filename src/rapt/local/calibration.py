@@ -56,7 +56,7 @@ Target = Literal["unchanged", "epsilon", "bayes-success"]
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """What one η does.
+    """Measurements of one η.
 
     Attributes:
         eta: η.

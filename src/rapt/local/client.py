@@ -100,11 +100,11 @@ class ServiceClient:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Close it."""
+        """Close the connection to the service."""
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the service."""
         self._service.close()
 
     def upload(self, path: Path) -> FileInfo:
@@ -182,7 +182,7 @@ class ServiceClient:
         return _read(read_job_info, self._service.ask("POST", f"/v1/fine_tuning/jobs/{quote_part(job_id)}/cancel"))
 
     def events(self, job_id: str, *, after: str | None = None) -> list[JobEvent]:
-        """What happened to a job since the event `after`, oldest first; all of it without `after`."""
+        """Return what happened to a job since the event `after`, oldest first; all of it without `after`."""
         found: list[JobEvent] = []
         query: dict[str, str | int] = {"limit": _EVENTS_PER_REQUEST}
         while True:  # the service lists the newest first
@@ -363,7 +363,7 @@ def follow_job(
     """The job, once it has succeeded.
 
     Args:
-        client: To the service that runs it.
+        client: Client of the service that runs it.
         job_id: Name that the service gave the job.
         on_step: Called with the steps made, the steps in all, and the losses in words.
         on_warning: Called with what went wrong on the way.

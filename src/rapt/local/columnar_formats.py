@@ -77,7 +77,7 @@ def _pyarrow() -> Any:
 
 
 def _unreadable(error: OSError, *, damaged: str) -> CorpusError:
-    """What the system says in its own words; pyarrow raises the same kind, without a number, for damaged pages."""
+    """Return the system's own words; pyarrow raises the same kind, without a number, for damaged pages."""
     if error.errno is None:
         return CorpusError(damaged)
     return CorpusError(f"a corpus must be readable, got {os.strerror(error.errno)}; check the path")

@@ -66,7 +66,7 @@ def read_corpus(
         label_column: Column, or JSON field, of the label: a name or a whole number, without the spaces around it. None
             when there is none.
         file_format: Format of the file; None goes by the suffix of its name, and takes another folder for a dataset.
-        delimiter: What stands between the fields of CSV and TSV; None recognizes it by the columns that are asked for.
+        delimiter: Separator of the fields of CSV and TSV; None recognizes it by the columns that are asked for.
         header: Whether the first line of CSV and TSV names the columns; else they have numbers only.
         reading: Position in the file, moved as it is read, to show progress.
 
@@ -135,12 +135,12 @@ def privatize_corpus(
         label_privacy: Randomizes the label of each record. The names of the classes leave in clear all the same; list
             them in `labels` where it is private which of them occur.
         file_format: Format of the source; None goes by the suffix of its name.
-        delimiter: What stands between fields, as in `read_corpus`.
+        delimiter: Separator of fields, as in `read_corpus`.
         header: Whether the first line names the columns, as in `read_corpus`.
         stream: Source of labels, plain tokens and noise.
         ledger: Accounts for every release before it is written, and answers texts that were released before with
             their stored release.
-        redraw: With a ledger, draw and pay anew for every text.
+        redraw: Whether every text is drawn and paid for anew, with a ledger.
         resume: Continue the unfinished file of an earlier run with the same settings, if there is one, and keep the
             unfinished file after an error.
         overwrite: Replace a file at `target`, and, without `resume`, an unfinished one.

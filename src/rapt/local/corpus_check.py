@@ -38,7 +38,7 @@ _NUMBER: Final = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusCheck:
-    """What a whole pass over a source found; every record of it can be privatized.
+    """Findings of a whole pass over a source, every record of which can be privatized.
 
     Attributes:
         records: How many there are.
@@ -56,7 +56,7 @@ class CorpusCheck:
 
     @property
     def remarks(self) -> list[str]:
-        """What whoever gave the source should know of how it was read."""
+        """Remarks for the source's owner about how it was read."""
         said = []
         found = self.found
         if found.guessed and found.separator is not None:
@@ -106,13 +106,13 @@ def check_corpus(
 
     Args:
         path: The source.
-        columns: What is read of it: the text, one column for each of `parts`, the label.
+        columns: Columns to read: the text, one column for each of `parts`, the label.
         file_format: How it is written.
-        parts: What the texts beside the first one become.
+        parts: Parts of a record that the texts beside the first one become.
         privatizer: The setting; nothing is drawn with it.
         labels: Names of the classes; None collects them.
         public_labels: Whether labels that are collected may be many, long, or different in every record.
-        delimiter: What stands between fields; None recognizes it.
+        delimiter: Separator of fields; None recognizes it.
 
     Raises:
         CorpusError: The first ten faults, and how many there are.

@@ -1,4 +1,4 @@
-"""What a corpus is read into, its lines, and the format of one JSON object a line.
+"""Values that a corpus is read into, its lines, and the format of one JSON object a line.
 
 Messages name lines, counted from 1 with the header among them, never what stands there. CSV and TSV are read in
 `separated_formats`, Parquet and saved datasets in `columnar_formats`.
@@ -56,7 +56,7 @@ class Reading:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What is read of each record.
+    """Columns to read of each record.
 
     Attributes:
         texts: Columns, or JSON fields, of the texts; in CSV and TSV a number from 1 will do.
@@ -85,12 +85,12 @@ class Row:
 
 @dataclass
 class Findings:
-    """What one pass over a source finds out beside its records; the reader fills it in.
+    """Findings of one pass over a source beside its records; the reader fills them in.
 
     Attributes:
         reading: How far the source was read.
         collects: Whether the pass goes on after a fault, to name all of them at once.
-        separator: What stands between the fields of a CSV or TSV file: given, or found by the reader.
+        separator: Separator of the fields of a CSV or TSV file: given, or found by the reader.
         guessed: Whether the separator is another than the format's own, and nobody gave it.
         quoted: Whether quotes enclose the fields of a TSV file, or are letters; None where there is none.
         spaced_labels: Labels that had spaces around them.

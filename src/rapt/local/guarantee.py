@@ -1,4 +1,4 @@
-"""What a setting promises, in numbers and words: the privacy statement.
+"""Promise of a setting, in numbers and words: the privacy statement.
 
 A value of η means nothing without its table, and a pure bound η·d is a very loose one in hundreds of dimensions, so a
 statement gives, beside each other: ε = η·d at distances that occur in the table, and (ε, δ) and the best possible
@@ -49,7 +49,7 @@ def state_privacy(
     two_texts: bool = False,
     targets: Targets | None = None,
 ) -> PrivacyStatement:
-    """What `setting` promises on `vocabulary`, and what it does not.
+    """State what `setting` promises on `vocabulary`, and what it does not.
 
     Args:
         vocabulary: Vocabulary whose table η is measured in.
@@ -60,7 +60,7 @@ def state_privacy(
         randomness: Source of the noise that the manifest states; None where no file is meant.
         unchanged: Result of `measure_unchanged`, to be shown as well.
         deniability: Result of `measure_deniability`, to be shown as well.
-        label_privacy: What privatized the labels, as the manifest states it; None where the true ones are sent.
+        label_privacy: Privatization of the labels, as the manifest states it; None where the true ones are sent.
         two_texts: Whether texts are sent in pairs.
         targets: How texts to be generated are sent, if they are.
 

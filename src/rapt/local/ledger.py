@@ -91,7 +91,7 @@ class Ledger:
         self.key = key
 
     def __repr__(self) -> str:
-        """The path alone."""
+        """Show the path, and nothing that the ledger holds."""
         return f"Ledger({str(self.path)!r})"
 
     def find(self, release_hashes: Sequence[bytes]) -> list[str | None]:
@@ -131,7 +131,7 @@ class Ledger:
         given one must then be forgotten.
 
         Args:
-            releases: In order; two of one text in one call are one release.
+            releases: Releases in order; two of one text in one call are one release.
             redraw: Account for each as a new one, whatever is stored.
 
         Raises:
@@ -275,7 +275,7 @@ def privatize_through(
     Args:
         ledger: Open ledger.
         privatizer: The setting.
-        texts: In clear; the ledger keeps a keyed hash of each.
+        texts: Texts in clear; the ledger keeps a keyed hash of each.
         labels: Index of each text's true label, or None where no labels are sent.
         response: Randomizes labels; None sends them in clear, which the ledger does not count.
         stream: Source of labels, plain tokens and noise.

@@ -92,7 +92,7 @@ class Release:
 
     Attributes:
         kind: `text` for privatized tokens, `label` for a randomized label.
-        setting: What it was drawn with, as canonical JSON.
+        setting: Setting that it was drawn with, as canonical JSON.
         text_hash: Keyed hash of the text.
         release_hash: Keyed hash of the text and the setting.
         released: The release itself, as JSON: private output, about to be sent.
@@ -120,7 +120,7 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """What may be spent at most; None is no cap.
+    """Most that may be spent; None is no cap.
 
     Attributes:
         per_text: Sum of η over all releases of one text: two releases at η are together as telling as one at 2η. η is
@@ -170,14 +170,14 @@ class LedgerKey:
     secret: bytes = field(repr=False)
 
     def text_hash(self, text: str) -> bytes:
-        """What stands for a text in the ledger, 32 bytes, whatever the text is released with."""
+        """Return the hash that stands for a text in the ledger, 32 bytes, whatever the text is released with."""
         return self._hash(b"text", text)
 
     def release_hash(self, text: str, *, setting: str) -> bytes:
-        """What stands for a text released with a setting, 32 bytes.
+        """Return the hash that stands for a text released with a setting, 32 bytes.
 
         Args:
-            text: In clear; not kept.
+            text: Text in clear; not kept.
             setting: JSON in ASCII, so that it holds no zero byte and the two parts cannot run into each other.
         """
         return self._hash(b"release\0" + setting.encode("ascii"), text)

@@ -38,7 +38,7 @@ class Chain:
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """What was released with one setting.
+    """Spending of one setting.
 
     Attributes:
         kind: `text` or `label`.
@@ -57,7 +57,7 @@ class Spending:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerSummary:
-    """What a ledger says was spent.
+    """Summary of what a ledger says was spent.
 
     Attributes:
         rows: Rows in all.
@@ -69,8 +69,8 @@ class LedgerSummary:
         budget: Σ η·tokens.
         most_on_one_text: The largest Σ η over the releases of one text.
         most_label_epsilon: The largest Σ ε over the releases of one text's label.
-        caps: What may be spent at most.
-        settings: What was released with each setting.
+        caps: Most that may be spent.
+        settings: Spending of each setting.
     """
 
     rows: int
@@ -124,7 +124,7 @@ def verify_ledger(path: Path, *, head: str | None = None) -> Chain:
 
 
 def summarize_ledger(path: Path) -> LedgerSummary:
-    """What was spent, from the rows as they stand: `verify_ledger` says whether they may be believed.
+    """Sum up what was spent, from the rows as they stand: `verify_ledger` says whether they may be believed.
 
     Raises:
         LedgerError: It is missing, or not a ledger.

@@ -221,7 +221,7 @@ class Int8Screen:
         Args:
             embeddings: The table, (V, d), float32. Held, not copied.
             eligible: Sorted ids that may be found, int64, at least one.
-            kernel: What computes.
+            kernel: Kernel that computes.
         """
         dim = embeddings.shape[1]
         # The sums of products of two bytes are 32-bit integers, good for 2^16 of them.
@@ -279,7 +279,7 @@ class NearestToken:
 
     @property
     def screen(self) -> str:
-        """Which screen is used: "int8" or "float32"."""
+        """Name of the screen in use: "int8" or "float32"."""
         return "int8" if isinstance(self._screen, Int8Screen) else "float32"
 
     def search(self, vectors: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.int64]:

@@ -82,7 +82,7 @@ class Kernel:
 
         Args:
             vectors: (n, d), float64, contiguous, finite.
-            packed: What `pack` made of the next two.
+            packed: Packed form of the next two, from `pack`.
             embeddings: (V, d), float32, contiguous.
             eligible: Sorted rows of it.
 

@@ -32,7 +32,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FilePredictions:
-    """What a tuned model predicts for the records of a file.
+    """Predictions of a tuned model for the records of a file.
 
     Attributes:
         labels: Names of the model's classes.

@@ -140,7 +140,7 @@ class Privatizer:
         trusted side as it is, recognizably empty.
 
         Args:
-            texts: In clear; not kept, and never part of an error.
+            texts: Texts in clear; not kept, and never part of an error.
             labels: Index of each text's label, or None where there are none. They leave as they are given.
             stream: Source of plain tokens, then noise. It must not have been copied from another process.
             first_position: Position of the first text in its file, for messages.

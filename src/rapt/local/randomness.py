@@ -25,8 +25,8 @@ class RandomStream:
 
     Attributes:
         generator: Draws from it are private: whoever can repeat them can undo the privatization.
-        provenance: What the manifest says about it.
-        process: Where it was made. A copy in another process would draw the same noise twice: `check_process`.
+        provenance: Statement of the manifest about it.
+        process: Id of the process that made it. A copy in another one would draw the same noise: `check_process`.
     """
 
     generator: np.random.Generator = field(repr=False)

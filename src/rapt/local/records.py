@@ -69,7 +69,7 @@ class SourceItem:
 
 
 def explain_long_pair(privatizer: Privatizer, tokens: int) -> str | None:
-    """What a pair of so many tokens in both texts must have instead, where it fits no backbone."""
+    """Say what a pair of so many tokens in both texts must have instead, where it fits no backbone."""
     most = privatizer.longest_text - _BETWEEN
     if tokens <= most:
         return None
@@ -101,7 +101,7 @@ class Chunk:
 
     Attributes:
         position: Position of the first record in its file.
-        texts: In clear.
+        texts: Texts in clear.
         labels: Index of each text's true label, or None where no labels are sent.
         others: The other texts of each record, by the part of the record that they become.
     """
@@ -126,7 +126,7 @@ def cut_into_chunks(
 
 @dataclass(frozen=True)
 class ChunkSetting:
-    """What is done to every chunk of a file, in whichever process.
+    """Setting that every chunk of a file is privatized with, in whichever process.
 
     Attributes:
         privatizer: The setting of its texts.
@@ -146,10 +146,10 @@ def privatize_records(
 
     Args:
         chunk: Texts and labels in clear.
-        setting: What is done to them. Plain tokens stand before the first text only.
+        setting: Privatization of the records. Plain tokens stand before the first text only.
         stream: Source of labels, plain tokens and noise, in this order.
         ledger: Accounts for every release before this returns, and answers texts that were released before.
-        redraw: With a ledger, draw and pay anew for every text.
+        redraw: Whether every text is drawn and paid for anew, with a ledger.
 
     Raises:
         CorpusError: The reasons of `Privatizer.privatize`, or a pair is too long; nothing was drawn or paid for then.

@@ -40,7 +40,7 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
 
     Args:
         path: The file.
-        columns: What to read.
+        columns: Columns to read.
         found: Findings, whose separator is used where it is set and else set here.
         usual: The separator of the format.
 
@@ -89,7 +89,7 @@ def find_column(header: list[str], column: str, separator: str) -> int:
 
 
 def explain_missing_column(header: list[str], column: str, *, separator: str | None = None) -> CorpusError:
-    """What to say of a header that does not have a column once, without a name that nobody asked for."""
+    """Explain a header that does not have a column once, without a name that nobody asked for."""
     if column in header:
         return CorpusError(
             f"column {column!r} must stand once in the header, got it {header.count(column)} times; rename one"
@@ -158,7 +158,7 @@ def _fields(
     """The number of each record's first line and its fields; none for a blank line.
 
     Args:
-        lines: With their ends.
+        lines: Lines with their ends.
         separator: One character.
         quotes: Whether a quote at the beginning of a field encloses it.
         letters: Whether a quote elsewhere is a letter; otherwise it is refused.

@@ -94,7 +94,7 @@ class Connection:
         self._reached = False
 
     def close(self) -> None:
-        """Close it."""
+        """Close the connection."""
         self._http.close()
 
     def ask(

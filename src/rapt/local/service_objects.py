@@ -1,4 +1,4 @@
-"""What a service answers, as values. Fields that this version does not know are passed over: a service may be newer."""
+"""Answers of a service, as values. Fields that this version does not know are passed over: a service may be newer."""
 
 from __future__ import annotations
 

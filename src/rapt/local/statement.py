@@ -45,7 +45,7 @@ class Bound:
     """How well two inputs can be told apart by whoever sees the output.
 
     Attributes:
-        name: Which inputs: a key for programs.
+        name: Kind of inputs: a key for programs.
         meaning: The same for people.
         tokens: Tokens in which the two differ.
         distance: Sum of the distances of these tokens in the table.
@@ -73,12 +73,12 @@ class Exposure:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class PrivacyStatement:
-    """What a setting promises on a vocabulary, and what it does not.
+    """Promise of a setting on a vocabulary, and its limits.
 
     Attributes:
         protects: False when the noise can be drawn again by anyone: then no number below holds; and where nearly all
             tokens that were tried stay themselves: then the numbers hold, and are of no use.
-        unit: What two inputs may differ in.
+        unit: Part in which two inputs may differ.
         model, vocabulary_hash, dimension, size: The metric space, with `distances`.
         distances: Between the tokens of the table.
         mechanism: Name and public parameters.
@@ -92,10 +92,10 @@ class PrivacyStatement:
         deniability: N_w and S_w over tokens, where they were computed.
         plain_tokens: The public plain tokens.
         labels_sent: Whether labels leave.
-        label_privacy: What privatized them; None where they leave in clear, or not at all.
-        randomness: Where the noise comes from; None where no file is meant.
+        label_privacy: Mechanism that privatized the labels; None where they leave in clear, or not at all.
+        randomness: Origin of the noise; None where no file is meant.
         reading: How to read the numbers.
-        not_protected: What the mechanism leaves open.
+        not_protected: Exposures that the mechanism leaves open.
     """
 
     protects: bool
@@ -122,7 +122,7 @@ class PrivacyStatement:
     not_protected: tuple[Exposure, ...]
 
     def __repr__(self) -> str:
-        """What it is about; `to_text` has the numbers."""
+        """Show what the statement is about; `to_text` has the numbers."""
         return (
             f"PrivacyStatement(model={self.model[:60]!r}, mechanism={self.mechanism.name[:30]!r}, "
             f"eta={self.mechanism.eta:g}, protects={self.protects})"
@@ -359,7 +359,7 @@ def list_exposures(
     pairs: bool,
     targets: Targets | None,
 ) -> Iterator[Exposure]:
-    """What the mechanism leaves open, for any setting of it."""
+    """List what the mechanism leaves open, for any setting of it."""
     if targets == "public":
         yield Exposure(
             what="targets",

@@ -100,7 +100,7 @@ class Vocabulary:
 
     Attributes:
         bundle: Tokenizer, table and eligible ids.
-        unknown: What becomes of a word that the tokenizer does not know: `unk` takes its unknown token, which has a row
+        unknown: Treatment of a word that the tokenizer does not know: `unk` takes its unknown token, which has a row
             and is privatized like any other; `refuse` refuses the text. Such a word never leaves as it is.
     """
 
@@ -190,7 +190,7 @@ class Vocabulary:
         it as one piece all the same (Unigram does), it becomes the unknown token.
 
         Args:
-            texts: In clear; not kept, and never part of an error.
+            texts: Texts in clear; not kept, and never part of an error.
             first_position: Position of the first text in its file, for messages.
 
         Raises:
@@ -214,7 +214,7 @@ class Vocabulary:
         letter. Spans are positions of private text: like it, they stay here.
 
         Args:
-            texts: In clear; not kept.
+            texts: Texts in clear; not kept.
             first_position: Position of the first text in its file, for messages.
 
         Raises:
@@ -306,7 +306,7 @@ def load_vocabulary(
         model_or_folder: A name in `PUBLIC_MODELS`, a name of the Hugging Face hub in its local cache, or a path. A
             folder that holds `vocabulary.json` is a bundle and its hash is checked; any other is read as a model
             whose name is the folder's. A file, whatever its suffix, is read as word vectors.
-        unknown: What becomes of words that the tokenizer does not know; see `Vocabulary`.
+        unknown: Treatment of words that the tokenizer does not know; see `Vocabulary`.
         remark: Called with what was left out of a file of word vectors.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which tokens an average over tokens is taken over: a public choice, unless it says otherwise.
+"""Tokens that an average over tokens is taken over: a public choice, unless it says otherwise.
 
 "Half of the tokens stay themselves" means little before it is said of which tokens: rare words lie farther apart than
 common ones. A weighting must be public, because what is chosen by it, such as η, is public.

@@ -104,7 +104,7 @@ def shared(value: object) -> Iterator[SharedValue]:
 
 
 def receive_shared(connection: Connection) -> Any:
-    """What `SharedValue.send` sent; its shared arrays are read-only.
+    """Receive what `SharedValue.send` sent; its shared arrays are read-only.
 
     Raises:
         EOFError: Nobody is at the other end any more.
@@ -142,7 +142,7 @@ def privatize_in_processes(
 
     Args:
         chunks: Taken as workers become free.
-        setting: What is done to each; its manifest says where the randomness of all workers comes from.
+        setting: Privatization of each chunk; its manifest says where the randomness of all workers comes from.
         processes: At least 1.
         first_stream: Number of the first worker's stream under an insecure seed; another run of the same file takes
             another number.
@@ -199,7 +199,7 @@ def _workers(setting: ChunkSetting, *, count: int, first_stream: int) -> Iterato
 
 
 def _work(connection: Connection, number: int) -> None:
-    """What a worker does: chunks in, lines or the error of a chunk out, until the pipe is closed."""
+    """Do a worker's work: chunks in, lines or the error of a chunk out, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted run ends by its parent's closing the pipe
     _keep_freed_memory()
     waiting: SimpleQueue[Chunk | None] = SimpleQueue()

@@ -1,4 +1,4 @@
-"""Where an error arose, for a log that must not have its message: the message may hold a user's text.
+"""Places where an error arose, for a log that must not have its message: the message may hold a user's text.
 
 One line has classes and places in the code, and nothing else:
 

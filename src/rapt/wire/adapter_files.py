@@ -39,16 +39,16 @@ _LONGEST_SETTING: Final = 65_536  # letters: a word for each of a thousand class
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterCard:
-    """What an adapter is and where it came from.
+    """Description and origin of an adapter.
 
     Attributes:
         model: Name of the backbone.
         vocabulary_hash: The vocabulary that training and queries are privatized with.
         kind: Kind of the backbone: `encoder`, `encoder-decoder` or `decoder`.
-        method: How the backbone was adapted, such as `prompt_tuning`.
-        task: What it answers: `classification`, `label_words` or `generation`.
+        method: Tuning method of the adapter, such as `prompt_tuning`.
+        task: Task that it answers: `classification`, `label_words` or `generation`.
         labels: Names of the classes in the order of the head's rows; empty for generation.
-        mechanism: What privatized the training text; queries must be privatized the same way.
+        mechanism: Mechanism that privatized the training text; queries must be privatized the same way.
         plain_tokens: m, how many privatized plain tokens stand before each text; 0 for tuning without reconstruction.
         prompt_length: P, number of soft prompt vectors or prefix positions; 0 for the other methods.
         training: Settings of the run, by the names of `TuningConfig`.

@@ -51,7 +51,7 @@ class MechanismSetting:
 
 @dataclass(frozen=True, kw_only=True)
 class Randomness:
-    """Where the noise came from. `insecure_seed` marks a file whose noise anyone can replay: it protects nothing."""
+    """Origin of the noise. `insecure_seed` marks a file whose noise anyone can replay: it protects nothing."""
 
     source: str
     insecure_seed: int | None = None
@@ -91,7 +91,7 @@ LEAST_LABEL_EPSILON: Final = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class LabelPrivacy:
-    """What stands between the true labels and those in the file: K-ary randomized response.
+    """Privatization of labels: K-ary randomized response between the true ones and those in the file.
 
     A label is kept with probability e^ε / (e^ε + K - 1) and is otherwise one of the K - 1 others, each as likely. So ε
     and the number of names in the manifest fix the whole matrix, and whoever trains on the labels can correct for it.

@@ -1,4 +1,4 @@
-"""What both sides know of each mechanism: its parameters by name, the status of its guarantee, and its channel.
+"""Public knowledge of each mechanism: its parameters by name, the status of its guarantee, and its channel.
 
 The mechanisms themselves are in `rapt.local.mechanisms`. Names and meanings are append-only: the name of a mechanism,
 or of a parameter, keeps its meaning for ever; an earlier version may have stated fewer parameters.
@@ -17,11 +17,11 @@ ChannelKind = Literal["closed", "laplace", "counted"]
 
 @dataclass(frozen=True)
 class KnownMechanism:
-    """What a reader of a manifest has to know of a mechanism.
+    """Knowledge of a mechanism that a reader of a manifest needs.
 
     Attributes:
         parameters: Names of all its public parameters.
-        channel: How an attacker learns P(y|x).
+        channel: Way in which an attacker learns P(y|x).
         status: Whether the guarantee is proved for all pairs of tokens.
         caveat: Why it is not, and what to use instead; empty where it is.
     """

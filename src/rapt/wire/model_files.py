@@ -1,4 +1,4 @@
-"""What the files of a public model say without the model being loaded: its tokenizer, and its input embedding table.
+"""Parts of a public model's files, read without loading it: its tokenizer, and its input embedding table.
 
 Which ids may be an output. An output must not mark a text as privatized or broken, so some tokens are never one, by a
 rule on the public tokenizer alone:
@@ -199,7 +199,7 @@ _BLOCK_ITEMS: Final = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a table lies in a file, checked: `rows` x `width` numbers of `item_type` from byte `start` on."""
+    """Place of a table in a file, checked: `rows` x `width` numbers of `item_type` from byte `start` on."""
 
     item_type: str
     rows: int

@@ -58,13 +58,13 @@ class GivenAttack:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenAdapter:
-    """What an adapter gives away about the texts that it was tuned on.
+    """Findings of the attack on one adapter: how well the texts that it was tuned on are told from others.
 
     Attributes:
         weights_sha256: SHA-256 of the adapter's weights.
         members, others: Texts.
         shadows: Models that were tuned for the attack.
-        attacks: In clear first, then in fresh privatizations.
+        attacks: Results with texts asked in clear first, then in fresh privatizations.
     """
 
     weights_sha256: str
@@ -80,7 +80,7 @@ class OwnersTexts:
 
     Attributes:
         texts: All of them.
-        sent: Which the adapter was tuned on, (n,).
+        sent: True for each text that the adapter was tuned on, (n,).
     """
 
     texts: TokenTexts

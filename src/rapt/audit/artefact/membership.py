@@ -1,4 +1,4 @@
-"""What an adapter answers, as an attacker reads it: the confidence in a label, scaled so that it is close to normal.
+"""Answers of an adapter as an attacker reads them: confidences in a label, scaled to be close to normal.
 
 The judge of membership: how well scores tell members from others.
 
@@ -47,7 +47,7 @@ def compute_confidences(
     1 - p is summed over the other classes: where p is nearly 1, a difference would have lost it.
 
     Args:
-        backbone: That the adapter was tuned on.
+        backbone: Backbone that the adapter was tuned on.
         adapter: Asked.
         contents: Token ids of each text, as they are sent.
         plain: The privatized plain tokens before each, for an adapter that was tuned with some.
@@ -122,11 +122,11 @@ class MembershipScore:
 
 
 def score_membership(scores: Floats, truth: Bools, *, seed: int = 0, replicates: int = REPLICATES) -> MembershipScore:
-    """How well scores tell members.
+    """Score how well the scores of an attack tell members from others.
 
     Args:
         scores: Scores of T attacked models on n texts, (T, n).
-        truth: Who was a member, (T, n).
+        truth: True for each text that was a member, (T, n).
         seed: Seed of the resampling.
         replicates: Resamples behind an interval.
 
@@ -218,7 +218,7 @@ class MembershipResult:
         asked_with: The same of the queries.
         texts: Asked about.
         shadows: Shadow models of each attacker.
-        attacks: In the order of `MEMBERSHIP_ATTACKS`.
+        attacks: Scores of the attacks, in the order of `MEMBERSHIP_ATTACKS`.
     """
 
     tuned_on: str
@@ -245,7 +245,7 @@ def ask(
     """The confidence of each model in each text's label, (N, n).
 
     Args:
-        workshop: That tuned the models, or would have.
+        workshop: Workshop that tuned the models, or would have.
         adapters: Asked, N of them.
         texts: Asked about.
         privatized: Whether texts are asked about in fresh privatizations.
@@ -279,7 +279,7 @@ def attack_each(answers: NDArray[np.float64], members: NDArray[np.bool_], *, see
 
     Args:
         answers: Confidences of all models, (N, n).
-        members: What each was tuned on, (N, n); of the attacked model only the score reads it.
+        members: True for each text that a model was tuned on, (N, n); of the attacked model only the score reads it.
         seed: Seed of the intervals.
     """
     views = list(make_views(answers, members))

@@ -82,7 +82,7 @@ class MembershipView:
     Attributes:
         target: Logit-scaled confidence of the attacked model in the label of each text, (n,).
         shadows: The same of each shadow model, (N, n).
-        members: Which texts the attacker tuned each shadow model on, (N, n).
+        members: True for each text that the attacker tuned a shadow model on, (N, n).
     """
 
     target: Floats = field(repr=False)
@@ -108,7 +108,7 @@ def make_views(answers: Floats, members: NDArray[np.bool_]) -> Iterator[Membersh
 
     Args:
         answers: Confidences of all models, (N, n).
-        members: What each was tuned on, (N, n); a view does not hold the attacked model's own.
+        members: True for each text that a model was tuned on, (N, n); a view does not hold the attacked model's own.
     """
     for target in range(len(answers)):
         yield MembershipView(
@@ -178,13 +178,13 @@ _STEPS: Final = 50
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sides:
-    """What shadow models answer on n texts, by whether they had them; means and counts (n,) each.
+    """Answers of the shadow models on n texts, with and without each text; means and counts (n,) each.
 
     Attributes:
         inside: Mean answer of the models that had each text, anything where there is none.
-        with_it: How many they are.
+        with_it: Number of models that had the text.
         outside: The same of those that had not.
-        without: How many they are; above 0 where `with_it` is 0.
+        without: Number of models that did not have it; above 0 where `with_it` is 0.
     """
 
     inside: Floats

@@ -50,7 +50,7 @@ _WORDS = 5_000
 
 @dataclass(frozen=True, kw_only=True)
 class CanaryResult:
-    """What one model remembers of sentences that were put in R times each.
+    """Memory of one model for sentences that were put in R times each.
 
     Attributes:
         tuned_on: `clear` or `privatized` text.
@@ -102,7 +102,7 @@ def find_canaries(
 
     Args:
         workshop: Tunes the model.
-        texts: That the canaries are put among.
+        texts: Texts that the canaries are put among.
         repetitions: R; with 0 the sentences are looked for in a model that never had them.
         canaries: Different sentences.
         candidates: Sentences that each is ranked among, itself included.
@@ -182,7 +182,7 @@ def rare_words(texts: TokenTexts, *, eligible: Ints) -> Ints:
 
 
 def mark_member_words(texts: TokenTexts, members: NDArray[np.bool_], words: Ints) -> NDArray[np.bool_]:
-    """Which words each model was tuned on, (N, w): for the score, and for the attacker of his own models."""
+    """Mark the words that each model was tuned on, (N, w): for the score, and for the attacker of his own models."""
     home = {token: place for place, content in enumerate(texts.contents) for token in content}
     found: NDArray[np.bool_] = members[:, [home[word] for word in words.tolist()]]
     return found
@@ -201,9 +201,9 @@ def read_words(workshop: Workshop, models: Models, texts: TokenTexts, *, seed: i
     """Every reader on every model, the others being the attacker's own; none where too few words are rare.
 
     Args:
-        workshop: That tuned the models.
+        workshop: Workshop that tuned the models.
         models: Attacked in turn.
-        texts: That they were tuned on parts of.
+        texts: Texts that the models were tuned on parts of.
         seed: Seed of the intervals.
     """
     words = rare_words(texts, eligible=workshop.vocabulary.eligible)

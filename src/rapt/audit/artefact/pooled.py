@@ -36,7 +36,7 @@ _LEAST = 1e-9
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReleasesView:
-    """What the attacker holds: R releases of n tokens, the public setting, and how frequent words are.
+    """The attacker's side: R releases of n tokens, the public setting, and how frequent words are.
 
     Attributes:
         releases: Outputs, (R, n).
@@ -103,7 +103,7 @@ def score_releases(guesses: dict[int, Ints], *, true: Ints, lengths: Ints) -> tu
     """The judge: the share of places that each guess names rightly.
 
     Args:
-        guesses: By the number of releases, (n,) each.
+        guesses: Guessed tokens by the number of releases, (n,) each.
         true: (n,).
         lengths: Tokens of each text, adding up to n.
     """

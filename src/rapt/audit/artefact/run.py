@@ -66,19 +66,19 @@ class ArtefactPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtefactFindings:
-    """What was found; it holds no token and no text. Settings stand in clear first, then through the mechanism.
+    """Findings of the audit of a model; they hold no token and no text. Settings stand in clear first, then privatized.
 
     Attributes:
         model: Name of the backbone.
-        method: How it was tuned.
+        method: Name of the tuning method.
         epochs: Passes over the texts.
         mechanism: Name of the mechanism.
         eta: Slope of the mechanism, 1/distance.
-        texts: In the game; each model had half of them.
+        texts: Number of texts in the game; each model had half of them.
         models: Tuned on each kind of text.
         membership, words, canaries, releases: Empty where the part was not asked for or says nothing.
         seed: Seed of the plan.
-        given: What an adapter that was handed back gives away; None where the models were tuned for the audit.
+        given: Findings on an adapter that was handed back; None where the models were tuned for the audit.
     """
 
     model: str
@@ -106,9 +106,9 @@ def audit_artefact(
     """Tune models in clear and through the mechanism, and attack them.
 
     Args:
-        workshop: With a mechanism.
+        workshop: Workshop with a mechanism.
         texts: Texts of which each model gets a random half.
-        plan: What is tried.
+        plan: Plan of the attacks.
         on_progress: Called with the name of a part, what is done of it and its total.
 
     Raises:
@@ -209,7 +209,7 @@ def pool_releases(
     """Release some of the texts several times and lay the releases on top of each other; the rest is public.
 
     Args:
-        workshop: With a mechanism.
+        workshop: Workshop with a mechanism.
         texts: At least two; about half of them, or fewer, are attacked.
         counts: Numbers of releases.
         seed: Seed of the choice and the noise.
@@ -247,7 +247,7 @@ class Evidence:
     Attributes:
         part: Part, as in `rapt.audit.artefact.run.PARTS`.
         test: Name of the attack and the way it asked.
-        p: By itself.
+        p: P-value of the test by itself.
         corrected: Corrected for all tests on that kind of text.
     """
 
@@ -270,7 +270,7 @@ def weigh_evidence_on_models(found: ArtefactFindings, *, tuned_on: str) -> tuple
     """Every test on models that were tuned on this kind of text, the clearest first.
 
     Args:
-        found: By one audit.
+        found: Findings of one audit.
         tuned_on: `clear` or `privatized`.
     """
     tests = [

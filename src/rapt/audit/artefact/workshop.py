@@ -114,11 +114,11 @@ def make_tuning_file(
     It stays in memory. The clear one states an infinite η, which no wire format can write.
 
     Args:
-        texts: In clear.
+        texts: Texts in clear.
         vocabulary: Vocabulary of the backbone.
         mechanism: None for the clear text.
         rng: Generator of the noise.
-        plain_tokens: That stand before each text, for tuning with reconstruction.
+        plain_tokens: Plain tokens that stand before each text, for tuning with reconstruction.
     """
     setting = MechanismSetting(name="none", parameters={"eta": math.inf}) if mechanism is None else mechanism.setting
     contents = texts.contents if mechanism is None else privatize(texts.contents, mechanism=mechanism, rng=rng)
@@ -173,7 +173,7 @@ _TRIES = 100
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workshop:
-    """Where models are tuned: everything that the attacker knows about how the attacked one was.
+    """A place to tune models: everything that the attacker knows about how the attacked one was tuned.
 
     Attributes:
         backbone: Frozen.
@@ -217,7 +217,7 @@ class Models:
 
     Attributes:
         adapters: N of them.
-        members: Which of the n texts each had, (N, n).
+        members: True for each of the n texts that a model had, (N, n).
     """
 
     adapters: tuple[Adapter, ...]
@@ -237,7 +237,7 @@ def tune_models(
 
     Args:
         workshop: Tunes them.
-        texts: To draw from.
+        texts: Texts to draw from.
         models: N.
         seed: Seed of parts, noise and runs.
         share: Share of the texts that each model gets.

@@ -43,15 +43,15 @@ class Attack:
 
     Attributes:
         run: The function.
-        title: For people.
-        uses: What the attacker does, in plain words, one sentence.
-        source: Where it is published.
-        needs: What it cannot do without.
+        title: Title for people.
+        uses: Work of the attacker, in plain words, one sentence.
+        source: Publication of the attack.
+        needs: Inputs that it cannot do without.
         uses_context: Whether it looks at the tokens around a token.
         weight: Seconds, very roughly, on 100,000 tokens with MiniLM's table: for progress alone.
         fast: Whether it is part of a quick look.
         default: Whether it runs where nobody names attacks.
-        most_tokens: On a larger file it attacks a random part of about so many tokens, in whole texts.
+        most_tokens: Tokens of the random part, in whole texts, that it attacks of a larger file.
     """
 
     run: AttackFunction

@@ -1,4 +1,4 @@
-"""What an attacker believes of each candidate after a look at the words around it, by n-grams of his own text.
+"""An attacker's belief in each candidate after a look at the words around it, by n-grams of his own text.
 
 Text of the attacker's own that he privatized himself: the truth is known there, so he can learn on it.
 
@@ -116,7 +116,7 @@ class Shadow:
     """Texts whose truth and whose privatized form the attacker has. n tokens, K candidates.
 
     Attributes:
-        texts: In clear.
+        texts: Texts in clear.
         released: The same after the mechanism, (n,).
         others: The rest of the public texts.
         lattice: Lattice of the privatized tokens of `texts`.

@@ -95,8 +95,8 @@ class Denoiser:
     """A trained network that corrects beliefs.
 
     Attributes:
-        network: In evaluation mode.
-        remark: What it is and what it gained where it was not trained, for the report.
+        network: The trained network, in evaluation mode.
+        remark: Description for the report: the network, and its gain on text that it was not trained on.
     """
 
     network: nn.Module

@@ -36,7 +36,7 @@ def fit_prior(
 
     Args:
         channel: At the observed outputs, O of them.
-        counts: How often each was observed, (O,).
+        counts: Occurrences of each observed token, (O,).
         start: Prior to begin with, (V,).
         steps: Number of steps; more of them raise the likelihood, and at some point follow the noise.
 
@@ -88,13 +88,13 @@ class Lattice:
 
 
 class Desk:
-    """What an attacker sees and has worked out; see the module."""
+    """An attacker's view and all that he has worked out from it; see the module."""
 
     def __init__(self, view: AdversaryView, *, seed: int, channel: ChannelEstimate | None = None) -> None:
         """Lay out what is known.
 
         Args:
-            view: What the service sees.
+            view: View of the service.
             seed: Seed of everything that is drawn.
             channel: At the tokens of the view, if it was computed before.
         """
@@ -125,7 +125,7 @@ class Desk:
         return self.view.public
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made at the first call of that name and kept for other attacks."""
+        """Return what `make` gives, made at the first call of that name and kept for other attacks."""
         if name not in self._kept:
             self._kept[name] = make()
         kept: T = self._kept[name]

@@ -49,7 +49,7 @@ def embedding_inversion(desk: Desk, *, on_progress: Progress | None = None) -> G
     """The nearest rows of the table to each observed token's own, itself first; ties go to the lowest id.
 
     Args:
-        desk: What the attacker has; nothing is drawn.
+        desk: Desk of the attacker; nothing is drawn.
         on_progress: Called with the share done.
     """
     view = desk.view
@@ -76,7 +76,7 @@ def guess_by_bayes(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     Without a public prior the attacker fits one to the file itself (`prior_fit`), which is much weaker.
 
     Args:
-        desk: What the attacker has.
+        desk: Desk of the attacker.
         on_progress: Called with the share done.
     """
     channel = desk.channel(on_progress)
@@ -89,7 +89,7 @@ def contextual(desk: Desk, *, on_progress: Progress | None = None) -> Guess:
     """For each observed token, the candidates of largest probability given everything seen in its text.
 
     Args:
-        desk: What the attacker has: public text among it.
+        desk: Desk of the attacker, with public text on it.
         on_progress: Called with the share done.
     """
     desk.channel(scale_progress(on_progress, 0.0, 0.5))

@@ -107,7 +107,7 @@ def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) 
     """For each observed token, the candidates of largest mean probability over the sweeps.
 
     Args:
-        desk: What the attacker has: public text among it.
+        desk: Desk of the attacker, with public text on it.
         on_progress: Called with the share done.
     """
     from rapt.audit.language.networks import train_masked_language_model
@@ -154,7 +154,7 @@ def sweep_with_masked_model(desk: Desk, *, on_progress: Progress | None = None) 
 
 
 def look_once(conditional: Conditional, tokens: Ints, lengths: Ints, *, width: int) -> Floats:
-    """What a conditional says of every position, given these tokens, (n, width)."""
+    """Ask a conditional about every position, given these tokens, (n, width)."""
     place = place_in_text(lengths)
     found = np.empty((len(tokens), width))
     for block in range(_BLOCKS):
@@ -209,7 +209,7 @@ def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> G
     """For each observed token, the candidates that most readings go through.
 
     Args:
-        desk: What the attacker has: public text among it.
+        desk: Desk of the attacker, with public text on it.
         on_progress: Called with the share done.
     """
     from rapt.audit.language.networks import Decoder
@@ -246,7 +246,7 @@ def learned_denoiser(desk: Desk, *, on_progress: Progress | None = None) -> Gues
     """For each observed token, the candidates that the network believes in most.
 
     Args:
-        desk: What the attacker has: public text among it.
+        desk: Desk of the attacker, with public text on it.
         on_progress: Called with the share done.
     """
     from rapt.audit.attacks.denoiser_training import train_denoiser
@@ -272,7 +272,7 @@ def classify_candidates(desk: Desk, *, on_progress: Progress | None = None) -> G
     """For each observed token, the candidates of largest product.
 
     Args:
-        desk: What the attacker has: public text among it.
+        desk: Desk of the attacker, with public text on it.
         on_progress: Called with the share done.
     """
     from rapt.audit.attacks.pair_classifier import train_pair_classifier

@@ -1,4 +1,4 @@
-"""Which of many texts in clear is the one behind a privatized text: Bayes over whole texts.
+"""Search for the one of many texts in clear that is behind a privatized text: Bayes over whole texts.
 
 The number of tokens is sent in clear, so the candidates of a privatized text y are the texts x of its length, each as
 likely. The attacker names the one with the largest sum of log P(y_i | x_i). With an exact channel no attacker who holds

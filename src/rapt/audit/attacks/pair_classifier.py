@@ -88,8 +88,8 @@ class PairClassifier:
     """A trained classifier of candidates.
 
     Attributes:
-        network: In evaluation mode.
-        remark: What it is, for the report.
+        network: The trained network, in evaluation mode.
+        remark: Description of the network for the report.
         begin, end: Ids around the sentences.
     """
 

@@ -1,1 +1,1 @@
-"""What reads the truth: the scores and the bounds. No attack imports this room."""
+"""Scores and bounds: the code that reads the truth. No attack imports this room."""

@@ -1,4 +1,4 @@
-"""Which true tokens are part of a named entity: a person, a place, a date, as spaCy's small English model sees them.
+"""True tokens that are part of a named entity: a person, a place, a date, as spaCy's small English model sees them.
 
 For the score alone: the kinds come from the text in clear, with its capital letters. An entity counts as recovered when
 every token of it is. The model finds about 85 of 100 entities of news text by its own account, fewer in text without
@@ -122,7 +122,7 @@ class Group:
     """The first guesses among some of the tokens or words.
 
     Attributes:
-        name: For people.
+        name: Name for people.
         first: Share that was named rightly.
         unchanged: Share that left as it was.
     """
@@ -137,9 +137,9 @@ class Detail:
     """The parts of one attack's success.
 
     Attributes:
-        texts: By text of a record, such as the first and the second of a pair; empty where a record is one text.
-        bands: By frequency.
-        classes: By kind of word.
+        texts: Recovery by text of a record, such as the second of a pair; empty where a record is one text.
+        bands: Recovery by frequency of the word.
+        classes: Recovery by kind of word.
         words: Whole words, of one or more tokens; None where there are none.
         long_words: Whole words of two tokens or more.
         numbers: Whole numbers: runs of digits.

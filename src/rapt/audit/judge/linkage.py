@@ -24,7 +24,7 @@ MOST_TOKENS: Final = 4_000
 
 @dataclass(frozen=True, kw_only=True)
 class LinkageResult:
-    """How often a privatized text is recognized among texts in clear.
+    """Success at recognizing a privatized text among texts in clear.
 
     Attributes:
         first: Share of the texts for which the attacker names the right one, each text counted by itself.
@@ -70,7 +70,7 @@ def score_linkage(
     lineup: Lineup,
     answers: NDArray[np.int64],
 ) -> LinkageResult:
-    """How often the places that were named are right, over the texts that have tokens."""
+    """Score the named places: how often they are right, over the texts that have tokens."""
     there = answers >= 0
     lengths = np.array([len(text) for text in lineup.contents], dtype=np.int64)
     alike = np.bincount(lengths)[lengths[answers[there]]]

@@ -41,7 +41,7 @@ class Recovery:
         first: Share whose true token was the first guess.
         any_of_k: Share whose true token was among the first `k` guesses.
         k: Guesses that were allowed.
-        chance: What the best guess without the text recovers: always the most frequent token, its frequency known.
+        chance: Recovery of the best guess without the text: always the most frequent token, its frequency known.
         chance_of_k: The same with `k` guesses.
     """
 
@@ -162,7 +162,7 @@ def compute_context_free_bound(
     """The bound for the text of a view under its stated mechanism.
 
     Args:
-        view: What the service sees.
+        view: View of the service.
         truth: The true tokens, whose frequencies are the prior.
         seed: Seed of the fresh noise and of the channel estimate. Nothing is released, so it need not be secret.
         trials: Tokens to privatize; None chooses by the size of the file.

@@ -1,1 +1,1 @@
-"""What an attacker knows about a language: how a token follows from the tokens around it."""
+"""An attacker's knowledge of a language: how a token follows from the tokens around it."""

@@ -43,7 +43,7 @@ def batch_texts(lengths: Ints, texts: Ints, *, together: int) -> Iterator[Ints]:
 
     Args:
         lengths: Tokens of each text.
-        texts: To choose from; texts of one length come in this order.
+        texts: Texts to choose from; texts of one length come in this order.
         together: Texts of a batch.
     """
     texts = texts[lengths[texts] > 0]

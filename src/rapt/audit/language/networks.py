@@ -59,7 +59,7 @@ class MaskedLanguageModel:
 
     Attributes:
         network: (B, T) ids and which of them are tokens -> (B, T, h) states and the function that reads them.
-        remark: What it is, for the report.
+        remark: Description of the model for the report.
         begin, end, hidden: Ids that stand around a text, and in the place of a token that is asked about.
     """
 
@@ -74,7 +74,7 @@ class MaskedLanguageModel:
 
         Args:
             tokens: Tokens of all texts; what is no row of the table counts as hidden, (n,).
-            asked: Which are hidden and asked about, (n,).
+            asked: True for each token that is hidden and asked about, (n,).
             candidates: Candidates of the asked tokens, rows of the table, (asked, K).
             lengths: Lengths of each text, sum n.
         """
@@ -293,7 +293,7 @@ class DecoderReader:
         return np.where(known, found + np.where(goes_on, before, after), 0.0)
 
     def take(self, parents: Ints, candidates: Ints) -> Floats:
-        """See `Reader`."""
+        """Continue the rows `parents` by `candidates`; see `Reader`."""
         before, after = self._before[parents], self._after[parents]
         words = [self._words[parent] for parent in parents]
         last_score = self._last_score[parents]

@@ -1,4 +1,4 @@
-"""What a language model is to an attack: the probability of a token after those before it.
+"""Language models as an attack uses them: the probability of a token after those before it.
 
 An n-gram model of public text, smoothed as Kneser and Ney do, interpolated with the frequencies of tokens.
 
@@ -86,10 +86,10 @@ class _Level:
     """The n-grams of one order.
 
     Attributes:
-        codes: Those that were seen, as one number each, sorted.
+        codes: Contexts that were seen, as one number each, sorted.
         share: (count - D) / count of the context, of each.
         contexts: Codes of the contexts, sorted.
-        left_over: What each context passes on to the next shorter order.
+        left_over: Probability that each context passes on to the next shorter order.
     """
 
     codes: Ints
@@ -104,7 +104,7 @@ class NgramModel:
 
     Attributes:
         boundary: Id of the end of a text, as in `LanguageModel`.
-        base: What the shortest order falls back to, (V + 2,): tokens, `boundary`, `anything`.
+        base: Distribution that the shortest order falls back to, (V + 2,): tokens, `boundary`, `anything`.
         levels: Levels of order 1, 2, ...
     """
 
@@ -123,7 +123,7 @@ class NgramModel:
         return self.boundary + 1
 
     def log_probability(self, *tokens: Ints) -> Floats:
-        """See `LanguageModel`."""
+        """Return the log-probability of the last token after the others; see `LanguageModel`."""
         with np.errstate(divide="ignore"):
             found: Floats = np.log(self.probability(*tokens))
         return found
@@ -153,7 +153,7 @@ def fit_ngram(contents: Iterable[Ints], prior: TokenPrior, *, order: int) -> Ngr
     Args:
         contents: Token ids of each text, rows of the table.
         prior: Prior of single tokens, (V,).
-        order: From 1 to `LONGEST`.
+        order: Longest n-gram, from 1 to `LONGEST`.
 
     Raises:
         AuditError: The order or the table is too large.

@@ -55,7 +55,7 @@ class Reader(Protocol):
 
         Args:
             parents: Row that is continued, (rows,).
-            candidates: By what, (rows,).
+            candidates: Token that continues each row, (rows,).
 
         Returns:
             What must be added to the offers that were taken to make them right, (rows,).

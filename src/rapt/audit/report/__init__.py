@@ -87,7 +87,7 @@ def write_pair(folder: Path, *, page: str, values: dict[str, Any]) -> tuple[Path
 
 @cache
 def open_templates() -> Environment:
-    """What every page is made with: templates, escaping, and figures as this project writes them."""
+    """Return the templates of every page, with escaping and figures as this project writes them."""
     made = Environment(
         loader=PackageLoader("rapt.audit.report"),
         autoescape=True,

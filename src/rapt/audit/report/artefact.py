@@ -82,7 +82,7 @@ def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
 
 
 def list_not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
-    """What was not attacked, as names and sentences."""
+    """List the attacks that were not tried, as names and sentences."""
     if found.given is not None:
         return (*(_NAMES[part] for part in PARTS if part != "membership"), _WHOLE_TEXTS)
     return (*(_NAMES[part] for part in PARTS if not getattr(found, part)), *_OWN_MODELS)
@@ -163,10 +163,10 @@ class ArtefactReport:
     """Everything on one page.
 
     Attributes:
-        title: For people.
+        title: Title for people.
         created: Date, as it is to be printed.
         created_by: Program and version.
-        findings: What was found.
+        findings: Findings of the audit.
         commands: Lines that make the numbers again.
     """
 

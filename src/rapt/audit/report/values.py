@@ -1,4 +1,4 @@
-"""What a report shows, as values: the page and the JSON say the same.
+"""Content of a report, as values: the page and the JSON say the same.
 
 Nothing in it is private unless it was put in: `examples` hold text, and are shown only because somebody passed them.
 """
@@ -20,10 +20,10 @@ class UtilityRow:
     """The accuracy of one way to tune.
 
     Attributes:
-        name: For people.
+        name: Name for people.
         accuracy: Share of right answers with its interval; its `n` are the queries.
         seeds: Seeds of the training runs behind it.
-        note: What a reader must know to compare it; may be empty.
+        note: Note that a reader needs to compare it; may be empty.
     """
 
     name: str
@@ -34,10 +34,10 @@ class UtilityRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Utility:
-    """What the privatized text is still good for.
+    """Utility of the privatized text.
 
     Attributes:
-        task: What is predicted, on which data, in one sentence.
+        task: Task and data of the prediction, in one sentence.
         rows: The ways to tune that are compared, on the same queries.
         chance: Share of right answers of always naming the most frequent label; None when not known.
     """
@@ -68,19 +68,19 @@ class Report:
     """Everything on one page.
 
     Attributes:
-        title: For people.
+        title: Title for people.
         created: Date, as it is to be printed.
         created_by: Program and version.
         audit: The attacks.
         statement: Text of the privacy statement; empty when it was not made.
         commands: Lines that make the numbers again.
         facts: Anything else a reader may ask: the model, seconds, memory.
-        utility: What the text is still good for.
+        utility: Utility of the privatized text.
         figures: Such as the loss of training.
         examples: Texts before and after, only those that may be shown.
-        attributes: What the texts tell about their authors.
-        formal: What is known about the setting without any attack; None when it was not made.
-        known_plaintext: What the plain tokens of the file say; None without plain tokens.
+        attributes: Inference of the authors' attributes.
+        formal: Knowledge about the setting without any attack; None when it was not made.
+        known_plaintext: Findings from the plain tokens of the file; None without plain tokens.
     """
 
     title: str

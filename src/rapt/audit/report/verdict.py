@@ -63,7 +63,7 @@ _TRAITS: Final = (
 
 
 def list_not_attacked(report: AuditReport, *, attributes: bool) -> tuple[tuple[str, str], ...]:
-    """What was not tried, as names and sentences."""
+    """List the attacks that were not tried, as names and sentences."""
     missing = [] if uses_context(report) else [_CONTEXT]
     missing += [] if report.strongest.detail.entities else [_ENTITIES]
     missing += [_TOGETHER] if len(report.texts) > 1 else []

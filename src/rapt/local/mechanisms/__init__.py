@@ -74,7 +74,7 @@ def make_mechanism(
 
 
 def find_promise(name: str) -> Promise | None:
-    """What a privacy statement computes of the mechanism; None for one that is unknown or not proved."""
+    """Return what a privacy statement computes of the mechanism; None for one that is unknown or not proved."""
     return MECHANISMS[name].promise if name in MECHANISMS else None
 
 

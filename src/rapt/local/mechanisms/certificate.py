@@ -66,7 +66,7 @@ def find_largest_slopes(family: Sequence[Scores], *, on_progress: Progress | Non
     """The largest slope of each of several mechanisms.
 
     Args:
-        family: With one metric, one set of outputs and one prior, and different beta: distances are computed once.
+        family: Mechanisms with one metric, outputs and prior, and different beta: distances are computed once.
         on_progress: Called with the share done.
     """
     search = _Search(family)
@@ -217,7 +217,7 @@ class Certificate:
 
     @property
     def subject(self) -> Subject:
-        """What the certificate is for."""
+        """Subject of the certificate."""
         return Subject(self.vocabulary_hash, self.metric, self.prior, self.eta)
 
 
@@ -231,7 +231,7 @@ def certify(
 
     Args:
         make_scores: The scores with a given beta, on the table, metric and prior of the subject.
-        subject: What they are, and the largest slope allowed.
+        subject: Description of the pairs, and the largest slope allowed.
         on_progress: Called with what is being done, when it has to be computed.
     """
     path = find_cache_folder() / _file_name(subject)

@@ -1,4 +1,4 @@
-"""What every mechanism is: a public setting, an honest status, and one method that replaces tokens.
+"""Interface of every mechanism: a public setting, an honest status, and one method that replaces tokens.
 
 The options of a mechanism are a closed list with types and defaults, checked before any work.
 """
@@ -150,13 +150,13 @@ class TokenLoss(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Promise:
-    """What a privacy statement computes of a mechanism that is proved for all pairs of tokens.
+    """Figures that a privacy statement computes of a mechanism that is proved for all pairs of tokens.
 
     Attributes:
         loss: Privacy loss of one token.
         noise: Size of its noise in d dimensions; None where there is none, or where it depends on the direction.
         pure_only: Whether `loss` knows no more than the pure bound.
-        remark: What a reader has to know about its metric.
+        remark: Remark about its metric for a reader.
     """
 
     loss: TokenLoss
@@ -173,7 +173,7 @@ class MechanismKind:
         name: Name in manifests, which keeps its meaning for ever; `rapt.wire.mechanisms` has an entry for it.
         build: Makes the mechanism from a vocabulary, eta and one argument for each option. Its docstring states and
             proves the guarantee.
-        promise: What a privacy statement computes; None where the guarantee is not proved.
+        promise: Figures that a privacy statement computes; None where the guarantee is not proved.
         options: Parameters beside eta.
     """
 
@@ -184,12 +184,12 @@ class MechanismKind:
 
     @property
     def known(self) -> KnownMechanism:
-        """What both sides know of it: its parameters, and the status of its guarantee."""
+        """Public knowledge of it: its parameters, and the status of its guarantee."""
         return KNOWN_MECHANISMS[self.name]
 
     @property
     def guarantee(self) -> str:
-        """What it guarantees, with the proof and what is not covered."""
+        """Guarantee in words, with the proof and what is not covered."""
         return self.build.__doc__ or ""
 
     def make(self, *, vocabulary: Vocabulary, eta: float, options: Mapping[str, Parameter]) -> Mechanism:

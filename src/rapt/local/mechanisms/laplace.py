@@ -67,7 +67,7 @@ class LaplaceMechanism:
 
     @property
     def setting(self) -> MechanismSetting:
-        """Name and eta."""
+        """Public setting: the mechanism's name and eta."""
         return MechanismSetting(name="laplace", parameters={"eta": float(self.eta)})
 
     @cached_property
@@ -100,7 +100,7 @@ def replace_noisy(
     choose: Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.int64]],
     root: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """What is chosen for the noisy vector of each token, (n,), every one with noise of its own.
+    """Choose a token for the noisy vector of each token, (n,), every one with noise of its own.
 
     Args:
         vocabulary: Vocabulary whose rows the noise is added to.

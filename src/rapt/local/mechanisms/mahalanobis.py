@@ -91,7 +91,7 @@ class MahalanobisMechanism:
 
     @cached_property
     def shape_matrix(self) -> NDArray[np.float64]:
-        """S, (d, d)."""
+        """Matrix S that shapes the noise, (d, d)."""
         return shape_matrix(self.vocabulary, mixing=self.mixing)
 
     @cached_property

@@ -45,13 +45,13 @@ _PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What was tuned, and its task head.
+    """Tuned tensors and their task head.
 
     Attributes:
-        tuned: What it adds to a forward pass, float32.
+        tuned: Tensors that it adds to a forward pass, float32.
         head_weight: Task head, (C, h), float32, or (C, 3h) if it compares; C = 0 for an adapter that generates text.
         head_bias: Bias of the task head, (C,), float32.
-        card: What it is and where it came from.
+        card: Description and origin of the adapter.
         compares: Whether its head reads how the two texts of a pair differ (`task_head.compare_texts`).
     """
 
@@ -71,7 +71,7 @@ def save_adapter(adapter: Adapter, folder: Path) -> AdapterCard:
     """Write the files of an adapter; the folder appears whole or not at all. Returns the card as written.
 
     Args:
-        adapter: To be saved.
+        adapter: Adapter to save.
         folder: Must not exist yet.
     """
     card, files = _written(adapter)

@@ -1,4 +1,4 @@
-"""What an adapter must be before anything is computed with it: card, tensors and PEFT's configuration fit each other.
+"""Conditions that an adapter must meet before it is used: card, tensors and PEFT's configuration fit each other.
 
 Whoever has a key may bring an adapter, and its rows share forward passes with everybody's. So names, shapes and types
 follow from the card and the backbone alone, and are compared before a weight is read; numbers are finite, and so small

@@ -51,7 +51,7 @@ def pool_text(states: Tensor, text_mask: Tensor) -> Tensor:
 
 
 def compare_texts(states: Tensor, text_mask: Tensor, second: Tensor) -> Tensor:
-    """What is common to the two texts of each pair and what is not, (B, T, h) -> (B, 3h).
+    """Return what is common to the two texts of each pair and what is not, (B, T, h) -> (B, 3h).
 
     With the mean states u and v of the first and the second text, scaled to length 1, and m of both together:
     [m; |m| |u - v|; |m| sqrt(h) u * v]. Difference and product are those of Conneau et al. 2017, Sec. 3.1; they are

@@ -47,7 +47,7 @@ class FairQueue(Generic[T]):
         """Start empty.
 
         Args:
-            quantum: What a line may spend at a visit, in units of cost; about the cost of a long item.
+            quantum: Cost that a line may spend at a visit, in units of cost; about the cost of a long item.
         """
         self._quantum = quantum
         self._lines: OrderedDict[str, _Line[T]] = OrderedDict()  # the first one is visited next
@@ -70,7 +70,7 @@ class FairQueue(Generic[T]):
         """Put an item at the end of its tenant's line.
 
         Args:
-            item: To be taken later.
+            item: Item to be taken later.
             tenant: Tenant in whose line the item waits; a new line is visited last.
             cost: At least 1.
         """
@@ -156,7 +156,7 @@ class BatchLimits:
         round_cost: Most that is taken at once; what comes later waits for it.
         waiting_cost: Most that may wait; beyond it callers are told to come back.
         quantum: A tenant's turn; at least the cost of the longest row is fair and cheap.
-        longest_wait: For callers of the batch before, s.
+        longest_wait: Longest wait for callers of the batch before, s.
         wait_share: The same as a part of the time that the batch before took; the smaller of the two holds.
     """
 

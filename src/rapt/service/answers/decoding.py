@@ -51,8 +51,8 @@ class RowCache:
         Args:
             keys: (B, H, 1, d), or of a first pass (B, H, T, d).
             values: Values that belong to the keys, of the same shape.
-            layer: Which.
-            extras: What else a version of `transformers` hands to its caches; it is of no use to this one.
+            layer: Index of the layer.
+            extras: Further arguments that a version of `transformers` hands to its caches; not used here.
         """
         if not self._filled:
             self._keys.append(keys)
@@ -118,7 +118,7 @@ class RowCache:
 
 
 class DecoderRows:
-    """What the rows have read and written: keys and values, each row up to its own length."""
+    """State of the rows, read and written: keys and values, each row up to its own length."""
 
     def __init__(self, backbone: Backbone, cache: RowCache) -> None:
         """Rows whose texts are in the cache."""
@@ -187,7 +187,7 @@ def _forward(
 
 
 class EncoderDecoderRows:
-    """What the rows have read and written: of each layer the keys and values of the texts and of the answers."""
+    """State of the rows, read and written: of each layer the keys and values of the texts and of the answers."""
 
     def __init__(self, backbone: Backbone, cache: EncoderDecoderCache, *, read: Tensor) -> None:
         """Rows that have read nothing of their answers.
@@ -206,7 +206,7 @@ class EncoderDecoderRows:
         Args:
             last: The words.
             steering: Steering of the rows; None leaves the model as it is.
-            texts: With the first one, what the encoder made of the texts, (B, S, h); from then on it is in the cache.
+            texts: Encoder states of the texts with the first step, (B, S, h); from then on they are in the cache.
         """
         assert self._backbone.decoder is not None
         inputs = self._backbone.embed(last[:, None]).to(self._backbone.dtype)
@@ -278,7 +278,7 @@ def _widened(tensor: Tensor, width: int, *, at_end: bool) -> Tensor:
 
 
 class RowsRead(Protocol):
-    """What B rows have read and written, as a kind of backbone keeps it."""
+    """State of B rows, read and written, as a kind of backbone keeps it."""
 
     def step(self, last: Tensor, *, steering: Steering | None) -> Tensor:
         """Read one more token a row, (B,); returns the states that the next ones are chosen from, (B, h)."""

@@ -99,7 +99,7 @@ class GenerationRow(PrivateRow):
         return self.positions + self.most_tokens
 
     def cue(self, backbone: Backbone) -> tuple[int, ...]:
-        """What stands between text and answer: as in tuning; a bare decoder goes on where the text ends."""
+        """Return the tokens between text and answer: as in tuning; a bare decoder goes on where the text ends."""
         return backbone.frame.between if self.adapter is not None and backbone.kind == "decoder" else ()
 
 

@@ -78,7 +78,7 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
 
 
 def plan(rows: Sequence[ClassificationRow], *, device: str = "cpu") -> list[list[int]]:
-    """Which rows share a pass on a kind of device, as positions."""
+    """Choose the rows that share a pass on a kind of device, as positions."""
     return cut_into_passes([row.positions for row in rows], lanes=[_lane(row) for row in rows], device=device)
 
 

@@ -35,17 +35,17 @@ class PrivateRow:
 
     @property
     def tuned(self) -> Tuned:
-        """What the adapter adds to every pass."""
+        """Tensors that the adapter adds to every pass."""
         return NOTHING if self.adapter is None else self.adapter.tuned
 
     @property
     def added_positions(self) -> int:
-        """What a pass computes for the row beside its texts: prompt, prefix and plain tokens."""
+        """Positions that a pass computes for the row beside its texts: prompt, prefix and plain tokens."""
         return self.tuned.prompt_length + self.tuned.prefix_length + len(self.plain)
 
     @property
     def positions(self) -> int:
-        """What a pass computes for the row: its length in the backbone, up to a cue of a few tokens, and its prefix."""
+        """Positions that a pass computes for the row: its length in the backbone, and its prefix; up to a short cue."""
         return sequence_length(
             prompt_length=self.tuned.prompt_length + self.tuned.prefix_length,
             plain_tokens=len(self.plain),
@@ -109,7 +109,7 @@ def cut_into_passes(lengths: Sequence[int], *, lanes: Sequence[Hashable], device
 
     Args:
         lengths: How many positions each row takes.
-        lanes: What each row can be computed with; rows of different lanes never share a pass.
+        lanes: Lane of each row; rows of different lanes never share a pass.
         device: The kind of device that computes.
     """
     most = MAX_POSITIONS.get(device, _ELSEWHERE)

@@ -42,7 +42,7 @@ class Written:
 
     Attributes:
         choice: The token; None at the end of the model's own accord, whose token is not part of the text.
-        finish: With the last one: the model ended the text, or it has as many tokens as were asked for.
+        finish: Reason of the end, with the last one: the model ended the text, or no more tokens were asked for.
         error: Instead of both.
     """
 
@@ -140,7 +140,7 @@ class Writer:
         """Let a text wait to be written.
 
         Args:
-            row: To be continued.
+            row: Row to continue.
             tenant: Tenant whose turn the text uses.
             tell: Called in the thread that computes, with one token after the other, and with the end last, unless it
                 says before that it has enough (True).

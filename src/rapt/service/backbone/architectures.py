@@ -51,7 +51,7 @@ class LanguageHead(nn.Module):
         return logits.float()
 
     def transformed(self, states: Tensor) -> Tensor:
-        """What is multiplied with the table, (..., h), float32."""
+        """Return the vectors that are multiplied with the table, (..., h), float32."""
         if self.transform is not None:
             states = self.transform(states.to(self.table.dtype))
         return states.float() * self.scale
@@ -64,7 +64,7 @@ class LanguageHead(nn.Module):
 
 
 class MaskedWordTransform(nn.Module):
-    """What BERT's masked-word head does before the table: dense layer, activation, layer norm."""
+    """The part of BERT's masked-word head before the table: dense layer, activation, layer norm."""
 
     def __init__(self, *, hidden_size: int, activation: Callable[[Tensor], Tensor], epsilon: float) -> None:
         """Make layers of the right sizes, whose weights are to be loaded."""
@@ -102,10 +102,10 @@ class Parts:
 
     Attributes:
         whole: The model as loaded, of which the two below are parts or which is itself the first.
-        encoder: What turns input vectors into last-layer states; of a decoder-only model, all of its layers.
+        encoder: Module from input vectors to last-layer states; of a decoder-only model, all of its layers.
         decoder: The second half of an encoder-decoder; None for the others.
         language_head: Scores of words from states; None where the checkpoint has none.
-        segment_shift: What a position of the second text has more in its input vector than one of the first, (h,);
+        segment_shift: Vector that a position of the second text has more in its input than one of the first, (h,);
             None where an architecture tells them apart by tokens alone.
         takes_positions: Whether `encoder` is told the position of each vector; T5 knows distances only.
         own_forward: Gives the states of `encoder`, faster; its weights take no gradient. None where there is none.
@@ -234,9 +234,9 @@ class Architecture:
     """How a `model_type` is read, and what of it learns to expect noise.
 
     Attributes:
-        kind: What sees what.
+        kind: Kind of attention.
         load: Reads the parts out of a checkpoint's folder.
-        prefix: What stands before the name of an encoder's weight in a checkpoint with a head.
+        prefix: Prefix of the name of an encoder's weight in a checkpoint with a head.
         left_alone: Beginnings of the names, without the prefix, of the weights that denoising leaves alone: words,
             positions, and their norm.
     """

@@ -40,21 +40,21 @@ class Backbone:
         model: Name of the model, as manifests have it; never a path.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
         architecture: A key of `ARCHITECTURES`.
-        kind: What sees what: see `Kind`.
-        encoder: What `encode` calls, in evaluation mode, no parameter of which takes a gradient.
+        kind: Kind of attention, see `Kind`.
+        encoder: Module that `encode` calls, in evaluation mode, no parameter of which takes a gradient.
         decoder: The second half of an encoder-decoder, or None.
         language_head: Scores of words from states; None where the checkpoint has none.
-        sites: Where it can be steered: its attention layers and its linear layers.
+        sites: Layers where it can be steered: its attention layers and its linear layers.
         word_embeddings: The table E, (V, h), in float32; of a backbone that expects noise it may be E[E(x)|y].
         hidden_size: h.
         dtype: Type of the frozen weights; what is trained is float32 whatever this is.
         max_positions: Longest sequence, everything counted.
         frame: The public ids that stand around texts.
-        segment_shift: What a position of a second text has on top in its input vector, (h,), or None.
+        segment_shift: Vector that a position of a second text has on top in its input, (h,), or None.
         takes_positions: Whether `encoder` is told the position of each vector.
-        own_forward: What `encode` calls in place of `encoder`, or None: the same numbers, faster.
+        own_forward: Function that `encode` calls in place of `encoder`, or None: the same numbers, faster.
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
-        chat: What its chat template puts around a message, of a decoder that has one.
+        chat: Tokens that its chat template puts around a message, of a decoder that has one.
     """
 
     model: str
@@ -133,7 +133,7 @@ class Backbone:
 
         Args:
             token_ids: Words so far, the start token first, (B, U).
-            encoder_states: What `encode` gave, (B, T, h).
+            encoder_states: States that `encode` gave, (B, T, h).
             encoder_mask: 1 at its real positions, (B, T).
             steering: Prefixes and low-rank changes of the rows; None leaves the model as it is.
         """
@@ -249,7 +249,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 def chosen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """What a backbone computes in on a device."""
+    """Choose the number format that a backbone computes in on a device."""
     if precision == "auto":
         faster = device.type == "cuda" or _bfloat16_speedup() > 1.2
         return torch.bfloat16 if faster else torch.float32
@@ -311,7 +311,7 @@ class NoiseExpected:
 
 
 def read_noise_expected(folder: Path) -> NoiseExpected | None:
-    """What the card in a model folder says; None where there is no card.
+    """Read the noise that the card in a model folder names; None where there is no card.
 
     Raises:
         VocabularyError: The card is damaged or of another version.
@@ -333,7 +333,7 @@ def read_noise_expected(folder: Path) -> NoiseExpected | None:
 
 
 def soft_embeddings_file(table: Tensor) -> bytes:
-    """What is written for a backbone that looks words up in a table of its own, (V, h)."""
+    """Return the file of a backbone that looks words up in a table of its own, (V, h)."""
     return save_tensors({_TABLE: table.contiguous()})
 
 

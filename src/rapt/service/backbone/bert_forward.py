@@ -36,10 +36,10 @@ class Packed:
 
     Attributes:
         count: N.
-        places: Where each stands among all positions, (N,); after them, the first of them as often as sizes ask for.
+        places: Place of each among all positions, (N,); after them, the first of them as often as sizes ask for.
         rows: Index among the N of the one at each position, (B * T,); any index at a position that is left out.
         columns: The same with the positions of each row moved to its beginning, (B, A): A is their largest number.
-        filled: Where each of the N stands among those, (N,), and the first again as often.
+        filled: Place of each of the N among those, (N,), and of the first again as often.
     """
 
     count: int
@@ -76,7 +76,7 @@ class BertForward(nn.Module):
         Args:
             weights: At least those of the embeddings and of every layer.
             config: Content of `config.json`, which `supports` must take.
-            dtype: To compute in.
+            dtype: Number format to compute in.
             multiple: Number that the rows of a product of packed positions are filled up to a multiple of; None for
                 what suits the dtype.
         """
@@ -258,7 +258,7 @@ def _norm(weights: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _visible(attention_mask: Tensor, steering: Steering | None) -> Tensor | None:
-    """Which keys are seen, (B, 1, 1, P + T), or None if all are."""
+    """Return a mask of the keys that are seen, (B, 1, 1, P + T), or None if all are."""
     seen = attention_mask.bool()
     if steering is not None and steering.prefix is not None:
         rows, length = steering.prefix.shape[2], steering.prefix.shape[4]

@@ -38,7 +38,7 @@ class Frame:
         pad_id: Fills places that attention does not see.
         mask_id: Stands for a word to be predicted; None where the tokenizer has no [MASK].
         sentinel_id: T5's first sentinel, which stands for missing words; None where the tokenizer has none.
-        decoder_start: What an encoder-decoder's second half begins with; empty for the others.
+        decoder_start: Tokens that an encoder-decoder's second half begins with; empty for the others.
         eos_id: Ends a generated text; None for a model that generates none.
     """
 
@@ -147,9 +147,9 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
     """The chat frame of a model folder; None where there is no template, or none for a single message.
 
     Args:
-        folder: In Hugging Face's layout, with `chat_template.jinja`, or the template in `tokenizer_config.json`.
+        folder: Model folder with `chat_template.jinja`, or the template in `tokenizer_config.json`.
         tokenizer_json: Content of the model's `tokenizer.json`.
-        start: What every row begins with; a template that writes it too would have it twice.
+        start: Tokens that every row begins with; a template that writes it too would have it twice.
     """
     settings = _settings(folder)
     template = _template(folder, settings)

@@ -47,7 +47,7 @@ class Sites:
     """Where a model can be steered.
 
     Attributes:
-        attention: In the order in which a forward pass meets them.
+        attention: Attention layers in the order in which a forward pass meets them.
         linear: Sizes (in, out) of every linear layer by its name.
         model: The model that was prepared.
     """
@@ -58,7 +58,7 @@ class Sites:
 
 
 def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
-    """What every attention site computes for a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
+    """Compute what every attention site makes of a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
     calls = attention_calls(sites.model, token_ids)
     return torch.stack([torch.cat([key, value]).float() for _, key, value in calls])
 

@@ -140,8 +140,8 @@ def lay_out(
         texts: x of each row.
         second_texts: x2 of each row, None for a row of one text.
         cues: Public tokens behind the text that ask for the answer.
-        continuations: What a decoder is to say, behind everything else: for teacher forcing.
-        padding: Where a shorter row is filled up. It changes no state at a real position.
+        continuations: Tokens that a decoder is to say, behind everything else: for teacher forcing.
+        padding: Side on which a shorter row is filled up. It changes no state at a real position.
     """
     frame, count = backbone.frame, len(texts)
     rows = [
@@ -225,7 +225,7 @@ def embed_with_prompts(backbone: Backbone, layout: Layout, prompts: Tensor | Non
 
     Args:
         backbone: Backbone whose table embeds the tokens.
-        layout: Where things stand.
+        layout: Layout of the batch.
         prompts: The prompts of all rows, one after the other, (sum of lengths, h); None when no row has one.
     """
     vectors = backbone.embed(layout.token_ids)

@@ -1,4 +1,4 @@
-"""What is used of `transformers` beyond its models by name: here and nowhere else, because these parts move.
+"""Parts of `transformers` that are used beyond its models by name: here and nowhere else, because they move.
 
 The tests hold a law for each of them, and run with the oldest version that is allowed and with the newest there is. The
 library takes seconds to import, so each function does it, and whoever only asks for sizes never pays for it.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CacheLayer(Protocol):
-    """What a cache holds of one layer, once something is in it: (B, H, W, d) each."""
+    """Keys and values that a cache holds of one layer, once something is in it: (B, H, W, d) each."""
 
     keys: Tensor
     values: Tensor
@@ -58,7 +58,7 @@ def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]])
 
 
 def fused_attention(*tensors: Any, **settings: Any) -> tuple[Tensor, None]:
-    """What a model computes when it is set to `sdpa`; it calls an attention function with these very arguments."""
+    """Compute attention as a model set to `sdpa` does; it calls an attention function with these very arguments."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     answer: tuple[Tensor, None] = sdpa_attention_forward(*tensors, **settings)

@@ -1,4 +1,4 @@
-"""What adapters add to one forward pass, row by row: values only, nothing of a model is touched here.
+"""Additions of adapters to one forward pass, row by row: values only, nothing of a model is touched here.
 
 A method may add three kinds of parts: vectors at the place of word embeddings, keys and values at the attention layers,
 low-rank changes of linear layers. An adapter is a `Tuned`; a batch of them, one a row, is a `Steering`. Rows of one
@@ -78,7 +78,7 @@ class LoraRows:
     pair_of_row: Tensor | None
 
     def change(self, inputs: Tensor) -> Tensor:
-        """What is added to the layer's output, (B, T, in) -> (B, T, out), in the dtype of the inputs."""
+        """Return what is added to the layer's output, (B, T, in) -> (B, T, out), in the dtype of the inputs."""
         a, b = self.a.to(inputs.dtype), self.b.to(inputs.dtype)
         if self.pair_of_row is None:
             return (inputs @ a[0].T) @ b[0].T
@@ -87,14 +87,14 @@ class LoraRows:
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """What the B rows of a batch add to a forward pass.
+    """Additions of the B rows of a batch to a forward pass.
 
     Attributes:
         prompts: Soft prompts of all rows, one after the other, (sum of prompt_lengths, h); None without any.
         prompt_lengths: P of each row.
         prefix: (S, 2, B, H, P, d), left-padded to the longest P; None without any.
         prefix_mask: True where a prefix position is real, (B, P); None when all are.
-        lora: By name of the linear layer.
+        lora: Low-rank changes by name of the linear layer.
     """
 
     prompts: Tensor | None
@@ -121,7 +121,7 @@ def steered(steering: Steering | None) -> Iterator[None]:
 
 
 def current_steering() -> Steering | None:
-    """What the model calls of this thread are steered by now."""
+    """Return the steering of the model calls of this thread now."""
     return _current.get()
 
 

@@ -1,4 +1,4 @@
-"""What is let in: a guard against mistakes, not against a client that lies.
+"""Checks of incoming files and queries: a guard against mistakes, not against a client that lies.
 
 Privatized ids look like any ids, so nothing here can tell whether a text was privatized. What can be seen is checked: a
 manifest of a known schema and mechanism with eta > 0, made for a vocabulary that is served here, whose counts, digest
@@ -33,13 +33,13 @@ class Gate:
         self._eligible = {hash_: _mask(bundle) for hash_, bundle in self._bundles.items()}
 
     def admit_file(self, path: Path) -> FileSummary:
-        """What is in a file, read once, in constant memory.
+        """Check a file and sum up what is in it, read once, in constant memory.
 
         Raises:
-            WireError: It is no privatized file, or damaged.
+            WireError: The file is no privatized file, or damaged.
             MechanismError: The eta or the mechanism is not acceptable.
-            VocabularyError: It was made for a vocabulary that is not served here, or holds ids that are not in it.
-            UsageError: It is empty, or a record is too long.
+            VocabularyError: The file is for a vocabulary that is not served here, or holds ids that are not in it.
+            UsageError: The file is empty, or a record is too long.
         """
         with path.open("rb") as stream:
             items = iterate_privatized_lines(read_bounded_lines(stream))
@@ -57,8 +57,8 @@ class Gate:
         """Check a query as a file is checked, and against what the tuned model was trained on.
 
         Raises:
-            UsageError: It was privatized otherwise than the training text.
-            Others: The reasons of `admit_file`.
+            UsageError: The query was privatized otherwise than the training text.
+            WireError, MechanismError, VocabularyError: As in `admit_file`.
         """
         self.check_manifest(query.manifest)
         check_tuned(query.manifest, card=card)
@@ -70,7 +70,7 @@ class Gate:
             self.check_record(record, query.manifest, position=position)
 
     def check_manifest(self, manifest: Manifest) -> None:
-        """Check all that the first line can be held to. Raises as `admit_file`."""
+        """Check a file's first line. Raises as `admit_file`."""
         check_mechanism(manifest.mechanism)
         bundle = self._bundles.get(manifest.vocabulary_hash)
         if bundle is None:
@@ -127,7 +127,7 @@ def check_tuned(manifest: Manifest, *, card: AdapterCard) -> None:
 
     Raises:
         VocabularyError: It was not privatized with the model's vocabulary.
-        UsageError: It was privatized otherwise than the training text.
+        UsageError: The query was privatized otherwise than the training text.
     """
     check_vocabulary(manifest, expected=card.vocabulary_hash)
     if manifest.mechanism != card.mechanism:

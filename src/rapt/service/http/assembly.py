@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Service:
-    """What the routes work with.
+    """Everything that the routes work with.
 
     Attributes:
         settings: The settings as they were read.
@@ -55,8 +55,8 @@ class Service:
         tokenizers: Tokenizers by the name of the backbone, which spell what was written.
         quotas: Tokens a minute of each tenant.
         arriving: Bytes on their way in, of each tenant.
-        metrics: What is counted.
-        job_limits: What one job may take.
+        metrics: Counters of the service.
+        job_limits: Limits of one job.
         started_at: Start of the service, Unix time, s; the creation time of base models.
     """
 
@@ -96,7 +96,7 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
 
 
 def name_models(settings: Settings) -> dict[str, str]:
-    """What the settings call each base model, a known name or a folder, by the name that it is served under."""
+    """Map the name that each base model is served under to its name in the settings, a known name or a folder."""
     return {name_served_model(model): model for model in settings.models}
 
 
@@ -121,11 +121,11 @@ def make_job_settings(settings: Settings) -> JobSettings:
 
 
 def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Backbone], precision: str) -> JobRunner:
-    """What runs the jobs: in a process of their own, or on the loaded models if the settings say so.
+    """Make the runner of jobs: in a process of their own, or on the loaded models if the settings say so.
 
     Args:
         settings: The settings of the service.
-        store: Where the jobs are.
+        store: Store of the jobs.
         backbones: Loaded models; may be empty where jobs have a process of their own, which loads them itself.
         precision: Precision of the models, `float32` or `bfloat16`.
     """

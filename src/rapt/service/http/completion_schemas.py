@@ -17,7 +17,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class PromptPrivacy(Request):
-    """What is said of the prompts, under `rapt`: in the official client, `extra_body={"rapt": {...}}`."""
+    """Privatization of the prompts, under `rapt`: in the official client, `extra_body={"rapt": {...}}`."""
 
     manifest: dict[str, Any] = Field(description="counts exactly the prompts, in their order")
     records: list[dict[str, Any]] | None = Field(
@@ -32,7 +32,7 @@ class PromptPrivacy(Request):
 
 
 class StreamOptions(Request):
-    """What a stream ends with."""
+    """Options for the end of a stream."""
 
     include_usage: bool = False
     include_obfuscation: Annotated[
@@ -149,7 +149,7 @@ class TokenPart(Request):
 
 
 class ChatMessage(Request):
-    """What the user says."""
+    """A message of the user."""
 
     role: Literal["user"]
     content: Annotated[list[TokenPart], Field(min_length=1, max_length=1, fail_fast=True), NotText]
@@ -220,7 +220,7 @@ class ChatLogprobs(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """What the model says."""
+    """A message of the model."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -228,7 +228,7 @@ class AnswerMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The answer."""
+    """An answer of the model, as one choice."""
 
     index: int
     message: AnswerMessage
@@ -248,7 +248,7 @@ class ChatCompletion(BaseModel):
 
 
 class Delta(BaseModel):
-    """What a piece adds to the message."""
+    """Addition of a piece to the message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None

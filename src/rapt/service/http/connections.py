@@ -76,7 +76,7 @@ class BoundedProtocol(H11Protocol):
     """uvicorn's protocol with limits in time, and errors in the shape of the API."""
 
     def __init__(self, *, listener: Listener, settings: Settings, **of_uvicorn: Any) -> None:
-        """Serve one connection."""
+        """Prepare to serve one connection."""
         super().__init__(**of_uvicorn)
         self._listener = listener
         self._settings = settings
@@ -86,13 +86,13 @@ class BoundedProtocol(H11Protocol):
         self._unread: TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin."""
+        """Watch the connection, which has just opened."""
         super().connection_made(transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Let go of the connection, which has just closed."""
         self._listener.mark(self._descriptor, is_answered=False)
         self._close_after(None, 0.0)
         self.resume_writing()

@@ -1,4 +1,4 @@
-"""What happens to every request before and after its route: an id, limits, a line in the log, figures, an orderly end.
+"""Work on every request before and after its route: an id, limits, a line in the log, figures, an orderly end.
 
 The log and the figures for Prometheus have the route's pattern and never the path, query, headers, body, tenant or
 name: those come from outside.
@@ -43,7 +43,7 @@ _SLOWEST: Final = 16 * 1024  # bytes a second of a body, on average, once its fi
 
 
 class Metrics:
-    """What is counted while the service runs, and what is looked up when somebody asks."""
+    """Figures that are counted while the service runs, or looked up when somebody asks."""
 
     def __init__(self, store: Store) -> None:
         """Start to count at zero, in a registry of its own: two services in one process do not mix."""
@@ -71,7 +71,7 @@ class Metrics:
 
 
 class _Stored(Collector):
-    """What the database knows, looked up for each scrape."""
+    """Figures of the database, looked up for each scrape."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -92,10 +92,10 @@ class _Stored(Collector):
 
 
 class Answer:
-    """What is on its way to one client, so that it can be ended from outside: when the service stops."""
+    """An answer on its way to one client, which can be ended from outside: when the service stops."""
 
     def __init__(self, send: Send, *, request_id: str, method: str) -> None:
-        """Begin an answer."""
+        """Prepare the answer to one request."""
         self._send = send
         self._request_id = request_id
         self._is_head = method == "HEAD"
@@ -139,7 +139,7 @@ class Stopping:
     """The answers that are on their way, to be ended when the service cannot wait for them any longer."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start with no answer on its way."""
         self._ends: dict[Answer, Callable[[], Awaitable[None]]] = {}
 
     @contextmanager
@@ -166,7 +166,7 @@ class Envelope:
         self._stopping = stopping or Stopping()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request between the work before and after it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -200,7 +200,7 @@ class BodyLimit:
     """Refuses a body that is too large, compressed or too slow, before it is read where that is announced."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings) -> None:
-        """Wrap an application."""
+        """Wrap an application with the work around each request."""
         self._app = app
         self._settings = settings
 

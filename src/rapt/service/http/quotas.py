@@ -94,7 +94,7 @@ class TokenQuotas:
         Args:
             store: Knows the quotas of tenants that have their own.
             default: Tokens a minute of all others.
-            clock: In s.
+            clock: Clock, in s.
         """
         self._store = store
         self._default = default
@@ -192,7 +192,7 @@ class TenantPlaces:
     """Lets each tenant do so much at once; inside of the door, which says whose a request is."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings, store: Store) -> None:
-        """Wrap an application."""
+        """Wrap an application so that a tenant has only so many requests at once."""
         self._app = app
         self._store = store
         self._most = settings.tenant_requests

@@ -41,7 +41,7 @@ Name = Annotated[Text, Field(max_length=512)]
 
 
 class JobExtension(Request):
-    """What OpenAI's shape of a job has no place for."""
+    """Settings of a job that OpenAI's shape has no place for."""
 
     priority: Annotated[
         int, Field(ge=-100, le=100, description="rank among the tenant's own jobs; the highest runs first")
@@ -49,7 +49,7 @@ class JobExtension(Request):
 
 
 class JobDetail(JobExtension):
-    """What OpenAI's shape of a job has no place for, with how it goes."""
+    """Settings and progress of a job that OpenAI's shape has no place for."""
 
     deaths: int = Field(description="times that what ran the job died, since it got any further")
     waits_because: str | None = Field(description="why nobody will run it for now")
@@ -79,7 +79,7 @@ class ClassifyRequest(Request):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """Description of an error."""
 
     message: str
     type: str
@@ -94,7 +94,7 @@ class ErrorResponse(BaseModel):
 
 
 class FileDetail(BaseModel):
-    """What a privatized file says of itself."""
+    """Statement of a privatized file about itself."""
 
     vocabulary_hash: str
     mechanism: dict[str, Any]
@@ -107,7 +107,7 @@ class FileDetail(BaseModel):
 
 
 class FileObject(BaseModel):
-    """An uploaded file."""
+    """A privatized file that was uploaded."""
 
     id: str
     object: Literal["file"] = "file"
@@ -129,7 +129,7 @@ class JobError(BaseModel):
 
 
 class JobObject(BaseModel):
-    """A tuning job."""
+    """A tuning job in OpenAI's shape."""
 
     id: str
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
@@ -165,7 +165,7 @@ class EventObject(BaseModel):
 
 
 class CheckpointObject(BaseModel):
-    """What a job would have left at the end of an epoch."""
+    """Model that a job would have left at the end of an epoch."""
 
     id: str
     object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
@@ -236,7 +236,7 @@ class Classification(BaseModel):
 
 
 class Health(BaseModel):
-    """The service answers."""
+    """Sign that the service answers."""
 
     status: Literal["ok"] = "ok"
     version: str
@@ -332,7 +332,7 @@ class RotationRequest(Request):
 
 
 class QuotasObject(BaseModel):
-    """What holds for a tenant: its own quotas, or the service's."""
+    """Quotas that hold for a tenant: its own, or the service's."""
 
     max_bytes: int
     max_jobs: int
@@ -340,7 +340,7 @@ class QuotasObject(BaseModel):
 
 
 class UsageObject(BaseModel):
-    """What a tenant has, and may have."""
+    """Usage and quotas of a tenant."""
 
     object: Literal["usage"] = "usage"
     tenant: str
@@ -371,7 +371,7 @@ class DeletedTenant(BaseModel):
 
 
 class KeyObject(BaseModel):
-    """What is known of an API key: not the key."""
+    """Description of an API key, without the key."""
 
     id: str
     object: Literal["api_key"] = "api_key"

@@ -139,7 +139,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
     """Serve until the process is asked to stop (SIGINT or SIGTERM).
 
     Args:
-        settings: Where, what, and for whom.
+        settings: Settings of the service.
         on_ready: Called with the URL, port filled in, once the service answers; the ready file is there by then.
 
     Raises:

@@ -193,7 +193,7 @@ def load_settings(overrides: Mapping[str, object]) -> Settings:
 
 
 def reveal(secret: SecretStr | None) -> str | None:
-    """What a secret setting says; None where it is not set."""
+    """Return the value of a secret setting; None where it is not set."""
     return None if secret is None else secret.get_secret_value()
 
 

@@ -1,4 +1,4 @@
-"""What is decided and refused when a job is asked for, and not hours later, when its turn has come.
+"""Decisions and refusals when a job is asked for, and not hours later, when its turn has come.
 
 Method `auto` is what this service knows to work best for a file: prompt tuning. The backbone is, of those that are
 served with the vocabulary that was asked for, one that was distilled for the noise of the file (`rapt denoise`): on
@@ -53,11 +53,11 @@ def check_job(
 
     Args:
         config: The run.
-        store: Where the files are; their manifests are read, and not their records.
+        store: Store of the files; their manifests are read, and not their records.
         training: Checked by itself already.
-        validation: To be checked; None without.
+        validation: Validation file; None without one.
         backbone: Backbone of the run.
-        limits: What one job may take.
+        limits: Limits of one job.
 
     Raises:
         LimitError: It would take too much.

@@ -1,4 +1,4 @@
-"""What one job may take, and what it will take, before any of it is done: one that is too large is refused at once.
+"""Limits and cost of one job, before any of it is done: one that is too large is refused at once.
 
 Memory is estimated from the shapes of the backbone and of the longest row, and is meant to be above what is measured
 (tests/service/jobs/test_job_limits.py): what a training pass keeps for its gradient grows with batch times positions,
@@ -81,7 +81,7 @@ class JobSettings:
 
     Attributes:
         tenant_bytes: Most bytes of a tenant without a quota of its own; beyond it checkpoints are left out.
-        limits: What one job may take.
+        limits: Limits of one job.
         seconds_between_run_states: How much work a crash may cost, s.
         slice_seconds: After so long a job gives way to a waiting one of another tenant, s; 0 never.
         most_deaths: A job that has killed what runs it so often, without getting any further, fails.
@@ -150,7 +150,7 @@ def check_cost(
         files: Training file, and validation file if there is one.
         manifest: Manifest of the training file, with the pool of plain tokens; None before it was read.
         backbone: Backbone of the run.
-        limits: What one job may take.
+        limits: Limits of one job.
         longest_target: Tokens of the longest target of both files, as far as it is known.
 
     Raises:

@@ -75,7 +75,7 @@ class ProgressEvents:
 
 
 def name_validation_figures(progress: Progress) -> dict[str, float | int]:
-    """What validation came to after a step, under the names that OpenAI gives it; nothing where there was none."""
+    """Return the figures of validation after a step, under OpenAI's names; nothing where there was none."""
     if progress.validation_loss is None or progress.validation_accuracy is None:
         return {}
     return {
@@ -217,7 +217,7 @@ def run_job(
         backbone: Backbone of the job's model.
         models: Names of all models that this worker takes jobs of: for one of them, another tenant's may wait.
         should_stop: Asked before each step.
-        settings: What a job may take.
+        settings: Limits of a job.
         between_questions: How often the store is asked as well, s.
 
     Raises:
@@ -279,7 +279,7 @@ def run_job(
 
 @dataclass(frozen=True)
 class _Made:
-    """What a run that has ended had read, and what is to be said of its end."""
+    """Outcome of a run that has ended: what it had read, and what is to be said of its end."""
 
     tokens: int
     notes: tuple[str, ...]

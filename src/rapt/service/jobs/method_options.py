@@ -1,4 +1,4 @@
-"""What a tuning job may ask for: methods and their hyper-parameters. `auto` leaves one to the service."""
+"""Options of a tuning job: methods and their hyper-parameters. `auto` leaves one to the service."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ReconstructionOptions(Request):
 
 
 class HyperparameterOptions(Request):
-    """What can be set of every run; `reconstruction` null trains without, auto with if the file has plain tokens."""
+    """Options of every run; `reconstruction` null trains without, auto with if the file has plain tokens."""
 
     task: Literal["classification", "label_words", "generation"] | Auto = "auto"
     label_words: Annotated[

@@ -34,7 +34,7 @@ SECONDS_BETWEEN_RUN_STATES: Final = 15.0
 
 
 def retry_while_away(work: Callable[[], T], *, should_stop: Callable[[], bool]) -> T:
-    """What `work` returns, however long its store is away.
+    """Return what `work` returns, however long its store is away.
 
     Args:
         work: May be begun again, also after it was done and the answer of the store was lost.

@@ -60,14 +60,14 @@ _FIRST_TO_GO: Final = "800"
 
 @dataclass(frozen=True, kw_only=True)
 class ChildSettings:
-    """What a child has to know; it is told on its standard input, because a password may be in it.
+    """Settings of a child; it reads them on its standard input, because a password may be in them.
 
     Attributes:
         data_directory: Data directory of the service.
         database_url: URL of the database, from the settings of the service.
         database_connections: Most connections to it, from the settings.
         blobs: URL of the blobs, from the settings.
-        models: What to load, by the name that it is served under: a known name or a folder.
+        models: Models to load, a known name or a folder each, by the name that they are served under.
         precision: `float32` or `bfloat16`, of all models: a run must go on in the precision it was begun in.
         torch_threads: Threads of one matrix product; None for all cores.
         debug: Whether tracebacks are printed.
@@ -89,7 +89,7 @@ class TuningProcess:
     """Runs jobs in a child, one at a time; used by one thread."""
 
     def __init__(self, settings: ChildSettings) -> None:
-        """Start nothing yet."""
+        """Keep the settings; the child starts with its first job."""
         self._settings = settings
         self._child: subprocess.Popen[bytes] | None = None
         self._said: Queue[dict[str, Any] | None] = Queue()
@@ -182,7 +182,7 @@ class TuningProcess:
 
 
 def name_run(job: StoredJob) -> str:
-    """What tells one run of a job from the others."""
+    """Name one run of a job, unlike all others of it."""
     return f"{job.id} {job.attempt}"
 
 

@@ -45,7 +45,7 @@ class JobRunner:
         """Take the jobs of a store; nothing runs until `start`.
 
         Args:
-            store: Where the jobs are.
+            store: Store of the jobs.
             models: Names of base models; jobs for others are left to other workers.
             run: Runs one.
             most_deaths: A job that has had so many without getting any further fails.
@@ -78,7 +78,7 @@ class JobRunner:
                 self._stop_running.set()
 
     def is_alive(self) -> bool:
-        """Whether it works."""
+        """Whether the worker's thread is alive."""
         return self._thread.is_alive()
 
     def stop(self) -> None:

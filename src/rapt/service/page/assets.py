@@ -1,4 +1,4 @@
-"""What the page is made of: HTML, style and scripts as they lie in `static`, and headers that let it load nothing else.
+"""Files of the page: HTML, style and scripts as they lie in `static`, and headers that let it load nothing else.
 
 The page is one more client of the public API. It needs no key to be loaded, because there is nothing of anybody in it.
 """

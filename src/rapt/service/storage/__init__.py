@@ -1,1 +1,1 @@
-"""What survives a crash: one data directory and one database, and the order in which they are written."""
+"""State that survives a crash: one data directory and one database, and the order in which they are written."""

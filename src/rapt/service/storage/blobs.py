@@ -74,7 +74,7 @@ class BlobStore(Protocol):
         """The names of all blobs, and of what crashes left; of nothing else that may lie there."""
 
     def owner(self) -> str | None:
-        """What `claim` has written; None before."""
+        """Return what `claim` has written; None before."""
 
     def claim(self, owner: str) -> None:
         """Write whose blobs these are."""
@@ -110,7 +110,7 @@ def open_blob(blobs: BlobStore, sha256: str, *, size: int) -> BinaryIO:
     """The bytes of a digest as a stream, which raises `DamagedError` before its end if they are not those.
 
     Args:
-        blobs: Where.
+        blobs: Place of the blobs.
         sha256: Their digest.
         size: How many there must be.
 
@@ -148,7 +148,7 @@ class LocalBlobs:
         return self.root / name[:2] / name
 
     def put(self, staged: StagedFile) -> None:
-        """Keep staged bytes."""
+        """Keep staged bytes under their digest."""
         target = self.path(staged.sha256)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ class LocalBlobs:
             raise explain_not_stored(error) from None
 
     def read(self, name: str, *, start: int, count: int) -> bytes:
-        """Some bytes."""
+        """Read at most `count` bytes of a blob from `start` on."""
         try:
             with self.path(name).open("rb") as stream:
                 stream.seek(start)
@@ -169,14 +169,14 @@ class LocalBlobs:
             raise _answer(error) from None
 
     def size(self, name: str) -> int:
-        """Number of bytes."""
+        """Return the size of a blob, bytes."""
         try:
             return self.path(name).stat().st_size
         except OSError as error:
             raise _answer(error) from None
 
     def delete(self, name: str) -> None:
-        """Delete a blob."""
+        """Delete a blob, if it is there."""
         target = self.path(name)
         try:
             with _freed_later(target), suppress(FileNotFoundError):
@@ -272,7 +272,7 @@ class FsspecBlobs:
         self._prefix = prefix.rstrip("/")
 
     def put(self, staged: StagedFile) -> None:
-        """Keep staged bytes."""
+        """Keep staged bytes under their digest."""
         path = self._path(staged.sha256)
         if staged.bytes <= _ONE_REQUEST:
             content = staged.path.read_bytes()
@@ -281,17 +281,17 @@ class FsspecBlobs:
             _ask(lambda: self._files.put_file(str(staged.path), path))
 
     def read(self, name: str, *, start: int, count: int) -> bytes:
-        """Some bytes."""
+        """Read at most `count` bytes of a blob from `start` on."""
         if not count:
             return b""
         return bytes(_ask(lambda: self._files.cat_file(self._path(name), start=start, end=start + count)))
 
     def size(self, name: str) -> int:
-        """Number of bytes."""
+        """Return the size of a blob, bytes."""
         return int(_ask(lambda: self._files.info(self._path(name)))["size"])
 
     def delete(self, name: str) -> None:
-        """Delete a blob."""
+        """Delete a blob, if it is there."""
         with suppress(FileNotFoundError):
             _ask(lambda: self._files.rm_file(self._path(name)))
 
@@ -329,7 +329,7 @@ def open_blobs(url: str | None, *, folder: Path) -> BlobStore:
 
     Args:
         url: URL like `s3://bucket/prefix` or `file:///folder`; None for `folder`.
-        folder: In the data directory.
+        folder: Folder in the data directory.
 
     Raises:
         UsageError: The URL is of no store that keeps blobs. The message does not repeat it: a secret may be in it.

@@ -39,7 +39,7 @@ class Caller:
     Attributes:
         tenant: Name of the tenant that everything made belongs to, and that everything seen must belong to.
         key: Id of the API key, never the key.
-        role: What else it may do.
+        role: Role that says what else it may do.
     """
 
     tenant: str

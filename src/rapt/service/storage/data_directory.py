@@ -64,8 +64,8 @@ class ArrivingFile:
         """Write to `path`, which must not exist and is made with the first byte.
 
         Args:
-            path: Where.
-            max_bytes: The most that it may have.
+            path: Path of the file.
+            max_bytes: Most bytes that it may have.
             count: Told of bytes before they are written; what it raises keeps them off the disk.
         """
         self.path = path
@@ -89,7 +89,7 @@ class ArrivingFile:
             raise explain_not_stored(error) from None
 
     def seek(self, offset: int) -> int:
-        """Read from there on."""
+        """Move to `offset`, from where `read` goes on."""
         return self._open().seek(offset)
 
     def read(self, size: int = -1) -> bytes:
@@ -97,7 +97,7 @@ class ArrivingFile:
         return self._open().read(size)
 
     def finish(self) -> StagedFile:
-        """What was written, on the disk. Raises `UnavailableError`."""
+        """Flush what was written to the disk, and return it. Raises `UnavailableError`."""
         try:
             with self._open() as stream:
                 flush(stream)
@@ -106,7 +106,7 @@ class ArrivingFile:
         return StagedFile(path=self.path, bytes=self.bytes, sha256=self._digest.hexdigest())
 
     def close(self) -> None:
-        """Delete it, unless it has got a name elsewhere."""
+        """Delete the file, unless it was renamed."""
         if self._stream is not None:
             with suppress(OSError):  # what was not written yet may find no room
                 self._stream.close()
@@ -123,7 +123,7 @@ class ArrivingFile:
 
 
 def write_staged(source: Readable, file: ArrivingFile) -> StagedFile:
-    """The bytes of `source`, flushed to the disk.
+    """Write the bytes of `source`, flushed to the disk.
 
     Raises:
         LimitError: They are more than the file may have.
@@ -138,7 +138,7 @@ def write_staged(source: Readable, file: ArrivingFile) -> StagedFile:
 
 
 def explain_not_stored(error: Exception) -> UnavailableError:
-    """What is said when bytes could not be kept: the kind of the error, and not its message. It is in the log too."""
+    """Make the error for bytes that could not be kept; it, and the log, name the kind of the error and no message."""
     kind = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
     log.error("the service could not store a file: %s", kind)
     return UnavailableError(f"the service could not store the file, got {kind}; try again later")
@@ -152,42 +152,42 @@ class DataDirectory:
 
     @property
     def database(self) -> Path:
-        """The SQLite file."""
+        """The file of the SQLite database."""
         return self.root / "rapt.sqlite3"
 
     @property
     def incoming(self) -> Path:
-        """Uploads on their way in."""
+        """Folder of uploads on their way in."""
         return self.root / "incoming"
 
     @property
     def blobs(self) -> Path:
-        """Files and adapters by digest, unless they are kept elsewhere."""
+        """Folder of files and adapters by digest, unless they are kept elsewhere."""
         return self.root / "blobs"
 
     @property
     def vocabularies(self) -> Path:
-        """Vocabulary bundles by hash."""
+        """Folder of vocabulary bundles by hash."""
         return self.root / "vocabularies"
 
     @property
     def run_states(self) -> Path:
-        """States of runs."""
+        """Folder of the states of runs."""
         return self.root / "run_states"
 
     @property
     def naming(self) -> Path:
-        """Locks of blobs."""
+        """Folder of the locks of blobs."""
         return self.root / "naming"
 
     @property
     def parts(self) -> Path:
-        """Parts of uploads."""
+        """Folder of the parts of uploads."""
         return self.root / "parts"
 
     @property
     def workers(self) -> Path:
-        """Locks of the workers that live."""
+        """Folder of the locks of living workers."""
         return self.root / "workers"
 
     def run_state(self, name: str) -> Path:

@@ -110,7 +110,7 @@ class Remembered:
         self._guard = Lock()
 
     def __len__(self) -> int:
-        """How many are kept."""
+        """Return the number of kept answers."""
         return len(self._answers)
 
     def ask(self, question: Hashable, look_up: Callable[[], T]) -> T:
@@ -148,7 +148,7 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """Where a page starts and how long it is: `after` is the id of the last item of the page before."""
+    """Start and length of a page: `after` is the id of the last item of the page before."""
 
     after: str | None = None
     limit: int = 20
@@ -162,9 +162,9 @@ class Database:
         """Open it, and bring its tables to the present form.
 
         Args:
-            url: Where.
+            url: URL of the database.
             connections: The most that this process has open at once; whoever needs one more waits.
-            waiting: How long a writer waits for the others, and anybody for a connection, s.
+            waiting: Longest wait of a writer for the others, and of anybody for a connection, s.
 
         Raises:
             UsageError: It was written by a newer version.
@@ -229,7 +229,7 @@ class Database:
         self._engine.dispose()
 
     def _version(self) -> int | None:
-        """What SQLite counts up for this connection when any other has committed, in whatever process."""
+        """Return SQLite's count of commits by all other connections, in whatever process."""
         if self._watching is None:
             return None
         try:
@@ -239,7 +239,7 @@ class Database:
 
 
 def database_url(setting: str | None, *, file: Path) -> URL:
-    """Where the rows are: the URL of a setting, or an SQLite file.
+    """Return the URL of the rows: that of a setting, or of an SQLite file.
 
     Raises:
         UsageError: The URL is not one of PostgreSQL. The message does not repeat it: a password may be in it.

@@ -23,7 +23,7 @@ PURPOSE: Final = "fine-tune"
 
 @dataclass(frozen=True, kw_only=True)
 class FileSummary:
-    """What the service knows of an admitted file without opening it again.
+    """Summary of an admitted file, for use without opening it again.
 
     Attributes:
         manifest: Manifest of the file.
@@ -41,15 +41,15 @@ class StoredFile:
     Attributes:
         id: `file-...`.
         tenant: Tenant that owns it.
-        filename: What the client called it; shown, never used.
+        filename: Name that the client gave it; shown, never used.
         purpose: `fine-tune`.
         bytes: Size.
         sha256: Hex digest, and name of its blob.
         created_at: Time of creation, Unix time, s.
-        vocabulary_hash: What it was privatized for.
-        mechanism: How, as the manifest says it.
+        vocabulary_hash: Hash of the vocabulary that it was privatized for.
+        mechanism: Mechanism that privatized it, as the manifest says.
         insecure_seed: Whether the noise came from a seed, which protects nothing.
-        records: How many.
+        records: Number of records.
         tokens: Tokens of their texts.
         longest: Tokens of the longest text.
         plain_tokens: m, before each text.
@@ -90,8 +90,8 @@ def add_file(
     Args:
         store: Store of the service.
         staged: The bytes.
-        summary: What is in them.
-        filename: What the client calls it.
+        summary: Summary of the content.
+        filename: Name that the client gives it.
         caller: Caller that becomes the owner.
         now: Present Unix time, s.
         max_bytes: Most bytes of a tenant without a quota of its own.

@@ -89,7 +89,7 @@ class StoredJob:
         status: State in the drawing of this module.
         method: Method and hyper-parameters, all resolved, in the shape of the API.
         seed: Seed of the training; not a secret.
-        suffix: What the user wants in the tuned model's name.
+        suffix: Part of the tuned model's name that the user chose.
         metadata: Pairs that the user chose; None without.
         priority: Rank among the jobs of its tenant; the highest is first.
         created_at: Time of creation, Unix time, s.
@@ -99,9 +99,9 @@ class StoredJob:
         error_code: Code of the error tree; None unless it failed.
         error_message: One line; None unless it failed.
         worker: Name of the worker that runs it, or ran it last; None before.
-        attempt: How often it was started.
-        deaths: How often whatever ran it died since a state of it was kept last.
-        last_death: How it died then; None before.
+        attempt: Number of times that it was started.
+        deaths: Number of processes that died on it since a state of it was kept last.
+        last_death: Kind of the last of these deaths; None before.
     """
 
     id: str
@@ -152,11 +152,11 @@ def add_job(
         training_file: A file of the caller's tenant.
         method: Resolved.
         seed: Seed of the training.
-        suffix: For the name of the result.
+        suffix: Suffix for the name of the result.
         caller: Caller that becomes the owner.
         now: Present Unix time, s.
-        max_jobs: That have not ended, of a tenant without a quota of its own.
-        max_bytes: That such a tenant has stored; what a run leaves is counted, and can only be refused here.
+        max_jobs: Most jobs that have not ended, of a tenant without a quota of its own.
+        max_bytes: Most bytes that such a tenant has stored; what a run leaves is counted, and can only be refused here.
         validation_file: A file of the caller's tenant.
         metadata: The user's own.
         priority: Rank among the jobs of the tenant.

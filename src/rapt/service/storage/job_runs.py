@@ -1,4 +1,4 @@
-"""What workers do to jobs: take one, tell of it, end it. Any number of them, in any number of processes.
+"""Changes that workers make to jobs: take one, tell of it, end it. Any number of them, in any number of processes.
 
 The queue is fair: it serves the tenant that it has not served for longest, and of that tenant the job of the highest
 priority, and of those the oldest. So one tenant's thousand jobs delay another's one by no more than the job that runs.
@@ -161,12 +161,12 @@ def put_back_all(store: Store, *, worker: str, now: int) -> int:
 
 
 def lose_job(store: Store, job: StoredJob, *, reason: str, now: int) -> bool:
-    """What ran the job has died: the job waits again, and the death is counted.
+    """Put a job whose process has died back into the queue, and count the death.
 
     Args:
         store: Store of the service.
         job: The claimed job.
-        reason: How it died; words of ours, which the tenant reads.
+        reason: Kind of the death; words of ours, which the tenant reads.
         now: Present Unix time, s.
 
     Returns:
@@ -300,7 +300,7 @@ def name_result(job: StoredJob) -> str:
 
 
 def make_result(job: StoredJob, staged: StagedFile, *, now: int) -> StoredModel:
-    """What a job leaves, as a row: `staged` is the archive of its adapter."""
+    """Make the row of what a job leaves: `staged` is the archive of its adapter."""
     return StoredModel(
         id=name_result(job),
         tenant=job.tenant,

@@ -30,12 +30,12 @@ _MOST_GOOD: Final = 100
 
 @dataclass(frozen=True, kw_only=True)
 class StoredKey:
-    """What is known of a key: all but the key.
+    """Description of a key: all but the key.
 
     Attributes:
         id: `key-...`; may be shown, and stands in the audit log.
         tenant: Tenant that owns the key.
-        role: What it may do.
+        role: Role that says what it may do.
         created_at: Time of creation, Unix time, s.
         expires_at: Unix time, s, from which on the key is refused; None if it has no end yet.
         revoked_at: Time of its revocation, Unix time, s; None while it is valid.
@@ -50,7 +50,7 @@ class StoredKey:
 
 
 def digest_key(key: str) -> str:
-    """What is stored of a key, hex."""
+    """Return the digest that is stored of a key, hex."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -115,7 +115,7 @@ def list_keys(store: Store, cursor: Cursor, *, caller: Caller = OPERATOR, tenant
 
 
 def find_holder(store: Store, key: str, *, now: int) -> Caller | None:
-    """Who sends a key; None if it is none of ours, or no longer good."""
+    """Find who sends a key; None if it is none of ours, or no longer good."""
     digest = digest_key(key)
     found = store.database.remembered.ask(("holder", digest), lambda: _holder(store, digest))
     if found is None or (found[1] is not None and found[1] <= now):
@@ -134,7 +134,7 @@ def has_keys(store: Store) -> bool:
 
 
 def _holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:
-    """Who has a key that is not revoked, and when it ends."""
+    """Look up who has a key that is not revoked, and when it ends."""
     with store.database.read() as connection:
         row = connection.execute(
             select(KEYS.c.id, KEYS.c.tenant, KEYS.c.role, KEYS.c.expires_at).where(

@@ -104,7 +104,7 @@ def add_imported_model(
     Args:
         store: Store of the service.
         staged: Archive of the adapter.
-        suffix: For the name of the model.
+        suffix: Suffix for the name of the model.
         base: Name of the base model.
         caller: Caller that becomes the owner.
         now: Present Unix time, s.

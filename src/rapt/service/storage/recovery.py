@@ -33,7 +33,7 @@ def hold_worker_lock(directory: DataDirectory, *, models: Iterable[str] = ()) ->
     """The name of a new worker, which lives until the end of the block or of the process.
 
     Args:
-        directory: Where its lock is.
+        directory: Data directory that has its lock.
         models: Base models that it runs jobs of; they stand in the lock's file.
     """
     name = f"worker-{os.getpid()}-{secrets.token_hex(6)}"

@@ -33,11 +33,11 @@ _NAMING = (FILES.c.sha256, MODELS.c.sha256)
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Where everything is. The functions of the `..._rows` modules take one.
+    """Database, blobs and data directory. The functions of the `..._rows` modules take one.
 
     Attributes:
         database: Rows.
-        directory: What is on its way, states of runs, locks.
+        directory: Folder of uploads on their way, states of runs, and locks.
         blobs: Files and adapters, by their digests; which of them are needed is known to `list_named_blobs`.
     """
 

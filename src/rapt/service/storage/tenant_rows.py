@@ -1,4 +1,4 @@
-"""Tenants: who owns what, how much it may be, and how all of it goes away."""
+"""Tenants: their quotas, their usage, and the deletion of everything that they own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _UNTIL_TIDIED: Final = 60.0  # s
 
 @dataclass(frozen=True, kw_only=True)
 class Quotas:
-    """How much a tenant may have; None where the service's own setting holds.
+    """Quotas of a tenant; None where the service's own setting holds.
 
     Attributes:
         max_bytes: Most bytes of its files, parts of uploads, models, checkpoints and run states.
@@ -50,10 +50,10 @@ class Quotas:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTenant:
-    """A tenant.
+    """A tenant as it is stored.
 
     Attributes:
-        name: Unique, and never changed: it stands in the names of its models.
+        name: Unique name, never changed: it stands in the names of its models.
         created_at: Time of creation, Unix time, s.
         quotas: Quotas that it has of its own.
     """
@@ -65,7 +65,7 @@ class StoredTenant:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What a tenant has now."""
+    """Amounts that a tenant has now."""
 
     bytes: int
     jobs: int
@@ -75,7 +75,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Removed:
-    """What a deleted tenant had outside the database: names of ours. Others may have the same blobs."""
+    """Names of what a deleted tenant had outside the database. Others may have the same blobs."""
 
     blobs: tuple[str, ...]
     adapters: tuple[str, ...]
@@ -84,7 +84,7 @@ class Removed:
 
 
 def create_tenant(store: Store, name: str, *, quotas: Quotas, caller: Caller, now: int) -> StoredTenant:
-    """A new tenant. Raises `UsageError` for a name that is taken, or that cannot be one."""
+    """Create a tenant. Raises `UsageError` for a name that is taken, or that cannot be one."""
     check_tenant_name(name)
     tenant = StoredTenant(name=name, created_at=now, quotas=quotas)
     with store.database.write() as connection:
@@ -96,14 +96,14 @@ def create_tenant(store: Store, name: str, *, quotas: Quotas, caller: Caller, no
 
 
 def ensure_tenant(store: Store, name: str, *, now: int) -> None:
-    """The tenant of a service without keys: made if it is not there."""
+    """Create the tenant of a service without keys, if it is not there."""
     with store.database.write() as connection:
         if connection.execute(select(TENANTS.c.number).where(TENANTS.c.name == name)).first() is None:
             connection.execute(insert(TENANTS).values(name=name, created_at=now))
 
 
 def get_tenant(store: Store, name: str) -> StoredTenant:
-    """The tenant of a name. Raises `NotFoundError`."""
+    """Return the tenant of a name. Raises `NotFoundError`."""
 
     def look_up() -> StoredTenant:
         with store.database.read() as connection:
@@ -113,7 +113,7 @@ def get_tenant(store: Store, name: str) -> StoredTenant:
 
 
 def list_tenants(store: Store, cursor: Cursor) -> Page[StoredTenant]:
-    """One page of tenants; the cursor is a name. Raises `NotFoundError` for an unknown one."""
+    """Return one page of tenants; the cursor is a name. Raises `NotFoundError` for an unknown one."""
     with store.database.read() as connection:
         rows, has_more = read_page(connection, TENANTS, cursor)
     return Page(tuple(_from_row(row) for row in rows), has_more)
@@ -134,7 +134,7 @@ def check_tenant(connection: Connection, name: str) -> None:
 
 
 def get_usage(store: Store, name: str) -> Usage:
-    """What a tenant has now; of one that is not there, nothing."""
+    """Return what a tenant has now; of one that is not there, nothing."""
     with store.database.read() as connection:
         return Usage(
             bytes=bytes_of(connection, name),

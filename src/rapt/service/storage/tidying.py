@@ -1,4 +1,4 @@
-"""What time ends is ended without a visitor: uploads that expire, and rows that nobody will ask for again.
+"""Tidying by the clock: uploads that expire, and rows that nobody will ask for again, go without a request.
 
 In small transactions, because whoever writes waits for the writer before. Rows of a tenant that only tell what was once
 are kept for the newest thousand; `tenant_rows` refuses to make so many more of them in between that they fill the disk.

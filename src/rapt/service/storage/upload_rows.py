@@ -32,11 +32,11 @@ class StoredUpload:
         tenant: Tenant that owns it.
         filename: What the client calls it; shown, never used.
         purpose: `fine-tune`.
-        bytes: How many it is going to have.
+        bytes: Number of bytes that it is going to have.
         status: `pending`, `completed`, `cancelled` or `expired`.
         created_at: Time of creation, Unix time, s.
         expires_at: Unix time, s, after which nothing more is taken.
-        file_id: What it became; None until it is completed.
+        file_id: Id of the file that it became; None until it is completed.
     """
 
     id: str
@@ -184,7 +184,7 @@ class JoinedParts:
     """Files read one after the other, as if they were one."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        """Open nothing yet."""
+        """Keep the paths; the first read opens the first part."""
         self._paths = iter(paths)
         self._open: IO[bytes] | None = None
 
@@ -201,7 +201,7 @@ class JoinedParts:
             self.close()
 
     def __enter__(self) -> JoinedParts:
-        """Themselves."""
+        """Return the parts, to be read as one stream."""
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -1,4 +1,4 @@
-"""What a run trains, and its loss on a batch: L = L_task + λ L_rec (RAPT, Eq. 10).
+"""Parts that a run trains, and its loss on a batch: L = L_task + λ L_rec (RAPT, Eq. 10).
 
 The backbone stays as it is. What is trained is the method, the task head and, with reconstruction, a head that is
 thrown away at the end. Everything here works on token ids that were privatized before they arrived.
@@ -29,7 +29,7 @@ class Losses:
     Attributes:
         task: L_task, the mean over `total` answers; carries a gradient.
         reconstruction: L_rec, the mean over the plain tokens of the rows, or None.
-        right: How many answers were right, a scalar.
+        right: Number of right answers, a scalar.
         total: Number of answers that the batch asks for.
         rows: Records of the batch.
     """
@@ -90,12 +90,12 @@ class Tuning(nn.Module):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def tuned(self) -> Tuned:
-        """What the method puts into a forward pass, differentiable in its parameters."""
+        """Return what the method puts into a forward pass, differentiable in its parameters."""
         tuned: Tuned = self.method()
         return tuned
 
     def answers(self, records: Sequence[PrivatizedRecord]) -> int:
-        """How many answers a batch asks for, known before it is computed: its rows, or the tokens of its targets."""
+        """Count the answers that a batch asks for, before it is computed: its rows, or the tokens of its targets."""
         (backbone,) = self._backbone
         closing = 0 if backbone.frame.eos_id is None else 1
         if self._generates:

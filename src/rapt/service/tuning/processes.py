@@ -23,8 +23,8 @@ class Processes:
     """The place of this process among those of a run. By itself it is the only one, and nothing is exchanged.
 
     Attributes:
-        rank: From 0. The first one reports and hands over run states.
-        count: How many there are.
+        rank: Number of this process, from 0. The first one reports and hands over run states.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -36,7 +36,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, positions: Sequence[int]) -> Sequence[int]:
-        """What this process computes of a batch; nothing, where there are more processes than records."""
+        """Return this process's share of a batch; nothing, where there are more processes than records."""
         return positions[self.rank :: self.count]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

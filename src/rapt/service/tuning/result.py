@@ -1,4 +1,4 @@
-"""What a run says of each step, what a validation file says of it, and the adapter that it leaves with its card."""
+"""Results of a run: its figures of each step, those of validation, and the adapter that it leaves with its card."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
     Attributes:
         step: Steps made, this one included.
         steps: Number of steps of the whole run.
-        epoch: From 0.
+        epoch: Epoch of the step, from 0.
         task_loss: L_task.
         reconstruction_loss: L_rec, if there is one.
         accuracy: Share of right answers.
@@ -76,7 +76,7 @@ class Best:
         accuracy: Share of right answers in the best evaluation.
         step: Steps made by then.
         since: Evaluations after it.
-        parameters: What was trained by then.
+        parameters: Trained parameters of that step.
     """
 
     loss: float = float("inf")

@@ -23,7 +23,7 @@ from rapt.wire.privatized_file import PrivatizedFile
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """What a batch came to: L_task, L_rec where there is one, right answers, and all of them."""
+    """Outcome of a batch: L_task, L_rec where there is one, right answers, and all of them."""
 
     task: float
     reconstruction: float | None
@@ -161,7 +161,7 @@ class Run:
                 self._tuning.trained()[name].copy_(value)
 
     def adapter(self) -> Adapter:
-        """What the run would leave now."""
+        """Return the adapter that the run would leave now."""
         return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=self._metrics())
 
     def _identity(self) -> RunIdentity:
@@ -336,7 +336,7 @@ def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int
         lengths: Length of each record, tokens.
         size: Records a batch; the last one of a group may have fewer.
         seed: Seed of the run.
-        epoch: From 0.
+        epoch: Epoch, from 0.
     """
     generator = torch.Generator().manual_seed((seed + 1) * _EPOCHS_APART + epoch)
     shuffled = torch.randperm(len(lengths), generator=generator).tolist()
@@ -349,7 +349,7 @@ def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int
 
 
 def batches_per_epoch(records: int, *, size: int) -> int:
-    """How many batches `batches_of_epoch` gives."""
+    """Count the batches that `batches_of_epoch` gives."""
     return math.ceil(records / size)
 
 

@@ -34,12 +34,12 @@ STATE: Final = "run_state.json"
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """What a run is of; a run state is good for one run only.
+    """Identity of a run; a run state is good for one run only.
 
     Attributes:
         model: Name of the backbone.
         vocabulary_hash: Hash of the backbone's vocabulary.
-        precision: In which it computes; another one gives other numbers.
+        precision: Number format in which it computes; another one gives other numbers.
         training: Digest of the training file's records.
         validation: Digest of the validation file's records, or empty where there is no such file.
         settings: Digest of the settings.
@@ -95,7 +95,7 @@ def identity(
     training: PrivatizedFile,
     validation: PrivatizedFile | None,
 ) -> RunIdentity:
-    """What a run with these arguments is of."""
+    """Return the identity of a run with these arguments."""
     settings = dump_line({**card_settings(config), "init_text": config.init_text})
     return RunIdentity(
         model=backbone.model,
@@ -132,7 +132,7 @@ def save_run_state(state: RunState, folder: Path) -> None:
     """Write the two files of a run state; the folder appears whole or not at all.
 
     Args:
-        state: To be saved.
+        state: State to save.
         folder: Must not exist yet.
     """
     tensors = save_tensors({name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()})

@@ -38,7 +38,7 @@ class Outcome:
 
     Attributes:
         loss: L_task, a scalar in nats a row, or a token of generated text; carries a gradient.
-        right: How many answers were right, a scalar.
+        right: Number of right answers, a scalar.
         total: Number of answers that the batch asks for.
     """
 
@@ -70,7 +70,7 @@ def task_loss(logits: Tensor, labels: Tensor, *, label_privacy: LabelPrivacy | N
     Args:
         logits: Logits of the true label, (B, K).
         labels: Labels as they stand in the file, (B,), int64.
-        label_privacy: What privatized them; None for true labels, which gives plain cross-entropy.
+        label_privacy: Mechanism that privatized the labels; None for true ones, which gives plain cross-entropy.
 
     Returns:
         Scalar, nats per record.
@@ -206,7 +206,7 @@ DECODER_CUE: Final = "\nLabel:"
 
 
 class Task(Protocol):
-    """What a run learns to answer."""
+    """Task that a run learns."""
 
     def check(self, backbone: Backbone, manifest: Manifest) -> None:
         """Refuse a file or a backbone that the task cannot work with (`TuningError`, `UsageError`)."""
@@ -334,7 +334,7 @@ class Classes:
         )
 
     def wanted(self, backbone: Backbone, layout: Layout) -> Tensor | None:
-        """Where an encoder's states are looked at, (B, T); None where more than the answer depends on them."""
+        """Return a mask of the states that are used, (B, T); None where more than the answer depends on them."""
         if backbone.kind != "encoder":
             return None
         if not self.by_words:
@@ -354,7 +354,7 @@ class Classes:
         """The vector of each row that its head scores, (B, T, h) -> (B, h), float32: `vectors W^T + b` are logits.
 
         Args:
-            backbone: Which made the states.
+            backbone: Backbone that made the states.
             states: Last-layer states, (B, T, h).
             layout: Layout of the batch.
             steering: Steering of the batch, where a decoder reads the states of an encoder.

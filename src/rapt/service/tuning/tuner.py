@@ -69,7 +69,7 @@ def tune(
         on_epoch: Given the last step of each epoch, and the adapter of what is trained by then.
         resume_from: Goes on from there, to the same numbers as a run that was never stopped.
         on_warning: Told what went otherwise than asked, such as memory that was too small for a batch.
-        processes: What `join_processes` gave, where several train together; each must be given all the same. Only the
+        processes: Result of `join_processes`, where several train together; each must be given all the same. Only the
             first one reports, is asked whether to stop, and hands anything over; every one has the adapter at last.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a tuning run is told: all of it public, checked when it is written down, before any work.
+"""Settings of a tuning run: all of them public, checked when they are written down, before any work.
 
 What each method trains and can be told is in `rapt.service.adapter.methods`.
 """
@@ -25,12 +25,12 @@ SCHEDULES: Final[Mapping[str, Callable[[float], float]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig:
-    """How privatized tokens are reconstructed.
+    """Settings of the reconstruction of privatized tokens.
 
     Attributes:
         weight: λ; 0 keeps the plain tokens in the sequence and trains nothing on them (a control).
         head_size: c, width between the head's two linear layers.
-        schedule: How λ changes over the run, a key of `SCHEDULES`.
+        schedule: Course of λ over the run, a key of `SCHEDULES`.
     """
 
     # Paper: 1 with a loss summed over m. Ours is a mean; see docs/results/tuning.md for how 0.1 was chosen.
@@ -59,7 +59,7 @@ class TuningConfig(MethodSettings):
     """One run.
 
     Attributes:
-        task: What is learned, a key of `tasks.TASKS`.
+        task: Task to learn, a key of `tasks.TASKS`.
         label_words: A public word for each class, for the task `label_words`; empty takes the names of the labels.
         method: A key of `METHODS`. The defaults suit prompt tuning; `default_config` knows those of the others.
         epochs: Passes over the records.

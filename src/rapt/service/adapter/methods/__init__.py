@@ -1,4 +1,4 @@
-"""What can be trained on a frozen backbone: one module a method, whose entry `METHOD` has all that is known of it.
+"""Methods that tune a frozen backbone: one module a method, whose entry `METHOD` has all that is known of it.
 
 A method is known by the name of its module. Jobs, cards, files, documents and the page ask `METHODS` and nothing else;
 its names are there without torch, and a module is imported when its entry is asked for.

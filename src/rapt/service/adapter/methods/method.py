@@ -1,4 +1,4 @@
-"""What is said of a method: how it is made, what may be asked of it, and the form that its parts have in files."""
+"""Entry of a method: how it is made, what may be asked of it, and the form that its parts have in files."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Word = Annotated[Text, Field(min_length=1, max_length=64)]
 
 @dataclass(frozen=True, kw_only=True)
 class MethodSettings:
-    """What methods can be told; each reads the settings that its options name. `TuningConfig` checks them.
+    """Settings of all methods; each reads the settings that its options name. `TuningConfig` checks them.
 
     Attributes:
         prompt_length: P, the length of the soft prompt or of the prefix.
-        initialization: Where prompt or prefix start: at tokens of the `vocabulary`, at `random` vectors, at the words
+        initialization: Start of prompt or prefix: at tokens of the `vocabulary`, at `random` vectors, at the words
             of `init_text`, or at the names of the `labels`.
         init_text: Public words chosen by the provider or the user; only for initialization `text`. Sent in clear.
         reparametrization: The network that makes the prompt or prefix in training and is gone from the adapter:
@@ -111,10 +111,10 @@ class Method:
         parameters: How many numbers it trains on a backbone.
         form: How its parts are kept in files.
         learning_rate: Peak rate where nothing else is said.
-        options: What a request may say of it besides what it may say of every run.
+        options: Settings of a request for it besides those of every run.
         tasks: The tasks that it can learn.
         reconstructs: Whether reconstruction can teach it anything.
-        prompt: Where the P vectors of its prompt stand: in the sequence, where they take positions, or before the keys
+        prompt: Place of the P vectors of its prompt: in the sequence, where they take positions, or before the keys
             and values of each attention layer; None without a prompt.
         reparametrizations: The networks that can make its prompt, the default first.
     """

@@ -74,7 +74,7 @@ def key_router(service: Service) -> APIRouter:
 
     @routes.get("/usage")
     def retrieve_usage(caller: CallerOf) -> UsageObject:
-        """What the tenant has, and may have."""
+        """Return what the tenant has, and may have."""
         return show_usage(service, caller.tenant)
 
     @routes.get("/audit")
@@ -101,7 +101,7 @@ def show_entry(entry: AuditEntry) -> AuditObject:
 
 
 def show_usage(service: Service, tenant: str) -> UsageObject:
-    """What a tenant has, and may have. Raises `NotFoundError`."""
+    """Return what a tenant has, and may have. Raises `NotFoundError`."""
     own, usage, settings = get_tenant(service.store, tenant).quotas, get_usage(service.store, tenant), service.settings
     return UsageObject(
         tenant=tenant,
@@ -120,7 +120,7 @@ def admin_router(service: Service) -> APIRouter:
 
     @routes.post("/tenants")
     def create(request: TenantRequest, caller: AdminOf) -> TenantObject:
-        """Create a tenant."""
+        """Create a tenant with quotas of its own."""
         quotas = Quotas(**request.model_dump(exclude={"name"}))
         return _show_tenant(
             create_tenant(service.store, request.name, quotas=quotas, caller=caller, now=int(time.time()))
@@ -140,7 +140,7 @@ def admin_router(service: Service) -> APIRouter:
 
     @routes.get("/tenants/{tenant}/usage")
     def retrieve_usage_of(tenant: str, caller: AdminOf) -> UsageObject:
-        """What a tenant has, and may have."""
+        """Return what a tenant has, and may have."""
         del caller
         return show_usage(service, tenant)
 
@@ -203,7 +203,7 @@ def health_router(service: Service) -> APIRouter:
 
     @routes.get("/healthz")
     async def healthz() -> Health:  # async: it answers also while every thread is busy
-        """The service answers."""
+        """Say that the service answers, and its version."""
         return Health(version=__version__)
 
     @routes.get("/readyz")

@@ -40,7 +40,7 @@ MOST_MODELS: Final = 256  # that one request may name
 
 
 async def begin_or_undo(work: Awaitable[Begun], *, undo: Callable[[Begun], object]) -> Begun:
-    """What `work` begins; if whoever waits is cancelled meanwhile, it is undone as soon as it is there.
+    """Return what `work` begins; if the waiting task is cancelled meanwhile, it is undone as soon as it is there.
 
     A thread cannot be stopped: what it begins for nobody would be computed to the end.
     """
@@ -99,7 +99,7 @@ class Prompt:
 
     @property
     def added_positions(self) -> int:
-        """What is computed for it beside its texts, of the tenant's tokens."""
+        """Tokens that are computed for it beside its texts, at the tenant's cost."""
         return row_of(self.record, adapter=self.adapter).added_positions
 
 
@@ -115,7 +115,7 @@ def admit_prompts(
     """The prompts of a request, each with its model; its tokens are taken from the tenant's.
 
     Args:
-        service: What answers.
+        service: Service that answers.
         prompts: Privatized ids.
         model: Model of the prompts for which `privacy` names none.
         privacy: Manifest, and what else stands in the records.
@@ -240,7 +240,7 @@ class Answering:
         return Usage(prompt_tokens=read, completion_tokens=self.written, total_tokens=read + self.written)
 
     def tell(self, event: Piece | Exception) -> None:
-        """From any thread."""
+        """Hand an event to the loop, from any thread."""
         self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
@@ -259,7 +259,7 @@ async def start_answering(
     """Answers to prompts, admitted and begun in a thread: the database is asked, and every id is checked.
 
     Args:
-        service: What answers.
+        service: Service that answers.
         prompts: Privatized ids; see `admit_prompts`.
         model: Model of the prompts for which `privacy` names none.
         privacy: Manifest, and what else stands in the records.

@@ -88,7 +88,7 @@ def file_router(service: Service) -> APIRouter:
 
     @routes.get("/{file_id}")
     def retrieve_file(file_id: str, caller: CallerOf) -> FileObject:
-        """What is known of a file."""
+        """Return the description of a file."""
         return show_file(get_file(service.store, file_id, tenant=caller.tenant))
 
     @routes.get("/{file_id}/content", response_class=StreamingResponse)

@@ -123,7 +123,7 @@ def job_router(service: Service) -> APIRouter:
 
     @routes.get("/{job_id}/events")
     def list_job_events(job_id: str, caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[EventObject]:
-        """What happened to a job, newest first."""
+        """List what happened to a job, newest first."""
         return make_list(
             list_events(service.store, job_id, make_cursor(after, limit), tenant=caller.tenant), show_event
         )

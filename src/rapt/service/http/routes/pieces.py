@@ -40,7 +40,7 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """What is new of the answer to prompt `index`; `finish` says that it was the last."""
+    """The new part of the answer to prompt `index`; `finish` says that it was the last."""
 
     index: int
     text: str = ""
