@@ -139,17 +139,18 @@ def audit(
 def audit_table(found: AuditReport) -> str:
     """Every attack and the bound on all of their kind, for a terminal."""
     rows = [
-        [result.title, *percent(result.score.all_tokens.first), f"{result.score.all_tokens.chance:.1%}"]
+        [result.title, *percent(result.score.all_tokens.first), f"{result.score.all_tokens.chance:.1%}", whole]
         for result in found.results
+        for whole in ["" if result.detail.words is None else f"{result.detail.words.first.value:.1%}"]
     ]
     if found.bound is not None:
-        rows.append(["any attack without context", *percent(found.bound.success), ""])
+        rows.append(["any attack without context", *percent(found.bound.success), "", ""])
     linked = found.linkage
     lines = [
         f"{found.records:,} of {found.of_records:,} {found.unit}, {found.tokens:,} tokens, {found.mechanism} at "
         f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
         "",
-        columns(["attack", "recovered", "95 % interval", "without the file"], rows),
+        columns(["attack", "recovered", "95 % interval", "without the file", "whole words"], rows),
         "",
         f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
         *(

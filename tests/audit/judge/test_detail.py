@@ -67,6 +67,27 @@ def test_what_is_recovered_of_each_text_of_a_record_is_told_apart():
     assert [group.first.clusters for group in found.texts] == [2, 2, 2]
 
 
+def test_a_whole_word_is_named_when_all_of_its_pieces_are():
+    vocabulary = load_vocabulary("minilm")
+    pieces = [len(content) for content in vocabulary.encode(["mastectomy", "good"])]
+    assert pieces[0] > 1 == pieces[1]
+    content = vocabulary.encode(["mastectomy good mastectomy good good"])[0]
+    view, truth = privatized_view(vocabulary, content, eta=300.0)
+    guess = truth.token_ids.copy()
+    guess[0] = truth.token_ids[-1]  # one piece of one word
+    found = score_in_detail(Guess(token_ids=guess[:, None]), view=view, truth=truth)
+    assert (found.words.first.value, found.words.first.n, found.words.blind) == (0.8, 5, 0.6)
+    assert (found.long_words.first.value, found.long_words.first.n, found.long_words.blind) == (0.5, 2, 1.0)
+
+
+def test_the_blind_guess_is_the_most_frequent_of_each_group(audited):
+    _, truth, found = audited
+    times = np.bincount(truth.token_ids)
+    assert found.words.blind == pytest.approx(times.max() / len(truth.token_ids))
+    assert found.bands[0].blind == pytest.approx(times.max() / len(truth.token_ids))
+    assert all(0 < group.blind <= 1 for group in (*found.bands, *found.classes))
+
+
 def test_where_a_record_is_one_text_nothing_is_told_apart(audited):
     assert audited[2].texts == ()
 

@@ -161,7 +161,7 @@ def test_what_was_attacked_is_not_said_to_be_untried(found):
 def test_what_was_recovered_of_each_text_of_a_record_is_on_the_page(bare):
     result = bare.audit.strongest
     groups = tuple(
-        Group(name=name, first=independent_share(np.arange(1000) < hits), unchanged=0.5)
+        Group(name=name, first=independent_share(np.arange(1000) < hits), unchanged=0.5, blind=0.1)
         for name, hits in (("first text", 613), ("second text", 587))
     )
     result = replace(result, detail=replace(result.detail, texts=groups))
@@ -284,32 +284,60 @@ def test_a_seeded_file_is_said_to_protect_nothing(found):
     assert "protects nothing" in state_verdict(replace(found, insecure=True)).headline
 
 
-def test_a_file_near_chance_is_not_called_readable(found):
-    best = found.results[1].score
-    near = replace(best.all_tokens, chance=best.all_tokens.first.value - 0.01)
-    calm = replace(
-        found, results=(replace(found.results[1], score=replace(best, all_tokens=near)),), linkage=linkage(0.01)
-    )
-    assert "hardly more than blind guessing" in state_verdict(calm).headline
-    assert not any("anonymous" in sentence for sentence in state_verdict(calm).sentences)
-
-
 def linkage(share):
     hits = np.arange(400) < 400 * share
     return LinkageResult(first=independent_share(hits), candidates=2_000, chance=0.01, blind=0.0005, believed=share)
 
 
-@pytest.mark.parametrize("recognized", [linkage(0.2), None])
-def test_a_file_whose_texts_are_recognized_is_not_called_near_chance(found, recognized):
+def inferred(share):
+    right = Inference(
+        name="adaptive", first=independent_share(np.arange(400) < 400 * share), of_several=None, balanced=0
+    )
+    return AttributeResult(column="speaker", values=2, texts=400, chance=0.5, attackers=(right,), unprotected=right)
+
+
+def near_chance(found, *, value=0.05, chance=0.045, **other):
+    """The report of attacks that name hardly more words than the blind guess does."""
     best = found.results[1].score
-    near = replace(best.all_tokens, chance=best.all_tokens.first.value - 0.01)
-    near_chance = replace(found.results[1], score=replace(best, all_tokens=near))
-    verdict = state_verdict(replace(found, results=(near_chance,), linkage=recognized))
-    assert "blind guessing" not in verdict.headline
-    if recognized is not None:
-        assert "2,000 texts, the right one among them, picks it for 20 of 100" in verdict.headline
-        assert any("by length alone he is right for 1 of 100" in sentence for sentence in verdict.sentences)
-        assert any("anonymous" in sentence for sentence in verdict.sentences)
+    tokens = replace(best.all_tokens, first=independent_share(np.arange(1000) < 1000 * value), chance=chance)
+    result = replace(found.results[1], score=replace(best, all_tokens=tokens))
+    return replace(found, results=(result,), **{"linkage": linkage(0.01)} | other)
+
+
+REASSURING = ("blind guessing", "hardly", "no better")
+
+
+def is_reassuring(report, **how):
+    verdict = state_verdict(report, **how)
+    return any(words in text for words in REASSURING for text in (verdict.headline, *verdict.sentences))
+
+
+def test_a_file_near_chance_is_not_called_readable(found):
+    calm = near_chance(found)
+    assert "hardly more than blind guessing" in state_verdict(calm, attributes=(inferred(0.5),)).headline
+    assert not any("anonymous" in sentence for sentence in state_verdict(calm).sentences)
+
+
+@pytest.mark.parametrize(
+    ("other", "attributes"),
+    [
+        ({"linkage": linkage(0.2)}, ()),
+        ({"linkage": None}, ()),
+        ({}, (inferred(0.7),)),
+        ({"value": 0.08}, ()),
+        ({"insecure": True}, ()),
+    ],
+    ids=["a text is recognized", "not tried", "a column is inferred", "words at nearly twice chance", "a seed"],
+)
+def test_nothing_reassuring_is_said_where_any_attack_beats_what_is_known_without_it(found, other, attributes):
+    assert not is_reassuring(near_chance(found, **other), attributes=attributes)
+
+
+def test_a_file_whose_texts_are_recognized_says_so_and_is_not_called_anonymous(found):
+    verdict = state_verdict(near_chance(found, linkage=linkage(0.2)))
+    assert "2,000 texts, the right one among them, picks it for 20 of 100" in verdict.headline
+    assert any("by length alone he is right for 1 of 100" in sentence for sentence in verdict.sentences)
+    assert any("anonymous" in sentence for sentence in verdict.sentences)
 
 
 def test_a_readable_file_is_not_called_anonymous(found):

@@ -5,14 +5,14 @@ multiplying with the whole table, and a closed channel is drawn from by inversio
 So an error in a sampler, in a search or in the table that a program uses shows as a difference of outputs.
 
 A noise of density proportional to exp(-η||z||) is sqrt(w)·g with w ~ Gamma((d + 1)/2, scale 2/η²) and g ~ N(0, I); the
-mechanisms of the trusted half draw a Gamma radius and a direction.
-
-*Not covered.* `rank-fix` and `pct2t` have no second implementation.
+mechanisms of the trusted half draw a Gamma radius and a direction. The classes of `pct2t` are a public list, which is
+part of what is stated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rapt.local.mechanisms.interface import Mechanism, find_closed_channel
 from rapt.local.mechanisms.mahalanobis import shape_matrix
+from rapt.local.mechanisms.word_classes import Pct2tMechanism
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
 
@@ -46,6 +47,8 @@ def make_reference(mechanism: Mechanism, vocabulary: Vocabulary) -> ReferenceDra
     setting, rows = mechanism.setting, vocabulary.embeddings[vocabulary.eligible].astype(np.float32)
     half_square = (rows**2).sum(axis=1) / 2
     root = _stretch(setting, vocabulary)
+    classes = mechanism.tags.classes if isinstance(mechanism, Pct2tMechanism) else None
+    stated = _Stated(setting=setting, rows=rows, half_square=half_square, eligible=vocabulary.eligible, classes=classes)
 
     def draw(token_ids: Ints, rng: np.random.Generator) -> Ints:
         dimension, found = vocabulary.dimension, np.empty(len(token_ids), dtype=np.int64)
@@ -55,7 +58,7 @@ def make_reference(mechanism: Mechanism, vocabulary: Vocabulary) -> ReferenceDra
             noise = np.sqrt(width)[:, None] * rng.standard_normal((len(part), dimension))
             noisy = (vocabulary.embeddings[part] + (noise if root is None else noise @ root)).astype(np.float32)
             scores = noisy @ rows.T - half_square
-            found[start : start + len(part)] = vocabulary.eligible[choose(setting, noisy, scores, rng)]
+            found[start : start + len(part)] = vocabulary.eligible[choose(stated, part, noisy, scores, rng)]
         return found
 
     return draw
@@ -86,16 +89,61 @@ def _stretch(setting: MechanismSetting, vocabulary: Vocabulary) -> Floats | None
     return root
 
 
-def _nearest(
-    setting: MechanismSetting, noisy: NDArray[np.float32], scores: NDArray[np.float32], rng: np.random.Generator
-) -> Ints:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Stated:
+    """What is stated of a mechanism. C eligible tokens.
+
+    Attributes:
+        setting: Name and parameters.
+        rows: Rows of the eligible tokens, (C, d).
+        half_square: ||row||² / 2 of each, (C,).
+        eligible: Ids of the eligible tokens, (C,).
+        classes: Class of each row of the whole table, where the mechanism has classes.
+    """
+
+    setting: MechanismSetting
+    rows: NDArray[np.float32]
+    half_square: NDArray[np.float32]
+    eligible: Ints
+    classes: Ints | None
+
+    def read(self, name: str) -> float:
+        """A parameter that is a number."""
+        value = self.setting.parameters[name]
+        assert isinstance(value, float)
+        return value
+
+
+Scored = NDArray[np.float32]
+
+
+def _nearest(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
     found: Ints = scores.argmax(axis=1)
     return found
 
 
-def _first_or_second(
-    setting: MechanismSetting, noisy: NDArray[np.float32], scores: NDArray[np.float32], rng: np.random.Generator
-) -> Ints:
+def _nearest_of_class(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
+    """The nearest among the outputs of the input's class, or among all where the class has none."""
+    assert stated.classes is not None  # only `pct2t` chooses by class
+    alike = stated.classes[stated.eligible] == stated.classes[inputs][:, None]
+    alike |= ~alike.any(axis=1, keepdims=True)
+    found: Ints = np.where(alike, scores, -np.inf).argmax(axis=1)
+    return found
+
+
+def _by_rank(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
+    """The k-th nearest output of the one that is nearest to the noisy vector, k drawn from a table of its law."""
+    first: Ints = scores.argmax(axis=1)
+    law = np.cumsum(np.exp(-stated.read("decay") * stated.setting.eta * np.arange(len(stated.rows))))
+    ranks = np.minimum(np.searchsorted(law, rng.random(len(first)) * law[-1], side="right"), len(law) - 1)
+    found = first.copy()
+    for row in np.flatnonzero(ranks):
+        closeness = stated.rows @ stated.rows[first[row]] - stated.half_square
+        found[row] = np.argsort(-closeness, kind="stable")[ranks[row]]
+    return found
+
+
+def _first_or_second(stated: _Stated, inputs: Ints, noisy: Scored, scores: Scored, rng: np.random.Generator) -> Ints:
     """The choice of the Vickrey mechanism between the nearest token and the next, by their distances."""
     if scores.shape[1] < 2:
         return np.zeros(len(scores), dtype=np.int64)
@@ -105,13 +153,18 @@ def _first_or_second(
     two, best = np.take_along_axis(two, order, axis=1), np.take_along_axis(best, order, axis=1)
     square = (noisy.astype(np.float64) ** 2).sum(axis=1, keepdims=True)
     distance = np.sqrt(np.maximum(square - 2 * best, 1e-12))
-    tuning = setting.parameters["tuning"]
-    assert isinstance(tuning, float)
+    tuning = stated.read("tuning")
     first, second = tuning * distance[:, 0], (1 - tuning) * distance[:, 1]
     keep = second / np.maximum(first + second, 1e-300)
     return np.where(rng.random(len(keep)) < keep, two[:, 0], two[:, 1])
 
 
 _CHOICES: Final[Mapping[str, Callable[..., Ints]]] = MappingProxyType(
-    {"laplace": _nearest, "mahalanobis": _nearest, "vickrey": _first_or_second}
+    {
+        "laplace": _nearest,
+        "mahalanobis": _nearest,
+        "vickrey": _first_or_second,
+        "rank-fix": _by_rank,
+        "pct2t": _nearest_of_class,
+    }
 )

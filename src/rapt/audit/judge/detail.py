@@ -125,11 +125,13 @@ class Group:
         name: Name for people.
         first: Share that was named rightly.
         unchanged: Share that left as it was.
+        blind: Share that is right without the file: always the most frequent of these, its frequency known.
     """
 
     name: str
     first: Share
     unchanged: float
+    blind: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,19 +178,19 @@ def score_in_detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detai
     bands, start = [], 0
     for name, end in _BANDS:
         inside = (rank[true] >= start) & (rank[true] < (len(rank) if end is None else end))
-        bands.append(_group(name, hits, same, record, inside))
+        bands.append(_group(name, hits, same, record, true, inside))
         start = len(rank) if end is None else end
-    kinds = [_group(name, hits, same, record, classes[true] == place) for place, name in enumerate(names)]
+    kinds = [_group(name, hits, same, record, true, classes[true] == place) for place, name in enumerate(names)]
     begins = _word_begins(true, text, written)
     digits = _number_begins(true, text, written)
-    texts = [_group(PART_NAMES[name], hits, same, record, part == place) for place, name in enumerate(view.parts)]
+    texts = [_group(PART_NAMES[name], hits, same, record, true, part == place) for place, name in enumerate(view.parts)]
     return Detail(
         texts=tuple(group for group in texts if group) if len(view.parts) > 1 else (),
         bands=tuple(group for group in bands if group),
         classes=tuple(group for group in kinds if group),
-        words=_spans("words", hits, same, record, begins, least=1),
-        long_words=_spans("words of several tokens", hits, same, record, begins, least=2),
-        numbers=_spans("numbers", hits, same, record, digits, least=1),
+        words=_spans("words", hits, same, record, true, begins, least=1),
+        long_words=_spans("words of several tokens", hits, same, record, true, begins, least=2),
+        numbers=_spans("numbers", hits, same, record, true, digits, least=1),
         entities=_by_kind(truth, hits, same, record),
         bleu=bleu(first, true, view.lengths),
         bleu_unattacked=bleu(seen, true, view.lengths),
@@ -245,11 +247,20 @@ def _number_begins(true: Ints, text: Ints, written: tuple[str, ...]) -> Ints:
 
 
 def _group(
-    name: str, hits: NDArray[np.bool_], same: NDArray[np.bool_], record: Ints, inside: NDArray[np.bool_]
+    name: str,
+    hits: NDArray[np.bool_],
+    same: NDArray[np.bool_],
+    record: Ints,
+    units: Ints,
+    inside: NDArray[np.bool_],
 ) -> Group | None:
+    """The group of these units, which are equal where their numbers are."""
     lengths = np.bincount(record[inside], minlength=1)
     first = clustered_share(hits[inside], lengths)
-    return None if first is None else Group(name=name, first=first, unchanged=float(same[inside].mean()))
+    if first is None:
+        return None
+    blind = float(np.bincount(units[inside]).max() / first.n)
+    return Group(name=name, first=first, unchanged=float(same[inside].mean()), blind=blind)
 
 
 def _spans(
@@ -257,6 +268,7 @@ def _spans(
     hits: NDArray[np.bool_],
     same: NDArray[np.bool_],
     record: Ints,
+    true: Ints,
     begins: NDArray[np.bool_] | Ints,
     *,
     least: int,
@@ -271,8 +283,10 @@ def _spans(
     whole = [np.bincount(place, part[inside]) == size for part in (hits, same)]
     home = np.zeros(len(runs), dtype=np.int64)
     home[place] = record[inside]
-    kept = np.greater_equal(size, least)
-    return _group(name, whole[0], whole[1], home, kept)
+    number: dict[bytes, int] = {}
+    parts = np.split(true[inside][np.argsort(place, kind="stable")], np.cumsum(size)[:-1])
+    units = [number.setdefault(part.tobytes(), len(number)) for part in parts]
+    return _group(name, whole[0], whole[1], home, np.array(units, dtype=np.int64), np.greater_equal(size, least))
 
 
 def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], record: Ints) -> tuple[Group, ...]:
@@ -283,7 +297,7 @@ def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], rec
     kinds = np.array([*truth.entity_kinds, ""])[truth.entity]  # -1 takes the last
     present = np.array(truth.entity_kinds)[np.unique(truth.entity[truth.entity >= 0])]
     for kind, _ in Counter(present.tolist()).most_common():
-        group = _spans(kind, hits, same, record, np.where(kinds == kind, truth.entity, -1), least=1)
+        group = _spans(kind, hits, same, record, truth.token_ids, np.where(kinds == kind, truth.entity, -1), least=1)
         found += [] if group is None else [group]
     return tuple(found)
 

@@ -13,8 +13,10 @@ from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share
 from rapt.audit.judge.linkage import LinkageResult
 
-# Beyond chance, in hundredths: below it an attacker with the file is hardly better off than one without.
+# Beyond chance, as a share of the words and of chance itself: below both an attacker with the file is hardly better off
+# than one without, if no other attack says otherwise.
 _NEAR_CHANCE: Final = 0.05
+_NEAR_CHANCE_OF_CHANCE: Final = 0.25
 
 _NOT_ATTACKED: Final = (
     (
@@ -84,6 +86,22 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
+def is_near_chance(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()) -> bool:
+    """Whether a report may say that the attacks are hardly better than blind guessing.
+
+    Only where every attack that looks at more than single words ran, and none of all attacks is better than what is
+    known without it: the length of a text, the most frequent word or value.
+    """
+    best = report.strongest.score.all_tokens
+    return (
+        not report.insecure
+        and best.advantage < min(_NEAR_CHANCE, _NEAR_CHANCE_OF_CHANCE * best.chance)
+        and report.linkage is not None
+        and not report.linkage.beats_length
+        and not any(attacker.first.low > column.chance for column in attributes for attacker in column.attackers)
+    )
+
+
 def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()) -> Verdict:
     """The verdict on a file, and on what it tells about the authors of its texts."""
     best = report.strongest.score.all_tokens
@@ -91,7 +109,7 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
         headline = "This file protects nothing: its noise can be drawn again and taken off."
     elif best.advantage >= _NEAR_CHANCE:
         headline = f"An attacker can rightly name about {write_of_100(best.first.value)} words of these texts."
-    elif report.linkage is not None and not report.linkage.beats_length:
+    elif is_near_chance(report, attributes=attributes):
         named = write_of_100(best.first.value)
         headline = f"The attacks tried name {named} words rightly, hardly more than blind guessing does."
     else:
@@ -128,8 +146,7 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
     else:
         sentences.append("Attackers who also use the words around a word were not tried. Expect them to do better.")
     sentences += [_on_attribute(result) for result in attributes]
-    recognized = report.linkage is not None and report.linkage.beats_length
-    if (best.advantage >= _NEAR_CHANCE or recognized) and not report.insecure:
+    if not is_near_chance(report, attributes=attributes) and not report.insecure:
         sentences.append("These texts must not be treated as anonymous.")
     return Verdict(headline=headline, sentences=tuple(sentences))
 
