@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from code_material import codes_manifest
 from hostile_documents import MARKER, mutations_of, value_or_refusal
 from rapt.errors import MechanismError, WireError
 from rapt.wire.adapter_files import AdapterCard, dump_card, pack_adapter, parse_card, unpack_adapter
@@ -71,6 +72,11 @@ CARD = AdapterCard(
     created_by="rapt 0.1",
 )
 QUERY = dump_query(PrivatizedFile(manifest=MANIFEST, records=RECORDS))
+CODES = PrivatizedFile(
+    manifest=codes_manifest(codes=2, pairs=True, label_privacy=LabelPrivacy(epsilon=1.0)),
+    records=(PrivatizedRecord(token_ids=(0, 11), second_token_ids=(3, 3), label=1),) * 3,
+)
+QUERY_OF_CODES = dump_query(CODES)
 ARCHIVE = pack_adapter({"rapt.json": dump_line(dump_card(CARD)).encode(), "adapter_model.safetensors": bytes(200)})
 
 
@@ -92,7 +98,7 @@ def shown_again(value):
     return parse_document(json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8"), what="it")
 
 
-@given(mutations_of(QUERY["manifest"]))
+@given(mutations_of(QUERY["manifest"]) | mutations_of(QUERY_OF_CODES["manifest"]))
 def test_a_manifest_is_read_and_can_be_shown_again_or_is_refused(value):
     manifest = value_or_refusal(lambda: parse_manifest(value) if isinstance(value, dict) else None)
     if manifest is not None:
@@ -113,7 +119,7 @@ def test_a_record_is_read_or_refused(value):
         assert all(0 <= token_id < 2**31 for token_id in record.token_ids)
 
 
-@given(mutations_of(QUERY))
+@given(mutations_of(QUERY) | mutations_of(QUERY_OF_CODES))
 def test_a_query_is_read_and_can_be_shown_again_or_is_refused(value):
     def read():
         return parse_query(value["manifest"], value["records"])
@@ -125,7 +131,7 @@ def test_a_query_is_read_and_can_be_shown_again_or_is_refused(value):
         shown_again(dump_query(query))
 
 
-@given(mutations_of(QUERY), st.booleans())
+@given(mutations_of(QUERY) | mutations_of(QUERY_OF_CODES), st.booleans())
 def test_a_file_is_read_and_can_be_written_again_or_is_refused(value, ascii_only):
     parts = value if isinstance(value, dict) else {"manifest": value, "records": []}
     records = parts.get("records") if isinstance(parts.get("records"), list) else [parts.get("records")]

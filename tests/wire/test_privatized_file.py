@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from code_material import codes_manifest
 from rapt.errors import CorpusError, MechanismError, WireError
 from rapt.wire.manifest import (
     NO_PLAIN_TOKENS,
@@ -74,6 +75,14 @@ CASES = {
     "pairs with public targets": (
         replace(manifest_of(), pairs=True, targets="public"),
         [PrivatizedRecord(token_ids=(3,), label=1, second_token_ids=(7,), target_ids=(5, 6))],
+    ),
+    "codes": (
+        codes_manifest(),
+        [PrivatizedRecord(token_ids=(11,), label=1), PrivatizedRecord(token_ids=(0,), label=0)],
+    ),
+    "pairs of two codes each": (
+        codes_manifest(codes=2, labels=None, pairs=True),
+        [PrivatizedRecord(token_ids=(3, 3), second_token_ids=(0, 11))],
     ),
 }
 
@@ -422,3 +431,91 @@ def test_a_file_whose_lines_end_as_on_windows_is_the_same_file(good, tmp_path):
     )
     with pytest.raises(WireError, match="take it as it was written"):
         read_privatized_file(converted)
+
+
+def test_a_manifest_of_codes_says_what_its_unit_is_and_has_a_schema_of_its_own():
+    manifest = codes_manifest()
+    described = dump_manifest(manifest)
+    assert list(described)[:2] == ["schema", "unit"]
+    assert (described["schema"], described["unit"]) == ("rapt.codes/1", "text")
+    assert (manifest.unit, manifest.mechanism.epsilon) == ("text", 4.0)
+    assert manifest.mechanism.describe_strength() == "epsilon=4"
+    assert (manifest_of().unit, manifest_of().mechanism.describe_strength()) == ("token", "eta=75")
+    with pytest.raises(MechanismError, match="protects whole texts"):
+        _ = manifest.mechanism.eta
+    with pytest.raises(MechanismError, match="one that protects tokens"):
+        _ = manifest_of().mechanism.epsilon
+
+
+@pytest.mark.parametrize("epsilon", [0, -1.0, 64.5, 10**401, float("nan"), float("inf"), "4", True, None])
+def test_no_manifest_of_codes_has_an_epsilon_outside_its_domain(epsilon):
+    described = dump_manifest(codes_manifest())
+    described["records_sha256"] = "0" * 64
+    described["mechanism"]["parameters"]["epsilon"] = epsilon
+    with pytest.raises((MechanismError, WireError)) as refused:
+        parse_manifest(described)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"preferred": 12}, "fewer preferred codewords than codewords"),
+        ({"preferred": 0}, "fewer preferred codewords than codewords"),
+        ({"codewords": 65_537}, "codewords from 0 to 65536"),
+        ({"codes": 0}, "at least one code"),
+        ({"codes": 65}, "codes from 0 to 64"),
+        ({"codes": True}, "of type int"),
+        ({"surprise": 1}, "a field this version does not know"),
+    ],
+)
+def test_parameters_that_define_no_law_are_refused(changes, reason):
+    described = dump_manifest(codes_manifest())
+    described["mechanism"]["parameters"] |= changes
+    with pytest.raises(WireError, match=reason):
+        parse_manifest(described)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"unit": "token"}, "unit as text"),
+        ({"targets": "public"}, "no targets"),
+        ({"plain_tokens": {"count": 1, "pool": [1], "fixed": None}}, "no plain tokens"),
+        ({"plain_tokens": {"count": 0, "pool": [1], "fixed": None}}, "no plain tokens"),
+        ({"records": 2, "tokens": 3}, "2 tokens for records=2"),
+        ({"mechanism": {"name": "laplace", "parameters": {"eta": 3}}}, "protects whole texts"),
+        ({"schema": "rapt.privatized/2", "pairs": True}, "does not know"),
+        ({"schema": "rapt.codes/2"}, "must be a manifest of schema"),
+    ],
+)
+def test_what_no_file_of_codes_has_is_refused(changes, reason):
+    with pytest.raises(WireError, match=reason):
+        parse_manifest(dump_manifest(codes_manifest()) | changes)
+
+
+def test_a_mechanism_of_whole_texts_is_in_no_file_of_tokens():
+    described = dump_manifest(manifest_of()) | {"mechanism": dump_manifest(codes_manifest())["mechanism"]}
+    with pytest.raises(WireError, match="and no other, must have a mechanism that protects whole texts"):
+        parse_manifest(described)
+
+
+@pytest.mark.parametrize("ids", [(), (1,), (1, 2, 3), (1, 12), (1, -1), (1, 2**31)])
+@pytest.mark.parametrize("part", ["first", "second"])
+def test_every_text_of_a_file_of_codes_has_its_number_of_codewords(tmp_path, ids, part):
+    manifest = codes_manifest(codes=2, labels=None, pairs=True)
+    texts = {"token_ids": (1, 2), "second_token_ids": (1, 2)}
+    texts["token_ids" if part == "first" else "second_token_ids"] = ids
+    with pytest.raises(WireError, match="record 1 must have 2 codes below 12 for each text"):
+        write(tmp_path / "file", manifest, [PrivatizedRecord(**texts)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_file_of_codes_is_continued(tmp_path):
+    manifest, record = codes_manifest(labels=None), PrivatizedRecord(token_ids=(3,))
+    write(tmp_path / "f", manifest, [record])
+    (tmp_path / "f").rename(tmp_path / "f.partial")
+    with write_privatized_file(tmp_path / "f", manifest, resume=True) as out:
+        assert list(out.kept()) == [record]
+        out.write(record)
+    assert read_privatized_file(tmp_path / "f").records == (record, record)

@@ -16,11 +16,14 @@ from functools import cached_property
 from typing import Any, Final, Literal, get_args
 
 from rapt.errors import MechanismError, WireError
+from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS, MOST_EPSILON, Unit, find_unit
 from rapt.wire.strict_json import check_fields, check_json, read_count, read_field, read_ids, read_name
 
 SCHEMA: Final = "rapt.privatized/1"
 # A file whose records have more than one text. Files of single texts stay of the first schema, byte for byte.
 SCHEMA_OF_PARTS: Final = "rapt.privatized/2"
+# A file whose records are codes of whole texts.
+SCHEMA_OF_CODES: Final = "rapt.codes/1"
 
 # How the target texts of a file left: through the mechanism, or as they are, because the user declared them public.
 Targets = Literal["privatized", "public"]
@@ -44,9 +47,40 @@ class MechanismSetting:
     parameters: Mapping[str, Parameter]
 
     @property
+    def unit(self) -> Unit:
+        """What one guarantee is for: each token, or the whole text."""
+        return find_unit(self.name)
+
+    @property
     def eta(self) -> float:
-        """The slope of the dχ guarantee: log P(y|x) - log P(y|x') <= eta * d(x, x')."""
+        """The slope of the dχ guarantee of a token: log P(y|x) - log P(y|x') <= eta * d(x, x').
+
+        Raises:
+            MechanismError: The mechanism protects whole texts.
+        """
+        if self.unit == "text":
+            raise MechanismError(
+                f"eta is of mechanisms that protect tokens, got {self.name}, which protects whole texts; "
+                "take its epsilon"
+            )
         return float(self.parameters["eta"])
+
+    @property
+    def epsilon(self) -> float:
+        """The bound for a whole text: log P(y|x) - log P(y|x') <= epsilon for any two texts x, x'; nats.
+
+        Raises:
+            MechanismError: The mechanism protects tokens.
+        """
+        if self.unit == "token":
+            raise MechanismError(
+                "epsilon is of mechanisms that protect whole texts, got one that protects tokens; take its eta"
+            )
+        return float(self.parameters["epsilon"])
+
+    def describe_strength(self) -> str:
+        """Return the parameter that says how strong the guarantee is, such as `eta=75` or `epsilon=4`."""
+        return f"epsilon={self.epsilon:g}" if self.unit == "text" else f"eta={self.eta:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +156,16 @@ class Manifest:
     """The first line of a privatized file: what was done to its texts.
 
     Attributes:
-        model: Name of the backbone whose vocabulary was used.
-        vocabulary_hash: `sha256:...` of that vocabulary; eta means nothing without it.
-        mechanism: Mechanism that replaced each token.
+        model: Name of the backbone whose vocabulary was used; of the encoder, in a file of codes.
+        vocabulary_hash: `sha256:...` of that vocabulary; eta means nothing without it. In a file of codes, of the code
+            bundle.
+        mechanism: Mechanism that replaced each token, or the whole text.
         randomness: Source of the noise.
         plain_tokens: The public plain tokens, or none.
         labels: Names of the classes, in clear; None for a file without labels.
         label_privacy: Mechanism that privatized each record's label; None for true labels and for none.
         records: Number of record lines that follow.
-        tokens: Number of privatized text tokens in them, plain tokens not counted.
+        tokens: Number of privatized text tokens in them, plain tokens not counted; each code counts as one.
         records_sha256: Hex digest of the record lines as bytes: a truncated or edited file is refused.
         created_by: Program and version.
         pairs: Whether each record has a second text, privatized as the first.
@@ -159,8 +194,15 @@ class Manifest:
         )
 
     @property
+    def unit(self) -> Unit:
+        """What one guarantee of the mechanism is for: each token, or each whole text."""
+        return self.mechanism.unit
+
+    @property
     def schema(self) -> str:
         """The oldest schema that can express this manifest."""
+        if self.unit == "text":
+            return SCHEMA_OF_CODES
         return SCHEMA_OF_PARTS if self.pairs or self.targets is not None else SCHEMA
 
 
@@ -177,6 +219,20 @@ def check_eta(eta: float) -> float:
     return float(eta)
 
 
+def check_epsilon(epsilon: float, *, most: float = MOST_EPSILON) -> float:
+    """Return the `epsilon` of a whole text as a float, if it is a number above 0 and at most `most`.
+
+    Raises:
+        MechanismError: epsilon is not such a number.
+    """
+    if not _is_finite(epsilon) or not 0 < epsilon <= most:
+        raise MechanismError(
+            f"the epsilon of a text must be a number above 0 and at most {most:g}; 1 to 8 are usual, and beyond 16 "
+            "a text is nearly always told from a thousand others"
+        )
+    return float(epsilon)
+
+
 def _is_finite(value: object) -> bool:
     """Whether a value is a number that a float can hold."""
     try:
@@ -189,10 +245,12 @@ def dump_manifest(manifest: Manifest) -> dict[str, Any]:
     """Return the manifest as plain JSON values, in a fixed order of keys."""
     plain = manifest.plain_tokens
     parts: dict[str, Any] = {}
-    if manifest.schema == SCHEMA_OF_PARTS:
+    if manifest.schema != SCHEMA:
         parts = {"pairs": manifest.pairs, "targets": manifest.targets}
+    unit = {"unit": manifest.unit} if manifest.schema == SCHEMA_OF_CODES else {}
     return {
         "schema": manifest.schema,
+        **unit,
         "model": manifest.model,
         "vocabulary_hash": manifest.vocabulary_hash,
         "mechanism": dump_mechanism(manifest.mechanism),
@@ -221,14 +279,14 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
     Raises:
         WireError: Unknown schema, a missing, unknown or mistyped field, a value beyond the limits of this format, or
             counts that contradict each other.
-        MechanismError: eta is not a finite number above 0, or an epsilon of labels is outside its domain.
+        MechanismError: eta is not a finite number above 0, or an epsilon, of texts or of labels, is outside its domain.
     """
     what = "the manifest"
     check_json(value, what=what)
     schema = value.get("schema")
-    if schema not in (SCHEMA, SCHEMA_OF_PARTS):
+    if schema not in (SCHEMA, SCHEMA_OF_PARTS, SCHEMA_OF_CODES):
         raise WireError(
-            f"the first line must be a manifest of schema {SCHEMA!r} or {SCHEMA_OF_PARTS!r}; "
+            f"the first line must be a manifest of schema {SCHEMA!r}, {SCHEMA_OF_PARTS!r} or {SCHEMA_OF_CODES!r}; "
             "run `rapt privatize` to make one"
         )
     names = {
@@ -242,11 +300,13 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
         "label_privacy",
         "records",
     }
-    if schema == SCHEMA_OF_PARTS:
+    if schema != SCHEMA:
         names |= {"pairs", "targets"}
+    if schema == SCHEMA_OF_CODES:
+        names |= {"unit"}
     check_fields(value, required=names | {"tokens", "records_sha256", "created_by"}, optional=set(), what=what)
-    pairs = read_field(value, "pairs", bool, what=what) if schema == SCHEMA_OF_PARTS else False
-    targets = _parse_targets(value["targets"]) if schema == SCHEMA_OF_PARTS else None
+    pairs = read_field(value, "pairs", bool, what=what) if schema != SCHEMA else False
+    targets = _parse_targets(value["targets"]) if schema != SCHEMA else None
     if schema == SCHEMA_OF_PARTS and not pairs and targets is None:
         raise WireError(f"the manifest must be of schema {SCHEMA!r} when records have one text; write the file again")
     labels = None if value["labels"] is None else read_labels(value, what=what)
@@ -260,7 +320,7 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
     digest = read_field(value, "records_sha256", str, what=what)
     if not _SHA256.fullmatch(digest):
         raise WireError(f"{what} must have records_sha256 as 64 hexadecimal digits; write the file again")
-    return Manifest(
+    manifest = Manifest(
         model=read_name(value, "model", what=what),
         vocabulary_hash=read_name(value, "vocabulary_hash", what=what),
         mechanism=parse_mechanism(read_field(value, "mechanism", dict, what=what)),
@@ -275,6 +335,32 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
         pairs=pairs,
         targets=targets,
     )
+    if (schema == SCHEMA_OF_CODES) != (manifest.unit == "text"):
+        raise WireError(
+            f"a manifest of schema {SCHEMA_OF_CODES!r}, and no other, must have a mechanism that protects whole texts; "
+            "write the file again"
+        )
+    if schema == SCHEMA_OF_CODES:
+        _check_codes(manifest, unit=value["unit"])
+    return manifest
+
+
+def count_codes(manifest: Manifest) -> int:
+    """Return how many ids each text of a file of codes has."""
+    return int(manifest.mechanism.parameters["codes"])
+
+
+def _check_codes(manifest: Manifest, *, unit: Any) -> None:
+    if unit != "text":
+        raise WireError("the manifest of codes must have unit as text; write the file again")
+    if manifest.plain_tokens != NO_PLAIN_TOKENS or manifest.targets is not None:
+        raise WireError("the manifest of codes must have no plain tokens and no targets; write the file again")
+    tokens = manifest.records * count_codes(manifest) * (2 if manifest.pairs else 1)
+    if manifest.tokens != tokens:
+        raise WireError(
+            f"the manifest of codes must have {tokens} tokens for records={manifest.records}, as many as its mechanism "
+            f"gives each text, got tokens={manifest.tokens}; write the file again"
+        )
 
 
 def read_labels(value: Mapping[str, Any], *, what: str) -> tuple[str, ...]:
@@ -320,10 +406,27 @@ def parse_mechanism(value: Mapping[str, Any]) -> MechanismSetting:
     for name, item in parameters.items():
         if type(item) is str:
             read_name(parameters, name, what=f"a parameter of {what}")
+    name = read_name(value, "name", what=what)
+    if find_unit(name) == "text":
+        return MechanismSetting(name=name, parameters=_read_parameters_of_codes(parameters))
     if "eta" not in parameters:
         raise WireError(f"{what} must state eta; a file without a guarantee is not accepted")
     check_eta(parameters["eta"])
-    return MechanismSetting(name=read_name(value, "name", what=what), parameters=parameters)
+    return MechanismSetting(name=name, parameters=parameters)
+
+
+def _read_parameters_of_codes(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
+    what = "the mechanism of a file of codes"
+    check_fields(parameters, required={"epsilon", "preferred", "codewords", "codes"}, optional=set(), what=what)
+    size = read_count(parameters, "codewords", what=what, most=MOST_CODEWORDS)
+    preferred = read_count(parameters, "preferred", what=what, most=MOST_CODEWORDS)
+    codes = read_count(parameters, "codes", what=what, most=MOST_CODES)
+    if not 1 <= preferred < size or codes < 1:
+        raise WireError(
+            f"{what} must have at least one code and fewer preferred codewords than codewords; write the file again"
+        )
+    epsilon = check_epsilon(parameters["epsilon"])
+    return {"epsilon": epsilon, "preferred": preferred, "codewords": size, "codes": codes}
 
 
 def _parse_randomness(value: Mapping[str, Any]) -> Randomness:

@@ -13,6 +13,13 @@ from typing import Final, Literal
 GuaranteeStatus = Literal["proved", "conditional", "broken-as-published"]
 # How an attacker learns P(y|x): by a closed form, by the geometry of Laplace noise, or by counting draws of his own.
 ChannelKind = Literal["closed", "laplace", "counted"]
+# What one guarantee is for: each token beside its neighbours by distance (eta), or the whole text beside any (epsilon).
+Unit = Literal["token", "text"]
+
+MOST_CODEWORDS: Final = 65_536  # of a codebook
+MOST_CODES: Final = 64  # ids that one text becomes
+USUAL_EPSILON: Final = 16.0  # beyond it a text is nearly always named among a thousand; a user has to say so
+MOST_EPSILON: Final = 64.0
 
 
 @dataclass(frozen=True)
@@ -22,14 +29,16 @@ class KnownMechanism:
     Attributes:
         parameters: Names of all its public parameters.
         channel: Way in which an attacker learns P(y|x).
-        status: Whether the guarantee is proved for all pairs of tokens.
+        status: Whether the guarantee is proved for all pairs of tokens, or of texts.
         caveat: Why it is not, and what to use instead; empty where it is.
+        unit: What the guarantee is for: each token, at slope `eta`, or the whole text, at `epsilon`.
     """
 
     parameters: frozenset[str]
     channel: ChannelKind
     status: GuaranteeStatus = "proved"
     caveat: str = ""
+    unit: Unit = "token"
 
 
 def _known(parameters: str, channel: ChannelKind) -> KnownMechanism:
@@ -57,4 +66,11 @@ KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
         status="broken-as-published",
         caveat="words of different classes have no outputs in common, so their ε is infinite; use soft-pos",
     ),
+    "subset": KnownMechanism(frozenset({"epsilon", "preferred", "codewords", "codes"}), "closed", unit="text"),
 }
+
+
+def find_unit(name: str) -> Unit:
+    """Return the unit of a mechanism; one that is not known here protects tokens, as all did at first."""
+    known = KNOWN_MECHANISMS.get(name)
+    return "token" if known is None else known.unit

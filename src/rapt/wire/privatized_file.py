@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 from rapt.errors import CorpusError, WireError, name_record
-from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
+from rapt.wire.manifest import Manifest, count_codes, dump_manifest, parse_manifest
 from rapt.wire.strict_json import check_fields, dump_line, parse_document, read_field, read_ids
 
 # A text of a record that may have gone through the mechanism.
@@ -29,7 +29,8 @@ class PrivatizedRecord:
     """One privatized text: z = M([k; x]) of RAPT, Eq. 5, kept as its two parts.
 
     Attributes:
-        token_ids: M(x), one id for each content token of the text, in order.
+        token_ids: M(x), one id for each content token of the text, in order; in a file of codes, ids of codewords, as
+            many for every text.
         label: Index into the manifest's labels, in clear; None without a label.
         privatized_plain_tokens: M(k), as many as the manifest's plain tokens.
         plain_tokens: k, when each record has its own; None when the manifest holds one for all, or there are none.
@@ -132,6 +133,11 @@ def check_record(record: PrivatizedRecord, manifest: Manifest, *, position: int)
     if (record.target_ids is not None) != (manifest.targets is not None):
         wanted = "no" if manifest.targets is None else "a"
         raise WireError(f"{what} must have {wanted} target, as the manifest says")
+    if manifest.unit == "text":
+        codes, size = count_codes(manifest), manifest.mechanism.parameters["codewords"]
+        for ids in (record.token_ids, *(() if record.second_token_ids is None else (record.second_token_ids,))):
+            if len(ids) != codes or not all(0 <= code < int(size) for code in ids):
+                raise WireError(f"{what} must have {codes} codes below {size} for each text, as the manifest says")
 
 
 def parse_record(value: dict[str, Any], *, position: int) -> PrivatizedRecord:

@@ -33,7 +33,7 @@ from rapt.wire.strict_json import dump_line, parse_document
 # Two counts of up to 19 digits are filled in when the file is whole; the line is padded with spaces until then.
 _ROOM_FOR_COUNTS: Final = 40
 # What an unfinished file of ours begins with, whatever its version; also when it was cut off within its first line.
-_BEGINNING: Final = b'{"schema":"rapt.privatized/'
+_BEGINNINGS: Final = (b'{"schema":"rapt.privatized/', b'{"schema":"rapt.codes/')
 
 
 class PrivatizedFileWriter:
@@ -174,7 +174,7 @@ def _check_unfinished(stream: IO[bytes], partial: Path, *, resume: bool, overwri
     """Refuse to take what somebody else put under the name, and to throw an unfinished run away unasked."""
     first, more = stream.readline(MAX_LINE_BYTES), stream.read(1)
     stream.seek(0)
-    if not (first.startswith(_BEGINNING) or _BEGINNING.startswith(first)):
+    if not any(first.startswith(beginning) or beginning.startswith(first) for beginning in _BEGINNINGS):
         raise UsageError(
             f"the name {str(partial)!r} must be free for the work, got a file that rapt did not begin; "
             "move it away, or choose another output"

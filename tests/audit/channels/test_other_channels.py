@@ -12,6 +12,7 @@ from rapt.wire.mechanisms import KNOWN_MECHANISMS
 
 SIZE = 30
 PRIOR = zipf_prior(SIZE).probabilities
+CLOSED = [name for name, known in KNOWN_MECHANISMS.items() if known.channel == "closed" and known.unit == "token"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def matrix_of(estimate):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name, known in KNOWN_MECHANISMS.items() if known.channel == "closed"])
+@pytest.mark.parametrize("name", CLOSED)
 def test_a_closed_channel_is_that_of_the_mechanism(name, vocabulary):
     mechanism = made(vocabulary, name)
     found = estimate_channel(

@@ -1,0 +1,234 @@
+"""The code bundle: everything public that turns a whole text into codewords, and its hash.
+
+A text's code is its mean state in a public encoder, projected on public directions and scaled to length 1. What leaves
+is never the code, but the id of a codeword that a mechanism drew: a codebook is the vocabulary of whole texts. A folder
+of two public files: `code.safetensors` (centre, directions, codewords, float32) and `code.json` (encoder, hash, longest
+input). The encoder's weights are not in it: they come by name or folder, and `encoder_hash` says whether they are the
+right ones. Centre, directions and codewords must come from public text alone; no file can show that they do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from dataclasses import field as field_of
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rapt.errors import VocabularyError, WireError
+from rapt.whole_files import open_whole_folder
+from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
+from rapt.wire.strict_json import check_fields, parse_document, read_count, read_field, read_name
+
+SCHEMA: Final = "rapt.code/1"
+DESCRIPTION: Final = "code.json"
+TENSORS: Final = "code.safetensors"
+MOST_DIMENSIONS: Final = 4096  # of a code; 4 to 64 are usual
+MOST_STATE_WIDTH: Final = 65_536  # of an encoder's states; 384 and 768 are usual
+_MOST_LANGUAGES: Final = 1000
+_LENGTH_SLACK: Final = 1e-3
+_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
+_NAMES: Final = ("center", "directions", "codewords")
+_LONGEST_DESCRIPTION: Final = 1 << 20  # bytes of `code.json`
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CodeBundle:
+    """A public map from the states of a public encoder to codes, and the codewords that may leave in their place.
+
+    Attributes:
+        model: Name of the encoder.
+        encoder_hash: `sha256:...` of the encoder's tokenizer and weights.
+        center: State that is subtracted before projecting, (h,), float32, read-only.
+        directions: Directions with their whitening, (k, h), float32, read-only.
+        codewords: Codewords of length 1, (r, N, k / r), float32, read-only: the k dimensions are cut into r equal runs,
+            and each run has a codebook of its own. A text becomes one id of each.
+        max_tokens: Number of tokens after which the encoder cuts a text, special tokens included.
+        languages: Languages that the encoder was trained on, such as `en`; empty where nobody says. The guarantee holds
+            for every language, the use does not.
+        hash: `sha256:...` over all of the above but the name.
+    """
+
+    model: str
+    encoder_hash: str
+    center: NDArray[np.float32] = field_of(repr=False)
+    directions: NDArray[np.float32] = field_of(repr=False)
+    codewords: NDArray[np.float32] = field_of(repr=False)
+    max_tokens: int
+    languages: tuple[str, ...] = ()
+    hash: str
+
+    @property
+    def codes(self) -> int:
+        """The number of codewords that a text becomes, r."""
+        return int(self.codewords.shape[0])
+
+    @property
+    def size(self) -> int:
+        """The number of codewords in each codebook, N."""
+        return int(self.codewords.shape[1])
+
+
+def make_code_bundle(
+    *,
+    model: str,
+    encoder_hash: str,
+    center: NDArray[np.float32],
+    directions: NDArray[np.float32],
+    codewords: NDArray[np.float32],
+    max_tokens: int,
+    languages: Sequence[str] = (),
+) -> CodeBundle:
+    """Make the bundle of a map and its codebooks; arrays have the shapes of `CodeBundle`.
+
+    Raises:
+        VocabularyError: An array is not finite float32 of its shape, a codeword is there twice or not of length 1, or
+            a size is beyond what a bundle may have.
+    """
+    arrays = dict(zip(_NAMES, (center, directions, codewords), strict=True))
+    for (name, array), axes in zip(arrays.items(), (1, 2, 3), strict=True):
+        if array.ndim != axes or array.dtype != np.float32 or not np.isfinite(array).all():
+            raise VocabularyError(
+                f"the {name} of a code must be finite float32 of {axes} axes, got {array.dtype} {array.shape}"
+            )
+    (width,), (dimensions, seen), (codes, size, run) = center.shape, directions.shape, codewords.shape
+    if seen != width or codes * run != dimensions or not 0 < dimensions <= MOST_DIMENSIONS:
+        raise VocabularyError(
+            "a code must have center (h,), directions (k, h) and codewords (r, N, k / r), with k from 1 to "
+            f"{MOST_DIMENSIONS}; got {center.shape}, {directions.shape} and {codewords.shape}"
+        )
+    if not (0 < width <= MOST_STATE_WIDTH and 2 <= size <= MOST_CODEWORDS and codes <= MOST_CODES):
+        raise VocabularyError(
+            f"a code must have states of 1 to {MOST_STATE_WIDTH} numbers, 2 to {MOST_CODEWORDS} codewords and at most "
+            f"{MOST_CODES} codes a text, got {width}, {size} and {codes}"
+        )
+    if max_tokens < 1 or not _HASH.fullmatch(encoder_hash):
+        raise VocabularyError("a code must have max_tokens above 0 and the hash of an encoder as sha256:HEX")
+    _check_codewords(codewords)
+    kept = {name: np.array(array, dtype="<f4", order="C") for name, array in arrays.items()}
+    shapes = [item.shape for item in kept.values()]
+    digest = hashlib.sha256(json.dumps([SCHEMA, encoder_hash, max_tokens, list(languages), shapes]).encode())
+    for item in kept.values():
+        digest.update(item.data.cast("B"))
+    for item in kept.values():
+        item.flags.writeable = False
+    return CodeBundle(
+        model=model,
+        encoder_hash=encoder_hash,
+        max_tokens=max_tokens,
+        languages=tuple(languages),
+        hash=f"sha256:{digest.hexdigest()}",
+        **kept,
+    )
+
+
+def project_states(states: NDArray[np.float32], bundle: CodeBundle) -> NDArray[np.float64]:
+    """Return the codes of states, (n, h) to (n, k), each of length 1; 0 where a state has no direction at all.
+
+    A state that is not finite has the code 0, like one at the centre: nothing that a text does to its encoder can stop
+    a release, or be seen by its stopping.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        codes = (states.astype(np.float64) - bundle.center) @ bundle.directions.T.astype(np.float64)
+        lengths = np.linalg.norm(codes, axis=1, keepdims=True)
+    known = np.isfinite(lengths) & (lengths > 0)
+    found: NDArray[np.float64] = np.divide(codes, lengths, out=np.zeros_like(codes), where=known)
+    return found
+
+
+def _check_codewords(codewords: NDArray[np.float32]) -> None:
+    if (abs(np.linalg.norm(codewords.astype(np.float64), axis=2) - 1) > _LENGTH_SLACK).any():
+        raise VocabularyError("every codeword must have length 1; divide each by its length")
+    for book in codewords:
+        # As bytes, because that sorts once; adding 0 makes the two zeros of floating point one.
+        rows = np.ascontiguousarray(book + np.float32(0)).view(f"V{book.shape[1] * book.itemsize}")
+        if len(np.unique(rows)) < len(book):
+            raise VocabularyError("every codeword must be in its codebook once; leave out what is there twice")
+
+
+def write_code_bundle(bundle: CodeBundle, folder: Path) -> None:
+    """Write the two files into a new or empty folder, which appears whole or not at all.
+
+    Raises:
+        UsageError: The folder is not empty, or is something else.
+        VocabularyError: The folder cannot be written.
+    """
+    try:
+        with open_whole_folder(folder) as partial:
+            save_file({name: np.asarray(getattr(bundle, name)) for name in _NAMES}, partial / TENSORS)
+            (partial / DESCRIPTION).write_text(json.dumps(describe_code_bundle(bundle)) + "\n", encoding="ascii")
+    except (OSError, SafetensorError) as error:
+        raise VocabularyError(
+            f"the folder of a code must be writable, got {getattr(error, 'strerror', None) or type(error).__name__}; "
+            "free space, or choose another"
+        ) from None
+
+
+def describe_code_bundle(bundle: CodeBundle) -> dict[str, Any]:
+    """Return the content of `code.json`."""
+    return {
+        "schema": SCHEMA,
+        "model": bundle.model,
+        "encoder_hash": bundle.encoder_hash,
+        "hash": bundle.hash,
+        "state_width": len(bundle.center),
+        "dimensions": len(bundle.directions),
+        "codewords": bundle.size,
+        "codes": bundle.codes,
+        "max_tokens": bundle.max_tokens,
+        "languages": list(bundle.languages),
+    }
+
+
+def holds_code_bundle(folder: Path) -> bool:
+    """Whether a folder says that it holds a code bundle."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def read_code_bundle(folder: Path) -> CodeBundle:
+    """Read the bundle in a folder, its hash computed again from its files.
+
+    Raises:
+        VocabularyError: A file is missing or damaged, the contents do not match the hash, or the bundle is none that
+            `make_code_bundle` makes.
+        WireError: `code.json` is malformed or of an unknown version.
+    """
+    try:
+        with (folder / DESCRIPTION).open("rb") as stream:
+            described = parse_document(stream.read(_LONGEST_DESCRIPTION), what=DESCRIPTION)
+        with safe_open(folder / TENSORS, framework="numpy") as file:
+            if set(file.keys()) != set(_NAMES) or any(file.get_slice(name).get_dtype() != "F32" for name in _NAMES):
+                raise VocabularyError(f"{TENSORS} must hold {', '.join(_NAMES)} as float32; fetch it again")
+            arrays: dict[str, NDArray[np.float32]] = {name: file.get_tensor(name) for name in _NAMES}
+    except (OSError, SafetensorError):
+        raise VocabularyError(
+            f"a code bundle must have {DESCRIPTION} and {TENSORS}; fetch it again, or make it with `rapt codebook`"
+        ) from None
+    if described.get("schema") != SCHEMA:
+        raise WireError(f"{DESCRIPTION} must be of schema {SCHEMA!r}; upgrade rapt or fetch the bundle again")
+    names = {"schema", "model", "encoder_hash", "hash", "state_width", "dimensions", "codewords", "codes"}
+    check_fields(described, required=names | {"max_tokens", "languages"}, optional=set(), what=DESCRIPTION)
+    languages = read_field(described, "languages", list, what=DESCRIPTION)
+    if len(languages) > _MOST_LANGUAGES:
+        raise WireError(f"{DESCRIPTION} must have at most {_MOST_LANGUAGES} languages; write it again")
+    bundle = make_code_bundle(
+        model=read_name(described, "model", what=DESCRIPTION),
+        encoder_hash=read_name(described, "encoder_hash", what=DESCRIPTION),
+        max_tokens=read_count(described, "max_tokens", what=DESCRIPTION),
+        languages=[read_name({"languages": name}, "languages", what=DESCRIPTION) for name in languages],
+        **arrays,
+    )
+    if describe_code_bundle(bundle) != described:
+        raise VocabularyError(
+            f"the hash and the sizes in {DESCRIPTION} must be those of {TENSORS}, got others; "
+            "one of the two was changed or damaged: fetch both again"
+        )
+    return bundle

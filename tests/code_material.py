@@ -1,0 +1,48 @@
+"""A small public code bundle, and a manifest of codes for it: arrays drawn from a seed stand for an encoder's map."""
+
+import numpy as np
+
+from rapt.wire.code_bundle import make_code_bundle
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+
+ENCODER_HASH = "sha256:" + "cd" * 32
+
+
+def draw_codewords(*, codes=1, size=12, run=3, seed=0):
+    rows = np.random.default_rng(seed).standard_normal((codes, size, run))
+    return (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float32)
+
+
+def code_parts(*, width=6, codes=1, size=12, run=3, seed=0):
+    """What `make_code_bundle` takes, good in every part."""
+    rng = np.random.default_rng(seed + 1)
+    return {
+        "model": "tiny-encoder",
+        "encoder_hash": ENCODER_HASH,
+        "center": rng.standard_normal(width).astype(np.float32),
+        "directions": rng.standard_normal((codes * run, width)).astype(np.float32),
+        "codewords": draw_codewords(codes=codes, size=size, run=run, seed=seed),
+        "max_tokens": 16,
+        "languages": ("en",),
+    }
+
+
+def code_bundle(**sizes):
+    return make_code_bundle(**code_parts(**sizes))
+
+
+def codes_manifest(*, epsilon=4.0, preferred=3, codewords=12, codes=1, labels=("no", "yes"), **others):
+    parameters = {"epsilon": epsilon, "preferred": preferred, "codewords": codewords, "codes": codes}
+    return Manifest(
+        model="tiny-encoder",
+        vocabulary_hash="sha256:" + "ab" * 32,
+        mechanism=MechanismSetting(name="subset", parameters=parameters),
+        randomness=Randomness(source="a test", insecure_seed=3),
+        plain_tokens=NO_PLAIN_TOKENS,
+        labels=labels,
+        records=0,
+        tokens=0,
+        records_sha256="",
+        created_by="rapt test",
+        **others,
+    )
