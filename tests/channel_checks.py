@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 
 from significance import assert_counts
@@ -101,3 +104,13 @@ def nearest_kernel(table, ids):
         return (nearest[:, None] == np.arange(len(ids))).astype(float)
 
     return kernel
+
+
+def power_of_e(epsilon):
+    """e^ε from below, as a fraction: the Taylor sum with every term rounded down."""
+    total, term, k = Fraction(0), Fraction(1), 0
+    while term > Fraction(1, 10**45):
+        total += term
+        k += 1
+        term = Fraction(math.floor(term * Fraction(epsilon) / k * 10**60), 10**60)
+    return total

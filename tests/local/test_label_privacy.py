@@ -6,6 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from channel_checks import power_of_e
 from rapt.errors import MechanismError, UsageError
 from rapt.local.label_privacy import RandomizedResponse
 from significance import assert_counts
@@ -18,16 +19,6 @@ def exact_matrix(response):
     """P(y|x) as fractions, as the code draws it."""
     keep, others = Fraction(response.threshold, WORD), response.classes - 1
     return [[keep if x == y else (1 - keep) / others for y in range(response.classes)] for x in range(response.classes)]
-
-
-def power_of_e(epsilon):
-    """e^ε from below, as a fraction: the Taylor sum with every term rounded down."""
-    total, term, k = Fraction(0), Fraction(1), 0
-    while term > Fraction(1, 10**45):
-        total += term
-        k += 1
-        term = Fraction(math.floor(term * Fraction(epsilon) / k * 10**60), 10**60)
-    return total
 
 
 @pytest.mark.parametrize(("classes", "epsilon"), [case for case in GRID if case[1] <= 40])
