@@ -38,7 +38,7 @@ import torch
 
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import embed_with_prompts, lay_out
-from rapt.service.tuning.run import Run
+from rapt.service.tuning.run import Run, batches_of_epoch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
@@ -86,15 +86,18 @@ class OurSteps:
         """Stand before the first step."""
         self.backbone, self.config = backbone, config
         self.run = Run(backbone, file, validation=None, config=config, warn=print)
+        self.steps = self.run.make_steps()
         self.records = file.records
 
     def measure(self, steps):
         """Seconds and text tokens of the next steps, and the positions of their batches."""
         batches, tokens, start = [], 0, time.process_time()
         for _ in range(steps):
-            self.run.make_step()
-            place = (self.run.step - 1) % self.run.steps_per_epoch
-            batches.append(self.run._batches[place])
+            next(self.steps)
+            epoch, place = divmod(self.run.step - 1, self.run.steps_per_epoch)
+            lengths = [len(record.token_ids) for record in self.records]
+            size, seed = self.config.batch_size, self.config.seed
+            batches.append(batches_of_epoch(lengths, size=size, seed=seed, epoch=epoch)[place])
         seconds = time.process_time() - start
         tokens = sum(len(self.records[position].token_ids) for batch in batches for position in batch)
         return seconds, tokens, batches

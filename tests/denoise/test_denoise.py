@@ -148,4 +148,4 @@ def test_in_bfloat16_the_student_learns_the_same_and_its_weights_stay_float32(te
     explained = warm_up(student, texts, vocabulary=vocabulary, plan=PLAN)
     for half, full in zip(explained, trained[1], strict=True):
         assert half.after == pytest.approx(full.after, abs=0.05)
-    assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in student.trained().values()} == {torch.float32}

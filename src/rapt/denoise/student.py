@@ -70,9 +70,9 @@ class Student:
         self.soft_embeddings = table
         self.backbone = replace(self.backbone, word_embeddings=table.to(self.backbone.device))
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters that are trained."""
-        return [parameter for parameter in self.encoder.parameters() if parameter.requires_grad]
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name."""
+        return {name: parameter for name, parameter in self.encoder.named_parameters() if parameter.requires_grad}
 
     def measure_agreement(self, clear: Sequence[Sequence[int]], privatized: Sequence[Sequence[int]]) -> Agreement:
         """The errors on a batch; with a gradient to the student unless gradients are off.

@@ -14,13 +14,13 @@ import torch
 from rapt.denoise.model_folder import check_source, check_target, save_denoised
 from rapt.denoise.plan import Explained, PublicTexts, WarmUpPlan, read_public_texts
 from rapt.denoise.soft_embeddings import DRAWS, average_settings, count_word_prior, load_soft_embeddings
-from rapt.denoise.student import Agreement, Student
+from rapt.denoise.student import Student
 from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.service.backbone.backbone import Precision
-from rapt.training import Trainer, batch_by_length, scale_rate
+from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
 
 _RISE: Final = 0.05  # share of the steps that the rate takes to its peak
 _SORTED_TOGETHER: Final = 16  # batches: texts of one length share a batch, in an order that stays random enough
@@ -86,7 +86,7 @@ def denoise_model(
             texts,
             vocabulary=vocabulary,
             plan=plan,
-            on_step=lambda step, steps, found: meter(step, total=steps, note=f"error {found.text.item():.2f}"),
+            on_step=lambda step, steps, losses: meter(step, total=steps, note=f"error {losses['text_error']:.2f}"),
         )
     count, tokens = len(texts.training), sum(len(text) for text in texts.training)
     save_denoised(student, out, plan=plan, explained=explained, texts=count, tokens=tokens)
@@ -105,7 +105,7 @@ def draw_batches(texts: Tokens, *, size: int, steps: int, rng: np.random.Generat
     """So many batches, pass after pass over the texts, of two texts or more: the variance of one text is no measure."""
     lengths, done = [len(text) for text in texts], 0
     while done < steps:
-        for places in batch_by_length(lengths, size=size, sorted_together=_SORTED_TOGETHER, rng=rng):
+        for places in batch_by_length(lengths, size=size, permute=rng.permutation, sorted_together=_SORTED_TOGETHER):
             if len(places) > 1:
                 yield [texts[place] for place in places]
                 done += 1
@@ -120,7 +120,7 @@ def warm_up(
     vocabulary: Vocabulary,
     plan: WarmUpPlan,
     soft_draws: int = DRAWS,
-    on_step: Callable[[int, int, Agreement], None] = lambda step, steps, found: None,
+    on_step: Callable[[int, int, Losses], None] = lambda step, steps, losses: None,
 ) -> tuple[Explained, ...]:
     """Train the student in place; returns what it explains of held-out text at each η, before and after.
 
@@ -130,7 +130,7 @@ def warm_up(
         vocabulary: Vocabulary of the same model.
         plan: Plan of the warm-up.
         soft_draws: Draws for soft embeddings at each η, where the channel has no closed form.
-        on_step: Called after each step with its number, their number, and the errors of its batch.
+        on_step: Called after each step with its number, their number, and the loss and `text_error` of its batch.
 
     Raises:
         MechanismError: The mechanism is unknown or its options do not fit.
@@ -153,13 +153,16 @@ def warm_up(
         student.see_words_as(torch.from_numpy(average_settings(settings)))
     steps = math.ceil(plan.epochs * len(texts.training) / plan.batch_size)
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
-    trainer = Trainer({plan.learning_rate: student.parameters()}, fused=True)
-    batches = draw_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng)
-    for step, batch in enumerate(batches, start=1):
+    trainer = Trainer([ParameterGroup(student.trained(), plan.learning_rate)], fused=True)
+
+    def descend(batch: Tokens) -> Losses:
         noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
         found = student.measure_agreement(batch, noisy)
-        trainer.take(found.loss, rate=scale_rate(step, steps, rise=_RISE))
-        on_step(step, steps, found)
+        return back_propagate(found.loss) | {"text_error": found.text.item()}
+
+    batches = draw_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng)
+    for losses in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=_RISE)):
+        on_step(trainer.steps, steps, losses)
     after = [_explained(student, texts.held_out, query) for query in queries]
     return tuple(
         Explained(eta=eta, before=first, after=last) for eta, first, last in zip(plan.etas, before, after, strict=True)

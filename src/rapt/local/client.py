@@ -388,5 +388,9 @@ def follow_job(
 
 def describe_losses(data: Mapping[str, Any]) -> str:
     """The figures of a step: training loss, reconstruction loss if there is one, accuracy on the step's own texts."""
-    names = (("train_loss", "loss"), ("reconstruction_loss", "reconstruction"), ("accuracy", "accuracy"))
+    names = (
+        ("train_loss", "loss"),
+        ("reconstruction_loss", "reconstruction"),
+        ("train_mean_token_accuracy", "accuracy"),
+    )
     return ", ".join(f"{name} {data[key]:.3f}" for key, name in names if data.get(key) is not None)

@@ -72,14 +72,16 @@ config = replace(default_config(method), task=task, batch_size=batch, epochs=2, 
 if plain:
     config = replace(config, reconstruction=ReconstructionConfig())
 small = PrivatizedFile(manifest=file.manifest, records=records[:2])
-Run(backbone, small, validation=None, config=replace(config, batch_size=2), warn=print).make_step()
+small_run = Run(backbone, small, validation=None, config=replace(config, batch_size=2), warn=print)
+next(small_run.make_steps())
 gc.collect()
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
 run = Run(backbone, file, validation=None, config=config, warn=print)
-run.make_step()
+steps = run.make_steps()
+next(steps)
 run.state()
-run.make_step()
+next(steps)
 sizes = Sizes(
     batch=batch, text=tokens, second=0, target=target, plain_tokens=plain, pool=len(pool.pool), classes=2, tokens=0,
     records=0,

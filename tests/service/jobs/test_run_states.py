@@ -190,6 +190,6 @@ def test_a_state_that_was_added_before_its_answer_was_lost_is_still_there(tmp_pa
         job = claim_next_job(store, worker="worker-of-a-test", models=["bert-tiny"], now=3)
         store.directory.run_state("aa").mkdir()
         for _ in range(2):
-            assert add_run_state(store, job, step=4, metrics={}, folder="aa", now=4)
+            assert add_run_state(store, job, step=4, folder="aa", now=4)
         assert store.directory.run_state("aa").is_dir()
         assert latest_run_state(store, job).folder == "aa"

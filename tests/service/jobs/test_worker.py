@@ -126,8 +126,11 @@ def test_the_last_epochs_checkpoint_is_the_result_and_each_has_an_adapter_that_l
     run_job(store, job, backbones=backbones, should_stop=never)
     found = checkpoints_of(store, job)
     assert [model.step for model in found] == [4, 8, 12, 16]  # of 4 batches an epoch
-    assert all(set(model.metrics) == {"step", "train_loss", "train_mean_token_accuracy"} for model in found)
     (result,) = models_of(store)
+    # One mapping of names, from a step to its event, its checkpoint and the card.
+    assert dict(found[-1].metrics) == adapter_of(store, result, backbones).card.metrics
+    event = [item.data for item in events_of(store, job) if item.type == "metrics"][-1]
+    assert event.keys() - {"total_steps", "epoch"} == found[-1].metrics.keys()
     digests = [adapter_of(store, model, backbones).card.weights_sha256 for model in (*found, result)]
     assert digests[3] == digests[4]
     assert len(set(digests)) == 4
@@ -158,7 +161,8 @@ def test_progress_is_reported_every_ten_steps_and_at_the_last(store, backbones, 
     run_job(store, job, backbones=backbones, should_stop=never)
     metrics = [event.data for event in events_of(store, job) if event.type == "metrics"]
     assert [data["step"] for data in metrics] == [10, 16]
-    assert set(metrics[0]) == {"step", "total_steps", "epoch", "train_loss", "reconstruction_loss", "accuracy"}
+    losses = {"train_loss", "reconstruction_loss", "train_mean_token_accuracy"}
+    assert set(metrics[0]) == {"step", "total_steps", "epoch"} | losses
     assert all(type(value) in (int, float) for data in metrics for value in data.values())
 
 
@@ -166,9 +170,8 @@ def test_an_event_has_the_means_of_its_steps():
     reported = []
     events = ProgressEvents(lambda message, data: reported.append(data))
     for step in range(1, 13):
-        events.add(
-            Progress(step=step, steps=12, epoch=0, task_loss=step, reconstruction_loss=2 * step, accuracy=step / 12)
-        )
+        losses = {"train_loss": step, "reconstruction_loss": 2 * step}
+        events.add(Progress(step=step, steps=12, epoch=0, losses=losses, last=step == 12))
     assert [(data["train_loss"], data["reconstruction_loss"]) for data in reported] == [(5.5, 11.0), (11.5, 23.0)]
 
 
@@ -177,7 +180,7 @@ def test_a_long_run_does_not_fill_the_database():
     events = ProgressEvents(lambda message, data: reported.append(data))
     steps = 100_001
     for step in range(1, steps + 1):
-        events.add(Progress(step=step, steps=steps, epoch=0, task_loss=0, reconstruction_loss=None, accuracy=1))
+        events.add(Progress(step=step, steps=steps, epoch=0, losses={"train_loss": 0}, last=step == steps))
     assert len(reported) <= MOST_EVENTS + 1
     assert reported[-1]["step"] == steps
 
@@ -362,20 +365,9 @@ def test_of_a_run_of_very_many_epochs_not_every_validation_is_an_event():
     reported = []
     events = ProgressEvents(lambda message, data: reported.append(data))
     for step in range(1, 4001):
-        validation = {"validation_loss": 1.0, "validation_accuracy": 0.5} if step % 2 == 0 else {}
-        events.add(
-            Progress(step=step, steps=4000, epoch=(step - 1) // 2, task_loss=0, reconstruction_loss=None, accuracy=1)
-            if not validation
-            else Progress(
-                step=step,
-                steps=4000,
-                epoch=(step - 1) // 2,
-                task_loss=0,
-                reconstruction_loss=None,
-                accuracy=1,
-                **validation,
-            )
-        )
+        validation = {"full_valid_loss": 1.0} if step % 2 == 0 else {}
+        losses = {"train_loss": 0.0}
+        events.add(Progress(step=step, steps=4000, epoch=(step - 1) // 2, losses=losses, validation=validation))
     assert len(reported) <= 2 * MOST_EVENTS + 1
     assert sum("full_valid_loss" in data for data in reported) >= MOST_EVENTS
 

@@ -54,7 +54,7 @@ def test_a_paused_job_rests_and_goes_on_from_its_state(store, ada):
     assert not is_still_mine(store, running)
     # The worker finds out at its next step and keeps the state that it has reached.
     store.directory.run_state("state").mkdir()
-    assert add_run_state(store, running, step=3, metrics={"train_loss": 1.0}, folder="state", now=9)
+    assert add_run_state(store, running, step=3, folder="state", now=9)
     assert claim(store) is None
     resume_job(store, running.id, caller=ada, now=10)
     again = claim(store)
@@ -86,7 +86,7 @@ def test_only_the_newest_state_is_kept(store, ada):
     job = claim(store)
     for step in (2, 4):
         store.directory.run_state(f"state-{step}").mkdir()
-        assert add_run_state(store, job, step=step, metrics={"step": step}, folder=f"state-{step}", now=step)
+        assert add_run_state(store, job, step=step, folder=f"state-{step}", now=step)
     assert [path.name for path in store.directory.run_states.iterdir()] == ["state-4"]
     assert latest_run_state(store, job).step == 4
     cancel_job(store, job.id, caller=ada, now=9)
@@ -126,7 +126,7 @@ def test_a_job_whose_worker_dies_is_counted_until_it_gets_further_and_fails_with
         assert get_job(store, job.id, tenant="ada").deaths == death
     job = claim(store)
     store.directory.run_state("state").mkdir()
-    assert add_run_state(store, job, step=3, metrics={}, folder="state", now=9)
+    assert add_run_state(store, job, step=3, folder="state", now=9)
     assert get_job(store, job.id, tenant="ada").deaths == 0  # it got further
     for death in range(3):
         assert lose_job(store, claim(store) if death else job, reason="it was ended by SIGKILL", now=9)

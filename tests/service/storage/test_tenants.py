@@ -106,7 +106,7 @@ def test_the_state_of_a_job_that_rests_counts_until_it_is_gone(store, ada):
     before = get_usage(store, "ada").bytes
     store.directory.run_state("state").mkdir()
     (store.directory.run_state("state") / "tensors").write_bytes(b"0" * 1000)
-    assert add_run_state(store, job, step=1, metrics={}, folder="state", now=9)
+    assert add_run_state(store, job, step=1, folder="state", now=9)
     pause_job(store, job.id, caller=ada, now=10)
     assert get_usage(store, "ada").bytes == before + 1000
     with pytest.raises(QuotaError):
@@ -157,7 +157,7 @@ def test_a_deleted_tenant_leaves_nothing_but_the_log_of_what_was_done(store, ada
     stopped = queue(store, ada, file, suffix=f"suffix-{secret}")
     stopped = claim(store)
     store.directory.run_state("state").mkdir()
-    assert add_run_state(store, stopped, step=1, metrics={}, folder="state", now=9)
+    assert add_run_state(store, stopped, step=1, folder="state", now=9)
     assert checkpoint(store, stopped, 1) == "kept"
     adapters = adapters_of(store, "ada")
     assert (len(adapters), len(kept_bytes(store))) == (2, 3)
@@ -165,7 +165,7 @@ def test_a_deleted_tenant_leaves_nothing_but_the_log_of_what_was_done(store, ada
     assert (sorted(removed.adapters), removed.run_states) == (adapters, ("state",))
     assert not is_still_mine(store, stopped)
     assert not record_progress(store, stopped, message="x", data={}, now=11)
-    assert not add_run_state(store, stopped, step=2, metrics={}, folder="late", now=11)
+    assert not add_run_state(store, stopped, step=2, folder="late", now=11)
     assert checkpoint(store, stopped, 2) == "not mine"
     assert not finish(store, stopped)
     assert kept_bytes(store) == []

@@ -87,7 +87,7 @@ def test_every_cell_trains_resumes_is_saved_and_predicts(tiny, tmp_path, archite
     backbone = tiny(architecture)
     file, config, steps, kept = file_for(backbone, row), config_for(method, row), [], []
     whole = tune(backbone, file, config=config, on_progress=steps.append)
-    losses = [progress.task_loss for progress in steps]
+    losses = [progress.losses["train_loss"] for progress in steps]
     assert losses[-1] < losses[0]
 
     seen = []

@@ -90,7 +90,7 @@ def test_every_method_resumes_in_the_middle_of_an_epoch(backbone, file, tmp_path
 def test_the_best_so_far_survives_a_pause(backbone, file, validation, tmp_path):
     config = config_of("prompt_tuning", learning_rate=2.0, patience=2, epochs=6)
     undisturbed = tune(backbone, file, config=config, validation=validation)
-    assert undisturbed.card.metrics["best_step"] < undisturbed.card.metrics["steps"]  # else nothing is tested
+    assert undisturbed.card.metrics["best_step"] < undisturbed.card.metrics["step"]  # else nothing is tested
     resumed = interrupted(backbone, file, config=config, at=9, folder=tmp_path / "state", validation=validation)
     assert identical(resumed, undisturbed)
     assert resumed.card.metrics == undisturbed.card.metrics
@@ -186,7 +186,7 @@ def test_a_run_state_of_an_unknown_version_is_refused(saved):
 
 def test_a_loss_that_is_not_finite_leaves_the_last_run_state_good(backbone, file, tmp_path):
     kept = []
-    with pytest.raises(TuningError, match="got nan or infinity at step=") as error:
+    with pytest.raises(TuningError, match="got nan or infinity after step=") as error:
         tune(
             backbone,
             file,

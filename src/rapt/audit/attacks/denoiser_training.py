@@ -17,7 +17,7 @@ from rapt.audit.language.layout import batch_texts, padded_places
 from rapt.audit.language.networks import has_vocabulary_of
 from rapt.public_models import find_model_folder
 from rapt.service.backbone.library import quiet
-from rapt.training import Trainer
+from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -28,6 +28,7 @@ _EPOCHS: Final = 3
 _BATCH: Final = 32
 _RATE: Final = 5e-4
 _HEAD_RATE: Final = 1e-3
+_RISE: Final = 0.1
 _HELD_OUT: Final = 0.1
 _LEAST_BELIEF: Final = -30.0
 # Where no pretrained encoder has the vocabulary.
@@ -143,34 +144,32 @@ def train_denoiser(
         order = rng.permutation(len(lengths))
         held = order[: max(1, round(_HELD_OUT * len(order)))]
         training = order[len(held) :]
+        training = training[lengths[training] > 0]
         if not len(training):
             return Denoiser(network.eval(), f"{what}, not trained: too few texts")
         before = best = _loss(network, candidates, beliefs, target, lengths, held)
         state = copy.deepcopy(network.state_dict())
         trainer = Trainer(
-            {
-                _RATE: [p for p in network.encoder.parameters() if p.requires_grad],
-                _HEAD_RATE: [p for n, p in network.named_parameters() if not n.startswith("encoder.")],
-            },
+            [
+                ParameterGroup({n: p for n, p in network.named_parameters() if n.startswith("encoder.")}, _RATE),
+                ParameterGroup(
+                    {n: p for n, p in network.named_parameters() if not n.startswith("encoder.")}, _HEAD_RATE
+                ),
+            ],
             way_out="leave the attack out",
         )
         steps = _EPOCHS * -(-len(training) // _BATCH)
 
-        def rate(step: int) -> float:
-            # Linear decay: short runs end where they are best.
-            return min(1.0, step / (0.1 * steps + 1)) * max(0.0, 1 - (step - 1) / (steps + 1))
-
-        def loss(group: Ints) -> Tensor:
-            return _batch_loss(network, candidates, beliefs, target, lengths, group)
-
-        def show_step(step: int, value: float) -> None:
-            if on_progress is not None:
-                on_progress(min(1.0, step / steps))
+        def descend(places: Ints) -> Losses:
+            return back_propagate(_batch_loss(network, candidates, beliefs, target, lengths, training[places]))
 
         for _ in range(_EPOCHS):
             network.train()
-            drawn = list(batch_texts(lengths, rng.permutation(training), together=_BATCH))
-            trainer.follow((drawn[place] for place in rng.permutation(len(drawn))), loss, rate=rate, on_step=show_step)
+            batches = batch_by_length(lengths[training], size=_BATCH, permute=rng.permutation)
+            # Short runs end where they are best.
+            for _ in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=_RISE)):
+                if on_progress is not None:
+                    on_progress(trainer.steps / steps)
             now = _loss(network, candidates, beliefs, target, lengths, held)
             if now < best:
                 best, state = now, copy.deepcopy(network.state_dict())

@@ -19,7 +19,7 @@ from transformers import BertModel
 
 from rapt.audit.attacks.denoiser_training import pretrained_encoder
 from rapt.audit.language.layout import place_in_text
-from rapt.training import Trainer
+from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, scale_rate
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -172,26 +172,23 @@ def train_pair_classifier(
         asked, chosen, right = _examples(candidates, truth, rng=rng)
         of_each = _length_of_each(lengths)
         steps = _EPOCHS * sum(1 for _ in _of_one_length(of_each[asked], together=_BATCH))
-        trainer = Trainer({_RATE: list(classifier.network.parameters())}, way_out="leave the attack out")
+        trained = ParameterGroup(dict(classifier.network.named_parameters()), _RATE)
+        trainer = Trainer([trained], way_out="leave the attack out")
 
-        def loss(rows: Ints) -> Tensor:
+        def draw_batches() -> Iterator[Ints]:
+            for _ in range(_EPOCHS):
+                order = rng.permutation(len(asked))
+                drawn = list(_of_one_length(of_each[asked[order]], together=_BATCH))
+                yield from (order[drawn[turn]] for turn in rng.permutation(len(drawn)))
+
+        def descend(rows: Ints) -> Losses:
             logits = classifier.network(*classifier._pairs(seen, lengths, asked[rows], chosen[rows]))
-            return nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(right[rows]))
-
-        def show_step(step: int, value: float) -> None:
-            if on_progress is not None:
-                on_progress(step / steps)
+            return back_propagate(nn.functional.binary_cross_entropy_with_logits(logits, torch.from_numpy(right[rows])))
 
         classifier.network.train()
-        for _ in range(_EPOCHS):
-            order = rng.permutation(len(asked))
-            drawn = list(_of_one_length(of_each[asked[order]], together=_BATCH))
-            trainer.follow(
-                (order[drawn[turn]] for turn in rng.permutation(len(drawn))),
-                loss,
-                rate=lambda step: max(0.0, 1 - (step - 1) / max(1, steps)),
-                on_step=show_step,
-            )
+        for _ in trainer.follow(draw_batches(), descend, rate=lambda step: scale_rate(step, steps, rise=0.0)):
+            if on_progress is not None:
+                on_progress(trainer.steps / steps)
         classifier.network.eval()
     return PairClassifier(
         classifier.network, f"{classifier.remark}, trained on {len(asked):,} pairs", classifier.begin, classifier.end

@@ -18,7 +18,7 @@ taken. "Something else" is offered at 0 and adds no word, so a later word follow
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -35,7 +35,7 @@ from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
 from rapt.service.backbone.library import quiet, with_cache
-from rapt.training import Trainer
+from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -46,6 +46,7 @@ TRAINED_TOKENS: Final = 150_000
 _MOST_EPOCHS: Final = 8
 _HIDDEN: Final = 0.25
 _BATCH: Final = 32
+_RISING_STEPS: Final = 20
 _RATE: Final = 5e-4
 _HEAD_RATE: Final = 1e-3
 _WIDTH: Final = 64
@@ -166,26 +167,37 @@ def train_masked_language_model(
         flat = np.concatenate([np.empty(0, dtype=np.int64), *texts])
         starts = np.cumsum(lengths) - lengths
         visits = min(TRAINED_TOKENS, _MOST_EPOCHS * len(flat))
-        bodies = [p for name, p in network.named_parameters() if not name.startswith(("cls", "head"))]
-        heads = [p for name, p in network.named_parameters() if name.startswith(("cls", "head"))]
-        trainer = Trainer({_RATE: bodies, _HEAD_RATE: heads}, way_out="leave the attack out")
+        bodies = {name: p for name, p in network.named_parameters() if not name.startswith(("cls", "head"))}
+        heads = {name: p for name, p in network.named_parameters() if name.startswith(("cls", "head"))}
+        trainer = Trainer(
+            [ParameterGroup(bodies, _RATE), ParameterGroup(heads, _HEAD_RATE)], way_out="leave the attack out"
+        )
+        read = 0
+
+        def draw_batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            """Ids, which of them are tokens, and which are to be hidden; until enough is read."""
+            nonlocal read
+            while read < visits:
+                for group in batch_by_length(lengths, size=_BATCH, permute=rng.permutation):
+                    ids, inside, places = model._padded(flat, starts[group], lengths[group])
+                    hidden = torch.from_numpy((rng.random(places.shape) < _HIDDEN) & (places >= 0))
+                    if hidden.any():
+                        yield ids, inside, hidden
+                    read += int(lengths[group].sum())
+                    if read >= visits:
+                        return
+
+        def descend(batch: tuple[Tensor, Tensor, Tensor]) -> Losses:
+            ids, inside, hidden = batch
+            states = network.states(ids.masked_fill(hidden, model.hidden), inside)
+            return back_propagate(nn.functional.cross_entropy(network.read(states[hidden]), ids[hidden]))
+
         network.train()
-        read = steps = 0
-        while read < visits:
-            groups = list(batch_texts(lengths, rng.permutation(len(lengths)), together=_BATCH))
-            for place in rng.permutation(len(groups)):
-                if read >= visits:
-                    break
-                group = groups[place]
-                ids, inside, places = model._padded(flat, starts[group], lengths[group])
-                hidden = torch.from_numpy((rng.random(places.shape) < _HIDDEN) & (places >= 0))
-                if hidden.any():
-                    states = network.states(ids.masked_fill(hidden, model.hidden), inside)
-                    loss = nn.functional.cross_entropy(network.read(states[hidden]), ids[hidden])
-                    trainer.take(loss, rate=min(1.0, (steps + 1) / 20) * (1 - read / visits))
-                read, steps = read + int(lengths[group].sum()), steps + 1
-                if on_progress is not None:
-                    on_progress(min(1.0, read / visits))
+        for _ in trainer.follow(
+            draw_batches(), descend, rate=lambda step: min(1.0, step / _RISING_STEPS) * (1 - read / visits)
+        ):
+            if on_progress is not None:
+                on_progress(read / visits)
         network.eval()
     return MaskedLanguageModel(
         network, f"{model.remark}, trained on {len(flat):,} tokens", model.begin, model.end, model.hidden

@@ -56,42 +56,19 @@ class ProgressEvents:
         """One step was made."""
         self._since.append(progress)
         every = max(STEPS_BETWEEN_EVENTS, math.ceil(progress.steps / MOST_EVENTS))
-        last = progress.last or progress.step == progress.steps
-        if progress.step % every and not last and not _shows_validation(progress):
+        if progress.step % every and not progress.last and not _shows_validation(progress):
             return
-        task = _mean([item.task_loss for item in self._since])
-        reconstruction = [item.reconstruction_loss for item in self._since if item.reconstruction_loss is not None]
-        data = {
-            "step": progress.step,
-            "total_steps": progress.steps,
-            "epoch": progress.epoch + 1,
-            "train_loss": task,
-            "reconstruction_loss": _mean(reconstruction) if reconstruction else None,
-            "accuracy": _mean([item.accuracy for item in self._since]),
-            **name_validation_figures(progress),
-        }
+        means = {name: sum(item.losses[name] for item in self._since) / len(self._since) for name in progress.losses}
+        place = {"step": progress.step, "total_steps": progress.steps, "epoch": progress.epoch + 1}
         self._since.clear()
-        self._report(f"step {progress.step}/{progress.steps}: training loss={task:.4f}", data)
-
-
-def name_validation_figures(progress: Progress) -> dict[str, float | int]:
-    """Return the figures of validation after a step, under OpenAI's names; nothing where there was none."""
-    if progress.validation_loss is None or progress.validation_accuracy is None:
-        return {}
-    return {
-        "full_valid_loss": progress.validation_loss,
-        "full_valid_mean_token_accuracy": progress.validation_accuracy,
-    }
+        message = f"step {progress.step}/{progress.steps}: training loss={means['train_loss']:.4f}"
+        self._report(message, {**place, **means, **progress.validation})
 
 
 def _shows_validation(progress: Progress) -> bool:
     """Whether a step was validated after; of a run of very many epochs, only some."""
     epochs = progress.steps * (progress.epoch + 1) // progress.step
-    return progress.validation_loss is not None and not (progress.epoch + 1) % math.ceil(epochs / MOST_EVENTS)
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+    return bool(progress.validation) and not (progress.epoch + 1) % math.ceil(epochs / MOST_EVENTS)
 
 
 class EpochCheckpoints:
@@ -117,22 +94,12 @@ class EpochCheckpoints:
                 self._job,
                 staged,
                 step=progress.step,
-                metrics=_figures(progress),
+                metrics={"step": progress.step, **progress.losses, **progress.validation},
                 now=int(time.time()),
                 max_bytes=self._max_bytes,
             )
         if outcome == "no room":
             log.warning("job %s: no room for the checkpoint of step %d", self._job.id, progress.step)
-
-
-def _figures(progress: Progress) -> dict[str, float | int]:
-    """Under the names that OpenAI gives them; losses in nats."""
-    return {
-        "step": progress.step,
-        "train_loss": progress.task_loss,
-        "train_mean_token_accuracy": progress.accuracy,
-        **name_validation_figures(progress),
-    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,12 +255,12 @@ class _Made:
     def of(cls, adapter: Adapter, training: PrivatizedFile, *, config: TuningConfig) -> _Made:
         """From the figures on the card. A run ends with the last step of an epoch, early or not."""
         figures = adapter.card.metrics
-        epochs = int(figures["steps"]) // batches_per_epoch(len(training.records), size=config.batch_size)
+        epochs = int(figures["step"]) // batches_per_epoch(len(training.records), size=config.batch_size)
         notes: tuple[str, ...] = ()
         if epochs < config.epochs:
             notes = (
-                f"training stopped early after epoch {epochs} of {config.epochs}, at step {figures['steps']}: the "
-                f"validation loss was lowest at step {figures['best_step']}, {figures['validation_loss']:.4f}, and not "
+                f"training stopped early after epoch {epochs} of {config.epochs}, at step {figures['step']}: the "
+                f"validation loss was lowest at step {figures['best_step']}, {figures['full_valid_loss']:.4f}, and not "
                 f"lower in patience={config.patience} epochs since; the model is the one of that step",
             )
         return cls(training.manifest.tokens * epochs, notes)

@@ -113,4 +113,4 @@ class RunStates:
 
     def _add(self, state: RunState, folder: str) -> bool:
         now = int(time.time())
-        return add_run_state(self._store, self._job, step=state.step, metrics=state.metrics, folder=folder, now=now)
+        return add_run_state(self._store, self._job, step=state.step, folder=folder, now=now)

@@ -38,17 +38,11 @@ class StoredRunState:
     """A state that a run can go on from.
 
     Attributes:
-        job_id: Id of the job.
-        created_at: Time of creation, Unix time, s.
         step: Number of steps made.
-        metrics: Numbers only.
         folder: Name of what is on the disk, made by us.
     """
 
-    job_id: str
-    created_at: int
     step: int
-    metrics: dict[str, Any]
     folder: str
 
 
@@ -201,9 +195,7 @@ def record_progress(store: Store, job: StoredJob, *, message: str, data: Mapping
         return True
 
 
-def add_run_state(
-    store: Store, job: StoredJob, *, step: int, metrics: Mapping[str, Any], folder: str, now: int
-) -> bool:
+def add_run_state(store: Store, job: StoredJob, *, step: int, folder: str, now: int) -> bool:
     """A state that is on the disk becomes the one to go on from; the one before is deleted.
 
     Returns:
@@ -216,7 +208,7 @@ def add_run_state(
             return False
         doomed = delete_run_states(connection, job.id)
         values = {"id": f"ftstate-{secrets.token_hex(12)}", "job_id": job.id, "created_at": now, "step": step}
-        values |= {"metrics": dict(metrics), "folder": folder, "bytes": size}
+        values |= {"folder": folder, "bytes": size}
         connection.execute(insert(RUN_STATES).values(values))
         # It got further: what killed it before does not count any more.
         connection.execute(update(JOBS).where(_mine(job)).values(deaths=0, last_death=None))

@@ -150,7 +150,6 @@ RUN_STATES: Final = _table(
     Column("job_id", String, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("created_at", BigInteger, nullable=False),
     Column("step", BigInteger, nullable=False),
-    Column("metrics", JSON, nullable=False),
     Column("folder", String, unique=True, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     UniqueConstraint("job_id", "step", name="uq_run_states_job_step"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import LoraPair, Tuned
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.tuning_config import TuningConfig, card_settings
+from rapt.training import Losses
 from rapt.version import __version__
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import Manifest
@@ -29,42 +31,31 @@ class TuningCancelled(TuningError):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One step of a run. Losses in nats; accuracy is that of the step's own batch, by the labels in the file.
+    """One step of a run.
+
+    Losses have one name from here to the event of a job, to a checkpoint, to the card and to the page. The names are
+    those of OpenAI's API: `train_loss`, L_task, and `full_valid_loss` in nats, and the shares of right answers
+    `train_mean_token_accuracy`, on the step's own batch, and `full_valid_mean_token_accuracy`; ours is
+    `reconstruction_loss`, L_rec, where there is one.
 
     Attributes:
         step: Steps made, this one included.
         steps: Number of steps of the whole run.
         epoch: Epoch of the step, from 0.
-        task_loss: L_task.
-        reconstruction_loss: L_rec, if there is one.
-        accuracy: Share of right answers.
-        learning_rate: Learning rate of the method in this step.
-        validation_loss: L_task on the validation file, at a step after which it was evaluated.
-        validation_accuracy: Likewise.
+        losses: Losses and accuracy of the step, by name.
+        validation: Loss and accuracy on the validation file, at a step after which it was evaluated; empty otherwise.
         last: Whether no step follows: all were made, or validation says that none is worth making.
     """
 
     step: int
     steps: int
     epoch: int
-    task_loss: float
-    reconstruction_loss: float | None
-    accuracy: float
-    learning_rate: float = 0.0
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
+    losses: Losses
+    validation: Losses = field(default_factory=dict)
     last: bool = False
 
 
 # Early stopping: a privatized validation file says when a run was at its best, and when it will not be better.
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Mean L_task in nats and share of right answers, over a validation file."""
-
-    loss: float
-    accuracy: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,30 +63,28 @@ class Best:
     """The best evaluation so far.
 
     Attributes:
-        loss: Validation loss of the best evaluation, in nats; infinite before the first.
-        accuracy: Share of right answers in the best evaluation.
+        losses: Loss and accuracy on the validation file, by name; empty before the first evaluation.
         step: Steps made by then.
         since: Evaluations after it.
         parameters: Trained parameters of that step.
     """
 
-    loss: float = float("inf")
-    accuracy: float = 0.0
+    losses: Losses = field(default_factory=dict)
     step: int = 0
     since: int = 0
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def after(self, evaluation: Evaluation, *, step: int, tuning: Tuning) -> Best:
+    def after(self, losses: Losses, *, step: int, tuning: Tuning) -> Best:
         """The best of this and a new evaluation of what `tuning` holds now; a tie keeps the earlier."""
-        if not evaluation.loss < self.loss:
+        if not losses["full_valid_loss"] < self.losses.get("full_valid_loss", math.inf):
             return replace(self, since=self.since + 1)
         parameters = {name: value.detach().clone() for name, value in tuning.trained().items()}
-        return Best(loss=evaluation.loss, accuracy=evaluation.accuracy, step=step, parameters=parameters)
+        return Best(losses=losses, step=step, parameters=parameters)
 
 
 @torch.no_grad()
-def evaluate(tuning: Tuning, validation: PrivatizedFile, *, batch_size: int) -> Evaluation:
-    """L_task and accuracy of what `tuning` holds now, in batches of similar length."""
+def evaluate(tuning: Tuning, validation: PrivatizedFile, *, batch_size: int) -> Losses:
+    """Mean L_task and accuracy of what `tuning` holds now, in batches of similar length."""
     records = sorted(validation.records, key=lambda record: len(record.token_ids))
     loss, right, total = 0.0, 0.0, 0
     for first in range(0, len(records), batch_size):
@@ -103,7 +92,7 @@ def evaluate(tuning: Tuning, validation: PrivatizedFile, *, batch_size: int) -> 
         loss += losses.task.item() * losses.total
         right += losses.right.item()
         total += losses.total
-    return Evaluation(loss=loss / total, accuracy=right / total)
+    return {"full_valid_loss": loss / total, "full_valid_mean_token_accuracy": right / total}
 
 
 def check_validation_file(training: PrivatizedFile, validation: PrivatizedFile) -> None:

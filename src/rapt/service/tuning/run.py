@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes
-from rapt.service.tuning.result import Best, Evaluation, Progress, adapter_of, evaluate
+from rapt.service.tuning.result import Best, Progress, adapter_of, evaluate
 from rapt.service.tuning.run_state import RunIdentity, RunState, check_same_run, identity
 from rapt.service.tuning.tuning_config import TuningConfig
+from rapt.training import Losses, ParameterGroup, Trainer, batch_by_length, scale_rate
 from rapt.wire.privatized_file import PrivatizedFile
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Found:
-    """Outcome of a batch: L_task, L_rec where there is one, right answers, and all of them."""
-
-    task: float
-    reconstruction: float | None
-    right: float
-    answers: int
-
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.task + (self.reconstruction or 0.0))
+# Heads are decayed a little, as usual; a prompt, a prefix or a pair is not: 0 is no better place for it than another.
+_HEAD_DECAY: Final = 0.01
+# Rows of one length share a batch: sorting within this many batches keeps padding low and order random enough.
+_SORTED_TOGETHER: Final = 16
+# Apart from the seeds of initialization, and from those of other epochs: prime, and larger than any number of epochs.
+_EPOCHS_APART: Final = 1_000_003
 
 
 class Run:
@@ -52,17 +46,23 @@ class Run:
         self.config = config
         self.steps_per_epoch = batches_per_epoch(len(training.records), size=config.batch_size)
         self.steps = config.epochs * self.steps_per_epoch
-        self.step = 0
         self._backbone, self._training, self._validation = backbone, training, validation
         self._warn = warn
         self._processes = processes
         self._tuning = Tuning(backbone, training.manifest, config)
-        self._optimizer = Optimizer(self._tuning, config, steps=self.steps)
+        self._trainer = Trainer(
+            _parameter_groups(self._tuning, config),
+            longest_gradient=config.max_gradient_norm or math.inf,
+            way_out="lower the learning rate, or continue from the state before",
+        )
         self._micro = config.micro_batch_size
         self._best = Best()
-        self._latest: Progress | None = None
-        self._lengths = [len(record.token_ids) for record in training.records]
-        self._epoch, self._batches = -1, [[0]]
+        self._losses: Losses = {}
+
+    @property
+    def step(self) -> int:
+        """Steps made."""
+        return self._trainer.steps
 
     @property
     def done(self) -> bool:
@@ -75,58 +75,45 @@ class Run:
         """Whether the latest step was the last of its epoch."""
         return self.step % self.steps_per_epoch == 0
 
-    def make_step(self) -> Progress:
-        """Take the next batch, change the parameters by its gradient, and evaluate at the end of an epoch.
+    def make_steps(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Progress]:
+        """Make the steps that are left, each when it is asked for, and evaluate at the end of an epoch.
+
+        Args:
+            should_stop: Asked before each step; yes ends the steps early.
 
         Raises:
             TuningError: The loss or its gradient is not finite, or memory is too small for one record. The parameters
                 are then as they were before the step.
         """
-        positions = self._next_batch()
-        self._optimizer.clear()
-        weight = 0.0
-        if self.config.reconstruction is not None:
-            weight = self.config.reconstruction.weight_at(self.step / self.steps)
-        found = self._gradients(positions, weight=weight)
-        if not (found.finite and math.isfinite(self._optimizer.clip())):
-            raise TuningError(
-                f"the loss must stay finite, got nan or infinity at step={self.step}; lower the learning rate, "
-                "or continue from the state before"
+        for losses in self._trainer.follow(
+            self._batches(should_stop),
+            self._descend,
+            rate=lambda step: scale_rate(step, self.steps, rise=self.config.warmup),
+        ):
+            self._losses, validation = losses, self._evaluate()
+            yield Progress(
+                step=self.step,
+                steps=self.steps,
+                epoch=(self.step - 1) // self.steps_per_epoch,
+                losses=losses,
+                validation=validation,
+                last=self.done,
             )
-        self._optimizer.apply(self.step)
-        rate = self.config.learning_rate * rate_scale(self.step, steps=self.steps, warmup=self.config.warmup)
-        epoch = self.step // self.steps_per_epoch
-        self.step += 1
-        evaluation = self._evaluation()
-        self._latest = Progress(
-            step=self.step,
-            steps=self.steps,
-            epoch=epoch,
-            task_loss=found.task,
-            reconstruction_loss=found.reconstruction,
-            accuracy=found.right / found.answers,
-            learning_rate=rate,
-            validation_loss=None if evaluation is None else evaluation.loss,
-            validation_accuracy=None if evaluation is None else evaluation.accuracy,
-            last=self.done,
-        )
-        return self._latest
 
     def state(self) -> RunState:
         """A copy of the state."""
         tensors = {f"parameter/{name}": value.detach().clone() for name, value in self._tuning.trained().items()}
-        tensors |= {f"optimizer/{name}": value for name, value in self._optimizer.state().items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self._trainer.state().items()}
         tensors |= {f"best/{name}": value for name, value in self._best.parameters.items()}
         return RunState(
             run=self._identity(),
             step=self.step,
             micro_batch_size=self._micro,
             tensors=tensors,
-            best_loss=self._best.loss,
-            best_accuracy=self._best.accuracy,
+            best_losses=self._best.losses,
             best_step=self._best.step,
             evaluations_since=self._best.since,
-            metrics=self._metrics(),
+            losses=self._losses,
         )
 
     def restore(self, state: RunState) -> None:
@@ -144,14 +131,10 @@ class Run:
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(parameters[name])
-        self._optimizer.restore(state.part("optimizer"))
-        self._micro, self.step = state.micro_batch_size, state.step
+        self._trainer.restore(state.part("optimizer"), steps=state.step)
+        self._micro, self._losses = state.micro_batch_size, state.losses
         self._best = Best(
-            loss=state.best_loss,
-            accuracy=state.best_accuracy,
-            step=state.best_step,
-            since=state.evaluations_since,
-            parameters=best,
+            losses=state.best_losses, step=state.best_step, since=state.evaluations_since, parameters=best
         )
 
     def take_best(self) -> None:
@@ -162,28 +145,32 @@ class Run:
 
     def adapter(self) -> Adapter:
         """Return the adapter that the run would leave now."""
-        return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=self._metrics())
+        metrics = {"step": self.step, **self._losses}
+        if self._best.parameters:
+            metrics |= {"best_step": self._best.step, **self._best.losses}
+        return adapter_of(self._backbone, self._training, self._tuning, config=self.config, metrics=metrics)
 
     def _identity(self) -> RunIdentity:
         return identity(self._backbone, self.config, training=self._training, validation=self._validation)
 
-    def _next_batch(self) -> list[int]:
-        epoch, place = divmod(self.step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._batches = batches_of_epoch(
-                self._lengths, size=self.config.batch_size, seed=self.config.seed, epoch=epoch
-            )
-        return self._batches[place]
+    def _batches(self, should_stop: Callable[[], bool]) -> Iterator[list[int]]:
+        lengths = [len(record.token_ids) for record in self._training.records]
+        size, seed = self.config.batch_size, self.config.seed
+        batches: list[list[int]] = []
+        while not (self.done or self._processes.as_first_says(should_stop())):
+            epoch, place = divmod(self.step, self.steps_per_epoch)
+            if not (place and batches):
+                batches = batches_of_epoch(lengths, size=size, seed=seed, epoch=epoch)
+            yield batches[place]
 
-    def _gradients(self, positions: Sequence[int], *, weight: float) -> _Found:
-        """Add the gradient of a batch, and say what it came to.
+    def _descend(self, positions: Sequence[int]) -> Losses:
+        """Add the gradient of a batch, and return what it came to.
 
         In parts if memory is too small for all of it at once: the parts' losses are weighted to the same mean.
         """
         while True:
             try:
-                return self._gradients_in_parts(positions, weight=weight)
+                return self._descend_in_parts(positions)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -194,15 +181,17 @@ class Run:
                         "with a lower --truncate"
                     ) from None
                 self._micro = at_once // 2
-            self._optimizer.clear()  # outside of `except`: the traceback holds on to the memory of the failed pass
+            self._trainer.clear()  # outside of `except`: the traceback holds on to the memory of the failed pass
             self._warn(
                 f"memory is too small for {at_once} records at once: computing {self._micro} at a time from "
                 f"step={self.step} on, with the same gradient"
             )
 
-    def _gradients_in_parts(self, positions: Sequence[int], *, weight: float) -> _Found:
+    def _descend_in_parts(self, positions: Sequence[int]) -> Losses:
         records = self._training.records
         answers = self._tuning.answers([records[position] for position in positions])
+        reconstructs = self.config.reconstruction
+        weight = 0.0 if reconstructs is None else reconstructs.weight_at(self.step / self.steps)
         task = right = reconstruction = 0.0
         for part in parts_of_batch(self._processes.share(positions), size=self._micro):
             losses = self._tuning.losses([records[position] for position in part])
@@ -214,31 +203,30 @@ class Run:
                 reconstruction += losses.reconstruction.item() * of_rows
         self._processes.sum_gradients(self._tuning.trained().values())
         task, reconstruction, right = self._processes.sum(task, reconstruction, right)
-        return _Found(
-            task=task,
-            reconstruction=None if self.config.reconstruction is None else reconstruction,
-            right=right,
-            answers=answers,
-        )
+        return {
+            "train_loss": task,
+            **({} if reconstructs is None else {"reconstruction_loss": reconstruction}),
+            "train_mean_token_accuracy": right / answers,
+        }
 
-    def _evaluation(self) -> Evaluation | None:
+    def _evaluate(self) -> Losses:
         if self._validation is None or not self.at_end_of_epoch:
-            return None
+            return {}
         size = self._micro or self.config.batch_size
         found = evaluate(self._tuning, self._validation, batch_size=size)
         self._best = self._best.after(found, step=self.step, tuning=self._tuning)
         return found
 
-    def _metrics(self) -> dict[str, float | int]:
-        metrics: dict[str, float | int] = {"steps": self.step}
-        if self._latest is not None:
-            metrics["final_task_loss"] = self._latest.task_loss
-            if self._latest.reconstruction_loss is not None:
-                metrics["final_reconstruction_loss"] = self._latest.reconstruction_loss
-        if self._best.parameters:
-            metrics |= {"validation_loss": self._best.loss, "validation_accuracy": self._best.accuracy}
-            metrics |= {"best_step": self._best.step}
-        return metrics
+
+def _parameter_groups(tuning: Tuning, config: TuningConfig) -> list[ParameterGroup]:
+    trained = tuning.trained()
+    method = {name: value for name, value in trained.items() if name.startswith("method.")}
+    heads = {name: value for name, value in trained.items() if name not in method}
+    head_rate = config.head_learning_rate if method else config.learning_rate
+    return [
+        ParameterGroup(method, config.learning_rate, weight_decay=0.0),
+        ParameterGroup(heads, head_rate, weight_decay=_HEAD_DECAY),
+    ]
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -248,89 +236,11 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in words
 
 
-# AdamW with warm-up, linear decay and clipped gradients, its state by the names of the parameters.
-#
-# The rate of a step is a function of the step, not of how often a schedule was asked, so a resumed run has the same.
-
-
-# Heads are decayed a little, as usual; a prompt, a prefix or a pair is not: 0 is no better place for it than another.
-_HEAD_DECAY: Final = 0.01
-_STATE: Final = ("step", "exp_avg", "exp_avg_sq")
-
-
-class Optimizer:
-    """Makes the steps of one run."""
-
-    def __init__(self, tuning: Tuning, config: TuningConfig, *, steps: int) -> None:
-        """Start at the first of `steps` steps."""
-        self._parameters = tuning.trained()
-        self._config = config
-        self._steps = steps
-        method = [value for name, value in self._parameters.items() if name.startswith("method.")]
-        heads = [value for name, value in self._parameters.items() if not name.startswith("method.")]
-        head_rate = config.head_learning_rate if method else config.learning_rate
-        groups = [
-            {"params": method, "peak": config.learning_rate, "weight_decay": 0.0},
-            {"params": heads, "peak": head_rate, "weight_decay": _HEAD_DECAY},
-        ]
-        self._adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0)
-
-    def clear(self) -> None:
-        """Forget the gradients of all that is trained."""
-        self._adamw.zero_grad(set_to_none=True)
-
-    def clip(self) -> float:
-        """Scale the gradients down to the longest norm that is allowed; returns the norm they had."""
-        limit = self._config.max_gradient_norm or torch.inf
-        return float(torch.nn.utils.clip_grad_norm_(list(self._parameters.values()), limit))
-
-    def apply(self, step: int) -> None:
-        """Change the parameters by step number `step`, from 0."""
-        scale = rate_scale(step, steps=self._steps, warmup=self._config.warmup)
-        for group in self._adamw.param_groups:
-            group["lr"] = group["peak"] * scale
-        self._adamw.step()
-
-    def state(self) -> dict[str, Tensor]:
-        """A copy of all that it remembers, `field/parameter` -> tensor."""
-        return {
-            f"{field}/{name}": self._adamw.state[parameter][field].detach().clone()
-            for name, parameter in self._parameters.items()
-            if parameter in self._adamw.state
-            for field in _STATE
-        }
-
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take a state that `state` gave."""
-        for name, parameter in self._parameters.items():
-            if f"step/{name}" in state:
-                self._adamw.state[parameter] = {
-                    # The count of steps stays on the processor: AdamW wants it there.
-                    field: state[f"{field}/{name}"].clone().to("cpu" if field == "step" else parameter.device)
-                    for field in _STATE
-                }
-
-
-def rate_scale(step: int, *, steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step from 0: a linear rise over the warm-up, then a linear fall to 0 at the end."""
-    warm = max(1, round(warmup * steps))
-    return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
-
-
-# The order of the records: every one once an epoch, in batches of similar length.
-#
-# The order of an epoch is a function of the seed and the epoch alone. So a run that is resumed knows where it was from
-# its step, and no state of a generator has to be kept.
-
-
-# Rows of one length share a batch: sorting within this many batches keeps padding low and order random enough.
-_SORTED_TOGETHER: Final = 16
-# Apart from the seeds of initialization, and from those of other epochs: prime, and larger than any number of epochs.
-_EPOCHS_APART: Final = 1_000_003
-
-
 def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Positions of the records of each batch, in the order in which they are taken.
+    """Positions of the records of each batch, in the order in which they are taken; every record comes once.
+
+    The order is a function of the seed and the epoch alone. So a run that is resumed knows where it was from its step,
+    and no state of a generator has to be kept.
 
     Args:
         lengths: Length of each record, tokens.
@@ -339,13 +249,13 @@ def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int
         epoch: Epoch, from 0.
     """
     generator = torch.Generator().manual_seed((seed + 1) * _EPOCHS_APART + epoch)
-    shuffled = torch.randperm(len(lengths), generator=generator).tolist()
-    span = size * _SORTED_TOGETHER
-    batches: list[list[int]] = []
-    for start in range(0, len(shuffled), span):
-        near = sorted(shuffled[start : start + span], key=lengths.__getitem__)
-        batches += [near[first : first + size] for first in range(0, len(near), size)]
-    return [batches[index] for index in torch.randperm(len(batches), generator=generator).tolist()]
+
+    def permute(count: int) -> NDArray[np.int64]:
+        drawn: NDArray[np.int64] = torch.randperm(count, generator=generator).numpy()
+        return drawn
+
+    batches = batch_by_length(lengths, size=size, permute=permute, sorted_together=_SORTED_TOGETHER)
+    return [batch.tolist() for batch in batches]
 
 
 def batches_per_epoch(records: int, *, size: int) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from rapt.errors import TuningError, VocabularyError, WireError
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.tuning.tuning_config import TuningConfig, card_settings
+from rapt.training import Losses
 from rapt.whole_files import write_folder
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.strict_json import check_fields, dump_line, parse_object, read_field
@@ -62,22 +62,20 @@ class RunState:
         step: Steps made.
         micro_batch_size: Records computed at once, as in the settings or fewer if memory was too small.
         tensors: `parameter/...`, `optimizer/...` and `best/...`.
-        best_loss: Lowest validation loss, infinite without any.
-        best_accuracy: Accuracy then.
+        best_losses: Validation loss and accuracy of the best evaluation, by name; empty before the first.
         best_step: Step of it.
         evaluations_since: Evaluations after it.
-        metrics: Figures of the last step, for people.
+        losses: Losses and accuracy of the latest step, by name; empty before the first.
     """
 
     run: RunIdentity
     step: int
     micro_batch_size: int
     tensors: Mapping[str, Tensor]
-    best_loss: float
-    best_accuracy: float
+    best_losses: Losses
     best_step: int
     evaluations_since: int
-    metrics: Mapping[str, float | int]
+    losses: Losses
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors under one name, without it."""
@@ -141,12 +139,10 @@ def save_run_state(state: RunState, folder: Path) -> None:
         "run": {name: getattr(state.run, name) for name in RunIdentity.__dataclass_fields__},
         "step": state.step,
         "micro_batch_size": state.micro_batch_size,
-        # JSON has no infinity; a float is written so that it is read back to the last bit.
-        "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
-        "best_accuracy": state.best_accuracy,
+        "best_losses": dict(state.best_losses),  # a float is written so that it is read back to the last bit
         "best_step": state.best_step,
         "evaluations_since": state.evaluations_since,
-        "metrics": dict(state.metrics),
+        "losses": dict(state.losses),
         "tensors_sha256": hashlib.sha256(tensors).hexdigest(),
     }
     write_folder(folder, {TENSORS: tensors, STATE: json.dumps(described, indent=2, allow_nan=False).encode()})
@@ -166,8 +162,8 @@ def load_run_state(folder: Path) -> RunState:
         raise WireError(f"{what} must have {STATE} and {TENSORS}; start a new run") from None
     if state.get("schema") != SCHEMA:
         raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or start a new run")
-    names = {"schema", "run", "step", "micro_batch_size", "best_loss", "best_accuracy", "best_step"}
-    check_fields(state, required=names | {"evaluations_since", "metrics", "tensors_sha256"}, optional=set(), what=what)
+    names = {"schema", "run", "step", "micro_batch_size", "best_losses", "best_step", "evaluations_since", "losses"}
+    check_fields(state, required=names | {"tensors_sha256"}, optional=set(), what=what)
     if hashlib.sha256(content).hexdigest() != state["tensors_sha256"]:
         raise WireError(f"{what} must match the digest in {STATE}; start a new run")
     try:
@@ -179,12 +175,16 @@ def load_run_state(folder: Path) -> RunState:
         step=read_field(state, "step", int, what=what),
         micro_batch_size=read_field(state, "micro_batch_size", int, what=what),
         tensors=tensors,
-        best_loss=math.inf if state["best_loss"] is None else read_field(state, "best_loss", float, what=what),
-        best_accuracy=read_field(state, "best_accuracy", float, what=what),
+        best_losses=_read_losses(state, "best_losses", what=what),
         best_step=read_field(state, "best_step", int, what=what),
         evaluations_since=read_field(state, "evaluations_since", int, what=what),
-        metrics=read_field(state, "metrics", dict, what=what),
+        losses=_read_losses(state, "losses", what=what),
     )
+
+
+def _read_losses(state: Mapping[str, Any], name: str, *, what: str) -> Losses:
+    losses = read_field(state, name, dict, what=what)
+    return {key: read_field(losses, key, float, what=what) for key in losses}
 
 
 def _identity_from_json(value: Mapping[str, Any]) -> RunIdentity:

@@ -91,17 +91,16 @@ def tune(
         if on_run_state is not None and processes.first:
             on_run_state(run.state(), run.adapter())
 
-    while not run.done:
-        if processes.as_first_says(should_stop()):
-            hand_over()
-            raise TuningCancelled(f"tuning was asked to stop at step={run.step} of {run.steps}; start a new job")
-        progress = run.make_step()
+    for progress in run.make_steps(should_stop):
         if processes.first:
             on_progress(progress)
         if on_epoch is not None and run.at_end_of_epoch and processes.first:
             on_epoch(progress, run.adapter())
         if run.step % run_state_every == 0 if run_state_every else run.at_end_of_epoch:
             hand_over()
+    if not run.done:
+        hand_over()
+        raise TuningCancelled(f"tuning was asked to stop at step={run.step} of {run.steps}; start a new job")
     run.take_best()
     return run.adapter()
 

@@ -119,6 +119,6 @@ export class JobView {
         title: "Loss", steps: latest.total_steps, show: (value) => value.toFixed(value < 0.1 ? 3 : 2),
         lines: [line("task", "train_loss"), line("reconstruction", "reconstruction_loss")],
       }),
-      figure({ title: "Accuracy", steps: latest.total_steps, top: 1, show: percent, mark: () => "100 %", lines: [line("on the training text", "accuracy")] }));
+      figure({ title: "Accuracy", steps: latest.total_steps, top: 1, show: percent, mark: () => "100 %", lines: [line("on the training text", "train_mean_token_accuracy")] }));
   }
 }

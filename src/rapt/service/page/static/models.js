@@ -35,7 +35,7 @@ function tunedItem(model, again, open) {
 function cardWords(model) {
   const { card } = model.rapt;
   const writes = card.task === "generation";
-  const { accuracy, train_loss: loss } = card.metrics;
+  const { train_mean_token_accuracy: accuracy, train_loss: loss } = card.metrics;
   return [
     el("h3", {}, "Try it"),
     tryIt(model, { writes }),

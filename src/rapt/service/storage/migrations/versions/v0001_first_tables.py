@@ -95,7 +95,7 @@ def _make_jobs() -> None:
     _make(
         "run_states",
         *(_text("id", unique=True), _owner("job_id", "jobs.id"), _number("created_at"), _number("step")),
-        *(sa.Column("metrics", sa.JSON, nullable=False), _text("folder", unique=True), _number("bytes")),
+        *(_text("folder", unique=True), _number("bytes")),
         sa.UniqueConstraint("job_id", "step", name="uq_run_states_job_step"),
     )
     _make(
