@@ -42,7 +42,7 @@ from running_service import wait_until
 
 MEBIBYTE = 2**20
 MEMORY = 640 * MEBIBYTE  # beside what the service has at rest
-DESCRIPTORS = 128
+DESCRIPTORS = 64
 QUOTA = 8 * MEBIBYTE
 PATIENCE = 20.0  # s, for an answer to somebody else
 ADMIN = secrets.token_urlsafe(24)

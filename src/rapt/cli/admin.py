@@ -19,13 +19,13 @@ import typer
 
 from rapt.cli.options import AsJson, Blobs
 from rapt.cli.output import format_table, say, show, show_json
-from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.service.storage.store import Store
     from rapt.service.storage.tenant_rows import StoredTenant
 
 _AT_ONCE: Final = 1000
+_INSTEAD: Final = "give the --data of `rapt serve`, or begin a new one with `rapt admin create-key --new`"
 
 
 class KeyRole(StrEnum):
@@ -153,9 +153,10 @@ def delete_tenant(
     """
     from rapt.service.storage import tenant_rows
     from rapt.service.storage.callers import OPERATOR
+    from rapt.service.storage.data_directory import refuse_other_folder
     from rapt.service.storage.recovery import open_store
 
-    _refuse_a_wrong_folder(data)
+    refuse_other_folder(data, instead=_INSTEAD)
     if not yes:
         typer.confirm(f"Delete the tenant {tenant} and everything it has?", abort=True, err=True)
     with open_store(data, url=_read_database_url(), blobs=blobs) as store:
@@ -289,22 +290,13 @@ def audit_log(
 
 @contextmanager
 def _open_store(data: Path, *, new: bool = False) -> Iterator[Store]:
+    from rapt.service.storage.data_directory import refuse_other_folder
     from rapt.service.storage.recovery import join_store
 
     if not new:
-        _refuse_a_wrong_folder(data)
+        refuse_other_folder(data, instead=_INSTEAD)
     with join_store(data, url=_read_database_url()) as store:
         yield store
-
-
-def _refuse_a_wrong_folder(data: Path) -> None:
-    from rapt.service.storage.data_directory import holds_service
-
-    if not holds_service(data):
-        raise UsageError(
-            "the data directory must be that of a service; give the --data of `rapt serve`, or begin a new one with "
-            "`rapt admin create-key --new`"
-        )
 
 
 def _read_database_url() -> str | None:

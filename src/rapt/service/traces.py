@@ -25,7 +25,7 @@ _MOST_ERRORS: Final = 6
 
 def describe_trace(error: BaseException) -> str:
     """Classes and places of an error and of what led to it, without a message: one line."""
-    told = [f"{type(one).__name__} at {_places(one)}" for one in islice(_chain(error), _MOST_ERRORS)]
+    told = [f"{type(one).__name__} at {_places(one)}" for one in islice(list_causes(error), _MOST_ERRORS)]
     return ", because of ".join(told)
 
 
@@ -50,8 +50,8 @@ def switch_tracebacks(log: logging.Logger, *, on: bool) -> None:
         log.warning(DEBUG_WARNING)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, the latest first. `from None` hides a message, and there is none here."""
+def list_causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what led to it, the latest first, also what `from None` hides from a reader of messages."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:

@@ -204,6 +204,31 @@ def test_a_tenant_has_so_many_requests_at_once_and_another_is_answered(backbones
         assert upload(0) == 200
 
 
+def test_clients_of_other_tenants_that_do_not_read_leave_a_place_to_each_tenant(backbones, tmp_path):
+    """Four tenants held all places with four downloads each, and another one's usage was 429 after 20 s."""
+    names = ("ada", "bob", "cyd", "dan", "eve")
+    with (
+        running_service(tmp_path, backbones=backbones, settings={"admin_key": ADMIN}) as url,
+        httpx2.Client(base_url=url, headers={"authorization": f"Bearer {ADMIN}"}, timeout=60, trust_env=False) as admin,
+        ExitStack() as stack,
+    ):
+        for name in names:
+            admin.post("/v1/admin/tenants", json={"name": name})
+        keys = [admin.post(f"/v1/admin/tenants/{name}/keys").json()["value"] for name in names]
+        where = urlsplit(url)
+        for key in keys[:-1]:
+            for _ in range(4):
+                slow = stack.enter_context(socket.socket())
+                slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                slow.settimeout(60)
+                slow.connect((where.hostname, where.port))
+                head = f"host: a\r\nauthorization: Bearer {key}\r\n\r\n"
+                slow.sendall(f"GET /v1/vocabularies/bert-tiny/embeddings.safetensors HTTP/1.1\r\n{head}".encode())
+                assert slow.recv(12) == b"HTTP/1.1 200"
+        asked = {"authorization": f"Bearer {keys[-1]}"}
+        assert httpx2.get(f"{url}/v1/usage", headers=asked, trust_env=False, timeout=15).status_code == 200
+
+
 def test_an_upload_beyond_the_quota_is_refused_before_it_is_read(backbones, tmp_path):
     """8 times 100 MiB lay in the temporary folder of a tenant that might have 1,000 bytes."""
     with running_service(tmp_path, backbones=backbones, settings={"tenant_bytes": 1000}) as url:

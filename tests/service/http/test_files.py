@@ -12,8 +12,12 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from http_requests import SECRET, error_of, job_body, upload
+from http_requests import SECRET, done_job, error_of, job_body, upload
+from rapt.service.storage.callers import DEVELOPER
+from rapt.service.storage.file_rows import add_file
+from rapt.service.storage.recovery import open_store
 from running_service import running_service
+from stored_material import SUMMARY
 
 
 def test_an_uploaded_file_is_what_its_manifest_says(http, training_path, training_file):
@@ -122,6 +126,42 @@ def test_the_content_of_a_damaged_blob_is_refused_before_its_first_byte(backbone
             blob.write_bytes(damaged)
             answer = client.get(where)
             assert (answer.status_code, answer.json()["error"]["code"]) == (500, "damaged")
+
+
+def test_the_content_of_a_large_file_breaks_off_before_its_last_bytes_if_they_are_others(backbones, tmp_path):
+    content = os.urandom(9 * 2**20)
+    with open_store(tmp_path) as store, store.directory.stage_bytes(content) as staged:
+        file = add_file(store, staged, SUMMARY, filename="f", caller=DEVELOPER, now=7, max_bytes=10**9)
+        blob = store.blobs.path(file.sha256)
+    with served(backbones, tmp_path) as client:
+        where = f"/v1/files/{file.id}/content"
+        assert client.get(where).content == content
+        blob.write_bytes(b"#" + content[1:])
+        got: list[int] = []
+        with client.stream("GET", where) as answer, pytest.raises(httpx2.RemoteProtocolError):
+            got.extend(map(len, answer.iter_raw()))
+        assert (answer.status_code, answer.headers["content-length"]) == (200, str(len(content)))
+        assert sum(got) <= 8 * 2**20
+        blob.write_bytes(content)
+        assert client.get(where).content == content
+
+
+def test_a_tenant_has_so_many_files_and_models_however_small(backbones, tmp_path, training_path):
+    with served(backbones, tmp_path, tenant_files=1, tenant_models=1) as http:
+        file = upload(http, training_path).json()["id"]
+        upload_id, parts = in_parts(http, training_path.read_bytes())
+        done_job(http, job_body(file, n_epochs=1))
+        for refused in (
+            upload(http, training_path),
+            http.post(f"/v1/uploads/{upload_id}/complete", json={"part_ids": parts}),
+            http.post("/v1/fine_tuning/jobs", json=job_body(file, n_epochs=1)),
+        ):
+            error = error_of(refused, 429, "rate_limit_exceeded")
+            assert "at most 1 " in error["message"]
+            assert "delete some" in error["message"]
+            assert "retry-after" not in refused.headers
+        assert http.delete(f"/v1/files/{file}").status_code == 200
+        assert http.post(f"/v1/uploads/{upload_id}/complete", json={"part_ids": parts}).status_code == 200
 
 
 @contextmanager

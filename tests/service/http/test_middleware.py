@@ -1,10 +1,16 @@
 import asyncio
+import os
 import re
+import resource
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx2
+import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
+from http_requests import job_body, upload
+from rapt.errors import UsageError
 from rapt.service.http.http_errors import add_error_handlers
 from rapt.service.http.middleware import Envelope
 
@@ -28,7 +34,39 @@ def failing_app():
 
         return StreamingResponse(pieces())
 
+    @app.get("/descriptors/{way}")
+    def without_descriptors(way: str) -> StreamingResponse:
+        def pieces():
+            with open(os.devnull):
+                yield b"a"
+
+        if way == "later":
+            return StreamingResponse(pieces())
+        try:
+            return open(os.devnull)
+        except OSError as error:
+            if way == "hidden":
+                raise RuntimeError(SECRET) from error
+            if way == "blamed":
+                raise UsageError("the file must be another") from None
+            raise
+
     return app
+
+
+@contextmanager
+def no_descriptor_left():
+    """Within the block this process can open nothing more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 64, before[1]))
+            with suppress(OSError):
+                while True:
+                    stack.enter_context(open(os.devnull))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def ask(path):
@@ -73,3 +111,47 @@ def test_an_error_in_the_middle_of_an_answer_ends_it_unfinished_and_is_not_the_s
     assert [message.get("status", message.get("body")) for message in sent] == [200, b"a"]
     assert sent[-1]["more_body"]
     assert "patient" not in caplog.text
+
+
+def check_that_it_may_come_again(response):
+    assert response.status_code == 503, response.text
+    assert int(response.headers["retry-after"]) >= 1
+    assert "x-should-retry" not in response.headers
+    error = response.json()["error"]
+    assert (error["code"], error["type"]) == ("unavailable", "server_error")
+    assert "patient" not in response.text
+
+
+@pytest.mark.parametrize("way", ["plain", "hidden", "blamed", "later"])
+def test_what_fails_for_want_of_a_descriptor_may_come_again(way, caplog):
+    async def send():
+        transport = httpx2.ASGITransport(app=failing_app(), raise_app_exceptions=True)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://service") as client:
+            assert (await client.get("/before")).status_code == 500  # all that it needs is open by now
+            with no_descriptor_left():
+                return await client.get(f"/descriptors/{way}")
+
+    response = asyncio.run(send())
+    check_that_it_may_come_again(response)
+    assert f"{response.headers['x-request-id']} found no free file descriptor" in caplog.text
+    assert "patient" not in caplog.text
+
+
+def test_a_service_without_a_free_descriptor_answers_or_says_when_to_come_again(service, http, training_path):
+    file = upload(http, training_path).json()["id"]
+    content = training_path.read_bytes()
+    paths = (f"/v1/files/{file}/content", "/v1/vocabularies/bert-tiny/tokenizer.json", "/v1/files", "/readyz")
+
+    def send():
+        yield http.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": ("f", content)})
+        yield http.post("/v1/fine_tuning/jobs", json=job_body(file, n_epochs=1))
+        yield from map(http.get, paths)
+
+    assert http.get("/healthz").status_code == 200  # the connection is open
+    with no_descriptor_left():
+        answers = list(send())
+    for answer in answers:
+        if answer.status_code != 200:
+            check_that_it_may_come_again(answer)
+    assert [answer.status_code for answer in answers[:1] + answers[2:4]] == [503, 503, 503]
+    assert {http.get(path).status_code for path in paths} == {200}

@@ -20,7 +20,7 @@ from http_requests import done_job, job_body, status_of, upload
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.service.http.assembly import load_backbones
-from rapt.service.http.server import listen, make_service_url, serve
+from rapt.service.http.server import listen, make_service_url, serve, work
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store
 from rapt.wire.manifest import dump_manifest
@@ -115,6 +115,14 @@ def test_a_service_that_is_asked_to_stop_leaves_in_order(tmp_path, number, own_l
     assert not settings.ready_file.exists()
     with open_store(settings.data_directory):
         pass  # nobody holds it any more
+
+
+def test_a_worker_in_a_folder_without_a_service_is_refused_and_makes_nothing(tmp_path, own_logging):
+    settings = load_settings({"data_directory": tmp_path / "wrong", "models": "bert-tiny"})
+    with pytest.raises(UsageError, match="must be that of a service; start `rapt serve` first") as refused:
+        work(settings)
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_port_that_is_taken_is_one_clear_line():

@@ -1,7 +1,8 @@
 """What time ends: uploads that expire, rows that tell of the past, and the bounds on how many there are in between."""
 
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.exc import DatabaseError
 
 from rapt.errors import QuotaError, UsageError
 from rapt.service.http.housekeeping import Housekeeper
@@ -10,14 +11,14 @@ from rapt.service.storage.database import Cursor
 from rapt.service.storage.job_rows import cancel_job, list_events
 from rapt.service.storage.key_rows import create_key, has_keys, list_keys, rotate_key
 from rapt.service.storage.recovery import hold_worker_lock, list_models_of_living
-from rapt.service.storage.tables import EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
+from rapt.service.storage.tables import AUDIT, EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
 from rapt.service.storage.tenant_rows import (
     MOST_PAST_ROWS,
     MOST_PENDING_UPLOADS,
     delete_tenant,
     get_usage,
 )
-from rapt.service.storage.tidying import KEPT_ROWS, tidy, warn_jobs_without_model
+from rapt.service.storage.tidying import KEPT_ENTRIES, KEPT_ROWS, tidy, warn_jobs_without_model
 from rapt.service.storage.upload_rows import LIFETIME, MOST_PARTS, add_part, add_upload, end_upload, get_upload
 from running_service import wait_until
 from stored_material import claim, finish, queue, upload
@@ -161,6 +162,21 @@ def test_requests_that_came_once_are_forgotten_after_their_time(store, ada):
     assert tidy(store, now=7 + KEPT_SECONDS) == 0
     assert tidy(store, now=8 + KEPT_SECONDS) == 1
     assert rows(store, REQUESTS) == 0
+
+
+def test_the_audit_log_forgets_all_but_the_newest_entries_of_each_tenant(store, ada, bob):
+    kept = upload(store, bob)
+    of_all = {"created_at": 1, "tenant": "ada", "key": "key-1", "action": "file.create", "object": "file-1"}
+    with store.database.write() as connection:
+        connection.execute(insert(AUDIT), [{"id": f"audit-{n}", **of_all} for n in range(KEPT_ENTRIES + 10)])
+    assert tidy(store, now=11) == 10
+    assert tidy(store, now=11) == 0
+    assert rows(store, AUDIT, tenant="ada") == KEPT_ENTRIES
+    assert rows(store, AUDIT, id="audit-9") == 0
+    assert rows(store, AUDIT, id="audit-10") == 1
+    assert rows(store, AUDIT, tenant="bob", object=kept.id) == 1  # older, and of the newest of its own tenant
+    with pytest.raises(DatabaseError, match="only added to"), store.database.write() as connection:
+        connection.execute(delete(AUDIT).where(AUDIT.c.id == "audit-10"))
 
 
 def test_a_job_whose_base_model_nobody_has_says_so_once_and_is_taken_up_when_somebody_has_it(store, ada):

@@ -5,6 +5,7 @@ The framework's own messages are not passed on: some of them quote the request.
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
 from typing import Any, Final
@@ -20,11 +21,14 @@ from starlette.routing import Match
 from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UnavailableError, UsageError
 from rapt.service.http import completion_schemas, schemas
 from rapt.service.jobs import method_options
+from rapt.service.traces import list_causes, log_unforeseen
 
 log = logging.getLogger(__name__)
 
 # When to come again after a 503, s: a database that is started again takes seconds.
 _AWAY: Final = 5.0
+# The process, or the system, has as many files and connections open as it may.
+_NO_DESCRIPTOR: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 # Kinds of pydantic error whose message states the rule only; of the others we say no more than that there is one.
 _RULE_ONLY: Final = frozenset(
@@ -92,8 +96,23 @@ def answer_error(error: RaptError) -> JSONResponse:
     return response
 
 
-def answer_unforeseen(error: Exception) -> JSONResponse:
-    """The answer to an error that nobody foresaw: not even its message is trusted."""
+def answer_exception(error: Exception, *, what: str, is_late: bool = False) -> JSONResponse:
+    """The answer to whatever a request has raised; the log has what nobody foresaw, and what came too late to answer.
+
+    Args:
+        error: The error. Not even the message of one that is not of the tree is trusted.
+        what: Words of ours for the log, such as the id of the request.
+        is_late: Whether the answer had begun, so that this one is not sent.
+    """
+    if any(isinstance(one, OSError) and one.errno in _NO_DESCRIPTOR for one in list_causes(error)):
+        log.error("%s found no free file descriptor; let the process open more files", what)
+        return answer_error(UnavailableError("the service has too many files open; try again later"))
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, RaptError):
+        error = error.__cause__  # the framework's word for an error of the tree in an answer that had begun
+    if is_late or not isinstance(error, RaptError):
+        log_unforeseen(log, what, error)
+    if isinstance(error, RaptError):
+        return answer_error(error)
     return make_error_response(
         f"internal error, {type(error).__name__}; tell the provider the x-request-id",
         status=500,
@@ -105,8 +124,8 @@ def add_error_handlers(app: FastAPI) -> None:
     """Map the tree, the framework's refusals and invalid requests; all else is the middleware's."""
 
     @app.exception_handler(RaptError)
-    async def _of_the_tree(_request: Request, error: RaptError) -> JSONResponse:
-        return answer_error(error)
+    async def _of_the_tree(request: Request, error: RaptError) -> JSONResponse:
+        return answer_exception(error, what=getattr(request.state, "request_id", "-"))
 
     @app.exception_handler(HTTPException)
     async def _of_the_framework(request: Request, error: HTTPException) -> JSONResponse:

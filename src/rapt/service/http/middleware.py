@@ -22,12 +22,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rapt.errors import LimitError, RaptError, UnavailableError, UsageError
-from rapt.service.http.http_errors import answer_error, answer_unforeseen, make_error_response
+from rapt.errors import LimitError, UnavailableError, UsageError
+from rapt.service.http.http_errors import answer_error, answer_exception, make_error_response
 from rapt.service.http.settings import Settings
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import FILES, JOBS, MODELS, TENANTS
-from rapt.service.traces import log_unforeseen
 
 # Anything else is counted as one: a client may send any word as a method.
 _METHODS: Final = frozenset({"GET", "POST", "DELETE", "HEAD", "PUT", "PATCH", "OPTIONS"})
@@ -100,26 +99,40 @@ class Answer:
         self._request_id = request_id
         self._is_head = method == "HEAD"
         self._is_event_stream = False
+        self._head: Message | None = None
         self._task = asyncio.current_task()
         self.status = 0
         self.ended = False
 
     async def send(self, message: Message) -> None:
-        """Pass a message on, with what every answer has. Raises `_HeadAnswered` where nothing more is wanted."""
+        """Pass a message on, with what every answer has. Raises `_HeadAnswered` where nothing more is wanted.
+
+        The head is kept back until the body begins: what is raised in between can still be answered.
+        """
         if self.ended:
             return
         if message["type"] == "http.response.start":
-            self.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["x-request-id"] = self._request_id
             # Keys, files and predictions are nothing for a cache; a route that knows better has said so already.
             headers.setdefault("cache-control", "no-store")
             self._is_event_stream = headers.get("content-type", "").startswith("text/event-stream")
-        elif self._is_head:
+            self._head = message
+            if self._is_event_stream:  # its first event may be long in coming
+                await self._send_head()
+            return
+        await self._send_head()
+        if self._is_head:
             self.ended = True
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
             raise _HeadAnswered
         await self._send(message)
+
+    async def _send_head(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            self.status = head["status"]
+            await self._send(head)
 
     async def end(self, scope: Scope, receive: Receive) -> None:
         """Answer 503, or with an event that says so in a stream, and compute nothing more."""
@@ -184,10 +197,8 @@ class Envelope:
                 if not answer.ended:
                     raise
             except Exception as error:  # the server behind would log it with its message, which may hold anything
-                if not isinstance(error, RaptError):  # of the tree is what the door raises while its database is away
-                    log_unforeseen(log, request_id, error)
+                response = answer_exception(error, what=request_id, is_late=bool(answer.status))
                 if not answer.status:
-                    response = answer_error(error) if isinstance(error, RaptError) else answer_unforeseen(error)
                     await response(scope, receive, answer.send)
             finally:
                 pattern = getattr(scope.get("route"), "path", "-")

@@ -148,7 +148,11 @@ class TokenQuotas:
 
 
 class Places:
-    """Places for so many requests of each tenant, and of all together; taken and given back in the event loop alone."""
+    """Places for so many requests of each tenant, and of all together; taken and given back in the event loop alone.
+
+    The first place of a tenant is its own, whatever the others hold: a few tenants whose clients are slow to send or to
+    read could hold all the others.
+    """
 
     def __init__(self, *, each: int, together: int) -> None:
         """Start with all of them free."""
@@ -185,7 +189,8 @@ class Places:
                 place.set_result(None)
 
     def _is_free(self, tenant: str) -> bool:
-        return self._taken[tenant] < self._each and self._taken.total() < self._together
+        taken = self._taken[tenant]
+        return not taken or (taken < self._each and self._taken.total() < self._together)
 
 
 class TenantPlaces:

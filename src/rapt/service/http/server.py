@@ -33,6 +33,7 @@ from rapt.service.http.connections import BoundedProtocol, Listener, count_conne
 from rapt.service.http.housekeeping import give_back_regularly
 from rapt.service.http.middleware import Stopping
 from rapt.service.http.settings import Settings, reveal, warn_of_unknown_variables
+from rapt.service.storage.data_directory import refuse_other_folder
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import join_store
 from rapt.service.storage.store import own_blobs
@@ -307,7 +308,7 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
     """Run jobs until the process is asked to stop (SIGINT or SIGTERM).
 
     Raises:
-        UsageError: The data directory cannot be used.
+        UsageError: The data directory is of no service, or cannot be used.
         VocabularyError: The files of a model are missing.
     """
     logging.config.dictConfig(LOGGING)
@@ -315,6 +316,7 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
     if settings.torch_threads is not None:
         torch.set_num_threads(settings.torch_threads)
     switch_tracebacks(log, on=settings.debug)
+    refuse_other_folder(settings.data_directory, instead="start `rapt serve` first, or give its --data")
     with stop_at_signals(), give_back_regularly():
         backbones = {} if settings.job_process else load_backbones(settings)
         if settings.job_process:

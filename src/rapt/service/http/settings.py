@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rapt.errors import UsageError
 from rapt.public_models import PUBLIC_MODELS
+from rapt.service.storage.tenant_rows import MOST_FILES, MOST_MODELS
 from rapt.this_machine import is_loopback
 
 MEBIBYTE: Final = 1024 * 1024
@@ -76,6 +77,8 @@ class Settings(BaseSettings):
         description="most bytes of a tenant's files, models and checkpoints, unless it has its own quota",
     )
     tenant_jobs: int = Field(100, ge=0, description="most unfinished jobs of a tenant, unless it has its own quota")
+    tenant_files: int = Field(MOST_FILES, ge=0, description="most files of a tenant, however small")
+    tenant_models: int = Field(MOST_MODELS, ge=0, description="most tuned models of a tenant, checkpoints counted")
     tenant_tokens_per_minute: int = Field(
         10_000_000, ge=0, description="most tokens of a tenant's predictions a minute, unless it has its own quota"
     )

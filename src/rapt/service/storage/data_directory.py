@@ -304,6 +304,12 @@ def holds_service(root: Path) -> bool:
     return any(path.exists() for path in (root / _LOCK, directory.database, directory.blobs))
 
 
+def refuse_other_folder(root: Path, *, instead: str) -> None:
+    """Refuse a folder that holds no service, before anything is made in it. Raises `UsageError` with what to do."""
+    if not holds_service(root):
+        raise UsageError(f"the data directory must be that of a service; {instead}")
+
+
 def _close_to_others(root: Path) -> None:
     """Let nobody else into a folder, if it is one for a service: closed, another folder would be lost to its users."""
     found = root.stat()

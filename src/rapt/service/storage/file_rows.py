@@ -15,7 +15,7 @@ from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import FILES, JOBS
-from rapt.service.storage.tenant_rows import ACTIVE, check_bytes, check_tenant
+from rapt.service.storage.tenant_rows import ACTIVE, MOST_FILES, check_bytes, check_files, check_tenant
 from rapt.wire.manifest import Manifest, dump_mechanism
 
 PURPOSE: Final = "fine-tune"
@@ -82,6 +82,7 @@ def add_file(
     caller: Caller,
     now: int,
     max_bytes: int,
+    max_files: int = MOST_FILES,
     counted: int = 0,
     request: Repeatable | None = None,
 ) -> StoredFile:
@@ -95,11 +96,12 @@ def add_file(
         caller: Caller that becomes the owner.
         now: Present Unix time, s.
         max_bytes: Most bytes of a tenant without a quota of its own.
+        max_files: Most files of a tenant.
         counted: Bytes of it that the tenant has already, as parts of an upload.
         request: Marks of a request that may come again; then the file of the first time is the answer.
 
     Raises:
-        QuotaError: The tenant has too many bytes.
+        QuotaError: The tenant has too many bytes, or files.
         UsageError: The same idempotency key came with another file.
     """
     manifest = summary.manifest
@@ -123,12 +125,14 @@ def add_file(
     with store.database.read() as connection:
         if (before := find_made_before(connection, caller, request)) is not None:
             return make_value(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
+        check_files(connection, caller.tenant, limit=max_files)
         check_bytes(connection, caller.tenant, more=file.bytes - counted, limit=max_bytes)
     with naming(store, staged), store.database.write() as connection:
         # The same request may have come twice at once: the second finds what the first has made meanwhile.
         if (before := find_made_before(connection, caller, request)) is not None:
             return make_value(find(connection, FILES, before, tenant=caller.tenant), StoredFile)
         check_tenant(connection, caller.tenant)
+        check_files(connection, caller.tenant, limit=max_files)
         check_bytes(connection, caller.tenant, more=file.bytes - counted, limit=max_bytes)
         connection.execute(insert(FILES).values(vars(file)))
         note(connection, caller, request, file.id, now=now)

@@ -25,7 +25,7 @@ from rapt.service.storage.database import Cursor, Page, find, make_value, read_p
 from rapt.service.storage.model_rows import delete_models_of, release_adapters
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import EVENTS, FILES, JOBS, RUN_STATES
-from rapt.service.storage.tenant_rows import check_bytes, check_jobs, check_tenant
+from rapt.service.storage.tenant_rows import MOST_MODELS, check_bytes, check_jobs, check_models, check_tenant
 
 Level = Literal["info", "warn", "error"]
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
@@ -139,6 +139,7 @@ def add_job(
     now: int,
     max_jobs: int,
     max_bytes: int,
+    max_models: int = MOST_MODELS,
     validation_file: str | None = None,
     metadata: Mapping[str, str] | None = None,
     priority: int = 0,
@@ -157,6 +158,7 @@ def add_job(
         now: Present Unix time, s.
         max_jobs: Most jobs that have not ended, of a tenant without a quota of its own.
         max_bytes: Most bytes that such a tenant has stored; what a run leaves is counted, and can only be refused here.
+        max_models: Most models of a tenant, checkpoints counted, for the same reason.
         validation_file: A file of the caller's tenant.
         metadata: The user's own.
         priority: Rank among the jobs of the tenant.
@@ -189,6 +191,7 @@ def add_job(
             if file is not None:
                 find(connection, FILES, file, tenant=caller.tenant)
         check_jobs(connection, caller.tenant, limit=max_jobs)
+        check_models(connection, caller.tenant, limit=max_models)
         check_bytes(connection, caller.tenant, more=0, limit=max_bytes)
         connection.execute(insert(JOBS).values(vars(job)))
         add_event(connection, job.id, message="the job is queued", now=now)

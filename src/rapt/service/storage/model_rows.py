@@ -20,7 +20,7 @@ from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import MODELS
-from rapt.service.storage.tenant_rows import check_bytes, check_tenant
+from rapt.service.storage.tenant_rows import MOST_MODELS, check_bytes, check_models, check_tenant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,15 @@ def make_adapter_name() -> str:
 
 
 def add_imported_model(
-    store: Store, staged: StagedFile, *, suffix: str, base: str, caller: Caller, now: int, max_bytes: int
+    store: Store,
+    staged: StagedFile,
+    *,
+    suffix: str,
+    base: str,
+    caller: Caller,
+    now: int,
+    max_bytes: int,
+    max_models: int = MOST_MODELS,
 ) -> StoredModel:
     """Keep an adapter that came from outside.
 
@@ -109,10 +117,11 @@ def add_imported_model(
         caller: Caller that becomes the owner.
         now: Present Unix time, s.
         max_bytes: Most bytes that a tenant without a quota of its own may store.
+        max_models: Most models of a tenant, checkpoints counted.
 
     Raises:
         NotFoundError: The tenant is gone.
-        QuotaError: It has too many bytes.
+        QuotaError: It has too many bytes, or models.
     """
     adapter = make_adapter_name()
     model = StoredModel(
@@ -127,6 +136,7 @@ def add_imported_model(
     )
     with naming(store, staged), store.database.write() as connection:
         check_tenant(connection, caller.tenant)
+        check_models(connection, caller.tenant, limit=max_models)
         check_bytes(connection, caller.tenant, more=model.bytes, limit=max_bytes)
         insert_model(connection, model)
         record(connection, caller, "model.import", adapter[:12])

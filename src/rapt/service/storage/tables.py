@@ -68,7 +68,7 @@ KEYS: Final = _table(
     Column("revoked_at", BigInteger),
 )
 
-# Rows are only ever added; the migration puts triggers on it that refuse all else.
+# Rows are only ever added; the migration puts triggers on it that refuse all else but to delete very old ones.
 AUDIT: Final = _table(
     "audit_log",
     _number(),

@@ -28,6 +28,9 @@ ACTIVE: Final = ("queued", "running", "paused")
 # Jobs that left nothing, or nothing that is still there.
 ENDED_FOR_NOTHING: Final = JOBS.c.status.not_in(ACTIVE) & ~exists().where(MODELS.c.job_id == JOBS.c.id)
 MOST_PENDING_UPLOADS: Final = 1000
+# Where the settings say nothing else. Small ones are bounded by their number: a row and a file take more than a byte.
+MOST_FILES: Final = 100_000
+MOST_MODELS: Final = 100_000
 # Rows of a tenant that tell of the past alone; `tidying` forgets most of them, and makes room within a minute or two.
 MOST_PAST_ROWS: Final = 10_000
 _UNTIL_TIDIED: Final = 60.0  # s
@@ -160,6 +163,16 @@ def count_room(store: Store, tenant: str, *, limit: int) -> int:
         return _most_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
 
 
+def check_files(connection: Connection, tenant: str, *, limit: int) -> None:
+    """Refuse one more file than a tenant may have, in the transaction that would add it. Raises `QuotaError`."""
+    _check_count(connection, FILES, tenant, limit=limit)
+
+
+def check_models(connection: Connection, tenant: str, *, limit: int) -> None:
+    """Refuse a model, or a job that would leave one, as `check_files`."""
+    _check_count(connection, MODELS, tenant, limit=limit)
+
+
 def check_jobs(connection: Connection, tenant: str, *, limit: int) -> None:
     """Refuse a job beyond a tenant's quota, in the transaction that would queue it. Raises `QuotaError`.
 
@@ -254,6 +267,14 @@ def count_jobs(connection: Connection, tenant: str) -> int:
 def _most_bytes(connection: Connection, tenant: str, *, limit: int) -> int:
     own = connection.execute(select(TENANTS.c.max_bytes).where(TENANTS.c.name == tenant)).scalar()
     return limit if own is None else own
+
+
+def _check_count(connection: Connection, table: Table, tenant: str, *, limit: int) -> None:
+    if _count(connection, table, tenant) >= limit:
+        raise QuotaError(
+            f"a tenant must have at most {limit} {table.name}, however small; delete some, or ask the provider",
+            retry_after=None,
+        )
 
 
 def _check_past(connection: Connection, table: Table, where: ColumnElement[bool]) -> None:

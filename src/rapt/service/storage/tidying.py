@@ -2,6 +2,7 @@
 
 In small transactions, because whoever writes waits for the writer before. Rows of a tenant that only tell what was once
 are kept for the newest thousand; `tenant_rows` refuses to make so many more of them in between that they fill the disk.
+Entries of the audit log are kept for the newest hundred thousand: many a tenant's changes leave one.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, func, or_, select, true, update
 
 from rapt.service.storage.callers import KEPT_SECONDS
 from rapt.service.storage.job_rows import add_event
 from rapt.service.storage.store import Store
-from rapt.service.storage.tables import EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
+from rapt.service.storage.tables import AUDIT, EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
 from rapt.service.storage.tenant_rows import ENDED_FOR_NOTHING
 
 KEPT_ROWS: Final = 1000
+# Entries of the audit log; the database refuses to delete any of the newest so many of all tenants.
+KEPT_ENTRIES: Final = 100_000
 _AT_ONCE: Final = 5000
 
 
@@ -35,16 +38,17 @@ def tidy(store: Store, *, now: int, should_stop: Callable[[], bool] = lambda: Fa
     done = 0
     while not should_stop() and (changed := _expire_uploads(store, now=now)):
         done += changed
-    for table, of_the_past in (
-        (UPLOADS, UPLOADS.c.status != "pending"),
-        (JOBS, ENDED_FOR_NOTHING),
-        (KEYS, or_(KEYS.c.revoked_at.is_not(None), KEYS.c.expires_at <= now)),
+    for table, of_the_past, kept in (
+        (UPLOADS, UPLOADS.c.status != "pending", KEPT_ROWS),
+        (JOBS, ENDED_FOR_NOTHING, KEPT_ROWS),
+        (KEYS, or_(KEYS.c.revoked_at.is_not(None), KEYS.c.expires_at <= now), KEPT_ROWS),
+        (AUDIT, true(), KEPT_ENTRIES),
     ):
         with store.database.read() as connection:
-            tenants = _with_too_many(connection, table, of_the_past)
+            tenants = _with_too_many(connection, table, of_the_past, kept=kept)
         for tenant in tenants:
             own = of_the_past & (table.c.tenant == tenant)
-            while not should_stop() and (forgotten := _forget_oldest(store, table, own)):
+            while not should_stop() and (forgotten := _forget_oldest(store, table, own, kept=kept)):
                 done += forgotten
     old = REQUESTS.c.created_at < now - KEPT_SECONDS
     with store.database.read() as connection:
@@ -92,13 +96,13 @@ def _expire_uploads(store: Store, *, now: int) -> int:
     return len(ids)
 
 
-def _with_too_many(connection: Connection, table: Table, where: ColumnElement[bool]) -> list[str]:
-    grouped = select(table.c.tenant).where(where).group_by(table.c.tenant).having(func.count() > KEPT_ROWS)
+def _with_too_many(connection: Connection, table: Table, where: ColumnElement[bool], *, kept: int) -> list[str]:
+    grouped = select(table.c.tenant).where(where).group_by(table.c.tenant).having(func.count() > kept)
     return list(connection.execute(grouped).scalars())
 
 
-def _forget_oldest(store: Store, table: Table, where: ColumnElement[bool]) -> int:
-    newest = select(table.c.number).where(where).order_by(table.c.number.desc()).limit(1).offset(KEPT_ROWS)
+def _forget_oldest(store: Store, table: Table, where: ColumnElement[bool], *, kept: int) -> int:
+    newest = select(table.c.number).where(where).order_by(table.c.number.desc()).limit(1).offset(kept)
     with store.database.write() as connection:
         last = connection.execute(newest).scalar()
         if last is None:

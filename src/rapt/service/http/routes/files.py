@@ -68,6 +68,7 @@ def file_router(service: Service) -> APIRouter:
             caller=caller,
             now=int(time.time()),
             max_bytes=service.settings.tenant_bytes,
+            max_files=service.settings.tenant_files,
             request=mark_repeatable(idempotency_key, "file", arrived.sha256),
         )
         return show_file(stored)
@@ -93,12 +94,8 @@ def file_router(service: Service) -> APIRouter:
 
     @routes.get("/{file_id}/content", response_class=StreamingResponse)
     def retrieve_content(file_id: str, caller: CallerOf) -> StreamingResponse:
-        """The bytes of a file, as they were uploaded."""
+        """The bytes of a file, as they were uploaded; of one that was damaged never all."""
         file = get_file(service.store, file_id, tenant=caller.tenant)
-        # Twice: once the status is sent, nothing can say any more that the bytes are others.
-        with open_file(service.store, file) as whole:
-            while whole.read(_CHUNK):
-                pass
         stream = open_file(service.store, file)
         headers = {"content-length": str(file.bytes), "content-disposition": f'attachment; filename="{file.id}.jsonl"'}
         return StreamingResponse(_chunks(stream), media_type="application/jsonl", headers=headers)
@@ -148,6 +145,7 @@ def clean_name(name: str | None) -> str:
 
 
 def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield the bytes of a file, its last mebibytes only if all have the digest: a small one is refused as a whole."""
     with stream:
         while chunk := stream.read(_CHUNK):
             yield chunk
@@ -217,6 +215,7 @@ def upload_router(service: Service) -> APIRouter:
                     caller=caller,
                     now=now,
                     max_bytes=service.settings.tenant_bytes,
+                    max_files=service.settings.tenant_files,
                     # Counted as parts until the upload has ended.
                     counted=upload.bytes,
                     # After a crash between the file and the end of the upload, the file is found and not made again.

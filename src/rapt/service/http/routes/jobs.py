@@ -70,6 +70,7 @@ def job_router(service: Service) -> APIRouter:
             now=int(time.time()),
             max_jobs=service.settings.tenant_jobs,
             max_bytes=service.settings.tenant_bytes,
+            max_models=service.settings.tenant_models,
             validation_file=request.validation_file,
             metadata=request.metadata,
             priority=0 if request.rapt is None else request.rapt.priority,

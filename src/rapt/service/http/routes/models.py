@@ -185,6 +185,7 @@ def adapter_router(service: Service) -> APIRouter:
                 caller=caller,
                 now=int(time.time()),
                 max_bytes=service.settings.tenant_bytes,
+                max_models=service.settings.tenant_models,
             )
         return show_tuned(service, model)
 

@@ -5,7 +5,6 @@ Events are as OpenAI's clients read them: `data:` and JSON, an error as one even
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,16 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 from tokenizers import Tokenizer
 
-from rapt.errors import RaptError
 from rapt.service.answers.generation import Choice
 from rapt.service.answers.writing import Finish, Written
-from rapt.service.http.http_errors import answer_error, answer_unforeseen
+from rapt.service.http.http_errors import answer_exception
 from rapt.service.http.middleware import get_request_id
-from rapt.service.traces import log_unforeseen
 
 # A character whose bytes are spread over tokens decodes to this until the last of them is there.
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-log = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
 
@@ -140,9 +136,7 @@ class _EventStream(StreamingResponse):
             return  # the client has left
         except Exception as error:
             # The status is sent already: the clients raise what they find in an event that holds an error.
-            if not isinstance(error, RaptError):
-                log_unforeseen(log, f"{self._request_id} in its stream", error)
-            answer = answer_error(error) if isinstance(error, RaptError) else answer_unforeseen(error)
+            answer = answer_exception(error, what=f"{self._request_id} in its stream")
             yield b"data: " + bytes(answer.body) + b"\n\n"
         yield DONE
 

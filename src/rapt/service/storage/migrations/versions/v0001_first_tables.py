@@ -11,18 +11,30 @@ from alembic import op
 revision: Final = "0.2.0"
 down_revision: Final = None
 
+# The newest so many entries of the audit log cannot be deleted; `tidying` keeps as many of each tenant.
+_IS_NEW: Final = "OLD.number > (SELECT max(number) FROM audit_log) - 100000"
 _REFUSE_SQLITE: Final = """
-CREATE TRIGGER audit_log_refuses_{verb} BEFORE {verb} ON audit_log
+CREATE TRIGGER audit_log_refuses_{verb} BEFORE {verb} ON audit_log WHEN {condition}
 BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END
 """
-_REFUSE_FUNCTION: Final = """
+_REFUSE_POSTGRESQL: Final = (
+    """
 CREATE FUNCTION audit_log_refuses() RETURNS trigger LANGUAGE plpgsql
 AS $$ BEGIN RAISE EXCEPTION 'the audit log is only added to'; END $$
-"""
-_REFUSE_POSTGRESQL: Final = """
-CREATE TRIGGER audit_log_refuses_changes BEFORE UPDATE OR DELETE OR TRUNCATE ON audit_log
+""",
+    f"""
+CREATE FUNCTION audit_log_refuses_new() RETURNS trigger LANGUAGE plpgsql
+AS $$ BEGIN IF {_IS_NEW} THEN RAISE EXCEPTION 'the audit log is only added to'; END IF; RETURN OLD; END $$
+""",
+    """
+CREATE TRIGGER audit_log_refuses_changes BEFORE UPDATE OR TRUNCATE ON audit_log
 EXECUTE FUNCTION audit_log_refuses()
-"""
+""",
+    """
+CREATE TRIGGER audit_log_refuses_deletion BEFORE DELETE ON audit_log
+FOR EACH ROW EXECUTE FUNCTION audit_log_refuses_new()
+""",
+)
 
 
 def upgrade() -> None:
@@ -56,11 +68,11 @@ def _make_tenants() -> None:
     audit = (_text("id", unique=True), _number("created_at"), _text("tenant", index=True))
     _make("audit_log", *audit, _text("key"), _text("action"), _text("object"))
     if op.get_bind().dialect.name == "sqlite":
-        for verb in ("UPDATE", "DELETE"):
-            op.execute(_REFUSE_SQLITE.format(verb=verb))
+        op.execute(_REFUSE_SQLITE.format(verb="UPDATE", condition="TRUE"))
+        op.execute(_REFUSE_SQLITE.format(verb="DELETE", condition=_IS_NEW))
     else:
-        op.execute(_REFUSE_FUNCTION)
-        op.execute(_REFUSE_POSTGRESQL)
+        for statement in _REFUSE_POSTGRESQL:
+            op.execute(statement)
     op.bulk_insert(_make("identity", _text("id", unique=True)), [{"id": secrets.token_hex(16)}])
 
 
