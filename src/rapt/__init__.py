@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
-    from rapt.local.weighting import weigh_common_words
+    from rapt.local.weighting import weigh_common_words, weigh_running_text
     from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens
     from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
     from rapt.wire.privatized_writer import write_privatized_file
@@ -90,6 +90,7 @@ __all__ = [
     "secure_stream",
     "state_privacy",
     "weigh_common_words",
+    "weigh_running_text",
     "write_privatized_file",
 ]
 
@@ -119,7 +120,7 @@ _MODULES: Final = {
     "rapt.local.privatizer": ("Privatizer", "plan_plain_tokens"),
     "rapt.local.randomness": ("RandomStream", "insecure_stream", "secure_stream"),
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),
-    "rapt.local.weighting": ("weigh_common_words",),
+    "rapt.local.weighting": ("weigh_common_words", "weigh_running_text"),
     "rapt.wire.manifest": ("NO_PLAIN_TOKENS", "LabelPrivacy", "Manifest", "PlainTokens"),
     "rapt.wire.privatized_file": ("PrivatizedFile", "PrivatizedRecord", "read_privatized_file"),
     "rapt.wire.privatized_writer": ("write_privatized_file",),

@@ -7,9 +7,12 @@ import pytest
 from scipy import stats
 
 from channel_checks import LINE, SPECIAL
+from rapt.cli.calibrate import weigh
 from rapt.errors import UsageError
-from rapt.local.deniability import bound_set_size, measure_deniability, measure_unchanged
+from rapt.local.calibration_search import UnchangedCurve, compute_share_error
+from rapt.local.deniability import bound_set_size, measure_deniability, measure_every_token, measure_unchanged
 from rapt.local.mechanisms import make_mechanism
+from rapt.local.weighting import Weighting
 from toy_vocabularies import toy_vocabulary
 
 ALPHA = 1e-6
@@ -18,18 +21,19 @@ ALPHA = 1e-6
 def test_two_tokens_on_a_line_stay_themselves_as_often_as_the_laplace_law_says(rng):
     vocabulary = toy_vocabulary([[0.0], [2.0]])
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=1.0)
-    found = measure_unchanged(mechanism, vocabulary, rng=rng, draws=20_000)
+    found = measure_unchanged(mechanism, vocabulary, rng=rng, draws=40_000)
     expected = stats.laplace.cdf(1.0)
-    tolerance = stats.norm.isf(ALPHA / 2) * math.sqrt(expected * (1 - expected) / (2 * 20_000))
+    tolerance = stats.norm.isf(ALPHA / 2) * math.sqrt(expected * (1 - expected) / 40_000)
     assert abs(found.share - expected) < tolerance
-    assert (found.types, found.draws) == (2, 20_000)
+    assert (found.types, found.draws) == (2, 40_000)
+    assert found.basis == "all 2 tokens that may be an output, each the same"
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_closed_form_rejects_a_tenth_more_noise(seed):
     vocabulary = toy_vocabulary([[0.0], [2.0]])
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=0.9)
-    found = measure_unchanged(mechanism, vocabulary, rng=np.random.default_rng(seed), draws=20_000)
+    found = measure_unchanged(mechanism, vocabulary, rng=np.random.default_rng(seed), draws=40_000)
     expected = stats.laplace.cdf(1.0)
     assert abs(found.share - expected) > stats.norm.isf(ALPHA / 2) * math.sqrt(expected * (1 - expected) / 40_000)
 
@@ -38,10 +42,10 @@ def test_the_interval_covers_the_mean_over_the_vocabulary(rng):
     table = np.sort(rng.gamma(1.0, size=400))[:, None]
     vocabulary = toy_vocabulary(table)
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=50.0)
-    every = measure_unchanged(mechanism, vocabulary, rng=rng, types=400, draws=400).share
+    every = measure_unchanged(mechanism, vocabulary, rng=rng, draws=160_000).share
     covered = sum(
         found.low <= every <= found.high
-        for found in (measure_unchanged(mechanism, vocabulary, rng=rng, types=50, draws=20) for _ in range(200))
+        for found in (measure_unchanged(mechanism, vocabulary, rng=rng, draws=400) for _ in range(200))
     )
     # At a true coverage of 95 % fewer than 165 of 200 happen once in a million; systematic samples cover more often.
     assert covered >= stats.binom(200, 0.95).ppf(ALPHA)
@@ -52,24 +56,52 @@ def test_the_interval_has_a_width_where_no_draw_differs(rng, eta, share):
     # 400 tokens in a plane and hardly any noise, or noise so large that the token does not matter.
     vocabulary = toy_vocabulary(rng.standard_normal((400, 2)))
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
-    found = measure_unchanged(mechanism, vocabulary, rng=rng, types=8, draws=4)
+    found = measure_unchanged(mechanism, vocabulary, rng=rng, draws=32)
     assert 0 <= found.low <= found.share <= found.high <= 1
     if found.share == share:
         assert found.low < found.high
 
 
-def test_quantiles_are_ordered(rng):
-    vocabulary = toy_vocabulary(rng.standard_normal((100, 3)))
-    found = measure_unchanged(make_mechanism("laplace", vocabulary=vocabulary, eta=5.0), vocabulary, rng=rng)
-    assert found.quantile_5 <= found.median <= found.quantile_95
-
-
-@pytest.mark.parametrize(("types", "draws"), [(1, 5), (5, 0)])
-def test_too_small_a_sample_is_refused(rng, types, draws):
+def test_a_share_without_a_draw_is_refused(rng):
     vocabulary = toy_vocabulary([[0.0], [1.0]])
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=1.0)
-    with pytest.raises(UsageError, match="at least 2 tokens"):
-        measure_unchanged(mechanism, vocabulary, rng=rng, types=types, draws=draws)
+    with pytest.raises(UsageError, match="at least 1 draw"):
+        measure_unchanged(mechanism, vocabulary, rng=rng, draws=0)
+
+
+@pytest.mark.parametrize("draws", [30, 2048])
+def test_a_closed_channel_gives_the_share_of_its_tokens_and_their_weights(draws, rng):
+    vocabulary = toy_vocabulary(rng.standard_normal((100, 3)))
+    mechanism = make_mechanism("santext", vocabulary=vocabulary, eta=4.0)
+    ids = np.arange(60)
+    weighting = Weighting(token_ids=ids, shares=rng.dirichlet(np.ones(60)), source="sixty")
+    found = measure_unchanged(mechanism, vocabulary, rng=rng, weighting=weighting, draws=draws)
+    truth = float(np.exp(np.diag(mechanism.log_probabilities(ids))) @ weighting.shares)
+    assert found.draws == 0
+    assert found.low <= truth <= found.high
+    assert (found.types == 60) == (found.share == pytest.approx(truth, abs=1e-12))
+
+
+def test_calibration_and_statement_take_the_same_basis(rng, bert_tiny):
+    mechanism = make_mechanism("laplace", vocabulary=bert_tiny, eta=85.0)
+    stated = measure_unchanged(mechanism, bert_tiny, rng=rng)
+    basis = weigh(bert_tiny, words=None, all_tokens=False, public=None, private=None, text_column="text")
+    curve = UnchangedCurve(lambda eta: mechanism, basis, draws=8192, rng=rng)
+    assert stated.basis == basis.source
+    error = math.hypot(compute_share_error(stated.share, 8192), compute_share_error(stated.share, 8192))
+    assert abs(curve(85.0) - stated.share) < stats.norm.isf(ALPHA / 2) / 1.96 * error
+
+
+def test_every_token_is_tried_and_one_that_stays_is_seen(rng):
+    table = np.zeros((600, 2))
+    table[:, 0] = np.arange(600) * 1e-3
+    table[1::2, 1] = 1e6  # every other row was moved away from the rest, and lies alone where it now is
+    table[1::2, 0] *= 1e6
+    vocabulary = toy_vocabulary(table)
+    mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=1.0)
+    found = measure_every_token(mechanism, vocabulary, rng=rng)
+    assert (found.types, found.draws) == (600, 1200)
+    assert found.share == pytest.approx(0.5, abs=0.04)
 
 
 SEEDS = range(5)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from rapt.errors import MechanismError, UsageError
-from rapt.local.deniability import measure_deniability, measure_unchanged
+from rapt.local.deniability import measure_deniability, measure_every_token, measure_unchanged
 from rapt.local.guarantee import DELTA, state_privacy
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.privacy_loss import compose, laplace_loss
+from rapt.local.retention import KindShare, measure_words
 from rapt.local.statement import PROTECTS_NOTHING
 from rapt.local.vocabulary import load_vocabulary
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, MechanismSetting, PlainTokens, Randomness
@@ -237,7 +238,7 @@ def test_the_page_is_plain_text_of_one_width(vocabulary, rng):
         page = state(vocabulary, word_pairs=pairs, unchanged=measured, randomness=randomness).to_text()
         assert max(len(line) for line in page.splitlines()) <= 88
         assert page.replace("\n", "").isprintable()
-    assert f"{100 * measured.share:.1f} % of tokens stay themselves" in " ".join(page.split())
+    assert f"{100 * measured.share:.1f} % of {measured.basis} stay" in " ".join(page.split())
 
 
 @pytest.mark.parametrize("eta", [1e-9, 1.0, 1e4, 1e9])
@@ -261,10 +262,19 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
     measured = measure_unchanged(mechanism, vocabulary, rng=rng, draws=4)
     pairs = [(toy_word(1), toy_word(2))]
     denied = measure_deniability(mechanism, vocabulary, rng=rng, draws=4)
-    value = state(vocabulary, word_pairs=pairs, unchanged=measured, deniability=denied, randomness=SECURE).to_json()
+    value = state(
+        vocabulary,
+        word_pairs=pairs,
+        unchanged=measured,
+        every_token=measure_every_token(mechanism, vocabulary, rng=rng),
+        kinds=[KindShare(kind="numbers", tokens=9, share=0.5, low=0.4, high=0.6)],
+        words=measure_words(mechanism, vocabulary, pairs[0], rng=rng, draws=4),
+        deniability=denied,
+        randomness=SECURE,
+    ).to_json()
     bound = ["name", "meaning", "tokens", "distance", "epsilon", "epsilon_at_delta", "right_guess"]
     # A change here is a change of the schema: it needs a new version and a line in the changelog.
-    assert value["schema"] == "rapt.statement/1"
+    assert value["schema"] == "rapt.statement/2"
     assert list(value) == [
         "schema",
         "protects",
@@ -277,7 +287,10 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
         "pairs",
         "texts",
         "word_pairs",
+        "words",
         "unchanged",
+        "unchanged_every_token",
+        "unchanged_by_kind",
         "plausible_deniability",
         "plain_tokens",
         "labels_sent",
@@ -310,15 +323,16 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
     assert list(value["noise"]) == ["mean_length", "deviation_along_a_line"]
     assert all(list(item) == bound for key in ("pairs", "texts", "word_pairs") for item in value[key])
     assert list(value["unchanged"]) == [
+        "basis",
         "types",
         "draws",
         "share",
         "low",
         "high",
-        "quantile_5",
-        "median",
-        "quantile_95",
     ]
+    assert list(value["unchanged_every_token"]) == list(value["unchanged"])
+    assert [list(word) for word in value["words"]] == [["word", "tokens", "kept", "low", "high", "draws"]] * 2
+    assert [list(kind) for kind in value["unchanged_by_kind"]] == [["kind", "tokens", "share", "low", "high"]]
     assert list(value["plausible_deniability"]) == [
         "types",
         "draws",

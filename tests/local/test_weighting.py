@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.weighting import Weighting, weigh_all, weigh_common_words, weigh_corpus
+from rapt.local.weighting import (
+    Weighting,
+    read_running_words,
+    weigh_all,
+    weigh_common_words,
+    weigh_corpus,
+    weigh_running_text,
+)
 from toy_vocabularies import toy_vocabulary, toy_word
 
 VOCABULARY = toy_vocabulary(np.arange(12.0)[:, None], special=(11,))
@@ -32,6 +39,24 @@ def test_common_words_are_the_first_whole_words_each_the_same(bert_tiny):
     assert all(token.isalpha() and len(token) > 1 for token in tokens)
     assert np.allclose(weighting.shares, 1 / 500)
     assert "first 500 whole words" in weighting.source
+
+
+def test_running_text_weighs_tokens_as_often_as_they_run(bert_tiny):
+    weighting = weigh_running_text(bert_tiny)
+    words = read_running_words()
+    assert sum(words.values()) == 10_000
+    assert weighting.shares.sum() == pytest.approx(1)
+    assert not weighting.private
+    (the,), (doctor,) = bert_tiny.encode(["the", "doctor"])
+    shares = weighting.over_table(bert_tiny.size)
+    assert shares[the] == pytest.approx(words["the"] / 10_000, rel=0.2)  # words of pieces make more tokens than words
+    assert shares[the] > 50 * shares[doctor]
+
+
+def test_a_vocabulary_that_does_not_know_running_text_takes_every_token_and_says_so():
+    weighting = weigh_running_text(VOCABULARY)
+    assert weighting.token_ids.tolist() == list(range(11))
+    assert "all 11 tokens" in weighting.source
 
 
 def test_every_token_is_every_eligible_one():

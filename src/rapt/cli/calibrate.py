@@ -70,7 +70,9 @@ def calibrate(
     vocabulary: VocabularyName = "minilm",
     words: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="Shares over the first N whole words.  [default: 1000]"),
+        typer.Option(
+            metavar="N", min=1, help="Shares over the first N whole words.  [default: over running public text]"
+        ),
     ] = None,
     all_tokens: Annotated[bool, typer.Option("--all-tokens", help="Shares over all tokens of the vocabulary.")] = False,
     public_text: Annotated[
@@ -91,8 +93,8 @@ def calibrate(
 ) -> None:
     """Choose η for a target, and show what lies around it.
 
-    Everything is counted over public words by default, so that η says nothing about your texts. Give exactly one
-    target. Never compare two mechanisms at equal η.
+    Everything is counted over running public text by default, as `rapt statement` does, so that η says nothing about
+    your texts. Give exactly one target. Never compare two mechanisms at equal η.
 
     \b
     Examples:
@@ -238,13 +240,13 @@ def weigh(
     private: Path | None,
     text_column: str,
 ) -> Weighting:
-    """Return the weighting that was asked for; the first thousand words if none was.
+    """Return the weighting that was asked for; running public text if none was.
 
     Raises:
         UsageError: More than one was asked for.
         CorpusError: A file of texts cannot be read.
     """
-    from rapt.local.weighting import COMMON_WORDS, weigh_all, weigh_common_words, weigh_corpus
+    from rapt.local.weighting import weigh_all, weigh_common_words, weigh_corpus, weigh_running_text
 
     if sum([words is not None, all_tokens, public is not None, private is not None]) > 1:
         raise UsageError("--words, --all-tokens, --public-text and --private-text exclude each other; give one of them")
@@ -254,7 +256,7 @@ def weigh(
         return weigh_corpus(public, loaded, text_column=text_column, private=False)
     if private is not None:
         return weigh_corpus(private, loaded, text_column=text_column, private=True)
-    return weigh_common_words(loaded, count=COMMON_WORDS if words is None else words)
+    return weigh_running_text(loaded) if words is None else weigh_common_words(loaded, count=words)
 
 
 def check_plot(plot: Path | None, *, overwrite: bool) -> None:

@@ -237,22 +237,29 @@ def statement(
     ] = None,
     pair: Annotated[
         list[str] | None,
-        typer.Option(metavar="WORD,WORD", help="Show how well these two words are kept apart; repeat."),
+        typer.Option(
+            metavar="WORD,WORD", help="Show how well these two words are kept apart, and how often each stays; repeat."
+        ),
+    ] = None,
+    word: Annotated[
+        list[str] | None, typer.Option(metavar="WORD", help="Show how often this word stays as it is; repeat.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a setting protects, and what it does not.
 
-    The setting is that of a privatized FILE, or the one given by --eta before there is a file.
+    The setting is that of a privatized FILE, or the one given by --eta before there is a file. How often your own words
+    stay, `rapt preview` says.
 
     \b
     Examples:
       rapt statement reviews.rapt.jsonl
       rapt statement --eta 75 --pair london,paris --pair london,cancer
     """
-    from rapt.local.deniability import measure_deniability, measure_unchanged
+    from rapt.local.deniability import measure_deniability, measure_every_token, measure_unchanged
     from rapt.local.guarantee import state_privacy
     from rapt.local.randomness import secure_stream
+    from rapt.local.retention import measure_kinds, measure_words
     from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import NO_PLAIN_TOKENS
     from rapt.wire.privatized_file import read_manifest
@@ -288,6 +295,9 @@ def statement(
         word_pairs=pairs,
         randomness=randomness,
         unchanged=measure_unchanged(made, loaded, rng=rng),
+        every_token=measure_every_token(made, loaded, rng=rng),
+        kinds=measure_kinds(made, loaded, rng=rng),
+        words=measure_words(made, loaded, [*(one for two in pairs for one in two), *(word or ())], rng=rng),
         deniability=measure_deniability(made, loaded, rng=rng),
     )
     if as_json:

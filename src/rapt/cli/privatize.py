@@ -170,7 +170,7 @@ def privatize(
     table = load_vocabulary(vocabulary, unknown=unknown_words.value, remark=lambda line: say(f"rapt: {line}"))
     made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
     # What is tried are public words, so a fixed seed betrays nothing, and the noise of the file stays as it is.
-    kept = measure_unchanged(made, table, rng=np.random.default_rng(0), types=64, draws=2).share
+    kept = measure_unchanged(made, table, rng=np.random.default_rng(0), draws=128).share
     if kept >= AS_GOOD_AS_TEXT:
         share = f"{100 * kept:.0f} % of the words tried"
         say(f"rapt: warning: {share} stay as they are at eta={eta:g}: it protects next to nothing")

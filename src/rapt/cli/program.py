@@ -23,6 +23,7 @@ from rapt.cli.denoise import denoise
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms, statement
 from rapt.cli.output import accept_every_letter, flush_stdout, say, show
+from rapt.cli.preview import preview
 from rapt.cli.privatize import privatize
 from rapt.cli.remote import predict, tune
 from rapt.cli.serve import serve, worker
@@ -32,6 +33,7 @@ from rapt.version import __version__
 
 COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     demo,
+    preview,
     privatize,
     statement,
     calibrate,

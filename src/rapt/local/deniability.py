@@ -30,78 +30,98 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import UsageError
-from rapt.local.distances import space_evenly
+from rapt.local.calibration_search import compute_share_interval
 from rapt.local.mechanisms.interface import Mechanism, find_closed_channel
+from rapt.local.retention import CHANNEL_ROWS, measure_retention
 from rapt.local.vocabulary import Vocabulary
+from rapt.local.weighting import Weighting, weigh_all, weigh_running_text
 
 # Two-sided 95 % of the normal law.
 _Z: Final = 1.959964
-# Tokens of a closed channel that are computed at once: 15 MB at 30,000 outputs.
-CHANNEL_ROWS: Final = 64
+# Tokens of running text that are drawn: an interval of at most ± 1.1 points.
+BASIS_DRAWS: Final = 8192
+# Where each of them costs a row of the channel.
+_CLOSED_DRAWS: Final = 2048
+# Of each token of the vocabulary: 60,000 draws in all take four seconds on one core.
+EVERY_TOKEN_DRAWS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnchangedShare:
-    """Share of draws that gave back the token, over eligible tokens with equal weight.
+    """How much stays: the share of tokens that come out as they went in.
 
     Attributes:
-        types: Tokens tried, evenly spaced over the eligible ids.
-        draws: Draws of each; 0 where the probabilities of the tokens tried are exact.
-        share: Mean over all.
-        low, high: 95 % interval of the mean over the vocabulary.
-        quantile_5, median, quantile_95: Over the tokens tried; simulated, each is known to about 1/√draws only.
+        basis: Tokens that it is taken over, in words.
+        types: Different tokens tried.
+        draws: Draws over all of them; 0 where the probabilities are exact.
+        share: The share.
+        low, high: Its 95 % interval.
     """
 
+    basis: str
     types: int
     draws: int
     share: float
     low: float
     high: float
-    quantile_5: float
-    median: float
-    quantile_95: float
 
 
 def measure_unchanged(
-    mechanism: Mechanism, vocabulary: Vocabulary, *, rng: np.random.Generator, types: int = 256, draws: int = 16
+    mechanism: Mechanism,
+    vocabulary: Vocabulary,
+    *,
+    rng: np.random.Generator,
+    weighting: Weighting | None = None,
+    draws: int = BASIS_DRAWS,
 ) -> UnchangedShare:
-    """N_w on a sample of tokens; without draws, for a mechanism that can write its channel down.
+    """How much stays, over running public text; without draws, for a mechanism that can write its channel down.
 
     Args:
         mechanism: M.
-        vocabulary: Vocabulary whose eligible tokens are tried.
+        vocabulary: Vocabulary of the mechanism.
         rng: Source of the noise; nothing private depends on it.
-        types: Tokens to try, at most.
-        draws: Draws of each.
+        weighting: Tokens that the share is taken over; None takes `weigh_running_text`.
+        draws: Tokens drawn, each as often as its share says.
 
     Raises:
-        UsageError: Fewer than two tokens or no draws.
+        UsageError: There is no draw.
     """
-    if types < 2 or draws < 1 or len(vocabulary.eligible) < 2:
-        raise UsageError(f"a share needs at least 2 tokens and 1 draw, got types={types} draws={draws}")
-    places = space_evenly(len(vocabulary.eligible), most=types)
-    tried, channel = vocabulary.eligible[places], find_closed_channel(mechanism)
-    if channel is None:
-        released = mechanism.privatize(np.repeat(tried, draws), rng=rng).reshape(len(tried), draws)
-        kept = (released == tried[:, None]).mean(axis=1)
-    else:
-        rows = np.array_split(np.arange(len(tried)), math.ceil(len(tried) / CHANNEL_ROWS))
-        kept = np.concatenate([np.exp(channel(tried[row])[np.arange(len(row)), places[row]]) for row in rows])
-        draws = 0
-    share = float(kept.mean())
-    # Tokens differ, so the interval is over tokens; at 0 and 1, where none differ, it is Wilson's over the draws.
-    n = len(tried) if 0 < share < 1 else len(tried) * max(draws, 1)
-    spread = float(kept.std(ddof=1)) / math.sqrt(n)
-    edge = _Z * _Z / (n + _Z * _Z)
+    if draws < 1:
+        raise UsageError(f"a share needs at least 1 draw, got draws={draws}")
+    basis = weigh_running_text(vocabulary) if weighting is None else weighting
+    channel = find_closed_channel(mechanism)
+    draws = draws if channel is None else min(draws, _CLOSED_DRAWS)
+    sampled = basis.sample(draws)
+    if channel is not None:
+        # Where every token of the basis was sampled, its shares are exact; else those of a sample.
+        types, counts = np.unique(sampled, return_counts=True)
+        whole = len(types) == len(basis.token_ids)
+        shares = basis.shares if whole else counts / draws
+        kept = measure_retention(mechanism, vocabulary, types, rng=rng, draws=1).kept
+        share = float(kept @ shares)
+        spread = 0.0 if whole else _Z * math.sqrt(float((kept - share) ** 2 @ shares) / draws)
+        low, high = max(0.0, share - spread), min(1.0, share + spread)
+        return UnchangedShare(basis=basis.source, types=len(types), draws=0, share=share, low=low, high=high)
+    share = float((mechanism.privatize(sampled, rng=rng) == sampled).mean())
+    low, high = compute_share_interval(share, draws)
     return UnchangedShare(
-        types=len(tried),
-        draws=draws,
-        share=share,
-        low=max(0.0, share - _Z * spread) if share < 1 else 1 - edge,
-        high=min(1.0, share + _Z * spread) if share > 0 else edge,
-        quantile_5=float(np.quantile(kept, 0.05)),
-        median=float(np.median(kept)),
-        quantile_95=float(np.quantile(kept, 0.95)),
+        basis=basis.source, types=len(np.unique(sampled)), draws=draws, share=share, low=low, high=high
+    )
+
+
+def measure_every_token(
+    mechanism: Mechanism, vocabulary: Vocabulary, *, rng: np.random.Generator, draws: int = EVERY_TOKEN_DRAWS
+) -> UnchangedShare:
+    """The share over every token that may be an output, `draws` times each, by draws of the mechanism itself.
+
+    A sample that is known beforehand would be passed by a table in which only the other rows were tampered with.
+    """
+    basis = weigh_all(vocabulary)
+    released = mechanism.privatize(np.repeat(basis.token_ids, draws), rng=rng).reshape(len(basis.token_ids), draws)
+    share = float((released == basis.token_ids[:, None]).mean())
+    low, high = compute_share_interval(share, released.size)
+    return UnchangedShare(
+        basis=basis.source, types=len(basis.token_ids), draws=released.size, share=share, low=low, high=high
     )
 
 
@@ -122,7 +142,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class PlausibleDeniability:
-    """N_w and S_w over eligible tokens, evenly spaced over the ids.
+    """N_w and S_w over eligible tokens, chosen at random.
 
     Attributes:
         types: Tokens tried.
@@ -160,7 +180,7 @@ def measure_deniability(
     Args:
         mechanism: M.
         vocabulary: Vocabulary whose eligible tokens are tried.
-        rng: Source of the noise where it has to be drawn; nothing private depends on it.
+        rng: Chooses the tokens, and draws the noise where it has to be drawn; nothing private depends on it.
         types: Tokens to try, at most; None takes 256 of a closed channel, 32 of another.
         draws: Draws of each token where the channel is not closed.
         outside: Share of outputs that the set of S_w may miss.
@@ -175,7 +195,9 @@ def measure_deniability(
             f"plausible deniability needs a token, a draw and a share below 1, got types={wanted} draws={draws} "
             f"outside={outside!r}"
         )
-    places = space_evenly(len(vocabulary.eligible), most=wanted)
+    # Chosen anew each time: whoever made the table cannot know which.
+    count = len(vocabulary.eligible)
+    places = np.sort(rng.choice(count, size=min(wanted, count), replace=False))
     if closed is None:
         kept, sizes = _simulated(mechanism, vocabulary.eligible[places], draws=draws, outside=outside, rng=rng)
     else:

@@ -24,6 +24,7 @@ from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.mechanisms import MECHANISMS
 from rapt.local.mechanisms.interface import Promise
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
+from rapt.local.retention import KindShare, WordChance
 from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, explain_numbers, list_exposures
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets, check_eta
@@ -44,6 +45,9 @@ def state_privacy(
     word_pairs: Sequence[tuple[str, str]] = (),
     randomness: Randomness | None = None,
     unchanged: UnchangedShare | None = None,
+    every_token: UnchangedShare | None = None,
+    kinds: Sequence[KindShare] = (),
+    words: Sequence[WordChance] = (),
     deniability: PlausibleDeniability | None = None,
     label_privacy: LabelPrivacy | None = None,
     two_texts: bool = False,
@@ -59,6 +63,9 @@ def state_privacy(
         word_pairs: Words to state bounds for. They appear in the statement.
         randomness: Source of the noise that the manifest states; None where no file is meant.
         unchanged: Result of `measure_unchanged`, to be shown as well.
+        every_token: The same over every token that may be an output, to be shown as well.
+        kinds: Result of `measure_kinds`, to be shown as well.
+        words: Result of `measure_words`, to be shown as well.
         deniability: Result of `measure_deniability`, to be shown as well.
         label_privacy: Privatization of the labels, as the manifest states it; None where the true ones are sent.
         two_texts: Whether texts are sent in pairs.
@@ -87,15 +94,15 @@ def state_privacy(
         for length in TEXT_LENGTHS
         for near, one in references
     )
-    words = []
+    named = []
     for position, pair in enumerate(word_pairs):
         apart = measure_word_distances(vocabulary, pair, position=position)
         step = choose_loss_step(setting.eta * max(apart))
         losses = [(loss(distance, step=step), 1) for distance in apart]
-        words.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
+        named.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
     return PrivacyStatement(
         protects=(randomness is None or randomness.insecure_seed is None)
-        and (unchanged is None or unchanged.share < AS_GOOD_AS_TEXT),
+        and all(found is None or found.share < AS_GOOD_AS_TEXT for found in (unchanged, every_token)),
         unit=UNIT,
         model=vocabulary.model,
         vocabulary_hash=vocabulary.hash,
@@ -108,8 +115,11 @@ def state_privacy(
         delta=DELTA,
         pairs=pairs,
         texts=texts,
-        word_pairs=tuple(words),
+        word_pairs=tuple(named),
         unchanged=unchanged,
+        every_token=every_token,
+        kinds=tuple(kinds),
+        words=tuple(words),
         deniability=deniability,
         plain_tokens=plain_tokens,
         labels_sent=labels_sent,

@@ -13,6 +13,7 @@ from typing import Any, Final
 from rapt.local.deniability import PlausibleDeniability, Spread, UnchangedShare
 from rapt.local.distances import TableDistances
 from rapt.local.mechanisms.interface import Noise
+from rapt.local.retention import KindShare, WordChance
 from rapt.local.text_page import (
     ceil_nats,
     ceil_odds,
@@ -26,7 +27,7 @@ from rapt.local.text_page import (
 from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets
 from rapt.wire.mechanisms import GuaranteeStatus
 
-SCHEMA: Final = "rapt.statement/1"
+SCHEMA: Final = "rapt.statement/2"
 PROTECTS_NOTHING: Final = (
     "THIS PROTECTS NOTHING. The noise came from a seed that is written in the file, so anyone can draw it again and "
     "read the text. Privatize again without a seed before anything leaves this machine."
@@ -88,7 +89,10 @@ class PrivacyStatement:
         pairs: Bounds for one token.
         texts: Bounds for a text of which every token is replaced.
         word_pairs: Bounds for the words that the user named.
-        unchanged: How often a token stays itself, where it was measured.
+        unchanged: How much of running public text stays as it is, where it was measured.
+        every_token: The same over all tokens that may be an output, each of them tried.
+        kinds: The same by kind of word.
+        words: How often words that the user named stay.
         deniability: N_w and S_w over tokens, where they were computed.
         plain_tokens: The public plain tokens.
         labels_sent: Whether labels leave.
@@ -113,6 +117,9 @@ class PrivacyStatement:
     texts: tuple[Bound, ...]
     word_pairs: tuple[Bound, ...]
     unchanged: UnchangedShare | None
+    every_token: UnchangedShare | None
+    kinds: tuple[KindShare, ...]
+    words: tuple[WordChance, ...]
     deniability: PlausibleDeniability | None
     plain_tokens: PlainTokens
     labels_sent: bool
@@ -163,7 +170,10 @@ class PrivacyStatement:
             "pairs": [asdict(bound) for bound in self.pairs],
             "texts": [asdict(bound) for bound in self.texts],
             "word_pairs": [asdict(bound) for bound in self.word_pairs],
+            "words": [asdict(word) for word in self.words],
             "unchanged": None if self.unchanged is None else asdict(self.unchanged),
+            "unchanged_every_token": None if self.every_token is None else asdict(self.every_token),
+            "unchanged_by_kind": [asdict(kind) for kind in self.kinds],
             "plausible_deniability": None if self.deniability is None else asdict(self.deniability),
             "plain_tokens": {
                 "count": plain.count,
@@ -185,7 +195,11 @@ class PrivacyStatement:
         lines += ["", "How well two tokens can be told apart", *self._table(self.pairs)]
         if self.word_pairs:
             lines += ["", "The words you named", *self._table(self.word_pairs)]
+        if self.words:
+            lines += ["", "How often they stay as they are", *table_of_words(self.words)]
         lines += ["", "A text in which every token is another one", *self._table(self.texts)]
+        if self.kinds:
+            lines += ["", "How often a token stays as it is, by kind", *_table_of_kinds(self.kinds)]
         lines += ["", "How to read this", *items(self.reading)]
         lines += ["", "What is NOT protected"]
         lines += items(f"{exposure.what}: {exposure.why}" for exposure in self.not_protected)
@@ -249,15 +263,9 @@ class PrivacyStatement:
     def _measured(self) -> list[tuple[str, str]]:
         lines = []
         if (found := self.unchanged) is not None:
-            how = f"measured, {found.draws} draws of each of" if found.draws else "exact for each of"
-            lines.append(
-                (
-                    "unchanged",
-                    f"{100 * found.share:.1f} % of tokens stay themselves, 95 % interval {100 * found.low:.1f} % to "
-                    f"{100 * found.high:.1f} %; by token {100 * found.quantile_5:.0f} % / {100 * found.median:.0f} % / "
-                    f"{100 * found.quantile_95:.0f} % (5 % / median / 95 %); {how} {found.types} tokens",
-                )
-            )
+            lines.append(("unchanged", _share(found)))
+        if (found := self.every_token) is not None:
+            lines.append(("every token", _share(found)))
         if (denied := self.deniability) is not None:
             lines.append(("output sets", _output_sets(denied)))
         return lines
@@ -276,6 +284,34 @@ class PrivacyStatement:
             ("plain tokens", words if plain.count else "none"),
             ("randomness", f"{named}: INSECURE" if source is not None and source.insecure_seed is not None else named),
         ]
+
+
+def _share(found: UnchangedShare) -> str:
+    how = f"{found.draws:,} draws" if found.draws else f"exact for each of {found.types:,} tokens"
+    between = "" if found.low == found.high else f", 95 % interval {100 * found.low:.1f} % to {100 * found.high:.1f} %"
+    return f"{100 * found.share:.1f} % of {found.basis} stay ({how}{between})"
+
+
+def table_of_words(words: Sequence[WordChance]) -> list[str]:
+    """How often words stay, as the lines of a table."""
+    return table(
+        ("", "tokens", "stays", "95 % interval", "draws"),
+        [
+            (word.word, str(word.tokens), *_chance(word.kept, word.low, word.high), str(word.draws or "exact"))
+            for word in words
+        ],
+    )
+
+
+def _table_of_kinds(kinds: Sequence[KindShare]) -> list[str]:
+    return table(
+        ("", "tokens", "stay", "95 % interval"),
+        [(kind.kind, f"{kind.tokens:,}", *_chance(kind.share, kind.low, kind.high)) for kind in kinds],
+    )
+
+
+def _chance(share: float, low: float, high: float) -> tuple[str, str]:
+    return f"{100 * share:.1f} %", f"{100 * low:.1f}–{100 * high:.1f} %"
 
 
 def _output_sets(found: PlausibleDeniability) -> str:
