@@ -43,6 +43,7 @@ def made_adapter(backbone: Backbone, generator: torch.Generator, *, task: str = 
         kind=backbone.kind,
         method="prompt_tuning",
         task=task,
+        pairs=False,
         labels=("no", "yes") if task == "classification" else (),
         mechanism=MechanismSetting(name="laplace", parameters={"eta": 75.0}),
         plain_tokens=0,

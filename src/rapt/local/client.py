@@ -138,7 +138,6 @@ class ServiceClient:
 
     def _uploaded_before(self, sha256: str) -> FileInfo | None:
         answer = self._service.ask("GET", "/v1/files", params={"sha256": sha256, "limit": 1})
-        # A service of an earlier version lists any file, and says nothing of its digest.
         return next((file for file in _read_each(read_file_info, answer) if file.sha256 == sha256), None)
 
     def delete_file(self, file_id: str) -> None:

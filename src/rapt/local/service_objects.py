@@ -15,7 +15,7 @@ ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 @dataclass(frozen=True, kw_only=True)
 class FileInfo:
-    """An uploaded privatized file; `sha256` is None where a service of an earlier version keeps it to itself."""
+    """An uploaded privatized file."""
 
     id: str
     bytes: int
@@ -23,7 +23,7 @@ class FileInfo:
     vocabulary_hash: str
     records: int
     tokens: int
-    sha256: str | None = None
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def read_file_info(value: Mapping[str, Any]) -> FileInfo:
     return FileInfo(
         **_fields(value, {"id": str, "bytes": int, "created_at": int}, what=what),
         **_fields(detail, {"vocabulary_hash": str, "records": int, "tokens": int}, what=what),
-        sha256=_optional(detail, "sha256", str, what=what),
+        sha256=read_field(detail, "sha256", str, what=what),
     )
 
 

@@ -26,11 +26,7 @@ from rapt.wire.manifest import (
 )
 from rapt.wire.strict_json import check_fields, check_json, read_count, read_field, read_name
 
-SCHEMA: Final = "rapt.adapter/2"
-# Cards of the first schema name neither task nor kind: there was one of each.
-FIRST_SCHEMA: Final = "rapt.adapter/1"
-_FIRST: Final = {"task": "classification", "kind": "encoder"}
-
+SCHEMA: Final = "rapt.adapter/1"
 # Soft prompt vectors or prefix positions: what a job may ask for as well.
 MOST_PROMPT_POSITIONS: Final = 256
 _MOST_SETTINGS: Final = 64  # of a run: there are about 25
@@ -47,6 +43,7 @@ class AdapterCard:
         kind: Kind of the backbone: `encoder`, `encoder-decoder` or `decoder`.
         method: Tuning method of the adapter, such as `prompt_tuning`.
         task: Task that it answers: `classification`, `label_words` or `generation`.
+        pairs: Whether every record is of two texts.
         labels: Names of the classes in the order of the head's rows; empty for generation.
         mechanism: Mechanism that privatized the training text; queries must be privatized the same way.
         plain_tokens: m, how many privatized plain tokens stand before each text; 0 for tuning without reconstruction.
@@ -59,7 +56,10 @@ class AdapterCard:
 
     model: str
     vocabulary_hash: str
+    kind: str
     method: str
+    task: str
+    pairs: bool
     labels: tuple[str, ...]
     mechanism: MechanismSetting
     plain_tokens: int
@@ -68,8 +68,6 @@ class AdapterCard:
     metrics: Mapping[str, float | int]
     weights_sha256: str
     created_by: str
-    kind: str = _FIRST["kind"]
-    task: str = _FIRST["task"]
 
 
 def dump_card(card: AdapterCard) -> dict[str, Any]:
@@ -81,6 +79,7 @@ def dump_card(card: AdapterCard) -> dict[str, Any]:
         "kind": card.kind,
         "method": card.method,
         "task": card.task,
+        "pairs": card.pairs,
         "labels": list(card.labels),
         "mechanism": dump_mechanism(card.mechanism),
         "plain_tokens": card.plain_tokens,
@@ -101,20 +100,19 @@ def parse_card(value: Mapping[str, Any]) -> AdapterCard:
     """
     what = "the adapter card"
     check_json(value, what=what)
-    schema = value.get("schema")
-    if schema not in (SCHEMA, FIRST_SCHEMA):
+    if value.get("schema") != SCHEMA:
         raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or tune again")
-    names = {"schema", "model", "vocabulary_hash", "method", "labels", "mechanism", "plain_tokens", "prompt_length"}
-    required = names | {"training", "metrics", "weights_sha256", "created_by"}
-    check_fields(value, required=required | (set(_FIRST) if schema == SCHEMA else set()), optional=set(), what=what)
-    value = {**_FIRST, **value}
+    check_fields(value, required={"schema", *AdapterCard.__dataclass_fields__}, optional=set(), what=what)
     labels = read_labels(value, what=what)
     if bool(labels) == (value["task"] == "generation"):
         raise WireError(f"{what} must name its labels, unless it generates text; tune again")
     return AdapterCard(
         model=read_name(value, "model", what=what),
         vocabulary_hash=read_name(value, "vocabulary_hash", what=what),
+        kind=read_name(value, "kind", what=what),
         method=read_name(value, "method", what=what),
+        task=read_name(value, "task", what=what),
+        pairs=read_field(value, "pairs", bool, what=what),
         labels=labels,
         mechanism=parse_mechanism(read_field(value, "mechanism", dict, what=what)),
         plain_tokens=read_count(value, "plain_tokens", what=what, most=MOST_PLAIN_TOKENS),
@@ -123,8 +121,6 @@ def parse_card(value: Mapping[str, Any]) -> AdapterCard:
         metrics=_parse_figures(value, "metrics", kinds=(float, int), what=what),
         weights_sha256=read_name(value, "weights_sha256", what=what),
         created_by=read_name(value, "created_by", what=what),
-        kind=read_name(value, "kind", what=what),
-        task=read_name(value, "task", what=what),
     )
 
 

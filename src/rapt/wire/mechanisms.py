@@ -1,7 +1,7 @@
 """Public knowledge of each mechanism: its parameters by name, the status of its guarantee, and its channel.
 
 The mechanisms themselves are in `rapt.local.mechanisms`. Names and meanings are append-only: the name of a mechanism,
-or of a parameter, keeps its meaning for ever; an earlier version may have stated fewer parameters.
+or of a parameter, keeps its meaning for ever. A file may state fewer parameters.
 """
 
 from __future__ import annotations

@@ -117,10 +117,10 @@ def test_the_run_of_a_card_is_that_of_the_adapter(workshop, adapter):
         fit_workshop(workshop, made.card)
 
 
-@pytest.mark.parametrize("change", [{"pairs": True}, {"label_epsilon": 1.0}])
+@pytest.mark.parametrize("change", [{"pairs": True}, {"task": "generation"}, {"training": {"label_epsilon": 1.0}}])
 def test_an_adapter_of_another_task_is_refused(change, adapter):
     with pytest.raises(AuditError, match="single texts"):
-        read_config_of_card(replace(adapter.card, training=dict(adapter.card.training) | change))
+        read_config_of_card(replace(adapter.card, **change))
 
 
 def test_without_others_or_without_a_card_there_is_no_attack(workshop, adapter, owned, tmp_path):

@@ -82,8 +82,8 @@ def files_of(tiny):
 
 def answers(backbone, adapter):
     """Numbers of every kind of answer: class probabilities, or the states that a text is written from."""
-    pairs = bool(adapter.card.training.get("pairs"))
-    asked = [record(backbone, place, plain=adapter.card.plain_tokens, pairs=pairs) for place in range(3)]
+    plain, pairs = adapter.card.plain_tokens, adapter.card.pairs
+    asked = [record(backbone, place, plain=plain, pairs=pairs) for place in range(3)]
     rows = [
         dict(
             token_ids=one.token_ids,
@@ -265,7 +265,7 @@ def test_weights_that_are_no_safetensors_of_an_adapter_are_refused(tiny, files_o
         ({"task": "sesame"}, "must name a task of"),
         ({"task": "generation", "labels": []}, "must be of a decoder"),
         ({"kind": "decoder"}, "the backbone's kind, encoder"),
-        ({"training": {"pairs": 1}}, "true or false"),
+        ({"pairs": 1}, "pairs of type bool"),
         ({"training": {f"n{n}": n for n in range(100)}}, "at most 64 names"),
         ({"metrics": {"loss": "text"}}, "plain values in metrics"),
         ({"mechanism": {"name": "laplace", "parameters": {f"p{n}": n for n in range(20)}}}, "16 parameters"),

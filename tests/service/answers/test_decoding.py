@@ -30,6 +30,7 @@ def card(backbone, task="generation", plain=0):
         kind=backbone.kind,
         method="prompt_tuning",
         task=task,
+        pairs=False,
         labels=(),
         mechanism=manifest_for(backbone).mechanism,
         plain_tokens=plain,

@@ -191,7 +191,10 @@ def card_of(file, **changes):
         AdapterCard(
             model="bert-tiny",
             vocabulary_hash=file.manifest.vocabulary_hash,
+            kind="encoder",
             method="prompt_tuning",
+            task="classification",
+            pairs=file.manifest.pairs,
             labels=("no", "yes"),
             mechanism=file.manifest.mechanism,
             plain_tokens=file.manifest.plain_tokens.count,
@@ -222,16 +225,15 @@ def test_a_query_has_as_many_texts_a_record_as_the_training_text_had(gate, backb
     pairs = tuple(replace(record, second_token_ids=(2204,)) for record in singles.records)
     paired = PrivatizedFile(manifest=seal_manifest(replace(singles.manifest, pairs=True), pairs), records=pairs)
     for query, other in ((singles, paired), (paired, singles)):
-        gate.admit_query(query, card=card_of(query, training={"pairs": query.manifest.pairs}))
-        gate.admit_query(query, card=card_of(query))  # a card of an earlier version does not say
+        gate.admit_query(query, card=card_of(query, pairs=query.manifest.pairs))
         with pytest.raises(UsageError, match="as the training text had"):
-            gate.admit_query(query, card=card_of(query, training={"pairs": other.manifest.pairs}))
+            gate.admit_query(query, card=card_of(query, pairs=other.manifest.pairs))
 
 
 def test_the_card_of_a_tuned_model_says_how_many_texts_a_record_has(backbone):
     config = TuningConfig(method="prompt_tuning", prompt_length=1, epochs=1, batch_size=2)
     adapter = tune(backbone, separable_file(backbone, records=2), config=config)
-    assert adapter.card.training["pairs"] is False
+    assert not adapter.card.pairs
 
 
 def test_a_model_without_reconstruction_takes_queries_with_any_plain_tokens(gate, training_file):

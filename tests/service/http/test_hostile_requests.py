@@ -3,9 +3,7 @@
 import hashlib
 import io
 import json
-import sqlite3
 import zipfile
-from contextlib import closing
 
 import httpx2
 import pytest
@@ -221,28 +219,3 @@ def test_the_models_of_a_request_fit_into_the_memory_for_adapters(http, files, t
     assert asked(many[:3]).status_code == 404
     for name in names:
         assert http.delete(f"/v1/models/{name}").status_code == 200
-
-
-def test_a_file_that_an_earlier_version_stored_is_listed_as_damaged_and_the_others_with_it(
-    http, folder, file_id, training_path
-):
-    poisoned = upload(http, training_path).json()["id"]
-    database = folder / "rapt.sqlite3"
-    for parameters in (
-        {"eta": 1, "\ud800": 1},
-        {"eta": float("inf")},
-        {f"p{n}": n for n in range(5000)},
-        {"eta": MARKER},
-    ):
-        stored = json.dumps({"name": "laplace", "parameters": parameters})
-        with closing(sqlite3.connect(database)) as connection, connection:
-            connection.execute("UPDATE files SET mechanism = ? WHERE id = ?", (stored, poisoned))
-        answer = http.get("/v1/files")
-        assert answer.status_code == 200, answer.text[:1000]
-        shown = {item["id"]: item for item in answer.json()["data"]}
-        assert shown[file_id]["status"] == "processed"
-        assert shown[poisoned]["status"] == "error"
-        assert "delete the file" in shown[poisoned]["status_details"]
-        assert MARKER not in answer.text
-        assert http.get(f"/v1/files/{poisoned}").status_code == 200
-    assert http.delete(f"/v1/files/{poisoned}").status_code == 200

@@ -78,22 +78,6 @@ def test_what_is_asked_for_reaches_the_run(method, asked, field, value):
     assert getattr(resolved(method, asked), field) == value
 
 
-def test_a_job_of_an_older_version_is_still_the_run_it_was():
-    old = {"num_virtual_tokens": 4, "n_epochs": 2, "batch_size": 8, "learning_rate": 0.1}
-    method = {
-        "type": "prompt_tuning",
-        "prompt_tuning": {"hyperparameters": old | {"reconstruction": {"weight": 0.2, "hidden_size": 8}}},
-    }
-    assert config_from_json(method, seed=1) == TuningConfig(
-        prompt_length=4,
-        epochs=2,
-        batch_size=8,
-        learning_rate=0.1,
-        seed=1,
-        reconstruction=ReconstructionConfig(weight=0.2, head_size=8),
-    )
-
-
 @pytest.mark.parametrize(
     ("method", "asked"),
     [

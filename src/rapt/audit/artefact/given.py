@@ -102,7 +102,7 @@ def read_config_of_card(card: AdapterCard) -> TuningConfig:
         AuditError: It is of another task, of pairs, or of randomized labels.
     """
     settings = dict(card.training)
-    if card.task == "generation" or settings.pop("pairs", False) or settings.pop("label_epsilon", None) is not None:
+    if card.task == "generation" or card.pairs or settings.pop("label_epsilon", None) is not None:
         raise AuditError(
             "an adapter that is attacked must classify single texts with true labels, got another task; audit a model "
             "of single texts"

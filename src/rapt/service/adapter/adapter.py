@@ -52,14 +52,17 @@ class Adapter:
         head_weight: Task head, (C, h), float32, or (C, 3h) if it compares; C = 0 for an adapter that generates text.
         head_bias: Bias of the task head, (C,), float32.
         card: Description and origin of the adapter.
-        compares: Whether its head reads how the two texts of a pair differ (`task_head.compare_texts`).
     """
 
     tuned: Tuned
     head_weight: Tensor
     head_bias: Tensor
     card: AdapterCard
-    compares: bool = False
+
+    @property
+    def compares(self) -> bool:
+        """Whether the head reads how the two texts of a pair differ (`task_head.compare_texts`)."""
+        return compares(self.card)
 
     @property
     def prompt(self) -> Tensor:
@@ -117,13 +120,11 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
     if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
         raise WireError("an adapter's weights must match the digest in its card; copy both files again")
     tensors = read_tensors(weights, card, backbone=backbone)
-    head = tensors[HEAD_WEIGHT]
     adapter = Adapter(
         tuned=METHODS[card.method].form.from_tensors(tensors, card, backbone),
-        head_weight=head,
+        head_weight=tensors[HEAD_WEIGHT],
         head_bias=tensors[HEAD_BIAS],
         card=card,
-        compares=compares(tuple(head.shape), card, backbone=backbone),
     )
     if PEFT_CONFIG in files:
         check_peft_config(parse_document(files[PEFT_CONFIG], what=PEFT_CONFIG), _peft_config(adapter))

@@ -58,11 +58,8 @@ def check_card(card: AdapterCard, *, backbone: Backbone) -> None:
         raise WireError("an adapter that reads or writes words must be of a backbone with a language head; tune again")
     if (card.prompt_length > 0) != (method.prompt is not None):
         raise WireError("an adapter card must count prompt positions for a prompt or a prefix, and for nothing else")
-    pairs = card.training.get("pairs", False)
-    if type(pairs) is not bool:
-        raise WireError("an adapter card must say by true or false whether records are pairs; tune again")
     prompt = card.prompt_length if method.prompt == "sequence" else 0
-    texts = 2 + len(backbone.frame.between) if pairs else 1
+    texts = 2 + len(backbone.frame.between) if card.pairs else 1
     needed = len(backbone.frame.start) + prompt + card.plain_tokens + texts + len(backbone.frame.end)
     if needed > backbone.max_positions:
         raise WireError(
@@ -98,10 +95,9 @@ def check_numbers(tensors: Mapping[str, Tensor]) -> None:
                 raise WireError(f"an adapter's low-rank changes must multiply inputs by at most {_LARGEST_CHANGE:g}")
 
 
-def compares(shape: Shape, card: AdapterCard, *, backbone: Backbone) -> bool:
-    """Whether a head of this shape compares: those of pairs do, but for the first ones, which read the mean of both."""
-    can = card.task == "classification" and card.kind != "decoder" and bool(card.training.get("pairs"))
-    return can and shape[1:] == (COMPARISON_VECTORS * backbone.hidden_size,)
+def compares(card: AdapterCard) -> bool:
+    """Whether an adapter's head reads how the two texts of a pair differ: a decoder's last state has seen both."""
+    return card.pairs and card.task == "classification" and card.kind != "decoder"
 
 
 def check_peft_config(given: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
@@ -118,8 +114,8 @@ def check_peft_config(given: Mapping[str, Any], expected: Mapping[str, Any] | No
 
 def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Backbone) -> None:
     """Refuse a tensor that is missing, one too many, or of another shape than the card and the backbone ask for."""
-    classes, head = len(card.labels), found.get(HEAD_WEIGHT, ())
-    width = backbone.hidden_size * (COMPARISON_VECTORS if compares(head, card, backbone=backbone) else 1)
+    classes = len(card.labels)
+    width = backbone.hidden_size * (COMPARISON_VECTORS if compares(card) else 1)
     expected: dict[str, Shape] = {HEAD_WEIGHT: (classes, width), HEAD_BIAS: (classes,)}
     expected |= METHODS[card.method].form.shapes(card, backbone, found)
     if found.keys() != expected.keys():

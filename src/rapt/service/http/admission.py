@@ -135,8 +135,7 @@ def check_tuned(manifest: Manifest, *, card: AdapterCard) -> None:
             f"a query must be privatized as the training text was, with {card.mechanism.name} at "
             f"eta={card.mechanism.eta}, got another setting; privatize it again with all parameters of the model"
         )
-    # A card of an earlier version does not say.
-    pairs = card.training.get("pairs", manifest.pairs)
+    pairs = card.pairs
     if manifest.pairs != pairs:
         raise UsageError(
             f"a query must have {'two texts' if pairs else 'one text'} a record, as the training text had, "

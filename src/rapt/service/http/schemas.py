@@ -115,8 +115,7 @@ class FileObject(BaseModel):
     created_at: int
     filename: str
     purpose: str
-    status: Literal["processed", "error"] = "processed"
-    status_details: str | None = Field(None, description="reason why a file is damaged; null for a good one")
+    status: Literal["processed"] = "processed"
     rapt: FileDetail
 
 

@@ -99,15 +99,16 @@ def method_to_json(config: TuningConfig) -> dict[str, Any]:
 
 
 def config_from_json(method: Mapping[str, Any], *, seed: int) -> TuningConfig:
-    """The run of a stored job: the inverse of `method_to_json`. A job of an older version lacks what was not known."""
+    """The run of a stored job: the inverse of `method_to_json`."""
     kind = method["type"]
     values = method[kind]["hyperparameters"]
-    given = {field: _as_field(values[name]) for name, field in SETTINGS[kind].items() if name in values}
+    given = {field: _as_field(values[name]) for name, field in SETTINGS[kind].items()}
     own = values["reconstruction"]
     reconstruction = None
     if own is not None:
-        schedule = own.get("schedule", RECONSTRUCTION_DEFAULTS.schedule)
-        reconstruction = ReconstructionConfig(weight=own["weight"], head_size=own["hidden_size"], schedule=schedule)
+        reconstruction = ReconstructionConfig(
+            weight=own["weight"], head_size=own["hidden_size"], schedule=own["schedule"]
+        )
     return replace(default_config(kind), **given, seed=seed, reconstruction=reconstruction)
 
 

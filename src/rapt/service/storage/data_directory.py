@@ -327,7 +327,7 @@ def _close_to_others(root: Path) -> None:
 
 
 def _close_what_is_inside(folder: Path) -> None:
-    """Let nobody else read what an earlier version, a restored backup or a copy has left open."""
+    """Let nobody else read what a restored backup or a copy has left open."""
     for entry in os.scandir(folder):
         with suppress(OSError):  # a worker may have deleted it; and nobody else gets through the folder around it
             mode = entry.stat(follow_symlinks=False).st_mode

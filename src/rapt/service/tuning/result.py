@@ -11,7 +11,6 @@ from torch import Tensor
 
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
-from rapt.service.adapter.task_head import TaskHead
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import LoraPair, Tuned
 from rapt.service.tuning.losses import Tuning
@@ -136,7 +135,7 @@ def adapter_of(
     """A copy of what `tuning` holds now. The reconstruction head is dropped here (RAPT, Sec. 3)."""
     manifest = training.manifest
     tuned = _detached(tuning.tuned())
-    settings = card_settings(config) | {"records": manifest.records, "pairs": manifest.pairs}
+    settings = card_settings(config) | {"records": manifest.records}
     if manifest.label_privacy is not None:
         settings |= {"label_epsilon": float(manifest.label_privacy.epsilon)}
     card = AdapterCard(
@@ -145,6 +144,7 @@ def adapter_of(
         kind=backbone.kind,
         method=config.method,
         task=config.task,
+        pairs=manifest.pairs,
         labels=() if config.task == "generation" else manifest.labels or (),
         mechanism=manifest.mechanism,
         plain_tokens=0 if config.reconstruction is None else manifest.plain_tokens.count,
@@ -160,7 +160,6 @@ def adapter_of(
         tuned=tuned,
         head_weight=head["linear.weight"].detach().clone() if head else none,
         head_bias=head["linear.bias"].detach().clone() if head else none[:, 0],
-        compares=isinstance(tuning.task_head, TaskHead) and tuning.task_head.compares,
         card=card,
     )
 

@@ -127,7 +127,7 @@ class Run:
         parameters, best = state.part("parameter"), state.part("best")
         trained = self._tuning.trained()
         if {name: value.shape for name, value in parameters.items()} != {name: p.shape for name, p in trained.items()}:
-            raise TuningError("a run state must hold what its run trains, got one of an earlier rapt; start a new run")
+            raise TuningError("a run state must hold what its run trains, got other parameters; start a new run")
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(parameters[name])

@@ -12,7 +12,7 @@ from typing import Annotated, BinaryIO, Final, Literal
 from fastapi import APIRouter, Form, Query
 from fastapi.responses import StreamingResponse
 
-from rapt.errors import BusyError, LimitError, RaptError, UsageError
+from rapt.errors import BusyError, LimitError, UsageError
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import staged, staged_route
 from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, LongLimit, Order, make_cursor, make_list
@@ -39,8 +39,6 @@ from rapt.service.storage.upload_rows import (
     find_parts_to_join,
     get_upload,
 )
-from rapt.wire.manifest import parse_mechanism
-from rapt.wire.strict_json import check_json
 
 _CHUNK: Final = 1024 * 1024
 _LONGEST_NAME: Final = 255
@@ -110,24 +108,16 @@ def file_router(service: Service) -> APIRouter:
 
 
 def show_file(file: StoredFile) -> FileObject:
-    """A file in the shape of the API; what no reader would take, which an earlier version stored, is left out."""
-    mechanism, reason = file.mechanism, None
-    try:
-        check_json(mechanism, what="the mechanism")
-        parse_mechanism(mechanism)
-    except RaptError as error:
-        mechanism, reason = {}, f"{error}; delete the file"
+    """A file in the shape of the API."""
     return FileObject(
         id=file.id,
         bytes=file.bytes,
         created_at=file.created_at,
         filename=file.filename,
         purpose=PURPOSE,
-        status="processed" if reason is None else "error",
-        status_details=reason,
         rapt=FileDetail(
             vocabulary_hash=file.vocabulary_hash,
-            mechanism=mechanism,
+            mechanism=file.mechanism,
             insecure_seed=file.insecure_seed,
             records=file.records,
             tokens=file.tokens,
