@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from rapt.local.codes.code_privatizer import CodePrivatizer
+from rapt.local.codes.subset import SubsetMechanism
 from rapt.wire.code_bundle import make_code_bundle
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
 
@@ -46,3 +48,24 @@ def codes_manifest(*, epsilon=4.0, preferred=3, codewords=12, codes=1, labels=("
         created_by="rapt test",
         **others,
     )
+
+
+class RowsEncoder:
+    """An encoder without layers: a text's state is the mean row of its tokens in a real embedding table."""
+
+    def __init__(self, vocabulary, *, max_tokens=16):
+        self.vocabulary, self.max_tokens = vocabulary, max_tokens
+        self.model, self.hash, self.encoded = vocabulary.model, ENCODER_HASH, 0
+
+    def encode(self, texts, *, first_position=0):
+        room = self.max_tokens - self.vocabulary.bundle.special_tokens
+        contents = self.vocabulary.encode(texts, first_position=first_position)
+        self.encoded += len(texts)
+        return np.array([self.vocabulary.embeddings[ids[:room]].mean(axis=0) for ids in contents], np.float32)
+
+
+def code_privatizer(vocabulary, *, epsilon=4.0, preferred=3, encoder=None, **sizes):
+    center = vocabulary.embeddings.mean(axis=0)  # a map that does not put all texts into one corner
+    bundle = make_code_bundle(**code_parts(width=vocabulary.dimension, **sizes) | {"center": center})
+    mechanism = SubsetMechanism(bundle=bundle, epsilon=epsilon, preferred=preferred)
+    return CodePrivatizer(encoder or RowsEncoder(vocabulary), mechanism)

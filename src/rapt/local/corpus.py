@@ -21,7 +21,7 @@ from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledTex
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger, find_stored_token_ids
 from rapt.local.ledger_file import refuse_ledger_files
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.records import (
     CHUNK,
@@ -93,7 +93,7 @@ def privatize_corpus(
     source: Path | str,
     target: Path | str,
     *,
-    privatizer: Privatizer,
+    privatizer: TextPrivatizer,
     text_column: str = "text",
     label_column: str | None = "label",
     other_texts: PartColumns = ONE_TEXT,
@@ -315,7 +315,7 @@ def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
 _CHUNK: Final = 512
 
 
-def take_plain_tokens(unfinished: Manifest, privatizer: Privatizer) -> Privatizer:
+def take_plain_tokens(unfinished: Manifest, privatizer: TextPrivatizer) -> TextPrivatizer:
     """The setting with the plain tokens that the unfinished file was begun with: they were drawn then.
 
     Raises:
@@ -327,14 +327,14 @@ def take_plain_tokens(unfinished: Manifest, privatizer: Privatizer) -> Privatize
             f"an unfinished output must be continued with its plain tokens, got count={planned.count} for "
             f"{begun.count} or another pool; repeat the settings, or remove its .partial file to begin again"
         )
-    return replace(privatizer, plain_tokens=begun)
+    return privatizer.with_plain_tokens(begun)
 
 
 def skip_kept(
     kept: Iterator[PrivatizedRecord],
     source: Iterator[SourceItem],
     *,
-    privatizer: Privatizer,
+    privatizer: TextPrivatizer,
     labels_in_clear: bool,
     stream: RandomStream,
     ledger: Ledger | None,

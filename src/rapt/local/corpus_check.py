@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Final
 from rapt.errors import CorpusError, VocabularyError
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import TextPrivatizer
 from rapt.local.records import Part, explain_long_pair
 from rapt.local.separated_formats import LINE_READERS, SEPARATOR_NAMES
 from rapt.wire.manifest import NO_PLAIN_TOKENS
@@ -44,6 +44,7 @@ class CorpusCheck:
         records: How many there are.
         tokens: Tokens of their texts that will be privatized.
         unknown_tokens: How many of them stand for a word, or a letter, that the vocabulary does not know.
+        cut_texts: How many texts are longer than the setting keeps, and are cut.
         labels: Names of the classes in order; None where there are none.
         found: How the source is written.
     """
@@ -51,6 +52,7 @@ class CorpusCheck:
     records: int
     tokens: int
     unknown_tokens: int
+    cut_texts: int
     labels: tuple[str, ...] | None
     found: Findings
 
@@ -71,6 +73,8 @@ class CorpusCheck:
             said.append(f"quotes are taken to {how}")
         if found.spaced_labels:
             said.append(f"{found.spaced_labels:,} labels had spaces around them, which are left out")
+        if self.cut_texts:
+            said.append(f"{self.cut_texts:,} texts are longer than what is read of a text, and are cut there")
         if self.unknown_tokens:
             said.append(
                 f"{self.unknown_tokens:,} of {self.tokens:,} tokens are words that the vocabulary does not know: "
@@ -97,7 +101,7 @@ def check_corpus(
     *,
     file_format: FileFormat,
     parts: Sequence[Part],
-    privatizer: Privatizer,
+    privatizer: TextPrivatizer,
     labels: tuple[str, ...] | None,
     public_labels: bool,
     delimiter: str | None,
@@ -122,7 +126,7 @@ def check_corpus(
     found = Findings(collects=True, separator=delimiter)
     named = None if labels is None else frozenset(labels)
     counts: dict[str, int] = {}
-    records = tokens = unknown = 0
+    records = tokens = unknown = cut = 0
     reader = read_rows(path, columns, file_format=file_format, found=found)
     try:
         while chunk := list(islice(reader, _CHUNK)):
@@ -139,6 +143,8 @@ def check_corpus(
                     raise _too_large(row.place)
             new, new_unknown = _check_texts(rows, parts, privatizer, found)
             records, tokens, unknown = records + len(chunk), tokens + new, unknown + new_unknown
+            if not found.faults:
+                cut += privatizer.count_cut([text for row in rows for text in row.texts])
     except CorpusError as error:
         found.refuse(error)
     finally:
@@ -154,7 +160,9 @@ def check_corpus(
         labels = found.class_names or sort_names(counts)
         if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):
             raise _too_large("the declaration of the dataset")
-    return CorpusCheck(records=records, tokens=tokens, unknown_tokens=unknown, labels=labels, found=found)
+    return CorpusCheck(
+        records=records, tokens=tokens, unknown_tokens=unknown, cut_texts=cut, labels=labels, found=found
+    )
 
 
 def sort_names(names: Iterator[str] | dict[str, int]) -> tuple[str, ...]:
@@ -174,10 +182,10 @@ def _too_large(where: str) -> CorpusError:
 
 
 def _check_texts(
-    rows: Sequence[Row], parts: Sequence[Part], privatizer: Privatizer, found: Findings
+    rows: Sequence[Row], parts: Sequence[Part], privatizer: TextPrivatizer, found: Findings
 ) -> tuple[int, int]:
     """Note texts that cannot be privatized; returns how many tokens the others have, and how many unknown ones."""
-    bare = replace(privatizer, plain_tokens=NO_PLAIN_TOKENS)
+    bare = privatizer.with_plain_tokens(NO_PLAIN_TOKENS)
     # Plain tokens stand before the first text only.
     columns = [_contents(rows, place, privatizer if place == 0 else bare, found) for place in range(1 + len(parts))]
     privatized = [
@@ -195,7 +203,7 @@ def _check_texts(
     return tokens, 0 if unknown is None else sum(content.count(unknown) for column in privatized for content in column)
 
 
-def _contents(rows: Sequence[Row], place: int, privatizer: Privatizer, found: Findings) -> list[list[int]]:
+def _contents(rows: Sequence[Row], place: int, privatizer: TextPrivatizer, found: Findings) -> list[list[int]]:
     """The content tokens of one text of each row; none where that is a fault."""
     texts = [row.texts[place] for row in rows]
     try:

@@ -46,7 +46,7 @@ from rapt.local.ledger_file import (
     open_for_writing,
     translate_sqlite_errors,
 )
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import RANDOMIZED_RESPONSE, dump_mechanism
 from rapt.wire.privatized_file import PrivatizedRecord
@@ -261,7 +261,7 @@ def _refuse_above(cap: float | None, *, total: float, asked: float, what: str, o
 
 def privatize_through(
     ledger: Ledger,
-    privatizer: Privatizer,
+    privatizer: TextPrivatizer,
     texts: Sequence[str],
     *,
     labels: Sequence[int] | None,
@@ -334,7 +334,7 @@ def privatize_through(
 
 
 def find_stored_token_ids(
-    ledger: Ledger, privatizer: Privatizer, texts: Sequence[str], *, stream: RandomStream
+    ledger: Ledger, privatizer: TextPrivatizer, texts: Sequence[str], *, stream: RandomStream
 ) -> list[tuple[int, ...] | None]:
     """M(x) of each text as it was last released with this setting, None where it never was; raises `LedgerError`."""
     setting = write_text_setting(privatizer, stream)
@@ -342,7 +342,7 @@ def find_stored_token_ids(
     return [None if stored is None else _ids(stored) for stored in found]
 
 
-def write_text_setting(privatizer: Privatizer, stream: RandomStream) -> str:
+def write_text_setting(privatizer: TextPrivatizer, stream: RandomStream) -> str:
     """All that M(x) depends on beside the text, as canonical JSON.
 
     A release drawn from a seed protects nothing, so it never answers for a secure one: the seed is part of the setting.
@@ -350,7 +350,7 @@ def write_text_setting(privatizer: Privatizer, stream: RandomStream) -> str:
     return _canonical(
         {
             "mechanism": dump_mechanism(privatizer.mechanism.setting),
-            "vocabulary_hash": privatizer.vocabulary.hash,
+            "vocabulary_hash": privatizer.vocabulary_hash,
             "truncate_to": privatizer.truncate_to,
             "insecure_seed": stream.provenance.insecure_seed,
         }

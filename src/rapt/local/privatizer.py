@@ -11,17 +11,25 @@ about one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
 
 import numpy as np
 
 from rapt.errors import CorpusError, UsageError, name_record
-from rapt.local.mechanisms.interface import Mechanism
+from rapt.local.mechanisms.interface import Mechanism, share_memory
 from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary, check_texts
 from rapt.version import __version__
-from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
+from rapt.wire.manifest import (
+    NO_PLAIN_TOKENS,
+    LabelPrivacy,
+    Manifest,
+    MechanismSetting,
+    PlainTokens,
+    Randomness,
+    Targets,
+)
 from rapt.wire.privatized_file import PrivatizedRecord
 
 Drawn = Literal["file", "record"]
@@ -85,6 +93,96 @@ def find_whole_words(vocabulary: Vocabulary, *, at_most: int) -> tuple[int, ...]
     return tuple(words)
 
 
+class PublicSetting(Protocol):
+    """A mechanism of any unit: its setting may be published."""
+
+    @property
+    def setting(self) -> MechanismSetting:
+        """Name and public parameters, as a manifest states them."""
+        ...
+
+
+class TextPrivatizer(Protocol):
+    """A setting that texts are privatized with, token by token or whole: what files, records and ledgers need of it.
+
+    It is a value that can be published; texts, labels and randomness are arguments and are not kept.
+    """
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Tokenizer of the texts."""
+        ...
+
+    @property
+    def vocabulary_hash(self) -> str:
+        """`sha256:...` of the vocabulary, or of the code, whose ids leave."""
+        ...
+
+    @property
+    def mechanism(self) -> PublicSetting:
+        """M."""
+        ...
+
+    @property
+    def truncate_to(self) -> int | None:
+        """Content tokens to keep of a longer text."""
+        ...
+
+    @property
+    def plain_tokens(self) -> PlainTokens:
+        """k, or the pool that k is drawn from for each record."""
+        ...
+
+    @property
+    def longest_text(self) -> int:
+        """Content tokens that a text may have."""
+        ...
+
+    def with_plain_tokens(self, plain_tokens: PlainTokens) -> Self:
+        """The same setting with other plain tokens."""
+        ...
+
+    def share_memory(self, *, among: int) -> Self:
+        """The same setting for one of several processes, so that together they keep to its bound of memory."""
+        ...
+
+    def privatize(
+        self,
+        texts: Sequence[str],
+        *,
+        labels: Sequence[int | None] | None,
+        stream: RandomStream,
+        first_position: int = 0,
+        known: Sequence[tuple[int, ...] | None] | None = None,
+    ) -> list[PrivatizedRecord]:
+        """One record for each text, in order."""
+        ...
+
+    def contents(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[int]]:
+        """The content tokens of each text in clear, as the mechanism sees them."""
+        ...
+
+    def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
+        """How many ids the record of each text has."""
+        ...
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many texts are cut, because they are longer than the setting keeps."""
+        ...
+
+    def manifest(
+        self,
+        *,
+        labels: tuple[str, ...] | None,
+        randomness: Randomness,
+        label_privacy: LabelPrivacy | None = None,
+        pairs: bool = False,
+        targets: Targets | None = None,
+    ) -> Manifest:
+        """The manifest of a file made with this setting, its counts still 0."""
+        ...
+
+
 @dataclass(frozen=True, repr=False)
 class Privatizer:
     """A setting that can be published; texts, labels and randomness are arguments and are not kept.
@@ -125,6 +223,19 @@ class Privatizer:
         bundle = self.vocabulary.bundle
         return bundle.max_tokens - bundle.special_tokens - self.plain_tokens.count
 
+    @property
+    def vocabulary_hash(self) -> str:
+        """`sha256:...` of the vocabulary."""
+        return self.vocabulary.hash
+
+    def with_plain_tokens(self, plain_tokens: PlainTokens) -> Self:
+        """The same setting with other plain tokens."""
+        return replace(self, plain_tokens=plain_tokens)
+
+    def share_memory(self, *, among: int) -> Self:
+        """The same setting with the share of its mechanism's cache that one of several processes may have."""
+        return replace(self, mechanism=share_memory(self.mechanism, among=among))
+
     def privatize(
         self,
         texts: Sequence[str],
@@ -153,15 +264,13 @@ class Privatizer:
                 process's.
         """
         texts = check_texts(texts, first_position=first_position)
-        if labels is not None and len(labels) != len(texts):
-            raise UsageError(f"there must be one label for each text, got {len(labels)} labels for {len(texts)} texts")
-        given = None if labels is None else _checked_labels(labels, first_position=first_position)
+        given = check_labels(labels, texts=len(texts), first_position=first_position)
         stream.check_process()
         # Before any text is looked at: k cannot depend on x.
         plain = [draw_plain_tokens(self.plain_tokens, stream.generator) for _ in texts]
         contents = self.contents(texts, first_position=first_position)
         stored = [None] * len(texts) if known is None else list(known)
-        _check_known(stored, contents, first_position=first_position)
+        check_known(stored, [len(content) for content in contents], first_position=first_position)
         drawn = [x if y is None else [] for x, y in zip(contents, stored, strict=True)]
         flat = [token for k, x in zip(plain, drawn, strict=True) for token in (*k, *x)]
         private = self.mechanism.privatize(np.array(flat, dtype=np.int64), rng=stream.generator).tolist()
@@ -183,6 +292,12 @@ class Privatizer:
     def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
         """How many tokens the record of each text has; raises `CorpusError` as `privatize` does."""
         return [len(content) for content in self.contents(texts, first_position=first_position)]
+
+    def count_cut(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than `truncate_to`; raises `CorpusError` as `privatize` does."""
+        if self.truncate_to is None:
+            return 0
+        return sum(len(content) > self.truncate_to for content in self.vocabulary.encode(texts))
 
     def manifest(
         self,
@@ -230,8 +345,16 @@ class Privatizer:
         return contents
 
 
-def _checked_labels(labels: Sequence[int | None], *, first_position: int) -> list[int | None]:
-    """The labels as plain integers, whole numbers of NumPy among them; a missing one is None, never NaN."""
+def check_labels(labels: Sequence[int | None] | None, *, texts: int, first_position: int) -> list[int | None] | None:
+    """The labels as plain integers, whole numbers of NumPy among them; a missing one is None, never NaN.
+
+    Raises:
+        UsageError: They are not as many as the texts, or one is no index, named by its position.
+    """
+    if labels is None:
+        return None
+    if len(labels) != texts:
+        raise UsageError(f"there must be one label for each text, got {len(labels)} labels for {texts} texts")
     for position, label in enumerate(labels, first_position):
         if label is not None and (isinstance(label, bool) or not isinstance(label, int | np.integer)):
             raise UsageError(
@@ -241,14 +364,13 @@ def _checked_labels(labels: Sequence[int | None], *, first_position: int) -> lis
     return [None if label is None else int(label) for label in labels]
 
 
-def _check_known(
-    known: Sequence[tuple[int, ...] | None], contents: Sequence[Sequence[int]], *, first_position: int
-) -> None:
-    if len(known) != len(contents):
-        raise UsageError(f"there must be one known release or none for each text, got {len(known)} for {len(contents)}")
-    for position, (y, x) in enumerate(zip(known, contents, strict=True), first_position):
-        if y is not None and len(y) != len(x):
+def check_known(known: Sequence[tuple[int, ...] | None], counts: Sequence[int], *, first_position: int) -> None:
+    """Refuse known releases that are not as many as the texts, or have another number of ids (`UsageError`)."""
+    if len(known) != len(counts):
+        raise UsageError(f"there must be one known release or none for each text, got {len(known)} for {len(counts)}")
+    for position, (y, count) in enumerate(zip(known, counts, strict=True), first_position):
+        if y is not None and len(y) != count:
             raise UsageError(
-                f"a known release must be of the same text and setting, got {len(y)} tokens for {len(x)} in "
+                f"a known release must be of the same text and setting, got {len(y)} tokens for {count} in "
                 f"{name_record(position)}; draw it again"
             )

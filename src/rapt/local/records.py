@@ -16,7 +16,7 @@ from typing import Final, Literal
 from rapt.errors import CorpusError, name_record
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger, privatize_through
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Targets
 from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, write_record_lines
@@ -68,7 +68,7 @@ class SourceItem:
     others: Mapping[Part, str] = field(default_factory=dict, repr=False)
 
 
-def explain_long_pair(privatizer: Privatizer, tokens: int) -> str | None:
+def explain_long_pair(privatizer: TextPrivatizer, tokens: int) -> str | None:
     """Say what a pair of so many tokens in both texts must have instead, where it fits no backbone."""
     most = privatizer.longest_text - _BETWEEN
     if tokens <= most:
@@ -77,7 +77,7 @@ def explain_long_pair(privatizer: Privatizer, tokens: int) -> str | None:
 
 
 def check_pairs(
-    privatizer: Privatizer, texts: Sequence[str], others: Mapping[Part, Sequence[str]], *, first_position: int
+    privatizer: TextPrivatizer, texts: Sequence[str], others: Mapping[Part, Sequence[str]], *, first_position: int
 ) -> None:
     """Refuse a pair that fits no backbone, before anything of it is drawn or paid for (`CorpusError`)."""
     if "second" not in others:
@@ -134,7 +134,7 @@ class ChunkSetting:
         manifest: Manifest of the file that the records are for.
     """
 
-    privatizer: Privatizer
+    privatizer: TextPrivatizer
     response: RandomizedResponse | None
     manifest: Manifest
 
@@ -158,7 +158,7 @@ def privatize_records(
         UsageError: The reasons of `Privatizer.privatize`.
     """
     check_pairs(setting.privatizer, chunk.texts, chunk.others, first_position=chunk.position)
-    bare = replace(setting, privatizer=replace(setting.privatizer, plain_tokens=NO_PLAIN_TOKENS))
+    bare = replace(setting, privatizer=setting.privatizer.with_plain_tokens(NO_PLAIN_TOKENS))
     records = _release(chunk, chunk.texts, chunk.labels, setting, stream=stream, ledger=ledger, redraw=redraw)
     for part, texts in chunk.others.items():
         if part == "public_target":

@@ -39,7 +39,6 @@ from typing import Any, Final
 import numpy as np
 
 from rapt.errors import CorpusError, RaptError
-from rapt.local.mechanisms.interface import share_memory
 from rapt.local.randomness import worker_stream
 from rapt.local.records import Chunk, ChunkSetting, privatize_chunk
 from rapt.wire.privatized_file import RecordLines
@@ -152,8 +151,7 @@ def privatize_in_processes(
         UsageError: The reasons of `Privatizer.privatize`.
         WireError: A record contradicts the manifest.
     """
-    privatizer = setting.privatizer
-    own = replace(privatizer, mechanism=share_memory(privatizer.mechanism, among=processes))
+    own = setting.privatizer.share_memory(among=processes)
     busy: deque[Connection] = deque()
     try:
         with _workers(replace(setting, privatizer=own), count=processes, first_stream=first_stream) as workers:
