@@ -11,9 +11,10 @@ rule on the public tokenizer alone:
 
 All of them may be an input. An emoji that is four bytes is four tokens, and each of them is privatized.
 
-The table is read out of safetensors files in Hugging Face's layout, as float32, and nothing else of them. The header is
-parsed here, because the numpy side of `safetensors` knows no bfloat16, and every offset in it is checked before it is
-followed. Half-width numbers are widened block by block, so that memory stays at the table and one block.
+The table, and the weights of an encoder, are read out of safetensors files in Hugging Face's layout, as float32, and
+nothing else of them. The header is parsed here, because the numpy side of `safetensors` knows no bfloat16, and every
+offset in it is checked before it is followed. Half-width numbers are widened block by block, so that memory stays at
+what was asked for and one block.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -199,11 +200,10 @@ _BLOCK_ITEMS: Final = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class _Place:
-    """Place of a table in a file, checked: `rows` x `width` numbers of `item_type` from byte `start` on."""
+    """Place of a tensor in a file, checked: numbers of `item_type`, of this shape, from byte `start` on."""
 
     item_type: str
-    rows: int
-    width: int
+    shape: tuple[int, ...]
     start: int
 
 
@@ -214,20 +214,54 @@ def read_table(folder: Path) -> NDArray[np.float32]:
         VocabularyError: No weights are there, they are damaged, or hold no table under one known name.
         OSError: A file cannot be read.
     """
+    name = find_table_name(list(find_tensors(folder)))
+    return read_tensors(folder, [name], axes=2)[name]
+
+
+def find_tensors(folder: Path) -> dict[str, Path]:
+    """Find the tensors of the model in a folder: each one's name, and the file that holds it.
+
+    Raises:
+        VocabularyError: The weights are damaged, or an index leads elsewhere.
+        OSError: A file cannot be read.
+    """
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if whole.is_file() or not index.is_file():
         with whole.open("rb") as stream:
+            return dict.fromkeys((key for key in _read_header(stream)[0] if key != "__metadata__"), whole)
+    return {name: folder / shard for name, shard in _read_weight_map(index).items()}
+
+
+def read_tensors(folder: Path, names: Sequence[str], *, axes: int | None = None) -> dict[str, NDArray[np.float32]]:
+    """Read tensors of the model in a folder as float32; of the other weights only the headers are read.
+
+    Args:
+        folder: Folder in Hugging Face's layout.
+        names: Names of tensors, all of which must be there.
+        axes: Number of axes that each of them must have; None for any.
+
+    Raises:
+        VocabularyError: A tensor is missing or damaged, or its type is not a usual one.
+        OSError: A file cannot be read.
+    """
+    places = find_tensors(folder)
+    if missing := [name for name in names if name not in places]:
+        raise VocabularyError(
+            f"the weights must hold {len(names)} tensors under known names, got {len(missing)} too few, the first of "
+            f"them {missing[0]}; give a whole model"
+        )
+    found: dict[str, NDArray[np.float32]] = {}
+    for path in dict.fromkeys(places[name] for name in names):
+        with path.open("rb") as stream:
             header, start = _read_header(stream)
-            name = find_table_name([key for key in header if key != "__metadata__"])
-            return _read_place(stream, _find_place(header[name], start=start, size=whole.stat().st_size))
-    shards = _read_weight_map(index)
-    name = find_table_name(list(shards))
-    path = folder / shards[name]
-    with path.open("rb") as stream:
-        header, start = _read_header(stream)
-        if name not in header:
-            raise VocabularyError(f"{path.name} must hold the table that the index promises; fetch the model again")
-        return _read_place(stream, _find_place(header[name], start=start, size=path.stat().st_size))
+            for name in (name for name in names if places[name] == path):
+                if name not in header:
+                    raise VocabularyError(
+                        f"{path.name} must hold the table that the index promises; fetch the model again"
+                    )
+                place = _find_place(header[name], start=start, size=path.stat().st_size, axes=axes)
+                found[name] = _read_place(stream, place)
+    return found
 
 
 def find_table_name(names: list[str]) -> str:
@@ -274,7 +308,7 @@ def _read_header(stream: IO[bytes]) -> tuple[dict[str, Any], int]:
         raise _damaged() from None
 
 
-def _find_place(entry: Any, *, start: int, size: int) -> _Place:
+def _find_place(entry: Any, *, start: int, size: int, axes: int | None) -> _Place:
     try:
         item_type, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
@@ -282,18 +316,20 @@ def _find_place(entry: Any, *, start: int, size: int) -> _Place:
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if type(item_type) is not str or not all(type(number) is int and number >= 0 for number in numbers):
         raise _damaged()
-    if item_type not in _ITEM_TYPES or len(shape) != 2 or not prod(shape):
+    if item_type not in _ITEM_TYPES or (axes or len(shape)) != len(shape) or not prod(shape):
         raise VocabularyError(
             f"an embedding table must be rows of {', '.join(_ITEM_TYPES)}, got another type or {len(shape)} axes; "
             "give a model that is not quantized"
+            if axes == 2
+            else f"weights must be of {', '.join(_ITEM_TYPES)}, got another type; give a model that is not quantized"
         )
     if end - begin != prod(shape) * np.dtype(_ITEM_TYPES[item_type]).itemsize or start + end > size:
         raise _damaged()
-    return _Place(item_type=item_type, rows=shape[0], width=shape[1], start=start + begin)
+    return _Place(item_type=item_type, shape=tuple(shape), start=start + begin)
 
 
 def _read_place(stream: IO[bytes], place: _Place) -> NDArray[np.float32]:
-    table = np.empty((place.rows, place.width), dtype=np.float32)
+    table = np.empty(place.shape, dtype=np.float32)
     flat = table.reshape(-1)
     stream.seek(place.start)
     for begin in range(0, flat.size, _BLOCK_ITEMS):

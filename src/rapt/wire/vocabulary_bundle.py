@@ -120,10 +120,25 @@ def read_longest_input(config: Mapping[str, Any]) -> int:
     """
     config = config.get("text_config") or config
     longest = config.get("max_position_embeddings") or config.get("n_positions") or _USUAL_LIMIT
-    first = (config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _POSITIONS_FROM_PAD else 0
-    if type(longest) is not int or type(first) is not int or longest - first < 1:
+    first = find_first_position(config)
+    if type(longest) is not int or longest - first < 1:
         raise VocabularyError("config.json must state the longest input as a whole number above 0; correct it")
     return longest - first
+
+
+def find_first_position(config: Mapping[str, Any]) -> int:
+    """Find the row of the table of positions that a model's first token takes.
+
+    Raises:
+        VocabularyError: The padding token is not a whole number.
+    """
+    if config.get("model_type") not in _POSITIONS_FROM_PAD:
+        return 0
+    # MPNet's code counts from 1 whatever its padding token is; those of the others count from that token.
+    first = 2 if config["model_type"] == "mpnet" else (config.get("pad_token_id") or 0) + 1
+    if type(first) is not int or first < 0:
+        raise VocabularyError("config.json must state the padding token as a whole number; correct it")
+    return first
 
 
 def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
