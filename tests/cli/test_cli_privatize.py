@@ -305,6 +305,15 @@ def test_what_was_guessed_is_said_and_unknown_words_are_counted(rapt, tmp_path: 
     ]
 
 
+def test_words_that_stand_in_many_records_are_said_before_anything_is_sent(rapt, tmp_path: Path):
+    source = tmp_path / "a.csv"
+    source.write_text("text,label\n" + "".join(f"good bad fine good {'fine ' * i},good\n" for i in range(12)))
+    outcome = rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY, "--json")
+    (said,) = [line for line in outcome.err.splitlines() if "runs of 4 tokens" in line]
+    assert "in 10 records or more, one of them in 12" in said
+    assert not [word for word in ("good", "bad", "fine") if word in outcome.err]
+
+
 @pytest.mark.parametrize("delimiter", ["tab", "\\t", "\t"])
 def test_a_file_without_a_header_is_read_by_numbers(rapt, tmp_path: Path, delimiter):
     source = tmp_path / "a.csv"

@@ -1,7 +1,7 @@
 """The first pass over a source: whether every record can be privatized, before anything is drawn or paid for.
 
 All faults of a file are named in one run. What the pass found out beside them is for people: words outside of the
-vocabulary, labels with spaces, a separator that was recognized.
+vocabulary, labels with spaces, a separator that was recognized, words that stand in many records.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Final
 from rapt.errors import CorpusError, VocabularyError
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
-from rapt.local.privatizer import TextPrivatizer
+from rapt.local.privatizer import Privatizer, TextPrivatizer
 from rapt.local.records import Part, explain_long_pair
+from rapt.local.repetition import RepeatedRuns, RunCounter
 from rapt.local.separated_formats import LINE_READERS, SEPARATOR_NAMES
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 
@@ -47,6 +48,7 @@ class CorpusCheck:
         cut_texts: How many texts are longer than the setting keeps, and are cut.
         labels: Names of the classes in order; None where there are none.
         found: How the source is written.
+        repeated: Runs of tokens that stand in many records.
     """
 
     records: int
@@ -55,6 +57,7 @@ class CorpusCheck:
     cut_texts: int
     labels: tuple[str, ...] | None
     found: Findings
+    repeated: RepeatedRuns
 
     @property
     def remarks(self) -> list[str]:
@@ -80,6 +83,8 @@ class CorpusCheck:
                 f"{self.unknown_tokens:,} of {self.tokens:,} tokens are words that the vocabulary does not know: "
                 "they become one unknown token"
             )
+        if self.repeated.remark:
+            said.append(self.repeated.remark)
         return said
 
 
@@ -127,6 +132,7 @@ def check_corpus(
     named = None if labels is None else frozenset(labels)
     counts: dict[str, int] = {}
     records = tokens = unknown = cut = 0
+    runs = RunCounter()
     reader = read_rows(path, columns, file_format=file_format, found=found)
     try:
         while chunk := list(islice(reader, _CHUNK)):
@@ -141,7 +147,7 @@ def check_corpus(
                 large = len(row.label) > _LONGEST_LABEL or len(counts) > _MOST_LABELS
                 if large and labels is None and not public_labels:
                     raise _too_large(row.place)
-            new, new_unknown = _check_texts(rows, parts, privatizer, found)
+            new, new_unknown = _check_texts(rows, parts, privatizer, found, runs)
             records, tokens, unknown = records + len(chunk), tokens + new, unknown + new_unknown
             if not found.faults:
                 cut += privatizer.count_cut([text for row in rows for text in row.texts])
@@ -161,7 +167,13 @@ def check_corpus(
         if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):
             raise _too_large("the declaration of the dataset")
     return CorpusCheck(
-        records=records, tokens=tokens, unknown_tokens=unknown, cut_texts=cut, labels=labels, found=found
+        records=records,
+        tokens=tokens,
+        unknown_tokens=unknown,
+        cut_texts=cut,
+        labels=labels,
+        found=found,
+        repeated=runs.count(),
     )
 
 
@@ -182,9 +194,9 @@ def _too_large(where: str) -> CorpusError:
 
 
 def _check_texts(
-    rows: Sequence[Row], parts: Sequence[Part], privatizer: TextPrivatizer, found: Findings
+    rows: Sequence[Row], parts: Sequence[Part], privatizer: TextPrivatizer, found: Findings, runs: RunCounter
 ) -> tuple[int, int]:
-    """Note texts that cannot be privatized; returns how many tokens the others have, and how many unknown ones."""
+    """Note texts that cannot be privatized, count runs; returns how many tokens the others have, and unknown ones."""
     bare = privatizer.with_plain_tokens(NO_PLAIN_TOKENS)
     # Plain tokens stand before the first text only.
     columns = [_contents(rows, place, privatizer if place == 0 else bare, found) for place in range(1 + len(parts))]
@@ -192,6 +204,8 @@ def _check_texts(
         columns[0],
         *(column for part, column in zip(parts, columns[1:], strict=True) if part != "public_target"),
     ]
+    if isinstance(privatizer, Privatizer):  # of a text that leaves as a whole no word is released
+        runs.add(list(zip(*privatized, strict=True)))
     unknown = privatizer.vocabulary.unknown_id
     tokens = sum(len(content) for column in privatized for content in column)
     if "second" in parts:

@@ -41,8 +41,12 @@ _STRONGEST: Final = 1024
 _NEAR_SOURCE: Final = 32
 # Most frequent tokens that are tried as sources beside the output itself.
 _TRIED: Final = 4096
-# Draws that place the level which an output must reach, where a rough value is enough.
+# Draws that place the level which an output must reach, where a rough value is enough, and where many are added up: an
+# error of the level is shared by all outputs of a source, so that it does not average out.
 _ROUGH_DRAWS: Final = 8
+_ADDED_DRAWS: Final = 128
+# Competitors among which the level is sought where there are many draws.
+_ADDED_STRONGEST: Final = 256
 _SOURCE_BLOCK: Final = 512
 _OUTPUT_BLOCK: Final = 32
 
@@ -126,16 +130,19 @@ def compute_rough_log_channel(
 ) -> Floats:
     """A rough log P(y|x) of every pair, (sources, outputs): y must beat a level that depends on the source alone.
 
-    Sums over texts compare well: on SST-2 the probability that `attacks.linkage` gives to the text it names is on
-    average the share that it names rightly, within 4 points from η = 25 to 75.
+    Made to be added up. Over the tokens of a text: on SST-2 the probability that `attacks.linkage` gives to the text it
+    names is on average the share that it names rightly, within 4 points from η = 25 to 75. Over releases of a word:
+    docs/results/attacks.md.
     """
-    game = _draw(bundle, eta=eta, draws=_ROUGH_DRAWS, rng=rng)
+    game = _draw(bundle, eta=eta, draws=_ADDED_DRAWS, rng=rng)
     places = np.searchsorted(game.eligible, outputs)
     deviation = np.sqrt(bundle.embeddings.shape[1] + 1) / eta * np.sqrt(2 * game.half_square[places])
     deviation = np.maximum(deviation, np.finfo(np.float32).tiny)
     found = np.empty((len(sources), len(outputs)), dtype=np.float32)
     for block in _blocks(len(sources), _SOURCE_BLOCK):
-        level = _rough_level(game, sources[block])[:, None]
+        level, others = _rough_level(game, sources[block], draws=_ADDED_DRAWS, strongest=_ADDED_STRONGEST)
+        # A source need not beat itself.
+        level = np.where(sources[block, None] == outputs, others[:, None], level[:, None])
         reach = game.table[sources[block]] @ game.rows[places].T - level - game.half_square[places]
         found[block] = log_ndtr(reach / deviation)
     return found
@@ -169,7 +176,7 @@ def _nominate(
     multiple of their sum over the kept ones: the values are off by a factor, which is much the same for both.
     """
     dim = game.table.shape[1]
-    level = _rough_level(game, tried)
+    level, _ = _rough_level(game, tried)
     deviation = np.sqrt(dim + 1) / eta * np.sqrt(2 * game.half_square[places])
     deviation = np.maximum(deviation, np.finfo(np.float32).tiny)
     log_prior = np.log(prior).astype(np.float32)
@@ -188,20 +195,27 @@ def _nominate(
     return sources, beyond
 
 
-def _rough_level(game: _Game, tried: Ints) -> Floats:
-    """Mean over a few draws of the best competitor's score, (len(tried),)."""
-    total = np.zeros(len(tried), dtype=np.float32)
-    draws = min(_ROUGH_DRAWS, len(game.noise))
+def _rough_level(
+    game: _Game, tried: Ints, *, draws: int = _ROUGH_DRAWS, strongest: int = _STRONGEST
+) -> tuple[Floats, Floats]:
+    """Mean over draws of the best competitor's score, with the source itself among them and without, (len(tried),)."""
+    total, others = np.zeros(len(tried), dtype=np.float32), np.zeros(len(tried), dtype=np.float32)
+    draws = min(draws, len(game.noise))
     own = _position(game, tried)
     table = game.table[tried]
     itself = np.einsum("ij,ij->i", table, game.rows[own])
+    competes = game.eligible[own] == tried
     for k in range(draws):
-        strong = _top(game.level[k], _STRONGEST)
-        best = (table @ game.rows[strong].T + game.level[k, strong]).max(axis=1)
-        alone = np.where(game.eligible[own] == tried, itself + game.level[k, own], -np.inf)
-        total += np.maximum(best, alone)
-    mean: Floats = total / np.float32(draws)
-    return mean
+        strong = np.sort(_top(game.level[k], strongest))
+        score = table @ game.rows[strong].T + game.level[k, strong]
+        place = np.minimum(np.searchsorted(strong, own), len(strong) - 1)
+        mine = np.flatnonzero(competes & (strong[place] == own))
+        score[mine, place[mine]] = -np.inf
+        best = score.max(axis=1)
+        others += best
+        total += np.maximum(best, np.where(competes, itself + game.level[k, own], -np.inf))
+    scale = np.float32(draws)
+    return total / scale, others / scale
 
 
 def _strongest(
