@@ -73,17 +73,15 @@ def find_model_folder(model: str) -> Path:
     """Find the folder that holds `config.json`, `tokenizer.json` and the weights of a public model.
 
     Args:
-        model: A name in `PUBLIC_MODELS`, the path of a folder in Hugging Face's layout, or a name of the hub whose
-            files are in the local cache.
+        model: A name in `PUBLIC_MODELS`, the path of a folder in Hugging Face's layout or of a code bundle, or a name
+            of the hub whose files are in the local cache.
 
     Raises:
         VocabularyError: The name is unknown, or its files are not on this machine.
     """
     if model not in PUBLIC_MODELS:
         folder = Path(model)
-        if (folder / "tokenizer.json").is_file():
-            return folder
-        return _find_snapshot(model)
+        return folder if _is_model_folder(folder) else _find_snapshot(model)
     known = PUBLIC_MODELS[model]
     spec = find_spec(known.package)
     if spec is None or not spec.submodule_search_locations:
@@ -101,9 +99,13 @@ def find_model_folder(model: str) -> Path:
 
 def name_model(model: str) -> str:
     """Return what a model is called in manifests: its name as given, or the name of its folder, never a path."""
-    if model not in PUBLIC_MODELS and (Path(model) / "tokenizer.json").is_file():
+    if model not in PUBLIC_MODELS and _is_model_folder(Path(model)):
         return Path(model).resolve().name
     return model
+
+
+def _is_model_folder(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "code.json").is_file()
 
 
 def find_hub_cache() -> Path:

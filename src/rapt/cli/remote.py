@@ -200,9 +200,38 @@ def describe(method: Mapping[str, Any]) -> str:
 
 
 def predict(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file; labels in it are not sent.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Privatized file, whose labels are not sent; with --local a file of texts in clear."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="Name of a tuned model, as `rapt tune` prints it.")],
     service: ServiceUrl,
+    local: Annotated[
+        bool, typer.Option("--local", help="Fetch the tuned model and answer here: nothing of FILE leaves.")
+    ] = False,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column that holds the text; with --local. Default: text.")
+    ] = None,
+    text_column_2: Annotated[
+        str | None, typer.Option("--text-column-2", metavar="NAME", help="Column of the second text; with --local.")
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column of true labels, compared with the answers; with --local."),
+    ] = None,
+    truncate: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Tokens to keep of a longer text; with --local, of models on tokens."),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Encoder or backbone on this machine, a name or folder; with --local. Default: its name.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write .jsonl or .csv here instead of JSONL to stdout.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     api_key: ApiKey = None,
@@ -210,15 +239,20 @@ def predict(
     insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict the labels of privatized texts.
+    """Predict the labels of texts, privatized by the service or in clear at home.
 
-    Privatize the queries as the training file was: same vocabulary, same eta, same number of plain tokens. If FILE has
-    labels, they stay here and are compared with the answers. With --out, a run that was cut off leaves OUT.partial, and
-    the same command asks for the rest.
+    Privatize the queries as the training file was: same vocabulary, same eta or epsilon, same number of plain tokens.
+    If FILE has labels, they stay here and are compared with the answers. With --out, a run that was cut off leaves
+    OUT.partial, and the same command asks for the rest.
+
+    With --local the tuned model is fetched and asked here about texts in clear: nothing of them leaves, no budget is
+    spent, and the answers are better, because a query without noise is. A model on codes needs its public encoder on
+    this machine; a model on tokens needs its backbone and the extra `service`.
 
     \b
     Example:
       rapt predict queries.rapt.jsonl --model ft:minilm:reviews:a1b2 --service http://127.0.0.1:8420
+      rapt predict queries.csv --local --model ft:minilm:reviews:a1b2 --service http://127.0.0.1:8420
     """
     from rapt.local.client import ServiceClient
     from rapt.local.predictions import predict_file
@@ -227,10 +261,31 @@ def predict(
         if not as_json:
             show("\n".join(map(format_json, rows)))
 
+    columns = {"--text-column": text_column, "--text-column-2": text_column_2, "--label-column": label_column}
+    only = {**columns, "--truncate": truncate, "--backbone": backbone}
+    given = [name for name, value in only.items() if value is not None]
+    if given and not local:
+        raise UsageError(f"{', '.join(given)} must come with --local; a privatized file says the rest by itself")
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
-        found = predict_file(
-            file, client, model=model, out=out, overwrite=overwrite, on_rows=show_rows, narrator=output
-        )
+        if local:
+            from rapt.at_home import fetch_home_model, predict_at_home
+
+            found = predict_at_home(
+                file,
+                fetch_home_model(client, model, backbone=backbone, truncate_to=truncate),
+                text_column=text_column or "text",
+                second_column=text_column_2,
+                label_column=label_column,
+                out=out,
+                overwrite=overwrite,
+                on_rows=show_rows,
+                narrator=output,
+            )
+            say("answered here: nothing of the texts left, and no budget was spent")
+        else:
+            found = predict_file(
+                file, client, model=model, out=out, overwrite=overwrite, on_rows=show_rows, narrator=output
+            )
     records, right = len(found.rows), found.right
     if right is not None:
         say(f"right: {right:,} of {records:,}, {right / records:.1%}")

@@ -10,7 +10,9 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Self, TypeVar
 
 from rapt.errors import CorpusError, TuningError, UsageError, VocabularyError, WireError
@@ -31,6 +33,8 @@ from rapt.local.service_objects import (
     read_model_info,
 )
 from rapt.whole_files import check_folder, open_whole_folder
+from rapt.wire.adapter_files import unpack_adapter
+from rapt.wire.code_bundle import CodeBundle, read_code_bundle
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import (
     PrivatizedFile,
@@ -54,6 +58,10 @@ _MOST_OF_A_DESCRIPTION: Final = 16 * 2**20
 _MOST_OF_A_TOKENIZER: Final = 128 * 2**20
 _MOST_ENTRIES: Final = 2**32
 _ROOM_FOR_A_HEADER: Final = 2**20
+_CODE_FILES: Final = ("code.json", "code.safetensors")
+# A codebook of 65,536 codewords in 256 dimensions, and an adapter of LoRA on a model of some billion weights.
+_MOST_OF_A_CODEBOOK: Final = 128 * 2**20
+_MOST_OF_AN_ADAPTER: Final = 512 * 2**20
 
 
 class ServiceClient:
@@ -300,21 +308,57 @@ class ServiceClient:
             VocabularyError: What came does not match its hash, or the folder cannot be written.
             UsageError: The folder holds something else, or is a link.
         """
-        try:
-            check_folder(folder, replaceable=_BUNDLE_FILES)  # before gigabytes are fetched
-            with open_whole_folder(folder, replaceable=_BUNDLE_FILES) as partial:
-                description, *others = (partial / name for name in _BUNDLE_FILES)
-                path = f"/v1/vocabularies/{quote_part(model)}"
-                self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
-                for target, most in zip(others, (_MOST_OF_A_TOKENIZER, _table_bytes(description)), strict=True):
-                    self._service.download(f"{path}/{target.name}", target, most=most)
-                bundle = read_bundle(partial)
-        except OSError as error:
-            raise VocabularyError(
-                f"the folder of a vocabulary must be writable, got {error.strerror or type(error).__name__}; "
-                "choose another"
-            ) from None
-        return bundle
+        with _fetched(folder, _BUNDLE_FILES) as partial:
+            description, *others = (partial / name for name in _BUNDLE_FILES)
+            path = f"/v1/vocabularies/{quote_part(model)}"
+            self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
+            for target, most in zip(others, (_MOST_OF_A_TOKENIZER, _table_bytes(description)), strict=True):
+                self._service.download(f"{path}/{target.name}", target, most=most)
+            return read_bundle(partial)
+
+    def codebook(self, model: str, folder: Path) -> CodeBundle:
+        """The codebook of a model, fetched into a folder as `vocabulary` is; the encoder of its codes does not come.
+
+        Args:
+            model: A base model whose unit is the text, or a tuned one for that of its base.
+            folder: Appears whole or not at all; a code bundle that stands there already is replaced.
+
+        Raises:
+            VocabularyError: What came does not match its hash, or the folder cannot be written.
+            UsageError: The folder holds something else, or is a link.
+            NotFoundError: The model has a vocabulary of tokens.
+        """
+        with _fetched(folder, _CODE_FILES) as partial:
+            description, table = (partial / name for name in _CODE_FILES)
+            path = f"/v1/codes/{quote_part(model)}"
+            self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
+            self._service.download(f"{path}/{table.name}", table, most=_MOST_OF_A_CODEBOOK)
+            return read_code_bundle(partial)
+
+    def adapter(self, model: str) -> dict[str, bytes]:
+        """The files of a tuned model by name: its card and weights, and PEFT's configuration where it has one.
+
+        Raises:
+            NotFoundError: There is no such tuned model.
+            WireError: What came is no adapter.
+        """
+        with TemporaryDirectory() as folder:
+            archive = Path(folder) / "adapter.zip"
+            self._service.download(f"/v1/models/{quote_part(model)}/adapter", archive, most=_MOST_OF_AN_ADAPTER)
+            return unpack_adapter(archive.read_bytes())
+
+
+@contextmanager
+def _fetched(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
+    """A folder beside the one that is asked for, in whose place it is put when the block ends without an error."""
+    try:
+        check_folder(folder, replaceable=files)  # before gigabytes are fetched
+        with open_whole_folder(folder, replaceable=files) as partial:
+            yield partial
+    except OSError as error:
+        raise VocabularyError(
+            f"the folder of a vocabulary must be writable, got {error.strerror or type(error).__name__}; choose another"
+        ) from None
 
 
 def check_same_vocabulary(model: ModelInfo, manifest: Manifest) -> None:

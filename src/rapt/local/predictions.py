@@ -74,7 +74,7 @@ def predict_file(
         ServiceError: The service refused, or could not be reached; what came is kept.
     """
     if out is not None:
-        _check_output(out, queries=file, overwrite=overwrite)
+        check_output(out, queries=file, overwrite=overwrite)
     queries = read_privatized_file(file)
     card = client.model(model).card
     if card is None:
@@ -101,16 +101,16 @@ def predict_file(
                     raise not_understood()
                 found += part
                 if kept is None:
-                    on_rows([_to_row(item, card.labels) for item in part])
+                    on_rows([make_row(item, card.labels) for item in part])
                 else:
                     kept.add(part)
                 show_progress(len(found))
         finally:
             if kept is not None and 0 < len(found) < len(queries.records):
                 narrator.say(f"{len(found):,} predictions are kept; the same command asks for the rest")
-        rows = tuple(_to_row(item, card.labels) for item in found)
+        rows = tuple(make_row(item, card.labels) for item in found)
         if out is not None:
-            write_whole(out, FORMATS[out.suffix](rows), overwrite=overwrite)
+            write_rows(out, rows, overwrite=overwrite)
     right = None
     if names is not None:
         pairs = zip(queries.records, found, strict=True)
@@ -118,7 +118,8 @@ def predict_file(
     return FilePredictions(labels=card.labels, rows=rows, right=right)
 
 
-def _check_output(out: Path, *, queries: Path, overwrite: bool) -> None:
+def check_output(out: Path, *, queries: Path, overwrite: bool) -> None:
+    """Refuse an output of an unknown form, the queries themselves, or what must not be replaced (`UsageError`)."""
     if out.suffix not in FORMATS:
         raise UsageError(f"--out must end in {' or '.join(FORMATS)}, got {out.suffix!r}; rename it")
     if out.exists() and queries.exists() and out.samefile(queries):
@@ -126,7 +127,8 @@ def _check_output(out: Path, *, queries: Path, overwrite: bool) -> None:
     check_target(out, overwrite=overwrite)
 
 
-def _to_row(item: Prediction, labels: Sequence[str]) -> Row:
+def make_row(item: Prediction, labels: Sequence[str]) -> Row:
+    """Return a prediction as it is shown and written."""
     return {"label": item.label, "probabilities": dict(zip(labels, item.probabilities, strict=True))}
 
 
@@ -147,6 +149,11 @@ def _to_csv(rows: Sequence[Row]) -> str:
 
 # Writers of the output by the suffix of its name.
 FORMATS: Final[Mapping[str, Callable[[Sequence[Row]], str]]] = {".jsonl": _to_jsonl, ".csv": _to_csv}
+
+
+def write_rows(out: Path, rows: Sequence[Row], *, overwrite: bool) -> None:
+    """Write rows whole, in the form that the suffix of the output names. Raises `CorpusError` or `UsageError`."""
+    write_whole(out, FORMATS[out.suffix](rows), overwrite=overwrite)
 
 
 class KeptPredictions:

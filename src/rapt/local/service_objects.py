@@ -74,13 +74,23 @@ class JobEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """A base model, or a tuned one; `card` only of a tuned one that was asked for by name."""
+    """A base model, or a tuned one.
+
+    Attributes:
+        id: Name of the model.
+        base: Name of the base model, which is the same for a base model.
+        vocabulary_hash: Hash of the vocabulary, or of the codebook, that texts for it are privatized with.
+        max_tokens: Longest input, tokens.
+        card: What says how queries must be privatized; only of a tuned model that was asked for by name.
+        unit: What is privatized: each `token`, or a whole `text`.
+    """
 
     id: str
     base: str
     vocabulary_hash: str
     max_tokens: int
     card: AdapterCard | None
+    unit: str = "token"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +144,7 @@ def read_model_info(value: Mapping[str, Any]) -> ModelInfo:
         id=read_field(value, "id", str, what=what),
         **_fields(detail, {"base": str, "vocabulary_hash": str, "max_tokens": int}, what=what),
         card=None if card is None else parse_card(card),
+        unit=_optional(detail, "unit", str, what=what) or "token",
     )
 
 

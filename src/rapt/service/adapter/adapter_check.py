@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from rapt.errors import WireError
-from rapt.service.adapter.methods import METHODS
+from rapt.errors import TuningError, WireError
+from rapt.service.adapter.methods import LINEAR_PROBING, METHODS
 from rapt.service.adapter.methods.lora import A as LORA_A
 from rapt.service.adapter.methods.lora import B as LORA_B
 from rapt.service.adapter.methods.method import TASKS, Shape
@@ -42,12 +42,13 @@ _PEFT_READS: Final = frozenset(
 
 
 def check_card(card: AdapterCard, *, backbone: Backbone) -> None:
-    """Refuse a card that no run on this backbone could have left (`WireError`)."""
+    """Refuse a card that no run on this backbone could have left (`WireError`, `TuningError`)."""
     if card.kind != backbone.kind:
         raise WireError(f"an adapter card must be of the backbone's kind, {backbone.kind}; tune again")
     if card.method not in METHODS:
         raise WireError(f"an adapter card must name a method of {', '.join(METHODS)}; upgrade rapt or tune again")
     method = METHODS[card.method]
+    check_method(card.method, backbone=backbone)
     if card.task not in TASKS:
         raise WireError(f"an adapter card must name a task of {', '.join(TASKS)}; upgrade rapt or tune again")
     if card.task not in method.tasks:
@@ -65,6 +66,21 @@ def check_card(card: AdapterCard, *, backbone: Backbone) -> None:
         raise WireError(
             f"an adapter's prompt and plain tokens must leave room for a text in {backbone.max_positions} positions, "
             f"got {needed} with the shortest; tune again with fewer"
+        )
+
+
+def list_methods(backbone: Backbone) -> tuple[str, ...]:
+    """List the methods that can adapt a backbone, the usual one first: a codebook has no layers to adapt."""
+    return tuple(METHODS) if backbone.code is None else (LINEAR_PROBING,)
+
+
+def check_method(method: str, *, backbone: Backbone) -> None:
+    """Refuse a method that cannot adapt the backbone (`TuningError`)."""
+    fitting = list_methods(backbone)
+    if method not in fitting:
+        raise TuningError(
+            f"the method must be one of {', '.join(fitting)} for this model, which has no layers to adapt, "
+            f"got method={method}"
         )
 
 

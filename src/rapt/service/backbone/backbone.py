@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,11 +25,17 @@ from torch import Tensor, nn
 from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.architectures import ARCHITECTURES, Kind, LanguageHead, load_parts
+from rapt.service.backbone.code_table import ARCHITECTURE as CODES
+from rapt.service.backbone.code_table import FRAME, CodeStates, find_rows, view_as_vocabulary
 from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, make_tokenizer, read_chat_frame
 from rapt.service.backbone.injection import Sites, install
 from rapt.service.backbone.steering import Steering, steered
+from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, read_code_bundle
 from rapt.wire.manifest import MechanismSetting, Parameter
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_model_bundle
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +61,7 @@ class Backbone:
         own_forward: Function that `encode` calls in place of `encoder`, or None: the same numbers, faster.
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
         chat: Tokens that its chat template puts around a message, of a decoder that has one.
+        code: The codebook that stands in the place of a language model; None where there is a language model.
     """
 
     model: str
@@ -75,6 +82,7 @@ class Backbone:
     own_forward: nn.Module | None = None
     expects: NoiseExpected | None = None
     chat: ChatFrame | None = None
+    code: CodeBundle | None = None
 
     @property
     def device(self) -> torch.device:
@@ -88,6 +96,8 @@ class Backbone:
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Rows of the table, (B, T) -> (B, T, h), float32, before positions and layer norm."""
+        if self.code is not None:
+            token_ids = find_rows(self.code, token_ids)
         return nn.functional.embedding(token_ids, self.word_embeddings)
 
     def encode(
@@ -179,8 +189,8 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
     """The named model, frozen; loading it twice gives the same object.
 
     Args:
-        model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout, or a name of the hub that is in its local
-            cache.
+        model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout or of a code bundle, or a name of the hub
+            that is in its local cache.
         precision: `auto` takes bfloat16 where it is measured to be faster on this processor, else float32.
         device: `auto` takes a GPU where there is one.
 
@@ -189,6 +199,9 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         UsageError: The model's architecture is not one of `ARCHITECTURES`.
     """
     folder, model = find_model_folder(model), name_model(model)
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if holds_code_bundle(folder):
+        return _load_codes(folder, model=model, place=place)
     bundle = read_model_bundle(folder, model=model)
     config = json.loads((folder / "config.json").read_bytes())
     architecture = config.get("model_type")
@@ -197,7 +210,6 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
             f"a backbone must be of architecture {', '.join(ARCHITECTURES)}, got {architecture!r}; choose another model"
         )
     kind = ARCHITECTURES[architecture].kind
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     dtype = chosen_dtype(precision, place)
     parts = load_parts(architecture, folder, dtype=dtype, model=model)
     whole: nn.Module = parts.whole
@@ -230,6 +242,32 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         own_forward=None if parts.own_forward is None else parts.own_forward.to(place),
         expects=read_noise_expected(folder),
         chat=chat,
+    )
+
+
+def _load_codes(folder: Path, *, model: str, place: torch.device) -> Backbone:
+    """The codebook in a folder, as a backbone without layers."""
+    code = read_code_bundle(folder)
+    view = replace(view_as_vocabulary(code), model=model)
+    table = torch.from_numpy(view.embeddings).to(place)
+    states = CodeStates().eval()
+    return Backbone(
+        model=model,
+        bundle=view,
+        architecture=CODES,
+        kind="encoder",
+        encoder=states,
+        decoder=None,
+        language_head=None,
+        sites=Sites(attention=(), linear={}, model=cast("PreTrainedModel", states)),  # asked for its counts alone
+        word_embeddings=table,
+        hidden_size=table.shape[1],
+        dtype=torch.float32,
+        max_positions=view.max_tokens,
+        frame=FRAME,
+        segment_shift=None,
+        takes_positions=False,
+        code=code,
     )
 
 

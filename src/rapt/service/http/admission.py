@@ -18,6 +18,7 @@ from rapt.errors import MechanismError, UsageError, VocabularyError, name_record
 from rapt.service.backbone.layout import sequence_length
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_files import AdapterCard
+from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.manifest import Manifest, MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, iterate_privatized_lines, read_bounded_lines
@@ -27,8 +28,14 @@ from rapt.wire.vocabulary_bundle import VocabularyBundle, shorten_hash
 class Gate:
     """The vocabularies served here, ready to check ids against."""
 
-    def __init__(self, bundles: Iterable[VocabularyBundle]) -> None:
-        """Index the bundles by hash; two models may share one vocabulary."""
+    def __init__(self, bundles: Iterable[VocabularyBundle], *, codes: Iterable[CodeBundle] = ()) -> None:
+        """Index the bundles by hash; two models may share one vocabulary.
+
+        Args:
+            bundles: Vocabularies, those that stand for a codebook among them.
+            codes: The codebooks.
+        """
+        self._codes = {code.hash: code for code in codes}
         self._bundles = {bundle.hash: bundle for bundle in bundles}
         self._eligible = {hash_: _mask(bundle) for hash_, bundle in self._bundles.items()}
 
@@ -79,11 +86,28 @@ class Gate:
                 f"a file must be privatized with a vocabulary that is served here ({served}), got another; "
                 "fetch the vocabulary from this service and privatize again"
             )
+        self._check_unit(manifest)
         if manifest.records == 0:
             raise UsageError("a privatized file must have at least one record, got records=0; add some")
         pool = manifest.plain_tokens.pool
         if not self._all_eligible(pool, manifest.vocabulary_hash):
             raise VocabularyError("the plain tokens must be eligible ids of the vocabulary; privatize again")
+
+    def _check_unit(self, manifest: Manifest) -> None:
+        """Refuse tokens for a codebook, codes for a vocabulary of tokens, and codes of another number or size."""
+        code = self._codes.get(manifest.vocabulary_hash)
+        if (code is not None) != (manifest.unit == "text"):
+            wanted = "whole texts, with --epsilon" if code is not None else "tokens, with --eta"
+            raise MechanismError(f"a file for this model must be privatized as {wanted}; privatize again for the model")
+        if code is None:
+            return
+        stated = manifest.mechanism.parameters
+        if (stated.get("codes"), stated.get("codewords")) != (code.codes, code.size):
+            raise MechanismError(
+                f"codes must be released over the codebook that is served here, codes={code.codes} and "
+                f"codewords={code.size}, "
+                "got another size; privatize again with this codebook"
+            )
 
     def check_record(self, record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
         """Check the ids and the length of one record of a checked manifest. Raises as `admit_file`."""
@@ -133,7 +157,8 @@ def check_tuned(manifest: Manifest, *, card: AdapterCard) -> None:
     if manifest.mechanism != card.mechanism:
         raise UsageError(
             f"a query must be privatized as the training text was, with {card.mechanism.name} at "
-            f"eta={card.mechanism.eta}, got another setting; privatize it again with all parameters of the model"
+            f"{card.mechanism.describe_strength()}, got another setting; privatize it again with all parameters of the "
+            "model"
         )
     pairs = card.pairs
     if manifest.pairs != pairs:

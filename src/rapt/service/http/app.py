@@ -15,7 +15,7 @@ from rapt.service.http.http_errors import add_error_handlers
 from rapt.service.http.middleware import BodyLimit, Envelope, Stopping
 from rapt.service.http.quotas import TenantPlaces
 from rapt.service.http.routes.admin import admin_router, health_router, key_router
-from rapt.service.http.routes.cacheable import page_router, vocabulary_router
+from rapt.service.http.routes.cacheable import code_router, page_router, vocabulary_router
 from rapt.service.http.routes.classify import classify_router
 from rapt.service.http.routes.completions import chat_router, completion_router
 from rapt.service.http.routes.files import file_router, upload_router
@@ -68,6 +68,7 @@ def create_app(service: Service, *, stopping: Stopping) -> FastAPI:
         model_router,
         adapter_router,
         vocabulary_router,
+        code_router,
         key_router,
         admin_router,
     ):

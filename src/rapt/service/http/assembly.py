@@ -34,6 +34,7 @@ from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.this_machine import is_loopback
+from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.vocabulary_bundle import write_bundle
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Service:
         adapters: Tuned models in memory.
         predictors: Queues of predictions by the name of the backbone; all callers share batches.
         writers: Writers of texts by the name of the backbone; all callers share one batch.
-        tokenizers: Tokenizers by the name of the backbone, which spell what was written.
+        tokenizers: Tokenizers by the name of a backbone that writes, which spell what was written.
         quotas: Tokens a minute of each tenant.
         arriving: Bytes on their way in, of each tenant.
         metrics: Counters of the service.
@@ -176,7 +177,10 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
         ensure_tenant(store, LOCAL, now=started_at)
         shutil.rmtree(store.directory.vocabularies)
         for name, backbone in backbones.items():
-            write_bundle(backbone.bundle, locate_vocabulary(store, name))
+            if backbone.code is None:
+                write_bundle(backbone.bundle, locate_vocabulary(store, name))
+            else:
+                write_code_bundle(backbone.code, locate_vocabulary(store, name))
         for job_id in warn_of_models_not_served(store, served=tuple(backbones), now=started_at):
             log.warning("job %s waits: its base model is not served any more", job_id)
         dtype = str(next(iter(backbones.values())).dtype).removeprefix("torch.")
@@ -185,12 +189,15 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             settings=settings,
             store=store,
             backbones=backbones,
-            gate=Gate([backbone.bundle for backbone in backbones.values()]),
+            gate=Gate(
+                [backbone.bundle for backbone in backbones.values()],
+                codes=[backbone.code for backbone in backbones.values() if backbone.code is not None],
+            ),
             runner=runner,
             adapters=AdapterCache(settings.adapter_memory_bytes),
             predictors=predictors,
             writers=writers,
-            tokenizers={name: make_tokenizer(backbone.bundle.tokenizer_json) for name, backbone in backbones.items()},
+            tokenizers={name: make_tokenizer(backbones[name].bundle.tokenizer_json) for name in writers},
             metrics=Metrics(store),
             job_limits=make_job_settings(settings).limits,
             quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),

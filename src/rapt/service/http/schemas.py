@@ -184,7 +184,10 @@ class ModelDetail(BaseModel):
     )
     vocabulary_hash: str
     max_tokens: int
-    methods: dict[str, str] = Field(description="the tuning methods of this service, each with a title for people")
+    unit: Literal["token", "text"] = Field(
+        description="what a privatized id stands for: a token, or a whole text, whose codebook is below /v1/codes"
+    )
+    methods: dict[str, str] = Field(description="the tuning methods of this model, each with a title for people")
     chat_template: bool = Field(description="whether a chat with the base model is put into a template of its authors")
     card: dict[str, Any] | None = None
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from rapt.errors import TuningError, UsageError, VocabularyError
+from rapt.service.adapter.adapter_check import check_method
 from rapt.service.adapter.methods import METHODS, PROMPT_TUNING
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import sequence_length
@@ -23,14 +24,16 @@ T = TypeVar("T")
 RECONSTRUCTION_DEFAULTS: Final = ReconstructionConfig()
 
 
-def resolve_config(options: MethodOptions | None, *, file: StoredFile, seed: int) -> TuningConfig:
-    """The run that a request asks for on this file.
+def resolve_config(
+    options: MethodOptions | None, *, file: StoredFile, seed: int, auto: str = PROMPT_TUNING
+) -> TuningConfig:
+    """The run that a request asks for on this file; `auto` is the method where none is named.
 
     Raises:
         TuningError: The values cannot be trained with.
     """
-    options = options or MethodOptions(type=PROMPT_TUNING)
-    method = PROMPT_TUNING if options.type == "auto" else options.type
+    options = options or MethodOptions(type="auto")
+    method = auto if options.type == "auto" else options.type
     asked = options.hyperparameters
     given = {
         field: _as_field(value)
@@ -47,9 +50,10 @@ def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
 
     Raises:
         VocabularyError: The file was privatized for another model.
-        TuningError: It has no labels, or no plain tokens to reconstruct.
+        TuningError: It has no labels, or no plain tokens to reconstruct; or the backbone has nothing to adapt.
         UsageError: The longest record leaves no room for the prompt.
     """
+    check_method(config.method, backbone=backbone)
     if file.vocabulary_hash != backbone.bundle.hash:
         raise VocabularyError(
             f"a training file must be privatized with the vocabulary of its model, "

@@ -77,11 +77,17 @@ def task_loss(logits: Tensor, labels: Tensor, *, label_privacy: LabelPrivacy | N
     """
     if label_privacy is None:
         return nn.functional.cross_entropy(logits, labels)
+    return label_losses(logits, labels, label_privacy=label_privacy).mean()
+
+
+def label_losses(logits: Tensor, labels: Tensor, *, label_privacy: LabelPrivacy | None) -> Tensor:
+    """Return the loss of each record, (B,), whose mean is `task_loss`."""
+    if label_privacy is None:
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
     matrix = transition_matrix(classes=logits.shape[1], epsilon=label_privacy.epsilon)
     log_matrix = torch.as_tensor(np.log(np.maximum(matrix, 1e-300)), dtype=logits.dtype, device=logits.device)
     # log (Tᵀ p)[y] = logsumexp over x of log p[x] + log T[x, y]: no probability is ever rounded to 0.
-    log_likelihood = torch.logsumexp(nn.functional.log_softmax(logits, dim=1) + log_matrix.T[labels], dim=1)
-    return -log_likelihood.mean()
+    return -torch.logsumexp(nn.functional.log_softmax(logits, dim=1) + log_matrix.T[labels], dim=1)
 
 
 # Generation: the words of a target text, each predicted from those before it (teacher forcing).

@@ -9,6 +9,7 @@ from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.adapter.methods import PROMPT_TUNING
 from rapt.service.backbone.backbone import Backbone
+from rapt.service.tuning.code_head import tune_code_head
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes, join_processes
 from rapt.service.tuning.result import Progress, TuningCancelled, check_validation_file, check_validation_manifest
@@ -83,6 +84,15 @@ def tune(
     if validation is not None:
         check_validation_file(training, validation)
         check_records(backbone, validation, config=config)
+    if backbone.code is not None:
+        return tune_code_head(
+            backbone,
+            training,
+            config=config,
+            validation=validation,
+            on_progress=on_progress if processes.first else lambda progress: None,
+            should_stop=lambda: processes.as_first_says(should_stop()),
+        )
     run = Run(backbone, training, validation=validation, config=config, warn=on_warning, processes=processes)
     if resume_from is not None:
         run.restore(resume_from)

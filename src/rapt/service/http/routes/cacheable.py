@@ -1,4 +1,4 @@
-"""`/v1/vocabularies/{model}`, what a user needs to privatize, and the page at `/`: answers that a client may keep.
+"""What a user needs to privatize, `/v1/vocabularies` and `/v1/codes`, and the page at `/`: answers a client may keep.
 
 Each has a tag that changes with its content. The description of the API does not have the routes of the page.
 """
@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
 
+from rapt.errors import NotFoundError
 from rapt.service.http.assembly import Service, locate_vocabulary
 from rapt.service.http.parameters import NOT_MODIFIED, CallerOf, IfNoneMatch, is_current
 from rapt.service.page.assets import ASSETS, ENTRY, HEADERS, contents
@@ -22,6 +23,8 @@ _TYPES: Final = {
     "vocabulary.json": "application/json",
     "tokenizer.json": "application/json",
     "embeddings.safetensors": "application/octet-stream",
+    "code.json": "application/json",
+    "code.safetensors": "application/octet-stream",
 }
 
 
@@ -47,9 +50,30 @@ def vocabulary_router(service: Service) -> APIRouter:
     return routes
 
 
+def code_router(service: Service) -> APIRouter:
+    """The routes of code bundles; the name of a tuned model stands for its base."""
+    routes = APIRouter(prefix="/v1/codes", tags=["vocabularies"])
+
+    @routes.get("/{model}", response_class=FileResponse, responses=NOT_MODIFIED)
+    def retrieve_code(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
+        """`code.json`: the encoder that makes codes of texts, its hash, and the shape of the codebook."""
+        return _send(service, caller, model, "code.json", if_none_match)
+
+    @routes.get("/{model}/code.safetensors", response_class=FileResponse, responses=NOT_MODIFIED)
+    def retrieve_codebook(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
+        """The map from an encoder's states to codes, and the codebook."""
+        return _send(service, caller, model, "code.safetensors", if_none_match)
+
+    return routes
+
+
 def _send(service: Service, caller: Caller, model: str, file: str, if_none_match: str | None) -> Response:
     base = model if model in service.backbones else get_model(service.store, model, tenant=caller.tenant).base
-    tag = f'"{service.backbone(base).bundle.hash}"'
+    backbone = service.backbone(base)
+    if file.startswith("code.") != (backbone.code is not None):
+        have, route = ("a codebook", "codes") if backbone.code is not None else ("a vocabulary", "vocabularies")
+        raise NotFoundError(f"this model has {have}; it is below /v1/{route}")
+    tag = f'"{backbone.bundle.hash}"'
     # The tag changes with the content, so a cache may keep it for ever as long as it asks.
     headers = {"etag": tag, "cache-control": "no-cache"}
     if is_current(tag, if_none_match):

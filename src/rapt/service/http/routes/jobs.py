@@ -13,6 +13,7 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 
 from rapt.errors import UsageError
+from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute
 from rapt.service.http.parameters import After, CallerOf, IdempotencyKey, Limit, make_cursor, make_list
@@ -54,7 +55,7 @@ def job_router(service: Service) -> APIRouter:
         if request.method is not None and request.method.type == "auto":
             backbone = choose_backbone(backbone, service.backbones.values(), file=file)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-        config = resolve_config(request.method, file=file, seed=seed)
+        config = resolve_config(request.method, file=file, seed=seed, auto=list_methods(backbone)[0])
         check_run(config, file=file, backbone=backbone)
         check_job(
             config, service.store, training=file, validation=validation, backbone=backbone, limits=service.job_limits

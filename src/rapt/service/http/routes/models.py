@@ -24,6 +24,7 @@ from rapt.service.adapter.adapter import (
     adapter_to_files,
     read_card,
 )
+from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.adapter.methods import METHODS
 from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
@@ -142,7 +143,8 @@ def _detail(service: Service, base: str) -> ModelDetail:
         kind=backbone.kind,
         vocabulary_hash=bundle.hash,
         max_tokens=bundle.max_tokens,
-        methods={name: method.title for name, method in METHODS.items()},
+        unit="token" if backbone.code is None else "text",
+        methods={name: METHODS[name].title for name in list_methods(backbone)},
         chat_template=backbone.chat is not None,
     )
 

@@ -1,0 +1,358 @@
+"""Answers at home: a tuned model on the user's own machine. Nothing of a query leaves, and no budget is spent.
+
+What a service tuned is small, and what it stands on is public. So whoever can run the public part (the encoder of a
+codebook, or a backbone) fetches the adapter and asks it about clear text. Noise that a query would need is gone, and
+with it most of what privacy costs: what was trained on many noisy texts is right about a clear one far more often.
+
+*Codes.* The head was trained on codewords y with E[y | u] = c u for the code u of a text, and reads u itself. That
+changes no most likely class of two, up to the bias, and makes probabilities more certain, not less.
+*Tokens.* The backbone reads the tokens of the text as they are; the plain tokens of an adapter that was tuned with
+reconstruction stand before them in privatized form, as it has always seen them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+
+from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.local.corpus import read_corpus
+from rapt.local.mechanisms import remake_mechanism
+from rapt.local.predictions import FilePredictions, Row, check_output, make_row, write_rows
+from rapt.local.privatizer import Privatizer, plan_plain_tokens
+from rapt.local.randomness import secure_stream
+from rapt.local.service_objects import Prediction
+from rapt.local.vocabulary import load_vocabulary
+from rapt.narration import SILENT, Narrator
+from rapt.wire.adapter_files import AdapterCard, parse_card
+from rapt.wire.code_bundle import CodeBundle, project_states
+from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.strict_json import parse_document
+
+if TYPE_CHECKING:
+    from rapt.local.client import ServiceClient
+    from rapt.local.codes.encoder import TextEncoder
+    from rapt.service.adapter.adapter import Adapter
+    from rapt.service.backbone.backbone import Backbone
+
+CARD: Final = "rapt.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+_HEAD: Final = ("classifier.weight", "classifier.bias")
+_TEXTS_AT_ONCE: Final = 256
+_LEAST_LENGTH: Final = 1e-12  # of a vector that is divided by its length
+# The pool of `rapt privatize`: whoever tuned with another gets words as common as these.
+_POOL: Final = 500
+
+
+class HomeModel(Protocol):
+    """A tuned model that answers clear texts."""
+
+    @property
+    def card(self) -> AdapterCard:
+        """What was tuned."""
+        ...
+
+    def answer(
+        self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
+    ) -> NDArray[np.float64]:
+        """Return the probability of each class for each text, or pair, (n, C)."""
+        ...
+
+
+def is_of_codes(card: AdapterCard) -> bool:
+    """Whether a tuned model reads whole texts as codes."""
+    known = KNOWN_MECHANISMS.get(card.mechanism.name)
+    return known is not None and known.unit == "text"
+
+
+def read_home_card(files: Mapping[str, bytes]) -> AdapterCard:
+    """Return the card among an adapter's files, checked as far as it concerns answers at home.
+
+    Raises:
+        WireError: A file is missing, damaged or edited.
+        UsageError: The model writes text, which is not done at home.
+    """
+    if CARD not in files or WEIGHTS not in files:
+        raise WireError(f"an adapter must have {CARD} and {WEIGHTS}; fetch it again")
+    card = parse_card(parse_document(files[CARD], what="the adapter card"))
+    if hashlib.sha256(files[WEIGHTS]).hexdigest() != card.weights_sha256:
+        raise WireError("an adapter's weights must match the digest in its card; fetch both files again")
+    if card.task == "generation":
+        raise UsageError("the model must choose among classes to be asked at home, got one that writes text")
+    return card
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CodeModel:
+    """A head over codes, and what makes codes of texts. It needs no torch.
+
+    Attributes:
+        card: What was tuned.
+        code: Map and codebook.
+        encoder: The public encoder of texts.
+        weight: The head, (C, k) or (C, 3k), float64.
+        bias: Its bias, (C,), float64.
+    """
+
+    card: AdapterCard
+    code: CodeBundle
+    encoder: TextEncoder
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+
+    def answer(
+        self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
+    ) -> NDArray[np.float64]:
+        """Return the probability of each class for each text, (n, C); as the service reads codewords."""
+        states = self._states(texts, first_position=first_position)
+        if seconds is not None:
+            states = _compare(states, self._states(seconds, first_position=first_position))
+        logits = states @ self.weight.T + self.bias
+        odds: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+    def _states(self, texts: Sequence[str], *, first_position: int) -> NDArray[np.float64]:
+        codes = project_states(self.encoder.encode(texts, first_position=first_position), self.code)
+        runs = codes.reshape(len(texts), self.code.codes, -1)
+        lengths = np.linalg.norm(runs, axis=2, keepdims=True)
+        # Each run is released by its direction alone, and the service reads the mean state of the runs' codewords.
+        return np.asarray((runs / np.maximum(lengths, _LEAST_LENGTH)).reshape(codes.shape) / self.code.codes)
+
+
+def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: str | Path | None = None) -> CodeModel:
+    """Return the tuned model in an adapter's files, for codes.
+
+    Args:
+        files: The files of the adapter, by name.
+        code: The code bundle that it was tuned on.
+        encoder: Name or folder of the encoder; None goes by the name in the bundle.
+
+    Raises:
+        WireError: The adapter is damaged, or does not fit the codebook.
+        VocabularyError: The bundle is another, or the encoder is not on this machine or is another.
+        UsageError: The model writes text.
+    """
+    from rapt.local.codes.encoder import read_encoder
+
+    card = read_home_card(files)
+    if card.vocabulary_hash != code.hash:
+        raise VocabularyError("the codebook must be the one that the model was tuned on, got another; fetch it again")
+    reader = read_encoder(code.model if encoder is None else encoder)
+    if reader.hash != code.encoder_hash:
+        raise VocabularyError(
+            "the encoder must be the one that the codebook was made for, got another; give its folder with --backbone"
+        )
+    try:
+        tensors = load_arrays(files[WEIGHTS])
+        weight, bias = (np.asarray(tensors[name], dtype=np.float64) for name in _HEAD)
+    except (SafetensorError, KeyError, ValueError, TypeError):
+        raise WireError("an adapter's weights must be a whole safetensors file with a head; fetch it again") from None
+    width, classes = len(code.directions), len(card.labels)
+    wide = 3 * width if card.training.get("pairs") else width
+    if weight.shape != (classes, wide) or bias.shape != (classes,) or not np.isfinite(weight).all():
+        raise WireError(f"an adapter's head must be of shape ({classes}, {wide}), finite; fetch it again")
+    return CodeModel(card=card, code=code, encoder=reader, weight=weight, bias=bias)
+
+
+def _compare(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What the service's head reads of a pair, (n, k) twice -> (n, 3k): `task_head.compare_texts` of two codes."""
+    both = (first + second) / 2
+    size = np.linalg.norm(both, axis=1, keepdims=True)
+    u, v = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), _LEAST_LENGTH) for part in (first, second))
+    return np.concatenate([both, size * np.abs(u - v), size * both.shape[1] ** 0.5 * u * v], axis=1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TokenModel:
+    """An adapter on its backbone, in the memory of this process. It needs torch.
+
+    Attributes:
+        adapter: What was tuned.
+        backbone: What it was tuned on.
+        privatizer: Makes tokens of texts, and privatizes plain tokens as those of the training file were.
+    """
+
+    adapter: Adapter
+    backbone: Backbone
+    privatizer: Privatizer
+
+    @property
+    def card(self) -> AdapterCard:
+        """What was tuned."""
+        return self.adapter.card
+
+    def answer(
+        self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
+    ) -> NDArray[np.float64]:
+        """Return the probability of each class for each text, (n, C).
+
+        Raises:
+            CorpusError: A text has no token, or more than the backbone takes.
+            UsageError: A pair is too long.
+        """
+        from rapt.service.answers.prediction import ClassificationRow, classify
+
+        contents = self.privatizer.contents(texts, first_position=first_position)
+        other = None if seconds is None else self.privatizer.contents(seconds, first_position=first_position)
+        rows = [
+            ClassificationRow(
+                adapter=self.adapter,
+                token_ids=tuple(content),
+                privatized_plain_tokens=self._draw_plain_tokens(),
+                second_token_ids=None if other is None else tuple(other[place]),
+            )
+            for place, content in enumerate(contents)
+        ]
+        return np.array(classify(self.backbone, rows))
+
+    def _draw_plain_tokens(self) -> tuple[int, ...]:
+        plan = self.privatizer.plain_tokens
+        if plan.count == 0:
+            return ()
+        stream = secure_stream()
+        words = stream.generator.choice(np.array(plan.pool, dtype=np.int64), size=plan.count)
+        return tuple(self.privatizer.mechanism.privatize(words, rng=stream.generator).tolist())
+
+
+def load_token_model(
+    files: Mapping[str, bytes], *, backbone: str | None = None, truncate_to: int | None = None
+) -> TokenModel:
+    """Return the tuned model in an adapter's files, for tokens, with its backbone loaded here.
+
+    Args:
+        files: The files of the adapter, by name.
+        backbone: Name or folder of the backbone; None goes by the name in the card.
+        truncate_to: Content tokens to keep of a longer text; None refuses texts that are too long.
+
+    Raises:
+        WireError: The adapter is damaged, or does not fit the backbone.
+        VocabularyError: The backbone is not on this machine, or is another.
+        UsageError: The model writes text, or torch is not installed.
+        MechanismError: Plain tokens cannot be privatized as those of the training file were.
+    """
+    card = read_home_card(files)
+    try:
+        from rapt.service.adapter.adapter import adapter_from_files
+        from rapt.service.backbone.backbone import load_served
+    except ImportError:
+        raise UsageError(
+            "a model on tokens needs the extra 'service' to be asked at home; run: pip install 'rapt[service]'"
+        ) from None
+    name = card.model if backbone is None else backbone
+    loaded = load_served(name, name=card.model, precision="auto")
+    adapter = adapter_from_files(files, backbone=loaded)
+    vocabulary = replace(load_vocabulary(name), bundle=loaded.bundle)
+    plain = NO_PLAIN_TOKENS
+    if card.plain_tokens:
+        plain = plan_plain_tokens(
+            vocabulary, count=card.plain_tokens, pool_size=_POOL, drawn="record", rng=secure_stream().generator
+        )
+    mechanism = remake_mechanism(card.mechanism, vocabulary=vocabulary, allow_unproved=True)
+    privatizer = Privatizer(vocabulary=vocabulary, mechanism=mechanism, plain_tokens=plain, truncate_to=truncate_to)
+    return TokenModel(adapter=adapter, backbone=loaded, privatizer=privatizer)
+
+
+def fetch_home_model(
+    client: ServiceClient, model: str, *, backbone: str | None = None, truncate_to: int | None = None
+) -> HomeModel:
+    """Return a tuned model of a service, ready to answer here: its adapter and codebook are fetched, no text is sent.
+
+    Args:
+        client: Connection to the service.
+        model: Name of the tuned model.
+        backbone: Name or folder of its encoder or backbone on this machine; None goes by their names.
+        truncate_to: Content tokens to keep of a longer text, of a model on tokens.
+
+    Raises:
+        ServiceError: The service refused, or could not be reached.
+        Others: The reasons of `load_code_model` and `load_token_model`.
+    """
+    files = client.adapter(model)
+    if not is_of_codes(read_home_card(files)):
+        return load_token_model(files, backbone=backbone, truncate_to=truncate_to)
+    with TemporaryDirectory() as folder:
+        code = client.codebook(model, Path(folder) / "code")
+    return load_code_model(files, code=code, encoder=backbone)
+
+
+def predict_at_home(
+    source: Path,
+    model: HomeModel,
+    *,
+    text_column: str = "text",
+    second_column: str | None = None,
+    label_column: str | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
+    narrator: Narrator = SILENT,
+) -> FilePredictions:
+    """Answer the clear texts of a file. Nothing is sent, and nothing is written but the output.
+
+    Args:
+        source: CSV, TSV, JSONL, Parquet or a saved dataset, one text a record.
+        model: Tuned model, loaded here.
+        text_column: Column of the text.
+        second_column: Column of the second text of a pair; None for single texts.
+        label_column: Column of true labels, which answers are compared with; None compares nothing.
+        out: Output, `.jsonl` or `.csv`; None writes no file.
+        overwrite: Whether an output that exists is replaced.
+        on_rows: Called with the rows of each batch.
+        narrator: Receiver of remarks and progress.
+
+    Raises:
+        CorpusError: The file cannot be read, or a text cannot be answered.
+        UsageError: The output must not be written, the model knows pairs and got single texts or the reverse, or a
+            label is none of the model's.
+    """
+    if out is not None:
+        check_output(out, queries=source, overwrite=overwrite)
+    card = model.card
+    pairs = bool(card.training.get("pairs"))
+    if pairs != (second_column is not None):
+        wanted = "two texts, with --text-column-2" if pairs else "one text, without --text-column-2"
+        raise UsageError(f"a query must have {wanted}, as the training text had")
+    records = list(read_corpus(source, text_column=text_column, label_column=label_column))
+    seconds = None
+    if second_column is not None:
+        seconds = [item.text for item in read_corpus(source, text_column=second_column, label_column=None)]
+    unknown = {item.label for item in records if item.label is not None}.difference(card.labels)
+    if unknown:
+        raise UsageError(
+            f"labels of queries must be among the {len(card.labels)} labels of the model, got {len(unknown)} others; "
+            "leave out --label-column, or correct them"
+        )
+    found: list[Row] = []
+    right = 0
+    with narrator.meter("predicting", total=len(records), unit="texts") as show_progress:
+        for start in range(0, len(records), _TEXTS_AT_ONCE):
+            part = slice(start, start + _TEXTS_AT_ONCE)
+            odds = model.answer(
+                [item.text for item in records[part]],
+                None if seconds is None else seconds[part],
+                first_position=start,
+            )
+            rows = [make_row(_to_prediction(line, card.labels), card.labels) for line in odds]
+            right += sum(row["label"] == item.label for row, item in zip(rows, records[part], strict=True))
+            found += rows
+            if out is None:
+                on_rows(rows)
+            show_progress(len(found))
+    if out is not None:
+        write_rows(out, found, overwrite=overwrite)
+    return FilePredictions(labels=card.labels, rows=tuple(found), right=None if label_column is None else right)
+
+
+def _to_prediction(odds: NDArray[np.float64], labels: Sequence[str]) -> Prediction:
+    best = int(odds.argmax())
+    return Prediction(label=labels[best], label_index=best, probabilities=tuple(odds.tolist()))

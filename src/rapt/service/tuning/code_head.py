@@ -1,0 +1,207 @@
+"""The head over codes, solved instead of stepped: regularized logistic regression on what many texts released.
+
+On a codebook nothing but the task head is trained, and its loss is convex. So the optimum is computed, with all records
+at once, and the one thing that noise makes matter, how far the weights are held back, is chosen on the private codes
+themselves by cross-validation: 100 texts at ε = 1 want it a thousand times stronger than 4,000 texts at ε = 8. That
+is post-processing of what was released, so it costs no privacy. Records of one id and label are counted and not
+repeated: a hundred thousand of them cost what the codebook costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rapt.errors import TuningError
+from rapt.service.adapter.adapter import Adapter
+from rapt.service.adapter.task_head import TaskHead
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.layout import encode_with_prompts
+from rapt.service.tuning.losses import Tuning
+from rapt.service.tuning.result import Progress, TuningCancelled, adapter_of, evaluate
+from rapt.service.tuning.run import batches_per_epoch
+from rapt.service.tuning.tasks import TASKS, Classes, label_losses
+from rapt.service.tuning.tuning_config import TuningConfig, default_config
+from rapt.wire.manifest import LabelPrivacy
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+
+# Penalties that are tried, on states scaled to numbers of size 1: λ in the mean loss + λ |W|².
+PENALTIES: Final = tuple(10.0 ** (half / 2) for half in range(-10, 3))
+_FOLDS: Final = 5
+_ITERATIONS: Final = 100
+_ROWS_AT_ONCE: Final = 4096
+# Settings of a run of steps, which a head that is solved has not.
+_OF_STEPS: Final = ("epochs", "batch_size", "learning_rate", "patience")
+
+
+def check_code_config(config: TuningConfig) -> None:
+    """Refuse settings of steps where none are made (`TuningError`)."""
+    usual = default_config(config.method)
+    asked = [name for name in _OF_STEPS if getattr(config, name) != getattr(usual, name)]
+    if asked:
+        raise TuningError(
+            f"a head over codes is solved and not stepped, got {', '.join(asked)}; leave that to the service"
+        )
+
+
+def tune_code_head(
+    backbone: Backbone,
+    training: PrivatizedFile,
+    *,
+    config: TuningConfig,
+    validation: PrivatizedFile | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Adapter:
+    """Return the adapter whose head has the lowest regularized loss on a checked file of codes.
+
+    Args:
+        backbone: A codebook.
+        training: Codes with labels, true or randomized; the loss is corrected for randomized ones.
+        config: The run; its seed cuts the folds.
+        validation: Evaluated once, at the end.
+        on_progress: Called at the end.
+        should_stop: Asked before each penalty that is tried.
+
+    Raises:
+        TuningError: Settings of steps were asked for.
+        TuningCancelled: `should_stop` said yes.
+    """
+    check_code_config(config)
+    tuning = Tuning(backbone, training.manifest, config)
+    states, counts, place = _count(tuning, backbone, training.records, classes=len(training.manifest.labels or ()))
+    private = training.manifest.label_privacy
+    penalty = _choose_penalty(
+        states, place, counts.shape[1], training, private=private, seed=config.seed, should_stop=should_stop
+    )
+    weight, bias = solve_head(states, counts, penalty=penalty, label_privacy=private)
+    head = _head_of(tuning)
+    with torch.no_grad():
+        head.linear.weight.copy_(weight)
+        head.linear.bias.copy_(bias)
+    found = evaluate(tuning, training, batch_size=_ROWS_AT_ONCE)
+    judged = None if validation is None else evaluate(tuning, validation, batch_size=_ROWS_AT_ONCE)
+    steps = config.epochs * batches_per_epoch(len(training.records), size=config.batch_size)
+    progress = Progress(
+        step=steps,
+        steps=steps,
+        epoch=config.epochs - 1,
+        task_loss=found.loss,
+        reconstruction_loss=None,
+        accuracy=found.accuracy,
+        validation_loss=None if judged is None else judged.loss,
+        validation_accuracy=None if judged is None else judged.accuracy,
+        last=True,
+    )
+    on_progress(progress)
+    metrics: dict[str, float | int] = {"steps": steps, "final_task_loss": found.loss, "penalty": penalty}
+    if judged is not None:
+        metrics |= {"validation_loss": judged.loss, "validation_accuracy": judged.accuracy}
+    return adapter_of(backbone, training, tuning, config=config, metrics=metrics)
+
+
+def solve_head(
+    states: Tensor, counts: Tensor, *, penalty: float, label_privacy: LabelPrivacy | None
+) -> tuple[Tensor, Tensor]:
+    """Return W (C, h) and b (C,) of the lowest mean loss + λ |W s|², s the root mean square of a state's numbers.
+
+    Args:
+        states: What the head reads, (U, h), float64.
+        counts: How often each state came with each label, (U, C), float64.
+        penalty: λ.
+        label_privacy: What randomized the labels; None for true ones.
+    """
+    total = counts.sum()
+    scale = ((counts.sum(dim=1) @ states.square()).sum() / (total * states.shape[1])).sqrt().clamp(min=1e-12)
+    scaled = states / scale
+    classes = counts.shape[1]
+    weight = torch.zeros(classes, states.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    rows, labels = counts.nonzero(as_tuple=True)
+    shares = counts[rows, labels] / total
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=_ITERATIONS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        logits = scaled @ weight.T + bias
+        fit = label_losses(logits[rows], labels, label_privacy=label_privacy) @ shares
+        found: Tensor = penalty * weight.square().sum() + fit
+        found.backward()  # type: ignore[no-untyped-call]  # torch does not say what it returns
+        return found
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call]  # nor here
+    return (weight / scale).detach(), bias.detach()
+
+
+def _count(
+    tuning: Tuning, backbone: Backbone, records: Sequence[PrivatizedRecord], *, classes: int
+) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+    """Return the different states, (U, h), the labels of each, (U, C), and the place of each record in them, (n,)."""
+    first: dict[object, int] = {}
+    places = np.array([first.setdefault((one.token_ids, one.second_token_ids), len(first)) for one in records])
+    chosen = [records[index] for index in np.unique(places, return_index=True)[1]]
+    cut = range(0, len(chosen), _ROWS_AT_ONCE)
+    states = torch.cat([_read(tuning, backbone, chosen[start : start + _ROWS_AT_ONCE]) for start in cut]).double()
+    return states, _tally(places, np.array([one.label for one in records]), (len(first), classes)), places
+
+
+@torch.no_grad()
+def _read(tuning: Tuning, backbone: Backbone, records: Sequence[PrivatizedRecord]) -> Tensor:
+    """Return what the head reads of each record, (B, h) or (B, 3h)."""
+    task = TASKS["classification"]
+    assert isinstance(task, Classes)
+    layout = task.lay_out(backbone, records, prompt_lengths=[0] * len(records), plain=False)
+    states = encode_with_prompts(backbone, layout, None)
+    return task.vectors(backbone, states, layout, compared=_head_of(tuning).compares)
+
+
+def _head_of(tuning: Tuning) -> TaskHead:
+    head = tuning.task_head
+    assert isinstance(head, TaskHead)
+    return head
+
+
+def _tally(places: NDArray[np.int64], labels: NDArray[np.int64], shape: tuple[int, int]) -> Tensor:
+    return torch.from_numpy(
+        np.bincount(places * shape[1] + labels, minlength=shape[0] * shape[1]).reshape(shape)
+    ).double()
+
+
+def _choose_penalty(
+    states: Tensor,
+    places: NDArray[np.int64],
+    classes: int,
+    training: PrivatizedFile,
+    *,
+    private: LabelPrivacy | None,
+    seed: int,
+    should_stop: Callable[[], bool],
+) -> float:
+    """Return the penalty of the lowest loss on records that were left out, summed over the folds."""
+    labels = np.array([record.label for record in training.records])
+    folds = np.random.default_rng(seed).permutation(len(labels)) % _FOLDS
+    shape = (len(states), classes)
+    tallies = [_tally(places[folds == fold], labels[folds == fold], shape) for fold in range(_FOLDS)]
+    everything = sum(tallies[1:], tallies[0])
+    best: tuple[float, float] = (math.inf, PENALTIES[-1])
+    for penalty in reversed(PENALTIES):  # of equal ones the strongest
+        if should_stop():
+            raise TuningCancelled("tuning was asked to stop; start a new job")
+        loss = 0.0
+        for left_out in tallies:
+            if not left_out.any():
+                continue
+            weight, bias = solve_head(states, everything - left_out, penalty=penalty, label_privacy=private)
+            rows, found = left_out.nonzero(as_tuple=True)
+            logits = states[rows] @ weight.T + bias
+            loss += float(label_losses(logits, found, label_privacy=private) @ left_out[rows, found])
+        best = min(best, (loss, penalty), key=lambda item: item[0])
+    return best[1]

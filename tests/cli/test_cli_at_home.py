@@ -1,0 +1,114 @@
+"""A tuned model that is asked at home answers as the service does where nothing was privatized, and sends nothing."""
+
+from __future__ import annotations
+
+import json
+
+import httpx2
+import numpy as np
+import pytest
+
+from http_requests import done_job, upload
+from rapt.at_home import fetch_home_model, load_token_model, predict_at_home
+from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.local.client import ServiceClient
+from rapt.local.vocabulary import load_vocabulary
+from rapt.service.backbone.backbone import load_backbone
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, remove_labels, seal_manifest
+from running_service import running_service, save_privatized
+from tuning_material import manifest_for
+
+WORDS = ("good fine great lovely", "bad poor awful dreadful")
+TEXTS = [f"the {WORDS[number % 2].split()[number % 4]} film number {number}" for number in range(24)]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("bert-tiny", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def url(backbone, tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("data"), backbones={"bert-tiny": backbone}) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def as_if_private(backbone):
+    """The texts as a mechanism that changes nothing would leave them, so that both sides see the same ids."""
+    contents = load_vocabulary("bert-tiny").encode(TEXTS)
+    records = tuple(
+        PrivatizedRecord(token_ids=tuple(content), label=number % 2) for number, content in enumerate(contents)
+    )
+    return PrivatizedFile(manifest=seal_manifest(manifest_for(backbone), records), records=records)
+
+
+@pytest.fixture(scope="module")
+def tuned(url, as_if_private, tmp_path_factory):
+    path = save_privatized(as_if_private, tmp_path_factory.mktemp("files") / "training.jsonl")
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 3, "num_virtual_tokens": 3}}}
+    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
+        body = {"model": "bert-tiny", "training_file": upload(http, path).json()["id"], "method": method, "seed": 1}
+        return done_job(http, body)["fine_tuned_model"]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("trusted") / "queries.csv"
+    path.write_text("text,label\n" + "".join(f"{text},{('no', 'yes')[i % 2]}\n" for i, text in enumerate(TEXTS)))
+    return path
+
+
+def test_a_model_on_tokens_answers_at_home_as_the_service_does(url, as_if_private, tuned, source):
+    with ServiceClient(url) as client:
+        there = client.classify(tuned, remove_labels(as_if_private))
+        here = predict_at_home(source, fetch_home_model(client, tuned), label_column="label")
+    for mine, theirs in zip(here.rows, there, strict=True):
+        np.testing.assert_allclose(
+            list(mine["probabilities"].values()), theirs.probabilities, atol=0.02
+        )  # in bfloat16 where that is faster
+    assert here.right == sum(row["label"] == ("no", "yes")[i % 2] for i, row in enumerate(here.rows))
+
+
+def test_the_command_answers_here_and_no_text_is_on_its_way(rapt, url, tuned, source, tmp_path, monkeypatch):
+    sent = []
+    send = httpx2.Client.send
+
+    def watch(self, request, **others):
+        sent.append((request.method, request.read()))
+        return send(self, request, **others)
+
+    monkeypatch.setattr(httpx2.Client, "send", watch)
+    out = tmp_path / "answers.jsonl"
+    outcome = rapt(
+        "predict", source, "--local", "--model", tuned, "--service", url, "--label-column", "label", "--out", out
+    )
+    assert (outcome.code, "no budget was spent" in outcome.err, "right:" in outcome.err) == (0, True, True)
+    assert {row["label"] for row in map(json.loads, out.read_text().splitlines())} <= {"no", "yes"}
+    assert {method for method, _ in sent} == {"GET"}
+    assert not any(body for _, body in sent)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--text-column", "text"), "must come with --local"),
+        (("--local", "--text-column-2", "label"), "one text"),
+        (("--local", "--backbone", "minilm"), "must"),
+        (("--local", "--text-column", "none"), "none"),
+    ],
+)
+def test_what_cannot_be_answered_at_home_is_said_in_a_line(rapt, url, tuned, source, arguments, says):
+    outcome = rapt("predict", source, "--model", tuned, "--service", url, *arguments)
+    assert (outcome.code == 0, outcome.err.count("\n") <= 1, says in outcome.err) == (False, True, True)
+
+
+def test_an_edited_adapter_and_a_base_model_are_refused_at_home(url, tuned, source):
+    with ServiceClient(url) as client:
+        files = client.adapter(tuned)
+        with pytest.raises(WireError, match="digest"):
+            load_token_model({**files, "adapter_model.safetensors": files["adapter_model.safetensors"][:-4] + b"abcd"})
+        with pytest.raises(VocabularyError):
+            load_token_model(files, backbone="minilm")
+        with pytest.raises(UsageError, match="labels of queries"):
+            predict_at_home(source, fetch_home_model(client, tuned), label_column="text", text_column="label")

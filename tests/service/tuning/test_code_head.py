@@ -1,0 +1,109 @@
+"""The head over codes is the optimum of its loss, holds back as far as noise asks for, and undoes randomized labels."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from code_material import code_bundle, codes_manifest
+from rapt.errors import TuningError
+from rapt.service.answers.prediction import ClassificationRow, classify
+from rapt.service.backbone.backbone import load_backbone
+from rapt.service.tuning.code_head import solve_head, tune_code_head
+from rapt.service.tuning.tasks import label_losses
+from rapt.service.tuning.tuner import TuningCancelled, tune
+from rapt.service.tuning.tuning_config import default_config
+from rapt.wire.code_bundle import write_code_bundle
+from rapt.wire.manifest import LabelPrivacy
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
+
+CONFIG = default_config("linear_probing")
+
+
+@pytest.fixture(scope="module")
+def code():
+    return code_bundle(size=64, run=4)
+
+
+@pytest.fixture(scope="module")
+def backbone(code, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("code") / "bundle"
+    write_code_bundle(code, folder)
+    return load_backbone(str(folder))
+
+
+def crowd(code, *, texts, slope, label_privacy=None, seed=0):
+    """Texts whose labels follow a logistic law of their codes, and the law's weights."""
+    rng = np.random.default_rng(seed)
+    truth = slope * np.array([1.0, -0.5, 0.0, 0.25])
+    ids = rng.integers(code.size, size=texts)
+    labels = rng.random(texts) < 1 / (1 + np.exp(-code.codewords[0, ids] @ truth))
+    if label_privacy is not None:
+        labels = np.where(rng.random(texts) < 1 / (1 + np.exp(label_privacy.epsilon)), ~labels, labels)
+    manifest = replace(codes_manifest(codewords=code.size, label_privacy=label_privacy), vocabulary_hash=code.hash)
+    records = tuple(
+        PrivatizedRecord(token_ids=(int(one),), label=int(label)) for one, label in zip(ids, labels, strict=True)
+    )
+    return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records), truth
+
+
+def slopes(adapter):
+    return (adapter.head_weight[1] - adapter.head_weight[0]).numpy()
+
+
+@pytest.mark.parametrize("label_privacy", [None, LabelPrivacy(epsilon=1.5)])
+def test_the_law_behind_the_labels_is_found_also_behind_randomized_ones(backbone, code, label_privacy):
+    file, truth = crowd(code, texts=40_000, slope=4.0, label_privacy=label_privacy)
+    np.testing.assert_allclose(slopes(tune_code_head(backbone, file, config=CONFIG)), truth, atol=0.35)
+
+
+def test_the_loss_of_the_optimum_has_no_gradient():
+    rng = torch.Generator().manual_seed(1)
+    states = torch.randn(50, 3, generator=rng, dtype=torch.float64)
+    counts = torch.randint(0, 4, (50, 3), generator=rng).double()
+    weight, bias = (part.requires_grad_() for part in solve_head(states, counts, penalty=0.01, label_privacy=None))
+    rows, labels = counts.nonzero(as_tuple=True)
+    fit = label_losses((states @ weight.T + bias)[rows], labels, label_privacy=None) @ counts[rows, labels]
+    scale = ((counts.sum(1) @ states.square()).sum() / (counts.sum() * 3)).sqrt()
+    (fit / counts.sum() + 0.01 * (weight * scale).square().sum()).backward()
+    assert max(weight.grad.abs().max().item(), bias.grad.abs().max().item()) < 1e-5
+
+
+def test_labels_that_codes_say_nothing_of_are_held_back_more_than_those_they_tell(backbone, code):
+    def penalty(slope, texts):
+        file, _ = crowd(code, texts=texts, slope=slope)
+        return tune_code_head(backbone, file, config=CONFIG).card.metrics["penalty"]
+
+    assert penalty(0.0, 200) > 0.1
+    assert penalty(6.0, 2000) < 0.01
+
+
+def test_a_crowd_of_a_hundred_thousand_costs_what_its_codebook_costs(backbone, code):
+    file, _ = crowd(code, texts=2000, slope=3.0)
+    many = PrivatizedFile(manifest=seal_manifest(file.manifest, file.records * 50), records=file.records * 50)
+    few, all_ = (tune_code_head(backbone, one, config=replace(CONFIG, seed=2)) for one in (file, many))
+    assert all_.card.training["records"] == 100_000
+    np.testing.assert_allclose(slopes(few), slopes(all_), rtol=0.3)
+
+
+def test_the_tuner_hands_codes_over_and_reports_one_last_step(backbone, code):
+    file, _ = crowd(code, texts=300, slope=5.0)
+    validation, _ = crowd(code, texts=300, slope=5.0, seed=1)
+    seen = []
+    adapter = tune(backbone, file, config=CONFIG, validation=validation, on_progress=seen.append)
+    assert [(step.last, step.step == step.steps) for step in seen] == [(True, True)]
+    assert 0.7 < adapter.card.metrics["validation_accuracy"] <= 1
+    rows = [ClassificationRow(adapter=adapter, token_ids=record.token_ids) for record in validation.records]
+    found = np.array(classify(backbone, rows)).argmax(axis=1)
+    assert (
+        np.mean(found == [record.label for record in validation.records]) == adapter.card.metrics["validation_accuracy"]
+    )
+
+
+def test_a_run_is_stopped_between_penalties_and_settings_of_steps_are_refused(backbone, code):
+    file, _ = crowd(code, texts=300, slope=5.0)
+    with pytest.raises(TuningCancelled):
+        tune(backbone, file, config=CONFIG, should_stop=lambda: True)
+    with pytest.raises(TuningError, match="epochs, learning_rate"):
+        tune(backbone, file, config=replace(CONFIG, epochs=9, learning_rate=0.5))
