@@ -168,7 +168,7 @@ def test_queries_at_another_eta_are_refused(rapt, service, tuned, reviews: Path,
     rapt("privatize", reviews, tmp_path / "queries", *options)
     outcome = rapt("predict", tmp_path / "queries", "--service", service, "--model", tuned)
     assert outcome.code == 9
-    assert "with laplace at eta=60.0, got another setting" in outcome.err
+    assert "with laplace at eta=60, got another setting" in outcome.err
 
 
 @pytest.mark.parametrize(

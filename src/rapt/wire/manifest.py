@@ -80,7 +80,8 @@ class MechanismSetting:
 
     def describe_strength(self) -> str:
         """Return the parameter that says how strong the guarantee is, such as `eta=75` or `epsilon=4`."""
-        return f"epsilon={self.epsilon:g}" if self.unit == "text" else f"eta={self.eta:g}"
+        name, value = ("epsilon", self.epsilon) if self.unit == "text" else ("eta", self.eta)
+        return f"{name}={repr(value).removesuffix('.0')}"  # all of its digits: who asks must give the same
 
 
 @dataclass(frozen=True, kw_only=True)

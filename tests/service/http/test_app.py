@@ -76,6 +76,8 @@ def test_the_openapi_document_knows_every_route(http):
         "POST /v1/classify",
         "POST /v1/completions",
         "POST /v1/chat/completions",
+        "GET /v1/codes/{model}",
+        "GET /v1/codes/{model}/code.safetensors",
         "GET /v1/vocabularies/{model}",
         "GET /v1/vocabularies/{model}/tokenizer.json",
         "GET /v1/vocabularies/{model}/embeddings.safetensors",

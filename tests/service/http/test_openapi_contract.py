@@ -37,6 +37,7 @@ PARTS = [
     "/v1/audit",
     "/v1/chat",
     "/v1/classify",
+    "/v1/codes",
     "/v1/completions",
     "/v1/files",
     "/v1/fine_tuning",
