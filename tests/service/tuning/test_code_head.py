@@ -93,11 +93,12 @@ def test_the_tuner_hands_codes_over_and_reports_one_last_step(backbone, code):
     seen = []
     adapter = tune(backbone, file, config=CONFIG, validation=validation, on_progress=seen.append)
     assert [(step.last, step.step == step.steps) for step in seen] == [(True, True)]
-    assert 0.7 < adapter.card.metrics["validation_accuracy"] <= 1
+    assert 0.7 < adapter.card.metrics["full_valid_mean_token_accuracy"] <= 1
     rows = [ClassificationRow(adapter=adapter, token_ids=record.token_ids) for record in validation.records]
     found = np.array(classify(backbone, rows)).argmax(axis=1)
     assert (
-        np.mean(found == [record.label for record in validation.records]) == adapter.card.metrics["validation_accuracy"]
+        np.mean(found == [record.label for record in validation.records])
+        == adapter.card.metrics["full_valid_mean_token_accuracy"]
     )
 
 

@@ -86,23 +86,14 @@ def tune_code_head(
         head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
     found = evaluate(tuning, training, batch_size=_ROWS_AT_ONCE)
-    judged = None if validation is None else evaluate(tuning, validation, batch_size=_ROWS_AT_ONCE)
+    losses = {
+        "train_loss": found["full_valid_loss"],
+        "train_mean_token_accuracy": found["full_valid_mean_token_accuracy"],
+    }
+    judged = {} if validation is None else evaluate(tuning, validation, batch_size=_ROWS_AT_ONCE)
     steps = config.epochs * batches_per_epoch(len(training.records), size=config.batch_size)
-    progress = Progress(
-        step=steps,
-        steps=steps,
-        epoch=config.epochs - 1,
-        task_loss=found.loss,
-        reconstruction_loss=None,
-        accuracy=found.accuracy,
-        validation_loss=None if judged is None else judged.loss,
-        validation_accuracy=None if judged is None else judged.accuracy,
-        last=True,
-    )
-    on_progress(progress)
-    metrics: dict[str, float | int] = {"steps": steps, "final_task_loss": found.loss, "penalty": penalty}
-    if judged is not None:
-        metrics |= {"validation_loss": judged.loss, "validation_accuracy": judged.accuracy}
+    on_progress(Progress(step=steps, steps=steps, epoch=config.epochs - 1, losses=losses, validation=judged, last=True))
+    metrics = {"step": steps, "penalty": penalty, **losses, **judged}
     return adapter_of(backbone, training, tuning, config=config, metrics=metrics)
 
 
