@@ -23,6 +23,7 @@ from rapt.cli.denoise import denoise
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms, statement
 from rapt.cli.output import accept_every_letter, flush_stdout, say, show
+from rapt.cli.pool import contribute, pool
 from rapt.cli.preview import preview
 from rapt.cli.privatize import privatize
 from rapt.cli.remote import predict, tune
@@ -39,6 +40,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     calibrate,
     tune,
     predict,
+    contribute,
     audit,
     audit_model,
     audit_adapter,
@@ -76,6 +78,7 @@ for _command in COMMANDS:
     app.command()(_command)
 app.add_typer(vocabulary, name="vocabulary")
 app.add_typer(ledger, name="ledger")
+app.add_typer(pool, name="pool")
 app.add_typer(admin, name="admin")
 
 

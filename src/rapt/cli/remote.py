@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 def tune(
     service: ServiceUrl,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Privatized file with labels.")] = None,
+    file_id: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="File that the service has, such as one of a pool, instead of FILE."),
+    ] = None,
     follow: Annotated[
         str | None, typer.Option(metavar="JOB", help="Follow a job that was started before, instead of FILE.")
     ] = None,
@@ -127,18 +131,23 @@ def tune(
         hyperparameters["reconstruction"] = None
     elif rapt:
         hyperparameters["reconstruction"] = rapt
-    if (file is None) == (follow is None):
-        raise UsageError("one job must be named: give FILE for a new one, or --follow JOB, and not both")
+    if sum(item is not None for item in (file, file_id, follow)) != 1:
+        raise UsageError(
+            "one job must be named: give FILE or --file-id for a new one, or --follow JOB, and not several"
+        )
+    if file_id is not None and model is None:
+        raise UsageError("--file-id must come with --model, the base model that the file was privatized for")
     if follow is not None and (hyperparameters or model or suffix or seed is not None or priority or method != "auto"):
         raise UsageError(
             "--follow takes a job with its settings; leave out --model, --method and the settings of the tuning"
         )
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
-        if file is None:
-            job = client.job(str(follow))
+        if follow is not None:
+            job = client.job(follow)
         else:
+            sent = {"file_id": str(file_id), "model": str(model)}
             job = client.create_job(
-                **send_file(client, file, model=model),
+                **(sent if file is None else send_file(client, file, model=model)),
                 method={"type": method, method: {"hyperparameters": hyperparameters}},
                 suffix=suffix,
                 seed=seed,

@@ -22,6 +22,7 @@ from rapt.local.service_objects import (
     JobEvent,
     JobInfo,
     ModelInfo,
+    PoolInfo,
     Prediction,
     clean_line,
     not_understood,
@@ -31,19 +32,22 @@ from rapt.local.service_objects import (
     read_job_event,
     read_job_info,
     read_model_info,
+    read_pool_info,
 )
 from rapt.whole_files import check_folder, open_whole_folder
 from rapt.wire.adapter_files import unpack_adapter
 from rapt.wire.code_bundle import CodeBundle, read_code_bundle
-from rapt.wire.manifest import Manifest
+from rapt.wire.manifest import Manifest, digest_setting, dump_manifest
 from rapt.wire.privatized_file import (
     PrivatizedFile,
+    PrivatizedRecord,
     dump_query,
+    dump_record,
     iterate_privatized_lines,
     read_bounded_lines,
     remove_labels,
 )
-from rapt.wire.strict_json import parse_object
+from rapt.wire.strict_json import parse_object, read_field
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
 
 __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "ServiceClient"]
@@ -268,6 +272,61 @@ class ServiceClient:
         """Delete a tuned model. Raises `NotFoundError`."""
         self._service.ask("DELETE", f"/v1/models/{quote_part(model)}")
 
+    def open_pool(self, manifest: Manifest, *, least: int = 20, most: int = 100_000) -> PoolInfo:
+        """A new pool, for contributions that are privatized as a manifest says.
+
+        Args:
+            manifest: Manifest of a privatized file, the setting of which contributions must have.
+            least: Number of contributions below which the pool cannot be closed.
+            most: Number of contributions that it takes.
+        """
+        body = {"manifest": dump_manifest(manifest), "least": least, "most": most}
+        return _read(read_pool_info, self._service.ask("POST", "/v1/pools", json=body))
+
+    def pool(self, pool: str) -> PoolInfo:
+        """The pool of an id. Raises `NotFoundError`."""
+        return _read(read_pool_info, self._service.ask("GET", f"/v1/pools/{quote_part(pool)}"))
+
+    def pools(self) -> list[PoolInfo]:
+        """The newest hundred pools of the tenant."""
+        return _read_each(read_pool_info, self._service.ask("GET", "/v1/pools", params={"limit": 100}))
+
+    def make_pool_keys(self, pool: str, *, count: int = 1, contributions: int = 1) -> list[str]:
+        """New API keys that add so many contributions each to a pool, and do nothing else; shown this once."""
+        body = {"count": count, "contributions": contributions}
+        answer = self._service.ask("POST", f"/v1/pools/{quote_part(pool)}/keys", json=body)
+        return _read_each(lambda item: str(read_field(item, "value", str, what="a key")), answer)
+
+    def contribute(self, pool: PoolInfo, record: PrivatizedRecord, *, setting: str, receipt: str) -> None:
+        """Add a privatized record to a pool; the same receipt twice is one contribution.
+
+        Args:
+            pool: Pool, as the service describes it.
+            record: Record, privatized by the manifest of the pool.
+            setting: Digest of the manifest that it was privatized by, `digest_setting`.
+            receipt: 64 hexadecimal digits that nobody else can guess; they take the contribution back.
+
+        Raises:
+            UsageError: The record was privatized by another setting than the pool's.
+            ServiceError: The pool takes no more.
+        """
+        check_pool_setting(pool, setting)
+        body = {"setting": setting, "receipt": receipt, "record": dump_record(record)}
+        self._service.ask("POST", f"/v1/pools/{quote_part(pool.id)}/contributions", json=body, repeatable=True)
+
+    def take_back(self, pool: str, *, receipt: str) -> None:
+        """Take a contribution out of an open pool. Raises `NotFoundError` where it is not in it."""
+        path = f"/v1/pools/{quote_part(pool)}/contributions/take-back"
+        self._service.ask("POST", path, json={"receipt": receipt})
+
+    def close_pool(self, pool: str) -> PoolInfo:
+        """Take nothing more into a pool; it becomes a file of the tenant, in a random order."""
+        return _read(read_pool_info, self._service.ask("POST", f"/v1/pools/{quote_part(pool)}/close", repeatable=True))
+
+    def delete_pool(self, pool: str) -> None:
+        """Delete a pool with its contributions and keys. Raises `NotFoundError`."""
+        self._service.ask("DELETE", f"/v1/pools/{quote_part(pool)}")
+
     def classify(
         self, model: str, file: PrivatizedFile, *, on_progress: Callable[[int], None] = lambda done: None
     ) -> list[Prediction]:
@@ -365,6 +424,15 @@ def check_same_vocabulary(model: ModelInfo, manifest: Manifest) -> None:
     """Refuse a model with another vocabulary than that of a file (`VocabularyError`)."""
     if model.vocabulary_hash != manifest.vocabulary_hash:
         raise _other_vocabulary()
+
+
+def check_pool_setting(pool: PoolInfo, setting: str) -> None:
+    """Refuse a record that was privatized by another setting than a pool states and describes (`UsageError`)."""
+    if digest_setting(pool.manifest) != setting or pool.setting != setting:
+        raise UsageError(
+            "a contribution must be privatized as the pool asks, with its codebook or vocabulary, mechanism, labels "
+            "and plain tokens; privatize the text again"
+        )
 
 
 def _other_vocabulary() -> VocabularyError:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from rapt.errors import ServiceError, WireError
 from rapt.wire.adapter_files import AdapterCard, parse_card
+from rapt.wire.manifest import Manifest, parse_manifest
 from rapt.wire.strict_json import read_field
 
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
@@ -94,6 +95,31 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PoolInfo:
+    """A pool of contributions.
+
+    Attributes:
+        id: `pool-...`.
+        status: `open`, `closing` or `closed`.
+        manifest: Manifest that contributions are privatized by, without counts.
+        setting: Hex digest of it, which a contribution names.
+        least: Number of contributions below which no file is made.
+        most: Number of contributions that it takes.
+        contributions: Number of contributions that it has.
+        file: Id of the file that it became; None until it is closed.
+    """
+
+    id: str
+    status: str
+    manifest: Manifest
+    setting: str
+    least: int
+    most: int
+    contributions: int
+    file: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """The answer for one record; probabilities in the order of the model's labels."""
 
@@ -145,6 +171,17 @@ def read_model_info(value: Mapping[str, Any]) -> ModelInfo:
         **_fields(detail, {"base": str, "vocabulary_hash": str, "max_tokens": int}, what=what),
         card=None if card is None else parse_card(card),
         unit=_optional(detail, "unit", str, what=what) or "token",
+    )
+
+
+def read_pool_info(value: Mapping[str, Any]) -> PoolInfo:
+    """The pool in an answer."""
+    what = "a pool"
+    kinds = {"id": str, "status": str, "setting": str, "least": int, "most": int, "contributions": int}
+    return PoolInfo(
+        **_fields(value, kinds, what=what),
+        manifest=parse_manifest(read_field(value, "manifest", dict, what=what)),
+        file=_optional(value, "file", str, what=what),
     )
 
 

@@ -7,6 +7,7 @@ keeps its meaning for ever, and a new meaning is a new schema.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any, Final, Literal, get_args
 
 from rapt.errors import MechanismError, WireError
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS, MOST_EPSILON, Unit, find_unit
-from rapt.wire.strict_json import check_fields, check_json, read_count, read_field, read_ids, read_name
+from rapt.wire.strict_json import check_fields, check_json, dump_line, read_count, read_field, read_ids, read_name
 
 SCHEMA: Final = "rapt.privatized/1"
 # A file whose records have more than one text. Files of single texts stay of the first schema, byte for byte.
@@ -205,6 +206,18 @@ class Manifest:
         if self.unit == "text":
             return SCHEMA_OF_CODES
         return SCHEMA_OF_PARTS if self.pairs or self.targets is not None else SCHEMA
+
+
+def digest_setting(manifest: Manifest) -> str:
+    """Return the hex digest of what texts were privatized by, and of nothing else: of two files that may be joined.
+
+    That is the vocabulary or codebook, the mechanism, plain tokens, labels and their privacy, and the texts of a
+    record; not counts, the source of randomness, names or versions.
+    """
+    parts = dump_manifest(manifest)
+    for name in ("model", "randomness", "records", "tokens", "records_sha256", "created_by"):
+        del parts[name]
+    return hashlib.sha256(dump_line(parts).encode("ascii")).hexdigest()
 
 
 def check_eta(eta: float) -> float:

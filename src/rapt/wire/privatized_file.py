@@ -79,7 +79,7 @@ def write_record_lines(records: Sequence[PrivatizedRecord], manifest: Manifest, 
     for position, record in enumerate(records, first_position):
         check_record(record, manifest, position=position)
     return RecordLines(
-        lines="".join(f"{dump_line(_dump_record(record))}\n" for record in records).encode("ascii"),
+        lines="".join(f"{dump_line(dump_record(record))}\n" for record in records).encode("ascii"),
         records=len(records),
         tokens=sum(count_privatized_tokens(record, manifest) for record in records),
     )
@@ -161,7 +161,8 @@ def parse_record(value: dict[str, Any], *, position: int) -> PrivatizedRecord:
     )
 
 
-def _dump_record(record: PrivatizedRecord) -> dict[str, Any]:
+def dump_record(record: PrivatizedRecord) -> dict[str, Any]:
+    """Return a record as plain JSON values."""
     value: dict[str, Any] = {"token_ids": record.token_ids}
     if record.label is not None:
         value["label"] = record.label

@@ -43,6 +43,7 @@ PARTS = [
     "/v1/fine_tuning",
     "/v1/keys",
     "/v1/models",
+    "/v1/pools",
     "/v1/uploads",
     "/v1/usage",
     "/v1/vocabularies",

@@ -78,6 +78,12 @@ class Gate:
 
     def check_manifest(self, manifest: Manifest) -> None:
         """Check a file's first line. Raises as `admit_file`."""
+        self.check_setting(manifest)
+        if manifest.records == 0:
+            raise UsageError("a privatized file must have at least one record, got records=0; add some")
+
+    def check_setting(self, manifest: Manifest) -> None:
+        """Check how texts were privatized, whatever is counted of them. Raises as `admit_file`."""
         check_mechanism(manifest.mechanism)
         bundle = self._bundles.get(manifest.vocabulary_hash)
         if bundle is None:
@@ -87,8 +93,6 @@ class Gate:
                 "fetch the vocabulary from this service and privatize again"
             )
         self._check_unit(manifest)
-        if manifest.records == 0:
-            raise UsageError("a privatized file must have at least one record, got records=0; add some")
         pool = manifest.plain_tokens.pool
         if not self._all_eligible(pool, manifest.vocabulary_hash):
             raise VocabularyError("the plain tokens must be eligible ids of the vocabulary; privatize again")
@@ -105,8 +109,7 @@ class Gate:
         if (stated.get("codes"), stated.get("codewords")) != (code.codes, code.size):
             raise MechanismError(
                 f"codes must be released over the codebook that is served here, codes={code.codes} and "
-                f"codewords={code.size}, "
-                "got another size; privatize again with this codebook"
+                f"codewords={code.size}, got another size; privatize again with this codebook"
             )
 
     def check_record(self, record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:

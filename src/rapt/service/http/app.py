@@ -21,6 +21,7 @@ from rapt.service.http.routes.completions import chat_router, completion_router
 from rapt.service.http.routes.files import file_router, upload_router
 from rapt.service.http.routes.jobs import job_router
 from rapt.service.http.routes.models import adapter_router, model_router
+from rapt.service.http.routes.pools import pool_router
 from rapt.service.http.schemas import ErrorResponse
 from rapt.version import __version__
 
@@ -69,6 +70,7 @@ def create_app(service: Service, *, stopping: Stopping) -> FastAPI:
         adapter_router,
         vocabulary_router,
         code_router,
+        pool_router,
         key_router,
         admin_router,
     ):

@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, TypeVarTuple, Unpack
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rapt.errors import AccessError
+from rapt.errors import AccessError, ForbiddenError
 from rapt.service.http.http_errors import answer_error
 from rapt.service.http.settings import Settings
 from rapt.service.page.assets import PAGE_PATHS
@@ -40,6 +41,13 @@ _FORWARDED: Final = frozenset(
     "forwarded via x-real-ip x-client-ip x-cluster-client-ip x-original-host x-original-url x-host true-client-ip "
     "cf-connecting-ip cf-ray fastly-client-ip fly-client-ip x-envoy-external-address x-appengine-user-ip".split()
 )
+# The answer to a browser that asks whether a page of another origin may contribute.
+_PREFLIGHT: Final = {
+    "access-control-allow-origin": "*",
+    "access-control-allow-methods": "GET, POST",
+    "access-control-allow-headers": "authorization, content-type",
+    "access-control-max-age": "600",
+}
 # Whoever has the key of the settings runs the service.
 _PROVIDER: Final = Caller(tenant=LOCAL, key="settings", role="admin")
 
@@ -63,6 +71,11 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse one request."""
+        if scope["type"] == "http" and _is_for_any_page(scope["method"], scope["path"]):
+            if scope["method"] == "OPTIONS":
+                await Response(status_code=204, headers=_PREFLIGHT)(scope, receive, send)
+                return
+            send = _allow_any_origin(send)
         if scope["type"] == "http" and scope["path"] not in self._open_paths:
             caller = await at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"])
             if caller is None:
@@ -70,6 +83,12 @@ class Door:
                 if self._may_be_open:
                     message += "; without keys, only local programs are answered, and none through a proxy"
                 await answer_error(AccessError(message))(scope, receive, send)
+                return
+            if caller.role == "contributor" and not _may_contribute(caller, scope["method"], scope["path"]):
+                error = ForbiddenError(
+                    "the key of a contributor adds to its pool and takes back, and does nothing else"
+                )
+                await answer_error(error)(scope, receive, send)
                 return
             scope.setdefault("state", {})["caller"] = caller
             still = _StillGood(send, lambda: at_hand_or_in_thread(self._caller, Headers(scope=scope), scope["scheme"]))
@@ -91,6 +110,33 @@ class Door:
         if self._may_be_open and _is_of_this_machine(headers, scheme) and not has_keys(self._store):
             return DEVELOPER
         return None
+
+
+def _may_contribute(caller: Caller, method: str, path: str) -> bool:
+    """Whether a contributor asks for its own pool, adds, takes back, or fetches what texts are privatized with."""
+    own = f"/v1/pools/{caller.pool}"
+    if method == "POST":
+        return path in (f"{own}/contributions", f"{own}/contributions/take-back")
+    return method in ("GET", "HEAD") and (path == own or path.startswith(("/v1/codes/", "/v1/vocabularies/")))
+
+
+def _is_for_any_page(method: str, path: str) -> bool:
+    """Whether a page of any origin may ask: a contributor's browser is on the page of whoever collects."""
+    if path.startswith("/v1/codes/"):
+        return method in ("GET", "OPTIONS")
+    _, _, rest = path.partition("/v1/pools/")
+    return bool(rest) and rest.partition("/")[2] in ("", "contributions", "contributions/take-back")
+
+
+def _allow_any_origin(send: Send) -> Send:
+    """Say of an answer that a page of any origin may read it: it needs a key, which no browser sends by itself."""
+
+    async def send_allowed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["access-control-allow-origin"] = "*"
+        await send(message)
+
+    return send_allowed
 
 
 class _StillGood:

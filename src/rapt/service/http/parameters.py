@@ -18,6 +18,7 @@ from rapt.service.http.schemas import (
     KeyObject,
     ListOf,
     ModelObject,
+    PoolObject,
     TenantObject,
 )
 from rapt.service.storage.callers import Caller
@@ -35,7 +36,16 @@ Order = Annotated[Literal["asc", "desc"], Query(description="order of the items,
 
 Stored = TypeVar("Stored")
 Shown = TypeVar(
-    "Shown", CheckpointObject, FileObject, JobObject, EventObject, ModelObject, KeyObject, TenantObject, AuditObject
+    "Shown",
+    CheckpointObject,
+    FileObject,
+    JobObject,
+    EventObject,
+    ModelObject,
+    KeyObject,
+    PoolObject,
+    TenantObject,
+    AuditObject,
 )
 IfNoneMatch = Annotated[str | None, Header(alias="if-none-match")]
 # For the description of a route that may answer so.

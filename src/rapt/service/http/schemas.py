@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rapt.service.adapter.methods.method import Text
 from rapt.service.jobs.method_options import MethodOptions, Request
+from rapt.service.storage.pool_rows import MOST_CONTRIBUTIONS
 
 T = TypeVar("T")
 
@@ -206,7 +207,7 @@ class Deleted(BaseModel):
     """Answer to a deletion."""
 
     id: str
-    object: Literal["file", "model"]
+    object: Literal["file", "model", "pool"]
     deleted: Literal[True] = True
 
 
@@ -378,10 +379,11 @@ class KeyObject(BaseModel):
     id: str
     object: Literal["api_key"] = "api_key"
     tenant: str
-    role: Literal["tenant", "admin"]
+    role: Literal["contributor", "tenant", "admin"]
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    pool: str | None = Field(default=None, description="the pool that the key of a contributor adds to")
 
 
 class NewKeyObject(KeyObject):
@@ -400,3 +402,71 @@ class AuditObject(BaseModel):
     key: str = Field(description="id of the key it was done with")
     action: str
     target: str = Field(description="id of what it was done to")
+
+
+class PoolRequest(Request):
+    """A pool to be opened."""
+
+    manifest: Annotated[
+        dict[str, Any], Field(description="manifest of a privatized file whose setting the contributions have")
+    ]
+    least: Annotated[
+        int, Field(ge=2, le=MOST_CONTRIBUTIONS, description="contributions below which no file is made")
+    ] = 20
+    most: Annotated[int, Field(ge=2, le=MOST_CONTRIBUTIONS, description="contributions that it takes")] = 100_000
+
+
+class PoolKeysRequest(Request):
+    """Keys for the contributors of a pool."""
+
+    count: Annotated[int, Field(ge=1, le=1000)] = 1
+    contributions: Annotated[
+        int, Field(ge=1, le=MOST_CONTRIBUTIONS, description="contributions that each key may add")
+    ] = 1
+
+
+_Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ContributionRequest(Request):
+    """A privatized record for a pool."""
+
+    setting: Annotated[_Digest, Field(description="digest of the setting that the record was privatized by")]
+    receipt: Annotated[_Digest, Field(description="256 random bits of the contributor, which take it back")]
+    record: dict[str, Any]
+
+
+class TakeBackRequest(Request):
+    """A contribution to be taken back."""
+
+    receipt: _Digest
+
+
+class ContributionObject(BaseModel):
+    """Answer to a contribution: nothing of it but whether it is in the pool."""
+
+    object: Literal["contribution"] = "contribution"
+    pool: str
+    taken: bool
+
+
+class PoolObject(BaseModel):
+    """A pool of contributions."""
+
+    id: str
+    object: Literal["pool"] = "pool"
+    status: Literal["open", "closing", "closed"]
+    manifest: dict[str, Any]
+    setting: str = Field(description="digest of the setting, which a contribution names")
+    least: int
+    most: int
+    contributions: int
+    created_at: int
+    file: str | None = Field(description="the file that it became, once it is closed")
+
+
+class PoolKeysObject(BaseModel):
+    """New keys of contributors, shown this once."""
+
+    object: Literal["list"] = "list"
+    data: list[NewKeyObject]

@@ -24,7 +24,7 @@ from rapt.service.storage.database import Cursor, Page, make_value, read_page
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import AUDIT, KEYS, REQUESTS
 
-Role = Literal["tenant", "admin"]
+Role = Literal["contributor", "tenant", "admin"]
 # Owner of everything in a service without keys, and of what was there before there were tenants.
 LOCAL: Final = "local"
 # A tenant's name stands between colons in the names of its models, and in URLs.
@@ -40,11 +40,13 @@ class Caller:
         tenant: Name of the tenant that everything made belongs to, and that everything seen must belong to.
         key: Id of the API key, never the key.
         role: Role that says what else it may do.
+        pool: Id of the pool that a contributor may add to; None for the others.
     """
 
     tenant: str
     key: str
     role: Role
+    pool: str | None = None
 
 
 # The one who has the machine: a service on loopback without keys, and the command line on the data directory.

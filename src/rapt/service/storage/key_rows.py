@@ -16,7 +16,7 @@ from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, exists, func, insert, or_, select, update
 
-from rapt.errors import ForbiddenError, NotFoundError, QuotaError
+from rapt.errors import ForbiddenError, NotFoundError, QuotaError, UsageError
 from rapt.service.storage.callers import OPERATOR, Caller, Role, record
 from rapt.service.storage.database import Cursor, Page, make_value, read_page
 from rapt.service.storage.store import Store
@@ -26,6 +26,7 @@ _PREFIX: Final = "rapt-"
 _BYTES: Final = 32  # 256 bits
 # Rotating with a grace leaves the old key good, so a tenant could make keys without end.
 _MOST_GOOD: Final = 100
+_MOST_GOOD_OF_POOLS: Final = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class StoredKey:
         created_at: Time of creation, Unix time, s.
         expires_at: Unix time, s, from which on the key is refused; None if it has no end yet.
         revoked_at: Time of its revocation, Unix time, s; None while it is valid.
+        pool: Id of the pool that the key of a contributor adds to; None for other roles.
     """
 
     id: str
@@ -47,6 +49,7 @@ class StoredKey:
     created_at: int
     expires_at: int | None = None
     revoked_at: int | None = None
+    pool: str | None = None
 
 
 def digest_key(key: str) -> str:
@@ -82,9 +85,12 @@ def rotate_key(
     Raises:
         NotFoundError: There is no such key that is good and that the caller may touch.
         QuotaError: The tenant has as many good keys as it may have.
+        UsageError: It is the key of a contributor.
     """
     with store.database.write() as connection:
         old = _good(connection, key_id, tenant=tenant, caller=caller, now=now)
+        if old.pool is not None:
+            raise UsageError("the key of a contributor must be revoked and not rotated; make new ones for the pool")
         ends = now + grace if old.expires_at is None else min(old.expires_at, now + grace)
         connection.execute(update(KEYS).where(KEYS.c.id == key_id).values(expires_at=ends))
         record(connection, caller, "key.rotate", key_id)
@@ -137,11 +143,13 @@ def _holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:
     """Look up who has a key that is not revoked, and when it ends."""
     with store.database.read() as connection:
         row = connection.execute(
-            select(KEYS.c.id, KEYS.c.tenant, KEYS.c.role, KEYS.c.expires_at).where(
+            select(KEYS.c.id, KEYS.c.tenant, KEYS.c.role, KEYS.c.expires_at, KEYS.c.pool).where(
                 KEYS.c.digest == digest, KEYS.c.revoked_at.is_(None)
             )
         ).first()
-    return None if row is None else (Caller(tenant=row.tenant, key=row.id, role=row.role), row.expires_at)
+    if row is None:
+        return None
+    return Caller(tenant=row.tenant, key=row.id, role=row.role, pool=row.pool), row.expires_at
 
 
 def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, now: int) -> tuple[StoredKey, str]:
@@ -149,12 +157,50 @@ def _create(connection: Connection, *, tenant: str, role: Role, caller: Caller, 
         raise NotFoundError("there is no such tenant; list them, or create it first")
     if role not in _roles_below(caller):
         raise ForbiddenError("a key must have the role of the key that it is asked with, or a lower one")
-    good = select(func.count()).where(KEYS.c.tenant == tenant, _is_good(now))
+    good = select(func.count()).where(KEYS.c.tenant == tenant, KEYS.c.pool.is_(None), _is_good(now))
     if connection.execute(good).scalar_one() >= _MOST_GOOD:
         raise QuotaError(f"a tenant must have at most {_MOST_GOOD} good keys; revoke some", retry_after=None)
+    return _add(connection, tenant=tenant, role=role, caller=caller, now=now)
+
+
+def create_pool_keys(
+    connection: Connection, *, pool: str, count: int, room: int, caller: Caller, now: int
+) -> list[tuple[StoredKey, str]]:
+    """Return new keys that may add so many contributions each to a pool of the caller's tenant, and nothing else.
+
+    Raises:
+        QuotaError: The tenant has as many good keys of contributors as it may have.
+    """
+    good = select(func.count()).where(KEYS.c.tenant == caller.tenant, KEYS.c.pool.is_not(None), _is_good(now))
+    if connection.execute(good).scalar_one() + count > _MOST_GOOD_OF_POOLS:
+        raise QuotaError(
+            f"a tenant must have at most {_MOST_GOOD_OF_POOLS} good keys of contributors; close or delete a pool",
+            retry_after=None,
+        )
+    return [
+        _add(connection, tenant=caller.tenant, role="contributor", caller=caller, now=now, pool=pool, room=room)
+        for _ in range(count)
+    ]
+
+
+def revoke_pool_keys(connection: Connection, pool: str, *, now: int) -> None:
+    """Refuse all keys of a pool from now on."""
+    connection.execute(update(KEYS).where(KEYS.c.pool == pool, KEYS.c.revoked_at.is_(None)).values(revoked_at=now))
+
+
+def _add(
+    connection: Connection,
+    *,
+    tenant: str,
+    role: Role,
+    caller: Caller,
+    now: int,
+    pool: str | None = None,
+    room: int | None = None,
+) -> tuple[StoredKey, str]:
     shown = _PREFIX + secrets.token_urlsafe(_BYTES)
-    key = StoredKey(id=f"key-{secrets.token_hex(12)}", tenant=tenant, role=role, created_at=now)
-    connection.execute(insert(KEYS).values({**vars(key), "digest": digest_key(shown)}))
+    key = StoredKey(id=f"key-{secrets.token_hex(12)}", tenant=tenant, role=role, created_at=now, pool=pool)
+    connection.execute(insert(KEYS).values({**vars(key), "digest": digest_key(shown), "room": room}))
     record(connection, caller, "key.create", key.id)
     return key, shown
 
@@ -175,4 +221,9 @@ def _is_good(now: int) -> ColumnElement[bool]:
 
 def _roles_below(caller: Caller) -> tuple[Role, ...]:
     """The roles of the keys that a caller may see, change and make: its own, and those that may do less."""
-    return ("tenant", "admin") if caller.role == "admin" else ("tenant",)
+    below: dict[Role, tuple[Role, ...]] = {
+        "admin": ("contributor", "tenant", "admin"),
+        "tenant": ("contributor", "tenant"),
+        "contributor": (),
+    }
+    return below[caller.role]

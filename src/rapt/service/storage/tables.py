@@ -66,6 +66,9 @@ KEYS: Final = _table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    # Of a contributor: the pool that it may add to, and how many contributions it may still add.
+    Column("pool", String),
+    Column("room", BigInteger),
 )
 
 # Rows are only ever added; the migration puts triggers on it that refuse all else but to delete very old ones.
@@ -217,4 +220,32 @@ REQUESTS: Final = _table(
     Column("object", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("tenant", "key_digest", name="uq_repeatable_requests_key"),
+)
+
+POOLS: Final = _table(
+    "pools",
+    _number(),
+    _id(),
+    _tenant(),
+    # The manifest that every contribution is privatized by, without counts, and its digest.
+    Column("manifest", JSON, nullable=False),
+    Column("setting", String, nullable=False),
+    Column("least", BigInteger, nullable=False),
+    Column("most", BigInteger, nullable=False),
+    Column("status", String, nullable=False),
+    Column("contributions", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("file_id", String),
+    Index("ix_pools_tenant", "tenant", "number"),
+)
+
+# Without a running number, a time or a key: rows are kept in the order of digests of what contributors alone know.
+CONTRIBUTIONS: Final = Table(
+    "contributions",
+    METADATA,
+    Column("pool_id", String, ForeignKey("pools.id", ondelete="CASCADE"), primary_key=True),
+    Column("receipt_digest", String, primary_key=True),
+    Column("line", String, nullable=False),
+    sqlite_with_rowid=False,
 )

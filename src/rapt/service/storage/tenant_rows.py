@@ -17,6 +17,7 @@ from rapt.service.storage.tables import (
     KEYS,
     MODELS,
     PARTS,
+    POOLS,
     REQUESTS,
     RUN_STATES,
     TENANTS,
@@ -242,7 +243,7 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
 
 
 def bytes_of(connection: Connection, tenant: str) -> int:
-    """Bytes of a tenant's files, of the parts of its uploads, of its models, and of what its jobs can go on from."""
+    """Bytes of a tenant's files, parts of uploads, models and pools, and of what its jobs can go on from."""
     files = select(func.coalesce(func.sum(FILES.c.bytes), 0)).where(FILES.c.tenant == tenant)
     parts = (
         select(func.coalesce(func.sum(PARTS.c.bytes), 0))
@@ -255,7 +256,8 @@ def bytes_of(connection: Connection, tenant: str) -> int:
         .join(JOBS, JOBS.c.id == RUN_STATES.c.job_id)
         .where(JOBS.c.tenant == tenant)
     )
-    return sum(int(connection.execute(query).scalar_one()) for query in (files, parts, models, states))
+    pools = select(func.coalesce(func.sum(POOLS.c.bytes), 0)).where(POOLS.c.tenant == tenant)
+    return sum(int(connection.execute(query).scalar_one()) for query in (files, parts, models, states, pools))
 
 
 def count_jobs(connection: Connection, tenant: str) -> int:
@@ -299,7 +301,8 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
         run_states=all_of(held),
         parts=all_of(select(PARTS.c.id).where(PARTS.c.upload_id.in_(own_uploads))),
     )
-    for table in (MODELS, JOBS, FILES, UPLOADS, REQUESTS):  # events, run states and parts go with their owners
+    # Events, run states, parts and contributions go with their owners.
+    for table in (MODELS, JOBS, FILES, UPLOADS, REQUESTS, POOLS):
         connection.execute(delete(table).where(table.c.tenant == name))
     connection.execute(
         update(KEYS)

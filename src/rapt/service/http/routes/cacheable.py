@@ -68,7 +68,10 @@ def code_router(service: Service) -> APIRouter:
 
 
 def _send(service: Service, caller: Caller, model: str, file: str, if_none_match: str | None) -> Response:
-    base = model if model in service.backbones else get_model(service.store, model, tenant=caller.tenant).base
+    base = model
+    # A contributor learns what is public, and no names of the tenant's models.
+    if model not in service.backbones and caller.role != "contributor":
+        base = get_model(service.store, model, tenant=caller.tenant).base
     backbone = service.backbone(base)
     if file.startswith("code.") != (backbone.code is not None):
         have, route = ("a codebook", "codes") if backbone.code is not None else ("a vocabulary", "vocabularies")

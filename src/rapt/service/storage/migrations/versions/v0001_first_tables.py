@@ -42,6 +42,7 @@ def upgrade() -> None:
     _make_tenants()
     _make_jobs()
     _make_uploads()
+    _make_pools()
 
 
 def _make_tenants() -> None:
@@ -64,6 +65,8 @@ def _make_tenants() -> None:
         _number("created_at"),
         _number("expires_at", nullable=True),
         _number("revoked_at", nullable=True),
+        _text("pool", nullable=True),
+        _number("room", nullable=True),
     )
     audit = (_text("id", unique=True), _number("created_at"), _text("tenant", index=True))
     _make("audit_log", *audit, _text("key"), _text("action"), _text("object"))
@@ -134,6 +137,24 @@ def _make_uploads() -> None:
         "repeatable_requests",
         *(_text("tenant"), _text("key_digest"), _text("content_digest"), _text("object"), _number("created_at")),
         sa.UniqueConstraint("tenant", "key_digest", name="uq_repeatable_requests_key"),
+    )
+
+
+def _make_pools() -> None:
+    _make(
+        "pools",
+        *(_text("id", unique=True), _text("tenant"), sa.Column("manifest", sa.JSON, nullable=False), _text("setting")),
+        *(_number("least"), _number("most"), _text("status"), _number("contributions"), _number("bytes")),
+        *(_number("created_at"), _text("file_id", nullable=True)),
+        sa.Index("ix_pools_tenant", "tenant", "number"),
+    )
+    owner = sa.ForeignKey("pools.id", ondelete="CASCADE")
+    op.create_table(
+        "contributions",
+        sa.Column("pool_id", sa.String, owner, primary_key=True),
+        sa.Column("receipt_digest", sa.String, primary_key=True),
+        sa.Column("line", sa.String, nullable=False),
+        sqlite_with_rowid=False,
     )
 
 

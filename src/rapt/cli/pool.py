@@ -1,0 +1,217 @@
+"""`rapt pool` and `rapt contribute`: many people give one text each, and one model is tuned on all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rapt.cli import output
+from rapt.cli.options import ApiKey, AsJson, CaFile, Insecure, ServiceUrl
+from rapt.cli.output import say, show, show_json
+
+if TYPE_CHECKING:
+    from rapt.local.service_objects import PoolInfo
+
+PoolId = Annotated[str, typer.Argument(metavar="POOL", help="Id of the pool, as `rapt pool open` prints it.")]
+
+pool = typer.Typer(help="Collect contributions of many people for one model.")
+
+
+@pool.callback()
+def group() -> None:
+    """Collect contributions of many people for one model."""
+
+
+@pool.command("open")
+def open_pool(
+    like: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Privatized file whose setting the contributions must have.")
+    ],
+    service: ServiceUrl,
+    least: Annotated[
+        int, typer.Option(metavar="N", min=2, help="Contributions below which the pool cannot be closed.")
+    ] = 20,
+    most: Annotated[int, typer.Option(metavar="N", min=2, help="Contributions that the pool takes.")] = 100_000,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Open a pool and print its id.
+
+    Of FILE the setting is taken alone: codebook or vocabulary, mechanism, epsilon or eta, labels. No record is sent.
+
+    \b
+    Example:
+      rapt pool open mine.rapt.jsonl --least 100 --service http://127.0.0.1:8420
+    """
+    from rapt.local.client import ServiceClient
+    from rapt.wire.privatized_file import read_manifest
+
+    manifest = read_manifest(like)
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        made = client.open_pool(manifest, least=least, most=most)
+    _show(made, as_json=as_json)
+
+
+@pool.command("show")
+def show_pool(
+    pool_id: PoolId,
+    service: ServiceUrl,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the setting of a pool and how many contributions it has.
+
+    \b
+    Example:
+      rapt pool show pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    from rapt.local.client import ServiceClient
+
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        _show(client.pool(pool_id), as_json=as_json)
+
+
+@pool.command()
+def keys(
+    pool_id: PoolId,
+    service: ServiceUrl,
+    count: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Number of keys.")] = 1,
+    contributions: Annotated[int, typer.Option(metavar="N", min=1, help="Contributions that each key may add.")] = 1,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Create keys for contributors and print them, one a line; nobody can show them again.
+
+    A key adds to this pool, takes back, and does nothing else. It is not noted which contribution came with which key,
+    only how many more it may add.
+
+    \b
+    Example:
+      rapt pool keys pool-0123456789abcdef01234567 --count 100 --service http://127.0.0.1:8420
+    """
+    from rapt.local.client import ServiceClient
+
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        made = client.make_pool_keys(pool_id, count=count, contributions=contributions)
+    if as_json:
+        show_json({"pool": pool_id, "keys": made})
+    else:
+        show("\n".join(made))
+
+
+@pool.command()
+def close(
+    pool_id: PoolId,
+    service: ServiceUrl,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take nothing more into a pool and print the id of the file that it becomes.
+
+    The file has the contributions in a random order, and is tuned on as any other: `rapt tune --file-id`.
+
+    \b
+    Example:
+      rapt pool close pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    from rapt.local.client import ServiceClient
+
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        made = client.close_pool(pool_id)
+    if as_json:
+        show_json(_describe(made))
+    else:
+        show(str(made.file))
+        say(f"{made.contributions:,} contributions")
+
+
+@pool.command()
+def delete(
+    pool_id: PoolId,
+    service: ServiceUrl,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
+) -> None:
+    """Delete a pool with its contributions and keys; the file that it became stays.
+
+    \b
+    Example:
+      rapt pool delete pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    from rapt.local.client import ServiceClient
+
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        client.delete_pool(pool_id)
+    say("the pool is deleted")
+
+
+def contribute(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file whose records are given.")],
+    pool_id: Annotated[str, typer.Option("--pool", metavar="POOL", help="Id of the pool.")],
+    service: ServiceUrl,
+    take_back: Annotated[
+        bool, typer.Option("--take-back", help="Take back what was given of FILE, while the pool is open.")
+    ] = False,
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give privatized texts to a pool.
+
+    Each record goes with a receipt that is made up here and written to FILE.contributions.json first: a run that was
+    cut off goes on with the same command, nothing is given twice, and --take-back needs nothing else. The service
+    keeps the records alone, not who gave them, nor when.
+
+    \b
+    Example:
+      rapt contribute mine.rapt.jsonl --pool pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    from rapt.local.client import ServiceClient
+    from rapt.local.contributions import contribute_file, take_file_back
+
+    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        if take_back:
+            number = take_file_back(file, client, pool=pool_id, narrator=output)
+        else:
+            number = contribute_file(file, client, pool=pool_id, narrator=output)
+    if as_json:
+        show_json({"pool": pool_id, "taken_back" if take_back else "contributed": number})
+    else:
+        say(f"{number:,} {'taken back' if take_back else 'contributed'}")
+
+
+def _show(found: PoolInfo, *, as_json: bool) -> None:
+    if as_json:
+        show_json(_describe(found))
+        return
+    show(found.id)
+    setting = found.manifest.mechanism
+    labels = "none" if found.manifest.labels is None else ", ".join(found.manifest.labels)
+    say(
+        f"{found.status}, {found.contributions:,} contributions of {found.least:,} to {found.most:,}; "
+        f"{setting.name} at {setting.describe_strength()}; labels: {labels}"
+    )
+
+
+def _describe(found: PoolInfo) -> dict[str, Any]:
+    return {
+        "pool": found.id,
+        "status": found.status,
+        "contributions": found.contributions,
+        "least": found.least,
+        "most": found.most,
+        "setting": found.setting,
+        "file": found.file,
+    }

@@ -1,0 +1,175 @@
+"""`/v1/pools`: many contributors, one file. A contributor's key adds to its pool, takes back, and does nothing else."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import replace
+from typing import Final
+
+from fastapi import APIRouter
+
+from rapt.errors import UsageError
+from rapt.service.http.assembly import Service
+from rapt.service.http.bodies import BodyRoute
+from rapt.service.http.parameters import After, CallerOf, Limit, make_cursor, make_list
+from rapt.service.http.routes.admin import show_new_key
+from rapt.service.http.schemas import (
+    ContributionObject,
+    ContributionRequest,
+    Deleted,
+    ListOf,
+    PoolKeysObject,
+    PoolKeysRequest,
+    PoolObject,
+    PoolRequest,
+    TakeBackRequest,
+)
+from rapt.service.storage.callers import mark_repeatable
+from rapt.service.storage.file_rows import add_file
+from rapt.service.storage.pool_rows import (
+    StoredPool,
+    begin_closing,
+    contribute,
+    delete_pool,
+    end_closing,
+    get_pool,
+    list_pools,
+    make_pool_keys,
+    open_pool,
+    read_pool_manifest,
+    take_back,
+)
+from rapt.wire.manifest import Randomness, digest_setting, dump_manifest, parse_manifest
+from rapt.wire.privatized_file import parse_record, seal_manifest, write_record_lines
+from rapt.wire.strict_json import dump_line, parse_document
+
+# What a manifest says of the noise of many contributors, each of whom drew at home.
+_RANDOMNESS: Final = Randomness(source="the contributors of a pool, each at home")
+
+
+def pool_router(service: Service) -> APIRouter:
+    """The routes of pools and their contributions."""
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1/pools", tags=["pools"])
+
+    @routes.post("")
+    def create_pool(request: PoolRequest, caller: CallerOf) -> PoolObject:
+        """Open a pool whose contributions are privatized as the manifest says."""
+        if request.least > request.most:
+            raise UsageError(f"a pool must take its least number, got least={request.least}, most={request.most}")
+        stated = parse_manifest(request.manifest)
+        service.gate.check_setting(stated)
+        manifest = replace(seal_manifest(stated, ()), randomness=_RANDOMNESS)
+        pool = open_pool(
+            service.store,
+            manifest,
+            setting=digest_setting(manifest),
+            least=request.least,
+            most=request.most,
+            caller=caller,
+            now=int(time.time()),
+        )
+        return show_pool(pool)
+
+    @routes.get("")
+    def list_all_pools(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[PoolObject]:
+        """List pools, newest first."""
+        return make_list(list_pools(service.store, make_cursor(after, limit), tenant=caller.tenant), show_pool)
+
+    @routes.get("/{pool_id}")
+    def retrieve_pool(pool_id: str, caller: CallerOf) -> PoolObject:
+        """A pool: its setting, and how many contributions it has."""
+        return show_pool(get_pool(service.store, pool_id, tenant=caller.tenant))
+
+    @routes.delete("/{pool_id}")
+    def remove_pool(pool_id: str, caller: CallerOf) -> Deleted:
+        """Delete a pool with its contributions and keys; the file that it became stays."""
+        delete_pool(service.store, pool_id, caller=caller, now=int(time.time()))
+        return Deleted(id=pool_id, object="pool")
+
+    @routes.post("/{pool_id}/keys")
+    def create_keys(pool_id: str, caller: CallerOf, request: PoolKeysRequest | None = None) -> PoolKeysObject:
+        """Create keys for contributors; they are shown this once."""
+        asked = request or PoolKeysRequest()
+        made = make_pool_keys(
+            service.store,
+            pool_id,
+            count=asked.count,
+            room=asked.contributions,
+            caller=caller,
+            now=int(time.time()),
+        )
+        return PoolKeysObject(data=[show_new_key(*key) for key in made])
+
+    @routes.post("/{pool_id}/contributions")
+    def add_contribution(pool_id: str, request: ContributionRequest, caller: CallerOf) -> ContributionObject:
+        """Add a privatized record. The same receipt twice is one contribution."""
+        pool = get_pool(service.store, pool_id, tenant=caller.tenant)
+        manifest = read_pool_manifest(pool)
+        service.gate.check_setting(manifest)
+        record = parse_record(request.record, position=0)
+        service.gate.check_record(record, manifest, position=0)
+        line = write_record_lines([record], manifest, first_position=0).lines.decode("ascii")
+        contribute(
+            service.store,
+            pool_id,
+            receipt=request.receipt,
+            setting=request.setting,
+            line=line,
+            caller=caller,
+            max_bytes=service.settings.tenant_bytes,
+        )
+        return ContributionObject(pool=pool_id, taken=True)
+
+    @routes.post("/{pool_id}/contributions/take-back")
+    def take_contribution_back(pool_id: str, request: TakeBackRequest, caller: CallerOf) -> ContributionObject:
+        """Take a contribution out again, until the pool is closed."""
+        take_back(service.store, pool_id, receipt=request.receipt, caller=caller)
+        return ContributionObject(pool=pool_id, taken=False)
+
+    @routes.post("/{pool_id}/close")
+    def close_pool(pool_id: str, caller: CallerOf) -> PoolObject:
+        """Take nothing more, and make a file of the contributions, in a random order. Closing again is harmless."""
+        pool, lines = begin_closing(service.store, pool_id, caller=caller, now=int(time.time()))
+        if pool.file_id is not None:
+            return show_pool(pool)
+        body = "".join(lines).encode("ascii")
+        with service.store.directory.stage(io.BytesIO(_seal(pool, body)), max_bytes=2**62) as staged:
+            file = add_file(
+                service.store,
+                staged,
+                service.gate.admit_file(staged.path),
+                filename=f"{pool_id}.jsonl",
+                caller=caller,
+                now=int(time.time()),
+                max_bytes=service.settings.tenant_bytes,
+                counted=pool.bytes,
+                # After a crash between the two halves the file that was made is the answer.
+                request=mark_repeatable(f"close {pool_id}", "pool", pool_id),
+            )
+        return show_pool(end_closing(service.store, pool_id, file_id=file.id, tenant=caller.tenant))
+
+    return routes
+
+
+def _seal(pool: StoredPool, body: bytes) -> bytes:
+    """The file of a pool: its manifest with counts and digest, and its lines."""
+    manifest = read_pool_manifest(pool)
+    lines = io.BytesIO(body)
+    records = tuple(parse_record(parse_document(line, what="a contribution"), position=0) for line in lines)
+    return dump_line(dump_manifest(seal_manifest(manifest, records))).encode("ascii") + b"\n" + body
+
+
+def show_pool(pool: StoredPool) -> PoolObject:
+    """A pool in the shape of the API."""
+    return PoolObject(
+        id=pool.id,
+        status=pool.status,
+        manifest=pool.manifest,
+        setting=pool.setting,
+        least=pool.least,
+        most=pool.most,
+        contributions=pool.contributions,
+        created_at=pool.created_at,
+        file=pool.file_id,
+    )

@@ -1,0 +1,272 @@
+"""Pools: what many contributors give to one model, without a trace of who gave what, and when.
+
+A tenant opens a pool with a setting, the manifest by which every contribution is privatized, and with the number of
+contributions below which it makes no file. Contributors have keys that add to this pool and do nothing else. A
+contribution is a row of two things: the record, and the digest of a receipt that its contributor made up. It has no
+number, no time and no key; rows lie in the order of their digests, and the file that a pool becomes has them in a
+random order. Whoever has the receipt can take a contribution back until the pool is closed, and the same receipt twice
+is one contribution.
+
+*What it does not hide.* A service that wants to can note what comes in beside its tables, with addresses and times: the
+protection of a text is the ε that it was privatized with, and this module only keeps an honest service from gathering
+more. A log of the database, where the operator keeps one, has the order of changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy.engine import Row
+
+from rapt.errors import LimitError, NotFoundError, QuotaError, UsageError
+from rapt.service.storage.callers import Caller, record
+from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
+from rapt.service.storage.key_rows import StoredKey, create_pool_keys, revoke_pool_keys
+from rapt.service.storage.store import Store
+from rapt.service.storage.tables import CONTRIBUTIONS, KEYS, POOLS
+from rapt.service.storage.tenant_rows import check_bytes, check_tenant
+from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
+
+MOST_CONTRIBUTIONS: Final = 1_000_000
+LONGEST_LINE: Final = 65_536  # bytes of a record: 10,000 tokens
+_MOST_POOLS: Final = 100  # of a tenant
+Status = Literal["open", "closing", "closed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPool:
+    """A pool.
+
+    Attributes:
+        id: `pool-...`.
+        tenant: Tenant that opened it.
+        manifest: Manifest of its contributions as JSON values, without counts.
+        setting: Hex digest of the manifest, which a contribution names.
+        least: Number of contributions below which no file is made.
+        most: Number of contributions that it takes.
+        status: `open`, `closing` or `closed`.
+        contributions: Number of contributions that are in it, or in the file that it became.
+        bytes: Size of their records.
+        created_at: Time of creation, Unix time, s.
+        file_id: Id of the file that it became; None until it is closed.
+    """
+
+    id: str
+    tenant: str
+    manifest: dict[str, Any]
+    setting: str
+    least: int
+    most: int
+    status: Status
+    contributions: int
+    bytes: int
+    created_at: int
+    file_id: str | None = None
+
+
+def open_pool(
+    store: Store, manifest: Manifest, *, setting: str, least: int, most: int, caller: Caller, now: int
+) -> StoredPool:
+    """Open a pool.
+
+    Raises:
+        NotFoundError: The tenant was deleted meanwhile.
+        QuotaError: The tenant has too many pools.
+    """
+    pool = StoredPool(
+        id=f"pool-{secrets.token_hex(12)}",
+        tenant=caller.tenant,
+        manifest=dump_manifest(manifest),
+        setting=setting,
+        least=least,
+        most=most,
+        status="open",
+        contributions=0,
+        bytes=0,
+        created_at=now,
+    )
+    with store.database.write() as connection:
+        check_tenant(connection, caller.tenant)
+        own = select(func.count()).select_from(POOLS).where(POOLS.c.tenant == caller.tenant)
+        if connection.execute(own).scalar_one() >= _MOST_POOLS:
+            raise QuotaError(f"a tenant must have at most {_MOST_POOLS} pools; delete some", retry_after=None)
+        connection.execute(insert(POOLS).values(vars(pool)))
+        record(connection, caller, "pool.create", pool.id)
+    return pool
+
+
+def get_pool(store: Store, pool_id: str, *, tenant: str) -> StoredPool:
+    """The pool of an id. Raises `NotFoundError`."""
+    with store.database.read() as connection:
+        return make_value(find(connection, POOLS, pool_id, tenant=tenant), StoredPool)
+
+
+def list_pools(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredPool]:
+    """One page of pools. Raises `NotFoundError` for an unknown cursor."""
+    with store.database.read() as connection:
+        rows, has_more = read_page(connection, POOLS, cursor, where=POOLS.c.tenant == tenant)
+    return Page(tuple(make_value(row, StoredPool) for row in rows), has_more)
+
+
+def make_pool_keys(
+    store: Store, pool_id: str, *, count: int, room: int, caller: Caller, now: int
+) -> list[tuple[StoredKey, str]]:
+    """Return new keys of contributors, the only sight of them there will ever be.
+
+    Args:
+        store: Store of the service.
+        pool_id: Id of the pool.
+        count: Number of keys.
+        room: Number of contributions that each may add.
+        caller: Caller that owns the pool.
+        now: Present Unix time, s.
+
+    Raises:
+        NotFoundError: There is no such pool.
+        UsageError: It takes no more contributions.
+        QuotaError: The tenant has as many keys of contributors as it may have.
+    """
+    with store.database.write() as connection:
+        _require_open(find(connection, POOLS, pool_id, tenant=caller.tenant))
+        return create_pool_keys(connection, pool=pool_id, count=count, room=room, caller=caller, now=now)
+
+
+def contribute(
+    store: Store, pool_id: str, *, receipt: str, setting: str, line: str, caller: Caller, max_bytes: int
+) -> None:
+    """Take a contribution; one that is there already, under the same receipt, is not taken twice.
+
+    Args:
+        store: Store of the service.
+        pool_id: Id of the pool.
+        receipt: Secret of the contributor, which takes the contribution back.
+        setting: Digest of the manifest that the contributor privatized by.
+        line: Record, checked against the pool's manifest.
+        caller: Contributor, or a key of the tenant.
+        max_bytes: Most bytes of a tenant without a quota of its own.
+
+    Raises:
+        NotFoundError: There is no such pool.
+        UsageError: The pool takes no more, has another setting, or the receipt was used for another record.
+        QuotaError: The key has added as many as it may, or the tenant has too many bytes.
+        LimitError: The pool is full, or the record is too long.
+    """
+    if len(line) > LONGEST_LINE:
+        raise LimitError(f"a contribution must have at most {LONGEST_LINE} bytes, got {len(line)}; shorten the text")
+    digest = _digest(receipt)
+    with store.database.write() as connection:
+        pool = find(connection, POOLS, pool_id, tenant=caller.tenant)
+        _require_open(pool)
+        if setting != pool.setting:
+            raise UsageError("a contribution must have the setting of the pool; ask for the pool, and privatize by it")
+        own = (CONTRIBUTIONS.c.pool_id == pool_id) & (CONTRIBUTIONS.c.receipt_digest == digest)
+        before = connection.execute(select(CONTRIBUTIONS.c.line).where(own)).first()
+        if before is not None:
+            if before.line != line:
+                raise UsageError("a receipt must be of one contribution; take the first one back, or make another")
+            return
+        if pool.contributions >= pool.most:
+            raise LimitError(f"a pool must have at most {pool.most} contributions, and has them; thank you")
+        check_bytes(connection, caller.tenant, more=len(line), limit=max_bytes)
+        _take_room(connection, caller)
+        connection.execute(insert(CONTRIBUTIONS).values(pool_id=pool_id, receipt_digest=digest, line=line))
+        _change(connection, pool, count=1, size=len(line))
+
+
+def take_back(store: Store, pool_id: str, *, receipt: str, caller: Caller) -> None:
+    """Take a contribution out of an open pool.
+
+    Raises:
+        NotFoundError: There is no such pool, or no contribution of this receipt in it.
+        UsageError: The pool is closed: its file may be in use.
+    """
+    with store.database.write() as connection:
+        pool = find(connection, POOLS, pool_id, tenant=caller.tenant)
+        _require_open(pool)
+        own = (CONTRIBUTIONS.c.pool_id == pool_id) & (CONTRIBUTIONS.c.receipt_digest == _digest(receipt))
+        row = connection.execute(select(CONTRIBUTIONS.c.line).where(own)).first()
+        if row is None:
+            raise NotFoundError("no contribution of this receipt is in the pool")
+        connection.execute(delete(CONTRIBUTIONS).where(own))
+        _change(connection, pool, count=-1, size=-len(row.line))
+    store.database.forget_deleted()
+
+
+def begin_closing(store: Store, pool_id: str, *, caller: Caller, now: int) -> tuple[StoredPool, list[str]]:
+    """Take nothing more into a pool, and return its records in a random order.
+
+    Raises:
+        NotFoundError: There is no such pool.
+        UsageError: It has fewer contributions than it must have.
+    """
+    with store.database.write() as connection:
+        pool = make_value(find(connection, POOLS, pool_id, tenant=caller.tenant), StoredPool)
+        if pool.contributions < pool.least:
+            raise UsageError(
+                f"a pool must have at least {pool.least} contributions to be closed, got {pool.contributions}; "
+                "wait for more, or delete it"
+            )
+        if pool.status == "open":
+            connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(status="closing"))
+            revoke_pool_keys(connection, pool_id, now=now)
+            record(connection, caller, "pool.close", pool_id)
+        query = select(CONTRIBUTIONS.c.line).where(CONTRIBUTIONS.c.pool_id == pool_id)
+        lines = [str(row.line) for row in connection.execute(query)]
+    secrets.SystemRandom().shuffle(lines)
+    return pool, lines
+
+
+def end_closing(store: Store, pool_id: str, *, file_id: str, tenant: str) -> StoredPool:
+    """Note the file that a pool became; its rows are in the file now. Raises `NotFoundError`."""
+    with store.database.write() as connection:
+        find(connection, POOLS, pool_id, tenant=tenant)
+        values = {"status": "closed", "file_id": file_id, "bytes": 0}
+        connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(values))
+        connection.execute(delete(CONTRIBUTIONS).where(CONTRIBUTIONS.c.pool_id == pool_id))
+        pool = make_value(find(connection, POOLS, pool_id, tenant=tenant), StoredPool)
+    store.database.forget_deleted()
+    return pool
+
+
+def delete_pool(store: Store, pool_id: str, *, caller: Caller, now: int) -> None:
+    """Delete a pool with all contributions and keys; the file that it became stays. Raises `NotFoundError`."""
+    with store.database.write() as connection:
+        find(connection, POOLS, pool_id, tenant=caller.tenant)
+        connection.execute(delete(POOLS).where(POOLS.c.id == pool_id))
+        revoke_pool_keys(connection, pool_id, now=now)
+        record(connection, caller, "pool.delete", pool_id)
+    store.database.forget_deleted()
+
+
+def read_pool_manifest(pool: StoredPool) -> Manifest:
+    """The manifest that contributions of a pool are privatized by."""
+    return parse_manifest(pool.manifest)
+
+
+def _require_open(pool: Row[Any]) -> None:
+    if pool.status != "open":
+        raise UsageError("the pool must be open, and is closed; ask who opened it for another")
+
+
+def _take_room(connection: Connection, caller: Caller) -> None:
+    """Count a contribution of a contributor's key, of which no more is known than how many it added."""
+    if caller.role != "contributor":
+        return
+    taken = connection.execute(
+        update(KEYS).where(KEYS.c.id == caller.key, KEYS.c.room > 0).values(room=KEYS.c.room - 1)
+    )
+    if taken.rowcount != 1:
+        raise QuotaError("the key has added as many contributions as it may; ask for another", retry_after=None)
+
+
+def _change(connection: Connection, pool: Row[Any], *, count: int, size: int) -> None:
+    values = {"contributions": POOLS.c.contributions + count, "bytes": POOLS.c.bytes + size}
+    connection.execute(update(POOLS).where(POOLS.c.id == pool.id).values(values))
+
+
+def _digest(receipt: str) -> str:
+    return hashlib.sha256(receipt.encode()).hexdigest()
