@@ -237,17 +237,14 @@ def load_token_model(
     Raises:
         WireError: The adapter is damaged, or does not fit the backbone.
         VocabularyError: The backbone is not on this machine, or is another.
-        UsageError: The model writes text, or torch is not installed.
+        UsageError: The model writes text.
+        ImportError: The extra `service` is not installed.
         MechanismError: Plain tokens cannot be privatized as those of the training file were.
     """
+    from rapt.service.adapter.adapter import adapter_from_files
+    from rapt.service.backbone.backbone import load_served
+
     card = read_home_card(files)
-    try:
-        from rapt.service.adapter.adapter import adapter_from_files
-        from rapt.service.backbone.backbone import load_served
-    except ImportError:
-        raise UsageError(
-            "a model on tokens needs the extra 'service' to be asked at home; run: pip install 'rapt[service]'"
-        ) from None
     name = card.model if backbone is None else backbone
     loaded = load_served(name, name=card.model, precision="auto")
     adapter = adapter_from_files(files, backbone=loaded)
