@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.local.codes.encoder import TextEncoder, read_encoder
 from rapt.local.corpus import read_corpus
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.predictions import FilePredictions, Row, check_output, make_row, write_rows
@@ -41,7 +42,6 @@ from rapt.wire.strict_json import parse_document
 
 if TYPE_CHECKING:
     from rapt.local.client import ServiceClient
-    from rapt.local.codes.encoder import TextEncoder
     from rapt.service.adapter.adapter import Adapter
     from rapt.service.backbone.backbone import Backbone
 
@@ -142,8 +142,6 @@ def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: st
         VocabularyError: The bundle is another, or the encoder is not on this machine or is another.
         UsageError: The model writes text.
     """
-    from rapt.local.codes.encoder import read_encoder
-
     card = read_home_card(files)
     if card.vocabulary_hash != code.hash:
         raise VocabularyError("the codebook must be the one that the model was tuned on, got another; fetch it again")
@@ -158,7 +156,7 @@ def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: st
     except (SafetensorError, KeyError, ValueError, TypeError):
         raise WireError("an adapter's weights must be a whole safetensors file with a head; fetch it again") from None
     width, classes = len(code.directions), len(card.labels)
-    wide = 3 * width if card.training.get("pairs") else width
+    wide = 3 * width if card.pairs else width
     if weight.shape != (classes, wide) or bias.shape != (classes,) or not np.isfinite(weight).all():
         raise WireError(f"an adapter's head must be of shape ({classes}, {wide}), finite; fetch it again")
     return CodeModel(card=card, code=code, encoder=reader, weight=weight, bias=bias)
@@ -315,7 +313,7 @@ def predict_at_home(
     if out is not None:
         check_output(out, queries=source, overwrite=overwrite)
     card = model.card
-    pairs = bool(card.training.get("pairs"))
+    pairs = card.pairs
     if pairs != (second_column is not None):
         wanted = "two texts, with --text-column-2" if pairs else "one text, without --text-column-2"
         raise UsageError(f"a query must have {wanted}, as the training text had")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import httpx2
 import numpy as np
 import pytest
 
+from code_material import codes_manifest
 from http_requests import done_job, upload
-from rapt.at_home import fetch_home_model, load_token_model, predict_at_home
+from rapt.at_home import fetch_home_model, load_code_model, load_token_model, predict_at_home
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.local.client import ServiceClient
+from rapt.local.codes.encoder import read_encoder
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.backbone import load_backbone, load_served
+from rapt.wire.code_bundle import make_code_bundle, write_code_bundle
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, remove_labels, seal_manifest
 from running_service import running_service, save_privatized
 from tuning_material import manifest_for
@@ -112,3 +116,75 @@ def test_an_edited_adapter_and_a_base_model_are_refused_at_home(url, tuned, sour
             load_token_model(files, backbone="minilm")
         with pytest.raises(UsageError, match="labels of queries"):
             predict_at_home(source, fetch_home_model(client, tuned), label_column="text", text_column="label")
+
+
+# Codes at home: a codebook whose first codewords are the codes of the texts, so that the service can be asked the same.
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return read_encoder("bert-tiny")
+
+
+@pytest.fixture(scope="module")
+def code(encoder):
+    states = encoder.encode(TEXTS)
+    center, directions = states.mean(axis=0), np.linalg.svd(states - states.mean(axis=0))[2][:6]
+    codes = (states - center) @ directions.T
+    others = np.random.default_rng(0).standard_normal((40, 6))
+    words = np.concatenate([codes, others])
+    return make_code_bundle(
+        model="bert-tiny",
+        encoder_hash=encoder.hash,
+        center=center.astype(np.float32),
+        directions=directions.astype(np.float32),
+        codewords=(words / np.linalg.norm(words, axis=1, keepdims=True)).astype(np.float32)[None],
+        max_tokens=encoder.max_tokens,
+    )
+
+
+@pytest.fixture(scope="module")
+def served_codes(code, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codes") / "bundle"
+    write_code_bundle(code, folder)
+    backbone = load_served(str(folder), name="codes", precision="auto")
+    with running_service(tmp_path_factory.mktemp("data"), backbones={"codes": backbone}) as url:
+        yield url
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_a_head_over_codes_answers_at_home_as_the_service_does_about_the_same_codewords(
+    rapt, served_codes, code, source, pairs, tmp_path
+):
+    others = tmp_path / "pairs.csv"
+    shifted = [*TEXTS[5:], *TEXTS[:5]]
+    others.write_text("text,second\n" + "".join(f"{one},{two}\n" for one, two in zip(TEXTS, shifted, strict=True)))
+    manifest = replace(codes_manifest(codewords=code.size, pairs=pairs), vocabulary_hash=code.hash)
+    records = tuple(
+        PrivatizedRecord(
+            token_ids=(number,), label=number % 2, second_token_ids=((number + 5) % len(TEXTS),) if pairs else None
+        )
+        for number in range(len(TEXTS))
+    )
+    file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+    path = save_privatized(file, tmp_path / "training.jsonl")
+    with httpx2.Client(base_url=served_codes, timeout=60, trust_env=False) as http:
+        model = done_job(http, {"model": "codes", "training_file": upload(http, path).json()["id"]})["fine_tuned_model"]
+    with ServiceClient(served_codes) as client:
+        there = client.classify(model, remove_labels(file))
+    asked = ("--text-column-2", "second") if pairs else ()
+    outcome = rapt("predict", others, "--local", "--model", model, "--service", served_codes, *asked)
+    here = [json.loads(line)["probabilities"] for line in outcome.out.splitlines()]
+    np.testing.assert_allclose(
+        [list(item.values()) for item in here], [item.probabilities for item in there], atol=1e-4
+    )
+
+
+def test_an_encoder_that_is_another_is_refused_at_home(served_codes, code):
+    with ServiceClient(served_codes) as client:
+        files = {"adapter_model.safetensors": b"", "rapt.json": b"{}"}
+        with pytest.raises(WireError):
+            load_code_model(files, code=code)
+        (tuned,) = [model.id for model in client.models() if model.id != model.base][:1]
+        with pytest.raises(VocabularyError, match="the encoder must be the one"):
+            load_code_model(client.adapter(tuned), code=code, encoder="minilm")

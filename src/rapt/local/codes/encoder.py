@@ -8,7 +8,7 @@ which code a rounding leads to changes no guarantee (docs/decisions/0024-encoder
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -118,14 +118,15 @@ def read_encoder(model: str | Path) -> TextEncoder:
         config = parse_object((folder / "config.json").read_bytes(), what="config.json")
         tokenizer_json = (folder / "tokenizer.json").read_bytes()
         shape = EncoderShape.of(config)
-        names = list(find_tensors(folder))
-        prefix = find_table_name(names).removesuffix(shape.list_tensors()[0])
-        found = read_tensors(folder, [prefix + tensor for tensor in shape.list_tensors()])
+        names = set(find_tensors(folder))
+        prefix = find_table_name(sorted(names)).removesuffix(shape.list_tensors()[0])
+        stored = {tensor: _find_stored_name(prefix + tensor, names) for tensor in shape.list_tensors()}
+        found = read_tensors(folder, list(stored.values()))
     except (OSError, WireError):
         raise VocabularyError(
             f"model={name!r} must have config.json, tokenizer.json and model.safetensors; install it again"
         ) from None
-    weights = {tensor.removeprefix(prefix): values for tensor, values in found.items()}
+    weights = {tensor: found[name_in_file] for tensor, name_in_file in stored.items()}
     forward = Forward.of(weights, shape)
     max_tokens = min(read_longest_input(config), len(forward.positions))
     bundle = make_bundle(model=name, tokenizer_json=tokenizer_json, embeddings=forward.words, max_tokens=max_tokens)
@@ -140,6 +141,12 @@ def read_encoder(model: str | Path) -> TextEncoder:
         forward=forward,
         around=around,
     )
+
+
+def _find_stored_name(name: str, names: Set[str]) -> str:
+    """Find the name of a tensor in a file: checkpoints from TensorFlow call those of a norm gamma and beta."""
+    earlier = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+    return earlier if name not in names and earlier in names else name
 
 
 def _hash_encoder(tokenizer_json: bytes, shape: EncoderShape, weights: dict[str, NDArray[np.float32]]) -> str:
