@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,10 +13,12 @@ from rapt.cli.demo import percent
 from rapt.cli.options import AsJson
 from rapt.cli.output import format_table as columns
 from rapt.cli.output import show, show_json
+from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.audit.attributes import AttributeResult
     from rapt.audit.audit import AuditReport
+    from rapt.audit.code_audit import CodeAudit
 
 # As in `rapt.audit.file_audit`, which is not loaded to print help.
 QUICK_TOKENS: Final = 1500
@@ -72,6 +75,12 @@ def audit(
     vocabulary: Annotated[
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: PRIVATIZED's model.")
     ] = None,
+    codes: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Code bundle that a file of whole texts was made with.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Encoder of the bundle, a name or folder; default: its name.")
+    ] = None,
     truncate: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Tokens kept of each text, as given to `rapt privatize`.")
     ] = None,
@@ -100,11 +109,30 @@ def audit(
     \b
     Examples:
       rapt audit reviews.rapt.jsonl --original reviews.csv --out audit
+      rapt audit codes.rapt.jsonl --original reviews.csv --codes reviews-codes
       rapt audit pairs.rapt.jsonl --original pairs.csv --text-column sentence1 --text-column-2 sentence2
     """
     from rapt.audit import AuditPlan, audit_file
     from rapt.audit.report import report_to_json
+    from rapt.wire.privatized_file import read_manifest
 
+    if read_manifest(file).unit == "text":
+        _audit_codes(
+            file,
+            original,
+            codes=codes,
+            encoder=encoder,
+            text_column=text_column,
+            attributes=attribute or [],
+            seed=seed,
+            out=out,
+            as_json=as_json,
+        )
+        return
+    if codes is not None or encoder is not None:
+        raise UsageError(
+            "--codes and --encoder must come with a file of whole texts, got one of tokens; leave them out"
+        )
     report = audit_file(
         AuditPlan(
             file=file,
@@ -134,6 +162,73 @@ def audit(
     show(audit_table(report.audit))
     for result in report.attributes:
         show("\n" + attribute_table(result))
+
+
+def _audit_codes(
+    file: Path,
+    original: Path,
+    *,
+    codes: Path | None,
+    encoder: str | None,
+    text_column: str,
+    attributes: list[str],
+    seed: int,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Audit a file of whole texts."""
+    from rapt.audit.code_audit import audit_codes, code_audit_to_json, read_originals
+    from rapt.local.codes.encoder import read_encoder
+    from rapt.whole_files import write_whole
+    from rapt.wire.code_bundle import read_code_bundle
+    from rapt.wire.privatized_file import read_privatized_file
+
+    if codes is None:
+        raise UsageError("a file of whole texts must be audited with its code bundle; name its folder with --codes")
+    bundle = read_code_bundle(codes)
+    found = audit_codes(
+        read_privatized_file(file),
+        read_originals(original, text_column=text_column, attributes=attributes),
+        bundle=bundle,
+        encoder=read_encoder(bundle.model if encoder is None else encoder),
+        seed=seed,
+        narrator=output,
+    )
+    report = code_audit_to_json(found)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        output.say(f"report: {write_whole(out / 'report.json', json.dumps(report, indent=2) + chr(10))}")
+    if as_json:
+        show_json(report)
+    else:
+        show(code_audit_table(found))
+
+
+def code_audit_table(found: CodeAudit) -> str:
+    """What is learned from codes, for a terminal."""
+    naming = [
+        [f"the text, among {item.candidates:,}", *percent(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
+        for item in found.naming
+    ]
+    readings = [[item.what, *percent(item.first), f"{item.blind:.1%}", ""] for item in found.readings]
+    fit = found.fit
+    return "\n".join(
+        [
+            f"{found.records:,} texts, each a code at epsilon = {found.epsilon:g}",
+            "",
+            columns(["read by the best attack", "right", "95 % interval", "without the file", "at most"], naming),
+            "",
+            columns(
+                ["read after learning from half of the texts", "right", "95 % interval", "without the file", ""],
+                readings,
+            ),
+            "",
+            f"codewords that are preferred ones: {fit.hits:.2%}, stated {fit.stated:.2%}; spent at least "
+            f"epsilon = {fit.spent:.2f}, and at most {fit.largest:.2f} could have been shown by so many texts",
+            *(f"warning: {warning}" for warning in found.warnings),
+            *([] if found.warnings else ["nothing speaks against the stated epsilon"]),
+        ]
+    )
 
 
 def audit_table(found: AuditReport) -> str:

@@ -1,0 +1,191 @@
+"""The audit of codes names texts no more often than its bound, reads what is there, and accuses what is not sound."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rapt.audit.code_audit import ALPHA, Originals, audit_codes, bound_naming
+from rapt.cli.program import run
+from rapt.errors import AuditError, MechanismError, VocabularyError
+from rapt.local.codes.code_privatizer import CodePrivatizer
+from rapt.local.codes.encoder import read_encoder
+from rapt.local.codes.subset import SubsetMechanism, make_subset
+from rapt.local.randomness import insecure_stream
+from rapt.wire.code_bundle import make_code_bundle, project_states, write_code_bundle
+from rapt.wire.manifest import Randomness
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
+from running_service import save_privatized
+
+WORDS = "film plot actor scene music story ending cast joke camera".split()
+KINDS = ("wonderful and moving", "dull and far too long")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return read_encoder("bert-tiny")
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(3)
+    return [
+        f"the {rng.choice(WORDS)} of this {rng.choice(WORDS)} is {KINDS[number % 2]}" + " indeed" * (number % 5)
+        for number in range(400)
+    ]
+
+
+@pytest.fixture(scope="module")
+def states(encoder, texts):
+    return encoder.encode(texts)
+
+
+@pytest.fixture(scope="module")
+def bundle(encoder, states):
+    center = states.mean(axis=0)
+    _, sizes, directions = np.linalg.svd(states - center, full_matrices=False)
+    words = np.random.default_rng(1).standard_normal((256, 4))
+    return make_code_bundle(
+        model="bert-tiny",
+        encoder_hash=encoder.hash,
+        center=center,
+        directions=(directions[:4] / sizes[:4, None]).astype(np.float32),
+        codewords=(words / np.linalg.norm(words, axis=1, keepdims=True)).astype(np.float32)[None],
+        max_tokens=encoder.max_tokens,
+    )
+
+
+def file_of(mechanism, released):
+    privatizer = CodePrivatizer(encoder=read_encoder("bert-tiny"), mechanism=mechanism)
+    manifest = privatizer.manifest(labels=None, randomness=Randomness(source="a test", insecure_seed=1))
+    records = tuple(PrivatizedRecord(token_ids=tuple(int(item) for item in ids)) for ids in released)
+    return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+
+
+def draw(mechanism, bundle, states, seed=0):
+    return mechanism.privatize(project_states(states, bundle), rng=insecure_stream(seed).generator)
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 4.0, 10.0])
+def test_a_sound_file_is_named_within_its_bound_and_accused_of_nothing(encoder, bundle, texts, states, epsilon):
+    mechanism = make_subset(bundle, epsilon=epsilon)
+    file = file_of(mechanism, draw(mechanism, bundle, states))
+    found = audit_codes(file, Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder)
+    assert found.warnings == ()
+    for item in found.naming:
+        assert item.first.low <= item.bound
+        assert item.bound == pytest.approx(np.exp(epsilon) / (np.exp(epsilon) + item.candidates - 1))
+    assert found.fit.spent <= epsilon
+
+
+def test_the_best_attack_among_two_is_as_good_as_the_channel_says(encoder, bundle, texts, states):
+    mechanism = make_subset(bundle, epsilon=6.0)
+    codes = project_states(states, bundle)
+    chances = np.exp(mechanism.log_probabilities(codes))[:, 0]
+    # Of two texts the likelier one: the mean over pairs of Σ_y max(P(y|x), P(y|x')) / 2.
+    rng = np.random.default_rng(0)
+    pairs = rng.integers(len(texts), size=(2000, 2))
+    exact = np.mean([np.maximum(chances[a], chances[b]).sum() / 2 for a, b in pairs if a != b])
+    found = [
+        audit_codes(
+            file_of(mechanism, draw(mechanism, bundle, states, seed)),
+            Originals(texts=tuple(texts)),
+            bundle=bundle,
+            encoder=encoder,
+            seed=seed,
+        ).naming[0]
+        for seed in range(8)
+    ]
+    assert np.mean([item.first.value for item in found]) == pytest.approx(exact, abs=0.03)
+
+
+@pytest.mark.parametrize("twin", ["always near", "half the noise", "one fixed codeword of the near ones", "shifted"])
+def test_a_program_that_is_not_what_it_states_is_accused(encoder, bundle, texts, states, twin):
+    stated = make_subset(bundle, epsilon=2.0)
+    codes = project_states(states, bundle)
+    if twin == "half the noise":
+        released = draw(SubsetMechanism(bundle=bundle, epsilon=4.0, preferred=stated.preferred), bundle, states)
+    elif twin == "shifted":
+        released = (draw(stated, bundle, states) + 7) % bundle.size
+    else:
+        chances = stated.log_probabilities(codes)[:, 0]
+        near = chances == chances.max(axis=1, keepdims=True)
+        rng = np.random.default_rng(0)
+        pick = (lambda row: rng.choice(np.flatnonzero(row))) if twin == "always near" else np.argmax
+        mixed = np.array([pick(row) for row in near])[:, None]
+        honest = draw(stated, bundle, states)
+        keeps = near[np.arange(len(near)), honest[:, 0]] | (twin == "always near")
+        released = np.where(keeps[:, None], mixed, honest)
+    file = file_of(stated, released)
+    found = audit_codes(file, Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder)
+    assert found.fit.p_value < ALPHA
+    assert any("stated mechanism" in warning for warning in found.warnings)
+    if twin == "always near":
+        assert found.fit.spent > 2.0
+        assert found.fit.spent == found.fit.largest
+
+
+def test_a_text_that_leaves_by_its_own_codeword_is_named_beyond_the_bound(encoder, bundle, texts, states):
+    stated = SubsetMechanism(bundle=bundle, epsilon=1.0, preferred=1)
+    nearest = (project_states(states, bundle) @ bundle.codewords[0].T).argmax(axis=1)
+    found = audit_codes(
+        file_of(stated, nearest[:, None]), Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder
+    )
+    among_ten = next(item for item in found.naming if item.candidates == 10)
+    assert among_ten.first.low > bound_naming(1.0, 10)
+    assert any("among 10 more often" in warning for warning in found.warnings)
+
+
+def test_readers_learn_where_there_is_much_to_read_and_nothing_at_a_small_epsilon(encoder, bundle, texts, states):
+    def read(epsilon):
+        mechanism = SubsetMechanism(bundle=bundle, epsilon=epsilon, preferred=8)
+        originals = Originals(
+            texts=tuple(texts), attributes={"kind": tuple(str(number % 2) for number in range(len(texts)))}
+        )
+        found = audit_codes(
+            file_of(mechanism, draw(mechanism, bundle, states)), originals, bundle=bundle, encoder=encoder
+        )
+        return {item.what: item for item in found.readings}
+
+    strong, weak = read(14.0), read(0.05)
+    assert strong["column kind"].first.low > 0.8
+    assert weak["column kind"].first.low < 0.55
+    for item in weak.values():
+        assert item.first.low <= item.blind + 0.03
+    assert set(strong) == {"5 tokens of a text", "which of two texts is longer", "column kind"}
+
+
+def test_what_does_not_belong_together_is_refused(encoder, bundle, texts, states):
+    mechanism = make_subset(bundle, epsilon=4.0)
+    file = file_of(mechanism, draw(mechanism, bundle, states))
+    whole = Originals(texts=tuple(texts))
+    with pytest.raises(AuditError, match="400 texts"):
+        audit_codes(file, Originals(texts=tuple(texts[:-1])), bundle=bundle, encoder=encoder)
+    other = replace(bundle, hash="sha256:" + "0" * 64)
+    with pytest.raises(AuditError, match="code bundle"):
+        audit_codes(file, whole, bundle=other, encoder=encoder)
+    with pytest.raises(VocabularyError, match="encoder"):
+        audit_codes(file, whole, bundle=bundle, encoder=read_encoder("minilm"))
+    parameters = {**file.manifest.mechanism.parameters, "codewords": 8}
+    wrong = replace(file.manifest, mechanism=replace(file.manifest.mechanism, parameters=parameters))
+    with pytest.raises(MechanismError):
+        audit_codes(PrivatizedFile(manifest=wrong, records=file.records), whole, bundle=bundle, encoder=encoder)
+
+
+def test_the_command_audits_codes_and_keeps_no_text(bundle, texts, states, tmp_path, capsys):
+    mechanism = make_subset(bundle, epsilon=4.0)
+    path = save_privatized(file_of(mechanism, draw(mechanism, bundle, states)), tmp_path / "codes.jsonl")
+    (tmp_path / "texts.csv").write_text("text,kind\n" + "".join(f"{text},{i % 2}\n" for i, text in enumerate(texts)))
+    write_code_bundle(bundle, tmp_path / "code")
+    arguments = ["audit", str(path), "--original", str(tmp_path / "texts.csv")]
+    asked = ["--codes", str(tmp_path / "code"), "--attribute", "kind", "--out", str(tmp_path / "report")]
+    assert run([*arguments, *asked]) == 0
+    assert "nothing speaks against" in capsys.readouterr().out
+    report = (tmp_path / "report" / "report.json").read_text()
+    assert json.loads(report)["epsilon"] == 4.0
+    assert not any(word in report for word in ("film", "wonderful"))
+    assert run(arguments) == 2
+    assert "--codes" in capsys.readouterr().err
