@@ -11,12 +11,14 @@ import pytest
 from code_material import code_bundle, codes_manifest
 from http_requests import done_job
 from rapt.service.backbone.backbone import load_served
+from rapt.service.storage import pool_rows
 from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.key_rows import create_key
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.manifest import dump_manifest
+from rapt.wire.strict_json import dump_line
 from running_service import running_service
 
 NAME = "crowd-codes"
@@ -131,6 +133,18 @@ def test_the_same_receipt_is_one_contribution_and_takes_it_back(http, url, pool)
         assert one.post(path, json={"receipt": receipt}).json()["taken"] is False
         assert count(http, pool) == 0
         assert one.post(path, json={"receipt": receipt}).status_code == 404
+        assert [give(one, pool).status_code for _ in range(3)] == [200, 200, 429]  # and has its room again
+
+
+def test_a_pool_is_bounded_in_bytes_and_its_manifest_is_short(http, url, code, pool, monkeypatch):
+    manifest = replace(codes_manifest(codewords=code.size), vocabulary_hash=code.hash)
+    long = dump_manifest(replace(manifest, labels=tuple(f"{'x' * 200}{number}" for number in range(500))))
+    answer = http.post("/v1/pools", json={"manifest": long})
+    assert (answer.status_code, "bytes" in message(answer)) == (413, True)
+    monkeypatch.setattr(pool_rows, "MOST_BYTES", len(dump_line(pool["manifest"])) + 100)
+    with contributor(http, url, pool, contributions=100) as one:
+        statuses = [give(one, pool).status_code for _ in range(6)]
+    assert (statuses[0], statuses[-1]) == (200, 413)
 
 
 def test_a_key_adds_as_many_as_it_may_and_a_pool_takes_as_many(http, url, pool):

@@ -30,9 +30,13 @@ from rapt.service.storage.store import Store
 from rapt.service.storage.tables import CONTRIBUTIONS, KEYS, POOLS
 from rapt.service.storage.tenant_rows import check_bytes, check_tenant
 from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
+from rapt.wire.strict_json import dump_line
 
 MOST_CONTRIBUTIONS: Final = 1_000_000
 LONGEST_LINE: Final = 65_536  # bytes of a record: 10,000 tokens
+# Of a pool, which is put together in memory: a million codes have 45 MB. Its manifest is read for each contribution.
+MOST_BYTES: Final = 256 * 2**20
+MOST_MANIFEST_BYTES: Final = 65_536
 _MOST_POOLS: Final = 100  # of a tenant
 Status = Literal["open", "closing", "closed"]
 
@@ -50,7 +54,7 @@ class StoredPool:
         most: Number of contributions that it takes.
         status: `open`, `closing` or `closed`.
         contributions: Number of contributions that are in it, or in the file that it became.
-        bytes: Size of their records.
+        bytes: Size of their records and of the manifest.
         created_at: Time of creation, Unix time, s.
         file_id: Id of the file that it became; None until it is closed.
     """
@@ -69,24 +73,50 @@ class StoredPool:
 
 
 def open_pool(
-    store: Store, manifest: Manifest, *, setting: str, least: int, most: int, caller: Caller, now: int
+    store: Store,
+    manifest: Manifest,
+    *,
+    setting: str,
+    least: int,
+    most: int,
+    caller: Caller,
+    now: int,
+    max_bytes: int,
 ) -> StoredPool:
     """Open a pool.
 
+    Args:
+        store: Store of the service.
+        manifest: Manifest that contributions are privatized by, without counts.
+        setting: Its digest.
+        least: Number of contributions below which no file is made.
+        most: Number of contributions that it takes.
+        caller: Caller that becomes the owner.
+        now: Present Unix time, s.
+        max_bytes: Most bytes of a tenant without a quota of its own.
+
     Raises:
         NotFoundError: The tenant was deleted meanwhile.
-        QuotaError: The tenant has too many pools.
+        QuotaError: The tenant has too many pools, or too many bytes.
+        LimitError: The manifest is too long.
     """
+    dumped = dump_manifest(manifest)
+    size = len(dump_line(dumped))
+    if size > MOST_MANIFEST_BYTES:
+        raise LimitError(
+            f"the manifest of a pool must have at most {MOST_MANIFEST_BYTES} bytes, got {size}; use fewer labels or "
+            "plain tokens"
+        )
     pool = StoredPool(
         id=f"pool-{secrets.token_hex(12)}",
         tenant=caller.tenant,
-        manifest=dump_manifest(manifest),
+        manifest=dumped,
         setting=setting,
         least=least,
         most=most,
         status="open",
         contributions=0,
-        bytes=0,
+        bytes=size,
         created_at=now,
     )
     with store.database.write() as connection:
@@ -94,6 +124,7 @@ def open_pool(
         own = select(func.count()).select_from(POOLS).where(POOLS.c.tenant == caller.tenant)
         if connection.execute(own).scalar_one() >= _MOST_POOLS:
             raise QuotaError(f"a tenant must have at most {_MOST_POOLS} pools; delete some", retry_after=None)
+        check_bytes(connection, caller.tenant, more=size, limit=max_bytes)
         connection.execute(insert(POOLS).values(vars(pool)))
         record(connection, caller, "pool.create", pool.id)
     return pool
@@ -169,10 +200,12 @@ def contribute(
             if before.line != line:
                 raise UsageError("a receipt must be of one contribution; take the first one back, or make another")
             return
+        if pool.bytes + len(line) > MOST_BYTES:
+            raise LimitError(f"a pool must have at most {MOST_BYTES} bytes, and has them; open another")
         if pool.contributions >= pool.most:
             raise LimitError(f"a pool must have at most {pool.most} contributions, and has them; thank you")
         check_bytes(connection, caller.tenant, more=len(line), limit=max_bytes)
-        _take_room(connection, caller)
+        _use_room(connection, caller, count=1)
         connection.execute(insert(CONTRIBUTIONS).values(pool_id=pool_id, receipt_digest=digest, line=line))
         _change(connection, pool, count=1, size=len(line))
 
@@ -192,6 +225,7 @@ def take_back(store: Store, pool_id: str, *, receipt: str, caller: Caller) -> No
         if row is None:
             raise NotFoundError("no contribution of this receipt is in the pool")
         connection.execute(delete(CONTRIBUTIONS).where(own))
+        _use_room(connection, caller, count=-1)
         _change(connection, pool, count=-1, size=-len(row.line))
     store.database.forget_deleted()
 
@@ -214,7 +248,8 @@ def begin_closing(store: Store, pool_id: str, *, caller: Caller, now: int) -> tu
             connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(status="closing"))
             revoke_pool_keys(connection, pool_id, now=now)
             record(connection, caller, "pool.close", pool_id)
-        query = select(CONTRIBUTIONS.c.line).where(CONTRIBUTIONS.c.pool_id == pool_id)
+    query = select(CONTRIBUTIONS.c.line).where(CONTRIBUTIONS.c.pool_id == pool_id)
+    with store.database.read() as connection:  # nothing is added any more, and other writers need not wait
         lines = [str(row.line) for row in connection.execute(query)]
     secrets.SystemRandom().shuffle(lines)
     return pool, lines
@@ -223,8 +258,8 @@ def begin_closing(store: Store, pool_id: str, *, caller: Caller, now: int) -> tu
 def end_closing(store: Store, pool_id: str, *, file_id: str, tenant: str) -> StoredPool:
     """Note the file that a pool became; its rows are in the file now. Raises `NotFoundError`."""
     with store.database.write() as connection:
-        find(connection, POOLS, pool_id, tenant=tenant)
-        values = {"status": "closed", "file_id": file_id, "bytes": 0}
+        size = len(dump_line(find(connection, POOLS, pool_id, tenant=tenant).manifest))
+        values = {"status": "closed", "file_id": file_id, "bytes": size}
         connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(values))
         connection.execute(delete(CONTRIBUTIONS).where(CONTRIBUTIONS.c.pool_id == pool_id))
         pool = make_value(find(connection, POOLS, pool_id, tenant=tenant), StoredPool)
@@ -252,12 +287,12 @@ def _require_open(pool: Row[Any]) -> None:
         raise UsageError("the pool must be open, and is closed; ask who opened it for another")
 
 
-def _take_room(connection: Connection, caller: Caller) -> None:
-    """Count a contribution of a contributor's key, of which no more is known than how many it added."""
+def _use_room(connection: Connection, caller: Caller, *, count: int) -> None:
+    """Count what a contributor's key adds or takes back: all that is known of it is how many more it may add."""
     if caller.role != "contributor":
         return
     taken = connection.execute(
-        update(KEYS).where(KEYS.c.id == caller.key, KEYS.c.room > 0).values(room=KEYS.c.room - 1)
+        update(KEYS).where(KEYS.c.id == caller.key, KEYS.c.room >= count).values(room=KEYS.c.room - count)
     )
     if taken.rowcount != 1:
         raise QuotaError("the key has added as many contributions as it may; ask for another", retry_after=None)

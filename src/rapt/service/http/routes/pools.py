@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
 from dataclasses import replace
@@ -41,7 +42,7 @@ from rapt.service.storage.pool_rows import (
     take_back,
 )
 from rapt.wire.manifest import Randomness, digest_setting, dump_manifest, parse_manifest
-from rapt.wire.privatized_file import parse_record, seal_manifest, write_record_lines
+from rapt.wire.privatized_file import count_privatized_tokens, parse_record, seal_manifest, write_record_lines
 from rapt.wire.strict_json import dump_line, parse_document
 
 # What a manifest says of the noise of many contributors, each of whom drew at home.
@@ -68,6 +69,7 @@ def pool_router(service: Service) -> APIRouter:
             most=request.most,
             caller=caller,
             now=int(time.time()),
+            max_bytes=service.settings.tenant_bytes,
         )
         return show_pool(pool)
 
@@ -154,10 +156,13 @@ def pool_router(service: Service) -> APIRouter:
 
 def _seal(pool: StoredPool, body: bytes) -> bytes:
     """The file of a pool: its manifest with counts and digest, and its lines."""
-    manifest = read_pool_manifest(pool)
-    lines = io.BytesIO(body)
-    records = tuple(parse_record(parse_document(line, what="a contribution"), position=0) for line in lines)
-    return dump_line(dump_manifest(seal_manifest(manifest, records))).encode("ascii") + b"\n" + body
+    stated = read_pool_manifest(pool)
+    records = tokens = 0
+    for line in io.BytesIO(body):  # one at a time: a pool of a million fits into memory as bytes, and not as records
+        tokens += count_privatized_tokens(parse_record(parse_document(line, what="a contribution"), position=0), stated)
+        records += 1
+    manifest = replace(stated, records=records, tokens=tokens, records_sha256=hashlib.sha256(body).hexdigest())
+    return dump_line(dump_manifest(manifest)).encode("ascii") + b"\n" + body
 
 
 def show_pool(pool: StoredPool) -> PoolObject:
