@@ -1,9 +1,16 @@
 """Requests to a service that several tests send, and what every answer that is an error must be."""
 
+import httpx2
+
 from running_service import wait_until
 
 SECRET = "the patient said that it hurts"
 RUN = {"num_virtual_tokens": 4, "n_epochs": 2, "batch_size": 16}
+
+
+def open_client(url, **options):
+    """A bare HTTP client. It trusts no certificate: to read those of the system takes longer than most tests do."""
+    return httpx2.Client(base_url=url, **{"timeout": 60, "trust_env": False, "verify": False, **options})
 
 
 def upload(http, path, **changes):

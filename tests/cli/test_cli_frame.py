@@ -52,7 +52,7 @@ def test_every_error_is_one_line_on_stderr_and_its_own_exit_code(kind, rapt, mon
     def fail(*_: object, **__: object) -> None:
         raise kind("a rule must hold, got name=value; do this")
 
-    monkeypatch.setattr(program, "get_command", fail)
+    monkeypatch.setattr(program, "_build_command", fail)
     outcome = rapt("mechanisms")
     assert (outcome.code, outcome.out) == (kind.exit_code, "")
     assert outcome.err == "rapt: error: a rule must hold, got name=value; do this\n"
@@ -62,7 +62,7 @@ def test_an_unexpected_exception_names_its_class_and_never_its_message(rapt, mon
     def fail(*_: object) -> None:
         raise LookupError("the patient's name is Ada")
 
-    monkeypatch.setattr(program, "get_command", fail)
+    monkeypatch.setattr(program, "_build_command", fail)
     outcome = rapt("mechanisms")
     assert outcome.code == 1
     assert outcome.err == "rapt: error: unexpected LookupError; run with RAPT_DEBUG=1 for the traceback\n"
@@ -72,7 +72,7 @@ def test_with_rapt_debug_an_unexpected_exception_keeps_its_traceback(rapt, monke
     def fail(*_: object) -> None:
         raise LookupError("all of it")
 
-    monkeypatch.setattr(program, "get_command", fail)
+    monkeypatch.setattr(program, "_build_command", fail)
     monkeypatch.setenv("RAPT_DEBUG", "1")
     with pytest.raises(LookupError, match="all of it"):
         rapt("mechanisms")
@@ -94,7 +94,7 @@ def test_an_interrupt_leaves_with_130(rapt, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "get_command", interrupt)
+    monkeypatch.setattr(program, "_build_command", interrupt)
     outcome = rapt("mechanisms")
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "rapt: error: interrupted\n")
 

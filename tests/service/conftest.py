@@ -1,8 +1,8 @@
 import functools
 
-import httpx2
 import pytest
 
+from http_requests import open_client
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from running_service import running_service, save_privatized
@@ -37,7 +37,7 @@ def service(backbones, tmp_path_factory):
 @pytest.fixture
 def http(service):
     """A bare HTTP client, to send what no well-behaved client would."""
-    with httpx2.Client(base_url=service, timeout=60, trust_env=False) as client:
+    with open_client(service) as client:
         yield client
 
 

@@ -14,11 +14,12 @@ from crash_processes import Processes
 from crash_story import PHASES, Story
 from rapt.local.client import ServiceClient
 
-MOMENTS = 50  # of about a second each on an idle machine
 
-
-@pytest.mark.parametrize("seed", [50, pytest.param(51, marks=pytest.mark.slow)])
-def test_whatever_is_killed_nothing_that_was_acknowledged_is_lost(seed, tmp_path, training_path, training_file):
+# Moments of about a second each on an idle machine: of every phase one with its own worker and one without, or many.
+@pytest.mark.parametrize(("seed", "moments"), [(50, 10), pytest.param(51, 100, marks=pytest.mark.slow)])
+def test_whatever_is_killed_nothing_that_was_acknowledged_is_lost(
+    seed, moments, tmp_path, training_path, training_file
+):
     rng = np.random.default_rng(seed)
     story = Story(tmp_path, Processes(tmp_path), training_path, training_file)
     try:
@@ -26,7 +27,7 @@ def test_whatever_is_killed_nothing_that_was_acknowledged_is_lost(seed, tmp_path
             start = monotonic()
             story.begin(client)
             length = monotonic() - start
-        for moment in range(MOMENTS):
+        for moment in range(moments):
             phase, own_worker = PHASES[moment % len(PHASES)], bool(moment // len(PHASES) % 2)
             story.processes.kill()
             url = story.processes.start(own_worker=own_worker)

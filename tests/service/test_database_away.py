@@ -4,10 +4,9 @@ import os
 import resource
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx2
 import pytest
 
-from http_requests import job_body, status_of, upload
+from http_requests import job_body, open_client, status_of, upload
 from own_postgresql import own_postgresql
 from running_service import running_service, wait_until
 
@@ -43,7 +42,7 @@ def test_one_connection_is_enough_for_every_request(backbones, training_path, tm
     settings = {"database_connections": 1}
     with (
         running_service(tmp_path, backbones=backbones, settings=settings) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
     ):
         file = upload(http, training_path).json()["id"]
         job = http.post("/v1/fine_tuning/jobs", json=job_body(file)).json()["id"]
@@ -58,7 +57,7 @@ def test_a_database_that_stops_makes_every_answer_503_and_a_job_wait(backbones, 
     with (
         own_postgresql() as server,
         running_service(tmp_path, backbones=backbones, settings={"database_url": server.url}) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
     ):
         file = upload(http, training_path).json()["id"]
         job = http.post("/v1/fine_tuning/jobs", json=job_body(file, n_epochs=60)).json()["id"]
@@ -86,7 +85,7 @@ def test_a_service_opens_no_more_connections_than_its_setting_says(backbones, tr
     with (
         own_postgresql("max_connections=14") as server,
         running_service(tmp_path, backbones=backbones, settings=settings | {"database_url": server.url}) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
     ):
         upload(http, training_path)
         with ThreadPoolExecutor(40) as pool:
@@ -99,7 +98,7 @@ def test_a_server_without_connections_left_is_503(backbones, tmp_path):
     with (
         own_postgresql("max_connections=6") as server,
         running_service(tmp_path, backbones=backbones, settings={"database_url": server.url}) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
         ThreadPoolExecutor(40) as pool,
     ):
         answers = list(pool.map(lambda _: http.get("/v1/files"), range(200)))

@@ -35,7 +35,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from hostile_documents import LONGEST_MESSAGE, MARKER, mutations_of
-from http_requests import done_job, job_body, status_of, upload
+from http_requests import done_job, job_body, open_client, status_of, upload
 from own_postgresql import own_postgresql
 from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import wait_until
@@ -82,9 +82,7 @@ def world(tmp_path_factory, training_path, training_file):
 
             def client(key, **more):
                 headers = {"authorization": f"Bearer {key}"}
-                return stack.enter_context(
-                    httpx2.Client(base_url=url, headers=headers, timeout=90, trust_env=False, **more)
-                )
+                return stack.enter_context(open_client(url, headers=headers, timeout=90, **more))
 
             found = SimpleNamespace(
                 url=url,
@@ -130,9 +128,7 @@ def others_are_answered(world):
             assert answer.status_code == 200, f"{path}: {answer.text[:500]}"
 
     def watch() -> None:
-        with httpx2.Client(
-            base_url=world.url, timeout=90, trust_env=False, headers={"authorization": f"Bearer {world.keys['bob']}"}
-        ) as http:
+        with open_client(world.url, timeout=90, headers={"authorization": f"Bearer {world.keys['bob']}"}) as http:
             while not over.wait(0.05):
                 ask(http)
             ask(http)

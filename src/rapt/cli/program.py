@@ -6,6 +6,7 @@ unexpected exception could quote a text: only its class is named, unless RAPT_DE
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final
@@ -106,9 +107,15 @@ def run(arguments: Sequence[str]) -> int:
     return code if flush_stdout() else code or 1
 
 
+@functools.cache
+def _build_command() -> Any:
+    """Build the command line, once for a process: Typer reads the types of every option of every command."""
+    return get_command(app)
+
+
 def _run(arguments: Sequence[str]) -> int:
     try:
-        command = get_command(app)
+        command = _build_command()
         _refuse_repeated(command, list(arguments))
         code: Any = command.main(args=list(arguments), prog_name="rapt", standalone_mode=False)
     except RaptError as error:

@@ -3,10 +3,9 @@
 import logging
 import re
 
-import httpx2
 import pytest
 
-from http_requests import SECRET, error_of, upload
+from http_requests import SECRET, error_of, open_client, upload
 from rapt.service.http.schemas import JobRequest
 from rapt.version import __version__
 from running_service import running_service, wait_until
@@ -137,7 +136,7 @@ def test_with_a_key_only_its_holder_comes_in(backbones, tmp_path):
     key = "correct-horse-battery-staple"
     with (
         running_service(tmp_path, backbones=backbones, settings={"admin_key": key}) as url,
-        httpx2.Client(base_url=url, trust_env=False) as http,
+        open_client(url) as http,
     ):
         for headers in (
             {},
@@ -157,7 +156,7 @@ def test_a_body_that_is_too_large_is_refused_announced_or_not(backbones, tmp_pat
     limits = {"max_file_bytes": 1000, "max_json_bytes": 2000, "max_records_per_request": 2}
     with (
         running_service(tmp_path / "data", backbones=backbones, settings=limits) as url,
-        httpx2.Client(base_url=url, trust_env=False) as http,
+        open_client(url) as http,
     ):
         assert training_path.stat().st_size > 1000
         error_of(upload(http, training_path), 413, "too_large")

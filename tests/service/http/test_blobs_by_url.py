@@ -1,10 +1,10 @@
 """A service whose files and adapters are in an object store, and one whose blobs were damaged."""
 
-import httpx2
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from blob_stores import object_store
+from http_requests import open_client
 from rapt.errors import DamagedError
 from rapt.local.client import ServiceClient
 from running_service import running_service
@@ -44,7 +44,7 @@ def test_the_whole_story_leaves_files_and_adapters_in_the_object_store_alone(
     service, tuned, url, tmp_path, training_path, training_file
 ):
     file, model = tuned
-    with ServiceClient(service) as client, httpx2.Client(base_url=service, trust_env=False) as http:
+    with ServiceClient(service) as client, open_client(service) as http:
         # The file, two checkpoints of which the last is the result, and whose they are.
         assert len(objects_of(url)) == 1 + 2 + 1
         assert [path for path in (tmp_path / "data" / "blobs").rglob("*") if path.is_file()] == []
@@ -64,7 +64,7 @@ def test_what_was_damaged_there_is_an_error_and_no_answer(service, tuned, url, t
         content = memory.cat_file(path)
         if name != "owner":
             memory.pipe_file(path, content[:-1] + bytes([content[-1] ^ 1]))
-    with ServiceClient(service) as client, httpx2.Client(base_url=service, trust_env=False) as http:
+    with ServiceClient(service) as client, open_client(service) as http:
         for path in (f"/v1/models/{model}/adapter", f"/v1/files/{file.id}/content"):
             answer = http.get(path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (DamagedError.status, DamagedError.code)

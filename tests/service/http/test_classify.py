@@ -5,12 +5,11 @@ import logging
 import socket
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx2
 import openai
 import pytest
 
 from closeness import assert_close
-from http_requests import done_job
+from http_requests import done_job, open_client
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels
 from running_service import running_service, save_privatized, wait_until
 from tuning_material import manifest_for, separable_file
@@ -33,7 +32,7 @@ def tuned_models(http, path, count):
 
 @pytest.fixture(scope="module")
 def models(service, training_path):
-    with httpx2.Client(base_url=service, timeout=60, trust_env=False) as http:
+    with open_client(service) as http:
         return tuned_models(http, training_path, MODELS)
 
 
@@ -68,7 +67,7 @@ def test_a_full_service_says_when_to_come_back_and_forgets_who_leaves(backbones,
     backbone = backbones["bert-tiny"]
     with (
         running_service(tmp_path / "data", backbones=backbones, settings={"max_waiting_tokens": 10}) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
         caplog.at_level(logging.INFO, logger="rapt"),
     ):
         training = save_privatized(separable_file(backbone, records=32), tmp_path / "training.jsonl")

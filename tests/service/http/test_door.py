@@ -4,12 +4,11 @@ import asyncio
 import itertools
 import json
 
-import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from http_requests import error_of
+from http_requests import error_of, open_client
 from rapt.errors import ForbiddenError, NotFoundError, QuotaError
 from rapt.service.http import door
 from rapt.service.http.completion_schemas import Completion, CompletionChoice
@@ -35,7 +34,7 @@ MANY = 50
 
 
 def client_of(url, key):
-    return httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+    return open_client(url, headers={"authorization": f"Bearer {key}"})
 
 
 @pytest.fixture(scope="module")

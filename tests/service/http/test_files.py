@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from http_requests import SECRET, done_job, error_of, job_body, upload
+from http_requests import SECRET, done_job, error_of, job_body, open_client, upload
 from rapt.service.storage.callers import DEVELOPER
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.recovery import open_store
@@ -116,7 +116,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(service, http, traini
 def test_the_content_of_a_damaged_blob_is_refused_before_its_first_byte(backbones, training_path, tmp_path):
     with (
         running_service(tmp_path, backbones=backbones) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as client,
+        open_client(url) as client,
     ):
         where = f"/v1/files/{upload(client, training_path).json()['id']}/content"
         assert client.get(where).content == training_path.read_bytes()
@@ -168,7 +168,7 @@ def test_a_tenant_has_so_many_files_and_models_however_small(backbones, tmp_path
 def served(backbones, data, **settings):
     with (
         running_service(data, backbones=backbones, settings=settings) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
     ):
         yield http
 
@@ -241,7 +241,7 @@ def test_bytes_on_their_way_in_stay_within_the_quota(backbones, tmp_path):
     def send(_):
         head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
         headers = {"content-type": "multipart/form-data; boundary=x"}
-        with httpx2.Client(base_url=http.base_url, timeout=60, trust_env=False) as client:
+        with open_client(http.base_url) as client:
             try:
                 return client.post("/v1/files", content=(p for p in (head, *pieces())), headers=headers).status_code
             except httpx2.TransportError:  # the service has answered and closed, in the middle of what is sent

@@ -5,7 +5,6 @@ import io
 import json
 import zipfile
 
-import httpx2
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from hostile_documents import LONGEST_MESSAGE, MARKER, mutations_of
-from http_requests import done_job, error_of, job_body, upload
+from http_requests import done_job, error_of, job_body, open_client, upload
 from rapt.service.http.routes.answering import MOST_MODELS
 from rapt.service.http.routes.classify import MOST_PROBABILITIES
 from rapt.wire.privatized_file import PrivatizedFile, dump_query, remove_labels, seal_manifest
@@ -34,7 +33,7 @@ def http(backbones, folder):
     chosen = {"tenant_jobs": 100_000, "adapter_memory_bytes": ADAPTER_MEMORY}
     with (
         running_service(folder, backbones=backbones, settings=chosen) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as client,
+        open_client(url) as client,
     ):
         yield client
 

@@ -3,10 +3,9 @@
 import json
 from dataclasses import replace
 
-import httpx2
 import pytest
 
-from http_requests import RUN, SECRET, error_of, job_body, upload
+from http_requests import RUN, SECRET, error_of, job_body, open_client, upload
 from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from running_service import running_service, save_privatized
@@ -137,7 +136,7 @@ def test_a_cursor_that_names_nothing_is_not_found(http):
 def test_a_job_that_would_take_the_machine_is_refused_with_what_to_lower(backbones, tmp_path, training_path):
     with (
         running_service(tmp_path, backbones=backbones, settings={"job_memory_bytes": 2**25 + 2**24}) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
     ):
         file_id = upload(http, training_path).json()["id"]
         answer = http.post("/v1/fine_tuning/jobs", json=job_body(file_id, batch_size=1024))
@@ -193,7 +192,7 @@ def test_a_job_says_how_often_what_ran_it_died_and_that_its_model_is_gone(backbo
     for served, waits in ((more, False), (backbones, True)):
         with (
             running_service(tmp_path, backbones=served, settings={"worker_in_service": False}) as url,
-            httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+            open_client(url) as http,
         ):
             if not waits:
                 file_id = upload(http, training_path).json()["id"]

@@ -1,17 +1,16 @@
 """Tuned models, their predictions and their vocabularies over HTTP."""
 
-import httpx2
 import pytest
 
 from closeness import assert_close
-from http_requests import SECRET, done_job, error_of, job_body, upload
+from http_requests import SECRET, done_job, error_of, job_body, open_client, upload
 from rapt.wire.privatized_file import dump_query, remove_labels
 
 
 @pytest.fixture(scope="module")
 def tuned(service, training_path):
     """The name of a model that was tuned over HTTP."""
-    with httpx2.Client(base_url=service, timeout=60, trust_env=False) as http:
+    with open_client(service) as http:
         file = upload(http, training_path).json()
         return done_job(http, job_body(file["id"]))["fine_tuned_model"]
 

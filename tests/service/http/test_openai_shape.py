@@ -1,9 +1,8 @@
 """What clients of OpenAI's API send and expect beside the routes: defaults, refusals by name, HEAD, Allow."""
 
-import httpx2
 import pytest
 
-from http_requests import SECRET, error_of
+from http_requests import SECRET, error_of, open_client
 from rapt.service.http.completion_schemas import ChatRequest, CompletionRequest
 
 BODY = {"model": "m", "prompt": [1, 2], "rapt": {"manifest": {}}}
@@ -125,6 +124,6 @@ def test_a_method_that_a_route_has_not_is_405_with_those_that_it_has(http, metho
 
 
 def test_a_path_or_a_query_with_nul_is_refused(service):
-    with httpx2.Client(base_url=service, trust_env=False) as http:
+    with open_client(service) as http:
         for path in ("/v1/files/a%00b", "/v1/files?after=%00", "/v1/fine_tuning/jobs?metadata[a]=%00"):
             error_of(http.get(path), 400, "invalid_request")

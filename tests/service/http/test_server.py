@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from http_requests import done_job, job_body, status_of, upload
+from http_requests import done_job, job_body, open_client, status_of, upload
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.service.http.assembly import load_backbones
@@ -263,7 +263,7 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
     try:
         wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None, seconds=300)
         url = json.loads((tmp_path / "ready").read_text())["url"]
-        with httpx2.Client(base_url=url, trust_env=False, timeout=60) as http, ThreadPoolExecutor(3) as threads:
+        with open_client(url) as http, ThreadPoolExecutor(3) as threads:
             job = http.post(
                 "/v1/fine_tuning/jobs", json=job_body(upload(http, training_path).json()["id"], n_epochs=1000)
             ).json()["id"]
@@ -296,7 +296,7 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
     settings = {"worker_in_service": False}
     with (
         running_service(tmp_path / "data", backbones=backbones, settings=settings) as url,
-        httpx2.Client(base_url=url, trust_env=False, timeout=60) as http,
+        open_client(url) as http,
     ):
         assert status_of(http, job) == "queued"  # to go on from its state
 

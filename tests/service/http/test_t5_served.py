@@ -5,12 +5,11 @@ import math
 import zipfile
 from dataclasses import replace
 
-import httpx2
 import openai
 import pytest
 
 from closeness import assert_close
-from http_requests import done_job, job_body, upload
+from http_requests import done_job, job_body, open_client, upload
 from rapt.service.adapter.adapter import load_adapter
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
@@ -40,7 +39,7 @@ def url(t5, data):
 
 @pytest.fixture(scope="module")
 def http(url):
-    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as client:
+    with open_client(url) as client:
         yield client
 
 

@@ -7,12 +7,11 @@ import time
 import zipfile
 from dataclasses import replace
 
-import httpx2
 import openai
 import pytest
 from scipy import stats
 
-from http_requests import done_job, job_body
+from http_requests import done_job, job_body, open_client
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.http.settings import load_settings
@@ -28,7 +27,7 @@ ADMIN = "the-provider-s-own-key-of-32-chars"
 
 
 def client_of(url, key):
-    return httpx2.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+    return open_client(url, headers={"authorization": f"Bearer {key}"})
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +363,7 @@ def test_a_deleted_tenant_is_gone_for_its_key_too(admin, url, training_path):
 
 
 def test_figures_and_readiness(admin, url):
-    with httpx2.Client(base_url=url, trust_env=False) as http:
+    with open_client(url) as http:
         assert http.get("/healthz").json()["status"] == http.get("/readyz").json()["status"] == "ok"
         assert http.get("/metrics").status_code == 401
     text = admin.get("/metrics").text

@@ -1,9 +1,8 @@
 """Tokens that a model writes count against the tenant's tokens a minute, and those it did not write are given back."""
 
-import httpx2
 import pytest
 
-from http_requests import error_of
+from http_requests import error_of, open_client
 from rapt.errors import QuotaError
 from rapt.service.http.quotas import TokenQuotas
 from rapt.service.storage.callers import LOCAL
@@ -30,7 +29,7 @@ def http(writer, tmp_path):
     settings = {"tenant_tokens_per_minute": LIMIT}
     with (
         running_service(tmp_path, backbones={writer.model: writer}, settings=settings) as url,
-        httpx2.Client(base_url=url, timeout=120, trust_env=False) as client,
+        open_client(url, timeout=120) as client,
     ):
         yield client
 

@@ -6,12 +6,11 @@ import shutil
 import zipfile
 from types import SimpleNamespace
 
-import httpx2
 import pytest
 from safetensors.torch import load_file, save_file
 
 from closeness import assert_close
-from http_requests import done_job, upload
+from http_requests import done_job, open_client, upload
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
 from rapt.service.adapter.adapter import load_adapter
@@ -88,7 +87,7 @@ def test_a_service_tunes_on_the_backbone_that_expects_the_noise_and_answers_with
     path = save_privatized(file, tmp_path / "training.jsonl")
     with (
         running_service(tmp_path / "data", backbones=backbones) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
     ):
         training = upload(http, path).json()["id"]
         options = {"hyperparameters": {"n_epochs": 1, "num_virtual_tokens": 2}}

@@ -115,11 +115,11 @@ def test_a_worker_that_is_stopped_keeps_the_state_of_its_job_and_ends_the_proces
         os.kill(child, 0)
 
 
-def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_the_next_one_runs(
+def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_the_next_one_has_its_turn(
     store, backbones, training_path
 ):
-    """Killed for more memory than it may have, before any state was kept."""
-    process = process_for(store, limits=replace(LIMITS, memory_bytes=2**40))
+    """Killed before any state was kept; the next one would take more memory than it may, and is refused again."""
+    process = process_for(store, limits=replace(LIMITS, memory_bytes=2**20))
     job = queue_job(store, backbones, training_path, ENDLESS)
     after = queue_job(store, backbones, training_path, replace(CONFIG, epochs=1))
     killed = set()
@@ -136,17 +136,10 @@ def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_th
         assert (failed.status, failed.error_code, failed.deaths) == ("failed", "worker_died", 2)
         assert "died 2 times" in failed.error_message
         assert "SIGKILL" in failed.error_message
-        wait_until(lambda: status_of(store, after) == "succeeded", seconds=120)
-
-
-def test_a_job_that_would_take_more_memory_than_it_may_is_refused_again_when_it_runs(store, backbones, training_path):
-    process = process_for(store, limits=replace(LIMITS, memory_bytes=2**20))
-    job = queue_job(store, backbones, training_path, replace(CONFIG, epochs=1))
-    with running(store, process):
-        wait_until(lambda: status_of(store, job) in ENDED, seconds=120)
-    failed = get_job(store, job.id, tenant=LOCAL)
-    assert (failed.status, failed.error_code) == ("failed", "too_large")
-    assert "lower batch_size" in failed.error_message
+        wait_until(lambda: status_of(store, after) in ENDED, seconds=120)
+    refused = get_job(store, after.id, tenant=LOCAL)
+    assert (refused.status, refused.error_code) == ("failed", "too_large")
+    assert "lower batch_size" in refused.error_message
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit holds for all memory on Linux alone")

@@ -5,11 +5,10 @@ import logging
 import time
 from typing import get_args
 
-import httpx2
 import pytest
 
 from chromium import chromium, needs_chromium
-from http_requests import SECRET, done_job, job_body, status_of, upload
+from http_requests import SECRET, done_job, job_body, open_client, status_of, upload
 from rapt.service.jobs.method_options import MethodOptions
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone
@@ -46,7 +45,7 @@ def service(backbones, writer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def api(service):
     headers = {"authorization": f"Bearer {KEY}"}
-    with httpx2.Client(base_url=service, timeout=60, trust_env=False, headers=headers) as client:
+    with open_client(service, headers=headers) as client:
         yield client
 
 
@@ -281,7 +280,7 @@ def test_an_admin_creates_a_tenant_and_its_key_is_shown_once_and_works_until_rev
     click(page, "Create a key")
     key = page.wait_for("document.querySelector('.secret code')?.textContent")
     assert page.run("document.activeElement.className") == "secret"
-    with httpx2.Client(base_url=service, trust_env=False, headers={"authorization": f"Bearer {key}"}) as theirs:
+    with open_client(service, headers={"authorization": f"Bearer {key}"}) as theirs:
         assert theirs.get("/v1/usage").json()["tenant"] == name
         click(page, "I have stored it")
         assert key not in page.run("document.documentElement.outerHTML")

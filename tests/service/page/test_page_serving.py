@@ -4,11 +4,10 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-import httpx2
 import pytest
 
 import rapt.audit.report
-from http_requests import error_of
+from http_requests import error_of, open_client
 from rapt.service.page.assets import ASSETS, ENTRY, PAGE_PATHS
 from running_service import running_service
 
@@ -25,7 +24,7 @@ def locked(backbones, tmp_path_factory):
     settings = {"admin_key": KEY}
     with (
         running_service(tmp_path_factory.mktemp("data"), backbones=backbones, settings=settings) as url,
-        httpx2.Client(base_url=url, trust_env=False) as client,
+        open_client(url) as client,
     ):
         yield client
 
@@ -77,7 +76,7 @@ def test_a_provider_can_turn_the_page_off(backbones, tmp_path):
     settings = {"page": False, "admin_key": KEY}
     with (
         running_service(tmp_path, backbones=backbones, settings=settings) as url,
-        httpx2.Client(base_url=url, trust_env=False) as client,
+        open_client(url) as client,
     ):
         for path in PAGE_PATHS:
             error_of(client.get(path), 401, "invalid_api_key")

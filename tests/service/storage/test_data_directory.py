@@ -2,10 +2,9 @@
 
 import stat
 
-import httpx2
 import pytest
 
-from http_requests import done_job, job_body, upload
+from http_requests import done_job, job_body, open_client, upload
 from rapt.errors import UsageError
 from rapt.service.storage.recovery import join_store, open_store
 from running_service import running_service
@@ -20,7 +19,7 @@ def test_all_that_a_service_writes_is_its_owners(backbones, training_path, tmp_p
     data.mkdir(mode=0o755)
     with (
         running_service(data, backbones=backbones, settings={"run_state_seconds": 0}) as url,
-        httpx2.Client(base_url=url, timeout=60, trust_env=False) as http,
+        open_client(url) as http,
     ):
         file = upload(http, training_path).json()["id"]
         body = {"filename": "f", "purpose": "fine-tune", "bytes": 10, "mime_type": "text/jsonl"}
