@@ -26,8 +26,9 @@ from safetensors.numpy import load as load_arrays
 
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.local.codes.encoder import TextEncoder, read_encoder
-from rapt.local.corpus import read_corpus
+from rapt.local.corpus import LabelledText, read_corpus
 from rapt.local.mechanisms import remake_mechanism
+from rapt.local.own_model import Fusion, fit_fusion
 from rapt.local.predictions import FilePredictions, Row, check_output, make_row, write_rows
 from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
@@ -257,6 +258,83 @@ def load_token_model(
     return TokenModel(adapter=adapter, backbone=loaded, privatizer=privatizer)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FusedModel:
+    """A tuned model fused with counts of the user's own words.
+
+    Attributes:
+        model: Tuned model, loaded here.
+        fusion: The words, and how much either is believed.
+    """
+
+    model: HomeModel
+    fusion: Fusion
+
+    @property
+    def card(self) -> AdapterCard:
+        """What was tuned."""
+        return self.model.card
+
+    def answer(
+        self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
+    ) -> NDArray[np.float64]:
+        """Return the probability of each class for each text, or pair, (n, C)."""
+        odds = self.model.answer(texts, seconds, first_position=first_position)
+        return self.fusion.fuse(odds, _join(texts, seconds))
+
+
+def fuse_with_own_texts(
+    model: HomeModel, own: Path, *, text_column: str = "text", second_column: str | None = None, label_column: str
+) -> FusedModel:
+    """Return a tuned model that also counts the words of labelled texts of the user's own. Nothing leaves.
+
+    Args:
+        model: Tuned model, loaded here.
+        own: Labelled texts in clear, which are not those that are to be answered.
+        text_column: Column of the text.
+        second_column: Column of the second text of a pair; None for single texts.
+        label_column: Column of the label.
+
+    Raises:
+        CorpusError: The file cannot be read.
+        UsageError: There are too few texts, or a label is none of the model's.
+    """
+    records, seconds = _read_queries(own, model.card, text_column, second_column, label_column)
+    texts = [record.text for record in records]
+    places = {name: place for place, name in enumerate(model.card.labels)}
+    labels = np.array([places[str(record.label)] for record in records], dtype=np.int64)
+    parts = [slice(start, start + _TEXTS_AT_ONCE) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+    odds = [
+        model.answer(texts[part], None if seconds is None else seconds[part], first_position=part.start)
+        for part in parts
+    ]
+    return FusedModel(model=model, fusion=fit_fusion(_join(texts, seconds), labels, np.concatenate(odds)))
+
+
+def _join(texts: Sequence[str], seconds: Sequence[str] | None) -> list[str]:
+    return list(texts) if seconds is None else [f"{one}\n{two}" for one, two in zip(texts, seconds, strict=True)]
+
+
+def _read_queries(
+    source: Path, card: AdapterCard, text_column: str, second_column: str | None, label_column: str | None
+) -> tuple[list[LabelledText], list[str] | None]:
+    """The records of a file, and their second texts, checked against what the model knows."""
+    if card.pairs != (second_column is not None):
+        wanted = "two texts, with --text-column-2" if card.pairs else "one text, without --text-column-2"
+        raise UsageError(f"a query must have {wanted}, as the training text had")
+    records = list(read_corpus(source, text_column=text_column, label_column=label_column))
+    seconds = None
+    if second_column is not None:
+        seconds = [item.text for item in read_corpus(source, text_column=second_column, label_column=None)]
+    unknown = {item.label for item in records if item.label is not None}.difference(card.labels)
+    if unknown:
+        raise UsageError(
+            f"labels of queries must be among the {len(card.labels)} labels of the model, got {len(unknown)} others; "
+            "leave out --label-column, or correct them"
+        )
+    return records, seconds
+
+
 def fetch_home_model(
     client: ServiceClient, model: str, *, backbone: str | None = None, truncate_to: int | None = None
 ) -> HomeModel:
@@ -313,20 +391,7 @@ def predict_at_home(
     if out is not None:
         check_output(out, queries=source, overwrite=overwrite)
     card = model.card
-    pairs = card.pairs
-    if pairs != (second_column is not None):
-        wanted = "two texts, with --text-column-2" if pairs else "one text, without --text-column-2"
-        raise UsageError(f"a query must have {wanted}, as the training text had")
-    records = list(read_corpus(source, text_column=text_column, label_column=label_column))
-    seconds = None
-    if second_column is not None:
-        seconds = [item.text for item in read_corpus(source, text_column=second_column, label_column=None)]
-    unknown = {item.label for item in records if item.label is not None}.difference(card.labels)
-    if unknown:
-        raise UsageError(
-            f"labels of queries must be among the {len(card.labels)} labels of the model, got {len(unknown)} others; "
-            "leave out --label-column, or correct them"
-        )
+    records, seconds = _read_queries(source, card, text_column, second_column, label_column)
     found: list[Row] = []
     right = 0
     with narrator.meter("predicting", total=len(records), unit="texts") as show_progress:

@@ -107,6 +107,13 @@ def test_what_cannot_be_answered_at_home_is_said_in_a_line(rapt, url, tuned, sou
     assert (outcome.code == 0, outcome.err.count("\n") <= 1, says in outcome.err) == (False, True, True)
 
 
+def test_words_of_ones_own_are_fused_at_home(rapt, url, tuned, source):
+    own = ("--own-texts", source)
+    outcome = rapt("predict", source, "--local", "--model", tuned, "--service", url, "--label-column", "label", *own)
+    assert (outcome.code, "right: 24 of 24" in outcome.err) == (0, True)
+    assert rapt("predict", source, "--model", tuned, "--service", url, *own).code == 2
+
+
 def test_an_edited_adapter_and_a_base_model_are_refused_at_home(url, tuned, source):
     with ServiceClient(url) as client:
         files = client.adapter(tuned)

@@ -230,6 +230,15 @@ def predict(
         str | None,
         typer.Option(metavar="NAME", help="Column of true labels, compared with the answers; with --local."),
     ] = None,
+    own_texts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Labelled texts of your own, whose words are counted here as well; with --local."
+        ),
+    ] = None,
+    own_label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of the label in --own-texts. Default: label.")
+    ] = None,
     truncate: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Tokens to keep of a longer text; with --local, of models on tokens."),
@@ -256,7 +265,8 @@ def predict(
 
     With --local the tuned model is fetched and asked here about texts in clear: nothing of them leaves, no budget is
     spent, and the answers are better, because a query without noise is. A model on codes needs its public encoder on
-    this machine; a model on tokens needs its backbone and the extra `service`.
+    this machine; a model on tokens needs its backbone and the extra `service`. With --own-texts the answers are fused
+    with counts of your own words, as far as those help on your texts.
 
     \b
     Example:
@@ -271,17 +281,26 @@ def predict(
             show("\n".join(map(format_json, rows)))
 
     columns = {"--text-column": text_column, "--text-column-2": text_column_2, "--label-column": label_column}
-    only = {**columns, "--truncate": truncate, "--backbone": backbone}
+    only = {**columns, "--truncate": truncate, "--backbone": backbone, "--own-texts": own_texts}
     given = [name for name, value in only.items() if value is not None]
     if given and not local:
         raise UsageError(f"{', '.join(given)} must come with --local; a privatized file says the rest by itself")
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
         if local:
-            from rapt.at_home import fetch_home_model, predict_at_home
+            from rapt.at_home import HomeModel, fetch_home_model, fuse_with_own_texts, predict_at_home
 
+            asked: HomeModel = fetch_home_model(client, model, backbone=backbone, truncate_to=truncate)
+            if own_texts is not None:
+                asked = fuse_with_own_texts(
+                    asked,
+                    own_texts,
+                    text_column=text_column or "text",
+                    second_column=text_column_2,
+                    label_column=own_label_column or "label",
+                )
             found = predict_at_home(
                 file,
-                fetch_home_model(client, model, backbone=backbone, truncate_to=truncate),
+                asked,
                 text_column=text_column or "text",
                 second_column=text_column_2,
                 label_column=label_column,
