@@ -132,7 +132,7 @@ def test_an_estimate_is_not_below_what_is_measured_and_not_far_above(cases):
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_count_of_what_is_trained_is_not_below_what_is_made(method, backbones):
     backbone = backbones["bert-tiny"]
-    networks = {"p_tuning": ("mlp", "lstm"), "prefix_tuning": ("none", "mlp")}.get(method, ("none",))
+    networks = METHODS[method].reparametrizations
     for network in networks:
         changes = {"reparametrization": network, "reparametrization_size": 0 if network == "none" else 24}
         config = replace(default_config(method), **changes)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rapt.errors import TuningError, UsageError, VocabularyError
+from rapt.service.adapter.methods import METHODS
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.tuner import (
@@ -103,7 +104,7 @@ def test_fixed_plain_tokens_train_too(backbone):
 def test_the_reconstruction_head_is_thrown_away(backbone, file):
     adapter = tune(backbone, file, config=WITH_L_REC)
     assert adapter.prompt.shape == (4, backbone.hidden_size)
-    kept = {"tuned", "head_weight", "head_bias", "card", "compares"}
+    kept = {"tuned", "head_weight", "head_bias", "card"}
     assert {field.name for field in dataclasses.fields(adapter)} == kept
 
 
@@ -130,7 +131,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(backbone, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "magic"}, "the method must be one of prompt_tuning, p_tuning, prefix_tuning, lora, linear_probing"),
+        ({"method": "magic"}, f"the method must be one of {', '.join(METHODS)}, got"),
         ({"prompt_length": 0}, "prompt_length must be at least 1"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate must be finite and above 0"),
