@@ -34,7 +34,7 @@ def test_a_second_run_costs_nothing_until_a_redraw_is_asked_for(through, rapt, t
     for name, arguments in (("a", ()), ("b", ()), ("c", ("--redraw",))):
         outcome = through(name, *arguments)
         assert outcome.code == 0
-        assert "rapt ledger show LEDGER" in outcome.err
+        assert "run: rapt ledger show" in outcome.err
     assert ids(tmp_path / "a") == ids(tmp_path / "b") != ids(tmp_path / "c")
     shown = rapt("ledger", "show", tmp_path / "ledger")
     assert (shown.code, shown.err) == (0, "")
@@ -48,13 +48,16 @@ def test_json_is_one_document(through, rapt, tmp_path: Path):
     through("a", "--label-epsilon", 2)
     shown = json.loads(rapt("ledger", "show", tmp_path / "ledger", "--json").out)
     assert shown["releases"] == shown["texts"] == 6
-    assert shown["budget"] == 30 * shown["tokens"]
-    assert shown["most_label_epsilon"] == 2
-    assert [setting["kind"] for setting in shown["settings"]] == ["text", "label"]
+    assert shown["spent"]["metric"] == {"in_all": 30 * shown["tokens"], "most_on_one_text": 30}
+    assert shown["spent"]["label"] == {"in_all": 12, "most_on_one_text": 2}
+    assert [setting["kind"] for setting in shown["settings"]] == ["metric", "label"]
     checked = json.loads(rapt("ledger", "verify", tmp_path / "ledger", "--json").out)
-    assert checked == {"file": str(tmp_path / "ledger"), "rows": 12, "head": shown["head"]}
-    caps = json.loads(rapt("ledger", "cap", tmp_path / "ledger", "--in-all", 9999, "--json").out)
-    assert caps == {"file": str(tmp_path / "ledger"), "per_text": None, "in_all": 9999.0}
+    assert checked == {"file": str(tmp_path / "ledger"), "rows": 12, "head": shown["head"], "noted": 1}
+    caps = json.loads(rapt("ledger", "cap", tmp_path / "ledger", "--of", "label", "--in-all", 9999, "--json").out)
+    assert (caps["label"], caps["metric"]) == (
+        {"on_text": None, "in_all": 9999.0},
+        {"on_text": None, "in_all": None},
+    )
 
 
 def test_a_cap_refuses_before_anything_is_written_and_can_be_raised(through, rapt, tmp_path: Path, never_shows):
@@ -69,9 +72,9 @@ def test_a_cap_refuses_before_anything_is_written_and_can_be_raised(through, rap
     assert other.code == 2
     assert "rapt ledger cap" in other.err
     raised = rapt("ledger", "cap", tmp_path / "ledger", "--per-text", 60)
-    assert raised.out == "60 η on one text, none in all\n"
+    assert raised.out == "60 η on one text\n"
     assert through("b", "--redraw").code == 0
-    assert rapt("ledger", "cap", tmp_path / "ledger", "--per-text", "inf").out == "none on one text, none in all\n"
+    assert rapt("ledger", "cap", tmp_path / "ledger", "--per-text", "inf").out == "none\n"
     assert through("c", "--redraw").code == 0
 
 
@@ -79,7 +82,7 @@ def test_the_head_that_was_noted_must_stay_in_the_chain(through, rapt, tmp_path:
     through("a")
     noted = rapt("ledger", "verify", tmp_path / "ledger")
     assert noted.code == 0
-    assert noted.err == "6 rows, all in place\n"
+    assert noted.err == "6 rows, all in place; 1 noted heads are among them\n"
     through("b", "--redraw")
     assert rapt("ledger", "verify", tmp_path / "ledger", "--head", noted.out.strip()).code == 0
     outcome = rapt("ledger", "verify", tmp_path / "ledger", "--head", "ab" * 32)
@@ -92,7 +95,7 @@ def test_a_row_that_was_edited_is_named(through, rapt, tmp_path: Path):
     connection = sqlite3.connect(tmp_path / "ledger")
     with connection:
         connection.execute("DROP TRIGGER entries_are_not_changed")
-        connection.execute("UPDATE entries SET budget = 0 WHERE sequence = 4")
+        connection.execute("UPDATE entries SET in_all = 0 WHERE sequence = 4")
     connection.close()
     outcome = rapt("ledger", "verify", tmp_path / "ledger")
     assert (outcome.code, outcome.out) == (10, "")
@@ -106,8 +109,11 @@ def test_a_row_that_was_edited_is_named(through, rapt, tmp_path: Path):
         ("ledger verify reviews.csv", 10, "a file that rapt wrote"),
         ("ledger cap none --per-text 3", 2, "must exist to be capped"),
         ("ledger cap none", 2, "give --per-text"),
-        ("privatize reviews.csv out --eta 3 --cap 3", 2, "name it with --ledger"),
-        ("privatize reviews.csv out --eta 3 --redraw", 2, "name it with --ledger"),
+        ("privatize reviews.csv out --eta 3 --cap 3 --no-ledger", 2, "must come without --no-ledger"),
+        ("privatize reviews.csv out --eta 3 --redraw --no-ledger", 2, "must come without --no-ledger"),
+        ("privatize reviews.csv out --eta 3 --ledger new --insecure-seed 1", 2, "noise from a seed protects nothing"),
+        ("privatize reviews.csv out --eta 3 --label-cap -1", 2, "--label-cap must be a finite number above 0"),
+        ("privatize reviews.csv reviews.csv.key --eta 3 --ledger-key reviews.csv", 2, "other files than the ledger"),
         ("privatize reviews.csv out --eta 3 --ledger new --cap nan", 2, "--cap must be a finite number above 0"),
         ("privatize reviews.csv out --eta 3 --ledger reviews.csv", 2, "other files than the ledger"),
         ("privatize reviews.csv out --eta 3 --ledger nowhere/new", 10, "must be writable"),
@@ -139,3 +145,58 @@ def test_a_damaged_row_is_one_line_and_never_a_defect(rapt, reviews: Path, tmp_p
     for command in (("ledger", "show", ledger), (*arguments, "--overwrite", "--ledger", ledger)):
         assert rapt(*command).code in (0, 10)
     assert rapt("ledger", "verify", ledger).code == 10
+
+
+def test_a_run_counts_without_being_told_and_a_second_release_is_named(rapt, reviews: Path, tmp_path: Path):
+    target = tmp_path / "out"
+    arguments = ("privatize", reviews, target, "--vocabulary", "bert-tiny")
+    first = rapt(*arguments, "--eta", 20)
+    assert "a ledger was begun" in first.err
+    ledger = tmp_path / ".rapt" / "ledger.sqlite"
+    head = json.loads(rapt("ledger", "show", ledger, "--json").out)["head"]
+    assert f"6 texts released, 0 answered by earlier releases of theirs; head {head}" in first.err
+    (receipt,) = (tmp_path / ".rapt" / "ledger.sqlite.receipts").iterdir()
+    kept = json.loads(receipt.read_text())
+    assert (kept["head"], kept["records_sha256"]) == (head, read_privatized_file(target).manifest.records_sha256)
+    again = rapt(*arguments, "--eta", 20, "--overwrite")
+    assert "0 texts released, 6 answered" in again.err
+    assert "whoever sees both sees that they are the same text" in again.err
+    more = rapt(*arguments, "--eta", 21, "--overwrite")
+    assert "6 of the texts had been released before: this is one more release, and adds up" in more.err
+
+
+def test_without_a_ledger_a_run_says_that_nothing_is_counted_and_names_a_second_release(
+    rapt, reviews: Path, tmp_path: Path
+):
+    arguments = ("privatize", reviews, tmp_path / "out", "--eta", 20, "--vocabulary", "bert-tiny")
+    first = rapt(*arguments, "--no-ledger")
+    assert "nothing is counted" in first.err
+    assert not (tmp_path / ".rapt").exists()
+    assert "its texts are now released twice" in rapt(*arguments, "--no-ledger", "--overwrite").err
+    seeded = rapt(*arguments, "--insecure-seed", 1, "--overwrite")
+    assert seeded.code == 0
+    assert not (tmp_path / ".rapt").exists()
+
+
+def test_a_ledger_counts_what_several_processes_draw(rapt, reviews: Path, tmp_path: Path):
+    arguments = ("--eta", 20, "--vocabulary", "bert-tiny", "--processes", 2, "--label-epsilon", 1)
+    for name in ("a", "b"):
+        assert rapt("privatize", reviews, tmp_path / name, *arguments).code == 0
+    first, second = (read_privatized_file(tmp_path / name).records for name in ("a", "b"))
+    assert [(record.token_ids, record.label) for record in first] == [
+        (record.token_ids, record.label) for record in second
+    ]
+    shown = json.loads(rapt("ledger", "show", tmp_path / ".rapt" / "ledger.sqlite", "--json").out)
+    assert (shown["releases"], shown["rows"]) == (6, 12)
+
+
+def test_a_ledger_that_was_set_back_is_found_by_the_receipts_beside_it(rapt, reviews: Path, tmp_path: Path):
+    arguments = ("privatize", reviews, tmp_path / "out", "--vocabulary", "bert-tiny", "--overwrite", "--eta")
+    rapt(*arguments, 20)
+    ledger = tmp_path / ".rapt" / "ledger.sqlite"
+    before = ledger.read_bytes()
+    rapt(*arguments, 21)
+    assert rapt("ledger", "verify", ledger).code == 0
+    ledger.write_bytes(before)
+    outcome = rapt("ledger", "verify", ledger)
+    assert (outcome.code, "set back or rewritten" in outcome.err) == (10, True)

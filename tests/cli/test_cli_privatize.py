@@ -79,7 +79,7 @@ def test_an_insecure_seed_repeats_the_noise_and_is_recorded_and_warned_of(rapt, 
 
 def test_two_runs_without_a_seed_differ(rapt, reviews: Path, tmp_path: Path):
     for name in ("a", "b"):
-        rapt("privatize", reviews, tmp_path / name, "--eta", 20, *TINY)
+        rapt("privatize", reviews, tmp_path / name, "--eta", 20, *TINY, "--plain-tokens", 0, "--no-ledger")
     assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
 
 
@@ -213,9 +213,6 @@ def test_a_run_is_continued_and_split_when_told(rapt, reviews: Path, tmp_path: P
     target.rename(tmp_path / "out.partial")
     refused = rapt("privatize", reviews, target, "--eta", 21, *TINY, "--resume")
     assert (refused.code, "must be continued with the settings" in refused.err) == (4, True)
-    assert (
-        rapt("privatize", reviews, target, "--eta", 20, *TINY, "--processes", 2, "--ledger", tmp_path / "l").code == 2
-    )
 
 
 def put_link(path: Path) -> None:
@@ -248,12 +245,12 @@ def test_the_ledger_and_its_files_are_never_an_output(rapt, reviews: Path, tmp_p
         target = tmp_path / "alias"
     elif known != "not there yet":
         target.touch()
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     options = () if known == "without --ledger" else ("--ledger", ledger)
     refused = rapt("privatize", reviews, target, "--eta", 20, *TINY, "--overwrite", *options)
     assert refused.code == 2
     assert "ledger and its key" in refused.err or "a database or its key" in refused.err
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 MARKS = ("zanzibarsecret", "quokkasecret")

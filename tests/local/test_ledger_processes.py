@@ -12,7 +12,7 @@ import pytest
 
 from rapt.errors import LedgerError
 from rapt.local.ledger import open_ledger
-from rapt.local.ledger_file import Caps
+from rapt.local.ledger_file import Cap, Caps
 from rapt.local.ledger_report import summarize_ledger, verify_ledger
 
 TESTS = Path(__file__).parent.parent
@@ -25,10 +25,11 @@ import json, os, signal, sys
 from pathlib import Path
 from rapt.errors import BudgetError
 from rapt.local.ledger import open_ledger
-from rapt.local.ledger import privatize_through
+from rapt.local.ledger_releases import privatize_through
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import secure_stream
+from rapt.local.records import Chunk, ChunkSetting
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from toy_vocabularies import toy_vocabulary, toy_word
 
@@ -39,9 +40,8 @@ texts = [f"{toy_word(i)} {toy_word(i + 1)} {toy_word(i + 2)}" for i in range(40)
 stream = secure_stream()
 
 def release(ledger, texts, redraw=False):
-    records = privatize_through(
-        ledger, privatizer, texts, labels=None, response=None, stream=stream, redraw=redraw
-    )
+    setting = ChunkSetting(privatizer, None, privatizer.manifest(labels=None, randomness=stream.provenance))
+    records = privatize_through(ledger, Chunk(0, texts, None), setting, stream=stream, redraw=redraw)
     return [record.token_ids for record in records]
 
 sys.stdin.readline()
@@ -49,7 +49,8 @@ sys.stdin.readline()
 
 
 def start(program, path, *, number=0):
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", PRELUDE + program, str(path), str(number)],
         stdin=subprocess.PIPE,
@@ -93,13 +94,13 @@ print(json.dumps([found[text] for text in texts]))
     answers = together(program, path, processes=4)
     assert answers[1:] == answers[:1] * 3
     found = summarize_ledger(path)
-    assert (found.texts, found.releases, found.most_on_one_text) == (TEXTS, TEXTS, ETA)
+    assert (found.texts, found.releases, found.spent["metric"].most_on_one_text) == (TEXTS, TEXTS, ETA)
     assert verify_ledger(path).rows == TEXTS
 
 
 def test_processes_at_a_cap_spend_exactly_the_cap(path):
     with open_ledger(path) as ledger:
-        ledger.set_caps(Caps(per_text=7 * ETA))
+        ledger.set_caps(Caps(metric=Cap(on_text=7 * ETA)))
     program = """
 done = 0
 with open_ledger(path) as ledger:
@@ -113,7 +114,7 @@ print(done)
 """
     answers = together(program, path, processes=4)
     assert sum(answers) == 7
-    assert summarize_ledger(path).most_on_one_text == 7 * ETA
+    assert summarize_ledger(path).spent["metric"].most_on_one_text == 7 * ETA
     assert verify_ledger(path).rows == 8
 
 
@@ -157,7 +158,7 @@ def test_a_process_killed_before_the_commit_has_spent_nothing(path):
     program = """
 with open_ledger(path) as ledger:
     release(ledger, texts[:3])
-    ledger._append = lambda rows, append=ledger._append: (append(rows), os.kill(os.getpid(), signal.SIGKILL))
+    ledger._append = lambda row, append=ledger._append: (append(row), os.kill(os.getpid(), signal.SIGKILL))
     release(ledger, texts)
 """
     killed(program, path)

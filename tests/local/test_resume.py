@@ -264,7 +264,7 @@ def test_a_resumed_run_spends_nothing_twice_in_its_ledger(bert_tiny, source, tar
         from rapt.local.ledger_report import summarize_ledger
 
         found = summarize_ledger(tmp_path / "ledger")
-        return found.rows, found.releases, found.budget
+        return found.rows, found.releases, found.spent
 
     with open_ledger(tmp_path / "ledger") as ledger:
         begin(source, target, partial, privatizer, ledger=ledger)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,10 +18,34 @@ from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.local.ledger import Ledger
-    from rapt.local.ledger_file import Caps
+    from rapt.local.ledger_file import Cap, Caps
     from rapt.local.ledger_report import LedgerSummary, Spending
 
-LedgerFile = Annotated[Path, typer.Argument(metavar="LEDGER", help="File that `rapt privatize --ledger` writes.")]
+LedgerFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[LEDGER]", help="File that `rapt privatize` wrote; default: .rapt/ledger.sqlite here or above."
+    ),
+]
+LedgerKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--ledger-key",
+        metavar="FILE",
+        envvar="RAPT_LEDGER_KEY",
+        show_envvar=True,
+        help="Key of the ledger, if it does not lie beside it as NAME.key.",
+    ),
+]
+
+
+class Of(StrEnum):
+    """Budgets that have a cap each."""
+
+    METRIC = "metric"
+    TEXT = "text"
+    LABEL = "label"
+
 
 ledger = typer.Typer(help="Show, check and cap what was released so far.")
 
@@ -31,17 +56,19 @@ def group() -> None:
 
 
 @ledger.command("show")
-def show_ledger(path: LedgerFile, as_json: AsJson = False) -> None:
+def show_ledger(path: LedgerFile = None, as_json: AsJson = False) -> None:
     """Show what was spent, in all and by setting.
 
-    η adds up over the releases of one text: two releases at η are together as telling as one at 2η.
+    η adds up over the releases of one text: two releases at η are together as telling as one at 2η. ε of whole texts
+    and ε of labels add up by themselves: each is another promise.
 
     \b
     Example:
-      rapt ledger show releases.ledger
+      rapt ledger show
     """
     from rapt.local.ledger_report import summarize_ledger
 
+    path = _find(path)
     found = summarize_ledger(path)
     if as_json:
         show_json({"file": str(path)} | asdict(found))
@@ -51,65 +78,84 @@ def show_ledger(path: LedgerFile, as_json: AsJson = False) -> None:
 
 @ledger.command()
 def verify(
-    path: LedgerFile,
+    path: LedgerFile = None,
+    ledger_key: LedgerKeyFile = None,
     head: Annotated[
-        str | None,
-        typer.Option(metavar="DIGEST", help="Head that was noted earlier and must still be in the chain."),
+        list[str] | None,
+        typer.Option(metavar="DIGEST", help="Head that was noted earlier and must still be in the chain. Repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that no row was changed, removed, added or moved.
+    """Check that no row was changed, removed, added or moved, and that the sums are right.
 
-    The head that is printed stands for the whole history. Note it elsewhere: with --head a later check also finds a
-    ledger that was set back.
+    Without the key nobody can write a row that fits, nor take rows off the end. A ledger that was set back as a whole
+    to an earlier copy is found by a later head: every run prints one and keeps it in a receipt beside the ledger, all
+    of which are asked for; note one elsewhere, and give it with --head.
 
     \b
     Example:
-      rapt ledger verify releases.ledger
+      rapt ledger verify
     """
+    from rapt.local.ledger_place import read_noted_heads
     from rapt.local.ledger_report import verify_ledger
 
-    chain = verify_ledger(path, head=None if head is None else head.strip().lower())
+    path = _find(path)
+    heads = [*read_noted_heads(path), *(noted.strip().lower() for noted in head or ())]
+    chain = verify_ledger(path, key=ledger_key, heads=heads)
     if as_json:
         show_json({"file": str(path)} | asdict(chain))
         return
     show(chain.head)
-    say(f"{chain.rows:,} rows, all in place")
+    say(f"{chain.rows:,} rows, all in place; {chain.noted:,} noted heads are among them")
 
 
 @ledger.command()
 def cap(
-    path: LedgerFile,
+    path: LedgerFile = None,
+    of: Annotated[
+        Of,
+        typer.Option(
+            help="Budget: metric for η of the tokens of texts, text for ε of whole texts, label for ε of labels."
+        ),
+    ] = Of.METRIC,
     per_text: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Largest η on one text; inf for no cap.  [default: unchanged]"),
+        typer.Option(
+            metavar="NUMBER", help="Largest sum of η, or ε, on one text; inf for no cap.  [default: unchanged]"
+        ),
     ] = None,
     in_all: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Largest η·tokens in all; inf for no cap.  [default: unchanged]"),
+        typer.Option(
+            metavar="NUMBER", help="Largest sum of η·tokens, or ε, in all; inf for no cap.  [default: unchanged]"
+        ),
     ] = None,
+    ledger_key: LedgerKeyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Set what may be spent at most; the change is recorded.
 
-    A release that would exceed a cap is refused before anything leaves.
+    A release that would exceed a cap is refused before anything leaves. The budgets are never added up.
 
     \b
-    Example:
-      rapt ledger cap releases.ledger --per-text 150
+    Examples:
+      rapt ledger cap --per-text 150
+      rapt ledger cap --of label --per-text 2
     """
     from rapt.local.ledger import open_ledger
-    from rapt.local.ledger_file import Caps
 
     if per_text is None and in_all is None:
         raise UsageError("a cap must be named: give --per-text, --in-all, or both")
+    path = _find(path)
     if not path.is_file():
-        raise UsageError(
-            f"a ledger must exist to be capped, got none at {str(path)!r}; create one with rapt privatize --ledger"
+        raise UsageError(f"a ledger must exist to be capped, got none at {str(path)!r}; `rapt privatize` makes one")
+    with open_ledger(path, key=ledger_key) as account:
+        caps = account.caps()
+        before = caps.of(of.value)
+        after = replace(
+            before, on_text=_choose_cap(before.on_text, per_text), in_all=_choose_cap(before.in_all, in_all)
         )
-    with open_ledger(path) as account:
-        before = account.caps()
-        caps = Caps(per_text=_choose_cap(before.per_text, per_text), in_all=_choose_cap(before.in_all, in_all))
+        caps = replace(caps, **{of.value: after})
         account.set_caps(caps)
     if as_json:
         show_json({"file": str(path)} | asdict(caps))
@@ -117,51 +163,146 @@ def cap(
         show(_describe_caps(caps))
 
 
-@contextmanager
-def use_ledger(path: Path | None, *, cap: float | None, redraw: bool) -> Iterator[Ledger | None]:
-    """Open the ledger of `--ledger`, with the cap of `--cap` in force; None without one.
+def _find(path: Path | None) -> Path:
+    from rapt.local.ledger_place import find_ledger
+
+    return find_ledger(Path.cwd() / "here") if path is None else path
+
+
+@dataclass
+class ChosenLedger:
+    """The ledger of a run, opened when there is something to count.
+
+    Attributes:
+        path: Where it lies, or is to be made.
+        key: Place of its key; None for beside it.
+        cap, label_cap: What the run asks for, None for what is in force.
+        done: What the run did, when it has ended without an error.
+    """
+
+    path: Path
+    key: Path | None
+    cap: float | None
+    label_cap: float | None
+    done: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def open(self) -> Iterator[Ledger]:
+        """Open the ledger with the caps of the run in force.
+
+        Raises:
+            UsageError: The ledger has other caps.
+            LedgerError: The reasons of `open_ledger`.
+        """
+        from rapt.local.ledger import open_ledger
+        from rapt.local.ledger_place import FOLDER, make_folder
+
+        new = not self.path.exists()
+        if new and self.path.parent.name == FOLDER:
+            make_folder(self.path)
+        with open_ledger(self.path, key=self.key) as account:
+            caps = account.caps()
+            wanted = replace(
+                caps,
+                metric=_agree(caps.metric, self.cap, option="--cap", of=Of.METRIC),
+                label=_agree(caps.label, self.label_cap, option="--label-cap", of=Of.LABEL),
+            )
+            if wanted != caps:
+                account.set_caps(wanted)
+            yield account
+            rows, head = account.head()
+            tally = account.tally
+            self.done = {
+                "head": head,
+                "rows": rows,
+                "new": new,
+                "spent": tally.spent,
+                "released": dict(tally.released),
+                "answered": dict(tally.answered),
+                "again": dict(tally.again),
+                "related": {"records": len(tally.related), "first": sorted(tally.related)[:5]},
+            }
+
+
+def choose_ledger(
+    target: Path,
+    *,
+    ledger: Path | None,
+    no_ledger: bool,
+    key: Path | None,
+    cap: float | None,
+    label_cap: float | None,
+    redraw: bool,
+    seeded: bool,
+) -> ChosenLedger | None:
+    """Choose the ledger that a run counts in: the one that is named, else that of the project; None where none counts.
 
     Raises:
-        UsageError: The other options were given without a ledger, or with another cap than the ledger has.
-        LedgerError: The reasons of `open_ledger`.
+        UsageError: The options contradict each other, or a cap is not a finite number above 0.
+        LedgerError: The project's ledger is another user's.
     """
-    from rapt.local.ledger import open_ledger
-    from rapt.local.ledger_file import Caps
+    from rapt.local.ledger_place import find_ledger
 
-    if path is None:
-        if cap is not None or redraw:
-            raise UsageError("--cap and --redraw must come with a ledger; name it with --ledger")
-        yield None
+    asked = ledger is not None or cap is not None or label_cap is not None or redraw
+    if asked and (no_ledger or seeded):
+        raise UsageError(
+            "--ledger, --cap, --label-cap and --redraw must come without --no-ledger and --insecure-seed: noise from "
+            "a seed protects nothing that could be counted; leave one of them out"
+        )
+    for option, value in (("--cap", cap), ("--label-cap", label_cap)):
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{option} must be a finite number above 0, got {value!r}; leave it out for none")
+    if no_ledger or seeded:
+        return None
+    return ChosenLedger(find_ledger(target) if ledger is None else ledger, key, cap, label_cap)
+
+
+def say_what_was_counted(account: ChosenLedger | None, *, replaced: bool, insecure: bool) -> None:
+    """Say what a run released, or that nothing is counted."""
+    if account is None:
+        if not insecure:
+            say("nothing is counted: no ledger knows of this release, and the next one of these texts adds to it")
+        if replaced:
+            say("rapt: warning: OUT was replaced: if it had left, its texts are now released twice, and that adds up")
         return
-    if cap is not None and not 0 < cap < math.inf:
-        raise UsageError(f"--cap must be a finite number above 0, got {cap!r}; leave it out for none")
-    with open_ledger(path) as account:
-        caps = account.caps()
-        if cap is not None and caps.per_text is None:
-            account.set_caps(Caps(per_text=cap, in_all=caps.in_all))
-        elif cap is not None and cap != caps.per_text:
-            raise UsageError(
-                f"--cap must be the cap of the ledger, {caps.per_text:g}, got {cap:g}; "
-                f"change it with: rapt ledger cap {path} --per-text {cap:g}"
-            )
-        yield account
+    done = account.done
+    if done["new"]:
+        say("a ledger was begun: it counts what is released, and answers texts that come again; keep it and its key")
+    new, old = (sum(done[name].values()) - done[name].get("label", 0) for name in ("released", "answered"))
+    say(f"ledger: {new:,} texts released, {old:,} answered by earlier releases of theirs; head {done['head']}")
+    if old:
+        say("  an answered text looks in OUT as it did before: whoever sees both sees that they are the same text")
+    if labels := done["answered"].get("label"):
+        say(f"  {labels:,} labels were answered by their first draw, whatever they are now; --redraw draws anew")
+    if again := done["again"].get("metric", 0) + done["again"].get("text", 0):
+        say(f"rapt: warning: {again:,} of the texts had been released before: this is one more release, and adds up")
+    if count := done["related"]["records"]:
+        first = ", ".join(f"{position + 1:,}" for position in done["related"]["first"])
+        say(
+            f"rapt: warning: {count:,} records share long runs of words with other texts that were released, the first "
+            f"of them records {first}: what they share is told more than once"
+        )
+    say("to see what was spent so far, run: rapt ledger show")
 
 
 def describe_summary(found: LedgerSummary) -> list[str]:
     """Describe a summary in lines for people."""
+    metric, text, label = (found.spent[budget] for budget in ("metric", "text", "label"))
     lines = [
         f"releases   {found.releases:,} of {found.texts:,} texts, {found.tokens:,} tokens",
-        f"spent      {found.budget:,.6g} η·tokens in all; at most {found.most_on_one_text:,.6g} η on one text",
+        f"spent      {metric.in_all:,.6g} η·tokens in all; at most {metric.most_on_one_text:,.6g} η on one text",
         f"caps       {_describe_caps(found.caps)}",
         f"rows       {found.rows:,}" + (f", from {found.first} to {found.last}" if found.rows else ""),
         f"head       {found.head or 'none yet'}",
     ]
-    if found.most_label_epsilon:
-        lines.insert(2, f"labels     ε {found.most_label_epsilon:g} at most on the label of one text")
+    if label.in_all:
+        lines.insert(2, f"labels     ε {label.in_all:,.6g} in all; at most {label.most_on_one_text:,.6g} on one label")
+    if text.in_all:
+        lines.insert(2, f"as texts   ε {text.in_all:,.6g} in all; at most {text.most_on_one_text:,.6g} on one text")
     if found.settings:
-        header = ["setting", "releases", "tokens", "η·tokens"]
+        header = ["setting", "releases", "tokens", "η·tokens or ε"]
         rows = [
-            [_describe_setting(spending), f"{spending.releases:,}", f"{spending.tokens:,}", f"{spending.budget:,.6g}"]
+            [_describe_setting(spending), f"{spending.releases:,}", f"{spending.tokens:,}", f"{spending.in_all:,.6g}"]
             for spending in found.settings
         ]
         lines += ["", format_table(header, rows)]
@@ -170,13 +311,23 @@ def describe_summary(found: LedgerSummary) -> list[str]:
 
 def _describe_setting(spending: Spending) -> str:
     setting = spending.setting
-    warning = "" if setting.get("insecure_seed") is None else ", INSECURE seed"
     if spending.kind == "label":
-        return f"label: {setting['mechanism']}, ε = {setting['epsilon']:g}, {setting['classes']} classes{warning}"
+        return f"label: {setting['mechanism']}, ε = {setting['epsilon']:g}, {setting['classes']} classes"
     parameters = ", ".join(f"{name} = {value}" for name, value in setting["mechanism"]["parameters"].items())
-    cut = "" if setting["truncate_to"] is None else f", first {setting['truncate_to']} tokens"
     vocabulary = setting["vocabulary_hash"].removeprefix("sha256:")[:12]
-    return f"{setting['mechanism']['name']}, {parameters}{cut}, vocabulary {vocabulary}{warning}"
+    return f"{setting['mechanism']['name']}, {parameters}, vocabulary {vocabulary}"
+
+
+def _agree(before: Cap, given: float | None, *, option: str, of: Of) -> Cap:
+    """The cap in force, with the one of the run where there was none; `UsageError` where it is another."""
+    if given is None or before.on_text == given:
+        return before
+    if before.on_text is not None:
+        raise UsageError(
+            f"{option} must be the cap of the ledger, {before.on_text:g}, got {given:g}; "
+            f"change it with: rapt ledger cap --of {of.value} --per-text {given:g}"
+        )
+    return replace(before, on_text=given)
 
 
 def _choose_cap(before: float | None, given: float | None) -> float | None:
@@ -186,6 +337,14 @@ def _choose_cap(before: float | None, given: float | None) -> float | None:
 
 
 def _describe_caps(caps: Caps) -> str:
-    one = "none on one text" if caps.per_text is None else f"{caps.per_text:g} η on one text"
-    every = "none in all" if caps.in_all is None else f"{caps.in_all:g} η·tokens in all"
-    return f"{one}, {every}"
+    from rapt.local.ledger import UNITS
+    from rapt.local.ledger_file import BUDGETS
+
+    found = []
+    for budget in BUDGETS:
+        cap, in_all = caps.of(budget), "η·tokens" if budget == "metric" else UNITS[budget]
+        if cap.on_text is not None:
+            found.append(f"{cap.on_text:g} {UNITS[budget]} on one text")
+        if cap.in_all is not None:
+            found.append(f"{cap.in_all:g} {in_all} in all")
+    return ", ".join(found) or "none"

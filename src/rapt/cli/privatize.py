@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.ledger import use_ledger
+from rapt.cli.ledger import LedgerKeyFile, choose_ledger, say_what_was_counted
 from rapt.cli.options import AllowUnproved, AsJson, Drawn, Eta, MechanismOptions, VocabularyName, choose_mechanism
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
@@ -108,16 +108,32 @@ def privatize(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Ledger that accounts for every release; a text that was released before is sent as it was then.",
+            help="Ledger that counts every release; a text that was released before is sent as it was then. Default: "
+            ".rapt/ledger.sqlite in the folder of OUT or above, begun beside OUT where there is none.",
         ),
     ] = None,
+    no_ledger: Annotated[
+        bool, typer.Option("--no-ledger", help="Count nothing, and draw every text anew, whatever was released before.")
+    ] = False,
+    ledger_key: LedgerKeyFile = None,
     cap: Annotated[
         float | None,
         typer.Option(metavar="NUMBER", help="Largest sum of η over all releases of one text; the ledger keeps it."),
     ] = None,
+    label_cap: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Largest sum of ε over all releases of one label; the ledger keeps it."),
+    ] = None,
     redraw: Annotated[
-        bool, typer.Option("--redraw", help="With --ledger, draw anew and pay again for texts released before.")
+        bool, typer.Option("--redraw", help="Draw anew and pay again for texts and labels released before.")
     ] = False,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File for the receipt of the run; it stays here.  [default: a file beside the ledger, or none]",
+        ),
+    ] = None,
     file_format: Annotated[
         Format | None, typer.Option("--format", help="Format of IN; default: by the suffix of its name.")
     ] = None,
@@ -138,17 +154,24 @@ def privatize(
     `rapt statement`. OUT appears only when it is whole. With --resume a run that fails leaves OUT.partial, and the same
     command goes on from there.
 
+    A ledger counts what was released of each text, begun in the folder of OUT unless one is found there or above. A
+    text whose tokens were released before with the same setting is sent as it was then, and costs nothing: whoever sees
+    both files, or both records, sees that it is the same text. Two texts of one record are never sent as one release.
+
     \b
     Examples:
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --text-column review --label-column stars
-      rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --ledger releases.ledger --cap 150
+      rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --cap 150
       rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
     """
+    from datetime import UTC, datetime
+
     import numpy as np
 
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
     from rapt.local.deniability import measure_unchanged
+    from rapt.local.ledger_place import name_receipt, refuse_ledger_files, write_receipt
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
     from rapt.local.records import PartColumns
@@ -163,7 +186,20 @@ def privatize(
         raise UsageError("--label-epsilon and --no-label exclude each other; give one of them")
     if public_target and target_column is None:
         raise UsageError("--public-target must come with --target-column; name the column")
-    check_output(target, source=source, ledger=ledger, overwrite=overwrite)
+    check_output(target, source=source, overwrite=overwrite)
+    account = choose_ledger(
+        target,
+        ledger=ledger,
+        no_ledger=no_ledger,
+        key=ledger_key,
+        cap=cap,
+        label_cap=label_cap,
+        redraw=redraw,
+        seeded=insecure_seed is not None,
+    )
+    if account is not None:
+        refuse_ledger_files(target, source, ledger=account.path, key=account.key)
+    replaced = overwrite and target.exists()
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
         say("rapt: warning: anybody who knows --insecure-seed can undo this file; use it for tests only")
@@ -195,7 +231,7 @@ def privatize(
         for remark in check.remarks:
             say(f"rapt: {remark}")
 
-    with use_ledger(ledger, cap=cap, redraw=redraw) as account, meter("privatizing", unit="texts") as progress:
+    with meter("privatizing", unit="texts") as progress:
         manifest = privatize_corpus(
             source,
             target,
@@ -210,7 +246,7 @@ def privatize(
             delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
             header=not no_header,
             stream=stream,
-            ledger=account,
+            ledger=None if account is None else account.open,
             redraw=redraw,
             resume=resume,
             overwrite=overwrite,
@@ -219,10 +255,22 @@ def privatize(
             on_progress=lambda records, tokens: progress(records, note=pace(tokens, share=reading.share)),
             reading=reading,
         )
+    done = None if account is None else account.done
+    facts = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "records_sha256": manifest.records_sha256,
+        "records": manifest.records,
+        "tokens": manifest.tokens,
+        **(done or {}),
+    }
+    if account is not None:
+        write_receipt(name_receipt(account.path, manifest.records_sha256), facts)
+    if receipt is not None:
+        write_receipt(receipt, facts)
     if as_json:
         from rapt.wire.manifest import dump_manifest
 
-        show_json({"file": str(target), "unknown_tokens": unknown_tokens} | dump_manifest(manifest))
+        show_json({"file": str(target), "unknown_tokens": unknown_tokens, "ledger": done} | dump_manifest(manifest))
         return
     show(str(target))
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
@@ -230,8 +278,7 @@ def privatize(
     say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
     if manifest.targets == "public":
         say("rapt: warning: the targets are sent as they are, because --public-target says that they are public")
-    if ledger is not None:
-        say("to see what was spent so far, run: rapt ledger show LEDGER")
+    say_what_was_counted(account, replaced=replaced, insecure=insecure_seed is not None)
     say("to see what this protects and what it does not, run: rapt statement OUT")
 
 

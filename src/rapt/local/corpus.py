@@ -8,8 +8,9 @@ is another one shows, unless it agrees in all of these.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -19,25 +20,32 @@ from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_re
 from rapt.local.corpus_check import CorpusCheck, check_corpus, read_rows
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row
 from rapt.local.label_privacy import RandomizedResponse
-from rapt.local.ledger import Ledger, find_stored_token_ids
-from rapt.local.ledger_file import refuse_ledger_files
+from rapt.local.ledger import Ledger
+from rapt.local.ledger_place import refuse_ledger_files
+from rapt.local.ledger_releases import ReleasePlan, plan_releases, privatize_through, settle_releases
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.records import (
     CHUNK,
     CHUNK_OF_A_WORKER,
+    Chunk,
     ChunkSetting,
     Part,
     PartColumns,
     SourceItem,
     cut_into_chunks,
-    privatize_chunk,
+    privatize_records,
 )
 from rapt.local.vocabulary import is_unicode
 from rapt.local.worker_processes import privatize_in_processes
 from rapt.whole_files import check_target
 from rapt.wire.manifest import LabelPrivacy, Manifest
-from rapt.wire.privatized_file import PrivatizedRecord, iterate_privatized_lines
+from rapt.wire.privatized_file import (
+    PrivatizedRecord,
+    iterate_privatized_lines,
+    list_privatized_texts,
+    write_record_lines,
+)
 from rapt.wire.privatized_writer import name_partial, read_unfinished_manifest, write_privatized_file
 
 ONE_TEXT: Final = PartColumns()
@@ -104,7 +112,7 @@ def privatize_corpus(
     delimiter: str | None = None,
     header: bool = True,
     stream: RandomStream,
-    ledger: Ledger | None = None,
+    ledger: Ledger | Callable[[], AbstractContextManager[Ledger]] | None = None,
     redraw: bool = False,
     resume: bool = False,
     overwrite: bool = False,
@@ -139,13 +147,13 @@ def privatize_corpus(
         header: Whether the first line names the columns, as in `read_corpus`.
         stream: Source of labels, plain tokens and noise.
         ledger: Accounts for every release before it is written, and answers texts that were released before with
-            their stored release.
+            their stored release. One that is to be opened is opened when the source was checked.
         redraw: Whether every text is drawn and paid for anew, with a ledger.
         resume: Continue the unfinished file of an earlier run with the same settings, if there is one, and keep the
             unfinished file after an error.
         overwrite: Replace a file at `target`, and, without `resume`, an unfinished one.
         processes: How many workers privatize, each with a stream and a copy of the table of its own. 1 works in this
-            process and alone can use a ledger.
+            process.
         on_checked: Called once, when the source was checked, before anything is drawn.
         on_progress: Called with the records and the text tokens written so far, about once a second.
         reading: Position in the source, moved as it is read, to show progress.
@@ -157,18 +165,20 @@ def privatize_corpus(
             there, which the message says, stays so, and is released by the next run at no cost.
         LedgerError: The ledger is busy, damaged, or its disk is full.
         UsageError: `target` is `source`, a file of the ledger, or something that must not be replaced; labels without a
-            column, fewer than two labels to randomize, no processes, or several with a ledger; or a kept record that
-            the ledger does not know.
+            column, fewer than two labels to randomize, no processes, or a ledger for noise from a seed; or a kept
+            record that the ledger does not know.
         WireError: The unfinished file was begun with other settings, or is damaged.
     """
     source, kind = _source(source, file_format, delimiter=delimiter, header=header)
     target = Path(target)
-    check_output(target, source=source, ledger=None if ledger is None else ledger.path, overwrite=overwrite)
+    check_output(target, source=source, overwrite=overwrite)
+    if isinstance(ledger, Ledger):
+        refuse_ledger_files(target, source, ledger=ledger.path, key=ledger.key_path)
     stream.check_process()
     if label_column is None and (labels is not None or label_privacy is not None):
         raise UsageError("labels must come with the column they stand in, got labels without label_column")
-    if processes < 1 or (processes > 1 and ledger is not None):
-        raise UsageError(f"processes must be at least 1, and 1 with a ledger, got processes={processes}")
+    if processes < 1:
+        raise UsageError(f"processes must be at least 1, got processes={processes}")
     others = other_texts.by_part
     if len({text_column, *others.values()}) != 1 + len(others) or label_column in (text_column, *others.values()):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
@@ -202,34 +212,30 @@ def privatize_corpus(
     )
     unfinished = write_privatized_file(target, manifest, resume=resume, overwrite=overwrite)
     with ExitStack() as opened, unfinished as writer:
+        account = opened.enter_context(ledger()) if callable(ledger) else ledger
         found = replace(check.found, reading=Reading() if reading is None else reading, collects=False)
         rows = opened.enter_context(closing(read_rows(source, columns, file_format=kind, found=found)))
         texts = _indexed(rows, None if names is None else index, parts=tuple(others))
-        done, tokens = skip_kept(
-            writer.kept(),
-            texts,
-            privatizer=privatizer,
-            labels_in_clear=names is not None and response is None,
-            stream=stream,
-            ledger=ledger,
-        )
+        setting = ChunkSetting(privatizer, response, manifest)
+        done, tokens = skip_kept(writer.kept(), texts, setting=setting, ledger=account)
         if done > 0:  # with a seed, the noise of the first records must not come again
             stream = worker_stream(stream.provenance, position=done)
-
-        setting = ChunkSetting(privatizer, response, manifest)
         size = CHUNK if processes == 1 else CHUNK_OF_A_WORKER
         chunks = cut_into_chunks(texts, first_position=done, labelled=names is not None, size=size)
         if processes > 1:
-            results = privatize_in_processes(chunks, setting, processes=processes, first_stream=done)
+            results = _privatize_apart(
+                chunks, setting, processes=processes, first_stream=done, ledger=account, redraw=redraw
+            )
         else:
-            results = (privatize_chunk(chunk, setting, stream=stream, ledger=ledger, redraw=redraw) for chunk in chunks)
+            results = _privatize_here(chunks, setting, stream=stream, ledger=account, redraw=redraw)
         with closing(results):
             try:
-                for result in results:
-                    writer.append(result)
+                for records in results:
+                    lines = write_record_lines(records, manifest, first_position=done)
+                    writer.append(lines)
                     writer.flush()
-                    done += result.records
-                    tokens += result.tokens
+                    done += lines.records
+                    tokens += lines.tokens
                     if on_progress is not None:
                         on_progress(done, tokens)
             except BudgetError as error:
@@ -240,6 +246,43 @@ def privatize_corpus(
         first = next(iterate_privatized_lines(written))
     assert isinstance(first, Manifest)
     return first
+
+
+def _privatize_here(
+    chunks: Iterator[Chunk], setting: ChunkSetting, *, stream: RandomStream, ledger: Ledger | None, redraw: bool
+) -> Generator[Sequence[PrivatizedRecord], None, None]:
+    """The records of each chunk, in order."""
+    for chunk in chunks:
+        if ledger is None:
+            yield privatize_records(chunk, setting, stream=stream)
+        else:
+            yield privatize_through(ledger, chunk, setting, stream=stream, redraw=redraw)
+
+
+def _privatize_apart(
+    chunks: Iterator[Chunk],
+    setting: ChunkSetting,
+    *,
+    processes: int,
+    first_stream: int,
+    ledger: Ledger | None,
+    redraw: bool,
+) -> Generator[Sequence[PrivatizedRecord], None, None]:
+    """The records of each chunk, in order, drawn in other processes; looked up and accounted for in this one."""
+    plans: deque[ReleasePlan] = deque()
+
+    def planned() -> Iterator[Chunk]:
+        for chunk in chunks:
+            if ledger is not None:
+                plans.append(plan_releases(ledger, chunk, setting, redraw=redraw))
+                chunk = plans[-1].chunk
+            yield chunk
+
+    with closing(privatize_in_processes(planned(), setting, processes=processes, first_stream=first_stream)) as results:
+        for records in results:
+            if ledger is not None:
+                records = settle_releases(ledger, plans.popleft(), records, setting, redraw=redraw)
+            yield records
 
 
 def _indexed(
@@ -270,8 +313,8 @@ def _checked_labels(labels: Sequence[str] | None) -> tuple[str, ...] | None:
     return names
 
 
-def check_output(target: Path, *, source: Path, ledger: Path | None, overwrite: bool) -> None:
-    """Refuse an output that would destroy the source, the ledger, or what is no regular file, before any work.
+def check_output(target: Path, *, source: Path, overwrite: bool) -> None:
+    """Refuse an output that would destroy the source, or what is no regular file, before any work.
 
     Raises:
         UsageError: It would, or a file is there that must not be replaced.
@@ -281,8 +324,6 @@ def check_output(target: Path, *, source: Path, ledger: Path | None, overwrite: 
     for path in (target, name_partial(target)):
         if path.exists() and source.exists() and path.samefile(source):
             raise UsageError("the output must be another file than the source; choose another name")
-    if ledger is not None:
-        refuse_ledger_files(target, source, ledger=ledger)
     check_target(target, overwrite=overwrite)
 
 
@@ -331,23 +372,15 @@ def take_plain_tokens(unfinished: Manifest, privatizer: TextPrivatizer) -> TextP
 
 
 def skip_kept(
-    kept: Iterator[PrivatizedRecord],
-    source: Iterator[SourceItem],
-    *,
-    privatizer: TextPrivatizer,
-    labels_in_clear: bool,
-    stream: RandomStream,
-    ledger: Ledger | None,
+    kept: Iterator[PrivatizedRecord], source: Iterator[SourceItem], *, setting: ChunkSetting, ledger: Ledger | None
 ) -> tuple[int, int]:
     """Take as many texts from the source as there are kept records; returns how many records and tokens those are.
 
     Args:
         kept: The records of the unfinished file, all of which are taken.
         source: Texts and true labels from the first on; stands at the first that is not written yet afterwards.
-        privatizer: Setting of the texts.
-        labels_in_clear: Whether the records carry the true labels.
-        stream: Source of the noise, whose provenance is part of what a ledger accounts for.
-        ledger: Every kept record must be accounted for in it.
+        setting: What was done to them.
+        ledger: Every text of a kept record must be accounted for in it.
 
     Raises:
         CorpusError: The source is not the one of the unfinished file.
@@ -355,35 +388,39 @@ def skip_kept(
         WireError: The unfinished file is damaged.
     """
     records = tokens = 0
-    while chunk := list(islice(kept, _CHUNK)):
-        items = list(islice(source, len(chunk)))
-        if len(items) < len(chunk):
+    labelled = setting.manifest.labels is not None
+    while found := list(islice(kept, _CHUNK)):
+        items = list(islice(source, len(found)))
+        if len(items) < len(found):
             raise _another_source(records + len(items))
-        for position, (record, item) in enumerate(zip(chunk, items, strict=True), records):
-            if labels_in_clear and record.label != item.label:
-                raise _another_source(position)
-        for texts, ids, privatized in _parts(items, chunk):
-            counts = privatizer.token_counts(texts, first_position=records)
-            for position, (own, count) in enumerate(zip(ids, counts, strict=True), records):
-                if len(own) != count:
+        if labelled and setting.response is None:
+            for position, (record, item) in enumerate(zip(found, items, strict=True), records):
+                if record.label != item.label:
                     raise _another_source(position)
-            if privatized:
-                tokens += sum(counts)
-            if privatized and ledger is not None:
-                stored = find_stored_token_ids(ledger, privatizer, texts, stream=stream)
-                _check_accounted(stored, ids, first_position=records)
-        records += len(chunk)
+        (chunk,) = cut_into_chunks(iter(items), first_position=records, labelled=False, size=len(items))
+        texts = chunk.privatized_texts
+        if (public := chunk.others.get("public_target")) is not None:
+            _check_lengths(public, [record.target_ids or () for record in found], setting.privatizer, first=records)
+        written = [list_privatized_texts(record, setting.manifest) for record in found]
+        for own, ids in zip(texts.values(), zip(*written, strict=True), strict=True):
+            tokens += _check_lengths(own, ids, setting.privatizer, first=records)
+        if ledger is not None:
+            plan = plan_releases(ledger, chunk, replace(setting, response=None))
+            for part, ids in zip(texts, zip(*written, strict=True), strict=True):
+                _check_accounted([text.stored for text in plan.texts[part]], ids, first_position=records)
+        records += len(found)
     return records, tokens
 
 
-def _parts(
-    items: Sequence[SourceItem], chunk: Sequence[PrivatizedRecord]
-) -> Iterator[tuple[list[str], list[tuple[int, ...]], bool]]:
-    """The texts of each part of the records, what stands in the file for them, and whether that was privatized."""
-    yield [item.text for item in items], [record.token_ids for record in chunk], True
-    for part in items[0].others if items else ():
-        ids = [(record.second_token_ids if part == "second" else record.target_ids) or () for record in chunk]
-        yield [item.others[part] for item in items], ids, part != "public_target"
+def _check_lengths(
+    texts: Sequence[str], written: Sequence[tuple[int, ...]], privatizer: Privatizer, *, first: int
+) -> int:
+    """Refuse another source than that of the written texts (`CorpusError`); returns how many tokens those have."""
+    counts = privatizer.token_counts(texts, first_position=first)
+    for position, (own, count) in enumerate(zip(written, counts, strict=True), first):
+        if len(own) != count:
+            raise _another_source(position)
+    return sum(counts)
 
 
 def _check_accounted(

@@ -1,7 +1,7 @@
 """The ledger: what was released of which text, and what it cost, so that nothing is spent twice by mistake.
 
-Every release of a text adds its η to what an observer can learn about it. The ledger makes the second release of a text
-free, by answering it with the first one, and stops at a cap.
+Every release of a text adds to what an observer can learn about it. The ledger makes the second release of a text free,
+by answering it with the first one, and stops at a cap.
 
 *Promise.* At any moment, also after a crash, whatever was released through a ledger stands in it. *Why.* A release is
 written and synced to disk before its record is handed out, hence before the output file can appear. A crash in between
@@ -9,89 +9,91 @@ leaves a row without a file: the budget counts as spent, and the same text is an
 Two processes cannot spend the same budget, because looking up, checking the cap and appending are one transaction that
 holds the only write lock (`BEGIN IMMEDIATE`): the second one finds the first one's release and drops its own draw.
 
-*What it holds.* Keyed hashes of texts, settings, counts, times, and the releases, which are private output. No text.
-*What it does not protect.* Equal texts answered by one release look equal in the output; a new draw would hide that,
-and cost η again. Whoever holds ledger and key can test guesses of a text.
+*Which texts are one.* A mechanism sees tokens. Texts that have the same tokens after truncation are one text, however
+they are spelled, and the first release answers all of them. What is spent on a text is what was spent on these tokens,
+or on a text that is spelled so, whatever the vocabulary and the truncation were.
 
-*Two releases a record.* The text and its label are separate releases. M(x) depends on the text and the mechanism alone,
-so it is stored without plain tokens, and serves a file with other plain tokens or other labels at no cost; a randomized
-label is stored apart.
+*Three budgets.* η of metric privacy, ε of whole texts and ε of labels are different promises, and are never added up. A
+ledger is one person's: the sum over all of its texts bounds what is learned of that person.
+
+*What it does not protect.* Equal texts answered by one release look equal in the output; a new draw would hide that,
+and cost again. Two texts of one record are never one release, so a pair of equal texts does not look equal.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from copy import deepcopy
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from rapt.errors import BudgetError, LedgerError, UsageError, name_record
-from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger_file import (
+    BUDGETS,
     CAP_HASH,
     COLUMNS,
+    Budget,
+    Cap,
     Caps,
-    LedgerKey,
     Release,
     caps_from_json,
     caps_to_json,
-    compute_first_digest,
-    compute_next_digest,
     open_for_writing,
+    read_identity,
     translate_sqlite_errors,
 )
-from rapt.local.privatizer import TextPrivatizer
-from rapt.local.randomness import RandomStream
-from rapt.wire.manifest import RANDOMIZED_RESPONSE, dump_mechanism
-from rapt.wire.privatized_file import PrivatizedRecord
+from rapt.local.ledger_key import RUN, LedgerKey
 
-# Sums of η in float64: a cap that is met exactly in decimals is not missed by their last bit.
+# Sums in float64: a cap that is met exactly in decimals is not missed by their last bit.
 _SLACK: Final = 1 + 1e-12
 _INSERT: Final = f"INSERT INTO entries ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+# The sign keeps SQLite from looking through all rows of the kind instead of those of the text.
+_SPENT_ON_TEXT: Final = (
+    "SELECT coalesce(sum(on_text), 0) FROM entries WHERE +kind = ? AND (text_hash = ? OR content_hash = ?)"
+)
+_LOOKED_UP_AT_ONCE: Final = 500
+UNITS: Final[dict[Budget, str]] = {"metric": "η", "text": "ε of texts", "label": "ε of labels"}
 
 
-@dataclass(frozen=True)
-class _Totals:
-    """What was spent up to and with a release: Σ η on its text, Σ η·tokens in all."""
+@dataclass
+class Tally:
+    """What was done through a ledger since it was opened.
 
-    text: float
-    ledger: float
+    Attributes:
+        spent: By budget, what was added to what is spent in all.
+        released: By budget, the number of new releases.
+        answered: By budget, the number of texts, or labels, that an earlier release answered.
+        again: By budget, the number of new releases of texts, or labels, that had been released before.
+        related: Positions of records whose new texts share a long run of tokens with other texts that were released.
+    """
 
-
-class _Account:
-    """Adds releases up, one after the other, within one transaction."""
-
-    def __init__(self, *, ledger: float, spent_on: Callable[[bytes], float]) -> None:
-        self._ledger = ledger
-        self._spent_on = spent_on
-        self._texts: dict[bytes, float] = {}
-
-    def add(self, release: Release) -> _Totals:
-        before = self._texts.get(release.text_hash)
-        text = (self._spent_on(release.text_hash) if before is None else before) + release.eta
-        self._texts[release.text_hash] = text
-        self._ledger += release.budget
-        return _Totals(text, self._ledger)
+    spent: dict[Budget, float] = field(default_factory=lambda: dict.fromkeys(BUDGETS, 0.0))
+    released: Counter[Budget] = field(default_factory=Counter)
+    answered: Counter[Budget] = field(default_factory=Counter)
+    again: Counter[Budget] = field(default_factory=Counter)
+    related: set[int] = field(default_factory=set)
 
 
 class Ledger:
     """An open ledger; `open_ledger` makes one. To be used in the process that opened it."""
 
-    def __init__(self, connection: sqlite3.Connection, *, path: Path, key: LedgerKey) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, path: Path, key: LedgerKey, key_path: Path | None) -> None:
         """Take over a connection to a ledger whose key was checked."""
         self._connection = connection
         self.path = path
+        self.key_path = key_path
         self._process = os.getpid()
         self.key = key
+        self.tally = Tally()
 
     def __repr__(self) -> str:
-        """Show the path, and nothing that the ledger holds."""
+        """The path alone."""
         return f"Ledger({str(self.path)!r})"
 
     def find(self, release_hashes: Sequence[bytes]) -> list[str | None]:
@@ -104,25 +106,30 @@ class Ledger:
         with self._guarded():
             return self._caps()
 
+    def head(self) -> tuple[int, str]:
+        """Number of rows, and the digest of the last one, hex; empty for a ledger without rows."""
+        with self._guarded():
+            _, rows, digest = self._head()
+            return rows, digest.hex()
+
     def set_caps(self, caps: Caps) -> None:
         """Put other caps in force. The change is a row of the ledger like any other.
 
         Raises:
             UsageError: A cap is not a finite number above 0.
         """
-        for name, value in (("per_text", caps.per_text), ("in_all", caps.in_all)):
-            if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"a cap must be a finite number above 0, got {name}={value!r}; leave it out for none")
+        caps.check()
         row = Release(
-            kind="cap",
+            kind="caps",
             setting="{}",
             text_hash=CAP_HASH,
+            content_hash=CAP_HASH,
             release_hash=CAP_HASH,
             released=caps_to_json(caps),
             position=0,
         )
         with self._transaction():
-            self._append([(row, self._account().add(row))])
+            self._append(row)
 
     def commit(self, releases: Sequence[Release], *, redraw: bool = False) -> list[str]:
         """Account for releases, all or none; returns what may leave, as JSON, one for each.
@@ -131,74 +138,103 @@ class Ledger:
         given one must then be forgotten.
 
         Args:
-            releases: Releases in order; two of one text in one call are one release.
+            releases: In order; two under one hash in one call are one release.
             redraw: Account for each as a new one, whatever is stored.
 
         Raises:
             BudgetError: One of them would exceed a cap. Nothing of this call was spent, nothing of it may leave.
             LedgerError: The ledger is busy, damaged, or the disk is full. Nothing of this call may leave.
         """
+        answers: list[str] = []
+        tally = deepcopy(self.tally)
         with self._transaction():
-            caps, account = self._caps(), self._account()
-            fresh: dict[bytes, str] = {}
-            new, answers = [], []
+            caps = self._caps()
             for release in releases:
-                known = None if redraw else fresh.get(release.release_hash) or self._latest(release.release_hash)
+                kind, known = release.kind, None if redraw else self._latest(release.release_hash)
+                assert kind != "caps"
                 if known is None:
-                    totals = account.add(release)
-                    _refuse_above(caps.per_text, total=totals.text, asked=release.eta, what="on one text", of=release)
-                    _refuse_above(caps.in_all, total=totals.ledger, asked=release.budget, what="in all", of=release)
-                    new.append((release, totals))
-                    known = fresh[release.release_hash] = release.released
-                answers.append(known)
-            self._append(new)
+                    before = self._refuse_above(caps.of(kind), kind, release)
+                    if self._is_related(release):
+                        tally.related.add(release.position)
+                    self._append(release)
+                    tally.released[kind] += 1
+                    tally.again[kind] += before > 0
+                    tally.spent[kind] += release.in_all
+                else:
+                    tally.answered[kind] += 1
+                answers.append(release.released if known is None else known)
+        self.tally = tally
         return answers
 
-    def _account(self) -> _Account:
-        return _Account(ledger=self._spent(), spent_on=self._spent_on)
+    def _refuse_above(self, cap: Cap, kind: Budget, release: Release) -> float:
+        """Refuse a release above a cap (`BudgetError`); returns what was spent on its text before."""
+        on_text = self._connection.execute(_SPENT_ON_TEXT, (kind, release.text_hash, release.content_hash)).fetchone()[
+            0
+        ]
+        for limit, spent, asked, where in (
+            (cap.on_text, on_text, release.on_text, "on one text"),
+            (cap.in_all, self._spent(kind), release.in_all, "in all"),
+        ):
+            if limit is not None and asked > 0 and not spent + asked <= limit * _SLACK:
+                raise BudgetError(
+                    f"{name_record(release.position)} would spend more {UNITS[kind]} {where} than the ledger allows, "
+                    f"asked={asked:g} spent={spent:g} limit={limit:g}; release less, or raise the cap with "
+                    "`rapt ledger cap`"
+                )
+        return float(on_text)
 
-    def _append(self, rows: Sequence[tuple[Release, _Totals]]) -> None:
-        """Chain rows to the end. The caller holds the lock."""
-        ledger_id, last, digest = self._head()
-        digest = digest or compute_first_digest(ledger_id)
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        written = []
-        for sequence, (release, totals) in enumerate(rows, last + 1):
-            values = (
-                sequence,
-                time,
-                release.kind,
-                release.setting,
-                release.tokens,
-                float(release.eta),
-                float(release.budget),
-                float(release.label_epsilon),
-                totals.text,
-                totals.ledger,
-                release.text_hash,
-                release.release_hash,
-                release.released,
+    def _append(self, release: Release) -> None:
+        """Chain a row to the end. The caller holds the lock."""
+        ledger_id, rows, digest = self._head()
+        values = (
+            rows + 1,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            release.kind,
+            release.setting,
+            release.tokens,
+            float(release.on_text),
+            float(release.in_all),
+            self._spent(release.kind) + release.in_all,
+            release.text_hash,
+            release.content_hash,
+            release.release_hash,
+            release.released,
+        )
+        digest = self.key.next_digest(digest or self.key.first_digest(ledger_id), values)
+        self._connection.execute(_INSERT, (*values, digest))
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO runs VALUES (?, ?)", [(run, rows + 1) for run in release.runs[::RUN]]
+        )
+        self._connection.execute(
+            "UPDATE ledger SET head_sequence = ?, head_digest = ?, head_check = ?",
+            (rows + 1, digest, self.key.head_check(ledger_id, rows=rows + 1, digest=digest)),
+        )
+
+    def _is_related(self, release: Release) -> bool:
+        """Whether another text that was released has a run of tokens of this one."""
+        for start in range(0, len(release.runs), _LOOKED_UP_AT_ONCE):
+            runs = release.runs[start : start + _LOOKED_UP_AT_ONCE]
+            owners = self._connection.execute(
+                "SELECT text_hash, content_hash FROM runs JOIN entries USING (sequence) "
+                f"WHERE hash IN ({', '.join('?' * len(runs))})",
+                runs,
             )
-            digest = compute_next_digest(digest, values)
-            written.append((*values, digest))
-        if written:
-            self._connection.executemany(_INSERT, written)
-            self._connection.execute("UPDATE ledger SET head_sequence = ?, head_digest = ?", (last + len(rows), digest))
+            if any(text != release.text_hash and content != release.content_hash for text, content in owners):
+                return True
+        return False
 
     def _head(self) -> tuple[str, int, bytes]:
-        """Id of the ledger, sequence and digest of its last row, which must be what the ledger says they are."""
-        ledger_id, sequence, digest = self._connection.execute(
-            "SELECT id, head_sequence, head_digest FROM ledger"
-        ).fetchone()
+        """Id of the ledger, number of its rows and digest of the last one, which must be what the ledger says."""
+        ledger_id, rows, digest, check = read_identity(self._connection)
         last = self._connection.execute(
             "SELECT sequence, digest FROM entries ORDER BY sequence DESC LIMIT 1"
         ).fetchone()
-        if (last or (0, b"")) != (sequence, digest):
+        if (last or (0, b"")) != (rows, digest) or check != self.key.head_check(ledger_id, rows=rows, digest=digest):
             raise LedgerError(
                 "the last row of a ledger must be the one it names, got another; see `rapt ledger verify`, and restore "
                 "it from a backup"
             )
-        return ledger_id, sequence, digest
+        return ledger_id, rows, digest
 
     def _latest(self, release_hash: bytes) -> str | None:
         row = self._connection.execute(
@@ -206,13 +242,9 @@ class Ledger:
         ).fetchone()
         return None if row is None else str(row[0])
 
-    def _spent(self) -> float:
-        row = self._connection.execute("SELECT ledger_total FROM entries ORDER BY sequence DESC LIMIT 1").fetchone()
-        return 0.0 if row is None else float(row[0])
-
-    def _spent_on(self, text_hash: bytes) -> float:
+    def _spent(self, kind: str) -> float:
         row = self._connection.execute(
-            "SELECT text_total FROM entries WHERE text_hash = ? ORDER BY sequence DESC LIMIT 1", (text_hash,)
+            "SELECT total FROM entries WHERE kind = ? ORDER BY sequence DESC LIMIT 1", (kind,)
         ).fetchone()
         return 0.0 if row is None else float(row[0])
 
@@ -241,179 +273,15 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(path: Path | str) -> Iterator[Ledger]:
+def open_ledger(path: Path | str, *, key: Path | None = None) -> Iterator[Ledger]:
     """A ledger to release through, made with a fresh key when nothing is there.
 
-    Raises:
-        LedgerError: It is not a ledger, its key is missing or another's, or it cannot be written.
-    """
-    with open_for_writing(Path(path)) as (connection, key):
-        yield Ledger(connection, path=Path(path), key=key)
-
-
-def _refuse_above(cap: float | None, *, total: float, asked: float, what: str, of: Release) -> None:
-    if cap is not None and asked > 0 and total > cap * _SLACK:
-        raise BudgetError(
-            f"{name_record(of.position)} would spend more {what} than the ledger allows, asked={asked:g} "
-            f"spent={total - asked:g} limit={cap:g}; release less, or raise the cap with `rapt ledger cap`"
-        )
-
-
-def privatize_through(
-    ledger: Ledger,
-    privatizer: TextPrivatizer,
-    texts: Sequence[str],
-    *,
-    labels: Sequence[int] | None,
-    response: RandomizedResponse | None,
-    stream: RandomStream,
-    first_position: int = 0,
-    redraw: bool = False,
-) -> list[PrivatizedRecord]:
-    """One record for each text, every one of them accounted for when this returns.
-
     Args:
-        ledger: Open ledger.
-        privatizer: The setting.
-        texts: Texts in clear; the ledger keeps a keyed hash of each.
-        labels: Index of each text's true label, or None where no labels are sent.
-        response: Randomizes labels; None sends them in clear, which the ledger does not count.
-        stream: Source of labels, plain tokens and noise.
-        first_position: Position of the first text in its file, for messages.
-        redraw: Draw and pay anew for every record.
+        path: The ledger.
+        key: Its key; None for `NAME.key` beside it.
 
     Raises:
-        BudgetError: A record would exceed a cap; none of these texts was released.
-        LedgerError: The ledger is busy or damaged.
-        CorpusError: The reasons of `Privatizer.privatize`.
-        UsageError: The reasons of `Privatizer.privatize`.
+        LedgerError: It is not a ledger, its key is missing or another's, rows are missing, or it cannot be written.
     """
-    setting = write_text_setting(privatizer, stream)
-    hashes = [ledger.key.release_hash(text, setting=setting) for text in texts]
-    found: list[str | None] = [None] * len(texts) if redraw else ledger.find(hashes)
-    records = privatizer.privatize(
-        texts,
-        labels=labels,
-        stream=stream,
-        first_position=first_position,
-        known=[None if stored is None else _ids(stored) for stored in found],
-    )
-    owners = [ledger.key.text_hash(text) for text in texts]
-    eta = privatizer.mechanism.setting.eta
-    releases = [
-        Release(
-            kind="text",
-            setting=setting,
-            text_hash=owner,
-            release_hash=release_hash,
-            released=json.dumps({"token_ids": record.token_ids}, separators=(",", ":")),
-            position=position,
-            tokens=len(record.token_ids),
-            eta=eta,
-        )
-        for position, (record, owner, release_hash, stored) in enumerate(
-            zip(records, owners, hashes, found, strict=True), first_position
-        )
-        if stored is None
-    ]
-    new = len(releases)
-    if labels is not None and response is not None:
-        drawn = response.randomize(labels, rng=stream.generator)
-        releases += _label_releases(
-            ledger, texts, labels, drawn, owners=owners, response=response, stream=stream, first_position=first_position
-        )
-    answers = ledger.commit(releases, redraw=redraw) if releases else []
-    ids = iter(answers[:new])
-    records = [
-        record if stored is not None else replace(record, token_ids=_ids(next(ids)))
-        for record, stored in zip(records, found, strict=True)
-    ]
-    if response is None or labels is None:
-        return records
-    return [replace(record, label=_label(answer)) for record, answer in zip(records, answers[new:], strict=True)]
-
-
-def find_stored_token_ids(
-    ledger: Ledger, privatizer: TextPrivatizer, texts: Sequence[str], *, stream: RandomStream
-) -> list[tuple[int, ...] | None]:
-    """M(x) of each text as it was last released with this setting, None where it never was; raises `LedgerError`."""
-    setting = write_text_setting(privatizer, stream)
-    found = ledger.find([ledger.key.release_hash(text, setting=setting) for text in texts])
-    return [None if stored is None else _ids(stored) for stored in found]
-
-
-def write_text_setting(privatizer: TextPrivatizer, stream: RandomStream) -> str:
-    """All that M(x) depends on beside the text, as canonical JSON.
-
-    A release drawn from a seed protects nothing, so it never answers for a secure one: the seed is part of the setting.
-    """
-    return _canonical(
-        {
-            "mechanism": dump_mechanism(privatizer.mechanism.setting),
-            "vocabulary_hash": privatizer.vocabulary_hash,
-            "truncate_to": privatizer.truncate_to,
-            "insecure_seed": stream.provenance.insecure_seed,
-        }
-    )
-
-
-def _label_releases(
-    ledger: Ledger,
-    texts: Sequence[str],
-    labels: Sequence[int],
-    drawn: Sequence[int],
-    *,
-    owners: Sequence[bytes],
-    response: RandomizedResponse,
-    stream: RandomStream,
-    first_position: int,
-) -> list[Release]:
-    stated = {
-        "mechanism": RANDOMIZED_RESPONSE,
-        "epsilon": response.epsilon,
-        "classes": response.classes,
-        "insecure_seed": stream.provenance.insecure_seed,
-    }
-    setting = _canonical(stated)
-    # The true label is part of the input, hence of the keyed hash, and of nothing that is written down.
-    inputs = [_canonical(stated | {"label": label}) for label in range(response.classes)]
-    return [
-        Release(
-            kind="label",
-            setting=setting,
-            text_hash=owner,
-            release_hash=ledger.key.release_hash(text, setting=inputs[label]),
-            released=json.dumps({"label": released}, separators=(",", ":")),
-            position=position,
-            label_epsilon=response.epsilon,
-        )
-        for position, (text, owner, label, released) in enumerate(
-            zip(texts, owners, labels, drawn, strict=True), first_position
-        )
-    ]
-
-
-def _canonical(value: dict[str, object]) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _ids(stored: str) -> tuple[int, ...]:
-    ids = _parse(stored).get("token_ids")
-    if not isinstance(ids, list) or not all(type(item) is int and item >= 0 for item in ids):
-        raise LedgerError("a stored release must be token ids, got a damaged row; see `rapt ledger verify`")
-    return tuple(ids)
-
-
-def _label(stored: str) -> int:
-    label = _parse(stored).get("label")
-    if type(label) is not int:
-        raise LedgerError("a stored label must be a number, got a damaged row; see `rapt ledger verify`")
-    return label
-
-
-def _parse(stored: str) -> dict[str, object]:
-    try:
-        value = json.loads(stored)
-    except (ValueError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {}
+    with open_for_writing(Path(path), key=key) as (connection, secret):
+        yield Ledger(connection, path=Path(path), key=secret, key_path=key)

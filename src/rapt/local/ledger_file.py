@@ -1,58 +1,58 @@
-"""A ledger as a file: SQLite in write-ahead mode, its key beside it, for one process or several at once.
+"""A ledger as a file: an SQLite database whose rows are chained under a key.
 
-*The chain.* Each row ends with SHA-256 over the digest of the row before and all of its own columns, so a row that is
-changed, removed, inserted or moved breaks the chain at its place. The last digest, the head, stands for the whole
-history: who notes it can later show that nothing before it was rewritten. A chain cannot tell that rows were cut off at
-the end and the head set back; a noted head can (`verify_ledger(..., head=...)`).
+*The chain.* Each row ends with HMAC-SHA256, under the ledger's key, over the digest of the row before and all of its
+own columns, so a row that is changed, removed, inserted or moved breaks the chain at its place. The last digest, the
+head, stands for the whole history; beside it stands a keyed hash of the head and of the number of rows. So nobody
+without the key can write a row that fits, or call an earlier row the last one. A whole ledger that is set back to an
+earlier copy of itself is consistent: only a head that was noted elsewhere shows it. Every run prints the head and keeps
+it in a receipt.
 
-*The key.* It turns a text into a hash that only its holder can recompute. A plain hash of a text is not secret: whoever
-guesses the text can check the guess. With a random key of 256 bits beside the ledger, readable by its owner only, the
-ledger alone answers no guess. Key and ledger together do, so both stay on the trusted side, and losing the key means
-that the ledger no longer recognizes a text: the file is refused then.
+*One file.* A rollback journal, and no write-ahead log: a whole ledger is one file, which can be copied, and read from
+where nothing can be written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
+import math
 import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal, get_args
 
 from rapt.errors import LedgerError, UsageError
-from rapt.whole_files import DATABASE_SUFFIXES
-from rapt.wire.privatized_writer import name_partial
+from rapt.local.ledger_key import SCHEMA, LedgerKey, make_key, name_key, read_key, refuse_old_key
 
-SCHEMA: Final = "rapt.ledger/1"
 # "rapt" as SQLite's application id: another program's database is never taken for a ledger.
 APPLICATION_ID: Final = 0x72617074
 
-Kind = Literal["text", "label", "cap"]
+# What is spent, never added up across kinds: η of metric privacy, ε of a whole text, ε of a label.
+Budget = Literal["metric", "text", "label"]
+BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
+Kind = Literal["metric", "text", "label", "caps"]
 COLUMNS: Final = (
     "sequence",
     "time",
     "kind",
     "setting",
     "tokens",
-    "eta",
-    "budget",
-    "label_epsilon",
-    "text_total",
-    "ledger_total",
+    "on_text",
+    "in_all",
+    "total",
     "text_hash",
+    "content_hash",
     "release_hash",
     "released",
     "digest",
 )
 _JSON: Final = json.JSONEncoder(separators=(",", ":"))
-# Rows of caps have no text: this stands in both of their hashes, and finds the latest one.
-CAP_HASH: Final = hashlib.sha256(b"rapt.ledger/1 cap").digest()
+# Rows of caps have no text: this stands in their hashes, and finds the latest one.
+CAP_HASH: Final = hashlib.sha256(b"rapt.ledger/2 caps").digest()
 
 TABLES: Final = f"""
 CREATE TABLE ledger (
@@ -60,7 +60,8 @@ CREATE TABLE ledger (
     id TEXT NOT NULL,
     key_check BLOB NOT NULL,
     head_sequence INTEGER NOT NULL,
-    head_digest BLOB NOT NULL
+    head_digest BLOB NOT NULL,
+    head_check BLOB NOT NULL
 );
 CREATE TABLE entries (
     sequence INTEGER PRIMARY KEY,
@@ -68,18 +69,20 @@ CREATE TABLE entries (
     kind TEXT NOT NULL,
     setting TEXT NOT NULL,
     tokens INTEGER NOT NULL,
-    eta REAL NOT NULL,
-    budget REAL NOT NULL,
-    label_epsilon REAL NOT NULL,
-    text_total REAL NOT NULL,
-    ledger_total REAL NOT NULL,
+    on_text REAL NOT NULL,
+    in_all REAL NOT NULL,
+    total REAL NOT NULL,
     text_hash BLOB NOT NULL,
+    content_hash BLOB NOT NULL,
     release_hash BLOB NOT NULL,
     released TEXT NOT NULL,
     digest BLOB NOT NULL
 );
+CREATE TABLE runs (hash INTEGER PRIMARY KEY, sequence INTEGER NOT NULL);
 CREATE INDEX entries_by_text ON entries (text_hash);
+CREATE INDEX entries_by_content ON entries (content_hash);
 CREATE INDEX entries_by_release ON entries (release_hash);
+CREATE INDEX entries_by_kind ON entries (kind, sequence);
 CREATE TRIGGER entries_are_not_changed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
 CREATE TRIGGER entries_are_not_removed BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append only'); END;
 PRAGMA application_id = {APPLICATION_ID};
@@ -91,50 +94,78 @@ class Release:
     """Something that is about to leave: what a row of the ledger says, before it has a place in the chain.
 
     Attributes:
-        kind: `text` for privatized tokens, `label` for a randomized label.
-        setting: Setting that it was drawn with, as canonical JSON.
-        text_hash: Keyed hash of the text.
-        release_hash: Keyed hash of the text and the setting.
+        kind: What it spends: `metric` for tokens under η, `text` for a whole text under one ε, `label` for a label.
+        setting: What it was drawn with, as canonical JSON.
+        text_hash: Keyed hash of the text as it is spelled, but for case, white space and compatible characters.
+        content_hash: Keyed hash of the tokens that the mechanism saw.
+        release_hash: Keyed hash of these tokens and the setting.
         released: The release itself, as JSON: private output, about to be sent.
         position: Position of the record in its file, for messages; not kept.
-        tokens: Number of tokens that are released.
-        eta: η of each token; 0 for a label.
-        label_epsilon: ε of the label; 0 for a text.
+        tokens: Number of the text's tokens in it; 0 for a label.
+        on_text: What it adds to what is spent on its text: η, or ε in nats.
+        in_all: What it adds to what is spent in all: η·tokens, or ε in nats.
+        runs: Keyed hashes of the runs of the text's tokens, in order, 64 bits each; every eighth one is kept.
     """
 
     kind: Kind
     setting: str
     text_hash: bytes
+    content_hash: bytes
     release_hash: bytes
     released: str = field(repr=False)
     position: int
     tokens: int = 0
-    eta: float = 0.0
-    label_epsilon: float = 0.0
+    on_text: float = 0.0
+    in_all: float = 0.0
+    runs: tuple[int, ...] = field(default=(), repr=False)
 
-    @property
-    def budget(self) -> float:
-        """η·tokens: ε of the release against a text whose tokens all lie at distance 1 from those of this one."""
-        return self.eta * self.tokens
+
+@dataclass(frozen=True, kw_only=True)
+class Cap:
+    """What may be spent of one budget at most; None is no cap.
+
+    Attributes:
+        on_text: Over all releases of one text. η is added as a number even where tables differ, so that another table
+            is no way round it.
+        in_all: Over the whole ledger, which is one person's: Σ η·tokens, or Σ ε.
+    """
+
+    on_text: float | None = None
+    in_all: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """Most that may be spent; None is no cap.
+    """What may be spent of each budget at most: they are never added up.
 
     Attributes:
-        per_text: Sum of η over all releases of one text: two releases at η are together as telling as one at 2η. η is
-            added as a number even where tables differ, so that another table is no way round it.
-        in_all: Sum of η·tokens over the whole ledger.
+        metric: η of metric privacy: two releases of a text at η are together as telling as one at 2η.
+        text: ε of whole texts, in nats.
+        label: ε of labels, in nats.
     """
 
-    per_text: float | None = None
-    in_all: float | None = None
+    metric: Cap = Cap()
+    text: Cap = Cap()
+    label: Cap = Cap()
+
+    def of(self, budget: Budget) -> Cap:
+        """The cap of one budget."""
+        found: Cap = getattr(self, budget)
+        return found
+
+    def check(self) -> None:
+        """Refuse a cap that is no finite number above 0 (`UsageError`)."""
+        for budget in BUDGETS:
+            for name, value in asdict(self.of(budget)).items():
+                if value is not None and not 0 < value < math.inf:
+                    raise UsageError(
+                        f"a cap must be a finite number above 0, got {budget} {name}={value!r}; leave it out for none"
+                    )
 
 
 def caps_to_json(caps: Caps) -> str:
     """Caps as a row of the ledger holds them."""
-    return json.dumps({"per_text": caps.per_text, "in_all": caps.in_all})
+    return _JSON.encode(asdict(caps))
 
 
 def caps_from_json(stored: str) -> Caps:
@@ -144,118 +175,11 @@ def caps_from_json(stored: str) -> Caps:
         LedgerError: The row is damaged.
     """
     try:
-        return Caps(**json.loads(stored))
-    except (ValueError, TypeError, RecursionError):
+        caps = Caps(**{budget: Cap(**cap) for budget, cap in json.loads(stored).items()})
+        caps.check()
+    except (ValueError, TypeError, AttributeError, RecursionError, UsageError):
         raise LedgerError("a row of caps in the ledger is damaged; see `rapt ledger verify`") from None
-
-
-def compute_first_digest(ledger_id: str) -> bytes:
-    """The digest that stands before the first row; rows of one ledger do not fit another."""
-    return hashlib.sha256(f"{SCHEMA} {ledger_id}".encode()).digest()
-
-
-def compute_next_digest(previous: bytes, values: tuple[Any, ...]) -> bytes:
-    """The digest of a row from that of the row before and the row's columns, all but the last, in order."""
-    plain = [value.hex() if isinstance(value, bytes) else value for value in values]
-    return hashlib.sha256(previous + _JSON.encode(plain).encode()).digest()
-
-
-_BYTES: Final = 32
-
-
-@dataclass(frozen=True)
-class LedgerKey:
-    """A secret of 32 bytes. Its `repr` shows nothing of it."""
-
-    secret: bytes = field(repr=False)
-
-    def text_hash(self, text: str) -> bytes:
-        """Return the hash that stands for a text in the ledger, 32 bytes, whatever the text is released with."""
-        return self._hash(b"text", text)
-
-    def release_hash(self, text: str, *, setting: str) -> bytes:
-        """Return the hash that stands for a text released with a setting, 32 bytes.
-
-        Args:
-            text: Text in clear; not kept.
-            setting: JSON in ASCII, so that it holds no zero byte and the two parts cannot run into each other.
-        """
-        return self._hash(b"release\0" + setting.encode("ascii"), text)
-
-    def check(self, ledger_id: str) -> bytes:
-        """A value by which a ledger recognizes its key without holding it, 32 bytes."""
-        return self._hash(b"key", ledger_id)
-
-    def _hash(self, purpose: bytes, text: str) -> bytes:
-        # surrogatepass: a text that is not valid Unicode is refused by the vocabulary, which can say where it stands.
-        return hmac.digest(self.secret, purpose + b"\0" + text.encode("utf-8", "surrogatepass"), "sha256")
-
-
-def key_path(ledger: Path) -> Path:
-    """Where the key of a ledger lies: beside it."""
-    return ledger.with_name(ledger.name + ".key")
-
-
-def refuse_old_key(ledger: Path) -> None:
-    """Refuse to begin a ledger beside a key: its ledger is missing, and what it had spent would be forgotten.
-
-    Raises:
-        LedgerError: A key lies there.
-    """
-    if key_path(ledger).exists():
-        raise LedgerError(
-            f"a new ledger must have a new key, got an older one at {str(key_path(ledger))!r}; "
-            "restore the ledger it belongs to, or move it away"
-        )
-
-
-def make_key(ledger: Path) -> LedgerKey:
-    """A fresh key, written for the owner only. The caller holds the ledger's lock.
-
-    Raises:
-        LedgerError: A key lies there already, or the folder cannot be written.
-    """
-    refuse_old_key(ledger)
-    secret = secrets.token_bytes(_BYTES)
-    try:
-        descriptor = os.open(key_path(ledger), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise LedgerError(
-            f"the key of a ledger must be writable, got {error.strerror}; choose another folder"
-        ) from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-        stream.write(secret.hex() + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    return LedgerKey(secret)
-
-
-def read_key(ledger: Path) -> LedgerKey:
-    """The key beside a ledger.
-
-    Raises:
-        LedgerError: It is missing, readable by others, or not a key.
-    """
-    path = key_path(ledger)
-    try:
-        with path.open("rb") as stream:
-            mode = os.fstat(stream.fileno()).st_mode
-            content = stream.read(2 * _BYTES + 2)
-    except OSError as error:
-        raise LedgerError(
-            f"a ledger must have its key beside it, got {error.strerror} for {str(path)!r}; restore both together"
-        ) from None
-    if os.name == "posix" and mode & 0o077:
-        raise LedgerError(
-            f"the key of a ledger must be for its owner only, got mode={mode & 0o777:03o}; run: chmod 600 {path}"
-        )
-    try:
-        secret = bytes.fromhex(content.decode("ascii").strip())
-    except ValueError:  # its own message would quote the key
-        secret = b""
-    if len(secret) != _BYTES:
-        raise LedgerError(f"the key of a ledger must be {2 * _BYTES} hex digits; restore {str(path)!r}")
-    return LedgerKey(secret)
+    return caps
 
 
 # Longer than another process ever holds the lock: one append takes milliseconds.
@@ -263,28 +187,29 @@ PATIENCE_SECONDS: Final = 60.0
 
 
 @contextmanager
-def open_for_writing(path: Path) -> Iterator[tuple[sqlite3.Connection, LedgerKey]]:
+def open_for_writing(path: Path, *, key: Path | None = None) -> Iterator[tuple[sqlite3.Connection, LedgerKey]]:
     """A connection to a ledger and its key; both are made when nothing is there. Transactions are the caller's.
 
     Raises:
-        LedgerError: It is not a ledger, its key is missing or another's, or it cannot be written.
+        LedgerError: It is not a ledger, its key is missing or another's, rows are missing, or it cannot be written.
     """
+    key = name_key(path) if key is None else key
     if not path.exists():
-        refuse_old_key(path)
+        refuse_old_key(key)
         _create_for_owner(path)
     with translate_sqlite_errors():
         connection = sqlite3.connect(path, timeout=PATIENCE_SECONDS, isolation_level=None)
     try:
         with translate_sqlite_errors():
-            key = _prepare(connection, path)
-        yield connection, key
+            secret = _prepare(connection, key)
+        yield connection, secret
     finally:
         connection.close()
 
 
 @contextmanager
 def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that cannot write; the key is not needed.
+    """A connection that cannot write; the key is not needed, nor a place where something can be written.
 
     Raises:
         LedgerError: It is missing, or not a ledger.
@@ -302,18 +227,27 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def refuse_ledger_files(target: Path, source: Path, *, ledger: Path) -> None:
-    """Refuse an output or a source that is a ledger, its key, or a file that SQLite keeps beside it, by any name.
+def read_identity(connection: sqlite3.Connection) -> tuple[str, int, bytes, bytes]:
+    """Id of a ledger, number of its rows, digest of the last one and its check, as the ledger states them.
 
     Raises:
-        UsageError: The output, the name under which it is written until it is whole, or the source is one of them.
+        LedgerError: It is of another schema, or damaged.
     """
-    for own in (ledger.with_name(ledger.name + suffix) for suffix in DATABASE_SUFFIXES):
-        for path in (target, name_partial(target), source):
-            if path.resolve() == own.resolve() or (path.exists() and own.exists() and path.samefile(own)):
-                raise UsageError(
-                    "the output and the source must be other files than the ledger and its key; choose another name"
-                )
+    row = connection.execute("SELECT schema FROM ledger").fetchone()
+    if row is None or row[0] != SCHEMA:
+        raise LedgerError(f"a ledger must be of schema {SCHEMA!r}; upgrade rapt, or use another ledger")
+    row = connection.execute("SELECT id, head_sequence, head_digest, head_check FROM ledger").fetchone()
+    if type(row[1]) is not int or type(row[2]) is not bytes or type(row[3]) is not bytes:
+        raise LedgerError("the head of the ledger is damaged; restore it from a backup")
+    return str(row[0]), row[1], row[2], row[3]
+
+
+def check_key(connection: sqlite3.Connection, key: LedgerKey) -> None:
+    """Refuse another ledger's key (`LedgerError`)."""
+    ledger_id, *_ = read_identity(connection)
+    (check,) = connection.execute("SELECT key_check FROM ledger").fetchone()
+    if key.key_check(ledger_id) != check:
+        raise LedgerError("the key of a ledger must be its own, got another; restore both together")
 
 
 def _create_for_owner(path: Path) -> None:
@@ -342,6 +276,8 @@ def translate_sqlite_errors() -> Iterator[None]:
             ) from None
         if "decode" in text:  # the message quotes the bytes
             raise _damaged_row() from None
+        if "no such" in text:  # a table or a column of an earlier form
+            raise LedgerError(f"a ledger must be of schema {SCHEMA!r}; upgrade rapt, or use another ledger") from None
         raise LedgerError("a ledger must be readable and writable; check the path and its permissions") from None
     except (
         ValueError,
@@ -364,7 +300,6 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> LedgerKey:
     """Make the tables and the key of an empty file, or check those that are there."""
     if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] and not is_ledger(connection):
         raise LedgerError("a ledger must be a file that rapt wrote, got another program's; name another")
-    connection.execute("PRAGMA journal_mode = WAL")
     # A row must be on the disk before its release leaves: NORMAL would let a power cut take it back.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")
@@ -376,22 +311,31 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> LedgerKey:
                 connection.execute(statement)
             ledger_id = secrets.token_hex(16)
             connection.execute(
-                "INSERT INTO ledger VALUES (?, ?, ?, 0, ?)", (SCHEMA, ledger_id, key.check(ledger_id), b"")
+                "INSERT INTO ledger VALUES (?, ?, ?, 0, ?, ?)",
+                (SCHEMA, ledger_id, key.key_check(ledger_id), b"", key.head_check(ledger_id, rows=0, digest=b"")),
             )
         else:
             key = read_key(path)
-            row = connection.execute("SELECT schema, id, key_check FROM ledger").fetchone()
-            if row is None or row[0] != SCHEMA:
-                raise LedgerError(f"a ledger must be of schema {SCHEMA!r}; upgrade rapt, or use another ledger")
-            if key.check(str(row[1])) != row[2]:
-                raise LedgerError("the key of a ledger must be its own, got another; restore both together")
+            check_key(connection, key)
+            _check_count(connection)
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
         if made:
-            key_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         raise
     return key
+
+
+def _check_count(connection: sqlite3.Connection) -> None:
+    """Refuse a ledger that lacks rows: less would be counted than was spent (`LedgerError`)."""
+    _, rows, _, _ = read_identity(connection)
+    found, last = connection.execute("SELECT count(*), coalesce(max(sequence), 0) FROM entries").fetchone()
+    if (found, last) != (rows, rows):
+        raise LedgerError(
+            f"a ledger must have all of its rows, got {found} of {rows}; see `rapt ledger verify`, and restore it from "
+            "a backup"
+        )
 
 
 def is_ledger(connection: sqlite3.Connection) -> bool:

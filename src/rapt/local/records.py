@@ -1,9 +1,9 @@
 """Records of more than one text: a pair of sentences, a text with the one that is to be generated from it.
 
 Every text of a record is private and goes through the same mechanism, each as a release of its own: a sentence costs
-the same whether it stands first, second or as a target, and a ledger knows it wherever it stands. A target alone may be
-declared public by the user; it then leaves as it is. Records are privatized a few
-hundred at a time, which keeps the matrix product busy, and in the same way in whichever process.
+the same whether it stands first, second or as a target, and a ledger knows it wherever it stands. Equal texts of one
+record are drawn apart. A target alone may be declared public by the user; it then leaves as it is. Records are
+privatized a few hundred at a time, which keeps the matrix product busy, and in the same way in whichever process.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import Final, Literal
 
 from rapt.errors import CorpusError, name_record
 from rapt.local.label_privacy import RandomizedResponse
-from rapt.local.ledger import Ledger, privatize_through
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Targets
-from rapt.wire.privatized_file import PrivatizedRecord, RecordLines, write_record_lines
+from rapt.wire.privatized_file import PrivatizedPart, PrivatizedRecord
 
 # What the other texts of a record become; a public target is not privatized.
 Part = Literal["second", "target", "public_target"]
@@ -104,12 +103,23 @@ class Chunk:
         texts: Texts in clear.
         labels: Index of each text's true label, or None where no labels are sent.
         others: The other texts of each record, by the part of the record that they become.
+        known: By the part of the record, what a ledger has of each text, and None for one that is to be drawn.
     """
 
     position: int
     texts: list[str] = field(repr=False)
     labels: list[int] | None = field(repr=False)
     others: Mapping[Part, list[str]] = field(default_factory=dict, repr=False)
+    known: Mapping[PrivatizedPart, Sequence[tuple[int, ...] | None]] = field(default_factory=dict, repr=False)
+
+    @property
+    def privatized_texts(self) -> dict[PrivatizedPart, list[str]]:
+        """The texts that go through the mechanism, by the part of the record that they become, in order."""
+        found: dict[PrivatizedPart, list[str]] = {"first": self.texts}
+        for part, texts in self.others.items():
+            if part != "public_target":
+                found[part] = texts
+        return found
 
 
 def cut_into_chunks(
@@ -139,73 +149,43 @@ class ChunkSetting:
     manifest: Manifest
 
 
-def privatize_records(
-    chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream, ledger: Ledger | None = None, redraw: bool = False
-) -> list[PrivatizedRecord]:
+def privatize_records(chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream) -> list[PrivatizedRecord]:
     """One record for each record of the chunk, with all of its texts, each drawn as a release of its own.
 
     Args:
-        chunk: Texts and labels in clear.
+        chunk: Texts and labels in clear, and what is known of them.
         setting: Privatization of the records. Plain tokens stand before the first text only.
         stream: Source of labels, plain tokens and noise, in this order.
-        ledger: Accounts for every release before this returns, and answers texts that were released before.
-        redraw: Whether every text is drawn and paid for anew, with a ledger.
 
     Raises:
-        CorpusError: The reasons of `Privatizer.privatize`, or a pair is too long; nothing was drawn or paid for then.
-        BudgetError: The reasons of `privatize_through`.
-        LedgerError: The reasons of `privatize_through`.
+        CorpusError: The reasons of `Privatizer.privatize`, or a pair is too long; nothing was drawn then.
         UsageError: The reasons of `Privatizer.privatize`.
     """
     check_pairs(setting.privatizer, chunk.texts, chunk.others, first_position=chunk.position)
-    bare = replace(setting, privatizer=setting.privatizer.with_plain_tokens(NO_PLAIN_TOKENS))
-    records = _release(chunk, chunk.texts, chunk.labels, setting, stream=stream, ledger=ledger, redraw=redraw)
-    for part, texts in chunk.others.items():
-        if part == "public_target":
-            contents = bare.privatizer.contents(texts, first_position=chunk.position)
-            ids = [tuple(content) for content in contents]
+    labels = chunk.labels
+    if setting.response is not None and labels is not None:
+        labels = setting.response.randomize(labels, rng=stream.generator)
+    privatizer, records = setting.privatizer, []
+    for part, texts in chunk.privatized_texts.items():
+        drawn = privatizer.privatize(
+            texts,
+            labels=labels if part == "first" else None,
+            stream=stream,
+            first_position=chunk.position,
+            known=chunk.known.get(part),
+        )
+        if part == "first":
+            records, privatizer = drawn, privatizer.with_plain_tokens(NO_PLAIN_TOKENS)
         else:
-            released = _release(chunk, texts, None, bare, stream=stream, ledger=ledger, redraw=redraw)
-            ids = [record.token_ids for record in released]
-        pairs = zip(records, ids, strict=True)
-        if part == "second":
-            records = [replace(record, second_token_ids=own) for record, own in pairs]
-        else:
-            records = [replace(record, target_ids=own) for record, own in pairs]
+            records = [put_text(record, part, own.token_ids) for record, own in zip(records, drawn, strict=True)]
+    if (public := chunk.others.get("public_target")) is not None:
+        contents = privatizer.contents(public, first_position=chunk.position)
+        records = [replace(record, target_ids=tuple(own)) for record, own in zip(records, contents, strict=True)]
     return records
 
 
-def privatize_chunk(
-    chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream, ledger: Ledger | None = None, redraw: bool = False
-) -> RecordLines:
-    """The lines of the records that `privatize_records` makes, checked against the manifest; raises as it does."""
-    records = privatize_records(chunk, setting, stream=stream, ledger=ledger, redraw=redraw)
-    return write_record_lines(records, setting.manifest, first_position=chunk.position)
-
-
-def _release(
-    chunk: Chunk,
-    texts: list[str],
-    labels: list[int] | None,
-    setting: ChunkSetting,
-    *,
-    stream: RandomStream,
-    ledger: Ledger | None,
-    redraw: bool,
-) -> list[PrivatizedRecord]:
-    """The records of one text each; labels are randomized first where there is a response."""
-    response = None if labels is None else setting.response
-    if ledger is not None:
-        return privatize_through(
-            ledger,
-            setting.privatizer,
-            texts,
-            labels=labels,
-            response=response,
-            stream=stream,
-            first_position=chunk.position,
-            redraw=redraw,
-        )
-    if response is not None and labels is not None:
-        labels = response.randomize(labels, rng=stream.generator)
-    return setting.privatizer.privatize(texts, labels=labels, stream=stream, first_position=chunk.position)
+def put_text(record: PrivatizedRecord, part: PrivatizedPart, ids: tuple[int, ...]) -> PrivatizedRecord:
+    """The record with another text in one of its parts."""
+    if part == "first":
+        return replace(record, token_ids=ids)
+    return replace(record, second_token_ids=ids) if part == "second" else replace(record, target_ids=ids)

@@ -4,8 +4,8 @@ A worker makes its stream itself, from the operating system's entropy; with an i
 place. No generator is ever copied into a worker, where it would repeat the noise of another. Results come in the order
 of the source. A worker computes on one thread, because the workers together take the processors.
 
-Workers do everything that takes time, down to the lines of the file, and always have a chunk waiting. What is left for
-this process is to read, to hand over and to write: it shares the processors with them.
+Workers draw, which is what takes time, and always have a chunk waiting. What is left for this process is to read, to
+account for what is drawn, and to write: it shares the processors with them.
 
 *Shared arrays.* The workers share the large arrays of the setting. A vocabulary's table is 47 MB for MiniLM and
 gigabytes for a Llama. Pickled into a pipe, every worker would hold one of its own. Arrays that are read-only, as tables
@@ -40,8 +40,8 @@ import numpy as np
 
 from rapt.errors import CorpusError, RaptError
 from rapt.local.randomness import worker_stream
-from rapt.local.records import Chunk, ChunkSetting, privatize_chunk
-from rapt.wire.privatized_file import RecordLines
+from rapt.local.records import Chunk, ChunkSetting, privatize_records
+from rapt.wire.privatized_file import PrivatizedRecord
 
 # Shorter arrays are copied: a mapping has whole pages.
 _LEAST_BYTES: Final = 2**16
@@ -136,8 +136,8 @@ _PATIENCE: Final = 5.0
 
 def privatize_in_processes(
     chunks: Iterator[Chunk], setting: ChunkSetting, *, processes: int, first_stream: int = 0
-) -> Generator[RecordLines, None, None]:
-    """The lines of each chunk's records, in order, computed by `processes` workers, which take turns.
+) -> Generator[list[PrivatizedRecord], None, None]:
+    """The records of each chunk, in order, drawn by `processes` workers, which take turns.
 
     Args:
         chunks: Taken as workers become free.
@@ -149,7 +149,6 @@ def privatize_in_processes(
     Raises:
         CorpusError: The reasons of `Privatizer.privatize`; or a worker ended early.
         UsageError: The reasons of `Privatizer.privatize`.
-        WireError: A record contradicts the manifest.
     """
     own = setting.privatizer.share_memory(among=processes)
     busy: deque[Connection] = deque()
@@ -197,7 +196,7 @@ def _workers(setting: ChunkSetting, *, count: int, first_stream: int) -> Iterato
 
 
 def _work(connection: Connection, number: int) -> None:
-    """Do a worker's work: chunks in, lines or the error of a chunk out, until the pipe is closed."""
+    """Do a worker's work: chunks in, records or the error of a chunk out, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted run ends by its parent's closing the pipe
     _keep_freed_memory()
     waiting: SimpleQueue[Chunk | None] = SimpleQueue()
@@ -209,7 +208,7 @@ def _work(connection: Connection, number: int) -> None:
         stream = worker_stream(setting.manifest.randomness, position=number)
         while (chunk := waiting.get()) is not None:
             try:
-                answer: RecordLines | RaptError = privatize_chunk(chunk, setting, stream=stream)
+                answer: list[PrivatizedRecord] | RaptError = privatize_records(chunk, setting, stream=stream)
             except RaptError as error:
                 answer = error
             connection.send(answer)
@@ -226,8 +225,8 @@ def _take(connection: Connection, waiting: SimpleQueue[Chunk | None]) -> None:
         waiting.put(None)
 
 
-def _received(connection: Connection) -> RecordLines:
-    answer: RecordLines | RaptError = connection.recv()
+def _received(connection: Connection) -> list[PrivatizedRecord]:
+    answer: list[PrivatizedRecord] | RaptError = connection.recv()
     if isinstance(answer, RaptError):
         raise answer
     return answer

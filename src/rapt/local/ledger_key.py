@@ -1,0 +1,162 @@
+"""The key of a ledger: what stands for a text, for its tokens and for a row, to whoever does not have it.
+
+The key turns a text into a hash that only its holder can recompute. A plain hash of a text is not secret: whoever
+guesses the text can check the guess. With a random key of 256 bits, readable by its owner only, the ledger alone
+answers no guess. Key and ledger together do: they are to be kept like the texts themselves. The key lies beside the
+ledger unless another place is chosen. Losing it means that the ledger no longer recognizes a text: it is refused then.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from unicodedata import normalize
+
+from rapt.errors import LedgerError
+
+SCHEMA: Final = "rapt.ledger/2"
+# Tokens of a run. Of a released text every eighth run is kept, so that what another text has in common with it is found
+# whenever it is as long as two runs, less one token.
+RUN: Final = 8
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
+_BYTES: Final = 32
+
+
+@dataclass(frozen=True)
+class LedgerKey:
+    """A secret of 32 bytes. Its `repr` shows nothing of it."""
+
+    secret: bytes = field(repr=False)
+
+    def text_hash(self, texts: Sequence[str]) -> bytes:
+        """What stands for a text as it is spelled, whatever it is released with, 32 bytes.
+
+        Case, white space and compatible characters do not count: spellings that differ in these alone are one text.
+
+        Args:
+            texts: The text, or all texts of a record; in clear, not kept.
+        """
+        plain = [" ".join(normalize("NFKC", text).casefold().split()) for text in texts]
+        # In ASCII a lone surrogate is an escape: the vocabulary refuses such a text, and can say where it stands.
+        return self._hash(b"text", json.dumps(plain).encode("ascii"))
+
+    def content_hash(self, contents: Sequence[Sequence[int]], *, vocabulary_hash: str) -> bytes:
+        """What stands for the tokens that a mechanism sees, 32 bytes.
+
+        Args:
+            contents: Token ids of the text after truncation, or of all texts of a record.
+            vocabulary_hash: Hash of the vocabulary that the ids belong to.
+        """
+        return self._hash(b"content\0" + vocabulary_hash.encode(), _JSON.encode(list(map(list, contents))).encode())
+
+    def release_hash(self, content_hash: bytes, *, setting: str, copy: int = 0) -> bytes:
+        """What stands for the tokens of a text released with a setting, 32 bytes.
+
+        Args:
+            content_hash: Hash of the tokens.
+            setting: All that the release depends on beside them, as JSON.
+            copy: How many texts of the same record before this one have the same tokens.
+        """
+        return self._hash(b"release", content_hash + f"{copy}\0{setting}".encode())
+
+    def run_hashes(self, content: Sequence[int], *, vocabulary_hash: str) -> tuple[int, ...]:
+        """What stands for each run of `RUN` tokens, in order, 64 bits each."""
+        purpose = b"run\0" + vocabulary_hash.encode()
+        packed = struct.pack(f"<{len(content)}q", *content)
+        starts = range(0, 8 * (len(content) - RUN + 1), 8)
+        hashes = (self._hash(purpose, packed[start : start + 8 * RUN]) for start in starts)
+        return tuple(int.from_bytes(found[:8], "little", signed=True) for found in hashes)
+
+    def key_check(self, ledger_id: str) -> bytes:
+        """A value by which a ledger recognizes its key without holding it, 32 bytes."""
+        return self._hash(b"key", ledger_id.encode())
+
+    def first_digest(self, ledger_id: str) -> bytes:
+        """The digest that stands before the first row; rows of one ledger do not fit another."""
+        return self._hash(b"first", f"{SCHEMA} {ledger_id}".encode())
+
+    def next_digest(self, previous: bytes, values: tuple[Any, ...]) -> bytes:
+        """The digest of a row from that of the row before and the row's columns, all but the last, in order."""
+        plain = [value.hex() if isinstance(value, bytes) else value for value in values]
+        return self._hash(b"row", previous + _JSON.encode(plain).encode())
+
+    def head_check(self, ledger_id: str, *, rows: int, digest: bytes) -> bytes:
+        """What shows that a ledger had so many rows, the last one with this digest, 32 bytes."""
+        return self._hash(b"head", f"{ledger_id} {rows} {digest.hex()}".encode())
+
+    def _hash(self, purpose: bytes, value: bytes) -> bytes:
+        return hmac.digest(self.secret, purpose + b"\0" + value, "sha256")
+
+
+def name_key(ledger: Path) -> Path:
+    """Where the key of a ledger lies unless another place is chosen: beside it."""
+    return ledger.with_name(ledger.name + ".key")
+
+
+def refuse_old_key(key: Path) -> None:
+    """Refuse to begin a ledger with a key that is there, because what its own ledger spent would be forgotten.
+
+    Raises:
+        LedgerError: A key lies there.
+    """
+    if key.exists():
+        raise LedgerError(
+            f"a new ledger must have a new key, got an older one at {str(key)!r}; "
+            "restore the ledger it belongs to, or move it away"
+        )
+
+
+def make_key(path: Path) -> LedgerKey:
+    """A fresh key, written for the owner only. The caller holds the ledger's lock.
+
+    Raises:
+        LedgerError: A key lies there already, or the folder cannot be written.
+    """
+    refuse_old_key(path)
+    secret = secrets.token_bytes(_BYTES)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise LedgerError(
+            f"the key of a ledger must be writable, got {error.strerror}; choose another folder"
+        ) from None
+    with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+        stream.write(secret.hex() + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    return LedgerKey(secret)
+
+
+def read_key(path: Path) -> LedgerKey:
+    """The key in a file.
+
+    Raises:
+        LedgerError: It is missing, readable by others, or not a key.
+    """
+    try:
+        with path.open("rb") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            content = stream.read(2 * _BYTES + 2)
+    except OSError as error:
+        raise LedgerError(
+            f"a ledger must have its key, got {error.strerror} for {str(path)!r}; restore both together, or name the "
+            "key with --ledger-key"
+        ) from None
+    if os.name == "posix" and mode & 0o077:
+        raise LedgerError(
+            f"the key of a ledger must be for its owner only, got mode={mode & 0o777:03o}; run: chmod 600 {path}"
+        )
+    try:
+        secret = bytes.fromhex(content.decode("ascii").strip())
+    except ValueError:  # its own message would quote the key
+        secret = b""
+    if len(secret) != _BYTES:
+        raise LedgerError(f"the key of a ledger must be {2 * _BYTES} hex digits; restore {str(path)!r}")
+    return LedgerKey(secret)

@@ -1,0 +1,144 @@
+"""Where a ledger lies, and the files that belong to it.
+
+A ledger is a project's, found like `.git`: the nearest `.rapt/ledger.sqlite` in the folder of the output or above. One
+that lies in a home folder counts for all that is written below. Beside it lie its key, unless another place is chosen,
+and a receipt for each file that was made: which records, what they cost, and the head of the ledger at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from rapt.errors import LedgerError, UsageError, WireError
+from rapt.whole_files import DATABASE_SUFFIXES, write_whole
+from rapt.wire.privatized_writer import name_partial
+from rapt.wire.strict_json import parse_document
+
+FOLDER: Final = ".rapt"
+DEFAULT_NAME: Final = "ledger.sqlite"
+# Suffix of the folder, beside a ledger, that holds a receipt for each file that was made with it.
+RECEIPTS: Final = ".receipts"
+
+
+def find_ledger(beside: Path) -> Path:
+    """The ledger of a project: the nearest `.rapt/ledger.sqlite` in the folder of a file or above, like `.git`.
+
+    Where there is none, the place beside the file, at which one can be made.
+
+    Args:
+        beside: A file, which may be missing.
+
+    Raises:
+        LedgerError: What is found belongs to another user, who would learn what is released.
+    """
+    folder = beside.resolve().parent
+    for place in (folder, *folder.parents):
+        found = place / FOLDER / DEFAULT_NAME
+        try:
+            if not found.is_file():
+                continue
+            owners = {path.stat().st_uid for path in (found, found.parent)}
+        except OSError:  # a folder above that must not be looked into
+            continue
+        if os.name == "posix" and owners != {os.geteuid()}:
+            raise LedgerError(
+                f"a ledger that is found must be your own, got another user's at {str(found)!r}; name yours with "
+                "--ledger, or say --no-ledger"
+            )
+        return found
+    return folder / FOLDER / DEFAULT_NAME
+
+
+def make_folder(ledger: Path) -> None:
+    """Make the folder of a project's ledger, for its owner alone, and closed to version control.
+
+    Raises:
+        LedgerError: It cannot be written.
+    """
+    folder = ledger.parent
+    try:
+        if not folder.exists():
+            folder.mkdir(mode=0o700)
+            (folder / ".gitignore").write_text("*\n", encoding="ascii")
+    except OSError as error:
+        raise LedgerError(
+            f"a ledger must be writable, got {error.strerror}; name another place with --ledger, or say --no-ledger"
+        ) from None
+
+
+def refuse_ledger_files(target: Path, source: Path, *, ledger: Path, key: Path | None = None) -> None:
+    """Refuse an output or a source that is a ledger, its key, or a file that belongs to either, by any name.
+
+    Raises:
+        UsageError: The output, the name under which it is written until it is whole, or the source is one of them.
+    """
+    own = [ledger.with_name(ledger.name + suffix) for suffix in (*DATABASE_SUFFIXES, RECEIPTS)]
+    for used in (target, name_partial(target), source):
+        for path in own if key is None else [*own, key]:
+            if used.resolve() == path.resolve() or (used.exists() and path.exists() and used.samefile(path)):
+                raise UsageError(
+                    "the output and the source must be other files than the ledger and its key; choose another name"
+                )
+
+
+SCHEMA: Final = "rapt.receipt/1"
+_MOST_BYTES: Final = 64 * 1024
+_MOST_RECEIPTS: Final = 100_000
+
+
+def name_receipt(ledger: Path, records_sha256: str) -> Path:
+    """Where the receipt of a file with these records lies."""
+    return ledger.with_name(ledger.name + RECEIPTS) / f"{records_sha256}.json"
+
+
+def write_receipt(path: Path, receipt: Mapping[str, Any]) -> None:
+    """Write what a run did, for its owner only; the folder is made where it is missing.
+
+    Raises:
+        LedgerError: It cannot be written.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        write_whole(path, json.dumps({"schema": SCHEMA} | dict(receipt), indent=1) + "\n", private=True)
+    except OSError as error:
+        raise LedgerError(
+            f"the receipt of a run must be writable, got {error.strerror or type(error).__name__}; choose another place"
+        ) from None
+
+
+def read_receipt(path: Path) -> dict[str, Any]:
+    """A receipt, as its writer gave it.
+
+    Raises:
+        LedgerError: It cannot be read, or is none.
+    """
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise WireError("too long")
+        receipt = parse_document(content, what="the receipt")
+    except (OSError, WireError):
+        receipt = {}
+    if receipt.get("schema") != SCHEMA:
+        raise LedgerError(f"a receipt must be a file of schema {SCHEMA!r}; name the one that the run wrote")
+    return receipt
+
+
+def read_noted_heads(ledger: Path) -> list[str]:
+    """The heads in all receipts beside a ledger, hex.
+
+    Raises:
+        LedgerError: There are too many, or one cannot be read.
+    """
+    folder = ledger.with_name(ledger.name + RECEIPTS)
+    paths = sorted(islice(folder.glob("*.json"), _MOST_RECEIPTS + 1)) if folder.is_dir() else []
+    if len(paths) > _MOST_RECEIPTS:
+        raise LedgerError(f"a ledger must have at most {_MOST_RECEIPTS} receipts, got more; move older ones away")
+    heads = (read_receipt(path).get("head") for path in paths)
+    return [head for head in heads if isinstance(head, str) and head]
