@@ -63,13 +63,13 @@ UNITS: Final[dict[Budget, str]] = {"metric": "η", "text": "ε of texts", "label
 
 @dataclass
 class Tally:
-    """What was done through a ledger since it was opened.
+    """Tally of what was done through a ledger since it was opened.
 
     Attributes:
-        spent: By budget, what was added to what is spent in all.
-        released: By budget, the number of new releases.
-        answered: By budget, the number of texts, or labels, that an earlier release answered.
-        again: By budget, the number of new releases of texts, or labels, that had been released before.
+        spent: Amount that was added to what is spent in all, by budget.
+        released: Number of new releases, by budget.
+        answered: Number of texts, or labels, that an earlier release answered, by budget.
+        again: Number of new releases of texts, or labels, that had been released before, by budget.
         related: Positions of records whose new texts share a long run of tokens with other texts that were released.
     """
 
@@ -93,21 +93,21 @@ class Ledger:
         self.tally = Tally()
 
     def __repr__(self) -> str:
-        """The path alone."""
+        """Show the path, and nothing that the ledger holds."""
         return f"Ledger({str(self.path)!r})"
 
     def find(self, release_hashes: Sequence[bytes]) -> list[str | None]:
-        """The latest release under each hash, as JSON, or None where there is none."""
+        """Find the latest release under each hash, as JSON, or None where there is none."""
         with self._guarded():
             return [self._latest(release_hash) for release_hash in release_hashes]
 
     def caps(self) -> Caps:
-        """The caps in force."""
+        """Return the caps in force."""
         with self._guarded():
             return self._caps()
 
     def head(self) -> tuple[int, str]:
-        """Number of rows, and the digest of the last one, hex; empty for a ledger without rows."""
+        """Return the number of rows, and the digest of the last one, hex; empty for a ledger without rows."""
         with self._guarded():
             _, rows, digest = self._head()
             return rows, digest.hex()
@@ -138,8 +138,8 @@ class Ledger:
         given one must then be forgotten.
 
         Args:
-            releases: In order; two under one hash in one call are one release.
-            redraw: Account for each as a new one, whatever is stored.
+            releases: Releases in order; two under one hash in one call are one release.
+            redraw: Whether each is accounted for as a new one, whatever is stored.
 
         Raises:
             BudgetError: One of them would exceed a cap. Nothing of this call was spent, nothing of it may leave.
@@ -274,11 +274,11 @@ class Ledger:
 
 @contextmanager
 def open_ledger(path: Path | str, *, key: Path | None = None) -> Iterator[Ledger]:
-    """A ledger to release through, made with a fresh key when nothing is there.
+    """Open a ledger to release through, made with a fresh key when nothing is there.
 
     Args:
-        path: The ledger.
-        key: Its key; None for `NAME.key` beside it.
+        path: Path of the ledger.
+        key: Path of its key; None for `NAME.key` beside it.
 
     Raises:
         LedgerError: It is not a ledger, its key is missing or another's, rows are missing, or it cannot be written.

@@ -94,16 +94,17 @@ class Release:
     """Something that is about to leave: what a row of the ledger says, before it has a place in the chain.
 
     Attributes:
-        kind: What it spends: `metric` for tokens under η, `text` for a whole text under one ε, `label` for a label.
-        setting: What it was drawn with, as canonical JSON.
+        kind: Budget that it spends: `metric` for tokens under η, `text` for a whole text under one ε, `label` for a
+            label.
+        setting: Setting that it was drawn with, as canonical JSON.
         text_hash: Keyed hash of the text as it is spelled, but for case, white space and compatible characters.
         content_hash: Keyed hash of the tokens that the mechanism saw.
         release_hash: Keyed hash of these tokens and the setting.
         released: The release itself, as JSON: private output, about to be sent.
         position: Position of the record in its file, for messages; not kept.
         tokens: Number of the text's tokens in it; 0 for a label.
-        on_text: What it adds to what is spent on its text: η, or ε in nats.
-        in_all: What it adds to what is spent in all: η·tokens, or ε in nats.
+        on_text: Amount that it adds to what is spent on its text: η, or ε in nats.
+        in_all: Amount that it adds to what is spent in all: η·tokens, or ε in nats.
         runs: Keyed hashes of the runs of the text's tokens, in order, 64 bits each; every eighth one is kept.
     """
 
@@ -122,12 +123,12 @@ class Release:
 
 @dataclass(frozen=True, kw_only=True)
 class Cap:
-    """What may be spent of one budget at most; None is no cap.
+    """Most that may be spent of one budget; None is no cap.
 
     Attributes:
-        on_text: Over all releases of one text. η is added as a number even where tables differ, so that another table
-            is no way round it.
-        in_all: Over the whole ledger, which is one person's: Σ η·tokens, or Σ ε.
+        on_text: Sum over all releases of one text. η is added as a number even where tables differ, so that another
+            table is no way round it.
+        in_all: Sum over the whole ledger, which is one person's: Σ η·tokens, or Σ ε.
     """
 
     on_text: float | None = None
@@ -136,7 +137,7 @@ class Cap:
 
 @dataclass(frozen=True, kw_only=True)
 class Caps:
-    """What may be spent of each budget at most: they are never added up.
+    """Most that may be spent of each budget: they are never added up.
 
     Attributes:
         metric: η of metric privacy: two releases of a text at η are together as telling as one at 2η.
@@ -149,7 +150,7 @@ class Caps:
     label: Cap = Cap()
 
     def of(self, budget: Budget) -> Cap:
-        """The cap of one budget."""
+        """Return the cap of one budget."""
         found: Cap = getattr(self, budget)
         return found
 
@@ -164,12 +165,12 @@ class Caps:
 
 
 def caps_to_json(caps: Caps) -> str:
-    """Caps as a row of the ledger holds them."""
+    """Write caps as a row of the ledger holds them."""
     return _JSON.encode(asdict(caps))
 
 
 def caps_from_json(stored: str) -> Caps:
-    """The caps in a row of the ledger.
+    """Read the caps in a row of the ledger.
 
     Raises:
         LedgerError: The row is damaged.
@@ -188,7 +189,7 @@ PATIENCE_SECONDS: Final = 60.0
 
 @contextmanager
 def open_for_writing(path: Path, *, key: Path | None = None) -> Iterator[tuple[sqlite3.Connection, LedgerKey]]:
-    """A connection to a ledger and its key; both are made when nothing is there. Transactions are the caller's.
+    """Open a ledger and its key; both are made when nothing is there. Transactions are the caller's.
 
     Raises:
         LedgerError: It is not a ledger, its key is missing or another's, rows are missing, or it cannot be written.
@@ -209,7 +210,7 @@ def open_for_writing(path: Path, *, key: Path | None = None) -> Iterator[tuple[s
 
 @contextmanager
 def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that cannot write; the key is not needed, nor a place where something can be written.
+    """Open a ledger so that nothing is written; the key is not needed, nor a place where something can be written.
 
     Raises:
         LedgerError: It is missing, or not a ledger.
@@ -228,7 +229,7 @@ def open_for_reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def read_identity(connection: sqlite3.Connection) -> tuple[str, int, bytes, bytes]:
-    """Id of a ledger, number of its rows, digest of the last one and its check, as the ledger states them.
+    """Read the id of a ledger, the number of its rows, the digest of the last one and its check, as it states them.
 
     Raises:
         LedgerError: It is of another schema, or damaged.

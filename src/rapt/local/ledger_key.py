@@ -36,19 +36,19 @@ class LedgerKey:
     secret: bytes = field(repr=False)
 
     def text_hash(self, texts: Sequence[str]) -> bytes:
-        """What stands for a text as it is spelled, whatever it is released with, 32 bytes.
+        """Return the hash that stands for a text as it is spelled, whatever it is released with, 32 bytes.
 
         Case, white space and compatible characters do not count: spellings that differ in these alone are one text.
 
         Args:
-            texts: The text, or all texts of a record; in clear, not kept.
+            texts: Text, or all texts of a record, in clear; not kept.
         """
         plain = [" ".join(normalize("NFKC", text).casefold().split()) for text in texts]
         # In ASCII a lone surrogate is an escape: the vocabulary refuses such a text, and can say where it stands.
         return self._hash(b"text", json.dumps(plain).encode("ascii"))
 
     def content_hash(self, contents: Sequence[Sequence[int]], *, vocabulary_hash: str) -> bytes:
-        """What stands for the tokens that a mechanism sees, 32 bytes.
+        """Return the hash that stands for the tokens that a mechanism sees, 32 bytes.
 
         Args:
             contents: Token ids of the text after truncation, or of all texts of a record.
@@ -57,17 +57,17 @@ class LedgerKey:
         return self._hash(b"content\0" + vocabulary_hash.encode(), _JSON.encode(list(map(list, contents))).encode())
 
     def release_hash(self, content_hash: bytes, *, setting: str, copy: int = 0) -> bytes:
-        """What stands for the tokens of a text released with a setting, 32 bytes.
+        """Return the hash that stands for the tokens of a text released with a setting, 32 bytes.
 
         Args:
             content_hash: Hash of the tokens.
-            setting: All that the release depends on beside them, as JSON.
-            copy: How many texts of the same record before this one have the same tokens.
+            setting: Everything that the release depends on beside them, as JSON.
+            copy: Number of texts of the same record before this one that have the same tokens.
         """
         return self._hash(b"release", content_hash + f"{copy}\0{setting}".encode())
 
     def run_hashes(self, content: Sequence[int], *, vocabulary_hash: str) -> tuple[int, ...]:
-        """What stands for each run of `RUN` tokens, in order, 64 bits each."""
+        """Return the hash that stands for each run of `RUN` tokens, in order, 64 bits each."""
         purpose = b"run\0" + vocabulary_hash.encode()
         packed = struct.pack(f"<{len(content)}q", *content)
         starts = range(0, 8 * (len(content) - RUN + 1), 8)
@@ -75,20 +75,20 @@ class LedgerKey:
         return tuple(int.from_bytes(found[:8], "little", signed=True) for found in hashes)
 
     def key_check(self, ledger_id: str) -> bytes:
-        """A value by which a ledger recognizes its key without holding it, 32 bytes."""
+        """Return a value by which a ledger recognizes its key without holding it, 32 bytes."""
         return self._hash(b"key", ledger_id.encode())
 
     def first_digest(self, ledger_id: str) -> bytes:
-        """The digest that stands before the first row; rows of one ledger do not fit another."""
+        """Return the digest that stands before the first row; rows of one ledger do not fit another."""
         return self._hash(b"first", f"{SCHEMA} {ledger_id}".encode())
 
     def next_digest(self, previous: bytes, values: tuple[Any, ...]) -> bytes:
-        """The digest of a row from that of the row before and the row's columns, all but the last, in order."""
+        """Return the digest of a row from that of the row before and the row's columns, all but the last, in order."""
         plain = [value.hex() if isinstance(value, bytes) else value for value in values]
         return self._hash(b"row", previous + _JSON.encode(plain).encode())
 
     def head_check(self, ledger_id: str, *, rows: int, digest: bytes) -> bytes:
-        """What shows that a ledger had so many rows, the last one with this digest, 32 bytes."""
+        """Return what shows that a ledger had so many rows, the last one with this digest, 32 bytes."""
         return self._hash(b"head", f"{ledger_id} {rows} {digest.hex()}".encode())
 
     def _hash(self, purpose: bytes, value: bytes) -> bytes:
@@ -96,7 +96,7 @@ class LedgerKey:
 
 
 def name_key(ledger: Path) -> Path:
-    """Where the key of a ledger lies unless another place is chosen: beside it."""
+    """Return the place of a ledger's key unless another one is chosen: beside it."""
     return ledger.with_name(ledger.name + ".key")
 
 
@@ -114,7 +114,7 @@ def refuse_old_key(key: Path) -> None:
 
 
 def make_key(path: Path) -> LedgerKey:
-    """A fresh key, written for the owner only. The caller holds the ledger's lock.
+    """Make a fresh key, written for the owner only. The caller holds the ledger's lock.
 
     Raises:
         LedgerError: A key lies there already, or the folder cannot be written.
@@ -135,7 +135,7 @@ def make_key(path: Path) -> LedgerKey:
 
 
 def read_key(path: Path) -> LedgerKey:
-    """The key in a file.
+    """Read the key in a file.
 
     Raises:
         LedgerError: It is missing, readable by others, or not a key.

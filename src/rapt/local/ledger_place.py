@@ -26,12 +26,12 @@ RECEIPTS: Final = ".receipts"
 
 
 def find_ledger(beside: Path) -> Path:
-    """The ledger of a project: the nearest `.rapt/ledger.sqlite` in the folder of a file or above, like `.git`.
+    """Find the ledger of a project: the nearest `.rapt/ledger.sqlite` in the folder of a file or above, like `.git`.
 
-    Where there is none, the place beside the file, at which one can be made.
+    Where there is none, return the place beside the file, at which one can be made.
 
     Args:
-        beside: A file, which may be missing.
+        beside: File, which may be missing.
 
     Raises:
         LedgerError: What is found belongs to another user, who would learn what is released.
@@ -92,7 +92,7 @@ _MOST_RECEIPTS: Final = 100_000
 
 
 def name_receipt(ledger: Path, records_sha256: str) -> Path:
-    """Where the receipt of a file with these records lies."""
+    """Return the place of the receipt of a file with these records."""
     return ledger.with_name(ledger.name + RECEIPTS) / f"{records_sha256}.json"
 
 
@@ -112,7 +112,7 @@ def write_receipt(path: Path, receipt: Mapping[str, Any]) -> None:
 
 
 def read_receipt(path: Path) -> dict[str, Any]:
-    """A receipt, as its writer gave it.
+    """Read a receipt, as its writer gave it.
 
     Raises:
         LedgerError: It cannot be read, or is none.
@@ -131,7 +131,7 @@ def read_receipt(path: Path) -> dict[str, Any]:
 
 
 def read_noted_heads(ledger: Path) -> list[str]:
-    """The heads in all receipts beside a ledger, hex.
+    """Read the heads in all receipts beside a ledger, hex.
 
     Raises:
         LedgerError: There are too many, or one cannot be read.

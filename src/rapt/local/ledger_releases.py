@@ -53,12 +53,12 @@ class _PlannedLabel:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasePlan:
-    """What a ledger knows of the records of a chunk, in order. Its `repr` shows hashes.
+    """Plan of the releases of a chunk, in order: what a ledger has of its texts. Its `repr` shows hashes.
 
     Attributes:
-        chunk: The chunk with the stored releases of its texts.
-        texts: By the part of the record, each text.
-        labels: Each label that will be randomized; empty where none is.
+        chunk: Chunk with the stored releases of its texts.
+        texts: Planned releases of texts, by the part of the record.
+        labels: Planned releases of labels; empty where none is randomized.
     """
 
     chunk: Chunk
@@ -69,14 +69,14 @@ class ReleasePlan:
 def privatize_through(
     ledger: Ledger, chunk: Chunk, setting: ChunkSetting, *, stream: RandomStream, redraw: bool = False
 ) -> list[PrivatizedRecord]:
-    """One record for each record of the chunk, every one of them accounted for when this returns.
+    """Return one record for each record of the chunk, every one of them accounted for when this returns.
 
     Args:
         ledger: Open ledger.
         chunk: Texts and labels in clear; the ledger keeps keyed hashes of the texts.
-        setting: What is done to them; labels that it does not randomize are sent in clear and not counted.
+        setting: Privatization of the records; labels that it does not randomize are sent in clear and not counted.
         stream: Source of labels, plain tokens and noise.
-        redraw: Draw and pay anew for every record.
+        redraw: Whether every text and label is drawn and paid for anew.
 
     Raises:
         BudgetError: A record would exceed a cap; none of these records was released.
@@ -186,7 +186,7 @@ def settle_releases(
                 )
             )
     answers = ledger.commit(releases, redraw=redraw) if releases else []
-    ledger.tally.answered[spends(setting.privatizer)] += sum(
+    ledger.tally.answered[find_budget(setting.privatizer)] += sum(
         text.stored is not None for own in plan.texts.values() for text in own
     )
     settled = list(records)
@@ -199,7 +199,7 @@ def settle_releases(
 
 
 def write_text_setting(privatizer: Privatizer) -> str:
-    """All that M(x) depends on beside the tokens of the text, as canonical JSON."""
+    """Write all that M(x) depends on beside the tokens of the text, as canonical JSON."""
     return _canonical(
         {
             "mechanism": dump_mechanism(privatizer.mechanism.setting),
@@ -208,17 +208,22 @@ def write_text_setting(privatizer: Privatizer) -> str:
     )
 
 
-def spends(privatizer: Privatizer) -> Budget:
-    """The budget that a text privatized so is paid from."""
-    return "metric"
+def find_budget(privatizer: Privatizer) -> Budget:
+    """Return the budget that a text privatized so is paid from."""
+    return "text" if privatizer.mechanism.setting.unit == "text" else "metric"
 
 
 def _release_text(
     text: _Planned, ids: tuple[int, ...], privatizer: Privatizer, *, setting: str, position: int
 ) -> Release:
-    eta = privatizer.mechanism.setting.eta
+    stated = privatizer.mechanism.setting
+    if stated.unit == "text":
+        on_text = in_all = stated.epsilon
+    else:
+        # In all: ε of the release against a text whose tokens all lie at distance 1 from those of this one.
+        on_text, in_all = stated.eta, stated.eta * text.tokens
     return Release(
-        kind=spends(privatizer),
+        kind=find_budget(privatizer),
         setting=setting,
         text_hash=text.text_hash,
         content_hash=text.content_hash,
@@ -226,9 +231,8 @@ def _release_text(
         released=json.dumps({"token_ids": ids}, separators=(",", ":")),
         position=position,
         tokens=text.tokens,
-        on_text=eta,
-        # ε of the release against a text whose tokens all lie at distance 1 from those of this one.
-        in_all=eta * text.tokens,
+        on_text=on_text,
+        in_all=in_all,
         runs=text.runs,
     )
 

@@ -44,14 +44,14 @@ class Chain:
 
 @dataclass(frozen=True, kw_only=True)
 class Spending:
-    """What was released with one setting.
+    """Spending of one setting.
 
     Attributes:
         kind: `metric` for texts under η, `text` for whole texts under an ε, `label` for labels.
         setting: Setting of the releases, as it was stated.
         releases: Number of releases.
         tokens: Number of tokens of the texts; 0 for labels.
-        in_all: What they add to their budget: Σ η·tokens, or Σ ε in nats.
+        in_all: Amount that they add to their budget: Σ η·tokens, or Σ ε in nats.
     """
 
     kind: Budget
@@ -63,10 +63,10 @@ class Spending:
 
 @dataclass(frozen=True, kw_only=True)
 class Spent:
-    """What was spent of one budget.
+    """Spending of one budget.
 
     Attributes:
-        in_all: Σ η·tokens, or Σ ε in nats.
+        in_all: Sum over all releases, Σ η·tokens, or Σ ε in nats.
         most_on_one_text: The largest Σ η, or Σ ε, over releases of the same tokens, or of texts spelled alike.
     """
 
@@ -76,18 +76,18 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerSummary:
-    """What a ledger says was spent.
+    """Summary of what a ledger says was spent.
 
     Attributes:
         rows: Rows in all.
         head: Digest of the last row, hex.
         first, last: Time of the first and the last row, UTC; None for an empty ledger.
-        texts: Different texts that were released; those with the same tokens are one, and those that are spelled alike.
+        texts: Number of different texts that were released; those with the same tokens, or spelled alike, are one.
         releases: Number of releases of these texts.
         tokens: Number of tokens in these releases.
-        spent: What was spent, by budget; the budgets are never added up.
-        caps: What may be spent at most.
-        settings: What was released with each setting.
+        spent: Spending of each budget; they are never added up.
+        caps: Most that may be spent.
+        settings: Spending of each setting.
     """
 
     rows: int
@@ -106,8 +106,8 @@ def verify_ledger(path: Path, *, key: Path | None = None, heads: Collection[str]
     """Walk the whole chain, and add up again what was spent.
 
     Args:
-        path: The ledger; it may be where nothing can be written.
-        key: Its key; None for `NAME.key` beside it.
+        path: Path of the ledger; it may be where nothing can be written.
+        key: Path of its key; None for `NAME.key` beside it.
         heads: Digests that were noted earlier and must still be in the chain, hex.
 
     Raises:
@@ -152,7 +152,7 @@ def verify_ledger(path: Path, *, key: Path | None = None, heads: Collection[str]
 
 
 def summarize_ledger(path: Path) -> LedgerSummary:
-    """What was spent, from the rows as they stand: `verify_ledger` says whether they may be believed.
+    """Sum up what was spent, from the rows as they stand: `verify_ledger` says whether they may be believed.
 
     Raises:
         LedgerError: It is missing, or not a ledger.

@@ -103,7 +103,7 @@ class Chunk:
         texts: Texts in clear.
         labels: Index of each text's true label, or None where no labels are sent.
         others: The other texts of each record, by the part of the record that they become.
-        known: By the part of the record, what a ledger has of each text, and None for one that is to be drawn.
+        known: Stored release of each text, and None for one that is to be drawn, by the part of the record.
     """
 
     position: int
@@ -114,7 +114,7 @@ class Chunk:
 
     @property
     def privatized_texts(self) -> dict[PrivatizedPart, list[str]]:
-        """The texts that go through the mechanism, by the part of the record that they become, in order."""
+        """Return the texts that go through the mechanism, by the part of the record that they become, in order."""
         found: dict[PrivatizedPart, list[str]] = {"first": self.texts}
         for part, texts in self.others.items():
             if part != "public_target":
@@ -185,7 +185,7 @@ def privatize_records(chunk: Chunk, setting: ChunkSetting, *, stream: RandomStre
 
 
 def put_text(record: PrivatizedRecord, part: PrivatizedPart, ids: tuple[int, ...]) -> PrivatizedRecord:
-    """The record with another text in one of its parts."""
+    """Return the record with another text in one of its parts."""
     if part == "first":
         return replace(record, token_ids=ids)
     return replace(record, second_token_ids=ids) if part == "second" else replace(record, target_ids=ids)
