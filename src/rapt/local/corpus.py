@@ -413,7 +413,7 @@ def skip_kept(
 
 
 def _check_lengths(
-    texts: Sequence[str], written: Sequence[tuple[int, ...]], privatizer: Privatizer, *, first: int
+    texts: Sequence[str], written: Sequence[tuple[int, ...]], privatizer: TextPrivatizer, *, first: int
 ) -> int:
     """Refuse another source than that of the written texts (`CorpusError`); returns how many tokens those have."""
     counts = privatizer.token_counts(texts, first_position=first)

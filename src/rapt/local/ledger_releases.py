@@ -23,7 +23,7 @@ from typing import Any
 from rapt.errors import LedgerError, UsageError
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_file import Budget, Release
-from rapt.local.privatizer import Privatizer
+from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream
 from rapt.local.records import Chunk, ChunkSetting, privatize_records, put_text
 from rapt.wire.manifest import NO_PLAIN_TOKENS, RANDOMIZED_RESPONSE, dump_mechanism
@@ -102,7 +102,7 @@ def plan_releases(ledger: Ledger, chunk: Chunk, setting: ChunkSetting, *, redraw
             "a ledger must count what noise protects, and noise from a seed protects nothing; leave out the seed, or "
             "the ledger"
         )
-    bare = replace(setting.privatizer, plain_tokens=NO_PLAIN_TOKENS)
+    bare = setting.privatizer.with_plain_tokens(NO_PLAIN_TOKENS)
     described, vocabulary = write_text_setting(setting.privatizer), setting.privatizer.vocabulary.hash
     key, texts = ledger.key, chunk.privatized_texts
     contents = {
@@ -198,23 +198,23 @@ def settle_releases(
     return settled
 
 
-def write_text_setting(privatizer: Privatizer) -> str:
+def write_text_setting(privatizer: TextPrivatizer) -> str:
     """Write all that M(x) depends on beside the tokens of the text, as canonical JSON."""
     return _canonical(
         {
             "mechanism": dump_mechanism(privatizer.mechanism.setting),
-            "vocabulary_hash": privatizer.vocabulary.hash,
+            "vocabulary_hash": privatizer.vocabulary_hash,
         }
     )
 
 
-def find_budget(privatizer: Privatizer) -> Budget:
+def find_budget(privatizer: TextPrivatizer) -> Budget:
     """Return the budget that a text privatized so is paid from."""
     return "text" if privatizer.mechanism.setting.unit == "text" else "metric"
 
 
 def _release_text(
-    text: _Planned, ids: tuple[int, ...], privatizer: Privatizer, *, setting: str, position: int
+    text: _Planned, ids: tuple[int, ...], privatizer: TextPrivatizer, *, setting: str, position: int
 ) -> Release:
     stated = privatizer.mechanism.setting
     if stated.unit == "text":
