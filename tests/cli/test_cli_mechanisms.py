@@ -36,7 +36,8 @@ def privatize(rapt, *options):
 def test_every_mechanism_is_listed_with_status_options_and_caveat(rapt):
     shown = rapt("mechanisms").out
     listed = {entry["name"]: entry for entry in json.loads(rapt("mechanisms", "--json").out)["mechanisms"]}
-    assert listed.keys() == MECHANISMS.keys()
+    assert listed.keys() == MECHANISMS.keys() | {"subset"}
+    assert (listed.pop("subset")["unit"], *{entry["unit"] for entry in listed.values()}) == ("text", "token")
     for name, kind in MECHANISMS.items():
         assert name in shown
         assert listed[name]["status"] == kind.known.status

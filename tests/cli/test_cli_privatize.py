@@ -12,6 +12,7 @@ import pytest
 
 from rapt.local.mechanisms import MECHANISMS
 from rapt.wire.manifest import LabelPrivacy
+from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import read_privatized_file
 
 TINY = ("--vocabulary", "bert-tiny")
@@ -165,10 +166,10 @@ assert not loaded, loaded
 def test_mechanisms_are_listed_with_their_status(rapt):
     assert "proved" in rapt("mechanisms").out
     listed = json.loads(rapt("mechanisms", "--json").out)["mechanisms"]
-    assert {entry["name"]: entry["status"] for entry in listed} == {
-        name: kind.known.status for name, kind in MECHANISMS.items()
+    assert {entry["name"]: (entry["unit"], entry["status"]) for entry in listed} == {
+        name: (known.unit, known.status) for name, known in KNOWN_MECHANISMS.items()
     }
-    assert listed[0]["name"] == "laplace"
+    assert [entry["name"] for entry in listed] == ["subset", *MECHANISMS]
 
 
 def vectors(tmp_path: Path) -> Path:

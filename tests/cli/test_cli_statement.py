@@ -34,8 +34,13 @@ def test_a_file_is_stated_as_its_manifest_says(rapt, reviews: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        ((), 2, "give a privatized FILE, or --eta"),
-        (("reviews.csv", "--eta", "3"), 2, "not both"),
+        ((), 2, "give a privatized FILE, --epsilon or --eta"),
+        (("reviews.csv", "--eta", "3"), 2, "no two of them"),
+        (("--epsilon", "4", "--eta", "3"), 2, "no two of them"),
+        (("--epsilon", "nan"), 6, "the epsilon of a text must be a number above 0"),
+        (("--epsilon", "0"), 6, "the epsilon of a text must be a number above 0"),
+        (("--epsilon", "4", "--pair", "a,b"), 2, "are of tokens"),
+        (("--epsilon", "4", "--vocabulary", "minilm"), 2, "are of tokens"),
         (("reviews.csv",), 4, "the first line must be"),
         (("none.rapt.jsonl",), 3, "must be readable"),
         (("--eta", "nan", *TINY), 6, "eta must be a finite number"),

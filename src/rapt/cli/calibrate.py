@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rapt.local.weighting import Weighting
 
 SCHEMA = "rapt.calibration/1"
+GUESS_SCHEMA = "rapt.text-calibration/1"
 PRIVATE_WARNING = (
     "this η was chosen from private text, so its value says something about that text, which nothing here protects; "
     "prefer public text"
@@ -49,6 +50,16 @@ def calibrate(
     bayes_success: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Target: the context-free Bayes attack finds this share; minutes."),
+    ] = None,
+    guess: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Target for whole texts: a guess among --among texts is right at most so often."
+        ),
+    ] = None,
+    among: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Number of equally likely texts; only with --guess.  [default: 1000]"),
     ] = None,
     at: Annotated[
         At | None,
@@ -91,7 +102,7 @@ def calibrate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the plot if it exists.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Choose η for a target, and show what lies around it.
+    """Choose η, or ε of whole texts, for a target, and show what lies around it.
 
     Everything is counted over running public text by default, as `rapt statement` does, so that η says nothing about
     your texts. Give exactly one target. Never compare two mechanisms at equal η.
@@ -102,11 +113,19 @@ def calibrate(
       rapt calibrate --epsilon 20 --at median-neighbour
       rapt calibrate --epsilon 8 --delta 1e-5 --pair london,paris
       rapt calibrate --bayes-success 0.3
+      rapt calibrate --guess 0.05 --among 1000
     """
     from rapt.local.vocabulary import load_vocabulary
 
-    if sum(target is not None for target in (unchanged, epsilon, bayes_success)) != 1:
-        raise UsageError("one target must be named: give --unchanged, --epsilon or --bayes-success")
+    if sum(target is not None for target in (unchanged, epsilon, bayes_success, guess)) != 1:
+        raise UsageError("one target must be named: give --unchanged, --epsilon, --bayes-success or --guess")
+    if among is not None and guess is None:
+        raise UsageError("--among must come with a target for whole texts; add --guess")
+    if guess is not None:
+        if plot is not None:
+            raise UsageError("--plot draws a curve over η; leave it out with --guess")
+        calibrate_for_guess(guess, among=1000 if among is None else among, as_json=as_json)
+        return
     if epsilon is None and (at is not None or pair is not None or delta is not None):
         raise UsageError("--at, --pair and --delta must come with a target ε; add --epsilon")
     if at is not None and pair is not None:
@@ -154,6 +173,21 @@ def calibrate(
             say(f"rapt: warning: {PRIVATE_WARNING}")
     if failure is not None:
         raise failure
+
+
+def calibrate_for_guess(guess: float, *, among: int, as_json: bool) -> None:
+    """Print the ε of a whole text for a guess among so many. Raises as `find_epsilon`."""
+    from rapt.local.codes.text_statement import bound_guess, find_epsilon
+
+    found = find_epsilon(guess, among=among)
+    if as_json:
+        reached = bound_guess(found, among=among)
+        show_json({"schema": GUESS_SCHEMA, "epsilon": found, "guess": guess, "among": among, "reached": reached})
+        return
+    show(f"ε = {found:g} for a whole text\n")
+    show(f"target     a guess among {among:,} equally likely texts is right in at most {100 * guess:g} % of cases\n")
+    rows = [[f"{n}", f"{n * found:g}", f"{bound_guess(n * found, among=among):.2%}"] for n in (1, 2, 5, 10)]
+    show(format_table(["texts of one person", "ε in all", f"named among {among:,}, at most"], rows))
 
 
 def calibrate_for_epsilon(

@@ -20,10 +20,11 @@ from rapt.cli.options import (
 )
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import MechanismError, UsageError
+from rapt.wire.mechanisms import KNOWN_MECHANISMS
 
 if TYPE_CHECKING:
     from rapt.audit.program_audit import ProgramAudit
-    from rapt.local.mechanisms import Mechanism, MechanismKind
+    from rapt.local.mechanisms import Mechanism
     from rapt.local.vocabulary import Vocabulary
     from rapt.wire.manifest import Parameter
 
@@ -58,6 +59,7 @@ def mechanisms(
       rapt mechanisms
       rapt mechanisms --audit exponential --eta 14 --pair good,bad
     """
+    from rapt.local.codes import subset
     from rapt.local.mechanisms import MECHANISMS
 
     if audit is not None:
@@ -74,11 +76,22 @@ def mechanisms(
     if eta is not None or settings or pair or allow_unproved:
         raise UsageError("--eta, --set, --pair and --allow-unproved must come with one mechanism; add --audit NAME")
 
-    listed = [
+    whole = KNOWN_MECHANISMS[subset.NAME]
+    listed: list[dict[str, Any]] = [
+        {
+            "name": subset.NAME,
+            "unit": whole.unit,
+            "status": whole.status,
+            "summary": _summarize(subset.SubsetMechanism.__doc__),
+            "caveat": whole.caveat,
+            "options": [],
+        }
+    ] + [
         {
             "name": name,
+            "unit": kind.known.unit,
             "status": kind.known.status,
-            "summary": _summarize(kind),
+            "summary": _summarize(kind.guarantee),
             "caveat": kind.known.caveat,
             "options": [
                 {"name": option, "default": known.default, "help": known.help} for option, known in kind.options.items()
@@ -91,8 +104,8 @@ def mechanisms(
         return
     show(
         format_table(
-            ["mechanism", "guarantee", "what it does"],
-            [[name, kind.known.status, _summarize(kind)] for name, kind in MECHANISMS.items()],
+            ["mechanism", "protects", "guarantee", "what it does"],
+            [[row[key] for key in ("name", "unit", "status", "summary")] for row in listed],
         )
     )
     show("")
@@ -111,8 +124,8 @@ def mechanisms(
             show(f"\n{name} needs --allow-unproved: {kind.known.caveat}")
 
 
-def _summarize(kind: MechanismKind) -> str:
-    return kind.guarantee.strip().splitlines()[0]
+def _summarize(docstring: str | None) -> str:
+    return (docstring or "").strip().splitlines()[0]
 
 
 def _write_default(default: Parameter) -> str:
@@ -229,6 +242,9 @@ def statement(
     eta: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Slope in 1/embedding distance, if there is no FILE yet.")
     ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(metavar="NUMBER", help="ε of a whole text, if there is no FILE of codes yet.")
+    ] = None,
     mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; only with --eta.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
@@ -248,14 +264,16 @@ def statement(
 ) -> None:
     """Say what a setting protects, and what it does not.
 
-    The setting is that of a privatized FILE, or the one given by --eta before there is a file. How often your own words
-    stay, `rapt preview` says.
+    The setting is that of a privatized FILE, or the one given by --epsilon (whole texts) or --eta (tokens) before there
+    is a file. How often your own words stay at an η, `rapt preview` says.
 
     \b
     Examples:
       rapt statement reviews.rapt.jsonl
+      rapt statement --epsilon 4
       rapt statement --eta 75 --pair london,paris --pair london,cancer
     """
+    from rapt.local.codes.text_statement import state_text_privacy
     from rapt.local.deniability import measure_deniability, measure_every_token, measure_unchanged
     from rapt.local.guarantee import state_privacy
     from rapt.local.randomness import secure_stream
@@ -266,10 +284,18 @@ def statement(
     from rapt.wire.vocabulary_bundle import check_hash
 
     pairs = tuple(split_pair(text) for text in pair or ())
-    if (file is None) == (eta is None):
-        raise UsageError("one setting must be named: give a privatized FILE, or --eta, and not both")
-    if file is not None:
-        manifest = read_manifest(file)
+    if sum(given is not None for given in (file, eta, epsilon)) != 1:
+        raise UsageError("one setting must be named: give a privatized FILE, --epsilon or --eta, and no two of them")
+    manifest = None if file is None else read_manifest(file)
+    if manifest is not None and manifest.unit == "text":
+        epsilon = manifest.mechanism.epsilon
+    if epsilon is not None:
+        if pair or word or settings or vocabulary is not None:
+            raise UsageError("--pair, --word, --set and --vocabulary are of tokens; leave them out for whole texts")
+        said = state_text_privacy(epsilon, manifest=manifest)
+        show_json(said.to_json()) if as_json else show(said.to_text())
+        return
+    if manifest is not None:
         loaded = load_vocabulary(vocabulary or manifest.model)
         check_hash(loaded.bundle, expected=manifest.vocabulary_hash)
         made = remake_file_mechanism(manifest.mechanism, vocabulary=loaded, settings=settings)
