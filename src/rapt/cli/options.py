@@ -17,7 +17,7 @@ from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.local.mechanisms import Mechanism
-    from rapt.local.vocabulary import Vocabulary
+    from rapt.local.vocabulary import Unknown, Vocabulary
     from rapt.wire.manifest import MechanismSetting, Parameter
 
 Eta = Annotated[
@@ -42,6 +42,13 @@ MechanismOptions = Annotated[
 ]
 AllowUnproved = Annotated[
     bool, typer.Option("--allow-unproved", help="Accept a mechanism whose guarantee is not proved.")
+]
+TrustVocabulary = Annotated[
+    bool,
+    typer.Option(
+        "--trust-vocabulary",
+        help="Take a vocabulary that is not the known one of its name, or that has rows which stand out from the rest.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 ServiceUrl = Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8420.")]
@@ -104,6 +111,21 @@ class Drawn(StrEnum):
 
     FILE = "file"
     RECORD = "record"
+
+
+def load_checked_vocabulary(name: str, *, trusted: bool, unknown: Unknown = "unk") -> Vocabulary:
+    """Load a vocabulary, say what was left out of word vectors, and refuse one that may have been tampered with.
+
+    Raises:
+        VocabularyError: The reasons of `load_vocabulary` and `check_vocabulary`.
+        WireError: The reasons of `load_vocabulary`.
+    """
+    from rapt.local.vocabulary import load_vocabulary
+    from rapt.local.vocabulary_check import check_vocabulary
+
+    loaded = load_vocabulary(name, unknown=unknown, remark=lambda line: say(f"rapt: {line}"))
+    check_vocabulary(loaded, trusted=trusted)
+    return loaded
 
 
 def choose_mechanism(

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapt.cli.mechanisms import split_pair
-from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, VocabularyName, choose_mechanism
+from rapt.cli.options import (
+    AllowUnproved,
+    AsJson,
+    Eta,
+    MechanismOptions,
+    TrustVocabulary,
+    VocabularyName,
+    choose_mechanism,
+    load_checked_vocabulary,
+)
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import CorpusError, UsageError
 
@@ -43,6 +52,7 @@ def preview(
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",
+    trust_vocabulary: TrustVocabulary = False,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     word: Annotated[
         list[str] | None, typer.Option(metavar="WORD", help="Show how often this word stays; repeat.")
@@ -79,13 +89,12 @@ def preview(
     from rapt.local.deniability import measure_unchanged
     from rapt.local.randomness import secure_stream
     from rapt.local.retention import find_largest_eta, measure_retention, measure_words
-    from rapt.local.vocabulary import load_vocabulary
 
     words = [*(word or ()), *(one for two in pair or () for one in split_pair(two))]
     if texts is None and not words and keep_below is None:
         raise UsageError("there must be something to look at; give TEXTS, --word, --pair or --keep-below")
     listed = None if keep_below is None else read_words(keep_below)
-    loaded = load_vocabulary(vocabulary)
+    loaded = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary)
 
     def make(at: float) -> Mechanism:
         return choose_mechanism(mechanism, vocabulary=loaded, eta=at, settings=settings, allow_unproved=allow_unproved)

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from rapt.cli.ledger import LedgerKeyFile, choose_ledger, say_what_was_counted
-from rapt.cli.options import AllowUnproved, AsJson, Drawn, Eta, MechanismOptions, VocabularyName, choose_mechanism
+from rapt.cli.options import (
+    AllowUnproved,
+    AsJson,
+    Drawn,
+    Eta,
+    MechanismOptions,
+    TrustVocabulary,
+    VocabularyName,
+    choose_mechanism,
+    load_checked_vocabulary,
+)
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import UsageError
 
@@ -41,6 +51,7 @@ def privatize(
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",
+    trust_vocabulary: TrustVocabulary = False,
     unknown_words: Annotated[
         UnknownWords,
         typer.Option(help="A word outside the vocabulary becomes the unknown token and is privatized, or is refused."),
@@ -176,7 +187,6 @@ def privatize(
     from rapt.local.randomness import insecure_stream, secure_stream
     from rapt.local.records import PartColumns
     from rapt.local.statement import AS_GOOD_AS_TEXT
-    from rapt.local.vocabulary import load_vocabulary
     from rapt.narration import Pace
     from rapt.wire.manifest import LabelPrivacy, check_eta
 
@@ -203,7 +213,7 @@ def privatize(
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
         say("rapt: warning: anybody who knows --insecure-seed can undo this file; use it for tests only")
-    table = load_vocabulary(vocabulary, unknown=unknown_words.value, remark=lambda line: say(f"rapt: {line}"))
+    table = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary, unknown=unknown_words.value)
     made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
     # What is tried are public words, so a fixed seed betrays nothing, and the noise of the file stays as it is.
     kept = measure_unchanged(made, table, rng=np.random.default_rng(0), draws=128).share

@@ -9,9 +9,19 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.options import ApiKey, AsJson, CaFile, Eta, Insecure, MechanismOptions, ServiceUrl, read_options
+from rapt.cli.options import (
+    ApiKey,
+    AsJson,
+    CaFile,
+    Eta,
+    Insecure,
+    MechanismOptions,
+    ServiceUrl,
+    TrustVocabulary,
+    read_options,
+)
 from rapt.cli.output import say, show, show_json
-from rapt.errors import UsageError
+from rapt.errors import UsageError, VocabularyError
 
 
 class Case(StrEnum):
@@ -38,23 +48,48 @@ def fetch(
     api_key: ApiKey = None,
     ca_file: CaFile = None,
     insecure: Insecure = False,
+    trust_vocabulary: TrustVocabulary = False,
     as_json: AsJson = False,
 ) -> None:
-    """Download a model's vocabulary and check its hash.
+    """Download a model's vocabulary and check it.
 
-    That is its tokenizer and its embedding table. The folder is what `--vocabulary` of the other commands takes.
+    That is its tokenizer and its embedding table. Its hash must be that of its files, and of the known model of that
+    name. Row by row it is compared with this machine's copy, if there is one; those of a model that nobody knows must
+    follow one law, for a service could move some words so far out that noise does not hide them. The folder is what
+    `--vocabulary` of the other commands takes.
 
     \b
     Example:
       rapt vocabulary fetch minilm-vocabulary --service http://127.0.0.1:8420
     """
+    import shutil
+
     from rapt.local.client import ServiceClient
+    from rapt.local.vocabulary import Vocabulary
+    from rapt.local.vocabulary_check import check_vocabulary, count_different_rows, find_local_copy
 
     check_new(target)
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
         bundle = client.vocabulary(model, target)
+    copy = find_local_copy(model)
+    different = None if copy is None else count_different_rows(bundle, copy.bundle)
+    if different is not None:
+        rows = f"{different:,} of {len(bundle.embeddings):,} rows" if different else "no row"
+        say(f"rapt: {rows} of this vocabulary differ{'' if different else 's'} from this machine's copy of {model}")
+    try:
+        check_vocabulary(Vocabulary(bundle), trusted=trust_vocabulary, asked=model)
+        if different and not trust_vocabulary:
+            raise VocabularyError(
+                f"a vocabulary must be the one of its name on this machine, got {different:,} other rows; "
+                "use that one, or add --trust-vocabulary"
+            )
+    except VocabularyError:
+        shutil.rmtree(target)  # nobody is to privatize with it by mistake
+        raise
     if as_json:
-        show_json({"folder": str(target), "model": bundle.model, "hash": bundle.hash})
+        show_json(
+            {"folder": str(target), "model": bundle.model, "hash": bundle.hash, "rows_different_from_local": different}
+        )
         return
     show(str(target))
     say(f"{bundle.model}: {len(bundle.embeddings):,} tokens, {bundle.hash}")

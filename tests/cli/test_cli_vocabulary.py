@@ -1,0 +1,63 @@
+"""`rapt vocabulary fetch` from a stranger who serves a table of his own making."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rapt.local.vocabulary import load_vocabulary
+from rapt.wire.vocabulary_bundle import make_bundle, write_bundle
+from strange_service import answering
+
+
+@pytest.fixture(scope="module")
+def strangers_folder(tmp_path_factory) -> Path:
+    """The vocabulary of bert-tiny with three rows moved."""
+    known = load_vocabulary("bert-tiny").bundle
+    table = np.array(known.embeddings)
+    table[[5000, 6000, 7000]] *= 1.2
+    folder = tmp_path_factory.mktemp("stranger") / "bundle"
+    bundle = make_bundle(
+        model="bert-tiny", tokenizer_json=known.tokenizer_json, embeddings=table, max_tokens=known.max_tokens
+    )
+    write_bundle(bundle, folder)
+    return folder
+
+
+@pytest.fixture
+def stranger(strangers_folder: Path):
+    def answer(path: str, body: bytes):
+        name = path.rpartition("/")[2]
+        file = strangers_folder / (name if (strangers_folder / name).is_file() else "vocabulary.json")
+        return 200, {"content-type": "application/octet-stream"}, file.read_bytes()
+
+    with answering(answer) as url:
+        yield url
+
+
+def test_a_table_that_differs_from_the_known_one_is_refused_and_not_kept(rapt, stranger, tmp_path: Path):
+    outcome = rapt("vocabulary", "fetch", tmp_path / "v", "--service", stranger, "--model", "bert-tiny")
+    assert (outcome.code, outcome.out) == (5, "")
+    assert "3 of 30,522 rows of this vocabulary differ from this machine's copy of bert-tiny" in outcome.err
+    assert "called bert-tiny must be the known one" in outcome.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_table_that_the_user_vouches_for_is_kept_and_its_rows_are_still_counted(
+    rapt, stranger, reviews: Path, tmp_path: Path
+):
+    fetch = ("vocabulary", "fetch", tmp_path / "v", "--service", stranger, "--model", "bert-tiny")
+    outcome = rapt(*fetch, "--trust-vocabulary", "--json")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["rows_different_from_local"] == 3
+    assert "3 of 30,522 rows" in outcome.err
+    privatize = ("privatize", reviews, tmp_path / "out", "--eta", 30, "--vocabulary", tmp_path / "v")
+    refused = rapt(*privatize)
+    assert (refused.code, (tmp_path / "out").exists()) == (5, False)
+    assert rapt("statement", "--eta", 30, "--vocabulary", tmp_path / "v").code == 5
+    assert rapt("preview", "--eta", 30, "--word", "a", "--vocabulary", tmp_path / "v").code == 5
+    assert rapt("calibrate", "--unchanged", 0.5, "--vocabulary", tmp_path / "v").code == 5
+    assert rapt(*privatize, "--trust-vocabulary").code == 0
