@@ -4,6 +4,7 @@ Statistical tests draw from `rng`, which is fixed by `--seed` and the test's nam
 in every test, and fresh everywhere with another `--seed`, as the nightly run does.
 """
 
+import os
 import zlib
 
 import numpy as np
@@ -21,6 +22,12 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
     parser.addoption("--network", action="store_true", help="run the tests marked network as well")
     parser.addoption("--seed", type=int, default=DEFAULT_SEED, help="seed of all statistical tests")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """Half as many processes more than cores: tests wait for disks, clocks and processes of their own."""
+    return (3 * (os.cpu_count() or 1) + 1) // 2
 
 
 def pytest_report_header(config):

@@ -6,6 +6,7 @@ from running_service import wait_until
 
 SECRET = "the patient said that it hurts"
 RUN = {"num_virtual_tokens": 4, "n_epochs": 2, "batch_size": 16}
+ENDLESS = {"n_epochs": 1000, "batch_size": 1}  # minutes on any machine, for jobs that are stopped
 
 
 def open_client(url, **options):

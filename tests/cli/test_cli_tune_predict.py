@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from http_requests import ENDLESS
 from rapt.cli.program import run
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
@@ -223,7 +224,7 @@ def test_interrupting_cancels_a_job_that_was_begun_here_and_not_one_that_is_foll
         job = client.create_job(
             file_id=client.upload(privatized / "train").id,
             model="bert-tiny",
-            method={"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}},
+            method={"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": ENDLESS}},
         )
         assert rapt("tune", "--follow", job.id, "--service", service).code == 130
         assert client.job(job.id).status in ("queued", "running")

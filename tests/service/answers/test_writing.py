@@ -155,12 +155,12 @@ def test_the_time_to_come_again_is_that_of_the_line_and_not_of_its_tokens_one_by
         for _ in range(texts):  # so that the line was seen to move
             writer.submit(row, tenant="t", tell=lambda written: None)
         wait_until(lambda: not writer.waiting_cost)
+        start = time.monotonic()  # before it is filled: by its end the writer may have come to the end of the line
         while not refusals:  # a tenant may fill half of the line
             try:
                 writer.submit(row, tenant="t", tell=lambda written: None)
             except BusyError as refusal:
                 refusals.append(refusal.retry_after)
-        start = time.monotonic()
         wait_until(lambda: not writer.waiting_cost)
         taken = time.monotonic() - start
     finally:

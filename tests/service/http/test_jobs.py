@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from http_requests import RUN, SECRET, error_of, job_body, open_client, upload
+from http_requests import ENDLESS, RUN, SECRET, error_of, job_body, open_client, upload
 from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from running_service import running_service, save_privatized
@@ -19,7 +19,7 @@ def test_a_job_shows_what_was_decided_for_it(http, training_path):
     assert decided["reconstruction"] is not None  # the file has plain tokens
     assert all(type(decided[name]) is int for name in ("num_virtual_tokens", "n_epochs", "batch_size"))
     assert type(job["seed"]) is int
-    assert http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel").json()["status"] == "cancelled"
+    http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")  # it may have ended by now
 
 
 def test_auto_is_the_same_as_left_out(http, training_path):
@@ -117,7 +117,7 @@ def test_a_run_that_cannot_fit_is_refused_before_it_is_queued(http, backbones, t
 
 def test_a_queued_job_holds_its_file_until_it_is_cancelled(http, training_path):
     file_id = upload(http, training_path).json()["id"]
-    job_id = http.post("/v1/fine_tuning/jobs", json=job_body(file_id, n_epochs=1000)).json()["id"]
+    job_id = http.post("/v1/fine_tuning/jobs", json=job_body(file_id, **ENDLESS)).json()["id"]
     error_of(http.delete(f"/v1/files/{file_id}"), 400, "invalid_request")
     assert http.post(f"/v1/fine_tuning/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     error_of(http.post(f"/v1/fine_tuning/jobs/{job_id}/cancel"), 400, "invalid_request")

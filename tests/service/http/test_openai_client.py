@@ -3,6 +3,7 @@
 import openai
 import pytest
 
+from http_requests import ENDLESS
 from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import running_service, wait_until
 
@@ -112,20 +113,27 @@ def test_a_checkpoint_is_asked_by_its_name_like_any_model(client, file, training
 
 
 def test_a_job_is_paused_and_resumed_to_the_end(client, file):
-    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN | {"n_epochs": 10}}}
-    job = client.fine_tuning.jobs.create(model="bert-tiny", training_file=file.id, method=method)
+    before, job = (
+        client.fine_tuning.jobs.create(
+            model="bert-tiny",
+            training_file=file.id,
+            method={"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN | values}},
+        )
+        for values in (ENDLESS, {})
+    )
     assert client.fine_tuning.jobs.pause(job.id).status == "paused"
     assert client.fine_tuning.jobs.retrieve(job.id).status == "paused"
     with pytest.raises(openai.BadRequestError, match="to pause, got status=paused"):
         client.fine_tuning.jobs.pause(job.id)
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"
+    client.fine_tuning.jobs.cancel(before.id)
     wait_until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "succeeded")
     with pytest.raises(openai.BadRequestError, match="to resume, got status=succeeded"):
         client.fine_tuning.jobs.resume(job.id)
 
 
 def test_a_job_is_cancelled(client, file):
-    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN | {"n_epochs": 1000}}}
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": RUN | ENDLESS}}
     job = client.fine_tuning.jobs.create(model="bert-tiny", training_file=file.id, method=method)
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import httpx2
 import pytest
 
-from http_requests import done_job, job_body, open_client, status_of, upload
+from http_requests import ENDLESS, done_job, job_body, open_client, status_of, upload
 from rapt.errors import UnavailableError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.service.http.assembly import load_backbones
@@ -265,7 +265,7 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
         url = json.loads((tmp_path / "ready").read_text())["url"]
         with open_client(url) as http, ThreadPoolExecutor(3) as threads:
             job = http.post(
-                "/v1/fine_tuning/jobs", json=job_body(upload(http, training_path).json()["id"], n_epochs=1000)
+                "/v1/fine_tuning/jobs", json=job_body(upload(http, training_path).json()["id"], **ENDLESS)
             ).json()["id"]
             wait_until(lambda: status_of(http, job) == "running")
             # A body that never ends is on its way for as long as it is waited for.
