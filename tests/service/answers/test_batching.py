@@ -161,6 +161,23 @@ def test_a_large_request_is_served_in_rounds_and_lets_others_between(busy, recor
     assert all(len(rows) <= 4 for rows in recorder.passes)
 
 
+@pytest.mark.parametrize(("seconds", "most"), [(1e-9, 8), (1e9, 16)])
+def test_a_round_is_what_is_computed_in_its_time(busy, recorder, seconds, most):
+    batcher, _ = busy(round_seconds=seconds, least_cost=8, round_cost=16)
+    ticket = batcher.submit([1] * 100, tenant="a")
+    recorder.go_on.set()
+    assert ticket.future.result(LONG) == [2] * 100
+    assert max(map(len, recorder.passes[1:])) == most
+
+
+def test_callers_of_few_tokens_go_before_the_others_of_their_round(busy, recorder):
+    batcher, _ = busy(quantum=4)
+    tickets = [batcher.submit(rows, tenant=tenant) for rows, tenant in (([1] * 12, "large"), ([7], "b"), ([8], "c"))]
+    recorder.go_on.set()
+    assert [ticket.future.result(LONG) for ticket in tickets] == [[2] * 12, [14], [16]]
+    assert recorder.passes[1:] == [[7, 8], [1] * 12]
+
+
 def test_a_row_that_fails_fails_its_own_caller_only(busy, recorder):
     batcher, _ = busy()
     good, bad, worse = (batcher.submit([row], tenant="a") for row in (1, -1, 666))

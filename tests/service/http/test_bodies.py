@@ -125,6 +125,13 @@ def test_a_compressed_body_is_refused(http, encoding):
     error_of(answer, 415, "unsupported_encoding")
 
 
+def test_a_body_has_so_many_values():
+    body = filled(b'{"records":[', b"12345,", b"1]}", 4 * MEBIBYTE)
+    assert len(parse_body(body)["records"]) > 600_000
+    with pytest.raises(UsageError, match="at most 786432 values; send several requests"):
+        parse_body(filled(b"[", b"1,", b"1]", 2 * MEBIBYTE))
+
+
 def test_json_has_a_lower_limit_than_files(http):
     body = b'{"model":"' + b"a" * 4 * MEBIBYTE + b'"}'
     headers = {"content-type": "application/json"}

@@ -103,15 +103,18 @@ def test_a_service_that_is_asked_to_stop_leaves_in_order(tmp_path, number, own_l
     answered = []
 
     def stop(url):
-        answered.append((url, json.loads(settings.ready_file.read_text())))
+        answered.append((url, json.loads(settings.ready_file.read_text()), sys.getswitchinterval()))
         os.kill(os.getpid(), number)
 
     settings = load_settings(
         {"data_directory": tmp_path / "data", "port": 0, "models": "bert-tiny", "ready_file": tmp_path / "ready"}
     )
+    before = sys.getswitchinterval()
     serve(settings, on_ready=stop)  # returns: it would end the test run otherwise
-    url, found = answered[0]
+    url, found, turn = answered[0]
     assert found == {"url": url, "pid": os.getpid()}
+    assert turn == pytest.approx(0.0005)  # a thread that checks a body does not hold up every answer for 5 ms
+    assert sys.getswitchinterval() == before
     assert not settings.ready_file.exists()
     with open_store(settings.data_directory):
         pass  # nobody holds it any more

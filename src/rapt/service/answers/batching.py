@@ -1,7 +1,9 @@
 """Dynamic batching: rows of many callers share forward passes, and no caller waits for one that is not there.
 
 One thread computes. While it does, rows gather; when it is free it takes what is there, in fair order between tenants,
-as much as its budget allows. So an idle server answers at once, and a busy one in large batches.
+as much as its budget allows. So an idle server answers at once, and a busy one in large batches. What comes meanwhile
+waits for all that was taken, so that is no more than is computed in some milliseconds; and of what was taken, callers
+of few tokens go first.
 
 After a batch its callers often come back together, a moment apart. The first of them would be served alone and the rest
 wait for it. So within a short time after a batch, and only then, the thread waits for as many callers as it had.
@@ -12,7 +14,7 @@ Nothing here knows what a row is. A row that fails, fails its own caller and nob
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -154,15 +156,19 @@ class BatchLimits:
 
     Attributes:
         round_cost: Most that is taken at once; what comes later waits for it.
+        round_seconds: How long that may take to compute, s, by the speed of late; `least_cost` may always be taken.
+        least_cost: Below it a pass costs nearly the same.
         waiting_cost: Most that may wait; beyond it callers are told to come back.
-        quantum: A tenant's turn; at least the cost of the longest row is fair and cheap.
+        quantum: A tenant's turn; a caller whose rows take no more goes before the others of its round.
         longest_wait: Longest wait for callers of the batch before, s.
         wait_share: The same as a part of the time that the batch before took; the smaller of the two holds.
     """
 
     round_cost: int = 4096
+    round_seconds: float = 0.005
+    least_cost: int = 384
     waiting_cost: int = 262_144
-    quantum: int = 512
+    quantum: int = 128
     longest_wait: float = 0.005
     wait_share: float = 0.25
 
@@ -290,8 +296,14 @@ class Batcher(Generic[Row, Answer]):
                         ticket.fail(UnavailableError("the service is stopping; send the request again later"))
                     self._queue.clear()
                     return
-                works = self._queue.take(budget=self._limits.round_cost)
+                works = self._queue.take(budget=self._budget())
             self._serve(works)
+
+    def _budget(self) -> int:
+        """What may be taken at once."""
+        limits, speed = self._limits, self._seconds_per_cost
+        in_time = limits.round_seconds / speed if speed else 0.0
+        return int(min(limits.round_cost, max(limits.least_cost, in_time)))
 
     def _gather(self) -> None:
         """Wait for the callers of the batch before, if they may be on their way back."""
@@ -307,10 +319,15 @@ class Batcher(Generic[Row, Answer]):
 
     def _serve(self, works: list[_Work[Row, Answer]]) -> None:
         start = time.monotonic()
-        for positions in self._plan([work.row for work in works]):
-            wanted = [works[position] for position in positions if not works[position].ticket.future.done()]
-            if wanted:
-                self._serve_pass(wanted)
+        taken = Counter[Ticket[Answer]]()
+        for work in works:
+            taken[work.ticket] += work.cost
+        for is_light in (True, False):
+            rows = [work for work in works if (taken[work.ticket] <= self._limits.quantum) is is_light]
+            for positions in self._plan([work.row for work in rows]) if rows else ():
+                wanted = [rows[position] for position in positions if not rows[position].ticket.future.done()]
+                if wanted:
+                    self._serve_pass(wanted)
         self._last_end = time.monotonic()
         self._last_seconds = self._last_end - start
         tickets = {work.ticket for work in works}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 import anyio.to_thread
 from fastapi.exceptions import RequestValidationError
@@ -32,12 +32,18 @@ from rapt.service.http.assembly import Service
 from rapt.service.storage.data_directory import ArrivingFile, StagedFile
 from rapt.wire.strict_json import parse_json
 
+Arguments = TypeVarTuple("Arguments")
+Answer = TypeVar("Answer")
+
 # Bytes that the event loop reads by itself: a millisecond or two, about what the change to a thread costs.
 _FEW: Final = 16 * 1024
 # A string takes some 50 bytes of memory where its text takes three.
 _MOST_QUOTES: Final = 262_144
-# Bodies that are read at once: each may take some tens of megabytes while it is.
-THREADS: Final = 2
+# The value of a body is built by one call that nothing interrupts: every other thread waits for it.
+_MOST_VALUES: Final = 786_432
+# Bodies that are read and checked at once: each may take some tens of megabytes while it is, and they share a processor
+# with everybody else's answers.
+THREADS: Final = 1
 # Bytes of a file that are in memory: to change the thread for every piece of the network's would take longer.
 _BUFFER: Final = 1024 * 1024
 
@@ -61,10 +67,17 @@ class BodyRoute(APIRoute):
             if len(body) <= _FEW:
                 value = _check(body, schema)
             else:
-                value = await anyio.to_thread.run_sync(_check, body, schema, limiter=request.app.state.body_threads)
+                value = await run_in_body_thread(request, _check, body, schema)
             return await handle(_CheckedRequest(request, value))
 
         return handle_checked
+
+
+async def run_in_body_thread(
+    request: Request, work: Callable[[Unpack[Arguments]], Answer], *args: *Arguments
+) -> Answer:
+    """What `work` returns, from one of the few threads for what takes a processor for milliseconds."""
+    return await anyio.to_thread.run_sync(work, *args, limiter=request.app.state.body_threads)
 
 
 class _CheckedRequest(Request):
@@ -89,6 +102,8 @@ def parse_body(body: bytes) -> Any:
     """
     if body.count(b'"') + body.count(b"\\") > _MOST_QUOTES:
         raise UsageError(f"the request body must have at most {_MOST_QUOTES // 2} strings; send several requests")
+    if body.count(b",") > _MOST_VALUES:
+        raise UsageError(f"the request body must have at most {_MOST_VALUES} values; send several requests")
     try:
         return parse_json(body, what="the request body")
     except WireError as error:

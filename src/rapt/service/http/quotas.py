@@ -19,7 +19,7 @@ from typing import Final
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rapt.errors import BusyError, NotFoundError, QuotaError
 from rapt.service.http.http_errors import answer_error
@@ -30,7 +30,10 @@ from rapt.service.storage.tenant_rows import count_room, get_tenant
 
 _PREDICTIONS: Final = frozenset({"/v1/classify", "/v1/completions", "/v1/chat/completions"})
 # A body from which on a prediction takes a place: the threads that parse are few.
-_LARGE: Final = 256 * 1024
+_LARGE: Final = 32 * 1024
+# A large body that is refused keeps its place for as long as so many bytes a second would have taken: to read one
+# takes the processor from everybody, and what is wrong can be sent without end.
+_REFUSED_A_SECOND: Final = 2 * 1024 * 1024
 _LONGEST_WAIT: Final = 20.0  # s, for a place; then the client is told to come again
 _OPEN_TO_ALL: Final = ""  # stands for the tenant where no key is asked for
 
@@ -202,10 +205,11 @@ class TenantPlaces:
         self._store = store
         self._most = settings.tenant_requests
         self._tenant_bytes = settings.tenant_bytes
+        self._most_json = settings.max_json_bytes
         self._requests: Counter[str] = Counter()
         # Together no more than the threads of the framework, 40, so that some are left for the door and predictions.
         self._uploads = Places(each=settings.tenant_uploads, together=8)
-        self._large = Places(each=4, together=8)
+        self._large = Places(each=2, together=8)
         self._others = Places(each=4, together=16)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -234,12 +238,21 @@ class TenantPlaces:
         except TimeoutError:
             await _refuse(scope, receive, send, "a tenant must have fewer requests of this kind at once")
             return
+        refused = False
+
+        async def look_and_send(message: Message) -> None:
+            nonlocal refused
+            refused = refused or message.get("status", 200) >= 400
+            await send(message)
+
         try:
             if places is self._uploads:
                 await self._refuse_without_room(tenant, scope)
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, look_and_send)
         finally:
-            places.give_back(tenant)
+            # Who sends what is refused pays no tokens for the work of reading it, and so waits a while with the next.
+            wait = self._size(scope) / _REFUSED_A_SECOND if refused and places is self._large else 0.0
+            asyncio.get_running_loop().call_later(wait, places.give_back, tenant)
 
     def _places_for(self, scope: Scope) -> Places | None:
         if is_upload(scope):
@@ -248,6 +261,10 @@ class TenantPlaces:
             return None if 0 <= _announced(scope) <= _LARGE else self._large
         # It answers while everything else waits.
         return None if scope["path"] == "/healthz" else self._others
+
+    def _size(self, scope: Scope) -> int:
+        announced = _announced(scope)
+        return announced if 0 <= announced <= self._most_json else self._most_json
 
     async def _refuse_without_room(self, tenant: str, scope: Scope) -> None:
         """Refuse a file that is announced and cannot be kept before it is read; what comes is counted where it is."""

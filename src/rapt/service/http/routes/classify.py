@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
 from fastapi import APIRouter
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.responses import Response
 
 from rapt.errors import LimitError, UsageError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
 from rapt.service.answers.prediction import Predictor, row_of
 from rapt.service.http.assembly import Service
-from rapt.service.http.bodies import BodyRoute
+from rapt.service.http.bodies import BodyRoute, run_in_body_thread
 from rapt.service.http.door import at_hand_or_in_thread
 from rapt.service.http.parameters import CallerOf
 from rapt.service.http.routes.answering import MOST_PROBABILITIES, await_answers, begin_or_undo
@@ -31,16 +32,20 @@ def classify_router(service: Service) -> APIRouter:
     """The route of predictions."""
     routes = APIRouter(route_class=BodyRoute, prefix="/v1", tags=["predictions"])
 
-    @routes.post("/classify")
-    async def classify_records(body: ClassifyRequest, request: Request, caller: CallerOf) -> Classification:
+    @routes.post("/classify", response_model=Classification)
+    async def classify_records(body: ClassifyRequest, request: Request, caller: CallerOf) -> Classification | Response:
         """Predict the label of each record. Labels of the records are not needed, and not looked at."""
         # Checking many ids, or asking the database and the disk, is for a thread: others are served meanwhile.
-        admit = at_hand_or_in_thread if len(body.records) <= _FEW else run_in_threadpool
+        in_place = len(body.records) <= _FEW
+        admit = at_hand_or_in_thread if in_place else functools.partial(run_in_body_thread, request)
         adapter, ticket = await begin_or_undo(
             admit(_admit, service, body, caller), undo=lambda both: _predictor(service, both[0]).cancel(both[1])
         )
         answers = await await_answers(ticket, of=_predictor(service, adapter), request=request)
-        return _answer(body.model, adapter.card.labels, answers)
+        shown = body.model, adapter.card.labels, answers
+        if in_place:
+            return _answer(*shown)
+        return Response(await run_in_body_thread(request, _write_answer, *shown), media_type="application/json")
 
     return routes
 
@@ -76,3 +81,7 @@ def _answer(model: str, labels: Sequence[str], answers: Sequence[tuple[float, ..
         best = max(range(len(labels)), key=row.__getitem__)
         predictions.append(PredictionObject(label=labels[best], label_index=best, probabilities=list(row)))
     return Classification(model=model, labels=list(labels), predictions=predictions)
+
+
+def _write_answer(model: str, labels: Sequence[str], answers: Sequence[tuple[float, ...]]) -> bytes:
+    return _answer(model, labels, answers).model_dump_json().encode()
