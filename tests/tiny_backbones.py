@@ -6,10 +6,14 @@ is what a large model of the same architecture computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -102,6 +106,70 @@ TINY = {
     "llama": (tokenizer_zoo.smollm2, llama),
     "gpt2": (tokenizer_zoo.gpt2, gpt2),
 }
+
+
+_SIZES = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 66,
+    "initializer_range": 0.3,
+}
+_ENCODER = _SIZES | {"pad_token_id": 0}
+_DECODER = _SIZES | {"num_key_value_heads": 2, "pad_token_id": 2, "bos_token_id": 0, "eos_token_id": 2}
+_DISTILBERT = {"dim": WIDTH, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64}
+_OPT = {"hidden_size": WIDTH, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.3}
+_GPT_IDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+
+# What is admitted by laws: architecture -> the tokenizer's maker, the head of the saved model, its sizes.
+FAMILIES: dict[str, tuple[Callable[[Path], Path], str, dict[str, object]]] = {
+    "roberta": (tokenizer_zoo.bert, "masked", _ENCODER | {"type_vocab_size": 1}),
+    "xlm-roberta": (tokenizer_zoo.bert, "masked", _ENCODER | {"type_vocab_size": 1}),
+    "distilbert": (tokenizer_zoo.bert, "masked", _DISTILBERT | {"pad_token_id": 0, "initializer_range": 0.3}),
+    "albert": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH}),
+    "electra": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH}),
+    "deberta-v2": (
+        tokenizer_zoo.bert,
+        "masked",
+        _ENCODER
+        | {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "type_vocab_size": 0},
+    ),
+    "mpnet": (tokenizer_zoo.bert, "masked", _ENCODER),
+    "modernbert": (tokenizer_zoo.bert, "masked", _ENCODER),
+    "gpt_neox": (tokenizer_zoo.gpt2, "causal", _SIZES | _GPT_IDS),
+    "opt": (
+        tokenizer_zoo.gpt2,
+        "causal",
+        _OPT | _GPT_IDS | {"word_embed_proj_dim": WIDTH, "max_position_embeddings": 64},
+    ),
+    "mistral": (tokenizer_zoo.smollm2, "causal", _DECODER | {"sliding_window": None}),
+    "qwen2": (tokenizer_zoo.smollm2, "causal", _DECODER),
+    "qwen3": (tokenizer_zoo.smollm2, "causal", _DECODER | {"head_dim": 8}),
+    "gemma3_text": (tokenizer_zoo.smollm2, "causal", _DECODER | {"head_dim": 8, "sliding_window": 32}),
+    "phi3": (tokenizer_zoo.smollm2, "causal", _DECODER),
+    "smollm3": (tokenizer_zoo.smollm2, "causal", _DECODER),
+    "granite": (tokenizer_zoo.smollm2, "causal", _DECODER | {"logits_scaling": 4.0, "embedding_multiplier": 3.0}),
+    # Refused, with the law: words are scored through a curve, and so is attention.
+    "gemma2": (tokenizer_zoo.smollm2, "causal", _DECODER | {"head_dim": 8}),
+    # Refused: its table is narrower than its states.
+    "electra-narrow": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH // 2}),
+}
+
+
+def write_family(family: str, folder: Path) -> Path:
+    """A folder of a family in Hugging Face's layout; the same weights every time."""
+    write_tokenizer, head, sizes = FAMILIES[family]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    for path in folder.glob("model*.safetensors*"):
+        path.unlink()
+    config = AutoConfig.for_model(family.removesuffix("-narrow"), vocab_size=tokenizer_zoo.rows_of(folder), **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2305)
+        auto = AutoModelForMaskedLM if head == "masked" else AutoModelForCausalLM
+        auto.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def write_tiny_model(architecture: str, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from rapt.errors import UsageError
 from rapt.service.adapter.task_head import pool_text
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone, Precision, load_backbone
@@ -56,6 +57,11 @@ class Student:
             VocabularyError: The files of the model are missing.
         """
         self.teacher = load_backbone(model, precision=precision)
+        if self.teacher.architecture not in ARCHITECTURES:
+            raise UsageError(
+                f"a model to be denoised must be of architecture {', '.join(ARCHITECTURES)}, got "
+                f"{self.teacher.architecture!r}; choose another, or tune it as it is"
+            )
         own: Backbone = load_backbone.__wrapped__(model, precision="float32")  # not the one everybody shares
         # The pass of our own gives the weights no gradient.
         self.backbone = replace(own, own_forward=None)

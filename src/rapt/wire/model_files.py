@@ -187,6 +187,7 @@ TABLE_NAMES: Final = (
     "embeddings.word_embeddings.weight",  # BERT, RoBERTa, DistilBERT
     "shared.weight",  # T5, BART: before the copies of its encoder and decoder
     "encoder.embed_tokens.weight",  # an encoder-decoder without a shared table
+    "tok_embeddings.weight",  # ModernBERT
     "embed_tokens.weight",  # Llama, SmolLM2, Mistral, Qwen, OPT
     "wte.weight",  # GPT-2
     "embed_in.weight",  # GPT-NeoX

@@ -70,8 +70,14 @@ def check_card(card: AdapterCard, *, backbone: Backbone) -> None:
 
 
 def list_methods(backbone: Backbone) -> tuple[str, ...]:
-    """List the methods that can adapt a backbone, the usual one first: a codebook has no layers to adapt."""
-    return tuple(METHODS) if backbone.code is None else (LINEAR_PROBING,)
+    """List the methods that can adapt a backbone, the usual one first.
+
+    A codebook has no layers to adapt, and a model that computes attention in a way of its own takes no prefix.
+    """
+    if backbone.code is not None:
+        return (LINEAR_PROBING,)
+    takes_prefix = bool(backbone.sites.attention)
+    return tuple(name for name, method in METHODS.items() if takes_prefix or method.prompt != "attention")
 
 
 def check_method(method: str, *, backbone: Backbone) -> None:
@@ -79,7 +85,7 @@ def check_method(method: str, *, backbone: Backbone) -> None:
     fitting = list_methods(backbone)
     if method not in fitting:
         raise TuningError(
-            f"the method must be one of {', '.join(fitting)} for this model, which has no layers to adapt, "
+            f"the method must be one of {', '.join(fitting)} for this model, which has no layers for another, "
             f"got method={method}"
         )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rapt.errors import UsageError
 from rapt.service.answers.generation import Choice, GenerationRow, choose
 from rapt.service.answers.rows import lay_out_rows
 from rapt.service.backbone.architectures import Kind
@@ -177,6 +178,40 @@ def _forward(
             **with_cache(backbone.encoder, cache),
         ).last_hidden_state
     return states
+
+
+_LAW_LENGTHS: Final = (5, 3)
+
+
+@torch.inference_mode()
+def check_cached_writing(backbone: Backbone) -> None:
+    """Refuse a decoder whose next states are others when what came before is kept and not computed again.
+
+    The law is computed for two rows of different lengths, each in its own cache columns, on public tokens.
+
+    Raises:
+        UsageError: The law is broken, or the model cannot be given our caches at all.
+    """
+    ids = [int(token) for token in backbone.bundle.eligible[: max(_LAW_LENGTHS) + 1]]
+    rows = [GenerationRow(token_ids=tuple(ids[:length]), most_tokens=1) for length in _LAW_LENGTHS]
+    last = torch.tensor([ids[length] for length in _LAW_LENGTHS], device=backbone.device)
+    try:
+        read, _ = read_with_decoder(backbone, rows, steering=steer([row.tuned for row in rows]))
+        found = read.step(last, steering=None)
+    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError):
+        found = torch.full((len(rows), 1), torch.nan)
+    wanted = []
+    for length in _LAW_LENGTHS:
+        whole = torch.tensor([[*backbone.frame.start, *ids[: length + 1]]], device=backbone.device)
+        place = torch.arange(whole.shape[1], device=backbone.device)[None]
+        states = backbone.encode(backbone.embed(whole), attention_mask=torch.ones_like(whole), position_ids=place)
+        wanted.append(states[0, -1])
+    apart = (found - torch.stack(wanted)).abs().mean() / torch.stack(wanted).abs().mean().clamp(min=1e-12)
+    if not bool(apart <= (1e-3 if backbone.dtype == torch.float32 else 0.05)):
+        raise UsageError(
+            f"a model of architecture {backbone.architecture!r} cannot be served: what it writes must not depend on "
+            "whether keys and values are kept; choose another model"
+        )
 
 
 # Rows of an encoder-decoder in the middle of their answers: each text was read once, each word is one more step.

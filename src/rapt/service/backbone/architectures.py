@@ -180,16 +180,16 @@ def _masked_word_head(folder: Path, encoder: BertModel, *, dtype: torch.dtype) -
 
 
 def _load_t5(folder: Path, *, dtype: torch.dtype) -> Parts:
-    """Encoder, decoder and head of a T5 checkpoint, 1.0 or 1.1."""
-    from transformers import T5ForConditionalGeneration
+    """Encoder, decoder and head of a T5 checkpoint, 1.0, 1.1 or multilingual."""
+    from transformers import AutoModelForSeq2SeqLM
 
     with quiet():
-        whole = T5ForConditionalGeneration.from_pretrained(
+        whole = AutoModelForSeq2SeqLM.from_pretrained(
             str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa"
         )
     whole.config.use_cache = whole.decoder.config.use_cache = False
-    # A model that shares its table scales the states before it (Raffel et al. 2020, as released); T5 1.1 does not.
-    scale = float(whole.config.d_model**-0.5) if whole.config.scale_decoder_outputs else 1.0
+    # A model that shares its table scales the states before it (Raffel et al. 2020, as released); T5 1.1, mT5 do not.
+    scale = float(whole.config.d_model**-0.5) if getattr(whole.config, "scale_decoder_outputs", False) else 1.0
     return Parts(
         whole=whole,
         encoder=whole.encoder,
@@ -254,6 +254,10 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
     "llama": Architecture(kind="decoder", load=_load_llama, prefix="model.", left_alone=("embed_tokens.",)),
     "gpt2": Architecture(kind="decoder", load=_load_gpt2, prefix="transformer.", left_alone=("wte.", "wpe.")),
 }
+
+
+# Model types that are another by its structure, and have an entry under that name.
+ALIASES: Final[Mapping[str, str]] = {"mt5": "t5"}
 
 
 def load_parts(architecture: str, folder: Path, *, dtype: torch.dtype, model: str) -> Parts:

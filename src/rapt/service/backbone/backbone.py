@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import find_model_folder, name_model
-from rapt.service.backbone.architectures import ARCHITECTURES, Kind, LanguageHead, load_parts
+from rapt.service.backbone.architectures import ALIASES, ARCHITECTURES, Kind, LanguageHead, load_parts
 from rapt.service.backbone.code_table import ARCHITECTURE as CODES
 from rapt.service.backbone.code_table import FRAME, CodeStates, find_rows, view_as_vocabulary
 from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, make_tokenizer, read_chat_frame
-from rapt.service.backbone.injection import Sites, install
+from rapt.service.backbone.general import admit, find_table, find_window, load_general
+from rapt.service.backbone.injection import Sites, install, install_where_it_can
 from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, read_code_bundle
 from rapt.wire.manifest import MechanismSetting, Parameter
@@ -45,7 +46,7 @@ class Backbone:
     Attributes:
         model: Name of the model, as manifests have it; never a path.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
-        architecture: A key of `ARCHITECTURES`.
+        architecture: Its `model_type`, a key of `ARCHITECTURES` or one that `general` admits; `codes` for a codebook.
         kind: Kind of attention, see `Kind`.
         encoder: Module that `encode` calls, in evaluation mode, no parameter of which takes a gradient.
         decoder: The second half of an encoder-decoder, or None.
@@ -61,6 +62,7 @@ class Backbone:
         own_forward: Function that `encode` calls in place of `encoder`, or None: the same numbers, faster.
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
         chat: Tokens that its chat template puts around a message, of a decoder that has one.
+        position_offset: Number that is added to positions before the encoder sees them.
         code: The codebook that stands in the place of a language model; None where there is a language model.
     """
 
@@ -82,6 +84,7 @@ class Backbone:
     own_forward: nn.Module | None = None
     expects: NoiseExpected | None = None
     chat: ChatFrame | None = None
+    position_offset: int = 0
     code: CodeBundle | None = None
 
     @property
@@ -129,7 +132,7 @@ class Backbone:
                 wanted=wanted,
             )
             return found.float()
-        positions = {"position_ids": position_ids} if self.takes_positions else {}
+        positions = {"position_ids": position_ids + self.position_offset} if self.takes_positions else {}
         with steered(steering):
             states: Tensor = self.encoder(
                 inputs_embeds=inputs_embeds.to(self.dtype), attention_mask=attention_mask, **positions
@@ -196,7 +199,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
 
     Raises:
         VocabularyError: The model's files are missing or damaged.
-        UsageError: The model's architecture is not one of `ARCHITECTURES`.
+        UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks a law of `general`.
     """
     folder, model = find_model_folder(model), name_model(model)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -204,26 +207,31 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         return _load_codes(folder, model=model, place=place)
     bundle = read_model_bundle(folder, model=model)
     config = json.loads((folder / "config.json").read_bytes())
-    architecture = config.get("model_type")
-    if architecture not in ARCHITECTURES:
-        raise UsageError(
-            f"a backbone must be of architecture {', '.join(ARCHITECTURES)}, got {architecture!r}; choose another model"
-        )
-    kind = ARCHITECTURES[architecture].kind
+    architecture = str(config.get("model_type"))
+    architecture = ALIASES.get(architecture, architecture)
     dtype = chosen_dtype(precision, place)
-    parts = load_parts(architecture, folder, dtype=dtype, model=model)
+    loaded = None
+    if architecture in ARCHITECTURES:
+        kind, parts = ARCHITECTURES[architecture].kind, load_parts(architecture, folder, dtype=dtype, model=model)
+    else:
+        eligible = torch.from_numpy(bundle.eligible.copy())
+        loaded = load_general(folder, config=config, dtype=dtype, eligible=eligible, model=model)
+        kind, parts = loaded.kind, loaded.parts
     whole: nn.Module = parts.whole
     whole.requires_grad_(False).eval().to(place)
     head = parts.language_head
     if head is not None:
         head.requires_grad_(False).eval().to(place)
     table = torch.from_numpy(bundle.embeddings.copy()).to(place)
+    if loaded is not None:
+        loaded = loaded.to(place)
+        table = find_table(loaded, table)
     soft = read_soft_embeddings(folder, like=table)
     frame = frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder")
     chat = None
     if kind == "decoder":
         chat = read_chat_frame(folder, tokenizer_json=bundle.tokenizer_json, start=frame.start)
-    return Backbone(
+    backbone = Backbone(
         model=model,
         bundle=bundle,
         architecture=architecture,
@@ -231,11 +239,11 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         encoder=parts.encoder,
         decoder=parts.decoder,
         language_head=head,
-        sites=install(parts.whole),
+        sites=install(parts.whole) if loaded is None else install_where_it_can(parts.whole),
         word_embeddings=table if soft is None else soft,
         hidden_size=table.shape[1],
         dtype=dtype,
-        max_positions=bundle.max_tokens,
+        max_positions=min(bundle.max_tokens, find_window(config) or bundle.max_tokens),
         frame=frame,
         segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
         takes_positions=parts.takes_positions,
@@ -243,6 +251,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         expects=read_noise_expected(folder),
         chat=chat,
     )
+    return backbone if loaded is None else admit(backbone, loaded)
 
 
 def _load_codes(folder: Path, *, model: str, place: torch.device) -> Backbone:

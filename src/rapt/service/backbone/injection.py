@@ -88,17 +88,35 @@ def install(model: PreTrainedModel) -> Sites:
     found = attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
     for index, (module, _, _) in enumerate(found):
         setattr(module, _SITE, index)
+    return Sites(
+        attention=tuple(AttentionSite(names[module], key.shape[1], key.shape[3]) for module, key, _ in found),
+        linear=_hook_linear(model),
+        model=model,
+    )
+
+
+def install_where_it_can(model: PreTrainedModel) -> Sites:
+    """Prepare a model that may compute attention in a way of its own: then it has no attention sites, and stays so."""
+    usual = model.config._attn_implementation
+    try:
+        found = install(model)
+    except (ValueError, NotImplementedError, AttributeError, TypeError):
+        found = Sites(attention=(), linear={}, model=model)
+    if found.attention:
+        return found
+    model.set_attn_implementation(usual)
+    return found if found.linear else Sites(attention=(), linear=_hook_linear(model), model=model)
+
+
+def _hook_linear(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """The sizes of the linear layers by name, each hooked to be changed."""
     linear: dict[str, tuple[int, int]] = {}
-    for module, name in names.items():
+    for name, module in model.named_modules():
         sizes = linear_sizes(module)
         if sizes is not None:
             linear[name] = sizes
             module.register_forward_hook(_Change(name))
-    return Sites(
-        attention=tuple(AttentionSite(names[module], key.shape[1], key.shape[3]) for module, key, _ in found),
-        linear=linear,
-        model=model,
-    )
+    return linear
 
 
 class _Change:

@@ -74,6 +74,18 @@ def linear_sizes(module: nn.Module) -> tuple[int, int] | None:
     return (module.nx, module.nf) if isinstance(module, Conv1D) else None
 
 
+def find_kinds(model_type: str) -> frozenset[str]:
+    """The kinds of which the library has a model of this type: `encoder`, `decoder`, `encoder-decoder`."""
+    from transformers.models.auto import modeling_auto as auto
+
+    known = {
+        "encoder": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "decoder": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "encoder-decoder": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
+    return frozenset(kind for kind, names in known.items() if model_type in names)
+
+
 def activation(name: str) -> nn.Module:
     """The activation that a `config.json` names."""
     from transformers.activations import ACT2FN

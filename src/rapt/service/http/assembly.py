@@ -13,8 +13,10 @@ from tokenizers import Tokenizer
 
 from rapt.errors import NotFoundError, UsageError
 from rapt.service.answers.batching import BatchLimits
+from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.writing import Writer
+from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone, load_served
 from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.adapter_cache import AdapterCache
@@ -88,12 +90,16 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
 
     Raises:
         VocabularyError: The files of one are missing.
-        UsageError: The architecture of one is not supported.
+        UsageError: The architecture of one is not supported, or breaks a law that serving needs.
     """
-    return {
+    found = {
         name: load_served(model, name=name, precision=settings.precision)
         for name, model in name_models(settings).items()
     }
+    for backbone in found.values():
+        if backbone.kind == "decoder" and backbone.architecture not in ARCHITECTURES:
+            check_cached_writing(backbone)
+    return found
 
 
 def name_models(settings: Settings) -> dict[str, str]:

@@ -20,8 +20,11 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.steering import LoraPair, Tuned
 from rapt.wire.adapter_files import MOST_PROMPT_POSITIONS, AdapterCard
 
-# Query and value projections by the names that architectures give them; GPT-2 has one layer for query, key and value.
-QUERY_AND_VALUE: Final = ("query", "value", "q", "v", "q_proj", "v_proj", "c_attn")
+# Query and value projections by the names that architectures give them; some have one layer for query, key and value.
+QUERY_AND_VALUE: Final = (
+    *("query", "value", "q", "v", "q_proj", "v_proj", "q_lin", "v_lin", "query_proj", "value_proj"),
+    *("c_attn", "query_key_value", "qkv_proj", "Wqkv"),
+)
 
 HIGHEST_RANK: Final = MOST_PROMPT_POSITIONS  # of an adapter, and of a job
 # What PEFT puts around the name of a layer.
