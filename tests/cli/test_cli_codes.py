@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
-from code_material import codes_manifest
-from rapt.wire.privatized_file import PrivatizedRecord
+import pytest
+
+from code_material import code_parts, codes_manifest
+from rapt.local.codes.encoder import read_encoder
+from rapt.wire.code_bundle import make_code_bundle, write_code_bundle
+from rapt.wire.manifest import LabelPrivacy
+from rapt.wire.privatized_file import PrivatizedRecord, read_privatized_file
 from rapt.wire.privatized_writer import write_privatized_file
 
 
@@ -35,3 +42,114 @@ def test_a_guess_among_so_many_texts_gives_an_epsilon(rapt):
     found = json.loads(rapt("calibrate", "--guess", 0.05, "--json").out)
     assert (found["epsilon"], found["among"]) == (3.962, 1000)
     assert found["reached"] <= 0.05
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory):
+    """A code of the encoder bert-tiny, centred on a few public sentences; and others that do not fit a machine."""
+    folder, encoder = tmp_path_factory.mktemp("codes"), read_encoder("bert-tiny")
+    parts = code_parts(width=encoder.hidden_size) | {
+        "model": "bert-tiny",
+        "encoder_hash": encoder.hash,
+        "center": encoder.encode(["The film is good.", "What a dull evening.", "We went home early."]).mean(axis=0),
+        "max_tokens": encoder.max_tokens,
+    }
+    write_code_bundle(make_code_bundle(**parts), folder / "good")
+    write_code_bundle(make_code_bundle(**parts | {"model": "no-such-encoder"}), folder / "unknown")
+    write_code_bundle(make_code_bundle(**parts | {"encoder_hash": "sha256:" + "ef" * 32}), folder / "other")
+    return folder
+
+
+def test_texts_become_codes_at_one_epsilon_each(rapt, reviews, tmp_path, codes, never_shows):
+    target = tmp_path / "out.jsonl"
+    outcome = rapt("privatize", reviews, target, "--epsilon", 4, "--codes", codes / "good")
+    assert (outcome.code, outcome.out) == (0, f"{target}\n")
+    assert "6 texts, ε = 4 for each; labels: 2 classes (sent in clear)" in outcome.err
+    never_shows(outcome.out + outcome.err + target.read_text())
+    file = read_privatized_file(target)
+    assert (file.manifest.schema, file.manifest.mechanism.epsilon) == ("rapt.codes/1", 4.0)
+    assert [len(record.token_ids) for record in file.records] == [1] * 6
+    assert [record.label for record in file.records] == [1, 0, 0, 1, 0, 1]
+    assert "e^4.00 : 1" in rapt("statement", target).out
+
+
+def test_the_ledger_counts_epsilon_apart_from_eta_and_answers_a_text_again(rapt, reviews, tmp_path, codes):
+    book = tmp_path / "book.sqlite"
+    counted = ("--ledger", book, "--codes", codes / "good", "--epsilon")
+    assert rapt("privatize", reviews, tmp_path / "a", *counted, 4, "--cap", 5).code == 0
+    assert rapt("privatize", reviews, tmp_path / "b", *counted, 4).code == 0
+    first, again = (read_privatized_file(tmp_path / name).records for name in "ab")
+    assert first == again
+    spent = json.loads(rapt("ledger", "show", book, "--json").out)["spent"]
+    assert (spent["text"]["in_all"], spent["text"]["most_on_one_text"], spent["metric"]["in_all"]) == (24.0, 4.0, 0.0)
+    refused = rapt("privatize", reviews, tmp_path / "c", *counted, 2)
+    assert refused.code == 10
+    assert "would spend more" in refused.err
+    assert not list(tmp_path.glob("c*"))
+
+
+def test_pairs_randomized_labels_and_processes_come_as_with_tokens(rapt, tmp_path, codes):
+    rows = [f"a film of number {i},an answer to {i},{'yes' if i % 3 else 'no'}" for i in range(600)]
+    (tmp_path / "in.csv").write_text("\n".join(["one,two,label", *rows]) + "\n")
+    outcome = rapt(
+        "privatize", tmp_path / "in.csv", tmp_path / "out", "--epsilon", 2, "--codes", codes / "good", "--no-ledger",
+        "--text-column", "one", "--text-column-2", "two", "--label-epsilon", 1, "--processes", 2,
+    )  # fmt: skip
+    assert outcome.code == 0
+    file = read_privatized_file(tmp_path / "out")
+    assert (file.manifest.records, file.manifest.tokens, file.manifest.pairs) == (600, 1200, True)
+    assert file.manifest.label_privacy == LabelPrivacy(epsilon=1.0)
+    assert len({record.token_ids for record in file.records}) > 1
+    assert "5.00 in all" in " ".join(rapt("statement", tmp_path / "out").out.split())
+
+
+def test_an_epsilon_that_lets_texts_be_named_is_taken_only_from_who_says_so(rapt, reviews, tmp_path, codes):
+    given = ("privatize", reviews, tmp_path / "out", "--epsilon", 20, "--codes", codes / "good")
+    assert rapt(*given).code == 6
+    outcome = rapt(*given, "--allow-large-epsilon")
+    assert outcome.code == 0
+    assert "warning: a text may be named among 1,000 others in 100.00 % of cases" in outcome.err
+    assert "THIS PROTECTS NEXT TO NOTHING" in rapt("statement", tmp_path / "out").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("", 2, "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens"),
+        ("--epsilon 4 --eta 75 --codes good", 2, "one guarantee must be named"),
+        ("--epsilon 4", 2, "name its folder with --codes"),
+        ("--epsilon 4 --codes .", 5, "must be a folder with code.json and code.safetensors"),
+        ("--epsilon 4 --codes unknown", 5, "or name it with --encoder"),
+        ("--epsilon 4 --codes other", 5, "must be the one it was made with, bert-tiny efefefefefef"),
+        ("--epsilon 4 --codes good --encoder minilm", 5, "must be the one it was made with"),
+        ("--epsilon 0 --codes good", 6, "must be a number above 0"),
+        ("--epsilon -1 --codes good", 6, "must be a number above 0"),
+        ("--epsilon nan --codes good", 6, "must be a number above 0"),
+        ("--epsilon 16.1 --codes good", 6, "insist with --allow-large-epsilon"),
+        ("--epsilon 65 --codes good --allow-large-epsilon", 6, "at most 64"),
+        ("--epsilon 4 --codes good --plain-tokens 20", 2, "--plain-tokens must not stand beside --epsilon"),
+        ("--epsilon 4 --codes good --vocabulary minilm --truncate 5", 2, "--vocabulary, --truncate must not stand"),
+        ("--epsilon 4 --codes good --target-column label", 2, "--target-column must not stand beside --epsilon"),
+        ("--eta 75 --codes good", 2, "--codes must not stand beside --eta"),
+        ("--eta 75 --allow-large-epsilon", 2, "--allow-large-epsilon must not stand beside --eta"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_leaves_nothing(
+    rapt, reviews, tmp_path, codes, monkeypatch, arguments, code, said
+):
+    monkeypatch.chdir(codes)
+    outcome = rapt("privatize", reviews, tmp_path / "out", *arguments.split())
+    assert (outcome.code, outcome.out) == (code, "")
+    assert said in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [reviews.name]
+
+
+def test_codes_are_made_without_torch(reviews, tmp_path, codes):
+    program = (
+        "import sys; from rapt.cli.program import run; code = run(sys.argv[1:]); "
+        "assert not {'torch', 'transformers', 'scipy'} & set(sys.modules), 'heavy'; sys.exit(code)"
+    )
+    arguments = ["privatize", str(reviews), str(tmp_path / "out"), "--epsilon", "4", "--codes", str(codes / "good")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -177,6 +177,7 @@ class ChosenLedger:
         path: Where it lies, or is to be made.
         key: Place of its key; None for beside it.
         cap, label_cap: What the run asks for, None for what is in force.
+        of: Budget that the run spends on its texts, and that `cap` is of.
         done: What the run did, when it has ended without an error.
     """
 
@@ -184,6 +185,7 @@ class ChosenLedger:
     key: Path | None
     cap: float | None
     label_cap: float | None
+    of: Of = Of.METRIC
     done: dict[str, Any] = field(default_factory=dict)
 
     @contextmanager
@@ -204,8 +206,8 @@ class ChosenLedger:
             caps = account.caps()
             wanted = replace(
                 caps,
-                metric=_agree(caps.metric, self.cap, option="--cap", of=Of.METRIC),
                 label=_agree(caps.label, self.label_cap, option="--label-cap", of=Of.LABEL),
+                **{self.of.value: _agree(caps.of(self.of.value), self.cap, option="--cap", of=self.of)},
             )
             if wanted != caps:
                 account.set_caps(wanted)
@@ -234,6 +236,7 @@ def choose_ledger(
     label_cap: float | None,
     redraw: bool,
     seeded: bool,
+    of: Of = Of.METRIC,
 ) -> ChosenLedger | None:
     """Choose the ledger that a run counts in: the one that is named, else that of the project; None where none counts.
 
@@ -254,7 +257,7 @@ def choose_ledger(
             raise UsageError(f"{option} must be a finite number above 0, got {value!r}; leave it out for none")
     if no_ledger or seeded:
         return None
-    return ChosenLedger(find_ledger(target) if ledger is None else ledger, key, cap, label_cap)
+    return ChosenLedger(find_ledger(target) if ledger is None else ledger, key, cap, label_cap, of)
 
 
 def say_what_was_counted(account: ChosenLedger | None, *, replaced: bool, insecure: bool) -> None:

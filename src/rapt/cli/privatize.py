@@ -1,19 +1,18 @@
-"""`rapt privatize`: a file of texts becomes a file of random tokens that may leave the machine."""
+"""`rapt privatize`: a file of texts becomes a file of random codes, or random tokens, that may leave the machine."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rapt.cli.ledger import LedgerKeyFile, choose_ledger, say_what_was_counted
+from rapt.cli.ledger import LedgerKeyFile, Of, choose_ledger, say_what_was_counted
 from rapt.cli.options import (
     AllowUnproved,
     AsJson,
     Drawn,
-    Eta,
     MechanismOptions,
     TrustVocabulary,
     VocabularyName,
@@ -21,7 +20,30 @@ from rapt.cli.options import (
     load_checked_vocabulary,
 )
 from rapt.cli.output import meter, say, show, show_json
-from rapt.errors import UsageError
+from rapt.errors import MechanismError, UsageError
+
+if TYPE_CHECKING:
+    from rapt.local.codes.code_privatizer import CodePrivatizer
+    from rapt.local.mechanisms import Mechanism
+    from rapt.local.privatizer import TextPrivatizer
+    from rapt.local.vocabulary import Vocabulary
+
+# Options that say something of tokens, and of codes, by the names of the arguments.
+_OF_TOKENS: Final = {
+    "mechanism": "--mechanism",
+    "settings": "--set",
+    "allow_unproved": "--allow-unproved",
+    "vocabulary": "--vocabulary",
+    "trust_vocabulary": "--trust-vocabulary",
+    "unknown_words": "--unknown-words",
+    "target_column": "--target-column",
+    "public_target": "--public-target",
+    "plain_tokens": "--plain-tokens",
+    "plain_token_pool": "--plain-token-pool",
+    "plain_tokens_drawn": "--plain-tokens-drawn",
+    "truncate": "--truncate",
+}
+_OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
 
 
 class Format(StrEnum):
@@ -42,11 +64,36 @@ class UnknownWords(StrEnum):
 
 
 def privatize(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(metavar="IN", help="CSV, TSV, JSONL or Parquet with one text a row, or a saved dataset.")
     ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids.")],
-    eta: Eta,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Protect each whole text at this ε, as a code; 1 to 8 are usual."),
+    ] = None,
+    codes: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Public code bundle, as `rapt codebook` makes it; with --epsilon."),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Encoder of the code, a name or a folder; with --epsilon. Default: the code's name for it.",
+        ),
+    ] = None,
+    allow_large_epsilon: Annotated[
+        bool, typer.Option("--allow-large-epsilon", help="Accept an ε above 16, up to 64: texts can then be named.")
+    ] = False,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Protect each token instead, at this slope in 1/embedding distance: smaller protects more.",
+        ),
+    ] = None,
     mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
@@ -129,7 +176,9 @@ def privatize(
     ledger_key: LedgerKeyFile = None,
     cap: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Largest sum of η over all releases of one text; the ledger keeps it."),
+        typer.Option(
+            metavar="NUMBER", help="Largest sum of η, or ε, over all releases of one text; the ledger keeps it."
+        ),
     ] = None,
     label_cap: Annotated[
         float | None,
@@ -158,12 +207,13 @@ def privatize(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an unfinished OUT.partial.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Replace every token of every text by a random one.
+    """Replace every text by a random code of the whole text, or every token by a random one.
 
-    This is metric differential privacy, a token at a time. Nothing is skipped: stop words, numbers and punctuation are
-    privatized too. What stays as it is: labels, the number of tokens of a text, and the order of the texts; see
-    `rapt statement`. OUT appears only when it is whole. With --resume a run that fails leaves OUT.partial, and the same
-    command goes on from there.
+    With --epsilon a text becomes the id of a codeword near it, or of another: no two texts, of any length, can be told
+    apart at better odds than e^ε : 1. With --eta each token is replaced, stop words, numbers and punctuation too: that
+    is metric differential privacy, a token at a time, and the number of tokens stays as it is. Labels and the order of
+    the texts stay as they are; see `rapt statement`. OUT appears only when it is whole. With --resume a run that fails
+    leaves OUT.partial, and the same command goes on from there.
 
     A ledger counts what was released of each text, begun in the folder of OUT unless one is found there or above. A
     text whose tokens were released before with the same setting is sent as it was then, and costs nothing: whoever sees
@@ -171,6 +221,7 @@ def privatize(
 
     \b
     Examples:
+      rapt privatize reviews.csv reviews.codes.jsonl --epsilon 4 --codes reviews-codes
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --text-column review --label-column stars
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --cap 150
       rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
@@ -178,19 +229,23 @@ def privatize(
     """
     from datetime import UTC, datetime
 
-    import numpy as np
-
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
-    from rapt.local.deniability import measure_unchanged
     from rapt.local.ledger_place import name_receipt, refuse_ledger_files, write_receipt
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
     from rapt.local.records import PartColumns
-    from rapt.local.statement import AS_GOOD_AS_TEXT
     from rapt.narration import Pace
     from rapt.wire.manifest import LabelPrivacy, check_eta
 
-    check_eta(eta)
+    if (eta is None) == (epsilon is None):
+        raise UsageError(
+            "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens, and not both"
+        )
+    _refuse_options(
+        context, _OF_CODES if epsilon is None else _OF_TOKENS, beside="--eta" if epsilon is None else "--epsilon"
+    )
+    if eta is not None:
+        check_eta(eta)
     label_privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
     if no_label and label_privacy is not None:
         raise UsageError("--label-epsilon and --no-label exclude each other; give one of them")
@@ -206,6 +261,7 @@ def privatize(
         label_cap=label_cap,
         redraw=redraw,
         seeded=insecure_seed is not None,
+        of=Of.METRIC if epsilon is None else Of.TEXT,
     )
     if account is not None:
         refuse_ledger_files(target, source, ledger=account.path, key=account.key)
@@ -213,25 +269,26 @@ def privatize(
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
         say("rapt: warning: anybody who knows --insecure-seed can undo this file; use it for tests only")
-    table = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary, unknown=unknown_words.value)
-    made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
-    # What is tried are public words, so a fixed seed betrays nothing, and the noise of the file stays as it is.
-    kept = measure_unchanged(made, table, rng=np.random.default_rng(0), draws=128).share
-    if kept >= AS_GOOD_AS_TEXT:
-        share = f"{100 * kept:.0f} % of the words tried"
-        say(f"rapt: warning: {share} stay as they are at eta={eta:g}: it protects next to nothing")
-    privatizer = Privatizer(
-        vocabulary=table,
-        mechanism=made,
-        plain_tokens=plan_plain_tokens(
-            table,
-            count=plain_tokens,
-            pool_size=plain_token_pool,
-            drawn=plain_tokens_drawn.value,
-            rng=stream.generator,
-        ),
-        truncate_to=truncate,
-    )
+    privatizer: TextPrivatizer
+    if epsilon is not None:
+        privatizer = _load_codes(codes, epsilon=epsilon, encoder=encoder, allow_large=allow_large_epsilon)
+    else:
+        assert eta is not None
+        table = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary, unknown=unknown_words.value)
+        made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
+        _warn_of_words_that_stay(made, table)
+        privatizer = Privatizer(
+            vocabulary=table,
+            mechanism=made,
+            plain_tokens=plan_plain_tokens(
+                table,
+                count=plain_tokens,
+                pool_size=plain_token_pool,
+                drawn=plain_tokens_drawn.value,
+                rng=stream.generator,
+            ),
+            truncate_to=truncate,
+        )
     reading, pace = Reading(), Pace()
     unknown_tokens = 0
 
@@ -285,11 +342,66 @@ def privatize(
     show(str(target))
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
     sent = "none" if manifest.labels is None else f"{len(manifest.labels)} classes ({how})"
-    say(f"{manifest.records:,} texts, {manifest.tokens:,} tokens; labels: {sent}")
+    released = f"{manifest.tokens:,} tokens" if epsilon is None else f"ε = {epsilon:g} for each"
+    say(f"{manifest.records:,} texts, {released}; labels: {sent}")
     if manifest.targets == "public":
         say("rapt: warning: the targets are sent as they are, because --public-target says that they are public")
     say_what_was_counted(account, replaced=replaced, insecure=insecure_seed is not None)
     say("to see what this protects and what it does not, run: rapt statement OUT")
+
+
+def _refuse_options(context: typer.Context, options: dict[str, str], *, beside: str) -> None:
+    given = [
+        option
+        for name, option in options.items()
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(f"{', '.join(given)} must not stand beside {beside}, whose unit is another; leave it out")
+
+
+def _load_codes(codes: Path | None, *, epsilon: float, encoder: str | None, allow_large: bool) -> CodePrivatizer:
+    """Load what turns whole texts into codes.
+
+    Raises:
+        UsageError: No code is named.
+        MechanismError: epsilon is outside its domain, or large without that being allowed.
+        VocabularyError: The reasons of `load_code_privatizer`.
+    """
+    from rapt.local.codes.code_privatizer import load_code_privatizer
+    from rapt.local.codes.text_statement import bound_guess
+    from rapt.wire.manifest import check_epsilon
+    from rapt.wire.mechanisms import MOST_EPSILON, USUAL_EPSILON
+
+    check_epsilon(epsilon)
+    if epsilon > USUAL_EPSILON and not allow_large:
+        raise MechanismError(
+            f"epsilon must be at most {USUAL_EPSILON:g}, where a text is named among 1,000 others nearly always; take "
+            f"1 to 8, or insist with --allow-large-epsilon (up to {MOST_EPSILON:g})"
+        )
+    if codes is None:
+        raise UsageError(
+            "--epsilon must come with the public code that texts are turned into; name its folder with --codes, which "
+            "`rapt codebook` makes of public text"
+        )
+    found = load_code_privatizer(codes, epsilon=epsilon, encoder=encoder)
+    if epsilon > USUAL_EPSILON:
+        named = bound_guess(epsilon, among=1000)
+        say(f"rapt: warning: a text may be named among 1,000 others in {100 * named:.2f} % of cases at this epsilon")
+    return found
+
+
+def _warn_of_words_that_stay(made: Mechanism, table: Vocabulary) -> None:
+    import numpy as np
+
+    from rapt.local.deniability import measure_unchanged
+    from rapt.local.statement import AS_GOOD_AS_TEXT
+
+    # What is tried are public words, so a fixed seed betrays nothing, and the noise of the file stays as it is.
+    kept = measure_unchanged(made, table, rng=np.random.default_rng(0), draws=128).share
+    if kept >= AS_GOOD_AS_TEXT:
+        share = f"{100 * kept:.0f} % of the words tried"
+        say(f"rapt: warning: {share} stay as they are at eta={made.setting.eta:g}: it protects next to nothing")
 
 
 def split_names(names: str) -> tuple[str, ...]:

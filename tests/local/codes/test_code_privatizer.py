@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from code_material import RowsEncoder, code_privatizer
-from rapt.errors import CorpusError, UsageError, VocabularyError, WireError
+from code_material import RowsEncoder, code_bundle, code_privatizer
+from rapt.errors import CorpusError, MechanismError, UsageError, VocabularyError, WireError
+from rapt.local.codes.code_privatizer import load_code_privatizer
 from rapt.local.corpus import privatize_corpus
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
 from rapt.local.records import PartColumns
-from rapt.wire.code_bundle import project_states
+from rapt.wire.code_bundle import project_states, write_code_bundle
 from rapt.wire.manifest import LabelPrivacy, PlainTokens, Randomness
 from rapt.wire.privatized_file import read_privatized_file
 from significance import assert_counts
@@ -190,3 +191,15 @@ def test_a_run_that_was_killed_goes_on_and_draws_no_text_again(corpus, tmp_path,
     other = replace(privatizer, mechanism=replace(privatizer.mechanism, epsilon=2.0))
     with pytest.raises(WireError, match="continued with the settings it was begun with"):
         privatize_corpus(corpus, tmp_path / "more", **options | {"privatizer": other})
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, math.nan, 64.5])
+def test_a_code_is_loaded_from_its_folder_only_at_an_epsilon_of_its_domain(tmp_path, epsilon):
+    write_code_bundle(code_bundle(), tmp_path / "code")
+    with pytest.raises(MechanismError, match="the epsilon of a text must be a number above 0"):
+        load_code_privatizer(tmp_path / "code", epsilon=epsilon)
+
+
+def test_what_is_no_code_is_refused_with_the_way_to_one(tmp_path):
+    with pytest.raises(VocabularyError, match=r"must be a folder with code\.json and code\.safetensors; make one"):
+        load_code_privatizer(tmp_path, epsilon=1.0)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, UsageError, VocabularyError, name_record
-from rapt.local.codes.subset import SubsetMechanism
+from rapt.local.codes.encoder import read_encoder
+from rapt.local.codes.subset import SubsetMechanism, make_subset
 from rapt.local.privatizer import check_known, check_labels
 from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary
 from rapt.version import __version__
-from rapt.wire.code_bundle import CodeBundle, project_states
+from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, project_states, read_code_bundle
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.vocabulary_bundle import shorten_hash
@@ -230,3 +232,35 @@ def check_encoder(encoder: Encoder, *, bundle: CodeBundle) -> None:
             f"the encoder must read {bundle.max_tokens} tokens of a text, as the code was made with, got "
             f"max_tokens={encoder.max_tokens}; take the code of this encoder"
         )
+
+
+def load_code_privatizer(codes: Path | str, *, epsilon: float, encoder: Path | str | None = None) -> CodePrivatizer:
+    """Load what turns whole texts into codes at ε.
+
+    Args:
+        codes: Folder of a code bundle, as `rapt codebook` writes it or a service hands it out.
+        epsilon: ε of a whole text, nats.
+        encoder: Name or folder of the encoder; None takes the name that the code has for it.
+
+    Raises:
+        VocabularyError: There is no code at `codes`, its encoder is not on this machine, or is another one.
+        WireError: The code is malformed.
+        MechanismError: epsilon is outside its domain.
+    """
+    folder = Path(codes)
+    if not holds_code_bundle(folder):
+        raise VocabularyError(
+            "a code must be a folder with code.json and code.safetensors; make one of public text with "
+            "`rapt codebook`, or fetch that of a service"
+        )
+    bundle = read_code_bundle(folder)
+    mechanism = make_subset(bundle, epsilon=epsilon)  # before the encoder, which takes seconds to read
+    try:
+        found = read_encoder(encoder or bundle.model)
+    except VocabularyError as error:
+        if encoder is not None:
+            raise
+        raise VocabularyError(
+            f"the encoder of this code must be on this machine: {error}; or name it with --encoder"
+        ) from None
+    return CodePrivatizer(found, mechanism)
