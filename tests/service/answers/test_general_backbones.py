@@ -26,6 +26,9 @@ from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_man
 from tiny_backbones import FAMILIES, write_family
 from tuning_material import manifest_for
 
+# Older versions of transformers compile a part of DeBERTa by a way that torch has left.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
 REFUSED = {"gemma2": "language head", "electra-narrow": "as wide as its states"}
 SERVED = [family for family in FAMILIES if family not in REFUSED]
 
