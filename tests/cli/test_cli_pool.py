@@ -119,6 +119,12 @@ def test_what_no_pool_should_get_does_not_leave(rapt, url, code, pool, tmp_path)
     assert status(rapt, url, pool)["contributions"] == 3
 
 
+def test_keys_of_contributors_do_not_close_a_service_that_is_open(rapt, url, pool):
+    outcome = rapt("pool", "keys", pool, "--service", url)
+    assert (outcome.code, "rapt admin create-key" in outcome.err) == (9, True)
+    assert status(rapt, url, pool)["status"] == "open"
+
+
 def test_a_job_is_named_in_one_way(rapt, url, code, tmp_path):
     file = save(code, tmp_path / "mine", range(3))
     for arguments in (("--file-id", "file-1"), (file, "--file-id", "file-1", "--model", NAME), ()):

@@ -23,8 +23,11 @@ from running_service import running_service
 TINY = ("--vocabulary", "bert-tiny")
 FEW = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1, "--plain-tokens", 2)
 NARROW = ["cp1252", "latin-1", "ascii"]
-# These run for minutes or until they are stopped; what they print goes the same way, and their help is tested.
-LONG = {"demo", "audit-model", "audit-adapter", "denoise", "serve", "worker", "vocabulary certify"}
+# Stands for the id of the pool that the story opens.
+POOL = object()
+# These run for minutes or until they are stopped, or need a service with keys; what they print goes the same way, and
+# their help is tested.
+LONG = {"demo", "audit-model", "audit-adapter", "denoise", "serve", "worker", "vocabulary certify", "pool keys"}
 
 
 @dataclass
@@ -89,6 +92,12 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
         ("tune", folder / "ö.jsonl", *at, "--epochs", 1, "--prompt-length", 2, "--method", "prompt_tuning"),
         ("predict", folder / "ö.jsonl", *at, "--model", None),
         ("predict", folder / "ö.jsonl", *at, "--model", None, "--out", folder / "a.csv"),
+        ("preview", folder / "in.csv", "--eta", 60, *TINY),
+        ("pool", "open", folder / "ö.jsonl", *at, "--least", 2),
+        ("pool", "show", POOL, *at),
+        ("contribute", folder / "ö.jsonl", "--pool", POOL, *at),
+        ("pool", "close", POOL, *at),
+        ("pool", "delete", POOL, *at),
         ("vocabulary", "fetch", folder / "fetched", *at, "--model", "bert-tiny"),
         ("vocabulary", "vectors", folder / "words.txt", folder / "vectors"),
         ("compare", folder / "in.csv", "--eta", 90, "--model", "bert-tiny", "--out", folder / "compared", *FEW),
@@ -108,13 +117,16 @@ def test_every_command_says_all_it_has_to_say_in_any_encoding(encoding, folder: 
     for path in ("in.csv", "words.txt"):
         (tmp_path / path).write_bytes((folder / path).read_bytes())
     model: str | None = None
+    pool = ""
     for arguments in story(tmp_path, service):
-        words = [model if word is None else word for word in arguments]
+        words = [model if word is None else pool if word is POOL else word for word in arguments]
         outcome = call(encoding, *words)
         assert outcome.code == 0, (words, outcome.err)
         assert outcome.out, words
         if words[0] == "tune":
             model = outcome.out.strip()
+        if words[:2] == ["pool", "open"]:
+            pool = outcome.out.strip()
 
 
 def test_the_story_has_every_command_that_ends_soon(folder: Path):

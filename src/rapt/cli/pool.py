@@ -153,6 +153,7 @@ def delete(
 
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
         client.delete_pool(pool_id)
+    show(pool_id)
     say("the pool is deleted")
 
 
@@ -189,6 +190,7 @@ def contribute(
     if as_json:
         show_json({"pool": pool_id, "taken_back" if take_back else "contributed": number})
     else:
+        show(pool_id)
         say(f"{number:,} {'taken back' if take_back else 'contributed'}")
 
 

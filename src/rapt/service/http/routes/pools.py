@@ -26,7 +26,7 @@ from rapt.service.http.schemas import (
     PoolRequest,
     TakeBackRequest,
 )
-from rapt.service.storage.callers import mark_repeatable
+from rapt.service.storage.callers import DEVELOPER, mark_repeatable
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.pool_rows import (
     StoredPool,
@@ -92,6 +92,11 @@ def pool_router(service: Service) -> APIRouter:
     @routes.post("/{pool_id}/keys")
     def create_keys(pool_id: str, caller: CallerOf, request: PoolKeysRequest | None = None) -> PoolKeysObject:
         """Create keys for contributors; they are shown this once."""
+        if caller == DEVELOPER:
+            raise UsageError(
+                "keys of contributors must be asked for with a key, because the first one closes a service that is open "
+                "without keys; make one for yourself with `rapt admin create-key`"
+            )
         asked = request or PoolKeysRequest()
         made = make_pool_keys(
             service.store,
