@@ -94,8 +94,8 @@ def pool_router(service: Service) -> APIRouter:
         """Create keys for contributors; they are shown this once."""
         if caller == DEVELOPER:
             raise UsageError(
-                "keys of contributors must be asked for with a key, because the first one closes a service that is open "
-                "without keys; make one for yourself with `rapt admin create-key`"
+                "keys of contributors must be asked for with a key, because the first one closes a service that "
+                "is open without keys; make one for yourself with `rapt admin create-key`"
             )
         asked = request or PoolKeysRequest()
         made = make_pool_keys(
