@@ -73,7 +73,7 @@ class TextEncoder:
         Raises:
             CorpusError: A text is no string, or is not valid Unicode.
             UsageError: The texts are one string.
-            VocabularyError: The tokenizer cannot take a text, or a state is not finite.
+            VocabularyError: The tokenizer cannot take a text.
         """
         before, after = self.around
         content = self.vocabulary.encode(texts, first_position=first_position)
@@ -88,8 +88,6 @@ class TextEncoder:
                 start += len(places) * length
                 inside = slice(len(before), length - len(after))
                 means[places] = (span[:, inside] if inside.start < inside.stop else span).mean(axis=1)
-        if not np.isfinite(means).all():
-            raise VocabularyError(f"the states of model={self.model!r} must be finite; choose another encoder")
         return means
 
     def count_cut(self, texts: Sequence[str]) -> int:

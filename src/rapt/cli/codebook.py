@@ -1,0 +1,73 @@
+"""`rapt codebook`: the public code of whole texts, from public text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rapt.cli import output
+from rapt.cli.options import AsJson
+from rapt.cli.output import format_table, say, show, show_json
+from rapt.cli.vocabulary import check_new
+
+
+def codebook(
+    public: Annotated[list[Path], typer.Argument(metavar="PUBLIC...", help="Files of public text; never a user's.")],
+    out: Annotated[Path, typer.Option(help="New folder for the code.")],
+    model: Annotated[str, typer.Option(help="Public encoder: a known model or a model folder.")] = "minilm",
+    tasks: Annotated[
+        list[Path] | None,
+        typer.Option("--task", metavar="FILE", help="Public texts with labels, whose kinds a code should tell apart."),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column that holds the text, in all files.")] = "text",
+    label_column: Annotated[str, typer.Option(help="Column that holds the label, in the files of --task.")] = "label",
+    dimensions: Annotated[int, typer.Option(min=2, help="Numbers in a code: few for queries, more for tuning.")] = 8,
+    codewords: Annotated[int, typer.Option(min=2, help="Codewords to choose from; 4,096 lose nothing up to ε = 8.")] = (
+        4096
+    ),
+    codes_per_text: Annotated[
+        int, typer.Option(min=1, help="Codewords that a text becomes, each at a part of its ε.")
+    ] = 1,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(metavar="NUMBER", help="ε to measure the code at; repeat for more.")
+    ] = None,
+    languages: Annotated[
+        list[str] | None, typer.Option("--language", help="Language that the encoder was trained on; repeat for more.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the code of whole texts from public text: encoder, directions and codewords.
+
+    Run by whoever serves; no private text may come near it. Public text of the users' kind makes better codes. The
+    folder is what `--codes` of `rapt privatize` takes. PUBLIC and --task take the formats that it takes.
+
+    \b
+    Example:
+      rapt codebook public.csv --model minilm --task tweets.csv --out code
+    """
+    from rapt.local.codes.codebook import draw_codewords, make_codebook, measure_attenuations, read_public_states
+    from rapt.local.codes.encoder import read_encoder
+    from rapt.wire.code_bundle import write_code_bundle
+
+    check_new(out)
+    draw_codewords(
+        codes=codes_per_text, codewords=codewords, dimensions=dimensions
+    )  # refuses a size before the long work
+    encoder = read_encoder(model)
+    states = read_public_states(
+        encoder, public, tasks=tasks or [], text_column=text_column, label_column=label_column, narrator=output
+    )
+    bundle = make_codebook(
+        encoder, states, dimensions=dimensions, codewords=codewords, codes=codes_per_text, languages=languages or []
+    )
+    measured = measure_attenuations(bundle, states, epsilons=epsilon or (1.0, 2.0, 4.0, 8.0))
+    write_code_bundle(bundle, out)
+    if as_json:
+        values = [{"epsilon": eps, "preferred": preferred, "attenuation": c} for eps, preferred, c in measured]
+        show_json({"folder": str(out), "model": bundle.model, "hash": bundle.hash, "measured": values})
+        return
+    show(f"{len(states.texts):,} public texts; mean inner product of a code and the codeword that leaves for it:\n")
+    show(format_table(["ε", "preferred", "c"], [[f"{eps:g}", f"{m:,}", f"{c:.3f}"] for eps, m, c in measured]))
+    say(f"{bundle.model}: {bundle.codes} x {bundle.size:,} codewords, {bundle.hash}")

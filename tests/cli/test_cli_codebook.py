@@ -1,0 +1,62 @@
+import json
+
+import numpy as np
+
+from rapt.wire.code_bundle import read_code_bundle
+
+WORDS = "the film was good bad slow loud long story actors laughed stars enough".split()
+
+
+def write_public(path, *, label=""):
+    rng = np.random.default_rng(3)
+    texts = {" ".join(rng.choice(WORDS, size=6)) for _ in range(120)}
+    rows = [f"{text},{'yes' if 'good' in text else 'no'}" if label else text for text in sorted(texts)]
+    path.write_text("\n".join([f"text,{label}" if label else "text", *rows]) + "\n")
+    return path
+
+
+def test_a_code_is_made_from_public_files(rapt, tmp_path):
+    public = write_public(tmp_path / "public.csv")
+    task = write_public(tmp_path / "task.csv", label="kind")
+    made = rapt(
+        *("codebook", public, "--model", "bert-tiny", "--task", task, "--label-column", "kind"),
+        *(
+            "--dimensions",
+            4,
+            "--codewords",
+            64,
+            "--epsilon",
+            2,
+            "--language",
+            "en",
+            "--out",
+            tmp_path / "code",
+            "--json",
+        ),
+    )
+    assert made.code == 0, made.err
+    described = json.loads(made.out)
+    bundle = read_code_bundle(tmp_path / "code")
+    assert described["hash"] == bundle.hash
+    assert (bundle.model, bundle.size, bundle.languages, len(bundle.directions)) == ("bert-tiny", 64, ("en",), 4)
+    assert [item["epsilon"] for item in described["measured"]] == [2]
+    assert 0 < described["measured"][0]["attenuation"] < 1
+    again = rapt("codebook", public, "--model", "bert-tiny", "--out", tmp_path / "code")
+    assert (again.code, again.out) == (2, "")
+    assert read_code_bundle(tmp_path / "code").hash == bundle.hash
+
+
+def test_a_size_that_no_code_has_is_refused_before_anything_is_read(rapt, tmp_path):
+    refused = rapt(
+        "codebook", tmp_path / "none.csv", "--dimensions", 9, "--codes-per-text", 2, "--out", tmp_path / "code"
+    )
+    assert refused.code == 2
+    assert "same number of dimensions" in refused.err
+    assert not (tmp_path / "code").exists()
+
+
+def test_a_file_that_is_not_there_leaves_no_folder(rapt, tmp_path):
+    refused = rapt("codebook", tmp_path / "none.csv", "--model", "bert-tiny", "--out", tmp_path / "code")
+    assert refused.code == 3
+    assert len(refused.err.strip().splitlines()) == 1
+    assert not (tmp_path / "code").exists()
