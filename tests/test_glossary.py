@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "docs" / "guarantee.md", ROOT / "docs" / "threat_model.md", ROOT / "docs" / "glossary.md"]
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("guarantee", "threat_model", "glossary", "assurance")]
 CODE_NAMES = re.findall(r"`(rapt(?:\.\w+)+:\w+(?:\.\w+)?)`", (ROOT / "docs" / "glossary.md").read_text("utf-8"))
 
 
@@ -75,6 +75,20 @@ def test_every_test_that_a_page_cites_exists():
     for page in PAGES:
         cited = set(re.findall(r"`(test_\w+)`", page.read_text("utf-8")))
         assert not cited - defined, f"{page.name} cites tests that do not exist: {sorted(cited - defined)}"
+
+
+def test_every_claim_has_a_check_and_a_twin_and_every_line_of_a_statement_a_claim():
+    page = (ROOT / "docs" / "assurance.md").read_text("utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| what it says")]
+    assert len(rows) >= 30
+    for row in rows:
+        _, claim, check, twin, _ = (
+            row.split(" | ") if row.count(" | ") == 4 else ("", *row.strip("| ").split(" | "), "")
+        )
+        assert re.search(r"`test_\w+`", check), f"no check for {claim}"
+        assert re.search(r"`test_\w+`|the same test|counted by hand", twin), f"no twin for {claim}"
+    for line in ("vocabulary", "table", "distances", "noise", "unchanged", "every token", "output sets", "labels"):
+        assert re.search(rf"\*\*[^*]*{line}[^*]*\*\*", page), f"no claim for the line {line!r} of a statement"
 
 
 def test_every_file_that_a_page_names_exists():

@@ -31,6 +31,23 @@ def test_a_file_is_stated_as_its_manifest_says(rapt, reviews: Path, tmp_path: Pa
     never_shows(outcome.out)
 
 
+def test_a_file_is_stated_with_its_own_lengths_and_with_the_words_of_its_texts(
+    rapt, reviews: Path, tmp_path: Path, never_shows
+):
+    rapt("privatize", reviews, tmp_path / "out", "--eta", 90, *TINY, "--no-ledger")
+    outcome = rapt("statement", tmp_path / "out", "--original", reviews, "--json")
+    stated = json.loads(outcome.out)
+    shape, own = stated["file"], stated["own_texts"]
+    assert (shape["texts"], own["texts"]) == (6, 6)
+    assert shape["shortest"] < shape["median"] < shape["longest"]
+    assert {bound["tokens"] for bound in stated["texts"]} == {shape["median"], shape["longest"]}
+    assert own["unchanged"]["basis"] == "the tokens of your 6 texts"
+    assert stated["unchanged"]["basis"] != own["unchanged"]["basis"]
+    page = rapt("statement", tmp_path / "out", "--original", reviews)
+    assert "6 texts of" in page.out
+    never_shows(outcome.out + page.out + page.err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -46,6 +63,7 @@ def test_a_file_is_stated_as_its_manifest_says(rapt, reviews: Path, tmp_path: Pa
         (("--eta", "nan", *TINY), 6, "eta must be a finite number"),
         (("--eta", "-3", *TINY), 6, "eta must be a finite number"),
         (("--eta", "3", *TINY, "--pair", "london"), 2, "two words with a comma"),
+        (("--eta", "3", *TINY, "--original", "reviews.csv"), 2, "texts of a privatized FILE"),
         (("--eta", "3", "--vocabulary", "gpt-9"), 5, "gpt-9"),
     ],
 )

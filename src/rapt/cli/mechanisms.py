@@ -263,12 +263,18 @@ def statement(
     word: Annotated[
         list[str] | None, typer.Option(metavar="WORD", help="Show how often this word stays as it is; repeat.")
     ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(metavar="TEXTS", help="Texts of FILE in clear: show what repeats in them, and how much stays."),
+    ] = None,
+    text_column: Annotated[str, typer.Option(help="Column of --original that holds the text.")] = "text",
     as_json: AsJson = False,
 ) -> None:
     """Say what a setting protects, and what it does not.
 
     The setting is that of a privatized FILE, or the one given by --epsilon (whole texts) or --eta (tokens) before there
-    is a file. How often your own words stay at an η, `rapt preview` says.
+    is a file. Of a FILE its own lengths are stated, and with --original, read on this machine alone, its own words. How
+    often your words stay at an η, `rapt preview` says.
 
     \b
     Examples:
@@ -279,8 +285,10 @@ def statement(
     from rapt.local.codes.text_statement import state_text_privacy
     from rapt.local.deniability import measure_deniability, measure_every_token, measure_unchanged
     from rapt.local.guarantee import state_privacy
+    from rapt.local.own_texts import count_own_texts, measure_file
     from rapt.local.randomness import secure_stream
     from rapt.local.retention import measure_kinds, measure_words
+    from rapt.local.weighting import weigh_counts
     from rapt.wire.manifest import NO_PLAIN_TOKENS
     from rapt.wire.privatized_file import read_manifest
     from rapt.wire.vocabulary_bundle import check_hash
@@ -297,6 +305,8 @@ def statement(
         said = state_text_privacy(epsilon, manifest=manifest)
         show_json(said.to_json()) if as_json else show(said.to_text())
         return
+    if original is not None and manifest is None:
+        raise UsageError("--original must be the texts of a privatized FILE; give it, or run rapt preview")
     if manifest is not None:
         loaded = load_checked_vocabulary(vocabulary or manifest.model, trusted=trust_vocabulary)
         check_hash(loaded.bundle, expected=manifest.vocabulary_hash)
@@ -312,6 +322,8 @@ def statement(
         labels_sent, label_privacy = True, None
         two_texts, targets = False, None
     rng = secure_stream().generator
+    own = None if original is None else count_own_texts(original, loaded, text_column=text_column)
+    own_weights = None if own is None else weigh_counts(own.counts, source=f"the tokens of your {own.texts:,} texts")
     found = state_privacy(
         loaded,
         setting,
@@ -322,6 +334,9 @@ def statement(
         targets=targets,
         word_pairs=pairs,
         randomness=randomness,
+        file=None if file is None else measure_file(file),
+        own=own,
+        own_unchanged=None if own_weights is None else measure_unchanged(made, loaded, rng=rng, weighting=own_weights),
         unchanged=measure_unchanged(made, loaded, rng=rng),
         every_token=measure_every_token(made, loaded, rng=rng),
         kinds=measure_kinds(made, loaded, rng=rng),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,8 +36,6 @@ SCHEMA = "rapt.preview/1"
 # Draws over all tokens of the texts together: 20 seconds on one core with MiniLM's table.
 _DRAWS = 2**18
 _FEWEST, _MOST = 32, 1024
-# Records that are encoded at once.
-_CHUNK = 512
 # Lines of the table of words that stay; --json has all of them.
 _LINES = 40
 LIST_WARNING = "if these words come from your texts, an η that is chosen by them says something about those"
@@ -87,6 +85,7 @@ def preview(
       rapt preview --eta 75 --word suicide --pair london,paris
     """
     from rapt.local.deniability import measure_unchanged
+    from rapt.local.own_texts import count_own_texts
     from rapt.local.randomness import secure_stream
     from rapt.local.retention import find_largest_eta, measure_retention, measure_words
 
@@ -100,7 +99,8 @@ def preview(
         return choose_mechanism(mechanism, vocabulary=loaded, eta=at, settings=settings, allow_unproved=allow_unproved)
 
     made, rng = make(eta), secure_stream().generator
-    counts, first = count_own_tokens(texts, loaded, text_column=text_column, shown=shown)
+    own = None if texts is None else count_own_texts(texts, loaded, text_column=text_column, shown=shown)
+    counts = Counter[int]() if own is None else own.counts
     draws = min(_MOST, max(_FEWEST, _DRAWS // max(len(counts), 1)))
     known = measure_retention(made, loaded, list(counts), rng=rng, draws=draws) if counts else None
     named = measure_words(made, loaded, words, rng=rng)
@@ -115,7 +115,7 @@ def preview(
         "eta": eta,
         "mechanism": made.setting.name,
         "model": loaded.model,
-        "texts": [] if known is None else [list_chances(loaded, ids, known) for ids in first],
+        "texts": [] if own is None or known is None else [list_chances(loaded, ids, known) for ids in own.first],
         "words": [asdict(chance) for chance in named],
         "largest_eta": None
         if found is None
@@ -141,37 +141,6 @@ def read_words(path: Path) -> list[str]:
     if not words:
         raise CorpusError("the list of words must have at least one word on a line, got none; check the file")
     return words
-
-
-def count_own_tokens(
-    texts: Path | None, vocabulary: Vocabulary, *, text_column: str, shown: int
-) -> tuple[Counter[int], list[list[int]]]:
-    """How often each token comes in the texts, and the tokens of the first of them. Raises `CorpusError`."""
-    from rapt.local.corpus import read_corpus
-
-    counts: Counter[int] = Counter()
-    first: list[list[int]] = []
-    if texts is None:
-        return counts, first
-    waiting: list[str] = []
-    position = 0
-
-    def count() -> None:
-        nonlocal position
-        for ids in vocabulary.encode(waiting, first_position=position):
-            counts.update(ids)
-            if len(first) < shown:
-                first.append(ids)
-        position += len(waiting)
-        waiting.clear()
-
-    with closing(read_corpus(texts, text_column=text_column, label_column=None)) as records:
-        for record in records:
-            waiting.append(record.text)
-            if len(waiting) == _CHUNK:
-                count()
-    count()
-    return counts, first
 
 
 def describe(
@@ -203,7 +172,7 @@ def describe(
     }
 
 
-def list_chances(vocabulary: Vocabulary, ids: list[int], known: Retention) -> list[dict[str, Any]]:
+def list_chances(vocabulary: Vocabulary, ids: Sequence[int], known: Retention) -> list[dict[str, Any]]:
     """Each token of one text with its chance to stay."""
     chances = known.find(ids).tolist()
     return [{"token": token, "kept": chance} for token, chance in zip(vocabulary.tokens(ids), chances, strict=True)]

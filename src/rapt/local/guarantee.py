@@ -23,6 +23,7 @@ from rapt.local.deniability import PlausibleDeniability, UnchangedShare
 from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.mechanisms import MECHANISMS
 from rapt.local.mechanisms.interface import Promise
+from rapt.local.own_texts import FileShape, OwnTexts
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
 from rapt.local.retention import KindShare, WordChance
 from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, explain_numbers, list_exposures
@@ -52,6 +53,9 @@ def state_privacy(
     label_privacy: LabelPrivacy | None = None,
     two_texts: bool = False,
     targets: Targets | None = None,
+    file: FileShape | None = None,
+    own: OwnTexts | None = None,
+    own_unchanged: UnchangedShare | None = None,
 ) -> PrivacyStatement:
     """State what `setting` promises on `vocabulary`, and what it does not.
 
@@ -70,6 +74,9 @@ def state_privacy(
         label_privacy: Privatization of the labels, as the manifest states it; None where the true ones are sent.
         two_texts: Whether texts are sent in pairs.
         targets: How texts to be generated are sent, if they are.
+        file: Result of `measure_file`: then the table of texts is of its own lengths.
+        own: Result of `count_own_texts`, to be shown as well.
+        own_unchanged: Result of `measure_unchanged` over those texts, to be shown as well.
 
     Raises:
         MechanismError: The mechanism or one of its parameters is unknown, or η is outside its domain.
@@ -82,16 +89,17 @@ def state_privacy(
     def loss(distance: float, *, step: float | None = None) -> PrivacyLoss:
         return promise.loss(setting, distance=distance, dimension=vocabulary.dimension, step=step)
 
+    lengths = TEXT_LENGTHS if file is None else tuple(sorted({file.median, file.longest}))
     references = [(near, loss(near.distance)) for near in _references(distances)]
     pairs = tuple(_bound(near.name, near.tokens, distance=near.distance, losses=[(one, 1)]) for near, one in references)
     texts = tuple(
         _bound(
             f"{near.name}_{length}",
-            f"{length} tokens, {near.texts}",
+            f"{length} token{'s' if length > 1 else ''}, {near.texts}",
             distance=near.distance * length,
             losses=[(one, length)],
         )
-        for length in TEXT_LENGTHS
+        for length in lengths
         for near, one in references
     )
     named = []
@@ -116,6 +124,9 @@ def state_privacy(
         pairs=pairs,
         texts=texts,
         word_pairs=tuple(named),
+        file=file,
+        own=own,
+        own_unchanged=own_unchanged,
         unchanged=unchanged,
         every_token=every_token,
         kinds=tuple(kinds),
@@ -131,7 +142,12 @@ def state_privacy(
         ),
         not_protected=tuple(
             list_exposures(
-                plain_tokens, labels_sent=labels_sent, label_privacy=label_privacy, pairs=two_texts, targets=targets
+                plain_tokens,
+                labels_sent=labels_sent,
+                label_privacy=label_privacy,
+                pairs=two_texts,
+                targets=targets,
+                noise_drawn=not promise.pure_only,
             )
         ),
     )

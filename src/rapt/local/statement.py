@@ -13,6 +13,7 @@ from typing import Any, Final
 from rapt.local.deniability import PlausibleDeniability, Spread, UnchangedShare
 from rapt.local.distances import TableDistances
 from rapt.local.mechanisms.interface import Noise
+from rapt.local.own_texts import OFTEN, FileShape, OwnTexts
 from rapt.local.retention import KindShare, WordChance
 from rapt.local.text_page import (
     ceil_nats,
@@ -89,6 +90,9 @@ class PrivacyStatement:
         pairs: Bounds for one token.
         texts: Bounds for a text of which every token is replaced.
         word_pairs: Bounds for the words that the user named.
+        file: What the file shows of its texts; None where no file is meant.
+        own: The texts in clear in numbers; None where they were not given.
+        own_unchanged: How much of them stays; None where they were not given.
         unchanged: How much of running public text stays as it is, where it was measured.
         every_token: The same over all tokens that may be an output, each of them tried.
         kinds: The same by kind of word.
@@ -116,6 +120,9 @@ class PrivacyStatement:
     pairs: tuple[Bound, ...]
     texts: tuple[Bound, ...]
     word_pairs: tuple[Bound, ...]
+    file: FileShape | None
+    own: OwnTexts | None
+    own_unchanged: UnchangedShare | None
     unchanged: UnchangedShare | None
     every_token: UnchangedShare | None
     kinds: tuple[KindShare, ...]
@@ -170,6 +177,11 @@ class PrivacyStatement:
             "pairs": [asdict(bound) for bound in self.pairs],
             "texts": [asdict(bound) for bound in self.texts],
             "word_pairs": [asdict(bound) for bound in self.word_pairs],
+            "file": None if self.file is None else asdict(self.file),
+            "own_texts": None
+            if self.own is None
+            else {key: getattr(self.own, key) for key in ("texts", "often", "most", "alike")}
+            | {"unchanged": None if self.own_unchanged is None else asdict(self.own_unchanged)},
             "words": [asdict(word) for word in self.words],
             "unchanged": None if self.unchanged is None else asdict(self.unchanged),
             "unchanged_every_token": None if self.every_token is None else asdict(self.every_token),
@@ -226,10 +238,35 @@ class PrivacyStatement:
             ("eta", f"{self.mechanism.eta:g} per unit of distance in this table, and in no other"),
             ("model", self.model),
             ("vocabulary", self.vocabulary_hash),
+            *self._file(),
             *self._space(),
             *self._measured(),
             *self._sent(),
         ]
+
+    def _file(self) -> list[tuple[str, str]]:
+        lines = []
+        if (file := self.file) is not None:
+            alike = f"{file.alike:,} left as the same tokens as an earlier one" if file.alike else "no two left alike"
+            lines.append(
+                (
+                    "this file",
+                    f"{file.texts:,} texts of {file.shortest:,} / {file.median:,} / {file.longest:,} tokens (shortest, "
+                    f"median, longest); {alike}",
+                )
+            )
+        if (own := self.own) is not None:
+            again = f"{own.alike:,} of your {own.texts:,} texts repeat an earlier one; " if own.alike else ""
+            lines.append(
+                (
+                    "your words",
+                    f"{again}{own.often:,} words, stop words apart, come in {OFTEN} texts or more, one in "
+                    f"{own.most:,}: each time adds its own loss",
+                )
+            )
+        if (found := self.own_unchanged) is not None:
+            lines.append(("", _share(found)))
+        return lines
 
     def _space(self) -> list[tuple[str, str]]:
         space = self.distances
@@ -289,7 +326,7 @@ class PrivacyStatement:
 def _share(found: UnchangedShare) -> str:
     how = f"{found.draws:,} draws" if found.draws else f"exact for each of {found.types:,} tokens"
     between = "" if found.low == found.high else f", 95 % interval {100 * found.low:.1f} % to {100 * found.high:.1f} %"
-    return f"{100 * found.share:.1f} % of {found.basis} stay ({how}{between})"
+    return f"{100 * found.share:.1f} % stay ({how}{between}), over {found.basis}"
 
 
 def table_of_words(words: Sequence[WordChance]) -> list[str]:
@@ -394,6 +431,7 @@ def list_exposures(
     label_privacy: LabelPrivacy | None,
     pairs: bool,
     targets: Targets | None,
+    noise_drawn: bool = True,
 ) -> Iterator[Exposure]:
     """List what the mechanism leaves open, for any setting of it."""
     if targets == "public":
@@ -439,6 +477,18 @@ def list_exposures(
     )
     yield Exposure(what="timing", why="when and how often files and queries are sent, and how long that takes")
     yield Exposure(what="the setting", why="model, mechanism, η and all numbers of this statement are public")
+    if noise_drawn:
+        yield Exposure(
+            what="floating point",
+            why="the bounds are of real numbers; noise is drawn in float64, whose missing tail, of probability below "
+            "1e-15, ε at δ covers and the pure ε strictly does not; the noisy vector, whose low bits would betray a "
+            "token, never leaves, only the token nearest to it",
+        )
+    else:
+        yield Exposure(
+            what="floating point",
+            why="draws are exact for scores that are rounded once, which changes a pure ε by less than 1e-5",
+        )
     if plain_tokens.count:
         yield Exposure(
             what="plain tokens",

@@ -124,6 +124,15 @@ def weigh_all(vocabulary: Vocabulary) -> Weighting:
     )
 
 
+def weigh_counts(counts: Mapping[int, int], *, source: str) -> Weighting:
+    """Tokens as often as they come in private texts. Raises `CorpusError` where there is none."""
+    ids = np.array(sorted(counts), dtype=np.int64)
+    if not len(ids):
+        raise CorpusError("texts to weigh tokens by must hold at least one token, got none; check the file")
+    times = np.array([counts[token] for token in ids.tolist()], dtype=np.float64)
+    return Weighting(token_ids=ids, shares=times / times.sum(), source=source, private=True)
+
+
 def weigh_corpus(path: Path, vocabulary: Vocabulary, *, text_column: str = "text", private: bool) -> Weighting:
     """The frequencies of the tokens of a corpus.
 
