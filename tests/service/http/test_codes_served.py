@@ -130,10 +130,10 @@ def test_tokens_for_a_codebook_and_codes_of_another_size_are_refused(http, code,
     assert "codewords=32" in refusal(other)
 
 
-def test_a_query_of_another_epsilon_is_refused_by_name(http, code, tuned):
-    query = remove_labels(file_of(code, [0, 1], epsilon=2.0))
+def test_a_query_may_be_of_another_epsilon_over_the_same_codebook(http, code, tuned):
+    query = remove_labels(file_of(code, [0, 1], epsilon=2.0, preferred=5))
     answer = http.post("/v1/classify", json={"model": tuned, **dump_query(query)})
-    assert (answer.status_code, "epsilon=4" in answer.json()["error"]["message"]) == (400, True)
+    assert (answer.status_code, len(answer.json()["predictions"])) == (200, 2)
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])

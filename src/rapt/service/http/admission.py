@@ -157,7 +157,7 @@ def check_tuned(manifest: Manifest, *, card: AdapterCard) -> None:
         UsageError: The query was privatized otherwise than the training text.
     """
     check_vocabulary(manifest, expected=card.vocabulary_hash)
-    if manifest.mechanism != card.mechanism:
+    if not _asks_alike(manifest.mechanism, card.mechanism):
         raise UsageError(
             f"a query must be privatized as the training text was, with {card.mechanism.name} at "
             f"{card.mechanism.describe_strength()}, got another setting; privatize it again with all parameters of the "
@@ -175,6 +175,18 @@ def check_tuned(manifest: Manifest, *, card: AdapterCard) -> None:
             f"a query must have the model's number of plain tokens {card.plain_tokens}, "
             f"got plain_tokens={manifest.plain_tokens.count}; privatize it again with that many"
         )
+
+
+def _asks_alike(query: MechanismSetting, training: MechanismSetting) -> bool:
+    """Whether a query may be asked of a model: privatized in the same way, of codes at any ε over the same codebook.
+
+    The head over codes was tuned on codewords whatever their ε, and who asks may want to spend more or less.
+    """
+    if query.unit != "text" or training.unit != "text":
+        return query == training
+    free = ("epsilon", "preferred")
+    fixed = [{key: value for key, value in one.parameters.items() if key not in free} for one in (query, training)]
+    return query.name == training.name and fixed[0] == fixed[1]
 
 
 def check_vocabulary(manifest: Manifest, *, expected: str) -> None:
