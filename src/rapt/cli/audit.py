@@ -10,7 +10,7 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.demo import percent
-from rapt.cli.options import AsJson
+from rapt.cli.options import AsJson, AuditSeed
 from rapt.cli.output import format_table as columns
 from rapt.cli.output import show, show_json
 from rapt.errors import UsageError
@@ -90,7 +90,7 @@ def audit(
     quick: Annotated[
         bool, typer.Option("--quick", help=f"A random part of about {QUICK_TOKENS:,} tokens, and the fast attacks.")
     ] = False,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")] = 0,
+    seed: AuditSeed = 0,
     out: Annotated[
         Path | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AllowUnproved, AsJson, Eta, MechanismOptions, read_options, warn_of_calibration
+from rapt.cli.options import AllowUnproved, AsJson, AuditSeed, Eta, MechanismOptions, read_options, warn_of_calibration
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from rapt.audit.artefact.membership import NamedScore
     from rapt.audit.artefact.run import ArtefactFindings
     from rapt.audit.report.artefact import ArtefactReport
+
+_Queries = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Fresh privatizations of a text to ask about, averaged.")
+]
+_Threads = Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the processor to use.")]
+_Out = Annotated[Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")]
 
 
 def audit_adapter(
@@ -43,14 +49,10 @@ def audit_adapter(
     shadows: Annotated[
         int, typer.Option(metavar="N", min=3, help="Models to tune for comparison, each on a part of both files.")
     ] = 8,
-    queries: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Fresh privatizations of a text to ask about, averaged.")
-    ] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the processor to use.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")
-    ] = None,
+    queries: _Queries = 4,
+    seed: AuditSeed = 0,
+    threads: _Threads = 1,
+    out: _Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Attack an adapter that you have: does it show which texts it was tuned on?
@@ -106,9 +108,7 @@ def audit_model(
     models: Annotated[
         int, typer.Option(metavar="N", min=3, help="Models of each kind, each on half of the texts.")
     ] = 8,
-    queries: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Fresh privatizations of a text to ask about, averaged.")
-    ] = 4,
+    queries: _Queries = 4,
     canaries: Annotated[int, typer.Option(metavar="N", min=1, help="Planted sentences of each kind.")] = 8,
     repetitions: Annotated[
         str, typer.Option(metavar="R,R,...", help="Copies of each planted sentence; 0 is a control.")
@@ -122,11 +122,9 @@ def audit_model(
             metavar="A,B,...", help="Parts of the audit: membership, words, canaries, releases. Default: all."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")] = 0,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the processor to use.")] = 1,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for report.html and report.json, which hold no text.")
-    ] = None,
+    seed: AuditSeed = 0,
+    threads: _Threads = 1,
+    out: _Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what models tuned on your texts give away: who was in the training, and what repetition costs.

@@ -74,6 +74,7 @@ Debug = Annotated[
         show_default=False,
     ),
 ]
+AuditSeed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")]
 Insecure = Annotated[
     bool,
     typer.Option("--insecure", help="Allow http:// to another machine, where anybody on the way can read the key."),

@@ -6,6 +6,7 @@ from scipy import stats
 
 from audit_material import scattered_vocabulary, zipf_prior
 from rapt.audit.channels import laplace as laplace_channel
+from rapt.audit.channels.estimate import ChannelQuestion
 from rapt.audit.channels.laplace import estimate_laplace_channel, sample_mixture
 from rapt.local.mechanisms import make_mechanism
 from rapt.wire.manifest import MechanismSetting
@@ -26,14 +27,13 @@ def exact_line_channel(*, eta):
 
 def estimate(vocabulary, *, eta, rng, draws, outputs=None, prior=None):
     size = vocabulary.size
-    return estimate_laplace_channel(
-        vocabulary.bundle,
+    asked = ChannelQuestion(
+        bundle=vocabulary.bundle,
         setting=MechanismSetting(name="laplace", parameters={"eta": eta}),
         outputs=vocabulary.eligible if outputs is None else np.asarray(outputs),
         prior=np.full(size, 1 / size) if prior is None else prior,
-        rng=rng,
-        draws=draws,
     )
+    return estimate_laplace_channel(asked, rng=rng, draws=draws)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 50, 384])

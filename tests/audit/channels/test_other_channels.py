@@ -5,6 +5,7 @@ import pytest
 
 from audit_material import scattered_vocabulary, zipf_prior
 from rapt.audit.channels import count_channel, estimate_channel, explain_unknown_channel
+from rapt.audit.channels.estimate import ChannelQuestion
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
 from rapt.wire.manifest import MechanismSetting
@@ -57,12 +58,14 @@ def test_the_sources_kept_are_the_likeliest_and_the_rest_is_accounted_for(source
         assert set(found.sources[row, 1:]) == set(others)
 
 
+def question(vocabulary, setting, **changes):
+    outputs = vocabulary.eligible
+    return ChannelQuestion(bundle=vocabulary.bundle, setting=setting, outputs=outputs, prior=PRIOR, **changes)
+
+
 def test_a_counted_channel_comes_close_to_the_closed_one(vocabulary, rng):
     mechanism = made(vocabulary, "exponential")
-    outputs = vocabulary.eligible
-    found = count_channel(
-        vocabulary.bundle, setting=mechanism.setting, outputs=outputs, prior=PRIOR, rng=rng, sources=SIZE, tokens=60_000
-    )
+    found = count_channel(question(vocabulary, mechanism.setting, sources=SIZE), rng=rng, tokens=60_000)
     exact = np.exp(mechanism.log_probabilities(np.arange(SIZE)))
     often = PRIOR > 0.02
     # Three times the largest standard error of a share of 0.02 * 60,000 draws, and the belief in an output itself.
@@ -76,9 +79,7 @@ def test_mechanisms_without_a_closed_form_are_counted(name, vocabulary, rng):
         setting = made(vocabulary, name).setting
     except Exception as error:
         pytest.skip(f"needs more than eta: {type(error).__name__}")
-    found = count_channel(
-        vocabulary.bundle, setting=setting, outputs=vocabulary.eligible, prior=PRIOR, rng=rng, tokens=4000
-    )
+    found = count_channel(question(vocabulary, setting), rng=rng, tokens=4000)
     assert (found.sources[:, 0] == vocabulary.eligible).all()
     assert (found.mean >= 0).all()
     assert found.joint(PRIOR).sum() + found.unlisted.sum() == pytest.approx(1, abs=0.2)

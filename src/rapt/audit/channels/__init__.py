@@ -1,12 +1,10 @@
-"""P(y|x) of a mechanism whose probabilities can be written down: exact, in one draw.
+"""P(y|x) of every mechanism: by its closed form, by the geometry of Laplace noise, or counted.
 
-P(y|x) of any mechanism that can be run: counted on public words that the attacker privatizes himself.
-
-Words are drawn by the attacker's prior, so that the pairs which matter are counted most often. A source that never gave
-an output among them is unknown there; each output keeps itself as a source, with the share of its own tokens that came
-back, or of all tokens where it was not drawn. Weaker than a closed form, and nothing is assumed.
-
-The ways to a channel are in one closed dict; which one a mechanism takes stands in `rapt.wire.mechanisms`.
+The ways to a channel are in one closed dict; which one a mechanism takes stands in `rapt.wire.mechanisms`. A closed
+form is exact, in one draw. Any mechanism that can be run is counted on public words that the attacker privatizes
+himself: words are drawn by the attacker's prior, so that the pairs which matter are counted most often. A source that
+never gave an output among them is unknown there; each output keeps itself as a source, with the share of its own tokens
+that came back, or of all tokens where it was not drawn. Weaker than a closed form, and nothing is assumed.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.channels.estimate import SOURCES, ChannelEstimate
+from rapt.audit.channels.estimate import SOURCES, ChannelEstimate, ChannelQuestion
 from rapt.audit.channels.laplace import compute_rough_log_channel, estimate_laplace_channel
 from rapt.errors import AuditError, MechanismError
 from rapt.local.mechanisms import ClosedChannel, remake_mechanism
@@ -34,35 +32,25 @@ _EXACT_TRIED: Final = 8192
 _EXACT_ROWS: Final = 256
 
 
-def exact_channel(
-    bundle: VocabularyBundle,
-    *,
-    setting: MechanismSetting,
-    outputs: NDArray[np.int64],
-    prior: NDArray[np.float64],
-    rng: np.random.Generator,
-    sources: int = SOURCES,
-    on_progress: Callable[[float], None] | None = None,
+def compute_exact_channel(
+    asked: ChannelQuestion, *, rng: np.random.Generator, on_progress: Callable[[float], None] | None = None
 ) -> ChannelEstimate:
-    """The channel at the given outputs, for the sources of largest prior(x) * P(y|x).
+    """The channel of a mechanism with a closed form, for the sources of largest prior(x) * P(y|x).
 
     Args:
-        bundle: The public table.
-        setting: The mechanism, which must have a closed channel.
-        outputs: Sorted eligible ids, (O,).
-        prior: Chooses which sources are kept, (V,); it does not enter P(y|x).
+        asked: Question about a mechanism with a closed channel.
         rng: Not used: nothing is drawn.
-        sources: Kept for each output beside itself.
         on_progress: Called with the share done.
 
     Raises:
         MechanismError: The mechanism cannot be made from its setting alone.
     """
-    mechanism = cast(ClosedChannel, remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True))
+    bundle, outputs, prior = asked.bundle, asked.outputs, asked.prior
+    mechanism = cast(ClosedChannel, remake_mechanism(asked.setting, vocabulary=Vocabulary(bundle), allow_unproved=True))
     places = np.searchsorted(bundle.eligible, outputs)
     tried = np.flatnonzero(prior > 0)
     tried = np.union1d(tried[np.argsort(-prior[tried], kind="stable")[:_EXACT_TRIED]], outputs)
-    kept = min(sources, len(tried))
+    kept = min(asked.sources, len(tried))
     itself = np.zeros(len(outputs))
     best = np.repeat(outputs[:, None], kept, axis=1)
     value, likelihood = np.zeros((len(outputs), kept)), np.zeros((len(outputs), kept))
@@ -102,32 +90,25 @@ _BELIEF: Final = 2.0
 
 
 def count_channel(
-    bundle: VocabularyBundle,
+    asked: ChannelQuestion,
     *,
-    setting: MechanismSetting,
-    outputs: NDArray[np.int64],
-    prior: NDArray[np.float64],
     rng: np.random.Generator,
-    sources: int = SOURCES,
     tokens: int = TOKENS,
     on_progress: Callable[[float], None] | None = None,
 ) -> ChannelEstimate:
-    """The channel at the given outputs, as counted.
+    """The channel of any mechanism, as counted.
 
     Args:
-        bundle: The public table.
-        setting: The mechanism.
-        outputs: Sorted eligible ids, (O,).
-        prior: Prior of the words that are drawn, (V,).
+        asked: Question; its prior is that of the words that are drawn.
         rng: Generator of the words and of the noise.
-        sources: Kept for each output beside itself.
         tokens: Words to privatize.
         on_progress: Called with the share done.
 
     Raises:
         MechanismError: The mechanism cannot be made from its setting alone.
     """
-    mechanism = remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True)
+    outputs, prior, sources = asked.outputs, asked.prior, asked.sources
+    mechanism = remake_mechanism(asked.setting, vocabulary=Vocabulary(asked.bundle), allow_unproved=True)
     # A systematic sample: the number of times each word is drawn is its expected number, rounded.
     drawn = np.searchsorted(np.cumsum(prior), (np.arange(tokens) + rng.random()) / tokens, side="right")
     drawn = np.minimum(drawn, len(prior) - 1)
@@ -159,25 +140,17 @@ def count_channel(
 
 
 class ChannelFunction(Protocol):
-    """Computes or estimates P(y|x) at given outputs."""
+    """Computes or estimates P(y|x)."""
 
     def __call__(
-        self,
-        bundle: VocabularyBundle,
-        *,
-        setting: MechanismSetting,
-        outputs: NDArray[np.int64],
-        prior: NDArray[np.float64],
-        rng: np.random.Generator,
-        sources: int = SOURCES,
-        on_progress: Callable[[float], None] | None = None,
+        self, asked: ChannelQuestion, *, rng: np.random.Generator, on_progress: Callable[[float], None] | None = None
     ) -> ChannelEstimate:
-        """The channel at `outputs`, for the sources that `prior` makes likely; see `estimate_channel`."""
+        """The channel that is asked for; see `estimate_channel`."""
         ...
 
 
 CHANNELS: Final[Mapping[ChannelKind, ChannelFunction]] = MappingProxyType(
-    {"laplace": estimate_laplace_channel, "closed": exact_channel, "counted": count_channel}
+    {"laplace": estimate_laplace_channel, "closed": compute_exact_channel, "counted": count_channel}
 )
 
 
@@ -255,6 +228,5 @@ def estimate_channel(
         raise AuditError(
             f"a channel must be of one of {', '.join(KNOWN_MECHANISMS)}: {reason}; leave out what needs one"
         )
-    return CHANNELS[KNOWN_MECHANISMS[setting.name].channel](
-        bundle, setting=setting, outputs=outputs, prior=prior, rng=rng, sources=sources, on_progress=on_progress
-    )
+    asked = ChannelQuestion(bundle=bundle, setting=setting, outputs=outputs, prior=prior, sources=sources)
+    return CHANNELS[KNOWN_MECHANISMS[setting.name].channel](asked, rng=rng, on_progress=on_progress)

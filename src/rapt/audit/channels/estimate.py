@@ -14,10 +14,32 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.wire.manifest import MechanismSetting
+from rapt.wire.vocabulary_bundle import VocabularyBundle
+
 # Sources kept for each output beside itself, where nobody asks for more.
 SOURCES: Final = 15
 # Parts of the draws for cross-fitting: decide on seven, judge on the eighth.
 _FOLDS: Final = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChannelQuestion:
+    """The part of a channel that is asked for.
+
+    Attributes:
+        bundle: Public table.
+        setting: Mechanism, from the manifest.
+        outputs: Sorted eligible ids, (O,).
+        prior: Prior that chooses which sources are looked at, (V,); it does not enter P(y|x).
+        sources: Number of sources that are kept for each output beside itself.
+    """
+
+    bundle: VocabularyBundle
+    setting: MechanismSetting
+    outputs: NDArray[np.int64]
+    prior: NDArray[np.float64]
+    sources: int = SOURCES
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -27,8 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr
 
-from rapt.audit.channels.estimate import SOURCES, ChannelEstimate
-from rapt.wire.manifest import MechanismSetting
+from rapt.audit.channels.estimate import ChannelEstimate, ChannelQuestion
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Draws of the noise shared by all pairs. More cost time in proportion; a report states what so few may have lost.
@@ -78,35 +77,28 @@ class _Game:
 
 
 def estimate_laplace_channel(
-    bundle: VocabularyBundle,
+    asked: ChannelQuestion,
     *,
-    setting: MechanismSetting,
-    outputs: Ints,
-    prior: NDArray[np.float64],
     rng: np.random.Generator,
-    sources: int = SOURCES,
     draws: int = DRAWS,
     on_progress: Callable[[float], None] | None = None,
 ) -> ChannelEstimate:
-    """The channel at the given outputs.
+    """The channel of Laplace noise.
 
     Args:
-        bundle: The public table.
-        setting: The mechanism, of which eta is read.
-        outputs: Sorted eligible ids, (O,).
-        prior: Chooses which sources are looked at, (V,); it does not enter P(y|x).
+        asked: Question; of its mechanism eta is read.
         rng: Generator of the draws.
-        sources: Kept for each output beside itself.
         draws: K.
         on_progress: Called with the share done.
     """
-    eta = setting.eta
-    game = _draw(bundle, eta=eta, draws=draws, rng=rng)
+    outputs, prior = asked.outputs, asked.prior
+    eta = asked.setting.eta
+    game = _draw(asked.bundle, eta=eta, draws=draws, rng=rng)
     places = np.searchsorted(game.eligible, outputs)
     tried = np.flatnonzero(prior > 0)
     tried = np.sort(tried[np.argsort(-prior[tried], kind="stable")[:_TRIED]])
     listed, beyond = _nominate(
-        game, tried, prior[tried], outputs=outputs, places=places, eta=eta, kept=min(sources, len(tried))
+        game, tried, prior[tried], outputs=outputs, places=places, eta=eta, kept=min(asked.sources, len(tried))
     )
     held = np.unique(listed)
     columns = np.searchsorted(held, listed)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,41 +36,6 @@ from numpy.typing import NDArray
 from rapt.audit.language.layout import padded_places
 from rapt.audit.view import TokenPrior
 from rapt.errors import AuditError
-
-
-class LanguageModel(Protocol):
-    """A distribution over the next token, given the last few tokens of its text.
-
-    Tokens are rows of the table; `boundary` stands before the first token of a text and after its last.
-    """
-
-    @property
-    def order(self) -> int:
-        """Tokens in its longest n-gram: 1 ignores context, 2 looks one token back."""
-        ...
-
-    @property
-    def boundary(self) -> int:
-        """Id of the end and of the beginning of a text: the number of rows of the table."""
-        ...
-
-    @property
-    def anything(self) -> int:
-        """Id of a token of which nothing is known: it has probability 1, and the tokens after it forget it."""
-        ...
-
-    def log_probability(self, *tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log P(last | those before), in nats.
-
-        Args:
-            tokens: Ids, from 1 to `order` arrays that broadcast against each other: the oldest first, the token asked
-                about last.
-
-        Returns:
-            In the broadcast shape; finite for every token that the attacker holds possible.
-        """
-        ...
-
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -100,10 +65,10 @@ class _Level:
 
 @dataclass(frozen=True, eq=False)
 class NgramModel:
-    """See the module. `order` tokens at most, from 1 to `LONGEST`.
+    """A distribution over the next token, given the last few tokens of its text.
 
     Attributes:
-        boundary: Id of the end of a text, as in `LanguageModel`.
+        boundary: Id that stands before the first token of a text and after its last: the number of rows of the table.
         base: Distribution that the shortest order falls back to, (V + 2,): tokens, `boundary`, `anything`.
         levels: Levels of order 1, 2, ...
     """
@@ -114,16 +79,16 @@ class NgramModel:
 
     @property
     def order(self) -> int:
-        """Tokens in its longest n-gram."""
+        """Tokens in its longest n-gram, 1 to `LONGEST`: 1 ignores context, 2 looks one token back."""
         return len(self.levels)
 
     @property
     def anything(self) -> int:
-        """The probability that `LanguageModel` describes."""
+        """Id of a token of which nothing is known: it has probability 1, and the tokens after it forget it."""
         return self.boundary + 1
 
     def log_probability(self, *tokens: Ints) -> Floats:
-        """Return the log-probability of the last token after the others; see `LanguageModel`."""
+        """Log P(last | those before), in nats, in the shape that the tokens broadcast to."""
         with np.errstate(divide="ignore"):
             found: Floats = np.log(self.probability(*tokens))
         return found
@@ -228,7 +193,7 @@ def compute_posteriors(
     evidence: Floats,
     *,
     lengths: Ints,
-    model: LanguageModel,
+    model: NgramModel,
     on_progress: Callable[[float], None] | None = None,
 ) -> Floats:
     """Log P(candidate | all that was seen in its text), normalized over the candidates of each position, (n, K).
@@ -263,7 +228,7 @@ def compute_posteriors(
     return found - _log_sum(found, axis=1)[:, None]
 
 
-def _chain(ids: Ints, seen: Floats, model: LanguageModel, lengths: Ints) -> Floats:
+def _chain(ids: Ints, seen: Floats, model: NgramModel, lengths: Ints) -> Floats:
     """Order 1 or 2: log forward times backward, (B, T, K)."""
     batch, longest, width = ids.shape
     boundary = np.full((batch, 1), model.boundary)
@@ -285,14 +250,14 @@ def _chain(ids: Ints, seen: Floats, model: LanguageModel, lengths: Ints) -> Floa
     return total
 
 
-def _step(model: LanguageModel, before: Ints, here: Ints) -> Floats:
+def _step(model: NgramModel, before: Ints, here: Ints) -> Floats:
     """Log P(here | before) for every pair of candidates, (B, K, K'); order 1 does not look at the first."""
     pair = (before[:, :, None], here[:, None, :])
     found = model.log_probability(*pair[2 - model.order :])
     return np.broadcast_to(found, (len(here), before.shape[1], here.shape[1]))
 
 
-def _pairs(ids: Ints, seen: Floats, model: LanguageModel, lengths: Ints) -> Floats:
+def _pairs(ids: Ints, seen: Floats, model: NgramModel, lengths: Ints) -> Floats:
     """Order 3, states are (candidate before, candidate here): log forward times backward, (B, T, K)."""
     batch, longest, width = ids.shape
     none = np.full((batch, width), model.boundary)

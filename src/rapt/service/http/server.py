@@ -149,11 +149,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] = lambda url: N
         UsageError: The address or the data directory cannot be used.
         VocabularyError: The files of a model are missing.
     """
-    logging.config.dictConfig(LOGGING)
-    warn_of_unknown_variables(os.environ)
-    if settings.torch_threads is not None:
-        torch.set_num_threads(settings.torch_threads)
-    switch_tracebacks(log, on=settings.debug)
+    _prepare_process(settings)
     if settings.admin_key is None and os.environ.get("RAPT_API_KEY"):
         log.warning("RAPT_API_KEY is the key of a client and is not looked at; the service's own is RAPT_ADMIN_KEY")
     with stop_at_signals() as begin_to_stop, short_turns(), listen(settings) as listener, give_back_regularly():
@@ -320,6 +316,14 @@ def stop_at_signals() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _prepare_process(settings: Settings) -> None:
+    logging.config.dictConfig(LOGGING)
+    warn_of_unknown_variables(os.environ)
+    if settings.torch_threads is not None:
+        torch.set_num_threads(settings.torch_threads)
+    switch_tracebacks(log, on=settings.debug)
+
+
 def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
     """Run jobs until the process is asked to stop (SIGINT or SIGTERM).
 
@@ -327,11 +331,7 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
         UsageError: The data directory is of no service, or cannot be used.
         VocabularyError: The files of a model are missing.
     """
-    logging.config.dictConfig(LOGGING)
-    warn_of_unknown_variables(os.environ)
-    if settings.torch_threads is not None:
-        torch.set_num_threads(settings.torch_threads)
-    switch_tracebacks(log, on=settings.debug)
+    _prepare_process(settings)
     refuse_other_folder(settings.data_directory, instead="start `rapt serve` first, or give its --data")
     with stop_at_signals(), give_back_regularly():
         backbones = {} if settings.job_process else load_backbones(settings)

@@ -30,7 +30,6 @@ T = TypeVar("T")
 # A state is offered every few steps, which costs a copy of what is trained, and written after some time, which costs
 # the disk.
 STEPS_BETWEEN_RUN_STATES: Final = 10
-SECONDS_BETWEEN_RUN_STATES: Final = 15.0
 
 
 def retry_while_away(work: Callable[[], T], *, should_stop: Callable[[], bool]) -> T:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import torch
@@ -211,50 +211,6 @@ class Generation:
 DECODER_CUE: Final = "\nLabel:"
 
 
-class Task(Protocol):
-    """Task that a run learns."""
-
-    def check(self, backbone: Backbone, manifest: Manifest) -> None:
-        """Refuse a file or a backbone that the task cannot work with (`TuningError`, `UsageError`)."""
-
-    def make_head(
-        self,
-        backbone: Backbone,
-        *,
-        labels: tuple[str, ...],
-        label_words: tuple[str, ...] | None,
-        pairs: bool,
-        generator: torch.Generator,
-    ) -> nn.Module:
-        """The head of a new adapter; its parameters that require a gradient are trained."""
-
-    def check_record(
-        self, backbone: Backbone, record: PrivatizedRecord, *, prompt_length: int, plain_tokens: int, position: int
-    ) -> None:
-        """Refuse a record that does not fit (`UsageError`)."""
-
-    def cue(self, backbone: Backbone) -> tuple[int, ...]:
-        """The public tokens behind a text that ask for the answer."""
-
-    def lay_out(
-        self, backbone: Backbone, records: Sequence[PrivatizedRecord], *, prompt_lengths: Sequence[int], plain: bool
-    ) -> Layout:
-        """The layout of a batch for training; `plain` says whether its plain tokens take part."""
-
-    def outcome(
-        self,
-        backbone: Backbone,
-        states: Tensor,
-        layout: Layout,
-        records: Sequence[PrivatizedRecord],
-        head: nn.Module,
-        *,
-        label_privacy: LabelPrivacy | None,
-        steering: Steering | None = None,
-    ) -> Outcome:
-        """The loss of a batch whose states are (B, T, h)."""
-
-
 @dataclass(frozen=True)
 class Classes:
     """Both tasks that choose one of C classes.
@@ -402,7 +358,7 @@ class Classes:
         )
 
 
-TASKS: Final[Mapping[str, Task]] = {
+TASKS: Final[Mapping[str, Classes | Generation]] = {
     "classification": Classes(by_words=False),
     "label_words": Classes(by_words=True),
     "generation": Generation(),
