@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     )
     from rapt.local.calibration import calibrate_epsilon, calibrate_unchanged
     from rapt.local.client import ServiceClient, follow_job
+    from rapt.local.codes.code_privatizer import CodePrivatizer, load_code_privatizer
+    from rapt.local.codes.text_statement import TextStatement, state_text_privacy
     from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
     from rapt.local.deniability import measure_deniability
     from rapt.local.guarantee import PrivacyStatement, state_privacy
@@ -51,6 +53,7 @@ __all__ = [
     "NO_PLAIN_TOKENS",
     "AuditError",
     "BudgetError",
+    "CodePrivatizer",
     "CorpusError",
     "LabelPrivacy",
     "LabelledText",
@@ -68,6 +71,7 @@ __all__ = [
     "RaptError",
     "ServiceClient",
     "ServiceError",
+    "TextStatement",
     "TuningError",
     "UnavailableError",
     "UsageError",
@@ -79,6 +83,7 @@ __all__ = [
     "calibrate_unchanged",
     "follow_job",
     "insecure_stream",
+    "load_code_privatizer",
     "load_vocabulary",
     "make_mechanism",
     "measure_deniability",
@@ -89,6 +94,7 @@ __all__ = [
     "read_privatized_file",
     "secure_stream",
     "state_privacy",
+    "state_text_privacy",
     "weigh_common_words",
     "weigh_running_text",
     "write_privatized_file",
@@ -112,6 +118,8 @@ _MODULES: Final = {
     ),
     "rapt.local.calibration": ("calibrate_epsilon", "calibrate_unchanged"),
     "rapt.local.client": ("ServiceClient", "follow_job"),
+    "rapt.local.codes.code_privatizer": ("CodePrivatizer", "load_code_privatizer"),
+    "rapt.local.codes.text_statement": ("TextStatement", "state_text_privacy"),
     "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),
     "rapt.local.deniability": ("measure_deniability",),
     "rapt.local.guarantee": ("PrivacyStatement", "state_privacy"),

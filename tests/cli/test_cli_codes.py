@@ -65,6 +65,7 @@ def test_texts_become_codes_at_one_epsilon_each(rapt, reviews, tmp_path, codes, 
     outcome = rapt("privatize", reviews, target, "--epsilon", 4, "--codes", codes / "good")
     assert (outcome.code, outcome.out) == (0, f"{target}\n")
     assert "6 texts, ε = 4 for each; labels: 2 classes (sent in clear)" in outcome.err
+    assert "trained on en; a text in another language is protected as well" in outcome.err
     never_shows(outcome.out + outcome.err + target.read_text())
     file = read_privatized_file(target)
     assert (file.manifest.schema, file.manifest.mechanism.epsilon) == ("rapt.codes/1", 4.0)

@@ -385,6 +385,11 @@ def _load_codes(codes: Path | None, *, epsilon: float, encoder: str | None, allo
             "`rapt codebook` makes of public text"
         )
     found = load_code_privatizer(codes, epsilon=epsilon, encoder=encoder)
+    if languages := found.mechanism.bundle.languages:
+        say(
+            f"rapt: the encoder of this code was trained on {', '.join(languages)}; a text in another language is "
+            "protected as well, and its code is worth little"
+        )
     if epsilon > USUAL_EPSILON:
         named = bound_guess(epsilon, among=1000)
         say(f"rapt: warning: a text may be named among 1,000 others in {100 * named:.2f} % of cases at this epsilon")
