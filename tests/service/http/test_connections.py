@@ -257,7 +257,10 @@ def test_clients_of_other_tenants_that_do_not_read_leave_a_place_to_each_tenant(
                 slow.sendall(f"GET /v1/vocabularies/bert-tiny/embeddings.safetensors HTTP/1.1\r\n{head}".encode())
                 assert slow.recv(12) == b"HTTP/1.1 200"
         asked = {"authorization": f"Bearer {keys[-1]}"}
-        assert httpx2.get(f"{url}/v1/usage", headers=asked, trust_env=False, timeout=15).status_code == 200
+        for path in ("/v1/usage", "/v1/vocabularies/bert-tiny/tokenizer.json"):
+            assert httpx2.get(url + path, headers=asked, trust_env=False, timeout=15).status_code == 200
+        own = {"authorization": f"Bearer {keys[0]}"}
+        assert httpx2.get(f"{url}/v1/usage", headers=own, trust_env=False, timeout=15).status_code == 200
 
 
 def test_an_upload_beyond_the_quota_is_refused_before_it_is_read(backbones, tmp_path):

@@ -11,11 +11,13 @@ from contextlib import contextmanager
 
 import httpx2
 import pytest
+from sqlalchemy import insert
 
 from http_requests import SECRET, done_job, error_of, job_body, open_client, upload
 from rapt.service.storage.callers import DEVELOPER
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.recovery import open_store
+from rapt.service.storage.tables import FILES
 from running_service import running_service
 from stored_material import SUMMARY
 
@@ -144,6 +146,21 @@ def test_the_content_of_a_large_file_breaks_off_before_its_last_bytes_if_they_ar
         assert sum(got) <= 8 * 2**20
         blob.write_bytes(content)
         assert client.get(where).content == content
+
+
+def test_a_page_of_files_has_a_bound_and_names_the_next(backbones, tmp_path):
+    """A page of 10,000 files took seconds of the one process that answers everybody."""
+    with open_store(tmp_path) as store:
+        content = {"tenant": "local", "filename": "f", "purpose": "fine-tune", "bytes": 1, "sha256": 64 * "a"}
+        counts = dict.fromkeys(("created_at", "records", "tokens", "longest", "plain_tokens", "labels"), 1)
+        how = {"vocabulary_hash": "sha256:ab", "mechanism": {}, "insecure_seed": False}
+        with store.database.write() as connection:
+            connection.execute(insert(FILES), [{"id": f"file-{n}", **content, **counts, **how} for n in range(1001)])
+    with served(backbones, tmp_path) as http:
+        page = http.get("/v1/files").json()
+        assert (len(page["data"]), page["has_more"], page["last_id"]) == (1000, True, "file-1")
+        rest = http.get("/v1/files", params={"after": page["last_id"], "limit": 10_000}).json()
+        assert ([file["id"] for file in rest["data"]], rest["has_more"]) == (["file-0"], False)
 
 
 def test_a_tenant_has_so_many_files_and_models_however_small(backbones, tmp_path, training_path):

@@ -137,6 +137,22 @@ def test_what_fails_for_want_of_a_descriptor_may_come_again(way, caplog):
     assert "patient" not in caplog.text
 
 
+def test_no_answer_sends_a_client_elsewhere(http):
+    """Behind a proxy that ends TLS, a redirection led to http://, and a client that follows it sends its key there."""
+    for path in ("/v1/files/", "/v1/classify/", "/v1/models/"):
+        for method in ("GET", "POST"):
+            assert http.request(method, path, headers={"host": "localhost"}).status_code == 404
+
+
+@pytest.mark.parametrize("asked", ["bytes=x", "bytes=999999999-", "items=0-1", "bytes=0-0", "bytes=0-,0-,5-"])
+def test_whatever_range_is_asked_for_a_vocabulary_is_whole(http, asked):
+    path = "/v1/vocabularies/bert-tiny/tokenizer.json"
+    whole = http.get(path)
+    answer = http.get(path, headers={"range": asked})
+    assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "none")
+    assert answer.content == whole.content
+
+
 def test_a_service_without_a_free_descriptor_answers_or_says_when_to_come_again(service, http, training_path):
     file = upload(http, training_path).json()["id"]
     content = training_path.read_bytes()

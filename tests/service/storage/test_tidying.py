@@ -164,13 +164,17 @@ def test_requests_that_came_once_are_forgotten_after_their_time(store, ada):
     assert rows(store, REQUESTS) == 0
 
 
-def test_the_audit_log_forgets_all_but_the_newest_entries_of_each_tenant(store, ada, bob):
+def test_the_audit_log_and_idempotency_keys_are_kept_for_the_newest_of_each_tenant(store, ada, bob):
     kept = upload(store, bob)
     of_all = {"created_at": 1, "tenant": "ada", "key": "key-1", "action": "file.create", "object": "file-1"}
     with store.database.write() as connection:
         connection.execute(insert(AUDIT), [{"id": f"audit-{n}", **of_all} for n in range(KEPT_ENTRIES + 10)])
-    assert tidy(store, now=11) == 10
+        digests = {"tenant": "ada", "content_digest": "b", "object": "file-1", "created_at": 11}
+        made = [{"key_digest": str(n), **digests} for n in range(KEPT_ENTRIES + 5)]
+        connection.execute(insert(REQUESTS), made)
+    assert tidy(store, now=11) == 15
     assert tidy(store, now=11) == 0
+    assert rows(store, REQUESTS) == KEPT_ENTRIES
     assert rows(store, AUDIT, tenant="ada") == KEPT_ENTRIES
     assert rows(store, AUDIT, id="audit-9") == 0
     assert rows(store, AUDIT, id="audit-10") == 1

@@ -45,6 +45,8 @@ def create_app(service: Service, *, stopping: Stopping) -> FastAPI:
         description=DESCRIPTION.strip(),
         # The pages would load their scripts from elsewhere.
         docs_url=None,
+        # A redirection names the scheme by which a proxy asked: a client that follows it would send its key in clear.
+        redirect_slashes=False,
         redoc_url=None,
         # Spans and metrics would carry paths and messages of errors to wherever the environment says.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},

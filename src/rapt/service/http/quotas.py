@@ -29,6 +29,9 @@ from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import count_room, get_tenant
 
 _PREDICTIONS: Final = frozenset({"/v1/classify", "/v1/completions", "/v1/chat/completions"})
+# What is long in coming or going, and computes little meanwhile.
+_VOCABULARIES: Final = "/v1/vocabularies/"
+_LONG: Final = ("/content", "/adapter", "/complete")
 # A body from which on a prediction takes a place: the threads that parse are few.
 _LARGE: Final = 32 * 1024
 # A large body that is refused keeps its place for as long as so many bytes a second would have taken: to read one
@@ -210,7 +213,10 @@ class TenantPlaces:
         # Together no more than the threads of the framework, 40, so that some are left for the door and predictions.
         self._uploads = Places(each=settings.tenant_uploads, together=8)
         self._large = Places(each=2, together=8)
-        self._others = Places(each=4, together=16)
+        self._long = Places(each=4, together=16)
+        # Each takes the interpreter, which the event loop needs for every answer: with four of a tenant at once, those
+        # of another came six times as late, with two twice.
+        self._others = Places(each=2, together=16)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, at once or when there is a place, or refuse it."""
@@ -257,10 +263,13 @@ class TenantPlaces:
     def _places_for(self, scope: Scope) -> Places | None:
         if is_upload(scope):
             return self._uploads
-        if scope["path"] in _PREDICTIONS:
+        path = scope["path"]
+        if path in _PREDICTIONS:
             return None if 0 <= _announced(scope) <= _LARGE else self._large
+        if path.startswith(_VOCABULARIES) or path.endswith(_LONG):
+            return self._long
         # It answers while everything else waits.
-        return None if scope["path"] == "/healthz" else self._others
+        return None if path == "/healthz" else self._others
 
     def _size(self, scope: Scope) -> int:
         announced = _announced(scope)

@@ -2,7 +2,7 @@
 
 In small transactions, because whoever writes waits for the writer before. Rows of a tenant that only tell what was once
 are kept for the newest thousand; `tenant_rows` refuses to make so many more of them in between that they fill the disk.
-Entries of the audit log are kept for the newest hundred thousand: many a tenant's changes leave one.
+Entries of the audit log, and idempotency keys, are kept for the newest hundred thousand: every change may leave one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rapt.service.storage.tables import AUDIT, EVENTS, JOBS, KEYS, PARTS, REQUES
 from rapt.service.storage.tenant_rows import ENDED_FOR_NOTHING
 
 KEPT_ROWS: Final = 1000
-# Entries of the audit log; the database refuses to delete any of the newest so many of all tenants.
+# Idempotency keys, and entries of the audit log, of which the database refuses to delete any of the newest so many.
 KEPT_ENTRIES: Final = 100_000
 _AT_ONCE: Final = 5000
 
@@ -43,6 +43,7 @@ def tidy(store: Store, *, now: int, should_stop: Callable[[], bool] = lambda: Fa
         (JOBS, ENDED_FOR_NOTHING, KEPT_ROWS),
         (KEYS, or_(KEYS.c.revoked_at.is_not(None), KEYS.c.expires_at <= now), KEPT_ROWS),
         (AUDIT, true(), KEPT_ENTRIES),
+        (REQUESTS, true(), KEPT_ENTRIES),
     ):
         with store.database.read() as connection:
             tenants = _with_too_many(connection, table, of_the_past, kept=kept)

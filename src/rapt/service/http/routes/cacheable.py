@@ -11,6 +11,7 @@ from typing import Final
 from fastapi import APIRouter
 from fastapi.responses import FileResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from rapt.errors import NotFoundError
 from rapt.service.http.assembly import Service, locate_vocabulary
@@ -78,10 +79,18 @@ def _send(service: Service, caller: Caller, model: str, file: str, if_none_match
         raise NotFoundError(f"this model has {have}; it is below /v1/{route}")
     tag = f'"{backbone.bundle.hash}"'
     # The tag changes with the content, so a cache may keep it for ever as long as it asks.
-    headers = {"etag": tag, "cache-control": "no-cache"}
+    headers = {"etag": tag, "cache-control": "no-cache", "accept-ranges": "none"}
     if is_current(tag, if_none_match):
         return Response(status_code=304, headers=headers)
-    return FileResponse(locate_vocabulary(service.store, base) / file, media_type=_TYPES[file], headers=headers)
+    return _WholeFile(locate_vocabulary(service.store, base) / file, media_type=_TYPES[file], headers=headers)
+
+
+class _WholeFile(FileResponse):
+    """A file from its beginning to its end: the framework's answers to odd ranges are not in the shape of the API."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def page_router() -> APIRouter:

@@ -42,6 +42,8 @@ from rapt.service.storage.upload_rows import (
 
 _CHUNK: Final = 1024 * 1024
 _LONGEST_NAME: Final = 255
+# Each file on it is checked again: OpenAI's clients ask for 10,000, and go on to the next page where there is one.
+_LONGEST_PAGE: Final = 1000
 
 
 def file_router(service: Service) -> APIRouter:
@@ -80,9 +82,11 @@ def file_router(service: Service) -> APIRouter:
         purpose: Annotated[Literal["fine-tune"] | None, Query()] = None,
         sha256: Annotated[str | None, Query(pattern="^[0-9a-f]{64}$")] = None,
     ) -> ListOf[FileObject]:
-        """List files; with `sha256`, those alone whose bytes have that digest."""
+        """List files, at most 1,000 on a page; with `sha256`, those alone whose bytes have that digest."""
         del purpose  # there is one only
-        page = list_files(service.store, make_cursor(after, limit, order), tenant=caller.tenant, sha256=sha256)
+        page = list_files(
+            service.store, make_cursor(after, min(limit, _LONGEST_PAGE), order), tenant=caller.tenant, sha256=sha256
+        )
         return make_list(page, show_file)
 
     @routes.get("/{file_id}")
