@@ -3,6 +3,7 @@ import functools
 import pytest
 
 from http_requests import open_client
+from rapt.service.backbone.backbone import load_backbone
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from running_service import running_service, save_privatized
@@ -14,6 +15,12 @@ from tuning_material import separable_file
 def backbones():
     """One real, tiny, frozen BERT under the name that it is served by."""
     return load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    """The same by itself; a module that needs another has its own."""
+    return load_backbone("bert-tiny", precision="float32", device="cpu")
 
 
 @pytest.fixture(scope="session")

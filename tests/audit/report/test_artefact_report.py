@@ -6,16 +6,21 @@ from dataclasses import replace
 import pytest
 
 from artefact_material import findings, findings_on_an_adapter, membership
+from rapt.audit.kept_results import from_json
 from rapt.audit.report.artefact import (
     ArtefactReport,
-    artefact_report_from_json,
     artefact_report_to_json,
     list_not_tried,
     render_artefact_report,
     state_artefact_verdict,
     write_artefact_report,
 )
-from rapt.errors import AuditError
+
+
+def read_back(report):
+    value = json.loads(json.dumps(artefact_report_to_json(report), allow_nan=False))
+    assert value.pop("schema") == "rapt.artefact-report/1"
+    return from_json(ArtefactReport, value)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +62,7 @@ def test_the_verdict_on_an_adapter_counts_only_attacks_that_pass_the_check():
 
 def test_the_page_on_an_adapter_survives_a_round_trip(report):
     value = replace(report, findings=findings_on_an_adapter(memory=1.0))
-    assert artefact_report_from_json(json.loads(json.dumps(artefact_report_to_json(value)))) == value
+    assert read_back(value) == value
     assert "abababababab" in render_artefact_report(value)
 
 
@@ -67,11 +72,8 @@ def test_a_part_that_was_not_asked_for_is_said_to_be_untried(report, found):
     assert "not asked for" in render_artefact_report(replace(report, findings=bare))
 
 
-def test_the_json_survives_a_round_trip_and_another_is_refused(report):
-    value = json.loads(json.dumps(artefact_report_to_json(report), allow_nan=False))
-    assert artefact_report_from_json(value) == report
-    with pytest.raises(AuditError, match="schema"):
-        artefact_report_from_json(value | {"schema": "rapt.artefact-report/9"})
+def test_the_json_survives_a_round_trip(report):
+    assert read_back(report) == report
 
 
 def test_hostile_names_are_text(report):

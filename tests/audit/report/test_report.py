@@ -15,9 +15,10 @@ from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
 from rapt.audit.judge.detail import Group
 from rapt.audit.judge.linkage import LinkageResult
+from rapt.audit.kept_results import from_json
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.program_audit import Fit
-from rapt.audit.report import render_report, report_from_json, report_to_json, write_report
+from rapt.audit.report import render_report, report_to_json, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.audit.report.verdict import between, list_not_attacked, state_verdict, write_of_100
 from rapt.drawing import Figure, Line
@@ -42,6 +43,13 @@ KNOWN = KnownPlaintext(
     known=2400, seeds=1044, seed=None, tests=(SharedNoise(name="moves", agree=41, pairs=80, p=0.46),)
 )
 HOSTILE = "<script>alert('x')</script><img src=https://evil.example/x>"
+
+
+def read_back(value):
+    """The report in JSON whose every field has to be there, and of its type."""
+    value = json.loads(json.dumps(value))
+    assert value.pop("schema") == "rapt.audit-report/1"
+    return from_json(Report, value)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +178,7 @@ def test_what_was_recovered_of_each_text_of_a_record_is_on_the_page(bare):
     page = render_report(report)
     for part in ("By text of a record", "61.3", "58.7", f"{found.records} records", "Public targets", "as they are"):
         assert part in page
-    assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
+    assert read_back(report_to_json(report)) == report
     alone = render_report(bare)
     for part in ("By text of a record", "records ·", "Public targets", "Texts of a record together"):
         assert part not in alone
@@ -185,7 +193,7 @@ def test_a_column_that_was_inferred_is_in_the_verdict_and_on_the_page(bare):
     report = replace(bare, attributes=(column,))
     assert "What the texts tell: speaker" in render_report(report)
     assert any("“speaker”" in sentence for sentence in state_verdict(report.audit, attributes=(column,)).sentences)
-    assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
+    assert read_back(report_to_json(report)) == report
 
 
 def test_hostile_names_are_text(full):
@@ -217,13 +225,12 @@ def test_an_empty_line_and_a_flat_one_can_be_drawn(full):
 @pytest.mark.parametrize("kind", ["bare", "full"])
 def test_the_json_survives_a_round_trip(kind, request):
     report = request.getfixturevalue(kind)
-    assert report_from_json(json.loads(json.dumps(report_to_json(report)))) == report
+    assert read_back(report_to_json(report)) == report
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda value: value | {"schema": "rapt.audit-report/99"},
         lambda value: {name: item for name, item in value.items() if name != "title"},
         lambda value: value | {"extra": 1},
         lambda value: value | {"title": 3},
@@ -236,13 +243,13 @@ def test_the_json_survives_a_round_trip(kind, request):
 )
 def test_json_of_another_kind_is_refused(damage, full):
     with pytest.raises(AuditError):
-        report_from_json(damage(json.loads(json.dumps(report_to_json(full)))))
+        read_back(damage(report_to_json(full)))
 
 
 def test_both_files_are_written_whole(full, tmp_path):
     page, values = write_report(full, tmp_path / "new" / "folder")
     assert page.read_text(encoding="utf-8") == render_report(full)
-    assert report_from_json(json.loads(values.read_text(encoding="utf-8"))) == full
+    assert read_back(json.loads(values.read_text(encoding="utf-8"))) == full
     assert sorted(path.name for path in page.parent.iterdir()) == ["report.html", "report.json"]
 
 

@@ -19,16 +19,10 @@ from rapt.service.adapter.task_head import compare_texts
 from rapt.service.answers import prediction
 from rapt.service.answers.prediction import ClassificationRow, class_probabilities, classify, plan, row_of
 from rapt.service.answers.rows import MAX_ROWS
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tuning_material import manifest_for, separable_file
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("bert-tiny", precision="float32", device="cpu")
 
 
 def tuned(backbone, *, seed, prompt_length, plain):

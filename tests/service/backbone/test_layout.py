@@ -3,13 +3,7 @@ import torch
 
 from closeness import assert_close
 from rapt.errors import UsageError
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import check_length, embed_with_prompts, encode_with_prompts, lay_out
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("bert-tiny", precision="float32", device="cpu")
 
 
 def test_cls_is_first_then_prompt_plain_tokens_text_and_sep(backbone):

@@ -222,6 +222,9 @@ def test_ids_that_are_tried_are_answered_as_by_the_api_and_stand_in_no_address_a
 ):
     go(page, "models")
     page.wait_for("document.querySelector('.item[open] textarea')")
+    card = page.run("document.querySelector('.item[open]').textContent")
+    assert "Accuracy on its training text" in card
+    assert "Training loss" in card
     box = "document.querySelector('.item[open] form')"
     page.events.clear()
     page.run(f"{box}.querySelector('textarea').value = {json.dumps(SECRET)}")

@@ -5,7 +5,6 @@ import torch
 
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.run import Run, batches_of_epoch, out_of_memory, parts_of_batch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
@@ -13,11 +12,6 @@ from tuning_material import manifest_for, separable_file
 
 SHORT = TuningConfig(prompt_length=4, epochs=2, batch_size=16, seed=1)
 WITH_L_REC = dataclasses.replace(SHORT, reconstruction=ReconstructionConfig(weight=0.5, head_size=8))
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("bert-tiny", precision="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,12 @@ import torch
 from safetensors.torch import load_file
 
 from rapt.errors import TuningError, VocabularyError, WireError
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.run_state import STATE, TENSORS, load_run_state, save_run_state
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, tune
 from rapt.service.tuning.tuning_config import default_config
 from tuning_material import separable_file
 
 STEPS = 12  # 3 epochs of 4 batches
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("bert-tiny", precision="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")

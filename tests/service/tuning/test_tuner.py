@@ -6,7 +6,6 @@ import torch
 from rapt.errors import TuningError, UsageError, VocabularyError
 from rapt.service.adapter.methods import METHODS
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.tuner import (
     ReconstructionConfig,
     Tuning,
@@ -19,11 +18,6 @@ from tuning_material import manifest_for, separable_file
 
 SHORT = TuningConfig(prompt_length=4, epochs=6, batch_size=16, learning_rate=0.02, head_learning_rate=0.02, seed=1)
 WITH_L_REC = dataclasses.replace(SHORT, reconstruction=ReconstructionConfig(weight=0.5, head_size=8))
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("bert-tiny", precision="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")

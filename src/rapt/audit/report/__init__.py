@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rapt import drawing
 from rapt.audit.formal import FormalSide
 from rapt.audit.intervals import Share
-from rapt.audit.kept_results import from_json, to_json
+from rapt.audit.kept_results import to_json
 from rapt.audit.report.values import Report
 from rapt.audit.report.verdict import list_not_attacked, state_verdict
 from rapt.drawing import Figure, Line
@@ -45,22 +45,6 @@ def render_report(report: Report) -> str:
 def report_to_json(report: Report) -> dict[str, Any]:
     """The report as plain JSON values."""
     return {"schema": SCHEMA, **to_json(report)}
-
-
-def report_from_json(value: dict[str, Any]) -> Report:
-    """The report that `report_to_json` wrote.
-
-    Raises:
-        AuditError: The schema is another, or a field does not fit.
-    """
-    return from_json(Report, drop_schema(value, schema=SCHEMA))
-
-
-def drop_schema(value: dict[str, Any], *, schema: str) -> dict[str, Any]:
-    """The fields of a report of this schema; `AuditError` for any other."""
-    if value.get("schema") != schema:
-        raise AuditError(f"a report must be of schema {schema!r}; run the audit again with this version")
-    return {name: item for name, item in value.items() if name != "schema"}
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:

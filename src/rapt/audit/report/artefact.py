@@ -17,8 +17,8 @@ from rapt import drawing
 from rapt.audit.artefact.given import GivenAdapter
 from rapt.audit.artefact.membership import MembershipResult
 from rapt.audit.artefact.run import PARTS, ArtefactFindings, weigh_evidence_on_adapter, weigh_evidence_on_models
-from rapt.audit.kept_results import from_json, to_json
-from rapt.audit.report import drop_schema, open_templates, write_pair
+from rapt.audit.kept_results import to_json
+from rapt.audit.report import open_templates, write_pair
 from rapt.audit.report.verdict import Verdict, write_of_100
 from rapt.drawing import Figure, Line
 
@@ -215,15 +215,6 @@ def plot_releases(found: ArtefactFindings) -> Figure | None:
 def artefact_report_to_json(report: ArtefactReport) -> dict[str, Any]:
     """The report as plain JSON values."""
     return {"schema": SCHEMA, **to_json(report)}
-
-
-def artefact_report_from_json(value: dict[str, Any]) -> ArtefactReport:
-    """The report that `artefact_report_to_json` wrote.
-
-    Raises:
-        AuditError: The schema is another, or a field does not fit.
-    """
-    return from_json(ArtefactReport, drop_schema(value, schema=SCHEMA))
 
 
 def write_artefact_report(report: ArtefactReport, folder: Path) -> tuple[Path, Path]:

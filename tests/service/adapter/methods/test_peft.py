@@ -9,18 +9,12 @@ import torch
 
 from closeness import assert_close
 from rapt.service.adapter.adapter import load_adapter, save_adapter
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.steering import LoraPair, Tuned, steer
 from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
 from tuning_material import separable_file
 
 peft = pytest.importorskip("peft")
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("bert-tiny", precision="float32", device="cpu")
 
 
 @pytest.fixture(scope="module")
