@@ -6,7 +6,6 @@ What an attacker is taken to know.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -51,12 +50,6 @@ def file_of(vocabulary, *records):
 def test_no_field_of_the_view_can_hold_a_truth():
     names = {field.name for field in dataclasses.fields(AdversaryView)}
     assert names == {"manifest", "records", "bundle", "prior", "public"}
-
-
-@pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_takes_a_desk_and_nothing_that_could_be_a_truth(name):
-    parameters = inspect.signature(ATTACKS[name].run).parameters
-    assert list(parameters) == ["desk", "on_progress"]
 
 
 def test_the_truth_does_not_show_in_a_repr():

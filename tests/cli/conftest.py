@@ -28,6 +28,23 @@ def rapt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     return call
 
 
+@pytest.fixture(scope="session")
+def backbones():
+    from rapt.service.http.assembly import load_backbones
+    from rapt.service.http.settings import load_settings
+
+    return load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
+
+
+@pytest.fixture(scope="module")
+def service(backbones, tmp_path_factory):
+    """The URL of a service that the tests of one module share."""
+    from running_service import running_service
+
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+        yield url
+
+
 @pytest.fixture
 def reviews(tmp_path: Path) -> Path:
     """Six labelled texts, no word of which may ever stand in an output."""

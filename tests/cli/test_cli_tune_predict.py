@@ -13,20 +13,11 @@ import pytest
 
 from http_requests import ENDLESS
 from rapt.cli.program import run
-from rapt.service.http.assembly import load_backbones
-from rapt.service.http.settings import load_settings
 from running_service import running_service
 from strange_service import answering
 
 PRIVATIZE = ("--eta", 60, "--vocabulary", "bert-tiny", "--plain-tokens", 4, "--plain-token-pool", 20)
 QUICK = ("--epochs", 1, "--prompt-length", 2, "--seed", 3)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory):
-    backbones = load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
-    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -231,9 +222,8 @@ def test_interrupting_cancels_a_job_that_was_begun_here_and_not_one_that_is_foll
         client.cancel_job(job.id)
 
 
-def test_the_base_model_is_the_one_with_the_vocabulary_of_the_file(rapt, privatized: Path, tmp_path_factory):
-    models = {"models": "bert-tiny", "precision": "float32"}
-    backbone = load_backbones(load_settings(models))["bert-tiny"]
+def test_the_base_model_is_the_one_with_the_vocabulary_of_the_file(rapt, privatized: Path, backbones, tmp_path_factory):
+    backbone = backbones["bert-tiny"]
     arguments = ("tune", privatized / "train", *QUICK)
     two = {"first": replace(backbone, model="first"), "second": replace(backbone, model="second")}
     with running_service(tmp_path_factory.mktemp("two"), backbones=two) as url:

@@ -7,3 +7,15 @@ from rapt.local.vocabulary import load_vocabulary
 def bert_tiny():
     """A real vocabulary: 30,522 WordPiece tokens, d = 128."""
     return load_vocabulary("bert-tiny")
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Write a file of a name, and return its path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return path
+
+    return write

@@ -18,16 +18,6 @@ from rapt.wire.privatized_file import read_privatized_file
 SECRET = "zanzibarsecret"
 
 
-@pytest.fixture
-def file(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-        return path
-
-    return write
-
-
 @pytest.fixture(scope="module")
 def privatizer(bert_tiny):
     plain = plan_plain_tokens(bert_tiny, count=3, pool_size=50, drawn="file", rng=insecure_stream(1).generator)

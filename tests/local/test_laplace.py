@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from broken_twins import gamma_per_coordinate, uniform_in_the_ball
 from rapt.errors import MechanismError, VocabularyError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
@@ -62,16 +63,6 @@ def wrong_scale(rng, *, eta, dim, size):
     return 1.1 * sample_noise(rng, eta=eta, dim=dim, size=size)
 
 
-def solid_ball(rng, *, eta, dim, size):
-    """A direction uniform in the ball instead of on the sphere: too little noise."""
-    return sample_noise(rng, eta=eta, dim=dim, size=size) * rng.random((size, 1)) ** (1 / dim)
-
-
-def gamma_per_coordinate(rng, *, eta, dim, size):
-    """A radius for each coordinate: noise of another shape, and sqrt(d/3) times too much."""
-    return rng.gamma(dim, 1 / eta, (size, dim)) * rng.uniform(-1, 1, (size, dim))
-
-
 def normalized_as_a_batch(rng, *, eta, dim, size):
     """One norm for the whole matrix: only a matrix of one row has the right law."""
     direction = rng.standard_normal((size, dim))
@@ -116,9 +107,9 @@ def test_the_radius_test_can_fail_at_the_width_of_minilm(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("dim", [1, 2, 5])
-def test_a_solid_ball_is_rejected_in_low_dimension(dim, seed):
+def test_a_uniform_in_the_ball_is_rejected_in_low_dimension(dim, seed):
     with pytest.raises(AssertionError, match="KS rejects"):
-        assert_distributed(radii(solid_ball, np.random.default_rng(seed), dim=dim), radius_law(dim))
+        assert_distributed(radii(uniform_in_the_ball, np.random.default_rng(seed), dim=dim), radius_law(dim))
 
 
 @pytest.mark.parametrize("dim", [2, 50, 384])

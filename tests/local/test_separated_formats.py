@@ -13,16 +13,6 @@ SECRET = "zanzibarsecret"
 ROWS = [("good film", "yes"), ("bad, film", "no")]
 
 
-@pytest.fixture
-def file(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
-        return path
-
-    return write
-
-
 def rows(path, **arguments):
     return [(record.text, record.label) for record in read_corpus(path, **arguments)]
 

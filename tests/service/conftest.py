@@ -6,6 +6,7 @@ from http_requests import open_client
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
+from rapt.service.storage.recovery import open_store
 from running_service import running_service, save_privatized
 from tiny_backbones import tiny_backbone
 from tuning_material import separable_file
@@ -21,6 +22,12 @@ def backbones():
 def backbone():
     """The same by itself; a module that needs another has its own."""
     return load_backbone("bert-tiny", precision="float32", device="cpu")
+
+
+@pytest.fixture
+def store(tmp_path):
+    with open_store(tmp_path / "data") as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from rapt.service.jobs.worker import JobRunner
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, pause_job, resume_job
 from rapt.service.storage.job_runs import latest_run_state
-from rapt.service.storage.recovery import open_store
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from running_service import wait_until
 
@@ -23,12 +22,6 @@ CONFIG = TuningConfig(
     prompt_length=4, epochs=20, batch_size=16, seed=3, reconstruction=ReconstructionConfig(weight=0.1, head_size=8)
 )
 ENDLESS = replace(CONFIG, epochs=1000)
-
-
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "data") as opened:
-        yield opened
 
 
 def process_for(store, **changes):

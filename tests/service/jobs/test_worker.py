@@ -15,7 +15,7 @@ from rapt.service.storage.file_rows import add_file, get_file
 from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, list_events, pause_job, resume_job
 from rapt.service.storage.job_runs import claim_next_job, latest_run_state
 from rapt.service.storage.model_rows import get_model, list_models, read_adapter_archive
-from rapt.service.storage.recovery import open_store, requeue_abandoned_jobs
+from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.tuning.tuner import Progress, ReconstructionConfig, TuningCancelled, TuningConfig
 from rapt.wire.adapter_files import unpack_adapter
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
@@ -26,12 +26,6 @@ SHORT = TuningConfig(
     prompt_length=4, epochs=4, batch_size=16, seed=3, reconstruction=ReconstructionConfig(weight=0.1, head_size=8)
 )
 ENDLESS = replace(SHORT, epochs=1000)
-
-
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "data") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,14 +1,7 @@
 import pytest
 
 from blob_stores import has_s3, own_s3
-from rapt.service.storage.recovery import open_store
 from stored_material import tenant
-
-
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "data") as opened:
-        yield opened
 
 
 @pytest.fixture(scope="session")
