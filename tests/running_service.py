@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Queue
@@ -49,6 +53,43 @@ def running_service(
         finally:
             server.should_exit = True
             thread.join()
+
+
+SERVE = """
+import resource, sys
+if len(sys.argv) > 1:
+    resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (int(sys.argv[1]),))
+from rapt.service.http.server import serve
+from rapt.service.http.settings import load_settings
+serve(load_settings({}))
+"""
+
+
+@contextmanager
+def serving_process(
+    folder: Path, *, descriptors: int | None = None, command: Sequence[str] = (), **variables: object
+) -> Iterator[tuple[subprocess.Popen, str]]:
+    """A service in a process of its own, which may open so many descriptors, and its URL as a parent finds it.
+
+    Its log is the file `log` in the folder. `variables` are those of its settings, such as `models` for `RAPT_MODELS`.
+    """
+    ready = folder / "ready.json"
+    settings = {"data_directory": folder / "data", "port": 0, "models": "bert-tiny", "torch_threads": 1, **variables}
+    named = {f"RAPT_{name.upper()}": str(value) for name, value in {**settings, "ready_file": ready}.items()}
+    limits = [] if descriptors is None else [str(descriptors)]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            command or [sys.executable, "-c", SERVE, *limits], env=os.environ | named, stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: ready.exists() or process.poll() is not None, seconds=300)
+        assert process.poll() is None, (folder / "log").read_text()
+        found = json.loads(ready.read_text())
+        assert found["pid"] == process.pid
+        yield process, found["url"]
+    finally:
+        process.kill()
+        process.wait()
 
 
 def save_privatized(file: PrivatizedFile, path: Path) -> Path:

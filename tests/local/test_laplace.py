@@ -107,7 +107,7 @@ def test_the_radius_test_can_fail_at_the_width_of_minilm(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("dim", [1, 2, 5])
-def test_a_uniform_in_the_ball_is_rejected_in_low_dimension(dim, seed):
+def test_a_solid_ball_is_rejected_in_low_dimension(dim, seed):
     with pytest.raises(AssertionError, match="KS rejects"):
         assert_distributed(radii(uniform_in_the_ball, np.random.default_rng(seed), dim=dim), radius_law(dim))
 

@@ -14,8 +14,6 @@ import resource
 import secrets
 import socket
 import stat
-import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -38,7 +36,7 @@ from hostile_documents import LONGEST_MESSAGE, MARKER, mutations_of
 from http_requests import done_job, job_body, open_client, status_of, upload
 from own_postgresql import own_postgresql
 from rapt.wire.privatized_file import dump_query, remove_labels
-from running_service import wait_until
+from running_service import serving_process
 
 MEBIBYTE = 2**20
 MEMORY = 640 * MEBIBYTE  # beside what the service has at rest
@@ -47,71 +45,47 @@ QUOTA = 8 * MEBIBYTE
 PATIENCE = 20.0  # s, for an answer to somebody else
 ADMIN = secrets.token_urlsafe(24)
 CARD, WEIGHTS, CONFIG = "rapt.json", "adapter_model.safetensors", "adapter_config.json"
-SERVE = f"""
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))
-from rapt.service.http.server import serve
-from rapt.service.http.settings import load_settings
-serve(load_settings({{}}))
-"""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, training_path, training_file):
     """A service, clients of the admin and of two tenants, and a model of each tenant."""
     folder = tmp_path_factory.mktemp("hostile")
-    environment = os.environ | {
-        "RAPT_DATA_DIRECTORY": str(folder / "data"),
-        "RAPT_PORT": "0",
-        "RAPT_MODELS": "bert-tiny",
-        "RAPT_READY_FILE": str(folder / "ready"),
-        "RAPT_TORCH_THREADS": "1",
-        "RAPT_ADMIN_KEY": ADMIN,
-        "RAPT_JOB_SLICE_SECONDS": "1",
-        "RAPT_HEAD_SECONDS": "2",
-        "RAPT_BODY_SECONDS": "2",
-    }
+    settings: dict[str, object] = {"admin_key": ADMIN, "job_slice_seconds": 1, "head_seconds": 2, "body_seconds": 2}
     with ExitStack() as stack:
         if "RAPT_TEST_POSTGRESQL" in os.environ:
-            environment["RAPT_DATABASE_URL"] = stack.enter_context(own_postgresql()).url
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, stdout=log, stderr=log)
-        try:
-            wait_until(lambda: (folder / "ready").exists() or process.poll() is not None, seconds=300)
-            url = json.loads((folder / "ready").read_text())["url"]
+            settings["database_url"] = stack.enter_context(own_postgresql()).url
+        process, url = stack.enter_context(serving_process(folder, descriptors=DESCRIPTORS, **settings))
 
-            def client(key, **more):
-                headers = {"authorization": f"Bearer {key}"}
-                return stack.enter_context(open_client(url, headers=headers, timeout=90, **more))
+        def client(key, **more):
+            headers = {"authorization": f"Bearer {key}"}
+            return stack.enter_context(open_client(url, headers=headers, timeout=90, **more))
 
-            found = SimpleNamespace(
-                url=url,
-                process=process,
-                folder=folder,
-                client=client,
-                admin=client(ADMIN),
-                keys={},
-                models={},
-                files={},
-            )
-            for name in ("ada", "bob"):
-                found.admin.post("/v1/admin/tenants", json={"name": name, "max_bytes": QUOTA, "max_jobs": 20})
-                found.keys[name] = found.admin.post(f"/v1/admin/tenants/{name}/keys").json()["value"]
-            found.ada, found.bob = (client(found.keys[name]) for name in ("ada", "bob"))
-            for name, http in (("ada", found.ada), ("bob", found.bob)):
-                found.files[name] = upload(http, training_path).json()["id"]
-                found.models[name] = done_job(http, job_body(found.files[name], n_epochs=1))["fine_tuned_model"]
-            found.query = dump_query(remove_labels(training_file))
-            archive = found.ada.get(f"/v1/models/{found.models['ada']}/adapter").content
-            with zipfile.ZipFile(io.BytesIO(archive)) as packed:
-                found.adapter = {name: packed.read(name) for name in packed.namelist()}
-            at_rest = status_bytes(process.pid, "VmData")
-            resource.prlimit(process.pid, resource.RLIMIT_DATA, (at_rest + MEMORY, at_rest + MEMORY))
-            found.at_rest = status_bytes(process.pid, "VmRSS")
-            yield found
-        finally:
-            process.kill()
-            process.wait()
+        found = SimpleNamespace(
+            url=url,
+            process=process,
+            folder=folder,
+            client=client,
+            admin=client(ADMIN),
+            keys={},
+            models={},
+            files={},
+        )
+        for name in ("ada", "bob"):
+            found.admin.post("/v1/admin/tenants", json={"name": name, "max_bytes": QUOTA, "max_jobs": 20})
+            found.keys[name] = found.admin.post(f"/v1/admin/tenants/{name}/keys").json()["value"]
+        found.ada, found.bob = (client(found.keys[name]) for name in ("ada", "bob"))
+        for name, http in (("ada", found.ada), ("bob", found.bob)):
+            found.files[name] = upload(http, training_path).json()["id"]
+            found.models[name] = done_job(http, job_body(found.files[name], n_epochs=1))["fine_tuned_model"]
+        found.query = dump_query(remove_labels(training_file))
+        archive = found.ada.get(f"/v1/models/{found.models['ada']}/adapter").content
+        with zipfile.ZipFile(io.BytesIO(archive)) as packed:
+            found.adapter = {name: packed.read(name) for name in packed.namelist()}
+        at_rest = status_bytes(process.pid, "VmData")
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (at_rest + MEMORY, at_rest + MEMORY))
+        found.at_rest = status_bytes(process.pid, "VmRSS")
+        yield found
 
 
 @contextmanager

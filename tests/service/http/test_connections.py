@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-import os
 import resource
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -20,7 +17,7 @@ from rapt.service.http.connections import count_connections
 from rapt.service.http.quotas import TenantPlaces
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.callers import Caller
-from running_service import running_service, wait_until
+from running_service import running_service, serving_process, wait_until
 
 ADMIN = "the-provider-s-own-key-of-32-chars"
 SHORT = {"head_seconds": 1.0, "body_seconds": 1.0, "admin_key": ADMIN, "max_connections": 40, "keep_alive_seconds": 6}
@@ -300,28 +297,8 @@ def knock(connection, url):
         connection.send(b"GET /v1/files HTTP/1.1\r\nhost: a\r\n")
 
 
-CROWD = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-from rapt.service.http.server import serve
-from rapt.service.http.settings import load_settings
-serve(load_settings({}))
-"""
-
-
 def test_with_64_descriptors_1100_half_open_connections_leave_the_service_reachable(tmp_path):
-    environment = os.environ | {
-        "RAPT_DATA_DIRECTORY": str(tmp_path / "data"),
-        "RAPT_PORT": "0",
-        "RAPT_MODELS": "bert-tiny",
-        "RAPT_READY_FILE": str(tmp_path / "ready"),
-        "RAPT_TORCH_THREADS": "1",
-    }
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-c", CROWD], env=environment, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None, seconds=300)
-        url = json.loads((tmp_path / "ready").read_text())["url"]
+    with serving_process(tmp_path, descriptors=64) as (_, url):
         most = min(1100, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200)
         with ExitStack() as stack, open_client(url) as http:
             for number in range(most):
@@ -330,9 +307,6 @@ def test_with_64_descriptors_1100_half_open_connections_leave_the_service_reacha
                     assert http.get("/healthz").status_code == 200
             assert http.get("/v1/usage").status_code == 200
             assert http.get("/readyz").status_code == 200
-    finally:
-        process.kill()
-        process.wait()
     written = (tmp_path / "log").read_text()
     assert "Traceback" not in written
     assert len(written) < 100_000

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import httpx2
 import pytest
@@ -25,43 +24,12 @@ from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
-from running_service import running_service, wait_until
+from running_service import running_service, serving_process, wait_until
 from tiny_backbones import write_tiny_model
 from tuning_material import manifest_for
 
-SERVE = """
-from rapt.service.http.server import serve
-from rapt.service.http.settings import load_settings
-
-serve(load_settings({}))
-"""
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
 MOST_SECONDS = 8.0
-
-
-@contextmanager
-def serving_process(folder):
-    """A service in a process of its own, and its URL as a parent finds it."""
-    ready = folder / "ready.json"
-    settings = {
-        "RAPT_DATA_DIRECTORY": folder / "data",
-        "RAPT_PORT": 0,
-        "RAPT_MODELS": "bert-tiny",
-        "RAPT_READY_FILE": ready,
-        "RAPT_TORCH_THREADS": 1,
-    }
-    environment = os.environ | {name: str(value) for name, value in settings.items()}
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen([sys.executable, "-c", SERVE], env=environment, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: ready.exists() or process.poll() is not None, seconds=300)
-        assert process.poll() is None, (folder / "log").read_text()
-        found = json.loads(ready.read_text())
-        assert found["pid"] == process.pid
-        yield process, found["url"]
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -253,19 +221,9 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
     # More than is written before the service ends what is on its way.
     manifest = seal_manifest(manifest_for(writer, labels=None), 1000 * [PrivatizedRecord(token_ids=tuple(ids))])
     asked = {"model": writer.model, "prompt": 1000 * [ids], "rapt": {"manifest": dump_manifest(manifest)}}
-    environment = os.environ | {
-        "RAPT_DATA_DIRECTORY": str(tmp_path / "data"),
-        "RAPT_PORT": "0",
-        "RAPT_MODELS": f"bert-tiny,{folder}",
-        "RAPT_READY_FILE": str(tmp_path / "ready"),
-        "RAPT_TORCH_THREADS": "1",
-        "RAPT_API_KEY": "a-key-of-a-client-that-is-no-admin",
-    }
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "rapt", "serve"], env=environment, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: (tmp_path / "ready").exists() or process.poll() is not None, seconds=300)
-        url = json.loads((tmp_path / "ready").read_text())["url"]
+    command = [sys.executable, "-m", "rapt", "serve"]
+    variables = {"models": f"bert-tiny,{folder}", "api_key": "a-key-of-a-client-that-is-no-admin"}
+    with serving_process(tmp_path, command=command, **variables) as (process, url):
         with open_client(url) as http, ThreadPoolExecutor(3) as threads:
             job = http.post(
                 "/v1/fine_tuning/jobs", json=job_body(upload(http, training_path).json()["id"], **ENDLESS)
@@ -282,9 +240,6 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
             lines = [head, *written]
             answer = waiting.result()
             _, seconds = gone.result()
-    finally:
-        process.kill()
-        process.wait()
     assert seconds < MOST_SECONDS
     assert lines[-1] == "data: [DONE]"
     assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "unavailable"
@@ -295,7 +250,7 @@ def test_a_service_that_is_asked_to_stop_ends_what_is_on_its_way(tmp_path, backb
     assert "RAPT_API_KEY is the key of a client" in said
     assert "the door is open" in said
     assert "a-key-of-a-client" not in said
-    assert not (tmp_path / "ready").exists()
+    assert not (tmp_path / "ready.json").exists()
     settings = {"worker_in_service": False}
     with (
         running_service(tmp_path / "data", backbones=backbones, settings=settings) as url,
