@@ -151,7 +151,7 @@ def test_other_texts_than_were_privatized_are_one_clear_line(sent, given, said, 
 
 def test_randomized_labels_do_not_make_a_file_look_foreign(rapt, reviews: Path, tmp_path: Path):
     target = tmp_path / "out"
-    rapt("privatize", reviews, target, "--eta", ETA, *TINY, "--label-epsilon", 0.1)
+    rapt("privatize", reviews, target, "--eta", ETA, *TINY, "--label-epsilon", 0.1, "--labels", "negative,positive")
     outcome = rapt("audit", target, "--original", reviews, "--attacks", "embedding_inversion", "--limit", 1)
     assert outcome.code == 0
 

@@ -64,7 +64,7 @@ def with_files_of_at_most(size):
 @pytest.mark.parametrize("with_ledger", [False, True])
 def test_a_disk_that_fills_up_in_the_middle_is_one_line_and_the_run_goes_on_from_there(tmp_path, source, with_ledger):
     target, ledger = tmp_path / "out", tmp_path / "ledger"
-    options = ["--resume", *(["--ledger", ledger] if with_ledger else [])]
+    options = ["--resume", *(["--ledger", ledger] if with_ledger else ["--no-ledger"])]
     full = subprocess.run(
         command(source, target, *options), capture_output=True, text=True, preexec_fn=with_files_of_at_most(100_000)
     )

@@ -45,7 +45,7 @@ def test_a_second_run_costs_nothing_until_a_redraw_is_asked_for(through, rapt, t
 
 
 def test_json_is_one_document(through, rapt, tmp_path: Path):
-    through("a", "--label-epsilon", 2)
+    through("a", "--label-epsilon", 2, "--labels", "negative,positive")
     shown = json.loads(rapt("ledger", "show", tmp_path / "ledger", "--json").out)
     assert shown["releases"] == shown["texts"] == 6
     assert shown["spent"]["metric"] == {"in_all": 30 * shown["tokens"], "most_on_one_text": 30}
@@ -179,7 +179,8 @@ def test_without_a_ledger_a_run_says_that_nothing_is_counted_and_names_a_second_
 
 
 def test_a_ledger_counts_what_several_processes_draw(rapt, reviews: Path, tmp_path: Path):
-    arguments = ("--eta", 20, "--vocabulary", "bert-tiny", "--processes", 2, "--label-epsilon", 1)
+    arguments = ("--eta", 20, "--vocabulary", "bert-tiny", "--processes", 2)
+    arguments += ("--label-epsilon", 1, "--labels", "negative,positive")
     for name in ("a", "b"):
         assert rapt("privatize", reviews, tmp_path / name, *arguments).code == 0
     first, second = (read_privatized_file(tmp_path / name).records for name in ("a", "b"))

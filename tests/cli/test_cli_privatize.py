@@ -50,12 +50,62 @@ def test_labels_stay_at_home_when_told(rapt, reviews: Path, tmp_path: Path):
 
 
 def test_labels_are_randomized_when_told_and_the_statement_says_so(rapt, reviews: Path, tmp_path: Path):
-    outcome = rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, "--label-epsilon", 2)
+    arguments = ("--label-epsilon", 2, "--labels", "negative,positive,mixed")
+    outcome = rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, *arguments)
     assert outcome.code == 0
     assert "randomized, ε = 2 for each" in outcome.err
     assert "in clear" not in outcome.err
     assert read_privatized_file(tmp_path / "out").manifest.label_privacy == LabelPrivacy(epsilon=2.0)
-    assert "randomized-response" in rapt("statement", tmp_path / "out").out
+    stated = rapt("statement", tmp_path / "out").out
+    assert "randomized-response" in stated
+    assert "which labels exist is open" in " ".join(stated.split())
+
+
+def test_which_labels_occur_is_private_where_labels_are_randomized(rapt, reviews: Path, tmp_path: Path):
+    outcome = rapt("privatize", reviews, tmp_path / "out", "--eta", 20, *TINY, "--label-epsilon", 0.1)
+    assert (outcome.code, "which of them occur in the file is private too" in outcome.err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_name_of_a_file_or_a_folder_is_in_a_manifest(rapt, tmp_path: Path, monkeypatch):
+    from rapt.public_models import find_model_folder
+
+    names = ("quokkaclinic", "wombatpatients")
+    (tmp_path / names[0]).mkdir()
+    folder = tmp_path / names[0] / names[1]
+    folder.symlink_to(find_model_folder("bert-tiny"))
+    table = vectors(tmp_path).rename(tmp_path / names[0] / f"{names[1]}.vec")
+    made = tmp_path / names[0] / "quokkaclinic-vocabulary"
+    assert rapt("vocabulary", "vectors", table, made).code == 0
+    source = tmp_path / names[0] / f"{names[1]}.csv"
+    source.write_text("text\ngood film\n")
+    monkeypatch.chdir(tmp_path / names[0])
+    for vocabulary in (folder, folder.name, table, table.name, made):
+        outcome = rapt(
+            "privatize", source, "out", "--eta", 20, "--no-label", "--plain-tokens", 0, "--overwrite", "--vocabulary",
+            vocabulary,
+        )  # fmt: skip
+        assert outcome.code == 0
+        written = (tmp_path / names[0] / "out").read_text()
+        assert not [name for name in names if name in written]
+
+
+def test_equal_texts_show_only_where_the_manifest_says_that_they_may(rapt, tmp_path: Path):
+    source = tmp_path / "pairs.csv"
+    source.write_text(
+        "text,other,label\n" + "the film was good and the actors too,the film was good and the actors too,a\n" * 8
+    )
+    stated = {}
+    for name, more in (("with", ()), ("without", ("--no-ledger",))):
+        arguments = ("--eta", 20, *TINY, "--text-column-2", "other", "--plain-tokens", 0, *more)
+        assert rapt("privatize", source, tmp_path / name, *arguments).code == 0
+        file = read_privatized_file(tmp_path / name)
+        assert len({record.token_ids for record in file.records}) == (1 if name == "with" else 8)
+        assert all(record.token_ids != record.second_token_ids for record in file.records)
+        assert file.manifest.arrangement.replayed == (name == "with")
+        stated[name] = " ".join(rapt("statement", tmp_path / name).out.split())
+    assert "whoever sees both sees that it is the same text" in stated["with"]
+    assert "sees that it is the same text" not in stated["without"]
 
 
 def test_the_order_of_the_labels_can_be_set(rapt, reviews: Path, tmp_path: Path):
@@ -197,7 +247,8 @@ def test_word_vectors_become_a_folder(rapt, tmp_path: Path, case, known):
     folder = tmp_path / "folder"
     made = rapt("vocabulary", "vectors", vectors(tmp_path), folder, "--case", case, "--json")
     vocabulary = load_vocabulary(str(folder))
-    assert json.loads(made.out) == {"folder": str(folder), "model": "small", "hash": vocabulary.hash}
+    name = f"word-vectors-{vocabulary.hash.removeprefix('sha256:')[:12]}"
+    assert json.loads(made.out) == {"folder": str(folder), "model": name, "hash": vocabulary.hash}
     ids = vocabulary.encode(["good Story"])[0]
     assert len([i for i in ids if i != 5]) == known
     assert rapt("vocabulary", "vectors", vectors(tmp_path), folder).code == 2

@@ -379,7 +379,8 @@ def many(file, *, count=400):
 def test_labels_are_randomized_when_asked_and_the_manifest_says_so(file, tmp_path, privatizer):
     source, target = many(file), tmp_path / "out"
     hidden = LabelPrivacy(epsilon=1.0)
-    manifest = privatize_corpus(source, target, privatizer=privatizer, label_privacy=hidden, stream=insecure_stream(4))
+    settings = {"label_privacy": hidden, "labels": ("no", "yes"), "stream": insecure_stream(4)}
+    manifest = privatize_corpus(source, target, privatizer=privatizer, **settings)
     written = read_privatized_file(target)
     assert manifest.label_privacy == written.manifest.label_privacy == hidden
     changed = sum(record.label != min(i % 4, 1) for i, record in enumerate(written.records))
@@ -396,7 +397,8 @@ def test_labels_are_the_true_ones_otherwise(file, tmp_path, privatizer):
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("text,label\ngood film,yes\n", {}, "at least 2 different ones, got classes=1"),
+        ("text,label\ngood film,yes\n", {"labels": ["yes"]}, "at least 2 different ones, got classes=1"),
+        ("text,label\ngood film,yes\nbad film,no\n", {}, "which of them occur in the file is private too"),
         ("text,label\ngood film,yes\n", {"label_column": None}, "labels must come with the column"),
     ],
 )

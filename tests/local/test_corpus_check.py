@@ -10,11 +10,11 @@ import pytest
 from rapt.errors import BudgetError, CorpusError, UsageError
 from rapt.local.corpus import privatize_corpus, read_corpus
 from rapt.local.ledger import open_ledger
-from rapt.local.ledger_file import Caps
+from rapt.local.ledger_file import Cap, Caps
 from rapt.local.ledger_report import summarize_ledger
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer
-from rapt.local.randomness import insecure_stream
+from rapt.local.randomness import insecure_stream, secure_stream
 from rapt.local.records import PartColumns
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.privatized_file import read_privatized_file
@@ -41,9 +41,8 @@ def run(tmp_path, privatizer):
             source,
             tmp_path / "out",
             privatizer=made,
-            stream=insecure_stream(1),
             on_checked=checks.append,
-            **options,
+            **({"stream": insecure_stream(1)} | options),
         )
         return manifest, checks[0]
 
@@ -97,12 +96,17 @@ def test_a_cap_that_is_reached_in_the_middle_says_what_was_paid(run, tmp_path):
         f"{letter} {other} film" for letter in "abcdefghijklmnopqrstuvwxyz" for other in "abcdefghijklmnopqrstuvwxyz"
     ]
     with open_ledger(path) as ledger:
-        ledger.set_caps(Caps(in_all=30.0 * 3 * 600))
+        ledger.set_caps(Caps(metric=Cap(in_all=30.0 * 3 * 600)))
         with pytest.raises(
             BudgetError,
             match=r"record 601 .*; the 512 records before it, 1536 tokens, are paid for and come at no cost",
         ):
-            run("a.csv", "text,label\n" + "".join(f"{text},yes\n" for text in words), ledger=ledger)
+            run(
+                "a.csv",
+                "text,label\n" + "".join(f"{text},yes\n" for text in words),
+                ledger=ledger,
+                stream=secure_stream(),
+            )
     assert summarize_ledger(path).releases == 512
 
 
@@ -160,6 +164,8 @@ def test_a_label_of_its_own_in_every_row_is_refused_unless_somebody_insists(run)
         run("a.csv", content)
     assert SECRET not in str(e.value)
     assert len(run("a.csv", content, public_labels=True)[0].labels or ()) == 50
+    with pytest.raises(CorpusError, match="got 5 different ones in 5 records"):
+        run("short.csv", "\n".join(content.splitlines()[:6]) + "\n", overwrite=True)
     assert (
         len(run("a.csv", content * 1, labels=[f"patient {i} {SECRET}" for i in range(50)], overwrite=True)[0].labels)
         == 50
@@ -167,7 +173,7 @@ def test_a_label_of_its_own_in_every_row_is_refused_unless_somebody_insists(run)
 
 
 @pytest.mark.parametrize(
-    ("classes", "records", "refused"), [(10, 10, False), (11, 11, True), (20, 40, False), (21, 40, True)]
+    ("classes", "records", "refused"), [(3, 3, False), (4, 4, True), (20, 40, False), (21, 40, True)]
 )
 def test_labels_are_classes_when_they_come_twice_or_are_few(run, classes, records, refused):
     content = "text,label\n" + "".join(f"fine,c{i % classes}\n" for i in range(records))

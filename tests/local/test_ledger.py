@@ -386,6 +386,7 @@ def test_a_file_is_privatized_through_a_ledger_and_again_at_no_cost(tmp_path, pa
                 tmp_path / name,
                 privatizer=privatizer(),
                 label_privacy=LabelPrivacy(epsilon=1.0),
+                labels=("no", "yes"),
                 stream=secure_stream(),
                 ledger=ledger,
             )

@@ -245,5 +245,6 @@ def _write_statement(vocabulary: Vocabulary, manifest: Manifest) -> str:
         label_privacy=manifest.label_privacy,
         two_texts=manifest.pairs,
         targets=manifest.targets,
+        arrangement=manifest.arrangement,
         randomness=manifest.randomness,
     ).to_text()

@@ -289,7 +289,7 @@ def statement(
     from rapt.local.randomness import secure_stream
     from rapt.local.retention import measure_kinds, measure_words
     from rapt.local.weighting import weigh_counts
-    from rapt.wire.manifest import NO_PLAIN_TOKENS
+    from rapt.wire.manifest import NO_PLAIN_TOKENS, UNARRANGED
     from rapt.wire.privatized_file import read_manifest
     from rapt.wire.vocabulary_bundle import check_hash
 
@@ -313,14 +313,14 @@ def statement(
         made = remake_file_mechanism(manifest.mechanism, vocabulary=loaded, settings=settings)
         setting, plain_tokens, randomness = manifest.mechanism, manifest.plain_tokens, manifest.randomness
         labels_sent, label_privacy = manifest.labels is not None, manifest.label_privacy
-        two_texts, targets = manifest.pairs, manifest.targets
+        two_texts, targets, arrangement = manifest.pairs, manifest.targets, manifest.arrangement
     else:
         assert eta is not None
         loaded = load_checked_vocabulary(vocabulary or "minilm", trusted=trust_vocabulary)
         made = choose_mechanism(mechanism, vocabulary=loaded, eta=eta, settings=settings, allow_unproved=allow_unproved)
         setting, plain_tokens, randomness = made.setting, NO_PLAIN_TOKENS, None
         labels_sent, label_privacy = True, None
-        two_texts, targets = False, None
+        two_texts, targets, arrangement = False, None, UNARRANGED
     rng = secure_stream().generator
     own = None if original is None else count_own_texts(original, loaded, text_column=text_column)
     own_weights = None if own is None else weigh_counts(own.counts, source=f"the tokens of your {own.texts:,} texts")
@@ -332,6 +332,7 @@ def statement(
         label_privacy=label_privacy,
         two_texts=two_texts,
         targets=targets,
+        arrangement=arrangement,
         word_pairs=pairs,
         randomness=randomness,
         file=None if file is None else measure_file(file),

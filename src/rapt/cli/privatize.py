@@ -127,7 +127,7 @@ def privatize(
     ] = False,
     no_label: Annotated[bool, typer.Option("--no-label", help="Send no labels.")] = False,
     labels: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Names of the classes in order; default: those found, sorted.")
+        str | None, typer.Option(metavar="A,B,...", help="Names of all classes in order; default: those found, sorted.")
     ] = None,
     public_labels: Annotated[
         bool,
@@ -137,7 +137,8 @@ def privatize(
         float | None,
         typer.Option(
             metavar="NUMBER",
-            help="Send each label by randomized response with this ε instead of in clear; 1 keeps 73 % of two classes.",
+            help="Send each label by randomized response with this ε instead of in clear; 1 keeps 73 % of two classes. "
+            "Needs --labels: which classes occur is private too.",
         ),
     ] = None,
     plain_tokens: Annotated[

@@ -140,8 +140,8 @@ def privatize_corpus(
             dataset declares, or collects and sorts them, as numbers where all are numbers.
         public_labels: Whether the labels are known to be public: they may then be many, long, or different in nearly
             every record.
-        label_privacy: Randomizes the label of each record. The names of the classes leave in clear all the same; list
-            them in `labels` where it is private which of them occur.
+        label_privacy: Randomizes the label of each record. The names of the classes leave in clear all the same, so
+            they must be listed in `labels`: which of them occur is private, too.
         file_format: Format of the source; None goes by the suffix of its name.
         delimiter: Separator of fields, as in `read_corpus`.
         header: Whether the first line names the columns, as in `read_corpus`.
@@ -165,8 +165,8 @@ def privatize_corpus(
             there, which the message says, stays so, and is released by the next run at no cost.
         LedgerError: The ledger is busy, damaged, or its disk is full.
         UsageError: `target` is `source`, a file of the ledger, or something that must not be replaced; labels without a
-            column, fewer than two labels to randomize, no processes, or a ledger for noise from a seed; or a kept
-            record that the ledger does not know.
+            column, labels to randomize that are fewer than two or not listed, no processes, a ledger for noise from a
+            seed, or a kept record that the ledger does not know.
         WireError: The unfinished file was begun with other settings, or is damaged.
     """
     source, kind = _source(source, file_format, delimiter=delimiter, header=header)
@@ -177,6 +177,11 @@ def privatize_corpus(
     stream.check_process()
     if label_column is None and (labels is not None or label_privacy is not None):
         raise UsageError("labels must come with the column they stand in, got labels without label_column")
+    if label_privacy is not None and labels is None:
+        raise UsageError(
+            "labels that are randomized must be listed, because which of them occur in the file is private too; list "
+            "every class that there can be (--labels A,B,...)"
+        )
     if processes < 1:
         raise UsageError(f"processes must be at least 1, got processes={processes}")
     others = other_texts.by_part
@@ -210,6 +215,8 @@ def privatize_corpus(
         pairs=other_texts.second is not None,
         targets=other_texts.targets,
     )
+    arrangement = replace(manifest.arrangement, replayed=ledger is not None and not redraw)
+    manifest = replace(manifest, arrangement=arrangement)
     unfinished = write_privatized_file(target, manifest, resume=resume, overwrite=overwrite)
     with ExitStack() as opened, unfinished as writer:
         account = opened.enter_context(ledger()) if callable(ledger) else ledger

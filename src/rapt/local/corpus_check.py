@@ -33,7 +33,7 @@ _CHUNK: Final = 512
 # from the file are few, short, and come more than once. Labels that the caller lists or calls public may be anything.
 _MOST_LABELS: Final = 256
 _LONGEST_LABEL: Final = 64
-_FEW_LABELS: Final = 10  # as many may each stand in one record of a small file
+_FEW_LABELS: Final = 3  # as many may each stand in one record of a small file
 _NUMBER: Final = re.compile(r"[+-]?\d{1,40}(\.\d{1,40})?", re.ASCII)
 
 
@@ -161,7 +161,8 @@ def check_corpus(
         if not public_labels and max(_FEW_LABELS, records / 2) < len(counts):
             raise CorpusError(
                 f"labels must be classes of several records, got {len(counts)} different ones in {records} records; "
-                "they leave in clear: choose the column of classes, or insist that they are public (--public-labels)"
+                "their names leave in clear: choose the column of classes, list the labels, or insist that they are "
+                "public (--public-labels)"
             )
         labels = found.class_names or sort_names(counts)
         if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):

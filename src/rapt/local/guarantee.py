@@ -28,7 +28,16 @@ from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
 from rapt.local.retention import KindShare, WordChance
 from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, explain_numbers, list_exposures
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets, check_eta
+from rapt.wire.manifest import (
+    UNARRANGED,
+    Arrangement,
+    LabelPrivacy,
+    MechanismSetting,
+    PlainTokens,
+    Randomness,
+    Targets,
+    check_eta,
+)
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 
 __all__ = ["PrivacyStatement", "state_privacy"]
@@ -56,6 +65,7 @@ def state_privacy(
     file: FileShape | None = None,
     own: OwnTexts | None = None,
     own_unchanged: UnchangedShare | None = None,
+    arrangement: Arrangement = UNARRANGED,
 ) -> PrivacyStatement:
     """State what `setting` promises on `vocabulary`, and what it does not.
 
@@ -77,6 +87,7 @@ def state_privacy(
         file: Result of `measure_file`: then the table of texts is of its own lengths.
         own: Result of `count_own_texts`, to be shown as well.
         own_unchanged: Result of `measure_unchanged` over those texts, to be shown as well.
+        arrangement: Equality, order and lengths of the records, as the manifest states them.
 
     Raises:
         MechanismError: The mechanism or one of its parameters is unknown, or η is outside its domain.
@@ -148,6 +159,7 @@ def state_privacy(
                 pairs=two_texts,
                 targets=targets,
                 noise_drawn=not promise.pure_only,
+                arrangement=arrangement,
             )
         ),
     )

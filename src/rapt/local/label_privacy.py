@@ -41,8 +41,9 @@ class RandomizedResponse:
         4. ε >= 10^-6 makes N e^ε / (e^ε + K - 1) exceed N / K by more than 1 for every K below 2^40, so T >= N / K,
            which is r >= 1, and 1/r <= 1 <= e^ε. ∎
 
-    Not covered: the names of the labels and how many there are, which are sent in clear; what the text says about its
-    own label, which is protected as text is, and adds to this; a second release of the same label, which costs ε again.
+    Not covered: which labels exist, because their names are sent in clear, and so must be listed; what the text says
+    about its own label, which is protected as text is, and adds to this; a second release of the same label, which
+    costs ε again.
 
     Source: Warner, "Randomized Response", JASA 1965; for K labels Kairouz, Bonawitz, Ramage, "Discrete Distribution
     Estimation under Local Privacy", ICML 2016. Status: proved.

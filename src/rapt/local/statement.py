@@ -25,7 +25,7 @@ from rapt.local.text_page import (
     wrap,
     write_scientific,
 )
-from rapt.wire.manifest import LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets
+from rapt.wire.manifest import Arrangement, LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets
 from rapt.wire.mechanisms import GuaranteeStatus
 
 SCHEMA: Final = "rapt.statement/2"
@@ -431,6 +431,7 @@ def list_exposures(
     label_privacy: LabelPrivacy | None,
     pairs: bool,
     targets: Targets | None,
+    arrangement: Arrangement,
     noise_drawn: bool = True,
 ) -> Iterator[Exposure]:
     """List what the mechanism leaves open, for any setting of it."""
@@ -449,19 +450,35 @@ def list_exposures(
     if labels_sent and label_privacy is not None:
         yield Exposure(
             what="labels",
-            why="the names of the labels are sent in clear; the label of a text is randomized, and its ε adds to the "
-            "text's; the share of each label in the whole file can be estimated well",
+            why="which labels exist is open: the names that were listed are sent in clear; the label of a text is "
+            "randomized, and its ε adds to the text's; the share of each label in the whole file can be estimated well",
         )
     elif labels_sent:
         yield Exposure(what="labels", why="the label of each text, and the names of the labels, are sent in clear")
+    length = "how many tokens each has"
+    if (bucket := arrangement.length_bucket) is not None:
+        length = (
+            f"how many tokens each has, rounded up to a multiple of {bucket} by public words that went through the "
+            "mechanism; a reader who sees where the sense ends can tell how long a text was"
+        )
     yield Exposure(
         what="number and length",
-        why="how many texts there are, and how many tokens each has; a rare word shows its number of pieces",
+        why=f"how many texts there are, and {length}; a rare word shows its number of pieces",
     )
+    order = "the order of the texts, "
+    if arrangement.shuffled:
+        order = "not the order of the texts, which were shuffled (only the receipt of the run knows how), but "
     yield Exposure(
         what="order and place",
-        why="the order of the texts, the place of each token, and where a text begins and ends",
+        why=f"{order}the place of each token, and where a text begins and ends",
     )
+    if arrangement.replayed:
+        yield Exposure(
+            what="equal texts",
+            why="a text whose tokens were released before with this setting stands here as it was sent then, in this "
+            "file or in another, so whoever sees both sees that it is the same text; texts of one record are always "
+            "drawn apart",
+        )
     yield Exposure(
         what="repeated releases",
         why="each further release of a text adds its own loss, and so does each text in which a word comes back; "

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -34,7 +34,7 @@ from rapt.errors import CorpusError, UsageError, VocabularyError, name_record
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, find_model_folder, name_model
 from rapt.wire.model_files import catch_panic, find_control_ids
-from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle, read_model_bundle
+from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle, read_model_bundle, shorten_hash
 
 # At most this many words of this many characters: 20 MB of usual ones.
 _MOST_WORDS: Final = 2**16
@@ -304,8 +304,9 @@ def load_vocabulary(
 
     Args:
         model_or_folder: A name in `PUBLIC_MODELS`, a name of the Hugging Face hub in its local cache, or a path. A
-            folder that holds `vocabulary.json` is a bundle and its hash is checked; any other is read as a model
-            whose name is the folder's. A file, whatever its suffix, is read as word vectors.
+            folder that holds `vocabulary.json` is a bundle and its hash is checked; any other is read as a model.
+            A file, whatever its suffix, is read as word vectors. Names of files and folders may be private, and a
+            manifest names the model: word vectors and model folders are named after the hash of what they hold.
         unknown: Treatment of words that the tokenizer does not know; see `Vocabulary`.
         remark: Called with what was left out of a file of word vectors.
 
@@ -319,7 +320,10 @@ def load_vocabulary(
     if model_or_folder not in PUBLIC_MODELS and (path / "vocabulary.json").is_file():
         return Vocabulary(read_bundle(path), unknown)
     folder = find_model_folder(model_or_folder)
-    return Vocabulary(read_model_bundle(folder, model=name_model(model_or_folder)), unknown)
+    bundle = read_model_bundle(folder, model=name_model(model_or_folder))
+    if model_or_folder not in PUBLIC_MODELS and path.is_dir():
+        bundle = replace(bundle, model=f"model-{shorten_hash(bundle.hash)}")
+    return Vocabulary(bundle, unknown)
 
 
 def check_texts(texts: Sequence[str], *, first_position: int) -> list[str]:

@@ -19,6 +19,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import VocabularyError
-from rapt.wire.vocabulary_bundle import VocabularyBundle, make_bundle
+from rapt.wire.vocabulary_bundle import VocabularyBundle, make_bundle, shorten_hash
 
 UNKNOWN: Final = "[UNK]"
 # No model bounds a text here. With ids of 7 digits a record stays far below the longest line of a privatized file.
@@ -47,7 +48,7 @@ _MARKS: Final = frozenset({"<s>", "</s>", "<unk>", "<UNK>", "<pad>", "<PAD>"})
 def read_word_vectors(
     path: Path | str, *, lowercase: bool | None = None, remark: Callable[[str], None] | None = None
 ) -> VocabularyBundle:
-    """The bundle of a file of word vectors; its model is named after the file.
+    """The bundle of a file of word vectors; its model is named after what the file holds, for its name may be private.
 
     Args:
         path: A text file in UTF-8 or word2vec's binary format; either may be compressed with gzip.
@@ -74,8 +75,8 @@ def read_word_vectors(
     if lowercase is None:
         lowercase = all(word == word.lower() for word in words)
     tokenizer = _tokenizer(words, lowercase=lowercase)
-    name = path.stem if path.suffix != ".gz" else Path(path.stem).stem
-    return make_bundle(model=name, tokenizer_json=tokenizer, embeddings=table, max_tokens=_MAX_TOKENS)
+    bundle = make_bundle(model="word-vectors", tokenizer_json=tokenizer, embeddings=table, max_tokens=_MAX_TOKENS)
+    return replace(bundle, model=f"word-vectors-{shorten_hash(bundle.hash)}")
 
 
 def _opened(path: Path) -> IO[bytes]:

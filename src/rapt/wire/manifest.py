@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from dataclasses import field as field_of
 from functools import cached_property
 from typing import Any, Final, Literal, get_args
@@ -34,6 +34,7 @@ Parameter = float | int | str | bool
 
 MOST_PARAMETERS: Final = 16  # the largest number of a mechanism's parameters; the richest mechanism has 6
 MOST_PLAIN_TOKENS: Final = 4096  # before a text: more than a backbone has positions for
+LONGEST_BUCKET: Final = 4096
 MOST_LABELS: Final = 1000
 LONGEST_LABEL: Final = 256
 _PARAMETER_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -153,6 +154,25 @@ class LabelPrivacy:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Arrangement:
+    """Arrangement of a file's records: what their equality, order and lengths still say.
+
+    Attributes:
+        replayed: Whether a text that was released before may stand here as it was sent then, so that equal texts show.
+        shuffled: Whether the records stand in another order than their source, known to the trusted side alone.
+        length_bucket: Number whose multiples the lengths are rounded up to, by public words that went through the
+            mechanism; None for the lengths of the texts.
+    """
+
+    replayed: bool = False
+    shuffled: bool = False
+    length_bucket: int | None = None
+
+
+UNARRANGED: Final = Arrangement()
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Manifest:
     """The first line of a privatized file: what was done to its texts.
@@ -172,6 +192,7 @@ class Manifest:
         created_by: Program and version.
         pairs: Whether each record has a second text, privatized as the first.
         targets: Whether each record's target text was privatized or is public; None when records have none.
+        arrangement: Equality, order and lengths of the records.
     """
 
     model: str
@@ -187,6 +208,7 @@ class Manifest:
     label_privacy: LabelPrivacy | None = None
     pairs: bool = False
     targets: Targets | None = None
+    arrangement: Arrangement = UNARRANGED
 
     def __repr__(self) -> str:
         """Describe the file without its labels and pools."""
@@ -212,9 +234,9 @@ def digest_setting(manifest: Manifest) -> str:
     """Return the hex digest of what texts were privatized by, and of nothing else: of two files that may be joined.
 
     That is the vocabulary or codebook, the mechanism, plain tokens, labels and their privacy, and the texts of a
-    record; not counts, the source of randomness, names or versions.
+    record; not counts, arrangement, the source of randomness, names or versions.
     """
-    parts = dump_manifest(manifest)
+    parts = dump_manifest(replace(manifest, arrangement=UNARRANGED))
     for name in ("model", "randomness", "records", "tokens", "records_sha256", "created_by"):
         del parts[name]
     return hashlib.sha256(dump_line(parts).encode("ascii")).hexdigest()
@@ -261,6 +283,8 @@ def dump_manifest(manifest: Manifest) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     if manifest.schema != SCHEMA:
         parts = {"pairs": manifest.pairs, "targets": manifest.targets}
+    # Absent where nothing is to be said, so that such files stay as they were, byte for byte.
+    arranged = {} if manifest.arrangement == UNARRANGED else {"arrangement": asdict(manifest.arrangement)}
     unit = {"unit": manifest.unit} if manifest.schema == SCHEMA_OF_CODES else {}
     return {
         "schema": manifest.schema,
@@ -280,6 +304,7 @@ def dump_manifest(manifest: Manifest) -> dict[str, Any]:
         "labels": None if manifest.labels is None else list(manifest.labels),
         "label_privacy": None if manifest.label_privacy is None else _dump_label_privacy(manifest.label_privacy),
         **parts,
+        **arranged,
         "records": manifest.records,
         "tokens": manifest.tokens,
         "records_sha256": manifest.records_sha256,
@@ -318,7 +343,9 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
         names |= {"pairs", "targets"}
     if schema == SCHEMA_OF_CODES:
         names |= {"unit"}
-    check_fields(value, required=names | {"tokens", "records_sha256", "created_by"}, optional=set(), what=what)
+    check_fields(
+        value, required=names | {"tokens", "records_sha256", "created_by"}, optional={"arrangement"}, what=what
+    )
     pairs = read_field(value, "pairs", bool, what=what) if schema != SCHEMA else False
     targets = _parse_targets(value["targets"]) if schema != SCHEMA else None
     if schema == SCHEMA_OF_PARTS and not pairs and targets is None:
@@ -348,6 +375,7 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
         created_by=read_name(value, "created_by", what=what),
         pairs=pairs,
         targets=targets,
+        arrangement=_parse_arrangement(value),
     )
     if (schema == SCHEMA_OF_CODES) != (manifest.unit == "text"):
         raise WireError(
@@ -399,6 +427,27 @@ def _parse_targets(value: Any) -> Targets | None:
     if value is not None:
         raise WireError(f"the manifest must have targets as {' or '.join(_TARGETS)}, or null; write the file again")
     return None
+
+
+def _parse_arrangement(manifest: Mapping[str, Any]) -> Arrangement:
+    what = "the arrangement of a manifest"
+    if "arrangement" not in manifest:
+        return UNARRANGED
+    value = read_field(manifest, "arrangement", dict, what="the manifest")
+    check_fields(value, required={"replayed", "shuffled", "length_bucket"}, optional=set(), what=what)
+    bucket = None
+    if value["length_bucket"] is not None:
+        bucket = read_count(value, "length_bucket", what=what, most=LONGEST_BUCKET)
+        if bucket < 2:
+            raise WireError(f"{what} must have a length_bucket of at least 2 tokens, or null; write the file again")
+    found = Arrangement(
+        replayed=read_field(value, "replayed", bool, what=what),
+        shuffled=read_field(value, "shuffled", bool, what=what),
+        length_bucket=bucket,
+    )
+    if found == UNARRANGED:
+        raise WireError(f"{what} must say something, or be left out; write the file again")
+    return found
 
 
 def dump_mechanism(setting: MechanismSetting) -> dict[str, Any]:

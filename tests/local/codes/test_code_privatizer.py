@@ -147,6 +147,7 @@ def test_a_corpus_of_pairs_has_codes_of_both_texts_and_randomized_labels(corpus,
         tmp_path / "out",
         privatizer=privatizer,
         other_texts=PartColumns(second="other"),
+        labels=("bad", "good"),
         label_privacy=LabelPrivacy(epsilon=1.0),
         stream=secure_stream(),
     )
