@@ -161,13 +161,15 @@ def test_the_service_gets_neither_the_users_environment_nor_the_way_to_the_texts
         assert narrator.given["cwd"] == os.fsencode(out / "service")
 
 
-def test_the_result_has_three_runs_with_intervals_and_the_fast_attacks(demo):
+def test_the_result_has_all_runs_with_intervals_and_the_fast_attacks(demo):
     _, result, _, _ = demo
-    assert [arm.name.split()[0] for arm in result.rows] == ["clear", "prompt", "RAPT"]
+    assert [arm.name.split()[0] for arm in result.rows] == ["clear", "prompt", "RAPT", "codes,", "codes,"]
     for arm in result.rows:
         assert 0 <= arm.accuracy.low <= arm.accuracy.value <= arm.accuracy.high <= 1
         assert arm.accuracy.n == TINY.queries
     assert [found.attack for found in result.audit.results] == ["embedding_inversion", "bayes", "context"]
+    assert result.codes.warnings == ()
+    assert [item.candidates for item in result.codes.naming] == [2, 10, TINY.training]
     assert result.leak.files > 5
     assert result.leak.leaked == ()
 
@@ -183,8 +185,8 @@ def test_the_report_says_what_the_screen_says(demo):
 
 def test_every_step_is_announced_in_order(demo):
     said = demo[3].said
-    steps = [line[:3] for line in said if re.match(r"\d/7 ", line)]
-    assert steps == [f"{i}/7" for i in range(1, 8)]
+    steps = [line[:3] for line in said if re.match(r"\d/8 ", line)]
+    assert steps == [f"{i}/8" for i in range(1, 9)]
     assert all(a < b for a, b in pairwise(steps))
     assert sum("before: " in line for line in said) == TINY.shown
     assert any("loss" in line for line in said)

@@ -47,7 +47,7 @@ def demo(
 
 
 def result_table(result: DemoResult) -> str:
-    """The three runs and the attacks, for a terminal."""
+    """The runs and the attacks, for a terminal."""
     plan = result.plan
     rows = [[row.name, *percent(row.accuracy)] for row in result.rows]
     attacks = [
@@ -55,12 +55,29 @@ def result_table(result: DemoResult) -> str:
         for found in result.audit.results
     ]
     leak = result.leak
+    naming = [
+        [f"{item.candidates:,}", *percent(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
+        for item in result.codes.naming
+    ]
     return "\n".join(
         [
             "",
-            format_table([f"tuned on {plan.training:,} tweets, eta = {plan.eta:g}", "accuracy", "95 % interval"], rows),
+            format_table(
+                [
+                    f"{plan.training:,} tweets: tokens at eta = {plan.eta:g}, codes at epsilon = {plan.epsilon:g}",
+                    "accuracy",
+                    "95 % interval",
+                ],
+                rows,
+            ),
             "",
-            format_table(["attack on the privatized file", "recovered", "95 % interval", "without the text"], attacks),
+            format_table(
+                ["attack on the privatized tokens", "recovered", "95 % interval", "without the text"], attacks
+            ),
+            "",
+            format_table(
+                ["a tweet named by its code, among", "right", "95 % interval", "without the file", "at most"], naming
+            ),
             "",
             f"searched the service's {leak.files} files ({leak.bytes / 1e6:.0f} MB) for {leak.runs:,} runs of five "
             f"words of the plain text: found in {len(leak.leaked)} of them",

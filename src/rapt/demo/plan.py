@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rapt.audit.audit import AuditReport
+from rapt.audit.code_audit import CodeAudit, code_audit_to_json
 from rapt.audit.report import report_to_json
 from rapt.audit.report.values import Report, UtilityRow
 from rapt.demo.leak_check import LeakCheck
@@ -30,6 +31,9 @@ class DemoPlan:
         public_texts: Texts that the attacker learns the language from.
         attacked_tokens: Tokens that the attacks are run on, in whole records.
         shown: Sentences shown before and after.
+        epsilon: ε of each whole tweet as a code.
+        code_dimensions: k, numbers of a code.
+        code_texts: Public tweets that the code is made of.
     """
 
     model: str = "minilm"
@@ -54,6 +58,10 @@ class DemoPlan:
     # Half of an interval is then near one point; the whole file would cost more time than it adds.
     attacked_tokens: int = 12_000
     shown: int = 3
+    # With so few contributors and a small encoder, 8 directions are all that the noise leaves.
+    epsilon: float = 4.0
+    code_dimensions: int = 8
+    code_texts: int = 2_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +70,8 @@ class DemoResult:
 
     Attributes:
         plan: Plan of the demo.
-        rows: Upper bound, prompt tuning, RAPT.
+        rows: Upper bound, prompt tuning, RAPT, and codes asked at home and privately.
+        codes: What an attacker learns from the codes.
         leak: The search through everything that the service kept.
         report: Report, as it was written.
         seconds: The whole of it.
@@ -70,6 +79,7 @@ class DemoResult:
 
     plan: DemoPlan
     rows: tuple[UtilityRow, ...]
+    codes: CodeAudit
     leak: LeakCheck
     report: Report
     seconds: float
@@ -83,6 +93,7 @@ class DemoResult:
         """Everything as plain JSON values."""
         return {
             "plan": asdict(self.plan),
+            "codes": code_audit_to_json(self.codes),
             "leak_check": asdict(self.leak),
             "seconds": self.seconds,
             "report": report_to_json(self.report),

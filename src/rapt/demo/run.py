@@ -21,10 +21,12 @@ from typing import Final, Generic, TypeVar
 import numpy as np
 
 from rapt.audit.audit import AuditReport
+from rapt.audit.code_audit import CodeAudit
 from rapt.audit.intervals import independent_share
 from rapt.audit.report import HTML, JSON, write_report
 from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.command_line import rebuild_command
+from rapt.demo.codes_side import ASKED, AT_HOME, MODEL, make_public_code, tune_on_codes
 from rapt.demo.leak_check import LeakCheck, search_folder
 from rapt.demo.plan import DemoPlan, DemoResult
 from rapt.demo.service_side import (
@@ -92,6 +94,7 @@ def write_demo_report(
     *,
     rows: tuple[UtilityRow, ...],
     audit: AuditReport,
+    codes: CodeAudit,
     losses: Sequence[Line],
     leak: LeakCheck,
     seconds: float,
@@ -101,8 +104,9 @@ def write_demo_report(
     Args:
         plan: Plan of the demo.
         side: The trusted side, whose first sentences are shown: they are public tweets.
-        rows: Clear text, prompt tuning, RAPT.
+        rows: Clear text, prompt tuning, RAPT, codes.
         audit: The attacks.
+        codes: What an attacker learns from codes.
         losses: Losses of the service's runs.
         leak: The search through what the service kept.
         seconds: The whole of it.
@@ -114,10 +118,10 @@ def write_demo_report(
         audit=audit,
         statement=side.statement.to_text(),
         commands=(rebuild_command("demo", eta=plan.eta),),
-        facts=_facts(plan, leak=leak, seconds=seconds),
+        facts=(*_facts(plan, leak=leak, seconds=seconds), _describe_codes(codes)),
         utility=Utility(
             task=f"Whether a tweet is positive or negative: tuned on {plan.training:,} tweets, asked about "
-            f"{plan.queries:,} others, at eta = {plan.eta:g}.",
+            f"{plan.queries:,} others; tokens at eta = {plan.eta:g}, or codes at epsilon = {plan.epsilon:g} a tweet.",
             rows=rows,
             chance=0.5,
         ),
@@ -144,12 +148,22 @@ def _facts(plan: DemoPlan, *, leak: LeakCheck, seconds: float) -> tuple[Fact, ..
     )
 
 
+def _describe_codes(codes: CodeAudit) -> Fact:
+    most = max(codes.naming, key=lambda item: item.candidates)
+    return Fact(
+        name=f"the right tweet named among {most.candidates:,}, by its code",
+        value=f"{most.first.value:.1%} of the time; no attack can more than {most.bound:.1%}, blind {most.chance:.2%}",
+    )
+
+
 TRUSTED: Final = "trusted"
 SERVICE: Final = "service"
 CLEAR: Final = "clear text (upper bound)"
 _NOTES: Final = {
     CLEAR: "tuned on this machine; the service never sees it",
     PROMPT_TUNING: "the same file without its plain tokens",
+    AT_HOME: "one epsilon for a whole tweet; the question stays here",
+    ASKED: "one epsilon for a whole tweet, the question's as well",
 }
 
 
@@ -177,21 +191,27 @@ def run_demo(
     # Half of the cores each: the service and the trusted side compute at the same time.
     threads = max(1, (os.cpu_count() or 1) // 2)
     with ExitStack() as stack:
-        narrator.say("1/7 Starting the service: another process, with a folder of its own and no path to any text")
-        service = stack.enter_context(running_service(out / SERVICE, model=plan.model, threads=threads))
-        narrator.say(f"    process {service.pid}, folder {out / SERVICE}")
-        narrator.say(f"2/7 Privatizing {plan.training:,} tweets and {plan.queries:,} queries at eta = {plan.eta:g}")
+        narrator.say(f"1/8 Privatizing {plan.training:,} tweets and {plan.queries:,} queries at eta = {plan.eta:g}")
         side = prepare_trusted_side(plan, out / TRUSTED, narrator=narrator)
         for before, after in side.before_and_after(plan.shown):
             narrator.say(f"    before: {before}")
             narrator.say(f"    after:  {after}")
         narrator.say(f"    {side.unchanged():.1%} of the tokens happen to be unchanged")
-        narrator.say("3/7 What that promises")
+        narrator.say("2/8 What that promises")
         for line in summarize_promise(side):
             narrator.say(f"    {line}")
+        narrator.say("3/8 Starting the service: another process, with a folder of its own and no path to any text")
+        code = make_public_code(plan, out / SERVICE / MODEL, apart_from=side, narrator=narrator)
+        service = stack.enter_context(running_service(out / SERVICE, models=(plan.model, MODEL), threads=threads))
+        narrator.say(f"    process {service.pid}, folder {out / SERVICE}, with a code of public tweets")
         client = stack.enter_context(ServiceClient(stack.enter_context(through(service.url()))))
         narrator.say(
-            "4/7 Uploading the privatized file; the service tunes on it twice, with and without reconstruction"
+            f"4/8 The same tweets as codes of whole texts at epsilon = {plan.epsilon:g}; a head is tuned on them, and "
+            "asked here in clear and there privately"
+        )
+        codes = tune_on_codes(plan, side, code, client, narrator=narrator)
+        narrator.say(
+            "5/8 Uploading the privatized file; the service tunes on it twice, with and without reconstruction"
         )
         jobs = start_jobs(client, side, plan)
         narrator.say(
@@ -201,20 +221,22 @@ def run_demo(
         stack.callback(here.stop)
         models = {name: follow(client, job, name=name, narrator=narrator) for name, job in jobs.items()}
         losses = [read_losses(client, job, name=name) for name, job in jobs.items()]
-        narrator.say("5/7 Sending privatized queries, without labels")
+        narrator.say("6/8 Sending privatized queries, without labels")
         answers = {name: predict_queries(client, model, side) for name, model in models.items()}
-        narrator.say("6/7 Waiting for the upper bound and the attacks")
+        narrator.say("7/8 Waiting for the upper bound and the attacks")
         clear, found = here.result()
-        named = {CLEAR: clear, PROMPT_TUNING: answers[PROMPT_TUNING], RAPT: answers[RAPT]}
+        named = {CLEAR: clear, PROMPT_TUNING: answers[PROMPT_TUNING], RAPT: answers[RAPT], **codes.answers}
         rows = tuple(score_answers(plan, name, found, side.queries.labels) for name, found in named.items())
-    narrator.say("7/7 The service has stopped; searching everything that it kept for the plain text")
+    narrator.say("8/8 The service has stopped; searching everything that it kept for the plain text")
     leak = search_folder(out / SERVICE, [*side.training.texts, *side.queries.texts])
     if leak.leaked:
         raise ServiceError(f"the service must keep no plain text, got it in {len(leak.leaked)} files; report this")
     seconds = time.monotonic() - started
-    report = write_demo_report(plan, side, rows=rows, audit=found, losses=losses, leak=leak, seconds=seconds)
+    report = write_demo_report(
+        plan, side, rows=rows, audit=found, codes=codes.audit, losses=losses, leak=leak, seconds=seconds
+    )
     write_report(report, out)
-    return DemoResult(plan=plan, rows=rows, leak=leak, report=report, seconds=seconds)
+    return DemoResult(plan=plan, rows=rows, codes=codes.audit, leak=leak, report=report, seconds=seconds)
 
 
 def score_answers(plan: DemoPlan, name: str, answers: Sequence[str], truth: Sequence[str]) -> UtilityRow:

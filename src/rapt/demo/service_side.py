@@ -17,7 +17,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -39,12 +39,12 @@ _KEPT: Final = ("PATH", "LANG", "LC_ALL", "SYSTEMROOT", "LD_LIBRARY_PATH", "PYTH
 
 
 @contextmanager
-def running_service(folder: Path, *, model: str, threads: int) -> Iterator[ServiceProcess]:
+def running_service(folder: Path, *, models: Sequence[str], threads: int) -> Iterator[ServiceProcess]:
     """A service that has been started, and is stopped at the end of the block.
 
     Args:
         folder: Working directory, data directory and place of the log; made if it is missing.
-        model: Base model to serve.
+        models: Base models to serve: known names, and names of folders below `folder`.
         threads: Threads of its matrix products.
 
     Raises:
@@ -55,7 +55,8 @@ def running_service(folder: Path, *, model: str, threads: int) -> Iterator[Servi
     environment |= {"RAPT_TORCH_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
     # -P: the working directory, which clients can write to through uploads, must not be a place to import from.
-    command = [sys.executable, "-P", "-m", "rapt", "serve", "--data", "data", "--port", "0", "--model", model]
+    command = [sys.executable, "-P", "-m", "rapt", "serve", "--data", "data", "--port", "0"]
+    command += [word for model in models for word in ("--model", model)]
     with (folder / LOG).open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log)
         try:
