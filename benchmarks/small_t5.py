@@ -31,6 +31,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from rapt.demo.data import find_corpus
 from rapt.this_machine import find_cache_folder
+from rapt.training import ParameterGroup, Trainer, back_propagate
 
 PAD, EOS, UNK = 0, 1, 2
 SENTINELS = 100
@@ -158,29 +159,32 @@ def train(texts: list[str], folder: Path, *, minutes: float, seed: int, width: i
     )
     model = T5ForConditionalGeneration(config)
     # T5's words begin at variance 1 and are the classifier too: at the layers' rate they would hardly move in time.
-    layers = [parameter for name, parameter in model.named_parameters() if name != "shared.weight"]
-    groups = [{"params": layers, "peak": RATE}, {"params": [model.shared.weight], "peak": WORDS_FASTER * RATE}]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
-    steps, start, done = 0, time.process_time(), False
-    while not done:
-        for inputs, targets in batches(training, size=64, rng=rng):
-            spent = (time.process_time() - start) / (60 * minutes)
-            if spent >= 1:
-                done = True
-                break
-            for group in optimizer.param_groups:  # a short rise, then down to nothing as the time runs out
-                group["lr"] = group["peak"] * min((steps + 1) / 200, 1 - spent)
-            model.train()
-            loss = loss_of(model, inputs, targets)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            steps += 1
-            if steps % 100 == 0:
-                print(f"step {steps}: loss {loss.item():.2f} nats a token, {100 * spent:.0f} % of the time", flush=True)
+    layers = {name: parameter for name, parameter in model.named_parameters() if name != "shared.weight"}
+    words = {"shared.weight": model.shared.weight}
+    trainer = Trainer([ParameterGroup(layers, RATE), ParameterGroup(words, WORDS_FASTER * RATE)])
+    start = time.process_time()
+
+    def spent() -> float:
+        return min(1.0, (time.process_time() - start) / (60 * minutes))
+
+    def drawn() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            for batch in batches(training, size=64, rng=rng):
+                if spent() == 1:
+                    return
+                yield batch
+
+    model.train()
+    for losses in trainer.follow(
+        drawn(),
+        lambda batch: back_propagate(loss_of(model, *batch)),
+        rate=lambda step: min(step / 200, 1 - spent()),  # a short rise, then down to nothing as the time runs out
+    ):
+        if trainer.steps % 100 == 0:
+            at = f"step {trainer.steps}, {100 * spent():.0f} % of the time"
+            print(f"{at}: loss {losses['loss']:.2f} nats a token", flush=True)
     figures: dict[str, float | int] = dict(judge(model, held_out, training))
-    figures |= {"steps": steps, "texts": len(training), "held_out": len(held_out), "seed": seed}
+    figures |= {"steps": trainer.steps, "texts": len(training), "held_out": len(held_out), "seed": seed}
     figures |= {"cpu_minutes": (time.process_time() - start) / 60, "parameters": model.num_parameters()}
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     partial.mkdir(parents=True)

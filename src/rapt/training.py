@@ -49,7 +49,6 @@ class Trainer:
         self,
         groups: Iterable[ParameterGroup],
         *,
-        longest_gradient: float = LONGEST_GRADIENT,
         fused: bool = False,
         way_out: str = "lower the learning rate",
     ) -> None:
@@ -57,7 +56,6 @@ class Trainer:
 
         Args:
             groups: Groups of parameters; one without any is left out.
-            longest_gradient: L2 norm that longer gradients are scaled down to, infinite to leave them.
             fused: Whether AdamW's fused kernel is used; it is faster, and its last bits differ.
             way_out: Advice to a user about a loss that is not finite.
         """
@@ -69,7 +67,6 @@ class Trainer:
             [{"params": list(group.parameters.values()), "weight_decay": group.weight_decay} for group in groups],
             fused=fused or None,
         )
-        self._longest_gradient = longest_gradient
         self._way_out = way_out
 
     def follow(
@@ -88,7 +85,7 @@ class Trainer:
         for batch in batches:
             self.clear()
             losses = descend(batch)
-            length = float(nn.utils.clip_grad_norm_(list(self._parameters.values()), self._longest_gradient))
+            length = float(nn.utils.clip_grad_norm_(list(self._parameters.values()), LONGEST_GRADIENT))
             if not all(map(math.isfinite, (*losses.values(), length))):
                 raise TuningError(
                     f"the loss must stay finite, got nan or infinity after step={self.steps}; {self._way_out}"

@@ -52,7 +52,6 @@ class Run:
         self._tuning = Tuning(backbone, training.manifest, config)
         self._trainer = Trainer(
             _parameter_groups(self._tuning, config),
-            longest_gradient=config.max_gradient_norm or math.inf,
             way_out="lower the learning rate, or continue from the state before",
         )
         self._micro = config.micro_batch_size

@@ -149,16 +149,10 @@ class Generation:
         return backbone.frame.between if backbone.kind == "decoder" else ()
 
     def lay_out(
-        self,
-        backbone: Backbone,
-        records: Sequence[PrivatizedRecord],
-        *,
-        prompt_lengths: Sequence[int],
-        plain: bool,
-        forced: bool = True,
+        self, backbone: Backbone, records: Sequence[PrivatizedRecord], *, prompt_lengths: Sequence[int], plain: bool
     ) -> Layout:
-        """The layout of a batch; `forced` puts a decoder's targets into the row, without the closing token."""
-        with_targets = forced and backbone.kind == "decoder"
+        """The layout of a batch for training; a decoder's targets are in the row, without the closing token."""
+        with_targets = backbone.kind == "decoder"
         return lay_out(
             backbone,
             prompt_lengths=prompt_lengths,

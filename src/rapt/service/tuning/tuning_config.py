@@ -68,7 +68,6 @@ class TuningConfig(MethodSettings):
         learning_rate: Peak learning rate of the method; AdamW with warm-up and linear decay to 0.
         head_learning_rate: Peak learning rate of both heads; linear probing trains its head at the rate of the method.
         warmup: Share of the steps that the rate takes to rise.
-        max_gradient_norm: Gradients of a longer L2 norm are scaled down to it; 0 leaves them.
         patience: Evaluations without a lower validation loss after which a run stops; 0 never stops early.
         seed: Seed of initialization and order. It protects nothing and hides nothing.
         reconstruction: None trains on the text alone and ignores the file's plain tokens.
@@ -83,7 +82,6 @@ class TuningConfig(MethodSettings):
     learning_rate: float = METHODS[PROMPT_TUNING].learning_rate
     head_learning_rate: float = 0.01
     warmup: float = 0.06
-    max_gradient_norm: float = 1.0
     patience: int = 0
     seed: int = 0
     reconstruction: ReconstructionConfig | None = None
@@ -99,7 +97,7 @@ class TuningConfig(MethodSettings):
                 raise TuningError(
                     f"{name} must be at most {MOST_PROMPT_POSITIONS}, which an adapter can hold; lower it"
                 )
-        for name in ("micro_batch_size", "patience", "reparametrization_size", "max_gradient_norm"):
+        for name in ("micro_batch_size", "patience", "reparametrization_size"):
             _at_least(name, getattr(self, name), 0)
         for name in ("learning_rate", "head_learning_rate", "lora_alpha"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
