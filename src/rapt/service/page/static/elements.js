@@ -44,6 +44,11 @@ export function facts(pairs) {
 /** A value that takes a line of its own among facts. */
 export const wide = (...values) => el("span", { class: "wide" }, ...values);
 
+/** The parameter that says how strong a guarantee is: ε of whole texts, or η of tokens. */
+export function strength({ epsilon, eta }) {
+  return epsilon == null ? `η = ${eta}` : `ε = ${epsilon}`;
+}
+
 /** A line of a list that opens; `inside` is made when it is opened first. */
 export function item({ name, detail, value, inside, open = false }) {
   const body = el("div", { class: "inside" });

@@ -1,6 +1,6 @@
 // Files: what each says of how it was privatized, a new one, and a job on one.
 
-import { bytes, confirmed, count, el, facts, field, item, list, moment, percent, plural, shortHash, wide } from "./elements.js";
+import { bytes, confirmed, count, el, facts, field, item, list, moment, percent, plural, shortHash, strength, wide } from "./elements.js";
 import { ROUTES, all, ask, lines, send } from "./service.js";
 import { guarded, say } from "./status.js";
 
@@ -37,7 +37,7 @@ async function refusePlainText(file) {
   for await (first of lines(file.slice(0, 1 << 20).stream())) break;
   let manifest = null;
   try { manifest = JSON.parse(first); } catch { /* it is no manifest, which is said below */ }
-  if (!String(manifest?.schema).startsWith("rapt.privatized/")) {
+  if (!/^rapt\.(privatized|codes)\//.test(manifest?.schema)) {
     throw new Error("this is no privatized file, so nothing was sent; make one with `rapt privatize`");
   }
 }
@@ -46,7 +46,7 @@ function fileItem(file, bases, again) {
   const told = file.rapt;
   return item({
     name: file.filename,
-    detail: `${told.mechanism.name}, η = ${told.mechanism.parameters.eta} · ${plural(told.records, "record")}`,
+    detail: `${told.mechanism.name}, ${strength(told.mechanism.parameters)} · ${plural(told.records, "record")}`,
     value: told.insecure_seed ? el("span", { class: "warning" }, "not protected") : el("small", {}, bytes(file.bytes)),
     inside: () => {
       const rest = el("div", {}, el("p", { class: "note" }, "Reading the manifest…"));
@@ -74,13 +74,16 @@ function fileItem(file, bases, again) {
 }
 
 function statement({ rapt: { mechanism, insecure_seed } }) {
-  const { eta, ...others } = mechanism.parameters;
+  const { eta, epsilon, ...others } = mechanism.parameters;
+  const unit = epsilon == null ? "per embedding distance" : "for each whole text";
   const rest = Object.entries(others).map(([name, value]) => `, ${name} = ${value}`).join("");
   return el("div", { class: "statement" },
-    el("p", { class: "headline" }, `Privatized with ${mechanism.name}, η = ${eta} per embedding distance${rest}`),
+    el("p", { class: "headline" }, `Privatized with ${mechanism.name}, ${strength({ epsilon, eta })} ${unit}${rest}`),
     insecure_seed ? el("p", { class: "warning" }, "The noise came from a seed: anybody can replay it, and it protects nothing.") : "",
     mechanism.name === "laplace" ? el("p", {}, "If the embeddings of two tokens are a distance d apart, any output is at most ",
       el("span", { class: "ids" }, "exp(η·d)"), " times as likely from one as from the other.") : "",
+    epsilon == null ? "" : el("p", {}, "Any output is at most ", el("span", { class: "ids" }, "exp(ε)"),
+      " times as likely from one text as from any other, of any length."),
     el("p", { class: "note" }, "This is what the file states; the service cannot check it. ", el("code", {}, "rapt statement"),
       " on the file says in numbers what it protects and what not."));
 }

@@ -1,6 +1,6 @@
 // Models: what each was tuned on and how its queries must be privatized, and a box to try it.
 
-import { confirmed, el, facts, item, list, moment, percent, shortHash } from "./elements.js";
+import { confirmed, el, facts, item, list, moment, percent, shortHash, strength } from "./elements.js";
 import { ROUTES, all, ask } from "./service.js";
 import { guarded, say } from "./status.js";
 import { tryIt } from "./try_it.js";
@@ -42,7 +42,7 @@ function cardWords(model) {
     el("h3", {}, "Card"),
     facts({
       Task: card.task.replaceAll("_", " "), Labels: card.labels.join(", "), Method: card.method.replaceAll("_", " "),
-      "Base model": card.model, "Queries must be privatized with": `${card.mechanism.name}, η = ${card.mechanism.parameters.eta}`,
+      "Base model": card.model, "Queries must be privatized with": `${card.mechanism.name}, ${strength(card.mechanism.parameters)}`,
       "Plain tokens": card.plain_tokens || "none", "Prompt length": card.prompt_length || null,
       "Accuracy on its training text": accuracy == null ? null : percent(accuracy), "Training loss": loss?.toFixed(3),
       "Longest input": `${model.rapt.max_tokens} tokens`, Vocabulary: shortHash(card.vocabulary_hash), "Tuned by": card.created_by,

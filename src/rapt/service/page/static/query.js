@@ -1,6 +1,7 @@
 // Queries: privatized ids and the manifest that counts them, in the exact form that the service checks.
 
 const KNOWN = ["rapt.privatized/1", "rapt.privatized/2"];
+const CODES = "rapt.codes/1"; // codes of whole texts
 export const MOST_RECORDS = 32;
 
 /** What a query file holds: {manifest, records}, from JSON or from the lines of a privatized file. */
@@ -15,7 +16,7 @@ export function readQuery(text) {
       query = { manifest, records };
     } catch { /* it is said below */ }
   }
-  if (!KNOWN.includes(query?.manifest?.schema) || !Array.isArray(query.records) || !query.records.length) {
+  if (![...KNOWN, CODES].includes(query?.manifest?.schema) || !Array.isArray(query.records) || !query.records.length) {
     throw new Error("this is no privatized query, so nothing was sent; make one with `rapt privatize --no-label`");
   }
   return query;
@@ -33,8 +34,9 @@ export function readIds(text) {
 
 /** The manifest of ids that stand by themselves: no labels, no plain tokens. */
 export function manifestFor({ model, vocabularyHash, mechanism }) {
+  const whole = mechanism.parameters.epsilon == null ? { schema: KNOWN[0] } : { schema: CODES, unit: "text", pairs: false, targets: null };
   return {
-    schema: KNOWN[0], model, vocabulary_hash: vocabularyHash, mechanism,
+    ...whole, model, vocabulary_hash: vocabularyHash, mechanism,
     randomness: { source: "stated on the service's page", insecure_seed: null },
     plain_tokens: { count: 0, pool: [], fixed: null }, labels: null, label_privacy: null,
     records: 0, tokens: 0, records_sha256: "", created_by: "rapt service page",
@@ -45,8 +47,9 @@ export function manifestFor({ model, vocabularyHash, mechanism }) {
 export async function seal({ manifest, records }) {
   const own = records.slice(0, MOST_RECORDS).map(withoutAnswer);
   const { pairs, targets, ...rest } = manifest;
-  const sent = { ...rest, labels: null, label_privacy: null, schema: pairs ? KNOWN[1] : KNOWN[0] };
-  if (pairs) Object.assign(sent, { pairs: true, targets: null });
+  const schema = rest.schema === CODES ? CODES : KNOWN[pairs ? 1 : 0];
+  const sent = { ...rest, labels: null, label_privacy: null, schema };
+  if (schema !== KNOWN[0]) Object.assign(sent, { pairs: Boolean(pairs), targets: null });
   sent.records = own.length;
   sent.tokens = own.reduce((sum, record) => sum + record.token_ids.length + (record.second_token_ids?.length ?? 0), 0);
   sent.records_sha256 = await digest(own.map((record) => `${JSON.stringify(record)}\n`).join(""));

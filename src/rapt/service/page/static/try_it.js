@@ -1,6 +1,6 @@
 // The try-it box: privatized ids or a privatized query in; labels with probabilities, or a text, out.
 
-import { bar, el, field, percent, plural, tick } from "./elements.js";
+import { bar, el, field, percent, plural, strength, tick } from "./elements.js";
 import { MOST_RECORDS, manifestFor, readIds, readQuery, seal } from "./query.js";
 import { ROUTES, ask, streamed } from "./service.js";
 import { guarded, say } from "./status.js";
@@ -11,7 +11,7 @@ const PLAIN_MECHANISMS = ["laplace", "exponential"];
 /** The box for a model; `writes` says that it answers with text. */
 export function tryIt(model, { writes }) {
   const { card, vocabulary_hash: vocabularyHash, base } = model.rapt;
-  const takesIds = !card?.plain_tokens && !card?.training.pairs;
+  const takesIds = !card?.plain_tokens && !card?.training.pairs && (card || model.rapt.unit !== "text");
   const ids = el("textarea", { class: "ids", spellcheck: "false", autocomplete: "off", inputmode: "numeric" });
   const file = el("input", { type: "file", class: "file-choice", accept: ".jsonl,.json" });
   const sure = el("input", { type: "checkbox" });
@@ -23,7 +23,7 @@ export function tryIt(model, { writes }) {
   let stop = null;
   const stopping = el("button", { type: "button", hidden: true, onclick: () => stop?.abort() }, "Stop");
 
-  const stated = card ? `${card.mechanism.name} at η = ${card.mechanism.parameters.eta}` : "the mechanism and η given here";
+  const stated = card ? `${card.mechanism.name} at ${strength(card.mechanism.parameters)}` : "the mechanism and η given here";
   const needs = [card?.plain_tokens && plural(card.plain_tokens, "plain token"), card?.training.pairs && "two texts a record"]
     .filter(Boolean).map((need) => ` and ${need}`).join("");
   async function query() {
