@@ -17,6 +17,7 @@ from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.audit import audit_view
 from rapt.audit.judge.scoring import score_guess
+from rapt.audit.questions import QUESTIONS
 from rapt.audit.report.verdict import list_not_attacked
 from rapt.audit.truth import Truth
 from rapt.errors import AuditError
@@ -108,14 +109,17 @@ def test_an_attack_that_needs_an_unknown_channel_is_skipped_and_said_to_be(audit
     report = audit_view(replace(view, manifest=manifest), truth)
     assert [result.attack for result in report.results] == ["embedding_inversion"]
     reasons = {skipped.attack: skipped.reason for skipped in report.skipped}
-    assert set(reasons) == {name for name, attack in ATTACKS.items() if "channel" in attack.needs} | {"linkage"}
+    needing = {name for name, attack in ATTACKS.items() if "channel" in attack.needs}
+    assert set(reasons) == needing | set(QUESTIONS)
+    # The toy table knows no word of the list of telling words, which is said first.
+    assert "a list must have a word" in reasons.pop("keywords")
     assert all(("novel" if name in DEFAULT_ATTACKS else "not asked for") in reasons[name] for name in reasons)
     assert report.bound is None
 
 
 def test_an_attack_that_nobody_asked_for_is_listed_as_not_run(audited):
     report = audited[2]
-    assert {skipped.attack for skipped in report.skipped} == {*ATTACKS, "linkage"} - set(FAST)
+    assert {skipped.attack for skipped in report.skipped} == {*ATTACKS, *QUESTIONS} - set(FAST)
     assert all(skipped.reason == "it was not asked for" for skipped in report.skipped)
 
 

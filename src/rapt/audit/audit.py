@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite, sqrt
+from typing import Any
 
-import numpy as np
-
-from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, LINKAGE, Attack
+from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, KEYWORDS, LINKAGE, REPETITION, Attack
 from rapt.audit.attacks.desk import Desk
-from rapt.audit.attacks.linkage import link_texts
-from rapt.audit.channels import explain_missing_pairs, explain_unknown_channel
+from rapt.audit.channels import explain_unknown_channel
 from rapt.audit.intervals import Share
 from rapt.audit.judge.detail import Detail, score_in_detail
-from rapt.audit.judge.linkage import MOST_TOKENS, LinkageResult, line_up, score_linkage
+from rapt.audit.judge.keywords import KeywordResult
+from rapt.audit.judge.linkage import LinkageResult
+from rapt.audit.judge.repetition import RepetitionResult
 from rapt.audit.judge.scoring import (
     ContextFreeBound,
     TokenScore,
@@ -24,6 +24,8 @@ from rapt.audit.judge.scoring import (
     unchanged_share,
 )
 from rapt.audit.kept_results import KeptResults
+from rapt.audit.questions import QUESTIONS, Words
+from rapt.audit.telling_words import TELLING_WORDS
 from rapt.audit.truth import Truth, sample_records
 from rapt.audit.view import PART_NAMES, AdversaryView
 from rapt.errors import AuditError
@@ -107,6 +109,8 @@ class AuditReport:
     unchanged: Share
     results: tuple[AttackResult, ...]
     linkage: LinkageResult | None
+    repetition: RepetitionResult | None
+    keywords: KeywordResult | None
     skipped: tuple[Skipped, ...]
     bound: ContextFreeBound | None
     warnings: tuple[str, ...]
@@ -128,6 +132,7 @@ def audit_view(
     truth: Truth,
     *,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
+    words: Words = TELLING_WORDS,
     seed: int = 0,
     kept: KeptResults | None = None,
     on_progress: Callable[[str, float], None] | None = None,
@@ -137,7 +142,8 @@ def audit_view(
     Args:
         view: All that an attack is given.
         truth: Read only after an attack has answered.
-        attacks: Names in `ATTACKS`; those that are not among them are listed as not run.
+        attacks: Names in `ATTACKS` and `QUESTIONS`; those that are not among them are listed as not run.
+        words: Telling words by kind, which the attacker looks for.
         seed: Seed of every draw; the same seed gives the same report.
         kept: Store of results as they come, so that a run that was interrupted goes on; None keeps none.
         on_progress: Called with the name of a stage and the share of it that is done.
@@ -145,15 +151,16 @@ def audit_view(
     Raises:
         AuditError: An attack is unknown, none can run, or the truth is of another file.
     """
-    if unknown := [name for name in attacks if name not in {*ATTACKS, LINKAGE}]:
-        raise AuditError(f"unknown attack={unknown[0]!r}; choose among {', '.join([*ATTACKS, LINKAGE])}")
+    everything = (*ATTACKS, *QUESTIONS)
+    if unknown := [name for name in attacks if name not in everything]:
+        raise AuditError(f"unknown attack={unknown[0]!r}; choose among {', '.join(everything)}")
 
     def stage(name: str) -> Callable[[float], None]:
         return (lambda share: None) if on_progress is None else (lambda share: on_progress(name, share))
 
     results, skipped = [], []
     desk = Desk(view, seed=seed, channel=None if kept is None else kept.read_channel())
-    for name in dict.fromkeys(name for name in attacks if name != LINKAGE):
+    for name in dict.fromkeys(name for name in attacks if name in ATTACKS):
         attack = ATTACKS[name]
         if (reason := attack.reason_to_skip(desk)) is not None:
             skipped.append(Skipped(attack=name, reason=reason))
@@ -180,21 +187,23 @@ def audit_view(
             if kept is not None:
                 kept.write("bound", bound)
         stage("bound")(1.0)
-    linkage = None
-    if LINKAGE in attacks:
-        if (reason := explain_missing_pairs(manifest.mechanism, view.bundle)) is not None:
-            skipped.append(Skipped(attack=LINKAGE, reason=reason))
-        else:
-            stage(LINKAGE)(0.0)
-            linkage = None if kept is None else kept.read(LINKAGE, LinkageResult)
-            if linkage is None:
-                linkage = _link(view, truth, seed=seed)
-                if kept is not None:
-                    kept.write(LINKAGE, linkage)
-            stage(LINKAGE)(1.0)
-    skipped += [
-        Skipped(attack=name, reason="it was not asked for") for name in (*ATTACKS, LINKAGE) if name not in attacks
-    ]
+    answers: dict[str, Any] = {}
+    for name, question in QUESTIONS.items():
+        if name not in attacks:
+            continue
+        if (reason := question.reason_to_skip(desk, words)) is not None:
+            skipped.append(Skipped(attack=name, reason=reason))
+            continue
+        stage(name)(0.0)
+        # The list of words is no part of what results are kept by.
+        keeps = None if name == KEYWORDS else kept
+        answers[name] = None if keeps is None else keeps.read(name, question.answer)
+        if answers[name] is None:
+            answers[name] = question.ask(desk, truth, words)
+            if keeps is not None:
+                keeps.write(name, answers[name])
+        stage(name)(1.0)
+    skipped += [Skipped(attack=name, reason="it was not asked for") for name in everything if name not in attacks]
     unchanged = unchanged_share(view=view, truth=truth)
     insecure = manifest.randomness.insecure_seed is not None
     return AuditReport(
@@ -211,7 +220,9 @@ def audit_view(
         learned_from=None if view.public is None else view.public.source,
         unchanged=unchanged,
         results=tuple(results),
-        linkage=linkage,
+        linkage=answers.get(LINKAGE),
+        repetition=answers.get(REPETITION),
+        keywords=answers.get(KEYWORDS),
         skipped=tuple(skipped),
         bound=bound,
         warnings=_warnings(unchanged, bound, insecure=insecure),
@@ -242,18 +253,6 @@ def _attack(
         seconds=round(time.monotonic() - started, 1),
         cpu_seconds=round(time.process_time() - cpu, 1),
     )
-
-
-def _link(view: AdversaryView, truth: Truth, *, seed: int) -> LinkageResult:
-    lineup, answers = line_up(view, truth, seed=seed)
-    # Numbered through the records: the part that is attacked keeps the answers of its texts.
-    part, its_truth = sample_records(view, truth, tokens=MOST_TOKENS, seed=seed)
-    if len(part.records) < len(view.records):
-        assert its_truth.records is not None  # a part knows which records it holds
-        places = its_truth.records if truth.records is None else np.searchsorted(truth.records, its_truth.records)
-        answers = answers.reshape(len(view.records), len(view.parts))[places].ravel()
-    guess = link_texts(Desk(part, seed=seed), lineup)
-    return score_linkage(guess.places, guess.probabilities, lineup=lineup, answers=answers)
 
 
 def _warnings(unchanged: Share, bound: ContextFreeBound | None, *, insecure: bool) -> tuple[str, ...]:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, LINKAGE
+import numpy as np
+
+from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
 from rapt.audit.attributes import AttributeResult, infer_attribute
 from rapt.audit.audit import audit_view
 from rapt.audit.formal import measure_formal_side
 from rapt.audit.judge.detail import add_entities, explain_missing_entities
 from rapt.audit.kept_results import keep_results
 from rapt.audit.known_plaintext import known_plaintext
+from rapt.audit.questions import QUESTIONS, Question, Words
 from rapt.audit.report import write_report
 from rapt.audit.report.values import Report
+from rapt.audit.telling_words import TELLING_WORDS
 from rapt.audit.truth import Truth, check_parts, lend_texts, read_others, read_truth, sample_records
-from rapt.audit.view import AdversaryView, adversary_view, read_public_text
+from rapt.audit.view import AdversaryView, PublicText, adversary_view, read_public_text
 from rapt.command_line import rebuild_command
+from rapt.errors import AuditError
 from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import state_privacy
+from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import find_promise
 from rapt.local.records import PartColumns
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
@@ -37,7 +43,8 @@ QUICK_TOKENS: Final = 1500
 LEAST_TO_LEND: Final = 20
 # Time of the bound, in the unit of `Attack.weight`.
 _BOUND_WEIGHT: Final = 40.0
-_LINKAGE_WEIGHT: Final = 20.0
+# Size of a file with a list of words.
+_MOST_OF_A_LIST: Final = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +60,10 @@ class AuditPlan:
         label_column: Column that holds the label, to check that both files belong together.
         public_text: Public texts like the private ones, for the attackers to learn from; None lends them a part.
         public_text_column: Column of the public texts that holds the text.
+        public_label_column: Column of the public texts that holds a label of the same meaning; None without one.
         lend: Share of the records that the attackers hold in clear where there is no public text; 0 lends none.
-        attacks: Names in `rapt.audit.attacks.ATTACKS`; None takes the usual ones.
+        attacks: Names in `rapt.audit.attacks.ATTACKS` and `rapt.audit.questions.QUESTIONS`; None takes the usual ones.
+        keywords: Text file with a telling word or phrase a line, to look for; None takes the list of this project.
         attributes: Columns of `original` to infer from each text.
         entities: Whether names, places and dates are counted by kind.
         vocabulary: Known model, model folder or fetched bundle; None takes the file's model.
@@ -73,8 +82,10 @@ class AuditPlan:
     label_column: str = "label"
     public_text: Path | None = None
     public_text_column: str = "text"
+    public_label_column: str | None = None
     lend: float = 0.5
     attacks: tuple[str, ...] | None = None
+    keywords: Path | None = None
     attributes: tuple[str, ...] = ()
     entities: bool = False
     vocabulary: str | None = None
@@ -89,7 +100,7 @@ class AuditPlan:
         """The attacks that are asked for."""
         if self.attacks is not None:
             return self.attacks
-        fast = (*(name for name, attack in ATTACKS.items() if attack.fast), LINKAGE)
+        fast = tuple(name for name, attack in _list_attacks() if attack.fast)
         return fast if self.quick else DEFAULT_ATTACKS
 
     @property
@@ -113,6 +124,7 @@ class AuditPlan:
             text_column=self.text_column,
             label_column=self.label_column,
             attacks=",".join(self.attacks_to_run),
+            keywords=self.keywords,
             text_column_2=self.text_column_2,
             target_column=self.target_column,
             vocabulary=None if self.vocabulary is None else Path(self.vocabulary),
@@ -123,8 +135,14 @@ class AuditPlan:
             lend=None if public else self.lend,
             public_text=self.public_text,
             public_text_column=self.public_text_column if public else None,
+            public_label_column=self.public_label_column if public else None,
             attribute=self.attributes,
         )
+
+
+def _list_attacks() -> list[tuple[str, Attack | Question]]:
+    """Every attack, by name."""
+    return [*ATTACKS.items(), *QUESTIONS.items()]
 
 
 def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
@@ -147,7 +165,14 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     vocabulary = load_vocabulary(plan.vocabulary or private.manifest.model)
     public = None
     if plan.public_text is not None:
-        public = read_public_text(plan.public_text, vocabulary.bundle, text_column=plan.public_text_column)
+        public = read_public_text(
+            plan.public_text,
+            vocabulary.bundle,
+            text_column=plan.public_text_column,
+            label_column=plan.public_label_column,
+            labels=private.manifest.labels,
+        )
+        public = _randomize_labels(public, private.manifest, seed=plan.seed)
     view = adversary_view(private, vocabulary.bundle, public=public)
     truth = read_truth(
         view,
@@ -165,15 +190,14 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     if plan.entities:
         truth = _find_entities(plan, view, truth, narrator=narrator)
     kept = None if plan.out is None else keep_results(plan.out / "unfinished", view, truth, seed=plan.seed)
-    weights = {name: ATTACKS[name].weight for name in plan.attacks_to_run if name in ATTACKS}
+    weights = {name: attack.weight for name, attack in _list_attacks() if name in plan.attacks_to_run}
     weights["bound"] = _BOUND_WEIGHT
-    if LINKAGE in plan.attacks_to_run:
-        weights[LINKAGE] = _LINKAGE_WEIGHT
     with narrator.meter("attacking", total=100, unit="%") as meter:
         found = audit_view(
             view,
             truth,
             attacks=plan.attacks_to_run,
+            words=TELLING_WORDS if plan.keywords is None else read_word_list(plan.keywords),
             seed=plan.seed,
             kept=kept,
             on_progress=show_stages(meter, weights),
@@ -195,6 +219,37 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     if kept is not None:
         kept.remove()
     return report
+
+
+def _randomize_labels(public: PublicText, manifest: Manifest, *, seed: int) -> PublicText:
+    """The attacker's texts with labels that went through what the labels of the file went through, where they did."""
+    if manifest.label_privacy is None or manifest.labels is None or public.labels is None:
+        return public
+    response = RandomizedResponse(classes=len(manifest.labels), epsilon=manifest.label_privacy.epsilon)
+    known = [place for place, label in enumerate(public.labels) if label >= 0]
+    changed = response.randomize([public.labels[place] for place in known], rng=np.random.default_rng([seed, 47]))
+    labels = list(public.labels)
+    for place, label in zip(known, changed, strict=True):
+        labels[place] = label
+    return replace(public, labels=tuple(labels))
+
+
+def read_word_list(path: Path) -> Words:
+    """The words of a text file, one a line; empty lines are left out.
+
+    Raises:
+        AuditError: The file cannot be read, is no text, or is larger than a megabyte.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_OF_A_LIST + 1)
+        if len(content) > _MOST_OF_A_LIST:
+            raise AuditError(f"a list of words must be at most {_MOST_OF_A_LIST:,} bytes, got more; give a shorter one")
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise AuditError(f"a list of words must be a text file, got {reason}; give one with a word a line") from None
+    return {"your list": [line for line in lines if line]}
 
 
 def _infer_columns(

@@ -224,11 +224,15 @@ def lend_texts(view: AdversaryView, truth: Truth, *, share: float, seed: int) ->
     lent = np.random.default_rng(seed).permutation(held)[: min(max(1, round(share * len(held))), len(held) - 1)]
     texts = np.split(truth.token_ids, np.cumsum(view.lengths)[:-1])
     count = len(view.parts)
-    contents = tuple(
-        text for place in np.sort(lent) for text in texts[place * count : (place + 1) * count] if len(text)
-    )
+    places = [
+        place * count + part for place in np.sort(lent) for part in range(count) if len(texts[place * count + part])
+    ]
+    # Labels stand beside the records in clear, also beside those that are lent.
+    labels = [view.records[place // count].label for place in places]
     public = PublicText(
-        contents=contents, source=f"{len(lent):,} other {view.unit} of the same file, lent to the attacker"
+        contents=tuple(texts[place] for place in places),
+        source=f"{len(lent):,} other {view.unit} of the same file, lent to the attacker",
+        labels=None if view.manifest.labels is None else tuple(-1 if label is None else label for label in labels),
     )
     rest = np.setdiff1d(np.arange(len(view.records)), lent)
     attacked, its_truth = keep_records(view, truth, rest)

@@ -17,7 +17,7 @@ texts of a record stay together wherever records are drawn, lent or counted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -84,11 +84,14 @@ class PublicText:
 
     Attributes:
         contents: Token ids of each text, rows of the table.
-        source: Origin in words, for the report.
+        source: In words, for the report.
+        labels: Label of each text, by its place among the labels of the attacked file, -1 for another; None where the
+            texts have none.
     """
 
     contents: tuple[NDArray[np.int64], ...] = field(repr=False)
     source: str
+    labels: tuple[int, ...] | None = field(default=None, repr=False)
 
     @property
     def tokens(self) -> int:
@@ -109,10 +112,34 @@ def public_text(texts: Iterable[str], bundle: VocabularyBundle, *, source: str) 
     return PublicText(contents=tuple(content for content in contents if len(content)), source=source)
 
 
-def read_public_text(path: Path, bundle: VocabularyBundle, *, text_column: str = "text") -> PublicText:
-    """A public corpus: CSV, TSV or JSONL with a column of texts. Raises `CorpusError` when it cannot be read."""
-    texts = (record.text for record in read_corpus(path, text_column=text_column, label_column=None))
-    return public_text(texts, bundle, source=f"the public text {path.name}")
+def read_public_text(
+    path: Path,
+    bundle: VocabularyBundle,
+    *,
+    text_column: str = "text",
+    label_column: str | None = None,
+    labels: tuple[str, ...] | None = None,
+) -> PublicText:
+    """A public corpus: CSV, TSV or JSONL with a column of texts.
+
+    Args:
+        path: The corpus.
+        bundle: Vocabulary of the attacked file.
+        text_column: Column of the texts.
+        label_column: Column of the labels; None where they have none.
+        labels: Names of the labels of the attacked file, in its order.
+
+    Raises:
+        CorpusError: It cannot be read.
+    """
+    records = list(read_corpus(path, text_column=text_column, label_column=label_column))
+    found = public_text((record.text for record in records), bundle, source=f"the public text {path.name}")
+    if label_column is None or labels is None:
+        return found
+    number = {name: place for place, name in enumerate(labels)}
+    encoded = Vocabulary(bundle).encode([record.text for record in records])
+    kept = (number.get(record.label or "", -1) for record, content in zip(records, encoded, strict=True) if content)
+    return replace(found, labels=tuple(kept))
 
 
 def make_uniform_prior(bundle: VocabularyBundle) -> TokenPrior:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rapt.audit.attributes import AttributeResult
     from rapt.audit.audit import AuditReport
     from rapt.audit.code_audit import CodeAudit
+    from rapt.audit.intervals import Share
 
 # As in `rapt.audit.file_audit`, which is not loaded to print help.
 QUICK_TOKENS: Final = 1500
@@ -46,6 +47,10 @@ def audit(
         typer.Option(metavar="FILE", help="Public texts like the private ones, for the attacker to count words in."),
     ] = None,
     public_text_column: Annotated[str, typer.Option(help="Column of the public texts that holds the text.")] = "text",
+    public_label_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Column of the public texts that holds a label like that of PRIVATIZED."),
+    ] = None,
     lend: Annotated[
         float,
         typer.Option(
@@ -58,6 +63,12 @@ def audit(
     ] = 0.5,
     attacks: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Attacks to run; default: all but tong and causal.")
+    ] = None,
+    keywords: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Telling words to look for, one a line; default: a list of health, money, faith, ..."
+        ),
     ] = None,
     attribute: Annotated[
         list[str] | None,
@@ -143,8 +154,10 @@ def audit(
             label_column=label_column,
             public_text=public_text,
             public_text_column=public_text_column,
+            public_label_column=public_label_column,
             lend=lend,
             attacks=None if attacks is None else tuple(name.strip() for name in attacks.split(",")),
+            keywords=keywords,
             attributes=tuple(attribute or ()),
             entities=entities,
             vocabulary=vocabulary,
@@ -240,7 +253,6 @@ def audit_table(found: AuditReport) -> str:
     ]
     if found.bound is not None:
         rows.append(["any attack without context", *percent(found.bound.success), "", ""])
-    linked = found.linkage
     lines = [
         f"{found.records:,} of {found.of_records:,} {found.unit}, {found.tokens:,} tokens, {found.mechanism} at "
         f"eta = {found.eta:g}; {found.unchanged.value:.1%} of the tokens are unchanged",
@@ -248,21 +260,46 @@ def audit_table(found: AuditReport) -> str:
         columns(["attack", "recovered", "95 % interval", "without the file", "whole words"], rows),
         "",
         f"strongest: {found.strongest.title}; the attackers held {found.learned_from or 'no text of this kind'}",
-        *(
-            []
-            if linked is None
-            else [
-                f"recognized among {linked.candidates:,} texts: {linked.first.value:.1%} of {linked.first.n:,} "
-                f"({linked.first.low:.1%} to {linked.first.high:.1%}); by length alone {linked.chance:.1%}, "
-                f"without the file {linked.blind:.1%}"
-            ]
-        ),
+        *_answer_lines(found),
         *(f"{what} it recovered: {line}" for what, line in _group_lines(found) if line),
         *(["not attacked: targets, which are public and were sent as they are"] if found.public_targets else []),
         *(f"not run: {skipped.attack}: {skipped.reason}" for skipped in found.skipped),
         *(f"warning: {warning}" for warning in found.warnings),
     ]
     return "\n".join(lines)
+
+
+def _answer_lines(found: AuditReport) -> list[str]:
+    """What was found beside single words: texts that are recognized, words that come back, telling words."""
+    lines = []
+    if (linked := found.linkage) is not None:
+        lines.append(
+            f"recognized among {linked.candidates:,} texts: {_with_interval(linked.first)}; "
+            f"by length alone {linked.chance:.1%}, without the file {linked.blind:.1%}"
+        )
+    if (repeated := found.repetition) is not None:
+        fresh = ", ".join(f"{row.named.value:.0%} from {row.releases}" for row in repeated.fresh)
+        lines.append(
+            f"a word that is released again and again is named: {fresh} releases, {repeated.fresh[0].blind:.1%} "
+            f"without the file ({repeated.fresh[0].named.n} words)"
+        )
+        lines += [
+            f"words of this file in {row.records} records or more: {_with_interval(row.named)} named; "
+            f"each release by itself {row.alone:.1%}, without the file {row.blind:.1%}"
+            for row in repeated.own
+        ]
+    if (told := found.keywords) is not None:
+        uses = told.everything.found
+        share = "none is used" if uses is None else f"{_with_interval(uses)} of their uses found"
+        lines.append(
+            f"{told.listed} telling words: {share}, {told.false_alarms:.1f} false alarms in 60,000 tokens (at most "
+            f"{told.most_false_alarms:.1f}); without the file {told.everything.blind:.1%}"
+        )
+    return lines
+
+
+def _with_interval(share: Share) -> str:
+    return f"{share.value:.1%} of {share.n:,} ({share.low:.1%} to {share.high:.1%})"
 
 
 def attribute_table(result: AttributeResult) -> str:

@@ -98,7 +98,7 @@ def test_equal_texts_are_one_candidate_and_a_text_without_tokens_is_not_counted(
 
 
 def test_an_audit_of_a_part_keeps_each_text_with_its_answer(vocabulary, monkeypatch):
-    monkeypatch.setattr("rapt.audit.audit.MOST_TOKENS", 100)
+    monkeypatch.setattr("rapt.audit.questions.MOST_TOKENS", 100)
     view, truth = attacked(vocabulary, eta=200.0)
     found = audit_view(view, truth, attacks=["embedding_inversion", "linkage"]).linkage
     assert (found.first.n, found.first.value) == (10, 1.0)

@@ -14,7 +14,9 @@ from rapt.audit.audit import audit_view
 from rapt.audit.formal import FormalSide, LargestSlope, LossCurve, SpentBound
 from rapt.audit.intervals import independent_share
 from rapt.audit.judge.detail import Group
+from rapt.audit.judge.keywords import FlaggedWords, KeywordResult
 from rapt.audit.judge.linkage import LinkageResult
+from rapt.audit.judge.repetition import ReleasedWords, RepeatedWords, RepetitionResult
 from rapt.audit.kept_results import from_json
 from rapt.audit.known_plaintext import KnownPlaintext, SharedNoise
 from rapt.audit.program_audit import Fit
@@ -160,7 +162,12 @@ def test_what_was_not_attacked_is_stated(bare):
 
 def test_what_was_attacked_is_not_said_to_be_untried(found):
     names = [name for name, _ in list_not_attacked(found, attributes=False)]
-    assert names[:3] == ["Context", "Names and entities by kind", "Traits and identity of the author"]
+    assert names[:4] == [
+        "Context",
+        "Names and entities by kind",
+        "Lists of words",
+        "Traits and identity of the author",
+    ]
     context = replace(found.results[0], uses_context=True)
     names = [name for name, _ in list_not_attacked(replace(found, results=(context,)), attributes=True)]
     assert not {"Context", "Traits and identity of the author"} & set(names)
@@ -303,12 +310,46 @@ def inferred(share):
     return AttributeResult(column="speaker", values=2, texts=400, chance=0.5, attackers=(right,), unprotected=right)
 
 
+def told(share, *, uses=400, blind=0.001):
+    hits = None if not uses else independent_share(np.arange(uses) < uses * share)
+    row = FlaggedWords(name="all", found=hits, false_alarms=3, blind=blind)
+    return KeywordResult(
+        everything=row,
+        kinds=(replace(row, name="health"),),
+        listed=140,
+        tokens=6_000,
+        sure=0.9,
+        false_alarms=30.0,
+        most_false_alarms=87.7,
+    )
+
+
+def repeated(share=None):
+    fresh = tuple(
+        ReleasedWords(releases=count, named=independent_share(np.arange(100) < count * 3), blind=0.045)
+        for count in (1, 3, 10, 30)
+    )
+    own = (
+        ()
+        if share is None
+        else (
+            RepeatedWords(
+                records=10, named=independent_share(np.arange(80) < 80 * share), places=900, alone=0.21, blind=0.05
+            ),
+        )
+    )
+    return RepetitionResult(fresh=fresh, own=own, tokens=5_000)
+
+
+CALM = {"repetition": repeated(0.05), "keywords": told(0.0)}
+
+
 def near_chance(found, *, value=0.05, chance=0.045, **other):
     """The report of attacks that name hardly more words than the blind guess does."""
     best = found.results[1].score
     tokens = replace(best.all_tokens, first=independent_share(np.arange(1000) < 1000 * value), chance=chance)
     result = replace(found.results[1], score=replace(best, all_tokens=tokens))
-    return replace(found, results=(result,), **{"linkage": linkage(0.01)} | other)
+    return replace(found, results=(result,), **CALM | {"linkage": linkage(0.01)} | other)
 
 
 REASSURING = ("blind guessing", "hardly", "no better")
@@ -330,11 +371,25 @@ def test_a_file_near_chance_is_not_called_readable(found):
     [
         ({"linkage": linkage(0.2)}, ()),
         ({"linkage": None}, ()),
+        ({"repetition": repeated(0.6)}, ()),
+        ({"repetition": None}, ()),
+        ({"keywords": told(0.3)}, ()),
+        ({"keywords": None}, ()),
         ({}, (inferred(0.7),)),
         ({"value": 0.08}, ()),
         ({"insecure": True}, ()),
     ],
-    ids=["a text is recognized", "not tried", "a column is inferred", "words at nearly twice chance", "a seed"],
+    ids=[
+        "a text is recognized",
+        "no text was looked for",
+        "a word that comes back is named",
+        "repetition was not tried",
+        "telling words are found",
+        "telling words were not looked for",
+        "a column is inferred",
+        "words at nearly twice chance",
+        "a seed",
+    ],
 )
 def test_nothing_reassuring_is_said_where_any_attack_beats_what_is_known_without_it(found, other, attributes):
     assert not is_reassuring(near_chance(found, **other), attributes=attributes)
@@ -345,6 +400,37 @@ def test_a_file_whose_texts_are_recognized_says_so_and_is_not_called_anonymous(f
     assert "2,000 texts, the right one among them, picks it for 20 of 100" in verdict.headline
     assert any("by length alone he is right for 1 of 100" in sentence for sentence in verdict.sentences)
     assert any("anonymous" in sentence for sentence in verdict.sentences)
+
+
+def test_repetition_and_telling_words_stand_on_the_page_with_counts_and_intervals(bare):
+    report = replace(bare, audit=replace(bare.audit, repetition=repeated(0.6), keywords=told(0.3)))
+    page = render_report(report)
+    row = report.audit.repetition.own[0].named
+    for part in (
+        "What repetition gives away",
+        "released 30 times",
+        "of this file, in 10 records or more",
+        f"{100 * row.low:.1f}–{100 * row.high:.1f}",
+        "Which telling words are found",
+        "health",
+        "30.0 false alarms in 60,000",
+        "at most\n  87.7",
+    ):
+        assert part in page
+    assert read_back(report_to_json(report)) == report
+    said = " ".join(state_verdict(report.audit).sentences)
+    assert "from 10 and 90 of 100" in said
+    assert "80 words of this file come back in 10 records or more" in said
+    assert "Of 400 uses of 140 telling words" in said
+    assert not {"Repetition", "Lists of words"} & {name for name, _ in list_not_attacked(report.audit, attributes=True)}
+
+
+def test_a_list_of_which_no_word_is_used_is_said_to_be_so(bare):
+    report = replace(bare, audit=replace(bare.audit, keywords=told(0.0, uses=0), repetition=repeated()))
+    said = " ".join(state_verdict(report.audit).sentences)
+    assert "None of 140 telling words" in said
+    assert "No word was found to come back in 10 records" in said
+    assert "health" in render_report(report)
 
 
 def test_a_readable_file_is_not_called_anonymous(found):

@@ -16,6 +16,7 @@ from typing import Final, Literal, Protocol
 
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.direct import contextual, embedding_inversion, guess_by_bayes
+from rapt.audit.attacks.labels import explain_missing_labels, read_with_labels
 from rapt.audit.attacks.learned import (
     DECODER,
     classify_candidates,
@@ -26,7 +27,7 @@ from rapt.audit.attacks.learned import (
 from rapt.audit.view import Guess
 from rapt.public_models import PUBLIC_MODELS
 
-Need = Literal["channel", "public", "torch", "decoder"]
+Need = Literal["channel", "public", "labels", "torch", "decoder"]
 
 
 class AttackFunction(Protocol):
@@ -71,6 +72,8 @@ class Attack:
             return reason
         if "public" in self.needs and desk.view.public is None:
             return "it learns from public text, and none was given"
+        if "labels" in self.needs and (reason := explain_missing_labels(desk.view)) is not None:
+            return reason
         if "torch" in self.needs and (find_spec("torch") is None or find_spec("transformers") is None):
             return "it needs torch and transformers; run in the checkout: pip install -e '.[service,audit]'"
         if "decoder" in self.needs and find_spec(PUBLIC_MODELS[DECODER].package) is None:
@@ -105,6 +108,17 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             needs=frozenset({"channel", "public"}),
             weight=60,
             uses_context=True,
+        ),
+        "labels": Attack(
+            run=read_with_labels,
+            title="Channel, context and label",
+            uses="Weighs the same with the words and pairs of words of texts that have the label of the record, "
+            "which is sent in clear.",
+            source="after Jelinek and Mercer 1980 (mixed language models); ours as an attack",
+            needs=frozenset({"channel", "public", "labels"}),
+            weight=100,
+            uses_context=True,
+            fast=False,
         ),
         "masked": Attack(
             run=sweep_with_masked_model,
@@ -154,7 +168,12 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
     }
 )
 
-# The attack on whole texts, which names a text and no words; see `linkage`.
+# The attacks that name something else than words; see `rapt.audit.questions`.
 LINKAGE: Final = "linkage"
+KEYWORDS: Final = "keywords"
+REPETITION: Final = "repetition"
 # What runs where nobody names attacks: the others are listed as not run.
-DEFAULT_ATTACKS: Final = (*(name for name, attack in ATTACKS.items() if attack.default), LINKAGE)
+DEFAULT_ATTACKS: Final = (
+    *(name for name, attack in ATTACKS.items() if attack.default),
+    *(LINKAGE, KEYWORDS, REPETITION),
+)

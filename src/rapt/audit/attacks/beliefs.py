@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rapt.audit.attacks.desk import Desk, Lattice, Progress, build_lattice
 from rapt.audit.channels.estimate import ChannelEstimate
-from rapt.audit.language.ngram import NgramModel, compute_posteriors, fit_ngram
+from rapt.audit.language.ngram import AnyModel, compute_posteriors, fit_ngram
 from rapt.audit.view import CANDIDATES
 
 # Two words are looked back to among the candidates that are left after a look at one: K³ steps a token, of which so
@@ -43,7 +43,7 @@ def believe_in_context(
     lattice: Lattice,
     *,
     lengths: NDArray[np.int64],
-    models: tuple[NgramModel, NgramModel],
+    models: tuple[AnyModel, AnyModel],
     on_progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """Log P(candidate | all that was seen), (n, K + 1): first with one word before, then with two where it matters.

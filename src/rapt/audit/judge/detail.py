@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.audit.intervals import Share, clustered_share
-from rapt.audit.language.layout import write_rows
+from rapt.audit.language.layout import mark_pieces, write_rows
 from rapt.audit.truth import NO_OTHERS, Truth, check_parts
 from rapt.audit.view import PART_NAMES, AdversaryView, Guess
 from rapt.errors import AuditError
@@ -181,7 +181,7 @@ def score_in_detail(guess: Guess, *, view: AdversaryView, truth: Truth) -> Detai
         bands.append(_group(name, hits, same, record, true, inside))
         start = len(rank) if end is None else end
     kinds = [_group(name, hits, same, record, true, classes[true] == place) for place, name in enumerate(names)]
-    begins = _word_begins(true, text, written)
+    begins = _word_begins(true, text, mark_pieces(view.bundle))
     digits = _number_begins(true, text, written)
     texts = [_group(PART_NAMES[name], hits, same, record, true, part == place) for place, name in enumerate(view.parts)]
     return Detail(
@@ -230,11 +230,9 @@ def _properties(bundle: VocabularyBundle) -> tuple[tuple[str, ...], Ints, tuple[
     return tags.names, tags.classes, write_rows(bundle)
 
 
-def _word_begins(true: Ints, text: Ints, written: tuple[str, ...]) -> NDArray[np.bool_]:
+def _word_begins(true: Ints, text: Ints, pieces: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Whether a word begins at each token: it is the first of its text, or not a piece."""
-    marked = any(name.startswith(_STARTS) for name in written)
-    piece = np.array([not name.startswith(_STARTS) if marked else name.startswith(_PIECE) for name in written])
-    begins = ~piece[true]
+    begins = ~pieces[true]
     begins[np.flatnonzero(np.diff(text, prepend=-1))] = True
     return begins
 

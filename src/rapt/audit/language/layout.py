@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,3 +64,15 @@ def write_rows(bundle: VocabularyBundle) -> tuple[str, ...]:
         except VocabularyError:  # a table padded to a round number of rows
             written.append("")
     return tuple(written)
+
+
+_PIECE: Final = "##"
+_STARTS: Final = ("\u2581", "\u0120")  # sentencepiece, byte-level BPE
+
+
+@lru_cache(maxsize=2)
+def mark_pieces(bundle: VocabularyBundle) -> NDArray[np.bool_]:
+    """Whether each row of the table goes on the word before it, (V,)."""
+    written = write_rows(bundle)
+    marked = any(name.startswith(_STARTS) for name in written)
+    return np.array([not name.startswith(_STARTS) if marked else name.startswith(_PIECE) for name in written])

@@ -112,6 +112,40 @@ class NgramModel:
         return np.where(tokens[-1] == self.anything, 1.0, value)
 
 
+@dataclass(frozen=True, eq=False)
+class MixedModel:
+    """Two models of one order, of which the second has so much weight.
+
+    Attributes:
+        common, own: The models.
+        weight: Weight of the second, between 0 and 1.
+    """
+
+    common: NgramModel
+    own: NgramModel
+    weight: float
+
+    @property
+    def order(self) -> int:
+        """Tokens in the longest n-gram."""
+        return self.common.order
+
+    @property
+    def boundary(self) -> int:
+        """Id of the end of a text."""
+        return self.common.boundary
+
+    def log_probability(self, *tokens: Ints) -> Floats:
+        """Log P(last | those before), as that of an `NgramModel`."""
+        mixed = (1 - self.weight) * self.common.probability(*tokens) + self.weight * self.own.probability(*tokens)
+        with np.errstate(divide="ignore"):
+            found: Floats = np.log(mixed)
+        return found
+
+
+AnyModel = NgramModel | MixedModel
+
+
 def fit_ngram(contents: Iterable[Ints], prior: TokenPrior, *, order: int) -> NgramModel:
     """The model of these texts.
 
@@ -193,7 +227,7 @@ def compute_posteriors(
     evidence: Floats,
     *,
     lengths: Ints,
-    model: NgramModel,
+    model: AnyModel,
     on_progress: Callable[[float], None] | None = None,
 ) -> Floats:
     """Log P(candidate | all that was seen in its text), normalized over the candidates of each position, (n, K).
@@ -228,7 +262,7 @@ def compute_posteriors(
     return found - _log_sum(found, axis=1)[:, None]
 
 
-def _chain(ids: Ints, seen: Floats, model: NgramModel, lengths: Ints) -> Floats:
+def _chain(ids: Ints, seen: Floats, model: AnyModel, lengths: Ints) -> Floats:
     """Order 1 or 2: log forward times backward, (B, T, K)."""
     batch, longest, width = ids.shape
     boundary = np.full((batch, 1), model.boundary)
@@ -250,14 +284,14 @@ def _chain(ids: Ints, seen: Floats, model: NgramModel, lengths: Ints) -> Floats:
     return total
 
 
-def _step(model: NgramModel, before: Ints, here: Ints) -> Floats:
+def _step(model: AnyModel, before: Ints, here: Ints) -> Floats:
     """Log P(here | before) for every pair of candidates, (B, K, K'); order 1 does not look at the first."""
     pair = (before[:, :, None], here[:, None, :])
     found = model.log_probability(*pair[2 - model.order :])
     return np.broadcast_to(found, (len(here), before.shape[1], here.shape[1]))
 
 
-def _pairs(ids: Ints, seen: Floats, model: NgramModel, lengths: Ints) -> Floats:
+def _pairs(ids: Ints, seen: Floats, model: AnyModel, lengths: Ints) -> Floats:
     """Order 3, states are (candidate before, candidate here): log forward times backward, (B, T, K)."""
     batch, longest, width = ids.shape
     none = np.full((batch, width), model.boundary)

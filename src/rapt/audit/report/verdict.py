@@ -11,7 +11,9 @@ from typing import Final
 from rapt.audit.attributes import AttributeResult
 from rapt.audit.audit import AuditReport
 from rapt.audit.intervals import Share
+from rapt.audit.judge.keywords import OF_TOKENS, KeywordResult
 from rapt.audit.judge.linkage import LinkageResult
+from rapt.audit.judge.repetition import RECORDS, RepetitionResult
 
 # Beyond chance, as a share of the words and of chance itself: below both an attacker with the file is hardly better off
 # than one without, if no other attack says otherwise.
@@ -31,11 +33,9 @@ _NOT_ATTACKED: Final = (
     ),
     ("The tuned model", "Whether a text was among those it was tuned on, or what it would repeat of them."),
     (
-        "Repetition",
-        "Several releases of one text, or of nearly the same text, and words that come back in many records: each "
-        "release gives away more.",
+        "Further releases",
+        "Several releases of one text, or of nearly the same text, in this file and others: each gives away more.",
     ),
-    ("Lists of words", "Whether a word of a list, such as names of illnesses, stands in a text."),
     (
         "What is sent in clear",
         "Number and order of records, their lengths, and labels unless they were randomized: no attack is needed.",
@@ -44,6 +44,11 @@ _NOT_ATTACKED: Final = (
 
 
 _ENTITIES: Final = ("Names and entities by kind", "Persons, places, dates: how many of each survive or can be read.")
+_REPETITION: Final = (
+    "Repetition",
+    "Words that come back in many records: each release of a word gives away more.",
+)
+_KEYWORDS: Final = ("Lists of words", "Whether a word of a list, such as names of illnesses, stands in a text.")
 _CONTEXT: Final = (
     "Context",
     "An attacker who also uses the words around a word recovers more than is stated here.",
@@ -68,6 +73,8 @@ def list_not_attacked(report: AuditReport, *, attributes: bool) -> tuple[tuple[s
     """List the attacks that were not tried, as names and sentences."""
     missing = [] if uses_context(report) else [_CONTEXT]
     missing += [] if report.strongest.detail.entities else [_ENTITIES]
+    missing += [] if report.repetition else [_REPETITION]
+    missing += [] if report.keywords else [_KEYWORDS]
     missing += [_TOGETHER] if len(report.texts) > 1 else []
     missing += [_PUBLIC_TARGETS] if report.public_targets else []
     return (*missing, *(() if attributes else (_TRAITS,)), *_NOT_ATTACKED)
@@ -98,6 +105,10 @@ def is_near_chance(report: AuditReport, *, attributes: tuple[AttributeResult, ..
         and best.advantage < min(_NEAR_CHANCE, _NEAR_CHANCE_OF_CHANCE * best.chance)
         and report.linkage is not None
         and not report.linkage.beats_length
+        and report.repetition is not None
+        and not report.repetition.beats_blind
+        and report.keywords is not None
+        and not report.keywords.beats_blind
         and not any(attacker.first.low > column.chance for column in attributes for attacker in column.attackers)
     )
 
@@ -127,7 +138,7 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
         "one.",
         _on_changed_words(report),
     ]
-    sentences.append(_on_linkage(report.linkage))
+    sentences += [_on_linkage(report.linkage), *_on_repetition(report.repetition), *_on_keywords(report.keywords)]
     if len(report.texts) > 1:
         sentences.append(f"All texts of a record that were privatized were attacked: {', '.join(report.texts)}.")
     if report.public_targets:
@@ -159,6 +170,44 @@ def _on_linkage(linkage: LinkageResult | None) -> str:
         f"them, picks the right one for {between(linkage.first)} of 100, with 95 % confidence; by length alone he is "
         f"right for {write_of_100(linkage.chance)}, and without the file for {write_of_100(linkage.blind)}."
     )
+
+
+def _on_repetition(found: RepetitionResult | None) -> list[str]:
+    if found is None:
+        return ["What words that come back in many records give away was not tried."]
+    several = " and ".join(
+        f"{write_of_100(row.named.value)} ({between(row.named)}) from {row.releases}"
+        for row in found.fresh
+        if row.releases in RECORDS
+    )
+    sentences = [
+        f"Every further release of a word gives away more: of {found.fresh[0].named.n} words of these texts, released "
+        f"again and again, an attacker who lays the releases on top of each other names {several} releases; from one "
+        f"{write_of_100(found.fresh[0].named.value)}, and without the file {write_of_100(found.fresh[0].blind)}."
+    ]
+    for row in found.own:
+        sentences.append(
+            f"{row.named.n:,} words of this file come back in {row.records} records or more; an attacker who has to "
+            f"find them himself names {write_of_100(row.named.value)} ({between(row.named)}), from each place by "
+            f"itself {write_of_100(row.alone)}, and without the file {write_of_100(row.blind)}."
+        )
+    if not found.own:
+        sentences.append(f"No word was found to come back in {min(RECORDS)} records of this file or more.")
+    return sentences
+
+
+def _on_keywords(found: KeywordResult | None) -> list[str]:
+    if found is None:
+        return ["Whether telling words stand in the texts was not tried."]
+    uses = found.everything.found
+    if uses is None:
+        return [f"None of {found.listed:,} telling words that an attacker looks for stands in these texts."]
+    return [
+        f"Of {uses.n:,} uses of {found.listed:,} telling words, an attacker who looks for them finds "
+        f"{write_of_100(uses.value)} ({between(uses)}), with {found.false_alarms:.1f} false alarms in {OF_TOKENS:,} "
+        f"words (at most {found.most_false_alarms:.1f}, with 95 % confidence); as many guesses without the file would "
+        f"find {write_of_100(found.everything.blind)}."
+    ]
 
 
 def _on_attribute(result: AttributeResult) -> str:
