@@ -60,7 +60,7 @@ class HomeModel(Protocol):
 
     @property
     def card(self) -> AdapterCard:
-        """What was tuned."""
+        """Card of the adapter."""
         ...
 
     def answer(
@@ -98,11 +98,11 @@ class CodeModel:
     """A head over codes, and what makes codes of texts. It needs no torch.
 
     Attributes:
-        card: What was tuned.
+        card: Card of the adapter.
         code: Map and codebook.
         encoder: The public encoder of texts.
         weight: The head, (C, k) or (C, 3k), float64.
-        bias: Its bias, (C,), float64.
+        bias: Bias of the head, (C,), float64.
     """
 
     card: AdapterCard
@@ -164,7 +164,7 @@ def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: st
 
 
 def _compare(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What the service's head reads of a pair, (n, k) twice -> (n, 3k): `task_head.compare_texts` of two codes."""
+    """Return what the service's head reads of a pair, (n, k) twice -> (n, 3k): `compare_texts` of two codes."""
     both = (first + second) / 2
     size = np.linalg.norm(both, axis=1, keepdims=True)
     u, v = (part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), _LEAST_LENGTH) for part in (first, second))
@@ -176,8 +176,8 @@ class TokenModel:
     """An adapter on its backbone, in the memory of this process. It needs torch.
 
     Attributes:
-        adapter: What was tuned.
-        backbone: What it was tuned on.
+        adapter: Tuned tensors and their task head.
+        backbone: Backbone that the adapter was tuned on.
         privatizer: Makes tokens of texts, and privatizes plain tokens as those of the training file were.
     """
 
@@ -187,7 +187,7 @@ class TokenModel:
 
     @property
     def card(self) -> AdapterCard:
-        """What was tuned."""
+        """Card of the adapter."""
         return self.adapter.card
 
     def answer(
@@ -272,7 +272,7 @@ class FusedModel:
 
     @property
     def card(self) -> AdapterCard:
-        """What was tuned."""
+        """Card of the adapter."""
         return self.model.card
 
     def answer(

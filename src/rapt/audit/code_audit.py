@@ -59,7 +59,7 @@ class Reading:
     """How well a reader that learned from half of the texts does on the other half.
 
     Attributes:
-        what: What was read.
+        what: Name of the inference.
         first: Share of right answers.
         blind: Share without the file.
     """
@@ -96,7 +96,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeAudit:
-    """What was found out about a file of codes.
+    """Findings of the audit of a file of codes.
 
     Attributes:
         epsilon: ε of a whole text.
@@ -114,7 +114,7 @@ class CodeAudit:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a user must know, in sentences."""
+        """Warnings for a user, in sentences."""
         found = [
             f"texts are named among {item.candidates:,} more often than epsilon={self.epsilon:g} allows"
             for item in self.naming
@@ -132,7 +132,7 @@ class Originals:
     """The texts that a file of codes was made from, for the judge.
 
     Attributes:
-        texts: In clear, in the order of the records.
+        texts: Texts in clear, in the order of the records.
         attributes: Columns to be inferred, by name.
     """
 
@@ -289,7 +289,7 @@ def _show_epsilon(hits: int, tried: int, mechanism: SubsetMechanism) -> float:
 
 
 def _states(mechanism: SubsetMechanism, released: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What a reader sees of each record: its codewords side by side and a constant, (n, k + 1)."""
+    """Return a reader's view of each record: its codewords side by side and a constant, (n, k + 1)."""
     books = mechanism.bundle.codewords.astype(np.float64)
     words = np.concatenate([book[released[:, run]] for run, book in enumerate(books)], axis=1)
     return np.concatenate([words, np.ones((len(words), 1))], axis=1)

@@ -218,7 +218,7 @@ def _audit_codes(
 
 
 def code_audit_table(found: CodeAudit) -> str:
-    """What is learned from codes, for a terminal."""
+    """Make the table of what is learned from codes, for a terminal."""
     naming = [
         [f"the text, among {item.candidates:,}", *percent(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
         for item in found.naming
@@ -315,7 +315,7 @@ def attribute_table(result: AttributeResult) -> str:
 
 
 def _group_lines(found: AuditReport) -> list[tuple[str, str]]:
-    """What the strongest attack recovered of each text of a record and of entities; empty where there is no such."""
+    """List what the strongest attack recovered of each text of a record and of entities; empty where there is none."""
     detail = found.strongest.detail
     return [
         (

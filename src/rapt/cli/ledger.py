@@ -174,11 +174,11 @@ class ChosenLedger:
     """The ledger of a run, opened when there is something to count.
 
     Attributes:
-        path: Where it lies, or is to be made.
+        path: Path of the ledger, or of the one to make.
         key: Place of its key; None for beside it.
         cap, label_cap: What the run asks for, None for what is in force.
         of: Budget that the run spends on its texts, and that `cap` is of.
-        done: What the run did, when it has ended without an error.
+        done: Note of a run that has ended without an error.
     """
 
     path: Path

@@ -46,7 +46,7 @@ def preview(
     texts: Annotated[
         Path | None, typer.Argument(metavar="[TEXTS]", help="Your texts: CSV, TSV, JSONL or Parquet, one a row.")
     ] = None,
-    mechanism: Annotated[str, typer.Option(help="What replaces a token; see `rapt mechanisms`.")] = "laplace",
+    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",
@@ -68,7 +68,7 @@ def preview(
         ),
     ] = None,
     target: Annotated[
-        float, typer.Option(metavar="SHARE", help="How often a word of --keep-below may stay at most.")
+        float, typer.Option(metavar="SHARE", help="Largest probability with which a word of --keep-below may stay.")
     ] = 0.5,
     shown: Annotated[int, typer.Option("--show", metavar="N", min=0, help="Number of texts shown token by token.")] = 3,
     as_json: AsJson = False,
@@ -151,7 +151,7 @@ def describe(
     basis: UnchangedShare,
     threshold: float,
 ) -> dict[str, Any]:
-    """What the texts and their tokens come to, as plain values; the tokens that stay most come first."""
+    """Describe the texts and their tokens as plain values; the tokens that stay most come first."""
     found: dict[str, Any] = {"basis": asdict(basis), "threshold": threshold}
     if known is None:
         return found | {"tokens": 0, "share": None, "draws": None, "above": []}

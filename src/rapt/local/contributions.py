@@ -28,7 +28,7 @@ _MOST_BYTES: Final = 128 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Receipts:
-    """What takes contributions back. Whoever has it can do so, and nobody else.
+    """Receipts that take contributions back; only their holder can do so.
 
     Attributes:
         pool: Id of the pool.

@@ -386,7 +386,7 @@ def skip_kept(
     Args:
         kept: The records of the unfinished file, all of which are taken.
         source: Texts and true labels from the first on; stands at the first that is not written yet afterwards.
-        setting: What was done to them.
+        setting: Setting that they were privatized with.
         ledger: Every text of a kept record must be accounted for in it.
 
     Raises:

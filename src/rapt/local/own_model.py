@@ -60,7 +60,7 @@ def count_words(texts: Sequence[str], labels: NDArray[np.int64], *, classes: int
     """Return the model of labelled texts.
 
     Args:
-        texts: In clear; their words are kept in the model, which stays here.
+        texts: Texts in clear; their words are kept in the model, which stays here.
         labels: Index of each text's class, (n,).
         classes: C.
     """

@@ -98,7 +98,7 @@ def count_own_texts(path: Path, vocabulary: Vocabulary, *, text_column: str = "t
 
 @dataclass(frozen=True, kw_only=True)
 class FileShape:
-    """What a privatized file shows of its texts to anybody.
+    """Shape of a privatized file, which shows anybody something of its texts.
 
     Attributes:
         texts: Texts that went through the mechanism, two for each record of a file of pairs.

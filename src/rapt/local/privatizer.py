@@ -120,7 +120,7 @@ class TextPrivatizer(Protocol):
 
     @property
     def mechanism(self) -> PublicSetting:
-        """M."""
+        """Mechanism M that replaces tokens."""
         ...
 
     @property

@@ -39,7 +39,7 @@ class RepeatedRuns:
 
     @property
     def remark(self) -> str:
-        """What whoever is about to release the file should know; empty where nothing repeats."""
+        """Remark for the person who is about to release the file; empty where nothing repeats."""
         if not self.runs:
             return ""
         return (

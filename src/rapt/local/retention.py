@@ -68,7 +68,7 @@ class Retention:
     draws: int
 
     def find(self, token_ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """What is known of these tokens, each of them among `token_ids`, in their order."""
+        """Find the retention of these tokens, each of them among `token_ids`, in their order."""
         return self.kept[np.searchsorted(self.token_ids, np.asarray(token_ids, dtype=np.int64))]
 
     def bound(self, share: float) -> tuple[float, float]:

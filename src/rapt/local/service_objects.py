@@ -82,8 +82,8 @@ class ModelInfo:
         base: Name of the base model, which is the same for a base model.
         vocabulary_hash: Hash of the vocabulary, or of the codebook, that texts for it are privatized with.
         max_tokens: Longest input, tokens.
-        card: What says how queries must be privatized; only of a tuned model that was asked for by name.
-        unit: What is privatized: each `token`, or a whole `text`.
+        card: Card that says how queries must be privatized; only of a tuned model that was asked for by name.
+        unit: Unit of privatization: each `token`, or a whole `text`.
     """
 
     id: str

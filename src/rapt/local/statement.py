@@ -90,7 +90,7 @@ class PrivacyStatement:
         pairs: Bounds for one token.
         texts: Bounds for a text of which every token is replaced.
         word_pairs: Bounds for the words that the user named.
-        file: What the file shows of its texts; None where no file is meant.
+        file: Shape of the file, which shows something of its texts; None where no file is meant.
         own: The texts in clear in numbers; None where they were not given.
         own_unchanged: How much of them stays; None where they were not given.
         unchanged: How much of running public text stays as it is, where it was measured.

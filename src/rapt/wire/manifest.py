@@ -50,7 +50,7 @@ class MechanismSetting:
 
     @property
     def unit(self) -> Unit:
-        """What one guarantee is for: each token, or the whole text."""
+        """Unit of one guarantee: each token, or the whole text."""
         return find_unit(self.name)
 
     @property
@@ -219,7 +219,7 @@ class Manifest:
 
     @property
     def unit(self) -> Unit:
-        """What one guarantee of the mechanism is for: each token, or each whole text."""
+        """Unit of one guarantee of the mechanism: each token, or each whole text."""
         return self.mechanism.unit
 
     @property

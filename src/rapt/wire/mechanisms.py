@@ -31,7 +31,7 @@ class KnownMechanism:
         channel: Way in which an attacker learns P(y|x).
         status: Whether the guarantee is proved for all pairs of tokens, or of texts.
         caveat: Why it is not, and what to use instead; empty where it is.
-        unit: What the guarantee is for: each token, at slope `eta`, or the whole text, at `epsilon`.
+        unit: Unit of the guarantee: each token, at slope `eta`, or the whole text, at `epsilon`.
     """
 
     parameters: frozenset[str]

@@ -91,7 +91,7 @@ def _stretch(setting: MechanismSetting, vocabulary: Vocabulary) -> Floats | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Stated:
-    """What is stated of a mechanism. C eligible tokens.
+    """Stated channel of a mechanism. C eligible tokens.
 
     Attributes:
         setting: Name and parameters.

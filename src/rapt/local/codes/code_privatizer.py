@@ -49,7 +49,7 @@ class Encoder(Protocol):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Its tokenizer."""
+        """Vocabulary of the encoder's tokenizer."""
         ...
 
     def encode(self, texts: Sequence[str], *, first_position: int = 0) -> NDArray[np.float32]:
@@ -199,7 +199,7 @@ class CodePrivatizer:
         )
 
     def contents(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[int]]:
-        """What the encoder sees of each text: its tokens in clear, cut where the encoder cuts them.
+        """Return what the encoder sees of each text: its tokens in clear, cut where the encoder cuts them.
 
         Raises:
             CorpusError: The reasons of `privatize`.

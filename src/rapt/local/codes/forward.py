@@ -52,7 +52,7 @@ _TAIL: Final = ("intermediate.dense", "output.dense", "output.LayerNorm")
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """What `config.json` says of an encoder, checked.
+    """Shape of an encoder from `config.json`, checked.
 
     Attributes:
         kind: Model type, a key of `_NAMES`.

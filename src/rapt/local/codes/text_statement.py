@@ -71,7 +71,7 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class PersonSum:
-    """What is learned of a person who gives several texts.
+    """Loss of a person who gives several texts.
 
     Attributes:
         texts: Number of the texts, each with its label where that is randomized.
@@ -93,7 +93,7 @@ class TextStatement:
         manifest: Manifest of the file that is described; None before there is one.
         record_epsilon: ε of a whole record: of its texts, and of its label where that is randomized.
         guesses: How often one text is named, among several numbers of texts.
-        persons: What several records of one person spend.
+        persons: Spending of several records of one person.
         reading: How to read the numbers.
         not_protected: Exposures that the mechanism leaves open.
     """

@@ -300,7 +300,7 @@ class Batcher(Generic[Row, Answer]):
             self._serve(works)
 
     def _budget(self) -> int:
-        """What may be taken at once."""
+        """Cost that may be taken at once."""
         limits, speed = self._limits, self._seconds_per_cost
         in_time = limits.round_seconds / speed if speed else 0.0
         return int(min(limits.round_cost, max(limits.least_cost, in_time)))

@@ -46,7 +46,7 @@ class Backbone:
     Attributes:
         model: Name of the model, as manifests have it; never a path.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
-        architecture: Its `model_type`, a key of `ARCHITECTURES` or one that `general` admits; `codes` for a codebook.
+        architecture: `model_type`, a key of `ARCHITECTURES` or one that `general` admits; `codes` for a codebook.
         kind: Kind of attention, see `Kind`.
         encoder: Module that `encode` calls, in evaluation mode, no parameter of which takes a gradient.
         decoder: The second half of an encoder-decoder, or None.

@@ -36,11 +36,11 @@ class Loaded:
     """A model that is to be admitted.
 
     Attributes:
-        kind: What sees what.
-        parts: Its parts.
+        kind: Kind of attention.
+        parts: Parts of the model.
         token_ids: Public tokens that the laws are computed on, (T,).
         states: Last-layer states of the model itself for them, (T, h), float32.
-        logits: Its scores of words after them, (T, V), float32; None where it has no language head.
+        logits: Scores of words after them, (T, V), float32; None where it has no language head.
     """
 
     kind: Kind

@@ -76,7 +76,7 @@ class BodyRoute(APIRoute):
 async def run_in_body_thread(
     request: Request, work: Callable[[Unpack[Arguments]], Answer], *args: *Arguments
 ) -> Answer:
-    """What `work` returns, from one of the few threads for what takes a processor for milliseconds."""
+    """Return what `work` returns, from one of the few threads for what takes a processor for milliseconds."""
     return await anyio.to_thread.run_sync(work, *args, limiter=request.app.state.body_threads)
 
 

@@ -88,7 +88,7 @@ def open_pool(
     Args:
         store: Store of the service.
         manifest: Manifest that contributions are privatized by, without counts.
-        setting: Its digest.
+        setting: Digest of the setting.
         least: Number of contributions below which no file is made.
         most: Number of contributions that it takes.
         caller: Caller that becomes the owner.

@@ -30,7 +30,7 @@ class StoredUpload:
     Attributes:
         id: `upload-...`.
         tenant: Tenant that owns it.
-        filename: What the client calls it; shown, never used.
+        filename: Name that the client gave it; shown, never used.
         purpose: `fine-tune`.
         bytes: Number of bytes that it is going to have.
         status: `pending`, `completed`, `cancelled` or `expired`.

@@ -103,10 +103,10 @@ def solve_head(
     """Return W (C, h) and b (C,) of the lowest mean loss + λ |W s|², s the root mean square of a state's numbers.
 
     Args:
-        states: What the head reads, (U, h), float64.
+        states: States that the head reads, (U, h), float64.
         counts: How often each state came with each label, (U, C), float64.
         penalty: λ.
-        label_privacy: What randomized the labels; None for true ones.
+        label_privacy: Mechanism that randomized the labels; None for true ones.
     """
     total = counts.sum()
     scale = ((counts.sum(dim=1) @ states.square()).sum() / (total * states.shape[1])).sqrt().clamp(min=1e-12)

@@ -60,7 +60,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Steps made."""
+        """Number of steps made."""
         return self._trainer.steps
 
     @property

@@ -1,4 +1,4 @@
-"""What a user needs to privatize, `/v1/vocabularies` and `/v1/codes`, and the page at `/`: answers a client may keep.
+"""Answers that a client may keep: `/v1/vocabularies` and `/v1/codes`, which users privatize with, and the page at `/`.
 
 Each has a tag that changes with its content. The description of the API does not have the routes of the page.
 """
