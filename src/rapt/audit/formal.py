@@ -21,7 +21,7 @@ from rapt.audit.program_audit import Fit, audit_program
 from rapt.audit.spent_eta import choose_near_pairs, draw_independently
 from rapt.errors import MechanismError
 from rapt.local.distances import measure_distances
-from rapt.local.mechanisms import Mechanism, find_promise, remake_mechanism
+from rapt.local.mechanisms import Mechanism, find_promise, find_space, remake_mechanism
 from rapt.local.mechanisms.interface import find_closed_channel
 from rapt.local.privacy_loss import compose
 from rapt.local.vocabulary import Vocabulary
@@ -143,7 +143,7 @@ def compute_loss_curves(vocabulary: Vocabulary, setting: MechanismSetting) -> tu
     promise = find_promise(setting.name)
     if promise is None:
         return ()
-    distances = measure_distances(vocabulary)
+    distances = measure_distances(find_space(setting.name, vocabulary))
     curves = []
     for name, distance, tokens in (
         ("a token, its nearest neighbour", distances.nearest_50, 1),

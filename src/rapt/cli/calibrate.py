@@ -149,7 +149,15 @@ def calibrate(
     with meter("calibrating", unit="values of η tried") as progress:
         if epsilon is not None:
             found = calibrate_for_epsilon(
-                make, loaded, epsilon, at=at, pair=pair, delta=delta, weighting=weighting, draws=draws
+                make,
+                loaded,
+                epsilon,
+                mechanism=mechanism,
+                at=at,
+                pair=pair,
+                delta=delta,
+                weighting=weighting,
+                draws=draws,
             )
         else:
             found = calibrate_for_share(
@@ -202,6 +210,7 @@ def calibrate_for_epsilon(
     loaded: Vocabulary,
     epsilon: float,
     *,
+    mechanism: str,
     at: At | None,
     pair: str | None,
     delta: float | None,
@@ -212,14 +221,16 @@ def calibrate_for_epsilon(
     from rapt.local.calibration import DRAWS, NAMED_DISTANCES, calibrate_epsilon
     from rapt.local.distances import measure_distances
     from rapt.local.guarantee import measure_word_distances
+    from rapt.local.mechanisms import find_space
     from rapt.local.randomness import secure_stream
 
+    space = find_space(mechanism, loaded)
     if pair is not None:
         words = split_pair(pair)
-        name, apart = " / ".join(words), measure_word_distances(loaded, words, position=0)
+        name, apart = " / ".join(words), measure_word_distances(space, words, position=0)
     else:
         name = (at or At.MEDIAN_NEIGHBOUR).value
-        apart = [getattr(measure_distances(loaded), NAMED_DISTANCES[name])]
+        apart = [getattr(measure_distances(space), NAMED_DISTANCES[name])]
     return calibrate_epsilon(
         make,
         loaded,

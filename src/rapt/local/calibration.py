@@ -29,7 +29,7 @@ from rapt.local.calibration_search import (
 )
 from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.guarantee import DELTA
-from rapt.local.mechanisms import find_promise
+from rapt.local.mechanisms import find_promise, find_space
 from rapt.local.mechanisms.interface import Mechanism
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
 from rapt.local.text_page import write_scientific
@@ -148,7 +148,8 @@ def calibrate_unchanged(
         UsageError: The target is no share, no η reaches it, or there are too few draws.
     """
     check_share(share, name="unchanged")
-    distances = measure_distances(vocabulary)
+    name = make(guess_eta(vocabulary, measure_distances(vocabulary))).setting.name
+    distances = measure_distances(find_space(name, vocabulary))
     curve = UnchangedCurve(make, weighting, draws=draws, rng=rng, on_progress=on_progress)
     start = guess_eta(vocabulary, distances)
     eta, low, high = find_crossings(curve, target=share, start=start, margin=compute_share_error(share, draws))
@@ -266,7 +267,8 @@ def measure_curve(
     distances: TableDistances | None = None,
 ) -> tuple[CurvePoint, ...]:
     """Points from half of `eta` to its double, `eta` in the middle, with draws of their own."""
-    found = measure_distances(vocabulary) if distances is None else distances
+    space = find_space(make(eta).setting.name, vocabulary)
+    found = measure_distances(space) if distances is None else distances
     share_at = UnchangedCurve(make, weighting, draws=draws, rng=rng)
     points = []
     for step in range(-steps, steps + 1):

@@ -21,7 +21,7 @@ import numpy as np
 from rapt.errors import MechanismError, UsageError
 from rapt.local.deniability import PlausibleDeniability, UnchangedShare
 from rapt.local.distances import TableDistances, measure_distances
-from rapt.local.mechanisms import MECHANISMS
+from rapt.local.mechanisms import MECHANISMS, find_space
 from rapt.local.mechanisms.interface import Promise
 from rapt.local.own_texts import FileShape, OwnTexts
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
@@ -95,7 +95,9 @@ def state_privacy(
     """
     promise = _promise(setting)
     noise = None if promise.noise is None else promise.noise(setting, vocabulary.dimension)
-    distances = measure_distances(vocabulary)
+    # η is measured in the metric of the mechanism, which may scale the rows of the table first.
+    space = find_space(setting.name, vocabulary)
+    distances = measure_distances(space)
 
     def loss(distance: float, *, step: float | None = None) -> PrivacyLoss:
         return promise.loss(setting, distance=distance, dimension=vocabulary.dimension, step=step)
@@ -115,7 +117,7 @@ def state_privacy(
     )
     named = []
     for position, pair in enumerate(word_pairs):
-        apart = measure_word_distances(vocabulary, pair, position=position)
+        apart = measure_word_distances(space, pair, position=position)
         step = choose_loss_step(setting.eta * max(apart))
         losses = [(loss(distance, step=step), 1) for distance in apart]
         named.append(_bound(f"words_{position}", " / ".join(pair), distance=math.fsum(apart), losses=losses))
@@ -127,6 +129,7 @@ def state_privacy(
         vocabulary_hash=vocabulary.hash,
         dimension=vocabulary.dimension,
         size=vocabulary.size,
+        normalization="none" if promise.space is None else str(setting.parameters["metric"]),
         distances=distances,
         mechanism=setting,
         status=KNOWN_MECHANISMS[setting.name].status,

@@ -82,6 +82,7 @@ class PrivacyStatement:
             tokens that were tried stay themselves: then the numbers hold, and are of no use.
         unit: Part in which two inputs may differ.
         model, vocabulary_hash, dimension, size: The metric space, with `distances`.
+        normalization: What is done to the rows first: "none", or the name of the metric.
         distances: Between the tokens of the table.
         mechanism: Name and public parameters.
         status: Status of the guarantee.
@@ -112,6 +113,7 @@ class PrivacyStatement:
     vocabulary_hash: str
     dimension: int
     size: int
+    normalization: str
     distances: TableDistances
     mechanism: MechanismSetting
     status: GuaranteeStatus
@@ -164,7 +166,7 @@ class PrivacyStatement:
                 "dimension": self.dimension,
                 "size": self.size,
                 "distance": "euclidean",
-                "normalization": "none",
+                "normalization": self.normalization,
                 "distances": asdict(self.distances),
             },
             "mechanism": {
@@ -274,7 +276,8 @@ class PrivacyStatement:
         return [
             (
                 "table",
-                f"{self.size:,} tokens of {self.dimension} dimensions, Euclidean distance, not normalized; "
+                f"{self.size:,} tokens of {self.dimension} dimensions, Euclidean distance, "
+                f"{'not normalized' if self.normalization == 'none' else f'metric {self.normalization}'}; "
                 f"{space.tokens:,} of them may be an output",
             ),
             (

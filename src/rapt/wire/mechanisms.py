@@ -50,6 +50,7 @@ KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
     "exponential": _known("eta beta calibrated prior", "closed"),
     "soft-pos": _known("eta beta calibrated metric penalty tags", "closed"),
     "mahalanobis": _known("eta metric mixing", "counted"),
+    "unit-laplace": _known("eta metric", "laplace"),
     "vickrey": _known("eta tuning", "counted"),
     "rank-fix": _known("eta decay", "counted"),
     "tem": _known("eta outside", "closed"),

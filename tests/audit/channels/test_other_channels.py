@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from audit_material import scattered_vocabulary, zipf_prior
-from rapt.audit.channels import count_channel, estimate_channel, explain_unknown_channel
+from rapt.audit.channels import count_channel, estimate_channel, estimate_laplace_channel, explain_unknown_channel
 from rapt.audit.channels.estimate import ChannelQuestion
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
@@ -70,6 +70,22 @@ def test_a_counted_channel_comes_close_to_the_closed_one(vocabulary, rng):
     often = PRIOR > 0.02
     # Three times the largest standard error of a share of 0.02 * 60,000 draws, and the belief in an output itself.
     assert np.abs(matrix_of(found) - exact)[often].max() < 3 * 0.5 / np.sqrt(0.02 * 60_000) + 0.01
+
+
+def test_the_channel_of_scaled_rows_is_estimated_on_the_scaled_rows(vocabulary, rng):
+    mechanism = made(vocabulary, "unit-laplace")
+    outputs = vocabulary.eligible
+    asked = ChannelQuestion(
+        bundle=vocabulary.bundle, setting=mechanism.setting, outputs=outputs, prior=PRIOR, sources=SIZE
+    )
+    estimated = estimate_channel(
+        mechanism.setting, vocabulary.bundle, outputs=outputs, prior=PRIOR, rng=rng, sources=SIZE
+    )
+    counted = matrix_of(count_channel(asked, rng=rng, tokens=60_000))
+    often = PRIOR > 0.02
+    assert np.abs(matrix_of(estimated) - counted)[often].max() < 0.08
+    other = matrix_of(estimate_laplace_channel(asked, rng=rng))
+    assert np.abs(other - counted)[often].max() > 0.15, "the twin: rows as they are"
 
 
 @pytest.mark.parametrize("name", [name for name, known in KNOWN_MECHANISMS.items() if known.channel == "counted"])

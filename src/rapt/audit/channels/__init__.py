@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rapt.audit.channels.estimate import SOURCES, ChannelEstimate, ChannelQuestion
 from rapt.audit.channels.laplace import compute_rough_log_channel, estimate_laplace_channel
 from rapt.errors import AuditError, MechanismError
-from rapt.local.mechanisms import ClosedChannel, remake_mechanism
+from rapt.local.mechanisms import ClosedChannel, find_space, remake_mechanism
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS, ChannelKind
@@ -179,7 +179,8 @@ def compute_log_channel(
     if (reason := explain_missing_pairs(setting, bundle)) is not None:
         raise AuditError(f"every pair of words must have a probability: {reason}; leave the attack out")
     if KNOWN_MECHANISMS[setting.name].channel == "laplace":
-        return compute_rough_log_channel(bundle, eta=setting.eta, sources=sources, outputs=outputs, rng=rng)
+        space = find_space(setting.name, Vocabulary(bundle)).bundle
+        return compute_rough_log_channel(space, eta=setting.eta, sources=sources, outputs=outputs, rng=rng)
     mechanism = cast(ClosedChannel, remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True))
     places = np.searchsorted(bundle.eligible, outputs)
     found = np.empty((len(sources), len(outputs)), dtype=np.float32)
@@ -228,5 +229,8 @@ def estimate_channel(
         raise AuditError(
             f"a channel must be of one of {', '.join(KNOWN_MECHANISMS)}: {reason}; leave out what needs one"
         )
-    asked = ChannelQuestion(bundle=bundle, setting=setting, outputs=outputs, prior=prior, sources=sources)
-    return CHANNELS[KNOWN_MECHANISMS[setting.name].channel](asked, rng=rng, on_progress=on_progress)
+    kind = KNOWN_MECHANISMS[setting.name].channel
+    # The geometry of Laplace noise is that of the rows it was added to.
+    table = find_space(setting.name, Vocabulary(bundle)).bundle if kind == "laplace" else bundle
+    asked = ChannelQuestion(bundle=table, setting=setting, outputs=outputs, prior=prior, sources=sources)
+    return CHANNELS[kind](asked, rng=rng, on_progress=on_progress)

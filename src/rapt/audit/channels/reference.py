@@ -44,7 +44,8 @@ def make_reference(mechanism: Mechanism, vocabulary: Vocabulary) -> ReferenceDra
     choose = _CHOICES.get(mechanism.setting.name)
     if choose is None:
         return None
-    setting, rows = mechanism.setting, vocabulary.embeddings[vocabulary.eligible].astype(np.float32)
+    setting, table = mechanism.setting, _state_table(mechanism.setting, vocabulary)
+    rows = table[vocabulary.eligible].astype(np.float32)
     half_square = (rows**2).sum(axis=1) / 2
     root = _stretch(setting, vocabulary)
     classes = mechanism.tags.classes if isinstance(mechanism, Pct2tMechanism) else None
@@ -56,7 +57,7 @@ def make_reference(mechanism: Mechanism, vocabulary: Vocabulary) -> ReferenceDra
             part = token_ids[start : start + _ROWS]
             width = rng.gamma((dimension + 1) / 2, 2 / setting.eta**2, size=len(part))
             noise = np.sqrt(width)[:, None] * rng.standard_normal((len(part), dimension))
-            noisy = (vocabulary.embeddings[part] + (noise if root is None else noise @ root)).astype(np.float32)
+            noisy = (table[part] + (noise if root is None else noise @ root)).astype(np.float32)
             scores = noisy @ rows.T - half_square
             found[start : start + len(part)] = vocabulary.eligible[choose(stated, part, noisy, scores, rng)]
         return found
@@ -76,6 +77,15 @@ def _draw_from_channel(
             drawn = np.searchsorted(cumulated, rng.random(len(here)) * cumulated[-1], side="right")
             found[here] = vocabulary.eligible[np.minimum(drawn, len(cumulated) - 1)]
     return found
+
+
+def _state_table(setting: MechanismSetting, vocabulary: Vocabulary) -> NDArray[np.float32]:
+    """The table that noise is added to, (V, d)."""
+    table = vocabulary.embeddings
+    if setting.name != "unit-laplace":
+        return table
+    lengths = np.sqrt((table.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    return (table / np.where(lengths == 0, 1, lengths)).astype(np.float32)
 
 
 def _stretch(setting: MechanismSetting, vocabulary: Vocabulary) -> Floats | None:
@@ -162,6 +172,7 @@ def _first_or_second(stated: _Stated, inputs: Ints, noisy: Scored, scores: Score
 _CHOICES: Final[Mapping[str, Callable[..., Ints]]] = MappingProxyType(
     {
         "laplace": _nearest,
+        "unit-laplace": _nearest,
         "mahalanobis": _nearest,
         "vickrey": _first_or_second,
         "rank-fix": _by_rank,

@@ -14,6 +14,7 @@ from rapt.local.mechanisms.interface import ClosedChannel, Mechanism, MechanismK
 from rapt.local.mechanisms.laplace import LAPLACE
 from rapt.local.mechanisms.mahalanobis import MAHALANOBIS
 from rapt.local.mechanisms.near_tokens import RANK_FIX, VICKREY
+from rapt.local.mechanisms.unit_rows import UNIT_LAPLACE
 from rapt.local.mechanisms.word_classes import PCT2T, SOFT_POS
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
@@ -25,7 +26,19 @@ _LEAST_SHARE: Final = 1e-13
 _TOKENS_TRIED: Final = 256
 MECHANISMS: Final[Mapping[str, MechanismKind]] = {
     kind.name: kind
-    for kind in (LAPLACE, EXPONENTIAL, SOFT_POS, MAHALANOBIS, VICKREY, RANK_FIX, TEM, SANTEXT, CUSTEXT, PCT2T)
+    for kind in (
+        LAPLACE,
+        EXPONENTIAL,
+        SOFT_POS,
+        MAHALANOBIS,
+        UNIT_LAPLACE,
+        VICKREY,
+        RANK_FIX,
+        TEM,
+        SANTEXT,
+        CUSTEXT,
+        PCT2T,
+    )
 }
 
 __all__ = [
@@ -35,6 +48,7 @@ __all__ = [
     "MechanismKind",
     "check_useful_eta",
     "find_promise",
+    "find_space",
     "make_mechanism",
     "remake_mechanism",
 ]
@@ -64,7 +78,7 @@ def make_mechanism(
     if name not in MECHANISMS:
         raise MechanismError(f"unknown mechanism={name!r}; choose one of {', '.join(MECHANISMS)}")
     kind = MECHANISMS[name]
-    _check_least_eta(eta, vocabulary=vocabulary)
+    _check_least_eta(eta, vocabulary=find_space(name, vocabulary))
     if kind.known.status != "proved" and not allow_unproved:
         raise MechanismError(
             f"the guarantee of mechanism={name!r} is {kind.known.status}: {kind.known.caveat}; "
@@ -76,6 +90,12 @@ def make_mechanism(
 def find_promise(name: str) -> Promise | None:
     """Return what a privacy statement computes of the mechanism; None for one that is unknown or not proved."""
     return MECHANISMS[name].promise if name in MECHANISMS else None
+
+
+def find_space(name: str, vocabulary: Vocabulary) -> Vocabulary:
+    """The vocabulary in whose table the distances of a mechanism are: this one, unless it changes the metric."""
+    promise = find_promise(name)
+    return vocabulary if promise is None or promise.space is None else promise.space(vocabulary)
 
 
 def check_useful_eta(eta: float, *, vocabulary: Vocabulary) -> None:

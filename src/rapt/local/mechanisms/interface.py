@@ -157,12 +157,14 @@ class Promise:
         noise: Size of its noise in d dimensions; None where there is none, or where it depends on the direction.
         pure_only: Whether `loss` knows no more than the pure bound.
         remark: Remark about its metric for a reader.
+        space: Makes the vocabulary in whose table its distances are; None for the table as it is.
     """
 
     loss: TokenLoss
     noise: Callable[[MechanismSetting, int], Noise] | None = None
     pure_only: bool = False
     remark: Callable[[MechanismSetting], str] | None = None
+    space: Callable[[Vocabulary], Vocabulary] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
