@@ -1,5 +1,6 @@
 """JSON bodies that would stop a service: bounded in time and memory, refused at their first fault, never repeated."""
 
+import functools
 import json
 import tracemalloc
 from time import process_time
@@ -22,6 +23,7 @@ def filled(before, item, after, size):
     return before + item * ((size - len(before) - len(after)) // len(item)) + after
 
 
+@functools.cache
 def hostile(size):
     """Bodies of a size, by what is wrong with them, and whose they are."""
     records = b'{"model":"m","manifest":{},"records":['
