@@ -1,6 +1,7 @@
 """N_w and S_w: exact ones by naive counting, bounds from draws below the truth, and a twin that overstates."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -90,6 +91,24 @@ def test_calibration_and_statement_take_the_same_basis(rng, bert_tiny):
     assert stated.basis == basis.source
     error = math.hypot(compute_share_error(stated.share, 8192), compute_share_error(stated.share, 8192))
     assert abs(curve(85.0) - stated.share) < stats.norm.isf(ALPHA / 2) / 1.96 * error
+
+
+def test_of_a_table_too_large_other_tokens_are_tried_each_time(monkeypatch):
+    monkeypatch.setattr("rapt.local.deniability._MOST_SEARCHED", 600 * 50)
+    vocabulary = toy_vocabulary(np.arange(600.0)[:, None])
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watched:
+        def privatize(self, token_ids, *, rng):
+            seen.append(tuple(token_ids.tolist()))
+            return token_ids
+
+    found = [measure_every_token(Watched(), vocabulary, rng=np.random.default_rng(seed)) for seed in range(2)]
+    assert (found[0].types, found[0].draws, found[0].share) == (50, 50, 1.0)
+    assert found[0].basis.startswith("50 tokens chosen at random of all 600")
+    assert len(set(seen[0])) == 50
+    assert set(seen[0]) != set(seen[1])
 
 
 def test_every_token_is_tried_and_one_that_stays_is_seen(rng):

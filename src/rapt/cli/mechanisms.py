@@ -300,8 +300,10 @@ def statement(
     if manifest is not None and manifest.unit == "text":
         epsilon = manifest.mechanism.epsilon
     if epsilon is not None:
-        if pair or word or settings or vocabulary is not None:
-            raise UsageError("--pair, --word, --set and --vocabulary are of tokens; leave them out for whole texts")
+        if pair or word or settings or vocabulary is not None or original is not None:
+            raise UsageError(
+                "--pair, --word, --set, --vocabulary and --original are of tokens; leave them out for whole texts"
+            )
         said = state_text_privacy(epsilon, manifest=manifest)
         show_json(said.to_json()) if as_json else show(said.to_text())
         return
