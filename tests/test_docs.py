@@ -33,9 +33,6 @@ FENCE = re.compile(r"(<!-- runs -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
-HOW = "good bad late new old long dull bright cold warm empty".split()
-
-
 def blocks(path: Path, language: str, *, only_runs: bool = False) -> Iterator[str]:
     for runs, name, content in FENCE.findall(path.read_text(encoding="utf-8")):
         if name == language and (runs or not only_runs):
@@ -74,8 +71,6 @@ def test_the_readmes_shell_blocks_run(service, tmp_path: Path):
     rows = [f"the soup was {'good' if i % 2 else 'bad'} and so was the bread,{i % 2}\n" for i in range(12)]
     (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows))
     (tmp_path / "queries.csv").write_text("text\nthe bread was good\nthe soup was bad\n")
-    things = [f"the {thing} was {how}" for thing in "bread soup film book room bus sea".split() for how in HOW]
-    (tmp_path / "public.csv").write_text("text\n" + "".join(f"{text}\n" for text in things))
     script = "set -euo pipefail\n" + "\n".join(blocks(README, "bash", only_runs=True))
     done = subprocess.run(
         ["bash", "-c", script.replace("http://127.0.0.1:8420", service)],

@@ -69,6 +69,13 @@ PUBLIC_MODELS: Final[dict[str, PublicModel]] = {
 }
 
 
+# Codes of whole texts that come with rapt, and the hash of each: directions and codewords from public text. The encoder
+# of a code is another model. docs/decisions/0025-a-code-is-a-token.md says what they were made of.
+PUBLIC_CODES: Final[dict[str, str]] = {
+    "minilm-codes": "sha256:496917be811018baa84b0c758fc092e45141ec36e8778f2a75ad15d46dda716b",
+}
+
+
 # `owner/name` or `name`, as the hub allows them; no part is a path that leads elsewhere.
 _HUB_NAME: Final = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40,64}")
@@ -78,12 +85,14 @@ def find_model_folder(model: str) -> Path:
     """Find the folder that holds `config.json`, `tokenizer.json` and the weights of a public model.
 
     Args:
-        model: A name in `PUBLIC_MODELS`, the path of a folder in Hugging Face's layout or of a code bundle, or a name
-            of the hub whose files are in the local cache.
+        model: A name in `PUBLIC_MODELS` or `PUBLIC_CODES`, the path of a folder in Hugging Face's layout or of a code
+            bundle, or a name of the hub whose files are in the local cache.
 
     Raises:
         VocabularyError: The name is unknown, or its files are not on this machine.
     """
+    if model in PUBLIC_CODES:
+        return Path(__file__).parent / "public_codes" / model
     if model not in PUBLIC_MODELS:
         folder = Path(model)
         return folder if _is_model_folder(folder) else _find_snapshot(model)

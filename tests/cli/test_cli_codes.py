@@ -10,6 +10,7 @@ import pytest
 
 from code_material import code_parts, codes_manifest
 from rapt.local.codes.encoder import read_encoder
+from rapt.public_models import PUBLIC_CODES
 from rapt.wire.code_bundle import make_code_bundle, write_code_bundle
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import PrivatizedRecord, read_privatized_file
@@ -74,6 +75,23 @@ def test_texts_become_codes_at_one_epsilon_each(rapt, reviews, tmp_path, codes, 
     assert "e^4.00 : 1" in rapt("statement", target).out
 
 
+def test_no_code_has_to_be_named(rapt, reviews, tmp_path, never_shows):
+    outcome = rapt("privatize", reviews, tmp_path / "out", "--epsilon", 4)
+    assert outcome.code == 0
+    never_shows(outcome.err + (tmp_path / "out").read_text())
+    manifest = read_privatized_file(tmp_path / "out").manifest
+    assert (manifest.model, manifest.vocabulary_hash) == ("minilm", PUBLIC_CODES["minilm-codes"])
+
+
+def test_the_code_that_comes_with_rapt_is_found_by_the_audit(rapt, tmp_path):
+    texts = [f"the {word} was {'very ' * times}good" for word in ("soup", "film", "room", "trip") for times in range(6)]
+    (tmp_path / "in.csv").write_text("\n".join(["text", *texts]) + "\n")
+    assert rapt("privatize", tmp_path / "in.csv", tmp_path / "out", "--epsilon", 4, "--no-label").code == 0
+    audited = rapt("audit", tmp_path / "out", "--original", tmp_path / "in.csv", "--json")
+    assert audited.code == 0, audited.err
+    assert json.loads(audited.out)
+
+
 def test_the_ledger_counts_epsilon_apart_from_eta_and_answers_a_text_again(rapt, reviews, tmp_path, codes):
     book = tmp_path / "book.sqlite"
     counted = ("--ledger", book, "--codes", codes / "good", "--epsilon")
@@ -94,7 +112,8 @@ def test_pairs_randomized_labels_and_processes_come_as_with_tokens(rapt, tmp_pat
     (tmp_path / "in.csv").write_text("\n".join(["one,two,label", *rows]) + "\n")
     outcome = rapt(
         "privatize", tmp_path / "in.csv", tmp_path / "out", "--epsilon", 2, "--codes", codes / "good", "--no-ledger",
-        "--text-column", "one", "--text-column-2", "two", "--label-epsilon", 1, "--processes", 2,
+        "--text-column", "one", "--text-column-2", "two", "--label-epsilon", 1, "--labels", "no,yes",
+        "--processes", 2,
     )  # fmt: skip
     assert outcome.code == 0
     file = read_privatized_file(tmp_path / "out")
@@ -118,8 +137,7 @@ def test_an_epsilon_that_lets_texts_be_named_is_taken_only_from_who_says_so(rapt
     [
         ("", 2, "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens"),
         ("--epsilon 4 --eta 75 --codes good", 2, "one guarantee must be named"),
-        ("--epsilon 4", 2, "name its folder with --codes"),
-        ("--epsilon 4 --codes .", 5, "must be a folder with code.json and code.safetensors"),
+        ("--epsilon 4 --codes .", 5, "must be a folder with code.json and code.safetensors, or one of minilm-codes"),
         ("--epsilon 4 --codes unknown", 5, "or name it with --encoder"),
         ("--epsilon 4 --codes other", 5, "must be the one it was made with, bert-tiny efefefefefef"),
         ("--epsilon 4 --codes good --encoder minilm", 5, "must be the one it was made with"),

@@ -87,7 +87,11 @@ def audit(
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: PRIVATIZED's model.")
     ] = None,
     codes: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Code bundle that a file of whole texts was made with.")
+        Path | None,
+        typer.Option(
+            metavar="NAME",
+            help="Code that a file of whole texts was made with, a name or folder; default: one that comes with rapt.",
+        ),
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(metavar="NAME", help="Encoder of the bundle, a name or folder; default: its name.")
@@ -191,16 +195,19 @@ def _audit_codes(
 ) -> None:
     """Audit a file of whole texts."""
     from rapt.audit.code_audit import audit_codes, code_audit_to_json, read_originals
+    from rapt.local.codes.code_privatizer import read_code
     from rapt.local.codes.encoder import read_encoder
+    from rapt.public_models import PUBLIC_CODES
     from rapt.whole_files import write_whole
-    from rapt.wire.code_bundle import read_code_bundle
     from rapt.wire.privatized_file import read_privatized_file
 
-    if codes is None:
+    released = read_privatized_file(file)
+    known = next((name for name, pinned in PUBLIC_CODES.items() if pinned == released.manifest.vocabulary_hash), None)
+    if codes is None and known is None:
         raise UsageError("a file of whole texts must be audited with its code bundle; name its folder with --codes")
-    bundle = read_code_bundle(codes)
+    bundle = read_code(codes or known or "")
     found = audit_codes(
-        read_privatized_file(file),
+        released,
         read_originals(original, text_column=text_column, attributes=attributes),
         bundle=bundle,
         encoder=read_encoder(bundle.model if encoder is None else encoder),

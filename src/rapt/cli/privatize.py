@@ -74,9 +74,12 @@ def privatize(
         typer.Option(metavar="NUMBER", help="Protect each whole text at this ε, as a code; 1 to 8 are usual."),
     ] = None,
     codes: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Public code bundle, as `rapt codebook` makes it; with --epsilon."),
-    ] = None,
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Public code of whole texts; or the folder of one, as `rapt codebook` makes it. With --epsilon.",
+        ),
+    ] = "minilm-codes",
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -222,7 +225,7 @@ def privatize(
 
     \b
     Examples:
-      rapt privatize reviews.csv reviews.codes.jsonl --epsilon 4 --codes reviews-codes
+      rapt privatize reviews.csv reviews.codes.jsonl --epsilon 4
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --text-column review --label-column stars
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --cap 150
       rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
@@ -361,11 +364,10 @@ def _refuse_options(context: typer.Context, options: dict[str, str], *, beside: 
         raise UsageError(f"{', '.join(given)} must not stand beside {beside}, whose unit is another; leave it out")
 
 
-def _load_codes(codes: Path | None, *, epsilon: float, encoder: str | None, allow_large: bool) -> CodePrivatizer:
+def _load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large: bool) -> CodePrivatizer:
     """Load what turns whole texts into codes.
 
     Raises:
-        UsageError: No code is named.
         MechanismError: epsilon is outside its domain, or large without that being allowed.
         VocabularyError: The reasons of `load_code_privatizer`.
     """
@@ -379,11 +381,6 @@ def _load_codes(codes: Path | None, *, epsilon: float, encoder: str | None, allo
         raise MechanismError(
             f"epsilon must be at most {USUAL_EPSILON:g}, where a text is named among 1,000 others nearly always; take "
             f"1 to 8, or insist with --allow-large-epsilon (up to {MOST_EPSILON:g})"
-        )
-    if codes is None:
-        raise UsageError(
-            "--epsilon must come with the public code that texts are turned into; name its folder with --codes, which "
-            "`rapt codebook` makes of public text"
         )
     found = load_code_privatizer(codes, epsilon=epsilon, encoder=encoder)
     if languages := found.mechanism.bundle.languages:

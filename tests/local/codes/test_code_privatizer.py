@@ -9,10 +9,12 @@ import pytest
 from code_material import RowsEncoder, code_bundle, code_privatizer
 from rapt.errors import CorpusError, MechanismError, UsageError, VocabularyError, WireError
 from rapt.local.codes.code_privatizer import load_code_privatizer
+from rapt.local.codes.codebook import draw_codewords
 from rapt.local.corpus import privatize_corpus
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
 from rapt.local.records import PartColumns
+from rapt.public_models import PUBLIC_CODES
 from rapt.wire.code_bundle import project_states, write_code_bundle
 from rapt.wire.manifest import LabelPrivacy, PlainTokens, Randomness
 from rapt.wire.privatized_file import read_privatized_file
@@ -202,5 +204,27 @@ def test_a_code_is_loaded_from_its_folder_only_at_an_epsilon_of_its_domain(tmp_p
 
 
 def test_what_is_no_code_is_refused_with_the_way_to_one(tmp_path):
-    with pytest.raises(VocabularyError, match=r"must be a folder with code\.json and code\.safetensors; make one"):
+    with pytest.raises(
+        VocabularyError, match=r"must be a folder with code\.json and code\.safetensors, or one of minilm-codes"
+    ):
         load_code_privatizer(tmp_path, epsilon=1.0)
+
+
+@pytest.mark.parametrize("name", PUBLIC_CODES)
+def test_a_code_that_comes_with_rapt_is_the_pinned_one_and_of_its_encoder(name, monkeypatch):
+    privatizer = load_code_privatizer(name, epsilon=4.0)
+    bundle = privatizer.mechanism.bundle
+    assert (bundle.hash, bundle.languages) == (PUBLIC_CODES[name], ("en",))
+    assert (bundle.codewords == draw_codewords(codes=1, codewords=4096, dimensions=8)).all()
+    monkeypatch.setitem(PUBLIC_CODES, name, "sha256:" + "0" * 64)
+    with pytest.raises(VocabularyError, match="must be the one that came with rapt"):
+        load_code_privatizer(name, epsilon=4.0)
+
+
+def test_the_code_that_comes_with_rapt_tells_praise_from_blame():
+    privatizer = load_code_privatizer("minilm-codes", epsilon=4.0)
+    praise = [f"The {thing} was wonderful, we loved it." for thing in ("film", "soup", "hotel", "phone", "concert")]
+    blame = [f"The {thing} was terrible, a waste of money." for thing in ("film", "soup", "hotel", "phone", "concert")]
+    codes = project_states(privatizer.encoder.encode(praise + blame), privatizer.mechanism.bundle)
+    apart = codes[:5].mean(axis=0) - codes[5:].mean(axis=0)
+    assert (codes[:5] @ apart).min() > (codes[5:] @ apart).max()

@@ -22,6 +22,7 @@ from rapt.local.codes.subset import SubsetMechanism, make_subset
 from rapt.local.privatizer import check_known, check_labels
 from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary
+from rapt.public_models import PUBLIC_CODES, find_model_folder
 from rapt.version import __version__
 from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, project_states, read_code_bundle
 from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
@@ -234,11 +235,34 @@ def check_encoder(encoder: Encoder, *, bundle: CodeBundle) -> None:
         )
 
 
+def read_code(codes: Path | str) -> CodeBundle:
+    """Read a code by the path of its folder, or by its name in `rapt.public_models.PUBLIC_CODES`.
+
+    Raises:
+        VocabularyError: There is no code, or the one of a name is not that which came with rapt.
+        WireError: The code is malformed.
+    """
+    pinned = PUBLIC_CODES.get(str(codes))
+    folder = Path(codes) if pinned is None else find_model_folder(str(codes))
+    if not holds_code_bundle(folder):
+        raise VocabularyError(
+            f"a code must be a folder with code.json and code.safetensors, or one of {', '.join(PUBLIC_CODES)}; make "
+            "one of public text with `rapt codebook`, or fetch that of a service"
+        )
+    bundle = read_code_bundle(folder)
+    if pinned not in (None, bundle.hash):
+        raise VocabularyError(
+            f"the code {codes} must be the one that came with rapt, got another; take its files from the release again"
+        )
+    return bundle
+
+
 def load_code_privatizer(codes: Path | str, *, epsilon: float, encoder: Path | str | None = None) -> CodePrivatizer:
     """Load what turns whole texts into codes at ε.
 
     Args:
-        codes: Folder of a code bundle, as `rapt codebook` writes it or a service hands it out.
+        codes: Folder of a code bundle, as `rapt codebook` writes it or a service hands it out; or a name in
+            `rapt.public_models.PUBLIC_CODES`.
         epsilon: ε of a whole text, nats.
         encoder: Name or folder of the encoder; None takes the name that the code has for it.
 
@@ -247,13 +271,7 @@ def load_code_privatizer(codes: Path | str, *, epsilon: float, encoder: Path | s
         WireError: The code is malformed.
         MechanismError: epsilon is outside its domain.
     """
-    folder = Path(codes)
-    if not holds_code_bundle(folder):
-        raise VocabularyError(
-            "a code must be a folder with code.json and code.safetensors; make one of public text with "
-            "`rapt codebook`, or fetch that of a service"
-        )
-    bundle = read_code_bundle(folder)
+    bundle = read_code(codes)
     mechanism = make_subset(bundle, epsilon=epsilon)  # before the encoder, which takes seconds to read
     try:
         found = read_encoder(encoder or bundle.model)
