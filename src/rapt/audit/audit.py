@@ -133,6 +133,7 @@ def audit_view(
     *,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
     words: Words = TELLING_WORDS,
+    language_model: str | None = None,
     seed: int = 0,
     kept: KeptResults | None = None,
     on_progress: Callable[[str, float], None] | None = None,
@@ -144,6 +145,7 @@ def audit_view(
         truth: Read only after an attack has answered.
         attacks: Names in `ATTACKS` and `QUESTIONS`; those that are not among them are listed as not run.
         words: Telling words by kind, which the attacker looks for.
+        language_model: Decoder of the attack `causal`, as `find_decoder` takes it; None for the usual one.
         seed: Seed of every draw; the same seed gives the same report.
         kept: Store of results as they come, so that a run that was interrupted goes on; None keeps none.
         on_progress: Called with the name of a stage and the share of it that is done.
@@ -159,20 +161,23 @@ def audit_view(
         return (lambda share: None) if on_progress is None else (lambda share: on_progress(name, share))
 
     results, skipped = [], []
-    desk = Desk(view, seed=seed, channel=None if kept is None else kept.read_channel())
+    known = None if kept is None else kept.read_channel()
+    desk = Desk(view, seed=seed, channel=known, language_model=language_model)
     for name in dict.fromkeys(name for name in attacks if name in ATTACKS):
         attack = ATTACKS[name]
         if (reason := attack.reason_to_skip(desk)) is not None:
             skipped.append(Skipped(attack=name, reason=reason))
             continue
         stage(name)(0.0)
-        result = None if kept is None else kept.read(name, AttackResult)
+        # Which decoder was named is no part of what results are kept by.
+        keeps = None if language_model is not None and "decoder" in attack.needs else kept
+        result = None if keeps is None else keeps.read(name, AttackResult)
         if result is None:
             result = _attack(name, attack, desk, truth, on_progress=stage(name))
-            if kept is not None:
+            if keeps is not None:
                 if "channel" in attack.needs:
-                    kept.write_channel(desk.channel())
-                kept.write(name, result)
+                    keeps.write_channel(desk.channel())
+                keeps.write(name, result)
         results.append(result)
         stage(name)(1.0)
     if not results:

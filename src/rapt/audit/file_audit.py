@@ -12,12 +12,14 @@ from typing import Final
 import numpy as np
 
 from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
+from rapt.audit.attacks.desk import Desk
 from rapt.audit.attributes import AttributeResult, infer_attribute
 from rapt.audit.audit import audit_view
 from rapt.audit.formal import measure_formal_side
 from rapt.audit.judge.detail import add_entities, explain_missing_entities
 from rapt.audit.kept_results import keep_results
 from rapt.audit.known_plaintext import known_plaintext
+from rapt.audit.prompts import export_prompts
 from rapt.audit.questions import QUESTIONS, Question, Words
 from rapt.audit.report import write_report
 from rapt.audit.report.values import Report
@@ -64,6 +66,8 @@ class AuditPlan:
         lend: Share of the records that the attackers hold in clear where there is no public text; 0 lends none.
         attacks: Names in `rapt.audit.attacks.ATTACKS` and `rapt.audit.questions.QUESTIONS`; None takes the usual ones.
         keywords: Text file with a telling word or phrase a line, to look for; None takes the list of this project.
+        language_model: Decoder of the attack `causal`: a known model, a folder in Hugging Face's layout, or a name in
+            the local cache; None takes the usual one.
         attributes: Columns of `original` to infer from each text.
         entities: Whether names, places and dates are counted by kind.
         vocabulary: Known model, model folder or fetched bundle; None takes the file's model.
@@ -72,6 +76,7 @@ class AuditPlan:
         quick: Whether a small part is attacked, with the fast attacks alone.
         seed: Seed of everything that the audit draws.
         out: Folder for the report, where an interrupted audit goes on; None writes nothing.
+        export_prompts: File for prompts about the public text, for a larger language model; None writes none.
     """
 
     file: Path
@@ -86,6 +91,7 @@ class AuditPlan:
     lend: float = 0.5
     attacks: tuple[str, ...] | None = None
     keywords: Path | None = None
+    language_model: str | None = None
     attributes: tuple[str, ...] = ()
     entities: bool = False
     vocabulary: str | None = None
@@ -94,6 +100,7 @@ class AuditPlan:
     quick: bool = False
     seed: int = 0
     out: Path | None = None
+    export_prompts: Path | None = None
 
     @property
     def attacks_to_run(self) -> tuple[str, ...]:
@@ -125,6 +132,8 @@ class AuditPlan:
             label_column=self.label_column,
             attacks=",".join(self.attacks_to_run),
             keywords=self.keywords,
+            language_model=self.language_model,
+            export_prompts=self.export_prompts,
             text_column_2=self.text_column_2,
             target_column=self.target_column,
             vocabulary=None if self.vocabulary is None else Path(self.vocabulary),
@@ -174,6 +183,12 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         )
         public = _randomize_labels(public, private.manifest, seed=plan.seed)
     view = adversary_view(private, vocabulary.bundle, public=public)
+    if plan.export_prompts is not None:
+        # Before texts are lent: those are the user's own.
+        if public is None:
+            raise AuditError("prompts are made of public text only, and none was given; give --public-text")
+        count = export_prompts(Desk(view, seed=plan.seed), plan.export_prompts)
+        narrator.say(f"prompts about {count} public texts, and the answers beside them: {plan.export_prompts}")
     truth = read_truth(
         view,
         plan.original,
@@ -198,6 +213,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
             truth,
             attacks=plan.attacks_to_run,
             words=TELLING_WORDS if plan.keywords is None else read_word_list(plan.keywords),
+            language_model=plan.language_model,
             seed=plan.seed,
             kept=kept,
             on_progress=show_stages(meter, weights),

@@ -70,6 +70,13 @@ def audit(
             metavar="FILE", help="Telling words to look for, one a line; default: a list of health, money, faith, ..."
         ),
     ] = None,
+    language_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Decoder of the attack causal: a known model, a model folder, or a name in the Hugging Face cache.",
+        ),
+    ] = None,
     attribute: Annotated[
         list[str] | None,
         typer.Option(
@@ -110,6 +117,14 @@ def audit(
         Path | None,
         typer.Option(
             help="Folder for report.html and report.json, which hold no text. A run that was interrupted goes on there."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--export-prompts",
+            metavar="FILE",
+            help="Write prompts about the public texts, privatized alike, to ask a larger language model with.",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -162,6 +177,7 @@ def audit(
             lend=lend,
             attacks=None if attacks is None else tuple(name.strip() for name in attacks.split(",")),
             keywords=keywords,
+            language_model=language_model,
             attributes=tuple(attribute or ()),
             entities=entities,
             vocabulary=vocabulary,
@@ -170,6 +186,7 @@ def audit(
             quick=quick,
             seed=seed,
             out=out,
+            export_prompts=prompts,
         ),
         narrator=output,
     )

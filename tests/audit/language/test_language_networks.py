@@ -10,6 +10,7 @@ from rapt.audit.language.networks import Decoder
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
+from tiny_backbones import write_tiny_model
 
 ROWS = ("a", "funny", "film", "##s", "##making", "zwieback", ".")
 A, FUNNY, FILM, S, MAKING, ZWIEBACK, STOP = range(len(ROWS))
@@ -23,6 +24,23 @@ def decoder():
     except VocabularyError:
         pytest.skip("the weights of the decoder are not installed")
     return Decoder(ROWS, model=DECODER)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_decoder_of_any_folder_reads_piece_by_piece_what_it_says_of_the_words(architecture, tmp_path):
+    own = Decoder(ROWS, model=str(write_tiny_model(architecture, tmp_path)))
+    for tokens, words in (((A, FUNNY, FILM, STOP), ("a", "funny", "film", ".")), ((A, FILM, S), ("a", "films"))):
+        value = read(own, tokens, beside=(ZWIEBACK, S, A, MAKING))
+        assert_close(torch.tensor(value), torch.tensor(whole(own, words)), layers=3, width=32)
+
+
+def test_what_is_no_decoder_is_refused_before_it_is_loaded(tmp_path):
+    with pytest.raises(VocabularyError, match="names no architecture of one"):
+        Decoder(ROWS, model=str(write_tiny_model("bert", tmp_path / "bert")))
+    folder = write_tiny_model("gpt2", tmp_path / "gpt2")
+    (folder / "model.safetensors").rename(folder / "model.bin")
+    with pytest.raises(VocabularyError, match="weights in safetensors"):
+        Decoder(ROWS, model=str(folder))
 
 
 SIZE = {"layers": 31, "width": 576}  # of the decoder

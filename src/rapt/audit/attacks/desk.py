@@ -90,16 +90,25 @@ class Lattice:
 class Desk:
     """An attacker's view and all that he has worked out from it; see the module."""
 
-    def __init__(self, view: AdversaryView, *, seed: int, channel: ChannelEstimate | None = None) -> None:
+    def __init__(
+        self,
+        view: AdversaryView,
+        *,
+        seed: int,
+        channel: ChannelEstimate | None = None,
+        language_model: str | None = None,
+    ) -> None:
         """Lay out what is known.
 
         Args:
             view: View of the service.
             seed: Seed of everything that is drawn.
             channel: At the tokens of the view, if it was computed before.
+            language_model: Decoder that the attacker asks, as `find_decoder` takes it; None for the usual one.
         """
         self.view = view
         self.seed = seed
+        self.language_model = language_model
         self._channel = channel
         self._ngrams: dict[int, NgramModel] = {}
         self._prior: TokenPrior | None = view.prior
@@ -107,7 +116,12 @@ class Desk:
 
     def at(self, view: AdversaryView) -> Desk:
         """The desk of an attack on a part of the records: what was worked out for all of them is there."""
-        part = Desk(view, seed=self.seed, channel=self.channel() if self.channel_unknown is None else None)
+        part = Desk(
+            view,
+            seed=self.seed,
+            channel=self.channel() if self.channel_unknown is None else None,
+            language_model=self.language_model,
+        )
         part._prior, part._ngrams = self._prior, self._ngrams
         part._kept = {name: kept for name, kept in self._kept.items() if name not in _OF_THE_VIEW}
         return part

@@ -62,6 +62,7 @@ from rapt.audit.attacks.desk import Desk, Lattice, Progress
 from rapt.audit.language.layout import place_in_text, write_rows
 from rapt.audit.language.search import Conditional, Reader, search_beam, sweep
 from rapt.audit.view import CANDIDATES, Guess
+from rapt.public_models import name_model
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -216,7 +217,8 @@ def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> G
 
     beliefs = compute_beliefs(desk, on_progress=scale_progress(on_progress, 0.0, 0.2))
     lattice = desk.lattice()
-    decoder = Decoder(write_rows(desk.view.bundle), model=DECODER)
+    model = desk.language_model or DECODER
+    decoder = Decoder(write_rows(desk.view.bundle), model=model)
     order = np.argsort(-beliefs[:, :-1], axis=1, kind="stable")
     tried, left = order[:, :_WIDTH], order[:, _WIDTH:]
     columns = np.column_stack([tried, np.full(len(tried), beliefs.shape[1] - 1)])
@@ -238,7 +240,8 @@ def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> G
     everything = beliefs - 1e6
     np.put_along_axis(everything, tried, found[:, :-1], axis=1)
     return Guess(
-        token_ids=rank_candidates(lattice, everything), remarks=(f"the decoder {DECODER}, {_BEAMS} readings a text",)
+        token_ids=rank_candidates(lattice, everything),
+        remarks=(f"the decoder {name_model(model)}, {_BEAMS} readings a text",),
     )
 
 

@@ -28,9 +28,9 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import BertForMaskedLM, DynamicCache, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, BertForMaskedLM, DynamicCache
 
-from rapt.audit.language.layout import batch_texts
+from rapt.audit.language.layout import batch_texts, find_decoder
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
@@ -247,24 +247,30 @@ class Decoder:
 
         Args:
             rows: Written form of each row of the table: words, and pieces that begin with "##".
-            model: A public model of Llama's architecture.
+            model: A decoder: a public model, a folder in Hugging Face's layout, or a name in the local cache.
 
         Raises:
-            VocabularyError: The files of the model are missing.
+            VocabularyError: The files of the model are missing, or it is no decoder.
         """
-        folder = find_model_folder(model)
+        folder = find_decoder(model)
         self.rows = tuple(rows)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         config = json.loads((folder / "config.json").read_bytes())
-        self.begin = int(config["bos_token_id"])
+        begin = config.get("bos_token_id")
+        self.begin = int(config["eos_token_id"] if begin is None else begin)
         with quiet():
-            whole = LlamaForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+            whole = AutoModelForCausalLM.from_pretrained(
+                str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
         self.network = whole.requires_grad_(False)
         self.network.train(False)
         self.spelled = lru_cache(maxsize=200_000)(self._spell)
 
     def _spell(self, word: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(" " + word, add_special_tokens=False).ids)
+        # As after another word: some tokenizers write the space before a word, others a mark.
+        before = self.tokenizer.encode("a", add_special_tokens=False).ids
+        after = self.tokenizer.encode("a " + word, add_special_tokens=False).ids
+        return tuple(after[len(before) :]) if after[: len(before)] == before else tuple(after)
 
     def reader(self, rows: int) -> DecoderReader:
         """A reader of so many rows that have read nothing."""
@@ -362,19 +368,19 @@ class DecoderReader:
         """Read tokens: log P of what follows the last of each row, (R, V), and the sum of log P within, (R,)."""
         network = self._decoder.network
         self._mask = np.concatenate([self._mask, given], axis=1)
-        states = network.model(
+        logits = network(
             input_ids=torch.from_numpy(ids),
             attention_mask=torch.from_numpy(self._mask.astype(np.int64)),
             position_ids=torch.from_numpy(positions),
-            **with_cache(network.model, self._cache),
-        ).last_hidden_state
+            **with_cache(network, self._cache),
+        ).logits
         lengths = given.sum(axis=1)
         rows = torch.arange(len(ids))
-        last = network.lm_head(states[rows, torch.from_numpy(np.maximum(lengths - 1, 0))]).log_softmax(dim=-1)
+        last = logits[rows, torch.from_numpy(np.maximum(lengths - 1, 0))].log_softmax(dim=-1)
         inner = np.zeros(len(ids))
         row, column = np.nonzero(given[:, 1:])
         if len(row):
-            logs = network.lm_head(states[torch.from_numpy(row), torch.from_numpy(column)]).log_softmax(dim=-1)
+            logs = logits[torch.from_numpy(row), torch.from_numpy(column)].log_softmax(dim=-1)
             said = logs.gather(1, torch.from_numpy(ids[row, column + 1])[:, None]).double().numpy()[:, 0]
             np.add.at(inner, row, said)
         return last, inner
