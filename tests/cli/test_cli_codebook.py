@@ -60,3 +60,19 @@ def test_a_file_that_is_not_there_leaves_no_folder(rapt, tmp_path):
     assert refused.code == 3
     assert len(refused.err.strip().splitlines()) == 1
     assert not (tmp_path / "code").exists()
+
+
+def test_texts_are_privatized_with_the_code_that_was_made(rapt, tmp_path, reviews, never_shows):
+    made = rapt(
+        *("codebook", write_public(tmp_path / "public.csv"), "--model", "bert-tiny", "--dimensions", 4),
+        *("--codewords", 64, "--out", tmp_path / "code"),
+    )
+    assert made.code == 0, made.err
+    out = tmp_path / "out.jsonl"
+    done = rapt("privatize", reviews, out, "--epsilon", 4, "--codes", tmp_path / "code")
+    assert done.code == 0, done.err
+    manifest, *records = (json.loads(line) for line in out.read_text().splitlines()[:7])
+    bundle = read_code_bundle(tmp_path / "code")
+    assert bundle.hash in json.dumps(manifest)
+    assert len(records) == 6
+    never_shows(out.read_text() + done.err + done.out)

@@ -7,7 +7,7 @@ that no coordinate of a code is lost in the noise of another.
 
 *Codewords.* Points of the sphere, the same for everybody: coordinates are sums of twelve whole numbers of SHAKE-256,
 divided by the length. Sum, root and quotient have one correctly rounded result each, so every machine makes the same
-float32 numbers. k-means codebooks, which follow public text, were no better (docs/results/text_codes.md).
+float32 numbers.
 
 *How many codewords.* The mean inner product of a code and its codeword hardly grows with N beyond a few times e^ε: at
 ε = 8 and k = 8 it is 0.767, 0.785, 0.790, 0.791 with 256, 1,024, 4,096 and 16,384.
