@@ -71,6 +71,7 @@ def compared(rounds: list[dict[int, float]], *, start: dict[int, float]) -> dict
 def seconds(source: Path, processes: int, arguments: argparse.Namespace) -> float:
     """Wall time of one command."""
     command = [sys.executable, "-m", "rapt", "privatize", str(source), str(source.with_suffix(".out")), "--overwrite"]
+    command += ["--no-ledger", "--keep-order"]
     command += ["--eta", str(arguments.eta), "--text-column", arguments.text_column, "--processes", str(processes)]
     begun = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True, env=os.environ | dict.fromkeys(THREADS, "1"))

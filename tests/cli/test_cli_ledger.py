@@ -20,7 +20,16 @@ def through(rapt, reviews: Path, tmp_path: Path):
 
     def run(name: str, *arguments: object):
         return rapt(
-            "privatize", reviews, tmp_path / name, "--eta", 30, *TINY, "--ledger", tmp_path / "ledger", *arguments
+            "privatize",
+            reviews,
+            tmp_path / name,
+            "--eta",
+            30,
+            *TINY,
+            "--ledger",
+            tmp_path / "ledger",
+            "--keep-order",
+            *arguments,
         )
 
     return run
@@ -180,7 +189,7 @@ def test_without_a_ledger_a_run_says_that_nothing_is_counted_and_names_a_second_
 
 def test_a_ledger_counts_what_several_processes_draw(rapt, reviews: Path, tmp_path: Path):
     arguments = ("--eta", 20, "--vocabulary", "bert-tiny", "--processes", 2)
-    arguments += ("--label-epsilon", 1, "--labels", "negative,positive")
+    arguments += ("--label-epsilon", 1, "--labels", "negative,positive", "--keep-order")
     for name in ("a", "b"):
         assert rapt("privatize", reviews, tmp_path / name, *arguments).code == 0
     first, second = (read_privatized_file(tmp_path / name).records for name in ("a", "b"))

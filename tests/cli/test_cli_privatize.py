@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rapt.local.mechanisms import MECHANISMS
+from rapt.local.record_order import restore_order
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import read_privatized_file
@@ -20,7 +21,7 @@ TINY = ("--vocabulary", "bert-tiny")
 
 def test_a_file_becomes_a_privatized_file(rapt, reviews: Path, tmp_path: Path, never_shows):
     target = tmp_path / "reviews.rapt.jsonl"
-    outcome = rapt("privatize", reviews, target, "--eta", 20, *TINY)
+    outcome = rapt("privatize", reviews, target, "--eta", 20, *TINY, "--keep-order")
     assert outcome.code == 0
     assert outcome.out == f"{target}\n"
     never_shows(outcome.out + outcome.err + target.read_text())
@@ -256,14 +257,14 @@ def test_word_vectors_become_a_folder(rapt, tmp_path: Path, case, known):
 
 def test_a_run_is_continued_and_split_when_told(rapt, reviews: Path, tmp_path: Path):
     target = tmp_path / "out"
-    arguments = ("privatize", reviews, target, "--eta", 20, *TINY, "--resume", "--processes", 2)
+    arguments = ("privatize", reviews, target, "--eta", 20, *TINY, "--resume", "--processes", 2, "--keep-order")
     assert rapt(*arguments).code == 0
     whole = target.read_bytes()
     target.rename(tmp_path / "out.partial")
     assert rapt(*arguments).code == 0
     assert target.read_bytes() == whole
     target.rename(tmp_path / "out.partial")
-    refused = rapt("privatize", reviews, target, "--eta", 21, *TINY, "--resume")
+    refused = rapt("privatize", reviews, target, "--eta", 21, *TINY, "--resume", "--keep-order")
     assert (refused.code, "must be continued with the settings" in refused.err) == (4, True)
 
 
@@ -411,3 +412,82 @@ def test_an_option_that_may_repeat_repeats(rapt, tmp_path: Path):
     assert outcome.code == 0
     again = rapt("statement", "--eta", 20, *TINY, "--pair", "good,bad", "--pair", "nice,cold")
     assert again.code == 0
+
+
+def numbered(tmp_path: Path, count: int) -> Path:
+    """Texts that are told apart by their number of tokens, whatever becomes of their words."""
+    source = tmp_path / "numbered.csv"
+    source.write_text("text,label\n" + "".join(f"{'film ' * (i + 1)},{'ab'[i % 2]}\n" for i in range(count)))
+    return source
+
+
+@pytest.mark.parametrize(
+    ("options", "shuffled"),
+    [((), True), (("--keep-order",), False), (("--no-label",), False), (("--no-label", "--shuffle"), True)],
+)
+def test_the_order_of_training_texts_is_drawn_and_that_of_queries_is_kept(rapt, tmp_path: Path, options, shuffled):
+    source, target, receipt = numbered(tmp_path, 40), tmp_path / "out", tmp_path / "receipt"
+    arguments = ("--eta", 20, *TINY, "--plain-tokens", 0, "--receipt", receipt, *options)
+    assert rapt("privatize", source, target, *arguments).code == 0
+    file = read_privatized_file(target)
+    lengths = [len(record.token_ids) for record in file.records]
+    assert sorted(lengths) == list(range(1, 41))
+    assert (lengths == list(range(1, 41))) == (not shuffled), "40 records keep their order less than once in 10^47 runs"
+    assert file.manifest.arrangement.shuffled == shuffled
+    key = json.loads(receipt.read_text())["order_key"]
+    if shuffled:
+        back = restore_order(file, key=bytes.fromhex(key)).records
+        assert [len(record.token_ids) for record in back] == list(range(1, 41))
+        assert all(record.label is None or record.label == i % 2 for i, record in enumerate(back))
+        assert "texts, which were shuffled" in " ".join(rapt("statement", target).out.split())
+    else:
+        assert key is None
+
+
+def test_an_audit_puts_shuffled_records_back_by_the_receipt_and_refuses_without_one(rapt, tmp_path: Path):
+    source, target = numbered(tmp_path, 30), tmp_path / "out"
+    kept = tmp_path / "kept"
+    assert rapt("privatize", source, target, "--eta", 20, *TINY, "--receipt", kept).code == 0
+    audit = ("audit", target, "--original", source, "--attacks", "embedding_inversion")
+    assert rapt(*audit).code == 0
+    (receipt,) = (tmp_path / ".rapt" / "ledger.sqlite.receipts").iterdir()
+    receipt.unlink()
+    refused = rapt(*audit)
+    assert (refused.code, "name it with --receipt" in refused.err) == (8, True)
+    assert rapt(*audit, "--receipt", kept).code == 0
+    other = tmp_path / "other"
+    assert rapt("privatize", source, tmp_path / "again", "--eta", 20, *TINY, "--receipt", other).code == 0
+    assert "got another" in rapt(*audit, "--receipt", other).err
+
+
+def test_lengths_are_rounded_up_by_words_that_go_through_the_mechanism_too(rapt, tmp_path: Path):
+    source = numbered(tmp_path, 24)
+    arguments = ("--vocabulary", "bert-tiny", "--plain-tokens", 0, "--length-bucket", 8, "--keep-order")
+    files = []
+    for name, eta in (("a", 20), ("b", 20), ("clear", 1e4)):
+        assert rapt("privatize", source, tmp_path / name, "--eta", eta, *arguments).code == 0
+        files.append(read_privatized_file(tmp_path / name))
+    assert [len(record.token_ids) for record in files[0].records] == [8] * 8 + [16] * 8 + [24] * 8
+    assert files[0].records == files[1].records, "an answered release keeps its padding"
+    assert files[0].manifest.arrangement.length_bucket == 8
+    # With hardly any noise the words that fill up are to be seen: many different ones, none of them that of the text.
+    film = files[2].records[0].token_ids[0]
+    assert all(record.token_ids[: i + 1] == (film,) * (i + 1) for i, record in enumerate(files[2].records))
+    filled = [ids for i, record in enumerate(files[2].records) for ids in record.token_ids[i + 1 :]]
+    assert len(set(filled)) > len(filled) / 2
+    shown = json.loads(rapt("ledger", "show", tmp_path / ".rapt" / "ledger.sqlite", "--json").out)
+    assert {setting["tokens"] for setting in shown["settings"]} == {24 * 25 // 2}, "public words cost nothing"
+    assert "rounded up to a multiple of 8" in " ".join(rapt("statement", tmp_path / "a").out.split())
+    audit = rapt("audit", tmp_path / "a", "--original", source, "--attacks", "embedding_inversion", "--lend", 0)
+    assert (audit.code, "the attackers are told the true ones" in audit.err) == (0, True)
+    assert f"{24 * 25 // 2} tokens" in audit.out
+
+
+def test_a_text_that_no_bucket_holds_is_refused(rapt, tmp_path: Path):
+    source = numbered(tmp_path, 4)
+    outcome = rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY, "--length-bucket", 400)
+    assert outcome.code == 0
+    long = tmp_path / "long.csv"
+    long.write_text("text,label\n" + "film " * 401 + ",a\n")
+    refused = rapt("privatize", long, tmp_path / "none", "--eta", 20, *TINY, "--length-bucket", 400)
+    assert (refused.code, "cut it there with --truncate 400" in refused.err) == (3, True)

@@ -294,7 +294,7 @@ def test_a_process_that_is_killed_again_and_again_ends_with_every_record_once(tm
     counts = [1 + i * 37 % 11 for i in range(2_600)]
     source.write_text("text,label\n" + "".join(f"{'film ' * n},{n % 2}\n" for n in counts))
     command = [sys.executable, "-m", "rapt", "privatize", source, target, "--eta", "30", "--vocabulary", "bert-tiny"]
-    command += ["--plain-tokens", "0", "--resume", "--processes", str(processes)]
+    command += ["--plain-tokens", "0", "--resume", "--keep-order", "--processes", str(processes)]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     seen = 0
     for _ in range(KILLS):

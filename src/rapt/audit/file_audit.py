@@ -27,17 +27,19 @@ from rapt.audit.telling_words import TELLING_WORDS
 from rapt.audit.truth import Truth, check_parts, lend_texts, read_others, read_truth, sample_records
 from rapt.audit.view import AdversaryView, PublicText, adversary_view, read_public_text
 from rapt.command_line import rebuild_command
-from rapt.errors import AuditError
+from rapt.errors import AuditError, name_record
 from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
+from rapt.local.ledger_place import find_ledger, name_receipt, read_receipt
 from rapt.local.mechanisms import find_promise
-from rapt.local.records import PartColumns
+from rapt.local.record_order import make_order_key, restore_order
+from rapt.local.records import PartColumns, put_text
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator, show_stages
 from rapt.version import __version__
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_file import read_privatized_file
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedPart, list_privatized_texts, read_privatized_file
 
 # Tokens of a quick look: half a minute on one core with MiniLM's table.
 QUICK_TOKENS: Final = 1500
@@ -75,6 +77,8 @@ class AuditPlan:
         limit: About how many tokens are attacked, in whole records; None attacks all.
         quick: Whether a small part is attacked, with the fast attacks alone.
         seed: Seed of everything that the audit draws.
+        receipt: Receipt of the run that wrote `file`, if its records were shuffled; None looks beside the ledger of its
+            project.
         out: Folder for the report, where an interrupted audit goes on; None writes nothing.
         export_prompts: File for prompts about the public text, for a larger language model; None writes none.
     """
@@ -99,6 +103,7 @@ class AuditPlan:
     limit: int | None = None
     quick: bool = False
     seed: int = 0
+    receipt: Path | None = None
     out: Path | None = None
     export_prompts: Path | None = None
 
@@ -146,6 +151,7 @@ class AuditPlan:
             public_text_column=self.public_text_column if public else None,
             public_label_column=self.public_label_column if public else None,
             attribute=self.attributes,
+            receipt=self.receipt,
         )
 
 
@@ -169,7 +175,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         WireError: The privatized file is damaged.
         VocabularyError: The model's files are missing.
     """
-    private = read_privatized_file(plan.file)
+    private = _read_in_order_of_source(plan)
     check_parts(private.manifest, plan.other_texts.by_part)
     vocabulary = load_vocabulary(plan.vocabulary or private.manifest.model)
     public = None
@@ -182,6 +188,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
             labels=private.manifest.labels,
         )
         public = _randomize_labels(public, private.manifest, seed=plan.seed)
+    private = _remove_padding(plan, private, vocabulary, narrator=narrator)
     view = adversary_view(private, vocabulary.bundle, public=public)
     if plan.export_prompts is not None:
         # Before texts are lent: those are the user's own.
@@ -266,6 +273,56 @@ def read_word_list(path: Path) -> Words:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise AuditError(f"a list of words must be a text file, got {reason}; give one with a word a line") from None
     return {"your list": [line for line in lines if line]}
+
+
+def _read_in_order_of_source(plan: AuditPlan) -> PrivatizedFile:
+    """Read the file with its records in the order of the original, which tells attackers no more than they know."""
+    file = read_privatized_file(plan.file)
+    manifest = file.manifest
+    if not manifest.arrangement.shuffled:
+        return file
+    if manifest.randomness.insecure_seed is not None:
+        return restore_order(file, key=make_order_key(manifest.randomness))
+    place = plan.receipt or name_receipt(find_ledger(plan.file), manifest.records_sha256)
+    if not place.is_file():
+        raise AuditError(
+            "the records of this file were shuffled, so an audit must have the receipt of the run that wrote it, got "
+            "none beside the ledger; name it with --receipt"
+        )
+    key = read_receipt(place).get("order_key")
+    if read_receipt(place).get("records_sha256") != manifest.records_sha256 or not isinstance(key, str):
+        raise AuditError("the receipt must be that of this file, got another; name the one that its run wrote")
+    try:
+        return restore_order(file, key=bytes.fromhex(key))
+    except ValueError:
+        raise AuditError("the receipt must have the key of the order; name the one that the run wrote") from None
+
+
+def _remove_padding(
+    plan: AuditPlan, file: PrivatizedFile, vocabulary: Vocabulary, *, narrator: Narrator
+) -> PrivatizedFile:
+    """Take away the words that texts were filled up with: attackers are told the true lengths, which they may guess."""
+    bucket = file.manifest.arrangement.length_bucket
+    if bucket is None:
+        return file
+    narrator.say(f"lengths were rounded up to multiples of {bucket}: the attackers are told the true ones")
+    records = list(file.records)
+    first = [record.text for record in read_corpus(plan.original, text_column=plan.text_column, label_column=None)]
+    columns: dict[PrivatizedPart, list[str]] = {"first": first}
+    for other, texts in read_others(plan.original, plan.other_texts).items():
+        if other != "public_target":
+            columns[other] = texts
+    for place, part in enumerate(columns):
+        contents = vocabulary.encode(columns[part])
+        for position, (record, content) in enumerate(zip(file.records, contents, strict=False)):
+            ids, tokens = list_privatized_texts(record, file.manifest)[place], len(content[: plan.truncate])
+            if len(ids) != -(-tokens // bucket) * bucket:
+                raise AuditError(
+                    f"the plain text must belong to the privatized file, got {tokens} tokens for {len(ids)} in "
+                    f"{name_record(position)}; give the corpus it was made from, and --truncate if it was cut"
+                )
+            records[position] = put_text(records[position], part, ids[:tokens])
+    return replace(file, records=tuple(records))
 
 
 def _infer_columns(

@@ -106,6 +106,14 @@ def audit(
     truncate: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Tokens kept of each text, as given to `rapt privatize`.")
     ] = None,
+    receipt: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Receipt of the run that wrote PRIVATIZED, if its records were shuffled; default: that beside the "
+            "ledger of its folder.",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Attack a random part of about N tokens, in whole texts.")
     ] = None,
@@ -182,6 +190,7 @@ def audit(
             entities=entities,
             vocabulary=vocabulary,
             truncate=truncate,
+            receipt=receipt,
             limit=limit,
             quick=quick,
             seed=seed,

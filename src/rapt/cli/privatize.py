@@ -42,6 +42,7 @@ _OF_TOKENS: Final = {
     "plain_token_pool": "--plain-token-pool",
     "plain_tokens_drawn": "--plain-tokens-drawn",
     "truncate": "--truncate",
+    "length_bucket": "--length-bucket",
 }
 _OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
 
@@ -191,6 +192,24 @@ def privatize(
     redraw: Annotated[
         bool, typer.Option("--redraw", help="Draw anew and pay again for texts and labels released before.")
     ] = False,
+    length_bucket: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=2,
+            help="Multiple that the number of tokens of each text is rounded up to, with public words that are "
+            "privatized too; default: none.",
+        ),
+    ] = None,
+    shuffle: Annotated[
+        bool | None,
+        typer.Option(
+            "--shuffle/--keep-order",
+            help="Order of the records in OUT: drawn at random, or that of IN.  [default: --shuffle for texts with "
+            "labels or targets, --keep-order for queries]",
+            show_default=False,
+        ),
+    ] = None,
     receipt: Annotated[
         Path | None,
         typer.Option(
@@ -237,6 +256,7 @@ def privatize(
     from rapt.local.ledger_place import name_receipt, refuse_ledger_files, write_receipt
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
+    from rapt.local.record_order import make_order_key
     from rapt.local.records import PartColumns
     from rapt.narration import Pace
     from rapt.wire.manifest import LabelPrivacy, check_eta
@@ -292,7 +312,12 @@ def privatize(
                 rng=stream.generator,
             ),
             truncate_to=truncate,
+            length_bucket=length_bucket,
         )
+    # Queries keep their order, because their predictions are joined to them by it.
+    if shuffle is None:
+        shuffle = not no_label or target_column is not None
+    order_key = make_order_key(stream.provenance) if shuffle else None
     reading, pace = Reading(), Pace()
     unknown_tokens = 0
 
@@ -319,6 +344,7 @@ def privatize(
             stream=stream,
             ledger=None if account is None else account.open,
             redraw=redraw,
+            order_key=order_key,
             resume=resume,
             overwrite=overwrite,
             processes=processes,
@@ -332,6 +358,7 @@ def privatize(
         "records_sha256": manifest.records_sha256,
         "records": manifest.records,
         "tokens": manifest.tokens,
+        "order_key": None if order_key is None else order_key.hex(),
         **(done or {}),
     }
     if account is not None:
@@ -350,6 +377,8 @@ def privatize(
     say(f"{manifest.records:,} texts, {released}; labels: {sent}")
     if manifest.targets == "public":
         say("rapt: warning: the targets are sent as they are, because --public-target says that they are public")
+    if order_key is not None and account is None and receipt is None and insecure_seed is None:
+        say("the records are shuffled, and no receipt says how: an audit of OUT needs one (--receipt, or --keep-order)")
     say_what_was_counted(account, replaced=replaced, insecure=insecure_seed is not None)
     say("to see what this protects and what it does not, run: rapt statement OUT")
 

@@ -25,6 +25,7 @@ from rapt.local.ledger_place import refuse_ledger_files
 from rapt.local.ledger_releases import ReleasePlan, plan_releases, privatize_through, settle_releases
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream, worker_stream
+from rapt.local.record_order import draw_order
 from rapt.local.records import (
     CHUNK,
     CHUNK_OF_A_WORKER,
@@ -114,6 +115,7 @@ def privatize_corpus(
     stream: RandomStream,
     ledger: Ledger | Callable[[], AbstractContextManager[Ledger]] | None = None,
     redraw: bool = False,
+    order_key: bytes | None = None,
     resume: bool = False,
     overwrite: bool = False,
     processes: int = 1,
@@ -149,6 +151,8 @@ def privatize_corpus(
         ledger: Accounts for every release before it is written, and answers texts that were released before with
             their stored release. One that is to be opened is opened when the source was checked.
         redraw: Whether every text is drawn and paid for anew, with a ledger.
+        order_key: Key of the order in which the records stand in the file; see `make_order_key`. None keeps that of the
+            source.
         resume: Continue the unfinished file of an earlier run with the same settings, if there is one, and keep the
             unfinished file after an error.
         overwrite: Replace a file at `target`, and, without `resume`, an unfinished one.
@@ -215,9 +219,12 @@ def privatize_corpus(
         pairs=other_texts.second is not None,
         targets=other_texts.targets,
     )
-    arrangement = replace(manifest.arrangement, replayed=ledger is not None and not redraw)
+    arrangement = replace(
+        manifest.arrangement, replayed=ledger is not None and not redraw, shuffled=order_key is not None
+    )
     manifest = replace(manifest, arrangement=arrangement)
-    unfinished = write_privatized_file(target, manifest, resume=resume, overwrite=overwrite)
+    order = None if order_key is None else (lambda count: draw_order(count, key=order_key).tolist())
+    unfinished = write_privatized_file(target, manifest, resume=resume, overwrite=overwrite, order=order)
     with ExitStack() as opened, unfinished as writer:
         account = opened.enter_context(ledger()) if callable(ledger) else ledger
         found = replace(check.found, reading=Reading() if reading is None else reading, collects=False)

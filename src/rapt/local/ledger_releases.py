@@ -103,7 +103,7 @@ def plan_releases(ledger: Ledger, chunk: Chunk, setting: ChunkSetting, *, redraw
             "the ledger"
         )
     bare = setting.privatizer.with_plain_tokens(NO_PLAIN_TOKENS)
-    described, vocabulary = write_text_setting(setting.privatizer), setting.privatizer.vocabulary.hash
+    described, vocabulary = write_text_setting(setting), setting.privatizer.vocabulary.hash
     key, texts = ledger.key, chunk.privatized_texts
     contents = {
         part: (setting.privatizer if part == "first" else bare).contents(own, first_position=chunk.position)
@@ -156,7 +156,7 @@ def settle_releases(
         BudgetError: A record would exceed a cap; none of these records was released.
         LedgerError: The ledger is busy or damaged.
     """
-    described = write_text_setting(setting.privatizer)
+    described = write_text_setting(setting)
     names = setting.manifest.labels or ()
     places: list[tuple[int, PrivatizedPart | None]] = []
     releases: list[Release] = []
@@ -198,12 +198,13 @@ def settle_releases(
     return settled
 
 
-def write_text_setting(privatizer: TextPrivatizer) -> str:
+def write_text_setting(setting: ChunkSetting) -> str:
     """Write all that M(x) depends on beside the tokens of the text, as canonical JSON."""
     return _canonical(
         {
-            "mechanism": dump_mechanism(privatizer.mechanism.setting),
-            "vocabulary_hash": privatizer.vocabulary_hash,
+            "mechanism": dump_mechanism(setting.privatizer.mechanism.setting),
+            "vocabulary_hash": setting.privatizer.vocabulary_hash,
+            "length_bucket": setting.manifest.arrangement.length_bucket,
         }
     )
 

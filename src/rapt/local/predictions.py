@@ -76,6 +76,10 @@ def predict_file(
     if out is not None:
         check_output(out, queries=file, overwrite=overwrite)
     queries = read_privatized_file(file)
+    if queries.manifest.arrangement.shuffled:
+        narrator.say(
+            "the records of this file were shuffled: predictions are in its order, not in that of their source"
+        )
     card = client.model(model).card
     if card is None:
         raise UsageError(f"the model must be a tuned one, got {model!r}; see `rapt tune`")

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, Self
+from functools import cached_property
+from typing import Final, Literal, Protocol, Self
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary, check_texts
 from rapt.version import __version__
 from rapt.wire.manifest import (
+    LONGEST_BUCKET,
     NO_PLAIN_TOKENS,
+    Arrangement,
     LabelPrivacy,
     Manifest,
     MechanismSetting,
@@ -33,6 +36,8 @@ from rapt.wire.manifest import (
 from rapt.wire.privatized_file import PrivatizedRecord
 
 Drawn = Literal["file", "record"]
+# Common words that a text is filled up with.
+PADDING_WORDS: Final = 500
 
 
 def plan_plain_tokens(
@@ -192,18 +197,25 @@ class Privatizer:
         mechanism: M.
         plain_tokens: k, or the pool that k is drawn from for each record.
         truncate_to: Content tokens to keep of a longer text; None refuses texts that are too long.
+        length_bucket: Number whose multiples the lengths are rounded up to, by public words that go through the
+            mechanism as the text does; None sends the length of each text.
     """
 
     vocabulary: Vocabulary
     mechanism: Mechanism
     plain_tokens: PlainTokens
     truncate_to: int | None = None
+    length_bucket: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a setting that no text can satisfy (`UsageError`)."""
         if self.truncate_to is not None and self.truncate_to < 1:
             raise UsageError(f"truncate_to must be at least 1 token, got truncate_to={self.truncate_to}")
-        if self.longest_text < 1:
+        if self.length_bucket is not None and not 2 <= self.length_bucket <= LONGEST_BUCKET:
+            raise UsageError(
+                f"length_bucket must be 2 to {LONGEST_BUCKET} tokens, got length_bucket={self.length_bucket}"
+            )
+        if self.longest_text < (self.length_bucket or 1):
             raise UsageError(
                 f"plain tokens must leave room for a text in the {self.vocabulary.bundle.max_tokens} tokens that "
                 f"model={self.vocabulary.model!r} takes, got count={self.plain_tokens.count}; use fewer"
@@ -270,8 +282,8 @@ class Privatizer:
         plain = [draw_plain_tokens(self.plain_tokens, stream.generator) for _ in texts]
         contents = self.contents(texts, first_position=first_position)
         stored = [None] * len(texts) if known is None else list(known)
-        check_known(stored, [len(content) for content in contents], first_position=first_position)
-        drawn = [x if y is None else [] for x, y in zip(contents, stored, strict=True)]
+        check_known(stored, [self._padded(len(content)) for content in contents], first_position=first_position)
+        drawn = [self._pad(x, stream.generator) if y is None else [] for x, y in zip(contents, stored, strict=True)]
         flat = [token for k, x in zip(plain, drawn, strict=True) for token in (*k, *x)]
         private = self.mechanism.privatize(np.array(flat, dtype=np.int64), rng=stream.generator).tolist()
         fresh = self.plain_tokens.count > 0 and self.plain_tokens.fixed is None
@@ -291,7 +303,24 @@ class Privatizer:
 
     def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
         """How many tokens the record of each text has; raises `CorpusError` as `privatize` does."""
-        return [len(content) for content in self.contents(texts, first_position=first_position)]
+        return [self._padded(len(content)) for content in self.contents(texts, first_position=first_position)]
+
+    def _padded(self, tokens: int) -> int:
+        """Return the number of tokens that leave of a text with so many."""
+        if self.length_bucket is None:
+            return tokens
+        return -(-tokens // self.length_bucket) * self.length_bucket
+
+    def _pad(self, content: list[int], rng: np.random.Generator) -> list[int]:
+        """Return the content with public words after it; they are replaced like the others, so none stands out."""
+        missing = self._padded(len(content)) - len(content)
+        if not missing:
+            return content
+        return content + [self._padding[i] for i in rng.integers(len(self._padding), size=missing)]
+
+    @cached_property
+    def _padding(self) -> tuple[int, ...]:
+        return find_whole_words(self.vocabulary, at_most=PADDING_WORDS)
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many texts are longer than `truncate_to`; raises `CorpusError` as `privatize` does."""
@@ -323,6 +352,7 @@ class Privatizer:
             tokens=0,
             records_sha256="",
             created_by=f"rapt {__version__}",
+            arrangement=Arrangement(length_bucket=self.length_bucket),
         )
 
     def contents(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[int]]:
@@ -336,11 +366,12 @@ class Privatizer:
         for position, content in enumerate(contents, first_position):
             if not content:
                 raise CorpusError(f"{name_record(position)} must have at least one token, got an empty text; remove it")
-            if len(content) > self.longest_text:
+            if (tokens := self._padded(len(content))) > self.longest_text:
+                most = self.longest_text // (self.length_bucket or 1) * (self.length_bucket or 1)
                 raise CorpusError(
-                    f"{name_record(position)} must have at most {self.longest_text} tokens beside "
+                    f"{name_record(position)} must have at most {most} tokens beside "
                     f"{self.plain_tokens.count} plain and {self.vocabulary.bundle.special_tokens} special ones, got "
-                    f"{len(content)}; split it, or cut it there with --truncate {self.longest_text}"
+                    f"{tokens}; split it, or cut it there with --truncate {most}"
                 )
         return contents
 

@@ -453,7 +453,7 @@ def list_exposures(
     if labels_sent and label_privacy is not None:
         yield Exposure(
             what="labels",
-            why="which labels exist is open: the names that were listed are sent in clear; the label of a text is "
+            why="the names of the labels are sent in clear, so which labels exist is open; the label of a text is "
             "randomized, and its ε adds to the text's; the share of each label in the whole file can be estimated well",
         )
     elif labels_sent:
