@@ -175,7 +175,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         WireError: The privatized file is damaged.
         VocabularyError: The model's files are missing.
     """
-    private = _read_in_order_of_source(plan)
+    private = read_in_order_of_source(plan.file, receipt=plan.receipt)
     check_parts(private.manifest, plan.other_texts.by_part)
     vocabulary = load_vocabulary(plan.vocabulary or private.manifest.model)
     public = None
@@ -275,15 +275,25 @@ def read_word_list(path: Path) -> Words:
     return {"your list": [line for line in lines if line]}
 
 
-def _read_in_order_of_source(plan: AuditPlan) -> PrivatizedFile:
-    """Read the file with its records in the order of the original, which tells attackers no more than they know."""
-    file = read_privatized_file(plan.file)
+def read_in_order_of_source(path: Path, *, receipt: Path | None) -> PrivatizedFile:
+    """Read a privatized file with its records in the order of its source, as comparing it with the source needs.
+
+    Args:
+        path: Privatized file.
+        receipt: Receipt of the run that wrote it; None looks beside the ledger of its project.
+
+    Raises:
+        AuditError: The records were shuffled, and there is no receipt, or another one.
+        LedgerError: The receipt cannot be read.
+        WireError: The reasons of `read_privatized_file`.
+    """
+    file = read_privatized_file(path)
     manifest = file.manifest
     if not manifest.arrangement.shuffled:
         return file
     if manifest.randomness.insecure_seed is not None:
         return restore_order(file, key=make_order_key(manifest.randomness))
-    place = plan.receipt or name_receipt(find_ledger(plan.file), manifest.records_sha256)
+    place = receipt or name_receipt(find_ledger(path), manifest.records_sha256)
     if not place.is_file():
         raise AuditError(
             "the records of this file were shuffled, so an audit must have the receipt of the run that wrote it, got "

@@ -162,6 +162,7 @@ def audit(
             encoder=encoder,
             text_column=text_column,
             attributes=attribute or [],
+            receipt=receipt,
             seed=seed,
             out=out,
             as_json=as_json,
@@ -215,19 +216,20 @@ def _audit_codes(
     encoder: str | None,
     text_column: str,
     attributes: list[str],
+    receipt: Path | None,
     seed: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Audit a file of whole texts."""
     from rapt.audit.code_audit import audit_codes, code_audit_to_json, read_originals
+    from rapt.audit.file_audit import read_in_order_of_source
     from rapt.local.codes.code_privatizer import read_code
     from rapt.local.codes.encoder import read_encoder
     from rapt.public_models import PUBLIC_CODES
     from rapt.whole_files import write_whole
-    from rapt.wire.privatized_file import read_privatized_file
 
-    released = read_privatized_file(file)
+    released = read_in_order_of_source(file, receipt=receipt)
     known = next((name for name, pinned in PUBLIC_CODES.items() if pinned == released.manifest.vocabulary_hash), None)
     if codes is None and known is None:
         raise UsageError("a file of whole texts must be audited with its code bundle; name its folder with --codes")
