@@ -162,6 +162,7 @@ def test_what_is_no_text_is_refused_without_being_quoted(tmp_path):
         ({"num_attention_heads": 5}, "sizes of a whole encoder"),
         ({"num_attention_heads": 0}, "sizes of a whole encoder"),
         ({"num_hidden_layers": "2"}, "sizes of a whole encoder"),
+        ({"model_type": "mpnet", "relative_attention_num_buckets": 512}, "sizes of a whole encoder"),
         ({"layer_norm_eps": float("inf")}, "config.json"),
         ({"hidden_size": 64}, "another shape of embeddings.word_embeddings.weight"),
         ({"num_hidden_layers": 3}, "16 too few"),
@@ -182,6 +183,7 @@ def test_a_folder_that_is_no_whole_encoder_is_refused(tmp_path, change, message)
         ("encoder.relative_attention_bias.weight", lambda w: w[:7], "another shape"),
         ("encoder.layer.1.intermediate.dense.weight", lambda w: w[:-1], "another shape"),
         ("encoder.layer.1.output.dense.bias", lambda w: w[None], "another shape"),
+        ("encoder.layer.0.intermediate.dense.bias", lambda w: w[0], "another shape"),
     ],
 )
 def test_weights_that_cannot_be_computed_with_are_refused(tmp_path, name, make, message):

@@ -95,7 +95,7 @@ class EncoderShape:
             not all(type(size) is int and 0 < size < 2**20 for size in sizes)
             or sizes[2] % sizes[1]
             or type(buckets) is not int
-            or not (buckets == 0 or 4 <= buckets < 2**20)
+            or not (buckets == 0 or 4 <= buckets < 4 * _FARTHEST)
             or type(epsilon) is not float
             or not 0 < epsilon < 1
         ):
@@ -159,7 +159,7 @@ class Forward:
         Raises:
             VocabularyError: A tensor has another shape, or is not finite.
         """
-        width, inner = shape.width, len(weights[f"encoder.layer.0.{_TAIL[0]}.bias"])
+        width, inner = shape.width, weights[f"encoder.layer.0.{_TAIL[0]}.bias"].size
         expected: dict[str, tuple[int | None, ...]] = {}
         query, key, value, out, norm = _NAMES[shape.kind]
         sizes = {_TAIL[0]: (inner, width), _TAIL[1]: (width, inner)}
