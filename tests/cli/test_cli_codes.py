@@ -83,8 +83,14 @@ def test_no_code_has_to_be_named(rapt, reviews, tmp_path, never_shows):
     assert (manifest.model, manifest.vocabulary_hash) == ("minilm", PUBLIC_CODES["minilm-codes"])
 
 
-def test_the_code_that_comes_with_rapt_is_found_by_the_audit(rapt, tmp_path):
-    texts = [f"the {word} was {'very ' * times}good" for word in ("soup", "film", "room", "trip") for times in range(6)]
+@pytest.mark.parametrize("longest", [6, 1])
+def test_the_code_that_comes_with_rapt_is_found_by_the_audit_whatever_the_lengths(rapt, tmp_path, longest):
+    words = "soup film room trip book day song road shop bus game bed".split()
+    texts = [
+        f"the {word} was {'very ' * (place % longest)}{how}"
+        for place, word in enumerate(words)
+        for how in ("good", "bad")
+    ]
     (tmp_path / "in.csv").write_text("\n".join(["text", *texts]) + "\n")
     assert rapt("privatize", tmp_path / "in.csv", tmp_path / "out", "--epsilon", 4, "--no-label").code == 0
     audited = rapt("audit", tmp_path / "out", "--original", tmp_path / "in.csv", "--json")

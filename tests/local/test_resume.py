@@ -174,7 +174,7 @@ def test_a_file_of_somebody_else_under_the_name_of_the_work_stays(bert_tiny, sou
         ({"drawn": "record"}, {}),
         ({}, {"labels": ("yes", "no")}),
         ({}, {"label_column": None}),
-        ({}, {"label_privacy": LabelPrivacy(epsilon=1.0)}),
+        ({}, {"label_privacy": LabelPrivacy(epsilon=1.0), "labels": ("no", "yes")}),
         ({}, {"stream": insecure_stream(4)}),
     ],
 )
@@ -276,7 +276,8 @@ def test_a_resumed_run_spends_nothing_twice_in_its_ledger(bert_tiny, source, tar
 
 
 def test_records_that_a_ledger_does_not_know_are_not_continued_with_it(bert_tiny, source, target, partial, tmp_path):
-    begin(source, target, partial, setting(bert_tiny))
+    with open_ledger(tmp_path / "another") as another:
+        begin(source, target, partial, setting(bert_tiny), ledger=another)
     with (
         open_ledger(tmp_path / "ledger") as ledger,
         pytest.raises(UsageError, match="record 1 of the unfinished output must be accounted for"),

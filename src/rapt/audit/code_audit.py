@@ -195,10 +195,9 @@ def audit_codes(
     released = np.array([record.token_ids for record in file.records], dtype=np.int64)  # (n, r)
     rng = np.random.default_rng(seed)
     contents = encoder.vocabulary.encode(originals.texts)
-    readings = [
-        _read_words(mechanism, released, contents, rng=rng),
-        _compare_lengths(mechanism, released, contents, rng),
-    ]
+    readings = [_read_words(mechanism, released, contents, rng=rng)]
+    if (lengths := _compare_lengths(mechanism, released, contents, rng)) is not None:
+        readings.append(lengths)
     for name, values in originals.attributes.items():
         readings.append(_infer(mechanism, released, values, name=name, rng=rng))
     return CodeAudit(
@@ -335,8 +334,8 @@ def _compare_lengths(
     released: NDArray[np.int64],
     contents: Sequence[Sequence[int]],
     rng: np.random.Generator,
-) -> Reading:
-    """Say which of two texts is the longer one, by ridge regression on the codes of the other half."""
+) -> Reading | None:
+    """Say which of two texts is the longer one, by ridge regression on the codes of the other half; None if none is."""
     learn, judge = _halves(len(released), rng)
     lengths = np.log([max(1, len(content)) for content in contents])
     states = _states(mechanism, released)
@@ -344,6 +343,8 @@ def _compare_lengths(
     cut = len(judge) // 2
     first, second = judge[:cut], judge[cut : 2 * cut]
     apart = lengths[first] != lengths[second]
+    if not apart.any():
+        return None
     right = (scores[:cut] > scores[cut : 2 * cut]) == (lengths[first] > lengths[second])
     return Reading(what="which of two texts is longer", first=independent_share(right[apart]), blind=0.5)
 
