@@ -63,7 +63,7 @@ def codes(tmp_path_factory):
 
 def test_texts_become_codes_at_one_epsilon_each(rapt, reviews, tmp_path, codes, never_shows):
     target = tmp_path / "out.jsonl"
-    outcome = rapt("privatize", reviews, target, "--epsilon", 4, "--codes", codes / "good")
+    outcome = rapt("privatize", reviews, target, "--epsilon", 4, "--codes", codes / "good", "--keep-order")
     assert (outcome.code, outcome.out) == (0, f"{target}\n")
     assert "6 texts, ε = 4 for each; labels: 2 classes (sent in clear)" in outcome.err
     assert "trained on en; a text in another language is protected as well" in outcome.err
@@ -101,8 +101,8 @@ def test_the_code_that_comes_with_rapt_is_found_by_the_audit_whatever_the_length
 def test_the_ledger_counts_epsilon_apart_from_eta_and_answers_a_text_again(rapt, reviews, tmp_path, codes):
     book = tmp_path / "book.sqlite"
     counted = ("--ledger", book, "--codes", codes / "good", "--epsilon")
-    assert rapt("privatize", reviews, tmp_path / "a", *counted, 4, "--cap", 5).code == 0
-    assert rapt("privatize", reviews, tmp_path / "b", *counted, 4).code == 0
+    assert rapt("privatize", reviews, tmp_path / "a", *counted, 4, "--cap", 5, "--keep-order").code == 0
+    assert rapt("privatize", reviews, tmp_path / "b", *counted, 4, "--keep-order").code == 0
     first, again = (read_privatized_file(tmp_path / name).records for name in "ab")
     assert first == again
     spent = json.loads(rapt("ledger", "show", book, "--json").out)["spent"]
