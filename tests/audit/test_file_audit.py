@@ -10,7 +10,10 @@ import pytest
 
 import rapt
 from rapt.audit import AuditPlan, audit_file
-from rapt.audit.report import report_from_json
+from rapt.audit.file_audit import read_word_list
+from rapt.audit.kept_results import from_json
+from rapt.audit.report.values import Report
+from rapt.errors import AuditError
 from rapt.wire.strict_json import parse_object
 
 
@@ -52,7 +55,9 @@ def test_one_call_attacks_a_file_and_writes_the_report(files, tmp_path):
     assert report.audit.strongest.attack == "embedding_inversion"
     assert report.audit.strongest.score.all_tokens.first.value == report.audit.unchanged.value
     written = (tmp_path / "audit" / "report.json").read_bytes()
-    assert report_from_json(parse_object(written, what="a report")) == report
+    values = parse_object(written, what="a report")
+    assert values.pop("schema") == "rapt.audit-report/1"
+    assert from_json(Report, values) == report
     assert listener.done["attacking"] == 100
     assert listener.said == [f"report: {tmp_path / 'audit' / 'report.html'}"]
     assert str(tmp_path) not in written.decode()
@@ -70,3 +75,27 @@ def test_the_room_is_imported_without_what_it_needs_to_attack():
         "import sys; sys.modules['torch'] = sys.modules['scipy'] = None; import rapt.audit, rapt.compare, rapt.denoise"
     )
     run([sys.executable, "-c", script], check=True)
+
+
+def test_prompts_are_made_of_public_text_only_and_never_of_what_is_lent(files, tmp_path):
+    private, original = files
+    plan = AuditPlan(file=private, original=original, export_prompts=tmp_path / "prompts")
+    with pytest.raises(AuditError, match="made of public text only"):
+        audit_file(plan)
+    assert list(tmp_path.glob("prompts*")) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [(b"\xff", "it is not UTF-8"), (b"a" * 1_000_001, "at most 1,000,000 bytes"), (None, "No such")],
+)
+def test_a_list_of_words_that_cannot_be_read_is_one_clear_error(content, rule, tmp_path):
+    if content is not None:
+        (tmp_path / "words").write_bytes(content)
+    with pytest.raises(AuditError, match=rule):
+        read_word_list(tmp_path / "words")
+
+
+def test_a_list_of_words_has_one_a_line(tmp_path):
+    (tmp_path / "words").write_text("\ufeffgod\r\n\n my debt \n", encoding="utf-8")
+    assert read_word_list(tmp_path / "words") == {"your list": ["god", "my debt"]}

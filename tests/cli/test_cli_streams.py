@@ -73,6 +73,7 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
             folder / "l",
             "--cap",
             120,
+            "--keep-order",
         ),
         ("statement", folder / "ö.jsonl"),
         ("ledger", "show", folder / "l"),
