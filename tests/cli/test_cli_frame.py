@@ -103,7 +103,7 @@ def test_an_interrupt_leaves_with_130(rapt, monkeypatch):
     ("arguments", "said"),
     [
         (("privatize",), "missing argument 'IN'"),
-        (("privatize", "a.csv", "b"), "one guarantee must be named"),
+        (("privatize", "a.csv"), "missing argument 'OUT'"),
         (("privatize", "a.csv", "b", "--eta", "much"), "invalid value for '--eta'"),
         (("privatize", "a.csv", "b", "--eta", "1", "--plain-tokens", "-1"), "invalid value for '--plain-tokens'"),
         (("mechanisms", "--unknown"), "no such option: --unknown"),

@@ -51,6 +51,8 @@ def folder(tmp_path_factory) -> Path:
     )
     (made / "in.csv").write_text("text,label\n" + rows, encoding="utf-8")
     (made / "words.txt").write_text("".join(f"wörd{i} {i} 1 {i * i % 7}\n" for i in range(8)), encoding="utf-8")
+    public = "".join(f"the {thing} was seen {number}\n" for thing in ("sea", "hill", "town") for number in range(30))
+    (made / "public.csv").write_text("text\n" + public, encoding="utf-8")
     return made
 
 
@@ -83,6 +85,7 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
         ("tune", folder / "ö.jsonl", *at, "--epochs", 1, "--prompt-length", 2, "--method", "prompt_tuning"),
         ("predict", folder / "ö.jsonl", *at, "--model", None),
         ("predict", folder / "ö.jsonl", *at, "--model", None, "--out", folder / "a.csv"),
+        ("codebook", folder / "public.csv", "--model", "bert-tiny", "--dimensions", 4, "--out", folder / "codes"),
         ("preview", folder / "in.csv", "--eta", 60, *TINY),
         ("pool", "open", folder / "ö.jsonl", *at, "--least", 2),
         ("pool", "show", POOL, *at),
@@ -105,7 +108,7 @@ def names() -> set[str]:
     "encoding", [pytest.param(name, marks=() if name == "ascii" else pytest.mark.slow) for name in NARROW]
 )
 def test_every_command_says_all_it_has_to_say_in_any_encoding(encoding, folder: Path, service, tmp_path: Path):
-    for path in ("in.csv", "words.txt"):
+    for path in ("in.csv", "words.txt", "public.csv"):
         (tmp_path / path).write_bytes((folder / path).read_bytes())
     model: str | None = None
     pool = ""

@@ -19,7 +19,7 @@ from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
 from rapt.local.privatizer import Privatizer, TextPrivatizer
 from rapt.local.records import Part, explain_long_pair
-from rapt.local.repetition import RepeatedRuns, RunCounter
+from rapt.local.repeated_runs import RepeatedRuns, RunCounter
 from rapt.local.separated_formats import LINE_READERS, SEPARATOR_NAMES
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 

@@ -155,5 +155,5 @@ def test_an_attack_takes_a_desk_and_a_desk_takes_a_view_so_that_no_truth_can_com
     taken = get_type_hints(ATTACKS[name].run)
     assert set(taken) == {"desk", "on_progress", "return"}
     assert taken["desk"] is Desk
-    assert set(inspect.signature(Desk).parameters) == {"view", "seed", "channel"}
+    assert set(inspect.signature(Desk).parameters) == {"view", "seed", "channel", "language_model"}
     assert not any("truth" in name.lower() for name in vars(AdversaryView)["__annotations__"])

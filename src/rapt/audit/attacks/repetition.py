@@ -32,7 +32,7 @@ from scipy.special import logsumexp
 
 from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.channels import compute_log_channel
-from rapt.local.repetition import RUN
+from rapt.local.repeated_runs import RUN
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

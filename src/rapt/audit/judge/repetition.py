@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rapt.audit.intervals import Share, independent_share
 from rapt.audit.truth import Truth, keep_records
 from rapt.audit.view import AdversaryView
-from rapt.local.repetition import LEAST_RECORDS, RUN, digest_runs
+from rapt.local.repeated_runs import LEAST_RECORDS, RUN, digest_runs
 
 Ints = NDArray[np.int64]
 

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from rapt.local.repetition import RUN, RunCounter, digest_runs
+from rapt.local.repeated_runs import RUN, RunCounter, digest_runs
 
 
 def counted(records, *, least=10, **limits):
