@@ -196,7 +196,12 @@ def run_demo(
         for before, after in side.before_and_after(plan.shown):
             narrator.say(f"    before: {before}")
             narrator.say(f"    after:  {after}")
-        narrator.say(f"    {side.unchanged():.1%} of the tokens happen to be unchanged")
+        basis = side.statement.unchanged
+        assert basis is not None
+        narrator.say(
+            f"    {side.unchanged():.1%} of these tokens happen to be unchanged; of running public text, which "
+            f"`rapt statement` speaks of, {basis.share:.1%} are"
+        )
         narrator.say("2/8 What that promises")
         for line in summarize_promise(side):
             narrator.say(f"    {line}")

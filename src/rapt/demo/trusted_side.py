@@ -24,6 +24,7 @@ from rapt.audit.view import adversary_view, public_text
 from rapt.demo.data import CLASSES, Tweets, pick_public_tweets, pick_tweets, write_csv
 from rapt.demo.plan import DemoPlan
 from rapt.local.corpus import privatize_corpus
+from rapt.local.deniability import measure_unchanged
 from rapt.local.guarantee import PrivacyStatement, state_privacy
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer, plan_plain_tokens
@@ -137,6 +138,7 @@ def prepare_trusted_side(plan: DemoPlan, folder: Path, *, narrator: Narrator) ->
             plain_tokens=manifest.plain_tokens,
             labels_sent=True,
             randomness=manifest.randomness,
+            unchanged=measure_unchanged(privatizer.mechanism, vocabulary, rng=stream.generator),
         ),
     )
 

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from rapt.errors import VocabularyError, WireError
 from rapt.whole_files import open_whole_folder
@@ -163,7 +163,8 @@ def write_code_bundle(bundle: CodeBundle, folder: Path) -> None:
     """
     try:
         with open_whole_folder(folder) as partial:
-            save_file({name: np.asarray(getattr(bundle, name)) for name in _NAMES}, partial / TENSORS)
+            # Not by `save_file`, whose file only its owner may read: a service may run as somebody else.
+            (partial / TENSORS).write_bytes(save({name: np.asarray(getattr(bundle, name)) for name in _NAMES}))
             (partial / DESCRIPTION).write_text(json.dumps(describe_code_bundle(bundle)) + "\n", encoding="ascii")
     except (OSError, SafetensorError) as error:
         raise VocabularyError(
