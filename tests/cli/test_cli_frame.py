@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -117,6 +118,12 @@ def test_a_usage_error_is_one_line_and_exit_2(arguments, said, rapt):
     assert outcome.err.startswith("rapt: error: ")
     assert outcome.err.count("\n") == 1
     assert "--help" in outcome.err
+
+
+def test_a_command_that_failed_before_still_knows_both_names_of_its_help(rapt, monkeypatch):
+    monkeypatch.setattr(program, "_build_command", functools.cache(program._build_command.__wrapped__))
+    assert rapt("privatize", "a.csv", "b", "--eta", "much").code == 2
+    assert "  -h, --help" in rapt("privatize", "-h").out
 
 
 def test_help_loads_nothing_heavy():

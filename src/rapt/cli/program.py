@@ -70,12 +70,14 @@ EXTRAS: Final = {
     "jinja2": "audit",
 }
 
+_HELP: Final = ["-h", "--help"]
+
 app = typer.Typer(
     add_completion=False,
     # Plain help: the same bytes on a terminal, in a pipe and in docs/cli.md, and rich is not loaded to print it.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": _HELP, "max_content_width": 100},
 )
 for _command in COMMANDS:
     app.command()(_command)
@@ -149,9 +151,11 @@ def _refuse_repeated(command: Any, arguments: list[str]) -> None:
         if not arguments or arguments[0] not in subcommands:
             return  # help, the version, or what the program itself will refuse
         command, arguments = subcommands[arguments[0]], arguments[1:]
-    if {"-h", "--help"}.intersection(arguments):
+    if set(_HELP).intersection(arguments):
         return
-    _, _, order = command.make_parser(typer.Context(command, resilient_parsing=True)).parse_args(args=arguments)
+    # With the names of its help: a command keeps those of the first context that asks for them.
+    context = typer.Context(command, help_option_names=_HELP, resilient_parsing=True)
+    _, _, order = command.make_parser(context).parse_args(args=arguments)
     given = [option for option in order if option.param_type_name == "option" and not option.multiple]
     for place, option in enumerate(given):
         if option in given[:place]:
