@@ -350,7 +350,11 @@ def fetch_home_model(
         ServiceError: The service refused, or could not be reached.
         Others: The reasons of `load_code_model` and `load_token_model`.
     """
+    if client.model(model).card is None:
+        raise UsageError(f"the model must be a tuned one, got {model[:100]!r}; see `rapt tune`")
     files = client.adapter(model)
+    if truncate_to is not None and is_of_codes(read_home_card(files)):
+        raise UsageError("--truncate must come with a model on tokens, got one on codes; leave it out")
     if not is_of_codes(read_home_card(files)):
         return load_token_model(files, backbone=backbone, truncate_to=truncate_to)
     with TemporaryDirectory() as folder:

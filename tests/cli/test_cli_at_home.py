@@ -114,6 +114,16 @@ def test_words_of_ones_own_are_fused_at_home(rapt, url, tuned, source):
     assert rapt("predict", source, "--model", tuned, "--service", url, *own).code == 2
 
 
+def test_answers_replace_neither_queries_nor_texts_of_ones_own(rapt, url, tuned, source, tmp_path):
+    own = tmp_path / "own.csv"
+    own.write_bytes(source.read_bytes())
+    arguments = ("--local", "--model", tuned, "--service", url, "--own-texts", own, "--out", own, "--overwrite")
+    outcome = rapt("predict", source, *arguments)
+    assert (outcome.code, own.read_bytes()) == (2, source.read_bytes())
+    base = rapt("predict", source, "--local", "--model", "bert-tiny", "--service", url)
+    assert (base.code, "a tuned one" in base.err) == (2, True)
+
+
 def test_an_edited_adapter_and_a_base_model_are_refused_at_home(url, tuned, source):
     with ServiceClient(url) as client:
         files = client.adapter(tuned)

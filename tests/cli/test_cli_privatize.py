@@ -491,3 +491,27 @@ def test_a_text_that_no_bucket_holds_is_refused(rapt, tmp_path: Path):
     long.write_text("text,label\n" + "film " * 401 + ",a\n")
     refused = rapt("privatize", long, tmp_path / "none", "--eta", 20, *TINY, "--length-bucket", 400)
     assert (refused.code, "cut it there with --truncate 400" in refused.err) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["in.csv", "out", "out.partial", "my.key", "kept.txt", "nodir/receipt", "folder"])
+def test_a_receipt_replaces_no_other_file_and_is_refused_before_the_work(rapt, reviews, tmp_path, name):
+    (tmp_path / "in.csv").write_bytes(reviews.read_bytes())
+    (tmp_path / "my.key").write_text("ab" * 32 + "\n")
+    (tmp_path / "kept.txt").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    overwrite = () if name == "kept.txt" else ("--overwrite",)
+    outcome = rapt(
+        *("privatize", tmp_path / "in.csv", tmp_path / "out", "--eta", 60, "--vocabulary", "bert-tiny", "--no-ledger"),
+        *("--receipt", tmp_path / name, *overwrite),
+    )
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_an_output_never_replaces_the_key_of_a_ledger_wherever_it_lies(rapt, reviews, tmp_path):
+    key = tmp_path / "somewhere"
+    key.write_text("ab" * 32)
+    arguments = ("privatize", reviews, key, "--eta", 60, "--vocabulary", "bert-tiny", "--no-ledger", "--overwrite")
+    outcome = rapt(*arguments)
+    assert (outcome.code, "looks like" in outcome.err, key.read_text()) == (2, True, "ab" * 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -45,6 +46,8 @@ _OF_TOKENS: Final = {
     "length_bucket": "--length-bucket",
 }
 _OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
+
+_MOST_KEY_BYTES: Final = 80
 
 
 class Format(StrEnum):
@@ -276,6 +279,9 @@ def privatize(
     if public_target and target_column is None:
         raise UsageError("--public-target must come with --target-column; name the column")
     check_output(target, source=source, overwrite=overwrite)
+    _refuse_key(target)
+    if receipt is not None:
+        _check_receipt(receipt, used=(source, target, ledger_key), overwrite=overwrite)
     account = choose_ledger(
         target,
         ledger=ledger,
@@ -289,6 +295,8 @@ def privatize(
     )
     if account is not None:
         refuse_ledger_files(target, source, ledger=account.path, key=account.key)
+        if receipt is not None:
+            refuse_ledger_files(receipt, source, ledger=account.path, key=account.key)
     replaced = overwrite and target.exists()
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
@@ -434,6 +442,33 @@ def _warn_of_words_that_stay(made: Mechanism, table: Vocabulary) -> None:
     if kept >= AS_GOOD_AS_TEXT:
         share = f"{100 * kept:.0f} % of the words tried"
         say(f"rapt: warning: {share} stay as they are at eta={made.setting.eta:g}: it protects next to nothing")
+
+
+def _check_receipt(receipt: Path, *, used: tuple[Path | None, ...], overwrite: bool) -> None:
+    """Refuse a receipt that would replace another file of the run, or cannot be written, before any work."""
+    from rapt.whole_files import check_target
+    from rapt.wire.privatized_writer import name_partial
+
+    for path in used:
+        for taken in () if path is None else (path, name_partial(path)):
+            if receipt.resolve() == taken.resolve() or (
+                receipt.exists() and taken.exists() and receipt.samefile(taken)
+            ):
+                raise UsageError("the receipt must be another file than IN, OUT and the key; choose another name")
+    if not receipt.absolute().parent.is_dir():
+        raise UsageError("the receipt must lie in a folder that exists; make it, or choose another")
+    check_target(receipt, overwrite=overwrite)
+    _refuse_key(receipt)
+
+
+def _refuse_key(path: Path) -> None:
+    """Refuse to write over what looks like the key of a ledger, wherever it lies: without it the ledger is lost."""
+    try:
+        content = path.read_bytes() if path.is_file() and path.stat().st_size <= _MOST_KEY_BYTES else b""
+    except OSError:
+        return
+    if re.fullmatch(rb"[0-9a-f]{64}\s*", content):
+        raise UsageError("the file to write must not be the key of a ledger, which it looks like; choose another name")
 
 
 def split_names(names: str) -> tuple[str, ...]:

@@ -287,6 +287,10 @@ def predict(
         raise UsageError(f"{', '.join(given)} must come with --local; a privatized file says the rest by itself")
     with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
         if local:
+            from rapt.local.predictions import check_output
+
+            if out is not None and own_texts is not None:
+                check_output(out, queries=own_texts, overwrite=overwrite)
             from rapt.at_home import HomeModel, fetch_home_model, fuse_with_own_texts, predict_at_home
 
             asked: HomeModel = fetch_home_model(client, model, backbone=backbone, truncate_to=truncate)
