@@ -279,7 +279,6 @@ def privatize(
     if public_target and target_column is None:
         raise UsageError("--public-target must come with --target-column; name the column")
     check_output(target, source=source, overwrite=overwrite)
-    _refuse_key(target)
     if receipt is not None:
         _check_receipt(receipt, used=(source, target, ledger_key), overwrite=overwrite)
     account = choose_ledger(
@@ -297,6 +296,7 @@ def privatize(
         refuse_ledger_files(target, source, ledger=account.path, key=account.key)
         if receipt is not None:
             refuse_ledger_files(receipt, source, ledger=account.path, key=account.key)
+    _refuse_key(target)
     replaced = overwrite and target.exists()
     stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
     if insecure_seed is not None:
