@@ -91,12 +91,53 @@ def test_the_head_that_was_noted_must_stay_in_the_chain(through, rapt, tmp_path:
     through("a")
     noted = rapt("ledger", "verify", tmp_path / "ledger")
     assert noted.code == 0
-    assert noted.err == "6 rows, all in place; 1 noted heads are among them\n"
+    assert noted.err == "6 rows, all in place; 1 noted head is among them\n"
     through("b", "--redraw")
     assert rapt("ledger", "verify", tmp_path / "ledger", "--head", noted.out.strip()).code == 0
     outcome = rapt("ledger", "verify", tmp_path / "ledger", "--head", "ab" * 32)
     assert outcome.code == 10
     assert "set back or rewritten" in outcome.err
+
+
+@pytest.mark.parametrize("head", ["abc", "", "g" * 64, "whole[:63]", "whole+0"])
+def test_a_head_that_is_not_64_hex_digits_is_refused_and_is_no_alarm(head, through, rapt, tmp_path: Path):
+    through("a")
+    whole = rapt("ledger", "verify", tmp_path / "ledger").out.strip()
+    head = {"whole[:63]": whole[:63], "whole+0": whole + "0"}.get(head, head)
+    outcome = rapt("ledger", "verify", tmp_path / "ledger", "--head", head)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--head must be 64 hexadecimal digits" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert rapt("ledger", "verify", tmp_path / "ledger", "--head", whole.upper()).code == 0
+
+
+@pytest.mark.parametrize("key", ["kept", "gone"])
+def test_a_ledger_that_was_emptied_beside_its_receipts_is_refused(key, rapt, reviews: Path, tmp_path: Path):
+    run = ("--eta", 30, *TINY)
+    assert rapt("privatize", reviews, tmp_path / "a", *run).code == 0
+    ledger = tmp_path / ".rapt" / "ledger.sqlite"
+    ledger.write_bytes(b"")
+    if key == "gone":
+        ledger.with_name("ledger.sqlite.key").unlink()
+    outcome = rapt("privatize", reviews, tmp_path / "b", *run)
+    assert (outcome.code, outcome.out) == (10, "")
+    assert "the ledger was emptied or removed; restore it" in outcome.err
+    assert not (tmp_path / "b").exists()
+    assert ledger.read_bytes() == b""
+
+
+def test_the_hint_names_the_ledger_unless_it_is_found_from_here(rapt, reviews: Path, tmp_path: Path, monkeypatch):
+    project, elsewhere = tmp_path / "project", tmp_path / "else where"
+    project.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(project)
+    run = ("--eta", 30, *TINY)
+    assert "run: rapt ledger show\n" in rapt("privatize", reviews, "a", *run).err
+    named = rapt("privatize", reviews, "b", *run, "--ledger", elsewhere / "V.db")
+    assert f"run: rapt ledger show '{elsewhere / 'V.db'}'\n" in named.err
+    monkeypatch.chdir(elsewhere)
+    found = rapt("privatize", reviews, project / "c", *run)
+    assert f"run: rapt ledger show {project / '.rapt' / 'ledger.sqlite'}\n" in found.err
 
 
 def test_a_row_that_was_edited_is_named(through, rapt, tmp_path: Path):
@@ -118,6 +159,10 @@ def test_a_row_that_was_edited_is_named(through, rapt, tmp_path: Path):
         ("ledger verify reviews.csv", 10, "a file that rapt wrote"),
         ("ledger cap none --per-text 3", 2, "must exist to be capped"),
         ("ledger cap none", 2, "give --per-text"),
+        ("ledger verify .", 10, "got the folder '.'; name a file in it"),
+        ("privatize reviews.csv out --eta 3 --ledger .", 10, "got the folder '.'; name a file in it"),
+        ("privatize reviews.csv out --eta 3 --ledger z.db --ledger-key z.db", 10, "its key must be two files"),
+        ("privatize reviews.csv out --eta 3 --ledger .rapt/z --ledger-key ./.rapt/z", 10, "its key must be two files"),
         ("privatize reviews.csv out --eta 3 --cap 3 --no-ledger", 2, "must come without --no-ledger"),
         ("privatize reviews.csv out --eta 3 --redraw --no-ledger", 2, "must come without --no-ledger"),
         ("privatize reviews.csv out --eta 3 --ledger new --insecure-seed 1", 2, "noise from a seed protects nothing"),

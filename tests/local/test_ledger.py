@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 import stat
+from contextlib import closing
 
 import pytest
 
@@ -11,7 +12,7 @@ from rapt.errors import BudgetError, LedgerError, UsageError
 from rapt.local.corpus import privatize_corpus
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import open_ledger
-from rapt.local.ledger_file import Cap, Caps, Release
+from rapt.local.ledger_file import APPLICATION_ID, Cap, Caps, Release
 from rapt.local.ledger_key import RUN, name_key, read_key
 from rapt.local.ledger_place import find_ledger, make_folder, refuse_ledger_files
 from rapt.local.ledger_releases import privatize_through
@@ -306,6 +307,35 @@ def test_a_key_without_its_ledger_is_not_used_for_a_new_one(path):
         pass
     path.unlink()
     with pytest.raises(LedgerError, match="got an older one"), open_ledger(path):
+        pass
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "no tables", "no tables, but a name"])
+def test_a_ledger_is_not_begun_anew_beside_receipts(path, left):
+    receipts = path.with_name(path.name + ".receipts")
+    receipts.mkdir()
+    (receipts / "a.json").write_text("{}")
+    if left != "nothing":
+        path.write_bytes(b"")
+    if left.startswith("no tables"):
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript(f"CREATE TABLE t (x); DROP TABLE t; PRAGMA application_id = {APPLICATION_ID};")
+            if left == "no tables":
+                connection.execute("PRAGMA application_id = 0")
+    with pytest.raises(LedgerError, match="emptied or removed; restore it"), open_ledger(path):
+        pass
+    assert path.exists() == (left != "nothing")
+    assert not name_key(path).exists()
+    if left != "no tables, but a name":
+        (receipts / "a.json").rename(path.with_name("kept.json"))
+        with open_ledger(path):
+            assert summarize_ledger(path).rows == 0
+
+
+def test_a_ledger_that_is_its_own_key_is_refused_and_nothing_is_made(tmp_path, path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(LedgerError, match="two files"), open_ledger(path, key=tmp_path / "folder" / ".." / path.name):
         pass
     assert not path.exists()
 

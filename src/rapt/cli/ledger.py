@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +16,7 @@ import typer
 
 from rapt.cli.options import AsJson
 from rapt.cli.output import format_table, say, show, show_json
-from rapt.errors import UsageError
+from rapt.errors import LedgerError, UsageError
 
 if TYPE_CHECKING:
     from rapt.local.ledger import Ledger
@@ -99,14 +101,17 @@ def verify(
     from rapt.local.ledger_place import read_noted_heads
     from rapt.local.ledger_report import verify_ledger
 
-    path = _find(path)
-    heads = [*read_noted_heads(path), *(noted.strip().lower() for noted in head or ())]
+    given = [_read_head(noted) for noted in head or ()]
+    path = _find(path, key=ledger_key)
+    heads = [*read_noted_heads(path), *given]
     chain = verify_ledger(path, key=ledger_key, heads=heads)
     if as_json:
         show_json({"file": str(path)} | asdict(chain))
         return
     show(chain.head)
-    say(f"{chain.rows:,} rows, all in place; {chain.noted:,} noted heads are among them")
+    rows = "1 row" if chain.rows == 1 else f"{chain.rows:,} rows"
+    noted = "1 noted head is" if chain.noted == 1 else f"{chain.noted:,} noted heads are"
+    say(f"{rows}, all in place; {noted} among them")
 
 
 @ledger.command()
@@ -146,7 +151,7 @@ def cap(
 
     if per_text is None and in_all is None:
         raise UsageError("a cap must be named: give --per-text, --in-all, or both")
-    path = _find(path)
+    path = _find(path, key=ledger_key)
     if not path.is_file():
         raise UsageError(f"a ledger must exist to be capped, got none at {str(path)!r}; `rapt privatize` makes one")
     with open_ledger(path, key=ledger_key) as account:
@@ -163,10 +168,22 @@ def cap(
         show(_describe_caps(caps))
 
 
-def _find(path: Path | None) -> Path:
-    from rapt.local.ledger_place import find_ledger
+def _find(path: Path | None, *, key: Path | None = None) -> Path:
+    from rapt.local.ledger_place import find_ledger, refuse_place
 
-    return find_ledger(Path.cwd() / "here") if path is None else path
+    found = find_ledger(Path.cwd() / "here") if path is None else path
+    refuse_place(found, key=key)
+    return found
+
+
+def _read_head(given: str) -> str:
+    head = given.strip().lower()
+    if not re.fullmatch("[0-9a-f]{64}", head):
+        raise UsageError(
+            f"--head must be 64 hexadecimal digits, got {len(head)} characters that are no head; copy a whole one from "
+            "a receipt, or from what a run said"
+        )
+    return head
 
 
 @dataclass
@@ -242,9 +259,9 @@ def choose_ledger(
 
     Raises:
         UsageError: The options contradict each other, or a cap is not a finite number above 0.
-        LedgerError: The project's ledger is another user's.
+        LedgerError: The project's ledger is another user's, or the ledger is a folder, or its own key.
     """
-    from rapt.local.ledger_place import find_ledger
+    from rapt.local.ledger_place import find_ledger, refuse_place
 
     asked = ledger is not None or cap is not None or label_cap is not None or redraw
     if asked and (no_ledger or seeded):
@@ -257,7 +274,9 @@ def choose_ledger(
             raise UsageError(f"{option} must be a finite number above 0, got {value!r}; leave it out for none")
     if no_ledger or seeded:
         return None
-    return ChosenLedger(find_ledger(target) if ledger is None else ledger, key, cap, label_cap, of)
+    path = find_ledger(target) if ledger is None else ledger
+    refuse_place(path, key=key)
+    return ChosenLedger(path, key, cap, label_cap, of)
 
 
 def say_what_was_counted(account: ChosenLedger | None, *, replaced: bool, insecure: bool) -> None:
@@ -285,7 +304,16 @@ def say_what_was_counted(account: ChosenLedger | None, *, replaced: bool, insecu
             f"rapt: warning: {count:,} records share long runs of words with other texts that were released, the first "
             f"of them records {first}: what they share is told more than once"
         )
-    say("to see what was spent so far, run: rapt ledger show")
+    say(f"to see what was spent so far, run: {_name_show(account.path)}")
+
+
+def _name_show(ledger: Path) -> str:
+    """Return the command that shows a ledger; it names the ledger unless it is the one that is found from here."""
+    try:
+        found = _find(None)
+    except LedgerError:  # another user's, above this folder
+        found = None
+    return "rapt ledger show" if found == ledger.resolve() else f"rapt ledger show {shlex.quote(str(ledger))}"
 
 
 def describe_summary(found: LedgerSummary) -> list[str]:

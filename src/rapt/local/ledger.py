@@ -281,7 +281,8 @@ def open_ledger(path: Path | str, *, key: Path | None = None) -> Iterator[Ledger
         key: Path of its key; None for `NAME.key` beside it.
 
     Raises:
-        LedgerError: It is not a ledger, its key is missing or another's, rows are missing, or it cannot be written.
+        LedgerError: It is not a ledger, its key is missing or another's, rows are missing, it cannot be written, or
+            receipts beside it show that it was emptied or removed.
     """
     with open_for_writing(Path(path), key=key) as (connection, secret):
         yield Ledger(connection, path=Path(path), key=secret, key_path=key)

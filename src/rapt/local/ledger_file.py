@@ -27,6 +27,7 @@ from typing import Final, Literal, get_args
 
 from rapt.errors import LedgerError, UsageError
 from rapt.local.ledger_key import SCHEMA, LedgerKey, make_key, name_key, read_key, refuse_old_key
+from rapt.local.ledger_place import refuse_place, refuse_receipts
 
 # "rapt" as SQLite's application id: another program's database is never taken for a ledger.
 APPLICATION_ID: Final = 0x72617074
@@ -192,17 +193,20 @@ def open_for_writing(path: Path, *, key: Path | None = None) -> Iterator[tuple[s
     """Open a ledger and its key; both are made when nothing is there. Transactions are the caller's.
 
     Raises:
-        LedgerError: It is not a ledger, its key is missing or another's, rows are missing, or it cannot be written.
+        LedgerError: It is not a ledger, its key is missing or another's, rows are missing, it cannot be written, or
+            receipts beside it show that it was emptied or removed.
     """
+    refuse_place(path, key=key)
     key = name_key(path) if key is None else key
     if not path.exists():
+        refuse_receipts(path)
         refuse_old_key(key)
         _create_for_owner(path)
     with translate_sqlite_errors():
         connection = sqlite3.connect(path, timeout=PATIENCE_SECONDS, isolation_level=None)
     try:
         with translate_sqlite_errors():
-            secret = _prepare(connection, key)
+            secret = _prepare(connection, path, key=key)
         yield connection, secret
     finally:
         connection.close()
@@ -297,35 +301,37 @@ def _damaged_row() -> LedgerError:
     return LedgerError("a row of the ledger is damaged; see `rapt ledger verify`, or restore it from a backup")
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> LedgerKey:
+def _prepare(connection: sqlite3.Connection, path: Path, *, key: Path) -> LedgerKey:
     """Make the tables and the key of an empty file, or check those that are there."""
-    if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] and not is_ledger(connection):
+    if _has_tables(connection) and not is_ledger(connection):
         raise LedgerError("a ledger must be a file that rapt wrote, got another program's; name another")
     # A row must be on the disk before its release leaves: NORMAL would let a power cut take it back.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("BEGIN IMMEDIATE")
     made = False
     try:
+        if not _has_tables(connection):
+            refuse_receipts(path)
         if not is_ledger(connection):
-            key, made = make_key(path), True
+            secret, made = make_key(key), True
             for statement in _statements(TABLES):
                 connection.execute(statement)
             ledger_id = secrets.token_hex(16)
             connection.execute(
                 "INSERT INTO ledger VALUES (?, ?, ?, 0, ?, ?)",
-                (SCHEMA, ledger_id, key.key_check(ledger_id), b"", key.head_check(ledger_id, rows=0, digest=b"")),
+                (SCHEMA, ledger_id, secret.key_check(ledger_id), b"", secret.head_check(ledger_id, rows=0, digest=b"")),
             )
         else:
-            key = read_key(path)
-            check_key(connection, key)
+            secret = read_key(key)
+            check_key(connection, secret)
             _check_count(connection)
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
         if made:
-            path.unlink(missing_ok=True)
+            key.unlink(missing_ok=True)
         raise
-    return key
+    return secret
 
 
 def _check_count(connection: sqlite3.Connection) -> None:
@@ -337,6 +343,10 @@ def _check_count(connection: sqlite3.Connection) -> None:
             f"a ledger must have all of its rows, got {found} of {rows}; see `rapt ledger verify`, and restore it from "
             "a backup"
         )
+
+
+def _has_tables(connection: sqlite3.Connection) -> bool:
+    return bool(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
 
 
 def is_ledger(connection: sqlite3.Connection) -> bool:

@@ -86,6 +86,40 @@ def refuse_ledger_files(target: Path, source: Path, *, ledger: Path, key: Path |
                 )
 
 
+def refuse_place(ledger: Path, *, key: Path | None) -> None:
+    """Refuse a ledger that is a folder, or that is its own key; nothing is made.
+
+    Args:
+        ledger: Path of the ledger, which may be missing.
+        key: Path of its key, which may be missing; None for beside it.
+
+    Raises:
+        LedgerError: The ledger is a folder, or the key is the same file.
+    """
+    if ledger.is_dir():
+        raise LedgerError(f"a ledger must be a file, got the folder {str(ledger)!r}; name a file in it")
+    if key is not None and (
+        ledger.resolve() == key.resolve() or (ledger.exists() and key.exists() and ledger.samefile(key))
+    ):
+        raise LedgerError(
+            f"a ledger and its key must be two files, got {str(key)!r} for both; name another file with --ledger-key"
+        )
+
+
+def refuse_receipts(ledger: Path) -> None:
+    """Refuse to begin a ledger beside the receipts of an older one: what that one counted would be forgotten.
+
+    Raises:
+        LedgerError: A receipt lies there.
+    """
+    folder = ledger.with_name(ledger.name + RECEIPTS)
+    if folder.is_dir() and any(folder.glob("*.json")):
+        raise LedgerError(
+            f"a new ledger must have no receipts beside it, got some in {str(folder)!r}: the ledger was emptied or "
+            "removed; restore it from a backup, or move the receipts away to begin anew"
+        )
+
+
 SCHEMA: Final = "rapt.receipt/1"
 _MOST_BYTES: Final = 64 * 1024
 _MOST_RECEIPTS: Final = 100_000
