@@ -175,6 +175,56 @@ def test_what_does_not_belong_together_is_refused(encoder, bundle, texts, states
         audit_codes(PrivatizedFile(manifest=wrong, records=file.records), whole, bundle=bundle, encoder=encoder)
 
 
+def test_too_few_texts_are_said_to_be_too_few(encoder, bundle, texts, states):
+    mechanism = make_subset(bundle, epsilon=4.0)
+    file = file_of(mechanism, draw(mechanism, bundle, states[:2]))
+    with pytest.raises(AuditError, match="at least 20 texts, got a file of 2") as caught:
+        audit_codes(file, Originals(texts=tuple(texts[:2])), bundle=bundle, encoder=encoder)
+    assert "corpus it was made from" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--attacks context",
+        "--export-prompts prompts",
+        "--entities",
+        "--truncate 5",
+        "--vocabulary bert-tiny",
+        "--text-column-2 other",
+        "--target-column answer",
+        "--label-column label",
+        "--keywords words.txt",
+        "--public-text public.csv",
+        "--public-text-column text",
+        "--public-label-column label",
+        "--lend 0.5",
+        "--language-model gpt2",
+        "--limit 8",
+        "--quick",
+    ],
+)
+def test_an_option_of_tokens_is_refused_beside_codes(given, bundle, states, tmp_path, capsys):
+    mechanism = make_subset(bundle, epsilon=4.0)
+    path = save_privatized(file_of(mechanism, draw(mechanism, bundle, states[:30])), tmp_path / "codes.jsonl")
+    assert run(["audit", str(path), "--original", str(tmp_path / "none.csv"), *given.split()]) == 2
+    said = capsys.readouterr().err
+    assert f"{given.split()[0]} must come with a file of tokens, got one of whole texts; leave it out" in said
+    assert said.count("\n") == 1
+
+
+def test_a_report_on_codes_in_the_place_of_a_file_is_refused_before_the_work(bundle, states, tmp_path, capsys):
+    mechanism = make_subset(bundle, epsilon=4.0)
+    path = save_privatized(file_of(mechanism, draw(mechanism, bundle, states[:30])), tmp_path / "codes.jsonl")
+    (tmp_path / "mine.txt").write_text("keep me")
+    arguments = ["--original", str(tmp_path / "none.csv"), "--out", str(tmp_path / "mine.txt")]
+    assert run(["audit", str(path), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "a report must be written to a folder" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
 def test_the_command_audits_codes_and_keeps_no_text(bundle, texts, states, tmp_path, capsys):
     mechanism = make_subset(bundle, epsilon=4.0)
     path = save_privatized(file_of(mechanism, draw(mechanism, bundle, states)), tmp_path / "codes.jsonl")

@@ -203,3 +203,49 @@ def test_a_column_that_cannot_be_inferred_is_one_clear_line(arguments, said, rap
     assert outcome.code != 0
     assert said in outcome.err
     assert outcome.err.count("rapt: error: ") == 1
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "reviews.csv", "reviews.rapt.jsonl", "public.csv"])
+@pytest.mark.parametrize("answers", [False, True], ids=["prompts", "answers"])
+def test_prompts_replace_no_file(name, answers, rapt, privatized: Path, reviews: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("keep me")
+    Path("public.csv").write_text("text\na good film\nand a bad one\n")
+    target = Path(name)
+    if answers:
+        target = target.rename(name + ".answers.jsonl")
+        Path(name).unlink(missing_ok=True)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    files = [
+        str(path) + ".answers.jsonl" if answers and path.name == name else path
+        for path in (privatized, reviews, Path("public.csv"))
+    ]
+    arguments = (files[0], "--original", files[1], "--public-text", files[2], "--attacks", "embedding_inversion")
+    outcome = rapt("audit", *arguments, "--export-prompts", name)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "prompts must not" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_prompts_are_not_written_where_words_are_to_be_read(rapt, privatized: Path, reviews: Path, tmp_path: Path):
+    public, words = tmp_path / "public.csv", tmp_path / "words.txt"
+    public.write_text("text\na good film\nand a bad one\n")
+    more = ("--public-text", public, "--keywords", words, "--export-prompts", words)
+    outcome = rapt("audit", privatized, "--original", reviews, *more)
+    assert outcome.code == 2
+    assert "must not replace a file that is read" in outcome.err
+    assert not words.exists()
+
+
+@pytest.mark.parametrize("out", ["mine.txt", "mine.txt/audit"])
+def test_a_report_in_the_place_of_a_file_is_refused_before_the_work(
+    out, rapt, privatized: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("keep me")
+    outcome = rapt("audit", privatized, "--original", "none.csv", "--out", out)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "a report must be written to a folder" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert Path("mine.txt").read_text() == "keep me"

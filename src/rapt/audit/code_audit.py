@@ -180,10 +180,15 @@ def audit_codes(
         raise AuditError("an audit of codes takes files of single texts, got pairs; privatize each text by itself")
     if manifest.vocabulary_hash != bundle.hash:
         raise AuditError("the code bundle must be the one that the file was made with, got another; give that one")
-    if len(originals.texts) != len(file.records) or len(file.records) < _LEAST_RECORDS:
+    if len(file.records) < _LEAST_RECORDS:
         raise AuditError(
-            f"an audit of codes must have the {len(file.records)} texts of the file, and at least {_LEAST_RECORDS}, "
-            f"got {len(originals.texts)}; give the corpus it was made from"
+            f"an audit of codes must have at least {_LEAST_RECORDS} texts, got a file of {len(file.records)}; "
+            "audit a larger one"
+        )
+    if len(originals.texts) != len(file.records):
+        raise AuditError(
+            f"an audit of codes must have the {len(file.records)} texts of the file, got {len(originals.texts)}; "
+            "give the corpus it was made from"
         )
     if len({tuple(record.token_ids) for record in file.records}) == 1:
         raise AuditError(f"{name_record(0)} and all others must not be of one code; nothing was drawn")

@@ -19,15 +19,15 @@ from rapt.audit.formal import measure_formal_side
 from rapt.audit.judge.detail import add_entities, explain_missing_entities
 from rapt.audit.kept_results import keep_results
 from rapt.audit.known_plaintext import known_plaintext
-from rapt.audit.prompts import export_prompts
+from rapt.audit.prompts import export_prompts, name_answers
 from rapt.audit.questions import QUESTIONS, Question, Words
-from rapt.audit.report import write_report
+from rapt.audit.report import check_report_folder, write_report
 from rapt.audit.report.values import Report
 from rapt.audit.telling_words import TELLING_WORDS
 from rapt.audit.truth import Truth, check_parts, lend_texts, read_others, read_truth, sample_records
 from rapt.audit.view import AdversaryView, PublicText, adversary_view, read_public_text
 from rapt.command_line import rebuild_command
-from rapt.errors import AuditError, name_record
+from rapt.errors import AuditError, UsageError, name_record
 from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
@@ -38,6 +38,7 @@ from rapt.local.records import PartColumns, put_text
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator, show_stages
 from rapt.version import __version__
+from rapt.whole_files import check_target
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedPart, list_privatized_texts, read_privatized_file
 
@@ -127,7 +128,7 @@ class AuditPlan:
 
     @property
     def command(self) -> str:
-        """The line that makes the numbers again."""
+        """The line that makes the numbers again; what it was run for beside them, a folder or prompts, is left out."""
         public = self.public_text is not None
         return rebuild_command(
             "audit",
@@ -138,7 +139,6 @@ class AuditPlan:
             attacks=",".join(self.attacks_to_run),
             keywords=self.keywords,
             language_model=self.language_model,
-            export_prompts=self.export_prompts,
             text_column_2=self.text_column_2,
             target_column=self.target_column,
             vocabulary=None if self.vocabulary is None else Path(self.vocabulary),
@@ -170,11 +170,13 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         narrator: Takes the progress and remarks.
 
     Raises:
+        UsageError: The report or the prompts have a name under which they must not be written.
         AuditError: The files do not belong together, no attack can run, or the report cannot be written.
         CorpusError: A file of texts cannot be read.
         WireError: The privatized file is damaged.
         VocabularyError: The model's files are missing.
     """
+    _check_outputs(plan)
     private = read_in_order_of_source(plan.file, receipt=plan.receipt)
     check_parts(private.manifest, plan.other_texts.by_part)
     vocabulary = load_vocabulary(plan.vocabulary or private.manifest.model)
@@ -242,6 +244,22 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     if kept is not None:
         kept.remove()
     return report
+
+
+def _check_outputs(plan: AuditPlan) -> None:
+    """Refuse names under which the report or the prompts must not be written (`UsageError`)."""
+    if plan.out is not None:
+        check_report_folder(plan.out)
+    if plan.export_prompts is None:
+        return
+    read = (plan.file, plan.original, plan.public_text, plan.keywords, plan.receipt)
+    inputs = {path.resolve() for path in read if path is not None}
+    for path in (plan.export_prompts, name_answers(plan.export_prompts)):
+        if path.resolve() in inputs:
+            raise UsageError(f"prompts must not replace a file that is read, got {str(path)!r}; choose another name")
+        check_target(path, overwrite=True)
+        if path.exists():
+            raise UsageError(f"a file of prompts must not exist yet, got {str(path)!r}; choose another name")
 
 
 def _randomize_labels(public: PublicText, manifest: Manifest, *, seed: int) -> PublicText:

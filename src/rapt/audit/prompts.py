@@ -33,6 +33,11 @@ _QUESTION: Final = (
 )
 
 
+def name_answers(path: Path) -> Path:
+    """The file of the answers to a file of prompts."""
+    return path.with_name(path.name + ANSWERS)
+
+
 def export_prompts(desk: Desk, path: Path) -> int:
     """Write prompts about public texts, and their answers beside them; returns how many.
 
@@ -69,7 +74,7 @@ def export_prompts(desk: Desk, path: Path) -> int:
         answers.append({"id": number, "tokens": [written[token] for token in content.tolist()]})
         start += length
     try:
-        for target, lines in ((path, prompts), (path.with_name(path.name + ANSWERS), answers)):
+        for target, lines in ((path, prompts), (name_answers(path), answers)):
             write_whole(target, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
         raise AuditError(
@@ -89,7 +94,7 @@ def score_replies(path: Path, replies: Path) -> tuple[Share, float]:
     Raises:
         AuditError: A file cannot be read, or is not of this kind.
     """
-    answers = _read_tokens(path.with_name(path.name + ANSWERS))
+    answers = _read_tokens(name_answers(path))
     found = _read_tokens(replies)
     true = [token for tokens in answers.values() for token in tokens]
     hits = [

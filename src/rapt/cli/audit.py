@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 
 # As in `rapt.audit.file_audit`, which is not loaded to print help.
 QUICK_TOKENS: Final = 1500
+# What an audit of whole texts reads; every other option is one of tokens.
+_OF_CODES: Final = frozenset(
+    ("file", "original", "text_column", "attribute", "codes", "encoder", "receipt", "seed", "out", "as_json")
+)
 
 
 def audit(
+    context: typer.Context,
     file: Annotated[Path, typer.Argument(metavar="PRIVATIZED", help="Privatized file to attack.")],
     original: Annotated[
         Path, typer.Option(metavar="FILE", help="The texts it was made from; only the score reads them.")
@@ -155,6 +160,7 @@ def audit(
     from rapt.wire.privatized_file import read_manifest
 
     if read_manifest(file).unit == "text":
+        _refuse_options_of_tokens(context)
         _audit_codes(
             file,
             original,
@@ -208,6 +214,23 @@ def audit(
         show("\n" + attribute_table(result))
 
 
+def _refuse_options_of_tokens(context: typer.Context) -> None:
+    """Refuse options that an audit of whole texts does not read (`UsageError`)."""
+    given = [
+        max(parameter.opts, key=len)
+        for parameter in context.command.params
+        if parameter.name in context.params
+        and parameter.name not in _OF_CODES
+        and (source := context.get_parameter_source(parameter.name))
+        and source.name == "COMMANDLINE"
+    ]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)} must come with a file of tokens, got one of whole texts; "
+            f"leave {'it' if len(given) == 1 else 'them'} out"
+        )
+
+
 def _audit_codes(
     file: Path,
     original: Path,
@@ -224,11 +247,13 @@ def _audit_codes(
     """Audit a file of whole texts."""
     from rapt.audit.code_audit import audit_codes, code_audit_to_json, read_originals
     from rapt.audit.file_audit import read_in_order_of_source
+    from rapt.audit.report import JSON, check_report_folder, write_files
     from rapt.local.codes.code_privatizer import read_code
     from rapt.local.codes.encoder import read_encoder
     from rapt.public_models import PUBLIC_CODES
-    from rapt.whole_files import write_whole
 
+    if out is not None:
+        check_report_folder(out)
     released = read_in_order_of_source(file, receipt=receipt)
     known = next((name for name, pinned in PUBLIC_CODES.items() if pinned == released.manifest.vocabulary_hash), None)
     if codes is None and known is None:
@@ -244,8 +269,8 @@ def _audit_codes(
     )
     report = code_audit_to_json(found)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        output.say(f"report: {write_whole(out / 'report.json', json.dumps(report, indent=2) + chr(10))}")
+        (written,) = write_files(out, {JSON: json.dumps(report, indent=2) + "\n"})
+        output.say(f"report: {written}")
     if as_json:
         show_json(report)
     else:

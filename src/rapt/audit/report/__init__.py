@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from functools import cache
 from math import log10
 from pathlib import Path
@@ -17,8 +19,8 @@ from rapt.audit.kept_results import to_json
 from rapt.audit.report.values import Report
 from rapt.audit.report.verdict import list_not_attacked, state_verdict
 from rapt.drawing import Figure, Line
-from rapt.errors import AuditError
-from rapt.whole_files import write_whole
+from rapt.errors import AuditError, UsageError
+from rapt.whole_files import check_target, write_whole
 from rapt.wire.vocabulary_bundle import shorten_hash
 
 SCHEMA: Final = "rapt.audit-report/1"
@@ -59,9 +61,32 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 def write_pair(folder: Path, *, page: str, values: dict[str, Any]) -> tuple[Path, Path]:
     """Write a page and its values as `report.html` and `report.json`; see `write_report`."""
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    written = write_files(folder, {HTML: page, JSON: text})
+    return written[0], written[1]
+
+
+def check_report_folder(folder: Path) -> None:
+    """Refuse a name under which no report can be written; best called before any work.
+
+    Raises:
+        UsageError: The folder, or one that it is in, is something else, or a file of the report cannot be replaced.
+    """
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), None)
+    if there is not None and not there.is_dir():
+        raise UsageError(f"a report must be written to a folder, got something else at {str(there)!r}; name another")
+    for name in (HTML, JSON):
+        check_target(folder / name, overwrite=True)
+
+
+def write_files(folder: Path, contents: Mapping[str, str]) -> list[Path]:
+    """Write the files of a report, contents by name, into a folder that is made if need be. Returns their paths.
+
+    Raises:
+        AuditError: The folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return write_whole(folder / HTML, page), write_whole(folder / JSON, text)
+        return [write_whole(folder / name, content) for name, content in contents.items()]
     except OSError as error:
         raise AuditError(
             f"a report must be writable, got {error.strerror or type(error).__name__}; "
