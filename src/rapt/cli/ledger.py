@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -308,12 +307,14 @@ def say_what_was_counted(account: ChosenLedger | None, *, replaced: bool, insecu
 
 
 def _name_show(ledger: Path) -> str:
-    """Return the command that shows a ledger; it names the ledger unless it is the one that is found from here."""
+    """Return the command that shows a ledger, by no name of a file: a log may keep what a run says."""
     try:
         found = _find(None)
     except LedgerError:  # another user's, above this folder
         found = None
-    return "rapt ledger show" if found == ledger.resolve() else f"rapt ledger show {shlex.quote(str(ledger))}"
+    if found == ledger.resolve():
+        return "rapt ledger show"
+    return "rapt ledger show LEDGER (that of --ledger, or else .rapt/ledger.sqlite in the folder of OUT or above)"
 
 
 def describe_summary(found: LedgerSummary) -> list[str]:
