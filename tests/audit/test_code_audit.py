@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapt.audit.code_audit import ALPHA, Originals, audit_codes, bound_naming
+from rapt.audit.code_audit import ALPHA, Originals, audit_codes
 from rapt.cli.program import run
 from rapt.errors import AuditError, MechanismError, VocabularyError
 from rapt.local.codes.code_privatizer import CodePrivatizer
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import SubsetMechanism, make_subset
+from rapt.local.codes.text_statement import bound_guess
 from rapt.local.randomness import insecure_stream
 from rapt.wire.code_bundle import make_code_bundle, project_states, write_code_bundle
 from rapt.wire.manifest import Randomness
@@ -135,7 +136,7 @@ def test_a_text_that_leaves_by_its_own_codeword_is_named_beyond_the_bound(encode
         file_of(stated, nearest[:, None]), Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder
     )
     among_ten = next(item for item in found.naming if item.candidates == 10)
-    assert among_ten.first.low > bound_naming(1.0, 10)
+    assert among_ten.first.low > bound_guess(1.0, among=10)
     assert any("among 10 more often" in warning for warning in found.warnings)
 
 

@@ -17,8 +17,7 @@ from rapt.errors import CorpusError, VocabularyError, WireError
 from rapt.local import vocabulary as vocabulary_module
 from rapt.local.vocabulary import Vocabulary, WordCache, load_vocabulary, works_on_words
 from rapt.public_models import find_model_folder
-from rapt.service.backbone.frame import make_tokenizer
-from rapt.wire.model_files import catch_panic
+from rapt.wire.model_files import catch_panic, make_tokenizer
 from rapt.wire.vocabulary_bundle import make_bundle, write_bundle
 
 

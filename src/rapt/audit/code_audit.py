@@ -21,6 +21,7 @@ from rapt.audit.intervals import Share, independent_share
 from rapt.errors import AuditError, name_record
 from rapt.local.codes.code_privatizer import Encoder, check_encoder
 from rapt.local.codes.subset import SubsetMechanism, remake_subset
+from rapt.local.codes.text_statement import bound_guess
 from rapt.local.corpus import read_corpus
 from rapt.narration import SILENT, Narrator
 from rapt.wire.code_bundle import CodeBundle, project_states
@@ -214,11 +215,6 @@ def audit_codes(
     )
 
 
-def bound_naming(epsilon: float, candidates: int) -> float:
-    """The share of texts that no attack can name among n equally likely ones: e^ε / (e^ε + n - 1)."""
-    return 1 / (1 + (candidates - 1) * math.exp(-epsilon))
-
-
 def _name_texts(
     mechanism: SubsetMechanism, codes: NDArray[np.float64], released: NDArray[np.int64], *, rng: np.random.Generator
 ) -> tuple[Naming, ...]:
@@ -247,7 +243,7 @@ def _name_texts(
                 candidates=n,
                 first=independent_share(right),
                 chance=1 / n,
-                bound=bound_naming(mechanism.epsilon, n),
+                bound=bound_guess(mechanism.epsilon, among=n),
             )
         )
     return tuple(found)

@@ -57,7 +57,7 @@ class UnchangedShare:
         types: Different tokens tried.
         draws: Draws over all of them; 0 where the probabilities are exact.
         share: The share.
-        low, high: Its 95 % interval.
+        low, high: Ends of the 95 % interval of the share.
     """
 
     basis: str

@@ -33,7 +33,7 @@ from tokenizers import Encoding, Tokenizer
 from rapt.errors import CorpusError, UsageError, VocabularyError, name_record
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, find_model_folder, name_model
-from rapt.wire.model_files import catch_panic, find_control_ids
+from rapt.wire.model_files import catch_panic, find_control_ids, make_tokenizer
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle, read_model_bundle, shorten_hash
 
 # At most this many words of this many characters: 20 MB of usual ones.
@@ -153,16 +153,7 @@ class Vocabulary:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        try:
-            with catch_panic():
-                tokenizer = Tokenizer.from_str(self.bundle.tokenizer_json.decode("utf-8"))
-        except Exception:  # tokenizers raises plain Exception
-            raise VocabularyError(
-                f"tokenizer.json of model={self.model!r} must be a Hugging Face tokenizer; take it from the model again"
-            ) from None
-        # Some models ship with both switched on: MiniLM's would cut every text at 128 and fill it up with [PAD].
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        tokenizer = make_tokenizer(self.bundle.tokenizer_json, model=self.model)
         # A literal "[CLS]" in a text is text: it is split like any other word and never becomes a control token.
         tokenizer.encode_special_tokens = True
         return tokenizer

@@ -31,6 +31,7 @@ from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 from rapt.errors import VocabularyError, WireError
 from rapt.wire.strict_json import parse_object
@@ -64,7 +65,7 @@ def find_eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
             elif 0 <= token_id < rows:
                 kept.add(token_id)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise _not_a_tokenizer() from None
+        raise not_a_tokenizer() from None
     if not kept:
         raise VocabularyError(f"a vocabulary must have at least one eligible token, got rows={rows} and none eligible")
     return np.array(sorted(kept), dtype=np.int64)
@@ -79,7 +80,7 @@ def count_special_tokens(tokenizer_json: bytes) -> int:
     try:
         return _count_around(_parse(tokenizer_json).get("post_processor"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise _not_a_tokenizer() from None
+        raise not_a_tokenizer() from None
 
 
 def find_control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]:
@@ -96,7 +97,7 @@ def find_control_ids(tokenizer_json: bytes) -> tuple[frozenset[int], int | None]
         if unknown is None and model.get("unk_token") is not None:
             unknown = dict(_list_tokens(model["vocab"])).get(model["unk_token"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        raise _not_a_tokenizer() from None
+        raise not_a_tokenizer() from None
     return frozenset(special - {unknown}), unknown
 
 
@@ -116,18 +117,38 @@ def catch_panic() -> Iterator[None]:
         raise
 
 
+def make_tokenizer(tokenizer_json: bytes, *, model: str | None = None) -> Tokenizer:
+    """Make a tokenizer that cuts off nothing and fills up nothing, whatever its file says.
+
+    Some models ship with both switched on: MiniLM's would cut every text at 128 tokens and fill it up with [PAD].
+
+    Raises:
+        VocabularyError: The bytes are not a tokenizer.
+    """
+    try:
+        with catch_panic():
+            tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
+    except Exception:  # the library raises plain Exception, and its message may hold a text
+        raise not_a_tokenizer(model) from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 def _parse(tokenizer_json: bytes) -> dict[str, Any]:
     try:
         value = json.loads(tokenizer_json)
     except (ValueError, RecursionError):
-        raise _not_a_tokenizer() from None
+        raise not_a_tokenizer() from None
     if not isinstance(value, dict) or not isinstance(value.get("model"), dict):
-        raise _not_a_tokenizer()
+        raise not_a_tokenizer()
     return value
 
 
-def _not_a_tokenizer() -> VocabularyError:
-    return VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again")
+def not_a_tokenizer(model: str | None = None) -> VocabularyError:
+    """The error of a damaged `tokenizer.json`, for the caller to raise."""
+    of = "" if model is None else f" of model={model!r}"
+    return VocabularyError(f"tokenizer.json{of} must be a Hugging Face tokenizer; take it from the model again")
 
 
 def _list_tokens(vocab: Any) -> Iterator[tuple[str, int]]:

@@ -4,7 +4,8 @@ import logging
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from rapt.service.backbone.frame import ChatFrame, make_tokenizer, read_chat_frame
+from rapt.service.backbone.frame import ChatFrame, read_chat_frame
+from rapt.wire.model_files import make_tokenizer
 from tiny_backbones import write_tiny_model
 
 # As in the GGUF file of SmolLM2-135M-Instruct: a system message of its authors comes first.

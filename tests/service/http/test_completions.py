@@ -10,11 +10,11 @@ import pytest
 from closeness import assert_close
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
-from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.routes.answering import Prompt, choose_texts
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import dump_manifest
+from rapt.wire.model_files import make_tokenizer
 from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone, write_tiny_model

@@ -37,7 +37,7 @@ class ReleasedWords:
     """Words of which so many releases are at hand, and it is known which belong together.
 
     Attributes:
-        releases: Of each word.
+        releases: Number of releases at hand of each word.
         named: Share that is named rightly.
         blind: Share that is right without the file: always the most frequent word.
     """

@@ -89,7 +89,7 @@ def find_decoder(model: str) -> Path:
     """The folder of a decoder: a public model, a folder in Hugging Face's layout, or a name in the local cache.
 
     Raises:
-        VocabularyError: Its files are missing, or it is no decoder with weights in safetensors.
+        VocabularyError: Files of the model are missing, or it is no decoder with weights in safetensors.
     """
     folder = find_model_folder(model)
     try:

@@ -26,7 +26,6 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BertForMaskedLM, DynamicCache
 
@@ -36,6 +35,7 @@ from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
 from rapt.service.backbone.library import quiet, with_cache
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length
+from rapt.wire.model_files import make_tokenizer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -254,7 +254,7 @@ class Decoder:
         """
         folder = find_decoder(model)
         self.rows = tuple(rows)
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer = make_tokenizer((folder / "tokenizer.json").read_bytes(), model=model)
         config = json.loads((folder / "config.json").read_bytes())
         begin = config.get("bos_token_id")
         self.begin = int(config["eos_token_id"] if begin is None else begin)

@@ -220,7 +220,7 @@ def check_encoder(encoder: Encoder, *, bundle: CodeBundle) -> None:
     """Refuse an encoder that is not the one that a code was made with.
 
     Raises:
-        VocabularyError: Its weights, its tokenizer, or its longest input are other ones.
+        VocabularyError: The encoder has other weights, another tokenizer, or another longest input than the code's.
     """
     if encoder.hash != bundle.encoder_hash:
         raise VocabularyError(

@@ -16,13 +16,19 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from rapt.errors import VocabularyError, WireError
 from rapt.local.codes.forward import EncoderShape, Forward
 from rapt.local.vocabulary import Vocabulary
 from rapt.public_models import find_model_folder, name_model
-from rapt.wire.model_files import catch_panic, find_table_name, find_tensors, read_tensors
+from rapt.wire.model_files import (
+    catch_panic,
+    find_table_name,
+    find_tensors,
+    make_tokenizer,
+    not_a_tokenizer,
+    read_tensors,
+)
 from rapt.wire.strict_json import parse_object
 from rapt.wire.vocabulary_bundle import make_bundle, read_longest_input
 
@@ -159,17 +165,13 @@ def _hash_encoder(tokenizer_json: bytes, shape: EncoderShape, weights: dict[str,
 
 def _find_around(tokenizer_json: bytes, *, model: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Find the special tokens before and after a text, from a text of one word."""
+    tokenizer = make_tokenizer(tokenizer_json, model=model)
     try:
         with catch_panic():
-            tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
             encoding = tokenizer.encode("a")
-            special = encoding.special_tokens_mask
-    except Exception:  # tokenizers raises plain Exception
-        raise VocabularyError(
-            f"tokenizer.json of model={model!r} must be a Hugging Face tokenizer; take it from the model again"
-        ) from None
+    except Exception:  # the library raises plain Exception
+        raise not_a_tokenizer(model) from None
+    special = encoding.special_tokens_mask
     if 0 not in special:
         raise VocabularyError(f"the tokenizer of model={model!r} must have tokens for a text; choose another encoder")
     first, last = special.index(0), len(special) - special[::-1].index(0)

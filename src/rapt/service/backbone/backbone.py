@@ -27,12 +27,13 @@ from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.architectures import ALIASES, ARCHITECTURES, Kind, LanguageHead, load_parts
 from rapt.service.backbone.code_table import ARCHITECTURE as CODES
 from rapt.service.backbone.code_table import FRAME, CodeStates, find_rows, view_as_vocabulary
-from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, make_tokenizer, read_chat_frame
+from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, read_chat_frame
 from rapt.service.backbone.general import admit, find_table, find_window, load_general
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
 from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, read_code_bundle
 from rapt.wire.manifest import MechanismSetting, Parameter
+from rapt.wire.model_files import make_tokenizer
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_model_bundle
 
 if TYPE_CHECKING:

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import Tokenizer
-
 from rapt.errors import VocabularyError
 from rapt.service.backbone.library import render_chat
-from rapt.wire.model_files import catch_panic
+from rapt.wire.model_files import make_tokenizer
 
 _LETTER: Final = "a"
 # What comes between two texts where a tokenizer puts no token of its own: the end of a line, as byte-level tokenizers
@@ -50,22 +48,6 @@ class Frame:
     sentinel_id: int | None
     decoder_start: tuple[int, ...]
     eos_id: int | None
-
-
-def make_tokenizer(tokenizer_json: bytes) -> Tokenizer:
-    """The tokenizer of a bundle, for public strings: it cuts off nothing and fills up nothing.
-
-    Raises:
-        VocabularyError: The bytes are not a tokenizer.
-    """
-    try:
-        with catch_panic():
-            tokenizer = Tokenizer.from_str(tokenizer_json.decode("utf-8"))
-    except Exception:  # tokenizers raises plain Exception
-        raise VocabularyError("tokenizer.json must be a Hugging Face tokenizer; take it from the model again") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def frame_of(tokenizer_json: bytes, *, config: Mapping[str, Any], causal: bool) -> Frame:

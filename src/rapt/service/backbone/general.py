@@ -77,7 +77,7 @@ def load_general(
 
     Raises:
         UsageError: It is of a kind that is not served, or the library does not know it.
-        VocabularyError: Its files are missing or damaged.
+        VocabularyError: Files of the model are missing or damaged.
     """
     from transformers import AutoModel, AutoModelForCausalLM
 

@@ -100,6 +100,7 @@ def install_where_it_can(model: PreTrainedModel) -> Sites:
     usual = model.config._attn_implementation
     try:
         found = install(model)
+    # What transformers' models raise whose attention cannot be replaced, or whose pass needs more than token ids.
     except (ValueError, NotImplementedError, AttributeError, TypeError):
         found = Sites(attention=(), linear={}, model=model)
     if found.attention:

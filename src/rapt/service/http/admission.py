@@ -65,7 +65,7 @@ class Gate:
 
         Raises:
             UsageError: The query was privatized otherwise than the training text.
-            WireError, MechanismError, VocabularyError: As in `admit_file`.
+            WireError, MechanismError, VocabularyError: The query is refused for a reason that `admit_file` names.
         """
         self.check_manifest(query.manifest)
         check_tuned(query.manifest, card=card)

@@ -18,7 +18,6 @@ from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.writing import Writer
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone, load_served
-from rapt.service.backbone.frame import make_tokenizer
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
@@ -37,6 +36,7 @@ from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.this_machine import is_loopback
 from rapt.wire.code_bundle import write_code_bundle
+from rapt.wire.model_files import make_tokenizer
 from rapt.wire.vocabulary_bundle import write_bundle
 
 log = logging.getLogger(__name__)
