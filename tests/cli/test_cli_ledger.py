@@ -258,3 +258,12 @@ def test_a_ledger_that_was_set_back_is_found_by_the_receipts_beside_it(rapt, rev
     ledger.write_bytes(before)
     outcome = rapt("ledger", "verify", ledger)
     assert (outcome.code, "set back or rewritten" in outcome.err) == (10, True)
+
+
+def test_a_machine_without_a_keyring_is_told_so_before_any_work(through, rapt, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
+    monkeypatch.setattr("keyring.core._keyring_backend", None)  # the library remembers what it found
+    refused = through("a", "--ledger-key", "keyring")
+    assert (refused.code, refused.err.count("\n")) == (10, 1)
+    assert "must have a keyring that keeps secrets" in refused.err
+    assert not (tmp_path / "ledger").exists()

@@ -20,6 +20,7 @@ from rapt.errors import LedgerError, UsageError
 if TYPE_CHECKING:
     from rapt.local.ledger import Ledger
     from rapt.local.ledger_file import Cap, Caps
+    from rapt.local.ledger_key import KeyPlace
     from rapt.local.ledger_report import LedgerSummary, Spending
 
 LedgerFile = Annotated[
@@ -28,14 +29,15 @@ LedgerFile = Annotated[
         metavar="[LEDGER]", help="File that `rapt privatize` wrote; default: .rapt/ledger.sqlite here or above."
     ),
 ]
-LedgerKeyFile = Annotated[
-    Path | None,
+LedgerKey = Annotated[
+    str | None,
     typer.Option(
         "--ledger-key",
-        metavar="FILE",
+        metavar="FILE|keyring[:NAME]",
         envvar="RAPT_LEDGER_KEY",
         show_envvar=True,
-        help="Key of the ledger, if it does not lie beside it as NAME.key.",
+        help="Key of the ledger, if it does not lie beside it as NAME.key: another file, or an entry of the operating "
+        "system's keyring, by default that of the ledger's path. The keyring needs the extra [keyring].",
     ),
 ]
 
@@ -80,7 +82,7 @@ def show_ledger(path: LedgerFile = None, as_json: AsJson = False) -> None:
 @ledger.command()
 def verify(
     path: LedgerFile = None,
-    ledger_key: LedgerKeyFile = None,
+    ledger_key: LedgerKey = None,
     head: Annotated[
         list[str] | None,
         typer.Option(metavar="DIGEST", help="Head that was noted earlier and must still be in the chain. Repeatable."),
@@ -101,9 +103,10 @@ def verify(
     from rapt.local.ledger_report import verify_ledger
 
     given = [_read_head(noted) for noted in head or ()]
-    path = _find(path, key=ledger_key)
+    key = read_key_place(ledger_key)
+    path = _find(path, key=key)
     heads = [*read_noted_heads(path), *given]
-    chain = verify_ledger(path, key=ledger_key, heads=heads)
+    chain = verify_ledger(path, key=key, heads=heads)
     if as_json:
         show_json({"file": str(path)} | asdict(chain))
         return
@@ -134,7 +137,7 @@ def cap(
             metavar="NUMBER", help="Largest sum of η·tokens, or ε, in all; inf for no cap.  [default: unchanged]"
         ),
     ] = None,
-    ledger_key: LedgerKeyFile = None,
+    ledger_key: LedgerKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Set what may be spent at most; the change is recorded.
@@ -150,10 +153,11 @@ def cap(
 
     if per_text is None and in_all is None:
         raise UsageError("a cap must be named: give --per-text, --in-all, or both")
-    path = _find(path, key=ledger_key)
+    key = read_key_place(ledger_key)
+    path = _find(path, key=key)
     if not path.is_file():
         raise UsageError(f"a ledger must exist to be capped, got none at {str(path)!r}; `rapt privatize` makes one")
-    with open_ledger(path, key=ledger_key) as account:
+    with open_ledger(path, key=key) as account:
         caps = account.caps()
         before = caps.of(of.value)
         after = replace(
@@ -167,7 +171,14 @@ def cap(
         show(_describe_caps(caps))
 
 
-def _find(path: Path | None, *, key: Path | None = None) -> Path:
+def read_key_place(given: str | None) -> KeyPlace | None:
+    """Read the place that --ledger-key names; None for beside the ledger (`UsageError`)."""
+    from rapt.local.ledger_key import parse_key_place
+
+    return None if given is None else parse_key_place(given)
+
+
+def _find(path: Path | None, *, key: KeyPlace | None = None) -> Path:
     from rapt.local.ledger_place import find_ledger, refuse_place
 
     found = find_ledger(Path.cwd() / "here") if path is None else path
@@ -198,7 +209,7 @@ class ChosenLedger:
     """
 
     path: Path
-    key: Path | None
+    key: KeyPlace | None
     cap: float | None
     label_cap: float | None
     of: Of = Of.METRIC
@@ -247,7 +258,7 @@ def choose_ledger(
     *,
     ledger: Path | None,
     no_ledger: bool,
-    key: Path | None,
+    key: KeyPlace | None,
     cap: float | None,
     label_cap: float | None,
     redraw: bool,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from rapt.cli.ledger import LedgerKeyFile, Of, choose_ledger, say_what_was_counted
+from rapt.cli.ledger import LedgerKey, Of, choose_ledger, read_key_place, say_what_was_counted
 from rapt.cli.options import (
     AllowUnproved,
     AsJson,
@@ -181,7 +181,7 @@ def privatize(
     no_ledger: Annotated[
         bool, typer.Option("--no-ledger", help="Count nothing, and draw every text anew, whatever was released before.")
     ] = False,
-    ledger_key: LedgerKeyFile = None,
+    ledger_key: LedgerKey = None,
     cap: Annotated[
         float | None,
         typer.Option(
@@ -279,13 +279,14 @@ def privatize(
     if public_target and target_column is None:
         raise UsageError("--public-target must come with --target-column; name the column")
     check_output(target, source=source, overwrite=overwrite)
+    key = read_key_place(ledger_key)
     if receipt is not None:
-        _check_receipt(receipt, used=(source, target, ledger_key), overwrite=overwrite)
+        _check_receipt(receipt, used=(source, target, key if isinstance(key, Path) else None), overwrite=overwrite)
     account = choose_ledger(
         target,
         ledger=ledger,
         no_ledger=no_ledger,
-        key=ledger_key,
+        key=key,
         cap=cap,
         label_cap=label_cap,
         redraw=redraw,

@@ -177,7 +177,7 @@ def privatize_corpus(
     target = Path(target)
     check_output(target, source=source, overwrite=overwrite)
     if isinstance(ledger, Ledger):
-        refuse_ledger_files(target, source, ledger=ledger.path, key=ledger.key_path)
+        refuse_ledger_files(target, source, ledger=ledger.path, key=ledger.key_place)
     stream.check_process()
     if label_column is None and (labels is not None or label_privacy is not None):
         raise UsageError("labels must come with the column they stand in, got labels without label_column")

@@ -48,7 +48,7 @@ from rapt.local.ledger_file import (
     read_identity,
     translate_sqlite_errors,
 )
-from rapt.local.ledger_key import RUN, LedgerKey
+from rapt.local.ledger_key import RUN, KeyPlace, LedgerKey
 
 # Sums in float64: a cap that is met exactly in decimals is not missed by their last bit.
 _SLACK: Final = 1 + 1e-12
@@ -83,11 +83,13 @@ class Tally:
 class Ledger:
     """An open ledger; `open_ledger` makes one. To be used in the process that opened it."""
 
-    def __init__(self, connection: sqlite3.Connection, *, path: Path, key: LedgerKey, key_path: Path | None) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, *, path: Path, key: LedgerKey, key_place: KeyPlace | None
+    ) -> None:
         """Take over a connection to a ledger whose key was checked."""
         self._connection = connection
         self.path = path
-        self.key_path = key_path
+        self.key_place = key_place
         self._process = os.getpid()
         self.key = key
         self.tally = Tally()
@@ -273,16 +275,16 @@ class Ledger:
 
 
 @contextmanager
-def open_ledger(path: Path | str, *, key: Path | None = None) -> Iterator[Ledger]:
+def open_ledger(path: Path | str, *, key: KeyPlace | None = None) -> Iterator[Ledger]:
     """Open a ledger to release through, made with a fresh key when nothing is there.
 
     Args:
         path: Path of the ledger.
-        key: Path of its key; None for `NAME.key` beside it.
+        key: Place of its key; None for `NAME.key` beside it.
 
     Raises:
         LedgerError: It is not a ledger, its key is missing or another's, rows are missing, it cannot be written, or
             receipts beside it show that it was emptied or removed.
     """
     with open_for_writing(Path(path), key=key) as (connection, secret):
-        yield Ledger(connection, path=Path(path), key=secret, key_path=key)
+        yield Ledger(connection, path=Path(path), key=secret, key_place=key)

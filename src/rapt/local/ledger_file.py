@@ -26,7 +26,16 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 from rapt.errors import LedgerError, UsageError
-from rapt.local.ledger_key import SCHEMA, LedgerKey, make_key, name_key, read_key, refuse_old_key
+from rapt.local.ledger_key import (
+    SCHEMA,
+    KeyPlace,
+    LedgerKey,
+    locate_key,
+    make_key,
+    read_key,
+    refuse_old_key,
+    remove_key,
+)
 from rapt.local.ledger_place import refuse_place, refuse_receipts
 
 # "rapt" as SQLite's application id: another program's database is never taken for a ledger.
@@ -189,7 +198,7 @@ PATIENCE_SECONDS: Final = 60.0
 
 
 @contextmanager
-def open_for_writing(path: Path, *, key: Path | None = None) -> Iterator[tuple[sqlite3.Connection, LedgerKey]]:
+def open_for_writing(path: Path, *, key: KeyPlace | None = None) -> Iterator[tuple[sqlite3.Connection, LedgerKey]]:
     """Open a ledger and its key; both are made when nothing is there. Transactions are the caller's.
 
     Raises:
@@ -197,7 +206,7 @@ def open_for_writing(path: Path, *, key: Path | None = None) -> Iterator[tuple[s
             receipts beside it show that it was emptied or removed.
     """
     refuse_place(path, key=key)
-    key = name_key(path) if key is None else key
+    key = locate_key(path, key)
     if not path.exists():
         refuse_receipts(path)
         refuse_old_key(key)
@@ -301,7 +310,7 @@ def _damaged_row() -> LedgerError:
     return LedgerError("a row of the ledger is damaged; see `rapt ledger verify`, or restore it from a backup")
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, *, key: Path) -> LedgerKey:
+def _prepare(connection: sqlite3.Connection, path: Path, *, key: KeyPlace) -> LedgerKey:
     """Make the tables and the key of an empty file, or check those that are there."""
     if _has_tables(connection) and not is_ledger(connection):
         raise LedgerError("a ledger must be a file that rapt wrote, got another program's; name another")
@@ -329,7 +338,7 @@ def _prepare(connection: sqlite3.Connection, path: Path, *, key: Path) -> Ledger
     except BaseException:
         connection.execute("ROLLBACK")
         if made:
-            key.unlink(missing_ok=True)
+            remove_key(key)
         raise
     return secret
 

@@ -3,7 +3,8 @@
 The key turns a text into a hash that only its holder can recompute. A plain hash of a text is not secret: whoever
 guesses the text can check the guess. With a random key of 256 bits, readable by its owner only, the ledger alone
 answers no guess. Key and ledger together do: they are to be kept like the texts themselves. The key lies beside the
-ledger unless another place is chosen. Losing it means that the ledger no longer recognizes a text: it is refused then.
+ledger unless another place is chosen: another file, or an entry of the operating system's keyring
+(docs/decisions/0027). Losing it means that the ledger no longer recognizes a text: it is refused then.
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import json
 import os
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from unicodedata import normalize
 
-from rapt.errors import LedgerError
+from rapt.errors import LedgerError, UsageError
+
+if TYPE_CHECKING:
+    from keyring.backend import KeyringBackend
 
 SCHEMA: Final = "rapt.ledger/2"
 # Tokens of a run. Of a released text every eighth run is kept, so that what another text has in common with it is found
@@ -27,6 +32,10 @@ SCHEMA: Final = "rapt.ledger/2"
 RUN: Final = 8
 _JSON: Final = json.JSONEncoder(separators=(",", ":"))
 _BYTES: Final = 32
+# Word that names the keyring of the operating system in place of a file, and the service of its entries there.
+KEYRING: Final = "keyring"
+SERVICE: Final = "rapt ledger"
+_MOST_NAME: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -95,34 +104,85 @@ class LedgerKey:
         return hmac.digest(self.secret, purpose + b"\0" + value, "sha256")
 
 
+@dataclass(frozen=True)
+class KeyringEntry:
+    """An entry of the operating system's keyring.
+
+    Attributes:
+        name: Name of the entry; None for the path of the ledger.
+    """
+
+    name: str | None = None
+
+    def __str__(self) -> str:
+        """Return the entry as an option names it."""
+        return KEYRING if self.name is None else f"{KEYRING}:{self.name}"
+
+
+# Where a key lies.
+KeyPlace = Path | KeyringEntry
+
+
+def parse_key_place(given: str) -> KeyPlace:
+    """Parse `keyring`, `keyring:NAME`, or the path of a file; a file of the name `keyring` is `./keyring`.
+
+    Raises:
+        UsageError: The name of the entry is empty, too long, or not printable.
+    """
+    word, colon, name = given.partition(":")
+    if word != KEYRING:
+        return Path(given)
+    if not colon:
+        return KeyringEntry()
+    if not (0 < len(name) <= _MOST_NAME and name.isprintable()):
+        raise UsageError(
+            f"an entry of the keyring must have a printable name of 1 to {_MOST_NAME} characters, got {len(name)}; "
+            "write keyring:NAME, or keyring alone"
+        )
+    return KeyringEntry(name)
+
+
 def name_key(ledger: Path) -> Path:
     """Return the place of a ledger's key unless another one is chosen: beside it."""
     return ledger.with_name(ledger.name + ".key")
 
 
-def refuse_old_key(key: Path) -> None:
+def locate_key(ledger: Path, key: KeyPlace | None) -> KeyPlace:
+    """Return the place of a ledger's key: the one that is chosen, else beside the ledger."""
+    if key is None:
+        return name_key(ledger)
+    return KeyringEntry(str(ledger.resolve())) if key == KeyringEntry() else key
+
+
+def refuse_old_key(key: KeyPlace) -> None:
     """Refuse to begin a ledger with a key that is there, because what its own ledger spent would be forgotten.
 
     Raises:
-        LedgerError: A key lies there.
+        LedgerError: A key lies there, or the keyring cannot be asked.
     """
-    if key.exists():
+    if key.exists() if isinstance(key, Path) else _ask_keyring(key) is not None:
         raise LedgerError(
             f"a new ledger must have a new key, got an older one at {str(key)!r}; "
             "restore the ledger it belongs to, or move it away"
         )
 
 
-def make_key(path: Path) -> LedgerKey:
-    """Make a fresh key, written for the owner only. The caller holds the ledger's lock.
+def make_key(place: KeyPlace) -> LedgerKey:
+    """Make a fresh key, for the owner only. The caller holds the ledger's lock.
 
     Raises:
-        LedgerError: A key lies there already, or the folder cannot be written.
+        LedgerError: A key lies there already, the folder cannot be written, or the keyring does not keep the key.
     """
-    refuse_old_key(path)
+    refuse_old_key(place)
     secret = secrets.token_bytes(_BYTES)
+    if isinstance(place, KeyringEntry):
+        with _keyring() as backend:
+            backend.set_password(SERVICE, str(place.name), secret.hex())
+        if _ask_keyring(place) != secret.hex():
+            raise LedgerError("the keyring must keep the key of a ledger, got another back; name a file instead")
+        return LedgerKey(secret)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise LedgerError(
             f"the key of a ledger must be writable, got {error.strerror}; choose another folder"
@@ -134,12 +194,41 @@ def make_key(path: Path) -> LedgerKey:
     return LedgerKey(secret)
 
 
-def read_key(path: Path) -> LedgerKey:
-    """Read the key in a file.
+def remove_key(place: KeyPlace) -> None:
+    """Remove the key of a ledger that could not be begun.
 
     Raises:
-        LedgerError: It is missing, readable by others, or not a key.
+        LedgerError: The keyring cannot be asked.
     """
+    if isinstance(place, Path):
+        place.unlink(missing_ok=True)
+        return
+    with _keyring() as backend:
+        backend.delete_password(SERVICE, str(place.name))
+
+
+def read_key(place: KeyPlace) -> LedgerKey:
+    """Read the key at its place.
+
+    Raises:
+        LedgerError: It is missing, readable by others, or not a key; or the keyring cannot be asked.
+    """
+    content = _read_file(place) if isinstance(place, Path) else _ask_keyring(place)
+    if content is None:
+        raise LedgerError(
+            f"a ledger must have its key, got none at {str(place)!r}; name the entry with --ledger-key keyring:NAME: "
+            "it is the path that the ledger had when it was begun, unless another was given"
+        )
+    try:
+        secret = bytes.fromhex(content.strip())
+    except ValueError:  # its own message would quote the key
+        secret = b""
+    if len(secret) != _BYTES:
+        raise LedgerError(f"the key of a ledger must be {2 * _BYTES} hex digits; restore {str(place)!r}")
+    return LedgerKey(secret)
+
+
+def _read_file(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
@@ -153,10 +242,64 @@ def read_key(path: Path) -> LedgerKey:
         raise LedgerError(
             f"the key of a ledger must be for its owner only, got mode={mode & 0o777:03o}; run: chmod 600 {path}"
         )
+    return content.decode("ascii", errors="replace")
+
+
+def check_keyring() -> None:
+    """Refuse a machine without a keyring that keeps secrets (`LedgerError`)."""
+    with _keyring():
+        pass
+
+
+def _ask_keyring(entry: KeyringEntry) -> str | None:
+    with _keyring() as backend:
+        return backend.get_password(SERVICE, str(entry.name))
+
+
+@contextmanager
+def _keyring() -> Iterator[KeyringBackend]:
+    """The keyring of this machine. Its errors become ours without their text, which may quote what it was given.
+
+    Raises:
+        LedgerError: There is none that keeps secrets, or it does not do what it is asked.
+    """
     try:
-        secret = bytes.fromhex(content.decode("ascii").strip())
-    except ValueError:  # its own message would quote the key
-        secret = b""
-    if len(secret) != _BYTES:
-        raise LedgerError(f"the key of a ledger must be {2 * _BYTES} hex digits; restore {str(path)!r}")
-    return LedgerKey(secret)
+        import keyring
+        from keyring.backends.chainer import ChainerBackend
+    except ImportError:
+        raise LedgerError(
+            "a key in the keyring needs the package keyring; run in the checkout: pip install -e '.[keyring]', or name "
+            "a file with --ledger-key"
+        ) from None
+    name = "none"
+    try:
+        found = keyring.get_keyring()
+        # A chain writes to the first that takes the secret, whichever that is.
+        several = list(found.backends) if isinstance(found, ChainerBackend) else [found]
+        name = ", ".join(f"{type(backend).__module__}.{type(backend).__qualname__}" for backend in several) or name
+        chosen = next((backend for backend in several if _keeps_secrets(backend)), None)
+        if chosen is not None:
+            yield chosen
+            return
+    except LedgerError:
+        raise
+    except Exception as error:  # another project's code for each system, which raises whatever it likes
+        raise LedgerError(
+            f"the keyring must be unlocked and do what it is asked, got {type(error).__name__} from {name}; unlock it, "
+            "or name a file with --ledger-key"
+        ) from None
+    raise LedgerError(
+        f"a key in the keyring must have a keyring that keeps secrets, got {name}; log in to a desktop with one, or "
+        "name a file with --ledger-key"
+    )
+
+
+def _keeps_secrets(backend: KeyringBackend) -> bool:
+    """Whether a backend is neither none, nor one that throws away, nor one that writes in clear or nearly so."""
+    kinds = type(backend).__mro__
+    names = {kind.__name__.lower() for kind in kinds}
+    if any(kind.__module__ in ("keyring.backends.fail", "keyring.backends.null") for kind in kinds):
+        return False
+    if type(backend).__module__.startswith("keyrings.alt.") and "encryptedkeyring" not in names:
+        return False
+    return not any("plaintext" in name for name in names)

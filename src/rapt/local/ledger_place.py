@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rapt.errors import LedgerError, UsageError, WireError
+from rapt.local.ledger_key import KeyPlace, check_keyring
 from rapt.whole_files import DATABASE_SUFFIXES, write_whole
 from rapt.wire.privatized_writer import name_partial
 from rapt.wire.strict_json import parse_document
@@ -71,7 +72,7 @@ def make_folder(ledger: Path) -> None:
         ) from None
 
 
-def refuse_ledger_files(target: Path, source: Path, *, ledger: Path, key: Path | None = None) -> None:
+def refuse_ledger_files(target: Path, source: Path, *, ledger: Path, key: KeyPlace | None = None) -> None:
     """Refuse an output or a source that is a ledger, its key, or a file that belongs to either, by any name.
 
     Raises:
@@ -79,31 +80,33 @@ def refuse_ledger_files(target: Path, source: Path, *, ledger: Path, key: Path |
     """
     own = [ledger.with_name(ledger.name + suffix) for suffix in (*DATABASE_SUFFIXES, RECEIPTS)]
     for used in (target, name_partial(target), source):
-        for path in own if key is None else [*own, key]:
+        for path in [*own, key] if isinstance(key, Path) else own:
             if used.resolve() == path.resolve() or (used.exists() and path.exists() and used.samefile(path)):
                 raise UsageError(
                     "the output and the source must be other files than the ledger and its key; choose another name"
                 )
 
 
-def refuse_place(ledger: Path, *, key: Path | None) -> None:
-    """Refuse a ledger that is a folder, or that is its own key; nothing is made.
+def refuse_place(ledger: Path, *, key: KeyPlace | None) -> None:
+    """Refuse a ledger that is a folder or its own key, and a keyring that keeps no secrets; nothing is made.
 
     Args:
         ledger: Path of the ledger, which may be missing.
-        key: Path of its key, which may be missing; None for beside it.
+        key: Place of its key, which may be missing; None for beside it.
 
     Raises:
-        LedgerError: The ledger is a folder, or the key is the same file.
+        LedgerError: The ledger is a folder, the key is the same file, or this machine has no keyring.
     """
     if ledger.is_dir():
         raise LedgerError(f"a ledger must be a file, got the folder {str(ledger)!r}; name a file in it")
-    if key is not None and (
+    if isinstance(key, Path) and (
         ledger.resolve() == key.resolve() or (ledger.exists() and key.exists() and ledger.samefile(key))
     ):
         raise LedgerError(
             f"a ledger and its key must be two files, got {str(key)!r} for both; name another file with --ledger-key"
         )
+    if key is not None and not isinstance(key, Path):
+        check_keyring()
 
 
 def refuse_receipts(ledger: Path) -> None:

@@ -21,7 +21,7 @@ from rapt.local.ledger_file import (
     open_for_reading,
     read_identity,
 )
-from rapt.local.ledger_key import name_key, read_key
+from rapt.local.ledger_key import KeyPlace, locate_key, read_key
 
 _ROWS: Final = f"SELECT {', '.join(COLUMNS)} FROM entries ORDER BY sequence"
 _KIND, _IN_ALL, _TOTAL = (COLUMNS.index(name) for name in ("kind", "in_all", "total"))
@@ -102,12 +102,12 @@ class LedgerSummary:
     settings: tuple[Spending, ...]
 
 
-def verify_ledger(path: Path, *, key: Path | None = None, heads: Collection[str] = ()) -> Chain:
+def verify_ledger(path: Path, *, key: KeyPlace | None = None, heads: Collection[str] = ()) -> Chain:
     """Walk the whole chain, and add up again what was spent.
 
     Args:
         path: Path of the ledger; it may be where nothing can be written.
-        key: Path of its key; None for `NAME.key` beside it.
+        key: Place of its key; None for `NAME.key` beside it.
         heads: Digests that were noted earlier and must still be in the chain, hex.
 
     Raises:
@@ -116,7 +116,7 @@ def verify_ledger(path: Path, *, key: Path | None = None, heads: Collection[str]
     """
     wanted = set(heads)
     with open_for_reading(path) as connection:
-        secret = read_key(name_key(path) if key is None else key)
+        secret = read_key(locate_key(path, key))
         check_key(connection, secret)
         connection.execute("BEGIN")  # one moment for all of it
         ledger_id, count, last, check = read_identity(connection)
