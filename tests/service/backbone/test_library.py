@@ -136,7 +136,10 @@ def test_an_activation_is_found_by_its_name():
 def test_a_chat_is_what_its_template_writes():
     template = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
     template += "{% if add_generation_prompt %}[assistant]{% endif %}"
-    assert render_chat(template, "m", bos_token="<s>", eos_token="</s>") == "<s>[user]m</s>[assistant]"
+    assert (
+        render_chat(template, [{"role": "user", "content": "m"}], bos_token="<s>", eos_token="</s>")
+        == "<s>[user]m</s>[assistant]"
+    )
 
 
 def test_a_model_is_loaded_without_a_word_and_what_was_said_before_is_said_again(tiny, tiny_folder, capfd):

@@ -1,6 +1,7 @@
 """Completions and chats through the official client, as it comes from the package index."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx2
@@ -10,8 +11,11 @@ import pytest
 from closeness import assert_close
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
+from rapt.service.backbone.frame import Turn
 from rapt.service.http.assembly import load_backbones
-from rapt.service.http.routes.answering import Prompt, choose_texts
+from rapt.service.http.completion_schemas import MOST_PUBLIC
+from rapt.service.http.routes.answering import Prompt
+from rapt.service.http.routes.conversation import Conversation, frame_chat
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.model_files import make_tokenizer
@@ -21,6 +25,11 @@ from tiny_backbones import tiny_backbone, write_tiny_model
 from tuning_material import manifest_for, separable_file
 
 WRITERS = ("llama", "t5")
+# Only system, user and assistant, of which no two come twice in a row.
+TEMPLATE = (
+    "{% for m in messages %}{% if not loop.first and m.role == loop.previtem.role or m.role == 'tool' %}"
+    "{{ raise_exception(m.content) }}{% endif %}<{{ m.role[0] }}> {{ m.content }}.{% endfor %}"
+)
 SECRET = "the patient said that it hurts"
 
 
@@ -29,7 +38,7 @@ def both(backbones, tmp_path_factory):
     """A real encoder, small random models that write, and one of them with a chat template."""
     writers = [tiny_backbone(kind, tmp_path_factory.mktemp(kind) / f"tiny-{kind}") for kind in WRITERS]
     folder = write_tiny_model("llama", tmp_path_factory.mktemp("talker") / "talker")
-    (folder / "chat_template.jinja").write_text("[user] {{ messages[0].content }} [/user]")
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     loaded = load_backbones(load_settings({"models": str(folder), "precision": "float32"}))
     return {**backbones, **{writer.model: writer for writer in writers}, **loaded}
 
@@ -203,7 +212,7 @@ def test_a_chat_with_a_bare_decoder_is_put_into_its_template_and_a_completion_is
     talker = both["talker"]
     ids = texts_for(talker, 1)[0]
     framed = [*talker.chat.before, *ids, *talker.chat.after]
-    assert len(framed) > len(ids) + 5
+    assert len(framed) == len(ids) + 5
     spell = make_tokenizer(talker.bundle.tokenizer_json).decode
     for asked, wanted in (
         (client.chat.completions.create(**chat(talker, ids, temperature=0, max_tokens=7)).choices[0].message, framed),
@@ -222,13 +231,70 @@ def test_a_chat_with_a_bare_decoder_is_put_into_its_template_and_a_completion_is
 
 def test_a_pair_and_a_tuned_model_are_put_into_the_template_whole_and_not_at_all(both):
     service = SimpleNamespace(backbones=both)
+    alone = Conversation(turns=(Turn("user", (None,)),), earlier=())
     chat_frame = both["talker"].chat
-    record = PrivatizedRecord(token_ids=(1, 2), second_token_ids=(3,))
-    bare = Prompt(record=record, backbone="talker", adapter=None)
-    assert choose_texts(service, bare, as_chat=True) == ((*chat_frame.before, 1, 2), (3, *chat_frame.after))
-    assert choose_texts(service, bare, as_chat=False) == ((1, 2), (3,))
-    tuned = Prompt(record=record, backbone="talker", adapter=object())
-    assert choose_texts(service, tuned, as_chat=True) == ((1, 2), (3,))
+    bare = Prompt(record=PrivatizedRecord(token_ids=(1, 2), second_token_ids=(3,)), backbone="talker", adapter=None)
+    assert bare.texts == ((1, 2), (3,))
+    assert frame_chat(service, alone, None, bare).texts == ((*chat_frame.before, 1, 2), (3, *chat_frame.after))
+    tuned = replace(bare, adapter=object())
+    assert frame_chat(service, alone, None, tuned).texts == ((1, 2), (3,))
+
+
+def test_public_turns_travel_in_clear_beside_private_ones_of_which_each_has_its_manifest(client, both):
+    talker = both["talker"]
+    tokenizer = make_tokenizer(talker.bundle.tokenizer_json)
+    first, last = texts_for(talker, 2)
+    messages = [
+        {"role": "developer", "content": [{"type": "public_text", "text": "in a word"}]},
+        {"role": "user", "content": [{"type": "token_ids", "token_ids": first}], "name": None},
+        {"role": "assistant", "content": [{"type": "public_text", "text": "ok"}], "refusal": None, "tool_calls": []},
+        {
+            "role": "user",
+            "content": [{"type": "public_text", "text": "sum up: "}, {"type": "token_ids", "token_ids": last}],
+        },
+    ]
+    around = ("<s> in a word.<u> ", ".<a> ok.<u> sum up: ", ".")
+    pieces = [tokenizer.encode(piece, add_special_tokens=False).ids for piece in around]
+    whole = [*pieces[0], *first, *pieces[1], *last, *pieces[2]]
+    rapt = {**privacy(talker, [last])["rapt"], "earlier": [privacy(talker, [first])["rapt"]["manifest"]]}
+    asked = {"model": "talker", "temperature": 0, "max_tokens": 7}
+    answer = client.chat.completions.create(messages=messages, extra_body={"rapt": rapt}, **asked)
+    assert answer.choices[0].message.content == spelled(talker, written(talker, whole, most=7))
+    assert answer.usage.prompt_tokens == len(whole)
+    sent = {"messages": messages, "extra_body": {"rapt": rapt}}
+    other = [tokens[::-1] for tokens in (first, last)]
+    public = {"type": "public_text", "text": SECRET * (MOST_PUBLIC // len(SECRET) // 16)}
+    for change, param, words in [
+        ({"extra_body": {"rapt": {**rapt, "earlier": []}}}, "rapt.earlier", "a manifest of its own"),
+        ({"extra_body": privacy(talker, [first]) | {"earlier": []}}, "earlier", "must be left out|no field"),
+        ({"extra_body": {"rapt": {**rapt, "earlier": [rapt["manifest"]]}}}, "rapt.earlier", "manifest"),
+        ({"extra_body": {"rapt": {**rapt, "earlier": [{"schema": SECRET}]}}}, "rapt.earlier", "manifest"),
+        ({"messages": messages[:-1]}, "messages", "the last message must be the user's"),
+        ({"messages": [*messages[:2], messages[1], messages[3]]}, "rapt.earlier", "a manifest of its own"),
+        ({"messages": [messages[1], *messages[1:]]}, "rapt.earlier", "a manifest of its own"),
+        ({"messages": [messages[0], *messages]}, "messages", "chat template"),
+        ({"messages": [{**messages[0], "content": [public] * 16}] * 2 + messages[1:]}, "messages", "at most"),
+        ({"messages": [{**messages[0], "content": [public] * 17}, *messages[1:]]}, "messages.content", ""),
+        ({"messages": [{**messages[0], "content": SECRET}, *messages[1:]]}, "messages.content", "public_text"),
+        ({"messages": [{**messages[0], "content": [{**public, "text": "\U0010fe01"}]}, *messages[1:]]}, "messages", ""),
+        ({"messages": messages * 20}, "messages", ""),
+        ({"model": both["tiny-llama"].model}, "messages", "a model without a chat template"),
+        (
+            {"messages": [*messages[:1], {**messages[1], "content": messages[1]["content"] * 2}, *messages[2:]]},
+            None,
+            "",
+        ),
+        (
+            {"messages": [*messages[:3], {**messages[3], "content": [{"type": "token_ids", "token_ids": other[1]}]}]},
+            None,
+            "",
+        ),
+    ]:
+        with pytest.raises(openai.APIStatusError, match=words or None) as error:
+            client.chat.completions.create(**{**asked, **sent, **change})
+        assert "patient" not in str(error.value)
+        assert error.value.status_code in (400, 413)
+        assert param is None or error.value.param == param, str(error.value)
 
 
 def test_a_seed_makes_a_draw_again(client, writer):

@@ -32,7 +32,10 @@ HARMLESS = {
     "response_format": {"type": "text"},
     "service_tier": "auto",
     "store": False,
-    "metadata": None,
+    "metadata": {"trace": "7"},
+    "safety_identifier": "user-7",
+    "prompt_cache_key": None,
+    "verbosity": "medium",
     "functions": None,
     "reasoning_effort": None,
 }
@@ -48,7 +51,9 @@ MEANT = {
     "echo": True,
     "suffix": SECRET,
     "store": True,
-    "metadata": {"a": SECRET},
+    "metadata": {"a": SECRET * 30},
+    "verbosity": "high",
+    "service_tier": "flex",
     "modalities": ["audio"],
     "frequency_penalty ": 0,
 }
@@ -57,9 +62,32 @@ MEANT = {
 @pytest.mark.parametrize(("schema", "body"), [(CompletionRequest, BODY), (ChatRequest, CHAT)])
 @pytest.mark.parametrize("name", HARMLESS)
 def test_options_that_change_nothing_are_taken(schema, body, name):
+    unread = {"metadata": None, "safety_identifier": None}
     plain, taken = schema.model_validate(body), schema.model_validate({**body, name: HARMLESS[name]})
-    assert taken == plain
-    assert schema.model_validate({**body, **HARMLESS, name: None}) == plain
+    assert taken.model_copy(update=unread) == plain
+    assert schema.model_validate({**body, **HARMLESS, name: None}).model_copy(update=unread) == plain
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"refusal": None, "tool_calls": [], "name": None, "annotations": []}, None),
+        ({"tool_calls": [{"id": SECRET}]}, "messages.tool_calls"),
+        ({"name": SECRET}, "messages.name"),
+        ({"role": "tool"}, "messages.role"),
+        ({"content": [{"type": "image_url"}]}, "messages.content"),
+        ({"content": [{"type": "token_ids", "token_ids": SECRET}]}, "messages.content.token_ids"),
+        ({"content": [{"type": "public_text", "text": ""}]}, "messages.content.text"),
+    ],
+    ids=str,
+)
+def test_of_a_message_what_asks_for_nothing_is_taken_and_the_rest_is_refused_by_its_name(http, message, param):
+    body = {**CHAT, "messages": [{**CHAT["messages"][0], **message}]}
+    if param is None:
+        assert ChatRequest.model_validate(body) == ChatRequest.model_validate(CHAT)
+    else:
+        answer = http.post("/v1/chat/completions", json=body)
+        assert error_of(answer, 400, "invalid_request")["param"] == param
 
 
 @pytest.mark.parametrize(("route", "body"), [("completions", BODY), ("chat/completions", CHAT)])

@@ -27,8 +27,8 @@ def resolved(method, hyperparameters):
 
 
 def test_every_method_can_be_asked_for_by_name():
-    assert set(MethodOptions.model_fields) - {"type", "auto"} == METHODS.keys()
-    assert get_args(MethodOptions.model_fields["type"].annotation) == ("auto", *METHODS)
+    assert set(MethodOptions.model_fields) - {"type", "auto", "supervised"} == METHODS.keys()
+    assert get_args(MethodOptions.model_fields["type"].annotation) == ("auto", "supervised", *METHODS)
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)
@@ -39,6 +39,15 @@ def test_what_a_request_may_say_of_a_method_is_a_setting_of_its_runs(method):
 
 def test_auto_is_prompt_tuning_with_what_was_asked_of_it():
     assert resolved("auto", {"n_epochs": 7}) == resolved("prompt_tuning", {"n_epochs": 7})
+
+
+def test_supervised_is_auto_with_a_factor_on_the_rate_of_the_method():
+    assert resolved("supervised", {"n_epochs": 7, "batch_size": None}) == resolved("auto", {"n_epochs": 7})
+    double = resolved("supervised", {"learning_rate_multiplier": 2})
+    assert double == replace(resolved("auto", {}), learning_rate=2 * default_config("prompt_tuning").learning_rate)
+    assert resolved("supervised", {"reconstruction": None}).reconstruction is None
+    with pytest.raises(UsageError, match="got both"):
+        resolved("supervised", {"learning_rate_multiplier": 2.0, "learning_rate": 0.5})
 
 
 @pytest.mark.parametrize("method", METHOD_NAMES)

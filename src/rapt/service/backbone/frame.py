@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from rapt.errors import VocabularyError
+from tokenizers import Tokenizer
+
+from rapt.errors import UsageError, VocabularyError
 from rapt.service.backbone.library import render_chat
 from rapt.wire.model_files import make_tokenizer
 
@@ -103,26 +106,86 @@ def mask_id_of(tokenizer_json: bytes) -> int | None:
     return None
 
 
-# The chat template of a decoder: the public ids around one message of the user, as the model's authors put them.
+# The chat template of a decoder: the public ids around the private ones, as the model's authors put them.
 #
-# A template writes a text around a text, and here no text of a user ever is. So it is filled once, with a stand-in that
-# no text has; what stands before and behind it is public, the same for every message, and is tokenized alone.
+# A template writes a text around a text, and here no private text of a user ever is. So it is filled with a stand-in
+# for each private part; what stands before, between and behind them is public, and is tokenized alone. For a single
+# message that is done once: it is the same for all.
 
 
 log = logging.getLogger(__name__)
 
 TEMPLATE: Final = "chat_template.jinja"
 _SETTINGS: Final = "tokenizer_config.json"
-# Of the private-use area: no template has it, and none that trims a message trims it.
-_STAND_IN: Final = "\ue0a7"
+# The last private-use plane, a character for each private part: no template has them, and none that trims trims them.
+_STAND_INS: Final = [chr(0x10_FE00 + number) for number in range(256)]
+_IS_STAND_IN: Final = re.compile(f"[{_STAND_INS[0]}-{_STAND_INS[-1]}]")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message of a chat: public texts, and None in the place of each private part."""
+
+    role: str
+    parts: tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """What writes a chat: the template, its tokens, and those that every row begins with anyway."""
+
+    text: str
+    bos_token: str
+    eos_token: str
+    start: tuple[int, ...]
+
+    def frame(self, turns: Sequence[Turn], *, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+        """Public ids before, between and behind the private parts of a chat; the model's answer follows.
+
+        Args:
+            turns: Messages, first to last, with at most 256 private parts.
+            tokenizer: Tokenizer of the model.
+
+        Returns:
+            One more than there are private parts.
+
+        Raises:
+            UsageError: The template does not take these messages, or does not write each private part once and in its
+                place.
+        """
+        stand_ins = iter(_STAND_INS)
+        messages = []
+        for turn in turns:
+            if any(part is not None and _IS_STAND_IN.search(part) for part in turn.parts):
+                raise UsageError("a public text must have no characters of the last private-use plane; leave them out")
+            content = "".join(next(stand_ins) if part is None else part for part in turn.parts)
+            messages.append({"role": turn.role, "content": content})
+        try:
+            found = render_chat(self.text, messages, bos_token=self.bos_token, eos_token=self.eos_token)
+        except Exception as error:  # whatever a template raises, also about roles in an order of which it knows nothing
+            raise UsageError(
+                f"the messages must be as the model's chat template takes them, it fails with {type(error).__name__}; "
+                "most take a system message first, then the user and the assistant in turns"
+            ) from None
+        private = sum(part is None for turn in turns for part in turn.parts)
+        if _IS_STAND_IN.findall(found) != _STAND_INS[:private]:
+            raise UsageError(
+                "the model's chat template must write each message once, in their order, and it does not write these; "
+                "send fewer messages"
+            )
+        pieces = [tuple(tokenizer.encode(piece, add_special_tokens=False).ids) for piece in _IS_STAND_IN.split(found)]
+        if self.start and pieces[0][: len(self.start)] == self.start:
+            pieces[0] = pieces[0][len(self.start) :]
+        return pieces
 
 
 @dataclass(frozen=True)
 class ChatFrame:
-    """Ids before and behind a message of the user; the model's answer follows."""
+    """Ids before and behind a message of the user, which the model's answer follows; and what writes longer chats."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    template: ChatTemplate = field(repr=False)
 
 
 def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ...]) -> ChatFrame | None:
@@ -137,21 +200,13 @@ def read_chat_frame(folder: Path, *, tokenizer_json: bytes, start: tuple[int, ..
     template = _template(folder, settings)
     if template is None:
         return None
+    writer = ChatTemplate(template, _token(settings, "bos_token"), _token(settings, "eos_token"), start)
     try:
-        bos, eos = _token(settings, "bos_token"), _token(settings, "eos_token")
-        found = render_chat(template, _STAND_IN, bos_token=bos, eos_token=eos)
-    except Exception as error:  # whatever a template raises, also about what it was not given
-        log.warning("the chat template of a model is left out: it fails with %s", type(error).__name__)
+        before, after = writer.frame([Turn("user", (None,))], tokenizer=make_tokenizer(tokenizer_json))
+    except UsageError as error:
+        log.warning("the chat template of a model is left out: %s", error)
         return None
-    parts = found.split(_STAND_IN)
-    if len(parts) != 2:
-        log.warning("the chat template of a model is left out: it writes a message %d times", len(parts) - 1)
-        return None
-    tokenizer = make_tokenizer(tokenizer_json)
-    before, after = (tuple(tokenizer.encode(part, add_special_tokens=False).ids) for part in parts)
-    if start and before[: len(start)] == start:
-        before = before[len(start) :]
-    return ChatFrame(before, after)
+    return ChatFrame(before, after, writer)
 
 
 def _settings(folder: Path) -> dict[str, Any]:

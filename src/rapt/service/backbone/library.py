@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -94,12 +94,19 @@ def activation(name: str) -> nn.Module:
     return found
 
 
-def render_chat(template: str, message: str, *, bos_token: str, eos_token: str) -> str:
-    """A chat of one message by the user, as a template writes it in the sandbox that templates are written for."""
+def render_chat(template: str, messages: Sequence[Mapping[str, str]], *, bos_token: str, eos_token: str) -> str:
+    """A chat, and the beginning of its answer, as a template writes it in the sandbox that templates are written for.
+
+    Args:
+        template: Template of a model's authors.
+        messages: Messages, each of a `role` and a `content`.
+        bos_token: Token that a text begins with, as text.
+        eos_token: Token that a text ends with, as text.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     found: Any = render_jinja_template(  # texts, and what is of no use here; its annotation says otherwise
-        conversations=[[{"role": "user", "content": message}]],
+        conversations=[[dict(message) for message in messages]],
         chat_template=template,
         add_generation_prompt=True,
         bos_token=bos_token,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from rapt.service.http.schemas import MOST_RECORDS, Name
-from rapt.service.jobs.method_options import Request
+from rapt.service.http.schemas import MOST_RECORDS, Metadata, Name
+from rapt.service.jobs.method_options import OpenAIRequest, Request
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=2**20, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
+# Bounds of a conversation: what is public in it is put into a template and tokenized before it is counted.
+MOST_MESSAGES: Final = 64
+MOST_PARTS: Final = 16
+MOST_PUBLIC: Final = 32_768
 
 
 class PromptPrivacy(Request):
@@ -56,60 +60,44 @@ _HARMLESS: Final[Mapping[str, tuple[object, ...]]] = {
     "echo": (False,),
     "suffix": ("",),
     "store": (False,),
-    "metadata": ({},),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
     "service_tier": ("auto", "default"),
     "web_search_options": (),
-    "safety_identifier": (),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
+    "prompt_cache_retention": ("in-memory", "in_memory"),
 }
+_UNREAD: Final = "taken, not looked at and not kept"
 
 
-def _is_one_of(value: object, harmless: tuple[object, ...]) -> bool:
-    # True is 1 in Python, and not in JSON.
-    return any(isinstance(value, bool) == isinstance(one, bool) and value == one for one in harmless)
-
-
-def _refuse_text(value: object) -> object:
+def _refuse_text(value: object, *, else_: str = "") -> object:
     """Say to who sends a text why it is refused, and what to send; everything else is for the schema."""
-    first = value[0] if isinstance(value, list) and value else value
-    if isinstance(first, str) or (isinstance(first, dict) and first.get("type") in ("text", "input_text")):
-        raise PydanticCustomError(
-            "text_is_not_private",
-            "it must be privatized token ids and not a text, which would not be private; privatize it on your side "
-            "with `rapt privatize` and send token_ids, and their manifest under rapt",
-        )
+    parts = value if isinstance(value, list) else [value]
+    for part in parts[:MOST_PARTS]:
+        if isinstance(part, str) or (isinstance(part, dict) and part.get("type") in ("text", "input_text")):
+            raise PydanticCustomError(
+                "text_is_not_private",
+                "it must be privatized token ids and not a text, which would not be private; privatize it on your side "
+                f"with `rapt privatize` and send token_ids, and their manifest under rapt{else_}",
+            )
     return value
+
+
+def _refuse_text_of_message(value: object) -> object:
+    return _refuse_text(value, else_='; if all may read it, say so: {"type": "public_text", "text": ...}')
 
 
 NotText = BeforeValidator(_refuse_text)
 
 
-class SamplingOptions(Request):
+class SamplingOptions(OpenAIRequest):
     """How a text is written; a model that chooses among classes looks at none of it.
 
     Clients send some of OpenAI's options with the values that change nothing, or null: those are taken.
     """
 
-    @model_validator(mode="before")
-    @classmethod
-    def _leave_out_what_changes_nothing(cls, value: object) -> object:
-        if not isinstance(value, dict):
-            return value
-        return {
-            name: item
-            for name, item in value.items()
-            if not (item is None and (name in cls._optional() or name in _HARMLESS))
-            and not (name in _HARMLESS and name not in cls.model_fields and _is_one_of(item, _HARMLESS[name]))
-        }
-
-    @classmethod
-    def _optional(cls) -> frozenset[str]:
-        return frozenset(name for name, field in cls.model_fields.items() if not field.is_required())
+    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = _HARMLESS
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -126,7 +114,10 @@ class SamplingOptions(Request):
     n: Literal[1] = 1
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=64)] | None = Field(None, description="taken, and not looked at")
+    user: Annotated[str, Field(max_length=64)] | None = Field(None, description=_UNREAD)
+    safety_identifier: Annotated[str, Field(max_length=64)] | None = Field(None, description=_UNREAD)
+    prompt_cache_key: Annotated[str, Field(max_length=64)] | None = Field(None, description=_UNREAD)
+    metadata: Metadata | None = Field(None, description=_UNREAD)
 
 
 class CompletionRequest(SamplingOptions):
@@ -138,29 +129,69 @@ class CompletionRequest(SamplingOptions):
     ] = Field(description="privatized token ids")
     rapt: PromptPrivacy
     max_tokens: Annotated[int, Field(ge=1)] = 16
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | Annotated[Literal[False], Field(description="none")] | None = None
 
 
 class TokenPart(Request):
-    """Content of a chat message: privatized token ids in place of a text."""
+    """Private part of a chat message: privatized token ids in place of a text."""
 
     type: Literal["token_ids"]
     token_ids: TokenIds
 
 
-class ChatMessage(Request):
-    """A message of the user."""
+class PublicPart(Request):
+    """Part of a chat message that its sender declares public: it travels in clear, and the service reads it."""
 
-    role: Literal["user"]
-    content: Annotated[list[TokenPart], Field(min_length=1, max_length=1, fail_fast=True), NotText]
+    type: Literal["public_text"]
+    text: Annotated[str, Field(min_length=1, max_length=MOST_PUBLIC)]
+
+
+Part = Annotated[TokenPart | PublicPart, Field(discriminator="type")]
+
+
+class ChatMessage(OpenAIRequest):
+    """A message of a chat."""
+
+    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "name": (),
+        "refusal": (),
+        "tool_calls": ([],),
+        "function_call": (),
+        "audio": (),
+        "annotations": ([],),
+    }
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[Part],
+        Field(min_length=1, max_length=MOST_PARTS, fail_fast=True),
+        BeforeValidator(_refuse_text_of_message),
+    ]
+
+    @property
+    def token_ids(self) -> list[TokenIds]:
+        """The private parts."""
+        return [part.token_ids for part in self.content if isinstance(part, TokenPart)]
+
+
+class ChatPrivacy(PromptPrivacy):
+    """Privatization of the private messages of a chat, under `rapt`."""
+
+    manifest: dict[str, Any] = Field(description="counts exactly the last message")
+    earlier: list[dict[str, Any]] = Field(
+        default_factory=list,
+        max_length=MOST_MESSAGES,
+        fail_fast=True,
+        description="a manifest for each earlier message that has token ids, in their order",
+    )
 
 
 class ChatRequest(SamplingOptions):
-    """Body of `POST /v1/chat/completions`: one message of the user, whose content is privatized token ids."""
+    """Body of `POST /v1/chat/completions`: privatized token ids of the user last, public and private turns before."""
 
     model: Name
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1, fail_fast=True)]
-    rapt: PromptPrivacy
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MOST_MESSAGES, fail_fast=True)]
+    rapt: ChatPrivacy
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False

@@ -57,7 +57,7 @@ def _field_names() -> frozenset[str]:
         "audio best_of echo frequency_penalty function_call functions logit_bias metadata modalities "
         "parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_retention reasoning_effort "
         "response_format safety_identifier service_tier store suffix tool_choice tools verbosity web_search_options "
-        "hyperparameters integrations expires_after name tool_calls tool_call_id refusal"
+        "integrations expires_after name tool_calls tool_call_id refusal annotations dpo reinforcement"
     )
     models = [item for item in found if isinstance(item, type) and issubclass(item, BaseModel)]
     return frozenset(name for model in models for name in model.model_fields) | {
@@ -160,6 +160,8 @@ def _methods_of(request: Request) -> list[str]:
 
 def _explain(first: Any) -> tuple[str, str | None]:
     names = [str(part) for part in first["loc"] if part in _KNOWN_FIELDS]
+    # A part of a message stands in its place under the name of its type, which may be that of its field.
+    names = [name for name, before in zip(names, [None, *names], strict=False) if name != before]
     param = ".".join(names) or None
     place = f"the field {param}" if param else "the request body"
     if first["type"] == "extra_forbidden":

@@ -5,13 +5,21 @@ A request with a field that is not here is refused, never half understood.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Generic, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
+from rapt.errors import UsageError
 from rapt.service.adapter.methods.method import Text
-from rapt.service.jobs.method_options import MethodOptions, Request
+from rapt.service.jobs.method_options import (
+    SUPERVISED,
+    MethodOptions,
+    OpenAIRequest,
+    Request,
+    SupervisedHyperparameters,
+)
 from rapt.service.storage.pool_rows import MOST_CONTRIBUTIONS
 
 T = TypeVar("T")
@@ -56,12 +64,21 @@ class JobDetail(JobExtension):
     waits_because: str | None = Field(description="why nobody will run it for now")
 
 
-class JobRequest(Request):
+class JobRequest(OpenAIRequest):
     """Body of `POST /v1/fine_tuning/jobs`."""
+
+    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = {"integrations": ([],)}
 
     model: Name = Field(description="name of a base model")
     training_file: Name = Field(description="id of an uploaded file")
     method: MethodOptions | None = None
+    hyperparameters: (
+        Annotated[
+            SupervisedHyperparameters,
+            Field(description="as older clients send them, in place of those of method `supervised`"),
+        ]
+        | None
+    ) = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
     validation_file: (
@@ -69,6 +86,24 @@ class JobRequest(Request):
     ) = None
     metadata: Metadata | None = None
     rapt: JobExtension | None = None
+
+    @property
+    def asked_method(self) -> MethodOptions | None:
+        """How to adapt the backbone, wherever in the request its settings stand.
+
+        Raises:
+            UsageError: They stand in two places.
+        """
+        if self.hyperparameters is None:
+            return self.method
+        if self.method is not None and (
+            not self.method.is_left_to_the_service or self.method.model_fields_set != {"type"}
+        ):
+            error = UsageError("the settings of a job must be in its method alone; leave out hyperparameters beside it")
+            error.param = "hyperparameters"
+            raise error
+        options = {"type": SUPERVISED, SUPERVISED: {"hyperparameters": self.hyperparameters}}
+        return MethodOptions.model_validate(options)
 
 
 class ClassifyRequest(Request):

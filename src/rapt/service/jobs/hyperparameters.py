@@ -31,15 +31,24 @@ def resolve_config(
 
     Raises:
         TuningError: The values cannot be trained with.
+        UsageError: A learning rate and a factor on the method's own are both given.
     """
     options = options or MethodOptions(type="auto")
-    method = auto if options.type == "auto" else options.type
+    method = auto if options.is_left_to_the_service else options.type
     asked = options.hyperparameters
     given = {
         field: _as_field(value)
         for name, field in SETTINGS[method].items()
         if (value := getattr(asked, name)) != "auto" and value is not None
     }
+    factor: Any = getattr(asked, "learning_rate_multiplier", "auto")
+    if factor != "auto":
+        if "learning_rate" in given:
+            raise UsageError(
+                "a run must have a learning_rate or a learning_rate_multiplier, which is a factor on the method's own, "
+                "got both; leave one out"
+            )
+        given["learning_rate"] = default_config(method).learning_rate * factor
     none = not METHODS[method].reconstructs and asked.reconstruction == "auto"
     reconstruction = None if none else _reconstruction(asked.reconstruction, file=file)
     return replace(default_config(method), **given, seed=seed, reconstruction=reconstruction)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from rapt.service.adapter.methods import METHODS, PROMPT_TUNING
 from rapt.service.adapter.methods.method import MOST_HIDDEN, Method, Word
 from rapt.wire.manifest import MOST_LABELS
 
 Auto = Literal["auto"]
+# What OpenAI calls tuning on given answers; here the service chooses the method, as with `auto`.
+SUPERVISED: Final = "supervised"
 # What a request calls the settings that every run has.
 _EVERY: Final[Mapping[str, str]] = {
     "task": "task",
@@ -27,6 +29,34 @@ class Request(BaseModel):
     """Base of what comes in: exact fields, exact types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class OpenAIRequest(Request):
+    """Base of OpenAI's shapes: an option that asks for nothing is taken, though this service does not offer it."""
+
+    # Options that are not offered, and the values beside null with which they ask for nothing.
+    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_what_changes_nothing(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        kept = {}
+        for name, item in value.items():
+            field = cls.model_fields.get(name)
+            if field is None and name in cls.harmless:
+                if item is None or any(_is_same(item, one) for one in cls.harmless[name]):
+                    continue
+            elif item is None and field is not None and not field.is_required() and name != "reconstruction":
+                continue  # null is the default, but for reconstruction, which it leaves out
+            kept[name] = item
+        return kept
+
+
+def _is_same(value: object, other: object) -> bool:
+    # True is 1 in Python, and not in JSON.
+    return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 class ReconstructionOptions(Request):
@@ -60,10 +90,16 @@ class HyperparameterOptions(Request):
 class AskedMethod(Request):
     """How to adapt the backbone; the options of the method that `type` names are read.
 
-    `auto` is prompt tuning, on a backbone that expects the file's noise where one is served.
+    `auto` is prompt tuning, on a backbone that expects the file's noise where one is served; `supervised`, as OpenAI's
+    clients ask, is the same.
     """
 
     type: str
+
+    @property
+    def is_left_to_the_service(self) -> bool:
+        """Whether the service chooses the method."""
+        return self.type in ("auto", SUPERVISED)
 
     @property
     def hyperparameters(self) -> HyperparameterOptions:
@@ -95,13 +131,27 @@ def _options_of(name: str, method: Method) -> Any:
 
 if TYPE_CHECKING:
     MethodOptions = AskedMethod
+    SupervisedHyperparameters = HyperparameterOptions
 else:  # every method of `METHODS` is a field
     _OWN: Final = {name: _options_of(name, method) for name, method in METHODS.items()}
+    SupervisedHyperparameters = create_model(
+        "SupervisedHyperparameters",
+        __base__=(OpenAIRequest, _OWN[PROMPT_TUNING][0].model_fields["hyperparameters"].annotation),
+        __doc__="Settings of `auto`, and OpenAI's factor on the learning rate of the method.",
+        learning_rate_multiplier=(Annotated[float, Field(gt=0, le=100)] | Auto, "auto"),
+    )
+    SupervisedOptions = create_model(
+        "SupervisedOptions",
+        __base__=OpenAIRequest,
+        __doc__="Options of OpenAI's `supervised`.",
+        hyperparameters=(SupervisedHyperparameters, Field(default_factory=SupervisedHyperparameters)),
+    )
     MethodOptions = create_model(
         "MethodOptions",
-        __base__=AskedMethod,
+        __base__=(OpenAIRequest, AskedMethod),
         __doc__=AskedMethod.__doc__,
-        type=(Literal.__getitem__(("auto", *METHODS)), ...),
+        type=(Literal.__getitem__(("auto", SUPERVISED, *METHODS)), ...),
+        supervised=(SupervisedOptions, Field(default_factory=SupervisedOptions)),
         auto=_OWN[PROMPT_TUNING],
         **_OWN,
     )

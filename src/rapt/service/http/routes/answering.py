@@ -91,6 +91,13 @@ class Prompt:
     record: PrivatizedRecord
     backbone: str
     adapter: Adapter | None
+    framed: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None  # its texts in a chat template
+    context: int = 0  # tokens of a conversation around its text
+
+    @property
+    def texts(self) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """What is read before an answer is written."""
+        return self.framed or (self.record.token_ids, self.record.second_token_ids)
 
     @property
     def is_written_to(self) -> bool:
@@ -236,7 +243,10 @@ class Answering:
 
     def usage(self) -> Usage:
         """Tokens read and written so far; a label counts as one."""
-        read = sum(len(prompt.record.token_ids) + len(prompt.record.second_token_ids or ()) for prompt in self.prompts)
+        read = sum(
+            len(prompt.record.token_ids) + len(prompt.record.second_token_ids or ()) + prompt.context
+            for prompt in self.prompts
+        )
         return Usage(prompt_tokens=read, completion_tokens=self.written, total_tokens=read + self.written)
 
     def tell(self, event: Piece | Exception) -> None:
@@ -254,7 +264,7 @@ async def start_answering(
     most_tokens: int,
     sampling: Sampling,
     stops: Sequence[str] = (),
-    as_chat: bool = False,
+    frame: Callable[[Prompt], Prompt] | None = None,
 ) -> Answering:
     """Answers to prompts, admitted and begun in a thread: the database is asked, and every id is checked.
 
@@ -267,7 +277,7 @@ async def start_answering(
         most_tokens: Most that are written to each prompt whose answer is a text.
         sampling: How they are chosen.
         stops: Texts before the first of which an answer ends.
-        as_chat: Whether what goes to a bare decoder is put into its chat template.
+        frame: What puts an admitted prompt into a chat; None leaves each as it is.
 
     Raises:
         RaptError: The reasons of `admit_prompts`, or a prompt cannot be answered, or too much waits.
@@ -276,6 +286,8 @@ async def start_answering(
 
     def begin() -> Answering:
         admitted = admit_prompts(service, prompts, model=model, privacy=privacy, caller=caller, most_tokens=most_tokens)
+        if frame is not None:
+            admitted = [frame(prompt) for prompt in admitted]
         check_answer(admitted, most_tokens=most_tokens, top=sampling.top_logprobs)
         answering = Answering(admitted, loop)
         try:
@@ -286,7 +298,6 @@ async def start_answering(
                 most_tokens=most_tokens,
                 sampling=sampling,
                 stops=stops,
-                as_chat=as_chat,
             )
         except BaseException:
             answering.stop()
@@ -304,7 +315,6 @@ def _begin_rows(
     most_tokens: int,
     sampling: Sampling,
     stops: Sequence[str],
-    as_chat: bool,
 ) -> None:
     answering.unwritten = most_tokens * sum(prompt.is_written_to for prompt in answering.prompts)
     answering.stops.append(lambda: service.quotas.give_back(caller.tenant, answering.unwritten))
@@ -319,7 +329,7 @@ def _begin_rows(
                 f"text can be written by a decoder or an encoder-decoder, got model={prompt.backbone!r}, an encoder; "
                 "tune a model that chooses among classes, or choose another base model"
             )
-        first, second = choose_texts(service, prompt, as_chat=as_chat)
+        first, second = prompt.texts
         writing[index] = GenerationRow(
             token_ids=first,
             adapter=prompt.adapter,
@@ -355,17 +365,6 @@ def _check_places(service: Service, answering: Answering, writing: Mapping[int, 
                 f"the texts of a request must take at most {most} tokens, read and written, got {cost}; "
                 "send fewer prompts at once, or lower max_tokens"
             )
-
-
-def choose_texts(service: Service, prompt: Prompt, *, as_chat: bool) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """The texts of a prompt, in the chat template of a bare decoder; an adapter was tuned and is asked without one."""
-    first, second = prompt.record.token_ids, prompt.record.second_token_ids
-    chat = service.backbones[prompt.backbone].chat
-    if chat is None or prompt.adapter is not None or not as_chat:
-        return first, second
-    if second is None:
-        return (*chat.before, *first, *chat.after), None
-    return (*chat.before, *first), (*second, *chat.after)
 
 
 def _make_label_callback(

@@ -1,11 +1,12 @@
 """`/v1/completions` and `/v1/chat/completions`: token ids in; a text, or the label that a model chooses, out.
 
-Both answer as OpenAI's do, streamed or whole. A chat here is one message of the user. A bare decoder gets it in its
-chat template, which is public ids around private ones. What goes to an adapter is what it was tuned on, without one.
+Both answer as OpenAI's do, streamed or whole. A bare decoder gets a chat in its template, which is public ids around
+private ones. What goes to an adapter is what it was tuned on: one message, without a template.
 """
 
 from __future__ import annotations
 
+import functools
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -36,6 +37,7 @@ from rapt.service.http.completion_schemas import (
 )
 from rapt.service.http.parameters import CallerOf
 from rapt.service.http.routes.answering import Answering, start_answering
+from rapt.service.http.routes.conversation import frame_chat, read_conversation
 from rapt.service.http.routes.pieces import Piece, Token, event_stream
 
 DEFAULT_TOKENS: Final = 128
@@ -55,6 +57,7 @@ def completion_router(service: Service) -> APIRouter:
     ) -> Completion | StreamingResponse:
         """Answer prompts of privatized token ids: with a text, or with the likeliest label of a model that chooses."""
         prompts = [body.prompt] if isinstance(body.prompt[0], int) else body.prompt
+        top = None if body.logprobs is False else body.logprobs
         answering = await start_answering(
             service,
             prompts,
@@ -62,18 +65,18 @@ def completion_router(service: Service) -> APIRouter:
             privacy=body.rapt,
             caller=caller,
             most_tokens=body.max_tokens,
-            sampling=make_sampling(body, top=body.logprobs or 0),
+            sampling=make_sampling(body, top=top or 0),
             stops=list_stops(body),
         )
         frame = Completion(id=make_answer_id("cmpl"), created=int(time.time()), model=body.model, choices=[])
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _completion_events(frame, answering, request, logprobs=body.logprobs is not None, usage=usage)
+            events = _completion_events(frame, answering, request, logprobs=top is not None, usage=usage)
             return event_stream(events, on_end=answering.stop)
         pieces: list[list[Piece]] = [[] for _ in prompts]
         async for piece in answering.pieces(request):
             pieces[piece.index].append(piece)
-        choices = [_choice(own, logprobs=body.logprobs is not None) for own in pieces]
+        choices = [_choice(own, logprobs=top is not None) for own in pieces]
         return frame.model_copy(update={"choices": choices, "usage": answering.usage()})
 
     return routes
@@ -147,17 +150,18 @@ def chat_router(service: Service) -> APIRouter:
     async def create_chat_completion(
         body: ChatRequest, request: Request, caller: CallerOf
     ) -> ChatCompletion | StreamingResponse:
-        """Answer one message of privatized token ids."""
+        """Answer a message of privatized token ids, in a conversation if there is one."""
+        asked, conversation = read_conversation(body)
         answering = await start_answering(
             service,
-            [body.messages[0].content[0].token_ids],
+            [asked],
             model=body.model,
             privacy=body.rapt,
             caller=caller,
             most_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS,
             sampling=make_sampling(body, top=(body.top_logprobs or 0) if body.logprobs else 0),
             stops=list_stops(body),
-            as_chat=True,
+            frame=functools.partial(frame_chat, service, conversation, caller),
         )
         answer_id, created = make_answer_id("chatcmpl"), int(time.time())
         if body.stream:

@@ -52,10 +52,11 @@ def job_router(service: Service) -> APIRouter:
         validation = None
         if request.validation_file is not None:
             validation = get_file(service.store, request.validation_file, tenant=caller.tenant)
-        if request.method is not None and request.method.type == "auto":
+        method = request.asked_method
+        if method is not None and method.is_left_to_the_service:
             backbone = choose_backbone(backbone, service.backbones.values(), file=file)
         seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-        config = resolve_config(request.method, file=file, seed=seed, auto=list_methods(backbone)[0])
+        config = resolve_config(method, file=file, seed=seed, auto=list_methods(backbone)[0])
         check_run(config, file=file, backbone=backbone)
         check_job(
             config, service.store, training=file, validation=validation, backbone=backbone, limits=service.job_limits
