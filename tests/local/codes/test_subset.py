@@ -40,16 +40,47 @@ class Small(SubsetMechanism):
         return math.floor(7 * math.exp(self.epsilon)), 7
 
 
+class Numbers:
+    """Whole numbers that a draw asks for, given beforehand; it stops where there are no more."""
+
+    def __init__(self, *numbers):
+        self.numbers = list(numbers)
+
+    def integers(self, limit, size=None):
+        """The next number, as often as numbers are asked for."""
+        if not self.numbers or not 0 <= self.numbers[0] < limit:
+            raise StopIteration
+        number = self.numbers.pop(0)
+        return number if size is None else np.full(size, number)
+
+
+def try_number(mechanism, code, *numbers):
+    """The codeword that numbers lead to; None where the proposal among them is refused."""
+    try:
+        return int(mechanism.privatize(code[None], rng=Numbers(*numbers))[0, 0])
+    except StopIteration:
+        return None
+
+
 def exact_laws(mechanism, codes):
-    """P(y|x) of each code as fractions, by trying every number that decides."""
+    """P(y|x) of each code as fractions, by trying every number that decides and every proposal."""
     high, low = mechanism.weights
-    total = high * mechanism.preferred + low * (mechanism.bundle.size - mechanism.preferred)
+    size, edge = mechanism.bundle.size, high * mechanism.preferred
+    total = edge + low * (size - mechanism.preferred)
     laws = []
     for code in codes:
-        ids = mechanism.place(np.repeat(code[None], total, axis=0), np.arange(total, dtype=np.uint64)[:, None])
-        laws.append(
-            {y: Fraction(int(count), total) for y, count in zip(*np.unique(ids, return_counts=True), strict=True)}
-        )
+        law = dict.fromkeys(range(size), Fraction(0))
+        # The draw is the same for all numbers of a side, so their two ends are all there is to try.
+        for ends, chance in (
+            ((0, edge - 1), Fraction(edge, total)),
+            ((edge, total - 1), Fraction(total - edge, total)),
+        ):
+            first, last = ([try_number(mechanism, code, end, place) for place in range(size)] for end in ends)
+            assert first == last
+            taken = [y for y in first if y is not None]
+            for y in taken:
+                law[y] += chance / len(taken)
+        laws.append(law)
     return laws
 
 
@@ -87,23 +118,6 @@ def test_weights_never_allow_more_than_epsilon_and_all_but_nothing_is_lost(epsil
     if epsilon <= 16:
         assert Fraction(high, low) >= limit * (1 - Fraction(1, 10**9))
     assert mechanism.hit_probability == pytest.approx(high * preferred / (high * preferred + low * (size - preferred)))
-
-
-@pytest.mark.parametrize("code", range(len(CODES)))
-def test_the_long_weights_are_drawn_by_the_same_intervals(code):
-    # The law is constant between these numbers, so their two ends are all there is to try.
-    mechanism = SubsetMechanism(bundle=BUNDLE, epsilon=2.0, preferred=5)
-    high, low = mechanism.weights
-    starts = [place * high for place in range(5)] + [5 * high + place * low for place in range(7)]
-    ends = [*starts[1:], 5 * high + 7 * low]
-    first, last = (
-        mechanism.place(np.repeat(CODES[code][None], 12, axis=0), np.array(numbers, dtype=np.uint64)[:, None])[:, 0]
-        for numbers in (starts, [end - 1 for end in ends])
-    )
-    assert first.tolist() == last.tolist()
-    assert sorted(first.tolist()) == list(range(12))
-    scores = np.nan_to_num(CODES[code], posinf=0.0).clip(-1, 1) @ BUNDLE.codewords[0].T.astype(float)
-    assert scores[first[:5]].min() >= scores[first[5:]].max()
 
 
 def test_of_equally_near_codewords_the_lowest_ids_are_preferred():
@@ -148,14 +162,20 @@ class RoundedUp(Small):
 class FirstOfTheNearest(Small):
     """A twin that releases the nearest codeword alone where it should release one of the m."""
 
-    def place(self, codes, drawn):
-        edge = np.uint64(self.weights[0] * self.preferred)
-        nearest = (np.nan_to_num(codes, posinf=0.0) @ self.bundle.codewords[0].T.astype(float)).argmax(axis=1)
-        return np.where(drawn < edge, nearest[:, None], super().place(codes, drawn))
+    def choose(self, scores, *, hit, rng):
+        chosen = super().choose(scores, hit=hit, rng=rng)
+        return int(scores.argmax()) if hit else chosen
+
+
+class TiesAreOut(Small):
+    """A twin that leaves both of two equal codewords out where one has to be in, so that fewer than m are preferred."""
+
+    def is_preferred(self, scores, codeword):
+        return np.count_nonzero(scores >= scores[codeword]) <= self.preferred
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("twin", [m_from_the_text, ties_leave_more, RoundedUp, FirstOfTheNearest])
+@pytest.mark.parametrize("twin", [m_from_the_text, ties_leave_more, RoundedUp, FirstOfTheNearest, TiesAreOut])
 def test_the_audit_finds_twins_that_are_wrong(twin, seed):
     # Codewords in pairs that are each other's mirror image: from the last code, in the mirror, both are as near.
     half = draw_codewords(size=6, seed=seed)
@@ -185,10 +205,20 @@ def test_the_audit_finds_a_codebook_that_was_made_from_private_text():
 def test_draws_follow_the_law(codes, rng):
     mechanism = SubsetMechanism(bundle=code_bundle(codes=codes), epsilon=1.5, preferred=3)
     code = unit_codes(1, dimension=3 * codes)
-    drawn = mechanism.privatize(np.repeat(code, 20_000, axis=0), rng=rng)
+    drawn = mechanism.privatize(np.repeat(code, 6_000, axis=0), rng=rng)
     laws = np.exp(mechanism.log_probabilities(code))[0]
     joint = laws[0] if codes == 1 else np.outer(laws[0], laws[1]).ravel()
     assert_counts(np.bincount(drawn @ [12 ** (codes - 1 - run) for run in range(codes)], minlength=12**codes), joint)
+
+
+class OneNumberForBoth(SubsetMechanism):
+    """A twin whose codes of one text are preferred ones together or not at all."""
+
+    def privatize(self, codes, *, rng):
+        high, low = self.weights
+        hits = rng.integers(3 * high + 9 * low, size=len(codes)) < 3 * high
+        runs = [zip(self._score(codes, run=run), hits, strict=True) for run in range(2)]
+        return np.array([[self.choose(scores, hit=hit, rng=rng) for scores, hit in run] for run in runs]).T
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -199,11 +229,10 @@ def test_the_test_of_draws_rejects_one_number_for_both_codes_and_another_epsilon
     code = unit_codes(1, dimension=3 * codes)
     if codes == 1:
         other = SubsetMechanism(bundle=mechanism.bundle, epsilon=1.7, preferred=3)
-        drawn = other.privatize(np.repeat(code, 20_000, axis=0), rng=rng)
+        drawn = other.privatize(np.repeat(code, 6_000, axis=0), rng=rng)
     else:
-        high, low = mechanism.weights
-        numbers = rng.integers(3 * high + 9 * low, size=(20_000, 1), dtype=np.uint64)
-        drawn = mechanism.place(np.repeat(code, 20_000, axis=0), np.repeat(numbers, 2, axis=1))
+        mechanism = OneNumberForBoth(bundle=mechanism.bundle, epsilon=1.5, preferred=3)
+        drawn = mechanism.privatize(np.repeat(code, 6_000, axis=0), rng=rng)
     laws = np.exp(mechanism.log_probabilities(code))[0]
     joint = laws[0] if codes == 1 else np.outer(laws[0], laws[1]).ravel()
     with pytest.raises(AssertionError, match="chi-square rejects"):
@@ -212,15 +241,28 @@ def test_the_test_of_draws_rejects_one_number_for_both_codes_and_another_epsilon
         )
 
 
-def test_codes_are_not_changed_and_do_not_depend_on_the_batch():
-    mechanism, codes = SubsetMechanism(bundle=code_bundle(size=300), epsilon=2.0, preferred=40), unit_codes(2000)
+def test_codes_are_not_changed_and_do_not_depend_on_the_batch(rng):
+    mechanism, codes = SubsetMechanism(bundle=code_bundle(size=300), epsilon=2.0, preferred=40), unit_codes(200)
     before = codes.copy()
-    high, low = mechanism.weights
-    drawn = np.random.default_rng(0).integers(40 * high + 260 * low, size=(2000, 1), dtype=np.uint64)
-    together = mechanism.place(codes, drawn)
+    mechanism.privatize(codes, rng=rng)
+    together = mechanism.log_probabilities(codes)
     assert (codes == before).all()
-    alone = np.concatenate([mechanism.place(codes[i : i + 1], drawn[i : i + 1]) for i in range(2000)])
-    assert (together == alone).all()
+    assert (together == np.concatenate([mechanism.log_probabilities(codes[i : i + 1]) for i in range(200)])).all()
+
+
+@pytest.mark.parametrize(("size", "preferred"), [(5000, 90), (5000, 4), (5000, 2000), (5000, 4900)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_rare_and_frequent_kinds_leave_exactly_as_often_as_is_stated(size, preferred, tied, rng):
+    mechanism = SubsetMechanism(bundle=code_bundle(size=size, run=4), epsilon=3.0, preferred=preferred)
+    scores = np.round(rng.standard_normal(size) * 20).astype(np.float32) if tied else None
+    scores = rng.standard_normal(size).astype(np.float32) if scores is None else scores
+    order = np.lexsort((np.arange(size), -scores))
+    assert {y for y in range(size) if mechanism.is_preferred(scores, y)} == set(order[:preferred].tolist())
+    for hit, kind in ((True, order[:preferred]), (False, order[preferred:])):
+        drawn = [mechanism.choose(scores, hit=hit, rng=rng) for _ in range(400)]
+        places = np.argsort(np.argsort(kind))[np.searchsorted(np.sort(kind), drawn)]  # ranks, by nearness
+        assert set(drawn) <= set(kind.tolist())
+        assert_counts(np.histogram(places, bins=4, range=(0, len(kind)))[0], np.full(4, 0.25))
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, 64.1, math.nan, math.inf, True, "4"])

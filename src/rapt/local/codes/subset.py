@@ -27,7 +27,13 @@ _LIMIT: Final = 2**63 - 1
 _DOWN: Final = Context(prec=60, rounding=ROUND_FLOOR)
 # `exp` is correct to half a unit of its 60th digit; this is more.
 _MARGIN: Final = Decimal("1e-57")
-_SCORES_AT_ONCE: Final = 2**18  # float64 that stay in a processor's cache
+# Codewords whose numbers stay in a processor's cache while several codes are scored, and how many codes those are.
+_TILE: Final = 4096
+_CODES_AT_ONCE: Final = 8
+# Where fewer than one codeword in so many is preferred, a sample says which proposals need no counting.
+_RARE: Final = 8
+_SAMPLE: Final = 512
+_PROPOSALS: Final = 1024  # codewords for each preferred one, beyond which the m are sorted out instead
 _ANGLES: Final = 4096
 _STEPS_PER_OCTAVE: Final = 4
 
@@ -46,7 +52,9 @@ class SubsetMechanism:
            that was computed with 60 digits; ε is taken as the exact value of its float.
         2. Every text has exactly m preferred codewords of the N, ties included: those with the largest inner products,
            the lowest ids first among equals. A uniform whole number U below T = A m + B (N - m) is compared with A m:
-           below it, the codeword at place ⌊U / A⌋ of the m leaves, else the one at place ⌊(U - A m) / B⌋ of the others.
+           below it, a preferred codeword leaves, else another one. Uniform ids are proposed until one is of that kind,
+           which is counted among all N; ids are left out uncounted only where their score is below one that at least m
+           codewords reach. So each of the m, or of the N - m, is equally likely, independently of U.
         3. So P(y|x) = A / T where y is preferred and B / T where it is not, exactly. N, m, A, B and T are the same for
            all texts. Hence P(y|x) / P(y|x') is one of A / B, 1 and B / A, and at most e^ε. ∎
         With r codes a text, each is drawn so at ε / r, independently; the logarithms add up to at most ε.
@@ -56,7 +64,8 @@ class SubsetMechanism:
 
     Not covered: that somebody contributed, how often, and when; the label, which leaves in clear unless it is
     randomized at an ε of its own; further releases of the same text or of the same person, whose ε add up; a codebook
-    that was made from private text.
+    that was made from private text; how long a draw takes. A code is scored by itself, so that no other text changes
+    its rounding. An encoder that computes texts together may round a state by what else is in the batch.
 
     Source: Ye and Barg, "Optimal Schemes for Discrete Distribution Estimation under Locally Differential Privacy",
     IEEE Trans. Inf. Theory 2018; Wang et al., "Mutual Information Optimally Local Private Discrete Distribution
@@ -118,28 +127,48 @@ class SubsetMechanism:
 
         Args:
             codes: Codes of length 1, or 0, (n, k), as `project_states` gives them. Not changed.
-            rng: Private: whoever can repeat its draws can undo them. One number is taken for each codeword.
+            rng: Private: whoever can repeat its draws can undo them. It is asked several times for each codeword.
 
         Returns:
             Ids of codewords, (n, r), int64, from 0 to N - 1.
         """
         high, low = self.weights
-        total = high * self.preferred + low * (self.bundle.size - self.preferred)
-        drawn = rng.integers(total, size=(len(codes), self.bundle.codes), dtype=np.uint64)
-        return self.place(codes, drawn)
-
-    def place(self, codes: NDArray[np.float64], drawn: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """The codewords that uniform whole numbers below T, (n, r), choose for codes, (n, k): the whole of the draw."""
-        high, low = (np.uint64(weight) for weight in self.weights)
-        edge = high * np.uint64(self.preferred)
-        hit = drawn < edge
-        places = np.where(hit, drawn // high, (drawn - np.where(hit, np.uint64(0), edge)) // low).astype(np.int64)
+        edge = high * self.preferred
+        drawn = rng.integers(edge + low * (self.bundle.size - self.preferred), size=(len(codes), self.bundle.codes))
         found = np.empty(drawn.shape, dtype=np.int64)
         for run in range(self.bundle.codes):
-            for row, nearest in enumerate(self._mark_nearest(codes, run=run)):
-                side = nearest if hit[row, run] else ~nearest
-                found[row, run] = np.flatnonzero(side)[places[row, run]]
+            for row, scores in enumerate(self._score(codes, run=run)):
+                found[row, run] = self.choose(scores, hit=bool(drawn[row, run] < edge), rng=rng)
         return found
+
+    def choose(self, scores: NDArray[np.float32], *, hit: bool, rng: np.random.Generator) -> int:
+        """One of the m codewords of the largest scores, or one of the others, each equally likely.
+
+        Args:
+            scores: One score for each codeword, (N,).
+            hit: Whether it is one of the m.
+            rng: Source of uniform whole numbers.
+        """
+        size, least = len(scores), -math.inf
+        share = self.preferred if hit else size - self.preferred
+        if hit and _RARE * share < size:
+            least = self._bound_from_sample(scores)
+            reached = np.count_nonzero(scores >= least)
+            if not share <= reached <= _RARE * share or size > _PROPOSALS * share:
+                return int(np.flatnonzero(self._mark_nearest(scores))[rng.integers(share)])
+        while True:
+            proposed = rng.integers(size, size=1 + 2 * size // share)
+            for codeword in proposed[scores[proposed] >= least].tolist():
+                if self.is_preferred(scores, codeword) == hit:
+                    return int(codeword)
+
+    def is_preferred(self, scores: NDArray[np.float32], codeword: int) -> bool:
+        """Whether a codeword is one of the m: fewer than m have a larger score, or the same one and a lower id."""
+        own = scores[codeword]
+        larger = np.count_nonzero(scores > own)
+        if larger >= self.preferred:
+            return False
+        return bool(larger + np.count_nonzero(scores[:codeword] == own) < self.preferred)
 
     def log_probabilities(self, codes: NDArray[np.float64]) -> NDArray[np.float64]:
         """The log of P(y|x) for each code, codebook and codeword, (n, r, N), in nats."""
@@ -148,8 +177,8 @@ class SubsetMechanism:
         likely, other = (math.log(weight) - math.log(total) for weight in (high, low))
         found = np.empty((len(codes), self.bundle.codes, self.bundle.size))
         for run in range(self.bundle.codes):
-            for row, nearest in enumerate(self._mark_nearest(codes, run=run)):
-                found[row, run] = np.where(nearest, likely, other)
+            for row, scores in enumerate(self._score(codes, run=run)):
+                found[row, run] = np.where(self._mark_nearest(scores), likely, other)
         return found
 
     def measure_attenuation(self, codes: NDArray[np.float64]) -> float:
@@ -161,28 +190,47 @@ class SubsetMechanism:
         chances = np.exp(self.log_probabilities(codes))
         parts = np.split(codes, self.bundle.codes, axis=1)
         lengths = np.stack([np.linalg.norm(part, axis=1) for part in parts], axis=1)
-        products = np.stack([part @ words.T for part, words in zip(parts, self._codebooks, strict=True)], axis=1)
+        products = np.stack([part @ words.T for part, words in zip(parts, self.bundle.codewords, strict=True)], axis=1)
         return float(((chances * products).sum(axis=2) / np.where(lengths > 0, lengths, 1)).mean())
 
     @cached_property
-    def _codebooks(self) -> NDArray[np.float64]:
-        return self.bundle.codewords.astype(np.float64)
+    def _tiles(self) -> list[list[NDArray[np.float32]]]:
+        """The codewords of each codebook as tiles, (k / r, at most `_TILE`) each."""
+        cuts = range(_TILE, self.bundle.size, _TILE)
+        return [[np.ascontiguousarray(tile.T) for tile in np.split(words, cuts)] for words in self.bundle.codewords]
 
-    def _mark_nearest(self, codes: NDArray[np.float64], *, run: int) -> Iterator[NDArray[np.bool_]]:
-        """Mark the m codewords nearest to each code, (N,), in one codebook: exactly m, whatever the code holds."""
-        words, m = self._codebooks[run], self.preferred
+    def _score(self, codes: NDArray[np.float64], *, run: int) -> Iterator[NDArray[np.float32]]:
+        """The scores of every codeword of one codebook for each code, (N,); overwritten by those of later codes."""
+        tiles = self._tiles[run]
+        width = len(tiles[0])
         # A unit code has no other entries. So no product is NaN or infinite, and all of them can be ordered.
-        safe = np.nan_to_num(codes, nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
-        safe = np.split(safe, self.bundle.codes, axis=1)[run]
-        at_once = max(1, _SCORES_AT_ONCE // len(words))
-        for start in range(0, len(safe), at_once):
-            scores = safe[start : start + at_once] @ words.T
-            least = np.partition(scores, len(words) - m, axis=1)[:, len(words) - m]
-            for row, limit in zip(scores, least, strict=True):
-                nearest = row >= limit
-                if (extra := np.count_nonzero(nearest) - m) > 0:  # of equal ones the lowest ids are the nearest
-                    nearest[np.flatnonzero(row == limit)[-extra:]] = False
-                yield nearest
+        safe = np.nan_to_num(codes[:, run * width : (run + 1) * width], nan=0.0, posinf=0.0, neginf=0.0).clip(-1, 1)
+        safe = safe.astype(np.float32)
+        scores = np.empty((_CODES_AT_ONCE, self.bundle.size), dtype=np.float32)
+        for start in range(0, len(safe), _CODES_AT_ONCE):
+            block = safe[start : start + _CODES_AT_ONCE]
+            first = 0
+            for tile in tiles:
+                past = first + tile.shape[1]
+                for code, row in zip(block, scores, strict=False):
+                    np.dot(code, tile, out=row[first:past])
+                first = past
+            yield from scores[: len(block)]
+
+    def _bound_from_sample(self, scores: NDArray[np.float32]) -> float:
+        """A score that the m nearest reach and few others, judged by a sample of the codewords; to be counted."""
+        sample = scores[:: max(1, len(scores) // _SAMPLE)]
+        share = len(sample) * self.preferred / len(scores)
+        place = max(len(sample) - 2 - int(share + 3 * math.sqrt(share)), 0)
+        return float(np.partition(sample, place)[place])
+
+    def _mark_nearest(self, scores: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Mark the m codewords of the largest scores, (N,): exactly m, the lowest ids first among equals."""
+        least = np.partition(scores, len(scores) - self.preferred)[len(scores) - self.preferred]
+        nearest: NDArray[np.bool_] = scores >= least
+        if (extra := np.count_nonzero(nearest) - self.preferred) > 0:
+            nearest[np.flatnonzero(scores == least)[-extra:]] = False
+        return nearest
 
 
 def choose_preferred(epsilon: float, *, bundle: CodeBundle) -> int:
