@@ -10,6 +10,7 @@ from rapt.service.storage.database import Cursor
 from rapt.service.storage.file_rows import FileSummary, add_file
 from rapt.service.storage.job_rows import add_job
 from rapt.service.storage.job_runs import claim_next_job, succeed_job
+from rapt.service.storage.model_rows import add_imported_model
 from rapt.service.storage.tables import MODELS
 from rapt.service.storage.tenant_rows import Quotas, create_tenant
 from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
@@ -63,6 +64,12 @@ def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
         return add_file(
             store, staged, SUMMARY, filename="f", caller=caller, now=7, max_bytes=max_bytes, request=request
         )
+
+
+def imported(store, caller, content=b"an adapter"):
+    """A model of a tenant, from outside."""
+    with store.directory.stage_bytes(content) as staged:
+        return add_imported_model(store, staged, suffix="x", base="toy", caller=caller, now=7, max_bytes=10**9)
 
 
 def claim(store, worker="worker-1"):

@@ -5,10 +5,10 @@ import pytest
 from http_requests import error_of, open_client
 from rapt.errors import QuotaError
 from rapt.service.http.quotas import TokenQuotas
-from rapt.service.storage.callers import LOCAL
+from rapt.service.storage.callers import LOCAL, OPERATOR
 from rapt.service.storage.database import at_hand_only
 from rapt.service.storage.recovery import open_store
-from rapt.service.storage.tenant_rows import ensure_tenant
+from rapt.service.storage.tenant_rows import Quotas, ensure_tenant, set_quotas
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.privatized_file import PrivatizedRecord, seal_manifest
 from running_service import running_service, wait_until
@@ -76,7 +76,7 @@ def test_what_is_given_back_asks_nothing_of_the_database(tmp_path):
         ensure_tenant(store, LOCAL, now=0)
         quotas = TokenQuotas(store, default=60, clock=lambda: 0.0)
         quotas.spend_tokens(LOCAL, 60)
-        ensure_tenant(store, "other", now=0)  # so that nothing is remembered
+        set_quotas(store, LOCAL, Quotas(), caller=OPERATOR)  # so that it is not remembered
         with at_hand_only():
             quotas.give_back(LOCAL, 60)
         quotas.spend_tokens(LOCAL, 60)

@@ -5,12 +5,14 @@ import threading
 import pytest
 from sqlalchemy import Engine, event, text
 
-from rapt.errors import UnavailableError, UsageError
+from rapt.errors import NotFoundError, UnavailableError, UsageError
+from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Database, Remembered, WouldWait, about_to_wait, at_hand_only, database_url
 from rapt.service.storage.key_rows import create_key, find_holder, has_keys, revoke_key, rotate_key
+from rapt.service.storage.model_rows import delete_model, get_model
 from rapt.service.storage.recovery import join_store, open_store
-from rapt.service.storage.tenant_rows import Quotas, get_tenant, set_quotas
-from stored_material import OPERATOR, tenant
+from rapt.service.storage.tenant_rows import Quotas, delete_tenant, get_tenant, set_quotas
+from stored_material import OPERATOR, claim, imported, queue, tenant, upload
 
 
 @pytest.fixture
@@ -108,30 +110,130 @@ def test_that_a_service_is_open_is_forgotten_with_the_first_key(store):
     assert has_keys(store)
 
 
-def test_an_answer_that_was_overtaken_by_a_change_is_not_kept():
-    version = [1]
-    remembered = Remembered(lambda: version[0])
+def test_what_one_tenant_writes_leaves_the_answers_of_others_remembered(store):
+    """Every commit emptied them all: who waited for another tenant's flood of uploads looked its key and model up."""
+    ada, bob = tenant(store, "ada"), tenant(store, "bob")
+    _, value = create_key(store, tenant="bob", role="tenant", caller=bob, now=1)
+    model = imported(store, bob)
+    with join_store(store.directory.root) as worker:
 
-    def look_up():
-        found = f"as of {version[0]}"
-        version[0] += 1  # somebody commits right after
+        def ask():
+            return find_holder(store, value, now=1), get_tenant(store, "bob"), get_model(store, model.id, tenant="bob")
+
+        found = ask()
+        file = upload(store, ada)
+        delete_model(store, imported(worker, ada).id, caller=ada)
+        key, _ = create_key(worker, tenant="ada", role="tenant", caller=ada, now=1)
+        revoke_key(store, key.id, caller=ada, now=2)
+        queue(store, ada, file)
+        claim(worker)
+        set_quotas(worker, "ada", Quotas(max_jobs=7), caller=OPERATOR)
+        with at_hand_only():
+            assert ask() == found
+            with pytest.raises(WouldWait):
+                get_tenant(store, "ada")
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store, key, model: revoke_key(store, key.id, caller=OPERATOR, now=2),
+        lambda store, key, model: delete_tenant(store, "ada", caller=OPERATOR, now=2),
+        lambda store, key, model: delete_model(store, model.id, caller=Caller("ada", key.id, "tenant")),
+        lambda store, key, model: set_quotas(store, "ada", Quotas(tokens_per_minute=1), caller=OPERATOR),
+        lambda store, key, model: rotate_key(store, key.id, grace=5, caller=OPERATOR, now=2),
+    ],
+)
+def test_whatever_changes_is_seen_by_the_next_who_asks(store, change, elsewhere):
+    caller = tenant(store, "ada")
+    key, value = create_key(store, tenant="ada", role="tenant", caller=caller, now=1)
+    model = imported(store, caller)
+
+    def ask(where):
+        found = [find_holder(where, value, now=10)]
+        for look_up in (lambda: get_tenant(where, "ada"), lambda: get_model(where, model.id, tenant="ada")):
+            try:
+                found.append(look_up())
+            except NotFoundError:
+                found.append(None)
         return found
 
-    assert remembered.ask("q", look_up) == "as of 1"
-    assert remembered.ask("q", lambda: "as of 2") == "as of 2"
-    assert remembered.ask("q", lambda: "again") == "as of 2"
+    with join_store(store.directory.root) as other:
+        before = ask(store)
+        change(other if elsewhere else store, key, model)
+        after = ask(store)
+    assert after != before
+    with join_store(store.directory.root) as fresh:
+        assert ask(fresh) == after
 
 
-def test_without_a_version_nothing_is_kept():
-    remembered = Remembered(lambda: None)
-    assert [remembered.ask("q", lambda turn=turn: turn) for turn in range(3)] == [0, 1, 2]
+class Changes:
+    """A database that says what was changed, by number."""
+
+    def __init__(self):
+        self.made = []
+
+    def make(self, scope):
+        self.made.append(scope)
+
+    def version(self):
+        return len(self.made)
+
+    def after(self, number):
+        return [(at, scope) for at, scope in enumerate(self.made, start=1) if at > number]
+
+
+def test_an_answer_that_was_overtaken_by_a_change_is_not_kept():
+    changes = Changes()
+    remembered = Remembered(changes.version, changes.after)
+
+    def ask(look_up, question="q"):
+        return remembered.ask(question, look_up, scope=lambda _: "models ada")
+
+    def look_up():
+        changes.make("models ada")  # somebody commits right after
+        ask(lambda: "another", question="other")  # and somebody else has seen that by the time it is kept
+        return "of before"
+
+    assert ask(look_up) == "of before"
+    assert ask(lambda: "of after") == "of after"
+    changes.make("models bob")
+    assert ask(lambda: "again") == "of after"
+    changes.make("models ada")
+    assert ask(lambda: "again") == "again"
+
+
+def test_what_is_made_of_a_whole_table_is_forgotten_with_any_of_its_rows():
+    changes = Changes()
+    remembered = Remembered(changes.version, changes.after)
+
+    def ask(answer):
+        return remembered.ask("q", lambda: answer, scope=lambda _: "api_keys")
+
+    assert [ask(1), ask(2)] == [1, 1]
+    changes.make("models ada")
+    assert ask(3) == 1
+    changes.make("api_keys ada")
+    assert ask(4) == 4
+
+
+@pytest.mark.parametrize(("version", "changes"), [(lambda: None, lambda _: []), (lambda: 1, lambda _: None)])
+def test_nothing_is_kept_where_nobody_knows_what_changed(version, changes):
+    remembered = Remembered(version, changes)
+    assert [remembered.ask("q", lambda turn=turn: turn, scope=lambda _: "a b") for turn in range(3)] == [0, 1, 2]
 
 
 def test_no_more_is_kept_than_is_bounded():
-    remembered = Remembered(lambda: 1, most=3)
+    changes = Changes()
+    remembered = Remembered(changes.version, changes.after, most=3)
     for question in range(10):
-        remembered.ask(question, lambda: "answer")
+        remembered.ask(question, lambda: "answer", scope=lambda answer: "models ada")
+        changes.make(f"tenants {question}")
         assert len(remembered) <= 3
+    late = remembered.ask("late", lambda: changes.make("models ada") or "of before", scope=lambda _: "models ada")
+    assert late == "of before"
+    assert remembered.ask("late", lambda: "of after", scope=lambda _: "models ada") == "of after"
 
 
 def test_only_the_thread_that_must_not_wait_is_kept_from_it():

@@ -12,7 +12,6 @@ from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.file_rows import add_file, delete_file, get_file, open_file
 from rapt.service.storage.job_runs import claim_next_job, name_result
 from rapt.service.storage.model_rows import (
-    add_imported_model,
     delete_model,
     get_model,
     insert_model,
@@ -22,17 +21,12 @@ from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.store import naming, release
 from rapt.service.storage.tenant_rows import delete_tenant, get_usage
 from stored_blobs import Watched
-from stored_material import SUMMARY, finish, kept_bytes, queue, tenant
+from stored_material import SUMMARY, finish, imported, kept_bytes, queue, tenant
 
 
 def upload(store, caller, content=b"some bytes"):
     with store.directory.stage_bytes(content) as staged:
         return add_file(store, staged, SUMMARY, filename="f", caller=caller, now=7, max_bytes=10**9)
-
-
-def imported(store, caller, content=b"an adapter"):
-    with store.directory.stage_bytes(content) as staged:
-        return add_imported_model(store, staged, suffix="x", base="toy", caller=caller, now=7, max_bytes=10**9)
 
 
 def content_of(store, file):

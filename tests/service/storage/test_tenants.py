@@ -248,6 +248,27 @@ def test_the_migrations_make_the_tables_that_the_code_knows(store):
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
 
 
+def test_a_database_of_the_first_release_is_brought_along_with_all_that_is_in_it(tmp_path):
+    def schema():
+        with sqlite3.connect(tmp_path / "rapt.sqlite3") as connection:
+            found = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
+            connection.execute("DROP TABLE changes")
+            for name in found:
+                if "_notes_" in name:
+                    connection.execute(f"DROP TRIGGER {name}")
+            connection.execute("UPDATE alembic_version SET version_num = '0.2.0'")
+        connection.close()
+        return found
+
+    with open_store(tmp_path) as store:
+        _, value = create_key(store, tenant="local", role="admin", caller=OPERATOR, now=5)
+    made = schema()
+    with open_store(tmp_path) as store:
+        assert find_holder(store, value, now=6).role == "admin"
+    assert schema() == made
+    assert sum("_notes_" in name for name in made) == 12
+
+
 def test_keys_are_made_while_a_service_runs(store, tmp_path):
     with join_store(tmp_path / "data") as other:
         _, value = create_key(other, tenant="local", role="admin", caller=OPERATOR, now=5)

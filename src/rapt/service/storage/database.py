@@ -8,9 +8,10 @@ PostgreSQL: a writer takes one advisory lock when it begins, a reader sees one m
 the same rule, one writer at a time, and numbers are given in the order in which rows become visible: a cursor never
 passes over a row that was written before it looked.
 
-SQLite tells by one number whether anything was committed by anybody, in this process or another. An answer is kept
-with the number from before its question, and holds for as long as the number stays: a key that is revoked by the
-command line is refused by the very next request. PostgreSQL has no such number, so there nothing is kept.
+SQLite tells by one number whether anything was committed by anybody, in this process or another. Whenever it has
+changed, the table of changes says which tenants' keys, quotas and models did, and their answers alone are forgotten: a
+key that is revoked by the command line is refused by the very next request, and what one tenant writes costs the others
+no question. PostgreSQL has no such number, so there nothing is kept.
 
 A database that is away, locked or full raises `UnavailableError`: the same work may be done later. What it says of
 itself is not passed on, because it may hold values; the kind of its error is in the log.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import sqlite3
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
@@ -96,46 +97,88 @@ def about_to_wait() -> None:
 class Remembered:
     """Answers by question; safe to use from many threads."""
 
-    def __init__(self, version: Callable[[], int | None], *, most: int = _MOST_ANSWERS) -> None:
+    def __init__(
+        self,
+        version: Callable[[], int | None],
+        list_changes: Callable[[int], Sequence[tuple[int, str]] | None],
+        *,
+        most: int = _MOST_ANSWERS,
+    ) -> None:
         """Start empty.
 
         Args:
             version: A number that changes whenever anything is committed; None if nobody knows.
+            list_changes: What was changed after the change of a number: the newest change of each scope, a table and a
+                tenant with a space between, in order of their numbers; None if nobody knows.
             most: Answers that are kept.
         """
         self._version = version
+        self._list_changes = list_changes
         self._most = most
         self._answers: dict[Hashable, Any] = {}
+        self._questions: dict[str, set[Hashable]] = {}  # by scope
         self._holds_at: int | None = None
+        # Numbers of the newest change that was seen, of all scopes and of each; of those that were forgotten, at most.
+        self._seen = 0
+        self._changed: dict[str, int] = {}
+        self._changed_at_most = 0
         self._guard = Lock()
 
     def __len__(self) -> int:
         """Return the number of kept answers."""
         return len(self._answers)
 
-    def ask(self, question: Hashable, look_up: Callable[[], T]) -> T:
+    def ask(self, question: Hashable, look_up: Callable[[], T], *, scope: Callable[[Any], str]) -> T:
         """The answer to a question, looked up unless it is known to hold still. None, and what raises, is not kept.
 
         Args:
             question: Must be answered by the database alone: not by time, and not by who asks.
             look_up: Asks the database.
+            scope: Says of an answer that is not None which rows it is made of: a table, or `table tenant`.
         """
         with self._guard:
-            before = self._version()
-            if before is None or before != self._holds_at:
-                self._answers.clear()
-                self._holds_at = before
-            elif question in self._answers:
+            is_known = self._forget_changed()
+            if is_known and question in self._answers:
                 known: T = self._answers[question]
                 return known
+            before = self._seen
         answer = look_up()
-        with self._guard:
-            # Looked up after `before` was read: if anything changed since, the number has, and this is dropped too.
-            if answer is not None and before is not None and before == self._holds_at:
-                if len(self._answers) >= self._most:
-                    self._answers.clear()
-                self._answers[question] = answer
+        if answer is not None and is_known:
+            self._keep(question, answer, scope(answer), before=before)
         return answer
+
+    def _keep(self, question: Hashable, answer: object, scope: str, *, before: int) -> None:
+        with self._guard:
+            # Changes that are not seen yet are seen, and the answer forgotten, before anybody is given it.
+            if self._changed.get(scope, self._changed_at_most) > before:
+                return
+            if len(self._answers) >= self._most:
+                self._answers.clear()
+                self._questions.clear()
+            self._answers[question] = answer
+            self._questions.setdefault(scope, set()).add(question)
+
+    def _forget_changed(self) -> bool:
+        """Forget what does not hold any more; whether the rest is known to hold."""
+        version = self._version()
+        if version is None:
+            return False
+        if version == self._holds_at:
+            return True
+        changes = self._list_changes(self._seen)
+        if changes is None:
+            return False
+        for number, changed in changes:
+            for scope in (changed, changed.partition(" ")[0]):
+                for question in self._questions.pop(scope, ()):
+                    self._answers.pop(question, None)
+                self._changed[scope] = number
+            self._seen = number
+        if len(self._changed) > self._most:
+            self._changed.clear()
+            self._changed_at_most = self._seen
+        self._holds_at = version
+        return True
 
 
 @dataclass(frozen=True)
@@ -173,7 +216,7 @@ class Database:
         self._engine = _engine(url, connections=connections, waiting=waiting)
         self._writing = self._engine.execution_options(**{_WRITES: True})
         self._watching: sqlite3.Connection | None = None
-        self.remembered = Remembered(self._version)
+        self.remembered = Remembered(self._version, self._list_changes)
         try:
             with self.write() as connection:
                 migrate(connection)
@@ -181,7 +224,7 @@ class Database:
             self._engine.dispose()
             raise
         if self.is_sqlite:
-            # Only ever asked for the number, under the lock of `remembered`; autocommit, so it never holds a read open.
+            # Asked for the number and the changes, under the lock of `remembered`; autocommit, so no read stays open.
             self._watching = sqlite3.connect(
                 str(url.database), timeout=0, isolation_level=None, check_same_thread=False
             )
@@ -235,6 +278,16 @@ class Database:
         try:
             return int(self._watching.execute("PRAGMA data_version").fetchone()[0])
         except sqlite3.OperationalError:  # busy for a moment: then it has to be asked
+            return None
+
+    def _list_changes(self, after: int) -> Sequence[tuple[int, str]] | None:
+        """Return what SQLite's triggers have noted after the change of a number: a page or two, in memory."""
+        if self._watching is None:
+            return None
+        try:
+            query = "SELECT number, scope FROM changes WHERE number > ? ORDER BY number"
+            return self._watching.execute(query, (after,)).fetchall()
+        except sqlite3.OperationalError:
             return None
 
 

@@ -123,7 +123,9 @@ def list_keys(store: Store, cursor: Cursor, *, caller: Caller = OPERATOR, tenant
 def find_holder(store: Store, key: str, *, now: int) -> Caller | None:
     """Find who sends a key; None if it is none of ours, or no longer good."""
     digest = digest_key(key)
-    found = store.database.remembered.ask(("holder", digest), lambda: _holder(store, digest))
+    found = store.database.remembered.ask(
+        ("holder", digest), lambda: _holder(store, digest), scope=lambda one: f"api_keys {one[0].tenant}"
+    )
     if found is None or (found[1] is not None and found[1] <= now):
         return None
     return found[0]
@@ -136,7 +138,7 @@ def has_keys(store: Store) -> bool:
         with store.database.read() as connection:
             return bool(connection.execute(select(exists().select_from(KEYS))).scalar())
 
-    return store.database.remembered.ask("has keys", look_up)
+    return store.database.remembered.ask("has keys", look_up, scope=lambda _: "api_keys")
 
 
 def _holder(store: Store, digest: str) -> tuple[Caller, int | None] | None:

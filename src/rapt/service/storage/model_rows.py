@@ -65,7 +65,7 @@ def get_model(store: Store, model_id: str, *, tenant: str) -> StoredModel:
         with store.database.read() as connection:
             return make_value(find(connection, MODELS, model_id, tenant=tenant), StoredModel)
 
-    return store.database.remembered.ask(("model", tenant, model_id), look_up)
+    return store.database.remembered.ask(("model", tenant, model_id), look_up, scope=lambda _: f"models {tenant}")
 
 
 def list_models(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredModel]:

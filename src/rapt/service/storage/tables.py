@@ -178,6 +178,13 @@ MODELS: Final = _table(
     Index("uq_models_job_step", "job_id", "step", unique=True),
 )
 
+# The newest change of what is remembered, for each table and tenant: `scope` is both. Triggers write it, on SQLite.
+CHANGES: Final = _table(
+    "changes",
+    _number(),
+    Column("scope", String, unique=True, nullable=False),
+)
+
 # One row: the id of this service, which its blobs are claimed with.
 IDENTITY: Final = _table(
     "identity",

@@ -113,7 +113,7 @@ def get_tenant(store: Store, name: str) -> StoredTenant:
         with store.database.read() as connection:
             return _from_row(_find(connection, name))
 
-    return store.database.remembered.ask(("tenant", name), look_up)
+    return store.database.remembered.ask(("tenant", name), look_up, scope=lambda _: f"tenants {name}")
 
 
 def list_tenants(store: Store, cursor: Cursor) -> Page[StoredTenant]:
