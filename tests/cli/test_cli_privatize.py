@@ -453,11 +453,25 @@ def test_an_audit_puts_shuffled_records_back_by_the_receipt_and_refuses_without_
     (receipt,) = (tmp_path / ".rapt" / "ledger.sqlite.receipts").iterdir()
     receipt.unlink()
     refused = rapt(*audit)
-    assert (refused.code, "name it with --receipt" in refused.err) == (8, True)
+    assert (refused.code, "got none in its folder or above; name the ledger" in refused.err) == (8, True)
+    assert "got none there" in rapt(*audit, "--ledger", tmp_path / ".rapt" / "ledger.sqlite").err
     assert rapt(*audit, "--receipt", kept).code == 0
+    assert rapt(*audit, "--receipt", kept, "--ledger", kept).code == 2
     other = tmp_path / "other"
     assert rapt("privatize", source, tmp_path / "again", "--eta", 20, *TINY, "--receipt", other).code == 0
     assert "got another" in rapt(*audit, "--receipt", other).err
+
+
+def test_an_audit_finds_the_receipt_beside_a_ledger_of_any_name_above_and_is_told_of_one_elsewhere(rapt, tmp_path: Path):
+    source, target = numbered(tmp_path, 24), tmp_path / "project" / "out"
+    (tmp_path / "safe").mkdir()
+    target.parent.mkdir()
+    audit = ("audit", target, "--original", source, "--attacks", "embedding_inversion", "--json")
+    for ledger, told in ((tmp_path / "mine", ()), (tmp_path / "safe" / "l", ("--ledger", tmp_path / "safe" / "l"))):
+        made = rapt("privatize", source, target, "--eta", 20, *TINY, "--ledger", ledger, "--overwrite")
+        assert made.code == 0, made.err
+        assert rapt(*audit, *told).code == 0
+    assert rapt(*audit).code == 8
 
 
 def test_lengths_are_rounded_up_by_words_that_go_through_the_mechanism_too(rapt, tmp_path: Path):

@@ -31,7 +31,7 @@ from rapt.errors import AuditError, UsageError, name_record
 from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
-from rapt.local.ledger_place import find_ledger, name_receipt, read_receipt
+from rapt.local.ledger_place import find_receipt, name_receipt, read_receipt
 from rapt.local.mechanisms import find_promise
 from rapt.local.record_order import make_order_key, restore_order
 from rapt.local.records import PartColumns, put_text
@@ -78,8 +78,9 @@ class AuditPlan:
         limit: About how many tokens are attacked, in whole records; None attacks all.
         quick: Whether a small part is attacked, with the fast attacks alone.
         seed: Seed of everything that the audit draws.
-        receipt: Receipt of the run that wrote `file`, if its records were shuffled; None looks beside the ledger of its
-            project.
+        receipt: Receipt of the run that wrote `file`, if its records were shuffled; None looks for it.
+        ledger: Ledger that the run counted in, if its receipt is to be looked for there; None looks beside the ledgers
+            in the folder of `file` and above.
         out: Folder for the report, where an interrupted audit goes on; None writes nothing.
         export_prompts: File for prompts about the public text, for a larger language model; None writes none.
     """
@@ -105,6 +106,7 @@ class AuditPlan:
     quick: bool = False
     seed: int = 0
     receipt: Path | None = None
+    ledger: Path | None = None
     out: Path | None = None
     export_prompts: Path | None = None
 
@@ -152,6 +154,7 @@ class AuditPlan:
             public_label_column=self.public_label_column if public else None,
             attribute=self.attributes,
             receipt=self.receipt,
+            ledger=self.ledger,
         )
 
 
@@ -177,7 +180,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         VocabularyError: The model's files are missing.
     """
     _check_outputs(plan)
-    private = read_in_order_of_source(plan.file, receipt=plan.receipt)
+    private = read_in_order_of_source(plan.file, receipt=plan.receipt, ledger=plan.ledger)
     check_parts(private.manifest, plan.other_texts.by_part)
     vocabulary = load_vocabulary(plan.vocabulary or private.manifest.model)
     public = None
@@ -252,7 +255,7 @@ def _check_outputs(plan: AuditPlan) -> None:
         check_report_folder(plan.out)
     if plan.export_prompts is None:
         return
-    read = (plan.file, plan.original, plan.public_text, plan.keywords, plan.receipt)
+    read = (plan.file, plan.original, plan.public_text, plan.keywords, plan.receipt, plan.ledger)
     inputs = {path.resolve() for path in read if path is not None}
     for path in (plan.export_prompts, name_answers(plan.export_prompts)):
         if path.resolve() in inputs:
@@ -293,29 +296,37 @@ def read_word_list(path: Path) -> Words:
     return {"your list": [line for line in lines if line]}
 
 
-def read_in_order_of_source(path: Path, *, receipt: Path | None) -> PrivatizedFile:
+def read_in_order_of_source(path: Path, *, receipt: Path | None, ledger: Path | None) -> PrivatizedFile:
     """Read a privatized file with its records in the order of its source, as comparing it with the source needs.
 
     Args:
         path: Privatized file.
-        receipt: Receipt of the run that wrote it; None looks beside the ledger of its project.
+        receipt: Receipt of the run that wrote it; None looks for it.
+        ledger: Ledger to look beside; None looks beside those in the folder of the file and above.
 
     Raises:
         AuditError: The records were shuffled, and there is no receipt, or another one.
         LedgerError: The receipt cannot be read.
+        UsageError: Both a receipt and a ledger are given.
         WireError: The reasons of `read_privatized_file`.
     """
+    if receipt is not None and ledger is not None:
+        raise UsageError("--receipt and --ledger both name the receipt; give one of them")
     file = read_privatized_file(path)
     manifest = file.manifest
     if not manifest.arrangement.shuffled:
         return file
     if manifest.randomness.insecure_seed is not None:
         return restore_order(file, key=make_order_key(manifest.randomness))
-    place = receipt or name_receipt(find_ledger(path), manifest.records_sha256)
-    if not place.is_file():
+    if ledger is not None:
+        place: Path | None = name_receipt(ledger, manifest.records_sha256)
+    else:
+        place = receipt or find_receipt(path, manifest.records_sha256)
+    if place is None or not place.is_file():
+        where = "in its folder or above" if place is None else "there"
         raise AuditError(
             "the records of this file were shuffled, so an audit must have the receipt of the run that wrote it, got "
-            "none beside the ledger; name it with --receipt"
+            f"none {where}; name the ledger that the run counted in with --ledger, or the receipt with --receipt"
         )
     key = read_receipt(place).get("order_key")
     if read_receipt(place).get("records_sha256") != manifest.records_sha256 or not isinstance(key, str):

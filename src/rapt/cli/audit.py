@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 QUICK_TOKENS: Final = 1500
 # What an audit of whole texts reads; every other option is one of tokens.
 _OF_CODES: Final = frozenset(
-    ("file", "original", "text_column", "attribute", "codes", "encoder", "receipt", "seed", "out", "as_json")
+    ("file", "original", "text_column", "attribute", "codes", "encoder", "receipt", "ledger", "seed", "out", "as_json")
 )
 
 
@@ -115,8 +115,14 @@ def audit(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Receipt of the run that wrote PRIVATIZED, if its records were shuffled; default: that beside the "
-            "ledger of its folder.",
+            help="Receipt of the run that wrote PRIVATIZED, if its records were shuffled; default: that beside a ledger "
+            "in its folder or above.",
+        ),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Ledger that the run counted in, to find its receipt, if it lies somewhere else."
         ),
     ] = None,
     limit: Annotated[
@@ -169,6 +175,7 @@ def audit(
             text_column=text_column,
             attributes=attribute or [],
             receipt=receipt,
+            ledger=ledger,
             seed=seed,
             out=out,
             as_json=as_json,
@@ -198,6 +205,7 @@ def audit(
             vocabulary=vocabulary,
             truncate=truncate,
             receipt=receipt,
+            ledger=ledger,
             limit=limit,
             quick=quick,
             seed=seed,
@@ -240,6 +248,7 @@ def _audit_codes(
     text_column: str,
     attributes: list[str],
     receipt: Path | None,
+    ledger: Path | None,
     seed: int,
     out: Path | None,
     as_json: bool,
@@ -254,7 +263,7 @@ def _audit_codes(
 
     if out is not None:
         check_report_folder(out)
-    released = read_in_order_of_source(file, receipt=receipt)
+    released = read_in_order_of_source(file, receipt=receipt, ledger=ledger)
     known = next((name for name, pinned in PUBLIC_CODES.items() if pinned == released.manifest.vocabulary_hash), None)
     if codes is None and known is None:
         raise UsageError("a file of whole texts must be audited with its code bundle; name its folder with --codes")

@@ -43,16 +43,21 @@ def find_ledger(beside: Path) -> Path:
         try:
             if not found.is_file():
                 continue
-            owners = {path.stat().st_uid for path in (found, found.parent)}
+            own = _is_own(found)
         except OSError:  # a folder above that must not be looked into
             continue
-        if os.name == "posix" and owners != {os.geteuid()}:
+        if not own:
             raise LedgerError(
                 f"a ledger that is found must be your own, got another user's at {str(found)!r}; name yours with "
                 "--ledger, or say --no-ledger"
             )
         return found
     return folder / FOLDER / DEFAULT_NAME
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a file and its folder belong to who runs this."""
+    return os.name != "posix" or {found.stat().st_uid for found in (path, path.parent)} == {os.geteuid()}
 
 
 def make_folder(ledger: Path) -> None:
@@ -131,6 +136,33 @@ _MOST_RECEIPTS: Final = 100_000
 def name_receipt(ledger: Path, records_sha256: str) -> Path:
     """Return the place of the receipt of a file with these records."""
     return ledger.with_name(ledger.name + RECEIPTS) / f"{records_sha256}.json"
+
+
+def find_receipt(beside: Path, records_sha256: str) -> Path | None:
+    """Find the receipt of a file, beside any ledger in the folder of the file or above; None where there is none.
+
+    A receipt has the name of the records that it is of, so it is the same whichever ledger it lies beside. One that
+    belongs to another user is passed over: it would give the records another order.
+
+    Args:
+        beside: The file.
+        records_sha256: Digest of its records.
+    """
+    folder = beside.resolve().parent
+    for place in (folder, *folder.parents):
+        try:
+            with os.scandir(place) as entries:
+                names = sorted(entry.name for entry in islice(entries, _MOST_RECEIPTS) if entry.name.endswith(RECEIPTS))
+        except OSError:  # a folder above that must not be looked into
+            names = []
+        for ledger in (place / FOLDER / DEFAULT_NAME, *(place / name.removesuffix(RECEIPTS) for name in names)):
+            found = name_receipt(ledger, records_sha256)
+            try:
+                if found.is_file() and _is_own(found):
+                    return found
+            except OSError:
+                continue
+    return None
 
 
 def write_receipt(path: Path, receipt: Mapping[str, Any]) -> None:
