@@ -3,8 +3,9 @@
     python benchmarks/attacks_sst2.py --data SST2_FOLDER --eta 50 75 110 --out docs/results/attacks_sst2.jsonl
     python benchmarks/attacks_sst2.py --table docs/results/attacks_sst2.jsonl
 
-The attackers hold sentences of `train` with eight words or more, in clear; none of them is in `dev`. One privatization
-for each η. Results are appended one η at a time, and an η that is there with the same settings is not run again.
+The attackers hold sentences of `train` with eight words or more, in clear, with their labels; none of them is in `dev`.
+Labels are sent in clear. One privatization for each η. Results are appended an η at a time, and an η that is there with
+the same settings is not run again.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import csv
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,23 +33,30 @@ from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_man
 LEAST_WORDS = 8
 
 
-def sentences(path: Path) -> list[str]:
-    """The sentences of a file of GLUE's SST-2, in its order."""
+LABELS = ("negative", "positive")
+
+
+def sentences(path: Path) -> dict[str, int]:
+    """The sentences of a file of GLUE's SST-2 and their labels, in its order."""
     with path.open(encoding="utf-8", newline="") as stream:
-        return [row["sentence"] for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)]
+        rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return {row["sentence"]: int(row["label"]) for row in rows}
 
 
 def privatized(
-    vocabulary: Vocabulary, contents: list[list[int]], *, mechanism: str, eta: float, seed: int
+    vocabulary: Vocabulary, contents: list[list[int]], labels: list[int], *, mechanism: str, eta: float, seed: int
 ) -> PrivatizedFile:
     """The sentences after the mechanism, from a seed: an experiment on public text."""
     made = make_mechanism(mechanism, vocabulary=vocabulary, eta=eta, allow_unproved=True)
     flat = np.array([token for content in contents for token in content], dtype=np.int64)
     released = made.privatize(flat, rng=np.random.default_rng(seed))
     cuts = np.cumsum([len(content) for content in contents])[:-1]
-    records = tuple(PrivatizedRecord(token_ids=tuple(part.tolist())) for part in np.split(released, cuts))
+    records = tuple(
+        PrivatizedRecord(token_ids=tuple(part.tolist()), label=label)
+        for part, label in zip(np.split(released, cuts), labels, strict=True)
+    )
     manifest = Privatizer(vocabulary, made, NO_PLAIN_TOKENS).manifest(
-        labels=None, randomness=Randomness(source=f"PCG64 (numpy), seed {seed}, public text")
+        labels=LABELS, randomness=Randomness(source=f"PCG64 (numpy), seed {seed}, public text")
     )
     return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
 
@@ -56,13 +65,14 @@ def run(options: argparse.Namespace) -> None:
     """Attack at every η, and append the results."""
     vocabulary = load_vocabulary(options.model)
     rng = np.random.default_rng(options.seed)
-    own = [text for text in sentences(options.data / "train.tsv") if len(text.split()) >= LEAST_WORDS]
-    dev = sentences(options.data / "dev.tsv")
-    own = sorted(set(own) - set(dev))
+    train, judged = sentences(options.data / "train.tsv"), sentences(options.data / "dev.tsv")
+    dev = list(judged)
+    own = sorted({text for text in train if len(text.split()) >= LEAST_WORDS} - set(dev))
     own = [own[i] for i in rng.permutation(len(own))[: options.public]]
     chosen = np.sort(rng.permutation(len(dev))[: options.sentences])
     contents = vocabulary.encode([dev[i] for i in chosen])
-    public = public_text(own, vocabulary.bundle, source=f"{len(own):,} sentences of SST-2's train")
+    source = f"{len(own):,} sentences of SST-2's train"
+    public = replace(public_text(own, vocabulary.bundle, source=source), labels=tuple(train[text] for text in own))
     settings = {
         "model": options.model,
         "mechanism": options.mechanism,
@@ -76,7 +86,8 @@ def run(options: argparse.Namespace) -> None:
         if any(row["eta"] == eta and row["settings"] == settings for row in done):
             continue
         started = time.monotonic()
-        file = privatized(vocabulary, contents, mechanism=options.mechanism, eta=eta, seed=options.seed)
+        labels = [judged[dev[i]] for i in chosen]
+        file = privatized(vocabulary, contents, labels, mechanism=options.mechanism, eta=eta, seed=options.seed)
         view = adversary_view(file, vocabulary.bundle, public=public)
         truth = match_truth(view, contents)
         found = audit_view(view, truth, attacks=options.attacks, seed=options.seed)

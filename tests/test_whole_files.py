@@ -55,6 +55,9 @@ def test_a_database_and_what_stands_beside_it_are_refused(tmp_path, suffix):
     connection.close()
     path = tmp_path / f"a.db{suffix}"
     if suffix:
+        # SQLite would read a new file of such a name as its own.
+        with pytest.raises(UsageError, match="lie where one keeps its own"):
+            write_whole(path, "a receipt")
         path.write_text("as much worth")
     before = path.read_bytes()
     with pytest.raises(UsageError, match="must not replace a database"):

@@ -43,11 +43,13 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         overwrite: Whether a regular file of that name may be replaced.
 
     Raises:
-        UsageError: Something is there that is no regular file, belongs to a database, or must not be replaced.
+        UsageError: Something is there that is no regular file, or must not be replaced; or the name is that of a
+            database, or of a file that belongs to one, whether it is there or not.
     """
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
+        _refuse_database(path)
         return
     except ValueError:  # a null character
         raise UsageError(
@@ -56,11 +58,7 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
     if not stat.S_ISREG(mode):
         raise UsageError(f"the output must be a regular file or a new one, got {kind} at {str(path)!r}; name another")
-    if any(
-        path.name.endswith(suffix) and path.name != suffix and _is_database(path, suffix)
-        for suffix in DATABASE_SUFFIXES
-    ):
-        raise UsageError(f"the output must not replace a database or its key, got {str(path)!r}; name another")
+    _refuse_database(path)
     if not overwrite:
         raise UsageError(f"the output must not exist yet, got {str(path)!r}; choose another name or add --overwrite")
 
@@ -233,6 +231,18 @@ def sync_folder(folder: Path) -> None:
 
 def _name_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _refuse_database(path: Path) -> None:
+    """Refuse a name that a database takes for its own: it would replace one, or be read as a part of one."""
+    if any(
+        path.name.endswith(suffix) and path.name != suffix and _is_database(path, suffix)
+        for suffix in DATABASE_SUFFIXES
+    ):
+        raise UsageError(
+            f"the output must not replace a database or its key, or lie where one keeps its own, got {str(path)!r}; "
+            "name another"
+        )
 
 
 def _is_database(path: Path, suffix: str) -> bool:

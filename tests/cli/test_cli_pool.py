@@ -119,6 +119,22 @@ def test_what_no_pool_should_get_does_not_leave(rapt, url, code, pool, tmp_path)
     assert status(rapt, url, pool)["contributions"] == 3
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", '{"schema": "rapt.receipts/9"}', "secret"])
+def test_damaged_receipts_are_named(rapt, url, code, pool, tmp_path, damage):
+    file = save(code, tmp_path / "given", range(3))
+    name_receipts(file).write_text(damage)
+    for options in ((), ("--take-back",)):
+        outcome = rapt("contribute", file, "--pool", pool, "--service", url, *options)
+        said = (outcome.code == 0, "'given.contributions.json'" in outcome.err, "secret" in outcome.err)
+        assert said == (False, True, False), outcome.err
+
+
+def test_a_file_of_another_code_points_to_codes_and_to_no_vocabulary(rapt, url, code, tmp_path):
+    file = save(replace(code, hash="sha256:" + 64 * "0"), tmp_path / "other", range(3))
+    outcome = rapt("tune", file, "--service", url)
+    assert (outcome.code == 0, "codebook" in outcome.err, "vocabulary fetch" in outcome.err) == (False, True, False)
+
+
 def test_keys_of_contributors_do_not_close_a_service_that_is_open(rapt, url, pool):
     outcome = rapt("pool", "keys", pool, "--service", url)
     assert (outcome.code, "rapt admin create-key" in outcome.err) == (9, True)

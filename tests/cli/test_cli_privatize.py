@@ -462,7 +462,9 @@ def test_an_audit_puts_shuffled_records_back_by_the_receipt_and_refuses_without_
     assert "got another" in rapt(*audit, "--receipt", other).err
 
 
-def test_an_audit_finds_the_receipt_beside_a_ledger_of_any_name_above_and_is_told_of_one_elsewhere(rapt, tmp_path: Path):
+def test_an_audit_finds_the_receipt_beside_a_ledger_of_any_name_above_and_is_told_of_one_elsewhere(
+    rapt, tmp_path: Path
+):
     source, target = numbered(tmp_path, 24), tmp_path / "project" / "out"
     (tmp_path / "safe").mkdir()
     target.parent.mkdir()

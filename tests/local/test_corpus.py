@@ -413,3 +413,34 @@ def test_labels_that_cannot_be_randomized_are_refused(file, tmp_path, privatizer
             **arguments,
         )
     assert list(tmp_path.glob("out*")) == []
+
+
+def test_an_error_names_only_options_that_the_command_has(file, privatizer, tmp_path):
+    def refusals(name, content):
+        source = file(name, content)
+        with pytest.raises(CorpusError) as read:
+            rows(source, label_column=None)
+        with pytest.raises(CorpusError) as privatized:
+            privatize_corpus(source, tmp_path / "out", privatizer=privatizer, stream=insecure_stream(1))
+        return str(read.value), str(privatized.value)
+
+    for content, option in (("a,b\n1,2\n", "--no-header"), ("a~b\n1~2\n", "--delimiter")):
+        read, privatized = refusals("a.csv", content)
+        assert (option in read, option in privatized) == (False, True)
+        assert "a line of names" in read
+    read, privatized = refusals("a.jsonl", '{"messages": []}\n')
+    assert ("target column" in read, "target column" in privatized) == (False, True)
+    assert "write each message as a text in a field of its own" in read
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_file_of_somebody_else_under_the_name_of_the_work_is_named(file, privatizer, tmp_path, resume):
+    source, partial = file("a.csv", "text,label\ngood film,yes\nbad film,no\n"), file("out.partial", "somebody's\n")
+    with pytest.raises(UsageError, match=r"out\.partial' must be free for the work"):
+        privatize_corpus(
+            source, tmp_path / "out", privatizer=privatizer, stream=insecure_stream(1), resume=resume, overwrite=True
+        )
+    assert partial.read_text() == "somebody's\n"
+    partial.write_text('{"schema":"rapt.privatized/1", damaged\n')
+    with pytest.raises(RaptError, match=r"out\.partial'" if resume else "manifest|unfinished"):
+        privatize_corpus(source, tmp_path / "out", privatizer=privatizer, stream=insecure_stream(1), resume=True)

@@ -78,9 +78,18 @@ def test_what_ends_a_pass_comes_after_the_faults_before_it(run):
 
 
 def test_a_line_that_is_not_utf8_is_one_fault_among_others(run, tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"text,label\ncaf\xe9,yes\n,no\nna\xefve,no\n")
-    with pytest.raises(CorpusError, match=r"line 2, line 4 must be utf-8; .* \| line 3 must have at least one token"):
+    # What is left of some such lines has no token, no label, or other fields: that is no second fault.
+    (tmp_path / "a.csv").write_bytes(b'text,label\ncaf\xe9,yes\n,no\n\xef,no\n\xff,\n"fine\n\xff",yes\nfine\xff\n')
+    with pytest.raises(CorpusError) as caught:
         run("a.csv", None)
+    assert str(caught.value).split(" | ") == [
+        "line 2, line 4, line 5, line 7, line 8 must be utf-8; convert the file, for instance with iconv",
+        "line 3 must have at least one token, got an empty text; remove it",
+    ]
+    good, empty = b'{"text": "fine", "label": "yes"}\n', b'{"text": "", "label": "no"}\n'
+    (tmp_path / "a.jsonl").write_bytes(good + b'{"text": "\xff", "label": "yes"}\n{"text": \xff}\n' + empty)
+    with pytest.raises(CorpusError, match=r"^line 2, line 3 must be utf-8; [^|]* \| line 4 must have at least one"):
+        run("a.jsonl", None)
 
 
 def test_nothing_is_paid_for_a_file_that_is_at_fault_at_its_end(run, tmp_path):

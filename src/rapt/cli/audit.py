@@ -115,8 +115,8 @@ def audit(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Receipt of the run that wrote PRIVATIZED, if its records were shuffled; default: that beside a ledger "
-            "in its folder or above.",
+            help="Receipt of the run that wrote PRIVATIZED, if its records were shuffled; default: that beside a "
+            "ledger in its folder or above.",
         ),
     ] = None,
     ledger: Annotated[

@@ -47,22 +47,27 @@ def codebook(
     Example:
       rapt codebook public.csv --model minilm --task tweets.csv --out code
     """
-    from rapt.local.codes.codebook import draw_codewords, make_codebook, measure_attenuations, read_public_states
+    from rapt.local.codes.codebook import check_sizes, make_codebook, measure_attenuations, read_public_states
     from rapt.local.codes.encoder import read_encoder
     from rapt.wire.code_bundle import write_code_bundle
 
     check_new(out)
-    draw_codewords(
-        codes=codes_per_text, codewords=codewords, dimensions=dimensions
-    )  # refuses a size before the long work
+    epsilons = tuple(epsilon or (1.0, 2.0, 4.0, 8.0))
+    check_sizes(codes=codes_per_text, codewords=codewords, dimensions=dimensions, epsilons=epsilons)
     encoder = read_encoder(model)
     states = read_public_states(
-        encoder, public, tasks=tasks or [], text_column=text_column, label_column=label_column, narrator=output
+        encoder,
+        public,
+        tasks=tasks or [],
+        dimensions=dimensions,
+        text_column=text_column,
+        label_column=label_column,
+        narrator=output,
     )
     bundle = make_codebook(
         encoder, states, dimensions=dimensions, codewords=codewords, codes=codes_per_text, languages=languages or []
     )
-    measured = measure_attenuations(bundle, states, epsilons=epsilon or (1.0, 2.0, 4.0, 8.0))
+    measured = measure_attenuations(bundle, states, epsilons=epsilons)
     write_code_bundle(bundle, out)
     if as_json:
         values = [{"epsilon": eps, "preferred": preferred, "attenuation": c} for eps, preferred, c in measured]

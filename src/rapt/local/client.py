@@ -266,7 +266,7 @@ class ServiceClient:
                 f"a tuning must be of one model, got {len(fitting)} with the vocabulary of the file "
                 f"({clean_line(', '.join(fitting))}); name one with --model"
             )
-        raise _other_vocabulary()
+        raise _other_vocabulary(manifest)
 
     def delete_model(self, model: str) -> None:
         """Delete a tuned model. Raises `NotFoundError`."""
@@ -423,7 +423,7 @@ def _fetched(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
 def check_same_vocabulary(model: ModelInfo, manifest: Manifest) -> None:
     """Refuse a model with another vocabulary than that of a file (`VocabularyError`)."""
     if model.vocabulary_hash != manifest.vocabulary_hash:
-        raise _other_vocabulary()
+        raise _other_vocabulary(manifest)
 
 
 def check_pool_setting(pool: PoolInfo, setting: str) -> None:
@@ -435,7 +435,13 @@ def check_pool_setting(pool: PoolInfo, setting: str) -> None:
         )
 
 
-def _other_vocabulary() -> VocabularyError:
+def _other_vocabulary(manifest: Manifest) -> VocabularyError:
+    if manifest.unit == "text":
+        return VocabularyError(
+            "the model must have the codebook that the file was privatized with; name the model of that codebook with "
+            "--model, or privatize the texts again with the code of a model of the service, as "
+            "`ServiceClient.codebook` fetches it"
+        )
     return VocabularyError(
         "the model must have the vocabulary that the file was privatized with; privatize the texts again with the "
         "vocabulary of a model of the service, as `rapt vocabulary fetch` gets it"

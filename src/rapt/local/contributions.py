@@ -100,21 +100,22 @@ def take_file_back(file: Path, client: ServiceClient, *, pool: str, narrator: Na
 
 def read_receipts(path: Path) -> Receipts:
     """Read receipts. Raises `CorpusError` or `WireError`."""
+    what = f"the receipts in {path.name[:80]!r}"
     try:
         with path.open("rb") as stream:
-            found = parse_document(stream.read(_MOST_BYTES), what="the receipts")
+            found = parse_document(stream.read(_MOST_BYTES), what=what)
     except OSError as error:
         raise CorpusError(
             f"the receipts of a contribution must lie beside its file as {path.name[:80]!r}, got "
             f"{error.strerror or type(error).__name__}"
         ) from None
-    check_fields(found, required={"schema", "pool", "records_sha256", "receipts"}, optional=set(), what="the receipts")
-    receipts = read_field(found, "receipts", list, what="the receipts")
+    check_fields(found, required={"schema", "pool", "records_sha256", "receipts"}, optional=set(), what=what)
+    receipts = read_field(found, "receipts", list, what=what)
     if found["schema"] != SCHEMA or not all(type(item) is str and len(item) == _DIGITS for item in receipts):
-        raise WireError(f"receipts must be of schema {SCHEMA!r}, 64 digits each; take the file as it was written")
+        raise WireError(f"{what} must be of schema {SCHEMA!r}, 64 digits each; take the file as it was written")
     return Receipts(
-        pool=read_name(found, "pool", what="the receipts"),
-        records_sha256=read_name(found, "records_sha256", what="the receipts"),
+        pool=read_name(found, "pool", what=what),
+        records_sha256=read_name(found, "records_sha256", what=what),
         receipts=tuple(receipts),
     )
 

@@ -191,7 +191,7 @@ def privatize_corpus(
     others = other_texts.by_part
     if len({text_column, *others.values()}) != 1 + len(others) or label_column in (text_column, *others.values()):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
-    columns = Columns(texts=(text_column, *others.values()), label=label_column, header=header)
+    columns = Columns(texts=(text_column, *others.values()), label=label_column, header=header, privatized=True)
     check = check_corpus(
         source,
         columns,

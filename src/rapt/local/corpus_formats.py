@@ -62,11 +62,14 @@ class Columns:
         texts: Columns, or JSON fields, of the texts; in CSV and TSV a number from 1 will do.
         label: Column of the label; None where there is none.
         header: Whether the first line of a CSV or TSV file names its columns.
+        privatized: Whether a command reads them that has `--no-header`, `--delimiter` and `--target-column`, which
+            errors then name.
     """
 
     texts: tuple[str, ...]
     label: str | None
     header: bool = True
+    privatized: bool = False
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -93,6 +96,7 @@ class Findings:
         separator: Separator of the fields of a CSV or TSV file: given, or found by the reader.
         guessed: Whether the separator is another than the format's own, and nobody gave it.
         quoted: Whether quotes enclose the fields of a TSV file, or are letters; None where there is none.
+        undecoded: Number of lines so far that are not UTF-8; a record with one of them is a fault already.
         spaced_labels: Labels that had spaces around them.
         class_names: Names of the classes in order, where the source declares them.
         faults: Records that are wrong.
@@ -103,6 +107,7 @@ class Findings:
     separator: str | None = None
     guessed: bool = False
     quoted: bool | None = None
+    undecoded: int = 0
     spaced_labels: int = 0
     class_names: tuple[str, ...] | None = None
     faults: int = 0
@@ -161,6 +166,7 @@ def read_lines(path: Path, found: Findings) -> Generator[str, None, None]:
                     if number == 1:  # it names the columns
                         raise CorpusError(f"line 1 must {rule}")
                     found.fault(f"line {number}", rule)
+                    found.undecoded += 1
                     text = line.decode("utf-8", errors="replace")  # to go on; nothing of it is used
                 yield text
     except OSError as error:
@@ -230,14 +236,19 @@ _MOST_DIGITS: Final = 100
 def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
     """The records of a file of JSON objects, one a line; None for a fault. Fields that are not read may be anything."""
     lines = enumerate(read_lines(path, found), 1)
+    undecoded = 0
     for number, line in skip_blank_lines(((number, line.strip()) for number, line in lines), found):
         place = f"line {number}"
+        if found.undecoded > undecoded:
+            undecoded = found.undecoded
+            yield None
+            continue
         fields = _parse(line)
         if fields is None:
             found.fault(place, "be one JSON object; the file is damaged or of another kind")
             yield None
             continue
-        texts = tuple(_text(fields, column, place, found) for column in columns.texts)
+        texts = tuple(_text(fields, column, place, found, privatized=columns.privatized) for column in columns.texts)
         label = None if columns.label is None else _json_label(fields, columns.label, place, found)
         if None in texts or (columns.label is not None and label is None):
             yield None
@@ -259,7 +270,7 @@ def _parse(line: str) -> _Pairs | None:
     return value if isinstance(value, _Pairs) else None
 
 
-def _text(fields: _Pairs, column: str, place: str, found: Findings) -> str | None:
+def _text(fields: _Pairs, column: str, place: str, found: Findings, *, privatized: bool) -> str | None:
     once, value = fields.once(column)
     chat = next((name for name in _CHATS if isinstance(fields.once(name)[1], list)), None)
     if not once:
@@ -267,11 +278,13 @@ def _text(fields: _Pairs, column: str, place: str, found: Findings) -> str | Non
     elif isinstance(value, str):
         return value
     elif value is _NOTHING and chat is not None:
-        found.fault(
-            place,
-            f"have a text in {column!r}, got a chat in {chat!r}; write what is asked and what is answered as two "
-            "fields of text, and name them as the text and the target column",
-        )
+        ways = "write each message as a text in a field of its own, and name that one"
+        if privatized:
+            ways = (
+                "write what is asked and what is answered as two fields of text, and name them as the text and the "
+                "target column"
+            )
+        found.fault(place, f"have a text in {column!r}, got a chat in {chat!r}; {ways}")
     else:
         found.fault(place, f"have a text in {column!r}, got {_kind(value)}; name the right field")
     return None

@@ -53,14 +53,19 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
     with closing(read_lines(path, found)) as lines:
         rows = _fields(lines, found.separator, quotes=usual == "," or found.quoted is True)
         header: list[str] | None = None
+        undecoded = 0
         for number, row in skip_blank_lines(((number, row) for number, row in rows), found):
             if header is None:
                 header = row if columns.header else [""] * len(row)
-                places = [find_column(header, column, found.separator) for column in columns.wanted]
+                places = [find_column(header, column, found.separator, columns) for column in columns.wanted]
                 if len(set(places)) != len(places):
                     raise UsageError("texts and label must be different columns, got one twice; labels leave in clear")
                 if columns.header:
                     continue
+            if found.undecoded > undecoded:
+                undecoded = found.undecoded
+                yield None
+                continue
             yield _row(row, number, len(header), places, columns, found)
         if header is None:
             raise explain_missing_column([], columns.wanted[0])
@@ -78,17 +83,19 @@ def _row(row: list[str], number: int, width: int, places: list[int], columns: Co
     return None if label is None else Row(where, texts, label)
 
 
-def find_column(header: list[str], column: str, separator: str) -> int:
+def find_column(header: list[str], column: str, separator: str, columns: Columns) -> int:
     """The place of the column of that name, or of that number from 1; raises `CorpusError`."""
     names = [name.strip() for name in header]
     if names.count(column) == 1:
         return names.index(column)
     if column not in names and column.isascii() and column.isdigit() and 1 <= int(column[:9]) <= len(names):
         return int(column) - 1
-    raise explain_missing_column(names, column, separator=separator)
+    raise explain_missing_column(names, column, separator=separator, privatized=columns.privatized)
 
 
-def explain_missing_column(header: list[str], column: str, *, separator: str | None = None) -> CorpusError:
+def explain_missing_column(
+    header: list[str], column: str, *, separator: str | None = None, privatized: bool = False
+) -> CorpusError:
     """Explain a header that does not have a column once, without a name that nobody asked for."""
     if column in header:
         return CorpusError(
@@ -98,10 +105,11 @@ def explain_missing_column(header: list[str], column: str, *, separator: str | N
         return CorpusError(f"the first line must name the columns, got an empty file; add {column!r} as a header")
     ways = "name the right column"
     if separator is not None:
-        ways += f", or give its number from 1 to {len(header)}, and --no-header if the first line is a record already"
+        how = "and --no-header" if privatized else "after a line of names is added,"
+        ways += f", or give its number from 1 to {len(header)}, {how} if the first line is a record already"
         if len(header) == 1:
             ways += f"; if another character than {SEPARATOR_NAMES.get(separator, separator)!r} stands between fields, "
-            ways += "give it as --delimiter"
+            ways += "give it as --delimiter" if privatized else "put one of comma, semicolon, tab and bar there"
     return CorpusError(f"the columns must have {column!r} among them, got {len(header)} columns without it; {ways}")
 
 
@@ -127,7 +135,7 @@ def _has_columns(line: str, separator: str, columns: Columns) -> bool:
     header = [name.strip().strip('"') if columns.header else "" for name in line.split(separator)]
     try:
         for column in columns.wanted:
-            find_column(header, column, separator)
+            find_column(header, column, separator, columns)
     except CorpusError:
         return False
     return True

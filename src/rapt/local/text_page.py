@@ -13,29 +13,53 @@ from typing import Final
 WIDTH: Final = 88
 
 
+# Above 0 and below this a number is written as a power of ten, so that its sums are seen to grow.
+_SMALL: Final = 1e-4
+_MOST_DECIMALS: Final = 6
+
+
 def ceil_nats(epsilon: float) -> str:
-    """Nats with as many decimals as are worth reading, rounded up."""
-    if epsilon >= 1e6:
-        return f"{epsilon:.2e}"
-    digits = 3 if epsilon < 1 else 2 if epsilon < 10 else 1 if epsilon < 1000 else 0
+    """Nats with as many decimals as are worth reading, rounded up; two digits at least, however small they are."""
+    if epsilon >= 1e6 or 0 < epsilon < _SMALL:
+        return _ceil_scientific(epsilon)
+    digits = _decimals(epsilon, 3) if epsilon < 1 else 2 if epsilon < 10 else 1 if epsilon < 1000 else 0
     return f"{_up(epsilon, digits):,.{digits}f}"
 
 
 def ceil_odds(epsilon: float) -> str:
     """e^ε as a number, or as a power of ten where it is large, rounded up."""
     exponent = epsilon / math.log(10)
-    return f"{_up(math.exp(epsilon), 1):,.1f}" if exponent < 4 else f"10^{ceil_nats(exponent)}"
+    if exponent >= 4:
+        return f"10^{ceil_nats(exponent)}"
+    # Two digits of what the odds are above even.
+    digits = min(_decimals(math.expm1(epsilon), 1), _MOST_DECIMALS)
+    return f"{1 + _up(math.expm1(epsilon), digits):,.{digits}f}"
 
 
 def ceil_percent(share: float) -> str:
-    """A share as percent with one decimal, rounded up: 99.96 % shows as 100.0 %, never as less."""
-    return f"{_up(100 * share, 1):.1f} %"
+    """A share as percent with one decimal, or two digits, rounded up: 99.96 % shows as 100.0 %, never as less."""
+    digits = min(_decimals(100 * share, 1), _MOST_DECIMALS)
+    return f"{_up(100 * share, digits):.{digits}f} %"
 
 
 def _up(value: float, digits: int) -> float:
     # The billionth keeps 0.5, which may be stored as a little more, from showing as 50.1 %.
     unit = 10.0**digits
     return math.ceil(value * unit - 1e-9) / unit
+
+
+def _decimals(value: float, least: int) -> int:
+    """Decimals that show two digits of a value below 1."""
+    return max(least, 1 - math.floor(math.log10(value))) if 0 < value < 1 else least
+
+
+def _ceil_scientific(value: float) -> str:
+    """A number above 0 in two digits and a power of ten, rounded up."""
+    exponent = math.floor(math.log10(value))
+    mantissa = _up(value / 10.0**exponent, 1)
+    if mantissa >= 10:
+        mantissa, exponent = mantissa / 10, exponent + 1
+    return f"{mantissa:.1f}e{exponent}"
 
 
 def write_scientific(value: float) -> str:

@@ -112,7 +112,7 @@ def make_code_bundle(
         )
     if max_tokens < 1 or not _HASH.fullmatch(encoder_hash):
         raise VocabularyError("a code must have max_tokens above 0 and the hash of an encoder as sha256:HEX")
-    _check_codewords(codewords)
+    check_codewords(codewords)
     kept = {name: np.array(array, dtype="<f4", order="C") for name, array in arrays.items()}
     shapes = [item.shape for item in kept.values()]
     digest = hashlib.sha256(json.dumps([SCHEMA, encoder_hash, max_tokens, list(languages), shapes]).encode())
@@ -144,7 +144,8 @@ def project_states(states: NDArray[np.float32], bundle: CodeBundle) -> NDArray[n
     return found
 
 
-def _check_codewords(codewords: NDArray[np.float32]) -> None:
+def check_codewords(codewords: NDArray[np.float32]) -> None:
+    """Refuse codewords, (r, N, k / r), that are not of length 1, or that a codebook has twice (`VocabularyError`)."""
     if (abs(np.linalg.norm(codewords.astype(np.float64), axis=2) - 1) > _LENGTH_SLACK).any():
         raise VocabularyError("every codeword must have length 1; divide each by its length")
     for book in codewords:

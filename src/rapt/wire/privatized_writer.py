@@ -216,15 +216,20 @@ def _check_unfinished(stream: IO[bytes], partial: Path, *, resume: bool, overwri
     """Refuse to take what somebody else put under the name, and to throw an unfinished run away unasked."""
     first, more = stream.readline(MAX_LINE_BYTES), stream.read(1)
     stream.seek(0)
-    if not any(first.startswith(beginning) or beginning.startswith(first) for beginning in _BEGINNINGS):
-        raise UsageError(
-            f"the name {str(partial)!r} must be free for the work, got a file that rapt did not begin; "
-            "move it away, or choose another output"
-        )
+    _check_begun(first, partial)
     if more and not (resume or overwrite):
         raise UsageError(
             f"an unfinished run of this output must not be lost, got one at {str(partial)!r}; go on with --resume, or "
             "begin anew with --overwrite"
+        )
+
+
+def _check_begun(first: bytes, partial: Path) -> None:
+    """Refuse a first line that no writer of ours begins with."""
+    if not any(first.startswith(beginning) or beginning.startswith(first) for beginning in _BEGINNINGS):
+        raise UsageError(
+            f"the name {str(partial)!r} must be free for the work, got a file that rapt did not begin; "
+            "move it away, or choose another output"
         )
 
 
@@ -238,11 +243,15 @@ def read_unfinished_manifest(path: Path) -> Manifest | None:
 
     Raises:
         CorpusError: It cannot be read.
+        UsageError: It is not ours.
         WireError: It is damaged.
     """
+    partial = name_partial(path)
     try:
-        with name_partial(path).open("rb") as stream:
-            return parse_unfinished_manifest(read_bounded_lines(stream))
+        with partial.open("rb") as stream:
+            _check_begun(stream.readline(MAX_LINE_BYTES), partial)
+            stream.seek(0)
+            return parse_unfinished_manifest(read_bounded_lines(stream), what=f"the manifest of {partial.name!r}")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -251,12 +260,14 @@ def read_unfinished_manifest(path: Path) -> Manifest | None:
         ) from None
 
 
-def parse_unfinished_manifest(lines: Iterable[bytes]) -> Manifest | None:
+def parse_unfinished_manifest(
+    lines: Iterable[bytes], *, what: str = "the manifest of an unfinished output"
+) -> Manifest | None:
     """Parse the manifest in the first of the lines, its counts taken out; None if that line was cut off."""
     first = next(iter(lines), b"")
     if not first.endswith(b"\n"):
         return None
-    return _remove_counts(parse_manifest(parse_document(first, what="the manifest of an unfinished output")))
+    return _remove_counts(parse_manifest(parse_document(first, what=what)))
 
 
 def _remove_counts(manifest: Manifest) -> Manifest:

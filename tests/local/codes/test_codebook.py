@@ -1,11 +1,13 @@
 import hashlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from rapt.errors import CorpusError, UsageError
+from rapt.errors import CorpusError, MechanismError, UsageError, VocabularyError
 from rapt.local.codes.codebook import (
     PublicStates,
+    check_sizes,
     draw_codewords,
     learn_directions,
     make_codebook,
@@ -13,7 +15,7 @@ from rapt.local.codes.codebook import (
     read_public_states,
 )
 from rapt.local.codes.encoder import read_encoder
-from rapt.wire.code_bundle import project_states, read_code_bundle, write_code_bundle
+from rapt.wire.code_bundle import check_codewords, project_states, read_code_bundle, write_code_bundle
 
 WORDS = "the film was good bad slow loud long story actors laughed stars enough".split()
 
@@ -137,6 +139,26 @@ def test_codewords_lie_everywhere_on_the_sphere_alike():
 def test_sizes_that_no_code_has_are_refused(sizes):
     with pytest.raises(UsageError):
         draw_codewords(**sizes)
+    with pytest.raises(UsageError):
+        check_sizes(**sizes)
+
+
+def test_sizes_and_epsilons_are_refused_before_a_text_is_encoded(tmp_path):
+    idle = SimpleNamespace(hidden_size=128)  # any use of it as an encoder is an error
+    enough = write_csv(tmp_path / "enough.csv", lines(150))
+    bare = write_csv(tmp_path / "bare.csv", lines(150), "text")
+    few = write_csv(tmp_path / "few.csv", lines(70))
+    for texts, dimensions, message in ((enough, 129, "from 1 to 128, those of its"), (few, 70, "got 70 for 70")):
+        with pytest.raises(UsageError, match=message):
+            read_public_states(idle, [texts], dimensions=dimensions)
+    with pytest.raises(CorpusError, match="'label'"):
+        read_public_states(idle, [enough], tasks=[bare])
+    with pytest.raises(MechanismError, match="epsilon of a text"):
+        check_sizes(codes=1, codewords=64, dimensions=8, epsilons=(4.0, 0.0))
+    with pytest.raises(UsageError, match="from 1 to 4096"):
+        check_sizes(codes=1, codewords=64, dimensions=4097)
+    with pytest.raises(VocabularyError, match="in its codebook once"):
+        check_codewords(np.ones((1, 2, 1), dtype=np.float32))
 
 
 def test_a_code_is_made_of_public_files_and_read_again(tmp_path, encoder):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from code_material import codes_manifest
 from rapt.errors import MechanismError
 from rapt.local.codes.text_statement import bound_guess, find_epsilon, state_text_privacy
+from rapt.local.text_page import ceil_nats, ceil_odds, ceil_percent
 from rapt.wire.manifest import LabelPrivacy, Randomness
 
 SECURE = Randomness(source="a cipher")
@@ -99,3 +100,20 @@ def test_json_is_plain_and_names_nothing_but_the_setting():
 def test_there_is_no_statement_of_an_epsilon_outside_its_domain(epsilon):
     with pytest.raises(MechanismError, match="the epsilon of a text"):
         state_text_privacy(epsilon)
+
+
+def test_small_numbers_are_rounded_up_to_two_digits_and_never_look_alike():
+    for exponent in range(-48, 8):
+        for value in (10 ** (exponent / 4), 1.05 * 10 ** (exponent / 4)):
+            shown = float(ceil_nats(value).replace(",", ""))
+            assert value * (1 - 1e-8) <= shown <= 1.1 * value
+            if value < 1:
+                percent = float(ceil_percent(value).removesuffix(" %"))
+                assert 100 * value * (1 - 1e-8) <= percent <= 110 * value + 1e-6
+            if value < 9:
+                odds = float(ceil_odds(value).replace(",", ""))
+                assert math.exp(value) * (1 - 1e-8) <= odds <= 1 + 1.1 * math.expm1(value) + 1e-6
+    assert (ceil_nats(0.0), ceil_percent(0.9996), ceil_odds(1e-9)) == ("0.000", "100.0 %", "1.000001")
+    page = state_text_privacy(1e-5).to_text()
+    assert all(f" {total}e-{power} " in page for total, power in ((1.0, "5"), (2.0, "5"), (5.0, "5")))
+    assert " 0.0011 %" in page

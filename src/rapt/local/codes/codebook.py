@@ -31,7 +31,8 @@ from rapt.local.codes.encoder import TextEncoder
 from rapt.local.codes.subset import make_subset
 from rapt.local.corpus import read_corpus
 from rapt.narration import SILENT, Narrator
-from rapt.wire.code_bundle import CodeBundle, make_code_bundle, project_states
+from rapt.wire.code_bundle import MOST_DIMENSIONS, CodeBundle, check_codewords, make_code_bundle, project_states
+from rapt.wire.manifest import check_epsilon
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
 
 DIMENSIONS: Final = 8
@@ -67,30 +68,41 @@ def read_public_states(
     texts: Iterable[Path],
     *,
     tasks: Iterable[Path] = (),
+    dimensions: int = DIMENSIONS,
     text_column: str = "text",
     label_column: str = "label",
     narrator: Narrator = SILENT,
 ) -> PublicStates:
     """Read and encode public files, each as `read_corpus` reads it; at most `MOST_TEXTS` different texts of a kind.
 
+    Everything is read, and refused, before anything is encoded, which takes long.
+
     Args:
         encoder: Encoder of the code.
         texts: Files of text; labels in them are not read.
         tasks: Files of text with labels, one task each.
+        dimensions: k of the code that is to be made of the states.
         text_column: Column of the text in all of them.
         label_column: Column of the label in the tasks.
         narrator: Receives progress.
 
     Raises:
         CorpusError: A file cannot be read, there are too few texts, or a task has fewer than two labels or too many.
+        UsageError: The code has more dimensions than the encoder, or as many as there are texts.
     """
+    _check_dimensions(dimensions, encoder.hidden_size)
     plain = {text: "" for path in texts for text, _ in _read(path, text_column=text_column, label_column=None)}
     kept = _take(plain)
     if len(kept) < LEAST_TEXTS:
         raise CorpusError(
             f"a code needs at least {LEAST_TEXTS} different public texts, got {len(kept)}; add public text"
         )
-    found = []
+    if len(kept) <= dimensions:
+        raise UsageError(
+            f"a code must have fewer dimensions than there are different public texts, got {dimensions} for "
+            f"{len(kept)}; add public text, or ask for fewer dimensions"
+        )
+    chosen_of = []
     for path in tasks:
         labelled = dict(_read(path, text_column=text_column, label_column=label_column))
         chosen = _take(labelled)
@@ -101,7 +113,8 @@ def read_public_states(
                 f"{len(chosen)} and {len(names)}; leave it out, or name its column with --label-column"
             )
         labels = np.array([names.index(labelled[text]) for text in chosen], dtype=np.int64)
-        found.append((_encode(encoder, chosen, "a public task", narrator), labels))
+        chosen_of.append((chosen, labels))
+    found = [(_encode(encoder, chosen, "a public task", narrator), labels) for chosen, labels in chosen_of]
     return PublicStates(texts=_encode(encoder, kept, "public text", narrator), tasks=tuple(found))
 
 
@@ -120,8 +133,7 @@ def learn_directions(
     """
     texts = states.texts.astype(np.float64)
     width = texts.shape[1]
-    if not 1 <= dimensions <= width:
-        raise UsageError(f"the dimensions of a code must be from 1 to {width}, got {dimensions}")
+    _check_dimensions(dimensions, width)
     center = texts.mean(axis=0)
     covariance = np.cov(texts, rowvar=False, bias=True).reshape(width, width)
     most = max(1, dimensions // 4) if discriminants is None else discriminants
@@ -141,6 +153,25 @@ def learn_directions(
     # A direction and its opposite are both right: the largest number of each is positive, on every machine.
     directions *= np.sign(np.take_along_axis(directions, abs(directions).argmax(axis=1)[:, None], axis=1))
     return center.astype(np.float32), directions.astype(np.float32)
+
+
+def _check_dimensions(dimensions: int, width: int) -> None:
+    if not 1 <= dimensions <= width:
+        raise UsageError(f"the dimensions of a code must be from 1 to {width}, those of its encoder, got {dimensions}")
+
+
+def check_sizes(*, codes: int, codewords: int, dimensions: int, epsilons: Sequence[float] = ()) -> None:
+    """Refuse sizes that no code of any encoder can have, and ε at which none can be measured, before the long work.
+
+    Raises:
+        MechanismError: An ε is outside its domain.
+        UsageError: A size is outside its domain.
+        VocabularyError: So many codewords of so few dimensions are not all different.
+    """
+    for epsilon in epsilons:
+        check_epsilon(epsilon)
+    _check_dimensions(dimensions, MOST_DIMENSIONS)
+    check_codewords(draw_codewords(codes=codes, codewords=codewords, dimensions=dimensions))
 
 
 def draw_codewords(*, codes: int, codewords: int, dimensions: int) -> NDArray[np.float32]:
