@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     BertConfig,
     BertForMaskedLM,
     GPT2Config,
@@ -122,13 +123,35 @@ _DISTILBERT = {"dim": WIDTH, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max
 _OPT = {"hidden_size": WIDTH, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "init_std": 0.3}
 _GPT_IDS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
+_T5 = {"d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+_BART = {
+    "d_model": WIDTH,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "scale_embedding": True,
+    "init_std": 0.3,
+}
+_LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
 # What is admitted by laws: architecture -> the tokenizer's maker, the head of the saved model, its sizes.
 FAMILIES: dict[str, tuple[Callable[[Path], Path], str, dict[str, object]]] = {
-    "roberta": (tokenizer_zoo.bert, "masked", _ENCODER | {"type_vocab_size": 1}),
+    "roberta": (tokenizer_zoo.roberta, "masked", _ENCODER | {"type_vocab_size": 1}),
     "xlm-roberta": (tokenizer_zoo.bert, "masked", _ENCODER | {"type_vocab_size": 1}),
     "distilbert": (tokenizer_zoo.bert, "masked", _DISTILBERT | {"pad_token_id": 0, "initializer_range": 0.3}),
-    "albert": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH}),
-    "electra": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH}),
+    "albert": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH // 2}),
+    "electra": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH // 2}),
     "deberta-v2": (
         tokenizer_zoo.bert,
         "masked",
@@ -150,11 +173,20 @@ FAMILIES: dict[str, tuple[Callable[[Path], Path], str, dict[str, object]]] = {
     "phi3": (tokenizer_zoo.smollm2, "causal", _DECODER),
     "smollm3": (tokenizer_zoo.smollm2, "causal", _DECODER),
     "granite": (tokenizer_zoo.smollm2, "causal", _DECODER | {"logits_scaling": 4.0, "embedding_multiplier": 3.0}),
-    # Refused, with the law: words are scored through a curve, and so is attention.
-    "gemma2": (tokenizer_zoo.smollm2, "causal", _DECODER | {"head_dim": 8}),
-    # Refused: its table is narrower than its states.
-    "electra-narrow": (tokenizer_zoo.bert, "masked", _ENCODER | {"embedding_size": WIDTH // 2}),
+    "gemma2": (tokenizer_zoo.smollm2, "causal", _DECODER | {"head_dim": 8, "attn_logit_softcapping": 0.5}),
+    "bart": (tokenizer_zoo.bart, "written", _BART),
+    # T5 1.1: gated, and with a head of its own.
+    "t5-flan": (tokenizer_zoo.t5, "written", _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "mt5": (tokenizer_zoo.t5, "written", _T5),
+    "llama-2": (tokenizer_zoo.llama2, "causal", _DECODER | {"num_key_value_heads": 4}),
+    "llama-3": (tokenizer_zoo.smollm2, "causal", _DECODER | {"rope_parameters": _LLAMA_3}),
+    "bloom": (tokenizer_zoo.gpt2, "causal", _GPT_IDS | {"hidden_size": WIDTH, "n_layer": 2, "n_head": 4}),
 }
+
+
+def model_type_of(family: str) -> str:
+    """The `model_type` of a family: some are one architecture with other settings."""
+    return {"t5-flan": "t5", "llama-2": "llama", "llama-3": "llama"}.get(family, family)
 
 
 def write_family(family: str, folder: Path) -> Path:
@@ -164,11 +196,15 @@ def write_family(family: str, folder: Path) -> Path:
     write_tokenizer(folder)
     for path in folder.glob("model*.safetensors*"):
         path.unlink()
-    config = AutoConfig.for_model(family.removesuffix("-narrow"), vocab_size=tokenizer_zoo.rows_of(folder), **sizes)
+    config = AutoConfig.for_model(
+        model_type_of(family),
+        vocab_size=tokenizer_zoo.rows_of(folder),
+        **sizes,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2305)
-        auto = AutoModelForMaskedLM if head == "masked" else AutoModelForCausalLM
-        auto.from_config(config).save_pretrained(folder)
+        auto = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "written": AutoModelForSeq2SeqLM}
+        auto[head].from_config(config).save_pretrained(folder)
     return folder
 
 

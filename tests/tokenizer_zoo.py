@@ -65,6 +65,30 @@ def gpt2(folder: Path) -> Path:
     return _write(folder, tokenizer, "transformer.wte.weight", n_positions=64)
 
 
+def roberta(folder: Path) -> Path:
+    """Byte-level BPE between <s> and </s>, with a <mask>."""
+    return _spaced(folder, "roberta.embeddings.word_embeddings.weight", max_position_embeddings=66)
+
+
+def bart(folder: Path) -> Path:
+    """RoBERTa's tokenizer, under BART's name of the table."""
+    return _spaced(folder, "model.shared.weight", max_position_embeddings=64)
+
+
+def _spaced(folder: Path, name: str, **config: int) -> Path:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return _write(folder, tokenizer, name, **config)
+
+
 def smollm2(folder: Path) -> Path:
     """Byte-level BPE with single digits and reserved tokens, under Llama's name of the table, in two shards."""
     tokenizer = Tokenizer(models.BPE())

@@ -170,8 +170,12 @@ def _count_around(processor: Mapping[str, Any] | None) -> int:
     return _AROUND[kind]
 
 
+def is_byte_level(tokenizer_json: bytes) -> bool:
+    """Whether tokens are written in GPT-2's alphabet of bytes, a word with its space before it."""
+    return _is_byte_level(_parse(tokenizer_json))
+
+
 def _is_byte_level(description: Mapping[str, Any]) -> bool:
-    """Whether tokens are written in GPT-2's alphabet of bytes."""
     parts: list[Any] = [description.get("pre_tokenizer"), description.get("decoder")]
     while parts:
         part = parts.pop()
@@ -212,6 +216,7 @@ TABLE_NAMES: Final = (
     "embed_tokens.weight",  # Llama, SmolLM2, Mistral, Qwen, OPT
     "wte.weight",  # GPT-2
     "embed_in.weight",  # GPT-NeoX
+    "word_embedding.weight",  # XLNet
     "word_embeddings.weight",  # Falcon, BLOOM
 )
 _ITEM_TYPES: Final = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}

@@ -257,7 +257,7 @@ def test_the_start_of_a_llama_is_in_its_frame(tmp_path):
     ("kind", "error", "says"),
     [
         ("mamba", VocabularyError, "all weights of its architecture 'mamba'"),
-        ("bart", UsageError, "of the models with two halves T5"),
+        ("bart", UsageError, "must state decoder_start_token_id"),
         ("vit", UsageError, "no encoder or decoder of it"),
         ("made-up", UsageError, "'made-up'"),
     ],

@@ -138,6 +138,8 @@ def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Ba
     """Refuse a tensor that is missing, one too many, or of another shape than the card and the backbone ask for."""
     classes = len(card.labels)
     width = backbone.hidden_size * (COMPARISON_VECTORS if compares(card) else 1)
+    if card.task == "label_words":  # rows of the language head, which may be narrower
+        width = backbone.require_language_head().table.shape[1]
     expected: dict[str, Shape] = {HEAD_WEIGHT: (classes, width), HEAD_BIAS: (classes,)}
     expected |= METHODS[card.method].form.shapes(card, backbone, found)
     if found.keys() != expected.keys():

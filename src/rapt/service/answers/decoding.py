@@ -20,8 +20,8 @@ from rapt.service.answers.rows import lay_out_rows
 from rapt.service.backbone.architectures import Kind
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import embed_with_prompts, encode_with_prompts
-from rapt.service.backbone.library import cache_layers, empty_cache, with_cache
-from rapt.service.backbone.steering import Steering, steer, steered
+from rapt.service.backbone.library import cache_layers, empty_cache, rows_at, with_cache
+from rapt.service.backbone.steering import NOTHING, Steering, steer, steered
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, EncoderDecoderCache
@@ -180,45 +180,11 @@ def _forward(
     return states
 
 
-_LAW_LENGTHS: Final = (5, 3)
-
-
-@torch.inference_mode()
-def check_cached_writing(backbone: Backbone) -> None:
-    """Refuse a decoder whose next states are others when what came before is kept and not computed again.
-
-    The law is computed for two rows of different lengths, each in its own cache columns, on public tokens.
-
-    Raises:
-        UsageError: The law is broken, or the model cannot be given our caches at all.
-    """
-    ids = [int(token) for token in backbone.bundle.eligible[: max(_LAW_LENGTHS) + 1]]
-    rows = [GenerationRow(token_ids=tuple(ids[:length]), most_tokens=1) for length in _LAW_LENGTHS]
-    last = torch.tensor([ids[length] for length in _LAW_LENGTHS], device=backbone.device)
-    try:
-        read, _ = read_with_decoder(backbone, rows, steering=steer([row.tuned for row in rows]))
-        found = read.step(last, steering=None)
-    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError):
-        found = torch.full((len(rows), 1), torch.nan)
-    wanted = []
-    for length in _LAW_LENGTHS:
-        whole = torch.tensor([[*backbone.frame.start, *ids[: length + 1]]], device=backbone.device)
-        place = torch.arange(whole.shape[1], device=backbone.device)[None]
-        states = backbone.encode(backbone.embed(whole), attention_mask=torch.ones_like(whole), position_ids=place)
-        wanted.append(states[0, -1])
-    apart = (found - torch.stack(wanted)).abs().mean() / torch.stack(wanted).abs().mean().clamp(min=1e-12)
-    if not bool(apart <= (1e-3 if backbone.dtype == torch.float32 else 0.05)):
-        raise UsageError(
-            f"a model of architecture {backbone.architecture!r} cannot be served: what it writes must not depend on "
-            "whether keys and values are kept; choose another model"
-        )
-
-
 # Rows of an encoder-decoder in the middle of their answers: each text was read once, each word is one more step.
 #
 # The keys and values of the answers are aligned at their last words: row b has filled the last `written[b]` columns. T5
-# knows distances only, and so the columns of a batch are at the right distance from the next word of every row. Those
-# of the texts have no positions; they are aligned at their beginnings.
+# knows distances only, and so the columns of a batch are at the right distance from the next word of every row; BART is
+# told the position of each row's next word. Keys of the texts have no positions; they are aligned at their beginnings.
 
 
 class EncoderDecoderRows:
@@ -248,7 +214,7 @@ class EncoderDecoderRows:
         before = self._cache.get_seq_length()
         own = torch.arange(before + 1, device=last.device) >= before - self._written[:, None]
         seen_texts = torch.arange(int(self._read.max()), device=last.device) < self._read[:, None]
-        with steered(steering):
+        with steered(steering), rows_at(self._written[:, None]):
             states: Tensor = self._backbone.decoder(
                 inputs_embeds=inputs,
                 attention_mask=own[:, None, None],
@@ -338,6 +304,52 @@ class Read(Protocol):
 
 
 READ: Final[Mapping[Kind, Read]] = {"decoder": read_with_decoder, "encoder-decoder": read_with_encoder_decoder}
+
+
+_LAW_LENGTHS: Final = (5, 3)
+
+
+@torch.inference_mode()
+def check_cached_writing(backbone: Backbone) -> None:
+    """Refuse a model whose next states are others when what came before is kept and not computed again.
+
+    The law is computed on public tokens, for two texts of different lengths. The second joins after the first word of
+    the answer to the first, so that the next words stand at different positions of different columns.
+
+    Raises:
+        UsageError: The law is broken, or the model cannot be given our caches at all.
+    """
+    ids = [int(token) for token in backbone.bundle.eligible[: max(_LAW_LENGTHS) + 2]]
+    texts, (first, second) = [ids[:length] for length in _LAW_LENGTHS], ids[-2:]
+    rows = [GenerationRow(token_ids=tuple(text), most_tokens=1) for text in texts]
+    nothing = steer([NOTHING])
+    try:
+        read, joining = (READ[backbone.kind](backbone, [row], steering=nothing)[0] for row in rows)
+        read.step(torch.tensor([first], device=backbone.device), steering=nothing)
+        read.join(joining)
+        found = read.step(torch.tensor([second, second], device=backbone.device), steering=steer([NOTHING] * 2))
+    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError):
+        found = torch.full((len(rows), 1), torch.nan)
+    answers = ([first, second], [second])
+    wanted = torch.stack([_write_anew(backbone, *row) for row in zip(texts, answers, strict=True)])
+    apart = (found - wanted).abs().mean() / wanted.abs().mean().clamp(min=1e-12)
+    if not bool(apart <= (1e-3 if backbone.dtype == torch.float32 else 0.05)):
+        raise UsageError(
+            f"a model of architecture {backbone.architecture!r} cannot be served: what it writes must not depend on "
+            "whether keys and values are kept; choose another model"
+        )
+
+
+def _write_anew(backbone: Backbone, text: list[int], answer: list[int]) -> Tensor:
+    """The state after a text and the words of its answer, (h,), with nothing kept."""
+    frame, decodes = backbone.frame, backbone.kind == "encoder-decoder"
+    ids = torch.tensor([[*frame.start, *text, *(frame.end if decodes else answer)]], device=backbone.device)
+    mask, places = torch.ones_like(ids), torch.arange(ids.shape[1], device=backbone.device)[None]
+    states = backbone.encode(backbone.embed(ids), attention_mask=mask, position_ids=places)
+    if decodes:
+        words = torch.tensor([[*frame.decoder_start, *answer]], device=backbone.device)
+        states = backbone.decode(words, encoder_states=states, encoder_mask=mask)
+    return states[0, -1]
 
 
 class DecodingBatch:

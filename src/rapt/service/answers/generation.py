@@ -119,7 +119,7 @@ def check_generation(backbone: Backbone, row: GenerationRow, *, position: int) -
         raise UsageError("the model must write text, got one that chooses among classes; ask it for a label")
     check_plain_tokens(row.adapter, row.plain, position=position)
     shares = backbone.kind == "decoder"  # one sequence for text and answer; the other kind has one for each
-    if not shares and row.most_tokens > backbone.max_positions:
+    if not shares and len(backbone.frame.decoder_start) + row.most_tokens > backbone.max_positions + 1:
         raise UsageError(
             f"the answer to {name_record(position)} must fit into {backbone.max_positions} positions, got "
             f"max_tokens={row.most_tokens}; ask for less"

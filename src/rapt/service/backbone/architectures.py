@@ -33,14 +33,25 @@ class LanguageHead(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, table: Tensor, *, bias: Tensor | None = None, transform: nn.Module | None = None, scale: float = 1.0
+        self,
+        table: Tensor,
+        *,
+        bias: Tensor | None = None,
+        transform: nn.Module | None = None,
+        scale: float = 1.0,
+        cap: float | None = None,
     ) -> None:
-        """Keep (V, h) rows, not copied, and what goes before them."""
+        """Keep (V, e) rows, not copied, and what goes before them; e is h but where a transformation makes it another.
+
+        With a cap c, logits are c tanh(l / c) (Gemma 2). Label words are compared before it, where their order is the
+        same.
+        """
         super().__init__()
         self.register_buffer("table", table.detach(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach(), persistent=False)
         self.transform = transform
         self.scale = scale
+        self.cap = cap
 
     def forward(self, states: Tensor, *, word_ids: Tensor | None = None) -> Tensor:
         """Logits of all words, (..., h) -> (..., V) in float32, or of `word_ids` alone, (..., C)."""
@@ -48,16 +59,17 @@ class LanguageHead(nn.Module):
         if word_ids is not None:
             table, bias = table[word_ids], None if bias is None else bias[word_ids]
         logits: Tensor = nn.functional.linear(self.transformed(states).to(table.dtype), table, bias)
-        return logits.float()
+        logits = logits.float()
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
 
     def transformed(self, states: Tensor) -> Tensor:
-        """Return the vectors that are multiplied with the table, (..., h), float32."""
+        """Return the vectors that are multiplied with the table, (..., h) -> (..., e), float32."""
         if self.transform is not None:
             states = self.transform(states.to(self.table.dtype))
         return states.float() * self.scale
 
     def rows(self, word_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """W (C, h) and b (C,) of some words, float32: `transformed(g) W^T + b` are their logits."""
+        """W (C, e) and b (C,) of some words, float32: `transformed(g) W^T + b` are their logits."""
         weight = self.table[word_ids].float()
         bias = weight.new_zeros(len(weight)) if self.bias is None else self.bias[word_ids].float()
         return weight, bias

@@ -28,8 +28,9 @@ from rapt.service.backbone.architectures import ALIASES, ARCHITECTURES, Kind, La
 from rapt.service.backbone.code_table import ARCHITECTURE as CODES
 from rapt.service.backbone.code_table import FRAME, CodeStates, find_rows, view_as_vocabulary
 from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, read_chat_frame
-from rapt.service.backbone.general import admit, find_table, find_window, load_general
+from rapt.service.backbone.general import find_table, find_window, load_general
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
+from rapt.service.backbone.laws import admit, check_weights
 from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, read_code_bundle
 from rapt.wire.manifest import MechanismSetting, Parameter
@@ -47,18 +48,18 @@ class Backbone:
     Attributes:
         model: Name of the model, as manifests have it; never a path.
         bundle: The vocabulary that users privatize with; its hash is what both sides compare.
-        architecture: `model_type`, a key of `ARCHITECTURES` or one that `general` admits; `codes` for a codebook.
+        architecture: `model_type`, a key of `ARCHITECTURES` or one that `laws` admits; `codes` for a codebook.
         kind: Kind of attention, see `Kind`.
         encoder: Module that `encode` calls, in evaluation mode, no parameter of which takes a gradient.
         decoder: The second half of an encoder-decoder, or None.
         language_head: Scores of words from states; None where the checkpoint has none.
         sites: Layers where it can be steered: its attention layers and its linear layers.
-        word_embeddings: The table E, (V, h), in float32; of a backbone that expects noise it may be E[E(x)|y].
-        hidden_size: h.
+        word_embeddings: The table E, (V, e), in float32; of a backbone that expects noise it may be E[E(x)|y].
+        hidden_size: h, of a state. What is put in has e = `embedding_size` numbers, fewer in ALBERT and small ELECTRA.
         dtype: Type of the frozen weights; what is trained is float32 whatever this is.
         max_positions: Longest sequence, everything counted.
         frame: The public ids that stand around texts.
-        segment_shift: Vector that a position of a second text has on top in its input, (h,), or None.
+        segment_shift: Vector that a position of a second text has on top in its input, (e,), or None.
         takes_positions: Whether `encoder` is told the position of each vector.
         own_forward: Function that `encode` calls in place of `encoder`, or None: the same numbers, faster.
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
@@ -94,12 +95,17 @@ class Backbone:
         return self.word_embeddings.device
 
     @property
+    def embedding_size(self) -> int:
+        """e, of a vector at the place of a word embedding; the same as h but where a model projects them."""
+        return self.word_embeddings.shape[1]
+
+    @property
     def pad_id(self) -> int:
         """Id of the filler, masked from attention."""
         return self.frame.pad_id
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Rows of the table, (B, T) -> (B, T, h), float32, before positions and layer norm."""
+        """Rows of the table, (B, T) -> (B, T, e), float32, before positions and layer norm."""
         if self.code is not None:
             token_ids = find_rows(self.code, token_ids)
         return nn.functional.embedding(token_ids, self.word_embeddings)
@@ -116,7 +122,7 @@ class Backbone:
         """Last-layer states, (B, T, h), float32; of a decoder, after its final norm.
 
         Args:
-            inputs_embeds: Vectors at the place of word embeddings, (B, T, h); may require a gradient.
+            inputs_embeds: Vectors at the place of word embeddings, (B, T, e); may require a gradient.
             attention_mask: 1 at real positions, (B, T).
             position_ids: Explicit positions, (B, T): a model must not guess them from padded vectors. An architecture
                 that knows distances only is not told them.
@@ -200,7 +206,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
 
     Raises:
         VocabularyError: The model's files are missing or damaged.
-        UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks a law of `general`.
+        UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks one of `laws`.
     """
     folder, model = find_model_folder(model), name_model(model)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -219,6 +225,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         loaded = load_general(folder, config=config, dtype=dtype, eligible=eligible, model=model)
         kind, parts = loaded.kind, loaded.parts
     whole: nn.Module = parts.whole
+    check_weights(whole, model=model)
     whole.requires_grad_(False).eval().to(place)
     head = parts.language_head
     if head is not None:
@@ -226,7 +233,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
     table = torch.from_numpy(bundle.embeddings.copy()).to(place)
     if loaded is not None:
         loaded = loaded.to(place)
-        table = find_table(loaded, table)
+        table = find_table(loaded, len(table))
     soft = read_soft_embeddings(folder, like=table)
     frame = frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder")
     chat = None
@@ -242,7 +249,7 @@ def load_backbone(model: str, *, precision: Precision = "auto", device: str = "a
         language_head=head,
         sites=install(parts.whole) if loaded is None else install_where_it_can(parts.whole),
         word_embeddings=table if soft is None else soft,
-        hidden_size=table.shape[1],
+        hidden_size=table.shape[1] if loaded is None else loaded.states.shape[1],
         dtype=dtype,
         max_positions=min(bundle.max_tokens, find_window(config) or bundle.max_tokens),
         frame=frame,

@@ -25,7 +25,7 @@ _LETTER: Final = "a"
 # write it and as SentencePiece does.
 _LINE_ENDS: Final = ("Ċ", "<0x0A>")
 _SENTINEL: Final = "<extra_id_0>"
-_MASK: Final = "[MASK]"
+_MASKS: Final = ("[MASK]", "<mask>")  # BERT's, and that of RoBERTa and BART
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +37,10 @@ class Frame:
         between: Between the two texts of a pair: BERT ([SEP],), T5 (</s>,), decoders the end of a line.
         end: After everything: BERT ([SEP],), T5 (</s>,), decoders none.
         pad_id: Fills places that attention does not see.
-        mask_id: Stands for a word to be predicted; None where the tokenizer has no [MASK].
+        mask_id: Stands for a word to be predicted; None where the tokenizer has no [MASK] or <mask>.
         sentinel_id: T5's first sentinel, which stands for missing words; None where the tokenizer has none.
-        decoder_start: Tokens that an encoder-decoder's second half begins with; empty for the others.
+        decoder_start: Tokens that an encoder-decoder's second half begins with, T5 (<pad>,), BART (</s>, <s>); empty
+            for the others.
         eos_id: Ends a generated text; None for a model that generates none.
     """
 
@@ -84,7 +85,7 @@ def frame_of(tokenizer_json: bytes, *, config: Mapping[str, Any], causal: bool) 
         pad_id=pad_id if isinstance(pad_id, int) and pad_id >= 0 else 0,
         mask_id=mask_id_of(tokenizer_json),
         sentinel_id=tokenizer.token_to_id(_SENTINEL),
-        decoder_start=() if decoder_start is None else (decoder_start,),
+        decoder_start=() if decoder_start is None else (decoder_start, *start),
         eos_id=eos_id,
     )
 
@@ -99,9 +100,9 @@ def _find(ids: list[int], content: list[int]) -> int:
 
 
 def mask_id_of(tokenizer_json: bytes) -> int | None:
-    """Id of a tokenizer's [MASK]; None where it has none."""
+    """Id of the token that stands for a word to be predicted; None where a tokenizer has none."""
     for token in json.loads(tokenizer_json).get("added_tokens") or []:
-        if token["content"] == _MASK:
+        if token["content"] in _MASKS:
             return int(token["id"])
     return None
 

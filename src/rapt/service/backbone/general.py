@@ -1,34 +1,27 @@
-"""Any common architecture, admitted by laws and not by its name.
+"""Any common architecture: loaded by the library's own choice of classes, and asked for its own numbers first.
 
-What `ARCHITECTURES` does not name is loaded by the library's own choice of classes, and then has to show, in a second,
-that the rest of the room may do with it what it does with the named ones. Each law is computed on a few public tokens,
-against the model as the library runs it by itself. A model that breaks one is refused, with the law.
+What `ARCHITECTURES` does not name is loaded here, whatever its name; `laws` then decides whether it may be used.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from rapt.errors import UsageError, VocabularyError
 from rapt.service.backbone.architectures import Kind, LanguageHead, Parts
-from rapt.service.backbone.library import find_kinds, quiet
-from rapt.service.backbone.steering import Tuned, steer
-
-if TYPE_CHECKING:
-    from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.library import StatesGiven, find_kinds, place_rows, quiet
 
 _TOKENS: Final = 7
-_PREFIX: Final = 2
-# Largest difference from the model's own states, as a share of their size, in float32 and in a shorter type.
-_TOLERANCE: Final = {torch.float32: 1e-3}
-_SHORT_TOLERANCE: Final = 0.05
+# How many of them are a second text, where a model tells two texts apart.
+SECOND: Final = 3
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -40,19 +33,24 @@ class Loaded:
         parts: Parts of the model.
         token_ids: Public tokens that the laws are computed on, (T,).
         states: Last-layer states of the model itself for them, (T, h), float32.
-        logits: Scores of words after them, (T, V), float32; None where it has no language head.
+        states_of_two: The same when the last `SECOND` tokens are a second text; None where it knows no second text.
+        logits: Scores of words that the model itself gives for the tokens, (T, V), float32; None where it has no
+            language head. An encoder-decoder reads the tokens in both halves.
     """
 
     kind: Kind
     parts: Parts
     token_ids: Tensor
     states: Tensor
+    states_of_two: Tensor | None
     logits: Tensor | None
 
     def to(self, device: torch.device) -> Loaded:
         """The same with its tensors on a device, where the parts are already."""
+        two = None if self.states_of_two is None else self.states_of_two.to(device)
         logits = None if self.logits is None else self.logits.to(device)
-        return replace(self, token_ids=self.token_ids.to(device), states=self.states.to(device), logits=logits)
+        token_ids, states = self.token_ids.to(device), self.states.to(device)
+        return replace(self, token_ids=token_ids, states=states, states_of_two=two, logits=logits)
 
 
 def find_window(config: Mapping[str, Any]) -> int | None:
@@ -79,56 +77,85 @@ def load_general(
         UsageError: It is of a kind that is not served, or the library does not know it.
         VocabularyError: Files of the model are missing or damaged.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-
     kind = _find_kind(config)
-    auto: Any = AutoModelForCausalLM if kind == "decoder" else AutoModel
+    whole, has_head = _load_whole(folder, kind=kind, dtype=dtype, config=config, model=model)
+    base: nn.Module = {
+        "encoder": lambda: whole.base_model,
+        "decoder": lambda: whole.base_model,
+        "encoder-decoder": lambda: whole.get_encoder(),
+    }[kind]()
+    ids = eligible[torch.linspace(0, len(eligible) - 1, _TOKENS).long()]
+    types = _find_types(base) if kind == "encoder" else None
+    seen = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
+    with torch.no_grad():
+        states = base(**seen).last_hidden_state[0].float()
+        two = None
+        if types is not None:
+            second = (torch.arange(_TOKENS) >= _TOKENS - SECOND).long()[None]
+            two = base(**seen, token_type_ids=second).last_hidden_state[0].float()
+        words = {"decoder_input_ids": ids[None]} if kind == "encoder-decoder" else {}
+        logits = whole(**seen, **words).logits[0].float() if has_head else None
+    decoder = whole.get_decoder() if kind == "encoder-decoder" else None
+    if decoder is not None:
+        place_rows(decoder)
+    parts = Parts(
+        whole=whole.base_model if kind == "encoder" else whole,
+        encoder=base,
+        decoder=decoder,
+        language_head=_find_head(whole, kind=kind) if has_head else None,
+        segment_shift=types,
+        takes_positions="position_ids" in inspect.signature(type(base).forward).parameters,
+    )
+    return Loaded(kind=kind, parts=parts, token_ids=ids, states=states, states_of_two=two, logits=logits)
+
+
+def _load_whole(
+    folder: Path, *, kind: Kind, dtype: torch.dtype, config: Mapping[str, Any], model: str
+) -> tuple[Any, bool]:
+    """The model with its language head, and whether the checkpoint has the weights of that head."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    auto: Any = {
+        "encoder": AutoModelForMaskedLM,
+        "decoder": AutoModelForCausalLM,
+        "encoder-decoder": AutoModelForSeq2SeqLM,
+    }[kind]
+    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+    if config.get("attn_logit_softcapping"):
+        settings["attn_implementation"] = "eager"  # older versions take torch's kernel, which leaves the cap out
     try:
         with quiet():
             whole: Any
-            whole, notes = auto.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, dtype=dtype, output_loading_info=True
-            )
+            whole, notes = auto.from_pretrained(str(folder), dtype=dtype, **settings)
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, AttributeError):
         raise VocabularyError(
             f"model={model!r} must have config.json and model.safetensors that fit each other, of an architecture that "
             "the installed transformers knows; install it again, or upgrade transformers"
         ) from None
-    # A weight that is not there is made up by the library. A pooler is not used here.
-    missing = [name for name in notes["missing_keys"] if "pooler" not in name]
+    # A weight that is not there is made up by the library. A pooler is not used here; an encoder goes without words.
+    base = whole.base_model_prefix + "."
+    of_head = [name for name in notes["missing_keys"] if kind == "encoder" and not name.startswith(base)]
+    missing = [name for name in notes["missing_keys"] if name not in of_head and "pooler" not in name]
     if missing:
         raise VocabularyError(
             f"model={model!r} must have all weights of its architecture {config.get('model_type')!r}, got "
             f"{len(missing)} too few; take another checkpoint"
         )
-    whole.eval()
-    base: nn.Module = whole.base_model if kind == "decoder" else whole
-    ids = eligible[torch.linspace(0, len(eligible) - 1, _TOKENS).long()]
-    with torch.no_grad():
-        found = base(input_ids=ids[None])
-        states = found.last_hidden_state[0].float()
-        logits = whole(input_ids=ids[None]).logits[0].float() if kind == "decoder" else None
-    head = None
-    if kind == "decoder" and (output := whole.get_output_embeddings()) is not None:
-        scale = 1.0 / float(getattr(whole.config, "logits_scaling", 1.0) or 1.0)
-        head = LanguageHead(output.weight, bias=getattr(output, "bias", None), scale=scale)
-    parts = Parts(
-        whole=whole,
-        encoder=base,
-        language_head=head,
-        takes_positions="position_ids" in inspect.signature(type(base).forward).parameters,
-    )
-    return Loaded(kind=kind, parts=parts, token_ids=ids, states=states, logits=logits)
+    whole.config.use_cache = False  # a cache is asked for where it is used
+    return whole.eval(), not of_head
 
 
 def _find_kind(config: Mapping[str, Any]) -> Kind:
     name = str(config.get("model_type"))
     asked = str((config.get("architectures") or [""])[0])
     kinds = find_kinds(name)
-    if config.get("is_encoder_decoder") or "encoder-decoder" in kinds:
-        raise UsageError(
-            f"a model of architecture {name!r} cannot be served: of the models with two halves T5 and its like are"
-        )
+    if "encoder-decoder" in kinds and config.get("is_encoder_decoder") is not False:
+        if type(config.get("decoder_start_token_id")) is not int:
+            raise UsageError(
+                f"a model of architecture {name!r} must state decoder_start_token_id in config.json, the token that "
+                "its second half begins with; add it"
+            )
+        return "encoder-decoder"
     if "encoder" in kinds and not asked.endswith(("ForCausalLM", "LMHeadModel")):
         return "encoder"
     if "decoder" in kinds:
@@ -138,105 +165,58 @@ def _find_kind(config: Mapping[str, Any]) -> Kind:
     )
 
 
-def find_table(loaded: Loaded, table: Tensor) -> Tensor:
-    """Return the vectors that the model itself puts in for each token, (V, h): scaled, where the model scales them."""
+def _find_types(encoder: nn.Module) -> Tensor | None:
+    """The vector that marks a second text, (e,): the model adds the first row itself, so the difference is on top."""
+    for name, module in encoder.named_modules():
+        if name.endswith("token_type_embeddings") and isinstance(module, nn.Embedding) and len(module.weight) > 1:
+            rows = module.weight.detach().float()
+            return rows[1] - rows[0]
+    return None
+
+
+def _find_head(whole: Any, *, kind: Kind) -> LanguageHead | None:
+    """The scores of words, as far as they are a table behind something; `laws` compares it with the model's own."""
+    output = whole.get_output_embeddings()
+    if output is None:
+        return None
+    bias = getattr(output, "bias", None)
+    if kind == "encoder":
+        transform = _BeforeTheTable(whole, output)
+        return LanguageHead(output.weight, bias=bias, transform=transform)
+    if bias is None and isinstance(more := getattr(whole, "final_logits_bias", None), Tensor):
+        bias = more[0].to(output.weight.dtype)  # BART's
+    scale = 1.0 / float(getattr(whole.config, "logits_scaling", 1.0) or 1.0)
+    cap = getattr(whole.config, "final_logit_softcapping", None)
+    return LanguageHead(output.weight, bias=bias, scale=scale, cap=None if cap is None else float(cap))
+
+
+class _BeforeTheTable(nn.Module):
+    """What a model makes of its last states before the table of words: its own code, without layers and table."""
+
+    def __init__(self, whole: Any, table: nn.Module) -> None:
+        """Copy the outer modules, not their weights; the model itself stays as it is."""
+        super().__init__()
+        names = {module: name for name, module in whole.named_modules()}
+        outer = _replaced(whole, names[whole.base_model].split("."), StatesGiven())
+        self.outer = _replaced(outer, names[table].split("."), nn.Identity())
+
+    def forward(self, states: Tensor) -> Tensor:
+        """The vectors that are multiplied with the table, (..., h) -> (..., e)."""
+        found: Tensor = self.outer(inputs_embeds=states.reshape(1, -1, states.shape[-1])).logits
+        return found.reshape(*states.shape[:-1], -1)
+
+
+def _replaced(module: nn.Module, path: list[str], part: nn.Module) -> nn.Module:
+    """A copy of a module that shares all of its parts but the one at a path."""
+    twin, (name, *rest) = copy.copy(module), path
+    twin._modules = dict(module._modules)
+    twin._modules[name] = _replaced(module.get_submodule(name), rest, part) if rest else part
+    return twin
+
+
+def find_table(loaded: Loaded, rows: int) -> Tensor:
+    """Return the vectors that the model itself puts in for each token, (V, e): scaled, where the model scales them."""
     own: Any = loaded.parts.whole.get_input_embeddings()
     with torch.no_grad():
-        found: Tensor = own(torch.arange(len(table), device=loaded.token_ids.device)).float()
+        found: Tensor = own(torch.arange(rows, device=loaded.token_ids.device)).float()
     return found
-
-
-def admit(backbone: Backbone, loaded: Loaded) -> Backbone:
-    """Return the backbone as it may be used, once every law holds.
-
-    Raises:
-        UsageError: A law is broken, and which.
-    """
-    if loaded.states.shape[1] != backbone.hidden_size:
-        raise _refused(
-            backbone,
-            f"its table must be as wide as its states, got {backbone.hidden_size} and {loaded.states.shape[1]} numbers",
-        )
-    found = None
-    # Some count positions from behind the id of the filler (RoBERTa and its like), MPNet from 2 whatever that is.
-    for offset in dict.fromkeys((0, backbone.frame.pad_id + 1, 2)):
-        tried = replace(backbone, position_offset=offset)
-        if _is_close(_encode(tried, loaded), loaded.states, backbone.dtype):
-            found = tried
-            break
-    if found is None:
-        raise _refused(backbone, "vectors that are put in must give the states that the model gives for their tokens")
-    laws: dict[str, Callable[[Backbone, Loaded], bool]] = {
-        "padding must change no state": _is_blind_to_padding,
-        "a gradient must reach what is put in": _passes_gradients,
-        "attention layers, where any are found, must take a prefix": _takes_a_prefix,
-    }
-    for law, holds in laws.items():
-        if not holds(found, loaded):
-            raise _refused(backbone, law)
-    if loaded.logits is not None and found.language_head is not None:
-        with torch.no_grad():
-            own = found.word_logits(loaded.states)
-        if not _is_close(own, loaded.logits, backbone.dtype):
-            raise _refused(backbone, "its language head must be a table of words, with a bias or a scale at most")
-    return found
-
-
-def _encode(backbone: Backbone, loaded: Loaded, *, before: int = 0, after: int = 0) -> Tensor:
-    """States of the tokens, (T, h), with so much padding on either side."""
-    pad = loaded.token_ids.new_full((1,), backbone.pad_id)
-    ids = torch.cat([pad.expand(before), loaded.token_ids, pad.expand(after)])[None]
-    place = torch.arange(ids.shape[1], device=ids.device)[None] - before
-    real = (place >= 0) & (place < len(loaded.token_ids))
-    with torch.no_grad():
-        states = backbone.encode(backbone.embed(ids), attention_mask=real.long(), position_ids=place.clamp(min=0))
-    return states[0, before : before + len(loaded.token_ids)]
-
-
-def _is_blind_to_padding(backbone: Backbone, loaded: Loaded) -> bool:
-    alone = _encode(backbone, loaded)
-    sides = [(0, 3), (3, 0)] if backbone.takes_positions else [(0, 3)]
-    return all(
-        _is_close(_encode(backbone, loaded, before=before, after=after), alone, backbone.dtype)
-        for before, after in sides
-    )
-
-
-def _passes_gradients(backbone: Backbone, loaded: Loaded) -> bool:
-    vectors = backbone.embed(loaded.token_ids[None]).clone().requires_grad_()
-    mask = torch.ones_like(loaded.token_ids)[None]
-    states = backbone.encode(vectors, attention_mask=mask, position_ids=torch.arange(_TOKENS, device=mask.device)[None])
-    # Not their sum, which a last norm may keep constant.
-    weights = torch.linspace(-1, 1, states.shape[2], device=mask.device) ** 2
-    (gradient,) = torch.autograd.grad((states[:, -1] * weights).sum(), vectors)
-    return bool(gradient.isfinite().all()) and bool(gradient.abs().sum(dim=(0, 2)).gt(0).all())
-
-
-def _takes_a_prefix(backbone: Backbone, loaded: Loaded) -> bool:
-    sites = backbone.sites.attention
-    if not sites or len({(site.key_heads, site.head_size) for site in sites}) != 1:
-        return True  # there is none to take one; `list_methods` leaves prefixes out
-    shape = (len(sites), 2, sites[0].key_heads, _PREFIX, sites[0].head_size)
-    generator = torch.Generator().manual_seed(0)
-    prefix = torch.randn(shape, generator=generator).to(backbone.device)
-    mask = torch.ones_like(loaded.token_ids)[None]
-    places = torch.arange(_TOKENS, device=mask.device)[None]
-    with torch.no_grad():
-        states = backbone.encode(
-            backbone.embed(loaded.token_ids[None]),
-            attention_mask=mask,
-            position_ids=places,
-            steering=steer([Tuned(prefix=prefix)]),
-        )[0]
-    return bool(states.isfinite().all()) and not _is_close(states, _encode(backbone, loaded), backbone.dtype)
-
-
-def _is_close(states: Tensor, wanted: Tensor, dtype: torch.dtype) -> bool:
-    size = wanted.abs().mean().clamp(min=1e-12)
-    return bool(((states - wanted).abs().mean() / size) <= _TOLERANCE.get(dtype, _SHORT_TOLERANCE))
-
-
-def _refused(backbone: Backbone, law: str) -> UsageError:
-    return UsageError(
-        f"a model of architecture {backbone.architecture!r} cannot be served: {law}; choose another model"
-    )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from rapt.service.backbone.library import fused_attention, linear_sizes, register_attention
+from rapt.service.backbone.library import fused_attention, linear_sizes, quiet, register_attention
 from rapt.service.backbone.steering import Steering, current_steering
 
 if TYPE_CHECKING:
@@ -59,8 +59,13 @@ class Sites:
 
 def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
     """Compute what every attention site makes of a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
-    calls = attention_calls(sites.model, token_ids)
+    calls = _first_calls(attention_calls(sites.model, token_ids))
     return torch.stack([torch.cat([key, value]).float() for _, key, value in calls])
+
+
+def _first_calls(calls: list[AttentionCall]) -> list[AttentionCall]:
+    """The first call of each module: a model may pass through one layer many times (ALBERT), which is one site."""
+    return list({call[0]: call for call in reversed(calls)}.values())[::-1]
 
 
 @torch.no_grad()
@@ -85,7 +90,7 @@ def install(model: PreTrainedModel) -> Sites:
     register_attention(ATTENTION, _attention)
     model.set_attn_implementation(ATTENTION)
     names = {module: name for name, module in model.named_modules()}
-    found = attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
+    found = _first_calls(attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device)))
     for index, (module, _, _) in enumerate(found):
         setattr(module, _SITE, index)
     return Sites(
@@ -99,7 +104,8 @@ def install_where_it_can(model: PreTrainedModel) -> Sites:
     """Prepare a model that may compute attention in a way of its own: then it has no attention sites, and stays so."""
     usual = model.config._attn_implementation
     try:
-        found = install(model)
+        with quiet():
+            found = install(model)
     # What transformers' models raise whose attention cannot be replaced, or whose pass needs more than token ids.
     except (ValueError, NotImplementedError, AttributeError, TypeError):
         found = Sites(attention=(), linear={}, model=model)
@@ -156,7 +162,8 @@ def _attention(
         key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
         if position_bias is not None:  # T5: a prefix is at no distance, so it has no bias
             position_bias = nn.functional.pad(position_bias, (own.shape[3], 0))
-    if is_written_out(query):
+    cap = extras.get("softcap")  # Gemma 2's, which torch's own kernel leaves out
+    if cap is not None or is_written_out(query):
         asked = getattr(module, "is_causal", True) if is_causal is None else is_causal
         mixed = written_out(
             query,
@@ -166,6 +173,7 @@ def _attention(
             bias=position_bias,
             causal=bool(asked) and attention_mask is None and query.shape[2] > 1,
             scale=extras.get("scaling"),
+            cap=cap,
         )
         return mixed.transpose(1, 2).contiguous(), None
     return fused_attention(
@@ -237,6 +245,7 @@ def written_out(
     bias: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """softmax(s q k' + bias) v over the keys that are seen, with the softmax in float32; (B, H, Tq, d).
 
@@ -248,12 +257,15 @@ def written_out(
         bias: Added to the scores, broadcastable to (B, H, Tq, Tk).
         causal: Whether the first query sees the first key only, the next one two, and so on.
         scale: s; None takes 1/sqrt(d).
+        cap: With a cap c, scores are c tanh(score / c) before anything is added; None takes them as they are.
     """
     shared = query.shape[1] // key.shape[1]
     if shared > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     scores = ((query * scale) @ key.transpose(-1, -2)).float()
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     if bias is not None:
         scores = scores + bias
     # Finite: a row of padding that sees nothing must not become a nan.

@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -46,6 +47,46 @@ def empty_cache() -> EncoderDecoderCache:
 def cache_layers(cache: DynamicCache) -> list[CacheLayer]:
     """The layers of a cache, whose keys and values may be replaced."""
     return cast(list[CacheLayer], cache.layers)
+
+
+class StatesGiven(nn.Module):
+    """Takes the place of a model's layers: its last states are the vectors that are put in."""
+
+    def forward(self, *others: Any, inputs_embeds: Tensor, **more: Any) -> Any:
+        """The answer of a model that had these states."""
+        from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=cast(Any, inputs_embeds))
+
+
+_places: ContextVar[Tensor | None] = ContextVar("places", default=None)
+
+
+def place_rows(decoder: nn.Module) -> None:
+    """Let a second half with a table of positions be told the position of each row's next word, by `rows_at`.
+
+    By itself it counts the columns of its cache, which are the same for every row.
+    """
+    table = getattr(decoder, "embed_positions", None)
+    if isinstance(table, nn.Embedding):
+        table.register_forward_hook(_own_places)
+
+
+def _own_places(table: nn.Embedding, inputs: object, found: Tensor) -> Tensor:
+    places = _places.get()
+    if places is None:
+        return found
+    return nn.functional.embedding(places + getattr(table, "offset", 0), table.weight)
+
+
+@contextmanager
+def rows_at(places: Tensor) -> Iterator[None]:
+    """Give the rows of the calls in this block, in this thread, their positions, (B, 1)."""
+    token = _places.set(places)
+    try:
+        yield
+    finally:
+        _places.reset(token)
 
 
 def register_attention(name: str, attention: Callable[..., tuple[Tensor, None]]) -> None:

@@ -97,7 +97,7 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
         for name, model in name_models(settings).items()
     }
     for backbone in found.values():
-        if backbone.kind == "decoder" and backbone.architecture not in ARCHITECTURES:
+        if backbone.kind != "encoder" and backbone.architecture not in ARCHITECTURES:
             check_cached_writing(backbone)
     return found
 

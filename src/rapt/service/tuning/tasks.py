@@ -27,6 +27,7 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, check_texts, lay_out
 from rapt.service.backbone.steering import Steering
 from rapt.wire.manifest import LabelPrivacy, Manifest
+from rapt.wire.model_files import is_byte_level
 from rapt.wire.privatized_file import PrivatizedRecord
 
 # What a batch came to, whatever its task.
@@ -129,10 +130,11 @@ class Generation:
         target = record.target_ids or ()
         if not target:
             raise UsageError(f"{name_record(position)} must have a target of at least one token; leave it out")
-        if backbone.kind == "encoder-decoder" and len(target) + 1 > backbone.max_positions:
+        needed = len(backbone.frame.decoder_start) + len(target)
+        if backbone.kind == "encoder-decoder" and needed > backbone.max_positions:
             raise UsageError(
                 f"the target of {name_record(position)} must fit into {backbone.max_positions} positions, got "
-                f"{len(target) + 1}; privatize with a lower --truncate"
+                f"{needed}; privatize with a lower --truncate"
             )
         check_texts(
             backbone,
@@ -189,7 +191,7 @@ class Generation:
                 encoder_states=states,
                 encoder_mask=layout.attention_mask,
                 steering=steering,
-            )
+            )[:, len(frame.decoder_start) - 1 :]
         else:
             columns = (layout.answer_column[:, None] + torch.arange(width, device=place)).clamp(max=states.shape[1] - 1)
             vectors = states.gather(1, columns[:, :, None].expand(-1, -1, states.shape[2]))
@@ -372,7 +374,9 @@ def label_word_ids(backbone: Backbone, words: Sequence[str], *, classes: int) ->
     """
     if len(words) != classes:
         raise TuningError(f"there must be one label word for each of {classes} classes, got {len(words)}")
-    pieces = [backbone.tokenize(" " + word if backbone.kind == "decoder" else word) for word in words]
+    # Where tokens are bytes, a word inside a text begins with its space; other tokenizers drop or add one themselves.
+    spaced = backbone.kind == "decoder" or is_byte_level(backbone.bundle.tokenizer_json)
+    pieces = [backbone.tokenize(" " + word if spaced else word) for word in words]
     shortest = min(len(piece) for piece in pieces)
     common = next(
         (place for place in range(shortest) if len({piece[place] for piece in pieces}) > 1 or classes < 2), shortest

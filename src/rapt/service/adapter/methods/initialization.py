@@ -18,12 +18,12 @@ from rapt.service.backbone.backbone import Backbone
 def initial_vectors(
     backbone: Backbone, settings: MethodSettings, labels: tuple[str, ...], generator: torch.Generator
 ) -> Tensor:
-    """P vectors at the place of word embeddings, (P, h), float32."""
+    """P vectors at the place of word embeddings, (P, e), float32."""
     token_ids = initial_tokens(backbone, settings, labels, generator)
     if token_ids is not None:
         return backbone.word_embeddings[token_ids.to(backbone.device)].clone()
     spread = float(backbone.word_embeddings.std())
-    return spread * torch.randn(settings.prompt_length, backbone.hidden_size, generator=generator)
+    return spread * torch.randn(settings.prompt_length, backbone.embedding_size, generator=generator)
 
 
 def initial_tokens(

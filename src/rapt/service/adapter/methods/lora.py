@@ -69,9 +69,19 @@ def make_lora(
 
 
 def _sizes(backbone: Backbone, settings: MethodSettings) -> dict[str, tuple[int, int]]:
-    """The sizes (in, out) of the layers that are changed, by their names."""
+    """The sizes (in, out) of the layers that are changed, by their names.
+
+    Without targets: the query and value projections; where a model calls them otherwise, every layer of its attention,
+    and where that is not found either, every layer as wide as the states on both sides.
+    """
+    linear, width = backbone.sites.linear, backbone.hidden_size
     wanted = settings.lora_targets or QUERY_AND_VALUE
-    return {name: size for name, size in backbone.sites.linear.items() if name.rsplit(".", 1)[-1] in wanted}
+    found = {name: size for name, size in linear.items() if name.rsplit(".", 1)[-1] in wanted}
+    if found or settings.lora_targets:
+        return found
+    inside = tuple(site.name + "." for site in backbone.sites.attention)
+    found = {name: size for name, size in linear.items() if name.startswith(inside)}
+    return found or {name: size for name, size in linear.items() if size == (width, width)}
 
 
 def _shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:

@@ -47,7 +47,8 @@ class MethodSettings:
         reparametrization_size: The hidden width of that network; 0 takes the backbone's.
         lora_rank: r.
         lora_alpha: The change is scaled by alpha / r.
-        lora_targets: Last part of the names of the changed linear layers; empty takes the query and value projections.
+        lora_targets: Last part of the names of the changed linear layers; empty takes the query and value projections,
+            or what stands in their place.
     """
 
     prompt_length: int = 10

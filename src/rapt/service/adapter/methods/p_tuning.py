@@ -58,8 +58,8 @@ def make_p_tuning(
 
 
 def _parameters(backbone: Backbone, settings: MethodSettings) -> int:
-    width = backbone.hidden_size
-    inner = settings.reparametrization_size or width
+    width = backbone.embedding_size
+    inner = settings.reparametrization_size or backbone.hidden_size
     between, lstm = width, 0
     if settings.reparametrization == "lstm":
         # Two layers, two directions, four gates; the first linear layer reads both directions.

@@ -105,7 +105,7 @@ def _parameters(backbone: Backbone, settings: MethodSettings) -> int:
     if settings.reparametrization == "none":
         return length * made
     inner = settings.reparametrization_size or backbone.hidden_size
-    return length * backbone.hidden_size + inner * (backbone.hidden_size + 1) + made * (inner + 1)
+    return length * backbone.embedding_size + inner * (backbone.embedding_size + 1) + made * (inner + 1)
 
 
 def _shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:

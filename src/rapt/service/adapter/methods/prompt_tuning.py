@@ -30,7 +30,7 @@ class PromptTuning(nn.Module):
 
 
 def _shapes(card: AdapterCard, backbone: Backbone, found: Mapping[str, Shape]) -> dict[str, Shape]:
-    return {PROMPT: (card.prompt_length, backbone.hidden_size)}
+    return {PROMPT: (card.prompt_length, backbone.embedding_size)}
 
 
 def _to_tensors(tuned: Tuned) -> dict[str, Tensor]:
@@ -58,7 +58,7 @@ METHOD: Final = Method(
     make=lambda backbone, settings, labels, generator: PromptTuning(
         initial_vectors(backbone, settings, labels, generator)
     ),
-    parameters=lambda backbone, settings: settings.prompt_length * backbone.hidden_size,
+    parameters=lambda backbone, settings: settings.prompt_length * backbone.embedding_size,
     form=PROMPT_FORM,
     # A prompt of raw embeddings needs a rate far above that of weights: its gradient comes through the whole model.
     # This one was searched for; those of the other methods are usual values of the literature.
