@@ -16,6 +16,7 @@ from rapt.lazy_names import load_lazily
 from rapt.version import __version__
 
 if TYPE_CHECKING:
+    from rapt.classifier import RaptClassifier
     from rapt.errors import (
         AuditError,
         BudgetError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
     from rapt.local.deniability import measure_deniability
     from rapt.local.guarantee import PrivacyStatement, state_privacy
+    from rapt.local.in_memory import Privatized, privatize
     from rapt.local.ledger import open_ledger
     from rapt.local.mechanisms import MECHANISMS, Mechanism, make_mechanism
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
@@ -64,10 +66,12 @@ __all__ = [
     "NotFoundError",
     "PlainTokens",
     "PrivacyStatement",
+    "Privatized",
     "PrivatizedFile",
     "PrivatizedRecord",
     "Privatizer",
     "RandomStream",
+    "RaptClassifier",
     "RaptError",
     "ServiceClient",
     "ServiceError",
@@ -89,6 +93,7 @@ __all__ = [
     "measure_deniability",
     "open_ledger",
     "plan_plain_tokens",
+    "privatize",
     "privatize_corpus",
     "read_corpus",
     "read_privatized_file",
@@ -101,6 +106,7 @@ __all__ = [
 ]
 
 _MODULES: Final = {
+    "rapt.classifier": ("RaptClassifier",),
     "rapt.errors": (
         "AuditError",
         "BudgetError",
@@ -123,6 +129,7 @@ _MODULES: Final = {
     "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),
     "rapt.local.deniability": ("measure_deniability",),
     "rapt.local.guarantee": ("PrivacyStatement", "state_privacy"),
+    "rapt.local.in_memory": ("Privatized", "privatize"),
     "rapt.local.ledger": ("open_ledger",),
     "rapt.local.mechanisms": ("MECHANISMS", "Mechanism", "make_mechanism"),
     "rapt.local.privatizer": ("Privatizer", "plan_plain_tokens"),

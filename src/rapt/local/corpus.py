@@ -22,7 +22,7 @@ from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledTex
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_place import refuse_ledger_files
-from rapt.local.ledger_releases import ReleasePlan, plan_releases, privatize_through, settle_releases
+from rapt.local.ledger_releases import ReleasePlan, plan_releases, privatize_chunks, settle_releases
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.record_order import draw_order
@@ -35,7 +35,6 @@ from rapt.local.records import (
     PartColumns,
     SourceItem,
     cut_into_chunks,
-    privatize_records,
 )
 from rapt.local.vocabulary import is_unicode
 from rapt.local.worker_processes import privatize_in_processes
@@ -198,7 +197,7 @@ def privatize_corpus(
         file_format=kind,
         parts=tuple(others),
         privatizer=privatizer,
-        labels=_checked_labels(labels),
+        labels=check_class_names(labels),
         public_labels=public_labels,
         delimiter=delimiter,
     )
@@ -241,7 +240,7 @@ def privatize_corpus(
                 chunks, setting, processes=processes, first_stream=done, ledger=account, redraw=redraw
             )
         else:
-            results = _privatize_here(chunks, setting, stream=stream, ledger=account, redraw=redraw)
+            results = privatize_chunks(chunks, setting, stream=stream, ledger=account, redraw=redraw)
         with closing(results):
             try:
                 for records in results:
@@ -260,17 +259,6 @@ def privatize_corpus(
         first = next(iterate_privatized_lines(written))
     assert isinstance(first, Manifest)
     return first
-
-
-def _privatize_here(
-    chunks: Iterator[Chunk], setting: ChunkSetting, *, stream: RandomStream, ledger: Ledger | None, redraw: bool
-) -> Generator[Sequence[PrivatizedRecord], None, None]:
-    """The records of each chunk, in order."""
-    for chunk in chunks:
-        if ledger is None:
-            yield privatize_records(chunk, setting, stream=stream)
-        else:
-            yield privatize_through(ledger, chunk, setting, stream=stream, redraw=redraw)
 
 
 def _privatize_apart(
@@ -313,7 +301,7 @@ def _indexed(
         yield SourceItem(row.texts[0], label, dict(zip(parts, row.texts[1:], strict=True)))
 
 
-def _checked_labels(labels: Sequence[str] | None) -> tuple[str, ...] | None:
+def check_class_names(labels: Sequence[str] | None) -> tuple[str, ...] | None:
     """The names that the caller gives, each a label that a source can have."""
     if labels is None:
         return None

@@ -129,15 +129,51 @@ def check_corpus(
         VocabularyError: The reasons of `Vocabulary.encode`.
     """
     found = Findings(collects=True, separator=delimiter)
+    reader = read_rows(path, columns, file_format=file_format, found=found)
+    return check_rows(
+        reader,
+        found=found,
+        labelled=columns.label is not None,
+        parts=parts,
+        privatizer=privatizer,
+        labels=labels,
+        public_labels=public_labels,
+    )
+
+
+def check_rows(
+    rows: Generator[Row | None, None, None],
+    *,
+    found: Findings,
+    labelled: bool,
+    parts: Sequence[Part],
+    privatizer: TextPrivatizer,
+    labels: tuple[str, ...] | None,
+    public_labels: bool,
+) -> CorpusCheck:
+    """Look at each record of a source as privatizing will; see `check_corpus`.
+
+    Args:
+        rows: The records, with None for each that is a fault; closed at the end.
+        found: Findings of whoever reads the records; faults are noted in it.
+        labelled: Whether the records have labels.
+        parts: Parts of a record that the texts beside the first one become.
+        privatizer: The setting; nothing is drawn with it.
+        labels: Names of the classes; None collects them.
+        public_labels: Whether labels that are collected may be many, long, or different in every record.
+
+    Raises:
+        CorpusError: The reasons of `check_corpus`.
+        VocabularyError: The reasons of `Vocabulary.encode`.
+    """
     named = None if labels is None else frozenset(labels)
     counts: dict[str, int] = {}
     records = tokens = unknown = cut = 0
     runs = RunCounter()
-    reader = read_rows(path, columns, file_format=file_format, found=found)
     try:
-        while chunk := list(islice(reader, _CHUNK)):
-            rows = [row for row in chunk if row is not None]
-            for row in rows:
+        while chunk := list(islice(rows, _CHUNK)):
+            present = [row for row in chunk if row is not None]
+            for row in present:
                 if row.label is None:
                     continue
                 if named is not None and row.label not in named:
@@ -147,17 +183,17 @@ def check_corpus(
                 large = len(row.label) > _LONGEST_LABEL or len(counts) > _MOST_LABELS
                 if large and labels is None and not public_labels:
                     raise _too_large(row.place)
-            new, new_unknown = _check_texts(rows, parts, privatizer, found, runs)
+            new, new_unknown = _check_texts(present, parts, privatizer, found, runs)
             records, tokens, unknown = records + len(chunk), tokens + new, unknown + new_unknown
             if not found.faults:
-                cut += privatizer.count_cut([text for row in rows for text in row.texts])
+                cut += privatizer.count_cut([text for row in present for text in row.texts])
     except CorpusError as error:
         found.refuse(error)
     finally:
-        reader.close()
+        rows.close()
     if found.faults:
         found.refuse()
-    if labels is None and columns.label is not None:
+    if labels is None and labelled:
         if not public_labels and max(_FEW_LABELS, records / 2) < len(counts):
             raise CorpusError(
                 f"labels must be classes of several records, got {len(counts)} different ones in {records} records; "

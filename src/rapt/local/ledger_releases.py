@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,6 +87,17 @@ def privatize_through(
     plan = plan_releases(ledger, chunk, setting, redraw=redraw)
     records = privatize_records(plan.chunk, setting, stream=stream)
     return settle_releases(ledger, plan, records, setting, redraw=redraw)
+
+
+def privatize_chunks(
+    chunks: Iterator[Chunk], setting: ChunkSetting, *, stream: RandomStream, ledger: Ledger | None, redraw: bool
+) -> Generator[list[PrivatizedRecord], None, None]:
+    """Give the records of each chunk, in order; with a ledger accounted for, and it raises as `privatize_through`."""
+    for chunk in chunks:
+        if ledger is None:
+            yield privatize_records(chunk, setting, stream=stream)
+        else:
+            yield privatize_through(ledger, chunk, setting, stream=stream, redraw=redraw)
 
 
 def plan_releases(ledger: Ledger, chunk: Chunk, setting: ChunkSetting, *, redraw: bool = False) -> ReleasePlan:
