@@ -10,7 +10,8 @@ with the lowest and the highest. Prints one JSON object.
 - `privatize` is the whole: tokenizing, noise, exact search, records.
 - `mechanism` is noise and exact search, `noise` the sampling alone, `noise_pcg64` the same from numpy's own generator,
   which is no cipher.
-- `search` is the exact search alone, with the kernel if it was built, and `search_float32` without it.
+- `search` is the exact search alone, with the kernel if it was built, `search_without_tiles` the same without AMX, and
+  `search_float32` without the kernel.
 - `product` is the float32 matrix product alone: what no exact search in float32 can beat with this BLAS.
 - `noise_and_product` is the two together, the plain batched path that the goal is stated against.
 - `naive` draws one noise vector a token and subtracts it from the whole table, as published implementations do.
@@ -32,6 +33,7 @@ from rapt.demo.data import pick_tweets
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.nearest import BATCH, TILE, NearestToken
+from rapt.local.nearest_kernel import load_kernel
 from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
@@ -57,6 +59,7 @@ def main() -> None:
         "texts": len(texts),
         "rounds": arguments.rounds,
         "screen": NearestToken(vocabulary.embeddings, vocabulary.eligible).screen,
+        "tiles": (kernel := load_kernel()) is not None and kernel.tiles is not None,
         "generator": secure_stream().provenance.source,
         "machine": machine(),
         "at_eta": {f"{eta:g}": measure(vocabulary, texts, eta=eta, rounds=arguments.rounds) for eta in arguments.eta},
@@ -81,6 +84,7 @@ def measure(vocabulary: Vocabulary, texts: tuple[str, ...], *, eta: float, round
         "tokens_per_core_second": {name: spread([1 / each[name] for each in taken]) for name in taken[0]},
         "mechanism_over_noise_and_product": ratio("noise_and_product", "mechanism"),
         "search_over_product": ratio("product", "search"),
+        "search_over_search_without_tiles": ratio("search_without_tiles", "search"),
         "search_over_search_float32": ratio("search_float32", "search"),
         "privatize_over_product": ratio("product", "privatize"),
         "privatize_over_naive": ratio("naive", "privatize"),
@@ -102,6 +106,7 @@ def make_arms(
     vectors = noisy_vectors(vocabulary, ids, eta=eta, rng=stream.generator)
     noisy = vectors.astype(np.float32)
     search = NearestToken(vocabulary.embeddings, vocabulary.eligible)
+    without_tiles = NearestToken(vocabulary.embeddings, vocabulary.eligible, use_tiles=False)
     search_float32 = NearestToken(vocabulary.embeddings, vocabulary.eligible, use_kernel=False)
     buffer = np.empty(BATCH * TILE, dtype=np.float32)
 
@@ -127,6 +132,7 @@ def make_arms(
         "privatize": lambda: privatizer.privatize(texts, labels=None, stream=stream),
         "mechanism": lambda: mechanism.privatize(ids, rng=stream.generator),
         "search": lambda: search.search(vectors),
+        "search_without_tiles": lambda: without_tiles.search(vectors),
         "search_float32": lambda: search_float32.search(vectors),
         "noise": lambda: noise(stream.generator),
         "noise_pcg64": lambda: noise(pcg64),

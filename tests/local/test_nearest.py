@@ -20,17 +20,24 @@ from rapt.local.nearest_kernel import load_kernel
 BUFFER = 64e6
 
 
+KERNEL = load_kernel()
+NO_TILES = KERNEL is None or KERNEL.tiles is None
+
+
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(True, id="int8", marks=pytest.mark.skipif(load_kernel() is None, reason="no kernel here")),
-        pytest.param(False, id="float32"),
+        pytest.param({}, id="tiles", marks=pytest.mark.skipif(NO_TILES, reason="no AMX here")),
+        pytest.param(
+            {"use_tiles": False}, id="int8", marks=pytest.mark.skipif(KERNEL is None, reason="no kernel here")
+        ),
+        pytest.param({"use_kernel": False}, id="float32"),
     ],
 )
 def prepare(request):
-    """The search by each of its two screens: every law holds for both."""
+    """The search by each of its screens, and by each way of the kernel: every law holds for all."""
 
-    return partial(NearestToken, use_kernel=request.param)
+    return partial(NearestToken, **request.param)
 
 
 def brute_force(vectors, table, eligible):

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import pytest
 from rapt.local import nearest_kernel
 from rapt.local.mechanisms.laplace import sample_noise
 from rapt.local.nearest import Int8Screen, NearestToken
-from rapt.local.nearest_kernel import BLOCK, load_kernel, multiplies_correctly
+from rapt.local.nearest_kernel import BLOCK, DEEP, VECTORS, WIDE, load_kernel, multiplies_correctly
 
 KERNEL = load_kernel()
 needs_kernel = pytest.mark.skipif(KERNEL is None, reason="the kernel was not built, or this processor cannot run it")
+needs_tiles = pytest.mark.skipif(KERNEL is None or KERNEL.tiles is None, reason="no kernel, or no AMX for a process")
 
 
 def all_of(table):
@@ -28,23 +30,31 @@ def unpacked(words):
     return words.transpose(0, 2, 1, 3).reshape(blocks * block, groups * four).astype(np.int64) - 128
 
 
+def as_numbers(words):
+    """Signed bytes of the vectors of one tile, in either order of their words."""
+    _, groups, vectors = words.shape
+    if vectors == WIDE:
+        words = words.reshape(WIDE // DEEP, groups // DEEP, DEEP, DEEP).transpose(0, 2, 1, 3)
+        return words.reshape(WIDE, groups).copy().view(np.int8).astype(np.int64)
+    return words[0].T.copy().view(np.int8).astype(np.int64)
+
+
 def integer_products(words, starts, tiles, packed, blocks, groups, out):
-    queries = words.transpose(0, 2, 1).reshape(tiles * 6, groups).copy().view(np.int8).astype(np.int64)
     rows = packed.transpose(0, 2, 1, 3).reshape(blocks * BLOCK, groups * 4).astype(np.int64)
-    out[:] = queries @ rows.T + starts[:, None]
+    out[:] = as_numbers(words) @ rows.T + starts[:, None]
 
 
 def saturating_products(words, starts, tiles, packed, blocks, groups, out):
     """As vpmaddubsw does it: the sum of two products is cut off at 16 bits."""
-    queries = words.transpose(0, 2, 1).reshape(tiles * 6, groups).copy().view(np.int8).astype(np.int64)
     rows = packed.transpose(0, 2, 1, 3).reshape(blocks * BLOCK, groups * 4).astype(np.int64)
-    pairs = (queries[:, None, :] * rows[None]).reshape(tiles * 6, blocks * BLOCK, -1, 2).sum(axis=3)
+    pairs = (as_numbers(words)[:, None, :] * rows[None]).reshape(len(out), blocks * BLOCK, -1, 2).sum(axis=3)
     out[:] = pairs.clip(-(2**15), 2**15 - 1).sum(axis=2) + starts[:, None]
 
 
-def test_the_self_test_accepts_integers_and_refuses_a_product_that_saturates():
-    assert multiplies_correctly(integer_products)
-    assert not multiplies_correctly(saturating_products)
+@pytest.mark.parametrize("vectors", [VECTORS, WIDE])
+def test_the_self_test_accepts_integers_and_refuses_a_product_that_saturates(vectors):
+    assert multiplies_correctly(integer_products, vectors=vectors)
+    assert not multiplies_correctly(saturating_products, vectors=vectors)
 
 
 def test_a_library_that_is_not_there_or_is_no_library_gives_no_kernel(tmp_path):
@@ -58,6 +68,10 @@ LIBRARY = """
 #include <stdint.h>
 int rapt_nearest_version(void) { return VERSION; }
 int rapt_nearest_runs_here(void) { return RUNS; }
+int rapt_nearest_has_tiles(void) { return TILES; }
+void rapt_nearest_candidates_wide(void) {}
+/* Of tiles that a self-test must refuse: they multiply nothing. */
+void rapt_nearest_products_wide(void) {}
 void rapt_nearest_pack(void) {}
 void rapt_nearest_candidates(void) {}
 static int32_t two(int32_t sum) { return SATURATES && sum > 32767 ? 32767 : SATURATES && sum < -32768 ? -32768 : sum; }
@@ -79,17 +93,19 @@ void rapt_nearest_products(const int8_t *words, const int32_t *starts, int64_t t
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
 @pytest.mark.parametrize(
-    ("version", "runs", "saturates", "taken"),
-    [(1, 1, 0, True), (1, 1, 1, False), (1, 0, 0, False), (2, 1, 0, False)],
+    ("version", "runs", "saturates", "tiles", "taken"),
+    [(1, 1, 0, 0, True), (1, 1, 0, 1, True), (1, 1, 1, 0, False), (1, 0, 0, 0, False), (2, 1, 0, 0, False)],
 )
 def test_a_library_is_taken_only_if_it_is_of_this_version_runs_here_and_does_not_saturate(
-    tmp_path, version, runs, saturates, taken
+    tmp_path, version, runs, saturates, tiles, taken
 ):
     source, library = tmp_path / "kernel.c", tmp_path / "kernel.so"
     source.write_text(LIBRARY)
-    defined = [f"-DVERSION={version}", f"-DRUNS={runs}", f"-DSATURATES={saturates}"]
+    defined = [f"-DVERSION={version}", f"-DRUNS={runs}", f"-DSATURATES={saturates}", f"-DTILES={tiles}"]
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", *defined, str(source), "-o", str(library)], check=True)
-    assert (nearest_kernel._kernel_of(library) is not None) is taken
+    kernel = nearest_kernel._kernel_of(library)
+    assert (kernel is not None) is taken
+    assert kernel is None or kernel.tiles is None
 
 
 def test_the_search_says_which_screen_it_uses(rng):
@@ -144,6 +160,31 @@ def test_few_vectors_need_a_second_look(bert_tiny, rng):
     assert len(left) == 0
     assert np.unique(positions).tolist() == list(range(500))
     assert len(positions) < 510
+
+
+@needs_tiles
+@pytest.mark.parametrize("dim", [1, 64, 65, 384])
+@pytest.mark.parametrize("count", [1, 31, 33, 100])
+def test_tiles_find_what_the_other_instructions_find_and_read_what_was_packed_without_them(dim, count, rng):
+    table = rng.standard_normal((300, dim)).astype(np.float32)
+    vectors = table[:count] + 0.3 * rng.standard_normal((count, dim))
+    narrow = dataclasses.replace(KERNEL, tiles=None)
+    packed, small = KERNEL.pack(table, all_of(table)), narrow.pack(table, all_of(table))
+    assert packed.words.shape[1] % DEEP == 0
+    assert small.words.shape[1] == -(-dim // 4)
+    expected = narrow.candidates(vectors, small, table, all_of(table))
+    for kernel, rows in ((KERNEL, packed), (narrow, packed), (KERNEL, small)):
+        found = kernel.candidates(vectors, rows, table, all_of(table))
+        assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+
+
+@needs_tiles
+def test_tiles_in_threads_that_take_turns_find_the_same(rng):
+    table = rng.standard_normal((2000, 64)).astype(np.float32)
+    search = NearestToken(table, all_of(table))
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(search.search, [table + 0.1] * 8):
+            assert (found == search.search(table + 0.1)).all()
 
 
 @needs_kernel

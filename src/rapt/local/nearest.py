@@ -12,13 +12,15 @@ float32 product by numpy. They give the same answers.
 order, with γ_n = n·u / (1 - n·u) and u = 2⁻²⁴ (Higham, Accuracy and Stability of Numerical Algorithms, 2002, Sec. 3.1).
 That bound is deterministic: no token that could be the nearest is lost.
 
-*int8.* Four times the speed of a float32 product, and as exact. The bounds and why they hold are in native/nearest.c.
+*int8.* Four times the speed of a float32 product, with AMX ten times, and as exact. The bounds and why they hold are in
+native/nearest.c.
 What the kernel gives up on (a vector longer than 2⁶⁰, or hundreds of rows that its eight bits cannot tell apart) goes
 to the float32 screen.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import Final, Self
 
@@ -255,7 +257,12 @@ class NearestToken:
     """Searches one table; holds no state between calls."""
 
     def __init__(
-        self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64], *, use_kernel: bool = True
+        self,
+        embeddings: NDArray[np.float32],
+        eligible: NDArray[np.int64],
+        *,
+        use_kernel: bool = True,
+        use_tiles: bool = True,
     ) -> None:
         """Prepare the search.
 
@@ -263,6 +270,7 @@ class NearestToken:
             embeddings: The table E, (V, d), float32. Held where the int8 screen is used, so it must not change.
             eligible: Sorted ids that may be found, int64.
             use_kernel: Whether to take the int8 screen where its kernel was built and runs on this processor.
+            use_tiles: Whether the kernel multiplies by AMX where processor and system have it; answers are the same.
 
         Raises:
             VocabularyError: Nothing is eligible, or the ids are not sorted rows of the table.
@@ -274,7 +282,10 @@ class NearestToken:
         distinct = drop_equal_rows(embeddings, eligible)
         self._dimension = embeddings.shape[1]
         self._screen: Int8Screen | Float32Screen
-        int8 = Int8Screen.fitting(embeddings, distinct, kernel=load_kernel() if use_kernel else None)
+        kernel = load_kernel() if use_kernel else None
+        if kernel is not None and not use_tiles:
+            kernel = replace(kernel, tiles=None)
+        int8 = Int8Screen.fitting(embeddings, distinct, kernel=kernel)
         self._screen = Float32Screen(embeddings, distinct, copied=True) if int8 is None else int8
 
     @property

@@ -7,11 +7,12 @@ Source and method are in native/nearest.c; the choice is in docs/decisions/0010-
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.ctypeslib import ndpointer
@@ -20,6 +21,9 @@ from numpy.typing import NDArray
 # Vectors a tile and rows a block of the kernel, and of the functions it has to export.
 VECTORS: Final = 6
 BLOCK: Final = 64
+# Vectors that AMX multiplies together, and the number of groups of four numbers that its tiles are filled up to.
+WIDE: Final = 32
+DEEP: Final = 16
 _VERSION: Final = 1
 _LIBRARY: Final = Path(__file__).parent / "native" / "_nearest.so"
 # Candidates of one vector that the kernel holds before it gives it back. On MiniLM's table about ten pass its bound; on
@@ -47,10 +51,14 @@ class PackedTable:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Two functions of the library; any thread may call them."""
+    """Functions of the library; any thread may call them.
+
+    `tiles` is the search by AMX, which finds the same as the other; None where the processor or the system has none.
+    """
 
     _pack: Callable[..., None] = field(repr=False)
     _candidates: Callable[..., None] = field(repr=False)
+    tiles: Callable[..., None] | None = field(repr=False)
 
     def __reduce__(self) -> tuple[Callable[[], Kernel | None], tuple[()]]:
         """In another process, the library as that process loads it: a worker may be sent a search that is prepared."""
@@ -65,7 +73,9 @@ class Kernel:
         """
         count, dim = len(eligible), embeddings.shape[1]
         blocks, groups = -(-count // BLOCK), -(-dim // 4)
-        words = np.empty((blocks, groups, BLOCK, 4), dtype=np.uint8)
+        if self.tiles is not None:
+            groups = -(-groups // DEEP) * DEEP
+        words = _whole_lines((blocks, groups, BLOCK, 4), dtype=np.uint8)
         numbers = tuple(np.empty(blocks * BLOCK, dtype=np.float32) for _ in range(5))
         half = np.empty(count)
         self._pack(embeddings, eligible, count, dim, groups, words, *numbers, half)
@@ -92,10 +102,13 @@ class Kernel:
         """
         count, dim = vectors.shape
         blocks, groups = packed.words.shape[:2]
-        tiles = -(-count // VECTORS)
+        search, together = self._candidates, VECTORS
+        if self.tiles is not None and groups % DEEP == 0:
+            search, together = self.tiles, WIDE
+        tiles = -(-count // together)
         rows = np.empty((count, _CAPACITY), dtype=np.int32)
         found = np.empty(count, dtype=np.int32)
-        self._candidates(
+        search(
             vectors,
             count,
             dim,
@@ -106,9 +119,9 @@ class Kernel:
             embeddings,
             eligible,
             packed.half,
-            np.empty((tiles, groups, VECTORS), dtype=np.int32),
-            np.empty(tiles * VECTORS, dtype=np.int32),
-            np.empty(tiles * VECTORS, dtype=_VECTOR),
+            _whole_lines((tiles, groups, together), dtype=np.int32),
+            np.empty(tiles * together, dtype=np.int32),
+            np.empty(tiles * together, dtype=_VECTOR),
             rows,
             np.empty((count, _CAPACITY), dtype=np.float32),
             _CAPACITY,
@@ -120,6 +133,14 @@ class Kernel:
         return position, rows[position, turn].astype(np.int64), np.flatnonzero(found < 0)
 
 
+def _whole_lines(shape: tuple[int, ...], *, dtype: type[np.generic]) -> NDArray[Any]:
+    """An array that begins with a line of the cache: a load of 64 bytes then reads one line, and not two."""
+    size = np.dtype(dtype).itemsize * math.prod(shape)
+    room = np.empty(size + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
+
+
 # What the kernel notes of one vector, between its blocks: four floats and a count.
 _VECTOR: Final = np.dtype((np.void, 20))
 
@@ -129,7 +150,7 @@ def load_kernel() -> Kernel | None:
     """The kernel, or None: it was not built, the processor lacks AVX-512 VNNI, or its products are not those of numpy.
 
     The products are tested once a process, in microseconds: an int8 product that saturates, as some do on some
-    processors, is fast and wrong.
+    processors, is fast and wrong. Those of AMX are tested by themselves, and left out where they differ.
     """
     return _kernel_of(_LIBRARY)
 
@@ -139,32 +160,45 @@ def _kernel_of(path: Path) -> Kernel | None:
         library = ctypes.CDLL(str(path))
         if library.rapt_nearest_version() != _VERSION or not library.rapt_nearest_runs_here():
             return None
-        functions = {name: _declared(library, name) for name in _ARGUMENTS}
+        pack, search, products = (_declared(library, name) for name in ("pack", "candidates", "products"))
+        tiles = None
+        # A library from before there were tiles goes on without them.
+        if hasattr(library, "rapt_nearest_has_tiles") and library.rapt_nearest_has_tiles():
+            wide = _declared(library, "candidates", wide=True)
+            tiles = wide if multiplies_correctly(_declared(library, "products", wide=True), vectors=WIDE) else None
     except (OSError, AttributeError):
         return None
-    if not multiplies_correctly(functions["rapt_nearest_products"]):
-        return None
-    return Kernel(functions["rapt_nearest_pack"], functions["rapt_nearest_candidates"])
+    return Kernel(pack, search, tiles) if multiplies_correctly(products, vectors=VECTORS) else None
 
 
-def multiplies_correctly(products: Callable[..., None]) -> bool:
-    """Whether the kernel's integer products are those of numpy, at the largest numbers and at all kinds of others."""
-    groups = 24
-    steps = np.arange(VECTORS * groups * 4, dtype=np.int64).reshape(VECTORS, groups * 4)
+def multiplies_correctly(products: Callable[..., None], *, vectors: int) -> bool:
+    """Whether the kernel's integer products are those of numpy, at the largest numbers and at all kinds of others.
+
+    Args:
+        products: Function of the library.
+        vectors: Vectors that it multiplies together: `VECTORS`, or for AMX `WIDE`.
+    """
+    groups = 2 * DEEP
+    steps = np.arange(vectors * groups * 4, dtype=np.int64).reshape(vectors, groups * 4)
     queries = (steps * 37 % 255 - 127).astype(np.int8)
     queries[0], queries[1] = 127, -127
     rows = (np.arange(BLOCK * groups * 4, dtype=np.int64).reshape(BLOCK, groups * 4) * 53 % 255 + 1).astype(np.uint8)
     rows[0], rows[1] = 255, 1
     starts = -128 * queries.sum(axis=1, dtype=np.int32)
-    words = np.ascontiguousarray(queries.view(np.int32).reshape(1, VECTORS, groups).transpose(0, 2, 1))
+    quads = queries.view(np.int32)
+    if vectors == WIDE:  # tile by tile, each of 16 vectors and 16 groups
+        places = quads.reshape(WIDE // DEEP, DEEP, groups // DEEP, DEEP).transpose(0, 2, 1, 3).reshape(1, groups, WIDE)
+    else:
+        places = quads.T[None]
+    words = np.ascontiguousarray(places)
     packed = np.ascontiguousarray(rows.reshape(1, BLOCK, groups, 4).transpose(0, 2, 1, 3))
-    out = np.empty((VECTORS, BLOCK), dtype=np.int32)
+    out = np.empty((vectors, BLOCK), dtype=np.int32)
     products(words, starts, 1, packed, 1, groups, out)
     return bool((out == queries.astype(np.int32) @ (rows.astype(np.int32) - 128).T).all())
 
 
-def _declared(library: ctypes.CDLL, name: str) -> Callable[..., None]:
-    function = library[name]
+def _declared(library: ctypes.CDLL, name: str, *, wide: bool = False) -> Callable[..., None]:
+    function = library[f"rapt_nearest_{name}{'_wide' if wide else ''}"]
     function.argtypes, function.restype = _ARGUMENTS[name], None
     return function
 
@@ -177,15 +211,15 @@ _SIZE: Final = ctypes.c_int64
 _FLOATS: Final = [_array(np.float32, 1)] * 5
 # ctypes checks every call against these: type, number of dimensions and contiguity of each array.
 _ARGUMENTS: Final[dict[str, list[type]]] = {
-    "rapt_nearest_products": [
+    "products": [
         *(_array(np.int32, 3), _array(np.int32, 1), _SIZE),
         *(_array(np.uint8, 4), _SIZE, _SIZE, _array(np.int32, 2)),
     ],
-    "rapt_nearest_pack": [
+    "pack": [
         *(_array(np.float32, 2), _array(np.int64, 1), _SIZE, _SIZE, _SIZE),
         *(_array(np.uint8, 4), *_FLOATS, _array(np.float64, 1)),
     ],
-    "rapt_nearest_candidates": [
+    "candidates": [
         *(_array(np.float64, 2), _SIZE, _SIZE, _array(np.uint8, 4), _SIZE, _SIZE, *_FLOATS),
         *(_array(np.float32, 2), _array(np.int64, 1), _array(np.float64, 1)),
         *(_array(np.int32, 3), _array(np.int32, 1), _array(_VECTOR, 1)),
