@@ -8,7 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rapt.audit.code_audit import ALPHA, Originals, audit_codes
+from rapt.audit.code_audit import audit_codes
+from rapt.audit.codes.decoder import write_words
+from rapt.audit.codes.desk import Originals
+from rapt.audit.codes.naming import ALPHA, name_texts
+from rapt.audit.codes.readers import Lesson, count_words, see_codes
 from rapt.cli.program import run
 from rapt.errors import AuditError, MechanismError, VocabularyError
 from rapt.local.codes.code_privatizer import CodePrivatizer
@@ -20,6 +24,7 @@ from rapt.wire.code_bundle import make_code_bundle, project_states, write_code_b
 from rapt.wire.manifest import Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from running_service import save_privatized
+from tiny_backbones import write_tiny_model
 
 WORDS = "film plot actor scene music story ending cast joke camera".split()
 KINDS = ("wonderful and moving", "dull and far too long")
@@ -74,7 +79,7 @@ def draw(mechanism, bundle, states, seed=0):
 def test_a_sound_file_is_named_within_its_bound_and_accused_of_nothing(encoder, bundle, texts, states, epsilon):
     mechanism = make_subset(bundle, epsilon=epsilon)
     file = file_of(mechanism, draw(mechanism, bundle, states))
-    found = audit_codes(file, Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder)
+    found = audit_codes(file, Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder, quick=True)
     assert found.warnings == ()
     for item in found.naming:
         assert item.first.low <= item.bound
@@ -91,13 +96,7 @@ def test_the_best_attack_among_two_is_as_good_as_the_channel_says(encoder, bundl
     pairs = rng.integers(len(texts), size=(2000, 2))
     exact = np.mean([np.maximum(chances[a], chances[b]).sum() / 2 for a, b in pairs if a != b])
     found = [
-        audit_codes(
-            file_of(mechanism, draw(mechanism, bundle, states, seed)),
-            Originals(texts=tuple(texts)),
-            bundle=bundle,
-            encoder=encoder,
-            seed=seed,
-        ).naming[0]
+        name_texts(mechanism, codes, draw(mechanism, bundle, states, seed)[None], among=(2,), rng=rng)[0]
         for seed in range(8)
     ]
     assert np.mean([item.first.value for item in found]) == pytest.approx(exact, abs=0.03)
@@ -121,7 +120,7 @@ def test_a_program_that_is_not_what_it_states_is_accused(encoder, bundle, texts,
         keeps = near[np.arange(len(near)), honest[:, 0]] | (twin == "always near")
         released = np.where(keeps[:, None], mixed, honest)
     file = file_of(stated, released)
-    found = audit_codes(file, Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder)
+    found = audit_codes(file, Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder, quick=True)
     assert found.fit.p_value < ALPHA
     assert any("stated mechanism" in warning for warning in found.warnings)
     if twin == "always near":
@@ -133,7 +132,7 @@ def test_a_text_that_leaves_by_its_own_codeword_is_named_beyond_the_bound(encode
     stated = SubsetMechanism(bundle=bundle, epsilon=1.0, preferred=1)
     nearest = (project_states(states, bundle) @ bundle.codewords[0].T).argmax(axis=1)
     found = audit_codes(
-        file_of(stated, nearest[:, None]), Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder
+        file_of(stated, nearest[:, None]), Originals(texts=tuple(texts)), bundle=bundle, encoder=encoder, quick=True
     )
     among_ten = next(item for item in found.naming if item.candidates == 10)
     assert among_ten.first.low > bound_guess(1.0, among=10)
@@ -147,8 +146,9 @@ def test_readers_learn_where_there_is_much_to_read_and_nothing_at_a_small_epsilo
             texts=tuple(texts), attributes={"kind": tuple(str(number % 2) for number in range(len(texts)))}
         )
         found = audit_codes(
-            file_of(mechanism, draw(mechanism, bundle, states)), originals, bundle=bundle, encoder=encoder
+            file_of(mechanism, draw(mechanism, bundle, states)), originals, bundle=bundle, encoder=encoder, quick=True
         )
+        assert {item.reader for item in found.readings} == {"linear"}
         return {item.what: item for item in found.readings}
 
     strong, weak = read(14.0), read(0.05)
@@ -156,7 +156,67 @@ def test_readers_learn_where_there_is_much_to_read_and_nothing_at_a_small_epsilo
     assert weak["column kind"].first.low < 0.55
     for item in weak.values():
         assert item.first.low <= item.blind + 0.03
+        assert item.blind <= item.bound < item.blind + 0.1
     assert set(strong) == {"5 tokens of a text", "which of two texts is longer", "column kind"}
+
+
+def test_a_whole_audit_attacks_words_authors_and_tuned_heads_and_says_what_was_left_out(encoder, bundle, texts, states):
+    mechanism = make_subset(bundle, epsilon=2.0)
+    file = file_of(mechanism, draw(mechanism, bundle, states)[:100])
+    labelled = tuple(replace(record, label=number % 2) for number, record in enumerate(file.records))
+    file = PrivatizedFile(manifest=seal_manifest(replace(file.manifest, labels=("a", "b")), labelled), records=labelled)
+    originals = Originals(texts=tuple(texts[:100]), authors=tuple("ab"[i % 2] for i in range(100)))
+    found = audit_codes(file, originals, bundle=bundle, encoder=encoder)
+    assert found.warnings == ()
+    assert {(item.what, item.reader) for item in found.readings} == {
+        (what, reader)
+        for what in ("5 tokens of a text", "which of two texts is longer")
+        for reader in ("linear", "neural")
+    }
+    assert [item.releases for item in found.repeated] == [1, 3, 10, 30]
+    assert [item.bound for item in found.repeated] == sorted(item.bound for item in found.repeated)
+    assert found.authors[0].bound == pytest.approx(np.exp(2) / (np.exp(2) + 1))
+    assert found.membership.area.low <= found.membership.bound
+    assert [item.copies for item in found.canaries] == [1, 10, 100]
+    assert [item.attack for item in found.skipped] == ["language model"]
+    assert 0 < found.bits < 2.0 / np.log(2)
+    unlabelled = file_of(mechanism, draw(mechanism, bundle, states)[:100])
+    quick = audit_codes(unlabelled, Originals(texts=tuple(texts[:100])), bundle=bundle, encoder=encoder, quick=True)
+    assert {item.attack for item in quick.skipped} == {"neural reader", "language model", "authors", "tuned heads"}
+
+
+def test_public_text_teaches_the_readers_and_all_texts_are_read(encoder, bundle, texts, states):
+    mechanism = SubsetMechanism(bundle=bundle, epsilon=14.0, preferred=8)
+    file = file_of(mechanism, draw(mechanism, bundle, states)[:200])
+    originals = Originals(texts=tuple(texts[:200]), public=tuple(texts[200:]))
+    found = audit_codes(file, originals, bundle=bundle, encoder=encoder, quick=True)
+    assert found.learned_from == "200 public texts"
+    assert found.strongest_reader.first.n == 200
+    assert next(item for item in found.readings if item.what.startswith("which")).first.low > 0.5
+    with pytest.raises(AuditError, match="20 texts that are not in the file, got 3"):
+        audit_codes(file, replace(originals, public=("a", "b", "c")), bundle=bundle, encoder=encoder)
+
+
+def test_a_language_model_writes_what_a_code_may_be_of(encoder, bundle, texts, states, tmp_path):
+    mechanism = make_subset(bundle, epsilon=4.0)
+    seen = see_codes(mechanism, draw(mechanism, bundle, states)[:40])
+    lesson, contents = Lesson(learned=(seen[:30],), asked=seen[30:]), encoder.vocabulary.encode(texts[:40])
+    words = count_words(contents[:30], contents[30:])
+    model = str(write_tiny_model("llama", tmp_path / "model"))
+    ask = {"model": model, "vocabulary": encoder.vocabulary, "seed": 0, "steps": 8, "samples": 2}
+    said = write_words(lesson, words, texts[:30], **ask)
+    assert said.shape == words.asked.shape
+    assert (said > 0).all()
+    assert (said <= 1).all()
+    assert (write_words(lesson, words, texts[:30], **ask) == said).all()
+    with pytest.raises(VocabularyError, match="language model must be a decoder"):
+        audit_codes(
+            file_of(mechanism, draw(mechanism, bundle, states)[:40]),
+            Originals(texts=tuple(texts[:40])),
+            bundle=bundle,
+            encoder=encoder,
+            language_model="bert-tiny",
+        )
 
 
 def test_what_does_not_belong_together_is_refused(encoder, bundle, texts, states):
@@ -164,7 +224,7 @@ def test_what_does_not_belong_together_is_refused(encoder, bundle, texts, states
     file = file_of(mechanism, draw(mechanism, bundle, states))
     whole = Originals(texts=tuple(texts))
     with pytest.raises(AuditError, match="400 texts"):
-        audit_codes(file, Originals(texts=tuple(texts[:-1])), bundle=bundle, encoder=encoder)
+        audit_codes(file, Originals(texts=tuple(texts[:-1])), bundle=bundle, encoder=encoder, quick=True)
     other = replace(bundle, hash="sha256:" + "0" * 64)
     with pytest.raises(AuditError, match="code bundle"):
         audit_codes(file, whole, bundle=other, encoder=encoder)
@@ -173,14 +233,16 @@ def test_what_does_not_belong_together_is_refused(encoder, bundle, texts, states
     parameters = {**file.manifest.mechanism.parameters, "codewords": 8}
     wrong = replace(file.manifest, mechanism=replace(file.manifest.mechanism, parameters=parameters))
     with pytest.raises(MechanismError):
-        audit_codes(PrivatizedFile(manifest=wrong, records=file.records), whole, bundle=bundle, encoder=encoder)
+        audit_codes(
+            PrivatizedFile(manifest=wrong, records=file.records), whole, bundle=bundle, encoder=encoder, quick=True
+        )
 
 
 def test_too_few_texts_are_said_to_be_too_few(encoder, bundle, texts, states):
     mechanism = make_subset(bundle, epsilon=4.0)
     file = file_of(mechanism, draw(mechanism, bundle, states[:2]))
     with pytest.raises(AuditError, match="at least 20 texts, got a file of 2") as caught:
-        audit_codes(file, Originals(texts=tuple(texts[:2])), bundle=bundle, encoder=encoder)
+        audit_codes(file, Originals(texts=tuple(texts[:2])), bundle=bundle, encoder=encoder, quick=True)
     assert "corpus it was made from" not in str(caught.value)
 
 
@@ -196,13 +258,9 @@ def test_too_few_texts_are_said_to_be_too_few(encoder, bundle, texts, states):
         "--target-column answer",
         "--label-column label",
         "--keywords words.txt",
-        "--public-text public.csv",
-        "--public-text-column text",
         "--public-label-column label",
         "--lend 0.5",
-        "--language-model gpt2",
         "--limit 8",
-        "--quick",
     ],
 )
 def test_an_option_of_tokens_is_refused_beside_codes(given, bundle, states, tmp_path, capsys):
@@ -233,6 +291,7 @@ def test_the_command_audits_codes_and_keeps_no_text(bundle, texts, states, tmp_p
     write_code_bundle(bundle, tmp_path / "code")
     arguments = ["audit", str(path), "--original", str(tmp_path / "texts.csv")]
     asked = ["--codes", str(tmp_path / "code"), "--attribute", "kind", "--out", str(tmp_path / "report")]
+    asked += ["--author", "kind", "--quick"]
     assert run([*arguments, *asked]) == 0
     assert "nothing speaks against" in capsys.readouterr().out
     report = (tmp_path / "report" / "report.json").read_text()

@@ -16,6 +16,7 @@ from rapt.cli.output import show, show_json
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
+    from rapt.audit.artefact.membership import Estimate
     from rapt.audit.attributes import AttributeResult
     from rapt.audit.audit import AuditReport
     from rapt.audit.code_audit import CodeAudit
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 QUICK_TOKENS: Final = 1500
 # What an audit of whole texts reads; every other option is one of tokens.
 _OF_CODES: Final = frozenset(
-    ("file", "original", "text_column", "attribute", "codes", "encoder", "receipt", "ledger", "seed", "out", "as_json")
+    (
+        *("file", "original", "text_column", "attribute", "author", "public_text", "public_text_column", "codes"),
+        *("encoder", "language_model", "receipt", "ledger", "quick", "seed", "out", "as_json"),
+    )
 )
 
 
@@ -79,13 +83,20 @@ def audit(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Decoder of the attack causal: a known model, a model folder, or a name in the Hugging Face cache.",
+            help="Decoder of the attack causal, or that reads words from codes: a known model, a model folder, or a "
+            "name in the Hugging Face cache.",
         ),
     ] = None,
     attribute: Annotated[
         list[str] | None,
         typer.Option(
             metavar="COLUMN", help="A column of FILE to infer from each text, such as its author. Repeatable."
+        ),
+    ] = None,
+    author: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Column of FILE that says who wrote each text, to link codes of one author; codes."
         ),
     ] = None,
     entities: Annotated[
@@ -129,7 +140,12 @@ def audit(
         int | None, typer.Option(metavar="N", min=1, help="Attack a random part of about N tokens, in whole texts.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help=f"A random part of about {QUICK_TOKENS:,} tokens, and the fast attacks.")
+        bool,
+        typer.Option(
+            "--quick",
+            help=f"A random part of about {QUICK_TOKENS:,} tokens, and the fast attacks. Of codes: no networks and no "
+            "tuned heads.",
+        ),
     ] = False,
     seed: AuditSeed = 0,
     out: Annotated[
@@ -174,16 +190,21 @@ def audit(
             encoder=encoder,
             text_column=text_column,
             attributes=attribute or [],
+            author=author,
+            public_text=public_text,
+            public_text_column=public_text_column,
+            language_model=language_model,
             receipt=receipt,
             ledger=ledger,
+            quick=quick,
             seed=seed,
             out=out,
             as_json=as_json,
         )
         return
-    if codes is not None or encoder is not None:
+    if codes is not None or encoder is not None or author is not None:
         raise UsageError(
-            "--codes and --encoder must come with a file of whole texts, got one of tokens; leave them out"
+            "--codes, --encoder and --author must come with a file of whole texts, got one of tokens; leave them out"
         )
     report = audit_file(
         AuditPlan(
@@ -247,14 +268,20 @@ def _audit_codes(
     encoder: str | None,
     text_column: str,
     attributes: list[str],
+    author: str | None,
+    public_text: Path | None,
+    public_text_column: str,
+    language_model: str | None,
     receipt: Path | None,
     ledger: Path | None,
+    quick: bool,
     seed: int,
     out: Path | None,
     as_json: bool,
 ) -> None:
     """Audit a file of whole texts."""
-    from rapt.audit.code_audit import audit_codes, code_audit_to_json, read_originals
+    from rapt.audit.code_audit import audit_codes, code_audit_to_json
+    from rapt.audit.codes.desk import read_originals
     from rapt.audit.file_audit import read_in_order_of_source
     from rapt.audit.report import JSON, check_report_folder, write_files
     from rapt.local.codes.code_privatizer import read_code
@@ -270,9 +297,18 @@ def _audit_codes(
     bundle = read_code(codes or known or "")
     found = audit_codes(
         released,
-        read_originals(original, text_column=text_column, attributes=attributes),
+        read_originals(
+            original,
+            text_column=text_column,
+            attributes=attributes,
+            author=author,
+            public=public_text,
+            public_text_column=public_text_column,
+        ),
         bundle=bundle,
         encoder=read_encoder(bundle.model if encoder is None else encoder),
+        language_model=language_model,
+        quick=quick,
         seed=seed,
         narrator=output,
     )
@@ -288,29 +324,72 @@ def _audit_codes(
 
 def code_audit_table(found: CodeAudit) -> str:
     """Make the table of what is learned from codes, for a terminal."""
-    naming = [
-        [f"the text, among {item.candidates:,}", *percent(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
+    named = [
+        [f"the text, among {item.candidates:,}", *_share(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
         for item in found.naming
     ]
-    readings = [[item.what, *percent(item.first), f"{item.blind:.1%}", ""] for item in found.readings]
-    fit = found.fit
+    named += [
+        [f"the same from {item.releases} releases", *_share(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
+        for item in found.repeated
+        if item.releases > 1
+    ]
+    read = [
+        [f"{item.what}, {item.reader}", *_share(item.first), f"{item.blind:.1%}", f"{item.bound:.1%}"]
+        for item in found.readings
+    ]
+    read += [
+        [
+            f"two sets of {item.codes} codes of one author",
+            *_share(item.first),
+            f"{item.chance:.1%}",
+            f"{item.bound:.1%}",
+        ]
+        for item in found.authors
+    ]
+    read += [
+        [
+            f"a text of {item.copies} codes in a tuned head",
+            *_share(item.first),
+            f"{item.chance:.1%}",
+            f"{item.bound:.1%}",
+        ]
+        for item in found.canaries
+    ]
+    fit, member = found.fit, found.membership
+    beside = ["right", "95 % interval", "n", "without the file", "at most"]
     return "\n".join(
         [
-            f"{found.records:,} texts, each a code at epsilon = {found.epsilon:g}",
+            f"{found.records:,} texts, each a code at epsilon = {found.epsilon:g}; a code says {found.bits:.2f} bits "
+            "about which text it is of",
             "",
-            columns(["read by the best attack", "right", "95 % interval", "without the file", "at most"], naming),
+            columns(["named by the best attack", *beside], named),
             "",
-            columns(
-                ["read after learning from half of the texts", "right", "95 % interval", "without the file", ""],
-                readings,
+            columns([f"read after learning from {found.learned_from}", *beside], read),
+            "",
+            *(f"two sets of {item.codes} codes of one author: area {_area(item.area)}" for item in found.authors),
+            *(
+                [
+                    f"which of two texts a head was tuned on: area {_area(member.area)}, {member.chance:g} without the "
+                    f"head, at most {member.bound:.3f} ({member.models} heads, {member.texts:,} texts)"
+                ]
+                if member is not None
+                else []
             ),
-            "",
             f"codewords that are preferred ones: {fit.hits:.2%}, stated {fit.stated:.2%}; spent at least "
             f"epsilon = {fit.spent:.2f}, and at most {fit.largest:.2f} could have been shown by so many texts",
+            *(f"not run: {item.attack}: {item.reason}" for item in found.skipped),
             *(f"warning: {warning}" for warning in found.warnings),
             *([] if found.warnings else ["nothing speaks against the stated epsilon"]),
         ]
     )
+
+
+def _share(share: Share) -> list[str]:
+    return [*percent(share), f"{share.n:,}"]
+
+
+def _area(area: Share | Estimate) -> str:
+    return f"{area.value:.3f} ({area.low:.3f} to {area.high:.3f})"
 
 
 def audit_table(found: AuditReport) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from rapt.at_home import load_code_model
-from rapt.audit.code_audit import CodeAudit, Originals, audit_codes
+from rapt.audit.code_audit import CodeAudit, audit_codes
+from rapt.audit.codes.desk import Originals
 from rapt.demo.data import CLASSES, pick_public_tweets, write_csv
 from rapt.demo.plan import DemoPlan
 from rapt.demo.trusted_side import TrustedSide
@@ -115,6 +116,7 @@ def tune_on_codes(
         Originals(texts=side.training.texts),
         bundle=code.bundle,
         encoder=code.encoder,
+        quick=True,
         seed=plan.seed,
     )
     return CodesFound(

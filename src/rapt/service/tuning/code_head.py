@@ -77,8 +77,9 @@ def tune_code_head(
     tuning = Tuning(backbone, training.manifest, config)
     states, counts, place = _count(tuning, backbone, training.records, classes=len(training.manifest.labels or ()))
     private = training.manifest.label_privacy
-    penalty = _choose_penalty(
-        states, place, counts.shape[1], training, private=private, seed=config.seed, should_stop=should_stop
+    labels = np.array([record.label for record in training.records])
+    penalty = choose_penalty(
+        states, place, labels, counts.shape[1], private=private, seed=config.seed, should_stop=should_stop
     )
     weight, bias = solve_head(states, counts, penalty=penalty, label_privacy=private)
     head = _head_of(tuning)
@@ -141,7 +142,7 @@ def _count(
     chosen = [records[index] for index in np.unique(places, return_index=True)[1]]
     cut = range(0, len(chosen), _ROWS_AT_ONCE)
     states = torch.cat([_read(tuning, backbone, chosen[start : start + _ROWS_AT_ONCE]) for start in cut]).double()
-    return states, _tally(places, np.array([one.label for one in records]), (len(first), classes)), places
+    return states, tally_labels(places, np.array([one.label for one in records]), (len(first), classes)), places
 
 
 @torch.no_grad()
@@ -160,27 +161,40 @@ def _head_of(tuning: Tuning) -> TaskHead:
     return head
 
 
-def _tally(places: NDArray[np.int64], labels: NDArray[np.int64], shape: tuple[int, int]) -> Tensor:
+def tally_labels(places: NDArray[np.int64], labels: NDArray[np.int64], shape: tuple[int, int]) -> Tensor:
+    """Return how often each state, by its place, came with each label, (U, C), float64."""
     return torch.from_numpy(
         np.bincount(places * shape[1] + labels, minlength=shape[0] * shape[1]).reshape(shape)
     ).double()
 
 
-def _choose_penalty(
+def choose_penalty(
     states: Tensor,
     places: NDArray[np.int64],
+    labels: NDArray[np.int64],
     classes: int,
-    training: PrivatizedFile,
     *,
     private: LabelPrivacy | None,
     seed: int,
-    should_stop: Callable[[], bool],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> float:
-    """Return the penalty of the lowest loss on records that were left out, summed over the folds."""
-    labels = np.array([record.label for record in training.records])
+    """Return the penalty of the lowest loss on records that were left out, summed over the folds.
+
+    Args:
+        states: Different states, (U, h), float64.
+        places: Place of each record's state, (n,).
+        labels: Label of each record, (n,).
+        classes: C.
+        private: Mechanism that randomized the labels; None for true ones.
+        seed: Seed that cuts the folds.
+        should_stop: Asked before each penalty that is tried.
+
+    Raises:
+        TuningCancelled: `should_stop` said yes.
+    """
     folds = np.random.default_rng(seed).permutation(len(labels)) % _FOLDS
     shape = (len(states), classes)
-    tallies = [_tally(places[folds == fold], labels[folds == fold], shape) for fold in range(_FOLDS)]
+    tallies = [tally_labels(places[folds == fold], labels[folds == fold], shape) for fold in range(_FOLDS)]
     everything = sum(tallies[1:], tallies[0])
     best: tuple[float, float] = (math.inf, PENALTIES[-1])
     for penalty in reversed(PENALTIES):  # of equal ones the strongest
