@@ -119,7 +119,8 @@ def name_model(model: str) -> str:
 
 
 def _is_model_folder(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or (folder / "code.json").is_file()
+    """Whether a folder is meant as a model; `read_folder` says what such a one lacks."""
+    return any((folder / name).is_file() for name in ("config.json", "tokenizer.json", "code.json"))
 
 
 def find_hub_cache() -> Path:

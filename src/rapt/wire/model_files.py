@@ -71,6 +71,29 @@ def find_eligible_ids(tokenizer_json: bytes, *, rows: int) -> NDArray[np.int64]:
     return np.array(sorted(kept), dtype=np.int64)
 
 
+def check_sizes(tokenizer_json: bytes, *, rows: int) -> None:
+    """Refuse a tokenizer that was made for a table of another size.
+
+    Special tokens may have no row, and a table is often filled up to a round number, but not to twice its size.
+
+    Raises:
+        VocabularyError: Tokens of a text have no row, or most rows have no token; or the bytes are not a tokenizer.
+    """
+    description = _parse(tokenizer_json)
+    try:
+        added = {item["id"]: item["special"] for item in description.get("added_tokens") or []}
+        ids = {token_id for _, token_id in _list_tokens(description["model"]["vocab"])} | added.keys()
+        beyond = sum(token_id >= rows and not added.get(token_id, False) for token_id in ids)
+        tokens = max(ids, default=-1) + 1
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        raise not_a_tokenizer() from None
+    if beyond or 2 * tokens < rows:
+        raise VocabularyError(
+            f"a tokenizer must fit its embedding table, got ids up to {tokens - 1} for {rows} rows; "
+            "take both from the same model"
+        )
+
+
 def count_special_tokens(tokenizer_json: bytes) -> int:
     """Count the special tokens that the tokenizer puts around one text: BERT 2, T5 1, GPT-2 0, Llama 1.
 

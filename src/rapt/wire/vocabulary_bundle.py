@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
 from rapt.whole_files import open_whole_folder
-from rapt.wire.model_files import count_special_tokens, find_eligible_ids, read_table
+from rapt.wire.model_files import check_sizes, count_special_tokens, find_eligible_ids, read_table
+from rapt.wire.model_folder import read_folder
 from rapt.wire.strict_json import check_fields, parse_object, read_field, read_ids
 
 SCHEMA: Final = "rapt.vocabulary/1"
@@ -69,6 +70,7 @@ def make_bundle(
         )
     table = np.ascontiguousarray(embeddings)
     table.flags.writeable = False
+    check_sizes(tokenizer_json, rows=len(table))
     eligible = find_eligible_ids(tokenizer_json, rows=len(table))
     digest = hashlib.sha256()
     for part in (
@@ -94,21 +96,22 @@ def make_bundle(
 def read_model_bundle(folder: Path, *, model: str) -> VocabularyBundle:
     """Read the bundle of a model in Hugging Face's layout; of the weights only the embedding table is read.
 
-    BERT, T5, GPT-2 and Llama tables and their like; float32, float16 or bfloat16; one file or shards.
+    BERT, T5, GPT-2 and Llama tables and their like; float32, float16 or bfloat16; one file or shards. A BERT may have
+    `vocab.txt` for `tokenizer.json`.
 
     Raises:
         VocabularyError: A file is missing or damaged, or holds no embedding table of a known name.
     """
+    found = read_folder(folder, model=model)
     try:
-        config = parse_object((folder / "config.json").read_bytes(), what="config.json")
-        tokenizer_json = (folder / "tokenizer.json").read_bytes()
         table = read_table(folder)
-    except (OSError, WireError):
-        raise VocabularyError(
-            f"model={model!r} must have config.json, tokenizer.json and model.safetensors; install it again"
-        ) from None
+    except OSError:
+        raise VocabularyError(f"model={model!r} must have weights that can be read; install it again") from None
     return make_bundle(
-        model=model, tokenizer_json=tokenizer_json, embeddings=table, max_tokens=read_longest_input(config)
+        model=model,
+        tokenizer_json=found.tokenizer_json,
+        embeddings=table,
+        max_tokens=read_longest_input(found.config),
     )
 
 

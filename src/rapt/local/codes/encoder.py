@@ -29,7 +29,7 @@ from rapt.wire.model_files import (
     not_a_tokenizer,
     read_tensors,
 )
-from rapt.wire.strict_json import parse_object
+from rapt.wire.model_folder import read_folder
 from rapt.wire.vocabulary_bundle import make_bundle, read_longest_input
 
 SCHEMA: Final = "rapt.encoder/1"
@@ -118,9 +118,9 @@ def read_encoder(model: str | Path) -> TextEncoder:
     """
     name = name_model(str(model))
     folder = find_model_folder(str(model))
+    small = read_folder(folder, model=name)
+    config, tokenizer_json = small.config, small.tokenizer_json
     try:
-        config = parse_object((folder / "config.json").read_bytes(), what="config.json")
-        tokenizer_json = (folder / "tokenizer.json").read_bytes()
         shape = EncoderShape.of(config)
         names = set(find_tensors(folder))
         prefix = find_table_name(sorted(names)).removesuffix(shape.list_tensors()[0])
