@@ -256,7 +256,7 @@ def test_a_vocabulary_of_an_impossible_size_is_refused_before_it_is_fetched(shap
 
     def answer(path, body):
         asked.append(path)
-        return 200, {}, f'{{"shape": {shape}}}'.encode()
+        return 200, {}, f'{{"hash": "sha256:{64 * "0"}", "shape": {shape}}}'.encode()
 
     with answering(answer) as connected, pytest.raises(WireError):
         connected.vocabulary("bert-tiny", tmp_path / "mine")
@@ -422,7 +422,7 @@ def test_labels_of_queries_stay_here(file):
     assert b'"token_ids"' in sent[0]
 
 
-def test_a_vocabulary_is_fetched_with_its_hash_computed_again(client, backbones, tmp_path, done):
+def test_a_vocabulary_is_fetched_with_its_hash_computed_again(client, backbones, tmp_path, done, parts):
     expected = backbones["bert-tiny"].bundle.hash
     assert client.vocabulary("bert-tiny", tmp_path / "new" / "folder").hash == expected
     assert client.vocabulary(done.fine_tuned_model, tmp_path / "new" / "folder").hash == expected  # in its place
@@ -442,8 +442,64 @@ def test_a_vocabulary_takes_the_place_of_nothing_else(client, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "parts"
+
+
+def breaking_off(folder, *, after):
+    """A service that loses the connection of the first answer with a table; it tells what was asked of each."""
+    asked = []
+
+    def answer(route, _body, headers, _method):
+        name = route.rpartition("/")[2]
+        content = (folder / ("vocabulary.json" if name == "bert-tiny" else name)).read_bytes()
+        if name != "embeddings.safetensors":
+            return 200, {}, content
+        asked.append(headers.get("range"))
+        begin = int(headers["range"][6:-1]) if "range" in headers else 0
+        length = {"content-length": str(len(content) - begin)}
+        if len(asked) == 1:
+            return 200, length, iter([content[:after]])
+        place = {"content-range": f"bytes {begin}-{len(content) - 1}/{len(content)}"} if begin else {}
+        return 206 if begin else 200, length | place, content[begin:]
+
+    return answer, asked
+
+
+def test_a_table_whose_connection_is_lost_is_fetched_from_there_on(backbones, tmp_path, parts):
+    write_bundle(backbones["bert-tiny"].bundle, tmp_path / "theirs")
+    answer, asked = breaking_off(tmp_path / "theirs", after=5000)
+    with answering(answer, patience=0) as connected:
+        with pytest.raises(ServiceError):
+            connected.vocabulary("bert-tiny", tmp_path / "mine")
+        assert [path.stat().st_size for path in parts.iterdir()] == [5000]
+        assert not (tmp_path / "mine").exists()
+        fetched = connected.vocabulary("bert-tiny", tmp_path / "mine")
+        assert fetched.hash == backbones["bert-tiny"].bundle.hash
+        assert asked == [None, "bytes=5000-"]
+        assert list(parts.iterdir()) == []
+        assert connected.vocabulary("bert-tiny", tmp_path / "mine").hash == fetched.hash
+        assert len(asked) == 2  # what stands there is not fetched again
+
+
+def test_a_beginning_of_another_table_is_not_kept(backbones, tmp_path, parts):
+    write_bundle(backbones["bert-tiny"].bundle, tmp_path / "theirs")
+    answer, _ = breaking_off(tmp_path / "theirs", after=5000)
+    with answering(answer, patience=0) as connected:
+        with pytest.raises(ServiceError):
+            connected.vocabulary("bert-tiny", tmp_path / "mine")
+        (part,) = parts.iterdir()
+        part.write_bytes(b"\0" * 5000)
+        with pytest.raises(VocabularyError):
+            connected.vocabulary("bert-tiny", tmp_path / "mine")
+        assert list(parts.iterdir()) == []
+        connected.vocabulary("bert-tiny", tmp_path / "mine")
+
+
 @pytest.mark.parametrize("damaged", ["vocabulary.json", "tokenizer.json", "embeddings.safetensors"])
-def test_a_vocabulary_that_is_not_the_promised_one_leaves_no_folder(backbones, tmp_path, damaged):
+def test_a_vocabulary_that_is_not_the_promised_one_leaves_no_folder(backbones, tmp_path, damaged, parts):
     write_bundle(backbones["bert-tiny"].bundle, tmp_path / "theirs")
     path = tmp_path / "theirs" / damaged
     content = bytearray(path.read_bytes())
@@ -458,7 +514,8 @@ def test_a_vocabulary_that_is_not_the_promised_one_leaves_no_folder(backbones, t
     with answering(answer) as connected, pytest.raises((VocabularyError, WireError)):
         connected.vocabulary("bert-tiny", tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
-    assert [item.name for item in tmp_path.iterdir()] == ["theirs"]
+    assert {item.name for item in tmp_path.iterdir()} <= {"theirs", "cache"}
+    assert not any(parts.glob("*"))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from rapt.errors import VocabularyError, WireError
 from rapt.public_models import PUBLIC_MODELS, find_model_folder
@@ -32,6 +33,17 @@ def test_what_was_written_is_read(bundle, tmp_path):
     assert (again.embeddings == TABLE).all()
     assert again.eligible.tolist() == bundle.eligible.tolist() == list(range(1, 9))
     assert not again.embeddings.flags.writeable
+
+
+def test_a_table_takes_half_the_bytes_where_that_loses_nothing_and_has_the_same_hash(bundle, tmp_path):
+    fine = toy_vocabulary(TABLE + np.float32(2**-20), special=(9, 0)).bundle
+    for made, bytes_a_number in ((bundle, 2), (fine, 4)):
+        folder = tmp_path / str(bytes_a_number)
+        write_bundle(made, folder)
+        assert read_bundle(folder).hash == made.hash
+        path = folder / "embeddings.safetensors"
+        assert 0 <= path.stat().st_size - bytes_a_number * TABLE.size < 200
+        assert (load_file(path)["embeddings"].float().numpy() == made.embeddings).all()
 
 
 def test_the_hash_covers_table_tokenizer_and_limit_but_not_the_name(bundle):

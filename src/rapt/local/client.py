@@ -7,10 +7,13 @@ byte: a plain CSV, or a privatized file that somebody edited, does not leave. A 
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Self, TypeVar
@@ -34,6 +37,7 @@ from rapt.local.service_objects import (
     read_model_info,
     read_pool_info,
 )
+from rapt.this_machine import find_cache_folder
 from rapt.whole_files import check_folder, open_whole_folder
 from rapt.wire.adapter_files import unpack_adapter
 from rapt.wire.code_bundle import CodeBundle, read_code_bundle
@@ -50,6 +54,9 @@ from rapt.wire.privatized_file import (
 from rapt.wire.strict_json import parse_object, read_field
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "ServiceClient"]
 
 T = TypeVar("T")
@@ -62,6 +69,7 @@ _MOST_OF_A_DESCRIPTION: Final = 16 * 2**20
 _MOST_OF_A_TOKENIZER: Final = 128 * 2**20
 _MOST_ENTRIES: Final = 2**32
 _ROOM_FOR_A_HEADER: Final = 2**20
+_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CODE_FILES: Final = ("code.json", "code.safetensors")
 # A codebook of 65,536 codewords in 256 dimensions, and an adapter of LoRA on a model of some billion weights.
 _MOST_OF_A_CODEBOOK: Final = 128 * 2**20
@@ -359,20 +367,30 @@ class ServiceClient:
     def vocabulary(self, model: str, folder: Path) -> VocabularyBundle:
         """The vocabulary of a model, fetched into a folder, its hash computed again from what came.
 
+        The bundle that stands in the folder is kept if it is the same. What came of a table whose connection was lost
+        waits in the cache folder, and the next time the rest is fetched.
+
         Args:
             model: A base model, or a tuned one for that of its base.
-            folder: Appears whole or not at all; a bundle that stands there already is replaced.
+            folder: Appears whole or not at all; another bundle that stands there already is replaced.
 
         Raises:
             VocabularyError: What came does not match its hash, or the folder cannot be written.
             UsageError: The folder holds something else, or is a link.
         """
         with _fetched(folder, _BUNDLE_FILES) as partial:
-            description, *others = (partial / name for name in _BUNDLE_FILES)
+            description, tokenizer, table = (partial / name for name in _BUNDLE_FILES)
             path = f"/v1/vocabularies/{quote_part(model)}"
             self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
-            for target, most in zip(others, (_MOST_OF_A_TOKENIZER, _table_bytes(description)), strict=True):
-                self._service.download(f"{path}/{target.name}", target, most=most)
+            most, digest = _read_description(description)
+            with suppress(VocabularyError, WireError):
+                if (have := read_bundle(folder)).hash == f"sha256:{digest}":
+                    for name in _BUNDLE_FILES[1:]:
+                        shutil.copyfile(folder / name, partial / name)
+                    return have
+            self._service.download(f"{path}/{tokenizer.name}", tokenizer, most=_MOST_OF_A_TOKENIZER)
+            with _kept_in_part(digest, table) as part:
+                self._service.download(f"{path}/{table.name}", part, most=most, tag=f'"sha256:{digest}"')
             return read_bundle(partial)
 
     def codebook(self, model: str, folder: Path) -> CodeBundle:
@@ -448,15 +466,36 @@ def _other_vocabulary(manifest: Manifest) -> VocabularyError:
     )
 
 
-def _table_bytes(description: Path) -> int:
-    """Most bytes of an embedding table whose shape a vocabulary states; `WireError` for a shape that cannot be."""
-    shape = parse_object(description.read_bytes(), what="vocabulary.json").get("shape")
+@contextmanager
+def _kept_in_part(digest: str, target: Path) -> Iterator[Path]:
+    """A file in the cache folder, one for each content, that becomes `target` when the block ends without an error.
+
+    While another process fetches the same content, or where files cannot be locked, it is the target itself.
+    """
+    part = find_cache_folder() / "parts" / digest
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (OSError, NameError):
+            yield target
+            return
+        yield part
+        shutil.move(part, target)
+
+
+def _read_description(description: Path) -> tuple[int, str]:
+    """Most bytes of an embedding table, and the digest that `vocabulary.json` states; `WireError` without either."""
+    stated = parse_object(description.read_bytes(), what="vocabulary.json")
+    shape, digest = stated.get("shape"), stated.get("hash")
+    if not (type(digest) is str and _HASH.fullmatch(digest)):
+        raise WireError("vocabulary.json must state the hash of its vocabulary; fetch it again")
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(item) is int and item > 0 for item in shape)):
         raise WireError("vocabulary.json must state the shape of its table as two whole numbers; fetch it again")
     entries = int(shape[0] * shape[1])
     if entries > _MOST_ENTRIES:
         raise WireError(f"vocabulary.json must state a table of at most {_MOST_ENTRIES:,} numbers; use another model")
-    return 4 * entries + _ROOM_FOR_A_HEADER
+    return 4 * entries + _ROOM_FOR_A_HEADER, digest.removeprefix("sha256:")
 
 
 def _read_each(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any], *, name: str = "data") -> list[T]:

@@ -36,6 +36,7 @@ from rapt.wire.strict_json import parse_json
 # The last two are what a host name that cannot be one becomes.
 _NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
 # How often a request is sent while the service says that it is busy, and the longest wait that is obeyed, s.
+_REST: Final = 206  # the status of an answer that is a part
 _ATTEMPTS: Final = 5
 _LONGEST_WAIT: Final = 60
 # Pauses before a request whose connection was lost is sent again, s: the first, and the longest.
@@ -146,8 +147,15 @@ class Connection:
             raise not_understood()
         return value
 
-    def download(self, path: str, target: Path, *, most: int) -> None:
+    def download(self, path: str, target: Path, *, most: int, tag: str | None = None) -> None:
         """Write the bytes of an answer, `most` of them at most, into a file.
+
+        Args:
+            path: Path below the service's URL.
+            target: File to write.
+            most: Most bytes of it.
+            tag: Entity tag of content of which `target` may hold the beginning already: then the rest is asked for, and
+                what came stays when the connection is lost. None begins anew each time.
 
         Raises:
             ServiceError: The reasons of `ask`; also for an answer that is longer.
@@ -155,15 +163,21 @@ class Connection:
         """
 
         def send() -> tuple[httpx2.Response, bytes]:
-            with self._http.stream("GET", path) as response, target.open("wb") as stream:
+            size = target.stat().st_size if tag is not None and target.is_file() else 0
+            headers = {} if tag is None or not size else {"range": f"bytes={size}-", "if-range": tag}
+            with self._http.stream("GET", path, headers=headers) as response:
                 if not response.is_success:
                     return response, self._content(response)
-                size = 0
-                for chunk in response.iter_raw():
-                    size += len(chunk)
-                    if size > most:
-                        raise _too_long(most)
-                    stream.write(chunk)
+                rest = bool(headers) and response.headers.get("content-range", "").startswith(f"bytes {size}-")
+                if (response.status_code == _REST) != rest:
+                    raise not_understood()
+                size = size if rest else 0
+                with target.open("ab" if rest else "wb") as stream:
+                    for chunk in response.iter_raw():
+                        size += len(chunk)
+                        if size > most:
+                            raise _too_long(most)
+                        stream.write(chunk)
                 return response, b""
 
         response, content = self._persevere(send, repeatable=True)

@@ -314,6 +314,40 @@ def read_tensors(folder: Path, names: Sequence[str], *, axes: int | None = None)
     return found
 
 
+def read_tensor(path: Path, name: str, *, axes: int | None = None) -> NDArray[np.float32]:
+    """Read one tensor of a safetensors file as float32.
+
+    Raises:
+        VocabularyError: It is missing or damaged, or of an unusual type.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as stream:
+        header, start = _read_header(stream)
+        return _read_place(stream, _find_place(header.get(name), start=start, size=path.stat().st_size, axes=axes))
+
+
+def write_tensor(path: Path, name: str, numbers: NDArray[np.float32]) -> None:
+    """Write one tensor as a safetensors file: as bfloat16 where no number loses a digit by that, else as float32.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    flat = np.ascontiguousarray(numbers, dtype="<f4").reshape(-1).view("<u4")
+    blocks = [flat[begin : begin + _BLOCK_ITEMS] for begin in range(0, flat.size, _BLOCK_ITEMS)]
+    short = not any((block & np.uint32(0xFFFF)).any() for block in blocks)
+    entry = {
+        "dtype": "BF16" if short else "F32",
+        "shape": list(numbers.shape),
+        "data_offsets": [0, (2 if short else 4) * flat.size],
+    }
+    header = json.dumps({name: entry}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        for block in blocks:
+            stream.write(((block >> np.uint32(16)).astype("<u2") if short else block).data)
+
+
 def find_table_name(names: list[str]) -> str:
     """Find the name of the input embedding table among the tensors of a model.
 

@@ -1,8 +1,9 @@
 """The vocabulary bundle: everything a user needs to privatize for a backbone, and its hash.
 
-A folder of three public files: `tokenizer.json`, `embeddings.safetensors` (the table, (V, d), float32) and
-`vocabulary.json` (model, hash, eligible ids, longest input). Both sides compute the same hash from the same files, so a
-privatized file can say which table its eta belongs to, and a service can refuse a file made for another.
+A folder of three public files: `tokenizer.json`, `embeddings.safetensors` and `vocabulary.json` (model, hash, eligible
+ids, longest input). The table, (V, d), is float32, or bfloat16 where that is the same numbers; the hash is that of the
+numbers as float32 either way. Both sides compute the same hash from the same files, so a privatized file can say which
+table its eta belongs to, and a service can refuse a file made for another.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from rapt.errors import VocabularyError, WireError
 from rapt.whole_files import open_whole_folder
-from rapt.wire.model_files import check_sizes, count_special_tokens, find_eligible_ids, read_table
+from rapt.wire.model_files import (
+    check_sizes,
+    count_special_tokens,
+    find_eligible_ids,
+    read_table,
+    read_tensor,
+    write_tensor,
+)
 from rapt.wire.model_folder import read_folder
 from rapt.wire.strict_json import check_fields, parse_object, read_field, read_ids
 
@@ -154,12 +160,12 @@ def write_bundle(bundle: VocabularyBundle, folder: Path) -> None:
     try:
         with open_whole_folder(folder) as partial:
             (partial / "tokenizer.json").write_bytes(bundle.tokenizer_json)
-            save_file({TABLE: np.asarray(bundle.embeddings)}, partial / "embeddings.safetensors")
+            write_tensor(partial / "embeddings.safetensors", TABLE, bundle.embeddings)
             (partial / "vocabulary.json").write_text(json.dumps(describe_bundle(bundle)) + "\n", encoding="ascii")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise VocabularyError(
             "the folder of a vocabulary must be writable, got "
-            f"{getattr(error, 'strerror', None) or type(error).__name__}; free space, or choose another"
+            f"{error.strerror or type(error).__name__}; free space, or choose another"
         ) from None
 
 
@@ -186,9 +192,8 @@ def read_bundle(folder: Path) -> VocabularyBundle:
     try:
         described = parse_object((folder / "vocabulary.json").read_bytes(), what=what)
         tokenizer_json = (folder / "tokenizer.json").read_bytes()
-        with safe_open(folder / "embeddings.safetensors", framework="numpy") as weights:
-            table = weights.get_tensor(TABLE)
-    except (OSError, SafetensorError):
+        table = read_tensor(folder / "embeddings.safetensors", TABLE, axes=2)
+    except (OSError, VocabularyError):
         raise VocabularyError(
             "a vocabulary bundle must have vocabulary.json, tokenizer.json and embeddings.safetensors; fetch it again"
         ) from None

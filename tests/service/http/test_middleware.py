@@ -149,8 +149,19 @@ def test_whatever_range_is_asked_for_a_vocabulary_is_whole(http, asked):
     path = "/v1/vocabularies/bert-tiny/tokenizer.json"
     whole = http.get(path)
     answer = http.get(path, headers={"range": asked})
-    assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "none")
+    assert (answer.status_code, answer.headers["accept-ranges"]) == (200, "bytes")
     assert answer.content == whole.content
+
+
+def test_the_rest_of_a_vocabulary_is_had_as_long_as_it_is_the_same(http):
+    path = "/v1/vocabularies/bert-tiny/embeddings.safetensors"
+    whole = http.get(path)
+    headers = {"range": "bytes=1000-", "if-range": whole.headers["etag"]}
+    rest = http.get(path, headers=headers)
+    assert (rest.status_code, rest.content) == (206, whole.content[1000:])
+    assert rest.headers["content-range"] == f"bytes 1000-{len(whole.content) - 1}/{len(whole.content)}"
+    other = http.get(path, headers=headers | {"if-range": '"another"'})
+    assert (other.status_code, other.content) == (200, whole.content)
 
 
 def test_a_service_without_a_free_descriptor_answers_or_says_when_to_come_again(service, http, training_path):

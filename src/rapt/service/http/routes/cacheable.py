@@ -6,6 +6,8 @@ Each has a tag that changes with its content. The description of the API does no
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 from typing import Final
 
 from fastapi import APIRouter
@@ -79,18 +81,27 @@ def _send(service: Service, caller: Caller, model: str, file: str, if_none_match
         raise NotFoundError(f"this model has {have}; it is below /v1/{route}")
     tag = f'"{backbone.bundle.hash}"'
     # The tag changes with the content, so a cache may keep it for ever as long as it asks.
-    headers = {"etag": tag, "cache-control": "no-cache", "accept-ranges": "none"}
+    headers = {"etag": tag, "cache-control": "no-cache"}
     if is_current(tag, if_none_match):
         return Response(status_code=304, headers=headers)
-    return _WholeFile(locate_vocabulary(service.store, base) / file, media_type=_TYPES[file], headers=headers)
+    return _FileToItsEnd(locate_vocabulary(service.store, base) / file, media_type=_TYPES[file], headers=headers)
 
 
-class _WholeFile(FileResponse):
-    """A file from its beginning to its end: the framework's answers to odd ranges are not in the shape of the API."""
+_TO_THE_END: Final = re.compile(rb"bytes=([0-9]{1,18})-")
+
+
+class _FileToItsEnd(FileResponse):
+    """A file, or the rest of one from a byte on: any other range is ignored, as HTTP allows.
+
+    The framework's answers to odd ranges are not in the shape of the API.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        await super().__call__({**scope, "headers": headers}, receive, send)
+        asked = [value for name, value in scope["headers"] if name == b"range"]
+        found = _TO_THE_END.fullmatch(asked[0]) if len(asked) == 1 else None
+        if found is None or int(found[1]) >= Path(self.path).stat().st_size:
+            scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
+        await super().__call__(scope, receive, send)
 
 
 def page_router() -> APIRouter:
