@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from code_material import code_bundle, codes_manifest
+from rapt.at_home import sharpen_head
 from rapt.errors import TuningError
+from rapt.local.codes.subset import make_subset
+from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.code_head import solve_head, tune_code_head
@@ -68,6 +71,33 @@ def test_the_loss_of_the_optimum_has_no_gradient():
     scale = ((counts.sum(1) @ states.square()).sum() / (counts.sum() * 3)).sqrt()
     (fit / counts.sum() + 0.01 * (weight * scale).square().sum()).backward()
     assert max(weight.grad.abs().max().item(), bias.grad.abs().max().item()) < 1e-5
+
+
+def test_a_head_that_is_asked_about_clear_codes_is_no_slave_of_the_most_frequent_label(backbone, code):
+    # Nine texts of ten are of one label. Under noise that label is the best answer to all; to clear codes it is not.
+    rng = np.random.default_rng(0)
+    labels = (rng.random(4000) < 0.1).astype(int)
+    codes = rng.standard_normal((4000, 4)) + 2.5 * np.array([[1, 0, 0, 0], [-1, 1, 0, 0]])[labels]
+    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
+    mechanism = make_subset(code, epsilon=1.0)
+    records = tuple(
+        PrivatizedRecord(token_ids=(int(one),), label=int(label))
+        for one, label in zip(mechanism.privatize(codes, rng=rng)[:, 0], labels, strict=True)
+    )
+    manifest = replace(codes_manifest(codewords=code.size), vocabulary_hash=code.hash, mechanism=mechanism.setting)
+    file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+    made = adapter_from_files(adapter_to_files(tune_code_head(backbone, file, config=CONFIG)), backbone=backbone)
+    np.testing.assert_allclose(made.label_shares, [0.9, 0.1], atol=0.02)
+    head = made.head_weight.double().numpy(), made.head_bias.double().numpy()
+    kept = mechanism.measure_attenuation(codes[:300])
+    sharp = sharpen_head(*head, shares=made.label_shares.double().numpy(), attenuation=kept)
+    found = [(codes @ weight.T + bias).argmax(axis=1) for weight, bias in (head, sharp)]
+    right = [np.mean(one[labels == 1] == 1) for one in found]
+    assert right[0] < 0.1
+    assert right[1] > 0.8
+    assert np.mean(found[1] == labels) > 0.95
+    unchanged = sharpen_head(*head, shares=np.array([0.9, 0.1]), attenuation=1.0)
+    assert all(np.allclose(one, two) for one, two in zip(head, unchanged, strict=True))
 
 
 def test_labels_that_codes_say_nothing_of_are_held_back_more_than_those_they_tell(backbone, code):

@@ -22,6 +22,7 @@ from torch import Tensor
 from rapt.errors import TuningError, UsageError, VocabularyError, WireError, name_record
 from rapt.service.adapter.adapter_check import (
     HEAD_BIAS,
+    HEAD_SHARES,
     HEAD_WEIGHT,
     check_card,
     check_numbers,
@@ -52,12 +53,15 @@ class Adapter:
         head_weight: Task head, (C, h), float32, or (C, 3h) if it compares; C = 0 for an adapter that generates text.
         head_bias: Bias of the task head, (C,), float32.
         card: Description and origin of the adapter.
+        label_shares: Share of each label among the training records as the head sees them, (C,), float32; None but for
+            a head over codes that was solved. Answers at home need it (`rapt.at_home`).
     """
 
     tuned: Tuned
     head_weight: Tensor
     head_bias: Tensor
     card: AdapterCard
+    label_shares: Tensor | None = None
 
     @property
     def compares(self) -> bool:
@@ -125,6 +129,7 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
         head_weight=tensors[HEAD_WEIGHT],
         head_bias=tensors[HEAD_BIAS],
         card=card,
+        label_shares=tensors.get(HEAD_SHARES),
     )
     if PEFT_CONFIG in files:
         check_peft_config(parse_document(files[PEFT_CONFIG], what=PEFT_CONFIG), _peft_config(adapter))
@@ -148,6 +153,8 @@ def check_plain_tokens(adapter: Adapter | None, privatized: Sequence[int], *, po
 
 def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
     tensors = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
+    if adapter.label_shares is not None:
+        tensors[HEAD_SHARES] = adapter.label_shares
     tensors |= METHODS[adapter.card.method].form.to_tensors(adapter.tuned)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:

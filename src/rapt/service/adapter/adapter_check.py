@@ -27,6 +27,7 @@ from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.strict_json import parse_json
 
 HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
+HEAD_SHARES: Final = "classifier.label_shares"
 # Of a number in an adapter, and of what a low-rank change may make of inputs of size 1. Trained ones stay below 100.
 # At these bounds the largest value on the way, the square of a gated layer's output, is some 1e31 of 3e38 in float32.
 LARGEST_WEIGHT: Final = 1e4
@@ -141,6 +142,8 @@ def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Ba
     if card.task == "label_words":  # rows of the language head, which may be narrower
         width = backbone.require_language_head().table.shape[1]
     expected: dict[str, Shape] = {HEAD_WEIGHT: (classes, width), HEAD_BIAS: (classes,)}
+    if backbone.code is not None and HEAD_SHARES in found:
+        expected[HEAD_SHARES] = (classes,)
     expected |= METHODS[card.method].form.shapes(card, backbone, found)
     if found.keys() != expected.keys():
         raise WireError(

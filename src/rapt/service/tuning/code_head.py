@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -36,6 +37,7 @@ PENALTIES: Final = tuple(10.0 ** (half / 2) for half in range(-10, 3))
 _FOLDS: Final = 5
 _ITERATIONS: Final = 100
 _ROWS_AT_ONCE: Final = 4096
+_LEAST_SHARE: Final = 1e-6  # of a label that a home would divide by
 # Settings of a run of steps, which a head that is solved has not.
 _OF_STEPS: Final = ("epochs", "batch_size", "learning_rate", "patience")
 
@@ -95,7 +97,9 @@ def tune_code_head(
     steps = config.epochs * batches_per_epoch(len(training.records), size=config.batch_size)
     on_progress(Progress(step=steps, steps=steps, epoch=config.epochs - 1, losses=losses, validation=judged, last=True))
     metrics = {"step": steps, "penalty": penalty, **losses, **judged}
-    return adapter_of(backbone, training, tuning, config=config, metrics=metrics)
+    shares = (counts.sum(dim=1) / counts.sum()) @ (states @ weight.T + bias).softmax(dim=1)
+    made = adapter_of(backbone, training, tuning, config=config, metrics=metrics)
+    return replace(made, label_shares=shares.float().clamp(min=_LEAST_SHARE))
 
 
 def solve_head(
