@@ -77,6 +77,29 @@ def test_predictions_go_to_stdout_one_a_line(rapt, service, privatized: Path, tu
     assert "right" not in outcome.err
 
 
+def test_a_tuned_model_is_written_as_a_folder_for_others_or_for_another_service(rapt, service, tuned, tmp_path: Path):
+    hub, own = tmp_path / "hub", tmp_path / "own"
+    outcome = rapt("export", tuned, hub, "--service", service)
+    assert (outcome.code, outcome.out) == (0, f"{hub}\n")
+    assert {path.name for path in hub.iterdir()} == {
+        *("README.md", "rapt.json", "adapter_model.safetensors", "adapter_config.json", "task_head.safetensors")
+    }
+    assert "eta=60" in (hub / "README.md").read_text()
+    assert rapt("export", tuned, own, "--service", service, "--form", "rapt").code == 0
+    with httpx2.Client(base_url=service, trust_env=False) as http:
+        parts = {"card": "rapt.json", "weights": "adapter_model.safetensors", "config": "adapter_config.json"}
+        files = {part: (name, (own / name).read_bytes()) for part, name in parts.items()}
+        assert http.post("/v1/adapters", files=files).status_code == 200
+    for arguments, code in (
+        ((tuned, hub), 2),  # it is there
+        (("bert-tiny", tmp_path / "base"), 9),
+        ((tuned, tmp_path / "other", "--form", "zip"), 2),
+        ((tuned, hub / "README.md" / "below"), 3),
+    ):
+        assert rapt("export", *arguments, "--service", service).code == code
+    assert {path.name for path in tmp_path.iterdir()} == {"hub", "own"}
+
+
 def test_labels_of_a_file_stay_and_are_compared(rapt, service, privatized: Path, tuned):
     outcome = rapt("predict", privatized / "train", "--service", service, "--model", tuned, "--json")
     printed = json.loads(outcome.out)

@@ -28,7 +28,7 @@ from rapt.cli.output import accept_every_letter, flush_stdout, say, show
 from rapt.cli.pool import contribute, pool
 from rapt.cli.preview import preview
 from rapt.cli.privatize import privatize
-from rapt.cli.remote import predict, tune
+from rapt.cli.remote import export, predict, tune
 from rapt.cli.serve import serve, worker
 from rapt.cli.vocabulary import vocabulary
 from rapt.errors import RaptError, UsageError
@@ -42,6 +42,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     calibrate,
     tune,
     predict,
+    export,
     contribute,
     audit,
     audit_model,

@@ -1,4 +1,4 @@
-"""`rapt tune` and `rapt predict`: what a service is asked to do with privatized texts."""
+"""`rapt tune`, `rapt predict` and `rapt export`: what a service does with privatized texts, and what it hands out."""
 
 from __future__ import annotations
 
@@ -326,3 +326,41 @@ def predict(
         show_json(summary | ({"predictions": found.rows} if out is None else {"file": str(out)}))
     elif out is not None:
         show(str(out))
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a tuned model, as `rapt tune` prints it.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder for its files.")],
+    service: ServiceUrl,
+    form: Annotated[
+        str,
+        typer.Option(help="hub: for plain PEFT, vLLM and the hub, with a README. rapt: as another service imports it."),
+    ] = "hub",
+    api_key: ApiKey = None,
+    ca_file: CaFile = None,
+    insecure: Insecure = False,
+) -> None:
+    """Write the files of a tuned model into a folder.
+
+    The README says what the model was tuned on, how that was privatized, and what it does not promise. It states no
+    license: name one before you publish the folder.
+
+    \b
+    Example:
+      rapt export ft:minilm:reviews:a1b2 reviews-lora --service http://127.0.0.1:8420
+      hf upload me/reviews-lora reviews-lora
+    """
+    from rapt.local.client import ServiceClient
+    from rapt.whole_files import check_folder, write_folder
+
+    if form not in ("hub", "rapt"):
+        raise UsageError("--form must be hub or rapt, got another; choose one")
+    try:
+        check_folder(folder)
+        with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+            files = client.adapter(model, form="hub" if form == "hub" else "rapt")
+        write_folder(folder, files)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CorpusError(f"the folder must be writable, got {reason}; choose another") from None
+    show(str(folder))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Literal, Self, TypeVar
 
 from rapt.errors import CorpusError, TuningError, UsageError, VocabularyError, WireError
 from rapt.local.service_connection import Connection, quote_part
@@ -39,7 +39,7 @@ from rapt.local.service_objects import (
 )
 from rapt.this_machine import find_cache_folder
 from rapt.whole_files import check_folder, open_whole_folder
-from rapt.wire.adapter_files import unpack_adapter
+from rapt.wire.adapter_files import KNOWN_FILES, unpack_adapter
 from rapt.wire.code_bundle import CodeBundle, read_code_bundle
 from rapt.wire.manifest import Manifest, digest_setting, dump_manifest
 from rapt.wire.privatized_file import (
@@ -412,8 +412,12 @@ class ServiceClient:
             self._service.download(f"{path}/{table.name}", table, most=_MOST_OF_A_CODEBOOK)
             return read_code_bundle(partial)
 
-    def adapter(self, model: str) -> dict[str, bytes]:
+    def adapter(self, model: str, *, form: Literal["rapt", "hub"] = "rapt") -> dict[str, bytes]:
         """The files of a tuned model by name: its card and weights, and PEFT's configuration where it has one.
+
+        Args:
+            model: Name of a tuned model.
+            form: `rapt`, as a service imports it, or `hub`, as plain PEFT, vLLM and the hub take it, with a README.
 
         Raises:
             NotFoundError: There is no such tuned model.
@@ -421,8 +425,12 @@ class ServiceClient:
         """
         with TemporaryDirectory() as folder:
             archive = Path(folder) / "adapter.zip"
-            self._service.download(f"/v1/models/{quote_part(model)}/adapter", archive, most=_MOST_OF_AN_ADAPTER)
-            return unpack_adapter(archive.read_bytes())
+            path = f"/v1/models/{quote_part(model)}/adapter" + ("" if form == "rapt" else f"?form={form}")
+            self._service.download(path, archive, most=_MOST_OF_AN_ADAPTER)
+            files = unpack_adapter(archive.read_bytes())
+        if not files.keys() <= KNOWN_FILES:  # they become names on this machine
+            raise WireError("an adapter's archive must have the files of an adapter alone, got others; upgrade rapt")
+        return files
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from rapt.wire.vocabulary_bundle import check_hash
 WEIGHTS: Final = "adapter_model.safetensors"
 CARD: Final = "rapt.json"
 PEFT_CONFIG: Final = "adapter_config.json"
-_PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
+PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,5 +175,5 @@ def _peft_config(adapter: Adapter) -> dict[str, Any] | None:
     own = METHODS[card.method].form.peft(card, adapter.tuned)
     if own is None:
         return None
-    task = _PEFT_TASKS[card.kind]
+    task = PEFT_TASKS[card.kind]
     return {"task_type": task, "base_model_name_or_path": card.model, "inference_mode": True} | own

@@ -62,6 +62,7 @@ def _field_names() -> frozenset[str]:
     models = [item for item in found if isinstance(item, type) and issubclass(item, BaseModel)]
     return frozenset(name for model in models for name in model.model_fields) | {
         "after",
+        "form",
         "limit",
         "order",
         "purpose",

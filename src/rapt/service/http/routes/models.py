@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from fastapi import APIRouter, Form, UploadFile
 from fastapi.responses import Response
@@ -25,6 +25,7 @@ from rapt.service.adapter.adapter import (
     read_card,
 )
 from rapt.service.adapter.adapter_check import list_methods
+from rapt.service.adapter.hub_folder import hub_files
 from rapt.service.adapter.methods import METHODS
 from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
@@ -44,6 +45,7 @@ from rapt.wire.adapter_files import dump_card, pack_adapter, unpack_adapter
 
 _LARGEST_CARD: Final = 1024 * 1024  # bytes; of the configuration too
 _SUFFIX: Final = "imported"
+AdapterForm = Literal["rapt", "hub"]
 
 
 def model_router(service: Service) -> APIRouter:
@@ -157,9 +159,17 @@ def adapter_router(service: Service) -> APIRouter:
     @routes.get(
         "/models/{model_id}/adapter", response_class=Response, responses={200: {"content": {"application/zip": {}}}}
     )
-    def export_adapter(model_id: str, caller: CallerOf) -> Response:
-        """The files of a tuned model in a ZIP archive: weights, PEFT's configuration where it has one, and our card."""
-        archive = read_adapter_archive(service.store, get_model(service.store, model_id, tenant=caller.tenant))
+    def export_adapter(model_id: str, caller: CallerOf, form: AdapterForm = "rapt") -> Response:
+        """The files of a tuned model in a ZIP archive: weights, PEFT's configuration where it has one, and our card.
+
+        Of form `hub` they are what plain PEFT, vLLM and the hub take, with a README; a service imports the form `rapt`.
+        """
+        model = get_model(service.store, model_id, tenant=caller.tenant)
+        if form == "hub":
+            adapter = load_tuned(service, model)
+            archive = pack_adapter(hub_files(adapter, backbone=service.backbone(model.base)))
+        else:
+            archive = read_adapter_archive(service.store, model)
         headers = {"content-disposition": 'attachment; filename="adapter.zip"'}
         return Response(archive, media_type="application/zip", headers=headers)
 
