@@ -86,7 +86,7 @@ def find_model_folder(model: str) -> Path:
 
     Args:
         model: A name in `PUBLIC_MODELS` or `PUBLIC_CODES`, the path of a folder in Hugging Face's layout or of a code
-            bundle, or a name of the hub whose files are in the local cache.
+            bundle, of a GGUF file, or a name of the hub whose files are in the local cache.
 
     Raises:
         VocabularyError: The name is unknown, or its files are not on this machine.
@@ -95,6 +95,10 @@ def find_model_folder(model: str) -> Path:
         return Path(__file__).parent / "public_codes" / model
     if model not in PUBLIC_MODELS:
         folder = Path(model)
+        if _is_gguf(folder):
+            from rapt.conversion.gguf_model import convert_gguf
+
+            return convert_gguf(folder)
         return folder if _is_model_folder(folder) else _find_snapshot(model)
     known = PUBLIC_MODELS[model]
     spec = find_spec(known.package)
@@ -105,17 +109,23 @@ def find_model_folder(model: str) -> Path:
     folder = Path(spec.submodule_search_locations[0]) / known.folder
     if known.gguf is None:
         return folder
-    from rapt.conversion.gguf_llama import convert_llama  # numpy, which a name alone does not need
+    from rapt.conversion.gguf_model import convert_gguf  # numpy, which a name alone does not need
 
     file, digest = known.gguf
-    return convert_llama(folder / file, sha256=digest)
+    return convert_gguf(folder / file, sha256=digest)
 
 
 def name_model(model: str) -> str:
     """Return what a model is called in manifests: its name as given, or the name of its folder, never a path."""
+    if model not in PUBLIC_MODELS and _is_gguf(Path(model)):
+        return Path(model).resolve().stem
     if model not in PUBLIC_MODELS and _is_model_folder(Path(model)):
         return Path(model).resolve().name
     return model
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" and path.is_file()
 
 
 def _is_model_folder(folder: Path) -> bool:

@@ -296,8 +296,8 @@ def load_vocabulary(
     Args:
         model_or_folder: A name in `PUBLIC_MODELS`, a name of the Hugging Face hub in its local cache, or a path. A
             folder that holds `vocabulary.json` is a bundle and its hash is checked; any other is read as a model.
-            A file, whatever its suffix, is read as word vectors. Names of files and folders may be private, and a
-            manifest names the model: word vectors and model folders are named after the hash of what they hold.
+            A file is read as word vectors, but one of suffix `.gguf` as a model. Names of files and folders may be
+            private, and a manifest names the model: word vectors and models are named after the hash of what they hold.
         unknown: Treatment of words that the tokenizer does not know; see `Vocabulary`.
         remark: Called with what was left out of a file of word vectors.
 
@@ -306,13 +306,13 @@ def load_vocabulary(
         WireError: `vocabulary.json` is malformed or of an unknown version.
     """
     path, model_or_folder = Path(model_or_folder), str(model_or_folder)
-    if model_or_folder not in PUBLIC_MODELS and path.is_file():
+    if model_or_folder not in PUBLIC_MODELS and path.is_file() and path.suffix.lower() != ".gguf":
         return Vocabulary(read_word_vectors(path, remark=remark), unknown)
     if model_or_folder not in PUBLIC_MODELS and (path / "vocabulary.json").is_file():
         return Vocabulary(read_bundle(path), unknown)
     folder = find_model_folder(model_or_folder)
     bundle = read_model_bundle(folder, model=name_model(model_or_folder))
-    if model_or_folder not in PUBLIC_MODELS and path.is_dir():
+    if model_or_folder not in PUBLIC_MODELS and path.exists():
         bundle = replace(bundle, model=f"model-{shorten_hash(bundle.hash)}")
     return Vocabulary(bundle, unknown)
 
