@@ -1,4 +1,4 @@
-"""A small public code bundle, and a manifest of codes for it: arrays drawn from a seed stand for an encoder's map."""
+"""A small public code bundle, a manifest of codes, and a reader: arrays drawn from a seed stand for learned ones."""
 
 import numpy as np
 
@@ -6,6 +6,8 @@ from rapt.local.codes.code_privatizer import CodePrivatizer
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.wire.code_bundle import make_code_bundle
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.model_files import hash_model
+from rapt.wire.reader_bundle import ReaderMeasure, make_reader_bundle, write_reader_bundle
 
 ENCODER_HASH = "sha256:" + "cd" * 32
 
@@ -48,6 +50,36 @@ def codes_manifest(*, epsilon=4.0, preferred=3, codewords=12, codes=1, labels=("
         created_by="rapt test",
         **others,
     )
+
+
+def reader_parts(code, *, width=32, vectors=3, hidden=5, plain=4, seed=0):
+    """What `make_reader_bundle` takes for a backbone of states of `width` numbers: a network that was never trained."""
+    rng, k = np.random.default_rng(seed + 2), len(code.directions)
+    shapes = {
+        "hidden.weight": (hidden, k),
+        "hidden.bias": (hidden,),
+        "output.weight": (vectors * width, hidden),
+        "output.bias": (vectors * width,),
+        "plain": (plain, k),
+    }
+    return {
+        "code": code,
+        "model": "tiny",
+        "backbone_hash": "sha256:" + "ef" * 32,
+        "epsilons": (1.0, 4.0),
+        "attenuations": (0.25, 0.75),
+        "tensors": {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
+        "vectors": vectors,
+        "measures": (ReaderMeasure(epsilon=4.0, loss=1.5, blind_loss=2.0),),
+        "public_texts": 100,
+    }
+
+
+def reader_folder(backbone_folder, folder, *, code, **sizes):
+    """The folder of a reader for the backbone in a folder."""
+    parts = reader_parts(code, **sizes) | {"model": backbone_folder.name, "backbone_hash": hash_model(backbone_folder)}
+    write_reader_bundle(make_reader_bundle(**parts), folder)
+    return folder
 
 
 class RowsEncoder:

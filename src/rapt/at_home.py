@@ -152,11 +152,9 @@ def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: st
     card = read_home_card(files)
     if card.vocabulary_hash != code.hash:
         raise VocabularyError("the codebook must be the one that the model was tuned on, got another; fetch it again")
-    reader = read_encoder(code.model if encoder is None else encoder)
-    if reader.hash != code.encoder_hash:
-        raise VocabularyError(
-            "the encoder must be the one that the codebook was made for, got another; give its folder with --backbone"
-        )
+    if card.reader is not None:
+        raise UsageError("a model that was tuned behind a reader must be asked with the folder of its reader")
+    own = _read_own_encoder(code, encoder)
     try:
         tensors = load_arrays(files[WEIGHTS])
         weight, bias = (np.asarray(tensors[name], dtype=np.float64) for name in _HEAD)
@@ -175,7 +173,88 @@ def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: st
         mechanism = remake_subset(card.mechanism, bundle=code)
         points = np.random.default_rng(0).standard_normal((_DRAWS, width))
         weight, bias = sharpen_head(weight, bias, shares=shares, attenuation=mechanism.measure_attenuation(points))
-    return CodeModel(card=card, code=code, encoder=reader, weight=weight, bias=bias)
+    return CodeModel(card=card, code=code, encoder=own, weight=weight, bias=bias)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReaderModel:
+    """An adapter on a backbone that reads codes, and what makes codes of texts. It needs torch.
+
+    Attributes:
+        adapter: Tuned tensors and their task head.
+        backbone: Backbone behind its reader.
+        encoder: The public encoder of texts.
+    """
+
+    adapter: Adapter
+    backbone: Backbone
+    encoder: TextEncoder
+
+    @property
+    def card(self) -> AdapterCard:
+        """Card of the adapter."""
+        return self.adapter.card
+
+    def answer(
+        self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
+    ) -> NDArray[np.float64]:
+        """Return the probability of each class for each text, (n, C): of the codeword that is nearest to its code."""
+        from rapt.service.answers.prediction import ClassificationRow, classify
+
+        first = self._nearest(texts, first_position=first_position)
+        second = None if seconds is None else self._nearest(seconds, first_position=first_position)
+        rows = [
+            ClassificationRow(
+                adapter=self.adapter, token_ids=ids, second_token_ids=None if second is None else second[place]
+            )
+            for place, ids in enumerate(first)
+        ]
+        return np.array(classify(self.backbone, rows))
+
+    def _nearest(self, texts: Sequence[str], *, first_position: int) -> list[tuple[int, ...]]:
+        code = self.backbone.code
+        assert code is not None
+        codes = project_states(self.encoder.encode(texts, first_position=first_position), code)
+        runs = np.split(codes, code.codes, axis=1)
+        found = [(run @ words.T).argmax(axis=1) for run, words in zip(runs, code.codewords, strict=True)]
+        return [tuple(map(int, ids)) for ids in zip(*found, strict=True)]
+
+
+def load_reader_model(
+    files: Mapping[str, bytes], *, reader: str | None = None, encoder: str | Path | None = None
+) -> ReaderModel:
+    """Return the tuned model in an adapter's files, for codes that a backbone reads.
+
+    Args:
+        files: The files of the adapter, by name.
+        reader: Folder of the reader; None goes by the name in the card.
+        encoder: Name or folder of the code's encoder; None goes by the name in its bundle.
+
+    Raises:
+        WireError: The adapter is damaged, or does not fit the backbone.
+        VocabularyError: The reader, its backbone or the encoder is not on this machine, or is another.
+        UsageError: The model writes text.
+        ImportError: The extra `service` is not installed.
+    """
+    from rapt.service.adapter.adapter import adapter_from_files
+    from rapt.service.backbone.backbone import load_served
+
+    card = read_home_card(files)
+    backbone = load_served(card.model if reader is None else reader, name=card.model, precision="auto")
+    adapter = adapter_from_files(files, backbone=backbone)
+    if backbone.code is None:
+        raise UsageError("the reader must be the folder that the model was tuned behind, got a model without one")
+    return ReaderModel(adapter=adapter, backbone=backbone, encoder=_read_own_encoder(backbone.code, encoder))
+
+
+def _read_own_encoder(code: CodeBundle, encoder: str | Path | None) -> TextEncoder:
+    """The encoder of a code (`VocabularyError`)."""
+    found = read_encoder(code.model if encoder is None else encoder)
+    if found.hash != code.encoder_hash:
+        raise VocabularyError(
+            "the encoder must be the one that the codebook was made for, got another; give its folder with --backbone"
+        )
+    return found
 
 
 def sharpen_head(
@@ -385,12 +464,12 @@ def fetch_home_model(
     Args:
         client: Connection to the service.
         model: Name of the tuned model.
-        backbone: Name or folder of its encoder or backbone on this machine; None goes by their names.
+        backbone: Name or folder of its encoder, backbone or reader on this machine; None goes by their names.
         truncate_to: Content tokens to keep of a longer text, of a model on tokens.
 
     Raises:
         ServiceError: The service refused, or could not be reached.
-        Others: The reasons of `load_code_model` and `load_token_model`.
+        Others: The reasons of `load_code_model`, `load_reader_model` and `load_token_model`.
     """
     if client.model(model).card is None:
         raise UsageError(f"the model must be a tuned one, got {model[:100]!r}; see `rapt tune`")
@@ -399,6 +478,8 @@ def fetch_home_model(
         raise UsageError("--truncate must come with a model on tokens, got one on codes; leave it out")
     if not is_of_codes(read_home_card(files)):
         return load_token_model(files, backbone=backbone, truncate_to=truncate_to)
+    if read_home_card(files).reader is not None:
+        return load_reader_model(files, reader=backbone)
     with TemporaryDirectory() as folder:
         code = client.codebook(model, Path(folder) / "code")
     return load_code_model(files, code=code, encoder=backbone)

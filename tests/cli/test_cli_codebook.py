@@ -3,6 +3,7 @@ import json
 import numpy as np
 
 from rapt.wire.code_bundle import read_code_bundle
+from rapt.wire.reader_bundle import read_reader_bundle
 
 WORDS = "the film was good bad slow loud long story actors laughed stars enough".split()
 
@@ -76,3 +77,28 @@ def test_texts_are_privatized_with_the_code_that_was_made(rapt, tmp_path, review
     assert bundle.hash in json.dumps(manifest)
     assert len(records) == 6
     never_shows(out.read_text() + done.err + done.out)
+
+
+def test_a_reader_is_made_from_public_files_and_its_folder_serves_as_a_code(rapt, tmp_path):
+    public = write_public(tmp_path / "public.csv")
+    sizes = ("--dimensions", 4, "--codewords", 32)
+    assert rapt("codebook", public, "--model", "bert-tiny", *sizes, "--out", tmp_path / "code").code == 0
+    asked = ("reader", public, "--model", "bert-tiny", "--codes", tmp_path / "code", "--out", tmp_path / "reader")
+    made = rapt(*asked, "--epsilon", 2, "--epochs", 0.2, "--json")
+    assert made.code == 0, made.err
+    described = json.loads(made.out)
+    bundle = read_reader_bundle(tmp_path / "reader")
+    assert described["hash"] == bundle.hash
+    assert (bundle.model, bundle.epsilons, bundle.code.hash) == (
+        "bert-tiny", (2.0,), read_code_bundle(tmp_path / "code").hash,
+    )  # fmt: skip
+    assert [item["epsilon"] for item in described["measured"]] == [2]
+    again = rapt(*asked)
+    assert (again.code, again.out) == (2, "")
+
+
+def test_a_reader_of_a_codebook_alone_is_refused(rapt, tmp_path):
+    public = write_public(tmp_path / "public.csv")
+    refused = rapt("reader", public, "--model", "minilm-codes", "--out", tmp_path / "reader")
+    assert (refused.code, "language model" in refused.err) == (2, True)
+    assert not (tmp_path / "reader").exists()

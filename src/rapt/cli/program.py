@@ -28,6 +28,7 @@ from rapt.cli.output import accept_every_letter, flush_stdout, say, show
 from rapt.cli.pool import contribute, pool
 from rapt.cli.preview import preview
 from rapt.cli.privatize import privatize
+from rapt.cli.reader import reader
 from rapt.cli.remote import export, predict, tune
 from rapt.cli.serve import serve, worker
 from rapt.cli.vocabulary import vocabulary
@@ -50,6 +51,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     compare,
     denoise,
     codebook,
+    reader,
     serve,
     worker,
     mechanisms,

@@ -57,6 +57,7 @@ class AdapterCard:
         metrics: Final figures of the run on its own training data: never a promise about other data.
         weights_sha256: Hex digest of the weights file.
         created_by: Program and version.
+        reader: Hash of the reader that puts vectors in the place of codes; None without one.
     """
 
     model: str
@@ -73,6 +74,7 @@ class AdapterCard:
     metrics: Mapping[str, float | int]
     weights_sha256: str
     created_by: str
+    reader: str | None = None
 
 
 def dump_card(card: AdapterCard) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def dump_card(card: AdapterCard) -> dict[str, Any]:
         "metrics": dict(card.metrics),
         "weights_sha256": card.weights_sha256,
         "created_by": card.created_by,
+        **({} if card.reader is None else {"reader": card.reader}),
     }
 
 
@@ -107,7 +110,8 @@ def parse_card(value: Mapping[str, Any]) -> AdapterCard:
     check_json(value, what=what)
     if value.get("schema") != SCHEMA:
         raise WireError(f"{what} must be of schema {SCHEMA!r}; upgrade rapt or tune again")
-    check_fields(value, required={"schema", *AdapterCard.__dataclass_fields__}, optional=set(), what=what)
+    fields = set(AdapterCard.__dataclass_fields__) - {"reader"}
+    check_fields(value, required={"schema", *fields}, optional={"reader"}, what=what)
     labels = read_labels(value, what=what)
     if bool(labels) == (value["task"] == "generation"):
         raise WireError(f"{what} must name its labels, unless it generates text; tune again")
@@ -126,6 +130,7 @@ def parse_card(value: Mapping[str, Any]) -> AdapterCard:
         metrics=_parse_figures(value, "metrics", kinds=(float, int), what=what),
         weights_sha256=read_name(value, "weights_sha256", what=what),
         created_by=read_name(value, "created_by", what=what),
+        reader=read_name(value, "reader", what=what) if "reader" in value else None,
     )
 
 

@@ -35,7 +35,7 @@ MOST_DIMENSIONS: Final = 4096  # of a code; 4 to 64 are usual
 MOST_STATE_WIDTH: Final = 65_536  # of an encoder's states; 384 and 768 are usual
 _MOST_LANGUAGES: Final = 1000
 _LENGTH_SLACK: Final = 1e-3
-_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
+HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _NAMES: Final = ("center", "directions", "codewords")
 _LONGEST_DESCRIPTION: Final = 1 << 20  # bytes of `code.json`
 
@@ -110,7 +110,7 @@ def make_code_bundle(
             f"a code must have states of 1 to {MOST_STATE_WIDTH} numbers, 2 to {MOST_CODEWORDS} codewords and at most "
             f"{MOST_CODES} codes a text, got {width}, {size} and {codes}"
         )
-    if max_tokens < 1 or not _HASH.fullmatch(encoder_hash):
+    if max_tokens < 1 or not HASH.fullmatch(encoder_hash):
         raise VocabularyError("a code must have max_tokens above 0 and the hash of an encoder as sha256:HEX")
     check_codewords(codewords)
     kept = {name: np.array(array, dtype="<f4", order="C") for name, array in arrays.items()}
@@ -164,14 +164,19 @@ def write_code_bundle(bundle: CodeBundle, folder: Path) -> None:
     """
     try:
         with open_whole_folder(folder) as partial:
-            # Not by `save_file`, whose file only its owner may read: a service may run as somebody else.
-            (partial / TENSORS).write_bytes(save({name: np.asarray(getattr(bundle, name)) for name in _NAMES}))
-            (partial / DESCRIPTION).write_text(json.dumps(describe_code_bundle(bundle)) + "\n", encoding="ascii")
+            write_code_files(bundle, partial)
     except (OSError, SafetensorError) as error:
         raise VocabularyError(
             f"the folder of a code must be writable, got {getattr(error, 'strerror', None) or type(error).__name__}; "
             "free space, or choose another"
         ) from None
+
+
+def write_code_files(bundle: CodeBundle, folder: Path) -> None:
+    """Write the two files into a folder that is there (`OSError`, `SafetensorError`)."""
+    # Not by `save_file`, whose file only its owner may read: a service may run as somebody else.
+    (folder / TENSORS).write_bytes(save({name: np.asarray(getattr(bundle, name)) for name in _NAMES}))
+    (folder / DESCRIPTION).write_text(json.dumps(describe_code_bundle(bundle)) + "\n", encoding="ascii")
 
 
 def describe_code_bundle(bundle: CodeBundle) -> dict[str, Any]:

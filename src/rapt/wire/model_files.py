@@ -19,6 +19,7 @@ what was asked for and one block.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import unicodedata
@@ -280,6 +281,23 @@ def find_tensors(folder: Path) -> dict[str, Path]:
         with whole.open("rb") as stream:
             return dict.fromkeys((key for key in _read_header(stream)[0] if key != "__metadata__"), whole)
     return {name: folder / shard for name, shard in _read_weight_map(index).items()}
+
+
+def hash_model(folder: Path) -> str:
+    """The digest of a model's tokenizer and weights as they lie in its folder, `sha256:...`.
+
+    Raises:
+        VocabularyError: A file is missing.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in [folder / "tokenizer.json", *sorted(folder.glob("*.safetensors"))]:
+            with path.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest.update(f"{path.name} {content}\n".encode())
+    except OSError:
+        raise VocabularyError("a model must have tokenizer.json and weights as safetensors; install it again") from None
+    return f"sha256:{digest.hexdigest()}"
 
 
 def read_tensors(folder: Path, names: Sequence[str], *, axes: int | None = None) -> dict[str, NDArray[np.float32]]:

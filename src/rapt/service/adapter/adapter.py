@@ -120,6 +120,11 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
             "load that backbone"
         )
     check_hash(backbone.bundle, expected=card.vocabulary_hash)
+    if card.reader != (None if backbone.reader is None else backbone.reader.hash):
+        raise VocabularyError(
+            f"an adapter must meet the reader it was tuned behind, got {'another' if card.reader else 'one for none'}; "
+            "serve that reader, or tune again"
+        )
     check_card(card, backbone=backbone)
     if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
         raise WireError("an adapter's weights must match the digest in its card; copy both files again")

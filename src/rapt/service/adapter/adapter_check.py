@@ -75,7 +75,7 @@ def list_methods(backbone: Backbone) -> tuple[str, ...]:
 
     A codebook has no layers to adapt, and a model that computes attention in a way of its own takes no prefix.
     """
-    if backbone.code is not None:
+    if backbone.is_codebook:
         return (LINEAR_PROBING,)
     takes_prefix = bool(backbone.sites.attention)
     return tuple(name for name, method in METHODS.items() if takes_prefix or method.prompt != "attention")

@@ -319,7 +319,7 @@ def check_cached_writing(backbone: Backbone) -> None:
     Raises:
         UsageError: The law is broken, or the model cannot be given our caches at all.
     """
-    ids = [int(token) for token in backbone.bundle.eligible[: max(_LAW_LENGTHS) + 2]]
+    ids = [int(token) for token in backbone.vocabulary.eligible[: max(_LAW_LENGTHS) + 2]]
     texts, (first, second) = [ids[:length] for length in _LAW_LENGTHS], ids[-2:]
     rows = [GenerationRow(token_ids=tuple(text), most_tokens=1) for text in texts]
     nothing = steer([NOTHING])

@@ -19,7 +19,15 @@ from torch import Tensor
 from rapt.errors import UsageError, name_record
 from rapt.service.adapter.adapter import Adapter, check_plain_tokens
 from rapt.service.answers.batching import Batcher, BatchLimits, Ticket
-from rapt.service.answers.rows import SHORT_PREFIX, SHORT_RANK, PrivateRow, cut_into_passes, lay_out_rows, size_class
+from rapt.service.answers.rows import (
+    SHORT_PREFIX,
+    SHORT_RANK,
+    PrivateRow,
+    cut_into_passes,
+    lay_out_rows,
+    size_class,
+    spell_row,
+)
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import check_texts, embed_with_prompts
 from rapt.service.backbone.steering import steer
@@ -92,6 +100,7 @@ def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tupl
     Raises:
         UsageError: A row is one that `check_row` refuses.
     """
+    rows = [spell_row(backbone, row) for row in rows]
     for position, row in enumerate(rows):
         check_row(backbone, row, position=position)
     answers: dict[int, tuple[float, ...]] = {}
@@ -102,7 +111,7 @@ def classify(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tupl
 
 @torch.inference_mode()
 def classify_pass(backbone: Backbone, rows: Sequence[ClassificationRow]) -> list[tuple[float, ...]]:
-    """Answers of checked rows of one lane in one forward pass; as `classify`."""
+    """Answers of spelled and checked rows of one lane in one forward pass; as `classify`."""
     task = _classes(rows[0].task)
     steering = steer([row.tuned for row in rows])
     layout = lay_out_rows(backbone, rows, steering=steering, cues=[task.cue(backbone)] * len(rows))
@@ -202,6 +211,7 @@ class Predictor:
             BusyError: Too much waits already.
             UnavailableError: The service is stopping.
         """
+        rows = [spell_row(self._backbone, row) for row in rows]
         for position, row in enumerate(rows):
             check_row(self._backbone, row, position=position)
         return self._batcher.submit(rows, tenant=tenant)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, lay_out, sequence_length
 from rapt.service.backbone.steering import NOTHING, Steering, Tuned
+from rapt.wire.manifest import MechanismSetting
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,6 +52,33 @@ class PrivateRow:
             plain_tokens=len(self.plain),
             text_tokens=len(self.token_ids) + len(self.second_token_ids or ()),
         )
+
+
+Row = TypeVar("Row", bound=PrivateRow)
+
+
+def spell_row(backbone: Backbone, row: Row, *, mechanism: MechanismSetting | None = None) -> Row:
+    """The row with the ids that the backbone embeds: in the place of a code, the vectors that its reader makes.
+
+    A code is read as if it had been released at the ε that its model was tuned at, which may be another than its own:
+    that is the kind of vectors that the model knows. Without a reader, and for tokens, the row is as it was.
+
+    Args:
+        backbone: Backbone of the row.
+        row: Row with ids as they were released.
+        mechanism: How they were, for a row without an adapter; None takes the highest ε that the reader knows.
+    """
+    reader = backbone.reader
+    if reader is None or (row.adapter is not None and row.adapter.card.vocabulary_hash != backbone.bundle.hash):
+        return row
+    setting = mechanism if row.adapter is None else row.adapter.card.mechanism
+    epsilon = reader.epsilons[-1] if setting is None else setting.epsilon
+    second = row.second_token_ids
+    return replace(
+        row,
+        token_ids=reader.spell(row.token_ids, epsilon=epsilon),
+        second_token_ids=None if second is None else reader.spell(second, epsilon=epsilon),
+    )
 
 
 def lay_out_rows(

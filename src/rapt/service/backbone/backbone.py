@@ -31,10 +31,12 @@ from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, read_chat_fr
 from rapt.service.backbone.general import find_table, find_window, load_general
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
 from rapt.service.backbone.laws import admit, check_weights
+from rapt.service.backbone.reader import Reader, load_reader
 from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, read_code_bundle
 from rapt.wire.manifest import MechanismSetting, Parameter
-from rapt.wire.model_files import make_tokenizer
+from rapt.wire.model_files import hash_model, make_tokenizer
+from rapt.wire.reader_bundle import ReaderBundle, holds_reader_bundle, read_reader_bundle
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_model_bundle
 
 if TYPE_CHECKING:
@@ -65,7 +67,10 @@ class Backbone:
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
         chat: Tokens that its chat template puts around a message, of a decoder that has one.
         position_offset: Number that is added to positions before the encoder sees them.
-        code: The codebook that stands in the place of a language model; None where there is a language model.
+        code: The codebook of the whole texts that it takes; None where it takes tokens.
+        reader: Network that puts input vectors in the place of codewords; None where no language model follows a
+            codebook, or where tokens are taken.
+        words: Vocabulary of the language model itself, where users privatize with another; None where it is `bundle`.
     """
 
     model: str
@@ -88,6 +93,23 @@ class Backbone:
     chat: ChatFrame | None = None
     position_offset: int = 0
     code: CodeBundle | None = None
+    reader: Reader | None = None
+    words: VocabularyBundle | None = None
+
+    @property
+    def vocabulary(self) -> VocabularyBundle:
+        """The vocabulary of the language model itself: of prompts, label words and answers."""
+        return self.words or self.bundle
+
+    @property
+    def is_codebook(self) -> bool:
+        """Whether there is no language model, and a text's codeword is its state."""
+        return self.code is not None and self.reader is None
+
+    @property
+    def vectors_per_id(self) -> int:
+        """Positions that each id of a text takes: 1, but for the codewords that a reader makes vectors of."""
+        return 1 if self.reader is None else self.reader.network.vectors
 
     @property
     def device(self) -> torch.device:
@@ -105,10 +127,17 @@ class Backbone:
         return self.frame.pad_id
 
     def embed(self, token_ids: Tensor) -> Tensor:
-        """Rows of the table, (B, T) -> (B, T, e), float32, before positions and layer norm."""
-        if self.code is not None:
+        """Rows of the table, (B, T) -> (B, T, e), float32, before positions and layer norm.
+
+        Ids that a reader spelled have the vectors that it makes.
+        """
+        if self.is_codebook and self.code is not None:
             token_ids = find_rows(self.code, token_ids)
-        return nn.functional.embedding(token_ids, self.word_embeddings)
+        spelled = None if self.reader is None else token_ids >= self.reader.first_id
+        if self.reader is None or spelled is None or not spelled.any():
+            return nn.functional.embedding(token_ids, self.word_embeddings)
+        vectors = nn.functional.embedding(token_ids.masked_fill(spelled, self.pad_id), self.word_embeddings)
+        return vectors.index_put((spelled,), self.reader.embed(token_ids[spelled]))
 
     def encode(
         self,
@@ -191,25 +220,32 @@ class Backbone:
 
     def tokenize(self, public_text: str) -> tuple[int, ...]:
         """Content tokens of a string that is public, such as a label word: never of a user's text."""
-        return _public_ids(self.bundle.tokenizer_json, public_text)
+        return _public_ids(self.vocabulary.tokenizer_json, public_text)
 
 
 @functools.lru_cache(maxsize=4)
-def load_backbone(model: str, *, precision: Precision = "auto", device: str = "auto") -> Backbone:
+def load_backbone(
+    model: str, *, precision: Precision = "auto", device: str = "auto", behind: str | None = None
+) -> Backbone:
     """The named model, frozen; loading it twice gives the same object.
 
     Args:
-        model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout or of a code bundle, or a name of the hub
-            that is in its local cache.
+        model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout, of a code bundle or of a reader, or a name
+            of the hub that is in its local cache.
         precision: `auto` takes bfloat16 where it is measured to be faster on this processor, else float32.
         device: `auto` takes a GPU where there is one.
+        behind: Name or folder of the backbone that a reader was trained for; None goes by the name in the reader.
 
     Raises:
-        VocabularyError: The model's files are missing or damaged.
+        VocabularyError: The model's files are missing or damaged, or a reader was trained for another backbone.
         UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks one of `laws`.
     """
     folder, model = find_model_folder(model), name_model(model)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if holds_reader_bundle(folder):
+        bundle_read = read_reader_bundle(folder)
+        base = behind or bundle_read.model
+        return _read_through(bundle_read, base, model=model, precision=precision, device=device)
     if holds_code_bundle(folder):
         return _load_codes(folder, model=model, place=place)
     bundle = read_model_bundle(folder, model=model)
@@ -288,10 +324,64 @@ def _load_codes(folder: Path, *, model: str, place: torch.device) -> Backbone:
     )
 
 
-def load_served(model: str, *, name: str, precision: Precision) -> Backbone:
-    """A model under the name that it is served by, which is the last part of a folder's. Raises as `load_backbone`."""
-    backbone = load_backbone(model, precision=precision)
+def _read_through(reader: ReaderBundle, base: str, *, model: str, precision: Precision, device: str) -> Backbone:
+    """The backbone of a reader, which takes codes, and rows of tokens beside them."""
+    try:
+        folder = find_model_folder(base)
+    except VocabularyError:
+        raise VocabularyError(
+            f"a reader must have its backbone on this machine, got none for {reader.model[:100]!r}; name its "
+            "folder, or serve it under that name as well"
+        ) from None
+    if hash_model(folder) != reader.backbone_hash:
+        raise VocabularyError(
+            f"a reader must meet the backbone that it was trained for, got another for {reader.model[:100]!r}; take "
+            "that backbone, or make the reader again with `rapt reader`"
+        )
+    backbone = load_backbone(base, precision=precision, device=device)
+    if len(reader.tensors["output.bias"]) != reader.vectors * backbone.embedding_size:
+        raise VocabularyError(
+            f"a reader must make vectors of {backbone.embedding_size} numbers for this backbone, got another width; "
+            "make it again with `rapt reader`"
+        )
+    view = replace(view_as_vocabulary(reader.code), model=model)
+    points = torch.from_numpy(view.embeddings).to(backbone.device)
+    return replace(
+        backbone,
+        model=model,
+        bundle=view,
+        words=backbone.bundle,
+        code=reader.code,
+        reader=load_reader(reader, points=points, first_id=len(backbone.word_embeddings)),
+        expects=None,
+        chat=None,
+    )
+
+
+def load_served(model: str, *, name: str, precision: Precision, served: Mapping[str, str] | None = None) -> Backbone:
+    """A model under the name that it is served by, which is the last part of a folder's. Raises as `load_backbone`.
+
+    Args:
+        model: Known name or folder.
+        name: Name that it is served under.
+        precision: Number format of the frozen weights.
+        served: All served models by name, among which a reader finds its backbone first.
+    """
+    folder = find_model_folder(model)
+    behind = (served or {}).get(read_reader_bundle(folder).model) if holds_reader_bundle(folder) else None
+    backbone = load_backbone(model, precision=precision, behind=behind)
     return replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
+
+
+def check_model_files(model: str) -> None:
+    """Refuse files of a model that somebody else will load (`VocabularyError`, `WireError`)."""
+    folder = find_model_folder(model)
+    if holds_reader_bundle(folder):
+        read_reader_bundle(folder)
+    elif holds_code_bundle(folder):
+        read_code_bundle(folder)
+    else:
+        read_model_bundle(folder, model=name_model(model))
 
 
 # The cue of a decoder is asked for with every row, and a tokenizer takes long to read.

@@ -92,9 +92,10 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
         VocabularyError: The files of one are missing.
         UsageError: The architecture of one is not supported, or breaks a law that serving needs.
     """
+    models = name_models(settings)
     found = {
-        name: load_served(model, name=name, precision=settings.precision)
-        for name, model in name_models(settings).items()
+        name: load_served(model, name=name, precision=settings.precision, served=models)
+        for name, model in models.items()
     }
     for backbone in found.values():
         if backbone.kind != "encoder" and backbone.architecture not in ARCHITECTURES:
@@ -203,7 +204,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             adapters=AdapterCache(settings.adapter_memory_bytes),
             predictors=predictors,
             writers=writers,
-            tokenizers={name: make_tokenizer(backbones[name].bundle.tokenizer_json) for name in writers},
+            tokenizers={name: make_tokenizer(backbones[name].vocabulary.tokenizer_json) for name in writers},
             metrics=Metrics(store),
             job_limits=make_job_settings(settings).limits,
             quotas=TokenQuotas(store, default=settings.tenant_tokens_per_minute),

@@ -26,8 +26,7 @@ import torch
 import uvicorn
 
 from rapt.errors import UsageError
-from rapt.public_models import find_model_folder, name_model
-from rapt.service.backbone.backbone import Backbone, chosen_dtype
+from rapt.service.backbone.backbone import Backbone, check_model_files, chosen_dtype
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, make_runner, open_service
 from rapt.service.http.connections import BoundedProtocol, Listener, count_connections
@@ -41,7 +40,6 @@ from rapt.service.storage.store import own_blobs
 from rapt.service.traces import switch_tracebacks
 from rapt.this_machine import is_loopback
 from rapt.whole_files import write_whole
-from rapt.wire.vocabulary_bundle import read_model_bundle
 
 log = logging.getLogger(__name__)
 
@@ -337,7 +335,7 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
         backbones = {} if settings.job_process else load_backbones(settings)
         if settings.job_process:
             for model in settings.models:  # that their files are there is said now and not when a job comes
-                read_model_bundle(find_model_folder(model), model=name_model(model))
+                check_model_files(model)
         work_with(settings, backbones=backbones, on_ready=on_ready, until=Event())
 
 

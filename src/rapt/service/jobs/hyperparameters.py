@@ -90,7 +90,7 @@ def check_fit(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
     needed = sequence_length(
         prompt_length=config.prompt_positions,
         plain_tokens=plain,
-        text_tokens=file.longest,
+        text_tokens=file.longest * backbone.vectors_per_id,
         special_tokens=around,
     )
     if needed > backbone.max_positions:

@@ -19,7 +19,7 @@ from rapt.service.jobs.hyperparameters import check_fit
 from rapt.service.jobs.job_limits import JobLimits, check_cost
 from rapt.service.storage.file_rows import StoredFile, open_file
 from rapt.service.storage.store import Store
-from rapt.service.tuning.code_head import check_code_config
+from rapt.service.tuning.code_head import check_code_config, is_solved
 from rapt.service.tuning.tasks import TASKS, label_word_ids
 from rapt.service.tuning.tuner import TuningConfig, check_validation_manifest
 from rapt.wire.manifest import Manifest, parse_mechanism
@@ -70,7 +70,7 @@ def check_job(
     manifest = _manifest(store, training)
     check_cost(config, files=files, manifest=manifest, backbone=backbone, limits=limits)
     TASKS[config.task].check(backbone, manifest)
-    if backbone.code is not None:
+    if is_solved(config, backbone=backbone):
         check_code_config(config)
     if validation is not None:
         check_validation_manifest(manifest, _manifest(store, validation))

@@ -192,13 +192,13 @@ def check_cost(
         raise error
     sizes = Sizes(
         batch=min(config.batch_size, max(file.records for file in files)),
-        text=max(file.longest for file in files),
+        text=max(file.longest for file in files) * backbone.vectors_per_id,
         second=len(backbone.frame.between),
         target=longest_target,
         plain_tokens=0 if config.reconstruction is None else training.plain_tokens,
         pool=pool,
         classes=training.labels,
-        tokens=sum(file.tokens + file.records * file.plain_tokens for file in files),
+        tokens=sum(file.tokens * backbone.vectors_per_id + file.records * file.plain_tokens for file in files),
         records=sum(file.records for file in files),
     )
     needed = memory_of(backbone, config, sizes=sizes)

@@ -281,7 +281,8 @@ def _run(job: StoredJob, store: Store, settings: ChildSettings, *, stopped: set[
 
 def _load(settings: ChildSettings, name: str) -> Backbone:
     precision: Precision = "bfloat16" if settings.precision == "bfloat16" else "float32"
-    return load_served(settings.models[name], name=name, precision=precision)  # the second time, the same object
+    # The second time, the same object.
+    return load_served(settings.models[name], name=name, precision=precision, served=settings.models)
 
 
 def limit_memory(more: int | None) -> None:

@@ -1,10 +1,10 @@
 """The head over codes, solved instead of stepped: regularized logistic regression on what many texts released.
 
-On a codebook nothing but the task head is trained, and its loss is convex. So the optimum is computed, with all records
-at once, and the one thing that noise makes matter, how far the weights are held back, is chosen on the private codes
-themselves by cross-validation: 100 texts at ε = 1 want it a thousand times stronger than 4,000 texts at ε = 8. That
-is post-processing of what was released, so it costs no privacy. Records of one id and label are counted and not
-repeated: a hundred thousand of them cost what the codebook costs.
+Where nothing but the task head is trained on codes, on a codebook or behind a reader, its loss is convex. So the
+optimum is computed, with all records at once, and the one thing that noise makes matter, how far the weights are held
+back, is chosen on the private codes themselves by cross-validation: 100 texts at ε = 1 want it a thousand times
+stronger than 4,000 texts at ε = 8. That is post-processing of what was released, so it costs no privacy. Records of one
+id and label are counted and not repeated: a hundred thousand of them cost what the codebook costs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
+from rapt.service.adapter.methods import LINEAR_PROBING
 from rapt.service.adapter.task_head import TaskHead
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import encode_with_prompts
@@ -38,8 +39,14 @@ _FOLDS: Final = 5
 _ITERATIONS: Final = 100
 _ROWS_AT_ONCE: Final = 4096
 _LEAST_SHARE: Final = 1e-6  # of a label that a home would divide by
+_ROWS_AT_ONCE_OF_A_MODEL: Final = 64
 # Settings of a run of steps, which a head that is solved has not.
 _OF_STEPS: Final = ("epochs", "batch_size", "learning_rate", "patience")
+
+
+def is_solved(config: TuningConfig, *, backbone: Backbone) -> bool:
+    """Whether the run trains a head on codes and nothing else."""
+    return backbone.code is not None and config.method == LINEAR_PROBING
 
 
 def check_code_config(config: TuningConfig) -> None:
@@ -64,7 +71,7 @@ def tune_code_head(
     """Return the adapter whose head has the lowest regularized loss on a checked file of codes.
 
     Args:
-        backbone: A codebook.
+        backbone: A codebook, or a language model behind a reader.
         training: Codes with labels, true or randomized; the loss is corrected for randomized ones.
         config: The run; its seed cuts the folds.
         validation: Evaluated once, at the end.
@@ -88,12 +95,8 @@ def tune_code_head(
     with torch.no_grad():
         head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
-    found = evaluate(tuning, training, batch_size=_ROWS_AT_ONCE)
-    losses = {
-        "train_loss": found["full_valid_loss"],
-        "train_mean_token_accuracy": found["full_valid_mean_token_accuracy"],
-    }
-    judged = {} if validation is None else evaluate(tuning, validation, batch_size=_ROWS_AT_ONCE)
+    losses = _judge(states @ weight.T + bias, counts, label_privacy=private)
+    judged = {} if validation is None else evaluate(tuning, validation, batch_size=_rows_at_once(backbone))
     steps = config.epochs * batches_per_epoch(len(training.records), size=config.batch_size)
     on_progress(Progress(step=steps, steps=steps, epoch=config.epochs - 1, losses=losses, validation=judged, last=True))
     metrics = {"step": steps, "penalty": penalty, **losses, **judged}
@@ -144,8 +147,9 @@ def _count(
     first: dict[object, int] = {}
     places = np.array([first.setdefault((one.token_ids, one.second_token_ids), len(first)) for one in records])
     chosen = [records[index] for index in np.unique(places, return_index=True)[1]]
-    cut = range(0, len(chosen), _ROWS_AT_ONCE)
-    states = torch.cat([_read(tuning, backbone, chosen[start : start + _ROWS_AT_ONCE]) for start in cut]).double()
+    at_once = _rows_at_once(backbone)
+    cut = range(0, len(chosen), at_once)
+    states = torch.cat([_read(tuning, backbone, chosen[start : start + at_once]) for start in cut]).double()
     return states, tally_labels(places, np.array([one.label for one in records]), (len(first), classes)), places
 
 
@@ -157,6 +161,19 @@ def _read(tuning: Tuning, backbone: Backbone, records: Sequence[PrivatizedRecord
     layout = task.lay_out(backbone, records, prompt_lengths=[0] * len(records), plain=False)
     states = encode_with_prompts(backbone, layout, None)
     return task.vectors(backbone, states, layout, compared=_head_of(tuning).compares)
+
+
+def _rows_at_once(backbone: Backbone) -> int:
+    return _ROWS_AT_ONCE if backbone.is_codebook else _ROWS_AT_ONCE_OF_A_MODEL
+
+
+def _judge(logits: Tensor, counts: Tensor, *, label_privacy: LabelPrivacy | None) -> dict[str, float]:
+    """Loss and accuracy over all records, from the logits of their different states, (U, C)."""
+    rows, labels = counts.nonzero(as_tuple=True)
+    shares = counts[rows, labels] / counts.sum()
+    right = (logits.argmax(dim=1)[rows] == labels).double() @ shares
+    loss = label_losses(logits[rows], labels, label_privacy=label_privacy) @ shares
+    return {"train_loss": loss.item(), "train_mean_token_accuracy": right.item()}
 
 
 def _head_of(tuning: Tuning) -> TaskHead:

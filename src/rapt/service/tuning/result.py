@@ -141,6 +141,7 @@ def adapter_of(
     card = AdapterCard(
         model=backbone.model,  # not the file's: it may name another of the same vocabulary
         vocabulary_hash=manifest.vocabulary_hash,
+        reader=None if backbone.reader is None else backbone.reader.hash,
         kind=backbone.kind,
         method=config.method,
         task=config.task,

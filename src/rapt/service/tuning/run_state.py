@@ -97,7 +97,8 @@ def identity(
     settings = dump_line({**card_settings(config), "init_text": config.init_text})
     return RunIdentity(
         model=backbone.model,
-        vocabulary_hash=backbone.bundle.hash,
+        # A reader's hash covers its codebook.
+        vocabulary_hash=backbone.bundle.hash if backbone.reader is None else backbone.reader.hash,
         precision=str(backbone.dtype).removeprefix("torch."),
         training=training.manifest.records_sha256,
         validation="" if validation is None else validation.manifest.records_sha256,

@@ -375,7 +375,7 @@ def label_word_ids(backbone: Backbone, words: Sequence[str], *, classes: int) ->
     if len(words) != classes:
         raise TuningError(f"there must be one label word for each of {classes} classes, got {len(words)}")
     # Where tokens are bytes, a word inside a text begins with its space; other tokenizers drop or add one themselves.
-    spaced = backbone.kind == "decoder" or is_byte_level(backbone.bundle.tokenizer_json)
+    spaced = backbone.kind == "decoder" or is_byte_level(backbone.vocabulary.tokenizer_json)
     pieces = [backbone.tokenize(" " + word if spaced else word) for word in words]
     shortest = min(len(piece) for piece in pieces)
     common = next(

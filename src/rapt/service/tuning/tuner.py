@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.adapter.methods import PROMPT_TUNING
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.tuning.code_head import tune_code_head
+from rapt.service.tuning.code_head import is_solved, tune_code_head
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes, join_processes
 from rapt.service.tuning.result import Progress, TuningCancelled, check_validation_file, check_validation_manifest
@@ -80,11 +81,13 @@ def tune(
         VocabularyError: The file was privatized with another vocabulary, or the run state made on another backbone.
         UsageError: A record does not fit the backbone.
     """
+    training = spell_file(backbone, training)
     check_training_file(backbone, training, config=config)
     if validation is not None:
+        validation = spell_file(backbone, validation)
         check_validation_file(training, validation)
         check_records(backbone, validation, config=config)
-    if backbone.code is not None:
+    if is_solved(config, backbone=backbone):
         return tune_code_head(
             backbone,
             training,
@@ -113,6 +116,25 @@ def tune(
         raise TuningCancelled(f"tuning was asked to stop at step={run.step} of {run.steps}; start a new job")
     run.take_best()
     return run.adapter()
+
+
+def spell_file(backbone: Backbone, file: PrivatizedFile) -> PrivatizedFile:
+    """Spell the codes of a file for the reader of a backbone; without one the file is as it was."""
+    reader = backbone.reader
+    if reader is None or file.manifest.unit != "text":
+        return file
+    epsilon = file.manifest.mechanism.epsilon
+    records = tuple(
+        replace(
+            record,
+            token_ids=reader.spell(record.token_ids, epsilon=epsilon),
+            second_token_ids=None
+            if record.second_token_ids is None
+            else reader.spell(record.second_token_ids, epsilon=epsilon),
+        )
+        for record in file.records
+    )
+    return replace(file, records=records)
 
 
 def check_training_file(backbone: Backbone, training: PrivatizedFile, *, config: TuningConfig) -> None:

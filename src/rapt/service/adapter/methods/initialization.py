@@ -39,7 +39,7 @@ def initial_tokens(
     if settings.initialization == "random":
         return None
     if settings.initialization == "vocabulary":
-        eligible = torch.from_numpy(backbone.bundle.eligible.copy())
+        eligible = torch.from_numpy(backbone.vocabulary.eligible.copy())
         return eligible[torch.randperm(len(eligible), generator=generator)[: settings.prompt_length]]
     words = (settings.init_text,) if settings.initialization == "text" else labels
     token_ids = [token for word in words for token in backbone.tokenize(word or "")]

@@ -21,12 +21,14 @@ from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.prediction import Predictor, row_of
+from rapt.service.answers.rows import spell_row
 from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.routes.models import load_tuned_adapters
 from rapt.service.http.routes.pieces import Piece, Spelling, Token
 from rapt.service.storage.callers import Caller
+from rapt.wire.manifest import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedRecord, parse_query
 
 Begun = TypeVar("Begun")
@@ -86,9 +88,10 @@ async def wait_until_left(request: Request) -> None:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Prompt:
-    """One prompt and what answers it: an adapter, or without one the bare backbone."""
+    """One prompt, how it was privatized, and what answers it: an adapter, or without one the bare backbone."""
 
     record: PrivatizedRecord
+    mechanism: MechanismSetting
     backbone: str
     adapter: Adapter | None
     framed: tuple[tuple[int, ...], tuple[int, ...] | None] | None = None  # its texts in a chat template
@@ -170,7 +173,12 @@ def admit_prompts(
         check_tuned(query.manifest, card=adapter.card)
         adapters[name] = adapter.card.model, adapter
     admitted = [
-        Prompt(record=record, backbone=adapters[name][0], adapter=adapters[name][1])
+        Prompt(
+            record=record,
+            mechanism=query.manifest.mechanism,
+            backbone=adapters[name][0],
+            adapter=adapters[name][1],
+        )
         for record, name in zip(query.records, models, strict=True)
     ]
     added = sum(prompt.added_positions + most_tokens * prompt.is_written_to for prompt in admitted if prompt.adapter)
@@ -330,7 +338,7 @@ def _begin_rows(
                 "tune a model that chooses among classes, or choose another base model"
             )
         first, second = prompt.texts
-        writing[index] = GenerationRow(
+        row = GenerationRow(
             token_ids=first,
             adapter=prompt.adapter,
             privatized_plain_tokens=prompt.record.privatized_plain_tokens,
@@ -338,6 +346,7 @@ def _begin_rows(
             most_tokens=most_tokens,
             sampling=replace(sampling, seed=(sampling.seed + index) % 2**63),  # prompts of one request differ
         )
+        writing[index] = spell_row(service.backbones[prompt.backbone], row, mechanism=prompt.mechanism)
     _check_places(service, answering, writing)
     for index, row in writing.items():
         prompt = answering.prompts[index]

@@ -1,0 +1,112 @@
+"""The reader: it puts input vectors of a frozen backbone in the place of the codewords of whole texts.
+
+Codewords have ids behind the words of the backbone: first_id + ((e r N + i N + y) v + j) is the j-th vector of the
+codeword y in the i-th codebook, at the e-th ε that the reader was trained at. So a code is a run of tokens that no
+tokenizer writes, and layouts, prompts, batches and adapters treat it as any text. Rows of tokens and rows of codes may
+share a forward pass.
+
+What a text released goes in, and nothing else of the text: reading is post-processing and spends nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rapt.wire.reader_bundle import ReaderBundle
+
+
+class ReaderNetwork(nn.Module):
+    """v input vectors from a code: one hidden layer."""
+
+    def __init__(self, *, dimensions: int, width: int, vectors: int, hidden_size: int) -> None:
+        """Make layers of the right sizes, whose weights are to be loaded or drawn."""
+        super().__init__()
+        self.hidden = nn.Linear(dimensions, width)
+        self.output = nn.Linear(width, vectors * hidden_size)
+        self.vectors = vectors
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Input vectors, (n, k) -> (n, v, h)."""
+        found: Tensor = self.output(nn.functional.gelu(self.hidden(points)))
+        return found.reshape(len(found), self.vectors, self.output.out_features // self.vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A network, the codewords that it reads, and their ids in one backbone.
+
+    Attributes:
+        network: Network from codes to vectors; frozen but where it is trained.
+        points: Row of each codeword: codebook after codebook, (r N, k), each in its own run of the k dimensions.
+        codes: r, the number of codewords of a text.
+        epsilons: Every ε that the network was trained at, ascending.
+        attenuations: c at each of them, (E,).
+        first_id: Id of the first vector of the first codeword: the number of words of the backbone.
+        plain: Codes of public texts in clear, (P, k).
+        hash: Hash of the reader; empty while it is trained.
+    """
+
+    network: ReaderNetwork
+    points: Tensor
+    codes: int
+    epsilons: tuple[float, ...]
+    attenuations: Tensor
+    first_id: int
+    plain: Tensor
+    hash: str = ""
+
+    def spell(self, codeword_ids: Sequence[int], *, epsilon: float) -> tuple[int, ...]:
+        """The ids of the vectors of a text's codewords, r v for r of them, in order.
+
+        Args:
+            codeword_ids: One id in each codebook.
+            epsilon: ε that the text was released at, or its model was tuned at; the nearest ε of the reader is taken.
+        """
+        level = min(range(len(self.epsilons)), key=lambda place: abs(self.epsilons[place] - epsilon))
+        size, vectors = len(self.points) // self.codes, self.network.vectors
+        starts = [
+            self.first_id + ((level * self.codes + place % self.codes) * size + one) * vectors
+            for place, one in enumerate(codeword_ids)
+        ]
+        return tuple(start + step for start in starts for step in range(vectors))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The vectors of ids that `spell` gave, (n,) -> (n, h), float32; differentiable in the network."""
+        behind = ids - self.first_id
+        different, back = torch.unique(behind // self.network.vectors, return_inverse=True)
+        level = different // len(self.points)
+        points = self.points[different % len(self.points)] * self.attenuations[level][:, None]
+        found: Tensor = self.network(points)[back, behind % self.network.vectors]
+        return found
+
+
+def load_reader(bundle: ReaderBundle, *, points: Tensor, first_id: int) -> Reader:
+    """The frozen reader of a checked bundle.
+
+    Args:
+        bundle: Bundle.
+        points: Rows of its codewords, (r N, k).
+        first_id: Number of words of the backbone.
+    """
+    outputs = len(bundle.tensors["output.bias"])
+    width, dimensions = bundle.tensors["hidden.weight"].shape
+    network = ReaderNetwork(
+        dimensions=dimensions, width=width, vectors=bundle.vectors, hidden_size=outputs // bundle.vectors
+    )
+    weights = {name: torch.from_numpy(item.copy()) for name, item in bundle.tensors.items()}
+    plain = weights.pop("plain").to(points.device)
+    network.load_state_dict(weights)
+    return Reader(
+        network=network.requires_grad_(False).eval().to(points.device),
+        points=points,
+        codes=bundle.code.codes,
+        epsilons=bundle.epsilons,
+        attenuations=torch.tensor(bundle.attenuations, device=points.device),
+        first_id=first_id,
+        plain=plain,
+        hash=bundle.hash,
+    )

@@ -1,0 +1,101 @@
+"""Codes that a backbone reads behind the service: the routes of tokens, and one line for whatever does not fit."""
+
+from dataclasses import replace
+
+import pytest
+
+from code_material import code_bundle, codes_manifest, reader_folder
+from http_requests import done_job, error_of, open_client, upload
+from rapt.local.client import ServiceClient
+from rapt.service.backbone.backbone import load_served
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
+from running_service import running_service, save_privatized
+from tiny_backbones import write_tiny_model
+
+BASE, NAME = "tiny", "tiny-reads"
+
+
+@pytest.fixture(scope="module")
+def code():
+    return code_bundle(size=24, run=4)
+
+
+@pytest.fixture(scope="module")
+def service(code, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    write_tiny_model("llama", folder / BASE)
+    reader_folder(folder / BASE, folder / NAME, code=code)
+    served = {BASE: str(folder / BASE), NAME: str(folder / NAME)}
+    backbones = {
+        name: load_served(model, name=name, precision="float32", served=served) for name, model in served.items()
+    }
+    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def http(service):
+    with open_client(service) as client:
+        yield client
+
+
+def file_of(code, *, records=24, **others):
+    manifest = replace(codes_manifest(codewords=code.size, **others), vocabulary_hash=code.hash)
+    made = tuple(PrivatizedRecord(token_ids=(5 * n % code.size,), label=n % 2) for n in range(records))
+    return PrivatizedFile(manifest=seal_manifest(manifest, made), records=made)
+
+
+@pytest.fixture(scope="module")
+def job(http, code, tmp_path_factory):
+    path = save_privatized(file_of(code), tmp_path_factory.mktemp("files") / "codes.jsonl")
+    run = {"num_virtual_tokens": 2, "n_epochs": 2, "batch_size": 8}
+    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": run}}
+    return done_job(http, {"model": NAME, "training_file": upload(http, path).json()["id"], "method": method})
+
+
+def test_a_prompt_is_tuned_on_codes_with_events_checkpoints_and_predictions(http, code, job):
+    events = http.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json()["data"]
+    checkpoints = http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"]
+    assert any("train_loss" in (event["data"] or {}) for event in events)
+    assert len(checkpoints) == 2
+    query = dump_query(remove_labels(file_of(code, epsilon=2.0)))  # an ε of the asker's own
+    for model in (job["fine_tuned_model"], checkpoints[0]["fine_tuned_model_checkpoint"]):
+        answer = http.post("/v1/classify", json={"model": model, **query}).json()
+        assert len(answer["predictions"]) == 24
+
+
+def test_a_label_is_written_as_a_completion_and_a_bare_model_goes_on_from_a_code(http, code, job):
+    query = dump_query(remove_labels(file_of(code, records=1)))
+    for model in (job["fine_tuned_model"], NAME):
+        body = {"model": model, "prompt": [0], "max_tokens": 2, "rapt": {"manifest": query["manifest"]}}
+        answer = http.post("/v1/completions", json=body)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_the_model_says_its_unit_offers_every_method_and_hands_out_its_codebook(http, service, code, job, tmp_path):
+    shown = http.get(f"/v1/models/{NAME}").json()["rapt"]
+    assert (shown["unit"], shown["vocabulary_hash"]) == ("text", code.hash)
+    assert {"prompt_tuning", "prefix_tuning", "lora", "linear_probing"} <= shown["methods"].keys()
+    with ServiceClient(service) as client:
+        assert client.codebook(job["fine_tuned_model"], tmp_path / "code").hash == code.hash
+        assert client.model(job["fine_tuned_model"]).card.reader.startswith("sha256:")
+
+
+def test_an_adapter_goes_out_and_comes_in_where_its_reader_is(http, service, job):
+    with ServiceClient(service) as client:
+        files = client.adapter(job["fine_tuned_model"])
+    form = {"weights": files["adapter_model.safetensors"], "config": files["adapter_config.json"]}
+    for card, status in ((files["rapt.json"], 200), (files["rapt.json"].replace(b'"reader"', b'"render"'), 400)):
+        answer = http.post("/v1/adapters", files=form | {"card": card})
+        assert answer.status_code == status, answer.text
+    other = files["rapt.json"].replace(b'"reader":"sha256:', b'"reader":"sha256:0')
+    error = error_of(http.post("/v1/adapters", files=form | {"card": other}), 409, "vocabulary_mismatch")
+    assert "the reader it was tuned behind" in error["message"]
+
+
+def test_codes_of_another_codebook_are_refused(http, job, tmp_path):
+    other = file_of(code_bundle(size=24, run=4, seed=3))
+    assert "served here" in upload(http, save_privatized(other, tmp_path / "other.jsonl")).json()["error"]["message"]
+    body = {"model": job["fine_tuned_model"], **dump_query(remove_labels(other))}
+    error_of(http.post("/v1/classify", json=body), 409, "vocabulary_mismatch")
