@@ -84,7 +84,8 @@ def test_a_sound_stream_says_nothing(fixed, seed):
 
 def test_a_secure_stream_says_nothing():
     found = known_plaintext(view_of(sound, fixed=False, stream=secure_stream()))
-    assert (found.seed, least(found) > ALPHA) == (None, True)
+    # Drawn anew in every run: all tests together raise a false alarm less than once in a million runs.
+    assert (found.seed, least(found) > ALPHA / len(found.tests)) == (None, True)
 
 
 @pytest.mark.parametrize("fixed", [True, False])

@@ -14,7 +14,7 @@ from rapt.audit.judge.scoring import score_guess
 from rapt.audit.truth import lend_texts
 from rapt.local.mechanisms import make_mechanism
 
-SIZE, TEXTS, PUBLIC, ETA = 20, 150, 800, 3.0
+SIZE, TEXTS, PUBLIC, ETA = 10, 150, 800, 3.0
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_pairs_of_words_are_read_by_label_too(vocabulary):
     texts, public = (
         np.where(which[:, None] == 0, some, some[:, ::-1]) for which, some in ((labels, forth), (held, more))
     )
-    view, truth = labelled(vocabulary, texts, labels, public, held.tolist(), eta=2.0)
+    view, truth = labelled(vocabulary, texts, labels, public, held.tolist())
     plain, told = (recovered(attack, view, truth) for attack in (ATTACKS["context"].run, read_with_labels))
     assert told.value > plain.value + 0.03
 
