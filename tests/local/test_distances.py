@@ -56,12 +56,10 @@ def test_a_large_table_keeps_its_distances_in_the_cache_and_reads_no_other(rng, 
     nearest, _ = brute_force(vocabulary.embeddings.astype(np.float64))
     monkeypatch.setenv("RAPT_CACHE_DIR", str(tmp_path))
     for damage in (None, b"", b"not an array", "none"):
-        _isolation.cache_clear()
         if isinstance(damage, bytes):
             next(tmp_path.iterdir()).write_bytes(damage)
-        assert np.allclose(measure_isolation(vocabulary), nearest, rtol=1e-6)
+        assert np.allclose(_isolation.__wrapped__(vocabulary), nearest, rtol=1e-6)
         assert [path.name for path in tmp_path.iterdir()] == [f"isolation-{vocabulary.hash[7:]}.npy"]
-    _isolation.cache_clear()
 
 
 def test_a_row_that_is_an_input_only_counts_among_the_farthest():

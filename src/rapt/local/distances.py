@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import RaptError
 from rapt.local.randomness import secure_stream
-from rapt.local.vocabulary import Vocabulary
+from rapt.local.vocabulary import Vocabulary, keep_by_hash
 from rapt.this_machine import find_cache_folder
 from rapt.whole_files import write_whole
 
@@ -62,24 +61,38 @@ class TableDistances:
 
 def measure_distances(vocabulary: Vocabulary) -> TableDistances:
     """The distances of a vocabulary's table; all zero when it has a single eligible token."""
-    table = vocabulary.embeddings[vocabulary.eligible]
-    partners = space_evenly(len(table), most=SAMPLED_PARTNERS)
     nearest = measure_isolation(vocabulary)
-    pairs = _pair_distances(table, partners)
-    # A row that may not be an output may be an input: that of the unknown token.
-    seen, bound = _largest(vocabulary.embeddings)
+    spread = _measure_spread(vocabulary)
     five, half, ninety_five = (float(value) for value in np.quantile(nearest, [0.05, 0.5, 0.95]))
     return TableDistances(
         rows=len(nearest),
-        tokens=len(table),
-        pairs=len(pairs),
+        tokens=len(vocabulary.eligible),
+        pairs=spread.pairs,
         nearest_5=five,
         nearest_50=half,
         nearest_95=ninety_five,
-        median=float(np.median(pairs)) if len(pairs) else 0.0,
-        largest_seen=max(seen, float(pairs.max(initial=0.0))),
-        largest_bound=bound,
+        median=spread.median,
+        largest_seen=spread.largest_seen,
+        largest_bound=spread.largest_bound,
     )
+
+
+class _Spread(NamedTuple):
+    pairs: int
+    median: float
+    largest_seen: float
+    largest_bound: float
+
+
+@keep_by_hash
+def _measure_spread(vocabulary: Vocabulary) -> _Spread:
+    """Distances between any two tokens; see `TableDistances`."""
+    table = vocabulary.embeddings[vocabulary.eligible]
+    pairs = _pair_distances(table, space_evenly(len(table), most=SAMPLED_PARTNERS))
+    # A row that may not be an output may be an input: that of the unknown token.
+    seen, bound = _largest(vocabulary.embeddings)
+    median = float(np.median(pairs)) if len(pairs) else 0.0
+    return _Spread(len(pairs), median, max(seen, float(pairs.max(initial=0.0))), bound)
 
 
 def measure_isolation(vocabulary: Vocabulary) -> NDArray[np.float64]:
@@ -88,25 +101,11 @@ def measure_isolation(vocabulary: Vocabulary) -> NDArray[np.float64]:
     if count > _MOST_ROWS:
         rows = secure_stream().generator.choice(count, size=max(_MOST_PAIRS // count, 1), replace=False)
         return _nearest_distances(vocabulary.embeddings[vocabulary.eligible], np.sort(rows))
-    return _isolation(_Known(vocabulary)).copy()
+    return _isolation(vocabulary).copy()
 
 
-class _Known:
-    """A vocabulary as a key: its hash covers the table."""
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self.vocabulary = vocabulary
-
-    def __hash__(self) -> int:
-        return hash(self.vocabulary.hash)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and other.vocabulary.hash == self.vocabulary.hash
-
-
-@lru_cache(maxsize=4)
-def _isolation(known: _Known) -> NDArray[np.float64]:
-    vocabulary = known.vocabulary
+@keep_by_hash
+def _isolation(vocabulary: Vocabulary) -> NDArray[np.float64]:
     count = len(vocabulary.eligible)
     path = find_cache_folder() / f"isolation-{vocabulary.hash.removeprefix('sha256:')}.npy"
     if count >= _LEAST_KEPT and (found := _read(path, count)) is not None:

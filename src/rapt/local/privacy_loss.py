@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -96,6 +97,7 @@ def choose_loss_step(reach: float) -> float:
     return math.ldexp(1.0, math.ceil(math.log2(max(reach, 1e-290) / LOSS_POINTS)))
 
 
+@lru_cache(maxsize=32)
 def laplace_loss(*, eta: float, distance: float, dimension: int, step: float | None = None) -> PrivacyLoss:
     """The privacy loss of one token against another at `distance`, never understated.
 

@@ -22,9 +22,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle, read_mode
 # At most this many words of this many characters: 20 MB of usual ones.
 _MOST_WORDS: Final = 2**16
 _LONGEST_WORD: Final = 256
+# Vocabularies whose measurements are kept.
+_MOST_KEPT: Final = 4
 
 
 class WordCache:
@@ -286,6 +288,30 @@ class Vocabulary:
                 )
             found.append(token)
         return found
+
+
+_Found = TypeVar("_Found")
+
+
+def keep_by_hash(measure: Callable[[Vocabulary], _Found]) -> Callable[[Vocabulary], _Found]:
+    """Return the function, which then keeps what it found of a few vocabularies.
+
+    Args:
+        measure: Depends on nothing but the files of a vocabulary, which its hash covers. Its result is not changed.
+    """
+    kept: dict[str, _Found] = {}
+
+    @wraps(measure)
+    def find(vocabulary: Vocabulary) -> _Found:
+        if (known := kept.get(vocabulary.hash)) is not None:
+            return known
+        found = measure(vocabulary)
+        if len(kept) >= _MOST_KEPT:
+            kept.clear()
+        kept[vocabulary.hash] = found
+        return found
+
+    return find
 
 
 def load_vocabulary(

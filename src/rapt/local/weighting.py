@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
 from rapt.local.privatizer import find_whole_words
-from rapt.local.vocabulary import Vocabulary
+from rapt.local.vocabulary import Vocabulary, keep_by_hash
 
 COMMON_WORDS: Final = 1000
 _RUNNING_WORDS: Final = Path(__file__).with_name("running_words.txt")
@@ -74,6 +74,7 @@ def read_running_words() -> Mapping[str, int]:
     return MappingProxyType({word: int(count) for count, word in (line.split(" ") for line in lines)})
 
 
+@keep_by_hash
 def weigh_running_text(vocabulary: Vocabulary) -> Weighting:
     """The tokens of running public text, as often as they come in it: the basis of "how much stays".
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rapt.errors import MechanismError, VocabularyError, WireError
 from rapt.local.mechanisms.interface import Option
-from rapt.local.vocabulary import Vocabulary
+from rapt.local.vocabulary import Vocabulary, keep_by_hash
 from rapt.wire.strict_json import parse_object
 
 DETERMINERS: Final = frozenset(
@@ -127,6 +127,7 @@ class TokenTags:
     source: str
 
 
+@keep_by_hash
 def tag_by_rule(vocabulary: Vocabulary) -> TokenTags:
     """The tags by rule. Tokens that can never be an output are one class of their own."""
     names = _token_names(vocabulary)
