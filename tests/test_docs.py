@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import doctest
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,12 +60,9 @@ def service(tmp_path_factory):
         yield url
 
 
-def test_the_help_pages_are_the_programs_own():
-    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == write_help_pages(), "run `make help-pages`"
-
-
-def test_the_help_pages_name_every_exit_code():
+def test_the_help_pages_are_the_programs_own_and_name_every_exit_code():
     text = write_help_pages()
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == text, "run `make help-pages`"
     for kind in RaptError.__subclasses__():
         assert f"| {kind.exit_code} |" in text
 
@@ -100,16 +100,23 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch):
     assert (failed, tried > 10) == (0, True)
 
 
+@cache
+def options_of(*command: str) -> set[str]:
+    """The options that the help of a command names."""
+    with redirect_stdout(io.StringIO()) as out:
+        run([*command, "--help"])
+    return set(re.findall(r"--[a-z-]+", out.getvalue()))
+
+
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_and_option_in_a_document_exists(path: Path, capsys):
+def test_every_command_and_option_in_a_document_exists(path: Path):
     groups = {group.split()[0] for group in GROUPS}
     names = {command.__name__.replace("_", "-") for command in COMMANDS} | groups
     for words in calls_of_rapt(path):
         if words[0].startswith("-"):
             continue
         assert words[0] in names, f"rapt {words[0]}"
-        run([*(words[:2] if words[0] in groups and len(words) > 1 else words[:1]), "--help"])
-        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        known = options_of(*words[: 2 if words[0] in groups else 1])
         asked = {re.match(r"--[a-z-]+", word)[0] for word in words if word.startswith("--")}
         assert asked <= known, f"rapt {words[0]}: {asked - known}"
 

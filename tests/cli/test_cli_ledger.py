@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from rapt.cli.program import run
 from rapt.wire.privatized_file import read_privatized_file
 
 TINY = ("--vocabulary", "bert-tiny")
@@ -189,12 +191,22 @@ def test_bad_input_is_one_clear_line_and_leaves_nothing_behind(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.fixture(scope="module")
+def used(tmp_path_factory) -> Path:
+    """A folder with a corpus and a ledger through which it was privatized."""
+    folder = tmp_path_factory.mktemp("used")
+    (folder / "in.csv").write_text("text,label\na good film,yes\na bad one,no\n")
+    arguments = ("privatize", folder / "in.csv", folder / "out", "--eta", 20, *TINY, "--ledger", folder / "l.db")
+    assert run([*map(str, arguments), "--cap", "90"]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("value", ["CAST(x'ff7b80' AS TEXT)", "x'ff'", "'{'", "'5'", "'[]'", "'{\"mechanism\": 1}'"])
 @pytest.mark.parametrize("column", ["kind", "setting", "released", "time"])
-def test_a_damaged_row_is_one_line_and_never_a_defect(rapt, reviews: Path, tmp_path: Path, column, value):
+def test_a_damaged_row_is_one_line_and_never_a_defect(rapt, used: Path, tmp_path: Path, column, value):
+    shutil.copytree(used, tmp_path, dirs_exist_ok=True)
     ledger = tmp_path / "l.db"
-    arguments = ("privatize", reviews, tmp_path / "out", "--eta", 20, "--vocabulary", "bert-tiny")
-    assert rapt(*arguments, "--ledger", ledger, "--cap", 90).code == 0
+    arguments = ("privatize", tmp_path / "in.csv", tmp_path / "out", "--eta", 20, "--vocabulary", "bert-tiny")
     with closing(sqlite3.connect(ledger)) as connection, connection:
         for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             connection.execute(f"DROP TRIGGER {name}")

@@ -426,26 +426,27 @@ def numbered(tmp_path: Path, count: int) -> Path:
     [((), True), (("--keep-order",), False), (("--no-label",), False), (("--no-label", "--shuffle"), True)],
 )
 def test_the_order_of_training_texts_is_drawn_and_that_of_queries_is_kept(rapt, tmp_path: Path, options, shuffled):
-    source, target, receipt = numbered(tmp_path, 40), tmp_path / "out", tmp_path / "receipt"
+    source, target, receipt = numbered(tmp_path, 25), tmp_path / "out", tmp_path / "receipt"
     arguments = ("--eta", 20, *TINY, "--plain-tokens", 0, "--receipt", receipt, *options)
     assert rapt("privatize", source, target, *arguments).code == 0
     file = read_privatized_file(target)
     lengths = [len(record.token_ids) for record in file.records]
-    assert sorted(lengths) == list(range(1, 41))
-    assert (lengths == list(range(1, 41))) == (not shuffled), "40 records keep their order less than once in 10^47 runs"
+    assert sorted(lengths) == list(range(1, 26))
+    assert (lengths == list(range(1, 26))) == (not shuffled), "25 records keep their order less than once in 10^25 runs"
     assert file.manifest.arrangement.shuffled == shuffled
     key = json.loads(receipt.read_text())["order_key"]
     if shuffled:
         back = restore_order(file, key=bytes.fromhex(key)).records
-        assert [len(record.token_ids) for record in back] == list(range(1, 41))
+        assert [len(record.token_ids) for record in back] == list(range(1, 26))
         assert all(record.label is None or record.label == i % 2 for i, record in enumerate(back))
-        assert "texts, which were shuffled" in " ".join(rapt("statement", target).out.split())
+        if not options:
+            assert "texts, which were shuffled" in " ".join(rapt("statement", target).out.split())
     else:
         assert key is None
 
 
 def test_an_audit_puts_shuffled_records_back_by_the_receipt_and_refuses_without_one(rapt, tmp_path: Path):
-    source, target = numbered(tmp_path, 30), tmp_path / "out"
+    source, target = numbered(tmp_path, 8), tmp_path / "out"
     kept = tmp_path / "kept"
     assert rapt("privatize", source, target, "--eta", 20, *TINY, "--receipt", kept).code == 0
     audit = ("audit", target, "--original", source, "--attacks", "embedding_inversion")

@@ -152,8 +152,15 @@ def test_a_file_name_that_is_no_text_comes_out_as_it_went_in(folder: Path, tmp_p
     assert out.buffer.getvalue() == target + b"\n"
 
 
-@pytest.mark.parametrize("stdout", ["full", "without a reader", "closed"])
-@pytest.mark.parametrize("arguments", [("mechanisms",), ("mechanisms", "--json"), ("--version",), (), ("privatize",)])
+@pytest.mark.parametrize(
+    ("arguments", "stdout"),
+    [
+        *((arguments, "full") for arguments in ((), ("--version",), ("mechanisms",), ("mechanisms", "--json"))),
+        *((("privatize",), stdout) for stdout in ("full", "without a reader", "closed")),
+        (("--version",), "closed"),
+        (("mechanisms",), "without a reader"),
+    ],
+)
 def test_a_stdout_that_takes_nothing_is_one_line_and_an_exit_code(stdout, arguments, folder: Path, tmp_path: Path):
     target = tmp_path / "out.jsonl"
     if arguments == ("privatize",):

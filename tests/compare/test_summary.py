@@ -3,16 +3,18 @@ import pytest
 
 from rapt.compare.summary import estimate_mean
 
+RECORDS = 100
+
 
 def tables(rng, *, seeds, records, between, within):
     """A table whose true mean is 0: seeds deviate by `between`, entries by `within`."""
     return rng.normal(0, between, (seeds, 1)) + rng.normal(0, within, (seeds, records))
 
 
-def coverage(resample, *, rng, runs=60):
+def coverage(resample, *, rng, runs=30):
     inside = 0
     for _ in range(runs):
-        low, high = resample(tables(rng, seeds=10, records=200, between=1.0, within=1.0))
+        low, high = resample(tables(rng, seeds=10, records=RECORDS, between=1.0, within=1.0))
         inside += low <= 0 <= high
     return inside / runs
 
@@ -29,7 +31,7 @@ def test_the_interval_covers_the_mean_when_seeds_differ():
 def test_a_twin_that_resamples_records_only_does_not_cover(seed):
     def records_only(table):
         rng = np.random.default_rng(0)
-        means = [table[:, rng.integers(200, size=200)].mean() for _ in range(200)]
+        means = [table[:, rng.integers(RECORDS, size=RECORDS)].mean() for _ in range(200)]
         return np.percentile(means, [2.5, 97.5])
 
     assert coverage(records_only, rng=np.random.default_rng(seed)) < 0.6

@@ -43,7 +43,7 @@ def test_the_interval_covers_the_mean_over_the_vocabulary(rng):
     table = np.sort(rng.gamma(1.0, size=400))[:, None]
     vocabulary = toy_vocabulary(table)
     mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=50.0)
-    every = measure_unchanged(mechanism, vocabulary, rng=rng, draws=160_000).share
+    every = measure_unchanged(mechanism, vocabulary, rng=rng, draws=40_000).share
     covered = sum(
         found.low <= every <= found.high
         for found in (measure_unchanged(mechanism, vocabulary, rng=rng, draws=400) for _ in range(200))

@@ -282,7 +282,7 @@ def _weigh_kinds(vocabulary: Vocabulary, *, rng: np.random.Generator) -> dict[st
 def _weigh_words(vocabulary: Vocabulary, words: Mapping[str, int], *, kind: str) -> Weighting:
     """The tokens of words, without the unknown one; of a list, whose counts are all one, words of one token alone."""
     if max(words.values()) == 1:
-        known = Vocabulary(vocabulary.bundle)
+        known = vocabulary if vocabulary.unknown == "unk" else Vocabulary(vocabulary.bundle)
         single = [tokens[0] for tokens in known.encode([f" {word}" for word in words]) if len(tokens) == 1]
         return _even(np.intersect1d(np.array(single, dtype=np.int64), vocabulary.eligible), source=kind)
     counts = count_tokens(vocabulary, words)[vocabulary.eligible]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, wraps
+from functools import cached_property, lru_cache, wraps
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
 
@@ -336,11 +336,17 @@ def load_vocabulary(
         return Vocabulary(read_word_vectors(path, remark=remark), unknown)
     if model_or_folder not in PUBLIC_MODELS and (path / "vocabulary.json").is_file():
         return Vocabulary(read_bundle(path), unknown)
-    folder = find_model_folder(model_or_folder)
-    bundle = read_model_bundle(folder, model=name_model(model_or_folder))
-    if model_or_folder not in PUBLIC_MODELS and path.exists():
+    if model_or_folder in PUBLIC_MODELS:
+        return Vocabulary(_read_public_bundle(model_or_folder), unknown)
+    bundle = read_model_bundle(find_model_folder(model_or_folder), model=name_model(model_or_folder))
+    if path.exists():
         bundle = replace(bundle, model=f"model-{shorten_hash(bundle.hash)}")
     return Vocabulary(bundle, unknown)
+
+
+@lru_cache(maxsize=1)  # a program that calls a command or two reads and hashes a table of 50 MB once
+def _read_public_bundle(model: str) -> VocabularyBundle:
+    return read_model_bundle(find_model_folder(model), model=model)
 
 
 def check_texts(texts: Sequence[str], *, first_position: int) -> list[str]:

@@ -95,7 +95,8 @@ def weigh_running_text(vocabulary: Vocabulary) -> Weighting:
 
 def count_tokens(vocabulary: Vocabulary, words: Mapping[str, int]) -> NDArray[np.int64]:
     """How often each token comes in words with counts, (V,); a word that is not known counts as the unknown token."""
-    known = Vocabulary(vocabulary.bundle)  # whatever becomes of unknown words in texts
+    # Whatever becomes of unknown words in texts.
+    known = vocabulary if vocabulary.unknown == "unk" else Vocabulary(vocabulary.bundle)
     counts = np.zeros(vocabulary.size, dtype=np.int64)
     # After a space, as inside a text: byte-level BPE has other tokens for the beginning of one.
     encoded = known.encode([f" {word}" for word in words])

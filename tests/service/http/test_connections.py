@@ -75,25 +75,30 @@ def closed_after(url, start, dribble=b"", *, most=15.0):
     raise AssertionError(f"the connection is open after {most} s")
 
 
-@pytest.mark.parametrize(
-    "start", [b"", b"GET", b"GET /healthz HTTP/1.1\r\nhost: a\r\nx: "], ids=["none", "verb", "head"]
-)
-@pytest.mark.parametrize("dribble", [b"", b"x"], ids=["silent", "dribbling"])
-def test_a_head_that_does_not_come_has_an_end(url, start, dribble):
-    closed_after(url, start, dribble if start else b"")
+def all_closed_after(url, cases):
+    """The answers to several slow clients at once."""
+    with ThreadPoolExecutor(len(cases)) as threads:
+        return list(threads.map(lambda case: closed_after(url, *case), cases))
 
 
-def test_a_second_head_that_does_not_come_has_an_end_too(url):
-    assert b"200 OK" in closed_after(url, b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\nGET /", b"x")
+def test_a_head_that_does_not_come_has_an_end_silent_or_dribbling(url):
+    head = b"GET /healthz HTTP/1.1\r\nhost: a\r\n"
+    *_, second = all_closed_after(
+        url, [(b"",), (b"GET",), (b"GET", b"x"), (head + b"x: ",), (head + b"x: ", b"x"), (head + b"\r\nGET /", b"x")]
+    )
+    assert b"200 OK" in second
 
 
-@pytest.mark.parametrize("length", [b"content-length: 1000000", b"transfer-encoding: chunked"])
-@pytest.mark.parametrize("dribble", [b"", b"1\r\nx\r\n"], ids=["silent", "dribbling"])
-def test_a_body_that_does_not_come_is_408_and_the_connection_ends(url, length, dribble):
-    head = b"POST /v1/classify HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" + KEY + length + b"\r\n\r\n"
-    answer = closed_after(url, head, dribble)
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
+def test_a_body_that_does_not_come_is_408_and_the_connection_ends(url):
+    head = b"POST /v1/classify HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n" + KEY
+    cases = [
+        (head + length + b"\r\n\r\n", dribble)
+        for length in (b"content-length: 1000000", b"transfer-encoding: chunked")
+        for dribble in (b"", b"1\r\nx\r\n")
+    ]
+    for answer in all_closed_after(url, cases):
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "timeout"
 
 
 def test_a_body_without_end_and_without_a_key_is_answered_and_cut_off(url):

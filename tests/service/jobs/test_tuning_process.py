@@ -87,25 +87,21 @@ def test_a_job_in_a_process_is_paused_killed_and_stopped_and_ends_in_the_weights
         wait_until(lambda: status_of(store, job) in ENDED, seconds=120)
         assert process.pid not in (None, first)
         assert status_of(store, other) == "cancelled"
+        # A worker that is stopped keeps the state of its job and ends the process.
+        stopped = queue_job(store, backbones, training_path, ENDLESS)
+        runner.wake()
+        begins(store, stopped)
+        last = process.pid
+        assert measure_resident_bytes(last) > 0
     done = get_job(store, job.id, tenant=LOCAL)
     assert (done.status, done.error_message) == ("succeeded", None)
     assert weights_of(store, job) == weights_of(store, control)
     assert any("ended by SIGKILL" in message for message in messages_of(store, job))
     assert process.pid is None  # it left with its worker
-
-
-def test_a_worker_that_is_stopped_keeps_the_state_of_its_job_and_ends_the_process(store, backbones, training_path):
-    process = process_for(store)
-    job = queue_job(store, backbones, training_path, ENDLESS)
-    with running(store, process):
-        begins(store, job)
-        child = process.pid
-        assert measure_resident_bytes(child) > 0
-    assert status_of(store, job) == "queued"
-    assert get_job(store, job.id, tenant=LOCAL).deaths == 0
-    assert latest_run_state(store, job).step > 0
+    kept = get_job(store, stopped.id, tenant=LOCAL)
+    assert (kept.status, kept.deaths, latest_run_state(store, stopped).step > 0) == ("queued", 0, True)
     with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+        os.kill(last, 0)
 
 
 def test_a_job_that_kills_its_process_again_and_again_fails_with_a_reason_and_the_next_one_has_its_turn(
