@@ -34,7 +34,7 @@ def answering(answer: Callable[..., Any]) -> Iterator[str]:
                 for part in [content] if whole else content:
                     self.wfile.write(part)
 
-        do_GET = do_POST = do_DELETE = reply
+        do_GET = do_POST = do_DELETE = do_HEAD = reply
 
         def log_message(self, *_: object) -> None:
             pass

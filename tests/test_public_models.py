@@ -1,11 +1,16 @@
-"""Names of the Hugging Face hub: found in its local cache by our own few lines, never fetched."""
+"""Names of the Hugging Face hub: found in its local cache by our own few lines, and fetched by one command alone."""
+
+import hashlib
+import json
 
 import pytest
 from huggingface_hub import snapshot_download
 
-from rapt.errors import VocabularyError
+import strange_service
+from rapt.errors import UnavailableError, UsageError, VocabularyError
 from rapt.local.vocabulary import load_vocabulary
-from rapt.public_models import find_hub_cache, find_model_folder
+from rapt.public_models import download_model, find_hub_cache, find_model_folder, name_model
+from rapt.service.http.settings import name_served_model
 from tokenizer_zoo import gpt2
 
 COMMIT = "a" * 40
@@ -67,3 +72,64 @@ def test_a_reference_that_is_no_commit_is_not_followed(cache):
     put(cache, "someone/odd", commit="../../..")
     with pytest.raises(VocabularyError, match="hf download"):
         find_model_folder("someone/odd")
+
+
+def hub(folder, *, asked, broken=False):
+    """A hub with one repository of one commit: the lists and files that `huggingface_hub` asks for."""
+
+    def answer(path, _body, headers, method):
+        asked.append((method, path))
+        begin = f"/someone/tiny/resolve/{COMMIT}/"
+        if path.startswith(f"/api/models/someone/tiny/tree/{COMMIT}"):
+            files = [
+                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": digest(file)}
+                for file in sorted(folder.iterdir())
+            ]
+            return 200, {"content-type": "application/json"}, json.dumps(files).encode()
+        if not path.startswith(begin) or broken:
+            return 404, {"x-error-code": "RevisionNotFound"}, b""
+        file = folder / path.removeprefix(begin)
+        size = str(file.stat().st_size)
+        tags = {"etag": f'"{digest(file)}"', "x-repo-commit": COMMIT, "content-length": size}
+        return 200, tags, b"" if method == "HEAD" else file.read_bytes()
+
+    def digest(file):
+        return hashlib.sha1(file.read_bytes()).hexdigest()
+
+    return answer
+
+
+def test_a_commit_is_downloaded_when_it_is_asked_for_and_found_by_its_name(cache, tmp_path, monkeypatch):
+    source, asked = gpt2(tmp_path / "source"), []
+    (source / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    (source / "run.py").write_text("raise SystemExit")
+    name = f"someone/tiny@{COMMIT}"
+    with pytest.raises(VocabularyError, match=f"run: rapt vocabulary download {name}"):
+        find_model_folder(name)
+    with strange_service.answering(hub(source, asked=asked)) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        folder = download_model(name)
+        count = len(asked)
+        assert download_model(name) == folder
+    assert len(asked) <= count + 1  # the files are there
+    assert {path.name for path in folder.iterdir()} == {"config.json", "tokenizer.json", "model.safetensors"}
+    assert not any("pytorch_model" in path or "run.py" in path for _, path in asked)
+    assert find_model_folder(name) == folder
+    assert name_model(name) == "someone/tiny"
+    assert name_served_model(name) == "tiny"
+    assert load_vocabulary(name).model == "someone/tiny"
+
+
+@pytest.mark.parametrize("name", ["someone/tiny", "someone/tiny@main", "someone/tiny@abc", "../x@" + COMMIT, "a@b@c"])
+def test_only_a_commit_is_downloaded(cache, name):
+    with pytest.raises(UsageError, match="OWNER/NAME@COMMIT"):
+        download_model(name)
+
+
+def test_a_hub_that_has_no_such_commit_is_one_line_without_its_address(cache, tmp_path, monkeypatch):
+    with strange_service.answering(hub(gpt2(tmp_path / "source"), asked=[], broken=True)) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        with pytest.raises(UnavailableError, match="must have the commit") as refused:
+            download_model(f"someone/tiny@{COMMIT}")
+    assert "127.0.0.1" not in str(refused.value)
+    assert "\n" not in str(refused.value)

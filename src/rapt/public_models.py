@@ -1,9 +1,10 @@
 """Where the weights of a public model lie on this machine: a name becomes a folder.
 
 A name is one of `PUBLIC_MODELS`, whose weights come inside a Python distribution, or a name of the Hugging Face hub
-that was downloaded before into its local cache. Nothing is imported from the packages that carry weights, and nothing
-is fetched: what is not here is an error that says how to get it. A GGUF file is converted once, into a cache. Both
-sides use this module, because a backbone and its vocabulary are the same files.
+that was downloaded before into its local cache: `NAME@COMMIT` for one commit, NAME for the one that its branch `main`
+was last seen at. Nothing is imported from the packages that carry weights, and nothing is fetched but by
+`download_model`: what is not here is an error that says how to get it. A GGUF file is converted once, into a cache.
+Both sides use this module, because a backbone and its vocabulary are the same files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from rapt.errors import VocabularyError
+from rapt.errors import UnavailableError, UsageError, VocabularyError
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def name_model(model: str) -> str:
         return Path(model).resolve().stem
     if model not in PUBLIC_MODELS and _is_model_folder(Path(model)):
         return Path(model).resolve().name
-    return model
+    return model.partition("@")[0] if _HUB_NAME.fullmatch(model.partition("@")[0]) else model
 
 
 def _is_gguf(path: Path) -> bool:
@@ -143,21 +144,70 @@ def find_hub_cache() -> Path:
 
 
 def _find_snapshot(model: str) -> Path:
-    """Find the folder of a hub model in the local cache: the commit that its branch `main` was last seen at."""
-    if not _HUB_NAME.fullmatch(model):
+    """Find the folder of a hub model in the local cache."""
+    name, at, commit = model.partition("@")
+    if not _HUB_NAME.fullmatch(name) or (at and not _COMMIT.fullmatch(commit)):
         raise VocabularyError(
             f"a model must be a known name or a folder with tokenizer.json, got model={model!r}; "
             f"choose one of {', '.join(PUBLIC_MODELS)} or give a path"
         )
-    cached = find_hub_cache() / f"models--{model.replace('/', '--')}"
+    cached = find_hub_cache() / f"models--{name.replace('/', '--')}"
     try:
-        commit = (cached / "refs" / "main").read_text(encoding="ascii").strip()
+        commit = commit or (cached / "refs" / "main").read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         commit = ""
     folder = cached / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not (folder / "tokenizer.json").is_file():
+    if not _COMMIT.fullmatch(commit) or not _is_model_folder(folder):
+        way = f"rapt vocabulary download {model}" if at else f"hf download {model}"
         raise VocabularyError(
             f"a model must be a known name or a folder with tokenizer.json, or be in the local Hugging Face cache, "
-            f"got model={model!r}; choose one of {', '.join(PUBLIC_MODELS)}, give a path, or run: hf download {model}"
+            f"got model={model!r}; choose one of {', '.join(PUBLIC_MODELS)}, give a path, or run: {way}"
         )
     return folder
+
+
+# What of a model is read here, by the names that models give these files; never a file that can run code.
+_READ: Final = (
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt", "chat_template.jinja"),
+    *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
+)
+
+
+def download_model(model: str) -> Path:
+    """Fetch one commit of a model from the Hugging Face hub into its local cache, and return its folder.
+
+    What is in the cache already is not fetched again, and a file whose connection was lost goes on where it ended. The
+    hub is that of the variable HF_ENDPOINT, the token that of `huggingface_hub`.
+
+    Args:
+        model: `OWNER/NAME@COMMIT`; a branch or a tag may be another model tomorrow.
+
+    Raises:
+        UsageError: It is no such name, or the package `huggingface_hub` is missing.
+        UnavailableError: The hub does not answer, or has no such commit for this user.
+    """
+    name, _, commit = model.partition("@")
+    if not _HUB_NAME.fullmatch(name) or not _COMMIT.fullmatch(commit):
+        raise UsageError(
+            f"a model to download must be named OWNER/NAME@COMMIT, with the commit in full, got model={model!r}; the "
+            "hub shows it under Files, History"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError:
+        raise UsageError("a download from the hub needs a package; run: pip install huggingface_hub") from None
+    try:
+        found = snapshot_download(
+            name,
+            revision=commit,
+            cache_dir=find_hub_cache(),
+            allow_patterns=list(_READ),
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:  # its messages may hold addresses
+        raise UnavailableError(
+            f"the hub must have the commit for this user and answer, got {type(error).__name__}; look at the name, at "
+            "HF_TOKEN and at the network"
+        ) from None
+    return Path(found)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from rapt.local.vocabulary import load_vocabulary
-from rapt.wire.vocabulary_bundle import make_bundle, write_bundle
+from rapt.wire.vocabulary_bundle import make_bundle, read_model_bundle, write_bundle
 from strange_service import answering
+from tiny_backbones import write_family
+from tokenizer_zoo import gpt2
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +63,35 @@ def test_a_table_that_the_user_vouches_for_is_kept_and_its_rows_are_still_counte
     assert rapt("preview", "--eta", 30, "--word", "a", "--vocabulary", tmp_path / "v").code == 5
     assert rapt("calibrate", "--unchanged", 0.5, "--vocabulary", tmp_path / "v").code == 5
     assert rapt(*privatize, "--trust-vocabulary").code == 0
+
+
+def test_a_model_is_shown_with_what_it_is_good_for(rapt):
+    found = json.loads(rapt("vocabulary", "show", "bert-tiny", "--json").out)
+    assert (found["privatizes"], found["because"]) == (True, None)
+    assert (found["tokens"], found["eligible"], found["dimension"]) == (30522, 29523, 128)
+    assert found["table_bytes"] == 30522 * 128 * 4
+    assert 76 < found["half_eta"] < 88  # 82, from 2,048 draws, whose error is 0.011
+    assert found["tokens_a_second"] > 0
+    assert found["serving"]["kind"] == "encoder"
+    assert {"prompt_tuning", "lora", "prefix_tuning"} <= set(found["serving"]["methods"])
+    assert found["serving"]["label_words"]
+
+
+def test_a_model_that_breaks_a_law_is_shown_with_the_law(rapt, tmp_path: Path):
+    shown = rapt("vocabulary", "show", str(write_family("bloom", tmp_path / "bloom"))).out
+    assert "tokens may be put out" in shown
+    assert "serves      no: a model of architecture 'bloom' cannot be served" in shown
+
+
+def test_a_vocabulary_without_a_model_is_shown_and_one_of_a_wrong_name_is_not_recommended(rapt, tmp_path: Path):
+    other = read_model_bundle(gpt2(tmp_path / "model"), model="bert-tiny")
+    write_bundle(other, tmp_path / "bundle")
+    shown = rapt("vocabulary", "show", tmp_path / "bundle").out
+    assert "privatizes  no: a vocabulary called bert-tiny must be the known one" in shown
+    assert "serves      not known: this folder holds a vocabulary and no model" in shown
+    assert f"{len(other.embeddings)} tokens of 8 numbers" in shown
+
+
+def test_what_is_no_model_is_not_shown(rapt, tmp_path: Path):
+    outcome = rapt("vocabulary", "show", tmp_path)
+    assert (outcome.code, outcome.out) == (5, "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,8 +20,8 @@ from rapt.cli.options import (
     TrustVocabulary,
     read_options,
 )
-from rapt.cli.output import say, show, show_json
-from rapt.errors import UsageError, VocabularyError
+from rapt.cli.output import meter, say, show, show_json
+from rapt.errors import RaptError, UsageError, VocabularyError
 
 
 class Case(StrEnum):
@@ -92,6 +92,112 @@ def fetch(
         )
         return
     show(str(target))
+    say(f"{bundle.model}: {len(bundle.embeddings):,} tokens, {bundle.hash}")
+
+
+@vocabulary.command("show")
+def show_figures(
+    model: Annotated[str, typer.Argument(metavar="DIR|NAME", help="Model or vocabulary: a known name, or a folder.")],
+    table_only: Annotated[
+        bool, typer.Option("--table-only", help="Look at tokenizer and table alone, and load no model.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether text can be privatized with a model or vocabulary, and whether the model can be served.
+
+    η is that of the Laplace mechanism at which half of running public text stays. Serving is tried on this machine, by
+    the laws that `rapt serve` holds a model to; what breaks one is named.
+
+    \b
+    Examples:
+      rapt vocabulary show minilm
+      rapt vocabulary show ~/models/Qwen3-0.6B --table-only
+    """
+    from dataclasses import asdict
+
+    from rapt.local.randomness import secure_stream
+    from rapt.local.vocabulary import load_vocabulary
+    from rapt.local.vocabulary_check import check_vocabulary
+    from rapt.local.vocabulary_figures import measure_figures
+
+    loaded = load_vocabulary(model)
+    trusted, because = True, None
+    try:
+        check_vocabulary(loaded)
+    except VocabularyError as error:
+        trusted, because = False, str(error)
+    with meter("measuring", unit="values of η tried") as progress:
+        found = measure_figures(loaded, rng=secure_stream().generator, on_progress=lambda tried: progress(tried))
+    served: dict[str, Any] = {"serves": None, "because": "not asked for"} if table_only else try_serving(model)
+    if as_json:
+        privatizes = {"privatizes": trusted, "because": because}
+        show_json({"model": loaded.model, "hash": loaded.hash, **privatizes, **asdict(found), "serving": served})
+        return
+    half = "no η keeps half of it" if found.half_eta is None else f"η = {found.half_eta:.4g}"
+    speed = "" if found.tokens_a_second is None else f", {found.tokens_a_second:,.0f} tokens a second there"
+    show(f"{loaded.model}  {loaded.hash}")
+    show(f"table       {found.tokens:,} tokens of {found.dimension:,} numbers, {found.table_bytes / 1e6:.1f} MB")
+    show(f"privatizes  {f'{found.eligible:,} tokens may be put out' if trusted else f'no: {because}'}")
+    show(f"half stays  {half}, over running public text{speed}")
+    if served["serves"]:
+        words = "label words" if served["label_words"] else "no label words"
+        show(f"serves      {served['kind']}, {words}: {', '.join(served['methods'])}")
+    else:
+        show(f"serves      {'not known' if served['serves'] is None else 'no'}: {served['because']}")
+
+
+def try_serving(model: str) -> dict[str, Any]:
+    """Whether this machine can serve a model, and by what it can be tuned; else why not."""
+    from importlib.util import find_spec
+
+    if (Path(model) / "vocabulary.json").is_file():
+        return {"serves": None, "because": "this folder holds a vocabulary and no model"}
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return {"serves": None, "because": "the extra [service] of this program is not installed here"}
+    from rapt.service.adapter.adapter_check import list_methods
+    from rapt.service.answers.decoding import check_cached_writing
+    from rapt.service.backbone.backbone import load_backbone
+
+    try:
+        backbone = load_backbone(model, precision="float32")
+        if backbone.kind != "encoder":
+            check_cached_writing(backbone)
+    except RaptError as error:
+        return {"serves": False, "because": str(error)}
+    return {
+        "serves": True,
+        "kind": backbone.kind,
+        "methods": list(list_methods(backbone)),
+        "label_words": backbone.language_head is not None,
+        "writes_text": backbone.kind != "encoder",
+    }
+
+
+@vocabulary.command()
+def download(
+    model: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME@COMMIT", help="Model of the hub, and its commit in full.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Download one commit of a model from the Hugging Face hub into its local cache.
+
+    The other commands never do: they take the same name, and find what is in the cache. Files that can run code are not
+    fetched. Needs the package huggingface_hub.
+
+    \b
+    Example:
+      rapt vocabulary download someone/model@0123456789abcdef0123456789abcdef01234567
+    """
+    from rapt.public_models import download_model, find_model_folder, name_model
+    from rapt.wire.vocabulary_bundle import read_model_bundle
+
+    folder = download_model(model)
+    bundle = read_model_bundle(find_model_folder(model), model=name_model(model))
+    if as_json:
+        show_json({"folder": str(folder), "model": bundle.model, "hash": bundle.hash})
+        return
+    show(str(folder))
     say(f"{bundle.model}: {len(bundle.embeddings):,} tokens, {bundle.hash}")
 
 

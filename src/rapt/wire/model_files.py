@@ -344,19 +344,28 @@ def read_tensor(path: Path, name: str, *, axes: int | None = None) -> NDArray[np
         return _read_place(stream, _find_place(header.get(name), start=start, size=path.stat().st_size, axes=axes))
 
 
+def is_short(numbers: NDArray[np.float32]) -> bool:
+    """Whether no number loses a digit as bfloat16, the upper half of a float32."""
+    return not any((block & np.uint32(0xFFFF)).any() for block in _divide(numbers))
+
+
+def _divide(numbers: NDArray[np.float32]) -> Iterator[NDArray[np.uint32]]:
+    """The bits of the numbers, block by block."""
+    flat = np.ascontiguousarray(numbers, dtype="<f4").reshape(-1).view("<u4")
+    return (flat[begin : begin + _BLOCK_ITEMS] for begin in range(0, flat.size, _BLOCK_ITEMS))
+
+
 def write_tensor(path: Path, name: str, numbers: NDArray[np.float32]) -> None:
     """Write one tensor as a safetensors file: as bfloat16 where no number loses a digit by that, else as float32.
 
     Raises:
         OSError: The file cannot be written.
     """
-    flat = np.ascontiguousarray(numbers, dtype="<f4").reshape(-1).view("<u4")
-    blocks = [flat[begin : begin + _BLOCK_ITEMS] for begin in range(0, flat.size, _BLOCK_ITEMS)]
-    short = not any((block & np.uint32(0xFFFF)).any() for block in blocks)
+    blocks, short = _divide(numbers), is_short(numbers)
     entry = {
         "dtype": "BF16" if short else "F32",
         "shape": list(numbers.shape),
-        "data_offsets": [0, (2 if short else 4) * flat.size],
+        "data_offsets": [0, (2 if short else 4) * numbers.size],
     }
     header = json.dumps({name: entry}).encode()
     header += b" " * (-len(header) % 8)

@@ -18,7 +18,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from rapt.errors import UsageError
-from rapt.public_models import PUBLIC_MODELS
+from rapt.public_models import PUBLIC_MODELS, name_model
 from rapt.service.storage.tenant_rows import MOST_FILES, MOST_MODELS
 from rapt.this_machine import is_loopback
 
@@ -202,7 +202,7 @@ def reveal(secret: SecretStr | None) -> str | None:
 
 def name_served_model(model: str) -> str:
     """The name under which a model is served: a folder goes by its last part, so no path of ours leaves."""
-    return model if model in PUBLIC_MODELS else Path(model).resolve().name
+    return model if model in PUBLIC_MODELS else Path(name_model(model)).name
 
 
 def _is_placeholder(key: str) -> bool:
