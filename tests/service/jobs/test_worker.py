@@ -1,4 +1,5 @@
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -158,6 +159,32 @@ def test_progress_is_reported_every_ten_steps_and_at_the_last(store, backbones, 
     losses = {"train_loss", "reconstruction_loss", "train_mean_token_accuracy"}
     assert set(metrics[0]) == {"step", "total_steps", "epoch"} | losses
     assert all(type(value) in (int, float) for data in metrics for value in data.values())
+
+
+def test_figures_go_into_a_log_of_the_job_and_a_log_that_cannot_be_written_costs_the_log(
+    store, backbones, queue, tmp_path, caplog
+):
+    logs = tmp_path / "logs"
+    queue()
+    job = claim(store)
+    (logs / job.tenant).mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of packages that TensorBoard imports
+        run_job(store, job, backbones=backbones, should_stop=never, log_folder=str(logs))
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        found = EventAccumulator(str(logs / job.tenant / job.id)).Reload()
+    assert [point.step for point in found.Scalars("train_loss")] == [10, 16]
+    events = list_events(store, job.id, Cursor(limit=100, newest_first=False), tenant=job.tenant).items
+    told = [event.data["train_loss"] for event in events if event.data]
+    assert [point.value for point in found.Scalars("train_loss")] == pytest.approx(told, rel=1e-6)
+    assert set(found.Tags()["scalars"]) == set().union(*(event.data for event in events if event.data)) - {"step"}
+    queue()
+    other = claim(store)
+    (logs / job.tenant / other.id).write_text("in the way")
+    run_job(store, other, backbones=backbones, should_stop=never, log_folder=str(logs))
+    assert get_job(store, other.id, tenant=other.tenant).status == "succeeded"
+    assert "the log of a job ends" in caplog.text
 
 
 def test_an_event_has_the_means_of_its_steps():

@@ -25,6 +25,7 @@ from rapt.service.http.middleware import Metrics
 from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
 from rapt.service.http.settings import Settings, name_served_model, reveal
 from rapt.service.jobs.job_limits import JobLimits, JobSettings, measure_half_of_memory
+from rapt.service.jobs.job_log import check_job_log
 from rapt.service.jobs.job_run import make_runner_here
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
 from rapt.service.jobs.worker import JobRunner
@@ -125,6 +126,7 @@ def make_job_settings(settings: Settings) -> JobSettings:
         seconds_between_run_states=settings.run_state_seconds,
         slice_seconds=settings.job_slice_seconds,
         most_deaths=settings.job_attempts,
+        log_folder=None if settings.job_log is None else str(settings.job_log.absolute()),
     )
 
 
@@ -138,6 +140,8 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         precision: Precision of the models, `float32` or `bfloat16`.
     """
     jobs = make_job_settings(settings)
+    if settings.job_log is not None:
+        check_job_log(settings.job_log)
     if not settings.job_process:
         run = make_runner_here(store, backbones, jobs)
         return JobRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)

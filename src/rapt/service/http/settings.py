@@ -131,6 +131,9 @@ class Settings(BaseSettings):
         300.0, ge=0, description="after so long a job gives way to a waiting one of another tenant, s; 0 never"
     )
     run_state_seconds: float = Field(15.0, ge=0, description="how much work of a job a crash may cost, s")
+    job_log: Path | None = Field(
+        None, description="folder for TensorBoard's event files of jobs; ids, numbers and times. Needs [tensorboard]"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the base models; auto measures. Name one where several processes run jobs"
     )

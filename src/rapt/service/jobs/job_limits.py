@@ -85,6 +85,7 @@ class JobSettings:
         seconds_between_run_states: How much work a crash may cost, s.
         slice_seconds: After so long a job gives way to a waiting one of another tenant, s; 0 never.
         most_deaths: A job that has killed what runs it so often, without getting any further, fails.
+        log_folder: Folder for TensorBoard's event files of jobs; None keeps none.
     """
 
     tenant_bytes: int
@@ -92,6 +93,7 @@ class JobSettings:
     seconds_between_run_states: float = 15.0
     slice_seconds: float = 300.0
     most_deaths: int = MOST_DEATHS
+    log_folder: str | None = None
 
 
 def measure_half_of_memory() -> int:

@@ -19,6 +19,7 @@ from rapt.service.adapter.adapter import Adapter, adapter_to_files
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.jobs.hyperparameters import config_from_json
 from rapt.service.jobs.job_limits import JobSettings, check_cost
+from rapt.service.jobs.job_log import JobLog
 from rapt.service.jobs.run_states import STEPS_BETWEEN_RUN_STATES, RunStates, retry_while_away
 from rapt.service.storage.checkpoint_models import add_checkpoint_model
 from rapt.service.storage.file_rows import StoredFile, get_file, open_file
@@ -213,8 +214,11 @@ def run_job(
     turn = _Turn(store, job, should_stop, waiting, models=models, settings=settings, between=between_questions)
     states = RunStates(store, job, between=settings.seconds_between_run_states, should_stop=should_stop)
 
+    figures = JobLog(settings.log_folder, tenant=job.tenant, job_id=job.id)
+
     def report(message: str, data: dict[str, Any]) -> None:
         waiting(lambda: record_progress(store, job, message=message, data=data, now=_now()))
+        figures.add(data)
 
     progress = ProgressEvents(report)
     checkpoints = EpochCheckpoints(store, job, epochs=config.epochs, max_bytes=settings.tenant_bytes)
@@ -235,6 +239,8 @@ def run_job(
         if turn.gives_way:
             raise GaveWay from None
         raise
+    finally:
+        figures.close()
     made, packed = _Made.of(adapter, training, config=config), pack_adapter(adapter_to_files(adapter))
 
     def publish() -> None:
