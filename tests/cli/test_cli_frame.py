@@ -101,23 +101,26 @@ def test_an_interrupt_leaves_with_130(rapt, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "said", "helps"),
     [
-        (("privatize",), "missing argument 'IN'"),
-        (("privatize", "a.csv"), "missing argument 'OUT'"),
-        (("privatize", "a.csv", "b", "--eta", "much"), "invalid value for '--eta'"),
-        (("privatize", "a.csv", "b", "--eta", "1", "--plain-tokens", "-1"), "invalid value for '--plain-tokens'"),
-        (("mechanisms", "--unknown"), "no such option: --unknown"),
-        (("unknown",), "no such command 'unknown'"),
+        (("privatize",), "missing argument 'IN'", "rapt privatize"),
+        (("privatize", "a.csv"), "missing argument 'OUT'", "rapt privatize"),
+        (("privatize", "a.csv", "b", "--eta", "much"), "invalid value for '--eta'", "rapt privatize"),
+        (("privatize", "a", "b", "--plain-tokens", "-1"), "invalid value for '--plain-tokens'", "rapt privatize"),
+        (("pool", "open", "a", "--least", "1"), "invalid value for '--least'", "rapt pool open"),
+        (("pool", "shut"), "no such command 'shut'", "rapt pool"),
+        (("admin", "rotate-key"), "missing argument", "rapt admin rotate-key"),
+        (("mechanisms", "--unknown"), "no such option: --unknown", "rapt mechanisms"),
+        (("unknown",), "no such command 'unknown'", "rapt"),
     ],
 )
-def test_a_usage_error_is_one_line_and_exit_2(arguments, said, rapt):
+def test_a_usage_error_is_one_line_and_exit_2_and_names_the_help_of_its_command(arguments, said, helps, rapt):
     outcome = rapt(*arguments)
     assert (outcome.code, outcome.out) == (2, "")
     assert said in outcome.err
     assert outcome.err.startswith("rapt: error: ")
     assert outcome.err.count("\n") == 1
-    assert "--help" in outcome.err
+    assert outcome.err.endswith(f"; see {helps} --help\n")
 
 
 def test_a_command_that_failed_before_still_knows_both_names_of_its_help(rapt, monkeypatch):

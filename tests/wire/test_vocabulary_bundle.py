@@ -33,6 +33,8 @@ def test_what_was_written_is_read(bundle, tmp_path):
     assert (again.embeddings == TABLE).all()
     assert again.eligible.tolist() == bundle.eligible.tolist() == list(range(1, 9))
     assert not again.embeddings.flags.writeable
+    # A service that runs as somebody else reads all three, or none.
+    assert len({path.stat().st_mode for path in (tmp_path / "new" / "folder").iterdir()}) == 1
 
 
 def test_a_table_takes_half_the_bytes_where_that_loses_nothing_and_has_the_same_hash(bundle, tmp_path):

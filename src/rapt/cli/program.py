@@ -179,8 +179,12 @@ def _fail(message: str, code: int) -> int:
 
 
 def _word_usage(message: str, arguments: Sequence[str]) -> str:
-    """Rewrite Typer's message as one line: lower case, no full stop, with what to do."""
+    """Rewrite Typer's message as one line: lower case, no full stop, with the command whose help says what to do."""
     line = " ".join(message.split()).rstrip(".")
-    known = {command.__name__.replace("_", "-") for command in COMMANDS} | {"vocabulary", "ledger", "admin"}
-    called = f"rapt {arguments[0]}" if arguments and arguments[0] in known else "rapt"
-    return f"{line[:1].lower()}{line[1:]}; see {called} --help"
+    command, called = _build_command(), ["rapt"]
+    for argument in arguments:
+        if argument not in (subcommands := getattr(command, "commands", {})):
+            break
+        command = subcommands[argument]
+        called.append(argument)
+    return f"{line[:1].lower()}{line[1:]}; see {' '.join(called)} --help"

@@ -144,6 +144,17 @@ def test_no_answer_sends_a_client_elsewhere(http):
             assert http.request(method, path, headers={"host": "localhost"}).status_code == 404
 
 
+@pytest.mark.parametrize("collection", ["files", "models", "fine_tuning/jobs", "pools"])
+def test_an_id_with_slashes_is_answered_as_one_that_nothing_has(http, collection):
+    for id_ in ("..%2Fx", "a%2Fb%2Fc", "%2e%2e/x"):
+        answer = http.get(f"/v1/{collection}/{id_}")
+        assert answer.status_code == 404
+        found = answer.json()["error"]
+        assert found["code"] == http.get(f"/v1/{collection}/none").json()["error"]["code"]
+        assert found["message"].startswith("no such object among the ")
+        assert "list them" in found["message"]
+
+
 @pytest.mark.parametrize("asked", ["bytes=x", "bytes=999999999-", "items=0-1", "bytes=0-0", "bytes=0-,0-,5-"])
 def test_whatever_range_is_asked_for_a_vocabulary_is_whole(http, asked):
     path = "/v1/vocabularies/bert-tiny/tokenizer.json"

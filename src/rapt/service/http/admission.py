@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError, UsageError, VocabularyError, name_record
 from rapt.service.backbone.layout import sequence_length
+from rapt.service.http.shares import give_way
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.code_bundle import CodeBundle
@@ -23,6 +25,9 @@ from rapt.wire.manifest import Manifest, MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, iterate_privatized_lines, read_bounded_lines
 from rapt.wire.vocabulary_bundle import VocabularyBundle, shorten_hash
+
+# Records of a file after which others are let go on: a millisecond or two.
+RECORDS_AT_ONCE: Final = 32
 
 
 class Gate:
@@ -57,6 +62,8 @@ class Gate:
             for position, record in enumerate(items):
                 assert isinstance(record, PrivatizedRecord)
                 self.check_record(record, manifest, position=position)
+                if position % RECORDS_AT_ONCE == 0:
+                    give_way()
                 longest = max(longest, len(record.token_ids) + len(record.second_token_ids or ()))
         return FileSummary(manifest=manifest, longest=longest)
 

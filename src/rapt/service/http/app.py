@@ -23,6 +23,7 @@ from rapt.service.http.routes.jobs import job_router
 from rapt.service.http.routes.models import adapter_router, model_router
 from rapt.service.http.routes.pools import pool_router
 from rapt.service.http.schemas import ErrorResponse
+from rapt.service.http.shares import Metered
 from rapt.version import __version__
 
 DESCRIPTION = """
@@ -60,6 +61,7 @@ def create_app(service: Service, *, stopping: Stopping) -> FastAPI:
     app.add_middleware(TenantPlaces, settings=service.settings, store=service.store)
     app.add_middleware(Door, settings=service.settings, store=service.store)
     app.add_middleware(Envelope, count=service.metrics.count, stopping=stopping)
+    app.add_middleware(Metered)
     for router in (
         # In this order they are tried for a path, and predictions are what is asked most.
         classify_router,

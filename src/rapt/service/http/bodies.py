@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any, BinaryIO, Final, TypeVar, TypeVarTuple, Unpack, cast
 
-import anyio.to_thread
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
-from starlette.concurrency import run_in_threadpool
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -29,6 +29,7 @@ from starlette.responses import Response
 
 from rapt.errors import UsageError, WireError
 from rapt.service.http.assembly import Service
+from rapt.service.http.shares import call_counted, run_in_thread
 from rapt.service.storage.data_directory import ArrivingFile, StagedFile
 from rapt.wire.strict_json import parse_json
 
@@ -49,7 +50,16 @@ _BUFFER: Final = 1024 * 1024
 
 
 class BodyRoute(APIRoute):
-    """A route whose JSON body is read by `parse_body` and checked by its schema, for a large one in a thread."""
+    """A route whose JSON body is read by `parse_body` and checked by its schema, for a large one in a thread.
+
+    What is computed in a thread is written as JSON there too: the framework would take a second thread to check it.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **of_the_framework: Any) -> None:
+        """Prepare a route."""
+        if not iscoroutinefunction(endpoint):
+            endpoint = _answering_in_thread(endpoint)
+        super().__init__(path, endpoint, **of_the_framework)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler that the framework calls."""
@@ -73,11 +83,25 @@ class BodyRoute(APIRoute):
         return handle_checked
 
 
+def _answering_in_thread(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(arguments: dict[str, Any]) -> Any:
+        found = endpoint(**arguments)
+        if isinstance(found, BaseModel):
+            return Response(found.model_dump_json(by_alias=True), media_type="application/json")
+        return found
+
+    @wraps(endpoint)
+    def answer_counted(**arguments: Any) -> Any:
+        return call_counted(answer, arguments)
+
+    return answer_counted
+
+
 async def run_in_body_thread(
     request: Request, work: Callable[[Unpack[Arguments]], Answer], *args: *Arguments
 ) -> Answer:
     """Return what `work` returns, from one of the few threads for what takes a processor for milliseconds."""
-    return await anyio.to_thread.run_sync(work, *args, limiter=request.app.state.body_threads)
+    return await run_in_thread(work, *args, limiter=request.app.state.body_threads)
 
 
 class _CheckedRequest(Request):
@@ -155,7 +179,7 @@ def staged_route(service: Service, *, most: int) -> type[APIRoute]:
                     return await handle(request)
                 finally:
                     for file in files:
-                        await run_in_threadpool(file.close)
+                        await run_in_thread(file.close)
                         service.arriving.uncount(tenant, file.bytes)
 
             return read_and_handle
@@ -218,4 +242,4 @@ class _Upload(UploadFile):
     async def _flush(self) -> None:
         content = bytes(self._waiting)
         self._waiting.clear()
-        await run_in_threadpool(self.file.write, content)
+        await run_in_thread(self.file.write, content)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import errno
 import resource
 import socket
+import time
 from asyncio import TimerHandle
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import h11
+from starlette.types import Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rapt.service.http.http_errors import make_error_response
 from rapt.service.http.settings import Settings
+from rapt.service.http.shares import meter_of
 
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 # A client may still be sending when it was refused: if it is cut off at once it never sees why.
@@ -100,8 +103,19 @@ class BoundedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
+        start = time.thread_time()
         super().data_received(data)
+        if self.cycle is not None:
+            meter = meter_of(cast("Scope", self.cycle.scope))
+            meter.count(time.thread_time() - start)
+            if self.cycle.response_complete and (wait := meter.wait()):  # the rest of a refused body
+                self.flow.pause_reading()
+                self.loop.call_later(wait, self._read_on)
         self._watch()
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the end of the one that was answered."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar, TypeVarTuple, Unpack
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rapt.errors import AccessError, ForbiddenError
 from rapt.service.http.http_errors import answer_error
 from rapt.service.http.settings import Settings
+from rapt.service.http.shares import run_in_thread
 from rapt.service.page.assets import PAGE_PATHS
 from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
 from rapt.service.storage.database import WouldWait, at_hand_only
@@ -210,4 +210,4 @@ async def at_hand_or_in_thread(work: Callable[[Unpack[Arguments]], Answer], *arg
         with at_hand_only():
             return work(*args)
     except WouldWait:
-        return await run_in_threadpool(work, *args)
+        return await run_in_thread(work, *args)

@@ -36,6 +36,15 @@ _RULE_ONLY: Final = frozenset(
     "less_than_equal list_type literal_error missing model_attributes_type model_type string_pattern_mismatch "
     "string_type text_is_not_private too_short".split()
 )
+# Below these a path that is no route has an id that nothing has, such as one with a slash.
+_COLLECTIONS: Final = {
+    "/v1/files/": "files",
+    "/v1/uploads/": "uploads",
+    "/v1/fine_tuning/jobs/": "jobs",
+    "/v1/models/": "models",
+    "/v1/pools/": "pools",
+    "/v1/keys/": "keys",
+}
 _FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
     400: ("the request body cannot be read; send JSON, or a form for files", UsageError.code),
     404: ("no such route; see /openapi.json", NotFoundError.code),
@@ -131,6 +140,9 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _of_the_framework(request: Request, error: HTTPException) -> JSONResponse:
         message, code = _FRAMEWORK.get(error.status_code, _FRAMEWORK[400])
+        name = next((name for start, name in _COLLECTIONS.items() if request.url.path.startswith(start)), None)
+        if error.status_code == 404 and name is not None:
+            message = f"no such object among the {name}, and no such route; list them to see what there is"
         response = make_error_response(message, status=error.status_code, code=code)
         if error.status_code == 405:
             response.headers["allow"] = ", ".join(_methods_of(request))

@@ -1,10 +1,12 @@
-"""Each tenant's share of the service: tokens a minute, bytes that arrive, and places for what is done at once.
+"""What each tenant may have of the service: tokens a minute, bytes that arrive, and places for what is done at once.
 
 Kept in memory, because the one serving process does all predictions; a restart fills the buckets. Quotas that are about
 what is stored (bytes, jobs) are checked in the transaction that stores it, and bytes before that, while they arrive.
 
 Threads are few and a body may be large. So that one tenant's requests leave room for those of another, each has so many
-places of each kind; a request that finds none free waits before its body is read, holding no thread and no memory.
+places of each kind; a request that finds none free waits before its body is read, holding no thread and no memory. And
+so that a flood of requests leaves time for those of another, it waits there while its tenant has taken more of the
+processor than its share (`shares`).
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +27,7 @@ from rapt.errors import BusyError, NotFoundError, QuotaError
 from rapt.service.http.http_errors import answer_error
 from rapt.service.http.middleware import FORM_OVERHEAD, is_upload
 from rapt.service.http.settings import Settings
+from rapt.service.http.shares import OPEN_TO_ALL, Shares, meter_of, pace, run_in_thread
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import count_room, get_tenant
 
@@ -37,8 +40,9 @@ _LARGE: Final = 32 * 1024
 # A large body that is refused keeps its place for as long as so many bytes a second would have taken: to read one
 # takes the processor from everybody, and what is wrong can be sent without end.
 _REFUSED_A_SECOND: Final = 2 * 1024 * 1024
-_LONGEST_WAIT: Final = 20.0  # s, for a place; then the client is told to come again
-_OPEN_TO_ALL: Final = ""  # stands for the tenant where no key is asked for
+_LONGEST_WAIT: Final = 20.0  # s, for a place and a turn; then the client is told to come again
+_LONGEST_WAIT_REFUSED: Final = 5.0  # s
+_ALWAYS: Final = "/healthz"  # answers while everything else waits
 
 
 @dataclass
@@ -200,16 +204,18 @@ class Places:
 
 
 class TenantPlaces:
-    """Lets each tenant do so much at once; inside of the door, which says whose a request is."""
+    """Lets each tenant do so much at once, and in all; inside of the door, which says whose a request is."""
 
     def __init__(self, app: ASGIApp, *, settings: Settings, store: Store) -> None:
         """Wrap an application so that a tenant has only so many requests at once."""
         self._app = app
+        self._shares = Shares()
         self._store = store
         self._most = settings.tenant_requests
         self._tenant_bytes = settings.tenant_bytes
         self._most_json = settings.max_json_bytes
         self._requests: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
         # Together no more than the threads of the framework, 40, so that some are left for the door and predictions.
         self._uploads = Places(each=settings.tenant_uploads, together=8)
         self._large = Places(each=2, together=8)
@@ -224,27 +230,29 @@ class TenantPlaces:
             await self._app(scope, receive, send)
             return
         caller = scope.get("state", {}).get("caller")
-        tenant = _OPEN_TO_ALL if caller is None else caller.tenant
+        tenant = OPEN_TO_ALL if caller is None else caller.tenant
+        meter_of(scope).belongs_to(tenant, shares=self._shares)
+        if scope["path"] == _ALWAYS:
+            await self._app(scope, receive, send)
+            return
         if self._requests[tenant] >= self._most:
-            await _refuse(scope, receive, send, f"a tenant must have at most {self._most} requests at once")
+            await self._refuse_in_turn(tenant, scope, receive, send)
             return
         self._requests[tenant] += 1
         try:
-            await self._in_place(tenant, scope, receive, send)
+            await self._in_place(tenant, scope, *pace(scope, receive, send))
         finally:
             self._requests[tenant] -= 1
 
     async def _in_place(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
-        places = self._places_for(scope)
-        if places is None:
-            await self._app(scope, receive, send)
-            return
-        try:
-            await places.take(tenant, seconds=_LONGEST_WAIT)
-        except TimeoutError:
-            await _refuse(scope, receive, send, "a tenant must have fewer requests of this kind at once")
-            return
-        refused = False
+        places, until = self._places_for(scope), asyncio.get_running_loop().time() + _LONGEST_WAIT
+        refused, rule = False, "a tenant must have fewer requests of this kind at once"
+        if places is not None:
+            try:
+                await places.take(tenant, seconds=_LONGEST_WAIT)
+            except TimeoutError:
+                await _refuse(scope, receive, send, rule)
+                return
 
         async def look_and_send(message: Message) -> None:
             nonlocal refused
@@ -252,13 +260,37 @@ class TenantPlaces:
             await send(message)
 
         try:
+            try:
+                left = until - asyncio.get_running_loop().time()
+                meter_of(scope).begin(await self._shares.admit(tenant, seconds=left))
+            except TimeoutError:
+                await _refuse(scope, receive, send, "a tenant must ask for less while others are there too")
+                return
             if places is self._uploads:
                 await self._refuse_without_room(tenant, scope)
             await self._app(scope, receive, look_and_send)
         finally:
-            # Who sends what is refused pays no tokens for the work of reading it, and so waits a while with the next.
-            wait = self._size(scope) / _REFUSED_A_SECOND if refused and places is self._large else 0.0
-            asyncio.get_running_loop().call_later(wait, places.give_back, tenant)
+            if places is not None:
+                # Who sends what is refused pays no tokens for the work of reading it, and so waits with the next.
+                wait = self._size(scope) / _REFUSED_A_SECOND if refused and places is self._large else 0.0
+                asyncio.get_running_loop().call_later(wait, places.give_back, tenant)
+
+    async def _refuse_in_turn(self, tenant: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request beyond those that a tenant may have at once: at its turn, because that takes time too.
+
+        Of these as many may wait as of those that are served. Others are refused at once, and lose their connections:
+        to make a new one is for the client to do.
+        """
+        has_place = self._refused[tenant] < self._most
+        self._refused[tenant] += 1
+        try:
+            if has_place:
+                with suppress(TimeoutError):
+                    meter_of(scope).begin(await self._shares.admit(tenant, seconds=_LONGEST_WAIT_REFUSED))
+            rule = f"a tenant must have at most {self._most} requests at once"
+            await _refuse(scope, receive, send, rule, closes=not has_place)
+        finally:
+            self._refused[tenant] -= 1
 
     def _places_for(self, scope: Scope) -> Places | None:
         if is_upload(scope):
@@ -268,8 +300,7 @@ class TenantPlaces:
             return None if 0 <= _announced(scope) <= _LARGE else self._large
         if path.startswith(_VOCABULARIES) or path.endswith(_LONG):
             return self._long
-        # It answers while everything else waits.
-        return None if path == "/healthz" else self._others
+        return self._others
 
     def _size(self, scope: Scope) -> int:
         announced = _announced(scope)
@@ -277,7 +308,7 @@ class TenantPlaces:
 
     async def _refuse_without_room(self, tenant: str, scope: Scope) -> None:
         """Refuse a file that is announced and cannot be kept before it is read; what comes is counted where it is."""
-        room = await run_in_threadpool(lambda: count_room(self._store, tenant, limit=self._tenant_bytes))
+        room = await run_in_thread(lambda: count_room(self._store, tenant, limit=self._tenant_bytes))
         if _announced(scope) - FORM_OVERHEAD > room:
             raise QuotaError("a tenant must have room for what it sends; delete something, or ask the provider")
 
@@ -291,6 +322,8 @@ def _announced(scope: Scope) -> int:
     return int(length) if length.isdecimal() else -1
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, rule: str) -> None:
-    error = BusyError(f"{rule}; send the next when one has its answer", retry_after=1.0)
-    await answer_error(error)(scope, receive, send)
+async def _refuse(scope: Scope, receive: Receive, send: Send, rule: str, *, closes: bool = False) -> None:
+    answer = answer_error(BusyError(f"{rule}; send the next when one has its answer", retry_after=1.0))
+    if closes:
+        answer.headers["connection"] = "close"
+    await answer(scope, receive, send)

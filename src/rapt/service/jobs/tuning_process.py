@@ -56,6 +56,8 @@ _LOGGING: Final[dict[str, Any]] = {
 }
 # The system ends this process before the service when memory is short.
 _FIRST_TO_GO: Final = "800"
+# By how much its priority is below that of the service: where processors are few, answers go before jobs.
+_BEHIND_ANSWERS: Final = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +240,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
+        os.nice(_BEHIND_ANSWERS)
         Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
     settings = _settings_from_json(json.loads(sys.stdin.buffer.readline()))
     logging.config.dictConfig(_LOGGING)

@@ -199,7 +199,7 @@ def _show_tenant(tenant: StoredTenant) -> TenantObject:
 
 def health_router(service: Service) -> APIRouter:
     """The routes of operation."""
-    routes = APIRouter(tags=["health"])
+    routes = APIRouter(route_class=BodyRoute, tags=["health"])
 
     @routes.get("/healthz")
     async def healthz() -> Health:  # async: it answers also while every thread is busy

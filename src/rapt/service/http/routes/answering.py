@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -27,6 +26,7 @@ from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
 from rapt.service.http.routes.models import load_tuned_adapters
 from rapt.service.http.routes.pieces import Piece, Spelling, Token
+from rapt.service.http.shares import run_in_thread
 from rapt.service.storage.callers import Caller
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedRecord, parse_query
@@ -312,7 +312,7 @@ async def start_answering(
             raise
         return answering
 
-    return await begin_or_undo(run_in_threadpool(begin), undo=Answering.stop)
+    return await begin_or_undo(run_in_thread(begin), undo=Answering.stop)
 
 
 def _begin_rows(

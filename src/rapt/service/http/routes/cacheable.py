@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from rapt.errors import NotFoundError
 from rapt.service.http.assembly import Service, locate_vocabulary
+from rapt.service.http.bodies import BodyRoute
 from rapt.service.http.parameters import NOT_MODIFIED, CallerOf, IfNoneMatch, is_current
 from rapt.service.page.assets import ASSETS, ENTRY, HEADERS, contents
 from rapt.service.storage.callers import Caller
@@ -33,7 +34,7 @@ _TYPES: Final = {
 
 def vocabulary_router(service: Service) -> APIRouter:
     """The routes of vocabulary bundles; the name of a tuned model stands for its base."""
-    routes = APIRouter(prefix="/v1/vocabularies", tags=["vocabularies"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1/vocabularies", tags=["vocabularies"])
 
     @routes.get("/{model}", response_class=FileResponse, responses=NOT_MODIFIED)
     def retrieve_vocabulary(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:
@@ -55,7 +56,7 @@ def vocabulary_router(service: Service) -> APIRouter:
 
 def code_router(service: Service) -> APIRouter:
     """The routes of code bundles; the name of a tuned model stands for its base."""
-    routes = APIRouter(prefix="/v1/codes", tags=["vocabularies"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1/codes", tags=["vocabularies"])
 
     @routes.get("/{model}", response_class=FileResponse, responses=NOT_MODIFIED)
     def retrieve_code(model: str, caller: CallerOf, if_none_match: IfNoneMatch = None) -> Response:

@@ -28,6 +28,7 @@ from rapt.service.http.schemas import (
     UploadRequest,
     UploadStart,
 )
+from rapt.service.http.shares import call_counted
 from rapt.service.storage.callers import mark_repeatable
 from rapt.service.storage.file_rows import PURPOSE, StoredFile, add_file, delete_file, get_file, list_files, open_file
 from rapt.service.storage.upload_rows import (
@@ -141,7 +142,7 @@ def clean_name(name: str | None) -> str:
 def _chunks(stream: BinaryIO) -> Iterator[bytes]:
     """Yield the bytes of a file, its last mebibytes only if all have the digest: a small one is refused as a whole."""
     with stream:
-        while chunk := stream.read(_CHUNK):
+        while chunk := call_counted(stream.read, _CHUNK):
             yield chunk
 
 

@@ -29,7 +29,7 @@ from rapt.service.adapter.hub_folder import hub_files
 from rapt.service.adapter.methods import METHODS
 from rapt.service.http.admission import check_mechanism
 from rapt.service.http.assembly import Service
-from rapt.service.http.bodies import staged_route
+from rapt.service.http.bodies import BodyRoute, staged_route
 from rapt.service.http.parameters import After, CallerOf, LongLimit, make_cursor
 from rapt.service.http.schemas import AdapterRequest, Deleted, ListOf, ModelDetail, ModelObject
 from rapt.service.storage.callers import Caller
@@ -50,7 +50,7 @@ AdapterForm = Literal["rapt", "hub"]
 
 def model_router(service: Service) -> APIRouter:
     """The routes of models."""
-    routes = APIRouter(prefix="/v1/models", tags=["models"])
+    routes = APIRouter(route_class=BodyRoute, prefix="/v1/models", tags=["models"])
 
     @routes.get("")
     def list_all_models(caller: CallerOf, after: After = None, limit: LongLimit = 10_000) -> ListOf[ModelObject]:

@@ -11,6 +11,7 @@ from typing import Final
 from fastapi import APIRouter
 
 from rapt.errors import UsageError
+from rapt.service.http.admission import RECORDS_AT_ONCE
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute
 from rapt.service.http.parameters import After, CallerOf, Limit, make_cursor, make_list
@@ -26,6 +27,7 @@ from rapt.service.http.schemas import (
     PoolRequest,
     TakeBackRequest,
 )
+from rapt.service.http.shares import give_way
 from rapt.service.storage.callers import DEVELOPER, mark_repeatable
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.pool_rows import (
@@ -166,6 +168,8 @@ def _seal(pool: StoredPool, body: bytes) -> bytes:
     for line in io.BytesIO(body):  # one at a time: a pool of a million fits into memory as bytes, and not as records
         tokens += count_privatized_tokens(parse_record(parse_document(line, what="a contribution"), position=0), stated)
         records += 1
+        if records % RECORDS_AT_ONCE == 0:
+            give_way()
     manifest = replace(stated, records=records, tokens=tokens, records_sha256=hashlib.sha256(body).hexdigest())
     return dump_line(dump_manifest(manifest)).encode("ascii") + b"\n" + body
 
