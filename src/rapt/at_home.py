@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.local.codes.code_privatizer import Encoder
 from rapt.local.codes.encoder import TextEncoder, read_encoder
 from rapt.local.codes.subset import remake_subset
 from rapt.local.corpus import LabelledText, read_corpus
@@ -113,7 +114,7 @@ class CodeModel:
 
     card: AdapterCard
     code: CodeBundle
-    encoder: TextEncoder
+    encoder: Encoder
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
 
@@ -123,7 +124,7 @@ class CodeModel:
         """Return the probability of each class for each text, (n, C); as the service reads codewords."""
         states = self._states(texts, first_position=first_position)
         if seconds is not None:
-            states = _compare(states, self._states(seconds, first_position=first_position))
+            states = compare_states(states, self._states(seconds, first_position=first_position))
         logits = states @ self.weight.T + self.bias
         odds: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
@@ -136,13 +137,15 @@ class CodeModel:
         return np.asarray((runs / np.maximum(lengths, _LEAST_LENGTH)).reshape(codes.shape) / self.code.codes)
 
 
-def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: str | Path | None = None) -> CodeModel:
+def load_code_model(
+    files: Mapping[str, bytes], *, code: CodeBundle, encoder: str | Path | Encoder | None = None
+) -> CodeModel:
     """Return the tuned model in an adapter's files, for codes.
 
     Args:
         files: The files of the adapter, by name.
         code: The code bundle that it was tuned on.
-        encoder: Name or folder of the encoder; None goes by the name in the bundle.
+        encoder: Encoder, or its name or folder; None goes by the name in the bundle.
 
     Raises:
         WireError: The adapter is damaged, or does not fit the codebook.
@@ -154,7 +157,7 @@ def load_code_model(files: Mapping[str, bytes], *, code: CodeBundle, encoder: st
         raise VocabularyError("the codebook must be the one that the model was tuned on, got another; fetch it again")
     if card.reader is not None:
         raise UsageError("a model that was tuned behind a reader must be asked with the folder of its reader")
-    own = _read_own_encoder(code, encoder)
+    own = _read_own_encoder(code, encoder) if encoder is None or isinstance(encoder, str | Path) else encoder
     try:
         tensors = load_arrays(files[WEIGHTS])
         weight, bias = (np.asarray(tensors[name], dtype=np.float64) for name in _HEAD)
@@ -284,7 +287,7 @@ def sharpen_head(
     return releases * kept * weight, releases * (bias - prior) + prior
 
 
-def _compare(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+def compare_states(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return what the service's head reads of a pair, (n, k) twice -> (n, 3k): `compare_texts` of two codes."""
     both = (first + second) / 2
     size = np.linalg.norm(both, axis=1, keepdims=True)
@@ -401,7 +404,7 @@ class FusedModel:
     ) -> NDArray[np.float64]:
         """Return the probability of each class for each text, or pair, (n, C)."""
         odds = self.model.answer(texts, seconds, first_position=first_position)
-        return self.fusion.fuse(odds, _join(texts, seconds))
+        return self.fusion.fuse(odds, join_pairs(texts, seconds))
 
 
 def fuse_with_own_texts(
@@ -429,10 +432,11 @@ def fuse_with_own_texts(
         model.answer(texts[part], None if seconds is None else seconds[part], first_position=part.start)
         for part in parts
     ]
-    return FusedModel(model=model, fusion=fit_fusion(_join(texts, seconds), labels, np.concatenate(odds)))
+    return FusedModel(model=model, fusion=fit_fusion(join_pairs(texts, seconds), labels, np.concatenate(odds)))
 
 
-def _join(texts: Sequence[str], seconds: Sequence[str] | None) -> list[str]:
+def join_pairs(texts: Sequence[str], seconds: Sequence[str] | None) -> list[str]:
+    """Return what is counted of each record: its text, or both of a pair in two lines."""
     return list(texts) if seconds is None else [f"{one}\n{two}" for one, two in zip(texts, seconds, strict=True)]
 
 

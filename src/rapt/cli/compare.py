@@ -48,6 +48,25 @@ def compare(
     public: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public text, for the arms whose plain tokens are sentences.")
     ] = None,
+    codes: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Code of whole texts, a name or folder; adds arms on codes and at home."),
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Encoder of the code, a name or folder; default: its name.")
+    ] = None,
+    epsilon: Annotated[
+        list[float] | None, typer.Option(metavar="NUMBER", help="ε of a whole text, for arms on codes; repeat.")
+    ] = None,
+    crowd: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Contributors of one text each, and at home the texts of one; 0 for all; repeat. Default: all.",
+        ),
+    ] = None,
+    own_texts: Annotated[int, typer.Option(metavar="N", help="Labelled texts of one's own, for the arm fused.")] = 100,
     mechanism: Annotated[str, typer.Option(help="Mechanism, one of `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     arms: Annotated[
@@ -90,19 +109,25 @@ def compare(
     \b
     Examples:
       rapt compare reviews.csv --eta 60 --eta 75 --eta 90 --out comparison --processes 2
+      rapt compare reviews.csv --codes minilm-codes --epsilon 2 --epsilon 4 --crowd 100 --crowd 1000 --out comparison
       rapt compare plan.toml --out comparison
       rapt compare pairs.csv --text-column sentence1 --text-column-2 sentence2 --eta 75 --out comparison
     """
     from rapt.compare import Comparison, ComparisonPlan, TextFiles, compare_files, read_comparison
     from rapt.compare.comparison import list_possible_arms
-    from rapt.compare.report import list_accuracies, list_differences
+    from rapt.compare.report import draw_conclusions, list_accuracies, list_differences
 
     if file.suffix == ".toml":
         _refuse_other_options(context)
         comparison = read_comparison(file, out=out, processes=processes)
     else:
         arms_to_run = _split_names(arms) or list_possible_arms(
-            denoised=denoised is not None, public=public is not None, method=method
+            denoised=denoised is not None,
+            public=public is not None,
+            method=method,
+            etas=bool(eta),
+            codes=codes is not None,
+            epsilons=bool(epsilon),
         )
         comparison = Comparison(
             plan=ComparisonPlan(
@@ -110,6 +135,11 @@ def compare(
                 mechanism=mechanism,
                 options=read_options(mechanism, settings),
                 etas=tuple(eta or ()),
+                epsilons=tuple(epsilon or ()),
+                codes=codes,
+                encoder=encoder,
+                crowds=tuple(crowd or (0,)),
+                own_texts=own_texts,
                 seeds=tuple(range(seeds)),
                 arms=arms_to_run,
                 denoised=None if denoised is None else str(denoised),
@@ -146,6 +176,9 @@ def compare(
     if as_json:
         show_json({"report": str(found.page)})
         return
+    for sentence in draw_conclusions(found.summary):
+        if sentence.startswith("Home wins"):
+            show(sentence + "\n")
     for cells in (list_accuracies(found.summary), list_differences(found.summary)):
         show(format_table(cells[0], cells[1:]) + "\n")
 

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rapt.compare.crowd import CrowdBench, open_crowd_bench
 from rapt.compare.files import FileMaker
-from rapt.compare.plan import ARMS, AttackCell, Cell, ComparisonPlan
-from rapt.compare.results import AttackRow, ModelRow, Row, open_results
+from rapt.compare.plan import ARMS, AttackCell, Cell, ComparisonPlan, order_texts
+from rapt.compare.results import LINKED, AttackRow, ModelRow, Row, open_results
 from rapt.compare.texts import LabelledTexts, Split
-from rapt.errors import CorpusError, RaptError, UsageError
+from rapt.errors import CorpusError, UsageError
 from rapt.local.records import Part
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import Adapter
@@ -30,6 +33,10 @@ from rapt.service.backbone.backbone import Backbone, load_backbone
 from rapt.service.tuning.tuner import tune
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash
+
+if TYPE_CHECKING:
+    from rapt.audit.truth import Truth
+    from rapt.audit.view import AdversaryView
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +62,19 @@ class Bench:
     files: FileMaker
 
     def train_and_judge(self, cell: Cell) -> ModelRow:
-        """One line of the results.
+        """One line of the results, of an arm on tokens.
 
         Raises:
             TuningError: The model cannot be trained, or its loss is not finite.
         """
         arm, plan, split = ARMS[cell.arm], self.plan, self.split.turn_of(cell.seed)
-        file = arm.change_file(self.files.training(split.training, eta=cell.eta, seed=cell.seed), cell.seed)
+        texts = split.training
+        if cell.crowd:
+            texts = texts.at(order_texts(len(texts), seed=cell.seed)[: cell.crowd])
+        file = arm.change_file(self.files.training(texts, eta=cell.eta, seed=cell.seed), cell.seed)
         config = arm.configure(plan.make_config(seed=cell.seed), plan.weight, plan.plain_tokens)
         backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
-        training = self.change_file(cell, split.training, file, place=0)
+        training = self.change_file(cell, texts, file, place=0)
         start = time.perf_counter()
         adapter = tune(backbone, training, config=config)
         seconds = time.perf_counter() - start
@@ -76,6 +86,7 @@ class Bench:
             setting=self.denoised_setting if arm.denoised else self.setting,
             arm=cell.arm,
             eta=cell.eta,
+            crowd=cell.crowd,
             seed=cell.seed,
             privatizations=len(judged),
             right=tuple(int(count) for count in right),
@@ -107,6 +118,7 @@ class Bench:
         from rapt.audit.truth import lend_texts, match_truth, sample_records
         from rapt.audit.view import adversary_view
 
+        assert cell.eta is not None, "codes have a bench of their own"
         seed = self.plan.seeds[0]
         vocabulary, texts = self.files.vocabulary, self.split.turn_of(seed).training
         view = adversary_view(self.files.training(texts, eta=cell.eta, seed=seed), vocabulary.bundle)
@@ -118,6 +130,7 @@ class Bench:
         view, truth = sample_records(view, truth, tokens=cell.tokens, seed=seed)
         found = audit_view(view, truth, attacks=cell.attacks, seed=seed)
         recovered = found.strongest.score.all_tokens.first
+        linked = link_among(view, truth, [np.array(ids, dtype=np.int64) for ids in vocabulary.encode(texts.texts)])
         return AttackRow(
             setting=self.setting,
             eta=cell.eta,
@@ -129,7 +142,41 @@ class Bench:
             high=recovered.high,
             tokens=found.tokens,
             unchanged=unchanged,
+            blind=found.strongest.score.all_tokens.chance,
+            **linked,
         )
+
+
+def link_among(view: AdversaryView, truth: Truth, others: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+    """How often texts are recognized among others in clear, in fields of `AttackRow`; none where P(y|x) is not known.
+
+    Args:
+        view: Texts that are attacked.
+        truth: Their tokens in clear.
+        others: Further candidates; those of the first `LINKED` are taken that are not there yet.
+    """
+    from rapt.audit.attacks.desk import Desk
+    from rapt.audit.attacks.linkage import link_texts
+    from rapt.audit.channels import explain_unknown_channel
+    from rapt.audit.judge.linkage import score_linkage
+    from rapt.audit.view import Lineup
+
+    if explain_unknown_channel(view.manifest.mechanism, view.bundle) is not None:
+        return {}
+    own = [tuple(text.tolist()) for text in np.split(truth.token_ids, np.cumsum(view.lengths)[:-1])]
+    pool = list(dict.fromkeys([*filter(None, own), *(tuple(ids.tolist()) for ids in others if len(ids))]))[:LINKED]
+    place = {text: number for number, text in enumerate(pool)}
+    lineup = Lineup(contents=tuple(np.array(text, dtype=np.int64) for text in pool))
+    guess = link_texts(Desk(view, seed=0), lineup)
+    answers = np.array([place.get(text, -1) for text in own], dtype=np.int64)
+    found = score_linkage(guess.places, guess.probabilities, lineup=lineup, answers=answers)
+    return {
+        "linked": found.first.value,
+        "linked_low": found.first.low,
+        "linked_high": found.first.high,
+        "candidates": len(pool),
+        "bits": float(np.log2(len(pool)) - guess.entropies[answers >= 0].mean()),
+    }
 
 
 def judge_answers(backbone: Backbone, adapter: Adapter, file: PrivatizedFile) -> NDArray[np.bool_]:
@@ -178,7 +225,31 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
 
 Task = Cell | AttackCell
 
-_bench: Bench | RaptError | None = None  # of a worker process, set once when it starts, or why there is none
+
+class Benches:
+    """The benches of one process, each opened when its first cell is run."""
+
+    def __init__(self, plan: ComparisonPlan, split: Split) -> None:
+        """Take what all cells share."""
+        self._plan, self._split = plan, split
+
+    @cached_property
+    def _tokens(self) -> Bench:
+        return open_bench(self._plan, self._split, threads=1)
+
+    @cached_property
+    def _crowd(self) -> CrowdBench:
+        torch.set_num_threads(1)
+        return open_crowd_bench(self._plan, self._split)
+
+    def run(self, task: Task) -> Row:
+        """One line of the results."""
+        if isinstance(task, AttackCell):
+            return (self._tokens if task.epsilon is None else self._crowd).attack(task)
+        return (self._tokens if ARMS[task.arm].unit == "token" else self._crowd).train_and_judge(task)
+
+
+_benches: Benches | None = None  # of a worker process, set once when it starts
 
 
 def run_comparison(
@@ -203,6 +274,7 @@ def run_comparison(
         RaptError: A cell cannot be run; those that were done are kept.
     """
     settings = {plan.digest_setting(split, denoised=needed) for needed in (False, True)}
+    settings.add(plan.digest_setting(split, denoised=False, codes=True))
     with open_results(results, settings=settings) as file:
         wanted: list[Task] = [*plan.list_attacks(), *plan.list_cells()]
         done = {row.cell for row in file.rows}
@@ -218,8 +290,8 @@ def _rows(plan: ComparisonPlan, split: Split, left: list[Task], *, processes: in
     if not left:
         return
     if processes == 1:
-        bench = open_bench(plan, split, threads=1)
-        yield from (_run(bench, task) for task in left)
+        benches = Benches(plan, split)
+        yield from (benches.run(task) for task in left)
         return
     # Forked workers would inherit locks of torch's threads in whatever state they were.
     pool = ProcessPoolExecutor(
@@ -251,19 +323,10 @@ def _rows(plan: ComparisonPlan, split: Split, left: list[Task], *, processes: in
 
 
 def _start_worker(plan: ComparisonPlan, split: Split) -> None:
-    global _bench
-    try:
-        _bench = open_bench(plan, split, threads=1)
-    except RaptError as error:  # raised here it would break the pool, and nobody would read it
-        _bench = error
+    global _benches
+    _benches = Benches(plan, split)
 
 
 def _work(task: Task) -> Row:
-    assert _bench is not None
-    if isinstance(_bench, RaptError):
-        raise _bench
-    return _run(_bench, task)
-
-
-def _run(bench: Bench, task: Task) -> ModelRow | AttackRow:
-    return bench.train_and_judge(task) if isinstance(task, Cell) else bench.attack(task)
+    assert _benches is not None
+    return _benches.run(task)

@@ -96,18 +96,27 @@ class ComparisonReport:
     summary: Summary
 
 
-def list_possible_arms(*, denoised: bool, public: bool, method: str) -> tuple[str, ...]:
-    """The arms that can be run.
+def list_possible_arms(
+    *, denoised: bool, public: bool, method: str, etas: bool = True, codes: bool = False, epsilons: bool = False
+) -> tuple[str, ...]:
+    """The arms that can be run; those on codes and at home only where a code is given.
 
     Args:
         denoised: Whether there is a backbone that expects noise.
         public: Whether there are public texts.
         method: Tuning method; LoRA has no prompt that could be longer.
+        etas: Whether there is an η.
+        codes: Whether there is a code of whole texts.
+        epsilons: Whether there is an ε.
     """
+    able = {"token": etas or not codes, "home": codes, "text": codes and epsilons}
     return tuple(
         name
         for name, arm in ARMS.items()
-        if (denoised or not arm.denoised) and (public or not arm.sentences) and (method != LORA or name != LONGER)
+        if (denoised or not arm.denoised)
+        and (public or not arm.sentences)
+        and (method != LORA or name != LONGER)
+        and (able[arm.unit] or arm.clean)
     )
 
 
@@ -164,6 +173,11 @@ def rebuild_comparison(plan: ComparisonPlan, texts: TextFiles, split: Split) -> 
         cross_validate=bool(split.further),
         public=texts.public,
         denoised=None if plan.denoised is None else Path(plan.denoised),
+        epsilon=plan.epsilons,
+        codes=None if plan.codes is None else Path(plan.codes),
+        encoder=None if plan.encoder is None else Path(plan.encoder),
+        crowd=None if plan.crowds == (0,) else plan.crowds,
+        own_texts=plan.own_texts if plan.codes is not None else None,
         text_column=texts.text_column,
         text_column_2=texts.text_column_2,
         label_column=texts.label_column,
@@ -219,13 +233,20 @@ def read_comparison(path: Path, *, out: Path, processes: int = 1) -> Comparison:
     texts = _fill(TextFiles, named, folder=path.parent, where="[texts]")
     if isinstance(values.get("seeds"), int) and not isinstance(values["seeds"], bool):
         values["seeds"] = list(range(values["seeds"]))
-    for name in ("model", "denoised"):  # names of known models stay what they are
+    for name in ("model", "denoised", "codes", "encoder"):  # names of known models stay what they are
         if isinstance(values.get(name), str) and (path.parent / values[name]).is_dir():
             values[name] = str(path.parent / values[name])
     if "arms" not in values:
         method = values.get("method", ComparisonPlan.method)
         values["arms"] = list(
-            list_possible_arms(denoised="denoised" in values, public=texts.public is not None, method=str(method))
+            list_possible_arms(
+                denoised="denoised" in values,
+                public=texts.public is not None,
+                method=str(method),
+                etas=bool(values.get("etas")),
+                codes="codes" in values,
+                epsilons=bool(values.get("epsilons")),
+            )
         )
     plan = _fill(ComparisonPlan, values, folder=path.parent, where="the file")
     return Comparison(plan=plan, texts=texts, out=out, processes=processes)

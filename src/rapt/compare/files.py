@@ -66,7 +66,7 @@ class FileMaker:
         manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance, pairs=texts.pairs)
         chunk = Chunk(0, list(texts.texts), list(texts.labels), seconds)
         records = privatize_records(chunk, ChunkSetting(privatizer, None, manifest), stream=stream)
-        return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
+        return PrivatizedFile(manifest=count_file(manifest, records), records=tuple(records))
 
     def unchanged_only(self, texts: LabelledTexts, file: PrivatizedFile) -> PrivatizedFile:
         """The file without the tokens that were changed. A text of which nothing is left keeps its first token."""
@@ -76,7 +76,7 @@ class FileMaker:
             for second in others:
                 told = replace(told, second_token_ids=_kept(record.second_token_ids or (), second))
             records.append(told)
-        return PrivatizedFile(manifest=_counted(file.manifest, records), records=tuple(records))
+        return PrivatizedFile(manifest=count_file(file.manifest, records), records=tuple(records))
 
     def put_sentences(self, file: PrivatizedFile, *, eta: float, seed: tuple[int, int]) -> PrivatizedFile:
         """The file with pieces of public sentences in the place of its plain tokens; its texts stay as they are."""
@@ -153,13 +153,14 @@ class FileMaker:
             records_sha256="",
             created_by="rapt compare",
         )
-        return PrivatizedFile(manifest=_counted(manifest, records), records=tuple(records))
+        return PrivatizedFile(manifest=count_file(manifest, records), records=tuple(records))
 
 
 def _kept(privatized: tuple[int, ...], clear: Sequence[int]) -> tuple[int, ...]:
     return tuple(a for a, b in zip(privatized, clear, strict=True) if a == b) or privatized[:1]
 
 
-def _counted(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
+def count_file(manifest: Manifest, records: Sequence[PrivatizedRecord]) -> Manifest:
+    """The manifest with the numbers of a file that stays in memory."""
     tokens = sum(count_privatized_tokens(record, manifest) for record in records)
     return replace(manifest, records=len(records), tokens=tokens)

@@ -7,7 +7,11 @@ sentences as plain tokens have a context to be reconstructed from, which random 
 tokens the mechanism left alone and drops the others, which takes the truth: no service can, but it says what is to be
 had from knowing whom to trust.
 
-What a comparison runs: arms × η × seeds, and everything that they have in common.
+Arms on whole texts as codes stand beside them, and arms at home, which send nothing: where those are as good, nobody
+needs a service. `crowd` runs both. Two ways at different promises, η of a word and ε of a text, are set against what
+the strongest attack reads, and never against each other's budget.
+
+What a comparison runs: arms × η or ε × crowds × seeds, and everything that they have in common.
 """
 
 from __future__ import annotations
@@ -17,17 +21,21 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rapt.compare.texts import Split
 from rapt.errors import UsageError
+from rapt.local.codes.code_privatizer import read_code
+from rapt.local.own_model import LEAST_TEXTS
 from rapt.service.adapter.methods import LINEAR_PROBING, LORA, METHODS, PROMPT_TUNING
 from rapt.service.backbone.backbone import SOFT_EMBEDDINGS
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
-from rapt.wire.manifest import Parameter
+from rapt.wire.manifest import Parameter, check_epsilon
 from rapt.wire.privatized_file import PrivatizedFile
 
 CLEAN: Final = "clean"
@@ -43,6 +51,11 @@ DENOISED: Final = "denoised"
 DENOISED_RAPT: Final = "denoised RAPT"
 PROBING: Final = "linear probing"
 DENOISED_PROBING: Final = "denoised linear probing"
+WORDS_AT_HOME: Final = "words at home"
+HEAD_AT_HOME: Final = "encoder and head at home"
+CODES_PRIVATELY: Final = "codes asked privately"
+CODES_AT_HOME: Final = "codes asked at home"
+FUSED: Final = "fused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +64,8 @@ class Arm:
 
     Attributes:
         says: Difference from the common run, in one line.
+        unit: What is privatized: `token`, whole texts as codes (`text`), or nothing that leaves (`home`).
+        code: Whether it needs the plan's code: the codewords, or the encoder alone.
         clean: Trained and judged on text in clear.
         plain_tokens: Whether the plain tokens stand in the sequence.
         unchanged_only: Whether tokens that the mechanism changed are dropped, in training and in judging.
@@ -61,12 +76,14 @@ class Arm:
     """
 
     says: str
+    unit: Literal["token", "text", "home"] = "token"
+    code: bool = False
     clean: bool = False
     plain_tokens: bool = False
     unchanged_only: bool = False
     sentences: bool = False
     denoised: bool = False
-    configure: Callable[[TuningConfig, float, int], TuningConfig]
+    configure: Callable[[TuningConfig, float, int], TuningConfig] = lambda config, weight, m: config
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
 
 
@@ -137,10 +154,30 @@ ARMS: Final[Mapping[str, Arm]] = {
     DENOISED_PROBING: Arm(
         says="the task head alone, on the backbone that expects noise", denoised=True, configure=_probing
     ),
+    WORDS_AT_HOME: Arm(
+        says="nothing leaves: naive Bayes over the words of one contributor's own texts, the mean over contributors",
+        unit="home",
+    ),
+    HEAD_AT_HOME: Arm(
+        says="nothing leaves: a head on the code's public encoder, of one contributor's own texts, the mean over them",
+        unit="home",
+        code=True,
+    ),
+    CODES_PRIVATELY: Arm(
+        says="one text of each contributor as a code at ε; queries leave as codes at the same ε", unit="text", code=True
+    ),
+    CODES_AT_HOME: Arm(
+        says="one text of each contributor as a code at ε; queries stay at home, in clear", unit="text", code=True
+    ),
+    FUSED: Arm(
+        says="the same, and the words of some labelled texts of the asker's own, which are in no crowd",
+        unit="text",
+        code=True,
+    ),
 }
 
 # What a comparison runs that is given texts and nothing else.
-USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.denoised or arm.sentences))
+USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.denoised or arm.sentences) and arm.unit == "token")
 
 # Pairs whose difference the report states, where both were run.
 DIFFERENCES: Final = (
@@ -164,29 +201,51 @@ DIFFERENCES: Final = (
     (ORACLE, PROMPT),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),
+    (HEAD_AT_HOME, RAPT),
+    (HEAD_AT_HOME, DENOISED),
+    (WORDS_AT_HOME, RAPT),
+    (WORDS_AT_HOME, DENOISED),
+    (CODES_AT_HOME, HEAD_AT_HOME),
+    (CODES_AT_HOME, WORDS_AT_HOME),
+    (CODES_PRIVATELY, HEAD_AT_HOME),
+    (CODES_PRIVATELY, CODES_AT_HOME),
+    (FUSED, CODES_AT_HOME),
+    (FUSED, HEAD_AT_HOME),
 )
 
 
+_CROWDS: Final = 7  # keeps this order apart from others of a seed
 # Bootstrap over fewer seeds says little; the report says so below this number.
 SEEDS_FOR_AN_INTERVAL: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One model to train: an arm at an η with a seed. `eta` is None on clean text."""
+    """One model to train: an arm at an η or an ε, for a crowd, with a seed.
+
+    Attributes:
+        arm: Name of the arm.
+        eta: 1/distance; None on clear text and on codes.
+        seed: Seed of everything that is drawn.
+        epsilon: ε of a whole text; None on tokens and at home.
+        crowd: Number of training texts; 0 for all.
+    """
 
     arm: str
     eta: float | None
     seed: int
+    epsilon: float | None = None
+    crowd: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackCell:
     """One setting to attack: with these attacks, on about so many tokens."""
 
-    eta: float
+    eta: float | None
     attacks: tuple[str, ...]
     tokens: int
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +256,12 @@ class ComparisonPlan:
         model: Backbone, a name in `PUBLIC_MODELS` or a folder.
         mechanism: Name in `MECHANISMS`.
         options: Options of the mechanism; not η.
-        etas: Settings of η, 1/distance.
+        etas: Settings of η, 1/distance; for arms on tokens.
+        epsilons: Settings of ε of a whole text; for arms on codes.
+        codes: Code of whole texts, a name in `PUBLIC_CODES` or a folder; None where no arm needs one.
+        encoder: Encoder of that code, a name or folder; None goes by its name.
+        crowds: Numbers of training texts, 0 for all: contributors of one text each, or at home the texts of one.
+        own_texts: Labelled texts of the asker's own, for the arm `fused`; at most half of the training texts.
         seeds: One model each for every arm and η. A seed fixes the privatization of the training text, those of the
             evaluation text, initialization and order, so arms with one seed meet identical files.
         arms: Names in `ARMS`; without `denoised` those that need it must be left out.
@@ -221,7 +285,12 @@ class ComparisonPlan:
     model: str
     mechanism: str = "laplace"
     options: Mapping[str, Parameter] = field(default_factory=dict)
-    etas: tuple[float, ...]
+    etas: tuple[float, ...] = ()
+    epsilons: tuple[float, ...] = ()
+    codes: str | None = None
+    encoder: str | None = None
+    crowds: tuple[int, ...] = (0,)
+    own_texts: int = 100
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     arms: tuple[str, ...] = USUAL
     denoised: str | None = None
@@ -244,7 +313,7 @@ class ComparisonPlan:
         """Refuse a plan that cannot be run."""
         if unknown := [name for name in self.arms if name not in ARMS]:
             raise UsageError(f"unknown arm={unknown[0]!r}; choose among {', '.join(ARMS)}")
-        for name in ("arms", "seeds"):
+        for name in ("arms", "seeds", "crowds"):
             if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
         if self.denoised is None and (needy := [name for name in self.arms if ARMS[name].denoised]):
@@ -256,10 +325,21 @@ class ComparisonPlan:
             )
         if LONGER in self.arms and self.method == LORA:
             raise UsageError(f"the arm {LONGER!r} needs a method with a prompt, got method={LORA!r}; leave it out")
+        if self.codes is None and (needy := [name for name in self.arms if ARMS[name].code]):
+            raise UsageError(f"the arm {needy[0]!r} needs a code of whole texts; give --codes NAME")
         if any(not (math.isfinite(eta) and eta > 0) for eta in self.etas) or len(set(self.etas)) != len(self.etas):
             raise UsageError("every eta must be finite, above 0 and named once; leave the others out")
-        if not self.etas and self.arms != (CLEAN,):
+        units = {ARMS[name].unit for name in self.arms if not ARMS[name].clean}
+        if not self.etas and "token" in units:
             raise UsageError("a comparison on privatized text must have an eta; give --eta")
+        if not self.epsilons and "text" in units:
+            raise UsageError("a comparison on codes must have an epsilon; give --epsilon")
+        if len(set(self.epsilons)) != len(self.epsilons):
+            raise UsageError("every epsilon must be named once; leave the others out")
+        for epsilon in self.epsilons:
+            check_epsilon(epsilon)
+        if any(crowd < 0 for crowd in self.crowds) or self.own_texts < LEAST_TEXTS:
+            raise UsageError(f"crowds must be at least 0, and own texts {LEAST_TEXTS}; raise them")
         for name in ("privatizations", "attack_tokens"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {name}={getattr(self, name)}; raise it")
@@ -271,19 +351,26 @@ class ComparisonPlan:
 
     def list_cells(self) -> Iterator[Cell]:
         """Every model of the plan, seed after seed: cut short, it is still a comparison."""
-        for seed in self.seeds:
+        for seed, crowd in product(self.seeds, self.crowds):
             for name in self.arms:
-                if ARMS[name].clean:
-                    yield Cell(arm=name, eta=None, seed=seed)
+                if ARMS[name].clean or ARMS[name].unit == "home":
+                    yield Cell(arm=name, eta=None, seed=seed, crowd=crowd)
             for eta in self.etas:
                 for name in self.arms:
-                    if not ARMS[name].clean:
-                        yield Cell(arm=name, eta=eta, seed=seed)
+                    if not ARMS[name].clean and ARMS[name].unit == "token":
+                        yield Cell(arm=name, eta=eta, seed=seed, crowd=crowd)
+            for epsilon in self.epsilons:
+                for name in self.arms:
+                    if ARMS[name].unit == "text":
+                        yield Cell(arm=name, eta=None, epsilon=epsilon, seed=seed, crowd=crowd)
 
     def list_attacks(self) -> Iterator[AttackCell]:
-        """Every setting that is attacked: none where there are no attacks."""
+        """Every setting that is attacked: of tokens where attacks were named, of codes always."""
         for eta in self.etas if self.attacks else ():
             yield AttackCell(eta=eta, attacks=self.attacks, tokens=self.attack_tokens)
+        if any(ARMS[name].unit == "text" for name in self.arms):
+            for epsilon in self.epsilons:
+                yield AttackCell(eta=None, epsilon=epsilon, attacks=(), tokens=0)
 
     def make_config(self, *, seed: int) -> TuningConfig:
         """The run that all arms start from.
@@ -302,7 +389,7 @@ class ComparisonPlan:
             seed=seed,
         )
 
-    def digest_setting(self, split: Split, *, denoised: bool = True) -> str:
+    def digest_setting(self, split: Split, *, denoised: bool = True, codes: bool = False) -> str:
         """A digest of all that changes a number, and of the texts; results with another one are not mixed.
 
         What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.
@@ -311,10 +398,19 @@ class ComparisonPlan:
             split: The texts.
             denoised: Whether it is of results that need the backbone that expects noise. Without, they are those of any
                 such backbone, and of none.
+            codes: Whether it is of results that need the code; without, they are those of any, and of none.
+
+        Raises:
+            VocabularyError: The code is not on this machine.
         """
         common: dict[str, Any] = asdict(self)
-        for name in ("etas", "seeds", "arms", "attacks", "attack_tokens", "allow_unproved"):
+        for name in (
+            *("etas", "epsilons", "codes", "encoder", "crowds", "own_texts"),
+            *("seeds", "arms", "attacks", "attack_tokens", "allow_unproved"),
+        ):
             del common[name]
+        if codes and self.codes is not None:
+            common |= {"codes": read_code(self.codes).hash, "own_texts": self.own_texts}
         if self.plain_drawn == "record":  # results from before there was a choice stay what they are
             del common["plain_drawn"]
         if self.precision == "float32":  # likewise
@@ -328,6 +424,11 @@ class ComparisonPlan:
         if split.training.pairs:  # the first comparisons of pairs had heads on the mean of both texts
             common["pairs"] = "compared"
         return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def order_texts(count: int, *, seed: int) -> NDArray[np.int64]:
+    """The order in which a seed's crowds take the training texts, (n,): a larger crowd holds the smaller ones."""
+    return np.random.default_rng([_CROWDS, seed]).permutation(count)
 
 
 def digest_weights(folder: str) -> str:

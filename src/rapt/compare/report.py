@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,15 +16,19 @@ from rapt import drawing
 from rapt.compare.plan import (
     ARMS,
     CLEAN,
+    CODES_AT_HOME,
+    CODES_PRIVATELY,
     DENOISED,
     DENOISED_PROBING,
+    FUSED,
+    HEAD_AT_HOME,
     PROMPT,
     RAPT,
     SEEDS_FOR_AN_INTERVAL,
     ComparisonPlan,
     digest_weights,
 )
-from rapt.compare.summary import Accuracy, Difference, Mean, Summary
+from rapt.compare.summary import Accuracy, Difference, HomeWin, Mean, Summary
 from rapt.compare.texts import Split
 from rapt.drawing import Figure, Line, write_values
 from rapt.errors import UsageError
@@ -40,29 +45,69 @@ _LATEX = {"η": r"$\eta$", "λ": r"$\lambda$", "%": r"\%", "–": "--", "−": "
 
 
 def list_accuracies(summary: Summary) -> list[list[str]]:
-    """A header, then one line for each arm at each η."""
+    """A header, then one line for each arm at each setting; of crowds and codes only where there are some."""
     lines = [["η", "unchanged, %", "arm", "accuracy, %", "95 % interval", "seeds", "privatizations"]]
-    kept = {attack.eta: f"{100 * attack.unchanged:.1f}" for attack in summary.attacks}
+    kept = {attack.eta: f"{100 * attack.unchanged:.1f}" for attack in summary.attacks if attack.eta is not None}
     for item in summary.accuracies:
         lines.append([_eta(item.eta), kept.get(item.eta or 0.0, "—"), *_accuracy(item)])
     if (named := summary.most_frequent_label) is not None:
         lines.append(["—", "—", "most frequent label", *_percent(named), "—", "—"])
-    return lines
+    if not _has_crowds(summary):
+        return lines
+    others = [["texts", "ε"], *([_texts(item.crowd), _eta(item.epsilon)] for item in summary.accuracies), ["—", "—"]]
+    return [[*first, *rest] for first, rest in zip(others, lines, strict=False)]
 
 
 def list_differences(summary: Summary) -> list[list[str]]:
-    """A header, then one line for each difference at each η."""
+    """A header, then one line for each difference at each setting."""
     lines = [["η", "difference", "points", "95 % interval", "each seed"]]
-    return lines + [[_eta(item.eta), *_difference(item)] for item in summary.differences]
+    lines += [[_eta(item.eta), *_difference(item)] for item in summary.differences]
+    if not _has_crowds(summary):
+        return lines
+    others = [["texts", "ε"], *([_texts(item.crowd), _eta(item.epsilon)] for item in summary.differences)]
+    return [[*first, *rest] for first, rest in zip(others, lines, strict=True)]
 
 
 def list_attacks(summary: Summary) -> list[list[str]]:
     """A header, then the strongest attack at each η."""
     lines = [["η", "strongest attack", "tokens recovered, %", "95 % interval", "tokens attacked"]]
     for item in summary.attacks:
-        interval = f"{100 * item.low:.1f}–{100 * item.high:.1f}"
-        lines.append([_eta(item.eta), item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
+        if item.eta is not None:
+            interval = f"{100 * item.low:.1f}–{100 * item.high:.1f}"
+            lines.append([_eta(item.eta), item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
     return lines
+
+
+def list_exposures(summary: Summary, *, distances: TableDistances | None) -> list[list[str]]:
+    """A header, then what each setting gives away: words, the text among others, bits of it, and the formal ε."""
+    lines = [["setting", "words read, %", "without the file", "recognized, %", "95 % interval", "among", "bits", "ε"]]
+    for item in summary.attacks:
+        if item.linked is None or item.linked_low is None or item.linked_high is None or item.bits is None:
+            continue
+        formal = f"{item.epsilon:g}, whole text" if item.epsilon is not None else "—"
+        if item.eta is not None and distances is not None:
+            formal = f"{item.eta * distances.largest_seen:.0f}, one word"
+        lines.append(
+            [
+                f"η = {item.eta:g}" if item.eta is not None else f"ε = {item.epsilon:g}",
+                f"{100 * item.recovered:.1f}",
+                "—" if item.blind is None else f"{100 * item.blind:.1f}",
+                f"{100 * item.linked:.1f}",
+                f"{100 * item.linked_low:.1f}–{100 * item.linked_high:.1f}",
+                f"{item.candidates:,}",
+                f"{item.bits:.2f}",
+                formal,
+            ]
+        )
+    return lines
+
+
+def _has_crowds(summary: Summary) -> bool:
+    return any(item.crowd or item.epsilon is not None or ARMS[item.arm].unit == "home" for item in summary.accuracies)
+
+
+def _texts(crowd: int) -> str:
+    return f"{crowd:,}" if crowd else "all"
 
 
 def write_markdown(cells: Sequence[Sequence[str]]) -> str:
@@ -112,7 +157,14 @@ def _escape(text: str) -> str:
 
 
 def draw_conclusions(summary: Summary) -> Iterator[str]:
-    """The conclusions, the most important first."""
+    """The conclusions, the most important first: where staying at home is as good, nothing else matters."""
+    yield from _praise_home(summary)
+    for item in summary.differences:
+        if (item.arm, item.other) in ((CODES_AT_HOME, HEAD_AT_HOME), (CODES_PRIVATELY, HEAD_AT_HOME)):
+            yield (
+                f"At ε = {item.epsilon:g}, {item.arm}, of {_texts(item.crowd)} contributors of one text, against "
+                f"{item.other} with as many texts: {_says(item)}."
+            )
     for item in summary.differences:
         if (item.arm, item.other) == (RAPT, PROMPT):
             yield f"At η = {item.eta:g}, reconstruction {_says(item)}."
@@ -127,7 +179,7 @@ def draw_conclusions(summary: Summary) -> Iterator[str]:
         if (item.arm, item.other) == (PROMPT, CLEAN):
             yield f"At η = {item.eta:g}, privacy cost {-item.points.value:.1f} points without reconstruction."
     if blind := [item for item in summary.accuracies if item.over_most_frequent and item.over_most_frequent.low <= 0]:
-        arms = "; ".join(item.arm if item.eta is None else f"{item.arm} at η = {item.eta:g}" for item in blind)
+        arms = "; ".join(map(_name_setting, blind))
         yield f"No better than always naming the most frequent label, as far as can be told: {arms}."
     fewest = min((len(item.seeds) for item in summary.accuracies), default=0)
     if fewest < SEEDS_FOR_AN_INTERVAL:
@@ -137,8 +189,36 @@ def draw_conclusions(summary: Summary) -> Iterator[str]:
         )
 
 
+def _praise_home(summary: Summary) -> Iterator[str]:
+    """Where home wins, from the fewest texts on; then where it does not."""
+    won = [item for item in summary.home_wins if item.points.high >= 0]
+    lost = [item for item in summary.home_wins if item.points.high < 0]
+    if won:
+        fewest = won[0]
+        sure = "is better than" if fewest.points.low > 0 else "is no worse, as far as can be told, than"
+        yield f"Home wins: with {_texts(fewest.texts)} labelled texts of one's own, {_compare_home(fewest, sure)}."
+    if lost:
+        most = lost[-1]
+        yield f"With {_texts(most.texts)} texts of one's own, {_compare_home(most, 'is worse than')}."
+
+
+def _compare_home(item: HomeWin, verb: str) -> str:
+    setting = f"η = {item.other_eta:g}" if item.other_eta is not None else f"ε = {item.other_epsilon:g}"
+    return (
+        f"{item.home} ({100 * item.accuracy:.1f} %), which sends nothing, {verb} the best way that sends something "
+        f"protected ({100 * item.other_accuracy:.1f} %: {item.other} at {setting}, {_texts(item.other_crowd)} texts); "
+        f"difference {write_signed(item.points.value)} points ({write_signed_interval(item.points)})"
+    )
+
+
 def _seeds(count: int) -> str:
     return f"{count} seed{'' if count == 1 else 's'}"
+
+
+def _name_setting(item: Accuracy) -> str:
+    said = item.arm + ("" if item.eta is None else f" at η = {item.eta:g}")
+    said += "" if item.epsilon is None else f" at ε = {item.epsilon:g}"
+    return said + (f", {_texts(item.crowd)} texts" if item.crowd else "")
 
 
 def _says(item: Difference) -> str:
@@ -202,8 +282,8 @@ def write_comparison(
     Raises:
         UsageError: The folder cannot be written.
     """
-    distances = measure_distances(load_vocabulary(plan.model))
-    tables = _tables(summary)
+    distances = measure_distances(load_vocabulary(plan.model)) if summary.etas else None
+    tables = _tables(summary, distances)
     denoised = None if plan.denoised is None else digest_weights(plan.denoised)
     model = Path(plan.model).name  # where it lies is nobody's business
     page = ComparisonPage(
@@ -228,7 +308,9 @@ def write_comparison(
         "created_by": page.created_by,
         "command": command,
         "setting": page.setting,
-        "plan": asdict(plan) | {"model": model, "options": dict(plan.options), "denoised": denoised},
+        "plan": asdict(plan)
+        | {"model": model, "options": dict(plan.options), "denoised": denoised}
+        | ({} if plan.codes is None else {"codes": Path(plan.codes).name}),
         "pairs": split.training.pairs,
         "training_records": len(split.training),
         "evaluation_records": len(split.evaluation),
@@ -253,15 +335,16 @@ def write_comparison(
     return folder / PAGE
 
 
-def plot_accuracies(summary: Summary, distances: TableDistances) -> tuple[Figure, ...]:
+def plot_accuracies(summary: Summary, distances: TableDistances | None) -> tuple[Figure, ...]:
     """Accuracy over η, over ε, and over what the strongest attack recovers, where the axis has two settings at least.
 
     Args:
         summary: Summary of the results.
-        distances: Distances in the vocabulary's table, to turn η into ε = η·d at the median distance to the nearest.
+        distances: Distances in the vocabulary's table, to turn η into ε = η·d at the median distance to the nearest;
+            None where no arm has an η.
     """
     clear = summary.accuracy(CLEAN, None)
-    near = distances.nearest_50
+    near = 0.0 if distances is None else distances.nearest_50
     axes: list[tuple[str, str, dict[float, float]]] = [
         ("Accuracy over η", "η, 1/distance: less noise to the right", {eta: eta for eta in summary.etas}),
         (
@@ -272,39 +355,63 @@ def plot_accuracies(summary: Summary, distances: TableDistances) -> tuple[Figure
         (
             "Accuracy over what the strongest attack recovers",
             "tokens recovered by the strongest attack, %",
-            {attack.eta: 100 * attack.recovered for attack in summary.attacks},
+            {attack.eta: 100 * attack.recovered for attack in summary.attacks if attack.eta is not None},
         ),
     ]
+    largest = max((item.crowd or math.inf for item in summary.accuracies), default=math.inf)
+    drawn = [item for item in summary.accuracies if (item.crowd or math.inf) == largest]
+    figures = [
+        (title, across, _lines(drawn, partial(_find_eta, place))) for title, across, place in axes if len(place) > 1
+    ]
+    if len({item.epsilon for item in drawn if item.epsilon is not None}) > 1:
+        figures.append(
+            ("Accuracy over ε of a whole text", "ε of a whole text, nats", _lines(drawn, lambda item: item.epsilon))
+        )
+    for setting in dict.fromkeys((item.eta, item.epsilon) for item in summary.accuracies):
+        those = [item for item in summary.accuracies if item.crowd and _stands_for(item, setting)]
+        if setting != (None, None) and len({item.crowd for item in those}) > 1:
+            at = f"η = {setting[0]:g}" if setting[0] is not None else f"ε = {setting[1]:g}"
+            across = "training texts, log₁₀: of one person at home, of as many contributors elsewhere"
+            figures.append((f"Accuracy over the crowd at {at}", across, _lines(those, lambda x: math.log10(x.crowd))))
     return tuple(
         Figure(
             title=title,
             across=across,
             up="accuracy, %",
-            lines=_lines(summary, place),
+            lines=lines,
             level=None if clear is None else 100 * clear.accuracy.value,
             step=_STEP,
         )
-        for title, across, place in axes
-        if len(place) > 1
+        for title, across, lines in figures
     )
 
 
-def _lines(summary: Summary, place: dict[float, float]) -> tuple[Line, ...]:
+def _find_eta(place: Mapping[float, float], item: Accuracy) -> float | None:
+    return None if item.eta is None else place.get(item.eta)
+
+
+def _stands_for(item: Accuracy, setting: tuple[float | None, float | None]) -> bool:
+    """Whether an accuracy is at a setting, or at home, which is the same at all."""
+    return (item.eta, item.epsilon) == setting or ARMS[item.arm].unit == "home"
+
+
+def _lines(items: Sequence[Accuracy], place: Callable[[Accuracy], float | None]) -> tuple[Line, ...]:
     lines = []
-    for arm in dict.fromkeys(item.arm for item in summary.accuracies if item.eta is not None):
-        found = [item for item in summary.accuracies if item.arm == arm and item.eta in place]
-        lines.append(
-            Line(
-                name=arm,
-                points=tuple((place[item.eta or 0.0], 100 * item.accuracy.value) for item in found),
-                ends=tuple((100 * item.accuracy.low, 100 * item.accuracy.high) for item in found),
-                style=STYLES[arm],
+    for arm in dict.fromkeys(item.arm for item in items):
+        found = [(at, item) for item in items if item.arm == arm and (at := place(item)) is not None]
+        if found:
+            lines.append(
+                Line(
+                    name=arm,
+                    points=tuple((at, 100 * item.accuracy.value) for at, item in found),
+                    ends=tuple((100 * item.accuracy.low, 100 * item.accuracy.high) for _, item in found),
+                    style=STYLES[arm],
+                )
             )
-        )
     return tuple(lines)
 
 
-def _tables(summary: Summary) -> tuple[Table, ...]:
+def _tables(summary: Summary, distances: TableDistances | None) -> tuple[Table, ...]:
     found = (
         Table(
             title="Accuracy",
@@ -324,6 +431,16 @@ def _tables(summary: Summary) -> tuple[Table, ...]:
             note="The strongest of the attacks that were asked for, on the training file of the first seed.",
             cells=list_attacks(summary),
         ),
+        Table(
+            title="What is given away",
+            note=(
+                "Words: tokens recovered of tokens, five tokens that are named of each text of codes. Recognized: the "
+                "right text among so many in clear, by the best attack. Bits: what a release says about which it is. "
+                "ε is the formal bound: of a whole text for codes, of the farthest two words for tokens; the two are "
+                "other promises and never compared."
+            ),
+            cells=list_exposures(summary, distances=distances),
+        ),
     )
     return tuple(table for table in found if len(table.cells) > 1)
 
@@ -339,6 +456,8 @@ def _facts(plan: ComparisonPlan) -> tuple[tuple[str, str], ...]:
         ("plain tokens m", f"{plan.plain_tokens} out of {plan.plain_pool}"),
         ("λ", f"{plan.weight:g}"),
         ("privatizations of the evaluation texts", str(plan.privatizations)),
+        *([("code", Path(plan.codes).name)] if plan.codes is not None else []),
+        *([("own texts of the arm fused", str(plan.own_texts))] if FUSED in plan.arms else []),
         ("seeds", ", ".join(map(str, plan.seeds))),
         *_noise_fact(plan),
     )

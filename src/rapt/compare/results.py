@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -19,6 +19,8 @@ from rapt.errors import UsageError
 from rapt.whole_files import open_alone
 
 SCHEMA: Final = "rapt.comparison/1"
+# Candidates that a text is recognized among.
+LINKED: Final = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +32,11 @@ class ModelRow:
         arm: Name of the arm.
         eta: 1/distance; None on clear text.
         seed: Seed of privatization, initialization and order.
-        privatizations: Privatizations of the evaluation text that it answered, N.
+        privatizations: Privatizations of the evaluation text that it answered, N; at home, contributors.
         right: How often out of N it was right, one number an evaluation record.
         seconds: Duration of tuning, beside whatever else the machine was doing, s.
+        epsilon: ε of a whole text; None on tokens and at home.
+        crowd: Number of training texts; 0 for all.
     """
 
     setting: str
@@ -42,32 +46,41 @@ class ModelRow:
     privatizations: int
     right: tuple[int, ...]
     seconds: float
+    epsilon: float | None = None
+    crowd: int = 0
 
     @property
     def cell(self) -> Cell:
         """The cell that this is the result of."""
-        return Cell(arm=self.arm, eta=self.eta, seed=self.seed)
+        return Cell(arm=self.arm, eta=self.eta, seed=self.seed, epsilon=self.epsilon, crowd=self.crowd)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttackRow:
-    """The strongest attack at one η.
+    """The strongest attack at one η, or at one ε of a whole text.
 
     Attributes:
         setting: Setting, as in `ModelRow`.
-        eta: 1/distance.
+        eta: 1/distance; None for codes.
         attacks: Attacks that were asked for.
         attack_tokens: Approximate number of tokens that were asked for.
         strongest: The one that recovered most.
-        recovered: Share of all tokens, with its 95 % interval.
+        recovered: Share of all tokens, with its 95 % interval; of codes, of the five tokens named of a text.
         low: Lower end.
         high: Upper end.
-        tokens: Attacked.
+        tokens: Attacked; of codes, texts.
         unchanged: Share of the tokens that the mechanism left as they were, over the whole training file.
+        epsilon: ε of a whole text; None for tokens.
+        blind: Share that is named without the file; None where nobody told.
+        linked: Share of texts that are recognized among so many candidates in clear; None where it was not asked.
+        linked_low: Lower end.
+        linked_high: Upper end.
+        candidates: Candidates, the right one among them.
+        bits: Bits that a release says about which of the candidates it is of; None where it was not asked.
     """
 
     setting: str
-    eta: float
+    eta: float | None
     attacks: tuple[str, ...]
     attack_tokens: int
     strongest: str
@@ -76,11 +89,18 @@ class AttackRow:
     high: float
     tokens: int
     unchanged: float
+    epsilon: float | None = None
+    blind: float | None = None
+    linked: float | None = None
+    linked_low: float | None = None
+    linked_high: float | None = None
+    candidates: int = 0
+    bits: float | None = None
 
     @property
     def cell(self) -> AttackCell:
         """The cell that this is the result of."""
-        return AttackCell(eta=self.eta, attacks=self.attacks, tokens=self.attack_tokens)
+        return AttackCell(eta=self.eta, attacks=self.attacks, tokens=self.attack_tokens, epsilon=self.epsilon)
 
 
 Row = ModelRow | AttackRow
@@ -137,7 +157,8 @@ def read_row(line: bytes) -> Row:
         if value["schema"] != SCHEMA:
             raise ValueError
         kind = _KINDS[value["kind"]]
-        known = {name: value[name] for name in (field.name for field in fields(kind))}
+        # Lines from before there were codes lack what has a default.
+        known = {item.name: value[item.name] for item in fields(kind) if item.default is MISSING or item.name in value}
         for name in ("right", "attacks"):
             if name in known:
                 known[name] = tuple(known[name])

@@ -15,17 +15,21 @@ What the results say: accuracy of every arm at every η, and differences between
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.compare.plan import ARMS, DIFFERENCES
+from rapt.compare.plan import ARMS, DIFFERENCES, ORACLE
 from rapt.compare.results import AttackRow, ModelRow, Row
 
 REPLICATES: Final = 4_000
+# An arm, its η, its ε and its crowd; and its results by seed.
+Setting = tuple[str, float | None, float | None, int]
+Models = dict[Setting, dict[int, ModelRow]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +84,13 @@ class Accuracy:
     """An arm at an η. Accuracy is a share of (record, privatization) pairs.
 
     `over_most_frequent` is what it is above always naming the most frequent label, in points on the same texts; None
-    where nobody told.
+    where nobody told. `epsilon` is that of a whole text, `crowd` the number of training texts, 0 for all.
     """
 
     arm: str
     eta: float | None
+    epsilon: float | None = None
+    crowd: int = 0
     accuracy: Mean
     seeds: tuple[int, ...]
     privatizations: int
@@ -100,21 +106,57 @@ class Difference:
     arm: str
     other: str
     eta: float | None
+    epsilon: float | None = None
+    crowd: int = 0
     points: Mean
     seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """The strongest attack at an η."""
+    """The strongest attack at an η, or at an ε of a whole text; the fields are those of `AttackRow`."""
 
-    eta: float
+    eta: float | None
+    epsilon: float | None = None
     name: str
     recovered: float
     low: float
     high: float
     tokens: int
     unchanged: float
+    blind: float | None = None
+    linked: float | None = None
+    linked_low: float | None = None
+    linked_high: float | None = None
+    candidates: int = 0
+    bits: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomeWin:
+    """The best arm at home of one contributor, beside the best way that sends something, of any crowd.
+
+    Attributes:
+        home: Arm at home.
+        texts: Texts of the contributor; 0 for all.
+        accuracy: Its accuracy.
+        other: The best arm that protects what it sends.
+        other_eta: η of that arm; None on codes.
+        other_epsilon: ε of that arm; None on tokens.
+        other_crowd: Its crowd.
+        other_accuracy: Its accuracy.
+        points: Home minus the other, in points of accuracy.
+    """
+
+    home: str
+    texts: int
+    accuracy: float
+    other: str
+    other_eta: float | None
+    other_epsilon: float | None
+    other_crowd: int
+    other_accuracy: float
+    points: Mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,21 +166,25 @@ class Summary:
     Attributes:
         most_frequent_label: Accuracy of always naming the label that most training texts have, with the interval of
             the evaluation texts: what a model must be above to have learned anything. None where nobody told.
+        home_wins: For each number of texts at home, what they reach beside the best way that sends something.
     """
 
     accuracies: tuple[Accuracy, ...]
     differences: tuple[Difference, ...]
     attacks: tuple[Attack, ...]
     most_frequent_label: Mean | None = None
+    home_wins: tuple[HomeWin, ...] = ()
 
     @property
     def etas(self) -> tuple[float, ...]:
         """Every η with a result, ascending."""
         return tuple(sorted({item.eta for item in self.accuracies if item.eta is not None}))
 
-    def accuracy(self, arm: str, eta: float | None) -> Accuracy | None:
-        """The accuracy of an arm at an η, or on clear text for None; None where it was not run."""
-        return next((item for item in self.accuracies if (item.arm, item.eta) == (arm, eta)), None)
+    def accuracy(self, arm: str, eta: float | None, *, crowd: int = 0) -> Accuracy | None:
+        """The accuracy of an arm on tokens at an η, or on clear text for None; None where it was not run."""
+        wanted = (arm, eta, None, crowd)
+        found = (item for item in self.accuracies if (item.arm, item.eta, item.epsilon, item.crowd) == wanted)
+        return next(found, None)
 
 
 def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[bool]] = (), turns: int = 1) -> Summary:
@@ -149,20 +195,29 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[boo
         most_frequent_label: Whether it is right, for each evaluation text of each turn; empty leaves it out.
         turns: How many ways the texts were split in; seeds took turns, seed s the (s mod turns)th.
     """
-    models: dict[tuple[str, float | None], dict[int, ModelRow]] = {}
+    models: Models = {}
     for row in rows:
         if isinstance(row, ModelRow):
-            models.setdefault((row.arm, row.eta), {})[row.seed] = row
+            models.setdefault((row.arm, row.eta, row.epsilon, row.crowd), {})[row.seed] = row
     order = {name: place for place, name in enumerate(ARMS)}
     last = len(order)  # lines of an arm that is no longer run still have their accuracy
-    keys = sorted(models, key=lambda key: (math.inf if key[1] is None else key[1], order.get(key[0], last)))
+    keys = sorted(
+        models,
+        key=lambda key: (
+            key[3] or math.inf,
+            math.inf if key[1] is None else key[1],
+            math.inf if key[2] is None else key[2],
+            order.get(key[0], last),
+        ),
+    )
     attacks = [_attack(row) for row in rows if isinstance(row, AttackRow)]
     named = np.array(most_frequent_label, dtype=float) if most_frequent_label else None
     return Summary(
         accuracies=tuple(_accuracy(models[key], named, turns) for key in keys),
         differences=tuple(_differences(models, turns)),
-        attacks=tuple(sorted(attacks, key=lambda attack: attack.eta)),
+        attacks=tuple(sorted(attacks, key=lambda attack: (attack.eta or 0.0, attack.epsilon or 0.0))),
         most_frequent_label=None if named is None else estimate_mean(named, turns=range(len(named))),
+        home_wins=tuple(_list_home_wins(models, turns)),
     )
 
 
@@ -172,6 +227,8 @@ def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None, turn
     return Accuracy(
         arm=first.arm,
         eta=first.eta,
+        epsilon=first.epsilon,
+        crowd=first.crowd,
         accuracy=estimate_mean(table, turns=judged),
         seeds=tuple(sorted(runs)),
         privatizations=first.privatizations,
@@ -181,17 +238,66 @@ def _accuracy(runs: dict[int, ModelRow], named: NDArray[np.float64] | None, turn
     )
 
 
-def _differences(models: dict[tuple[str, float | None], dict[int, ModelRow]], turns: int) -> list[Difference]:
+def _differences(models: Models, turns: int) -> list[Difference]:
     found = []
-    for eta in sorted({eta for _, eta in models if eta is not None}):
-        for arm, other in DIFFERENCES:
-            ours = models.get((arm, eta), {})
-            theirs = models.get((other, None if ARMS[other].clean else eta), {})
-            if seeds := tuple(sorted(ours.keys() & theirs.keys())):
-                points = 100 * (_table(ours, seeds) - _table(theirs, seeds))
-                mean = estimate_mean(points, turns=[seed % turns for seed in seeds])
-                found.append(Difference(arm=arm, other=other, eta=eta, points=mean, seeds=seeds))
+    settings = sorted({key[1:] for key in models}, key=lambda key: (key[2] or math.inf, key[0] or 0.0, key[1] or 0.0))
+    for (eta, epsilon, crowd), (arm, other) in product(settings, DIFFERENCES):
+        if eta is None and epsilon is None:
+            continue
+        ours, theirs = (_find(models, name, eta, epsilon, crowd) for name in (arm, other))
+        if seeds := tuple(sorted(ours.keys() & theirs.keys())):
+            found.append(
+                Difference(
+                    arm=arm,
+                    other=other,
+                    eta=eta,
+                    epsilon=epsilon,
+                    crowd=crowd,
+                    points=_subtract(ours, theirs, seeds, turns),
+                    seeds=seeds,
+                )
+            )
     return found
+
+
+def _find(models: Models, name: str, eta: float | None, epsilon: float | None, crowd: int) -> dict[int, ModelRow]:
+    """The runs of an arm at a setting of another arm; what sends nothing has one for all settings."""
+    if ARMS[name].clean or ARMS[name].unit == "home":
+        return models.get((name, None, None, crowd), {})
+    return models.get((name, eta, epsilon, crowd), {})
+
+
+def _subtract(ours: dict[int, ModelRow], theirs: dict[int, ModelRow], seeds: Sequence[int], turns: int) -> Mean:
+    points = 100 * (_table(ours, seeds) - _table(theirs, seeds))
+    return estimate_mean(points, turns=[seed % turns for seed in seeds])
+
+
+def _list_home_wins(models: Models, turns: int) -> Iterator[HomeWin]:
+    """For each number of texts, the best arm at home and the best one that sends something protected."""
+
+    def right(key: Setting) -> float:
+        return float(_table(models[key], sorted(models[key])).mean())
+
+    known = [key for key in models if key[0] in ARMS]
+    home = [key for key in known if ARMS[key[0]].unit == "home"]
+    sent = [key for key in known if ARMS[key[0]].unit != "home" and not ARMS[key[0]].clean and key[0] != ORACLE]
+    if not home or not sent:
+        return
+    best = max(sent, key=right)
+    for texts in sorted({key[3] for key in home}, key=lambda crowd: crowd or math.inf):
+        ours = max((key for key in home if key[3] == texts), key=right)
+        if seeds := sorted(models[ours].keys() & models[best].keys()):
+            yield HomeWin(
+                home=ours[0],
+                texts=texts,
+                accuracy=right(ours),
+                other=best[0],
+                other_eta=best[1],
+                other_epsilon=best[2],
+                other_crowd=best[3],
+                other_accuracy=right(best),
+                points=_subtract(models[ours], models[best], seeds, turns),
+            )
 
 
 def _table(runs: dict[int, ModelRow], seeds: Sequence[int]) -> NDArray[np.float64]:
@@ -199,12 +305,5 @@ def _table(runs: dict[int, ModelRow], seeds: Sequence[int]) -> NDArray[np.float6
 
 
 def _attack(row: AttackRow) -> Attack:
-    return Attack(
-        eta=row.eta,
-        name=row.strongest,
-        recovered=row.recovered,
-        low=row.low,
-        high=row.high,
-        tokens=row.tokens,
-        unchanged=row.unchanged,
-    )
+    same = {item.name: getattr(row, item.name) for item in fields(Attack) if item.name != "name"}
+    return Attack(name=row.strongest, **same)

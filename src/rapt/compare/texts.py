@@ -10,6 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
 
@@ -38,6 +41,15 @@ class LabelledTexts:
     def pairs(self) -> bool:
         """Whether each record has two texts."""
         return bool(self.seconds)
+
+    def at(self, places: Sequence[int] | NDArray[np.int64]) -> LabelledTexts:
+        """The texts or pairs at these places, in their order."""
+        return replace(
+            self,
+            texts=tuple(self.texts[place] for place in places),
+            labels=tuple(self.labels[place] for place in places),
+            seconds=tuple(self.seconds[place] for place in places) if self.pairs else (),
+        )
 
     @property
     def parts(self) -> tuple[tuple[str, ...], ...]:

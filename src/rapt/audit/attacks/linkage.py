@@ -26,10 +26,12 @@ class LinkageGuess:
     Attributes:
         places: Place of the candidate in the line-up, (texts,); -1 for a text of whose length there is none.
         probabilities: Probability that the attacker gives to it, (texts,).
+        entropies: Bits that he still lacks, (texts,): the entropy of what he believes of all candidates.
     """
 
     places: NDArray[np.int64]
     probabilities: NDArray[np.float64]
+    entropies: NDArray[np.float64]
 
 
 def link_texts(desk: Desk, lineup: Lineup) -> LinkageGuess:
@@ -46,8 +48,9 @@ def link_texts(desk: Desk, lineup: Lineup) -> LinkageGuess:
     used = [lineup.contents[place] for places in by_length.values() for place in places]
     places = np.full(len(view.texts), -1, dtype=np.int64)
     probabilities = np.zeros(len(view.texts))
+    entropies = np.full(len(view.texts), np.log2(max(1, len(lineup.contents))))
     if not used:
-        return LinkageGuess(places=places, probabilities=probabilities)
+        return LinkageGuess(places=places, probabilities=probabilities, entropies=entropies)
     sources, outputs = np.unique(np.concatenate(used)), np.unique(view.observed)
     channel = compute_log_channel(
         view.manifest.mechanism, view.bundle, sources=sources, outputs=outputs, rng=desk.rng("linkage")
@@ -65,5 +68,8 @@ def link_texts(desk: Desk, lineup: Lineup) -> LinkageGuess:
         best = int(score.argmax())
         places[text] = by_length[len(seen)][best]
         if np.isfinite(score[best]):
-            probabilities[text] = 1 / np.exp(score - score[best]).sum()
-    return LinkageGuess(places=places, probabilities=probabilities)
+            odds = np.exp(score - score[best])
+            probabilities[text] = 1 / odds.sum()
+            believed = odds[odds > 0] / odds.sum()
+            entropies[text] = max(0.0, -float((believed * np.log2(believed)).sum()))
+    return LinkageGuess(places=places, probabilities=probabilities, entropies=entropies)

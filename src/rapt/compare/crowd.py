@@ -1,0 +1,321 @@
+"""The arms on whole texts as codes, and the arms at home that send nothing: what a service must beat.
+
+A crowd is n contributors of one text each. At home, one contributor has n texts and learns from them alone; the mean
+over as many such contributors as there are texts for, five at most, is what is told.
+*Words*: naive Bayes over words and pairs of neighbours. *Encoder and head*: regularized logistic regression on all
+numbers of a state of the code's public encoder, in clear. *Codes*: the head that the service tunes on what the crowd
+released at ε, asked with codes at the same ε, or at home with the clear code, or fused there with the words of some
+texts of the asker's own, which are in no crowd.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rapt.at_home import compare_states, join_pairs, load_code_model
+from rapt.compare.files import count_file
+from rapt.compare.plan import (
+    CODES_AT_HOME,
+    CODES_PRIVATELY,
+    FUSED,
+    HEAD_AT_HOME,
+    WORDS_AT_HOME,
+    AttackCell,
+    Cell,
+    ComparisonPlan,
+    order_texts,
+)
+from rapt.compare.results import LINKED, AttackRow, ModelRow
+from rapt.compare.texts import LabelledTexts, Split
+from rapt.errors import UsageError
+from rapt.local.codes.code_privatizer import CodePrivatizer, Encoder, check_encoder, read_code
+from rapt.local.codes.encoder import read_encoder
+from rapt.local.codes.subset import make_subset
+from rapt.local.own_model import LEAST_TEXTS, count_words, fit_fusion
+from rapt.local.randomness import insecure_stream
+from rapt.local.records import Chunk, ChunkSetting, Part, privatize_records
+from rapt.local.vocabulary import Vocabulary
+from rapt.service.adapter.adapter import Adapter, adapter_to_files
+from rapt.service.adapter.methods import LINEAR_PROBING
+from rapt.service.answers.prediction import classify, row_of
+from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.tuning.code_head import choose_penalty, solve_head, tally_labels
+from rapt.service.tuning.tuner import tune
+from rapt.service.tuning.tuning_config import default_config
+from rapt.wire.code_bundle import CodeBundle
+from rapt.wire.privatized_file import PrivatizedFile
+
+MOST_CONTRIBUTORS: Final = 5
+# Seeds of different things are kept apart, and from those of `files`.
+_TRAINING, _EVALUATION, _PER_SEED = 4_000_000, 5_000_000, 1_000
+
+Floats = NDArray[np.float64]
+Right = NDArray[np.int64]
+
+
+class RememberedEncoder:
+    """An encoder that encodes a text once: arms, seeds and settings ask for the same ones."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Remember nothing yet."""
+        self._encoder = encoder
+        self._states: dict[str, NDArray[np.float32]] = {}
+
+    @property
+    def model(self) -> str:
+        """Name of the encoder."""
+        return self._encoder.model
+
+    @property
+    def hash(self) -> str:
+        """Hash of its tokenizer and weights."""
+        return self._encoder.hash
+
+    @property
+    def max_tokens(self) -> int:
+        """Number of tokens after which it cuts a text."""
+        return self._encoder.max_tokens
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Vocabulary of its tokenizer."""
+        return self._encoder.vocabulary
+
+    def encode(self, texts: Sequence[str], *, first_position: int = 0) -> NDArray[np.float32]:
+        """One state for each text, (n, h)."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._states]
+        if new:
+            self._states.update(zip(new, self._encoder.encode(new, first_position=first_position), strict=True))
+        return np.stack([self._states[text] for text in texts])
+
+
+@dataclass(frozen=True, eq=False)
+class CrowdBench:
+    """A code, its encoder and the texts, loaded once for many cells.
+
+    Attributes:
+        plan: Plan of the comparison.
+        split: The texts, in clear.
+        setting: Digest under which results are kept.
+        code: Code of whole texts; None where no arm needs one.
+        encoder: Encoder of the code.
+        codebook: The code as the service tunes on it.
+    """
+
+    plan: ComparisonPlan
+    split: Split
+    setting: str
+    code: CodeBundle | None
+    encoder: RememberedEncoder | None
+    codebook: Backbone | None
+    _tuned: dict[Cell, Adapter] = field(default_factory=dict, repr=False)
+
+    def train_and_judge(self, cell: Cell) -> ModelRow:
+        """One line of the results."""
+        start = time.perf_counter()
+        right, answers = WAYS[cell.arm](self, cell, self.split.turn_of(cell.seed))
+        return ModelRow(
+            setting=self.setting,
+            arm=cell.arm,
+            eta=None,
+            epsilon=cell.epsilon,
+            crowd=cell.crowd,
+            seed=cell.seed,
+            privatizations=answers,
+            right=tuple(int(count) for count in right),
+            seconds=round(time.perf_counter() - start, 1),
+        )
+
+    def attack(self, cell: AttackCell) -> AttackRow:
+        """Measure what is read from codes of the training texts of the first seed: words, and whose code is whose."""
+        from rapt.audit.code_audit import audit_codes
+        from rapt.audit.codes.desk import Originals
+
+        seed = self.plan.seeds[0]
+        texts = self.split.turn_of(seed).training
+        code, encoder = self._need_code()
+        chosen = texts.at(order_texts(len(texts), seed=seed)[: 2 * LINKED])
+        single = LabelledTexts(texts=chosen.texts, labels=chosen.labels, names=chosen.names)
+        # Without labels, so that no heads are tuned: what they give away is no axis of a comparison.
+        file = self._release(single, epsilon=cell.epsilon, seed=_TRAINING + seed, labelled=False)
+        found = audit_codes(file, Originals(texts=single.texts), bundle=code, encoder=encoder, seed=seed)
+        strongest = found.strongest_reader
+        named = next(item for item in reversed(found.naming) if item.candidates <= LINKED)
+        return AttackRow(
+            setting=self.setting,
+            eta=None,
+            epsilon=cell.epsilon,
+            attacks=cell.attacks,
+            attack_tokens=cell.tokens,
+            strongest=f"{strongest.reader} reader",
+            recovered=strongest.first.value,
+            low=strongest.first.low,
+            high=strongest.first.high,
+            tokens=strongest.first.n,
+            unchanged=0.0,
+            blind=strongest.blind,
+            linked=named.first.value,
+            linked_low=named.first.low,
+            linked_high=named.first.high,
+            candidates=named.candidates,
+            bits=found.bits,
+        )
+
+    def find_contributors(self, cell: Cell, texts: LabelledTexts) -> list[LabelledTexts]:
+        """The texts of each contributor who has as many as the cell says; of one who has all."""
+        order = order_texts(len(texts), seed=cell.seed)
+        size = cell.crowd or len(texts)
+        count = min(MOST_CONTRIBUTORS, len(texts) // size)
+        return [texts.at(order[place * size : (place + 1) * size]) for place in range(count)]
+
+    def tune(self, cell: Cell, texts: LabelledTexts) -> Adapter:
+        """The head that the service tunes on the codes of a crowd; the next arm asks for the same one."""
+        key = Cell(arm="", eta=None, epsilon=cell.epsilon, crowd=cell.crowd, seed=cell.seed)
+        if key not in self._tuned:
+            others, _ = self._set_apart(cell, texts)
+            file = self._release(others, epsilon=cell.epsilon, seed=_TRAINING + cell.seed)
+            assert self.codebook is not None
+            config = replace(default_config(LINEAR_PROBING), seed=cell.seed)
+            self._tuned.clear()
+            self._tuned[key] = tune(self.codebook, file, config=config)
+        return self._tuned[key]
+
+    def ask_privately(self, cell: Cell, split: Split) -> tuple[Right, int]:
+        """Ask with codes at the ε of the crowd."""
+        adapter = self.tune(cell, split.training)
+        right = np.zeros(len(split.evaluation), dtype=np.int64)
+        for draw in range(self.plan.privatizations):
+            seed = _EVALUATION + _PER_SEED * cell.seed + draw
+            file = self._release(split.evaluation, epsilon=cell.epsilon, seed=seed)
+            assert self.codebook is not None
+            odds = np.array(classify(self.codebook, [row_of(record, adapter=adapter) for record in file.records]))
+            right += odds.argmax(axis=1) == np.array(split.evaluation.labels)
+        return right, self.plan.privatizations
+
+    def ask_at_home(self, cell: Cell, split: Split) -> tuple[Right, int]:
+        """Ask with the clear code, where it is."""
+        return _judge(self._answer_at_home(cell, split, split.evaluation), split.evaluation), 1
+
+    def fuse(self, cell: Cell, split: Split) -> tuple[Right, int]:
+        """Ask at home, and stack the words of some own texts on the answer."""
+        _, own = self._set_apart(cell, split.training)
+        odds = self._answer_at_home(cell, split, own)
+        fusion = fit_fusion(_join(own), np.array(own.labels, dtype=np.int64), odds)
+        fused = fusion.fuse(self._answer_at_home(cell, split, split.evaluation), _join(split.evaluation))
+        return _judge(fused, split.evaluation), 1
+
+    def read_words(self, cell: Cell, split: Split) -> tuple[Right, int]:
+        """Learn from the words of each contributor's own texts."""
+        found = []
+        for own in self.find_contributors(cell, split.training):
+            labels = np.array(own.labels, dtype=np.int64)
+            model = count_words(_join(own), labels, classes=len(own.names))
+            found.append(_judge(model.answer(_join(split.evaluation)), split.evaluation))
+        return np.sum(found, axis=0), len(found)
+
+    def read_states(self, cell: Cell, split: Split) -> tuple[Right, int]:
+        """Learn a head on the states of each contributor's own texts."""
+        asked, found = self._read(split.evaluation), []
+        for own in self.find_contributors(cell, split.training):
+            states, labels = self._read(own), np.array(own.labels, dtype=np.int64)
+            places, classes = np.arange(len(own)), len(own.names)
+            penalty = choose_penalty(states, places, labels, classes, private=None, seed=cell.seed)
+            tally = tally_labels(places, labels, (len(own), classes))
+            weight, bias = solve_head(states, tally, penalty=penalty, label_privacy=None)
+            found.append(_judge((asked @ weight.T + bias).numpy(), split.evaluation))
+        return np.sum(found, axis=0), len(found)
+
+    def _read(self, texts: LabelledTexts) -> torch.Tensor:
+        """States of texts around the public centre, or what a head compares of pairs, float64."""
+        code, encoder = self._need_code()
+        states = [encoder.encode(part).astype(np.float64) - code.center for part in texts.parts]
+        return torch.from_numpy(compare_states(*states) if texts.pairs else states[0])
+
+    def _answer_at_home(self, cell: Cell, split: Split, texts: LabelledTexts) -> Floats:
+        code, encoder = self._need_code()
+        adapter = self.tune(cell, split.training)
+        model = load_code_model(adapter_to_files(adapter), code=code, encoder=encoder)
+        return model.answer(texts.texts, texts.seconds if texts.pairs else None, first_position=0)
+
+    def _set_apart(self, cell: Cell, texts: LabelledTexts) -> tuple[LabelledTexts, LabelledTexts]:
+        """The texts of the crowd, and the asker's own ones, which are in no crowd of the seed."""
+        order = order_texts(len(texts), seed=cell.seed)
+        rest = len(order) - min(self.plan.own_texts, len(order) // 2)
+        others, own = order[:rest], order[rest:]
+        return texts.at(others[: cell.crowd or rest]), texts.at(own)
+
+    def _release(
+        self, texts: LabelledTexts, *, epsilon: float | None, seed: int, labelled: bool = True
+    ) -> PrivatizedFile:
+        code, encoder = self._need_code()
+        assert epsilon is not None, "an arm on codes has an epsilon"
+        privatizer = CodePrivatizer(encoder=encoder, mechanism=make_subset(code, epsilon=epsilon))
+        stream = insecure_stream(seed)
+        names = texts.names if labelled else None
+        manifest = privatizer.manifest(labels=names, randomness=stream.provenance, pairs=texts.pairs)
+        seconds: dict[Part, list[str]] = {"second": list(texts.seconds)} if texts.pairs else {}
+        chunk = Chunk(0, list(texts.texts), list(texts.labels) if labelled else None, seconds)
+        records = privatize_records(chunk, ChunkSetting(privatizer, None, manifest), stream=stream)
+        return PrivatizedFile(manifest=count_file(manifest, records), records=tuple(records))
+
+    def _need_code(self) -> tuple[CodeBundle, RememberedEncoder]:
+        assert self.code is not None, "a plan whose arms need a code has one"
+        assert self.encoder is not None, "a code has an encoder"
+        return self.code, self.encoder
+
+
+Way = Callable[[CrowdBench, Cell, Split], tuple[Right, int]]
+# How each arm that is not on tokens answers: how often each record was right, and how often it was asked.
+WAYS: Final[Mapping[str, Way]] = {
+    WORDS_AT_HOME: CrowdBench.read_words,
+    HEAD_AT_HOME: CrowdBench.read_states,
+    CODES_PRIVATELY: CrowdBench.ask_privately,
+    CODES_AT_HOME: CrowdBench.ask_at_home,
+    FUSED: CrowdBench.fuse,
+}
+
+
+def open_crowd_bench(plan: ComparisonPlan, split: Split) -> CrowdBench:
+    """Load what these arms share.
+
+    Args:
+        plan: Plan of the comparison.
+        split: The texts.
+
+    Raises:
+        UsageError: There are too few texts for own ones beside those of a crowd.
+        VocabularyError: The code or its encoder is not on this machine.
+    """
+    fewest = min(len(turn.training) for turn in split.turns)
+    if FUSED in plan.arms and fewest < 2 * LEAST_TEXTS:
+        raise UsageError(f"the arm {FUSED!r} needs {2 * LEAST_TEXTS} training texts, got {fewest}; leave it out")
+    code = encoder = codebook = None
+    if plan.codes is not None:
+        code = read_code(plan.codes)
+        encoder = RememberedEncoder(read_encoder(code.model if plan.encoder is None else plan.encoder))
+        check_encoder(encoder, bundle=code)
+        codebook = load_backbone(plan.codes)
+    return CrowdBench(
+        plan=plan,
+        split=split,
+        setting=plan.digest_setting(split, denoised=False, codes=plan.codes is not None),
+        code=code,
+        encoder=encoder,
+        codebook=codebook,
+    )
+
+
+def _judge(odds: Floats, texts: LabelledTexts) -> Right:
+    right: Right = (odds.argmax(axis=1) == np.array(texts.labels)).astype(np.int64)
+    return right
+
+
+def _join(texts: LabelledTexts) -> list[str]:
+    return join_pairs(texts.texts, texts.seconds if texts.pairs else None)
