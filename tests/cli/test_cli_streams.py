@@ -19,6 +19,7 @@ from rapt.cli.program import run
 
 TINY = ("--vocabulary", "bert-tiny")
 FEW = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1, "--plain-tokens", 2)
+BRIEF = ("--model", "bert-tiny", "--epsilon", 4, "--epochs", 0.1, "--vectors", 2)
 NARROW = ["cp1252", "latin-1", "ascii"]
 # Stands for the id of the pool that the story opens.
 POOL = object()
@@ -86,6 +87,8 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
         ("predict", folder / "ö.jsonl", *at, "--model", None),
         ("predict", folder / "ö.jsonl", *at, "--model", None, "--out", folder / "a.csv"),
         ("codebook", folder / "public.csv", "--model", "bert-tiny", "--dimensions", 4, "--out", folder / "codes"),
+        ("reader", folder / "public.csv", *BRIEF, "--codes", folder / "codes", "--out", folder / "reads"),
+        ("export", None, folder / "exported", *at),
         ("preview", folder / "in.csv", "--eta", 60, *TINY),
         ("pool", "open", folder / "ö.jsonl", *at, "--least", 2),
         ("pool", "show", POOL, *at),

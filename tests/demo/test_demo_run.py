@@ -1,7 +1,8 @@
 """The whole demo at a tiny size, with every byte that leaves the trusted side recorded and searched.
 
 The service is a real process, behind a proxy that keeps what the client sends. At this eta no run of five tokens stays
-as it was by chance (each is unchanged with probability below 1 %), so plain token ids are searched for as well.
+as it was by chance, so plain token ids are searched for as well: by the chances of the tokens, 0.3 % on average and 5 %
+at most, one of these runs does in fewer than one of 10^7 demos.
 """
 
 from __future__ import annotations
