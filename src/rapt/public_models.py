@@ -29,6 +29,7 @@ class PublicModel:
         folder: Folder in Hugging Face's layout, or the one that holds the GGUF file.
         summary: Description for people.
         vocabulary: Hash of its vocabulary, which a table of that name must have whoever serves it.
+        parameters: Number of the parameters of a decoder; 0 for other models.
         gguf: Name and SHA-256 of a GGUF file that is converted once; None when the folder is used as it is.
     """
 
@@ -37,6 +38,7 @@ class PublicModel:
     folder: str
     summary: str
     vocabulary: str
+    parameters: int = 0
     gguf: tuple[str, str] | None = None
 
 
@@ -62,6 +64,7 @@ PUBLIC_MODELS: Final[dict[str, PublicModel]] = {
         folder=".",
         summary="Llama, 30 layers, d = 576, V = 49,152 (SmolLM2-135M-Instruct); a decoder, 540 MB once converted",
         vocabulary="sha256:851cb5f3848c5658ef96ea0481f119f63c73ab1402af874a335d32bf6bff30d7",
+        parameters=134_515_008,
         gguf=(
             "SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",

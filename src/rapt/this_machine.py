@@ -1,10 +1,17 @@
-"""Facts of this machine alone: where results that can be made again are kept, and which addresses stay on it."""
+"""Facts of this machine alone: where what can be made again is kept, its memory, and which addresses stay here."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from pathlib import Path
+from typing import Final
+
+_LEAST: Final = 1024 * 1024
+# Where the memory of a control group stands: version 2, then 1.
+_GROUPS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_FREE: Final = re.compile(r"^MemAvailable:\s*(\d+) kB$", re.MULTILINE)
 
 
 def find_cache_folder() -> Path:
@@ -22,3 +29,26 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
+
+
+def measure_half_of_memory() -> int:
+    """Half of the memory that this machine, or the control group of this process, has; bytes."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for group in _GROUPS:
+        try:
+            said = group.read_text().strip()
+        except OSError:
+            continue
+        if said.isdecimal():
+            whole = min(whole, int(said))
+    return max(whole // 2, _LEAST)
+
+
+def measure_available_memory() -> int:
+    """The memory that is free for a process on this machine, where the system tells it, else half of all; bytes."""
+    half = measure_half_of_memory()
+    try:
+        told = _FREE.search(Path("/proc/meminfo").read_text())
+    except OSError:
+        told = None
+    return half if told is None else min(2 * half, int(told[1]) * 1024)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from subprocess import run
 
 import pytest
 
 import rapt
 from rapt.audit import AuditPlan, audit_file
-from rapt.audit.file_audit import read_word_list
+from rapt.audit.attacks import DEFAULT_ATTACKS
+from rapt.audit.file_audit import choose_attacks, read_word_list
 from rapt.audit.kept_results import from_json
 from rapt.audit.report.values import Report
 from rapt.errors import AuditError
 from rapt.wire.strict_json import parse_object
+from tiny_backbones import write_tiny_model
 
 
 class Listener:
@@ -68,6 +71,23 @@ def test_without_a_folder_nothing_is_written(files, tmp_path):
     before = sorted(tmp_path.iterdir())
     audit_file(AuditPlan(file=private, original=original, attacks=("embedding_inversion",)))
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_decoder_is_asked_where_it_is_named_and_the_report_says_which(files, tmp_path):
+    private, original = files
+    public, decoder = tmp_path / "public.csv", tmp_path / "some-decoder"
+    public.write_text("text\n" + "\n".join(f"a good town had {n} films" for n in range(30)) + "\n")
+    decoder.mkdir()
+    write_tiny_model("gpt2", decoder)
+    plan = AuditPlan(file=private, original=original, public_text=public, limit=20, language_model=str(decoder))
+    attacks, chosen = choose_attacks(plan, tokens=20)
+    assert (attacks, chosen.model) == ((*DEFAULT_ATTACKS, "causal"), str(decoder))
+    assert choose_attacks(replace(plan, language_model="none"), tokens=20) == (DEFAULT_ATTACKS, None)
+    with pytest.raises(AuditError, match="known name or a folder"):
+        choose_attacks(replace(plan, language_model="nowhere/none"), tokens=20)
+    found = audit_file(replace(plan, attacks=("embedding_inversion", "causal")))
+    assert "the decoder some-decoder, 0 million parameters; it was named" in found.audit.results[1].remarks
+    assert "--language-model some-decoder --" in found.commands[0]
 
 
 def test_the_room_is_imported_without_what_it_needs_to_attack():

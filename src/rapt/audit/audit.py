@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import isfinite, sqrt
 from typing import Any
 
-from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, KEYWORDS, LINKAGE, REPETITION, Attack
+from rapt.audit.attacks import ATTACKS, CAUSAL, DEFAULT_ATTACKS, KEYWORDS, LINKAGE, REPETITION, Attack
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.channels import explain_unknown_channel
 from rapt.audit.intervals import Share
@@ -24,6 +24,7 @@ from rapt.audit.judge.scoring import (
     unchanged_share,
 )
 from rapt.audit.kept_results import KeptResults
+from rapt.audit.language.decoders import WORTH_ASKING, ChosenDecoder
 from rapt.audit.questions import QUESTIONS, Words
 from rapt.audit.telling_words import TELLING_WORDS
 from rapt.audit.truth import Truth, sample_records
@@ -133,7 +134,7 @@ def audit_view(
     *,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
     words: Words = TELLING_WORDS,
-    language_model: str | None = None,
+    language_model: str | ChosenDecoder | None = None,
     seed: int = 0,
     kept: KeptResults | None = None,
     on_progress: Callable[[str, float], None] | None = None,
@@ -145,7 +146,7 @@ def audit_view(
         truth: Read only after an attack has answered.
         attacks: Names in `ATTACKS` and `QUESTIONS`; those that are not among them are listed as not run.
         words: Telling words by kind, which the attacker looks for.
-        language_model: Decoder of the attack `causal`, as `find_decoder` takes it; None for the usual one.
+        language_model: Decoder of the attack `causal`, as `choose_decoder` takes it; None for the largest at hand.
         seed: Seed of every draw; the same seed gives the same report.
         kept: Store of results as they come, so that a run that was interrupted goes on; None keeps none.
         on_progress: Called with the name of a stage and the share of it that is done.
@@ -169,15 +170,15 @@ def audit_view(
             skipped.append(Skipped(attack=name, reason=reason))
             continue
         stage(name)(0.0)
-        # Which decoder was named is no part of what results are kept by.
-        keeps = None if language_model is not None and "decoder" in attack.needs else kept
-        result = None if keeps is None else keeps.read(name, AttackResult)
+        # Which decoder is asked is no part of what results are kept by.
+        place = name if "decoder" not in attack.needs else f"{name}-{desk.decoder().digest}"
+        result = None if kept is None else kept.read(place, AttackResult)
         if result is None:
             result = _attack(name, attack, desk, truth, on_progress=stage(name))
-            if keeps is not None:
+            if kept is not None:
                 if "channel" in attack.needs:
-                    keeps.write_channel(desk.channel())
-                keeps.write(name, result)
+                    kept.write_channel(desk.channel())
+                kept.write(place, result)
         results.append(result)
         stage(name)(1.0)
     if not results:
@@ -208,7 +209,15 @@ def audit_view(
             if keeps is not None:
                 keeps.write(name, answers[name])
         stage(name)(1.0)
-    skipped += [Skipped(attack=name, reason="it was not asked for") for name in everything if name not in attacks]
+    for name in everything:
+        if name not in attacks:
+            reason = "it was not asked for"
+            if name == CAUSAL and isinstance(language_model, ChosenDecoder):
+                reason += (
+                    f": by itself it runs with {WORTH_ASKING / 1e6:,.0f} million parameters or more, and there is "
+                )
+                reason += language_model.described
+            skipped.append(Skipped(attack=name, reason=reason))
     unchanged = unchanged_share(view=view, truth=truth)
     insecure = manifest.randomness.insecure_seed is not None
     return AuditReport(

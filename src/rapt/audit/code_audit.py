@@ -28,6 +28,7 @@ from rapt.audit.codes.naming import (
 )
 from rapt.audit.codes.readers import WORDS_OF_A_TEXT, Reading
 from rapt.audit.intervals import Share
+from rapt.audit.language.decoders import NONE, choose_decoder
 from rapt.errors import AuditError, name_record
 from rapt.local.codes.code_privatizer import Encoder, check_encoder
 from rapt.local.codes.subset import remake_subset
@@ -123,7 +124,8 @@ def audit_codes(
         originals: The texts that it was made from, and what an attacker holds.
         bundle: Code bundle that the file names.
         encoder: Encoder of that bundle.
-        language_model: Decoder that reads words from codes, as `find_decoder` takes it; None leaves it out.
+        language_model: Decoder that reads words from codes, as `choose_decoder` takes it, `auto` too; None leaves it
+            out.
         quick: Whether only what takes seconds is run: no networks and no tuned heads.
         seed: Seed of candidates, halves, networks and whatever is released here.
         narrator: Receiver of progress.
@@ -157,10 +159,12 @@ def audit_codes(
     if len({tuple(record.token_ids) for record in file.records}) == 1:
         raise AuditError(f"{name_record(0)} and all others must not be of one code; nothing was drawn")
     check_encoder(encoder, bundle=bundle)
-    if language_model is not None:
-        from rapt.audit.language.layout import find_decoder
-
-        find_decoder(language_model)
+    if language_model == NONE:
+        language_model = None
+    elif language_model is not None:
+        decoder = choose_decoder(language_model, tokens=sum(len(text.split()) for text in originals.texts))
+        language_model = decoder.model
+        narrator.say(f"words are read from codes by {decoder.described}")
     mechanism = remake_subset(manifest.mechanism, bundle=bundle)
     with narrator.meter("encoding", total=len(originals.texts) + len(originals.public), unit="texts") as show_progress:
         codes = project_states(encoder.encode(originals.texts), bundle)

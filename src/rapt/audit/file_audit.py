@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from rapt.audit.attacks import ATTACKS, DEFAULT_ATTACKS, Attack
+from rapt.audit.attacks import ATTACKS, CAUSAL, DEFAULT_ATTACKS, Attack
 from rapt.audit.attacks.desk import Desk
 from rapt.audit.attributes import AttributeResult, infer_attribute
 from rapt.audit.audit import audit_view
@@ -19,6 +19,7 @@ from rapt.audit.formal import measure_formal_side
 from rapt.audit.judge.detail import add_entities, explain_missing_entities
 from rapt.audit.kept_results import keep_results
 from rapt.audit.known_plaintext import known_plaintext
+from rapt.audit.language.decoders import AUTO, NONE, WORTH_ASKING, ChosenDecoder, choose_decoder
 from rapt.audit.prompts import export_prompts, name_answers
 from rapt.audit.questions import QUESTIONS, Question, Words
 from rapt.audit.report import check_report_folder, write_report
@@ -27,7 +28,7 @@ from rapt.audit.telling_words import TELLING_WORDS
 from rapt.audit.truth import Truth, check_parts, lend_texts, read_others, read_truth, sample_records
 from rapt.audit.view import AdversaryView, PublicText, adversary_view, read_public_text
 from rapt.command_line import rebuild_command
-from rapt.errors import AuditError, UsageError, name_record
+from rapt.errors import AuditError, UsageError, VocabularyError, name_record
 from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
@@ -37,6 +38,7 @@ from rapt.local.record_order import make_order_key, restore_order
 from rapt.local.records import PartColumns, put_text
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator, show_stages
+from rapt.public_models import name_model
 from rapt.version import __version__
 from rapt.whole_files import check_target
 from rapt.wire.manifest import Manifest
@@ -69,8 +71,9 @@ class AuditPlan:
         lend: Share of the records that the attackers hold in clear where there is no public text; 0 lends none.
         attacks: Names in `rapt.audit.attacks.ATTACKS` and `rapt.audit.questions.QUESTIONS`; None takes the usual ones.
         keywords: Text file with a telling word or phrase a line, to look for; None takes the list of this project.
-        language_model: Decoder of the attack `causal`: a known model, a folder in Hugging Face's layout, or a name in
-            the local cache; None takes the usual one.
+        language_model: Decoder of the attack `causal`: a known model, a folder in Hugging Face's layout, a name in the
+            local cache, or `auto` for the largest on this machine that memory and time allow; it is then asked where
+            no attacks are named, too. None asks that one where it is large enough to be worth it; `none` asks none.
         attributes: Columns of `original` to infer from each text.
         entities: Whether names, places and dates are counted by kind.
         vocabulary: Known model, model folder or fetched bundle; None takes the file's model.
@@ -140,7 +143,7 @@ class AuditPlan:
             label_column=self.label_column,
             attacks=",".join(self.attacks_to_run),
             keywords=self.keywords,
-            language_model=self.language_model,
+            language_model=None if self.language_model is None else name_model(self.language_model),
             text_column_2=self.text_column_2,
             target_column=self.target_column,
             vocabulary=None if self.vocabulary is None else Path(self.vocabulary),
@@ -217,15 +220,16 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     if plan.entities:
         truth = _find_entities(plan, view, truth, narrator=narrator)
     kept = None if plan.out is None else keep_results(plan.out / "unfinished", view, truth, seed=plan.seed)
-    weights = {name: attack.weight for name, attack in _list_attacks() if name in plan.attacks_to_run}
+    attacks, decoder = choose_attacks(plan, tokens=len(view.observed))
+    weights = {name: attack.weight for name, attack in _list_attacks() if name in attacks}
     weights["bound"] = _BOUND_WEIGHT
     with narrator.meter("attacking", total=100, unit="%") as meter:
         found = audit_view(
             view,
             truth,
-            attacks=plan.attacks_to_run,
+            attacks=attacks,
             words=TELLING_WORDS if plan.keywords is None else read_word_list(plan.keywords),
-            language_model=plan.language_model,
+            language_model=decoder or plan.language_model,
             seed=plan.seed,
             kept=kept,
             on_progress=show_stages(meter, weights),
@@ -238,7 +242,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         statement=_write_statement(vocabulary, private.manifest),
         formal=measure_formal_side(vocabulary, private.manifest.mechanism, seed=plan.seed),
         known_plaintext=known_plaintext(adversary_view(private, vocabulary.bundle)),
-        commands=(plan.command,),
+        commands=(_write_command(plan, attacks, decoder),),
         attributes=inferred,
     )
     if plan.out is not None:
@@ -247,6 +251,35 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     if kept is not None:
         kept.remove()
     return report
+
+
+def choose_attacks(plan: AuditPlan, *, tokens: int) -> tuple[tuple[str, ...], ChosenDecoder | None]:
+    """The attacks to run, and the decoder of the one that asks a decoder; None where there is none to ask.
+
+    Args:
+        plan: Plan of the audit.
+        tokens: Number of the tokens that are attacked.
+
+    Raises:
+        AuditError: The decoder that is named is none.
+    """
+    attacks = plan.attacks_to_run
+    try:
+        decoder = choose_decoder(plan.language_model, tokens=min(tokens, ATTACKS[CAUSAL].most_tokens or tokens))
+    except VocabularyError as error:
+        if plan.language_model not in (None, AUTO, NONE):
+            raise AuditError(str(error)) from None
+        return attacks, None
+    wanted = plan.language_model is not None or (not plan.quick and decoder.parameters >= WORTH_ASKING)
+    if plan.attacks is None and wanted:
+        attacks = (*attacks, CAUSAL)
+    return attacks, decoder
+
+
+def _write_command(plan: AuditPlan, attacks: tuple[str, ...], decoder: ChosenDecoder | None) -> str:
+    if decoder is None or CAUSAL not in attacks:
+        return plan.command
+    return replace(plan, attacks=attacks, language_model=decoder.model).command
 
 
 def _check_outputs(plan: AuditPlan) -> None:

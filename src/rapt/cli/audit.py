@@ -83,8 +83,9 @@ def audit(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Decoder of the attack causal, or that reads words from codes: a known model, a model folder, or a "
-            "name in the Hugging Face cache.",
+            help="Decoder that the attack causal asks, or that reads words from codes: a known model, a model folder, "
+            "or a name in the Hugging Face cache; auto for the largest of these that memory and an hour allow; none. "
+            "By default auto for tokens, where that has 300 million parameters or more, and none for codes.",
         ),
     ] = None,
     attribute: Annotated[

@@ -300,6 +300,27 @@ def hash_model(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def count_parameters(folder: Path) -> int:
+    """Count the numbers in all tensors of the model in a folder; only the headers are read.
+
+    Raises:
+        VocabularyError: The weights are damaged, an index leads elsewhere, or a tensor is of no usual type.
+        OSError: A file cannot be read.
+    """
+    found = 0
+    for path in dict.fromkeys(find_tensors(folder).values()):
+        with path.open("rb") as stream:
+            header, start = _read_header(stream)
+        size = path.stat().st_size
+        places = (
+            _find_place(entry, start=start, size=size, axes=None)
+            for name, entry in header.items()
+            if name != "__metadata__"
+        )
+        found += sum(prod(place.shape) for place in places)
+    return found
+
+
 def read_tensors(folder: Path, names: Sequence[str], *, axes: int | None = None) -> dict[str, NDArray[np.float32]]:
     """Read tensors of the model in a folder as float32; of the other weights only the headers are read.
 

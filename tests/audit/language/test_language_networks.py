@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from closeness import assert_close
-from rapt.audit.attacks.learned import DECODER
+from rapt.audit.language.decoders import CHOSEN_FAMILIES
 from rapt.audit.language.networks import Decoder
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
-from tiny_backbones import write_tiny_model
+from tiny_backbones import FAMILIES, write_family, write_tiny_model
 
 ROWS = ("a", "funny", "film", "##s", "##making", "zwieback", ".")
 A, FUNNY, FILM, S, MAKING, ZWIEBACK, STOP = range(len(ROWS))
@@ -20,15 +20,16 @@ SOMETHING_ELSE = len(ROWS) + 1
 @pytest.fixture(scope="module")
 def decoder():
     try:
-        find_model_folder(DECODER)
+        find_model_folder("smollm2")
     except VocabularyError:
         pytest.skip("the weights of the decoder are not installed")
-    return Decoder(ROWS, model=DECODER)
+    return Decoder(ROWS, model="smollm2")
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", sorted(CHOSEN_FAMILIES))
 def test_a_decoder_of_any_folder_reads_piece_by_piece_what_it_says_of_the_words(architecture, tmp_path):
-    own = Decoder(ROWS, model=str(write_tiny_model(architecture, tmp_path)))
+    write = write_family if architecture in FAMILIES else write_tiny_model
+    own = Decoder(ROWS, model=str(write(architecture, tmp_path)))
     for tokens, words in (((A, FUNNY, FILM, STOP), ("a", "funny", "film", ".")), ((A, FILM, S), ("a", "films"))):
         value = read(own, tokens, beside=(ZWIEBACK, S, A, MAKING))
         assert_close(torch.tensor(value), torch.tensor(whole(own, words)), layers=3, width=32)

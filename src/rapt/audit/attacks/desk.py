@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rapt.audit.channels import estimate_channel, explain_unknown_channel
 from rapt.audit.channels.estimate import ChannelEstimate
+from rapt.audit.language.decoders import ChosenDecoder, choose_decoder
 from rapt.audit.language.ngram import NgramModel, fit_ngram
 from rapt.audit.view import AdversaryView, PublicText, TokenPrior, make_uniform_prior
 from rapt.errors import AuditError
@@ -96,7 +97,7 @@ class Desk:
         *,
         seed: int,
         channel: ChannelEstimate | None = None,
-        language_model: str | None = None,
+        language_model: str | ChosenDecoder | None = None,
     ) -> None:
         """Lay out what is known.
 
@@ -104,7 +105,7 @@ class Desk:
             view: View of the service.
             seed: Seed of everything that is drawn.
             channel: At the tokens of the view, if it was computed before.
-            language_model: Decoder that the attacker asks, as `find_decoder` takes it; None for the usual one.
+            language_model: Decoder that the attacker asks, as `choose_decoder` takes it; None for the largest at hand.
         """
         self.view = view
         self.seed = seed
@@ -144,6 +145,18 @@ class Desk:
             self._kept[name] = make()
         kept: T = self._kept[name]
         return kept
+
+    def decoder(self, *, most_tokens: int | None = None) -> ChosenDecoder:
+        """The decoder that the attacker asks, chosen once.
+
+        Args:
+            most_tokens: Number of tokens that it is asked about at most; None for all.
+
+        Raises:
+            VocabularyError: The reasons of `choose_decoder`.
+        """
+        tokens = min(len(self.view.observed), most_tokens or len(self.view.observed))
+        return self.once("decoder", lambda: choose_decoder(self.language_model, tokens=tokens))
 
     def rng(self, what: str) -> np.random.Generator:
         """A generator for one purpose: the same for the same seed, whatever ran before."""

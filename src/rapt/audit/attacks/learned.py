@@ -62,7 +62,6 @@ from rapt.audit.attacks.desk import Desk, Lattice, Progress
 from rapt.audit.language.layout import place_in_text, write_rows
 from rapt.audit.language.search import Conditional, Reader, search_beam, sweep
 from rapt.audit.view import CANDIDATES, Guess
-from rapt.public_models import name_model
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -180,7 +179,6 @@ def _with_something_else(found: Floats, prior: Floats) -> Floats:
     return np.column_stack([found, np.log(np.maximum(left, 1e-6) / np.maximum(usual, 1e-6))])
 
 
-DECODER: Final = "smollm2"
 # The decoder reads one to two pieces for each reading and token, which is what takes the time.
 _BEAMS: Final = 8
 _LATER: Final = 3
@@ -217,8 +215,8 @@ def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> G
 
     beliefs = compute_beliefs(desk, on_progress=scale_progress(on_progress, 0.0, 0.2))
     lattice = desk.lattice()
-    model = desk.language_model or DECODER
-    decoder = Decoder(write_rows(desk.view.bundle), model=model)
+    chosen = desk.decoder()
+    decoder = Decoder(write_rows(desk.view.bundle), model=chosen.model)
     order = np.argsort(-beliefs[:, :-1], axis=1, kind="stable")
     tried, left = order[:, :_WIDTH], order[:, _WIDTH:]
     columns = np.column_stack([tried, np.full(len(tried), beliefs.shape[1] - 1)])
@@ -241,7 +239,10 @@ def search_with_decoder(desk: Desk, *, on_progress: Progress | None = None) -> G
     np.put_along_axis(everything, tried, found[:, :-1], axis=1)
     return Guess(
         token_ids=rank_candidates(lattice, everything),
-        remarks=(f"the decoder {name_model(model)}, {_BEAMS} readings a text",),
+        remarks=(
+            f"the decoder {chosen.described}",
+            f"{_BEAMS} readings a text",
+        ),
     )
 
 

@@ -5,10 +5,8 @@ How the rows of a table are written: words, and pieces of words.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 
 from rapt.errors import VocabularyError
 from rapt.local.vocabulary import Vocabulary
-from rapt.public_models import find_model_folder
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
@@ -79,28 +76,3 @@ def mark_pieces(bundle: VocabularyBundle) -> NDArray[np.bool_]:
     written = write_rows(bundle)
     marked = any(name.startswith(_STARTS) for name in written)
     return np.array([not name.startswith(_STARTS) if marked else name.startswith(_PIECE) for name in written])
-
-
-_DECODERS: Final = ("ForCausalLM", "LMHeadModel")
-_MOST_OF_A_CONFIG: Final = 1_000_000
-
-
-def find_decoder(model: str) -> Path:
-    """The folder of a decoder: a public model, a folder in Hugging Face's layout, or a name in the local cache.
-
-    Raises:
-        VocabularyError: Files of the model are missing, or it is no decoder with weights in safetensors.
-    """
-    folder = find_model_folder(model)
-    try:
-        with (folder / "config.json").open("rb") as file:
-            names = json.loads(file.read(_MOST_OF_A_CONFIG)).get("architectures")
-    except (OSError, ValueError, AttributeError):
-        names = None
-    if not isinstance(names, list) or not any(str(name).endswith(_DECODERS) for name in names):
-        raise VocabularyError(
-            "a language model must be a decoder, and config.json names no architecture of one; give another folder"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise VocabularyError("a language model must have its weights in safetensors, got none; convert it first")
-    return folder

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BertForMaskedLM, DynamicCache
 
-from rapt.audit.language.layout import batch_texts, find_decoder
+from rapt.audit.language.decoders import find_decoder
+from rapt.audit.language.layout import batch_texts
 from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
@@ -255,9 +256,7 @@ class Decoder:
         folder = find_decoder(model)
         self.rows = tuple(rows)
         self.tokenizer = make_tokenizer((folder / "tokenizer.json").read_bytes(), model=model)
-        config = json.loads((folder / "config.json").read_bytes())
-        begin = config.get("bos_token_id")
-        self.begin = int(config["eos_token_id"] if begin is None else begin)
+        self.begin = _find_beginning(json.loads((folder / "config.json").read_bytes()))
         with quiet():
             whole = AutoModelForCausalLM.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
@@ -275,6 +274,16 @@ class Decoder:
     def reader(self, rows: int) -> DecoderReader:
         """A reader of so many rows that have read nothing."""
         return DecoderReader(self, rows)
+
+
+def _find_beginning(config: dict[str, object]) -> int:
+    """The token that a decoder reads before a text: its own for that, else the one that ends texts."""
+    for name in ("bos_token_id", "eos_token_id"):
+        named = config.get(name)
+        first = named[0] if isinstance(named, list) and named else named
+        if type(first) is int:
+            return first
+    raise VocabularyError("a language model must name a token that begins or ends a text; complete its config.json")
 
 
 class DecoderReader:

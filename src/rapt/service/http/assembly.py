@@ -24,7 +24,7 @@ from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.http.middleware import Metrics
 from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
 from rapt.service.http.settings import Settings, name_served_model, reveal
-from rapt.service.jobs.job_limits import JobLimits, JobSettings, measure_half_of_memory
+from rapt.service.jobs.job_limits import JobLimits, JobSettings
 from rapt.service.jobs.job_log import check_job_log
 from rapt.service.jobs.job_run import make_runner_here
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
@@ -35,7 +35,7 @@ from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import ensure_tenant
-from rapt.this_machine import is_loopback
+from rapt.this_machine import is_loopback, measure_half_of_memory
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.model_files import make_tokenizer
 from rapt.wire.vocabulary_bundle import write_bundle

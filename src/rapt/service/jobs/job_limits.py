@@ -7,10 +7,8 @@ so one request could take all memory of a machine.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -26,8 +24,6 @@ from rapt.service.tuning.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest
 
 MEBIBYTE: Final = 1024 * 1024
-# Where the memory of a control group stands: version 2, then 1.
-_GROUPS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _FLOAT: Final = 4
 # Of what is trained: the value, its gradient, two moments, a copy in a state with both, the best one, and the bytes of
 # the state while it is written.
@@ -94,19 +90,6 @@ class JobSettings:
     slice_seconds: float = 300.0
     most_deaths: int = MOST_DEATHS
     log_folder: str | None = None
-
-
-def measure_half_of_memory() -> int:
-    """Half of the memory that this machine, or the control group of this process, has; bytes."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for group in _GROUPS:
-        try:
-            said = group.read_text().strip()
-        except OSError:
-            continue
-        if said.isdecimal():
-            whole = min(whole, int(said))
-    return max(whole // 2, MEBIBYTE)
 
 
 @dataclass(frozen=True, kw_only=True)
