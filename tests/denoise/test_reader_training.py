@@ -13,6 +13,8 @@ from tiny_backbones import tiny_backbone, write_tiny_model
 
 HASH = "sha256:" + "ef" * 32
 PLAN = ReaderPlan(model="tiny", epsilons=(8.0, 2.0), vectors=2, width=32, epochs=15, batch_size=32, learning_rate=1e-2)
+# A random BERT is put out of its mind by steps that the others need.
+RATES = {"bert": 3e-3, "t5": 1e-2, "llama": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def coded_texts(code, words, *, texts=320):
     return CodedTexts(codes=codes, tokens=tokens)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "t5", "llama"])
+@pytest.mark.parametrize("architecture", RATES)
 def test_a_backbone_learns_to_tell_texts_it_has_not_seen_by_their_codes(architecture, code, tmp_path):
     backbone = tiny_backbone(architecture, tmp_path)
     before = {name: tensor.clone() for name, tensor in backbone.encoder.state_dict().items()}
@@ -40,7 +42,7 @@ def test_a_backbone_learns_to_tell_texts_it_has_not_seen_by_their_codes(architec
         backbone,
         texts,
         code=code,
-        plan=PLAN,
+        plan=replace(PLAN, learning_rate=RATES[architecture]),
         backbone_hash=HASH,
         on_step=lambda step, of, losses: steps.append((step, of)),
     )

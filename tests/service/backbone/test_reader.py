@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.result import Progress
 from rapt.service.tuning.tuner import TuningCancelled, spell_file, tune
-from rapt.service.tuning.tuning_config import default_config
+from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import write_tiny_model
 from tuning_material import manifest_for
@@ -103,6 +104,7 @@ def test_every_method_tunes_on_codes_and_is_written_and_read(pair, code, method)
     assert adapter.card.reader == behind.reader.hash
 
 
+@pytest.mark.parametrize("pair", ["llama"], indirect=True)
 def test_a_head_alone_behind_a_reader_is_solved(pair, code):
     _, behind = pair
     file = codes_file(code, records=12)
@@ -141,9 +143,42 @@ def test_rows_of_codes_and_of_tokens_share_a_pass_and_answer_as_they_do_alone(pa
     assert together[0] != together[2]
 
 
+def test_plain_texts_are_released_as_the_mechanism_releases(pair, code):
+    _, behind = pair
+    reader, setting, draws = behind.reader, codes_manifest(epsilon=2.0, preferred=6, codewords=24).mechanism, 2000
+    rng = np.random.default_rng(8)
+    drawn = [reader.draw_plain(setting, rng=rng) for _ in range(draws)]
+    assert {text for text, _ in drawn} == set(range(4))
+    near = (reader.points @ reader.plain.T).topk(6, dim=0).indices.T.tolist()
+    hits = sum(ids[0] in near[text] for text, ids in drawn)
+    chance = 6 * np.exp(2) / (6 * np.exp(2) + 18)
+    assert abs(hits - draws * chance) < 5 * np.sqrt(draws * chance * (1 - chance))
+
+
+def test_reconstruction_teaches_the_prompt_which_plain_text_a_code_is_of(pair, code):
+    _, behind = pair
+    file = spell_file(behind, codes_file(code))
+    config = replace(default_config("prompt_tuning"), prompt_length=2, reconstruction=ReconstructionConfig())
+    tuning = Tuning(behind, file.manifest, config)
+    losses = tuning.losses(file.records[:4], draws=[(0, place) for place in range(4)])
+    losses.reconstruction.backward()
+    (prompt,) = tuning.method.parameters()
+    assert bool((prompt.grad.abs().sum(dim=1) > 0).all())
+    assert tuning.reconstruction_head.w1.weight.shape[0] == len(behind.reader.plain)
+    again = tuning.losses(file.records[:4], draws=[(0, place) for place in range(4)])
+    assert again.reconstruction == losses.reconstruction
+    assert tuning.losses(file.records[:4]).reconstruction is None  # what is validated is the task
+
+
 def test_a_run_on_codes_goes_on_to_the_same_bits(pair, code):
     _, behind = pair
-    config = replace(default_config("prompt_tuning"), epochs=2, batch_size=8, prompt_length=2)
+    config = replace(
+        default_config("prompt_tuning"),
+        epochs=2,
+        batch_size=8,
+        prompt_length=2,
+        reconstruction=ReconstructionConfig(),
+    )
     whole = tune(behind, codes_file(code), config=config)
     seen: list[Progress] = []
     kept = []

@@ -112,6 +112,11 @@ class Backbone:
         return 1 if self.reader is None else self.reader.network.vectors
 
     @property
+    def plain_texts(self) -> int:
+        """Number of public texts whose codes a run may reconstruct: those that a reader brings along."""
+        return 0 if self.reader is None else len(self.reader.plain)
+
+    @property
     def device(self) -> torch.device:
         """The device on which the backbone computes."""
         return self.word_embeddings.device

@@ -10,12 +10,15 @@ What a text released goes in, and nothing else of the text: reading is post-proc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rapt.wire.manifest import MechanismSetting
 from rapt.wire.reader_bundle import ReaderBundle
 
 
@@ -73,6 +76,29 @@ class Reader:
             for place, one in enumerate(codeword_ids)
         ]
         return tuple(start + step for start in starts for step in range(vectors))
+
+    def draw_plain(self, setting: MechanismSetting, *, rng: np.random.Generator) -> tuple[int, tuple[int, ...]]:
+        """Draw a plain text and codewords for it as a user's text of this setting would have them.
+
+        The text is public, so the noise protects nobody, and floating point is good enough for it.
+
+        Args:
+            setting: A mechanism of codes, with its ε and its number of preferred codewords.
+            rng: Generator that anybody may know.
+
+        Returns:
+            The text's place among the plain texts, and an id in each codebook.
+        """
+        text, size = int(rng.integers(len(self.plain))), len(self.points) // self.codes
+        preferred = min(max(int(setting.parameters["preferred"]), 1), size - 1)
+        weight = preferred * math.exp(setting.epsilon / self.codes)
+        found = []
+        for rows in torch.split(self.points, size):
+            order = (rows @ self.plain[text]).argsort(descending=True)
+            near = rng.random() < weight / (weight + size - preferred)
+            place = rng.integers(preferred) if near else rng.integers(preferred, size)
+            found.append(int(order[int(place)]))
+        return text, tuple(found)
 
     def embed(self, ids: Tensor) -> Tensor:
         """The vectors of ids that `spell` gave, (n,) -> (n, h), float32; differentiable in the network."""

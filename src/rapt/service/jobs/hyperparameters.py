@@ -73,7 +73,7 @@ def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
         raise TuningError(
             f"a training file must name two labels at least, got labels={file.labels}; privatize with --label-column"
         )
-    if config.reconstruction is not None and file.plain_tokens == 0:
+    if config.reconstruction is not None and file.plain_tokens == 0 and not backbone.plain_texts:
         raise TuningError(
             "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
         )

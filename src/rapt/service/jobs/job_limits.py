@@ -154,6 +154,8 @@ def check_cost(
         if asked > limit:
             raise _too_large(config, name, f"{name} must be at most {limit} here, got {asked}", field)
     pool = 0 if manifest is None or config.reconstruction is None else len(manifest.plain_tokens.pool)
+    if config.reconstruction is not None:
+        pool = max(pool, backbone.plain_texts)
     if max(training.labels, pool) > limits.classes:
         raise LimitError(
             f"a run must choose among at most {limits.classes} classes, got labels={training.labels} and "
@@ -176,7 +178,9 @@ def check_cost(
         error.param = "validation_file"
         raise error
     sizes = Sizes(
-        batch=min(config.batch_size, max(file.records for file in files)),
+        # Plain texts behind a reader are rows of their own.
+        batch=min(config.batch_size, max(file.records for file in files))
+        * (2 if config.reconstruction is not None and backbone.plain_texts else 1),
         text=max(file.longest for file in files) * backbone.vectors_per_id,
         second=len(backbone.frame.between),
         target=longest_target,

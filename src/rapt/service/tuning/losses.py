@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rapt.service.adapter.methods import METHODS
+from rapt.service.adapter.task_head import pool_text
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, encode_with_prompts
-from rapt.service.backbone.steering import Tuned, steer
+from rapt.service.backbone.reader import Reader
+from rapt.service.backbone.steering import Steering, Tuned, steer
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest, PlainTokens
@@ -75,7 +78,7 @@ class Tuning(nn.Module):
             self.reconstruction_head = ReconstructionHead(
                 hidden_size=backbone.hidden_size,
                 head_size=config.reconstruction.head_size,
-                classes=len(manifest.plain_tokens.pool),
+                classes=len(manifest.plain_tokens.pool) if backbone.reader is None else len(backbone.reader.plain),
                 generator=generator,
             )
         self.to(backbone.device)
@@ -83,6 +86,8 @@ class Tuning(nn.Module):
         self._task = TASKS[config.task]
         self._generates = config.task == "generation"
         self._plain = manifest.plain_tokens
+        self._mechanism = manifest.mechanism
+        self._seed = config.seed
         self._label_privacy = manifest.label_privacy
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -102,12 +107,19 @@ class Tuning(nn.Module):
             return sum(len(record.target_ids or ()) + closing for record in records)
         return len(records)
 
-    def losses(self, records: Sequence[PrivatizedRecord]) -> Losses:
-        """The losses of one batch of B records."""
+    def losses(self, records: Sequence[PrivatizedRecord], *, draws: Sequence[tuple[int, int]] | None = None) -> Losses:
+        """The losses of one batch of B records.
+
+        Args:
+            records: Records, codes in them spelled.
+            draws: Two numbers for each record, of which the noise of plain texts is drawn; behind a reader nothing is
+                reconstructed without.
+        """
         (backbone,) = self._backbone
         steering = steer([self.tuned()] * len(records))
-        head = self.reconstruction_head
-        layout = self._task.lay_out(backbone, records, prompt_lengths=steering.prompt_lengths, plain=head is not None)
+        head, reader = self.reconstruction_head, backbone.reader
+        plain = head is not None and reader is None
+        layout = self._task.lay_out(backbone, records, prompt_lengths=steering.prompt_lengths, plain=plain)
         # A method without parameters has nothing to learn from the pass, so none of it is kept for a gradient.
         learns = torch.is_grad_enabled() and any(True for _ in self.method.parameters())
         with torch.set_grad_enabled(learns):
@@ -116,7 +128,10 @@ class Tuning(nn.Module):
             backbone, states, layout, records, self.task_head, label_privacy=self._label_privacy, steering=steering
         )
         reconstruction = None
-        if head is not None:
+        if head is not None and reader is not None:
+            if draws is not None:
+                reconstruction = self._reconstruct_plain_texts(backbone, reader, head, draws, steering=steering)
+        elif head is not None:
             targets = plain_token_targets(records, self._plain, device=states.device)
             reconstruction = reconstruction_loss(plain_states(states, layout, count=self._plain.count), targets, head)
         return Losses(
@@ -126,6 +141,29 @@ class Tuning(nn.Module):
             total=outcome.total,
             rows=len(records),
         )
+
+    def _reconstruct_plain_texts(
+        self,
+        backbone: Backbone,
+        reader: Reader,
+        head: ReconstructionHead,
+        draws: Sequence[tuple[int, int]],
+        *,
+        steering: Steering,
+    ) -> Tensor:
+        """L_rec of codes: cross-entropy of public texts given the mean states of their codes, as many as records.
+
+        RAPT puts privatized plain tokens before each text; a code has no place for them, and the mechanism is public.
+        So plain texts are rows of their own, released anew in each step, and queries need none.
+        """
+        epsilon, drawn = self._mechanism.epsilon, []
+        for pair in draws:
+            drawn.append(reader.draw_plain(self._mechanism, rng=np.random.default_rng([self._seed, *pair])))
+        rows = [PrivatizedRecord(token_ids=reader.spell(ids, epsilon=epsilon)) for _, ids in drawn]
+        layout = self._task.lay_out(backbone, rows, prompt_lengths=steering.prompt_lengths, plain=False)
+        states = encode_with_prompts(backbone, layout, steering.prompts, steering=steering)
+        targets = torch.tensor([text for text, _ in drawn], device=states.device)
+        return nn.functional.cross_entropy(head(pool_text(states, layout.text_mask)), targets)
 
 
 # Privatized token reconstruction: a head that is trained to undo the noise on public plain tokens, then thrown away.

@@ -193,7 +193,9 @@ class Run:
         weight = 0.0 if reconstructs is None else reconstructs.weight_at(self.step / self.steps)
         task = right = reconstruction = 0.0
         for part in parts_of_batch(self._processes.share(positions), size=self._micro):
-            losses = self._tuning.losses([records[position] for position in part])
+            losses = self._tuning.losses(
+                [records[position] for position in part], draws=[(self.step, position) for position in part]
+            )
             of_answers, of_rows = losses.total / answers, losses.rows / len(positions)
             torch.autograd.backward(losses.combined(weight=weight, of_answers=of_answers, of_rows=of_rows))
             task += losses.task.item() * of_answers

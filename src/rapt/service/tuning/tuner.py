@@ -148,7 +148,7 @@ def check_training_file(backbone: Backbone, training: PrivatizedFile, *, config:
         raise TuningError("a file to tune on must have at least one record, got records=0")
     if config.task != "generation":
         _check_labels(training)
-    if config.reconstruction is not None and manifest.plain_tokens.count == 0:
+    if config.reconstruction is not None and manifest.plain_tokens.count == 0 and not backbone.plain_texts:
         raise TuningError(
             "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
         )
