@@ -10,7 +10,7 @@ import pytest
 
 from rapt.compare.bench import Benches, run_comparison
 from rapt.compare.comparison import list_possible_arms, read_comparison
-from rapt.compare.crowd import WAYS
+from rapt.compare.crowd import PENALTIES, WAYS, fit_ridge
 from rapt.compare.plan import (
     ARMS,
     CODES_AT_HOME,
@@ -206,3 +206,28 @@ def test_a_file_describes_a_comparison_of_codes(codes, tmp_path):
     found = read_comparison(tmp_path / "plan.toml", out=tmp_path / "out").plan
     assert (found.epsilons, found.crowds, found.etas) == ((2.0, 4.0), (100, 0), ())
     assert found.arms == ("clean", *NEW)
+
+
+def test_the_ridge_of_a_head_at_home_is_the_one_that_is_best_on_texts_left_out():
+    rng = np.random.default_rng(0)
+    states = rng.standard_normal((40, 6))
+    wanted = np.eye(2)[(states[:, 0] + rng.standard_normal(40) > 0).astype(int)]
+
+    def fit(part, penalty):
+        middle, means = states[part].mean(axis=0), wanted[part].mean(axis=0)
+        around = states[part] - middle
+        weight = np.linalg.solve(around.T @ around + penalty * np.eye(6), around.T @ (wanted[part] - means))
+        return weight, means - middle @ weight
+
+    def error(penalty):
+        without = [fit(np.arange(40) != place, penalty) for place in range(40)]
+        return sum(((states[i] @ w + b - wanted[i]) ** 2).sum() for i, (w, b) in enumerate(without))
+
+    sizes = np.linalg.svd(states - states.mean(axis=0), compute_uv=False)
+    penalties = np.mean(sizes**2) * PENALTIES
+    weight, bias = fit_ridge(states, wanted)
+    errors = [error(penalty) for penalty in penalties]
+    # Leaving out in closed form differs by the mean of the states, which is that of all.
+    near = [penalty for penalty, said in zip(penalties, errors, strict=True) if said < 1.01 * min(errors)]
+    assert min(np.abs(weight - fit(np.arange(40), penalty)[0]).max() for penalty in near) < 1e-9
+    assert any(np.allclose(bias, fit(np.arange(40), penalty)[1]) for penalty in near)
