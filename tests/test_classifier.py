@@ -79,9 +79,9 @@ def test_a_clone_a_pipeline_a_grid_and_a_pickle_work(code):
 
 
 def test_tokens_are_tuned_here_too(folder):
-    model = RaptClassifier(eta=200.0, vocabulary="bert-tiny").fit(TEXTS, LABELS)
+    model = RaptClassifier(eta=100.0, vocabulary="bert-tiny").fit(TEXTS, LABELS)
     assert model.predict(TEXTS).shape == LABELS.shape
-    assert model.privatized_.manifest.mechanism.eta == 200.0
+    assert model.privatized_.manifest.mechanism.eta == 100.0
 
 
 @pytest.mark.parametrize("ask", ["home", "privately"])

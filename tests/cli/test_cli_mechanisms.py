@@ -27,6 +27,7 @@ def privatize(rapt, *options):
         20,
         "--vocabulary",
         "bert-tiny",
+        "--allow-weak",
         *options,
         "--json",
         "--overwrite",

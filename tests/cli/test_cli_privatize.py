@@ -84,7 +84,7 @@ def test_no_name_of_a_file_or_a_folder_is_in_a_manifest(rapt, tmp_path: Path, mo
     for vocabulary in (folder, folder.name, table, table.name, made):
         outcome = rapt(
             "privatize", source, "out", "--eta", 20, "--no-label", "--plain-tokens", 0, "--overwrite", "--vocabulary",
-            vocabulary,
+            vocabulary, "--allow-weak",
         )  # fmt: skip
         assert outcome.code == 0
         written = (tmp_path / names[0] / "out").read_text()
@@ -380,13 +380,11 @@ def test_labels_of_every_row_are_sent_when_somebody_insists(rapt, tmp_path: Path
     assert rapt("privatize", source, tmp_path / "out", "--eta", 20, *TINY, "--public-labels").code == 0
 
 
-@pytest.mark.parametrize(("eta", "code"), [("1e-320", 6), ("1e5", 6), ("1e4", 0)])
-def test_an_eta_outside_any_use_is_refused_or_said(rapt, reviews: Path, tmp_path: Path, eta, code):
+@pytest.mark.parametrize("eta", ["1e-320", "1e5", "1e4"])
+def test_an_eta_outside_any_use_is_refused(rapt, reviews: Path, tmp_path: Path, eta):
     outcome = rapt("privatize", reviews, tmp_path / "out", "--eta", eta, *TINY)
-    assert outcome.code == code
+    assert outcome.code == 6
     assert "eta=" in outcome.err
-    if code == 0:
-        assert "100 % of the words tried stay as they are at eta=10000: it protects next to nothing" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -454,7 +452,7 @@ def test_an_audit_puts_shuffled_records_back_by_the_receipt_and_refuses_without_
     (receipt,) = (tmp_path / ".rapt" / "ledger.sqlite.receipts").iterdir()
     receipt.unlink()
     refused = rapt(*audit)
-    assert (refused.code, "got none in its folder or above; name the ledger" in refused.err) == (8, True)
+    assert (refused.code, "got none in its folder or above; name the run" in refused.err) == (10, True)
     assert "got none there" in rapt(*audit, "--ledger", tmp_path / ".rapt" / "ledger.sqlite").err
     assert rapt(*audit, "--receipt", kept).code == 0
     assert rapt(*audit, "--receipt", kept, "--ledger", kept).code == 2

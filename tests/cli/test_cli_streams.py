@@ -79,6 +79,7 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
             "--keep-order",
         ),
         ("statement", folder / "ö.jsonl"),
+        ("show", folder / "ö.jsonl", "--original", folder / "in.csv"),
         ("ledger", "show", folder / "l"),
         ("ledger", "verify", folder / "l"),
         ("ledger", "cap", folder / "l", "--per-text", 150),

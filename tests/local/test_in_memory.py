@@ -10,7 +10,6 @@ import pytest
 import rapt
 from code_material import code_privatizer
 from rapt.errors import BudgetError, CorpusError, MechanismError, RaptError, UsageError
-from rapt.local.in_memory import privatize
 from rapt.local.ledger import open_ledger
 from rapt.local.ledger_file import Cap, Caps
 from rapt.local.ledger_place import name_receipt, read_receipt
@@ -32,6 +31,11 @@ def folder(tmp_path, monkeypatch):
     """A working folder of its own: the ledger of a project is found from there."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def privatize(texts, *, allow_weak=True, **arguments):
+    """The front door for settings that change next to nothing."""
+    return rapt.privatize(texts, allow_weak=allow_weak, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +166,11 @@ def test_neither_the_value_nor_its_parts_show_a_text(tokens):
     found = privatize([SECRET, SECRET + " again"], privatizer=tokens, ledger=None)
     assert repr(found) == "Privatized(2 texts, mechanism='laplace', eta=100000)"
     assert SECRET not in repr(found[0]) + repr(found[:]) + repr(vars(found))
+
+
+def test_a_setting_that_keeps_nearly_everything_is_refused_before_anything_is_paid_for(tokens, folder):
+    with pytest.raises(MechanismError, match="eta must change more than a tenth of the tokens, got eta=100000 at"):
+        privatize(TEXTS, privatizer=tokens, allow_weak=False)
+    assert list(folder.iterdir()) == []
+    kept = privatize(TEXTS, privatizer=tokens, ledger=None).kept
+    assert (kept.own.share, kept.running.share) == (1.0, 1.0)

@@ -32,9 +32,8 @@ from rapt.errors import AuditError, UsageError, VocabularyError, name_record
 from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
-from rapt.local.ledger_place import find_receipt, name_receipt, read_receipt
 from rapt.local.mechanisms import find_promise
-from rapt.local.record_order import make_order_key, restore_order
+from rapt.local.record_order import read_in_order_of_source
 from rapt.local.records import PartColumns, put_text
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator, show_stages
@@ -42,7 +41,7 @@ from rapt.public_models import name_model
 from rapt.version import __version__
 from rapt.whole_files import check_target
 from rapt.wire.manifest import Manifest
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedPart, list_privatized_texts, read_privatized_file
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedPart, list_privatized_texts
 
 # Tokens of a quick look: half a minute on one core with MiniLM's table.
 QUICK_TOKENS: Final = 1500
@@ -327,47 +326,6 @@ def read_word_list(path: Path) -> Words:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise AuditError(f"a list of words must be a text file, got {reason}; give one with a word a line") from None
     return {"your list": [line for line in lines if line]}
-
-
-def read_in_order_of_source(path: Path, *, receipt: Path | None, ledger: Path | None) -> PrivatizedFile:
-    """Read a privatized file with its records in the order of its source, as comparing it with the source needs.
-
-    Args:
-        path: Privatized file.
-        receipt: Receipt of the run that wrote it; None looks for it.
-        ledger: Ledger to look beside; None looks beside those in the folder of the file and above.
-
-    Raises:
-        AuditError: The records were shuffled, and there is no receipt, or another one.
-        LedgerError: The receipt cannot be read.
-        UsageError: Both a receipt and a ledger are given.
-        WireError: The reasons of `read_privatized_file`.
-    """
-    if receipt is not None and ledger is not None:
-        raise UsageError("--receipt and --ledger both name the receipt; give one of them")
-    file = read_privatized_file(path)
-    manifest = file.manifest
-    if not manifest.arrangement.shuffled:
-        return file
-    if manifest.randomness.insecure_seed is not None:
-        return restore_order(file, key=make_order_key(manifest.randomness))
-    if ledger is not None:
-        place: Path | None = name_receipt(ledger, manifest.records_sha256)
-    else:
-        place = receipt or find_receipt(path, manifest.records_sha256)
-    if place is None or not place.is_file():
-        where = "in its folder or above" if place is None else "there"
-        raise AuditError(
-            "the records of this file were shuffled, so an audit must have the receipt of the run that wrote it, got "
-            f"none {where}; name the ledger that the run counted in with --ledger, or the receipt with --receipt"
-        )
-    key = read_receipt(place).get("order_key")
-    if read_receipt(place).get("records_sha256") != manifest.records_sha256 or not isinstance(key, str):
-        raise AuditError("the receipt must be that of this file, got another; name the one that its run wrote")
-    try:
-        return restore_order(file, key=bytes.fromhex(key))
-    except ValueError:
-        raise AuditError("the receipt must have the key of the order; name the one that the run wrote") from None
 
 
 def _remove_padding(

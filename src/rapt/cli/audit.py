@@ -283,10 +283,10 @@ def _audit_codes(
     """Audit a file of whole texts."""
     from rapt.audit.code_audit import audit_codes, code_audit_to_json
     from rapt.audit.codes.desk import read_originals
-    from rapt.audit.file_audit import read_in_order_of_source
     from rapt.audit.report import JSON, check_report_folder, write_files
     from rapt.local.codes.code_privatizer import read_code
     from rapt.local.codes.encoder import read_encoder
+    from rapt.local.record_order import read_in_order_of_source
     from rapt.public_models import PUBLIC_CODES
 
     if out is not None:

@@ -25,15 +25,14 @@ from rapt.errors import MechanismError, UsageError
 
 if TYPE_CHECKING:
     from rapt.local.codes.code_privatizer import CodePrivatizer
-    from rapt.local.mechanisms import Mechanism
     from rapt.local.privatizer import TextPrivatizer
-    from rapt.local.vocabulary import Vocabulary
 
 # Options that say something of tokens, and of codes, by the names of the arguments.
 _OF_TOKENS: Final = {
     "mechanism": "--mechanism",
     "settings": "--set",
     "allow_unproved": "--allow-unproved",
+    "allow_weak": "--allow-weak",
     "vocabulary": "--vocabulary",
     "trust_vocabulary": "--trust-vocabulary",
     "unknown_words": "--unknown-words",
@@ -104,6 +103,9 @@ def privatize(
     mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
+    allow_weak: Annotated[
+        bool, typer.Option("--allow-weak", help="Accept an η at which nine of ten tokens or more stay as they are.")
+    ] = False,
     vocabulary: VocabularyName = "minilm",
     trust_vocabulary: TrustVocabulary = False,
     unknown_words: Annotated[
@@ -256,6 +258,7 @@ def privatize(
     from datetime import UTC, datetime
 
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
+    from rapt.local.kept_share import KeptShares, measure_kept_shares, refuse_weak_setting
     from rapt.local.ledger_place import name_receipt, refuse_ledger_files, write_receipt
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
@@ -309,7 +312,6 @@ def privatize(
         assert eta is not None
         table = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary, unknown=unknown_words.value)
         made = choose_mechanism(mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved)
-        _warn_of_words_that_stay(made, table)
         privatizer = Privatizer(
             vocabulary=table,
             mechanism=made,
@@ -329,12 +331,20 @@ def privatize(
     order_key = make_order_key(stream.provenance) if shuffle else None
     reading, pace = Reading(), Pace()
     unknown_tokens = 0
+    kept: KeptShares | None = None
 
     def checked(check: CorpusCheck) -> None:
-        nonlocal unknown_tokens
+        nonlocal unknown_tokens, kept
         unknown_tokens = check.unknown_tokens
         for remark in check.remarks:
             say(f"rapt: {remark}")
+        if isinstance(privatizer, Privatizer):
+            kept = measure_kept_shares(
+                privatizer.mechanism, privatizer.vocabulary, check.counts, rng=secure_stream().generator
+            )
+            if not allow_weak:
+                refuse_weak_setting(kept, insist="--allow-weak")
+            say(f"rapt: {kept.sentence}")
 
     with meter("privatizing", unit="texts") as progress:
         manifest = privatize_corpus(
@@ -368,6 +378,7 @@ def privatize(
         "records": manifest.records,
         "tokens": manifest.tokens,
         "order_key": None if order_key is None else order_key.hex(),
+        "unchanged": None if kept is None else kept.to_json(),
         **(done or {}),
     }
     if account is not None:
@@ -377,7 +388,8 @@ def privatize(
     if as_json:
         from rapt.wire.manifest import dump_manifest
 
-        show_json({"file": str(target), "unknown_tokens": unknown_tokens, "ledger": done} | dump_manifest(manifest))
+        own = {"unknown_tokens": unknown_tokens, "unchanged": facts["unchanged"], "ledger": done}
+        show_json({"file": str(target)} | own | dump_manifest(manifest))
         return
     show(str(target))
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
@@ -430,19 +442,6 @@ def _load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large:
         named = bound_guess(epsilon, among=1000)
         say(f"rapt: warning: a text may be named among 1,000 others in {100 * named:.2f} % of cases at this epsilon")
     return found
-
-
-def _warn_of_words_that_stay(made: Mechanism, table: Vocabulary) -> None:
-    import numpy as np
-
-    from rapt.local.deniability import measure_unchanged
-    from rapt.local.statement import AS_GOOD_AS_TEXT
-
-    # What is tried are public words, so a fixed seed betrays nothing, and the noise of the file stays as it is.
-    kept = measure_unchanged(made, table, rng=np.random.default_rng(0), draws=128).share
-    if kept >= AS_GOOD_AS_TEXT:
-        share = f"{100 * kept:.0f} % of the words tried"
-        say(f"rapt: warning: {share} stay as they are at eta={made.setting.eta:g}: it protects next to nothing")
 
 
 def _check_receipt(receipt: Path, *, used: tuple[Path | None, ...], overwrite: bool) -> None:

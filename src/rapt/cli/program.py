@@ -31,6 +31,7 @@ from rapt.cli.privatize import privatize
 from rapt.cli.reader import reader
 from rapt.cli.remote import export, predict, tune
 from rapt.cli.serve import serve, worker
+from rapt.cli.show import show as show_file
 from rapt.cli.vocabulary import vocabulary
 from rapt.errors import RaptError, UsageError
 from rapt.version import __version__
@@ -39,6 +40,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     demo,
     preview,
     privatize,
+    show_file,
     statement,
     calibrate,
     tune,

@@ -7,8 +7,9 @@ vocabulary, labels with spaces, a separator that was recognized, words that stan
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
@@ -49,6 +50,7 @@ class CorpusCheck:
         labels: Names of the classes in order; None where there are none.
         found: How the source is written.
         repeated: Runs of tokens that stand in many records.
+        counts: How often each token comes in what will be privatized; private.
     """
 
     records: int
@@ -58,6 +60,7 @@ class CorpusCheck:
     labels: tuple[str, ...] | None
     found: Findings
     repeated: RepeatedRuns
+    counts: Counter[int] = field(repr=False)
 
     @property
     def remarks(self) -> list[str]:
@@ -169,7 +172,7 @@ def check_rows(
     named = None if labels is None else frozenset(labels)
     counts: dict[str, int] = {}
     records = tokens = unknown = cut = 0
-    runs = RunCounter()
+    runs, all_tokens = RunCounter(), Counter[int]()
     try:
         while chunk := list(islice(rows, _CHUNK)):
             present = [row for row in chunk if row is not None]
@@ -183,7 +186,7 @@ def check_rows(
                 large = len(row.label) > _LONGEST_LABEL or len(counts) > _MOST_LABELS
                 if large and labels is None and not public_labels:
                     raise _too_large(row.place)
-            new, new_unknown = _check_texts(present, parts, privatizer, found, runs)
+            new, new_unknown = _check_texts(present, parts, privatizer, found, runs, all_tokens)
             records, tokens, unknown = records + len(chunk), tokens + new, unknown + new_unknown
             if not found.faults:
                 cut += privatizer.count_cut([text for row in present for text in row.texts])
@@ -211,6 +214,7 @@ def check_rows(
         labels=labels,
         found=found,
         repeated=runs.count(),
+        counts=all_tokens,
     )
 
 
@@ -231,9 +235,14 @@ def _too_large(where: str) -> CorpusError:
 
 
 def _check_texts(
-    rows: Sequence[Row], parts: Sequence[Part], privatizer: TextPrivatizer, found: Findings, runs: RunCounter
+    rows: Sequence[Row],
+    parts: Sequence[Part],
+    privatizer: TextPrivatizer,
+    found: Findings,
+    runs: RunCounter,
+    counts: Counter[int],
 ) -> tuple[int, int]:
-    """Note texts that cannot be privatized, count runs; returns how many tokens the others have, and unknown ones."""
+    """Note texts that cannot be privatized, count runs and tokens; returns how many tokens, and unknown ones."""
     bare = privatizer.with_plain_tokens(NO_PLAIN_TOKENS)
     # Plain tokens stand before the first text only.
     columns = [_contents(rows, place, privatizer if place == 0 else bare, found) for place in range(1 + len(parts))]
@@ -243,6 +252,7 @@ def _check_texts(
     ]
     if isinstance(privatizer, Privatizer):  # of a text that leaves as a whole no word is released
         runs.add(list(zip(*privatized, strict=True)))
+        counts.update(token for column in privatized for content in column for token in content)
     unknown = privatizer.vocabulary.unknown_id
     tokens = sum(len(content) for column in privatized for content in column)
     if "second" in parts:

@@ -24,6 +24,7 @@ from rapt.local.corpus import check_class_names
 from rapt.local.corpus_check import check_rows
 from rapt.local.corpus_formats import Findings, Row
 from rapt.local.guarantee import PrivacyStatement, state_privacy
+from rapt.local.kept_share import KeptShares, measure_kept_shares, refuse_weak_setting
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger, open_ledger
 from rapt.local.ledger_place import FOLDER, find_ledger, make_folder, name_receipt, write_receipt
@@ -59,9 +60,11 @@ class Privatized(Sequence[PrivatizedRecord]):
 
     Attributes:
         file: Manifest and records: all that leaves.
+        kept: Shares of tokens that stay as they are, measured on the texts, which stays here; None of whole texts.
     """
 
     file: PrivatizedFile
+    kept: KeptShares | None
     _vocabulary: Vocabulary = field(repr=False)
     _ledger: Path | None = field(repr=False)
     _counted: dict[str, Any] = field(repr=False)
@@ -161,6 +164,7 @@ class Privatized(Sequence[PrivatizedRecord]):
                 "records": whole.records,
                 "tokens": whole.tokens,
                 "order_key": None if key is None else key.hex(),
+                "unchanged": None if self.kept is None else self.kept.to_json(),
                 **self._counted,
             }
             write_receipt(name_receipt(self._ledger, whole.records_sha256), facts)
@@ -185,6 +189,7 @@ def privatize(
     code: str | Path = "minilm-codes",
     encoder: str | Path | None = None,
     allow_large_epsilon: bool = False,
+    allow_weak: bool = False,
     ledger: Ledger | Path | str | DefaultLedger | None = PROJECT,
     redraw: bool = False,
     stream: RandomStream | None = None,
@@ -211,6 +216,7 @@ def privatize(
         code: Name or folder of the public code, for `epsilon`.
         encoder: Name or folder of its encoder; None goes by the name in the code.
         allow_large_epsilon: Whether an ε above 16 is accepted: texts can then be named.
+        allow_weak: Whether an η is accepted at which nine of ten tokens or more stay as they are.
         ledger: Ledger that counts every release and answers texts that come again: an open one, a path, or that of the
             project. None counts nothing.
         redraw: Whether every text is drawn and paid for anew.
@@ -220,7 +226,7 @@ def privatize(
     Raises:
         UsageError: The arguments contradict each other, or `texts` is one string, or has no such column.
         CorpusError: A text is empty, too long or no text; or a label is missing. Named by its position.
-        MechanismError: ε or η lies outside its domain.
+        MechanismError: ε or η lies outside its domain, or nearly all tokens would stay as they are.
         BudgetError: A cap of the ledger would be exceeded; nothing is released.
         LedgerError: The ledger is busy, damaged, or cannot be written.
     """
@@ -262,6 +268,13 @@ def privatize(
         labels=check_class_names(classes),
         public_labels=False,
     )
+    kept = None
+    if isinstance(privatizer, Privatizer):
+        kept = measure_kept_shares(
+            privatizer.mechanism, privatizer.vocabulary, check.counts, rng=secure_stream().generator
+        )
+        if not allow_weak:
+            refuse_weak_setting(kept, insist="allow_weak=True")
     privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
     response = None if privacy is None else RandomizedResponse(classes=len(check.labels or ()), epsilon=privacy.epsilon)
     manifest = privatizer.manifest(labels=check.labels, randomness=stream.provenance, label_privacy=privacy)
@@ -286,7 +299,7 @@ def privatize(
             rows, head = account.head()
             counted = {"head": head, "rows": rows}
     file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=tuple(records))
-    return Privatized(file, privatizer.vocabulary, None if account is None else account.path, counted)
+    return Privatized(file, kept, privatizer.vocabulary, None if account is None else account.path, counted)
 
 
 def _choose_privatizer(

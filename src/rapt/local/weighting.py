@@ -74,6 +74,13 @@ def read_running_words() -> Mapping[str, int]:
     return MappingProxyType({word: int(count) for count, word in (line.split(" ") for line in lines)})
 
 
+def weigh_own_tokens(counts: Mapping[int, int]) -> Weighting:
+    """Weigh tokens by how often they come in the user's own texts; private."""
+    token_ids = np.array(sorted(counts), dtype=np.int64)
+    times = np.array([counts[token] for token in token_ids.tolist()], dtype=np.float64)
+    return Weighting(token_ids=token_ids, shares=times / times.sum(), source="your own texts", private=True)
+
+
 @keep_by_hash
 def weigh_running_text(vocabulary: Vocabulary) -> Weighting:
     """The tokens of running public text, as often as they come in it: the basis of "how much stays".

@@ -1,0 +1,97 @@
+"""How much of the user's own text would stay as it is: one sentence, a warning, and a refusal before the first draw.
+
+A setting can be formally private and protect nothing: at η = 1000 every word stays. What counts is the text at hand, in
+which topic words are more frequent, and stay oftener, than in running public text. So both shares are measured, on this
+machine, with draws that are thrown away. The share of the user's text depends on it, so it stays here: it is printed
+and written into the receipt, and not into the manifest. The other one follows from the setting, and anybody can compute
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from rapt.errors import MechanismError
+from rapt.local.deniability import UnchangedShare, measure_unchanged
+from rapt.local.mechanisms.interface import Mechanism
+from rapt.local.vocabulary import Vocabulary
+from rapt.local.weighting import weigh_own_tokens
+
+# Shares from which a person is warned, and from which a release is refused unless it is insisted on.
+MUCH: Final = 0.6
+NEARLY_ALL: Final = 0.9
+# Tokens drawn for each share: an interval of at most ± 2.2 points, in a fifth of a second with MiniLM's table.
+_DRAWS: Final = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptShares:
+    """Shares of tokens that stay as they are.
+
+    Attributes:
+        eta: η of the setting.
+        running: Share over running public text.
+        own: Share over the texts that are to be privatized; private.
+    """
+
+    eta: float
+    running: UnchangedShare
+    own: UnchangedShare
+
+    @property
+    def largest(self) -> float:
+        """The larger of both shares."""
+        return max(self.running.share, self.own.share)
+
+    @property
+    def sentence(self) -> str:
+        """What stays, in one sentence; a warning where that is much."""
+        said = (
+            f"{100 * self.own.share:.0f} % of the tokens of these texts stay as they are at eta={self.eta:g} "
+            f"({100 * self.running.share:.0f} % of running public text)"
+        )
+        return f"warning: {said}; rapt preview says which" if self.largest >= MUCH else said
+
+    def to_json(self) -> dict[str, Any]:
+        """Both shares, for the user alone."""
+        return {"running_text": self.running.share, "own_texts": self.own.share}
+
+
+def measure_kept_shares(
+    mechanism: Mechanism, vocabulary: Vocabulary, counts: Mapping[int, int], *, rng: np.random.Generator
+) -> KeptShares:
+    """Measure how much stays of running public text, and of texts whose tokens come so often.
+
+    Args:
+        mechanism: M.
+        vocabulary: Vocabulary of the mechanism.
+        counts: How often each token comes in the texts; at least one.
+        rng: Source of draws that are thrown away; never that of a release.
+    """
+    return KeptShares(
+        eta=mechanism.setting.eta,
+        running=measure_unchanged(mechanism, vocabulary, rng=rng, draws=_DRAWS),
+        own=measure_unchanged(mechanism, vocabulary, rng=rng, weighting=weigh_own_tokens(counts), draws=_DRAWS),
+    )
+
+
+def refuse_weak_setting(kept: KeptShares, *, insist: str) -> None:
+    """Refuse a setting under which nearly all tokens stay.
+
+    Args:
+        kept: What stays.
+        insist: How the user says that it is meant, such as an option.
+
+    Raises:
+        MechanismError: Nine of ten tokens or more stay.
+    """
+    if kept.largest >= NEARLY_ALL:
+        own, running = (f"{100 * found.share:.1f} %" for found in (kept.own, kept.running))
+        raise MechanismError(
+            f"eta must change more than a tenth of the tokens, got eta={kept.eta:g} at which {own} of these texts and "
+            f"{running} of running public text stay as they are; see `rapt calibrate`, or insist with {insist}"
+        )
