@@ -29,6 +29,10 @@ def serve(
         typer.Option(help="Base model to serve, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
     blobs: Blobs = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device of base models and jobs: cpu, cuda, cuda:N.  [default: auto]", show_default=False),
+    ] = None,
     page: Annotated[
         bool | None,
         typer.Option("--page/--no-page", help="Serve the page at /.  [default: --page]", show_default=False),
@@ -62,6 +66,7 @@ def serve(
             "port": port,
             "models": tuple(model) if model else None,
             "blobs": blobs,
+            "device": device,
             "page": page,
             "debug": debug,
             "tls_cert": tls_cert,
@@ -83,6 +88,10 @@ def worker(
         typer.Option(help="Base model to run jobs of, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
     blobs: Blobs = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device of base models and jobs: cpu, cuda, cuda:N.  [default: auto]", show_default=False),
+    ] = None,
     debug: Debug = None,
 ) -> None:
     """Run jobs of a service in a process of their own; start as many as there are cores to spare.
@@ -97,7 +106,13 @@ def worker(
     from rapt.service.http.settings import load_settings
 
     settings = load_settings(
-        {"data_directory": data, "models": tuple(model) if model else None, "blobs": blobs, "debug": debug}
+        {
+            "data_directory": data,
+            "models": tuple(model) if model else None,
+            "blobs": blobs,
+            "device": device,
+            "debug": debug,
+        }
     )
     from rapt.service.http.server import work
 

@@ -34,6 +34,7 @@ def process_for(store, **changes):
             blobs=None,
             models={"bert-tiny": "bert-tiny"},
             precision="float32",
+            device="cpu",
             torch_threads=1,
             debug=False,
             jobs=settings,

@@ -31,6 +31,7 @@ from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, read_chat_fr
 from rapt.service.backbone.general import find_table, find_window, load_general
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
 from rapt.service.backbone.laws import admit, check_weights
+from rapt.service.backbone.placement import choose_device, move_to
 from rapt.service.backbone.reader import Reader, load_reader
 from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, read_code_bundle
@@ -238,15 +239,16 @@ def load_backbone(
         model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout, of a code bundle or of a reader, or a name
             of the hub that is in its local cache.
         precision: `auto` takes bfloat16 where it is measured to be faster on this processor, else float32.
-        device: `auto` takes a GPU where there is one.
+        device: As `choose_device` takes it.
         behind: Name or folder of the backbone that a reader was trained for; None goes by the name in the reader.
 
     Raises:
         VocabularyError: The model's files are missing or damaged, or a reader was trained for another backbone.
-        UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks one of `laws`.
+        UsageError: The model's architecture is not one of `ARCHITECTURES`, and breaks one of `laws`; or the device is
+            not there, or too small for the model.
     """
     folder, model = find_model_folder(model), name_model(model)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    place = choose_device(device)
     if holds_reader_bundle(folder):
         bundle_read = read_reader_bundle(folder)
         base = behind or bundle_read.model
@@ -267,10 +269,10 @@ def load_backbone(
         kind, parts = loaded.kind, loaded.parts
     whole: nn.Module = parts.whole
     check_weights(whole, model=model)
-    whole.requires_grad_(False).eval().to(place)
+    move_to(place, whole.requires_grad_(False).eval(), model=model)
     head = parts.language_head
     if head is not None:
-        head.requires_grad_(False).eval().to(place)
+        move_to(place, head.requires_grad_(False).eval(), model=model)
     table = torch.from_numpy(bundle.embeddings.copy()).to(place)
     if loaded is not None:
         loaded = loaded.to(place)
@@ -363,18 +365,21 @@ def _read_through(reader: ReaderBundle, base: str, *, model: str, precision: Pre
     )
 
 
-def load_served(model: str, *, name: str, precision: Precision, served: Mapping[str, str] | None = None) -> Backbone:
+def load_served(
+    model: str, *, name: str, precision: Precision, device: str = "auto", served: Mapping[str, str] | None = None
+) -> Backbone:
     """A model under the name that it is served by, which is the last part of a folder's. Raises as `load_backbone`.
 
     Args:
         model: Known name or folder.
         name: Name that it is served under.
         precision: Number format of the frozen weights.
+        device: As `choose_device` takes it.
         served: All served models by name, among which a reader finds its backbone first.
     """
     folder = find_model_folder(model)
     behind = (served or {}).get(read_reader_bundle(folder).model) if holds_reader_bundle(folder) else None
-    backbone = load_backbone(model, precision=precision, behind=behind)
+    backbone = load_backbone(model, precision=precision, device=device, behind=behind)
     return replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
 
 

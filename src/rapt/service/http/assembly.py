@@ -95,7 +95,7 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
     """
     models = name_models(settings)
     found = {
-        name: load_served(model, name=name, precision=settings.precision, served=models)
+        name: load_served(model, name=name, precision=settings.precision, device=settings.device, served=models)
         for name, model in models.items()
     }
     for backbone in found.values():
@@ -152,6 +152,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         blobs=reveal(settings.blobs),
         models=name_models(settings),
         precision=precision,
+        device=settings.device,
         torch_threads=settings.torch_threads,
         debug=settings.debug,
         jobs=jobs,

@@ -27,6 +27,7 @@ import uvicorn
 
 from rapt.errors import UsageError
 from rapt.service.backbone.backbone import Backbone, check_model_files, chosen_dtype
+from rapt.service.backbone.placement import choose_device
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, make_runner, open_service
 from rapt.service.http.connections import BoundedProtocol, Listener, count_connections
@@ -343,8 +344,7 @@ def work_with(
     settings: Settings, *, backbones: Mapping[str, Backbone], on_ready: Callable[[], None], until: Event
 ) -> None:
     """Run jobs until the event, or until a signal interrupts the wait."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = str(chosen_dtype(settings.precision, device)).removeprefix("torch.")
+    precision = str(chosen_dtype(settings.precision, choose_device(settings.device))).removeprefix("torch.")
     with join_store(
         settings.data_directory,
         url=reveal(settings.database_url),

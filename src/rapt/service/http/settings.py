@@ -137,6 +137,9 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the base models; auto measures. Name one where several processes run jobs"
     )
+    device: str = Field(
+        "auto", description="device of base models and jobs: cpu, cuda, cuda:N, or auto, a GPU where there is one"
+    )
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
     debug: bool = Field(
         False, description="print tracebacks with their messages, which may hold private text; also --debug"

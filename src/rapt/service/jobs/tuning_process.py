@@ -71,6 +71,7 @@ class ChildSettings:
         blobs: URL of the blobs, from the settings.
         models: Models to load, a known name or a folder each, by the name that they are served under.
         precision: `float32` or `bfloat16`, of all models: a run must go on in the precision it was begun in.
+        device: Device of all models, as `choose_device` takes it.
         torch_threads: Threads of one matrix product; None for all cores.
         debug: Whether tracebacks are printed.
         jobs: How jobs are run.
@@ -82,6 +83,7 @@ class ChildSettings:
     blobs: str | None
     models: Mapping[str, str]
     precision: str
+    device: str
     torch_threads: int | None
     debug: bool
     jobs: JobSettings
@@ -285,7 +287,8 @@ def _run(job: StoredJob, store: Store, settings: ChildSettings, *, stopped: set[
 def _load(settings: ChildSettings, name: str) -> Backbone:
     precision: Precision = "bfloat16" if settings.precision == "bfloat16" else "float32"
     # The second time, the same object.
-    return load_served(settings.models[name], name=name, precision=precision, served=settings.models)
+    model, device = settings.models[name], settings.device
+    return load_served(model, name=name, precision=precision, device=device, served=settings.models)
 
 
 def limit_memory(more: int | None) -> None:
