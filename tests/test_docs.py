@@ -85,11 +85,11 @@ def test_the_readmes_shell_blocks_run(service, tmp_path: Path):
     assert (tmp_path / "audit" / "report.html").is_file()
 
 
-def test_the_readmes_python_blocks_run():
+def test_the_readmes_python_blocks_run(tmp_path: Path):
     found = list(blocks(README, "python", only_runs=True))
     assert found
     for block in found:
-        done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
 
