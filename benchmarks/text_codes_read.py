@@ -5,8 +5,8 @@
 
 The contributors of `text_codes.py`, their codewords, seeds and heads: one arm reads the codeword, the other the state
 that the backbone has behind the reader, turned to its first principal directions over the codebook. Both choose their
-ridge by cross-validation of the private codes. *At home* the codebook's head sees the clear code and the reader's the
-codeword nearest to it; *privately* both see a codeword at the same ε. `--prompt` tunes a soft prompt of four vectors
+ridge by cross-validation of the private codes. *At home* both see the clear code, *privately* a codeword at the same ε.
+`--prompt` tunes a soft prompt of four vectors
 through `rapt.service` as well, on so many contributors.
 """
 
@@ -38,27 +38,30 @@ AT_ONCE = 64
 
 
 @torch.inference_mode()
-def read_codebook(backbone, epsilon):
-    """The vector that a head reads of every codeword at an ε, (N, h)."""
+def read_points(backbone, points, epsilon):
+    """The vector that a head reads of codewords or clear codes, (n, k) to (n, h), as if released at an ε."""
+    reader = replace(backbone.reader, points=torch.from_numpy(points.astype(np.float32)))
+    backbone = replace(backbone, reader=reader)
     task, found = TASKS["classification"], []
-    for start in range(0, backbone.code.size, AT_ONCE):
-        ids = range(start, min(start + AT_ONCE, backbone.code.size))
+    for start in range(0, len(points), AT_ONCE):
+        ids = range(start, min(start + AT_ONCE, len(points)))
         rows = [PrivatizedRecord(token_ids=backbone.reader.spell((one,), epsilon=epsilon)) for one in ids]
         layout = task.lay_out(backbone, rows, prompt_lengths=[0] * len(rows), plain=False)
         found.append(task.vectors(backbone, encode_with_prompts(backbone, layout, None), layout).numpy())
     return np.concatenate(found).astype(np.float64)
 
 
-def reduce(states):
-    """States turned to their principal directions, of mean square length 1, and the share of variance that is left."""
-    centered = states - states.mean(axis=0)
-    _, sizes, axes = np.linalg.svd(centered, full_matrices=False)
-    kept = centered @ axes[:DIRECTIONS].T
-    return kept / np.sqrt((kept**2).sum(axis=1).mean()), float((sizes[:DIRECTIONS] ** 2).sum() / (sizes**2).sum())
+def reduce(states, others):
+    """States and others turned to the principal directions of the first, scaled; the share of variance that is left."""
+    center = states.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(states - center, full_matrices=False)
+    kept, rest = ((part - center) @ axes[:DIRECTIONS].T for part in (states, others))
+    scale = np.sqrt((kept**2).sum(axis=1).mean())
+    return kept / scale, rest / scale, float((sizes[:DIRECTIONS] ** 2).sum() / (sizes**2).sum())
 
 
-def prompt_answers(backbone, ids, labels, mechanism, asked, *, seed):
-    """Classes that a tuned soft prompt gives to lists of codewords."""
+def prompt_answers(backbone, ids, labels, mechanism, codes, private, *, seed):
+    """Classes that a tuned soft prompt gives to clear codes, and to codewords."""
     records = tuple(
         PrivatizedRecord(token_ids=(int(one),), label=int(label)) for one, label in zip(ids, labels, strict=True)
     )
@@ -77,10 +80,12 @@ def prompt_answers(backbone, ids, labels, mechanism, asked, *, seed):
     file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
     config = replace(default_config("prompt_tuning"), prompt_length=4, epochs=4, seed=seed)
     adapter = tune_adapter(backbone, file, config=config)
-    different = sorted({int(one) for part in asked for one in part})
-    rows = [ClassificationRow(adapter=adapter, token_ids=(one,)) for one in different]
-    said = dict(zip(different, np.array(classify(backbone, rows)).argmax(axis=1), strict=True))
-    return [np.array([said[int(one)] for one in part]) for part in asked]
+    found = []
+    for points, places in ((codes, range(len(codes))), (backbone.code.codewords[0], private)):
+        reader = replace(backbone.reader, points=torch.from_numpy(points.astype(np.float32)))
+        rows = [ClassificationRow(adapter=adapter, token_ids=(int(one),)) for one in places]
+        found.append(np.array(classify(replace(backbone, reader=reader), rows)).argmax(axis=1))
+    return found
 
 
 def main():
@@ -106,10 +111,9 @@ def main():
         return project_states(states_of(encoder, texts, options.cache), code), labels
 
     (codes, labels), (asked, right) = load("train.csv"), load("dev.csv")
-    nearest = np.concatenate([(part @ words.T).argmax(axis=1) for part in np.array_split(asked, 8)])
     for epsilon in options.epsilon or (1.0, 2.0, 4.0, 8.0):
         mechanism = make_subset(code, epsilon=epsilon)
-        states, kept = reduce(read_codebook(backbone, epsilon))
+        states, at_home, kept = reduce(*(read_points(backbone, part, epsilon) for part in (words, asked)))
         for contributors in options.contributors or (4_000, 400, 100):
             found = {}
             for seed in range(options.seeds):
@@ -121,12 +125,10 @@ def main():
                 behind = tune(states[ids], labels[chosen])
                 said = {
                     "head": [margins(head, asked) > 0, margins(head, words[private]) > 0],
-                    "reader": [margins(behind, states[nearest]) > 0, margins(behind, states[private]) > 0],
+                    "reader": [margins(behind, at_home) > 0, margins(behind, states[private]) > 0],
                 }
                 if contributors == options.prompt:
-                    said["prompt"] = prompt_answers(
-                        backbone, ids, labels[chosen], mechanism, [nearest, private], seed=seed
-                    )
+                    said["prompt"] = prompt_answers(backbone, ids, labels[chosen], mechanism, asked, private, seed=seed)
                 for arm, both in said.items():
                     found.setdefault(arm, []).append([one == (right > 0) for one in both])
             cell = {

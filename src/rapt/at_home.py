@@ -201,26 +201,31 @@ class ReaderModel:
     def answer(
         self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
     ) -> NDArray[np.float64]:
-        """Return the probability of each class for each text, (n, C): of the codeword that is nearest to its code."""
+        """Return the probability of each class for each text, (n, C); the reader reads the clear code itself."""
+        import torch
+
         from rapt.service.answers.prediction import ClassificationRow, classify
 
-        first = self._nearest(texts, first_position=first_position)
-        second = None if seconds is None else self._nearest(seconds, first_position=first_position)
+        code, reader = self.backbone.code, self.backbone.reader
+        assert code is not None
+        assert reader is not None
+        given = [*texts, *(seconds or ())]
+        codes = project_states(self.encoder.encode(given, first_position=first_position), code)
+        # The codes of these texts in the place of the codebook: each run in columns of its own, and of length 1.
+        places = np.arange(code.codes)
+        points = np.zeros((code.codes, len(given), code.codes, codes.shape[1] // code.codes))
+        runs = codes.reshape(len(given), code.codes, -1).swapaxes(0, 1)
+        points[places, :, places] = runs / np.maximum(np.linalg.norm(runs, axis=2, keepdims=True), _LEAST_LENGTH)
+        flat = torch.from_numpy(points.reshape(-1, codes.shape[1]).astype(np.float32)).to(reader.points.device)
         rows = [
             ClassificationRow(
-                adapter=self.adapter, token_ids=ids, second_token_ids=None if second is None else second[place]
+                adapter=self.adapter,
+                token_ids=(place,) * code.codes,
+                second_token_ids=None if seconds is None else (len(texts) + place,) * code.codes,
             )
-            for place, ids in enumerate(first)
+            for place in range(len(texts))
         ]
-        return np.array(classify(self.backbone, rows))
-
-    def _nearest(self, texts: Sequence[str], *, first_position: int) -> list[tuple[int, ...]]:
-        code = self.backbone.code
-        assert code is not None
-        codes = project_states(self.encoder.encode(texts, first_position=first_position), code)
-        runs = np.split(codes, code.codes, axis=1)
-        found = [(run @ words.T).argmax(axis=1) for run, words in zip(runs, code.codewords, strict=True)]
-        return [tuple(map(int, ids)) for ids in zip(*found, strict=True)]
+        return np.array(classify(replace(self.backbone, reader=replace(reader, points=flat)), rows))
 
 
 def load_reader_model(

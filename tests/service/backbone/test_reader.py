@@ -1,6 +1,7 @@
 """A reader puts vectors in the place of codewords, beside tokens, and meets only the backbone it was trained for."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from closeness import assert_close
 from code_material import code_bundle, codes_manifest, reader_folder
+from rapt.at_home import ReaderModel
 from rapt.errors import VocabularyError
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.adapter.adapter_check import list_methods
@@ -141,6 +143,24 @@ def test_rows_of_codes_and_of_tokens_share_a_pass_and_answer_as_they_do_alone(pa
     for found, wanted in zip(together, alone, strict=True):
         assert_close(torch.tensor(found), torch.tensor(wanted), of=plain)
     assert together[0] != together[2]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pair", ["bert"], indirect=True)
+def test_at_home_the_reader_takes_the_clear_code_for_a_codeword(pair, code, pairs):
+    _, behind = pair
+    config = replace(default_config("prompt_tuning"), epochs=1, prompt_length=2)
+    adapter = tune(behind, codes_file(code, pairs=pairs), config=config)
+    states = code.center + code.codewords[0] @ np.linalg.pinv(code.directions).T  # whose codes are the codewords
+    encoder = SimpleNamespace(encode=lambda texts, first_position: states[[int(text) for text in texts]])
+    model = ReaderModel(adapter=adapter, backbone=behind, encoder=encoder)
+    found = model.answer(["3", "7"], ["5", "1"] if pairs else None, first_position=0)
+    others = ((5,), (1,)) if pairs else (None, None)
+    rows = [
+        ClassificationRow(adapter=adapter, token_ids=one, second_token_ids=two)
+        for one, two in zip(((3,), (7,)), others, strict=True)
+    ]
+    assert_close(torch.from_numpy(found).float(), classify(behind, rows), of=behind)
 
 
 def test_plain_texts_are_released_as_the_mechanism_releases(pair, code):
