@@ -189,8 +189,8 @@ def model_type_of(family: str) -> str:
     return {"t5-flan": "t5", "llama-2": "llama", "llama-3": "llama"}.get(family, family)
 
 
-def write_family(family: str, folder: Path) -> Path:
-    """A folder of a family in Hugging Face's layout; the same weights every time."""
+def write_family(family: str, folder: Path, **changes: object) -> Path:
+    """A folder of a family in Hugging Face's layout, of other sizes if asked; the same weights every time."""
     write_tokenizer, head, sizes = FAMILIES[family]
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
@@ -199,7 +199,7 @@ def write_family(family: str, folder: Path) -> Path:
     config = AutoConfig.for_model(
         model_type_of(family),
         vocab_size=tokenizer_zoo.rows_of(folder),
-        **sizes,
+        **sizes | changes,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2305)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from safetensors import safe_open
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rapt.errors import VocabularyError
 from rapt.service.backbone.bert_forward import bert_forward_of
-from rapt.service.backbone.library import activation, quiet
+from rapt.service.backbone.library import activation, keep_layout, quiet
 
 if TYPE_CHECKING:
     from transformers import BertModel, PreTrainedModel
@@ -138,13 +138,13 @@ class Parts:
 _HEAD: Final = "cls.predictions."
 
 
-def _load_bert(folder: Path, *, dtype: torch.dtype) -> Parts:
+def _load_bert(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """The encoder, the masked-word head or None, and what marks a second sentence."""
     from transformers import BertModel
 
     with quiet():
         encoder = BertModel.from_pretrained(
-            str(folder), add_pooling_layer=False, local_files_only=True, dtype=dtype, attn_implementation="sdpa"
+            str(folder), add_pooling_layer=False, local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
         )
     types: Tensor = encoder.embeddings.token_type_embeddings.weight.detach().float()
     return Parts(
@@ -153,7 +153,7 @@ def _load_bert(folder: Path, *, dtype: torch.dtype) -> Parts:
         language_head=_masked_word_head(folder, encoder, dtype=dtype),
         # The encoder itself adds the first row everywhere, so a second text has the difference on top.
         segment_shift=types[1] - types[0] if len(types) > 1 else None,
-        own_forward=bert_forward_of(encoder, dtype=dtype),
+        own_forward=None if more else bert_forward_of(encoder, dtype=dtype),  # of weights that are whole
     )
 
 
@@ -191,13 +191,13 @@ def _masked_word_head(folder: Path, encoder: BertModel, *, dtype: torch.dtype) -
 # T5: text goes into the encoder, words come out of the decoder. Positions are distances, so none is told.
 
 
-def _load_t5(folder: Path, *, dtype: torch.dtype) -> Parts:
+def _load_t5(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """Encoder, decoder and head of a T5 checkpoint, 1.0, 1.1 or multilingual."""
     from transformers import AutoModelForSeq2SeqLM
 
     with quiet():
         whole = AutoModelForSeq2SeqLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa"
+            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
         )
     whole.config.use_cache = whole.decoder.config.use_cache = False
     # A model that shares its table scales the states before it (Raffel et al. 2020, as released); T5 1.1, mT5 do not.
@@ -214,13 +214,13 @@ def _load_t5(folder: Path, *, dtype: torch.dtype) -> Parts:
 # Llama and its like (SmolLM2): a decoder with rotary positions and grouped-query attention.
 
 
-def _load_llama(folder: Path, *, dtype: torch.dtype) -> Parts:
+def _load_llama(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """The layers and the head, which may share its table with the input."""
     from transformers import LlamaForCausalLM
 
     with quiet():
         whole = LlamaForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa"
+            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
         )
     whole.config.use_cache = False  # a cache is asked for where it is used
     return Parts(whole=whole.model, encoder=whole.model, language_head=LanguageHead(whole.lm_head.weight))
@@ -229,13 +229,13 @@ def _load_llama(folder: Path, *, dtype: torch.dtype) -> Parts:
 # GPT-2: a decoder with a table of absolute positions.
 
 
-def _load_gpt2(folder: Path, *, dtype: torch.dtype) -> Parts:
+def _load_gpt2(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """The layers and the head, which shares its table with the input."""
     from transformers import GPT2LMHeadModel
 
     with quiet():
         whole = GPT2LMHeadModel.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa"
+            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
         )
     whole.config.use_cache = False  # a cache is asked for where it is used
     return Parts(whole=whole.transformer, encoder=whole.transformer, language_head=LanguageHead(whole.lm_head.weight))
@@ -272,15 +272,17 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 ALIASES: Final[Mapping[str, str]] = {"mt5": "t5"}
 
 
-def load_parts(architecture: str, folder: Path, *, dtype: torch.dtype, model: str) -> Parts:
-    """The parts of a model in a folder, by its `model_type`.
+def load_parts(architecture: str, folder: Path, *, dtype: torch.dtype, model: str, more: Mapping[str, Any]) -> Parts:
+    """The parts of a model in a folder, by its `model_type`; `more` is of `library.make_loading_arguments`.
 
     Raises:
         VocabularyError: The model's files are missing or damaged.
     """
     try:
-        return ARCHITECTURES[architecture].load(folder, dtype=dtype)
+        parts = ARCHITECTURES[architecture].load(folder, dtype=dtype, **more)
     except (OSError, RuntimeError):  # a size that does not fit is a RuntimeError; both messages may name paths
         raise VocabularyError(
             f"model={model!r} must have config.json and model.safetensors that fit each other; install it again"
         ) from None
+    keep_layout(parts.whole)
+    return parts

@@ -31,6 +31,7 @@ from rapt.service.backbone.frame import ChatFrame, Frame, frame_of, read_chat_fr
 from rapt.service.backbone.general import find_table, find_window, load_general
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
 from rapt.service.backbone.laws import admit, check_weights
+from rapt.service.backbone.library import make_loading_arguments
 from rapt.service.backbone.placement import choose_device, move_to
 from rapt.service.backbone.reader import Reader, load_reader
 from rapt.service.backbone.steering import Steering, steered
@@ -42,6 +43,9 @@ from rapt.wire.vocabulary_bundle import VocabularyBundle, read_model_bundle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Weights = Literal["whole", "8bit", "4bit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,7 @@ class Backbone:
         own_forward: Function that `encode` calls in place of `encoder`, or None: the same numbers, faster.
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
         chat: Tokens that its chat template puts around a message, of a decoder that has one.
+        weights: How the weights of linear layers are kept: `whole`, `8bit` or `4bit`.
         position_offset: Number that is added to positions before the encoder sees them.
         code: The codebook of the whole texts that it takes; None where it takes tokens.
         reader: Network that puts input vectors in the place of codewords; None where no language model follows a
@@ -92,6 +97,7 @@ class Backbone:
     own_forward: nn.Module | None = None
     expects: NoiseExpected | None = None
     chat: ChatFrame | None = None
+    weights: Weights = "whole"
     position_offset: int = 0
     code: CodeBundle | None = None
     reader: Reader | None = None
@@ -231,7 +237,12 @@ class Backbone:
 
 @functools.lru_cache(maxsize=4)
 def load_backbone(
-    model: str, *, precision: Precision = "auto", device: str = "auto", behind: str | None = None
+    model: str,
+    *,
+    precision: Precision = "auto",
+    device: str = "auto",
+    behind: str | None = None,
+    weights: Weights = "whole",
 ) -> Backbone:
     """The named model, frozen; loading it twice gives the same object.
 
@@ -241,6 +252,7 @@ def load_backbone(
         precision: `auto` takes bfloat16 where it is measured to be faster on this processor, else float32.
         device: As `choose_device` takes it.
         behind: Name or folder of the backbone that a reader was trained for; None goes by the name in the reader.
+        weights: `8bit` and `4bit` keep the linear layers in as many bits, by a package of the extra `[quantized]`.
 
     Raises:
         VocabularyError: The model's files are missing or damaged, or a reader was trained for another backbone.
@@ -252,7 +264,7 @@ def load_backbone(
     if holds_reader_bundle(folder):
         bundle_read = read_reader_bundle(folder)
         base = behind or bundle_read.model
-        return _read_through(bundle_read, base, model=model, precision=precision, device=device)
+        return _read_through(bundle_read, base, model=model, precision=precision, device=device, weights=weights)
     if holds_code_bundle(folder):
         return _load_codes(folder, model=model, place=place)
     bundle = read_model_bundle(folder, model=model)
@@ -260,12 +272,13 @@ def load_backbone(
     architecture = str(config.get("model_type"))
     architecture = ALIASES.get(architecture, architecture)
     dtype = chosen_dtype(precision, place)
-    loaded = None
+    loaded, more = None, make_loading_arguments(weights, dtype=dtype, device=place)
     if architecture in ARCHITECTURES:
-        kind, parts = ARCHITECTURES[architecture].kind, load_parts(architecture, folder, dtype=dtype, model=model)
+        kind = ARCHITECTURES[architecture].kind
+        parts = load_parts(architecture, folder, dtype=dtype, model=model, more=more)
     else:
         eligible = torch.from_numpy(bundle.eligible.copy())
-        loaded = load_general(folder, config=config, dtype=dtype, eligible=eligible, model=model)
+        loaded = load_general(folder, config=config, dtype=dtype, eligible=eligible, model=model, more=more)
         kind, parts = loaded.kind, loaded.parts
     whole: nn.Module = parts.whole
     check_weights(whole, model=model)
@@ -301,6 +314,7 @@ def load_backbone(
         own_forward=None if parts.own_forward is None else parts.own_forward.to(place),
         expects=read_noise_expected(folder),
         chat=chat,
+        weights=weights,
     )
     return backbone if loaded is None else admit(backbone, loaded)
 
@@ -331,7 +345,9 @@ def _load_codes(folder: Path, *, model: str, place: torch.device) -> Backbone:
     )
 
 
-def _read_through(reader: ReaderBundle, base: str, *, model: str, precision: Precision, device: str) -> Backbone:
+def _read_through(
+    reader: ReaderBundle, base: str, *, model: str, precision: Precision, device: str, weights: Weights
+) -> Backbone:
     """The backbone of a reader, which takes codes, and rows of tokens beside them."""
     try:
         folder = find_model_folder(base)
@@ -345,7 +361,7 @@ def _read_through(reader: ReaderBundle, base: str, *, model: str, precision: Pre
             f"a reader must meet the backbone that it was trained for, got another for {reader.model[:100]!r}; take "
             "that backbone, or make the reader again with `rapt reader`"
         )
-    backbone = load_backbone(base, precision=precision, device=device)
+    backbone = load_backbone(base, precision=precision, device=device, weights=weights)
     if len(reader.tensors["output.bias"]) != reader.vectors * backbone.embedding_size:
         raise VocabularyError(
             f"a reader must make vectors of {backbone.embedding_size} numbers for this backbone, got another width; "
@@ -366,7 +382,13 @@ def _read_through(reader: ReaderBundle, base: str, *, model: str, precision: Pre
 
 
 def load_served(
-    model: str, *, name: str, precision: Precision, device: str = "auto", served: Mapping[str, str] | None = None
+    model: str,
+    *,
+    name: str,
+    precision: Precision,
+    device: str = "auto",
+    served: Mapping[str, str] | None = None,
+    weights: Weights = "whole",
 ) -> Backbone:
     """A model under the name that it is served by, which is the last part of a folder's. Raises as `load_backbone`.
 
@@ -375,11 +397,12 @@ def load_served(
         name: Name that it is served under.
         precision: Number format of the frozen weights.
         device: As `choose_device` takes it.
+        weights: How those of linear layers are kept, as in `load_backbone`.
         served: All served models by name, among which a reader finds its backbone first.
     """
     folder = find_model_folder(model)
     behind = (served or {}).get(read_reader_bundle(folder).model) if holds_reader_bundle(folder) else None
-    backbone = load_backbone(model, precision=precision, device=device, behind=behind)
+    backbone = load_backbone(model, precision=precision, device=device, behind=behind, weights=weights)
     return replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rapt.errors import UsageError, VocabularyError
 from rapt.service.backbone.architectures import Kind, LanguageHead, Parts
-from rapt.service.backbone.library import StatesGiven, find_kinds, place_rows, quiet
+from rapt.service.backbone.library import StatesGiven, find_kinds, keep_layout, place_rows, quiet
 
 _TOKENS: Final = 7
 # How many of them are a second text, where a model tells two texts apart.
@@ -62,7 +62,13 @@ def find_window(config: Mapping[str, Any]) -> int | None:
 
 
 def load_general(
-    folder: Path, *, config: Mapping[str, Any], dtype: torch.dtype, eligible: Tensor, model: str
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    dtype: torch.dtype,
+    eligible: Tensor,
+    model: str,
+    more: Mapping[str, Any],
 ) -> Loaded:
     """Load a model whose `model_type` no entry names, and ask it for its own states before anything is changed in it.
 
@@ -72,26 +78,27 @@ def load_general(
         dtype: Type of the weights.
         eligible: Ids that may be an output, of which a few are read.
         model: Name of the model, for messages.
+        more: Arguments of `library.make_loading_arguments`.
 
     Raises:
         UsageError: It is of a kind that is not served, or the library does not know it.
         VocabularyError: Files of the model are missing or damaged.
     """
     kind = _find_kind(config)
-    whole, has_head = _load_whole(folder, kind=kind, dtype=dtype, config=config, model=model)
+    whole, has_head = _load_whole(folder, kind=kind, dtype=dtype, config=config, model=model, more=more)
     base: nn.Module = {
         "encoder": lambda: whole.base_model,
         "decoder": lambda: whole.base_model,
         "encoder-decoder": lambda: whole.get_encoder(),
     }[kind]()
-    ids = eligible[torch.linspace(0, len(eligible) - 1, _TOKENS).long()]
+    ids = eligible[torch.linspace(0, len(eligible) - 1, _TOKENS).long()].to(whole.device)
     types = _find_types(base) if kind == "encoder" else None
     seen = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
     with torch.no_grad():
         states = base(**seen).last_hidden_state[0].float()
         two = None
         if types is not None:
-            second = (torch.arange(_TOKENS) >= _TOKENS - SECOND).long()[None]
+            second = (torch.arange(_TOKENS, device=ids.device) >= _TOKENS - SECOND).long()[None]
             two = base(**seen, token_type_ids=second).last_hidden_state[0].float()
         words = {"decoder_input_ids": ids[None]} if kind == "encoder-decoder" else {}
         logits = whole(**seen, **words).logits[0].float() if has_head else None
@@ -110,7 +117,7 @@ def load_general(
 
 
 def _load_whole(
-    folder: Path, *, kind: Kind, dtype: torch.dtype, config: Mapping[str, Any], model: str
+    folder: Path, *, kind: Kind, dtype: torch.dtype, config: Mapping[str, Any], model: str, more: Mapping[str, Any]
 ) -> tuple[Any, bool]:
     """The model with its language head, and whether the checkpoint has the weights of that head."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
@@ -120,7 +127,12 @@ def _load_whole(
         "decoder": AutoModelForCausalLM,
         "encoder-decoder": AutoModelForSeq2SeqLM,
     }[kind]
-    settings: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+    settings: dict[str, Any] = {
+        "local_files_only": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+        **more,
+    }
     if config.get("attn_logit_softcapping"):
         settings["attn_implementation"] = "eager"  # older versions take torch's kernel, which leaves the cap out
     try:
@@ -141,6 +153,7 @@ def _load_whole(
             f"model={model!r} must have all weights of its architecture {config.get('model_type')!r}, got "
             f"{len(missing)} too few; take another checkpoint"
         )
+    keep_layout(whole)
     whole.config.use_cache = False  # a cache is asked for where it is used
     return whole.eval(), not of_head
 

@@ -12,9 +12,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+import torch
 from torch import Tensor, nn
+
+from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, EncoderDecoderCache
@@ -47,6 +51,52 @@ def empty_cache() -> EncoderDecoderCache:
 def cache_layers(cache: DynamicCache) -> list[CacheLayer]:
     """The layers of a cache, whose keys and values may be replaced."""
     return cast(list[CacheLayer], cache.layers)
+
+
+def make_loading_arguments(weights: str, *, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """Arguments with which a frozen model is loaded: none for `whole` weights, others for `8bit` and `4bit`.
+
+    Weights of 4 bits are NF4 (Dettmers et al. 2023), in blocks of 64. With 8 bits, what a layer reads is rounded, too,
+    by way of float16 and each position by itself (Dettmers et al. 2022, without their way for outliers, which looks at
+    the whole batch).
+
+    Raises:
+        UsageError: The package is missing.
+    """
+    if weights == "whole":
+        return {}
+    if find_spec("bitsandbytes") is None or find_spec("accelerate") is None:
+        raise UsageError(f"weights={weights} needs two packages; run: pip install bitsandbytes accelerate")
+    from transformers import BitsAndBytesConfig
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every pass of a layer of 8 bits
+    chosen: dict[str, Any] = {"load_in_8bit": True, "llm_int8_threshold": 0.0}
+    if weights == "4bit":
+        chosen = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    made = BitsAndBytesConfig(**chosen)  # type: ignore[no-untyped-call]  # the library gives it no types
+    return {"quantization_config": made, "device_map": {"": str(device)}}
+
+
+_BLOCK: Final = 64  # numbers of a weight that share a scale
+
+
+def keep_layout(model: nn.Module) -> None:
+    """Let layers of 4 bits stay as they are: on some processors their first pass packs them for another kernel.
+
+    That changes what everybody shares while a job may be computing gradients by it, and rounds to bfloat16.
+
+    Raises:
+        UsageError: A layer has rows that are no whole blocks, which the package reads wrongly on a processor.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+            width = module.in_features
+            if width % _BLOCK:
+                raise UsageError(
+                    f"weights=4bit needs linear layers that read a multiple of {_BLOCK} numbers, got {width} in {name};"
+                    " use 8bit or whole"
+                )
 
 
 class StatesGiven(nn.Module):

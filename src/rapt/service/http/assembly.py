@@ -95,7 +95,14 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
     """
     models = name_models(settings)
     found = {
-        name: load_served(model, name=name, precision=settings.precision, device=settings.device, served=models)
+        name: load_served(
+            model,
+            name=name,
+            precision=settings.precision,
+            device=settings.device,
+            served=models,
+            weights=settings.weights,
+        )
         for name, model in models.items()
     }
     for backbone in found.values():
@@ -153,6 +160,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         models=name_models(settings),
         precision=precision,
         device=settings.device,
+        weights=settings.weights,
         torch_threads=settings.torch_threads,
         debug=settings.debug,
         jobs=jobs,

@@ -140,6 +140,9 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto", description="device of base models and jobs: cpu, cuda, cuda:N, or auto, a GPU where there is one"
     )
+    weights: Literal["whole", "8bit", "4bit"] = Field(
+        "whole", description="how weights of linear layers are kept in memory; 8bit and 4bit need [quantized]"
+    )
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
     debug: bool = Field(
         False, description="print tracebacks with their messages, which may hold private text; also --debug"

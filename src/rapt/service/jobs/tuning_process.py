@@ -29,7 +29,7 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from rapt.service.backbone.backbone import Backbone, Precision, load_served
+from rapt.service.backbone.backbone import Backbone, Precision, Weights, load_served
 from rapt.service.jobs.job_limits import MEBIBYTE, JobLimits, JobSettings
 from rapt.service.jobs.job_run import Outcome, run_job, run_to_outcome
 from rapt.service.storage.job_rows import StoredJob
@@ -72,6 +72,7 @@ class ChildSettings:
         models: Models to load, a known name or a folder each, by the name that they are served under.
         precision: `float32` or `bfloat16`, of all models: a run must go on in the precision it was begun in.
         device: Device of all models, as `choose_device` takes it.
+        weights: How the weights of linear layers are kept, of all models.
         torch_threads: Threads of one matrix product; None for all cores.
         debug: Whether tracebacks are printed.
         jobs: How jobs are run.
@@ -84,6 +85,7 @@ class ChildSettings:
     models: Mapping[str, str]
     precision: str
     device: str
+    weights: Weights = "whole"
     torch_threads: int | None
     debug: bool
     jobs: JobSettings
@@ -288,7 +290,9 @@ def _load(settings: ChildSettings, name: str) -> Backbone:
     precision: Precision = "bfloat16" if settings.precision == "bfloat16" else "float32"
     # The second time, the same object.
     model, device = settings.models[name], settings.device
-    return load_served(model, name=name, precision=precision, device=device, served=settings.models)
+    return load_served(
+        model, name=name, precision=precision, device=device, served=settings.models, weights=settings.weights
+    )
 
 
 def limit_memory(more: int | None) -> None:

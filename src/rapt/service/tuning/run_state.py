@@ -99,7 +99,8 @@ def identity(
         model=backbone.model,
         # A reader's hash covers its codebook.
         vocabulary_hash=backbone.bundle.hash if backbone.reader is None else backbone.reader.hash,
-        precision=str(backbone.dtype).removeprefix("torch."),
+        precision=str(backbone.dtype).removeprefix("torch.")
+        + ("" if backbone.weights == "whole" else backbone.weights),
         training=training.manifest.records_sha256,
         validation="" if validation is None else validation.manifest.records_sha256,
         settings=hashlib.sha256(settings.encode()).hexdigest(),
