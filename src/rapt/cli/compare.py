@@ -177,7 +177,7 @@ def compare(
         show_json({"report": str(found.page)})
         return
     for sentence in draw_conclusions(found.summary):
-        if sentence.startswith("Home wins"):
+        if sentence.startswith("Home "):
             show(sentence + "\n")
     for cells in (list_accuracies(found.summary), list_differences(found.summary)):
         show(format_table(cells[0], cells[1:]) + "\n")

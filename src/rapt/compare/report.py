@@ -190,16 +190,18 @@ def draw_conclusions(summary: Summary) -> Iterator[str]:
 
 
 def _praise_home(summary: Summary) -> Iterator[str]:
-    """Where home wins, from the fewest texts on; then where it does not."""
-    won = [item for item in summary.home_wins if item.points.high >= 0]
+    """Where home wins, and where it may be as good, each with the fewest texts; then where it is worse."""
+    won = [item for item in summary.home_wins if item.points.value >= 0]
+    near = [item for item in summary.home_wins if item.points.value < 0 <= item.points.high]
     lost = [item for item in summary.home_wins if item.points.high < 0]
-    if won:
-        fewest = won[0]
-        sure = "is better than" if fewest.points.low > 0 else "is no worse, as far as can be told, than"
-        yield f"Home wins: with {_texts(fewest.texts)} labelled texts of one's own, {_compare_home(fewest, sure)}."
-    if lost:
-        most = lost[-1]
-        yield f"With {_texts(most.texts)} texts of one's own, {_compare_home(most, 'is worse than')}."
+    for item in won[:1]:
+        verb = "is better than" if item.points.low > 0 else "is above, by less than can be told from chance,"
+        yield f"Home wins: with {_texts(item.texts)} labelled texts of one's own, {_compare_home(item, verb)}."
+    for item in near[:1]:
+        said = _compare_home(item, "is below, by less than can be told from chance,")
+        yield f"Home may be as good: with {_texts(item.texts)} labelled texts of one's own, {said}."
+    for item in lost[-1:]:
+        yield f"With {_texts(item.texts)} texts of one's own, {_compare_home(item, 'is worse than')}."
 
 
 def _compare_home(item: HomeWin, verb: str) -> str:

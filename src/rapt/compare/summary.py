@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import product
 from typing import Final
 
@@ -60,15 +61,11 @@ def estimate_mean(table: NDArray[np.float64], *, turns: Sequence[int] = (), seed
             the same ones, and no record has two numbers. Empty: all on the same.
         seed: Seed of the resampling.
     """
-    rng = np.random.default_rng(seed)
-    seeds, records = table.shape
-    # A resample is a weight for every row and every column, so a replicate is one bilinear form.
-    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=REPLICATES) / seeds
-    judged = np.zeros(seeds, dtype=np.int64) if len(turns) == 0 else np.asarray(turns)
-    of_rows = np.empty((REPLICATES, seeds))
-    for turn in np.unique(judged):
-        columns = rng.multinomial(records, np.full(records, 1 / records), size=REPLICATES) / records
-        of_rows[:, judged == turn] = columns @ table[judged == turn].T
+    judged = np.zeros(len(table), dtype=np.int64) if len(turns) == 0 else np.asarray(turns)
+    rows, columns = _resample(tuple(judged.tolist()), table.shape[1], seed)
+    of_rows = np.empty((REPLICATES, len(table)))
+    for turn, weights in columns.items():
+        of_rows[:, judged == turn] = weights @ table[judged == turn].T
     means = np.einsum("rs,rs->r", rows, of_rows)
     low, high = np.percentile(means, [2.5, 97.5])
     return Mean(
@@ -77,6 +74,21 @@ def estimate_mean(table: NDArray[np.float64], *, turns: Sequence[int] = (), seed
         high=float(high),
         each_seed=tuple(float(value) for value in table.mean(axis=1)),
     )
+
+
+@lru_cache(maxsize=2)
+def _resample(
+    judged: tuple[int, ...], records: int, seed: int
+) -> tuple[NDArray[np.float64], dict[int, NDArray[np.float64]]]:
+    """The weights of all replicates: of rows, (R, S), and of each turn's columns, (R, n); of one shape, one draw."""
+    rng, seeds = np.random.default_rng(seed), len(judged)
+    # A resample is a weight for every row and every column, so a replicate is one bilinear form.
+    rows = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=REPLICATES) / seeds
+    columns = {
+        turn: rng.multinomial(records, np.full(records, 1 / records), size=REPLICATES) / records
+        for turn in sorted(set(judged))
+    }
+    return rows, columns
 
 
 @dataclass(frozen=True, kw_only=True)
