@@ -2,7 +2,8 @@ import json
 
 import numpy as np
 
-from rapt.wire.code_bundle import read_code_bundle
+from code_material import code_bundle
+from rapt.wire.code_bundle import read_code_bundle, write_code_bundle
 from rapt.wire.reader_bundle import read_reader_bundle
 
 WORDS = "the film was good bad slow loud long story actors laughed stars enough".split()
@@ -102,3 +103,26 @@ def test_a_reader_of_a_codebook_alone_is_refused(rapt, tmp_path):
     refused = rapt("reader", public, "--model", "minilm-codes", "--out", tmp_path / "reader")
     assert (refused.code, "language model" in refused.err) == (2, True)
     assert not (tmp_path / "reader").exists()
+
+
+def test_a_code_is_centred_by_a_file_of_the_first_round_alone(rapt, tmp_path):
+    folder = tmp_path
+    (folder / "public.csv").write_text("text\n" + "".join(f"the film number {n} of {n * n}\n" for n in range(80)))
+    (folder / "private.csv").write_text("text\n" + "".join(f"oil prices rose by {n} dollars\n" for n in range(60)))
+    sizes = ("--dimensions", 4, "--codewords", 64)
+    assert rapt("codebook", folder / "public.csv", "--model", "bert-tiny", *sizes, "--out", folder / "code").code == 0
+    done = rapt(
+        *("privatize", folder / "private.csv", folder / "first.jsonl", "--epsilon", 8, "--codes", folder / "code"),
+        "--no-label",
+        "--no-ledger",
+    )
+    assert done.code == 0, done.err
+    first, code = folder / "first.jsonl", folder / "code"
+    made = rapt("center", first, "--codes", code, "--out", tmp_path / "centred", "--json")
+    assert made.code == 0, made.err
+    described, bundle = json.loads(made.out), read_code_bundle(tmp_path / "centred")
+    assert (described["hash"], described["texts"]) == (bundle.hash, 60)
+    write_code_bundle(code_bundle(), tmp_path / "other")
+    refused = rapt("center", first, "--codes", tmp_path / "other", "--out", tmp_path / "again")
+    assert (refused.code, "must be of the code" in refused.err) == (5, True), refused.err
+    assert not (tmp_path / "again").exists()

@@ -1,4 +1,4 @@
-"""`rapt codebook`: the public code of whole texts, from public text."""
+"""`rapt codebook`, `rapt center`: the public code of whole texts, from public text, and from a crowd's first round."""
 
 from __future__ import annotations
 
@@ -76,3 +76,51 @@ def codebook(
     show(f"{len(states.texts):,} public texts; mean inner product of a code and the codeword that leaves for it:\n")
     show(format_table(["ε", "preferred", "c"], [[f"{eps:g}", f"{m:,}", f"{c:.3f}"] for eps, m, c in measured]))
     say(f"{bundle.model}: {bundle.codes} x {bundle.size:,} codewords, {bundle.hash}")
+
+
+def center(
+    first: Annotated[Path, typer.Argument(metavar="FILE", help="Codes that a first round of contributors released.")],
+    out: Annotated[Path, typer.Option(help="New folder for the centred code.")],
+    codes: Annotated[
+        str, typer.Option(help="Code that FILE was privatized with: its name or folder.")
+    ] = "minilm-codes",
+    as_json: AsJson = False,
+) -> None:
+    """Centre a code by what a first round of contributors released, for a crowd whose kind of text it was not made of.
+
+    Let a fifth of the contributors give their codes first, labels left out; the others privatize with the code in
+    --out. The centre is computed from released codes alone, so no text pays twice. Public text of the crowd's kind
+    makes a better code (`rapt codebook`). Where noise hides the centre, the code is good as it is, and this says so.
+
+    \b
+    Example:
+      rapt center first.rapt.jsonl --codes minilm-codes --out centred
+    """
+    import numpy as np
+
+    from rapt.errors import UsageError, VocabularyError
+    from rapt.local.codes.centering import center_codes, estimate_center
+    from rapt.local.codes.code_privatizer import read_code
+    from rapt.local.codes.subset import remake_subset
+    from rapt.wire.code_bundle import write_code_bundle
+    from rapt.wire.privatized_file import read_privatized_file
+
+    check_new(out)
+    bundle, file = read_code(codes), read_privatized_file(first)
+    manifest = file.manifest
+    if manifest.vocabulary_hash != bundle.hash:
+        raise VocabularyError("the first round must be of the code, got a file of another; name its code with --codes")
+    if manifest.randomness.insecure_seed is not None or manifest.pairs:
+        raise UsageError(
+            "the first round must be of single texts and not come from --insecure-seed; privatize it again"
+        )
+    ids = np.array([record.token_ids for record in file.records], dtype=np.int64).reshape(-1, bundle.codes)
+    found = estimate_center(remake_subset(manifest.mechanism, bundle=bundle), ids)
+    made = center_codes(bundle, found)
+    write_code_bundle(made, out)
+    if as_json:
+        figures = {"texts": len(ids), "length": found.length, "error": found.error}
+        show_json({"folder": str(out), "model": made.model, "hash": made.hash, **figures})
+        return
+    show(f"{len(ids):,} texts: the centre has length {found.length:.2f} of 1, known to {found.error:.2f}")
+    say(f"{made.model}: {made.codes} x {made.size:,} codewords, {made.hash}")

@@ -18,7 +18,7 @@ from rapt.cli.admin import admin
 from rapt.cli.audit import audit
 from rapt.cli.audit_models import audit_adapter, audit_model
 from rapt.cli.calibrate import calibrate
-from rapt.cli.codebook import codebook
+from rapt.cli.codebook import center, codebook
 from rapt.cli.compare import compare
 from rapt.cli.demo import demo
 from rapt.cli.denoise import denoise
@@ -54,6 +54,7 @@ COMMANDS: Final[tuple[Callable[..., None], ...]] = (
     denoise,
     codebook,
     reader,
+    center,
     serve,
     worker,
     mechanisms,

@@ -4,7 +4,8 @@ A text's code is its mean state in a public encoder, projected on public directi
 is never the code, but the id of a codeword that a mechanism drew: a codebook is the vocabulary of whole texts. A folder
 of two public files: `code.safetensors` (centre, directions, codewords, float32) and `code.json` (encoder, hash, longest
 input). The encoder's weights are not in it: they come by name or folder, and `encoder_hash` says whether they are the
-right ones. Centre, directions and codewords must come from public text alone; no file can show that they do.
+right ones. Centre, directions and codewords must come from public text alone; no file can show that they do. A code may
+be centred a second time, by codes that others released (`rapt.local.codes.centering`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from dataclasses import field as field_of
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +26,13 @@ from safetensors.numpy import save
 
 from rapt.errors import VocabularyError, WireError
 from rapt.whole_files import open_whole_folder
+from rapt.wire.manifest import check_epsilon
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
 from rapt.wire.strict_json import check_fields, parse_document, read_count, read_field, read_name
 
 SCHEMA: Final = "rapt.code/1"
+# A code that is centred by what a first round of contributors released.
+SCHEMA_CENTERED: Final = "rapt.code/2"
 DESCRIPTION: Final = "code.json"
 TENSORS: Final = "code.safetensors"
 MOST_DIMENSIONS: Final = 4096  # of a code; 4 to 64 are usual
@@ -38,6 +42,21 @@ _LENGTH_SLACK: Final = 1e-3
 HASH: Final = re.compile(r"sha256:[0-9a-f]{64}")
 _NAMES: Final = ("center", "directions", "codewords")
 _LONGEST_DESCRIPTION: Final = 1 << 20  # bytes of `code.json`
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstRound:
+    """Released codes that the second centre of a code was computed from.
+
+    Attributes:
+        code_hash: `sha256:...` of the code that they were released by.
+        epsilon: ε of each of those texts, nats.
+        texts: Number of those texts.
+    """
+
+    code_hash: str
+    epsilon: float
+    texts: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +73,10 @@ class CodeBundle:
         max_tokens: Number of tokens after which the encoder cuts a text, special tokens included.
         languages: Languages that the encoder was trained on, such as `en`; empty where nobody says. The guarantee holds
             for every language, the use does not.
-        hash: `sha256:...` over all of the above but the name.
+        hash: `sha256:...` over all but the name.
+        offset: Second centre, which is subtracted from a code of length 1 before it is scaled to length 1 again, (k,),
+            float32, read-only; None without a first round.
+        first_round: Releases that the second centre was computed from; None without one.
     """
 
     model: str
@@ -65,6 +87,8 @@ class CodeBundle:
     max_tokens: int
     languages: tuple[str, ...] = ()
     hash: str
+    offset: NDArray[np.float32] | None = field_of(repr=False, default=None)
+    first_round: FirstRound | None = None
 
     @property
     def codes(self) -> int:
@@ -86,6 +110,8 @@ def make_code_bundle(
     codewords: NDArray[np.float32],
     max_tokens: int,
     languages: Sequence[str] = (),
+    offset: NDArray[np.float32] | None = None,
+    first_round: FirstRound | None = None,
 ) -> CodeBundle:
     """Make the bundle of a map and its codebooks; arrays have the shapes of `CodeBundle`.
 
@@ -113,9 +139,17 @@ def make_code_bundle(
     if max_tokens < 1 or not HASH.fullmatch(encoder_hash):
         raise VocabularyError("a code must have max_tokens above 0 and the hash of an encoder as sha256:HEX")
     check_codewords(codewords)
+    if (offset is None) != (first_round is None):
+        raise VocabularyError("a second centre must come with the first round that it was computed from; give both")
+    if offset is not None and first_round is not None:
+        _check_second_center(offset, first_round, codes=codes, dimensions=dimensions)
+        arrays["offset"] = offset
     kept = {name: np.array(array, dtype="<f4", order="C") for name, array in arrays.items()}
     shapes = [item.shape for item in kept.values()]
-    digest = hashlib.sha256(json.dumps([SCHEMA, encoder_hash, max_tokens, list(languages), shapes]).encode())
+    stated: list[Any] = [SCHEMA, encoder_hash, max_tokens, list(languages), shapes]
+    if first_round is not None:
+        stated = [SCHEMA_CENTERED, *stated[1:], asdict(first_round)]
+    digest = hashlib.sha256(json.dumps(stated).encode())
     for item in kept.values():
         digest.update(item.data.cast("B"))
     for item in kept.values():
@@ -126,6 +160,7 @@ def make_code_bundle(
         max_tokens=max_tokens,
         languages=tuple(languages),
         hash=f"sha256:{digest.hexdigest()}",
+        first_round=first_round,
         **kept,
     )
 
@@ -141,7 +176,22 @@ def project_states(states: NDArray[np.float32], bundle: CodeBundle) -> NDArray[n
         lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     known = np.isfinite(lengths) & (lengths > 0)
     found: NDArray[np.float64] = np.divide(codes, lengths, out=np.zeros_like(codes), where=known)
-    return found
+    return (
+        found
+        if bundle.offset is None
+        else _shift(found, bundle.offset.astype(np.float64), codes_of_a_text=bundle.codes)
+    )
+
+
+def _shift(codes: NDArray[np.float64], offset: NDArray[np.float64], *, codes_of_a_text: int) -> NDArray[np.float64]:
+    """Codes from another centre: each run of a code has length 1, less the centre of that run; the whole length 1."""
+    runs = codes.reshape(len(codes), codes_of_a_text, -1)
+    lengths = np.linalg.norm(runs, axis=2, keepdims=True)
+    units = np.divide(runs, lengths, out=np.zeros_like(runs), where=lengths > 0)
+    moved = (units - offset.reshape(1, codes_of_a_text, -1)).reshape(codes.shape)
+    moved[~codes.any(axis=1)] = 0  # a state without a direction stays one
+    whole = np.linalg.norm(moved, axis=1, keepdims=True)
+    return np.divide(moved, whole, out=np.zeros_like(moved), where=whole > 0)
 
 
 def check_codewords(codewords: NDArray[np.float32]) -> None:
@@ -175,14 +225,18 @@ def write_code_bundle(bundle: CodeBundle, folder: Path) -> None:
 def write_code_files(bundle: CodeBundle, folder: Path) -> None:
     """Write the two files into a folder that is there (`OSError`, `SafetensorError`)."""
     # Not by `save_file`, whose file only its owner may read: a service may run as somebody else.
-    (folder / TENSORS).write_bytes(save({name: np.asarray(getattr(bundle, name)) for name in _NAMES}))
+    (folder / TENSORS).write_bytes(save({name: np.asarray(getattr(bundle, name)) for name in _list_arrays(bundle)}))
     (folder / DESCRIPTION).write_text(json.dumps(describe_code_bundle(bundle)) + "\n", encoding="ascii")
+
+
+def _list_arrays(bundle: CodeBundle) -> tuple[str, ...]:
+    return _NAMES if bundle.offset is None else (*_NAMES, "offset")
 
 
 def describe_code_bundle(bundle: CodeBundle) -> dict[str, Any]:
     """Return the content of `code.json`."""
     return {
-        "schema": SCHEMA,
+        "schema": SCHEMA if bundle.first_round is None else SCHEMA_CENTERED,
         "model": bundle.model,
         "encoder_hash": bundle.encoder_hash,
         "hash": bundle.hash,
@@ -192,6 +246,7 @@ def describe_code_bundle(bundle: CodeBundle) -> dict[str, Any]:
         "codes": bundle.codes,
         "max_tokens": bundle.max_tokens,
         "languages": list(bundle.languages),
+        **({} if bundle.first_round is None else {"first_round": asdict(bundle.first_round)}),
     }
 
 
@@ -211,18 +266,22 @@ def read_code_bundle(folder: Path) -> CodeBundle:
     try:
         with (folder / DESCRIPTION).open("rb") as stream:
             described = parse_document(stream.read(_LONGEST_DESCRIPTION), what=DESCRIPTION)
+        arrays_of = (*_NAMES, "offset") if described.get("schema") == SCHEMA_CENTERED else _NAMES
         with safe_open(folder / TENSORS, framework="numpy") as file:
-            if set(file.keys()) != set(_NAMES) or any(file.get_slice(name).get_dtype() != "F32" for name in _NAMES):
-                raise VocabularyError(f"{TENSORS} must hold {', '.join(_NAMES)} as float32; fetch it again")
-            arrays: dict[str, NDArray[np.float32]] = {name: file.get_tensor(name) for name in _NAMES}
+            if set(file.keys()) != set(arrays_of) or any(
+                file.get_slice(name).get_dtype() != "F32" for name in arrays_of
+            ):
+                raise VocabularyError(f"{TENSORS} must hold {', '.join(arrays_of)} as float32; fetch it again")
+            arrays: dict[str, NDArray[np.float32]] = {name: file.get_tensor(name) for name in arrays_of}
     except (OSError, SafetensorError):
         raise VocabularyError(
             f"a code bundle must have {DESCRIPTION} and {TENSORS}; fetch it again, or make it with `rapt codebook`"
         ) from None
-    if described.get("schema") != SCHEMA:
+    if described.get("schema") not in (SCHEMA, SCHEMA_CENTERED):
         raise WireError(f"{DESCRIPTION} must be of schema {SCHEMA!r}; upgrade rapt or fetch the bundle again")
     names = {"schema", "model", "encoder_hash", "hash", "state_width", "dimensions", "codewords", "codes"}
-    check_fields(described, required=names | {"max_tokens", "languages"}, optional=set(), what=DESCRIPTION)
+    names |= {"max_tokens", "languages"} | ({"first_round"} if "offset" in arrays else set())
+    check_fields(described, required=names, optional=set(), what=DESCRIPTION)
     languages = read_field(described, "languages", list, what=DESCRIPTION)
     if len(languages) > _MOST_LANGUAGES:
         raise WireError(f"{DESCRIPTION} must have at most {_MOST_LANGUAGES} languages; write it again")
@@ -231,6 +290,7 @@ def read_code_bundle(folder: Path) -> CodeBundle:
         encoder_hash=read_name(described, "encoder_hash", what=DESCRIPTION),
         max_tokens=read_count(described, "max_tokens", what=DESCRIPTION),
         languages=[read_name({"languages": name}, "languages", what=DESCRIPTION) for name in languages],
+        first_round=_read_first_round(described) if "offset" in arrays else None,
         **arrays,
     )
     if describe_code_bundle(bundle) != described:
@@ -239,3 +299,27 @@ def read_code_bundle(folder: Path) -> CodeBundle:
             "one of the two was changed or damaged: fetch both again"
         )
     return bundle
+
+
+def _read_first_round(described: Mapping[str, Any]) -> FirstRound:
+    what = "the first round of a code"
+    stated = read_field(described, "first_round", dict, what=DESCRIPTION)
+    check_fields(stated, required=set(FirstRound.__dataclass_fields__), optional=set(), what=what)
+    epsilon = stated["epsilon"]
+    if type(epsilon) not in (int, float):
+        raise WireError(f"{what} must have epsilon as a number; fetch the bundle again")
+    return FirstRound(
+        code_hash=read_name(stated, "code_hash", what=what),
+        epsilon=float(epsilon),
+        texts=read_count(stated, "texts", what=what),
+    )
+
+
+def _check_second_center(offset: NDArray[np.float32], first_round: FirstRound, *, codes: int, dimensions: int) -> None:
+    check_epsilon(first_round.epsilon)
+    if first_round.texts < 1 or not HASH.fullmatch(first_round.code_hash):
+        raise VocabularyError("the first round of a code must have texts, and the hash of a code as sha256:HEX")
+    if offset.shape != (dimensions,) or offset.dtype != np.float32 or not np.isfinite(offset).all():
+        raise VocabularyError(f"the offset of a code must be finite float32 of {dimensions} numbers")
+    if (np.linalg.norm(offset.reshape(codes, -1).astype(np.float64), axis=1) >= 1).any():
+        raise VocabularyError("the offset of a code must be shorter than its codes, which have length 1")

@@ -251,7 +251,10 @@ def _explain(epsilon: float) -> Iterator[str]:
         "is longer than the encoder reads, or in a language that it was never trained on, is protected as well; its "
         "code says less of it."
     )
-    yield "What is computed from released codes, such as a tuned model and its answers, costs nothing more."
+    yield (
+        "What is computed from released codes, such as a tuned model, its answers, and the centre of a code that other "
+        "texts were released for in a first round, costs nothing more."
+    )
     yield (
         "One text released twice, or several texts of one person, spend the sum of their ε. `rapt ledger` counts it; "
         "it is never added to the η of tokens, which is another promise."

@@ -1,0 +1,106 @@
+"""Centring a code by what a first round of contributors released, for pools without public text of their kind.
+
+Texts of a narrow kind lie in one corner of a map that was made of another kind: their codes have a mean of length 0.6
+to 0.9, and noise hides what little tells them apart. So some contributors spend their ε on the centre, and the others
+release codes from that centre.
+
+*Guarantee*: the centre is computed from released codes alone, so a text of the first round is protected by its own ε,
+whatever is done with the centre (post-processing). A text of the second round is released by the subset mechanism over
+a map that was public before it was read. No text pays twice; a text, or a person, that gives to both rounds spends both
+ε, and a ledger adds them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rapt.errors import UsageError
+from rapt.local.codes.subset import SubsetMechanism
+from rapt.wire.code_bundle import CodeBundle, FirstRound, make_code_bundle
+
+_POINTS: Final = 512
+_LONGEST: Final = 0.95  # of the centre of codes of length 1
+_NAMES: Final = ("model", "encoder_hash", "center", "directions", "codewords", "max_tokens", "languages")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SecondCenter:
+    """Estimate of the mean code of a first round.
+
+    Attributes:
+        offset: Mean of the codes of length 1, (k,), one run after the other.
+        length: Root mean square length of its runs, from 0 to 1.
+        error: Root mean square length of the estimate's error, by the noise of the mechanism.
+        first_round: Releases that it was computed from.
+    """
+
+    offset: NDArray[np.float64]
+    length: float
+    error: float
+    first_round: FirstRound
+
+
+def estimate_center(mechanism: SubsetMechanism, token_ids: NDArray[np.int64]) -> SecondCenter:
+    """Estimate the mean code of the texts whose releases these are.
+
+    A codeword y of a code u has E[y | u] = c u, and a share of the mean codeword that is taken off. So the mean
+    released codeword, divided by c, has the mean code as its expectation, up to how evenly the codewords lie. Its error
+    has the variance (1 - |mean|²) / (n c²); the estimate is drawn towards 0 by the share of that variance in its square
+    (James and Stein 1961), and is 0 where noise explains all of it.
+
+    Args:
+        mechanism: Mechanism that released them.
+        token_ids: Ids of codewords, (n, r).
+
+    Raises:
+        UsageError: There are fewer than two.
+    """
+    count, bundle = len(token_ids), mechanism.bundle
+    if count < 2:
+        raise UsageError(f"a first round must have at least two texts, got {count}; collect more")
+    width = bundle.codewords.shape[2]
+    points = np.random.default_rng(0).standard_normal((_POINTS, bundle.codes * width))
+    kept = mechanism.measure_attenuation(points)
+    high, low = mechanism.weights
+    even = low * bundle.size / (high * mechanism.preferred + low * (bundle.size - mechanism.preferred))
+    runs, error = [], 0.0
+    for words, ids in zip(bundle.codewords.astype(np.float64), token_ids.T, strict=True):
+        mean = words[ids].mean(axis=0)
+        found = (mean - even * words.mean(axis=0)) / kept
+        noise = (1 - mean @ mean) / (count * kept**2)
+        square = found @ found
+        found *= max(0.0, 1 - noise / square) if square > 0 else 0.0
+        runs.append(found * min(1.0, _LONGEST / max(float(np.linalg.norm(found)), _LONGEST)))
+        error += noise / bundle.codes
+    offset = np.concatenate(runs)
+    return SecondCenter(
+        offset=offset,
+        length=float(np.linalg.norm(offset) / bundle.codes**0.5),
+        error=float(error**0.5),
+        first_round=FirstRound(code_hash=bundle.hash, epsilon=float(mechanism.epsilon), texts=count),
+    )
+
+
+def center_codes(bundle: CodeBundle, found: SecondCenter) -> CodeBundle:
+    """Make the code that is centred by a first round. It has another hash, and no release of the other fits it.
+
+    Raises:
+        UsageError: The code is centred already, or what was found is shorter than its error: then it is good as it is.
+        VocabularyError: The estimate is of another code.
+    """
+    if bundle.offset is not None:
+        raise UsageError("a code must be centred once, got one that is; centre the code that it came from again")
+    if found.length < found.error:
+        raise UsageError(
+            f"the centre of a first round must be more than its noise, got no more in {found.first_round.texts} texts "
+            f"at epsilon={found.first_round.epsilon:g}; keep the code as it is, or collect more"
+        )
+    return make_code_bundle(
+        **{name: getattr(bundle, name) for name in _NAMES},
+        offset=found.offset.astype(np.float32),
+        first_round=found.first_round,
+    )
