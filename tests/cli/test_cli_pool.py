@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from code_material import code_bundle, codes_manifest
+from rapt.local import contributions
 from rapt.local.contributions import name_receipts
 from rapt.service.backbone.backbone import load_served
 from rapt.wire.code_bundle import write_code_bundle
@@ -92,6 +93,7 @@ def test_a_run_that_was_cut_off_goes_on_and_gives_nothing_twice(rapt, url, code,
         return send(self, request, **others)
 
     monkeypatch.setattr(httpx2.Client, "send", fail)
+    monkeypatch.setattr(contributions, "_AT_ONCE", 1)
     assert rapt("contribute", file, "--pool", pool, "--service", url).code != 0
     monkeypatch.undo()
     assert status(rapt, url, pool)["contributions"] == 4

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -305,21 +305,27 @@ class ServiceClient:
         answer = self._service.ask("POST", f"/v1/pools/{quote_part(pool)}/keys", json=body)
         return _read_each(lambda item: str(read_field(item, "value", str, what="a key")), answer)
 
-    def contribute(self, pool: PoolInfo, record: PrivatizedRecord, *, setting: str, receipt: str) -> None:
-        """Add a privatized record to a pool; the same receipt twice is one contribution.
+    def contribute(
+        self, pool: PoolInfo, records: Sequence[PrivatizedRecord], *, setting: str, receipts: Sequence[str]
+    ) -> None:
+        """Add privatized records to a pool, all or none; the same receipt twice is one contribution.
 
         Args:
             pool: Pool, as the service describes it.
-            record: Record, privatized by the manifest of the pool.
-            setting: Digest of the manifest that it was privatized by, `digest_setting`.
-            receipt: 64 hexadecimal digits that nobody else can guess; they take the contribution back.
+            records: 1 to 1,000 records, privatized by the manifest of the pool.
+            setting: Digest of the manifest that they were privatized by, `digest_setting`.
+            receipts: 64 hexadecimal digits for each that nobody else can guess; they take the contribution back.
 
         Raises:
             UsageError: The record was privatized by another setting than the pool's.
             ServiceError: The pool takes no more.
         """
         check_pool_setting(pool, setting)
-        body = {"setting": setting, "receipt": receipt, "record": dump_record(record)}
+        first, *others = (
+            {"receipt": receipt, "record": dump_record(record)}
+            for receipt, record in zip(receipts, records, strict=True)
+        )
+        body = {"setting": setting, **first, "others": others}
         self._service.ask("POST", f"/v1/pools/{quote_part(pool.id)}/contributions", json=body, repeatable=True)
 
     def take_back(self, pool: str, *, receipt: str) -> None:

@@ -23,6 +23,7 @@ from rapt.wire.strict_json import check_fields, parse_document, read_field, read
 
 SCHEMA: Final = "rapt.contributions/1"
 _DIGITS: Final = 64
+_AT_ONCE: Final = 250  # contributions of one request
 _MOST_BYTES: Final = 128 * 2**20
 
 
@@ -68,9 +69,10 @@ def contribute_file(file: Path, client: ServiceClient, *, pool: str, narrator: N
     check_pool_setting(asked, setting)
     kept = _find_receipts(file, records, pool=asked.id)
     with narrator.meter("contributing", total=len(records.records), unit="texts") as show_progress:
-        for done, (record, receipt) in enumerate(zip(records.records, kept.receipts, strict=True), 1):
-            client.contribute(asked, record, setting=setting, receipt=receipt)
-            show_progress(done)
+        for first in range(0, len(records.records), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            client.contribute(asked, records.records[part], setting=setting, receipts=kept.receipts[part])
+            show_progress(min(first + _AT_ONCE, len(records.records)))
     return len(records.records)
 
 

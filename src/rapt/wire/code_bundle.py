@@ -191,7 +191,8 @@ def _shift(codes: NDArray[np.float64], offset: NDArray[np.float64], *, codes_of_
     moved = (units - offset.reshape(1, codes_of_a_text, -1)).reshape(codes.shape)
     moved[~codes.any(axis=1)] = 0  # a state without a direction stays one
     whole = np.linalg.norm(moved, axis=1, keepdims=True)
-    return np.divide(moved, whole, out=np.zeros_like(moved), where=whole > 0)
+    found: NDArray[np.float64] = np.divide(moved, whole, out=np.zeros_like(moved), where=whole > 0)
+    return found
 
 
 def check_codewords(codewords: NDArray[np.float32]) -> None:

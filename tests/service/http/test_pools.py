@@ -136,6 +136,27 @@ def test_the_same_receipt_is_one_contribution_and_takes_it_back(http, url, pool)
         assert [give(one, pool).status_code for _ in range(3)] == [200, 200, 429]  # and has its room again
 
 
+def test_many_are_taken_with_one_request_or_none_is(http, url, pool):
+    def others(*codes):
+        return [{"receipt": f"{code:064x}", "record": {"token_ids": [code], "label": 0}} for code in codes]
+
+    with contributor(http, url, pool, contributions=5) as one:
+        path = f"/v1/pools/{pool['id']}/contributions"
+        body = {"setting": pool["setting"], "receipt": "f" * 64, "record": {"token_ids": [1], "label": 1}}
+        assert one.post(path, json={**body, "others": others(2, 3)}).status_code == 200
+        assert one.post(path, json={**body, "others": others(2, 3, 4)}).status_code == 200  # three of them again
+        assert count(http, pool) == 4
+        refused = {
+            "bad record": (409, {**body, "others": others(5, 999)}),
+            "two records of a receipt": (400, {**body, "receipt": f"{5:064x}", "others": others(5)}),
+            "no room": (429, {**body, "others": others(5, 6)}),
+            "too many": (400, {**body, "others": others(*range(1000))}),
+        }
+        for name, (status, given) in refused.items():
+            assert one.post(path, json=given).status_code == status, name
+        assert count(http, pool) == 4
+
+
 def test_a_pool_is_bounded_in_bytes_and_its_manifest_is_short(http, url, code, pool, monkeypatch):
     manifest = replace(codes_manifest(codewords=code.size), vocabulary_hash=code.hash)
     long = dump_manifest(replace(manifest, labels=tuple(f"{'x' * 200}{number}" for number in range(500))))

@@ -463,12 +463,21 @@ class PoolKeysRequest(Request):
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class ContributionRequest(Request):
-    """A privatized record for a pool."""
+class Contribution(Request):
+    """A privatized record and its receipt."""
 
-    setting: Annotated[_Digest, Field(description="digest of the setting that the record was privatized by")]
     receipt: Annotated[_Digest, Field(description="256 random bits of the contributor, which take it back")]
     record: dict[str, Any]
+
+
+class ContributionRequest(Contribution):
+    """A privatized record for a pool, and others that come with it."""
+
+    setting: Annotated[_Digest, Field(description="digest of the setting that the records were privatized by")]
+    others: Annotated[
+        list[Contribution],
+        Field(default_factory=list, max_length=999, description="more of the same key; all are taken, or none is"),
+    ]
 
 
 class TakeBackRequest(Request):

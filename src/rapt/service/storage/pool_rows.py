@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -167,16 +168,15 @@ def make_pool_keys(
 
 
 def contribute(
-    store: Store, pool_id: str, *, receipt: str, setting: str, line: str, caller: Caller, max_bytes: int
+    store: Store, pool_id: str, *, lines: Mapping[str, str], setting: str, caller: Caller, max_bytes: int
 ) -> None:
-    """Take a contribution; one that is there already, under the same receipt, is not taken twice.
+    """Take contributions, all or none; one that is there already, under the same receipt, is not taken twice.
 
     Args:
         store: Store of the service.
         pool_id: Id of the pool.
-        receipt: Secret of the contributor, which takes the contribution back.
+        lines: Records, checked against the pool's manifest, by the secrets of the contributor that take them back.
         setting: Digest of the manifest that the contributor privatized by.
-        line: Record, checked against the pool's manifest.
         caller: Contributor, or a key of the tenant.
         max_bytes: Most bytes of a tenant without a quota of its own.
 
@@ -186,28 +186,31 @@ def contribute(
         QuotaError: The key has added as many as it may, or the tenant has too many bytes.
         LimitError: The pool is full, or the record is too long.
     """
-    if len(line) > LONGEST_LINE:
-        raise LimitError(f"a contribution must have at most {LONGEST_LINE} bytes, got {len(line)}; shorten the text")
-    digest = _digest(receipt)
+    longest = max(map(len, lines.values()))
+    if longest > LONGEST_LINE:
+        raise LimitError(f"a contribution must have at most {LONGEST_LINE} bytes, got {longest}; shorten the text")
+    given = {_digest(receipt): line for receipt, line in lines.items()}
     with store.database.write() as connection:
         pool = find(connection, POOLS, pool_id, tenant=caller.tenant)
         _require_open(pool)
         if setting != pool.setting:
             raise UsageError("a contribution must have the setting of the pool; ask for the pool, and privatize by it")
-        own = (CONTRIBUTIONS.c.pool_id == pool_id) & (CONTRIBUTIONS.c.receipt_digest == digest)
-        before = connection.execute(select(CONTRIBUTIONS.c.line).where(own)).first()
-        if before is not None:
-            if before.line != line:
+        own = (CONTRIBUTIONS.c.pool_id == pool_id) & CONTRIBUTIONS.c.receipt_digest.in_(given)
+        for row in connection.execute(select(CONTRIBUTIONS.c.receipt_digest, CONTRIBUTIONS.c.line).where(own)):
+            if row.line != given.pop(row.receipt_digest):
                 raise UsageError("a receipt must be of one contribution; take the first one back, or make another")
+        if not given:
             return
-        if pool.bytes + len(line) > MOST_BYTES:
+        size = sum(map(len, given.values()))
+        if pool.bytes + size > MOST_BYTES:
             raise LimitError(f"a pool must have at most {MOST_BYTES} bytes, and has them; open another")
-        if pool.contributions >= pool.most:
+        if pool.contributions + len(given) > pool.most:
             raise LimitError(f"a pool must have at most {pool.most} contributions, and has them; thank you")
-        check_bytes(connection, caller.tenant, more=len(line), limit=max_bytes)
-        _use_room(connection, caller, count=1)
-        connection.execute(insert(CONTRIBUTIONS).values(pool_id=pool_id, receipt_digest=digest, line=line))
-        _change(connection, pool, count=1, size=len(line))
+        check_bytes(connection, caller.tenant, more=size, limit=max_bytes)
+        _use_room(connection, caller, count=len(given))
+        rows = [{"pool_id": pool_id, "receipt_digest": digest, "line": line} for digest, line in given.items()]
+        connection.execute(insert(CONTRIBUTIONS), rows)
+        _change(connection, pool, count=len(given), size=size)
 
 
 def take_back(store: Store, pool_id: str, *, receipt: str, caller: Caller) -> None:

@@ -112,19 +112,22 @@ def pool_router(service: Service) -> APIRouter:
 
     @routes.post("/{pool_id}/contributions")
     def add_contribution(pool_id: str, request: ContributionRequest, caller: CallerOf) -> ContributionObject:
-        """Add a privatized record. The same receipt twice is one contribution."""
+        """Add privatized records, all or none. The same receipt twice is one contribution."""
         pool = get_pool(service.store, pool_id, tenant=caller.tenant)
         manifest = read_pool_manifest(pool)
         service.gate.check_setting(manifest)
-        record = parse_record(request.record, position=0)
-        service.gate.check_record(record, manifest, position=0)
-        line = write_record_lines([record], manifest, first_position=0).lines.decode("ascii")
+        lines = {}
+        for position, given in enumerate((request, *request.others)):
+            record = parse_record(given.record, position=position)
+            service.gate.check_record(record, manifest, position=position)
+            line = write_record_lines([record], manifest, first_position=position).lines.decode("ascii")
+            if lines.setdefault(given.receipt, line) != line:
+                raise UsageError("a receipt must be of one contribution; make one for each record")
         contribute(
             service.store,
             pool_id,
-            receipt=request.receipt,
+            lines=lines,
             setting=request.setting,
-            line=line,
             caller=caller,
             max_bytes=service.settings.tenant_bytes,
         )
