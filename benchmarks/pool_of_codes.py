@@ -23,8 +23,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from http_requests import done_job
-from running_service import running_service
-
 from rapt.local.codes.code_privatizer import read_code
 from rapt.local.codes.subset import make_subset
 from rapt.service.backbone.backbone import load_served
@@ -34,6 +32,7 @@ from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness, dump_manifest
+from running_service import running_service
 
 AT_ONCE = 1_000
 
