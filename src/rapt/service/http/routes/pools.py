@@ -116,7 +116,7 @@ def pool_router(service: Service) -> APIRouter:
         pool = get_pool(service.store, pool_id, tenant=caller.tenant)
         manifest = read_pool_manifest(pool)
         service.gate.check_setting(manifest)
-        lines = {}
+        lines: dict[str, str] = {}
         for position, given in enumerate((request, *request.others)):
             record = parse_record(given.record, position=position)
             service.gate.check_record(record, manifest, position=position)
