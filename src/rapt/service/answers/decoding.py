@@ -329,7 +329,7 @@ def check_cached_writing(backbone: Backbone) -> None:
         read.join(joining)
         found = read.step(torch.tensor([second, second], device=backbone.device), steering=steer([NOTHING] * 2))
     except (RuntimeError, AttributeError, TypeError, ValueError, IndexError, KeyError):
-        found = torch.full((len(rows), 1), torch.nan)
+        found = torch.full((len(rows), 1), torch.nan, device=backbone.device)
     answers = ([first, second], [second])
     wanted = torch.stack([_write_anew(backbone, *row) for row in zip(texts, answers, strict=True)])
     apart = (found - wanted).abs().mean() / wanted.abs().mean().clamp(min=1e-12)

@@ -149,7 +149,8 @@ def _count(
     chosen = [records[index] for index in np.unique(places, return_index=True)[1]]
     at_once = _rows_at_once(backbone)
     cut = range(0, len(chosen), at_once)
-    states = torch.cat([_read(tuning, backbone, chosen[start : start + at_once]) for start in cut]).double()
+    states = torch.cat([_read(tuning, backbone, chosen[start : start + at_once]) for start in cut])
+    states = states.cpu().double()  # a GPU reads, and a processor solves: in float64 few GPUs are fast
     return states, tally_labels(places, np.array([one.label for one in records]), (len(first), classes)), places
 
 
