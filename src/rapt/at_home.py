@@ -229,29 +229,30 @@ class ReaderModel:
 
 
 def load_reader_model(
-    files: Mapping[str, bytes], *, reader: str | None = None, encoder: str | Path | None = None
+    files: Mapping[str, bytes], *, reader: str | None, encoder: str | Path | None = None
 ) -> ReaderModel:
     """Return the tuned model in an adapter's files, for codes that a backbone reads.
 
     Args:
         files: The files of the adapter, by name.
-        reader: Folder of the reader; None goes by the name in the card.
+        reader: Folder of the reader; its backbone goes by its name.
         encoder: Name or folder of the code's encoder; None goes by the name in its bundle.
 
     Raises:
         WireError: The adapter is damaged, or does not fit the backbone.
         VocabularyError: The reader, its backbone or the encoder is not on this machine, or is another.
-        UsageError: The model writes text.
+        UsageError: The model writes text, or no reader is named.
         ImportError: The extra `service` is not installed.
     """
     from rapt.service.adapter.adapter import adapter_from_files
     from rapt.service.backbone.backbone import load_served
 
     card = read_home_card(files)
-    backbone = load_served(card.model if reader is None else reader, name=card.model, precision="auto")
+    if reader is None:
+        raise UsageError("a model that was tuned behind a reader needs the reader's folder; name it with --backbone")
+    backbone = load_served(reader, name=card.model, precision="auto")
     adapter = adapter_from_files(files, backbone=backbone)
-    if backbone.code is None:
-        raise UsageError("the reader must be the folder that the model was tuned behind, got a model without one")
+    assert backbone.code is not None, "an adapter that names a reader is refused on a backbone without one"
     return ReaderModel(adapter=adapter, backbone=backbone, encoder=_read_own_encoder(backbone.code, encoder))
 
 

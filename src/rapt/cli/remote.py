@@ -247,7 +247,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Encoder or backbone on this machine, a name or folder; with --local. Default: its name.",
+            help="Encoder, backbone or reader on this machine, a name or folder; with --local. Default: its name.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write .jsonl or .csv here instead of JSONL to stdout.")] = None,
