@@ -19,7 +19,7 @@ import pytest
 
 import file_list
 from rapt.cli.help_pages import GROUPS, write_help_pages
-from rapt.cli.program import COMMANDS, run
+from rapt.cli.program import COMMANDS, name_command, run
 from rapt.errors import RaptError
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
@@ -111,7 +111,7 @@ def options_of(*command: str) -> set[str]:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_command_and_option_in_a_document_exists(path: Path):
     groups = {group.split()[0] for group in GROUPS}
-    names = {command.__name__.replace("_", "-") for command in COMMANDS} | groups
+    names = {name_command(command) for command in COMMANDS} | groups
     for words in calls_of_rapt(path):
         if words[0].startswith("-"):
             continue

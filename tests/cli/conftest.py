@@ -18,6 +18,16 @@ class Outcome:
     err: str
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_configuration(tmp_path_factory):
+    """Leaves out what the person who runs the tests has configured."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("configuration")))
+        for name in ("RAPT_SERVICE", "RAPT_PROFILE", "RAPT_API_KEY", "RAPT_CA_FILE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture
 def rapt(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     def call(*arguments: object) -> Outcome:

@@ -39,7 +39,7 @@ def test_without_arguments_the_help_is_shown(rapt):
 
 
 def test_help_has_an_example_for_every_command(rapt):
-    for name in [command.__name__.replace("_", "-") for command in program.COMMANDS] + [
+    for name in [program.name_command(command) for command in program.COMMANDS] + [
         name for name in GROUPS if " " in name
     ]:
         shown = rapt(*name.split(), "--help")
@@ -132,7 +132,7 @@ def test_a_command_that_failed_before_still_knows_both_names_of_its_help(rapt, m
 def test_help_loads_nothing_heavy():
     script = f"""
 import sys
-from rapt.cli.program import run
+from rapt.cli.program import name_command, run
 assert run(["--help"]) == 0
 loaded = [name for name in {HEAVY!r} if name in sys.modules]
 assert not loaded, loaded

@@ -15,7 +15,7 @@ import pytest
 
 from rapt.cli import program
 from rapt.cli.help_pages import GROUPS
-from rapt.cli.program import run
+from rapt.cli.program import name_command, run
 
 TINY = ("--vocabulary", "bert-tiny")
 FEW = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1, "--plain-tokens", 2)
@@ -103,7 +103,7 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
 
 
 def names() -> set[str]:
-    commands = {command.__name__.replace("_", "-") for command in program.COMMANDS}
+    commands = {name_command(command) for command in program.COMMANDS}
     return commands | {name for name in GROUPS if " " in name}
 
 

@@ -10,8 +10,16 @@ import os
 from contextlib import redirect_stdout
 from typing import Final
 
+import typer
+
 from rapt.cli.output import show
-from rapt.cli.program import COMMANDS, run
+from rapt.cli.program import COMMANDS, GROUPED, name_command, run
+
+
+def _list_calls(name: str, group: typer.Typer) -> list[str]:
+    below = [item.name or getattr(item.callback, "__name__", "") for item in group.registered_commands]
+    return [name, *(f"{name} {command.replace('_', '-')}" for command in below)]
+
 
 _INTRODUCTION: Final = """\
 # The command line
@@ -33,38 +41,31 @@ document stands on stdout. An error is one line, `rapt: error: ...`, and an exit
 | 9 | the service refused, or could not be reached |
 | 10 | a ledger is damaged, busy, or without its key, or a release would spend more than it allows |
 | 130 | interrupted |
+
+What one gives again and again can stand in `~/.config/rapt/config.toml` (or in `$XDG_CONFIG_HOME/rapt/`):
+
+```toml
+profile = "work"                          # the one that is taken when --profile and RAPT_PROFILE name none
+
+[profiles.work]
+service = "http://127.0.0.1:8420"         # --service
+ca_file = "~/rapt-ca.pem"                 # --ca-file
+api_key = "sk-..."                        # --api-key; the file must then be readable by you alone (chmod 600)
+vocabulary = "minilm"                     # --vocabulary, where it has a default
+codes = "minilm-codes"                    # --codes, where it has a default
+```
+
+The command line goes before the environment, and the environment before the profile. A key and a CA file of a profile
+are used for the service of that profile alone. `rapt --install-completion` completes commands and options in bash, zsh
+and fish.
 """
-GROUPS: Final = (
-    "vocabulary",
-    "vocabulary fetch",
-    "vocabulary vectors",
-    "ledger",
-    "ledger show",
-    "ledger verify",
-    "ledger cap",
-    "pool",
-    "pool open",
-    "pool show",
-    "pool keys",
-    "pool close",
-    "pool delete",
-    "admin",
-    "admin create-tenant",
-    "admin list-tenants",
-    "admin set-quotas",
-    "admin delete-tenant",
-    "admin create-key",
-    "admin list-keys",
-    "admin rotate-key",
-    "admin revoke-key",
-    "admin audit-log",
-)
+GROUPS: Final = tuple(call for name, group in GROUPED.items() for call in _list_calls(name, group))
 _WIDTH: Final = "102"
 
 
 def write_help_pages() -> str:
     """The page: an introduction and the help of every command, at a width that does not depend on the terminal."""
-    calls = ["", *(command.__name__.replace("_", "-") for command in COMMANDS), *GROUPS]
+    calls = ["", *(name_command(command) for command in COMMANDS), *GROUPS]
     return "\n".join([_INTRODUCTION, *(_write_page(call.split()) for call in calls)])
 
 

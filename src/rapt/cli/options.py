@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -51,21 +50,6 @@ TrustVocabulary = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-ServiceUrl = Annotated[str, typer.Option(help="Address of the service, such as http://127.0.0.1:8420.")]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(envvar="RAPT_API_KEY", show_envvar=True, help="API key, if the service requires one."),
-]
-CaFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--ca-file",
-        metavar="FILE",
-        envvar="RAPT_CA_FILE",
-        show_envvar=True,
-        help="PEM certificates to trust, if this machine does not trust the service's certificate.",
-    ),
-]
 Debug = Annotated[
     bool | None,
     typer.Option(
@@ -75,10 +59,6 @@ Debug = Annotated[
     ),
 ]
 AuditSeed = Annotated[int, typer.Option(metavar="N", min=0, help="Seed of everything that the audit draws.")]
-Insecure = Annotated[
-    bool,
-    typer.Option("--insecure", help="Allow http:// to another machine, where anybody on the way can read the key."),
-]
 Blobs = Annotated[
     str | None,
     typer.Option(

@@ -36,6 +36,10 @@ _IN_ASCII = {
 }
 _HANDLER = "rapt.cli.output"
 
+# How a line begins that is said even to who wants to hear nothing, and how those begin that are said in this run.
+_ALARMS = ("rapt: warning: ", "rapt: error: ")
+_spoken: tuple[str, ...] = ("",)
+
 # Between two plain lines at least this long passes, in seconds, when the end of the work is not known.
 _PLAIN_INTERVAL = 5.0
 
@@ -59,8 +63,16 @@ def accept_every_letter() -> None:
             stream.reconfigure(errors=_HANDLER)
 
 
+def be_quiet(quiet: bool) -> None:
+    """Choose for the rest of a run whether warnings and errors alone are said, without progress and remarks."""
+    global _spoken
+    _spoken = _ALARMS if quiet else ("",)
+
+
 def say(line: str) -> None:
     """Write one line for people to stderr; a stderr that takes nothing stops no work."""
+    if not line.startswith(_spoken):
+        return
     with suppress(OSError, ValueError):
         print(line, file=sys.stderr, flush=True)  # noqa: T201 -- this is where the command line writes
 
@@ -151,7 +163,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 @contextmanager
 def meter(what: str, *, total: int | None = None, unit: str = "") -> Iterator[Meter]:
     """Open a meter on stderr for one piece of work: a bar on a terminal, plain lines elsewhere."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and _spoken != _ALARMS:
         with _make_bar() as progress:
             yield _BarMeter(progress, progress.add_task(what, total=total, note="", unit=unit))
     else:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import ApiKey, AsJson, CaFile, Insecure, ServiceUrl
+from rapt.cli.options import AsJson
 from rapt.cli.output import say, show, show_json
+from rapt.cli.profiles import ServiceAccess, asks_a_service
 
 if TYPE_CHECKING:
     from rapt.local.service_objects import PoolInfo
@@ -25,18 +26,16 @@ def group() -> None:
 
 
 @pool.command("open")
+@asks_a_service
 def open_pool(
     like: Annotated[
         Path, typer.Argument(metavar="FILE", help="Privatized file whose setting the contributions must have.")
     ],
-    service: ServiceUrl,
+    access: ServiceAccess,
     least: Annotated[
         int, typer.Option(metavar="N", min=2, help="Contributions below which the pool cannot be closed.")
     ] = 20,
     most: Annotated[int, typer.Option(metavar="N", min=2, help="Contributions that the pool takes.")] = 100_000,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Open a pool and print its id.
@@ -47,22 +46,19 @@ def open_pool(
     Example:
       rapt pool open mine.rapt.jsonl --least 100 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
     from rapt.wire.privatized_file import read_manifest
 
     manifest = read_manifest(like)
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         made = client.open_pool(manifest, least=least, most=most)
     _show(made, as_json=as_json)
 
 
 @pool.command("show")
+@asks_a_service
 def show_pool(
     pool_id: PoolId,
-    service: ServiceUrl,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
+    access: ServiceAccess,
     as_json: AsJson = False,
 ) -> None:
     """Show the setting of a pool and how many contributions it has.
@@ -71,21 +67,17 @@ def show_pool(
     Example:
       rapt pool show pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
-
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         _show(client.pool(pool_id), as_json=as_json)
 
 
 @pool.command()
+@asks_a_service
 def keys(
     pool_id: PoolId,
-    service: ServiceUrl,
+    access: ServiceAccess,
     count: Annotated[int, typer.Option(metavar="N", min=1, max=1000, help="Number of keys.")] = 1,
     contributions: Annotated[int, typer.Option(metavar="N", min=1, help="Contributions that each key may add.")] = 1,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Create keys for contributors and print them, one a line; nobody can show them again.
@@ -97,9 +89,7 @@ def keys(
     Example:
       rapt pool keys pool-0123456789abcdef01234567 --count 100 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
-
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         made = client.make_pool_keys(pool_id, count=count, contributions=contributions)
     if as_json:
         show_json({"pool": pool_id, "keys": made})
@@ -108,12 +98,10 @@ def keys(
 
 
 @pool.command()
+@asks_a_service
 def close(
     pool_id: PoolId,
-    service: ServiceUrl,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
+    access: ServiceAccess,
     as_json: AsJson = False,
 ) -> None:
     """Take nothing more into a pool and print the id of the file that it becomes.
@@ -124,9 +112,7 @@ def close(
     Example:
       rapt pool close pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
-
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         made = client.close_pool(pool_id)
     if as_json:
         show_json(_describe(made))
@@ -136,12 +122,10 @@ def close(
 
 
 @pool.command()
+@asks_a_service
 def delete(
     pool_id: PoolId,
-    service: ServiceUrl,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
+    access: ServiceAccess,
 ) -> None:
     """Delete a pool with its contributions and keys; the file that it became stays.
 
@@ -149,24 +133,20 @@ def delete(
     Example:
       rapt pool delete pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
-
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         client.delete_pool(pool_id)
     show(pool_id)
     say("the pool is deleted")
 
 
+@asks_a_service
 def contribute(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file whose records are given.")],
     pool_id: Annotated[str, typer.Option("--pool", metavar="POOL", help="Id of the pool.")],
-    service: ServiceUrl,
+    access: ServiceAccess,
     take_back: Annotated[
         bool, typer.Option("--take-back", help="Take back what was given of FILE, while the pool is open.")
     ] = False,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Give privatized texts to a pool.
@@ -179,10 +159,9 @@ def contribute(
     Example:
       rapt contribute mine.rapt.jsonl --pool pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
     from rapt.local.contributions import contribute_file, take_file_back
 
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         if take_back:
             number = take_file_back(file, client, pool=pool_id, narrator=output)
         else:

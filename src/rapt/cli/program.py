@@ -1,4 +1,4 @@
-"""The program: the commands in the order of a first visit, and how an error leaves it.
+"""The program: the commands by who one is, and how an error leaves it.
 
 Exit codes are those of `rapt.errors`. An error is one line on stderr and never a traceback, because the message of an
 unexpected exception could quote a text: only its class is named, unless RAPT_DEBUG=1 asks for everything.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from rapt.cli.admin import admin
@@ -24,10 +25,11 @@ from rapt.cli.demo import demo
 from rapt.cli.denoise import denoise
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms, statement
-from rapt.cli.output import accept_every_letter, flush_stdout, say, show
+from rapt.cli.output import accept_every_letter, be_quiet, flush_stdout, say, show
 from rapt.cli.pool import contribute, pool
 from rapt.cli.preview import preview
 from rapt.cli.privatize import privatize
+from rapt.cli.profiles import add_shared_options
 from rapt.cli.reader import reader
 from rapt.cli.remote import export, predict, tune
 from rapt.cli.serve import serve, worker
@@ -36,28 +38,16 @@ from rapt.cli.vocabulary import vocabulary
 from rapt.errors import RaptError, UsageError
 from rapt.version import __version__
 
-COMMANDS: Final[tuple[Callable[..., None], ...]] = (
-    demo,
-    preview,
-    privatize,
-    show_file,
-    statement,
-    calibrate,
-    tune,
-    predict,
-    export,
-    contribute,
-    audit,
-    audit_model,
-    audit_adapter,
-    compare,
-    denoise,
-    codebook,
-    reader,
-    center,
-    serve,
-    worker,
-    mechanisms,
+# Commands by who one is, in the order of a first visit; a group stands by its name.
+SECTIONS: Final[Mapping[str, tuple[Callable[..., None] | str, ...]]] = {
+    "Your text": (demo, preview, privatize, show_file, statement, calibrate, "ledger", "vocabulary"),
+    "A service's customer": (tune, predict, export, contribute, "pool"),
+    "A provider": (serve, worker, "admin"),
+    "A laboratory": (audit, audit_model, audit_adapter, compare, mechanisms, denoise, codebook, center, reader),
+}
+GROUPED: Final = {"ledger": ledger, "vocabulary": vocabulary, "pool": pool, "admin": admin}
+COMMANDS: Final[tuple[Callable[..., None], ...]] = tuple(
+    item for section in SECTIONS.values() for item in section if not isinstance(item, str)
 )
 
 # What a command may find missing on a machine with the trusted half only, and the extra that brings it.
@@ -78,25 +68,44 @@ EXTRAS: Final = {
 
 _HELP: Final = ["-h", "--help"]
 
+
+class _Sections(TyperGroup):
+    """The program, whose help lists the commands by who one is."""
+
+    def format_commands(self, context: Any, formatter: Any) -> None:
+        """Write the list of the commands."""
+        room = formatter.width - 6 - max(map(len, self.commands))
+        for title, section in SECTIONS.items():
+            names = [item if isinstance(item, str) else name_command(item) for item in section]
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
+
+
+def name_command(command: Callable[..., None]) -> str:
+    """Return the name of a command on the command line."""
+    return command.__name__.replace("_", "-")
+
+
 app = typer.Typer(
-    add_completion=False,
+    cls=_Sections,
     # Plain help: the same bytes on a terminal, in a pipe and in docs/cli.md, and rich is not loaded to print it.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": _HELP, "max_content_width": 100},
 )
 for _command in COMMANDS:
-    app.command()(_command)
-app.add_typer(vocabulary, name="vocabulary")
-app.add_typer(ledger, name="ledger")
-app.add_typer(pool, name="pool")
-app.add_typer(admin, name="admin")
+    app.command(name_command(_command))(_command)
+for _name, _group in GROUPED.items():
+    app.add_typer(_group, name=_name)
 
 
 @app.callback(invoke_without_command=True)
 def show_version_or_help(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but warnings and errors.")
+    ] = False,
 ) -> None:
     """Tune and use a language-model service on private text without the text leaving the machine.
 
@@ -104,6 +113,8 @@ def show_version_or_help(
     Start here:
       rapt demo
     """
+    if quiet:
+        be_quiet(True)
     if version:
         show(f"rapt {__version__}")
     elif context.invoked_subcommand is None:
@@ -113,6 +124,7 @@ def show_version_or_help(
 def run(arguments: Sequence[str]) -> int:
     """Run the command line `rapt ARGUMENTS`, and return its exit code."""
     accept_every_letter()
+    be_quiet(False)
     code = _run(arguments)
     return code if flush_stdout() else code or 1
 
@@ -120,7 +132,9 @@ def run(arguments: Sequence[str]) -> int:
 @functools.cache
 def _build_command() -> Any:
     """Build the command line, once for a process: Typer reads the types of every option of every command."""
-    return get_command(app)
+    command = get_command(app)
+    add_shared_options(command)
+    return command
 
 
 def _run(arguments: Sequence[str]) -> int:

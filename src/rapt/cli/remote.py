@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import ApiKey, AsJson, CaFile, Insecure, ServiceUrl
+from rapt.cli.options import AsJson
 from rapt.cli.output import format_json, meter, say, show, show_json
+from rapt.cli.profiles import ServiceAccess, asks_a_service
 from rapt.errors import CorpusError, ServiceError, UnavailableError, UsageError
 from rapt.service.adapter.methods import METHODS
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from rapt.local.client import ServiceClient
 
 
+@asks_a_service
 def tune(
-    service: ServiceUrl,
+    access: ServiceAccess,
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Privatized file with labels.")] = None,
     file_id: Annotated[
         str | None,
@@ -83,9 +85,6 @@ def tune(
     priority: Annotated[
         int, typer.Option(metavar="N", min=-100, max=100, help="Priority among your own jobs; the highest runs first.")
     ] = 0,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune a model of a service on a privatized file.
@@ -100,7 +99,7 @@ def tune(
       rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --method lora --rank 4
       rapt tune --follow ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient, follow_job
+    from rapt.local.client import follow_job
 
     asked: dict[str, Any] = {
         "task": task,
@@ -141,7 +140,7 @@ def tune(
         raise UsageError(
             "--follow takes a job with its settings; leave out --model, --method and the settings of the tuning"
         )
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         if follow is not None:
             job = client.job(follow)
         else:
@@ -171,7 +170,7 @@ def tune(
                     say(f"job {job.id} cancelled")
             raise
         except UnavailableError:
-            say(f"the job goes on by itself; follow it with: rapt tune --follow {job.id} --service {service}")
+            say(f"the job goes on by itself; follow it with: rapt tune --follow {job.id} --service {access.url}")
             raise
     tuned = str(job.fine_tuned_model)
     made = {"model": tuned, "job": job.id, "file": job.training_file, "method": dict(job.method), "seed": job.seed}
@@ -208,6 +207,7 @@ def describe(method: Mapping[str, Any]) -> str:
     return f"{kind}, {', '.join(parts)}"
 
 
+@asks_a_service
 def predict(
     file: Annotated[
         Path,
@@ -216,7 +216,7 @@ def predict(
         ),
     ],
     model: Annotated[str, typer.Option(help="Name of a tuned model, as `rapt tune` prints it.")],
-    service: ServiceUrl,
+    access: ServiceAccess,
     local: Annotated[
         bool, typer.Option("--local", help="Fetch the tuned model and answer here: nothing of FILE leaves.")
     ] = False,
@@ -252,9 +252,6 @@ def predict(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write .jsonl or .csv here instead of JSONL to stdout.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict the labels of texts, privatized by the service or in clear at home.
@@ -273,7 +270,6 @@ def predict(
       rapt predict queries.rapt.jsonl --model ft:minilm:reviews:a1b2 --service http://127.0.0.1:8420
       rapt predict queries.csv --local --model ft:minilm:reviews:a1b2 --service http://127.0.0.1:8420
     """
-    from rapt.local.client import ServiceClient
     from rapt.local.predictions import predict_file
 
     def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -285,7 +281,7 @@ def predict(
     given = [name for name, value in only.items() if value is not None]
     if given and not local:
         raise UsageError(f"{', '.join(given)} must come with --local; a privatized file says the rest by itself")
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         if local:
             from rapt.local.predictions import check_output
 
@@ -328,17 +324,15 @@ def predict(
         show(str(out))
 
 
+@asks_a_service
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a tuned model, as `rapt tune` prints it.")],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder for its files.")],
-    service: ServiceUrl,
+    access: ServiceAccess,
     form: Annotated[
         str,
         typer.Option(help="hub: for plain PEFT, vLLM and the hub, with a README. rapt: as another service imports it."),
     ] = "hub",
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
 ) -> None:
     """Write the files of a tuned model into a folder.
 
@@ -350,14 +344,13 @@ def export(
       rapt export ft:minilm:reviews:a1b2 reviews-lora --service http://127.0.0.1:8420
       hf upload me/reviews-lora reviews-lora
     """
-    from rapt.local.client import ServiceClient
     from rapt.whole_files import check_folder, write_folder
 
     if form not in ("hub", "rapt"):
         raise UsageError("--form must be hub or rapt, got another; choose one")
     try:
         check_folder(folder)
-        with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+        with access.open() as client:
             files = client.adapter(model, form="hub" if form == "hub" else "rapt")
         write_folder(folder, files)
     except OSError as error:

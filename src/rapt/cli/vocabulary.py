@@ -10,17 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from rapt.cli.options import (
-    ApiKey,
     AsJson,
-    CaFile,
     Eta,
-    Insecure,
     MechanismOptions,
-    ServiceUrl,
     TrustVocabulary,
     read_options,
 )
 from rapt.cli.output import meter, say, show, show_json
+from rapt.cli.profiles import ServiceAccess, asks_a_service
 from rapt.errors import RaptError, UsageError, VocabularyError
 
 
@@ -41,13 +38,11 @@ def group() -> None:
 
 
 @vocabulary.command()
+@asks_a_service
 def fetch(
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; it must not exist yet.")],
-    service: ServiceUrl,
+    access: ServiceAccess,
     model: Annotated[str, typer.Option(help="Base model of the service, such as minilm.")] = "minilm",
-    api_key: ApiKey = None,
-    ca_file: CaFile = None,
-    insecure: Insecure = False,
     trust_vocabulary: TrustVocabulary = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,12 +59,11 @@ def fetch(
     """
     import shutil
 
-    from rapt.local.client import ServiceClient
     from rapt.local.vocabulary import Vocabulary
     from rapt.local.vocabulary_check import check_vocabulary, count_different_rows, find_local_copy
 
     check_new(target)
-    with ServiceClient(service, api_key=api_key, ca_file=ca_file, insecure=insecure, on_retry=say) as client:
+    with access.open() as client:
         bundle = client.vocabulary(model, target)
     copy = find_local_copy(model)
     different = None if copy is None else count_different_rows(bundle, copy.bundle)
