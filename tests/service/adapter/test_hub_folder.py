@@ -190,6 +190,14 @@ def test_the_readme_says_what_it_is_and_that_no_license_is_stated(opened, method
     assert ("library_name: peft" in text) == METHODS[method].form.peft.__name__.startswith("_peft")
 
 
+def test_what_stands_behind_a_reader_is_not_for_peft_and_says_so(opened):
+    backbone, _ = opened("gpt2")
+    behind = dataclasses.replace(backbone, reader=object())
+    files = hub_files(adapter_of(backbone, "lora"), backbone=behind)
+    assert files.keys() == {README, CARD}
+    assert "PEFT has no adapter that computes this" in files[README].decode()
+
+
 def test_low_rank_changes_of_several_ranks_say_so(opened, tmp_path):
     backbone, folder = opened("llama-2")
     adapter = adapter_of(backbone, "lora")

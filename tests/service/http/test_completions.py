@@ -233,7 +233,12 @@ def test_a_pair_and_a_tuned_model_are_put_into_the_template_whole_and_not_at_all
     service = SimpleNamespace(backbones=both)
     alone = Conversation(turns=(Turn("user", (None,)),), earlier=())
     chat_frame = both["talker"].chat
-    bare = Prompt(record=PrivatizedRecord(token_ids=(1, 2), second_token_ids=(3,)), backbone="talker", adapter=None)
+    bare = Prompt(
+        record=PrivatizedRecord(token_ids=(1, 2), second_token_ids=(3,)),
+        backbone="talker",
+        adapter=None,
+        mechanism=manifest_for(both["talker"]).mechanism,
+    )
     assert bare.texts == ((1, 2), (3,))
     assert frame_chat(service, alone, None, bare).texts == ((*chat_frame.before, 1, 2), (3, *chat_frame.after))
     tuned = replace(bare, adapter=object())

@@ -47,7 +47,8 @@ def hub_files(adapter: Adapter, *, backbone: Backbone) -> dict[str, bytes]:
     if card.labels:
         head = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
         files[HEAD] = save_tensors({name: tensor.contiguous().cpu() for name, tensor in head.items()})
-    own = METHODS[card.method].form.peft(card, adapter.tuned)
+    # Behind a reader it takes vectors that no tokenizer writes.
+    own = None if backbone.reader is not None else METHODS[card.method].form.peft(card, adapter.tuned)
     if own is not None:
         tensors, changes = _rename(adapter, backbone)
         config = {"task_type": PEFT_TASKS[card.kind], "base_model_name_or_path": card.model, "inference_mode": True}
@@ -143,7 +144,7 @@ def _write_readme(adapter: Adapter, backbone: Backbone, *, in_peft: bool) -> str
 def _write_use(card: AdapterCard, backbone: Backbone, *, in_peft: bool) -> list[str]:
     lines = ["Texts were privatized in training, so a text in clear is easier than what the model was tuned on.", ""]
     if not in_peft:
-        lines += ["PEFT has no adapter that computes this: `rapt` does.", ""]
+        lines += ["PEFT has no adapter that computes this: `rapt export --form rapt` writes what `rapt` loads.", ""]
     else:
         lines += [
             "```python",
