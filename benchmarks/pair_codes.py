@@ -7,7 +7,8 @@
 over bins: one of the m nearest, or another. The joint law of true bins and labels is found from the released bins by
 expectation and maximization through the known channel. At home a logistic curve of that law reads the clear cosine;
 privately the likelier label of a released bin is the answer. *One each*: each text leaves as a codeword at ε / 2, and a
-logistic head reads the products of the two. Folds are by a hash of the pair. One JSON line for each cell.
+logistic head reads the products of the two, at home as `rapt.at_home.sharpen_head` has it. Folds are by a hash of the
+pair. One JSON line for each cell.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+from scipy.special import log_softmax
 from task_codes import tune
 from text_codes import interval, states_of
 
+from rapt.at_home import sharpen_head
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
@@ -125,8 +128,12 @@ def main():
                     np.multiply(*(words[mechanism.privatize(part, rng=rng)[:, 0]] for part in codes)) for _ in range(2)
                 )
                 head = tune(given[~out], labels[~out], np.eye(2))
-                for place, inputs in enumerate((codes[0] * codes[1], asked)):
-                    right[place, seed, out] = (inputs[out] @ head[:-1] + head[-1]).argmax(axis=1) == labels[out]
+                shares = np.exp(log_softmax(given[~out] @ head[:-1] + head[-1], axis=1)).mean(axis=0)
+                kept = mechanism.measure_attenuation(codes[0][:300]) ** 2  # of a product of two
+                weight, bias = sharpen_head(head[:-1].T, head[-1], shares=shares, attenuation=kept)
+                logits = (codes[0] * codes[1]) @ weight.T + bias, asked @ head[:-1] + head[-1]
+                for place, found in enumerate(logits):
+                    right[place, seed, out] = found[out].argmax(axis=1) == labels[out]
         write("one each", epsilon, right, dimensions=DIMENSIONS)
 
 

