@@ -41,7 +41,16 @@ from rapt.wire.manifest import MechanismSetting
 
 STYLES: Final = {name: f"arm-{place}" for place, name in enumerate(ARMS)}
 _STEP: Final = 5.0  # points of accuracy; the axis ends at multiples of it
-_LATEX = {"η": r"$\eta$", "λ": r"$\lambda$", "%": r"\%", "–": "--", "−": "$-$", "—": "---", "_": r"\_"}
+_LATEX = {
+    "η": r"$\eta$",
+    "ε": r"$\varepsilon$",
+    "λ": r"$\lambda$",
+    "%": r"\%",
+    "–": "--",
+    "−": "$-$",
+    "—": "---",
+    "_": r"\_",
+}
 
 
 def list_accuracies(summary: Summary) -> list[list[str]]:
