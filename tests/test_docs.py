@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from functools import cache
@@ -19,8 +20,10 @@ import pytest
 
 import file_list
 from rapt.cli.help_pages import GROUPS, write_help_pages
-from rapt.cli.program import COMMANDS, name_command, run
+from rapt.cli.program import COMMANDS, EXTRAS, name_command, run
+from rapt.demo.data import DISTRIBUTION
 from rapt.errors import RaptError
+from rapt.public_models import PUBLIC_MODELS
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from running_service import running_service
@@ -140,26 +143,63 @@ def test_a_document_names_no_path_of_a_machine_and_no_unexpected_host(path: Path
     assert {host.rstrip(".") for host in re.findall(r"https?://([\w.:-]+)", text)} <= HOSTS
 
 
-def test_no_text_of_ours_installs_the_package_of_that_name_from_an_index():
-    """It is another project's: to install it would run a stranger's code where the plain text is."""
-    named = re.compile(
-        r"\b(?:install|uvx|uv add|pipx run)\s+(?:-\S+\s+)*['\"]?rapt(?![\w.-])|"
-        r"rapt\[(?:service|audit|demo|dev|parquet|postgresql|tensorboard|processes|entities)\b"
+INSTALL = re.compile(r"\b(?:(?:pip3?|pipx|uv|npm) (?:install|add|run)|uvx)\b([^\n]*)")
+PLACEHOLDERS = {"{known.distribution}", "{DISTRIBUTION}"}
+
+
+def installed(text: str) -> Iterator[str]:
+    """Whatever the commands in a text have installers fetch: each word that is no option and no option's file."""
+    for rest in INSTALL.findall(text):
+        before = ""
+        for word in rest.split():
+            if not word.startswith("-") and before not in ("-c", "-r", "--target", "--prefix", "--upgrade-strategy"):
+                yield word.strip("'\"`,;)")
+            if word[-1] in '`",;)':  # the end of the command, in a sentence
+                break
+            before = word
+
+
+def test_no_text_of_ours_installs_anything_but_the_checkout_and_the_distributions_that_it_pins():
+    """An index gives whatever somebody put under a name, and that runs where the plain text is.
+
+    Our own name is not among them: until it is ours on the index, anybody may take it.
+    """
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    variables = dict(re.findall(r"^(\w+) :?= (.+)$", makefile, re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = set(project["optional-dependencies"])
+    pins = "\n".join(
+        [name for names in [project["dependencies"], *project["optional-dependencies"].values()] for name in names]
+        + [path.read_text(encoding="utf-8") for path in (ROOT / "requirements").glob("*.txt")]
     )
+    # Clients of object stores and for node, and tools in environments of their own.
+    known = {"s3fs", "aiobotocore", "boto3", "moto", "openai", "cyclonedx-bom"} | set(
+        re.findall(r"^([a-z0-9-]+)[><=]=", pins.lower().replace("_", "-"), re.MULTILINE)
+    )
+    assert {DISTRIBUTION, *(model.distribution for model in PUBLIC_MODELS.values())} <= known
+    assert set(EXTRAS.values()) <= extras
+
+    def unknown(text: str) -> set[str]:
+        found = set(installed(re.sub(r"\$\((\w+)\)", lambda name: variables.get(name[1], name[0]), text)))
+        checkouts = {word for word in found if re.fullmatch(r"\.(\[(\w+|{extra})(,\w+)*\])?", word)}
+        assert {extra for word in checkouts for extra in re.findall(r"\w+", word)} <= extras | {"extra"}
+        names = found - checkouts - PLACEHOLDERS
+        return {word for word in names if re.split(r"[\[=@]", word)[0].lower().replace("_", "-") not in known}
+
     texts = [
-        path
-        for pattern in ("src/**/*.py", "benchmarks/**/*", "examples/**/*", "Makefile")
-        for path in ROOT.glob(pattern)
+        path for pattern in ("src/**/*.py", "benchmarks/**/*.py", "deploy/*", "Makefile") for path in ROOT.glob(pattern)
     ]
-    found = {
-        f"{path.relative_to(ROOT)}: {match.group()}"
-        for path in [*texts, *DOCUMENTS]
-        if path.is_file() and path.suffix != ".pyc"
-        for match in named.finditer(path.read_text(encoding="utf-8"))
-    }
-    assert not found
-    for wrong in ("pip install rapt", "run: pip install 'rapt[service]'", "install rapt[entities]", "uvx rapt demo"):
-        assert named.search(wrong)
+    found = {path.name: unknown(path.read_text(encoding="utf-8")) for path in [*texts, *DOCUMENTS]}
+    assert not {name: words for name, words in found.items() if words}
+    assert sum("pip install" in path.read_text(encoding="utf-8") for path in texts) > 10
+    for wrong in (
+        "pip install rapt",
+        "run: pip install 'rapt[service]'",
+        "`uvx rapt demo`",
+        "pip install --no-deps gguf rapt-privacy",
+        "npm install --silent evil@1",
+    ):
+        assert unknown(wrong)
 
 
 def test_make_targets_in_documents_exist():

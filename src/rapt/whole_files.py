@@ -13,14 +13,19 @@ import shutil
 import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from rapt.errors import CorpusError, UsageError
 
-if sys.platform != "win32":
+try:
     import fcntl
+except ImportError:  # Windows
+    _LOCKS_OPEN_FILES = False
+else:
+    _LOCKS_OPEN_FILES = True
 
 _KINDS: Final = (
     (stat.S_ISLNK, "a link"),
@@ -191,17 +196,19 @@ def check_folder(folder: Path, *, replaceable: Collection[str] = ()) -> None:
 def open_alone(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for reading and writing, made if it is not there, and locked until the block ends.
 
-    The lock goes with the process: a killed one leaves none behind. Where the system has no such locks, none is taken.
+    The lock goes with the process: a killed one leaves none behind. Before the file is renamed or removed within the
+    block, its stream goes through `free_name`.
 
     Raises:
         CorpusError: Another process has locked the file.
-        UsageError: Something is there that is no regular file.
+        UsageError: Something is there that is no regular file, or the system has no locks.
         OSError: It cannot be opened.
     """
     check_target(path, overwrite=True)
     flags = os.O_RDWR | os.O_CREAT | _BINARY | getattr(os, "O_NOFOLLOW", 0)
-    with os.fdopen(os.open(path, flags, 0o666), "r+b") as stream:
-        if sys.platform != "win32":
+    locked = nullcontext() if _LOCKS_OPEN_FILES else _locked_beside(path)
+    with locked, os.fdopen(os.open(path, flags, 0o666), "r+b") as stream:
+        if _LOCKS_OPEN_FILES:
             try:
                 fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -210,6 +217,39 @@ def open_alone(path: Path) -> Iterator[IO[bytes]]:
             if not path.exists() or not os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 raise _taken()
         yield stream
+
+
+def free_name(stream: IO[bytes]) -> None:
+    """Close a stream of `open_alone` on Windows, which renames and removes no open file; the lock stays.
+
+    Elsewhere the stream stays open, because the lock is its own. What is in it was flushed, or is to be thrown away.
+    """
+    if not _LOCKS_OPEN_FILES:
+        with suppress(OSError):
+            stream.close()
+
+
+@contextmanager
+def _locked_beside(path: Path) -> Iterator[None]:
+    """Lock an empty file `NAME.lock` in place of the one at `path`, as Windows can; raises as `open_alone`."""
+    try:
+        locks: Any = import_module("msvcrt")  # type checkers know it on Windows only
+    except ImportError:
+        raise UsageError("files must be locked while they are written; use a system that has file locks") from None
+    beside = path.with_name(path.name + ".lock")
+    check_target(beside, overwrite=True)
+    with beside.open("ab") as held:
+        try:
+            locks.locking(held.fileno(), locks.LK_NBLCK, 1)
+        except OSError:
+            raise _taken() from None
+        try:
+            yield
+        finally:
+            held.close()
+            with suppress(OSError):  # another process has opened it, and Windows does not remove it then
+                if beside.stat().st_size == 0:
+                    beside.unlink()
 
 
 def flush(stream: IO[bytes]) -> None:

@@ -66,6 +66,9 @@ EXTRAS: Final = {
     "jinja2": "audit",
 }
 
+# What the service and the demo lock and limit with, and Windows lacks.
+_POSIX_MODULES: Final = ("fcntl", "resource")
+
 _HELP: Final = ["-h", "--help"]
 
 
@@ -147,6 +150,8 @@ def _run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _fail(_word_usage(error.format_message(), arguments), error.exit_code)
     except ModuleNotFoundError as error:
+        if error.name in _POSIX_MODULES:
+            return _fail("this command needs Linux or macOS; on Windows, run it in WSL", 2)
         if error.name not in EXTRAS:
             return _fail_unexpectedly(error)
         extra = EXTRAS[error.name]

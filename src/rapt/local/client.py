@@ -10,7 +10,6 @@ import hashlib
 import re
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -54,7 +53,7 @@ from rapt.wire.privatized_file import (
 from rapt.wire.strict_json import parse_object, read_field
 from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
 
-if sys.platform != "win32":
+with suppress(ImportError):  # Windows has none
     import fcntl
 
 __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "ServiceClient"]

@@ -57,7 +57,7 @@ def find_ledger(beside: Path) -> Path:
 
 def _is_own(path: Path) -> bool:
     """Whether a file and its folder belong to who runs this."""
-    return os.name != "posix" or {found.stat().st_uid for found in (path, path.parent)} == {os.geteuid()}
+    return not hasattr(os, "geteuid") or {found.stat().st_uid for found in (path, path.parent)} == {os.geteuid()}
 
 
 def make_folder(ledger: Path) -> None:

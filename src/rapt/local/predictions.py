@@ -18,7 +18,7 @@ from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.client import ServiceClient
 from rapt.local.service_objects import Prediction, not_understood, prediction
 from rapt.narration import SILENT, Narrator
-from rapt.whole_files import check_target, open_alone, write_whole
+from rapt.whole_files import check_target, free_name, open_alone, write_whole
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import read_privatized_file
 from rapt.wire.privatized_writer import name_partial
@@ -226,6 +226,7 @@ def keep_predictions(path: Path, *, model: str, manifest: Manifest, overwrite: b
                 done = True
             finally:
                 if done or not kept.found:
+                    free_name(stream)
                     path.unlink(missing_ok=True)
     except OSError as error:
         raise CorpusError(

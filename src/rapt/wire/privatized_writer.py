@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from rapt.errors import CorpusError, UsageError, WireError, name_record
-from rapt.whole_files import check_target, flush, open_alone, put_in_place
+from rapt.whole_files import check_target, flush, free_name, open_alone, put_in_place
 from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
@@ -168,13 +168,16 @@ def write_privatized_file(
                 whole = writer.finish()
                 flush(stream)
                 if order is None:
+                    free_name(stream)
                     put_in_place(partial, path, overwrite=overwrite)
                 else:
                     with _written_in_order(stream, partial, whole, order=order) as ordered:
                         put_in_place(ordered, path, overwrite=overwrite)
+                    free_name(stream)
                     partial.unlink(missing_ok=True)
             except BaseException:
                 if not resume:
+                    free_name(stream)
                     partial.unlink(missing_ok=True)
                 raise
     except OSError as error:
