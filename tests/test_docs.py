@@ -144,6 +144,7 @@ def test_a_document_names_no_path_of_a_machine_and_no_unexpected_host(path: Path
 
 
 INSTALL = re.compile(r"\b(?:(?:pip3?|pipx|uv|npm) (?:install|add|run)|uvx)\b([^\n]*)")
+OPTIONS_WITH_VALUES = ("-c", "-r", "--target", "--prefix", "--upgrade-strategy", "--index-url")
 PLACEHOLDERS = {"{known.distribution}", "{DISTRIBUTION}"}
 
 
@@ -152,9 +153,9 @@ def installed(text: str) -> Iterator[str]:
     for rest in INSTALL.findall(text):
         before = ""
         for word in rest.split():
-            if not word.startswith("-") and before not in ("-c", "-r", "--target", "--prefix", "--upgrade-strategy"):
+            if not word.startswith("-") and word != "\\" and before not in OPTIONS_WITH_VALUES:
                 yield word.strip("'\"`,;)")
-            if word[-1] in '`",;)':  # the end of the command, in a sentence
+            if word[-1] in '`",;)' and before not in OPTIONS_WITH_VALUES:  # the end of the command, in a sentence
                 break
             before = word
 
