@@ -82,7 +82,7 @@ def test_the_unit_starts_the_service_in_a_folder_of_its_own():
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
 def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path):
     unit = tmp_path / "rapt.service"
-    unit.write_text(re.sub("/opt/rapt/bin/rapt", "/bin/true", UNIT))
+    unit.write_text(re.sub("/srv/rapt/bin/rapt", "/bin/true", UNIT))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -223,7 +223,7 @@ def test_a_damaged_line_is_refused(bert_tiny, source, target, partial, damage):
 
 def test_something_else_under_the_name_is_refused(bert_tiny, source, target, partial):
     partial.write_text("text,label\nmine,1\n")
-    with pytest.raises(WireError, match="the manifest of an unfinished output must be one JSON value"):
+    with pytest.raises(UsageError, match="got a file that rapt did not begin"):
         run(source, target, setting(bert_tiny), resume=True)
     assert partial.read_text() == "text,label\nmine,1\n"
 
