@@ -39,7 +39,7 @@ _PREFIX: Final = "RAPT_"
 # Read by other parts than the settings, or by tests of this project.
 _OTHERS: Final = frozenset(
     "RAPT_API_KEY RAPT_CACHE_DIR RAPT_CA_FILE RAPT_DEBUG RAPT_LEDGER_KEY RAPT_NATIVE RAPT_NODE_MODULES "
-    "RAPT_TEST_POSTGRESQL RAPT_TEST_S3 RAPT_TEST_SEED".split()
+    "RAPT_PROFILE RAPT_SERVICE RAPT_TEST_POSTGRESQL RAPT_TEST_S3 RAPT_TEST_SEED".split()
 )
 _VARIABLE: Final = re.compile(r"[A-Z0-9_]{1,64}")
 
