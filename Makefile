@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node check format bench help-pages clean
+.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node check format bench help-pages sbom dist clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -94,5 +94,16 @@ help-pages: $(READY)  ## write docs/cli.md from the program's help, and the list
 	$(BIN)/python -m rapt.cli.help_pages > docs/cli.md.partial
 	mv docs/cli.md.partial docs/cli.md
 
+dist: $(READY)  ## the source archive and the wheel for this machine, in dist/
+	rm -rf dist
+	$(BIN)/hatchling build -d dist
+
+# In an environment of its own: what writes the list is not on it.
+sbom:  ## write sbom.json, a bill of materials (CycloneDX) of all that is pinned
+	$(PYTHON) -m venv $(VENV)/sbom
+	$(VENV)/sbom/bin/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	cat requirements/constraints.txt requirements/weights.txt | $(VENV)/sbom/bin/cyclonedx-py requirements - \
+	  --pyproject pyproject.toml --mc-type library --output-reproducible -o sbom.json
+
 clean:  ## remove what `make` made
-	rm -rf $(VENV) rapt-demo
+	rm -rf $(VENV) rapt-demo dist sbom.json

@@ -1,4 +1,4 @@
-"""What is there for running a service elsewhere says what the program understands; nothing is built or started."""
+"""What a release carries for others, to run it, cite it or report on it, says what the program understands."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import yaml
 from rapt.cli.program import run
 from rapt.service.http.door import OPEN_PATHS
 from rapt.service.http.settings import Settings, load_settings, reveal
+from rapt.version import __version__
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -23,6 +24,14 @@ UNIT = (DEPLOY / "rapt.service").read_text(encoding="utf-8")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 # Read when the package is built, and by both halves.
 ELSEWHERE = {"RAPT_NATIVE", "RAPT_CACHE_DIR"}
+
+
+def test_citation_and_security_name_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == __version__
+    assert f"## [{__version__}] - {cited['date-released']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    line = __version__.rpartition(".")[0]
+    assert f"| {line}.x | in the newest of them |" in (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
 
 def instructions(name):
