@@ -21,11 +21,21 @@ TINY = ("--vocabulary", "bert-tiny")
 FEW = ("--arms", "without reconstruction", "--seeds", 1, "--privatizations", 1, "--epochs", 1, "--plain-tokens", 2)
 BRIEF = ("--model", "bert-tiny", "--epsilon", 4, "--epochs", 0.1, "--vectors", 2)
 NARROW = ["cp1252", "latin-1", "ascii"]
-# Stands for the id of the pool that the story opens.
-POOL = object()
-# These run for minutes or until they are stopped, or need a service with keys; what they print goes the same way, and
-# their help is tested.
-LONG = {"demo", "audit-model", "audit-adapter", "denoise", "serve", "worker", "vocabulary certify", "pool keys"}
+# Stand for the ids of the pool, the job and the file of the story.
+POOL, JOB, FILE = object(), object(), object()
+# These run for minutes or until they are stopped, or need a service with keys or the hub; what they print goes the same
+# way, and their help is tested.
+LONG = {
+    "demo",
+    "audit-model",
+    "audit-adapter",
+    "denoise",
+    "serve",
+    "worker",
+    "vocabulary certify",
+    "vocabulary download",
+    "pool keys",
+}
 
 
 @dataclass
@@ -88,15 +98,37 @@ def story(folder: Path, service: str) -> list[tuple[object, ...]]:
         ("predict", folder / "ö.jsonl", *at, "--model", None),
         ("predict", folder / "ö.jsonl", *at, "--model", None, "--out", folder / "a.csv"),
         ("codebook", folder / "public.csv", "--model", "bert-tiny", "--dimensions", 4, "--out", folder / "codes"),
+        (
+            "privatize",
+            folder / "in.csv",
+            folder / "codes.jsonl",
+            "--epsilon",
+            4,
+            "--codes",
+            folder / "codes",
+            "--no-label",
+        ),
+        ("center", folder / "codes.jsonl", "--codes", folder / "codes", "--out", folder / "centred"),
         ("reader", folder / "public.csv", *BRIEF, "--codes", folder / "codes", "--out", folder / "reads"),
         ("export", None, folder / "exported", *at),
         ("preview", folder / "in.csv", "--eta", 60, *TINY),
+        ("jobs", "list", *at),
+        ("files", "list", *at),
+        ("models", "list", *at),
+        ("models", "show", None, *at),
+        ("tune", folder / "ö.jsonl", *at, "--epochs", 1000, "--batch-size", 1, "--no-wait", "--json"),
+        ("jobs", "show", JOB, *at),
+        ("jobs", "cancel", JOB, *at),
+        ("files", "show", FILE, *at),
+        ("models", "delete", None, *at),
+        ("files", "delete", FILE, *at),
         ("pool", "open", folder / "ö.jsonl", *at, "--least", 2),
         ("pool", "show", POOL, *at),
         ("contribute", folder / "ö.jsonl", "--pool", POOL, *at),
         ("pool", "close", POOL, *at),
         ("pool", "delete", POOL, *at),
         ("vocabulary", "fetch", folder / "fetched", *at, "--model", "bert-tiny"),
+        ("vocabulary", "show", "bert-tiny"),
         ("vocabulary", "vectors", folder / "words.txt", folder / "vectors"),
         ("compare", folder / "in.csv", "--eta", 90, "--model", "bert-tiny", "--out", folder / "compared", *FEW),
     ]
@@ -114,17 +146,19 @@ def names() -> set[str]:
 def test_every_command_says_all_it_has_to_say_in_any_encoding(encoding, folder: Path, service, tmp_path: Path):
     for path in ("in.csv", "words.txt", "public.csv"):
         (tmp_path / path).write_bytes((folder / path).read_bytes())
-    model: str | None = None
-    pool = ""
+    ids: dict[object, str] = {}
     for arguments in story(tmp_path, service):
-        words = [model if word is None else pool if word is POOL else word for word in arguments]
+        words = [ids.get(word, word) if word in (None, POOL, JOB, FILE) else word for word in arguments]
         outcome = call(encoding, *words)
         assert outcome.code == 0, (words, outcome.err)
         assert outcome.out, words
-        if words[0] == "tune":
-            model = outcome.out.strip()
+        if "--no-wait" in words:
+            made = json.loads(outcome.out)
+            ids |= {JOB: made["job"], FILE: made["file"]}
+        elif words[0] == "tune":
+            ids[None] = outcome.out.strip()
         if words[:2] == ["pool", "open"]:
-            pool = outcome.out.strip()
+            ids[POOL] = outcome.out.strip()
 
 
 def test_the_story_has_every_command_that_ends_soon(folder: Path):

@@ -221,6 +221,69 @@ def test_a_job_is_followed_again_to_its_model(rapt, service, privatized: Path, t
     assert (printed["job"], printed["file"]) == (job["id"], job["training_file"])
 
 
+def test_a_job_that_nobody_waits_for_is_named_followed_and_chosen_by_other_texts(rapt, service, privatized: Path):
+    arguments = ("tune", privatized / "train", "--service", service, *QUICK, "--no-reconstruction")
+    asked = rapt(*arguments, "--validation", privatized / "train", "--patience", 2, "--no-wait")
+    assert re.fullmatch(r"ftjob-\w+\n", asked.out)
+    job = asked.out.strip()
+    assert rapt("tune", "--follow", job, "--service", service).out.startswith("ft:bert-tiny:")
+    shown = httpx2.get(f"{service}/v1/fine_tuning/jobs/{job}", trust_env=False).json()
+    assert shown["validation_file"] == shown["training_file"]
+    assert shown["method"]["prompt_tuning"]["hyperparameters"]["patience"] == 2
+    for options, said in (
+        (("--patience", 2), "--validation"),
+        (("--validation", privatized / "queries"), "label"),
+        (("--validation", privatized / "reviews.csv"), "the first line must be"),
+    ):
+        refused = rapt(*arguments, *options)
+        assert (refused.code == 0, refused.out, said in refused.err) == (False, "", True)
+    assert rapt("tune", "--follow", job, "--no-wait", "--service", service).code == 2
+
+
+def test_what_a_service_keeps_is_listed_shown_and_deleted(rapt, service, privatized: Path):
+    def ask(*arguments):
+        outcome = rapt(*arguments, "--service", service, "--json")
+        return json.loads(outcome.out) if outcome.code == 0 else outcome.code
+
+    done = ask("tune", privatized / "train", *QUICK, "--suffix", "kept")
+    made = ask("tune", privatized / "train", "--epochs", 1000, "--batch-size", 1, "--no-wait")
+    job, file, model = made["job"], made["file"], done["model"]
+    assert [item["job"] for item in ask("jobs", "list")["jobs"]][:2] == [job, done["job"]]
+    assert ask("jobs", "show", done["job"])["model"] == model
+    table = rapt("jobs", "list", "--service", service).out
+    assert re.search(rf"{done['job']}  succeeded +bert-tiny +\d{{4}}-\d\d-\d\d \d\d:\d\d +{model}", table)
+    assert ask("files", "delete", file) == 9  # a job needs it
+    assert ask("jobs", "cancel", job)["status"] == "cancelled"
+    assert ask("jobs", "cancel", job) == 9
+    kept = ask("files", "show", file)
+    assert (kept["records"], kept in ask("files", "list")["files"]) == (20, True)
+    shown = ask("models", "show", model)
+    assert (shown["labels"], shown["queries"]) == (["no", "yes"], "laplace at eta=60")
+    assert {"bert-tiny", model} <= {item["model"] for item in ask("models", "list")["models"]}
+    assert ask("models", "delete", model) == {"model": model, "deleted": True}
+    assert ask("models", "show", model) == 9
+    assert ask("files", "delete", file) == {"file": file, "deleted": True}
+    assert ask("files", "show", file) == 9
+
+
+def test_a_list_of_jobs_has_every_page_and_an_end(rapt):
+    item = {"id": "ftjob-1", "model": "m", "training_file": "f", "status": "queued", "method": {}, "seed": 1}
+
+    def endless(path, body):
+        return 200, {}, json.dumps({"data": [item | {"error": None}] * 100, "has_more": True}).encode()
+
+    def two_pages(path, body):
+        return (
+            200,
+            {},
+            json.dumps({"data": [item] * (3 if "after" in path else 100), "has_more": "after" not in path}).encode(),
+        )
+
+    for answer, number in ((two_pages, 103), (endless, 1000)):
+        with answering(answer) as url:
+            assert len(json.loads(rapt("jobs", "list", "--service", url, "--json").out)["jobs"]) == number
+
+
 def test_interrupting_cancels_a_job_that_was_begun_here_and_not_one_that_is_followed(
     rapt, service, privatized: Path, monkeypatch
 ):

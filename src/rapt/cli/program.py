@@ -23,6 +23,7 @@ from rapt.cli.codebook import center, codebook
 from rapt.cli.compare import compare
 from rapt.cli.demo import demo
 from rapt.cli.denoise import denoise
+from rapt.cli.holdings import files, jobs, models
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms, statement
 from rapt.cli.output import accept_every_letter, be_quiet, flush_stdout, say, show
@@ -41,11 +42,19 @@ from rapt.version import __version__
 # Commands by who one is, in the order of a first visit; a group stands by its name.
 SECTIONS: Final[Mapping[str, tuple[Callable[..., None] | str, ...]]] = {
     "Your text": (demo, preview, privatize, show_file, statement, calibrate, "ledger", "vocabulary"),
-    "A service's customer": (tune, predict, export, contribute, "pool"),
+    "A service's customer": (tune, predict, export, "jobs", "files", "models", "pool", contribute),
     "A provider": (serve, worker, "admin"),
     "A laboratory": (audit, audit_model, audit_adapter, compare, mechanisms, denoise, codebook, center, reader),
 }
-GROUPED: Final = {"ledger": ledger, "vocabulary": vocabulary, "pool": pool, "admin": admin}
+GROUPED: Final = {
+    "ledger": ledger,
+    "vocabulary": vocabulary,
+    "jobs": jobs,
+    "files": files,
+    "models": models,
+    "pool": pool,
+    "admin": admin,
+}
 COMMANDS: Final[tuple[Callable[..., None], ...]] = tuple(
     item for section in SECTIONS.values() for item in section if not isinstance(item, str)
 )

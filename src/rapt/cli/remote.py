@@ -31,6 +31,19 @@ def tune(
     follow: Annotated[
         str | None, typer.Option(metavar="JOB", help="Follow a job that was started before, instead of FILE.")
     ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Print the id of the job and leave it to the service; see --follow.")
+    ] = False,
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Other privatized texts of the same setting, by whose loss the best epoch is chosen."
+        ),
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Epochs without a lower loss on --validation after which it ends."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Base model; default: the one that FILE was privatized for."),
@@ -89,14 +102,16 @@ def tune(
 ) -> None:
     """Tune a model of a service on a privatized file.
 
-    Prints the name of the tuned model, for `rapt predict`. What is not set here is left to the service. A file that the
-    service has already is not sent again. A lost connection is retried for minutes; after that the job goes on
-    without this command, and --follow finds it again. Interrupting cancels the job, unless it is only followed.
+    Prints the name of the tuned model, for `rapt predict`; with --no-wait the id of the job at once. What is not set
+    here is left to the service. A file that the service has already is not sent again. A lost connection is retried for
+    minutes; after that the job goes on without this command, and --follow finds it again. Interrupting cancels the job,
+    unless it is only followed.
 
     \b
     Example:
       rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --suffix reviews
       rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --method lora --rank 4
+      rapt tune reviews.rapt.jsonl --service http://127.0.0.1:8420 --validation others.rapt.jsonl --no-wait
       rapt tune --follow ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
     from rapt.local.client import follow_job
@@ -112,6 +127,7 @@ def tune(
         "lora_alpha": alpha,
         "target_modules": target or None,
         "n_epochs": epochs,
+        "patience": patience,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
     }
@@ -136,23 +152,38 @@ def tune(
         )
     if file_id is not None and model is None:
         raise UsageError("--file-id must come with --model, the base model that the file was privatized for")
-    if follow is not None and (hyperparameters or model or suffix or seed is not None or priority or method != "auto"):
+    settings = hyperparameters or model or suffix or seed is not None or priority or method != "auto" or validation
+    if follow is not None and (settings or no_wait):
         raise UsageError(
-            "--follow takes a job with its settings; leave out --model, --method and the settings of the tuning"
+            "--follow takes a job with its settings; leave out --model, --method, --no-wait and the settings of the "
+            "tuning"
         )
+    if patience is not None and validation is None:
+        raise UsageError("--patience must come with --validation, by whose loss a run ends; give both")
     with access.open() as client:
         if follow is not None:
             job = client.job(follow)
         else:
             sent = {"file_id": str(file_id), "model": str(model)}
+            if file is not None:
+                sent = send_file(client, file, model=model)
+            if validation is not None:
+                sent["validation_file"] = send_file(client, validation, model=sent["model"])["file_id"]
             job = client.create_job(
-                **(sent if file is None else send_file(client, file, model=model)),
+                **sent,
                 method={"type": method, method: {"hyperparameters": hyperparameters}},
                 suffix=suffix,
                 seed=seed,
                 priority=priority,
             )
         say(f"job {job.id}: {describe(job.method)} on {job.model}")
+        made = {"job": job.id, "file": job.training_file, "method": dict(job.method), "seed": job.seed}
+        if no_wait:
+            if as_json:
+                show_json(made)
+            else:
+                show(job.id)
+            return
         if job.status == "paused":
             say("the job is paused; waiting until somebody resumes it")
         try:
@@ -173,10 +204,9 @@ def tune(
             say(f"the job goes on by itself; follow it with: rapt tune --follow {job.id} --service {access.url}")
             raise
     tuned = str(job.fine_tuned_model)
-    made = {"model": tuned, "job": job.id, "file": job.training_file, "method": dict(job.method), "seed": job.seed}
     try:
         if as_json:
-            show_json(made | {"trained_tokens": job.trained_tokens})
+            show_json({"model": tuned} | made | {"trained_tokens": job.trained_tokens})
         else:
             show(tuned)
     except CorpusError:  # hours of work must not be lost with one line

@@ -62,6 +62,8 @@ T = TypeVar("T")
 UPLOAD_NAME: Final = "privatized.jsonl"
 RECORDS_PER_REQUEST: Final = 256
 _EVENTS_PER_REQUEST: Final = 100
+_JOBS_PER_REQUEST: Final = 100
+_MOST_LISTED: Final = 1000
 _BUNDLE_FILES: Final = ("vocabulary.json", "tokenizer.json", "embeddings.safetensors")
 # Most bytes of the first two; those of the third follow from the shape that the first states, within a limit.
 _MOST_OF_A_DESCRIPTION: Final = 16 * 2**20
@@ -159,6 +161,14 @@ class ServiceClient:
         answer = self._service.ask("GET", "/v1/files", params={"sha256": sha256, "limit": 1})
         return next((file for file in _read_each(read_file_info, answer) if file.sha256 == sha256), None)
 
+    def files(self) -> list[FileInfo]:
+        """The files of the tenant, newest first, the newest thousand at most."""
+        return _read_each(read_file_info, self._service.ask("GET", "/v1/files", params={"limit": _MOST_LISTED}))
+
+    def file(self, file_id: str) -> FileInfo:
+        """An uploaded file. Raises `NotFoundError`."""
+        return _read(read_file_info, self._service.ask("GET", f"/v1/files/{quote_part(file_id)}"))
+
     def delete_file(self, file_id: str) -> None:
         """Delete an uploaded file. Raises `NotFoundError`, and `ServiceError` while a job needs it."""
         self._service.ask("DELETE", f"/v1/files/{quote_part(file_id)}")
@@ -172,6 +182,7 @@ class ServiceClient:
         suffix: str | None = None,
         seed: int | None = None,
         priority: int = 0,
+        validation_file: str | None = None,
     ) -> JobInfo:
         """Queue a tuning job.
 
@@ -183,9 +194,11 @@ class ServiceClient:
             suffix: Part of the tuned model's name.
             seed: Seed of the training, to repeat it.
             priority: Among the tenant's own jobs; the highest is first.
+            validation_file: Another uploaded file, by whose loss the best epoch is chosen.
         """
         body: dict[str, Any] = {"training_file": file_id, "model": model, "method": dict(method)}
-        body |= {name: value for name, value in (("suffix", suffix), ("seed", seed)) if value is not None}
+        given = {"suffix": suffix, "seed": seed, "validation_file": validation_file}
+        body |= {name: value for name, value in given.items() if value is not None}
         if priority:
             body["rapt"] = {"priority": priority}
         answer = self._service.ask("POST", "/v1/fine_tuning/jobs", json=body, key=secrets.token_hex(16))
@@ -194,6 +207,19 @@ class ServiceClient:
     def job(self, job_id: str) -> JobInfo:
         """How a job stands. Raises `NotFoundError`."""
         return _read(read_job_info, self._service.ask("GET", f"/v1/fine_tuning/jobs/{quote_part(job_id)}"))
+
+    def jobs(self) -> list[JobInfo]:
+        """The jobs of the tenant, newest first, the newest thousand at most."""
+        found: list[JobInfo] = []
+        query: dict[str, str | int] = {"limit": _JOBS_PER_REQUEST}
+        while len(found) < _MOST_LISTED:
+            answer = self._service.ask("GET", "/v1/fine_tuning/jobs", params=query)
+            page = _read_each(read_job_info, answer)
+            found += page
+            if answer.get("has_more") is not True or not page:
+                break
+            query["after"] = page[-1].id
+        return found
 
     def cancel_job(self, job_id: str) -> JobInfo:
         """Stop a job. Raises `NotFoundError`, and `ServiceError` if it has ended."""

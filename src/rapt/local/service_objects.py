@@ -42,6 +42,7 @@ class JobInfo:
         trained_tokens: Text tokens seen; None unless it succeeded.
         error_code: Why it failed, for machines; None unless it did.
         error_message: Why it failed, for people; None unless it did.
+        created_at: When it was created, s since 1970; None where the service does not say.
     """
 
     id: str
@@ -54,6 +55,7 @@ class JobInfo:
     trained_tokens: int | None
     error_code: str | None
     error_message: str | None
+    created_at: int | None = None
 
     @property
     def ended(self) -> bool:
@@ -149,6 +151,7 @@ def read_job_info(value: Mapping[str, Any]) -> JobInfo:
         trained_tokens=_optional(value, "trained_tokens", int, what=what),
         error_code=_optional(error, "code", str, what=what),
         error_message=clean_line(error["message"]) if "message" in error else None,
+        created_at=_optional(value, "created_at", int, what=what),
     )
 
 
