@@ -13,7 +13,7 @@ from rapt.at_home import ReaderModel
 from rapt.errors import VocabularyError
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.adapter.adapter_check import list_methods
-from rapt.service.answers.prediction import ClassificationRow, classify
+from rapt.service.answers.prediction import ClassificationRow, Predictor, classify
 from rapt.service.backbone.backbone import load_backbone
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.result import Progress
@@ -188,6 +188,27 @@ def test_reconstruction_teaches_the_prompt_which_plain_text_a_code_is_of(pair, c
     again = tuning.losses(file.records[:4], draws=[(0, place) for place in range(4)])
     assert again.reconstruction == losses.reconstruction
     assert tuning.losses(file.records[:4]).reconstruction is None  # what is validated is the task
+
+
+def test_tenants_of_tokens_and_of_codes_wait_in_one_line_for_one_backbone(pair, code):
+    plain, behind = pair
+    config = replace(default_config("prompt_tuning"), epochs=1, prompt_length=2)
+    tokens = ClassificationRow(
+        adapter=tune(plain, tokens_file(plain), config=config), token_ids=(int(plain.bundle.eligible[0]),)
+    )
+    codes = ClassificationRow(adapter=tune(behind, codes_file(code), config=config), token_ids=(3,))
+    first = Predictor(behind)
+    second = Predictor(plain, beside=first)
+    try:
+        found = [
+            one.submit([row], tenant=tenant).future.result(timeout=60)[0]
+            for one, row, tenant in ((second, tokens, "a"), (first, codes, "b"))
+        ]
+        second.close()  # leaves the line to the other
+        assert first.submit([codes], tenant="b").future.result(timeout=60)[0] == found[1]
+    finally:
+        first.close()
+    assert_close(found, [classify(plain, [tokens])[0], classify(behind, [codes])[0]], of=plain)
 
 
 def test_a_run_on_codes_goes_on_to_the_same_bits(pair, code):

@@ -29,6 +29,7 @@ def service(code, tmp_path_factory):
     backbones = {
         name: load_served(model, name=name, precision="float32", served=served) for name, model in served.items()
     }
+    assert backbones[BASE].encoder is backbones[NAME].encoder  # a backbone is loaded once
     with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
         yield url
 

@@ -192,15 +192,28 @@ Answer = tuple[float, ...]
 class Predictor:
     """Predictions of one backbone; safe to use from many threads and event loops."""
 
-    def __init__(self, backbone: Backbone, *, limits: BatchLimits | None = None) -> None:
-        """Start the thread that computes."""
+    def __init__(
+        self, backbone: Backbone, *, limits: BatchLimits | None = None, beside: Predictor | None = None
+    ) -> None:
+        """Start the thread that computes.
+
+        Args:
+            backbone: Backbone of the rows.
+            limits: Limits of what waits.
+            beside: Predictor of the same backbone behind a reader, whose passes then take these rows too.
+        """
         self._backbone = backbone
-        self._batcher: Batcher[ClassificationRow, Answer] = Batcher(
-            lambda rows: classify_pass(backbone, rows),
-            plan=partial(plan, device=backbone.device.type),
-            cost=lambda row: row.positions,
-            limits=limits,
-            name=f"rapt-predictor-{backbone.model}",
+        self._own = beside is None
+        self._batcher: Batcher[ClassificationRow, Answer] = (
+            beside._batcher
+            if beside is not None
+            else Batcher(
+                lambda rows: classify_pass(backbone, rows),
+                plan=partial(plan, device=backbone.device.type),
+                cost=lambda row: row.positions,
+                limits=limits,
+                name=f"rapt-predictor-{backbone.model}",
+            )
         )
 
     def submit(self, rows: Sequence[ClassificationRow], *, tenant: str) -> Ticket[Answer]:
@@ -221,5 +234,6 @@ class Predictor:
         self._batcher.cancel(ticket)
 
     def close(self) -> None:
-        """Finish the pass that runs, refuse what waits, end the thread."""
-        self._batcher.close()
+        """Finish the pass that runs, refuse what waits, end the thread; one beside another leaves that to it."""
+        if self._own:
+            self._batcher.close()

@@ -361,7 +361,8 @@ def _read_through(
             f"a reader must meet the backbone that it was trained for, got another for {reader.model[:100]!r}; take "
             "that backbone, or make the reader again with `rapt reader`"
         )
-    backbone = load_backbone(base, precision=precision, device=device, weights=weights)
+    # Asked for as `load_served` does, in the same order: so one that is served as well is loaded once.
+    backbone = load_backbone(base, precision=precision, device=device, behind=None, weights=weights)
     if len(reader.tensors["output.bias"]) != reader.vectors * backbone.embedding_size:
         raise VocabularyError(
             f"a reader must make vectors of {backbone.embedding_size} numbers for this backbone, got another width; "

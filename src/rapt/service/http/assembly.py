@@ -241,9 +241,14 @@ def _computing(
 ) -> Iterator[tuple[dict[str, Predictor], dict[str, Writer]]]:
     limits = BatchLimits(waiting_cost=settings.max_waiting_tokens)
     with ExitStack() as closing:
-        predictors, writers = {}, {}
-        for name, backbone in backbones.items():
-            predictors[name] = Predictor(backbone, limits=limits)
+        predictors: dict[str, Predictor] = {}
+        writers: dict[str, Writer] = {}
+        readers: dict[int, Predictor] = {}  # by the encoder that they share with a model of tokens
+        for name, backbone in sorted(backbones.items(), key=lambda item: item[1].reader is None):
+            beside = readers.get(id(backbone.encoder)) if backbone.reader is None else None
+            predictors[name] = Predictor(backbone, limits=limits, beside=beside)
+            if backbone.reader is not None:
+                readers.setdefault(id(backbone.encoder), predictors[name])
             closing.callback(predictors[name].close)
             if backbone.kind != "encoder":
                 writers[name] = Writer(backbone, limits=limits)
