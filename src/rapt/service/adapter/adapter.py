@@ -36,7 +36,7 @@ from rapt.service.backbone.steering import Tuned
 from rapt.whole_files import write_folder
 from rapt.wire.adapter_files import AdapterCard, dump_card, parse_card
 from rapt.wire.strict_json import dump_line, parse_document
-from rapt.wire.vocabulary_bundle import check_hash
+from rapt.wire.vocabulary_bundle import shorten_hash
 
 WEIGHTS: Final = "adapter_model.safetensors"
 CARD: Final = "rapt.json"
@@ -119,7 +119,11 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
             f"an adapter must meet the backbone it was tuned on, got {backbone.model!r} for one of another; "
             "load that backbone"
         )
-    check_hash(backbone.bundle, expected=card.vocabulary_hash)
+    if card.vocabulary_hash != backbone.bundle.hash:  # what a stranger's card says instead is not repeated
+        raise VocabularyError(
+            f"an adapter must be of its backbone's vocabulary {shorten_hash(backbone.bundle.hash)}, got another; load "
+            "that backbone, or tune again"
+        )
     if card.reader != (None if backbone.reader is None else backbone.reader.hash):
         raise VocabularyError(
             f"an adapter must meet the reader it was tuned behind, got {'another' if card.reader else 'one for none'}; "
