@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from rapt.local.codes.subset import remake_subset
 from rapt.local.corpus import LabelledText, read_corpus
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.own_model import Fusion, fit_fusion
-from rapt.local.predictions import FilePredictions, Row, check_output, make_row, write_rows
+from rapt.local.predictions import FilePredictions, Row, check_beside, check_output, make_row, write_rows
 from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.service_objects import Prediction
@@ -504,6 +504,7 @@ def predict_at_home(
     label_column: str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
+    beside: Sequence[Mapping[str, Any]] | None = None,
     on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
     narrator: Narrator = SILENT,
 ) -> FilePredictions:
@@ -517,6 +518,7 @@ def predict_at_home(
         label_column: Column of true labels, which answers are compared with; None compares nothing.
         out: Output, `.jsonl` or `.csv`; None writes no file.
         overwrite: Whether an output that exists is replaced.
+        beside: Values that stand before each prediction, such as ids of the texts.
         on_rows: Called with the rows of each batch.
         narrator: Receiver of remarks and progress.
 
@@ -529,6 +531,7 @@ def predict_at_home(
         check_output(out, queries=source, overwrite=overwrite)
     card = model.card
     records, seconds = _read_queries(source, card, text_column, second_column, label_column)
+    check_beside(beside, records=len(records))
     found: list[Row] = []
     right = 0
     with narrator.meter("predicting", total=len(records), unit="texts") as show_progress:
@@ -539,7 +542,11 @@ def predict_at_home(
                 None if seconds is None else seconds[part],
                 first_position=start,
             )
-            rows = [make_row(_to_prediction(line, card.labels), card.labels) for line in odds]
+            before = [{}] * len(odds) if beside is None else beside[part]
+            rows = [
+                make_row(_to_prediction(line, card.labels), card.labels, own)
+                for line, own in zip(odds, before, strict=True)
+            ]
             right += sum(row["label"] == item.label for row, item in zip(rows, records[part], strict=True))
             found += rows
             if out is None:

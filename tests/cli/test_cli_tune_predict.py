@@ -119,6 +119,44 @@ def test_predictions_can_be_written_as_csv(rapt, service, privatized: Path, tune
     assert (again.code, "--overwrite" in again.err) == (2, True)
 
 
+def test_ids_and_columns_of_the_source_stand_before_the_answers(rapt, service, privatized: Path, tuned, tmp_path: Path):
+    source = tmp_path / "source.jsonl"
+    rows = [{"text": f"the food was good {i}", "id": i if i % 2 else f"n-{i}", "when": None} for i in range(6)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert rapt("privatize", source, tmp_path / "q", *PRIVATIZE, "--no-label").code == 0
+    ask = ("predict", tmp_path / "q", "--service", service, "--model", tuned)
+    kept = (*ask, "--original", source, "--id-column", "id")
+    answers = [json.loads(line) for line in rapt(*kept, "--keep", "when").out.splitlines()]
+    assert [row["id"] for row in answers] == [row["id"] for row in rows]
+    assert list(answers[0]) == ["id", "when", "label", "probabilities"]
+    assert rapt(*kept, "--out", tmp_path / "a.csv").code == 0
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert (list(table[0]), [row["id"] for row in table]) == (
+        ["id", "label", "p(no)", "p(yes)"],
+        ["n-0", *"1", "n-2", *"3", "n-4", *"5"],
+    )
+    at_home = rapt("predict", source, "--local", "--model", tuned, "--service", service, "--id-column", "id")
+    assert [json.loads(line)["id"] for line in at_home.out.splitlines()] == [row["id"] for row in rows]
+    assert rapt("privatize", source, tmp_path / "s", *PRIVATIZE, "--no-label", "--shuffle").code == 0
+    for arguments, said in (
+        ((*ask, "--id-column", "id"), "--original"),
+        ((*ask, "--original", source), "--id-column"),
+        ((*kept, "--keep", "id"), "once"),
+        ((*ask, "--original", privatized / "reviews.csv", "--id-column", "text"), "got 20 records for 6"),
+        (("predict", tmp_path / "s", *kept[2:]), "--keep-order"),
+        (
+            ("predict", privatized / "train", *ask[2:], "--original", privatized / "reviews.csv", "--keep", "label"),
+            "rename",
+        ),
+        ((*ask, "--original", source, "--local", "--keep", "id"), "leave it out"),
+    ):
+        refused = rapt(*arguments)
+        assert (refused.code, refused.out, refused.err.count("\n"), said in refused.err) == (2, "", 1, True), (
+            refused.err
+        )
+
+
 def test_a_fetched_vocabulary_privatizes_like_the_installed_one(rapt, service, reviews: Path, tmp_path: Path):
     folder = tmp_path / "bundle"
     assert rapt("vocabulary", "fetch", folder, "--service", service, "--model", "bert-tiny").out == f"{folder}\n"

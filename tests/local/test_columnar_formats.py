@@ -1,12 +1,13 @@
 import json
 import tracemalloc
+from datetime import date
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.corpus import Reading, read_corpus
+from rapt.local.corpus import Reading, read_columns, read_corpus
 
 SECRET = "zanzibarsecret"
 TEXTS = ["good film", "naïve 你好 🎉", "two\nlines"]
@@ -200,3 +201,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         tracemalloc.stop()
     assert python < 2_000_000
     assert peak < 2_000_000
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_columns_are_handed_back_as_they_stand_and_as_json_has_them(name, tmp_path):
+    given = {"id": [7, None, 9], "day": [date(2024, 2, 29)] * 3, "x": [0.5, float("nan"), 2.0], "text": TEXTS}
+    found = read_columns(MAKE[name](tmp_path / name, given), ["x", "id", "day"])
+    assert found[0] == {"x": 0.5, "id": 7, "day": "2024-02-29"}
+    assert [(row["x"], row["id"]) for row in found[1:]] == [(None, None), (2.0, 9)]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found

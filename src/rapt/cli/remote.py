@@ -280,6 +280,16 @@ def predict(
             help="Encoder, backbone or reader on this machine, a name or folder; with --local. Default: its name.",
         ),
     ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Column of ids, which stand before the answers; it is not sent.")
+    ] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another column to stand before the answers; repeat.")
+    ] = None,
+    original: Annotated[
+        Path | None,
+        typer.Option(metavar="SOURCE", help="File of texts that FILE was made from, for --id-column and --keep."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write .jsonl or .csv here instead of JSONL to stdout.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     as_json: AsJson = False,
@@ -298,6 +308,7 @@ def predict(
     \b
     Example:
       rapt predict queries.rapt.jsonl --model ft:minilm:reviews:a1b2 --service http://127.0.0.1:8420
+      rapt predict queries.rapt.jsonl --model ft:minilm:reviews:a1b2 --original queries.csv --id-column id --out a.csv
       rapt predict queries.csv --local --model ft:minilm:reviews:a1b2 --service http://127.0.0.1:8420
     """
     from rapt.local.predictions import predict_file
@@ -311,6 +322,16 @@ def predict(
     given = [name for name, value in only.items() if value is not None]
     if given and not local:
         raise UsageError(f"{', '.join(given)} must come with --local; a privatized file says the rest by itself")
+    if local and original is not None:
+        raise UsageError("--original must come without --local, where FILE is the source itself; leave it out")
+    kept = [*([] if id_column is None else [id_column]), *(keep or ())]
+    if bool(kept) != (original is not None) and not (local and kept):
+        raise UsageError("--original must come with --id-column or --keep, and these with it or with --local")
+    beside = None
+    if kept:
+        from rapt.local.corpus import read_columns
+
+        beside = read_columns(original or file, kept)
     with access.open() as client:
         if local:
             from rapt.local.predictions import check_output
@@ -336,13 +357,21 @@ def predict(
                 label_column=label_column,
                 out=out,
                 overwrite=overwrite,
+                beside=beside,
                 on_rows=show_rows,
                 narrator=output,
             )
             say("answered here: nothing of the texts left, and no budget was spent")
         else:
             found = predict_file(
-                file, client, model=model, out=out, overwrite=overwrite, on_rows=show_rows, narrator=output
+                file,
+                client,
+                model=model,
+                out=out,
+                overwrite=overwrite,
+                beside=beside,
+                on_rows=show_rows,
+                narrator=output,
             )
     records, right = len(found.rows), found.right
     if right is not None:

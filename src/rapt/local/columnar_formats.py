@@ -8,6 +8,7 @@ labels that it keeps as numbers of a `ClassLabel` are read as its names.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Generator, Iterator
 from importlib import import_module
@@ -96,7 +97,7 @@ def _check_columns(arrow: Any, schema: Any, columns: Columns) -> None:
         if types.is_dictionary(kind):
             kind = kind.value_type
         text = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-        if not text and (column != columns.label or not types.is_integer(kind)):
+        if not text and column not in columns.kept and (column != columns.label or not types.is_integer(kind)):
             what = "text or whole numbers" if column == columns.label else "text"
             raise CorpusError(f"column {column!r} must hold {what}, got another type; name the right column")
 
@@ -146,7 +147,7 @@ def _row(place: str, cells: tuple[Any, ...], columns: Columns, found: Findings) 
             found.fault(place, f"have a text in {column!r}, got null; remove it")
             return None
     if columns.label is None:
-        return Row(place, texts, None)
+        return Row(place, texts, None, tuple(map(_plain, cells[len(columns.texts) :])))
     label = cells[-1]
     if label is None:
         found.fault(place, f"have a label in {columns.label!r}, got null; label it or remove it")
@@ -158,6 +159,13 @@ def _row(place: str, cells: tuple[Any, ...], columns: Columns, found: Findings) 
         return Row(place, texts, found.class_names[label])
     name = found.label(place, str(label))
     return None if name is None else Row(place, texts, name)
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can have: what it has not, such as a date, as its text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int)) else str(value)
 
 
 def _counted(batches: Iterator[Any], reading: Reading) -> Iterator[Any]:

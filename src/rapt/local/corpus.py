@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
 from rapt.local.corpus_check import CorpusCheck, check_corpus, read_rows
@@ -95,6 +95,25 @@ def read_corpus(
         for row in rows:
             assert row is not None  # a fault is raised where faults are not collected
             yield LabelledText(text=row.texts[0], label=row.label)
+
+
+def read_columns(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The values of some columns of a file, for each record in order, as they stand there.
+
+    Args:
+        path: A file of records, as for `read_corpus`.
+        names: Columns, or JSON fields.
+
+    Raises:
+        CorpusError: The reasons of `read_corpus`.
+        UsageError: The format is unknown or needs an extra, or a column is named twice.
+    """
+    if len(set(names)) != len(names):
+        raise UsageError("a column must be kept once, got one twice; name it once")
+    source, kind = _source(path, None, delimiter=None, header=True)
+    columns = Columns(texts=(), label=None, kept=tuple(names))
+    with closing(read_rows(source, columns, file_format=kind, found=Findings())) as rows:
+        return [dict(zip(names, row.kept, strict=True)) for row in rows if row is not None]
 
 
 def privatize_corpus(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ class Columns:
     Attributes:
         texts: Columns, or JSON fields, of the texts; in CSV and TSV a number from 1 will do.
         label: Column of the label; None where there is none.
+        kept: Columns whose values are handed back as they are, beside the texts.
         header: Whether the first line of a CSV or TSV file names its columns.
         privatized: Whether a command reads them that has `--no-header`, `--delimiter` and `--target-column`, which
             errors then name.
@@ -68,13 +70,14 @@ class Columns:
 
     texts: tuple[str, ...]
     label: str | None
+    kept: tuple[str, ...] = ()
     header: bool = True
     privatized: bool = False
 
     @property
     def wanted(self) -> tuple[str, ...]:
-        """All of them, the label last."""
-        return self.texts if self.label is None else (*self.texts, self.label)
+        """All of them: texts, kept ones, and the label last."""
+        return (*self.texts, *self.kept, *(() if self.label is None else (self.label,)))
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Row:
     place: str
     texts: tuple[str, ...] = field(repr=False)
     label: str | None = field(repr=False)
+    kept: tuple[Any, ...] = field(default=(), repr=False)
 
 
 @dataclass
@@ -253,7 +257,8 @@ def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row |
         if None in texts or (columns.label is not None and label is None):
             yield None
         else:
-            yield Row(place, texts, label)  # type: ignore[arg-type]  # None is not among them
+            kept = tuple(_plain(fields.once(column)[1]) for column in columns.kept)
+            yield Row(place, texts, label, kept)  # type: ignore[arg-type]  # None is not among the texts
 
 
 def _parse(line: str) -> _Pairs | None:
@@ -297,6 +302,15 @@ def _json_label(fields: _Pairs, column: str, place: str, found: Findings) -> str
     got = _kind(value) if once else "it several times"
     found.fault(place, f"have a name or a whole number in {column!r}, got {got}; name the right field")
     return None
+
+
+def _plain(value: Any) -> Any:
+    """The value of a field that is handed back; None where there is none."""
+    if isinstance(value, _Pairs):
+        return {name: _plain(item) for name, item in value}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if value is _NOTHING or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
 def _kind(value: object) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final
 
 from rapt.errors import CorpusError, UsageError, WireError
@@ -26,6 +27,7 @@ from rapt.wire.strict_json import parse_document
 
 SCHEMA: Final = "rapt.predictions/1"
 _LONGEST_LINE: Final = 64 * 2**20
+_OF_A_PREDICTION: Final = ("label", "probabilities")
 
 Row = Mapping[str, Any]
 
@@ -52,6 +54,7 @@ def predict_file(
     model: str,
     out: Path | None = None,
     overwrite: bool = False,
+    beside: Sequence[Mapping[str, Any]] | None = None,
     on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
     narrator: Narrator = SILENT,
 ) -> FilePredictions:
@@ -63,6 +66,7 @@ def predict_file(
         model: Name of the tuned model.
         out: Output, `.jsonl` or `.csv`; predictions are kept beside it until it is whole. None writes no file.
         overwrite: Replace the output, and predictions of another run that are kept beside it.
+        beside: Values that stand before each prediction, such as ids of the texts; they are not sent.
         on_rows: Called with the rows of each answer, unless they are kept for the output.
         narrator: Receiver of remarks and progress.
 
@@ -76,6 +80,12 @@ def predict_file(
     if out is not None:
         check_output(out, queries=file, overwrite=overwrite)
     queries = read_privatized_file(file)
+    check_beside(beside, records=len(queries.records))
+    if queries.manifest.arrangement.shuffled and beside is not None:
+        raise UsageError(
+            "queries must be in the order of their source where its columns are kept, got a shuffled file; privatize "
+            "them with --keep-order"
+        )
     if queries.manifest.arrangement.shuffled:
         narrator.say(
             "the records of this file were shuffled: predictions are in its order, not in that of their source"
@@ -105,14 +115,14 @@ def predict_file(
                     raise not_understood()
                 found += part
                 if kept is None:
-                    on_rows([make_row(item, card.labels) for item in part])
+                    on_rows(_make_rows(part, card.labels, beside, first=len(found) - len(part)))
                 else:
                     kept.add(part)
                 show_progress(len(found))
         finally:
             if kept is not None and 0 < len(found) < len(queries.records):
                 narrator.say(f"{len(found):,} predictions are kept; the same command asks for the rest")
-        rows = tuple(make_row(item, card.labels) for item in found)
+        rows = tuple(_make_rows(found, card.labels, beside, first=0))
         if out is not None:
             write_rows(out, rows, overwrite=overwrite)
     right = None
@@ -131,9 +141,31 @@ def check_output(out: Path, *, queries: Path, overwrite: bool) -> None:
     check_target(out, overwrite=overwrite)
 
 
-def make_row(item: Prediction, labels: Sequence[str]) -> Row:
-    """Return a prediction as it is shown and written."""
-    return {"label": item.label, "probabilities": dict(zip(labels, item.probabilities, strict=True))}
+def check_beside(beside: Sequence[Mapping[str, Any]] | None, *, records: int) -> None:
+    """Refuse values beside predictions that are not one for each record, or have the name of another (`UsageError`)."""
+    if beside is None:
+        return
+    if len(beside) != records:
+        raise UsageError(
+            f"the columns that are kept must be of the source of the queries, got {len(beside):,} records for "
+            f"{records:,} queries; name the source that they were made from"
+        )
+    if any(name in row for row in beside[:1] for name in _OF_A_PREDICTION):
+        raise UsageError("a column that is kept must not have the name of an answer, label or probabilities; rename it")
+
+
+def make_row(item: Prediction, labels: Sequence[str], beside: Mapping[str, Any] = MappingProxyType({})) -> Row:
+    """Return a prediction as it is shown and written, behind what stands beside it."""
+    probabilities = dict(zip(labels, item.probabilities, strict=True))
+    return {**beside, "label": item.label, "probabilities": probabilities}
+
+
+def _make_rows(
+    part: Sequence[Prediction], labels: Sequence[str], beside: Sequence[Mapping[str, Any]] | None, *, first: int
+) -> list[Row]:
+    if beside is None:
+        return [make_row(item, labels) for item in part]
+    return [make_row(item, labels, beside[position]) for position, item in enumerate(part, first)]
 
 
 def _to_jsonl(rows: Sequence[Row]) -> str:
@@ -141,13 +173,14 @@ def _to_jsonl(rows: Sequence[Row]) -> str:
 
 
 def _to_csv(rows: Sequence[Row]) -> str:
-    """A column for the label and one for each probability."""
+    """A column for what is kept, one for the label and one for each probability."""
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     for row in rows:
+        kept = [name for name in row if name not in _OF_A_PREDICTION]
         if not stream.tell():
-            writer.writerow(["label", *(f"p({name})" for name in row["probabilities"])])
-        writer.writerow([row["label"], *row["probabilities"].values()])
+            writer.writerow([*kept, "label", *(f"p({name})" for name in row["probabilities"])])
+        writer.writerow([*(row[name] for name in kept), row["label"], *row["probabilities"].values()])
     return stream.getvalue()
 
 

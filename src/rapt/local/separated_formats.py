@@ -77,10 +77,11 @@ def _row(row: list[str], number: int, width: int, places: list[int], columns: Co
         found.fault(where, f"have {width} fields like the first line, got {len(row)}; check its separators and quotes")
         return None
     texts = tuple(row[place] for place in places[: len(columns.texts)])
+    kept = tuple(row[place] for place in places[len(columns.texts) :][: len(columns.kept)])
     if columns.label is None:
-        return Row(where, texts, None)
+        return Row(where, texts, None, kept)
     label = found.label(where, row[places[-1]])
-    return None if label is None else Row(where, texts, label)
+    return None if label is None else Row(where, texts, label, kept)
 
 
 def find_column(header: list[str], column: str, separator: str, columns: Columns) -> int:
