@@ -38,7 +38,7 @@ from rapt.audit.view import adversary_view, public_text
 from rapt.demo.data import pick_public_tweets, pick_tweets
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import default_config
 
 # Exact versions, and what their modules that are used here import; the packages' own lists are longer or empty.

@@ -28,7 +28,7 @@ from rapt.compare.files import FileMaker
 from rapt.compare.plan import CLEAN, ComparisonPlan
 from rapt.compare.texts import LabelledTexts
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.privatized_file import PrivatizedFile

@@ -43,7 +43,8 @@ from rapt.local.nearest import NearestToken
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.placement import choose_device
 from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig

@@ -37,7 +37,7 @@ from serving_http import body_for, manifest_for, service_on
 from serving_model import made_adapter
 
 from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, adapter_to_files
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.wire.privatized_file import PrivatizedRecord, seal_manifest
 from rapt.wire.privatized_writer import write_privatized_file
 

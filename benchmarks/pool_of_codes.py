@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from http_requests import done_job
 from rapt.local.codes.code_privatizer import read_code
 from rapt.local.codes.subset import make_subset
-from rapt.service.backbone.backbone import load_served
+from rapt.service.backbone.opening import load_served
 from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.key_rows import create_key
 from rapt.service.storage.recovery import open_store

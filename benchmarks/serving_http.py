@@ -38,7 +38,8 @@ from serving_model import made_adapter, made_texts
 
 from rapt.service.adapter.adapter import Adapter, adapter_to_files
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.storage.blobs import LocalBlobs
 from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.model_rows import StoredModel, insert_model

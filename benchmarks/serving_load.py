@@ -32,7 +32,8 @@ import torch
 from serving_http import body_for, manifest_for, service_on
 from serving_model import made_texts
 
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.privatized_writer import write_privatized_file
 

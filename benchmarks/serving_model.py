@@ -27,7 +27,8 @@ from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.wire.adapter_files import AdapterCard
 from rapt.wire.manifest import MechanismSetting

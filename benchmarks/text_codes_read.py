@@ -24,8 +24,8 @@ from text_codes import interval, margins, read, states_of, tune
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import encode_with_prompts
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import tune as tune_adapter
 from rapt.service.tuning.tuning_config import default_config

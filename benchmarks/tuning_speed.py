@@ -36,8 +36,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import embed_with_prompts, lay_out
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.run import Run, batches_of_epoch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from rapt.public_models import find_model_folder
-from rapt.service.backbone.backbone import CARD, SCHEMA
+from rapt.service.backbone.noise_expected import CARD, SCHEMA
 
 ETAS = (85.0, 110.0)
 

@@ -16,7 +16,7 @@ from rapt.errors import CorpusError, UsageError
 from rapt.local.client import ServiceClient
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.ledger_report import summarize_ledger
-from rapt.service.backbone.backbone import load_backbone, load_served
+from rapt.service.backbone.opening import load_backbone, load_served
 from rapt.wire.code_bundle import make_code_bundle, write_code_bundle
 from running_service import running_service
 

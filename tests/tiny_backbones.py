@@ -27,7 +27,8 @@ from transformers import (
 )
 
 import tokenizer_zoo
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_backbone
 
 WIDTH = 32
 

@@ -245,7 +245,7 @@ def load_reader_model(
         ImportError: The extra `service` is not installed.
     """
     from rapt.service.adapter.adapter import adapter_from_files
-    from rapt.service.backbone.backbone import load_served
+    from rapt.service.backbone.opening import load_served
 
     card = read_home_card(files)
     if reader is None:
@@ -371,7 +371,7 @@ def load_token_model(
         MechanismError: Plain tokens cannot be privatized as those of the training file were.
     """
     from rapt.service.adapter.adapter import adapter_from_files
-    from rapt.service.backbone.backbone import load_served
+    from rapt.service.backbone.opening import load_served
 
     card = read_home_card(files)
     name = card.model if backbone is None else backbone

@@ -225,7 +225,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
     def _tune_here(self) -> HomeModel:
         """Tune in this process, on the privatized file alone; the model that answers clear text."""
         from rapt.service.adapter.adapter import adapter_to_files
-        from rapt.service.backbone.backbone import load_backbone
+        from rapt.service.backbone.opening import load_backbone
         from rapt.service.tuning.tuner import PROMPT_TUNING, tune
         from rapt.service.tuning.tuning_config import default_config
 

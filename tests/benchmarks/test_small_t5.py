@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import encode_with_prompts, lay_out
+from rapt.service.backbone.opening import load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.local.client import ServiceClient
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone.backbone import load_backbone, load_served
+from rapt.service.backbone.opening import load_backbone, load_served
 from rapt.wire.code_bundle import make_code_bundle, write_code_bundle
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, remove_labels, seal_manifest
 from running_service import running_service, save_privatized

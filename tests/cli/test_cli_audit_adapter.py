@@ -16,7 +16,7 @@ from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import save_adapter
 from rapt.service.adapter.methods import LORA
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import default_config
 
 

@@ -12,7 +12,7 @@ import pytest
 from code_material import code_bundle, codes_manifest
 from rapt.local import contributions
 from rapt.local.contributions import name_receipts
-from rapt.service.backbone.backbone import load_served
+from rapt.service.backbone.opening import load_served
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.manifest import Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest

@@ -30,7 +30,8 @@ from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import find_model_folder
-from rapt.service.backbone.backbone import SOFT_EMBEDDINGS, load_backbone
+from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
+from rapt.service.backbone.opening import load_backbone
 from tiny_backbones import write_tiny_model
 
 GOOD = ("good", "great", "fine", "happy", "love", "best")

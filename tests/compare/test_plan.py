@@ -7,7 +7,7 @@ from rapt.compare.plan import ARMS, CLEAN, LONGER, NO_LOSS, PROBING, RAPT, SHUFF
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import MechanismError, UsageError
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import TuningConfig
 from tuning_material import separable_file
 

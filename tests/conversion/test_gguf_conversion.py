@@ -13,8 +13,8 @@ from rapt.conversion.gguf_model import convert_gguf, read_gguf
 from rapt.errors import VocabularyError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import PUBLIC_MODELS
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import encode_with_prompts, lay_out
+from rapt.service.backbone.opening import load_backbone
 from tokenizer_zoo import smollm2
 
 gguf = pytest.importorskip("gguf", reason="the extra [gguf] is not installed")

@@ -13,8 +13,8 @@ from rapt.denoise.warm_up import warm_up
 from rapt.errors import UsageError
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.architectures import ARCHITECTURES
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import encode_with_prompts, lay_out
+from rapt.service.backbone.opening import load_backbone
 from tiny_backbones import write_tiny_model
 
 

@@ -11,7 +11,8 @@ from rapt.denoise.warm_up import privatize, warm_up
 from rapt.errors import CorpusError, UsageError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone.backbone import CARD, NoiseExpected, load_backbone
+from rapt.service.backbone.noise_expected import CARD, NoiseExpected
+from rapt.service.backbone.opening import load_backbone
 
 SUBJECTS = ("the film", "this book", "her song", "their play", "a long story", "the new show", "that old picture")
 VERBS = ("was", "seemed", "is", "became", "will be")

@@ -8,7 +8,7 @@ import pytest
 from code_material import code_bundle
 from rapt.denoise.reader_training import CodedTexts, ReaderPlan, teach_reader
 from rapt.errors import MechanismError, UsageError
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from tiny_backbones import tiny_backbone, write_tiny_model
 
 HASH = "sha256:" + "ef" * 32

@@ -20,7 +20,8 @@ from rapt.denoise.warm_up import warm_up
 from rapt.errors import UsageError, VocabularyError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone.backbone import CARD, SOFT_EMBEDDINGS, load_backbone
+from rapt.service.backbone.noise_expected import CARD, SOFT_EMBEDDINGS
+from rapt.service.backbone.opening import load_backbone
 from toy_vocabularies import toy_vocabulary
 
 

@@ -3,7 +3,7 @@ import functools
 import pytest
 
 from http_requests import open_client
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.storage.recovery import open_store

@@ -21,7 +21,7 @@ from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.service.adapter.adapter import load_adapter
 from rapt.service.adapter.methods import PROMPT_TUNING
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import default_config
 from rapt.version import __version__
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Parameter

@@ -150,7 +150,7 @@ def try_serving(model: str) -> dict[str, Any]:
         return {"serves": None, "because": "the extra [service] of this program is not installed here"}
     from rapt.service.adapter.adapter_check import list_methods
     from rapt.service.answers.decoding import check_cached_writing
-    from rapt.service.backbone.backbone import load_backbone
+    from rapt.service.backbone.opening import load_backbone
 
     try:
         backbone = load_backbone(model, precision="float32")

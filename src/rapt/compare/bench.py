@@ -29,7 +29,8 @@ from rapt.local.records import Part
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.prediction import classify, row_of
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import tune
 from rapt.wire.privatized_file import PrivatizedFile
 from rapt.wire.vocabulary_bundle import check_hash

@@ -44,7 +44,8 @@ from rapt.local.vocabulary import Vocabulary
 from rapt.service.adapter.adapter import Adapter, adapter_to_files
 from rapt.service.adapter.methods import LINEAR_PROBING
 from rapt.service.answers.prediction import classify, row_of
-from rapt.service.backbone.backbone import Backbone, load_backbone
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.code_bundle import CodeBundle

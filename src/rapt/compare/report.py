@@ -34,7 +34,7 @@ from rapt.drawing import Figure, Line, write_values
 from rapt.errors import UsageError
 from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.vocabulary import load_vocabulary
-from rapt.service.backbone.backbone import read_noise_expected
+from rapt.service.backbone.noise_expected import read_noise_expected
 from rapt.version import __version__
 from rapt.whole_files import write_whole
 from rapt.wire.manifest import MechanismSetting

@@ -32,7 +32,7 @@ from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import Narrator
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import Progress, TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file

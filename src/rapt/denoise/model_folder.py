@@ -17,7 +17,7 @@ from rapt.denoise.student import Student
 from rapt.errors import UsageError
 from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.architectures import Architecture
-from rapt.service.backbone.backbone import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
+from rapt.service.backbone.noise_expected import CARD, SCHEMA, SOFT_EMBEDDINGS, soft_embeddings_file
 from rapt.version import __version__
 from rapt.whole_files import write_folder
 from rapt.wire.vocabulary_bundle import check_hash, read_model_bundle

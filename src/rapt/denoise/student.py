@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from rapt.errors import UsageError
 from rapt.service.adapter.task_head import pool_text
 from rapt.service.backbone.architectures import ARCHITECTURES
-from rapt.service.backbone.backbone import Backbone, Precision, load_backbone
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, encode_with_prompts, lay_out
+from rapt.service.backbone.opening import Precision, load_backbone
 
 
 @dataclass(frozen=True, eq=False)

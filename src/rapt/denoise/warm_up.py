@@ -19,7 +19,7 @@ from rapt.local.mechanisms import Mechanism, make_mechanism
 from rapt.local.randomness import insecure_stream
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
 from rapt.narration import SILENT, Narrator
-from rapt.service.backbone.backbone import Precision
+from rapt.service.backbone.opening import Precision
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
 
 _RISE: Final = 0.05  # share of the steps that the rate takes to its peak

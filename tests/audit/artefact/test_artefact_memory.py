@@ -12,7 +12,7 @@ from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.methods import LORA, PROMPT_TUNING
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import default_config
 from significance import ALPHA
 

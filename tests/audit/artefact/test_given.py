@@ -14,7 +14,7 @@ from rapt.errors import AuditError, WireError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.adapter.methods import LORA
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.manifest import PlainTokens
 from significance import ALPHA

@@ -17,8 +17,8 @@ from rapt.service.adapter.hub_folder import hub_files
 from rapt.service.adapter.methods import METHODS
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import embed_with_prompts, lay_out
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.steering import LoraPair, Tuned, steer
 from rapt.whole_files import write_folder
 from rapt.wire.adapter_files import HEAD, KNOWN_FILES, README, AdapterCard

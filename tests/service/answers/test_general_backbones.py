@@ -20,8 +20,8 @@ from rapt.service.answers.decoding import DecodingBatch, RowCache, check_cached_
 from rapt.service.answers.generation import GenerationRow
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone import laws
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.injection import keys_and_values
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.tuning.tuner import TuningCancelled, tune

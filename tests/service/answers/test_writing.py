@@ -13,7 +13,7 @@ from rapt.service.answers.batching import BatchLimits
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.writing import LineSpeed, Writer, Written
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from running_service import wait_until
 from tiny_backbones import tiny_backbone, write_tiny_model
 

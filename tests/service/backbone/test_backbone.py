@@ -12,9 +12,9 @@ from closeness import assert_close
 from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import find_model_folder
 from rapt.service.backbone.architectures import ARCHITECTURES
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.frame import frame_of
 from rapt.service.backbone.layout import check_length, embed_with_prompts, encode_with_prompts, lay_out
+from rapt.service.backbone.opening import load_backbone
 from tiny_backbones import TINY, WIDTH, write_tiny_model
 
 LONG, SHORT = [30, 31, 32, 33, 34, 35, 36, 37], [40, 41]

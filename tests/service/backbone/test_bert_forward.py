@@ -10,9 +10,9 @@ from transformers.utils import logging
 from closeness import assert_close
 from rapt.public_models import find_model_folder
 from rapt.service.backbone import bert_forward
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.bert_forward import bert_forward_of
 from rapt.service.backbone.injection import install
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.steering import LoraPair, Tuned, steer, steered
 
 LENGTHS = (9, 23, 4, 17)

@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from closeness import assert_close
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.injection import attend, is_written_out, written_out
 from rapt.service.backbone.layout import lay_out
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.steering import Tuned, steer
 
 ROWS, HEADS, QUERIES, KEYS, WIDTH = 3, 4, 5, 7, 8

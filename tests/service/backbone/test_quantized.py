@@ -11,7 +11,7 @@ from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone import library
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import TuningCancelled, tune
 from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest

@@ -14,7 +14,7 @@ from rapt.errors import VocabularyError
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.answers.prediction import ClassificationRow, Predictor, classify
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.result import Progress
 from rapt.service.tuning.tuner import TuningCancelled, spell_file, tune

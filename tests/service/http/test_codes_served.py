@@ -13,8 +13,8 @@ from rapt.errors import NotFoundError
 from rapt.local.client import ServiceClient
 from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import load_backbone, load_served
 from rapt.service.backbone.layout import lay_out
+from rapt.service.backbone.opening import load_backbone, load_served
 from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.manifest import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest

@@ -10,7 +10,7 @@ import pytest
 
 from code_material import code_bundle, codes_manifest
 from http_requests import done_job
-from rapt.service.backbone.backbone import load_served
+from rapt.service.backbone.opening import load_served
 from rapt.service.storage import pool_rows
 from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.key_rows import create_key

@@ -7,7 +7,7 @@ import pytest
 from code_material import code_bundle, codes_manifest, reader_folder
 from http_requests import done_job, error_of, open_client, upload
 from rapt.local.client import ServiceClient
-from rapt.service.backbone.backbone import load_served
+from rapt.service.backbone.opening import load_served
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, save_privatized
 from tiny_backbones import write_tiny_model

@@ -15,7 +15,7 @@ from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
 from rapt.service.adapter.adapter import load_adapter
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import CARD, NoiseExpected, read_noise_expected
+from rapt.service.backbone.noise_expected import CARD, NoiseExpected, read_noise_expected
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.jobs.job_checks import choose_backbone

@@ -45,7 +45,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from rapt.service.jobs.job_limits import Sizes, memory_of
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuning_config import ReconstructionConfig, default_config
 from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens

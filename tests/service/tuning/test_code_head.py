@@ -12,7 +12,7 @@ from rapt.errors import TuningError
 from rapt.local.codes.subset import make_subset
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.code_head import solve_head, tune_code_head
 from rapt.service.tuning.tasks import label_losses
 from rapt.service.tuning.tuner import TuningCancelled, tune

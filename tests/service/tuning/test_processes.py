@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from closeness import assert_close
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.processes import ALONE, Processes
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, join_processes, tune
 from tuning_material import separable_file
@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import save_file
 from test_processes import CONFIG, RECORDS
 from rapt.errors import UsageError
-from rapt.service.backbone.backbone import load_backbone
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import TuningCancelled, join_processes, tune
 from tuning_material import separable_file
 

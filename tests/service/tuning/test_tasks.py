@@ -13,8 +13,8 @@ from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.backbone import load_backbone
 from rapt.service.backbone.layout import encode_with_prompts
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tasks import DECODER_CUE, TASKS, label_word_ids, task_loss, transition_matrix
 from rapt.service.tuning.tuner import Tuning, TuningConfig, tune
 from rapt.wire.manifest import LabelPrivacy

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
 from rapt.errors import UsageError, VocabularyError
+from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.general import SECOND, Loaded
 from rapt.service.backbone.steering import Tuned, steer
-
-if TYPE_CHECKING:
-    from rapt.service.backbone.backbone import Backbone
 
 _PREFIX: Final = 2
 # Largest difference from the model's own states, as a share of their size, in float32 and in a shorter type.

@@ -17,7 +17,8 @@ from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.writing import Writer
 from rapt.service.backbone.architectures import ARCHITECTURES
-from rapt.service.backbone.backbone import Backbone, load_served
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import load_served
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper

@@ -26,7 +26,8 @@ import torch
 import uvicorn
 
 from rapt.errors import UsageError
-from rapt.service.backbone.backbone import Backbone, check_model_files, chosen_dtype
+from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.opening import check_model_files, chosen_dtype
 from rapt.service.backbone.placement import choose_device
 from rapt.service.http.app import create_app
 from rapt.service.http.assembly import load_backbones, make_runner, open_service

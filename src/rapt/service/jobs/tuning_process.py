@@ -29,7 +29,8 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from rapt.service.backbone.backbone import Backbone, Precision, Weights, load_served
+from rapt.service.backbone.backbone import Backbone, Weights
+from rapt.service.backbone.opening import Precision, load_served
 from rapt.service.jobs.job_limits import MEBIBYTE, JobLimits, JobSettings
 from rapt.service.jobs.job_run import Outcome, run_job, run_to_outcome
 from rapt.service.storage.job_rows import StoredJob
