@@ -13,3 +13,8 @@ def test_half_of_the_memory_is_some_of_it_and_what_is_free_is_no_more_than_all()
     half = measure_half_of_memory()
     assert 2**20 <= half < 2**50
     assert 0 < measure_available_memory() <= 2 * half
+
+
+def test_where_the_system_does_not_tell_its_memory_little_is_counted_on(monkeypatch):
+    monkeypatch.delattr("os.sysconf")
+    assert 2**20 <= measure_half_of_memory() <= 2 * 2**30

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 _LEAST: Final = 1024 * 1024
+# What is counted on where the system does not tell its memory, as Windows does not through Python's own library.
+_SURELY: Final = 4 * 1024**3
 # Where the memory of a control group stands: version 2, then 1.
 _GROUPS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _FREE: Final = re.compile(r"^MemAvailable:\s*(\d+) kB$", re.MULTILINE)
@@ -32,8 +34,8 @@ def is_loopback(host: str) -> bool:
 
 
 def measure_half_of_memory() -> int:
-    """Half of the memory that this machine, or the control group of this process, has; bytes."""
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Half of the memory of this machine, or of the control group of this process, or 2 GiB if unknown; bytes."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else _SURELY
     for group in _GROUPS:
         try:
             said = group.read_text().strip()
