@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -236,6 +238,49 @@ def test_the_name_of_a_tuned_model_is_not_lost_with_stdout(folder: Path, service
     os.close(writing)
     assert done.returncode == 3
     assert "the tuned model is ft:bert-tiny:" in done.stderr
+
+
+@pytest.fixture
+def standard_input(monkeypatch, tmp_path: Path):
+    """Puts bytes on standard input, in a folder where every file that is made can be found."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+
+    def put(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return put
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="files of memory alone are Linux's")
+def test_texts_go_in_and_codes_come_out_with_nothing_of_them_on_the_disk(
+    folder: Path, service, tmp_path: Path, standard_input
+):
+    content, source = (folder / "in.csv").read_bytes(), folder / "in.csv"
+    fixed = ("--eta", 60, *TINY, "--insecure-seed", 1)
+    assert call("utf-8", "privatize", source, tmp_path / "whole", *fixed).code == 0
+    for given in (content, gzip.compress(content)):
+        standard_input(given)
+        piped = call("utf-8", "privatize", "-", "-", "--format", "csv", *fixed)
+        assert (piped.code, piped.out.splitlines()[1:]) == (0, (tmp_path / "whole").read_text().splitlines()[1:])
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["temporary", "whole"]
+    standard_input(content)
+    counted = call("utf-8", "privatize", "-", "-", "--format", "csv", "--eta", 60, *TINY)
+    assert (tmp_path / ".rapt" / "ledger.sqlite").exists()
+    standard_input(counted.out.encode())
+    tuned = call("utf-8", "tune", "-", "--service", service, "--epochs", 1, "--prompt-length", 2)
+    standard_input(counted.out.encode())
+    asked = call("utf-8", "predict", "-", "--service", service, "--model", tuned.out.strip())
+    assert (asked.code, len(asked.out.splitlines())) == (0, 20)
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"food was" not in path.read_bytes()
+    for options, said in (((), "the format of a corpus"), (("--format", "csv", "--json"), "all that stands there")):
+        standard_input(content)
+        refused = call("utf-8", "privatize", "-", "-", *fixed, *options)
+        assert (refused.code, refused.out, said in refused.err) == (2, "", True)
+    standard_input(b"")
+    assert call("utf-8", "privatize", "-", "-", "--format", "csv", *fixed).code == 3
 
 
 def test_a_plot_that_cannot_be_written_leaves_the_result_and_an_exit_code(tmp_path: Path):

@@ -138,13 +138,18 @@ def test_ids_and_columns_of_the_source_stand_before_the_answers(rapt, service, p
     )
     at_home = rapt("predict", source, "--local", "--model", tuned, "--service", service, "--id-column", "id")
     assert [json.loads(line)["id"] for line in at_home.out.splitlines()] == [row["id"] for row in rows]
-    assert rapt("privatize", source, tmp_path / "s", *PRIVATIZE, "--no-label", "--shuffle").code == 0
+    with source.open("a") as stream:
+        stream.write('{"text": " ", "id": "none"}\n')
+    skipping = (*kept, "--text-column", "text")
+    assert len(rapt(*skipping).out.splitlines()) == 6
+    assert "got 7 records for 6 queries" in rapt(*kept).err
+    assert rapt("privatize", source, tmp_path / "s", "--skip-empty", *PRIVATIZE, "--no-label", "--shuffle").code == 0
     for arguments, said in (
         ((*ask, "--id-column", "id"), "--original"),
         ((*ask, "--original", source), "--id-column"),
         ((*kept, "--keep", "id"), "once"),
         ((*ask, "--original", privatized / "reviews.csv", "--id-column", "text"), "got 20 records for 6"),
-        (("predict", tmp_path / "s", *kept[2:]), "--keep-order"),
+        (("predict", tmp_path / "s", *skipping[2:]), "--keep-order"),
         (
             ("predict", privatized / "train", *ask[2:], "--original", privatized / "reviews.csv", "--keep", "label"),
             "rename",

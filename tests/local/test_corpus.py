@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import traceback
@@ -45,6 +46,48 @@ GOOD = [("good film", "yes"), ("bad, film", "no")]
 )
 def test_every_format_gives_the_same_records(file, name, content):
     assert rows(file(name, content)) == GOOD
+
+
+LINES = {
+    "csv": 'text,label\ngood film,yes\n"bad, film",no\n',
+    "tsv": "text\tlabel\ngood film\tyes\nbad, film\tno",
+    "ndjson": '{"text": "good film", "label": "yes"}\n{"label": "no", "text": "bad, film"}\n',
+}
+
+
+@pytest.mark.parametrize("suffix", LINES)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+def test_compressed_files_and_those_of_old_windows_give_the_same_records(file, suffix, encoding, ends):
+    letters = LINES[suffix].replace("\n", ends)
+    content = ("\ufeff" * (encoding == "utf-16-be") + letters).encode(encoding)
+    assert rows(file(f"a.{suffix}", content)) == GOOD
+    assert rows(file(f"a.{suffix}.gz", gzip.compress(content))) == GOOD
+    reading = Reading()
+    list(read_corpus(file("b.csv.gz", gzip.compress(LINES["csv"].encode())), reading=reading))
+    assert reading.share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\n\ngood film,yes\n ,no\n\n\n,\nbad film,no\n\n"),
+        (
+            "a.jsonl",
+            '\n{"text": null}\n{"text": "good film", "label": "yes"}\n{"text": " ", "label": "no"}\n\n\n'
+            '{"text": "bad film", "label": "no"}\n\n',
+        ),
+    ],
+)
+def test_records_without_a_text_are_passed_over_and_counted_where_that_is_asked_for(
+    file, tmp_path, privatizer, name, content
+):
+    source, checks = file(name, content), []
+    arguments = {"privatizer": privatizer, "stream": insecure_stream(1), "on_checked": checks.append}
+    with pytest.raises(CorpusError, match="must"):
+        privatize_corpus(source, tmp_path / "out", **arguments)
+    assert privatize_corpus(source, tmp_path / "out", skip_empty=True, **arguments).records == 2
+    assert "5 records are skipped, because a text of theirs is empty" in checks[0].remarks
 
 
 @pytest.mark.parametrize(
@@ -173,7 +216,10 @@ BAD = [
     ),
     ("huge.csv", f"text,label\n{'good ' * 40_000},{SECRET}\n", "line 2 must have at most 507 tokens .* got 40000"),
     ("latin.csv", f"text,label\nfine,1\n{SECRET} caf\xe9,1\n".encode("latin-1"), "line 3 must be utf-8"),
-    ("utf16.csv", f"text,label\n{SECRET},1\n".encode("utf-16"), "line 1 must be utf-8"),
+    ("utf32.csv", f"text,label\n{SECRET},1\n".encode("utf-32"), "line 1 must be utf-8"),
+    ("utf16.csv", f"text,label\n{SECRET},1\n".encode("utf-16")[:-1], "a corpus in utf-16 must be whole"),
+    ("cut.csv.gz", gzip.compress(f"text,label\n{SECRET},1\n".encode())[:-9], "a compressed corpus must be whole"),
+    ("not.csv.gz", b"\x1f\x8b" + SECRET.encode(), "a compressed corpus must be whole"),
     ("cut.tsv", f"text\tlabel\n{SECRET} caf\xe9".encode()[:-1], "line 2 must be utf-8"),
     ("json.jsonl", f'{{"text": "{SECRET}"\n', "line 1 must be one JSON object"),
     ("list.jsonl", f'["{SECRET}"]\n', "line 1 must be one JSON object"),

@@ -5,19 +5,26 @@ A command line names a mechanism by its name, η, and `--set NAME=VALUE` for the
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from rapt.cli.output import say
-from rapt.errors import UsageError
+from rapt.errors import CorpusError, UsageError
+from rapt.this_machine import measure_half_of_memory
 
 if TYPE_CHECKING:
     from rapt.local.mechanisms import Mechanism
     from rapt.local.vocabulary import Unknown, Vocabulary
     from rapt.wire.manifest import MechanismSetting, Parameter
+
+_CHUNK_BYTES: Final = 1024 * 1024
 
 Eta = Annotated[
     float,
@@ -92,6 +99,36 @@ class Drawn(StrEnum):
 
     FILE = "file"
     RECORD = "record"
+
+
+def take_standard_input(context: typer.Context, path: Path | None) -> Path | None:
+    """Return a path that can be read several times: for `-` one of memory alone, with what standard input held.
+
+    Raises:
+        UsageError: This system has no such files.
+        CorpusError: There is more than a quarter of this machine's memory, or nothing can be read.
+    """
+    if path is None or str(path) != "-" or context.resilient_parsing:
+        return path
+    if not hasattr(os, "memfd_create"):
+        raise UsageError(
+            "standard input must be kept in memory, which Linux alone can do; write it to a file, and name that"
+        )
+    place = os.memfd_create("rapt")
+    context.call_on_close(partial(os.close, place))
+    most, size = measure_half_of_memory() // 2, 0
+    try:
+        while chunk := sys.stdin.buffer.read(_CHUNK_BYTES):
+            size += len(chunk)
+            if size > most:
+                raise CorpusError(f"standard input must be at most {most:,} bytes; write it to a file, and name that")
+            with open(place, "ab", closefd=False) as kept:
+                kept.write(chunk)
+    except OSError as error:
+        raise CorpusError(
+            f"standard input must be readable, got {error.strerror or type(error).__name__}; name a file"
+        ) from None
+    return Path(f"/proc/self/fd/{place}")
 
 
 def load_checked_vocabulary(name: str, *, trusted: bool, unknown: Unknown = "unk") -> Vocabulary:

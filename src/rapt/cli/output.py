@@ -14,6 +14,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -83,10 +84,25 @@ def show(text: str) -> None:
     Raises:
         CorpusError: Stdout is full or closed.
     """
+    with _taken():
+        print(text, flush=True)  # noqa: T201 -- this is where the command line writes
+
+
+def show_file(path: Path) -> None:
+    """Write the bytes of a file to stdout. Raises as `show`."""
+    with path.open("rb") as stream, _taken():
+        sys.stdout.flush()
+        shutil.copyfileobj(stream, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _taken() -> Iterator[None]:
+    """Refuse a stdout that is full or closed (`CorpusError`)."""
     try:
         if not sys.stdout:  # as `rapt ... >&-` leaves it
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        print(text, flush=True)  # noqa: T201 -- this is where the command line writes
+        yield
     except OSError as error:
         flush_stdout()
         raise CorpusError(

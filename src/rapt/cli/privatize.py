@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -19,8 +20,9 @@ from rapt.cli.options import (
     VocabularyName,
     choose_mechanism,
     load_checked_vocabulary,
+    take_standard_input,
 )
-from rapt.cli.output import meter, say, show, show_json
+from rapt.cli.output import meter, say, show, show_file, show_json
 from rapt.errors import MechanismError, UsageError
 
 if TYPE_CHECKING:
@@ -69,9 +71,18 @@ class UnknownWords(StrEnum):
 def privatize(
     context: typer.Context,
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="CSV, TSV, JSONL or Parquet with one text a row, or a saved dataset.")
+        Path,
+        typer.Argument(
+            metavar="IN",
+            callback=take_standard_input,
+            help="CSV, TSV, JSONL or Parquet with one text a row, or a saved dataset; CSV, TSV and JSONL also "
+            "compressed as .gz. - is standard input, with --format; it is kept in memory alone.",
+        ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids. - is standard output."),
+    ],
     epsilon: Annotated[
         float | None,
         typer.Option(metavar="NUMBER", help="Protect each whole text at this ε, as a code; 1 to 8 are usual."),
@@ -222,6 +233,10 @@ def privatize(
             help="File for the receipt of the run; it stays here.  [default: a file beside the ledger, or none]",
         ),
     ] = None,
+    skip_empty: Annotated[
+        bool,
+        typer.Option("--skip-empty", help="Pass over records with an empty text, and blank lines, and say how many."),
+    ] = False,
     file_format: Annotated[
         Format | None, typer.Option("--format", help="Format of IN; default: by the suffix of its name.")
     ] = None,
@@ -254,6 +269,7 @@ def privatize(
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --cap 150
       rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
+      zcat logs.csv.gz | rapt privatize - - --format csv --eta 75 | rapt tune -
     """
     from datetime import UTC, datetime
 
@@ -267,6 +283,12 @@ def privatize(
     from rapt.narration import Pace
     from rapt.wire.manifest import LabelPrivacy, check_eta
 
+    to_stdout = str(target) == "-"
+    if to_stdout and (as_json or resume or overwrite):
+        raise UsageError(
+            "an output on standard output must be all that stands there, in one run; leave out --json, --resume and "
+            "--overwrite, or name a file"
+        )
     if (eta is None) == (epsilon is None):
         raise UsageError(
             "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens, and not both"
@@ -281,12 +303,17 @@ def privatize(
         raise UsageError("--label-epsilon and --no-label exclude each other; give one of them")
     if public_target and target_column is None:
         raise UsageError("--public-target must come with --target-column; name the column")
+    project = target  # its folder is where the ledger is looked for: for `-` the one that we are in
+    if to_stdout:
+        waiting = TemporaryDirectory()  # of what may leave: nothing goes out before all of it is there
+        context.call_on_close(waiting.cleanup)
+        target = Path(waiting.name) / "privatized.jsonl"
     check_output(target, source=source, overwrite=overwrite)
     key = read_key_place(ledger_key)
     if receipt is not None:
         _check_receipt(receipt, used=(source, target, key if isinstance(key, Path) else None), overwrite=overwrite)
     account = choose_ledger(
-        target,
+        project,
         ledger=ledger,
         no_ledger=no_ledger,
         key=key,
@@ -360,6 +387,7 @@ def privatize(
             file_format=None if file_format is None else file_format.value,
             delimiter={"tab": "\t", "\\t": "\t"}.get(delimiter or "", delimiter),
             header=not no_header,
+            skip_empty=skip_empty,
             stream=stream,
             ledger=None if account is None else account.open,
             redraw=redraw,
@@ -391,7 +419,10 @@ def privatize(
         own = {"unknown_tokens": unknown_tokens, "unchanged": facts["unchanged"], "ledger": done}
         show_json({"file": str(target)} | own | dump_manifest(manifest))
         return
-    show(str(target))
+    if to_stdout:
+        show_file(target)
+    else:
+        show(str(target))
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
     sent = "none" if manifest.labels is None else f"{len(manifest.labels)} classes ({how})"
     released = f"{manifest.tokens:,} tokens" if epsilon is None else f"ε = {epsilon:g} for each"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AsJson
+from rapt.cli.options import AsJson, take_standard_input
 from rapt.cli.output import format_json, meter, say, show, show_json
 from rapt.cli.profiles import ServiceAccess, asks_a_service
 from rapt.errors import CorpusError, ServiceError, UnavailableError, UsageError
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 @asks_a_service
 def tune(
     access: ServiceAccess,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Privatized file with labels.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]", callback=take_standard_input, help="Privatized file with labels; - is standard input."
+        ),
+    ] = None,
     file_id: Annotated[
         str | None,
         typer.Option(metavar="ID", help="File that the service has, such as one of a pool, instead of FILE."),
@@ -222,7 +227,8 @@ def send_file(client: ServiceClient, file: Path, *, model: str | None) -> dict[s
     base = client.base_model(manifest, asked=model)
     if base != manifest.model and model is None:
         say(f"the service has the vocabulary of the file under another name: tuning {base}")
-    say(f"sending {file.name}: {manifest.records:,} privatized texts, no plain text")
+    name = "standard input" if str(file).startswith("/proc/self/fd/") else file.name
+    say(f"sending {name}: {manifest.records:,} privatized texts, no plain text")
     return {"file_id": client.upload(file).id, "model": base}
 
 
@@ -242,7 +248,10 @@ def predict(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="Privatized file, whose labels are not sent; with --local a file of texts in clear."
+            metavar="FILE",
+            callback=take_standard_input,
+            help="Privatized file, whose labels are not sent, or - for standard input; with --local a file of texts in "
+            "clear.",
         ),
     ],
     model: Annotated[str, typer.Option(help="Name of a tuned model, as `rapt tune` prints it.")],
@@ -251,7 +260,11 @@ def predict(
         bool, typer.Option("--local", help="Fetch the tuned model and answer here: nothing of FILE leaves.")
     ] = False,
     text_column: Annotated[
-        str | None, typer.Option(help="Column that holds the text; with --local. Default: text.")
+        str | None,
+        typer.Option(
+            help="Column that holds the text; with --local. Default: text. With --original, the column by which "
+            "--skip-empty passed over records."
+        ),
     ] = None,
     text_column_2: Annotated[
         str | None, typer.Option("--text-column-2", metavar="NAME", help="Column of the second text; with --local.")
@@ -319,7 +332,9 @@ def predict(
 
     columns = {"--text-column": text_column, "--text-column-2": text_column_2, "--label-column": label_column}
     only = {**columns, "--truncate": truncate, "--backbone": backbone, "--own-texts": own_texts}
-    given = [name for name, value in only.items() if value is not None]
+    given = [
+        name for name, value in only.items() if value is not None and (original is None or name != "--text-column")
+    ]
     if given and not local:
         raise UsageError(f"{', '.join(given)} must come with --local; a privatized file says the rest by itself")
     if local and original is not None:
@@ -331,7 +346,7 @@ def predict(
     if kept:
         from rapt.local.corpus import read_columns
 
-        beside = read_columns(original or file, kept)
+        beside = read_columns(original or file, kept, text_column=None if local else text_column)
     with access.open() as client:
         if local:
             from rapt.local.predictions import check_output

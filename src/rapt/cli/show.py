@@ -64,7 +64,7 @@ def show(
         released = read_privatized_file(file)
     else:
         released = read_in_order_of_source(file, receipt=receipt, ledger=ledger)
-        with closing(read_corpus(original, text_column=text_column, label_column=None)) as records:
+        with closing(read_corpus(original, text_column=text_column, label_column=None, skip_empty=True)) as records:
             originals = [record.text for record in records]
     manifest = released.manifest
     if manifest.unit == "text":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError, name_record
-from rapt.local.corpus_formats import Columns, Findings, Reading, Row
+from rapt.local.corpus_formats import Columns, Findings, Reading, Row, is_empty
 from rapt.local.separated_formats import explain_missing_column
 
 _BATCH_ROWS: Final = 512
@@ -136,6 +136,10 @@ def _rows(batches: Iterator[Any], columns: Columns, found: Findings, *, first: i
                 f"one of {batch.num_rows} records from {name_record(position)} on must be utf-8; write the file again"
             ) from None
         for cells in zip(*values, strict=True):
+            if columns.skip_empty and any(map(is_empty, cells[: len(columns.texts)])):
+                found.skipped += 1
+                position += 1
+                continue
             yield _row(name_record(position), cells, columns, found)
             position += 1
 

@@ -61,6 +61,7 @@ def read_corpus(
     file_format: FileFormat | None = None,
     delimiter: str | None = None,
     header: bool = True,
+    skip_empty: bool = False,
     reading: Reading | None = None,
 ) -> Generator[LabelledText, None, None]:
     """The records of a file, one at a time. Blank lines are allowed at its end only.
@@ -68,14 +69,16 @@ def read_corpus(
     The file is open until the last record or an error; who stops before that closes the generator.
 
     Args:
-        path: A regular file in UTF-8, with or without a byte order mark; a Parquet file; or a folder that the
-            `datasets` library saved.
+        path: A regular file in UTF-8, with or without a byte order mark, or in UTF-16 with one, plain or compressed by
+            gzip; a Parquet file; or a folder that the `datasets` library saved.
         text_column: Column, or JSON field, of the text; of CSV and TSV also its number, from 1.
         label_column: Column, or JSON field, of the label: a name or a whole number, without the spaces around it. None
             when there is none.
         file_format: Format of the file; None goes by the suffix of its name, and takes another folder for a dataset.
         delimiter: Separator of the fields of CSV and TSV; None recognizes it by the columns that are asked for.
         header: Whether the first line of CSV and TSV names the columns; else they have numbers only.
+        skip_empty: Whether records with an empty text, and blank lines, are passed over; a file that rapt privatized
+            has none.
         reading: Position in the file, moved as it is read, to show progress.
 
     Raises:
@@ -88,7 +91,7 @@ def read_corpus(
         raise UsageError(
             f"text and label must be different columns, got {text_column!r} for both; labels leave in clear"
         )
-    columns = Columns(texts=(text_column,), label=label_column, header=header)
+    columns = Columns(texts=(text_column,), label=label_column, header=header, skip_empty=skip_empty)
     found = Findings(reading=Reading() if reading is None else reading, separator=delimiter)
     # Closed here, not by the garbage collector: an error keeps what it came through alive, an open file too.
     with closing(read_rows(source, columns, file_format=kind, found=found)) as rows:
@@ -97,12 +100,13 @@ def read_corpus(
             yield LabelledText(text=row.texts[0], label=row.label)
 
 
-def read_columns(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+def read_columns(path: Path, names: Sequence[str], *, text_column: str | None = None) -> list[dict[str, Any]]:
     """The values of some columns of a file, for each record in order, as they stand there.
 
     Args:
         path: A file of records, as for `read_corpus`.
         names: Columns, or JSON fields.
+        text_column: Column of texts; records in which it is empty are passed over. None passes over none.
 
     Raises:
         CorpusError: The reasons of `read_corpus`.
@@ -111,7 +115,10 @@ def read_columns(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     if len(set(names)) != len(names):
         raise UsageError("a column must be kept once, got one twice; name it once")
     source, kind = _source(path, None, delimiter=None, header=True)
-    columns = Columns(texts=(), label=None, kept=tuple(names))
+    if text_column in names:
+        raise UsageError("a column that is kept must be another than that of the text by which records are passed over")
+    texts = () if text_column is None else (text_column,)
+    columns = Columns(texts=texts, label=None, kept=tuple(names), skip_empty=text_column is not None)
     with closing(read_rows(source, columns, file_format=kind, found=Findings())) as rows:
         return [dict(zip(names, row.kept, strict=True)) for row in rows if row is not None]
 
@@ -130,6 +137,7 @@ def privatize_corpus(
     file_format: FileFormat | None = None,
     delimiter: str | None = None,
     header: bool = True,
+    skip_empty: bool = False,
     stream: RandomStream,
     ledger: Ledger | Callable[[], AbstractContextManager[Ledger]] | None = None,
     redraw: bool = False,
@@ -165,6 +173,7 @@ def privatize_corpus(
         file_format: Format of the source; None goes by the suffix of its name.
         delimiter: Separator of fields, as in `read_corpus`.
         header: Whether the first line names the columns, as in `read_corpus`.
+        skip_empty: Whether records with an empty text, and blank lines, are passed over instead of refused.
         stream: Source of labels, plain tokens and noise.
         ledger: Accounts for every release before it is written, and answers texts that were released before with
             their stored release. One that is to be opened is opened when the source was checked.
@@ -209,7 +218,13 @@ def privatize_corpus(
     others = other_texts.by_part
     if len({text_column, *others.values()}) != 1 + len(others) or label_column in (text_column, *others.values()):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
-    columns = Columns(texts=(text_column, *others.values()), label=label_column, header=header, privatized=True)
+    columns = Columns(
+        texts=(text_column, *others.values()),
+        label=label_column,
+        skip_empty=skip_empty,
+        header=header,
+        privatized=True,
+    )
     check = check_corpus(
         source,
         columns,
@@ -245,7 +260,7 @@ def privatize_corpus(
     unfinished = write_privatized_file(target, manifest, resume=resume, overwrite=overwrite, order=order)
     with ExitStack() as opened, unfinished as writer:
         account = opened.enter_context(ledger()) if callable(ledger) else ledger
-        found = replace(check.found, reading=Reading() if reading is None else reading, collects=False)
+        found = replace(check.found, reading=Reading() if reading is None else reading, collects=False, skipped=0)
         rows = opened.enter_context(closing(read_rows(source, columns, file_format=kind, found=found)))
         texts = _indexed(rows, None if names is None else index, parts=tuple(others))
         setting = ChunkSetting(privatizer, response, manifest)
@@ -363,7 +378,11 @@ def _source(
 
 
 def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
-    suffix = path.suffix.lower().removeprefix(".") if file_format is None else file_format
+    packed = path.suffix.lower() == ".gz"
+    suffix = (Path(path.stem) if packed else path).suffix.lower().removeprefix(".")
+    suffix = file_format or {"ndjson": "jsonl"}.get(suffix, suffix)
+    if packed and suffix in ("parquet", "dataset"):
+        raise UsageError(f"a corpus in columns must not be compressed, got {suffix}; unpack it first")
     for known in get_args(FileFormat):
         if suffix == known:
             return known  # type: ignore[no-any-return]  # get_args is untyped

@@ -77,6 +77,10 @@ class CorpusCheck:
                 else "be letters, because not all of them enclose fields"
             )
             said.append(f"quotes are taken to {how}")
+        if found.utf16:
+            said.append("the file is UTF-16, as its byte order mark says, and is read as that")
+        if found.skipped:
+            said.append(f"{found.skipped:,} records are skipped, because a text of theirs is empty")
         if found.spaced_labels:
             said.append(f"{found.spaced_labels:,} labels had spaces around them, which are left out")
         if self.cut_texts:

@@ -6,10 +6,13 @@ Messages name lines, counted from 1 with the header among them, never what stand
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import io
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +27,8 @@ FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "dataset"]
 # A line is held in memory as a whole. The longest context of a backbone is about a million tokens, 5 MB of English.
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 _PEEK_BYTES: Final = 64 * 1024
+_GZIP: Final = b"\x1f\x8b"
+_UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MOST_FAULTS_SHOWN: Final = 10
 # Fields in which files for the tuning of chat models hold a list of turns.
 _CHATS: Final = ("messages", "conversations")
@@ -63,6 +68,7 @@ class Columns:
         texts: Columns, or JSON fields, of the texts; in CSV and TSV a number from 1 will do.
         label: Column of the label; None where there is none.
         kept: Columns whose values are handed back as they are, beside the texts.
+        skip_empty: Whether a record with a text that is empty, or null, is passed over.
         header: Whether the first line of a CSV or TSV file names its columns.
         privatized: Whether a command reads them that has `--no-header`, `--delimiter` and `--target-column`, which
             errors then name.
@@ -71,6 +77,7 @@ class Columns:
     texts: tuple[str, ...]
     label: str | None
     kept: tuple[str, ...] = ()
+    skip_empty: bool = False
     header: bool = True
     privatized: bool = False
 
@@ -104,6 +111,8 @@ class Findings:
         spaced_labels: Labels that had spaces around them.
         class_names: Names of the classes in order, where the source declares them.
         faults: Records that are wrong.
+        skipped: Records that were passed over, because a text of theirs is empty.
+        utf16: Whether the file is UTF-16, as its byte order mark says.
     """
 
     reading: Reading = field(default_factory=Reading)
@@ -115,6 +124,8 @@ class Findings:
     spaced_labels: int = 0
     class_names: tuple[str, ...] | None = None
     faults: int = 0
+    skipped: int = 0
+    utf16: bool = False
     _shown: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def fault(self, place: str, rule: str) -> None:
@@ -150,20 +161,21 @@ class Findings:
 def read_lines(path: Path, found: Findings) -> Generator[str, None, None]:
     """The lines of a file, their ends kept, each decoded on its own so that an error can say where.
 
-    Lines end with a line feed; in a file that has none, with a carriage return.
+    Lines end with a line feed; in a file that has none, with a carriage return. A file that gzip compressed is read as
+    what it holds, and one that begins with a byte order mark of UTF-16 as that.
     """
     if path.exists() and not path.is_file():
         raise CorpusError("a corpus must be a regular file, because it may be read twice; write it to one first")
     try:
-        with path.open("rb") as stream, _cut(stream) as cut:
-            found.reading.total = os.fstat(stream.fileno()).st_size
+        with path.open("rb") as file, _unpack(file) as stream, _cut(stream, found) as cut:
+            found.reading.total = os.fstat(file.fileno()).st_size
             for number, line in enumerate(cut, 1):
                 if len(line) > MAX_LINE_BYTES:
                     raise CorpusError(
                         f"line {number} must be at most {MAX_LINE_BYTES} bytes; split its text, because no backbone "
                         "takes so many tokens"
                     )
-                found.reading.done += len(line)
+                found.reading.done = file.tell() if stream is not file else found.reading.done + len(line)
                 text = _decode(line, encoding="utf-8-sig" if number == 1 else "utf-8")
                 if text is None:
                     rule = "be utf-8; convert the file, for instance with iconv"
@@ -173,6 +185,10 @@ def read_lines(path: Path, found: Findings) -> Generator[str, None, None]:
                     found.undecoded += 1
                     text = line.decode("utf-8", errors="replace")  # to go on; nothing of it is used
                 yield text
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise CorpusError("a compressed corpus must be whole; it is damaged or cut off") from None
+    except UnicodeError:  # of UTF-16, which is decoded as a stream; its message quotes the bytes
+        raise CorpusError("a corpus in utf-16 must be whole; write it again, in utf-8 if you can") from None
     except OSError as error:
         raise CorpusError(
             f"a corpus must be readable, got {error.strerror or type(error).__name__}; check the path"
@@ -187,28 +203,49 @@ def _decode(line: bytes, *, encoding: str) -> str | None:
 
 
 @contextmanager
-def _cut(stream: BinaryIO) -> Iterator[Iterator[bytes]]:
-    """Lines as bytes, none longer than one byte above the limit."""
+def _unpack(file: BinaryIO) -> Iterator[BinaryIO]:
+    """What a file holds that gzip compressed, by its first bytes; else the file."""
+    begin = file.read(len(_GZIP))
+    file.seek(0)
+    if begin != _GZIP:
+        yield file
+        return
+    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+        yield unpacked  # type: ignore[misc]  # it has all of a BinaryIO that is used here
+
+
+@contextmanager
+def _cut(stream: BinaryIO, found: Findings) -> Iterator[Iterator[bytes]]:
+    """Lines as bytes of UTF-8, none longer than one byte above the limit; of UTF-16 so many letters."""
     begin = stream.read(_PEEK_BYTES)
     stream.seek(0)
-    if b"\r" in begin and b"\n" not in begin:
-        # Latin-1 maps every byte to a character and back, so this cuts bytes.
-        with io.TextIOWrapper(stream, encoding="latin-1", newline="\r") as letters:
-            yield (line.encode("latin-1") for line in iter(lambda: letters.readline(MAX_LINE_BYTES + 1), ""))
+    # That of UTF-32 begins with that of UTF-16, and no text begins with the zero that follows there.
+    found.utf16 = begin.startswith(_UTF16) and not begin.startswith(codecs.BOM_UTF32_LE)
+    # Latin-1 maps every byte to a character and back, so with it this cuts bytes.
+    encoding, back = ("utf-16", "utf-8") if found.utf16 else ("latin-1", "latin-1")
+    start = begin.decode(encoding, errors="ignore") if found.utf16 else begin.decode(encoding)
+    returns = "\r" in start and "\n" not in start
+    if found.utf16 or returns:
+        with io.TextIOWrapper(stream, encoding=encoding, newline="\r" if returns else "\n") as letters:
+            yield (line.encode(back) for line in iter(lambda: letters.readline(MAX_LINE_BYTES + 1), ""))
     else:
         yield iter(lambda: stream.readline(MAX_LINE_BYTES + 1), b"")
 
 
-def skip_blank_lines(rows: Iterator[tuple[int, Any]], found: Findings) -> Iterator[tuple[int, Any]]:
-    """The rows that are not empty; a blank line with others after it is a fault."""
-    blank = 0
+def skip_blank_lines(
+    rows: Iterator[tuple[int, Any]], found: Findings, *, skip: bool = False
+) -> Iterator[tuple[int, Any]]:
+    """The rows that are not empty; a blank line with others after it is a fault, unless it is to be skipped."""
+    blank = several = 0
     for number, row in rows:
         if not row:
-            blank = blank or number
+            blank, several = blank or number, several + 1
             continue
-        if blank:
+        if blank and skip:
+            found.skipped += several
+        elif blank:
             found.fault(f"line {blank}", "not be blank, because others follow; remove it")
-            blank = 0
+        blank = several = 0
         yield number, row
 
 
@@ -241,7 +278,8 @@ def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row |
     """The records of a file of JSON objects, one a line; None for a fault. Fields that are not read may be anything."""
     lines = enumerate(read_lines(path, found), 1)
     undecoded = 0
-    for number, line in skip_blank_lines(((number, line.strip()) for number, line in lines), found):
+    rows = ((number, line.strip()) for number, line in lines)
+    for number, line in skip_blank_lines(rows, found, skip=columns.skip_empty):
         place = f"line {number}"
         if found.undecoded > undecoded:
             undecoded = found.undecoded
@@ -251,6 +289,9 @@ def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row |
         if fields is None:
             found.fault(place, "be one JSON object; the file is damaged or of another kind")
             yield None
+            continue
+        if columns.skip_empty and any(is_empty(fields.once(column)[1]) for column in columns.texts):
+            found.skipped += 1
             continue
         texts = tuple(_text(fields, column, place, found, privatized=columns.privatized) for column in columns.texts)
         label = None if columns.label is None else _json_label(fields, columns.label, place, found)
@@ -302,6 +343,11 @@ def _json_label(fields: _Pairs, column: str, place: str, found: Findings) -> str
     got = _kind(value) if once else "it several times"
     found.fault(place, f"have a name or a whole number in {column!r}, got {got}; name the right field")
     return None
+
+
+def is_empty(value: object) -> bool:
+    """Whether a cell is null, or a text of spaces alone."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _plain(value: Any) -> Any:

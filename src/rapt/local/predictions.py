@@ -148,7 +148,8 @@ def check_beside(beside: Sequence[Mapping[str, Any]] | None, *, records: int) ->
     if len(beside) != records:
         raise UsageError(
             f"the columns that are kept must be of the source of the queries, got {len(beside):,} records for "
-            f"{records:,} queries; name the source that they were made from"
+            f"{records:,} queries; name the source that they were made from, and its "
+            "text column if empty texts were skipped"
         )
     if any(name in row for row in beside[:1] for name in _OF_A_PREDICTION):
         raise UsageError("a column that is kept must not have the name of an answer, label or probabilities; rename it")

@@ -24,6 +24,7 @@ from rapt.local.corpus_formats import (
     Findings,
     Reader,
     Row,
+    is_empty,
     read_jsonl,
     read_lines,
     skip_blank_lines,
@@ -54,7 +55,7 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
         rows = _fields(lines, found.separator, quotes=usual == "," or found.quoted is True)
         header: list[str] | None = None
         undecoded = 0
-        for number, row in skip_blank_lines(((number, row) for number, row in rows), found):
+        for number, row in skip_blank_lines(rows, found, skip=columns.skip_empty):
             if header is None:
                 header = row if columns.header else [""] * len(row)
                 places = [find_column(header, column, found.separator, columns) for column in columns.wanted]
@@ -66,6 +67,10 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
                 undecoded = found.undecoded
                 yield None
                 continue
+            if columns.skip_empty and len(row) == len(header):
+                if any(is_empty(row[place]) for place in places[: len(columns.texts)]):
+                    found.skipped += 1
+                    continue
             yield _row(row, number, len(header), places, columns, found)
         if header is None:
             raise explain_missing_column([], columns.wanted[0])
