@@ -354,8 +354,11 @@ def check_output(target: Path, *, source: Path, overwrite: bool) -> None:
 
     Raises:
         UsageError: It would, or a file is there that must not be replaced.
+        CorpusError: Its folder is missing.
     """
     check_target(target, overwrite=True)
+    if not target.absolute().parent.is_dir():
+        raise CorpusError("the output must be writable, got a folder that is missing; make it, or choose another")
     # The writer works in NAME.partial, so that name is taken as well.
     for path in (target, name_partial(target)):
         if path.exists() and source.exists() and path.samefile(source):
