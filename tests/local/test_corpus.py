@@ -216,6 +216,8 @@ BAD = [
     ),
     ("huge.csv", f"text,label\n{'good ' * 40_000},{SECRET}\n", "line 2 must have at most 507 tokens .* got 40000"),
     ("latin.csv", f"text,label\nfine,1\n{SECRET} caf\xe9,1\n".encode("latin-1"), "line 3 must be utf-8"),
+    ("array.json", json.dumps([{"text": SECRET, "label": "1"}], indent=1).encode(), "line 1 must .* got an array"),
+    ("array.jsonl", json.dumps([{"text": SECRET, "label": "1"}]).encode(), "line 1 must .* got an array"),
     ("utf32.csv", f"text,label\n{SECRET},1\n".encode("utf-32"), "line 1 must be utf-8"),
     ("utf16.csv", f"text,label\n{SECRET},1\n".encode("utf-16")[:-1], "a corpus in utf-16 must be whole"),
     ("cut.csv.gz", gzip.compress(f"text,label\n{SECRET},1\n".encode())[:-9], "a compressed corpus must be whole"),

@@ -383,7 +383,7 @@ def _source(
 def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
     packed = path.suffix.lower() == ".gz"
     suffix = (Path(path.stem) if packed else path).suffix.lower().removeprefix(".")
-    suffix = file_format or {"ndjson": "jsonl"}.get(suffix, suffix)
+    suffix = file_format or {"ndjson": "jsonl", "json": "jsonl"}.get(suffix, suffix)
     if packed and suffix in ("parquet", "dataset"):
         raise UsageError(f"a corpus in columns must not be compressed, got {suffix}; unpack it first")
     for known in get_args(FileFormat):

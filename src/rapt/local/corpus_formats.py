@@ -287,6 +287,10 @@ def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row |
             continue
         fields = _parse(line)
         if fields is None:
+            if line.startswith("["):
+                raise CorpusError(
+                    f"{place} must be one JSON object, got an array; write one object a line (jq -c '.[]')"
+                )
             found.fault(place, "be one JSON object; the file is damaged or of another kind")
             yield None
             continue
