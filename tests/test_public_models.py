@@ -126,6 +126,14 @@ def test_only_a_commit_is_downloaded(cache, name):
         download_model(name)
 
 
+def test_a_hub_that_does_not_answer_is_one_line_without_its_address(cache, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    with pytest.raises(UnavailableError, match="must have the commit"):
+        download_model(f"someone/tiny@{COMMIT}")
+    assert caplog.text == ""
+
+
 def test_a_hub_that_has_no_such_commit_is_one_line_without_its_address(cache, tmp_path, monkeypatch):
     with strange_service.answering(hub(gpt2(tmp_path / "source"), asked=[], broken=True)) as url:
         monkeypatch.setenv("HF_ENDPOINT", url)

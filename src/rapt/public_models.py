@@ -9,6 +9,7 @@ Both sides use this module, because a backbone and its vocabulary are the same f
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -200,6 +201,9 @@ def download_model(model: str) -> Path:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise UsageError("a download from the hub needs a package; run: pip install huggingface_hub") from None
+    log = logging.getLogger("huggingface_hub")
+    usual = log.level
+    log.setLevel(logging.ERROR)  # each attempt that fails would say the address, in two lines
     try:
         found = snapshot_download(
             name,
@@ -213,4 +217,6 @@ def download_model(model: str) -> Path:
             f"the hub must have the commit for this user and answer, got {type(error).__name__}; look at the name, at "
             "HF_TOKEN and at the network"
         ) from None
+    finally:
+        log.setLevel(usual)
     return Path(found)

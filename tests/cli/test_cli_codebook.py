@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -78,6 +79,13 @@ def test_texts_are_privatized_with_the_code_that_was_made(rapt, tmp_path, review
     assert bundle.hash in json.dumps(manifest)
     assert len(records) == 6
     never_shows(out.read_text() + done.err + done.out)
+    first = next(csv.DictReader(reviews.read_text().splitlines()))["text"]
+    shown = rapt("show", out, "--original", reviews, "--first", 1)
+    assert (shown.code, shown.err) == (0, "")
+    assert shown.out.splitlines()[1] == f"  in clear  {first}"
+    (tmp_path / "other.csv").write_text("text\none\n")
+    refused = rapt("show", out, "--original", tmp_path / "other.csv")
+    assert (refused.code, refused.out, "got 1 for 6" in refused.err) == (3, "", True)
 
 
 def test_a_reader_is_made_from_public_files_and_its_folder_serves_as_a_code(rapt, tmp_path):

@@ -76,6 +76,11 @@ def test_labels_come_from_a_column_or_beside_the_texts(tokens, table):
     assert found.manifest.labels == ("2", "5")
 
 
+def test_classes_have_the_kinds_of_labels(tokens):
+    found = privatize(TEXTS, labels=[0, 1, 0, 1], classes=[1, 0], privatizer=tokens, ledger=None)
+    assert (found.labels, found.manifest.labels) == (["0", "1", "0", "1"], ("1", "0"))
+
+
 def test_eta_and_epsilon_alone_make_the_setting():
     found = privatize(TEXTS, eta=75.0, labels=LABELS, vocabulary="bert-tiny", ledger=None)
     assert (found.manifest.mechanism.eta, found.manifest.plain_tokens.count) == (75.0, 20)
@@ -134,6 +139,9 @@ def test_a_saved_file_is_shuffled_if_it_has_labels_and_its_receipt_says_how(toke
         ({"texts": [SECRET, " "]}, CorpusError, "record 2 must have at least one token"),
         ({"texts": []}, CorpusError, "at least one text"),
         ({"texts": 3}, UsageError, "must be lists, got int"),
+        ({"texts": {"text": [SECRET]}}, UsageError, "must be lists, got dict"),
+        ({"texts": {SECRET, "a fine day"}}, UsageError, "must be lists, got set"),
+        ({"labels": {"a": 1, "b": 2}}, UsageError, "must be lists, got dict"),
         ({"texts": pd.DataFrame({"body": [SECRET]})}, UsageError, "must have the column 'text'"),
         ({"labels": ["a"]}, UsageError, "one label for each text, got 1 labels for 2 texts"),
         ({"labels": "ab"}, UsageError, "labels must be a list"),

@@ -56,7 +56,7 @@ def show(
 
     from rapt.local.corpus import read_corpus
     from rapt.local.record_order import read_in_order_of_source
-    from rapt.local.shown_texts import show_texts
+    from rapt.local.shown_texts import check_count, show_texts
     from rapt.wire.privatized_file import read_privatized_file
 
     originals = None
@@ -69,7 +69,9 @@ def show(
     manifest = released.manifest
     if manifest.unit == "text":
         codewords = int(manifest.mechanism.parameters["codewords"])
-        _show_codes(released.records[:first], codewords=codewords, as_json=as_json)
+        check_count(released, originals)
+        texts = None if originals is None else originals[:first]
+        _show_codes(released.records[:first], texts, codewords=codewords, as_json=as_json)
         return
     table = load_checked_vocabulary(vocabulary or manifest.model, trusted=trust_vocabulary)
     found = show_texts(released, table, originals=originals, first=first)
@@ -124,10 +126,14 @@ def _print(token: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in token)
 
 
-def _show_codes(records: Sequence[PrivatizedRecord], *, codewords: int, as_json: bool) -> None:
+def _show_codes(
+    records: Sequence[PrivatizedRecord], texts: Sequence[str] | None, *, codewords: int, as_json: bool
+) -> None:
     if as_json:
         codes = [list(record.token_ids) for record in records]
-        output.show_json({"schema": SCHEMA, "codes": codes, "codewords": codewords})
+        output.show_json({"schema": SCHEMA, "codes": codes, "codewords": codewords, "texts": texts})
         return
     lines = [f"text {number}: codeword {', '.join(map(str, one.token_ids))}" for number, one in enumerate(records, 1)]
+    if texts is not None:
+        lines = [f"{line}\n  in clear  {_print(text)}" for line, text in zip(lines, texts, strict=True)]
     output.show("\n".join([*lines, "", f"each is one of {codewords:,} public codewords, and has no words"]))

@@ -7,7 +7,7 @@ and writes no text to disk. What it returns holds no text either: only what may 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -180,7 +180,7 @@ def privatize(
     labels: Any = None,
     text_column: str = "text",
     label_column: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[Any] | None = None,
     label_epsilon: float | None = None,
     vocabulary: str | Path = "minilm",
     mechanism: str = "laplace",
@@ -207,7 +207,7 @@ def privatize(
         labels: Labels of the texts, of any kind with a name: they leave in clear unless `label_epsilon` is set.
         text_column: Column of the texts of a table.
         label_column: Column of the labels of a table; None sends none.
-        classes: Names of the classes in order; None collects and sorts them.
+        classes: Classes in order, of the kinds that labels may have; None collects and sorts them.
         label_epsilon: ε of randomized response for each label; needs `classes`.
         vocabulary: Name or folder of the vocabulary, for `eta`.
         mechanism: Name of the mechanism, for `eta`.
@@ -265,7 +265,7 @@ def privatize(
         labelled=names is not None,
         parts=(),
         privatizer=privatizer,
-        labels=check_class_names(classes),
+        labels=check_class_names(None if classes is None else name_labels(classes, count=len(classes))),
         public_labels=False,
     )
     kept = None
@@ -361,7 +361,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _find_column(table: Any, name: str) -> Any:
-    """The column of a table, raising `UsageError` for what is none or has none of this name; no name is repeated."""
+    """The column of a table, raising `UsageError` for what is none or has none of this name."""
     if not _is_table(table):
         raise UsageError("a column must be of a table, got something else; give labels as a list")
     names = getattr(table, "column_names", None)
@@ -377,7 +377,8 @@ def _list_values(column: Any) -> Any:
     for way in ("to_pylist", "to_list", "tolist"):  # Arrow; pandas and polars; NumPy
         if hasattr(column, way):
             return getattr(column, way)()
-    if not isinstance(column, Iterable):
+    # A mapping would give its names for texts, and a set has no order for labels to follow.
+    if not isinstance(column, Iterable) or isinstance(column, Mapping | Set):
         raise UsageError(f"texts and labels must be lists, got {type(column).__name__}; put them into one")
     return list(column)
 

@@ -76,11 +76,7 @@ def show_texts(
         raise VocabularyError(
             "the vocabulary must be the one that the file was privatized with; name it (--vocabulary)"
         )
-    if originals is not None and len(originals) != len(file.records):
-        raise CorpusError(
-            f"the source must have a text for each record, got {len(originals)} for {len(file.records)}; name the one "
-            "that the file was made of"
-        )
+    check_count(file, originals)
     shown: list[ShownText] = []
     tokens = unknown = stayed = unknown_before = 0
     for start in range(0, len(file.records), _CHUNK):
@@ -107,6 +103,15 @@ def show_texts(
         stayed=stayed if known else None,
         unknown_before=unknown_before if known else None,
     )
+
+
+def check_count(file: PrivatizedFile, originals: Sequence[str] | None) -> None:
+    """Refuse a source that has not a text for each record (`CorpusError`); None is no source."""
+    if originals is not None and len(originals) != len(file.records):
+        raise CorpusError(
+            f"the source must have a text for each record, got {len(originals)} for {len(file.records)}; name the one "
+            "that the file was made of"
+        )
 
 
 def _fit(content: list[int], after: tuple[int, ...], manifest: Manifest, *, position: int) -> tuple[int | None, ...]:

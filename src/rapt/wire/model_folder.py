@@ -55,6 +55,11 @@ def read_folder(folder: Path, *, model: str) -> ModelFolder:
     try:
         config = parse_object((folder / "config.json").read_bytes(), what="config.json")
     except (OSError, WireError):
+        if (folder / "code.json").is_file():
+            raise VocabularyError(
+                f"model={model!r} must be a model, got a code of whole texts; name a model, or use it as a code, with "
+                "--codes and --epsilon"
+            ) from None
         raise VocabularyError(
             f"model={model!r} must have config.json, tokenizer.json and model.safetensors; install it again"
         ) from None

@@ -10,7 +10,7 @@ from code_material import codes_manifest
 from rapt.errors import MechanismError
 from rapt.local.codes.text_statement import bound_guess, find_epsilon, state_text_privacy
 from rapt.local.text_page import ceil_nats, ceil_odds, ceil_percent
-from rapt.wire.manifest import LabelPrivacy, Randomness
+from rapt.wire.manifest import Arrangement, LabelPrivacy, Randomness
 
 SECURE = Randomness(source="a cipher")
 
@@ -53,6 +53,17 @@ def test_the_statement_says_in_plain_words_what_holds():
     assert "one of 12 codewords, the 3 that are nearest to it" in words
     assert max(map(len, page.splitlines())) <= 88
     assert "!!" not in page
+
+
+def test_the_order_of_shuffled_records_is_not_among_what_is_open_and_replayed_texts_are():
+    def says(**arrangement):
+        manifest = codes_manifest(arrangement=Arrangement(**arrangement))
+        return {one.what: one.why for one in state_text_privacy(4.0, manifest=manifest).not_protected}
+
+    assert "number and order" in says(replayed=False, shuffled=False)
+    assert "which were shuffled" in says(replayed=False, shuffled=True)["number"]
+    assert "equal texts" not in says(replayed=False, shuffled=True)
+    assert "whoever sees both" in says(replayed=True, shuffled=True)["equal texts"]
 
 
 def test_the_sums_of_a_person_count_texts_pairs_and_labels():

@@ -195,7 +195,22 @@ def test_what_stands_behind_a_reader_is_not_for_peft_and_says_so(opened):
     behind = dataclasses.replace(backbone, reader=object())
     files = hub_files(adapter_of(backbone, "lora"), backbone=behind)
     assert files.keys() == {README, CARD}
-    assert "PEFT has no adapter that computes this" in files[README].decode()
+    text = files[README].decode()
+    assert "PEFT has no adapter that computes this" in text
+    assert "The prompt begins" not in text
+
+
+def test_a_head_on_codes_reads_the_code_and_a_prompt_stands_behind_a_single_token(opened):
+    backbone, _ = opened("bert")
+    prompt = adapter_of(backbone, "prompt_tuning", labels=("no", "yes"))
+    text = hub_files(prompt, backbone=backbone)[README].decode()
+    assert "begins with the vector of the token that the tokenizer puts first: leave it out" in text
+    card = dataclasses.replace(prompt.card, method="linear_probing")
+    on_codes = hub_files(
+        dataclasses.replace(prompt, card=card), backbone=dataclasses.replace(backbone, architecture="codes")
+    )
+    assert "read a class off the mean of the last states" in text
+    assert "read a class off the code of a text" in on_codes[README].decode()
 
 
 def test_low_rank_changes_of_several_ranks_say_so(opened, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, Final
 from rapt.errors import MechanismError
 from rapt.local.statement import PROTECTS_NOTHING, Exposure
 from rapt.local.text_page import ceil_nats, ceil_odds, ceil_percent, facts, items, table, wrap
-from rapt.wire.manifest import LabelPrivacy, Manifest, check_epsilon
+from rapt.wire.manifest import Arrangement, LabelPrivacy, Manifest, check_epsilon
 from rapt.wire.mechanisms import USUAL_EPSILON
 
 SCHEMA: Final = "rapt.text-statement/1"
@@ -225,6 +225,7 @@ def state_text_privacy(epsilon: float, *, manifest: Manifest | None = None) -> T
                 pairs=manifest is not None and manifest.pairs,
                 labels_sent=manifest is None or manifest.labels is not None,
                 label_privacy=label,
+                arrangement=None if manifest is None else manifest.arrangement,
             )
         ),
     )
@@ -261,7 +262,9 @@ def _explain(epsilon: float) -> Iterator[str]:
     )
 
 
-def _list_exposures(*, pairs: bool, labels_sent: bool, label_privacy: LabelPrivacy | None) -> Iterator[Exposure]:
+def _list_exposures(
+    *, pairs: bool, labels_sent: bool, label_privacy: LabelPrivacy | None, arrangement: Arrangement | None
+) -> Iterator[Exposure]:
     yield Exposure(what="taking part", why="that somebody contributed, how often, and when")
     if label_privacy is not None:
         yield Exposure(
@@ -280,7 +283,18 @@ def _list_exposures(*, pairs: bool, labels_sent: bool, label_privacy: LabelPriva
             what="texts of one record",
             why="which two belong together; each is protected as a text is, and the ε of the two add up",
         )
-    yield Exposure(what="number and order", why="how many records a file has, and the order in which they stand")
+    if arrangement is not None and arrangement.shuffled:
+        order = "not the order of the records, which were shuffled (only the receipt of the run knows how)"
+        yield Exposure(what="number", why=f"how many records a file has, and {order}")
+    else:
+        yield Exposure(what="number and order", why="how many records a file has, and the order in which they stand")
+    if arrangement is not None and arrangement.replayed:
+        yield Exposure(
+            what="equal texts",
+            why="a text that was released before with this setting has here the code that it got then, in this file "
+            "or in another, so whoever sees both sees that the texts may be the same; texts of one record are always "
+            "drawn apart",
+        )
     yield Exposure(
         what="what many texts have in common",
         why="a model learns it, whether or not one text is among them; what follows from it about a person is not "

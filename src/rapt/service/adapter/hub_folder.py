@@ -122,8 +122,8 @@ def _write_readme(adapter: Adapter, backbone: Backbone, *, in_peft: bool) -> str
             f"The training texts were privatized before they left their owners, each {unit} by itself, with the "
             "mechanism above. What is in these weights was computed from that, so they show no more of a "
             f"{unit} than the mechanism let through. "
-            "Labels are outside of this, unless they were randomized. "
-            + ("" if of_text else "A text as a whole is protected by the sum over its tokens, which is little."),
+            "Labels are outside of this, unless they were randomized."
+            + ("" if of_text else " A text as a whole is protected by the sum over its tokens, which is little."),
             "",
             "## Use",
             "",
@@ -158,10 +158,10 @@ def _write_use(card: AdapterCard, backbone: Backbone, *, in_peft: bool) -> list[
         ]
     if card.method == "lora" and card.kind == "decoder":
         lines += ["vLLM takes the folder as it is: `/v1/load_lora_adapter` with its path.", ""]
-    if METHODS[card.method].prompt == "sequence" and backbone.frame.start:
+    if METHODS[card.method].prompt == "sequence" and in_peft and (first := len(backbone.frame.start)):
+        vectors, them = ("vector of the token", "it") if first == 1 else (f"vectors of the {first} tokens", "them")
         lines += [
-            f"The prompt begins with the vectors of the {len(backbone.frame.start)} tokens that the tokenizer puts "
-            "first: leave those out of the text.",
+            f"The prompt begins with the {vectors} that the tokenizer puts first: leave {them} out of the text.",
             "",
         ]
     if METHODS[card.method].prompt == "attention" and in_peft:
@@ -176,9 +176,11 @@ def _write_use(card: AdapterCard, backbone: Backbone, *, in_peft: bool) -> list[
     if card.task == "generation" and len(backbone.frame.decoder_start) > 1:
         lines += [f"The answer begins behind `decoder_input_ids` of {list(backbone.frame.decoder_start)}.", ""]
     if card.labels:
-        where = (
-            "the mean of the last states at the text" if card.task == "classification" else "the state of the answer"
-        )
+        where = "the state of the answer"
+        if card.task == "classification":
+            where = "the mean of the last states at the text"
+            if backbone.architecture == "codes":
+                where = "the code of a text"
         lines += [
             f"`{HEAD}` holds the weight and the bias that read a class off {where}. The classes, in its order:",
             "",

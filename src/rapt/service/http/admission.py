@@ -200,8 +200,8 @@ def check_vocabulary(manifest: Manifest, *, expected: str) -> None:
     """Check that a query was privatized with its model's vocabulary (`VocabularyError`)."""
     if manifest.vocabulary_hash != expected:
         raise VocabularyError(
-            f"a query must be privatized with the model's vocabulary {shorten_hash(expected)}, got another; "
-            "fetch the vocabulary of the model"
+            f"a query must be privatized with the model's vocabulary or code {shorten_hash(expected)}, got another; "
+            "fetch that of the model and privatize again"
         )
 
 
