@@ -199,6 +199,15 @@ def test_too_few_texts_for_own_ones_are_refused(plan):
         Benches(plan, few).run(Cell(arm=FUSED, eta=None, epsilon=1.0, seed=0))
 
 
+@pytest.mark.parametrize(("arms", "most"), [((WORDS_AT_HOME,), 120), ((WORDS_AT_HOME, CODES_AT_HOME), 90)])
+def test_a_crowd_of_more_texts_than_there_are_is_refused_before_any_work(plan, tmp_path, arms, most):
+    asked = replace(plan, arms=arms, crowds=(40, most + 1))
+    with pytest.raises(UsageError, match=f"at most the {most} texts that there are .* got crowd={most + 1}; take"):
+        run_comparison(asked, SPLIT, results=tmp_path / "results.jsonl")
+    assert not (tmp_path / "results.jsonl").exists()
+    assert len(run_comparison(replace(asked, arms=(WORDS_AT_HOME,), crowds=(most,)), SPLIT, results=tmp_path / "r")) > 0
+
+
 def test_a_file_describes_a_comparison_of_codes(codes, tmp_path):
     (tmp_path / "plan.toml").write_text(
         f'model = "bert-tiny"\ncodes = "{codes}"\nepsilons = [2, 4]\ncrowds = [100, 0]\nseeds = 3\n'

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rapt.compare.crowd import CrowdBench, open_crowd_bench
+from rapt.compare.crowd import CrowdBench, check_crowds, open_crowd_bench
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ARMS, AttackCell, Cell, ComparisonPlan, order_texts
 from rapt.compare.results import LINKED, AttackRow, ModelRow, Row, open_results
@@ -271,9 +271,10 @@ def run_comparison(
         on_row: Called with the number of results and their total, first before any work.
 
     Raises:
-        UsageError: The file holds results of another plan or of other texts.
+        UsageError: The file holds results of another plan or of other texts, or a crowd is larger than all texts.
         RaptError: A cell cannot be run; those that were done are kept.
     """
+    check_crowds(plan, split)
     settings = {plan.digest_setting(split, denoised=needed) for needed in (False, True)}
     settings.add(plan.digest_setting(split, denoised=False, codes=True))
     with open_results(results, settings=settings) as file:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rapt.at_home import compare_states, join_pairs, load_code_model
 from rapt.compare.files import count_file
 from rapt.compare.plan import (
+    ARMS,
     CODES_AT_HOME,
     CODES_PRIVATELY,
     FUSED,
@@ -244,7 +245,7 @@ class CrowdBench:
     def _set_apart(self, cell: Cell, texts: LabelledTexts) -> tuple[LabelledTexts, LabelledTexts]:
         """The texts of the crowd, and the asker's own ones, which are in no crowd of the seed."""
         order = order_texts(len(texts), seed=cell.seed)
-        rest = len(order) - min(self.plan.own_texts, len(order) // 2)
+        rest = len(order) - _count_own(self.plan, len(order))
         others, own = order[:rest], order[rest:]
         return texts.at(others[: cell.crowd or rest]), texts.at(own)
 
@@ -298,6 +299,23 @@ def fit_ridge(states: Floats, wanted: Floats) -> tuple[Floats, Floats]:
         best = min(best, (float((alone**2).sum()), float(penalty)))
     weights = right.T @ ((sizes / (sizes**2 + best[1]))[:, None] * along)
     return weights, means - middle @ weights
+
+
+def check_crowds(plan: ComparisonPlan, split: Split) -> None:
+    """Refuse crowds of more texts than there are, which would be smaller than they are said to be (`UsageError`)."""
+    most = min(len(turn.training) for turn in split.turns)
+    if any(ARMS[name].unit == "text" for name in plan.arms):
+        most -= _count_own(plan, most)
+    if max(plan.crowds) > most:
+        raise UsageError(
+            f"a crowd must have at most the {most} texts that there are to train on, beside those of one's own, got "
+            f"crowd={max(plan.crowds)}; take fewer, or 0 for all"
+        )
+
+
+def _count_own(plan: ComparisonPlan, texts: int) -> int:
+    """How many of the training texts are the asker's own, where codes are compared."""
+    return min(plan.own_texts, texts // 2)
 
 
 def open_crowd_bench(plan: ComparisonPlan, split: Split) -> CrowdBench:
