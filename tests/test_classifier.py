@@ -1,6 +1,7 @@
 """`RaptClassifier` keeps scikit-learn's conventions, and nothing but what is privatized leaves it."""
 
 import pickle
+import sys
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,13 @@ def test_a_part_is_contributed_to_a_pool_once(code, url, folder):
             model.partial_fit(texts, labels)
         assert client.pool(model.pool).contributions == 3
     assert len(list((folder / "contributions").glob("*.rapt.jsonl"))) == 1
+
+
+def test_tuning_here_without_torch_says_what_is_missing_before_anything_is_drawn(code, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"tuning here needs torch; .* pip install -e '\.\[service\]'"):
+        RaptClassifier(epsilon=EPSILON, code=code, ledger="book").fit(TEXTS, LABELS)
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

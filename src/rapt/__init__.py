@@ -10,6 +10,7 @@ promises, and to talk to a service. They are loaded when they are first used.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from rapt.lazy_names import load_lazily
@@ -141,4 +142,12 @@ _MODULES: Final = {
     "rapt.wire.privatized_writer": ("write_privatized_file",),
 }
 _HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
-__getattr__, __dir__ = load_lazily(__name__, _HOMES | {"__version__": "rapt.version"})
+# Whoever takes all names, as a star import and `help` do, shall not need what is not installed.
+_WITHOUT: Final = () if find_spec("sklearn") else ("RaptClassifier",)
+__all__ = [name for name in __all__ if name not in _WITHOUT]
+__getattr__, _ = load_lazily(__name__, _HOMES)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return list(__all__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, Self
@@ -109,6 +110,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
 
         Raises:
             UsageError: The settings contradict each other.
+            ImportError: The extra `service` is not installed, and the tuning is to be here.
             Others: The reasons of `privatize`, of the service, and of tuning.
         """
         here = isinstance(self.service, str) and self.service == HERE
@@ -116,6 +118,11 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             raise UsageError("ask must be 'home' or 'privately'; choose one")
         if here and self.ask == "privately":
             raise UsageError("a model that is tuned here must be asked at home, where nothing leaves; name a service")
+        if here and find_spec("torch") is None:
+            raise ImportError(
+                "tuning here needs torch; install the extra `service` from the checkout, or name a service: "
+                "pip install -e '.[service]'"
+            )
         texts = list_texts(X, column=self.text_column)
         names = name_labels(y, count=len(texts))
         # By their names, so that labels of any kind are compared as what leaves.

@@ -293,6 +293,8 @@ def test_what_a_service_keeps_is_listed_shown_and_deleted(rapt, service, privati
     job, file, model = made["job"], made["file"], done["model"]
     assert [item["job"] for item in ask("jobs", "list")["jobs"]][:2] == [job, done["job"]]
     assert ask("jobs", "show", done["job"])["model"] == model
+    seed = ask("jobs", "show", done["job"])["seed"]
+    assert str(seed) in rapt("jobs", "show", done["job"], "--service", service).out.split()
     table = rapt("jobs", "list", "--service", service).out
     assert re.search(rf"{done['job']}  succeeded +bert-tiny +\d{{4}}-\d\d-\d\d \d\d:\d\d +{model}", table)
     assert ask("files", "delete", file) == 9  # a job needs it

@@ -225,7 +225,7 @@ def _write(name: str, value: Any) -> str:
         return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M") if 0 <= value < 2**37 else ""
     if name == "method" and isinstance(value, dict):
         value = value.get("type")
-    if isinstance(value, int):
+    if isinstance(value, int) and name != "seed":  # which is typed again as it stands
         return f"{value:,}"
     return clean_line(", ".join(map(str, value)) if isinstance(value, list) else value)
 

@@ -392,7 +392,7 @@ def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
     if file_format is None and path.is_dir():
         return "dataset"
     raise UsageError(
-        f"the format of a corpus must be one of {', '.join(get_args(FileFormat))}, got {suffix!r}; state it"
+        f"the format of a corpus must be one of {', '.join(get_args(FileFormat))}, got {suffix!r}; state it (--format)"
     )
 
 

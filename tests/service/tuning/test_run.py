@@ -95,7 +95,7 @@ def test_a_validation_file_of_another_mechanism_is_refused(backbone, file):
     other = separable_file(backbone, records=8, plain=4)
     mechanism = dataclasses.replace(other.manifest.mechanism, parameters={"eta": 9.0})
     strange = PrivatizedFile(manifest=dataclasses.replace(other.manifest, mechanism=mechanism), records=other.records)
-    with pytest.raises(TuningError, match="must be privatized as the training file, got another mechanism"):
+    with pytest.raises(TuningError, match="must be privatized as the training file, got another value of mechanism"):
         tune(backbone, file, config=SHORT, validation=strange)
 
 

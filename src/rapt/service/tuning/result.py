@@ -112,7 +112,7 @@ def check_validation_manifest(training: Manifest, validation: Manifest) -> None:
     for name in ("vocabulary_hash", "mechanism", "labels", "targets", "pairs"):
         if getattr(training, name) != getattr(validation, name):
             raise TuningError(
-                f"a validation file must be privatized as the training file, got another {name}; "
+                f"a validation file must be privatized as the training file, got another value of {name}; "
                 "privatize it with the same settings"
             )
     ours, theirs = training.plain_tokens, validation.plain_tokens
