@@ -72,7 +72,7 @@ def test_a_setting_that_keeps_nearly_everything_is_refused_and_one_that_keeps_mu
     assert "insist with --allow-weak" in refused.err
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
     assert "rapt: warning: 100 % of the tokens of these texts stay" in rapt(*given, 500, "--allow-weak").err
+    assert "% of running public text)" in rapt(*given, 20, "--overwrite").err
     said = rapt(*given, 20, "--overwrite", "--json")
-    assert "% of running public text)" in said.err
     assert json.loads(said.out)["unchanged"].keys() == {"running_text", "own_texts"}
     assert rapt("privatize", tmp_path / "in.csv", tmp_path / "c", "--epsilon", 4, "--allow-weak").code == 2

@@ -366,12 +366,15 @@ def privatize(
         for remark in check.remarks:
             say(f"rapt: {remark}")
         if isinstance(privatizer, Privatizer):
+            # Draws that are thrown away, from a stream of their own, which a seed repeats.
+            own_stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
             kept = measure_kept_shares(
-                privatizer.mechanism, privatizer.vocabulary, check.counts, rng=secure_stream().generator
+                privatizer.mechanism, privatizer.vocabulary, check.counts, rng=own_stream.generator
             )
             if not allow_weak:
                 refuse_weak_setting(kept, insist="--allow-weak")
-            say(f"rapt: {kept.sentence}")
+            if kept.is_much:
+                say(f"rapt: {kept.sentence}")
 
     with meter("privatizing", unit="texts") as progress:
         manifest = privatize_corpus(
@@ -431,6 +434,8 @@ def privatize(
         say("rapt: warning: the targets are sent as they are, because --public-target says that they are public")
     if order_key is not None and account is None and receipt is None and insecure_seed is None:
         say("the records are shuffled, and no receipt says how: an audit of OUT needs one (--receipt, or --keep-order)")
+    if kept is not None and not kept.is_much:
+        say(kept.sentence)
     say_what_was_counted(account, replaced=replaced, insecure=insecure_seed is not None)
     say("to see what this protects and what it does not, run: rapt statement OUT")
 

@@ -48,13 +48,18 @@ class KeptShares:
         return max(self.running.share, self.own.share)
 
     @property
+    def is_much(self) -> bool:
+        """Whether so much stays that a person is warned before anything is drawn."""
+        return self.largest >= MUCH
+
+    @property
     def sentence(self) -> str:
         """What stays, in one sentence; a warning where that is much."""
         said = (
             f"{100 * self.own.share:.0f} % of the tokens of these texts stay as they are at eta={self.eta:g} "
             f"({100 * self.running.share:.0f} % of running public text)"
         )
-        return f"warning: {said}; rapt preview says which" if self.largest >= MUCH else said
+        return f"warning: {said}; rapt preview says which" if self.is_much else said
 
     def to_json(self) -> dict[str, Any]:
         """Both shares, for the user alone."""
