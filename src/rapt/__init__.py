@@ -10,10 +10,9 @@ promises, and to talk to a service. They are loaded when they are first used.
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
-from rapt.lazy_names import load_lazily
+from rapt.lazy_names import is_installed, load_lazily
 from rapt.version import __version__
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ _MODULES: Final = {
 }
 _HOMES: Final = {name: module for module, names in _MODULES.items() for name in names}
 # Whoever takes all names, as a star import and `help` do, shall not need what is not installed.
-_WITHOUT: Final = () if find_spec("sklearn") else ("RaptClassifier",)
+_WITHOUT: Final = () if is_installed("sklearn") else ("RaptClassifier",)
 __all__ = [name for name in __all__ if name not in _WITHOUT]
 __getattr__, _ = load_lazily(__name__, _HOMES)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -24,3 +25,11 @@ def load_lazily(room: str, homes: Mapping[str, str]) -> tuple[Callable[[str], An
         return value
 
     return load, lambda: sorted(homes)
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package of other people can be found; it is not imported."""
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # whoever finds it for Python says that it may not be had
+        return False
