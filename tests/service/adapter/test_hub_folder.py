@@ -100,6 +100,26 @@ def loaded(folder, files, tmp_path):
         return peft.PeftModel.from_pretrained(model, str(tmp_path / "out")).eval()
 
 
+def written_by_peft(model, text, *, begin, end):
+    """The likeliest tokens, each from a whole pass.
+
+    PEFT 0.21 loses its place behind a prompt in the cached steps of `generate` with transformers 5.24: the second token
+    already differs from that of its own whole pass.
+    """
+    tokens, start = [], torch.tensor([begin], dtype=torch.long)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        while len(tokens) < MOST and tokens[-1:] != [end]:
+            more = torch.tensor([tokens], dtype=torch.long)
+            if begin:
+                told = {"input_ids": text, "decoder_input_ids": torch.cat([start, more], dim=1)}
+            else:
+                told = {"input_ids": torch.cat([text, more], dim=1)}
+            mask = torch.ones_like(told["input_ids"])
+            tokens.append(int(model(**told, attention_mask=mask).logits[0, -1].argmax()))
+    return tokens
+
+
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
 @pytest.mark.parametrize("architecture", WRITERS)
 def test_plain_peft_writes_what_we_write(opened, architecture, method, tmp_path):
@@ -111,18 +131,9 @@ def test_plain_peft_writes_what_we_write(opened, architecture, method, tmp_path)
     start = () if method == "prompt_tuning" else frame.start  # the prompt begins with it
     cue = frame.between if backbone.kind == "decoder" else ()
     text = torch.tensor([[*start, *ids, *cue, *frame.end]])
-    told = {"decoder_input_ids": torch.tensor([frame.decoder_start])} if frame.decoder_start else {}
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = model.generate(
-            input_ids=text, attention_mask=torch.ones_like(text), max_new_tokens=MOST + 1, do_sample=False, **told
-        )[0].tolist()
-    expected = written(backbone, adapter, ids)
-    before = len(frame.decoder_start) if told else max(0, len(found) - MOST - 1)
-    begun = found[before:]
-    assert begun[: len(expected)] == expected
+    assert written_by_peft(model, text, begin=frame.decoder_start, end=frame.eos_id) == written(backbone, adapter, ids)
     bare = dataclasses.replace(adapter, tuned=Tuned())
-    assert written(backbone, bare, ids) != expected  # it does something
+    assert written(backbone, bare, ids) != written(backbone, adapter, ids)  # it does something
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
