@@ -294,10 +294,15 @@ def test_a_plot_that_cannot_be_written_leaves_the_result_and_an_exit_code(tmp_pa
     assert (found["schema"], found["plot"]) == ("rapt.calibration/1", None)
 
 
-def test_a_stderr_that_takes_nothing_stops_no_work(folder: Path, tmp_path: Path):
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = ["privatize", str(folder / "in.csv"), str(tmp_path / "out"), "--eta", "60", *TINY]
-    done = subprocess.run([sys.executable, "-m", "rapt", *command], stdout=subprocess.PIPE, stderr=writing, text=True)
-    os.close(writing)
+@pytest.mark.parametrize("stderr", ["without a reader", "closed"])
+def test_a_stderr_that_takes_nothing_stops_no_work(stderr: str, folder: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "rapt", "privatize", str(folder / "in.csv"), str(tmp_path / "out"), "--eta", "60"]
+    if stderr == "closed":
+        command = ["sh", "-c", f"exec 2>&-; exec {' '.join(map(repr, (*command, *TINY)))}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    else:
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run([*command, *TINY], stdout=subprocess.PIPE, stderr=writing, text=True)
+        os.close(writing)
     assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'out'}\n")

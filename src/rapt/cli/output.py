@@ -74,8 +74,10 @@ def say(line: str) -> None:
     """Write one line for people to stderr; a stderr that takes nothing stops no work."""
     if not line.startswith(_spoken):
         return
-    with suppress(OSError, ValueError):
-        print(line, file=sys.stderr, flush=True)  # noqa: T201 -- this is where the command line writes
+    if sys.stderr:  # None where it is closed
+        with suppress(OSError, ValueError):
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
 
 
 def show(text: str) -> None:
@@ -85,7 +87,8 @@ def show(text: str) -> None:
         CorpusError: Stdout is full or closed.
     """
     with _taken():
-        print(text, flush=True)  # noqa: T201 -- this is where the command line writes
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
 
 def show_file(path: Path) -> None:
@@ -179,7 +182,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 @contextmanager
 def meter(what: str, *, total: int | None = None, unit: str = "") -> Iterator[Meter]:
     """Open a meter on stderr for one piece of work: a bar on a terminal, plain lines elsewhere."""
-    if sys.stderr.isatty() and _spoken != _ALARMS:
+    if sys.stderr and sys.stderr.isatty() and _spoken != _ALARMS:
         with _make_bar() as progress:
             yield _BarMeter(progress, progress.add_task(what, total=total, note="", unit=unit))
     else:
