@@ -32,13 +32,13 @@ from rapt.local.codes.subset import remake_subset
 from rapt.local.corpus import LabelledText, read_corpus
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.own_model import Fusion, fit_fusion
-from rapt.local.predictions import FilePredictions, Row, check_beside, check_output, make_row, write_rows
-from rapt.local.privatizer import Privatizer, plan_plain_tokens
+from rapt.local.predictions import FilePredictions, Row, check_beside, check_output, make_rows, write_rows
+from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.service_objects import Prediction
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
-from rapt.wire.adapter_files import AdapterCard, parse_card
+from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card
 from rapt.wire.code_bundle import CodeBundle, project_states
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from rapt.service.adapter.adapter import Adapter
     from rapt.service.backbone.backbone import Backbone
 
-CARD: Final = "rapt.json"
-WEIGHTS: Final = "adapter_model.safetensors"
 _HEAD: Final = ("classifier.weight", "classifier.bias")
 _TEXTS_AT_ONCE: Final = 256
 _SHARES: Final = "classifier.label_shares"
@@ -58,8 +56,6 @@ _RELEASES: Final = 2.0
 _DRAWS: Final = 256
 _LEAST_ATTENUATION: Final = 0.01  # below it a crowd has told nothing
 _LEAST_LENGTH: Final = 1e-12  # of a vector that is divided by its length
-# The pool of `rapt privatize`: whoever tuned with another gets words as common as these.
-_POOL: Final = 500
 
 
 class HomeModel(Protocol):
@@ -131,10 +127,8 @@ class CodeModel:
 
     def _states(self, texts: Sequence[str], *, first_position: int) -> NDArray[np.float64]:
         codes = project_states(self.encoder.encode(texts, first_position=first_position), self.code)
-        runs = codes.reshape(len(texts), self.code.codes, -1)
-        lengths = np.linalg.norm(runs, axis=2, keepdims=True)
-        # Each run is released by its direction alone, and the service reads the mean state of the runs' codewords.
-        return np.asarray((runs / np.maximum(lengths, _LEAST_LENGTH)).reshape(codes.shape) / self.code.codes)
+        # The service reads the mean state of the runs' codewords.
+        return _scale_runs(codes, self.code.codes).reshape(codes.shape) / self.code.codes
 
 
 def load_code_model(
@@ -214,8 +208,7 @@ class ReaderModel:
         # The codes of these texts in the place of the codebook: each run in columns of its own, and of length 1.
         places = np.arange(code.codes)
         points = np.zeros((code.codes, len(given), code.codes, codes.shape[1] // code.codes))
-        runs = codes.reshape(len(given), code.codes, -1).swapaxes(0, 1)
-        points[places, :, places] = runs / np.maximum(np.linalg.norm(runs, axis=2, keepdims=True), _LEAST_LENGTH)
+        points[places, :, places] = _scale_runs(codes, code.codes).swapaxes(0, 1)
         flat = torch.from_numpy(points.reshape(-1, codes.shape[1]).astype(np.float32)).to(reader.points.device)
         rows = [
             ClassificationRow(
@@ -264,6 +257,13 @@ def _read_own_encoder(code: CodeBundle, encoder: str | Path | None) -> TextEncod
             "the encoder must be the one that the codebook was made for, got another; give its folder with --backbone"
         )
     return found
+
+
+def _scale_runs(codes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """Scale each run of a code, which leaves by its direction alone, to length 1, (n, k) -> (n, r, k / r)."""
+    runs = codes.reshape(len(codes), count, -1)
+    scaled: NDArray[np.float64] = runs / np.maximum(np.linalg.norm(runs, axis=2, keepdims=True), _LEAST_LENGTH)
+    return scaled
 
 
 def sharpen_head(
@@ -380,8 +380,9 @@ def load_token_model(
     vocabulary = replace(load_vocabulary(name), bundle=loaded.bundle)
     plain = NO_PLAIN_TOKENS
     if card.plain_tokens:
+        # A card does not say the pool: whoever tuned with another gets words as common as these.
         plain = plan_plain_tokens(
-            vocabulary, count=card.plain_tokens, pool_size=_POOL, drawn="record", rng=secure_stream().generator
+            vocabulary, count=card.plain_tokens, pool_size=USUAL_POOL, drawn="record", rng=secure_stream().generator
         )
     mechanism = remake_mechanism(card.mechanism, vocabulary=vocabulary, allow_unproved=True)
     privatizer = Privatizer(vocabulary=vocabulary, mechanism=mechanism, plain_tokens=plain, truncate_to=truncate_to)
@@ -484,11 +485,12 @@ def fetch_home_model(
     if client.model(model).card is None:
         raise UsageError(f"the model must be a tuned one, got {model[:100]!r}; see `rapt tune`")
     files = client.adapter(model)
-    if truncate_to is not None and is_of_codes(read_home_card(files)):
-        raise UsageError("--truncate must come with a model on tokens, got one on codes; leave it out")
-    if not is_of_codes(read_home_card(files)):
+    card = read_home_card(files)
+    if not is_of_codes(card):
         return load_token_model(files, backbone=backbone, truncate_to=truncate_to)
-    if read_home_card(files).reader is not None:
+    if truncate_to is not None:
+        raise UsageError("--truncate must come with a model on tokens, got one on codes; leave it out")
+    if card.reader is not None:
         return load_reader_model(files, reader=backbone)
     with TemporaryDirectory() as folder:
         code = client.codebook(model, Path(folder) / "code")
@@ -542,11 +544,7 @@ def predict_at_home(
                 None if seconds is None else seconds[part],
                 first_position=start,
             )
-            before = [{}] * len(odds) if beside is None else beside[part]
-            rows = [
-                make_row(_to_prediction(line, card.labels), card.labels, own)
-                for line, own in zip(odds, before, strict=True)
-            ]
+            rows = make_rows([_to_prediction(line, card.labels) for line in odds], card.labels, beside, first=start)
             right += sum(row["label"] == item.label for row, item in zip(rows, records[part], strict=True))
             found += rows
             if out is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, Self
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from rapt.at_home import HomeModel, fetch_home_model, load_code_model, load_token_model
 from rapt.errors import UsageError
+from rapt.lazy_names import is_installed
 from rapt.local.client import ServiceClient, follow_job
 from rapt.local.codes.code_privatizer import read_code
 from rapt.local.contributions import contribute_file
@@ -118,7 +118,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             raise UsageError("ask must be 'home' or 'privately'; choose one")
         if here and self.ask == "privately":
             raise UsageError("a model that is tuned here must be asked at home, where nothing leaves; name a service")
-        if here and find_spec("torch") is None:
+        if here and not is_installed("torch"):
             raise ImportError(
                 "tuning here needs torch; install the extra `service` from the checkout, or name a service: "
                 "pip install -e '.[service]'"

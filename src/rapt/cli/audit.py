@@ -10,7 +10,7 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.demo import percent
-from rapt.cli.options import AsJson, AuditSeed
+from rapt.cli.options import AsJson, AuditSeed, list_given
 from rapt.cli.output import format_table as columns
 from rapt.cli.output import show, show_json
 from rapt.errors import UsageError
@@ -246,14 +246,8 @@ def audit(
 
 def _refuse_options_of_tokens(context: typer.Context) -> None:
     """Refuse options that an audit of whole texts does not read (`UsageError`)."""
-    given = [
-        max(parameter.opts, key=len)
-        for parameter in context.command.params
-        if parameter.name in context.params
-        and parameter.name not in _OF_CODES
-        and (source := context.get_parameter_source(parameter.name))
-        and source.name == "COMMANDLINE"
-    ]
+    others = set(list_given(context)) - _OF_CODES
+    given = [max(option.opts, key=len) for option in context.command.params if option.name in others]
     if given:
         raise UsageError(
             f"{', '.join(given)} must come with a file of tokens, got one of whole texts; "

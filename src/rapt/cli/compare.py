@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision, read_options
+from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision, list_given, read_options
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
@@ -185,13 +185,7 @@ def compare(
 
 def _refuse_other_options(context: typer.Context) -> None:
     """Refuse options that the file of a comparison says (`UsageError`)."""
-    given = [
-        name
-        for name in context.params
-        if name not in _BESIDE_A_FILE
-        and (source := context.get_parameter_source(name))
-        and source.name == "COMMANDLINE"
-    ]
+    given = [name for name in list_given(context) if name not in _BESIDE_A_FILE]
     if given:
         raise UsageError(
             f"a comparison in a file must say all but --out and --processes, got {len(given)} options beside it; "

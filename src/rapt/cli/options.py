@@ -101,6 +101,15 @@ class Drawn(StrEnum):
     RECORD = "record"
 
 
+def list_given(context: typer.Context) -> list[str]:
+    """List what the command line itself gives, neither the environment nor a default, by the names of the arguments."""
+    return [
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
+
+
 def take_standard_input(context: typer.Context, path: Path | None) -> Path | None:
     """Return a path that can be read several times: for `-` one of memory alone, with what standard input held.
 

@@ -19,11 +19,12 @@ from rapt.cli.options import (
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
+    list_given,
     load_checked_vocabulary,
     take_standard_input,
 )
 from rapt.cli.output import meter, say, show, show_file, show_json
-from rapt.errors import MechanismError, UsageError
+from rapt.errors import UsageError
 
 if TYPE_CHECKING:
     from rapt.local.codes.code_privatizer import CodePrivatizer
@@ -271,11 +272,9 @@ def privatize(
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
       zcat logs.csv.gz | rapt privatize - - --format csv --eta 75 | rapt tune -
     """
-    from datetime import UTC, datetime
-
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
-    from rapt.local.kept_share import KeptShares, measure_kept_shares, refuse_weak_setting
-    from rapt.local.ledger_place import name_receipt, refuse_ledger_files, write_receipt
+    from rapt.local.kept_share import KeptShares, check_kept_shares
+    from rapt.local.ledger_place import describe_run, name_receipt, refuse_ledger_files, write_receipt
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
     from rapt.local.record_order import make_order_key
@@ -365,16 +364,13 @@ def privatize(
         unknown_tokens = check.unknown_tokens
         for remark in check.remarks:
             say(f"rapt: {remark}")
-        if isinstance(privatizer, Privatizer):
-            # Draws that are thrown away, from a stream of their own, which a seed repeats.
-            own_stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
-            kept = measure_kept_shares(
-                privatizer.mechanism, privatizer.vocabulary, check.counts, rng=own_stream.generator
-            )
-            if not allow_weak:
-                refuse_weak_setting(kept, insist="--allow-weak")
-            if kept.is_much:
-                say(f"rapt: {kept.sentence}")
+        # Draws that are thrown away, from a stream of their own, which a seed repeats.
+        own_stream = secure_stream() if insecure_seed is None else insecure_stream(insecure_seed)
+        kept = check_kept_shares(
+            privatizer, check.counts, rng=own_stream.generator, insist=None if allow_weak else "--allow-weak"
+        )
+        if kept is not None and kept.is_much:
+            say(f"rapt: {kept.sentence}")
 
     with meter("privatizing", unit="texts") as progress:
         manifest = privatize_corpus(
@@ -403,15 +399,8 @@ def privatize(
             reading=reading,
         )
     done = None if account is None else account.done
-    facts = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "records_sha256": manifest.records_sha256,
-        "records": manifest.records,
-        "tokens": manifest.tokens,
-        "order_key": None if order_key is None else order_key.hex(),
-        "unchanged": None if kept is None else kept.to_json(),
-        **(done or {}),
-    }
+    unchanged = None if kept is None else kept.to_json()
+    facts = describe_run(manifest, order_key=order_key, unchanged=unchanged, counted=done)
     if account is not None:
         write_receipt(name_receipt(account.path, manifest.records_sha256), facts)
     if receipt is not None:
@@ -419,7 +408,7 @@ def privatize(
     if as_json:
         from rapt.wire.manifest import dump_manifest
 
-        own = {"unknown_tokens": unknown_tokens, "unchanged": facts["unchanged"], "ledger": done}
+        own = {"unknown_tokens": unknown_tokens, "unchanged": unchanged, "ledger": done}
         show_json({"file": str(target)} | own | dump_manifest(manifest))
         return
     if to_stdout:
@@ -441,11 +430,8 @@ def privatize(
 
 
 def _refuse_options(context: typer.Context, options: dict[str, str], *, beside: str) -> None:
-    given = [
-        option
-        for name, option in options.items()
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    ]
+    named = set(list_given(context))
+    given = [option for name, option in options.items() if name in named]
     if given:
         raise UsageError(f"{', '.join(given)} must not stand beside {beside}, whose unit is another; leave it out")
 
@@ -457,17 +443,12 @@ def _load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large:
         MechanismError: epsilon is outside its domain, or large without that being allowed.
         VocabularyError: The reasons of `load_code_privatizer`.
     """
-    from rapt.local.codes.code_privatizer import load_code_privatizer
+    from rapt.local.codes.code_privatizer import load_code_privatizer, refuse_large_epsilon
     from rapt.local.codes.text_statement import bound_guess
-    from rapt.wire.manifest import check_epsilon
-    from rapt.wire.mechanisms import MOST_EPSILON, USUAL_EPSILON
+    from rapt.wire.mechanisms import USUAL_EPSILON
 
-    check_epsilon(epsilon)
-    if epsilon > USUAL_EPSILON and not allow_large:
-        raise MechanismError(
-            f"epsilon must be at most {USUAL_EPSILON:g}, where a text is named among 1,000 others nearly always; take "
-            f"1 to 8, or insist with --allow-large-epsilon (up to {MOST_EPSILON:g})"
-        )
+    if not allow_large:
+        refuse_large_epsilon(epsilon, insist="--allow-large-epsilon")
     found = load_code_privatizer(codes, epsilon=epsilon, encoder=encoder)
     if languages := found.mechanism.bundle.languages:
         say(

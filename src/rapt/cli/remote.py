@@ -324,7 +324,7 @@ def predict(
       rapt predict queries.rapt.jsonl --model ft:minilm:reviews:a1b2 --original queries.csv --id-column id --out a.csv
       rapt predict queries.csv --local --model ft:minilm:reviews:a1b2 --service http://127.0.0.1:8420
     """
-    from rapt.local.predictions import predict_file
+    from rapt.local.predictions import check_output, predict_file
 
     def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
         if not as_json:
@@ -349,8 +349,6 @@ def predict(
         beside = read_columns(original or file, kept, text_column=None if local else text_column)
     with access.open() as client:
         if local:
-            from rapt.local.predictions import check_output
-
             if out is not None and own_texts is not None:
                 check_output(out, queries=own_texts, overwrite=overwrite)
             from rapt.at_home import HomeModel, fetch_home_model, fuse_with_own_texts, predict_at_home

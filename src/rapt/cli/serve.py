@@ -12,6 +12,11 @@ import typer
 from rapt.cli.options import Blobs, Debug
 from rapt.cli.output import say, show_json
 
+Device = Annotated[
+    str | None,
+    typer.Option(help="Device of base models and jobs: cpu, cuda, cuda:N.  [default: auto]", show_default=False),
+]
+
 
 def serve(
     data: Annotated[
@@ -29,10 +34,7 @@ def serve(
         typer.Option(help="Base model to serve, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
     blobs: Blobs = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device of base models and jobs: cpu, cuda, cuda:N.  [default: auto]", show_default=False),
-    ] = None,
+    device: Device = None,
     page: Annotated[
         bool | None,
         typer.Option("--page/--no-page", help="Serve the page at /.  [default: --page]", show_default=False),
@@ -88,10 +90,7 @@ def worker(
         typer.Option(help="Base model to run jobs of, a known name or a folder; repeat for more.  [default: minilm]"),
     ] = None,
     blobs: Blobs = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="Device of base models and jobs: cpu, cuda, cuda:N.  [default: auto]", show_default=False),
-    ] = None,
+    device: Device = None,
     debug: Debug = None,
 ) -> None:
     """Run jobs of a service in a process of their own; start as many as there are cores to spare.

@@ -142,11 +142,11 @@ def show_figures(
 
 def try_serving(model: str) -> dict[str, Any]:
     """Whether this machine can serve a model, and by what it can be tuned; else why not."""
-    from importlib.util import find_spec
+    from rapt.lazy_names import is_installed
 
     if (Path(model) / "vocabulary.json").is_file():
         return {"serves": None, "because": "this folder holds a vocabulary and no model"}
-    if find_spec("torch") is None or find_spec("transformers") is None:
+    if not (is_installed("torch") and is_installed("transformers")):
         return {"serves": None, "because": "the extra [service] of this program is not installed here"}
     from rapt.service.adapter.adapter_check import list_methods
     from rapt.service.answers.decoding import check_cached_writing

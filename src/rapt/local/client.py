@@ -7,7 +7,6 @@ byte: a plain CSV, or a privatized file that somebody edited, does not leave. A 
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import shutil
 import time
@@ -39,7 +38,7 @@ from rapt.local.service_objects import (
 from rapt.this_machine import find_cache_folder
 from rapt.whole_files import check_folder, open_whole_folder
 from rapt.wire.adapter_files import KNOWN_FILES, unpack_adapter
-from rapt.wire.code_bundle import CodeBundle, read_code_bundle
+from rapt.wire.code_bundle import HASH, CodeBundle, read_code_bundle
 from rapt.wire.manifest import Manifest, digest_setting, dump_manifest
 from rapt.wire.privatized_file import (
     PrivatizedFile,
@@ -70,7 +69,6 @@ _MOST_OF_A_DESCRIPTION: Final = 16 * 2**20
 _MOST_OF_A_TOKENIZER: Final = 128 * 2**20
 _MOST_ENTRIES: Final = 2**32
 _ROOM_FOR_A_HEADER: Final = 2**20
-_HASH: Final = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CODE_FILES: Final = ("code.json", "code.safetensors")
 # A codebook of 65,536 codewords in 256 dimensions, and an adapter of LoRA on a model of some billion weights.
 _MOST_OF_A_CODEBOOK: Final = 128 * 2**20
@@ -527,7 +525,7 @@ def _read_description(description: Path) -> tuple[int, str]:
     """Most bytes of an embedding table, and the digest that `vocabulary.json` states; `WireError` without either."""
     stated = parse_object(description.read_bytes(), what="vocabulary.json")
     shape, digest = stated.get("shape"), stated.get("hash")
-    if not (type(digest) is str and _HASH.fullmatch(digest)):
+    if not (type(digest) is str and HASH.fullmatch(digest)):
         raise WireError("vocabulary.json must state the hash of its vocabulary; fetch it again")
     if not (isinstance(shape, list) and len(shape) == 2 and all(type(item) is int and item > 0 for item in shape)):
         raise WireError("vocabulary.json must state the shape of its table as two whole numbers; fetch it again")

@@ -380,19 +380,22 @@ def _source(
     return Path(path), kind
 
 
+_FORMATS: Final[tuple[FileFormat, ...]] = get_args(FileFormat)
+
+
 def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
     packed = path.suffix.lower() == ".gz"
     suffix = (Path(path.stem) if packed else path).suffix.lower().removeprefix(".")
     suffix = file_format or {"ndjson": "jsonl", "json": "jsonl"}.get(suffix, suffix)
     if packed and suffix in ("parquet", "dataset"):
         raise UsageError(f"a corpus in columns must not be compressed, got {suffix}; unpack it first")
-    for known in get_args(FileFormat):
+    for known in _FORMATS:
         if suffix == known:
-            return known  # type: ignore[no-any-return]  # get_args is untyped
+            return known
     if file_format is None and path.is_dir():
         return "dataset"
     raise UsageError(
-        f"the format of a corpus must be one of {', '.join(get_args(FileFormat))}, got {suffix!r}; state it (--format)"
+        f"the format of a corpus must be one of {', '.join(_FORMATS)}, got {suffix!r}; state it (--format)"
     )
 
 

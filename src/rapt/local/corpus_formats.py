@@ -203,7 +203,7 @@ def _decode(line: bytes, *, encoding: str) -> str | None:
 
 
 @contextmanager
-def _unpack(file: BinaryIO) -> Iterator[BinaryIO]:
+def _unpack(file: BinaryIO) -> Iterator[BinaryIO | gzip.GzipFile]:
     """What a file holds that gzip compressed, by its first bytes; else the file."""
     begin = file.read(len(_GZIP))
     file.seek(0)
@@ -211,11 +211,11 @@ def _unpack(file: BinaryIO) -> Iterator[BinaryIO]:
         yield file
         return
     with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-        yield unpacked  # type: ignore[misc]  # it has all of a BinaryIO that is used here
+        yield unpacked
 
 
 @contextmanager
-def _cut(stream: BinaryIO, found: Findings) -> Iterator[Iterator[bytes]]:
+def _cut(stream: BinaryIO | gzip.GzipFile, found: Findings) -> Iterator[Iterator[bytes]]:
     """Lines as bytes of UTF-8, none longer than one byte above the limit; of UTF-16 so many letters."""
     begin = stream.read(_PEEK_BYTES)
     stream.seek(0)
@@ -297,13 +297,14 @@ def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row |
         if columns.skip_empty and any(is_empty(fields.once(column)[1]) for column in columns.texts):
             found.skipped += 1
             continue
-        texts = tuple(_text(fields, column, place, found, privatized=columns.privatized) for column in columns.texts)
+        read = [_text(fields, column, place, found, privatized=columns.privatized) for column in columns.texts]
+        texts = tuple(text for text in read if text is not None)
         label = None if columns.label is None else _json_label(fields, columns.label, place, found)
-        if None in texts or (columns.label is not None and label is None):
+        if len(texts) < len(read) or (columns.label is not None and label is None):
             yield None
         else:
             kept = tuple(_plain(fields.once(column)[1]) for column in columns.kept)
-            yield Row(place, texts, label, kept)  # type: ignore[arg-type]  # None is not among the texts
+            yield Row(place, texts, label, kept)
 
 
 def _parse(line: str) -> _Pairs | None:

@@ -10,38 +10,35 @@ import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, overload
 
 import numpy as np
 
-from rapt.errors import CorpusError, MechanismError, UsageError, name_record
-from rapt.local.codes.code_privatizer import load_code_privatizer
+from rapt.errors import CorpusError, UsageError, name_record
+from rapt.local.codes.code_privatizer import load_code_privatizer, refuse_large_epsilon
 from rapt.local.codes.text_statement import TextStatement, state_text_privacy
 from rapt.local.corpus import check_class_names
 from rapt.local.corpus_check import check_rows
 from rapt.local.corpus_formats import Findings, Row
 from rapt.local.guarantee import PrivacyStatement, state_privacy
-from rapt.local.kept_share import KeptShares, measure_kept_shares, refuse_weak_setting
+from rapt.local.kept_share import KeptShares, check_kept_shares
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger, open_ledger
-from rapt.local.ledger_place import FOLDER, find_ledger, make_folder, name_receipt, write_receipt
+from rapt.local.ledger_place import FOLDER, describe_run, find_ledger, make_folder, name_receipt, write_receipt
 from rapt.local.ledger_releases import privatize_chunks
 from rapt.local.mechanisms import make_mechanism
-from rapt.local.privatizer import Privatizer, TextPrivatizer, plan_plain_tokens
+from rapt.local.privatizer import USUAL_POOL, Privatizer, TextPrivatizer, plan_plain_tokens
 from rapt.local.randomness import RandomStream, secure_stream
 from rapt.local.record_order import draw_order, make_order_key
 from rapt.local.records import ChunkSetting, SourceItem, cut_into_chunks
 from rapt.local.vocabulary import Vocabulary, check_texts, load_vocabulary
-from rapt.wire.manifest import LabelPrivacy, Manifest, check_epsilon, check_eta
-from rapt.wire.mechanisms import USUAL_EPSILON
+from rapt.wire.manifest import LabelPrivacy, Manifest, check_eta
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest, write_record_lines
 from rapt.wire.privatized_writer import write_privatized_file
 
 _PLAIN_TOKENS: Final = 20
-_POOL: Final = 500
 _LINES_AT_ONCE: Final = 512
 
 
@@ -158,15 +155,8 @@ class Privatized(Sequence[PrivatizedRecord]):
                 writer.append(write_record_lines(part, manifest, first_position=start))
         whole = seal_manifest(manifest, records)
         if self._ledger is not None:
-            facts = {
-                "time": datetime.now(UTC).isoformat(timespec="seconds"),
-                "records_sha256": whole.records_sha256,
-                "records": whole.records,
-                "tokens": whole.tokens,
-                "order_key": None if key is None else key.hex(),
-                "unchanged": None if self.kept is None else self.kept.to_json(),
-                **self._counted,
-            }
+            unchanged = None if self.kept is None else self.kept.to_json()
+            facts = describe_run(whole, order_key=key, unchanged=unchanged, counted=self._counted)
             write_receipt(name_receipt(self._ledger, whole.records_sha256), facts)
         return whole
 
@@ -268,13 +258,9 @@ def privatize(
         labels=check_class_names(None if classes is None else name_labels(classes, count=len(classes))),
         public_labels=False,
     )
-    kept = None
-    if isinstance(privatizer, Privatizer):
-        kept = measure_kept_shares(
-            privatizer.mechanism, privatizer.vocabulary, check.counts, rng=secure_stream().generator
-        )
-        if not allow_weak:
-            refuse_weak_setting(kept, insist="allow_weak=True")
+    kept = check_kept_shares(
+        privatizer, check.counts, rng=secure_stream().generator, insist=None if allow_weak else "allow_weak=True"
+    )
     privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
     response = None if privacy is None else RandomizedResponse(classes=len(check.labels or ()), epsilon=privacy.epsilon)
     manifest = privatizer.manifest(labels=check.labels, randomness=stream.provenance, label_privacy=privacy)
@@ -318,17 +304,13 @@ def _choose_privatizer(
     if (epsilon is None) == (eta is None):
         raise UsageError("one guarantee must be named; give epsilon for whole texts, or eta for tokens, and not both")
     if epsilon is not None:
-        check_epsilon(epsilon)
-        if epsilon > USUAL_EPSILON and not allow_large_epsilon:
-            raise MechanismError(
-                f"epsilon must be at most {USUAL_EPSILON:g}, where a text is named among 1,000 others nearly always; "
-                "take 1 to 8, or insist with allow_large_epsilon"
-            )
+        if not allow_large_epsilon:
+            refuse_large_epsilon(epsilon, insist="allow_large_epsilon=True")
         return load_code_privatizer(code, epsilon=epsilon, encoder=encoder)
     assert eta is not None
     check_eta(eta)
     table = load_vocabulary(vocabulary)
-    plan = plan_plain_tokens(table, count=plain_tokens, pool_size=_POOL, drawn="record", rng=stream.generator)
+    plan = plan_plain_tokens(table, count=plain_tokens, pool_size=USUAL_POOL, drawn="record", rng=stream.generator)
     return Privatizer(
         vocabulary=table,
         mechanism=make_mechanism(mechanism, vocabulary=table, eta=eta),

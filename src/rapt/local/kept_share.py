@@ -17,8 +17,7 @@ import numpy as np
 
 from rapt.errors import MechanismError
 from rapt.local.deniability import UnchangedShare, measure_unchanged
-from rapt.local.mechanisms.interface import Mechanism
-from rapt.local.vocabulary import Vocabulary
+from rapt.local.privatizer import Privatizer, TextPrivatizer
 from rapt.local.weighting import weigh_own_tokens
 
 # Shares from which a person is warned, and from which a release is refused unless it is insisted on.
@@ -66,37 +65,32 @@ class KeptShares:
         return {"running_text": self.running.share, "own_texts": self.own.share}
 
 
-def measure_kept_shares(
-    mechanism: Mechanism, vocabulary: Vocabulary, counts: Mapping[int, int], *, rng: np.random.Generator
-) -> KeptShares:
-    """Measure how much stays of running public text, and of texts whose tokens come so often.
+def check_kept_shares(
+    privatizer: TextPrivatizer, counts: Mapping[int, int], *, rng: np.random.Generator, insist: str | None
+) -> KeptShares | None:
+    """Measure how much stays of running public text, and of texts whose tokens come so often; None of whole texts.
 
     Args:
-        mechanism: M.
-        vocabulary: Vocabulary of the mechanism.
+        privatizer: Setting of the release.
         counts: How often each token comes in the texts; at least one.
         rng: Source of draws that are thrown away; never that of a release.
+        insist: How the user says that a weak setting is meant, such as an option; None where that was said.
+
+    Raises:
+        MechanismError: Nine of ten tokens or more stay, and nobody insists.
     """
-    return KeptShares(
+    if not isinstance(privatizer, Privatizer):
+        return None
+    mechanism, vocabulary = privatizer.mechanism, privatizer.vocabulary
+    kept = KeptShares(
         eta=mechanism.setting.eta,
         running=measure_unchanged(mechanism, vocabulary, rng=rng, draws=_DRAWS),
         own=measure_unchanged(mechanism, vocabulary, rng=rng, weighting=weigh_own_tokens(counts), draws=_DRAWS),
     )
-
-
-def refuse_weak_setting(kept: KeptShares, *, insist: str) -> None:
-    """Refuse a setting under which nearly all tokens stay.
-
-    Args:
-        kept: What stays.
-        insist: How the user says that it is meant, such as an option.
-
-    Raises:
-        MechanismError: Nine of ten tokens or more stay.
-    """
-    if kept.largest >= NEARLY_ALL:
+    if insist is not None and kept.largest >= NEARLY_ALL:
         own, running = (f"{100 * found.share:.1f} %" for found in (kept.own, kept.running))
         raise MechanismError(
             f"eta must change more than a tenth of the tokens, got eta={kept.eta:g} at which {own} of these texts and "
             f"{running} of running public text stay as they are; see `rapt calibrate`, or insist with {insist}"
         )
+    return kept

@@ -281,8 +281,6 @@ def _keyring() -> Iterator[KeyringBackend]:
         if chosen is not None:
             yield chosen
             return
-    except LedgerError:
-        raise
     except Exception as error:  # another project's code for each system, which raises whatever it likes
         raise LedgerError(
             f"the keyring must be unlocked and do what it is asked, got {type(error).__name__} from {name}; unlock it, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from typing import Any, Final
 from rapt.errors import LedgerError, UsageError, WireError
 from rapt.local.ledger_key import KeyPlace, check_keyring
 from rapt.whole_files import DATABASE_SUFFIXES, write_whole
+from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_writer import name_partial
 from rapt.wire.strict_json import parse_document
 
@@ -163,6 +165,32 @@ def find_receipt(beside: Path, records_sha256: str) -> Path | None:
             except OSError:
                 continue
     return None
+
+
+def describe_run(
+    manifest: Manifest,
+    *,
+    order_key: bytes | None,
+    unchanged: Mapping[str, float] | None,
+    counted: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Describe a run for its receipt.
+
+    Args:
+        manifest: Manifest of the whole file.
+        order_key: Key of the order of its records; None where they stand in that of their source.
+        unchanged: Shares of tokens that stay as they are; None of whole texts.
+        counted: What the ledger counted; None without one.
+    """
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "records_sha256": manifest.records_sha256,
+        "records": manifest.records,
+        "tokens": manifest.tokens,
+        "order_key": None if order_key is None else order_key.hex(),
+        "unchanged": unchanged,
+        **(counted or {}),
+    }
 
 
 def write_receipt(path: Path, receipt: Mapping[str, Any]) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO, Any, Final
 
 from rapt.errors import CorpusError, UsageError, WireError
@@ -115,14 +114,14 @@ def predict_file(
                     raise not_understood()
                 found += part
                 if kept is None:
-                    on_rows(_make_rows(part, card.labels, beside, first=len(found) - len(part)))
+                    on_rows(make_rows(part, card.labels, beside, first=len(found) - len(part)))
                 else:
                     kept.add(part)
                 show_progress(len(found))
         finally:
             if kept is not None and 0 < len(found) < len(queries.records):
                 narrator.say(f"{len(found):,} predictions are kept; the same command asks for the rest")
-        rows = tuple(_make_rows(found, card.labels, beside, first=0))
+        rows = tuple(make_rows(found, card.labels, beside, first=0))
         if out is not None:
             write_rows(out, rows, overwrite=overwrite)
     right = None
@@ -155,18 +154,18 @@ def check_beside(beside: Sequence[Mapping[str, Any]] | None, *, records: int) ->
         raise UsageError("a column that is kept must not have the name of an answer, label or probabilities; rename it")
 
 
-def make_row(item: Prediction, labels: Sequence[str], beside: Mapping[str, Any] = MappingProxyType({})) -> Row:
-    """Return a prediction as it is shown and written, behind what stands beside it."""
-    probabilities = dict(zip(labels, item.probabilities, strict=True))
-    return {**beside, "label": item.label, "probabilities": probabilities}
-
-
-def _make_rows(
+def make_rows(
     part: Sequence[Prediction], labels: Sequence[str], beside: Sequence[Mapping[str, Any]] | None, *, first: int
 ) -> list[Row]:
-    if beside is None:
-        return [make_row(item, labels) for item in part]
-    return [make_row(item, labels, beside[position]) for position, item in enumerate(part, first)]
+    """Return predictions as they are shown and written, each behind what stands beside it; `first` is a position."""
+    return [
+        {
+            **({} if beside is None else beside[position]),
+            "label": item.label,
+            "probabilities": dict(zip(labels, item.probabilities, strict=True)),
+        }
+        for position, item in enumerate(part, first)
+    ]
 
 
 def _to_jsonl(rows: Sequence[Row]) -> str:

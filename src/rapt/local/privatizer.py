@@ -36,6 +36,8 @@ from rapt.wire.manifest import (
 from rapt.wire.privatized_file import PrivatizedRecord
 
 Drawn = Literal["file", "record"]
+# Common words that plain tokens are drawn from unless another number is named.
+USUAL_POOL: Final = 500
 # Common words that a text is filled up with.
 PADDING_WORDS: Final = 500
 

@@ -76,8 +76,9 @@ def read_in_order_of_source(path: Path, *, receipt: Path | None, ledger: Path | 
             "the records of this file were shuffled: the receipt of the run that wrote them must be at hand to compare "
             f"them with their source, got none {where}; name the run's ledger (--ledger), or the receipt (--receipt)"
         )
-    key = read_receipt(place).get("order_key")
-    if read_receipt(place).get("records_sha256") != manifest.records_sha256 or not isinstance(key, str):
+    found = read_receipt(place)
+    key = found.get("order_key")
+    if found.get("records_sha256") != manifest.records_sha256 or not isinstance(key, str):
         raise LedgerError("the receipt must be that of this file, got another; name the one that its run wrote")
     try:
         return restore_order(file, key=bytes.fromhex(key))

@@ -27,11 +27,14 @@ from rapt.wire.manifest import (
 from rapt.wire.strict_json import check_fields, check_json, read_count, read_field, read_name
 
 SCHEMA: Final = "rapt.adapter/1"
-# Of the folder for the hub: what people read, and the task head.
+CARD: Final = "rapt.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+CONFIGURATION: Final = "adapter_config.json"
+# In the folder for the hub: what people read, and the task head.
 README: Final = "README.md"
 HEAD: Final = "task_head.safetensors"
 # Names that an archive of a service may have; a client writes no others.
-KNOWN_FILES: Final = frozenset({"adapter_model.safetensors", "adapter_config.json", "rapt.json", README, HEAD})
+KNOWN_FILES: Final = frozenset({WEIGHTS, CONFIGURATION, CARD, README, HEAD})
 # Soft prompt vectors or prefix positions: what a job may ask for as well.
 MOST_PROMPT_POSITIONS: Final = 256
 _MOST_SETTINGS: Final = 64  # of a run: there are about 25

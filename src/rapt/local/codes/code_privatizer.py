@@ -16,7 +16,7 @@ from typing import Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.errors import CorpusError, UsageError, VocabularyError, name_record
+from rapt.errors import CorpusError, MechanismError, UsageError, VocabularyError, name_record
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import SubsetMechanism, make_subset
 from rapt.local.privatizer import check_known, check_labels
@@ -25,7 +25,16 @@ from rapt.local.vocabulary import Vocabulary
 from rapt.public_models import PUBLIC_CODES, find_model_folder
 from rapt.version import __version__
 from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, project_states, read_code_bundle
-from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
+from rapt.wire.manifest import (
+    NO_PLAIN_TOKENS,
+    LabelPrivacy,
+    Manifest,
+    PlainTokens,
+    Randomness,
+    Targets,
+    check_epsilon,
+)
+from rapt.wire.mechanisms import MOST_EPSILON, USUAL_EPSILON
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.vocabulary_bundle import shorten_hash
 
@@ -255,6 +264,24 @@ def read_code(codes: Path | str) -> CodeBundle:
             f"the code {codes} must be the one that came with rapt, got another; take its files from the release again"
         )
     return bundle
+
+
+def refuse_large_epsilon(epsilon: float, *, insist: str) -> None:
+    """Refuse an ε at which texts are named nearly always.
+
+    Args:
+        epsilon: ε of a whole text, nats.
+        insist: How the user says that it is meant, such as an option.
+
+    Raises:
+        MechanismError: epsilon is outside its domain, or above what is usual.
+    """
+    check_epsilon(epsilon)
+    if epsilon > USUAL_EPSILON:
+        raise MechanismError(
+            f"epsilon must be at most {USUAL_EPSILON:g}, where a text is named among 1,000 others nearly always; take "
+            f"1 to 8, or insist with {insist} (up to {MOST_EPSILON:g})"
+        )
 
 
 def load_code_privatizer(codes: Path | str, *, epsilon: float, encoder: Path | str | None = None) -> CodePrivatizer:

@@ -188,7 +188,10 @@ class Forward:
                 raise VocabularyError(f"the weights must be finite, got others in {name}; give another model")
 
         def both(module: str) -> tuple[Floats, Floats]:
-            return tuple(np.ascontiguousarray(weights[f"{module}.{kind}"], dtype=dtype) for kind in ("weight", "bias"))  # type: ignore[return-value]  # two of them
+            weight, bias = (
+                np.ascontiguousarray(weights[f"{module}.{kind}"], dtype=dtype) for kind in ("weight", "bias")
+            )
+            return weight, bias
 
         def layer(number: int) -> _Layer:
             name = f"encoder.layer.{number}."
