@@ -3,11 +3,14 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from code_material import code_bundle, codes_manifest, reader_folder
 from http_requests import done_job, error_of, open_client, upload
 from rapt.local.client import ServiceClient
-from rapt.service.backbone.opening import load_served
+from rapt.service.backbone.opening import load_backbone, load_served
+from rapt.service.http.assembly import precision_of
+from rapt.wire.code_bundle import write_code_bundle
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, save_privatized
 from tiny_backbones import write_tiny_model
@@ -21,16 +24,21 @@ def code():
 
 
 @pytest.fixture(scope="module")
-def service(code, tmp_path_factory):
+def served(code, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     write_tiny_model("llama", folder / BASE)
     reader_folder(folder / BASE, folder / NAME, code=code)
-    served = {BASE: str(folder / BASE), NAME: str(folder / NAME)}
+    models = {BASE: str(folder / BASE), NAME: str(folder / NAME)}
     backbones = {
-        name: load_served(model, name=name, precision="float32", served=served) for name, model in served.items()
+        name: load_served(model, name=name, precision="float32", served=models) for name, model in models.items()
     }
     assert backbones[BASE].encoder is backbones[NAME].encoder  # a backbone is loaded once
-    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+    return backbones
+
+
+@pytest.fixture(scope="module")
+def service(served, tmp_path_factory):
+    with running_service(tmp_path_factory.mktemp("data"), backbones=served) as url:
         yield url
 
 
@@ -72,6 +80,31 @@ def test_a_label_is_written_as_a_completion_and_a_bare_model_goes_on_from_a_code
         answer = http.post("/v1/completions", json=body)
         assert answer.status_code == 200, answer.text
         assert answer.json()["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_a_codeword_costs_as_many_tokens_as_the_vectors_that_are_read(code, served, http, job, tmp_path):
+    read = 24 * (1 + 2 + 2)  # a codeword, the other two of its three vectors, the prompt of two
+    settings = {"tenant_tokens_per_minute": read - 1}
+    with running_service(tmp_path, backbones=served, settings=settings) as url, open_client(url) as other:
+        with ServiceClient(str(http.base_url)) as client:
+            files = client.adapter(job["fine_tuned_model"])
+        form = {"weights": "adapter_model.safetensors", "config": "adapter_config.json", "card": "rapt.json"}
+        model = other.post("/v1/adapters", files={name: files[file] for name, file in form.items()}).json()["id"]
+        query = dump_query(remove_labels(file_of(code)))
+        error = error_of(other.post("/v1/classify", json={"model": model, **query}), 429, "rate_limit_exceeded")
+        assert f"tokens of a minute, {read - 1}, got {read}" in error["message"]
+        body = {"model": NAME, "prompt": [[5 * n % code.size] for n in range(24)], "max_tokens": 3}
+        # 96 for what is read as ids and written are there, and 48 for the other vectors are not.
+        answer = other.post("/v1/completions", json=body | {"rapt": {"manifest": query["manifest"]}})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded"), answer.text
+
+
+def test_jobs_have_the_precision_of_language_models_wherever_a_codebook_stands(code, served, tmp_path):
+    write_code_bundle(code, tmp_path / "code")
+    codebook = load_backbone(str(tmp_path / "code"))
+    short = replace(served[BASE], dtype=torch.bfloat16)
+    assert precision_of([codebook, short]) == "bfloat16"
+    assert precision_of([codebook]) == "float32"
 
 
 def test_the_model_says_its_unit_offers_every_method_and_hands_out_its_codebook(http, service, code, job, tmp_path):

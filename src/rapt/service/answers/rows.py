@@ -54,6 +54,12 @@ class PrivateRow:
         )
 
 
+def count_added_positions(backbone: Backbone, row: PrivateRow) -> int:
+    """Positions that a pass computes beside the ids of a row before it is spelled, with the other vectors of a code."""
+    ids = len(row.token_ids) + len(row.second_token_ids or ())
+    return row.added_positions + (backbone.vectors_per_id - 1) * ids
+
+
 Row = TypeVar("Row", bound=PrivateRow)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer
 
 from rapt.errors import NotFoundError, UsageError
@@ -138,6 +139,12 @@ def make_job_settings(settings: Settings) -> JobSettings:
     )
 
 
+def precision_of(backbones: Iterable[Backbone]) -> str:
+    """The precision of language models that were loaded alike; a codebook among them is in float32 whatever it is."""
+    dtypes = (backbone.dtype for backbone in backbones if not backbone.is_codebook)
+    return str(next(dtypes, torch.float32)).removeprefix("torch.")
+
+
 def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Backbone], precision: str) -> JobRunner:
     """Make the runner of jobs: in a process of their own, or on the loaded models if the settings say so.
 
@@ -204,8 +211,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
                 write_code_bundle(backbone.code, locate_vocabulary(store, name))
         for job_id in warn_of_models_not_served(store, served=tuple(backbones), now=started_at):
             log.warning("job %s waits: its base model is not served any more", job_id)
-        dtype = str(next(iter(backbones.values())).dtype).removeprefix("torch.")
-        runner = make_runner(settings, store, backbones=backbones, precision=dtype)
+        runner = make_runner(settings, store, backbones=backbones, precision=precision_of(backbones.values()))
         service = Service(
             settings=settings,
             store=store,

@@ -20,7 +20,7 @@ from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.answers.prediction import Predictor, row_of
-from rapt.service.answers.rows import spell_row
+from rapt.service.answers.rows import count_added_positions, spell_row
 from rapt.service.http.admission import check_tuned, check_vocabulary
 from rapt.service.http.assembly import Service
 from rapt.service.http.completion_schemas import PromptPrivacy, Usage
@@ -107,11 +107,6 @@ class Prompt:
         """Whether the answer is a text and not a label."""
         return self.adapter is None or self.adapter.card.task == GENERATION
 
-    @property
-    def added_positions(self) -> int:
-        """Tokens that are computed for it beside its texts, at the tenant's cost."""
-        return row_of(self.record, adapter=self.adapter).added_positions
-
 
 def admit_prompts(
     service: Service,
@@ -158,7 +153,7 @@ def admit_prompts(
     query = parse_query(
         privacy.manifest, [{**record, "token_ids": ids} for record, ids in zip(rest, prompts, strict=True)]
     )
-    # Before anything is looked up or loaded, what is known without; what adapters add, before anything is computed.
+    # Before anything is looked up or loaded, what is known without; what models add, before anything is computed.
     bare = sum(name in service.backbones for name in models)
     service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + most_tokens * bare)
     service.gate.check_manifest(query.manifest)
@@ -181,7 +176,11 @@ def admit_prompts(
         )
         for record, name in zip(query.records, models, strict=True)
     ]
-    added = sum(prompt.added_positions + most_tokens * prompt.is_written_to for prompt in admitted if prompt.adapter)
+    added = sum(
+        count_added_positions(service.backbones[prompt.backbone], row_of(prompt.record, adapter=prompt.adapter))
+        + most_tokens * (prompt.adapter is not None and prompt.is_written_to)
+        for prompt in admitted
+    )
     if added:
         service.quotas.spend_tokens(caller.tenant, added)
     return admitted

@@ -14,6 +14,7 @@ from rapt.errors import LimitError, UsageError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.answers.batching import Ticket
 from rapt.service.answers.prediction import Predictor, row_of
+from rapt.service.answers.rows import count_added_positions
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute, run_in_body_thread
 from rapt.service.http.door import at_hand_or_in_thread
@@ -66,7 +67,8 @@ def _admit(service: Service, body: ClassifyRequest, caller: Caller) -> tuple[Ada
     query = parse_query(body.manifest, body.records)
     rows = [row_of(record, adapter=adapter) for record in query.records]
     # Before the work, and after all that may wait for a disk: this may begin twice.
-    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + sum(row.added_positions for row in rows))
+    added = sum(count_added_positions(service.backbone(adapter.card.model), row) for row in rows)
+    service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + added)
     service.gate.admit_query(query, card=adapter.card)
     return adapter, _predictor(service, adapter).submit(rows, tenant=caller.tenant)
 
