@@ -26,7 +26,7 @@ class WarmUpPlan:
         etas: Settings that the backbone shall expect, 1/distance; each batch is privatized at one of them.
         epochs: Passes over the public text, with fresh noise in each; may be a fraction, and 0 with soft embeddings.
         batch_size: Texts a step.
-        learning_rate: At its peak; AdamW with warm-up and linear decay to 0.
+        learning_rate: Learning rate at its peak; AdamW with warm-up and linear decay to 0.
         seed: Seed of order and noise. The text is public and the noise protects nobody.
         soft_embeddings: Whether each word vector is replaced by the mean over what the word may have been, E[E(x)|y].
     """
@@ -106,7 +106,7 @@ class Explained:
     It is below 0 for one that would do better to answer with a constant.
 
     Attributes:
-        eta: At which the text was privatized.
+        eta: η at which the text was privatized, 1/distance.
         before: Share that the backbone explained as it was.
         after: Share that the backbone explains that expects noise.
     """

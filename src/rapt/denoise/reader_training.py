@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from rapt.denoise.model_folder import check_target
 from rapt.denoise.plan import LEAST_TEXTS, MOST_HELD_OUT, SHORTEST, WINDOW
+from rapt.denoise.warm_up import RISE, draw_batches
 from rapt.errors import CorpusError, UsageError, VocabularyError
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import SubsetMechanism, make_subset
@@ -43,7 +44,7 @@ from rapt.service.backbone.layout import encode_with_prompts, lay_out
 from rapt.service.backbone.opening import Precision, load_backbone
 from rapt.service.backbone.reader import Reader, ReaderNetwork
 from rapt.service.tuning.tasks import TASKS, answer_states
-from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
+from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, scale_rate
 from rapt.wire.code_bundle import CodeBundle, project_states, read_code_bundle
 from rapt.wire.manifest import check_epsilon
 from rapt.wire.model_files import hash_model
@@ -60,8 +61,6 @@ from rapt.wire.reader_bundle import (
 
 MOST_TEXTS: Final = 20_000
 MOST_PLAIN: Final = 500  # plain texts that a reader brings along, as many as a pool of plain tokens has
-_RISE: Final = 0.05  # share of the steps that the rate takes to its peak
-_SORTED_TOGETHER: Final = 16
 _AT_ONCE: Final = 64
 
 
@@ -77,7 +76,7 @@ class ReaderPlan:
         width: Hidden numbers of the network.
         epochs: Passes over the public text, with fresh noise in each; may be a fraction.
         batch_size: Texts a step.
-        learning_rate: At its peak; AdamW with a linear rise and decay to 0.
+        learning_rate: Learning rate at its peak; AdamW with a linear rise and decay to 0.
         seed: Seed of weights, order and noise. The text is public and the noise protects nobody.
     """
 
@@ -262,8 +261,8 @@ def teach_reader(
         words = mechanism.privatize(training.codes[places], rng=rng)
         return back_propagate(lesson.loss(words, places, training.tokens, states, epsilon=mechanism.epsilon))
 
-    batches = _draw_batches(training.tokens, size=plan.batch_size, steps=steps, rng=rng)
-    for losses in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=_RISE)):
+    batches = draw_batches(training.tokens, size=plan.batch_size, steps=steps, rng=rng)
+    for losses in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=RISE)):
         on_step(trainer.steps, steps, losses)
     tensors = {name: item.detach().cpu().numpy() for name, item in lesson.network.state_dict().items()}
     return make_reader_bundle(
@@ -378,19 +377,6 @@ class Lesson:
             spread = states.var(dim=0, correction=0).mean().clamp_min(1e-6)
             loss = loss + (pool_text(found, layout.text_mask) - wanted).square().mean() / spread
         return loss
-
-
-def _draw_batches(
-    texts: Sequence[Sequence[int]], *, size: int, steps: int, rng: np.random.Generator
-) -> Iterator[NDArray[np.int64]]:
-    """Places of the texts of so many batches, pass after pass."""
-    lengths, done = [len(text) for text in texts], 0
-    while done < steps:
-        for places in batch_by_length(lengths, size=size, permute=rng.permutation, sorted_together=_SORTED_TOGETHER):
-            yield places
-            done += 1
-            if done == steps:
-                return
 
 
 @torch.no_grad()

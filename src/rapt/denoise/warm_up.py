@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rapt.denoise.model_folder import check_source, check_target, save_denoised
 from rapt.denoise.plan import Explained, PublicTexts, WarmUpPlan, read_public_texts
@@ -22,7 +23,7 @@ from rapt.narration import SILENT, Narrator
 from rapt.service.backbone.opening import Precision
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length, scale_rate
 
-_RISE: Final = 0.05  # share of the steps that the rate takes to its peak
+RISE: Final = 0.05  # share of the steps that the rate takes to its peak
 _SORTED_TOGETHER: Final = 16  # batches: texts of one length share a batch, in an order that stays random enough
 
 Tokens = Sequence[Sequence[int]]
@@ -101,13 +102,13 @@ def privatize(mechanism: Mechanism, texts: Tokens, *, rng: np.random.Generator) 
     return [ids.tolist() for ids in np.split(mechanism.privatize(flat, rng=rng), ends[:-1])]
 
 
-def draw_batches(texts: Tokens, *, size: int, steps: int, rng: np.random.Generator) -> Iterator[Tokens]:
-    """So many batches, pass after pass over the texts, of two texts or more: the variance of one text is no measure."""
+def draw_batches(texts: Tokens, *, size: int, steps: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Places of so many batches, pass after pass, of two texts or more: the variance of one text is no measure."""
     lengths, done = [len(text) for text in texts], 0
     while done < steps:
         for places in batch_by_length(lengths, size=size, permute=rng.permutation, sorted_together=_SORTED_TOGETHER):
             if len(places) > 1:
-                yield [texts[place] for place in places]
+                yield places
                 done += 1
             if done == steps:
                 return
@@ -155,13 +156,14 @@ def warm_up(
     # No dropout: fresh noise in every batch is what keeps the student from learning texts by heart.
     trainer = Trainer([ParameterGroup(student.trained(), plan.learning_rate)], fused=True)
 
-    def descend(batch: Tokens) -> Losses:
+    def descend(places: NDArray[np.int64]) -> Losses:
+        batch = [texts.training[place] for place in places]
         noisy = privatize(noise[int(rng.integers(len(noise)))], batch, rng=rng)
         found = student.measure_agreement(batch, noisy)
         return back_propagate(found.loss) | {"text_error": found.text.item()}
 
     batches = draw_batches(texts.training, size=plan.batch_size, steps=steps, rng=rng)
-    for losses in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=_RISE)):
+    for losses in trainer.follow(batches, descend, rate=lambda step: scale_rate(step, steps, rise=RISE)):
         on_step(trainer.steps, steps, losses)
     after = [_explained(student, texts.held_out, query) for query in queries]
     return tuple(
