@@ -41,7 +41,7 @@ from rapt.wire.vocabulary_bundle import shorten_hash
 WEIGHTS: Final = "adapter_model.safetensors"
 CARD: Final = "rapt.json"
 PEFT_CONFIG: Final = "adapter_config.json"
-PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
+_PEFT_TASKS: Final = {"encoder": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM", "decoder": "CAUSAL_LM"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +141,7 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
         label_shares=tensors.get(HEAD_SHARES),
     )
     if PEFT_CONFIG in files:
-        check_peft_config(parse_document(files[PEFT_CONFIG], what=PEFT_CONFIG), _peft_config(adapter))
+        check_peft_config(parse_document(files[PEFT_CONFIG], what=PEFT_CONFIG), make_peft_config(adapter))
     return adapter
 
 
@@ -173,16 +173,17 @@ def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
     weights = save_tensors(tensors)
     card = replace(adapter.card, weights_sha256=hashlib.sha256(weights).hexdigest())
     files = {WEIGHTS: weights, CARD: dump_line(dump_card(card)).encode()}
-    config = _peft_config(adapter)
+    config = make_peft_config(adapter)
     if config is not None:
         files[PEFT_CONFIG] = json.dumps(config, indent=2).encode()
     return card, files
 
 
-def _peft_config(adapter: Adapter) -> dict[str, Any] | None:
+def make_peft_config(adapter: Adapter) -> dict[str, Any] | None:
+    """PEFT's configuration of an adapter; None where PEFT has no such adapter."""
     card = adapter.card
     own = METHODS[card.method].form.peft(card, adapter.tuned)
     if own is None:
         return None
-    task = PEFT_TASKS[card.kind]
+    task = _PEFT_TASKS[card.kind]
     return {"task_type": task, "base_model_name_or_path": card.model, "inference_mode": True} | own

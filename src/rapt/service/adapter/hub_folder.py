@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, PEFT_TASKS, WEIGHTS, Adapter
+from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, Adapter, make_peft_config
 from rapt.service.adapter.adapter_check import HEAD_BIAS, HEAD_WEIGHT
 from rapt.service.adapter.methods import METHODS
 from rapt.service.adapter.methods.lora import NAME, A, B
@@ -48,13 +48,12 @@ def hub_files(adapter: Adapter, *, backbone: Backbone) -> dict[str, bytes]:
         head = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
         files[HEAD] = save_tensors({name: tensor.contiguous().cpu() for name, tensor in head.items()})
     # Behind a reader it takes vectors that no tokenizer writes.
-    own = None if backbone.reader is not None else METHODS[card.method].form.peft(card, adapter.tuned)
-    if own is not None:
+    config = None if backbone.reader is not None else make_peft_config(adapter)
+    if config is not None:
         tensors, changes = _rename(adapter, backbone)
-        config = {"task_type": PEFT_TASKS[card.kind], "base_model_name_or_path": card.model, "inference_mode": True}
-        files[PEFT_CONFIG] = json.dumps(config | own | changes, indent=2).encode()
+        files[PEFT_CONFIG] = json.dumps(config | changes, indent=2).encode()
         files[WEIGHTS] = save_tensors({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-    files[README] = _write_readme(adapter, backbone, in_peft=own is not None).encode()
+    files[README] = _write_readme(adapter, backbone, in_peft=config is not None).encode()
     return files
 
 
@@ -131,7 +130,7 @@ def _write_readme(adapter: Adapter, backbone: Backbone, *, in_peft: bool) -> str
             "",
             "## Figures",
             "",
-            "Of the run, on its own training data: no promise about other data.",
+            "They are of the run, on its own training data: no promise about other data.",
             "",
             "| figure | value |",
             "|---|---|",
