@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,6 @@ from rapt.service.backbone.steering import Steering, steered
 from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.model_files import make_tokenizer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
-
-if TYPE_CHECKING:
-    pass
-
 
 Weights = Literal["whole", "8bit", "4bit"]
 
@@ -130,8 +126,7 @@ class Backbone:
         """
         if self.is_codebook and self.code is not None:
             token_ids = find_rows(self.code, token_ids)
-        spelled = None if self.reader is None else token_ids >= self.reader.first_id
-        if self.reader is None or spelled is None or not spelled.any():
+        if self.reader is None or not (spelled := token_ids >= self.reader.first_id).any():
             return nn.functional.embedding(token_ids, self.word_embeddings)
         vectors = nn.functional.embedding(token_ids.masked_fill(spelled, self.pad_id), self.word_embeddings)
         return vectors.index_put((spelled,), self.reader.embed(token_ids[spelled]))

@@ -86,11 +86,7 @@ def load_general(
     """
     kind = _find_kind(config)
     whole, has_head = _load_whole(folder, kind=kind, dtype=dtype, config=config, model=model, more=more)
-    base: nn.Module = {
-        "encoder": lambda: whole.base_model,
-        "decoder": lambda: whole.base_model,
-        "encoder-decoder": lambda: whole.get_encoder(),
-    }[kind]()
+    base: nn.Module = whole.get_encoder() if kind == "encoder-decoder" else whole.base_model
     ids = eligible[torch.linspace(0, len(eligible) - 1, _TOKENS).long()].to(whole.device)
     types = _find_types(base) if kind == "encoder" else None
     seen = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}

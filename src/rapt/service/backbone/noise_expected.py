@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -15,9 +15,6 @@ from torch import Tensor
 
 from rapt.errors import VocabularyError
 from rapt.wire.manifest import MechanismSetting, Parameter
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA: Final = "rapt.denoised-backbone/1"
 CARD: Final = "denoising.json"

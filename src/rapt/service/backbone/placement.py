@@ -26,9 +26,9 @@ def choose_device(device: str) -> torch.device:
         UsageError: It is none of these, or torch finds no such GPU.
     """
     if device == "auto":
-        device = os.environ.get(VARIABLE) or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = os.environ.get(VARIABLE) or "auto"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     found = _DEVICE.fullmatch(device)
     if found is None:
         raise UsageError("the device must be auto, cpu, cuda or cuda:N, got another; choose one")

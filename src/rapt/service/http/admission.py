@@ -62,8 +62,6 @@ class Gate:
             for position, record in enumerate(items):
                 assert isinstance(record, PrivatizedRecord)
                 self.check_record(record, manifest, position=position)
-                if position % RECORDS_AT_ONCE == 0:
-                    give_way()
                 longest = max(longest, len(record.token_ids) + len(record.second_token_ids or ()))
         return FileSummary(manifest=manifest, longest=longest)
 
@@ -121,6 +119,8 @@ class Gate:
 
     def check_record(self, record: PrivatizedRecord, manifest: Manifest, *, position: int) -> None:
         """Check the ids and the length of one record of a checked manifest. Raises as `admit_file`."""
+        if position % RECORDS_AT_ONCE == RECORDS_AT_ONCE - 1:
+            give_way()
         bundle = self._bundles[manifest.vocabulary_hash]
         second, target = record.second_token_ids, record.target_ids
         if () in (record.token_ids, second, target):

@@ -71,7 +71,7 @@ _HARMLESS: Final[Mapping[str, tuple[object, ...]]] = {
 _UNREAD: Final = "taken, not looked at and not kept"
 
 
-def _refuse_text(value: object, *, else_: str = "") -> object:
+def _refuse_text(value: object, *, otherwise: str = "") -> object:
     """Say to who sends a text why it is refused, and what to send; everything else is for the schema."""
     parts = value if isinstance(value, list) else [value]
     for part in parts[:MOST_PARTS]:
@@ -79,13 +79,13 @@ def _refuse_text(value: object, *, else_: str = "") -> object:
             raise PydanticCustomError(
                 "text_is_not_private",
                 "it must be privatized token ids and not a text, which would not be private; privatize it on your side "
-                f"with `rapt privatize` and send token_ids, and their manifest under rapt{else_}",
+                f"with `rapt privatize` and send token_ids, and their manifest under rapt{otherwise}",
             )
     return value
 
 
 def _refuse_text_of_message(value: object) -> object:
-    return _refuse_text(value, else_='; if all may read it, say so: {"type": "public_text", "text": ...}')
+    return _refuse_text(value, otherwise='; if all may read it, say so: {"type": "public_text", "text": ...}')
 
 
 NotText = BeforeValidator(_refuse_text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import math
+from itertools import groupby
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -174,7 +175,7 @@ def _methods_of(request: Request) -> list[str]:
 def _explain(first: Any) -> tuple[str, str | None]:
     names = [str(part) for part in first["loc"] if part in _KNOWN_FIELDS]
     # A part of a message stands in its place under the name of its type, which may be that of its field.
-    names = [name for name, before in zip(names, [None, *names], strict=False) if name != before]
+    names = [name for name, _ in groupby(names)]
     param = ".".join(names) or None
     place = f"the field {param}" if param else "the request body"
     if first["type"] == "extra_forbidden":

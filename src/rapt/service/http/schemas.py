@@ -75,7 +75,7 @@ class JobRequest(OpenAIRequest):
     hyperparameters: (
         Annotated[
             SupervisedHyperparameters,
-            Field(description="as older clients send them, in place of those of method `supervised`"),
+            Field(description="settings as older clients send them, in place of those of method `supervised`"),
         ]
         | None
     ) = None

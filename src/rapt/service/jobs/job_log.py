@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ class JobLog:
             self._folder = None
 
     def close(self) -> None:
-        """Close the file, if one was begun."""
-        if self._writer is not None and self._folder is not None:
-            self._writer.close()
+        """Close the file, if one was begun; a job that is done stays done whatever the disk says."""
+        if self._writer is not None:
+            with suppress(OSError):
+                self._writer.close()

@@ -95,12 +95,13 @@ def tune_code_head(
     with torch.no_grad():
         head.linear.weight.copy_(weight)
         head.linear.bias.copy_(bias)
-    losses = _judge(states @ weight.T + bias, counts, label_privacy=private)
+    logits = states @ weight.T + bias
+    losses = _judge(logits, counts, label_privacy=private)
     judged = {} if validation is None else evaluate(tuning, validation, batch_size=_rows_at_once(backbone))
     steps = config.epochs * batches_per_epoch(len(training.records), size=config.batch_size)
     on_progress(Progress(step=steps, steps=steps, epoch=config.epochs - 1, losses=losses, validation=judged, last=True))
     metrics = {"step": steps, "penalty": penalty, **losses, **judged}
-    shares = (counts.sum(dim=1) / counts.sum()) @ (states @ weight.T + bias).softmax(dim=1)
+    shares = (counts.sum(dim=1) / counts.sum()) @ logits.softmax(dim=1)
     made = adapter_of(backbone, training, tuning, config=config, metrics=metrics)
     return replace(made, label_shares=shares.float().clamp(min=_LEAST_SHARE))
 

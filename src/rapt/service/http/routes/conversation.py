@@ -101,7 +101,7 @@ def frame_chat(service: Service, conversation: Conversation, caller: Caller, pro
         )
         raise _name(error, "messages")
     if second is not None:
-        raise _name(UsageError("a message of a conversation must be one text, got a pair"), "rapt.records")
+        raise _name(UsageError("a message of a conversation must be one text, got a pair; send one"), "rapt.records")
     private = [_admit(service, ids, manifest, backbone=prompt.backbone) for ids, manifest in conversation.earlier]
     try:
         pieces = chat.template.frame(conversation.turns, tokenizer=service.tokenizers[prompt.backbone])

@@ -162,7 +162,7 @@ def adapter_router(service: Service) -> APIRouter:
     def export_adapter(model_id: str, caller: CallerOf, form: AdapterForm = "rapt") -> Response:
         """The files of a tuned model in a ZIP archive: weights, PEFT's configuration where it has one, and our card.
 
-        Of form `hub` they are what plain PEFT, vLLM and the hub take, with a README; a service imports the form `rapt`.
+        In the form `hub` they are what plain PEFT, vLLM and the hub take, with a README; a service imports `rapt`.
         """
         model = get_model(service.store, model_id, tenant=caller.tenant)
         if form == "hub":
