@@ -39,7 +39,7 @@ from rapt.local.service_objects import Prediction
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card
-from rapt.wire.code_bundle import CodeBundle, project_states
+from rapt.wire.code_bundle import CodeBundle, project_states, split_into_units
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.strict_json import parse_document
@@ -127,8 +127,8 @@ class CodeModel:
 
     def _states(self, texts: Sequence[str], *, first_position: int) -> NDArray[np.float64]:
         codes = project_states(self.encoder.encode(texts, first_position=first_position), self.code)
-        # The service reads the mean state of the runs' codewords.
-        return _scale_runs(codes, self.code.codes).reshape(codes.shape) / self.code.codes
+        # Each run is released by its direction alone, and the service reads the mean state of the runs' codewords.
+        return split_into_units(codes, codes_of_a_text=self.code.codes).reshape(codes.shape) / self.code.codes
 
 
 def load_code_model(
@@ -208,7 +208,7 @@ class ReaderModel:
         # The codes of these texts in the place of the codebook: each run in columns of its own, and of length 1.
         places = np.arange(code.codes)
         points = np.zeros((code.codes, len(given), code.codes, codes.shape[1] // code.codes))
-        points[places, :, places] = _scale_runs(codes, code.codes).swapaxes(0, 1)
+        points[places, :, places] = split_into_units(codes, codes_of_a_text=code.codes).swapaxes(0, 1)
         flat = torch.from_numpy(points.reshape(-1, codes.shape[1]).astype(np.float32)).to(reader.points.device)
         rows = [
             ClassificationRow(
@@ -257,13 +257,6 @@ def _read_own_encoder(code: CodeBundle, encoder: str | Path | None) -> TextEncod
             "the encoder must be the one that the codebook was made for, got another; give its folder with --backbone"
         )
     return found
-
-
-def _scale_runs(codes: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Scale each run of a code, which leaves by its direction alone, to length 1, (n, k) -> (n, r, k / r)."""
-    runs = codes.reshape(len(codes), count, -1)
-    scaled: NDArray[np.float64] = runs / np.maximum(np.linalg.norm(runs, axis=2, keepdims=True), _LEAST_LENGTH)
-    return scaled
 
 
 def sharpen_head(

@@ -13,6 +13,7 @@ from rapt.audit.codes.decoder import write_words
 from rapt.audit.codes.desk import Originals
 from rapt.audit.codes.naming import ALPHA, name_texts
 from rapt.audit.codes.readers import Lesson, count_words, see_codes
+from rapt.cli.audit import code_audit_table
 from rapt.cli.program import run
 from rapt.errors import AuditError, MechanismError, VocabularyError
 from rapt.local.codes.code_privatizer import CodePrivatizer
@@ -180,6 +181,17 @@ def test_a_whole_audit_attacks_words_authors_and_tuned_heads_and_says_what_was_l
     assert [item.copies for item in found.canaries] == [1, 10, 100]
     assert [item.attack for item in found.skipped] == ["language model"]
     assert 0 < found.bits < 2.0 / np.log(2)
+    named, (first, *_) = found.naming[0], found.canaries
+    close = replace(
+        found,
+        naming=(replace(named, bound=0.98001),),
+        canaries=(replace(first, bound=0.88001),),
+        membership=replace(found.membership, bound=0.98201),
+        fit=replace(found.fit, spent=1.239, largest=2.001),
+    )
+    table = code_audit_table(close)
+    for rounded in ("98.1%", "88.1%", "at most 0.983", "at least epsilon = 1.23,", "at most 2.01 could"):
+        assert rounded in table
     unlabelled = file_of(mechanism, draw(mechanism, bundle, states)[:100])
     quick = audit_codes(unlabelled, Originals(texts=tuple(texts[:100])), bundle=bundle, encoder=encoder, quick=True)
     assert {item.attack for item in quick.skipped} == {"neural reader", "language model", "authors", "tuned heads"}

@@ -8,7 +8,7 @@ import pytest
 
 from rapt.compare import ComparisonPlan, TextFiles, compare_files, read_comparison
 from rapt.compare.plan import CLEAN, PROMPT, USUAL
-from rapt.errors import UsageError
+from rapt.errors import UsageError, VocabularyError
 
 PLAN = """
 model = "bert-tiny"
@@ -62,6 +62,20 @@ def test_one_call_runs_it_and_writes_the_report(folder):
     assert {item.arm for item in found.summary.accuracies} == {CLEAN, PROMPT}
     assert all(item.seeds == (0, 1) for item in found.summary.accuracies)
     assert json.loads((folder / "out" / "comparison.json").read_text())["training_records"] == 12
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [('model = "bert-tiny"\ncrowds = [100]', UsageError), ('model = "none/such"', VocabularyError)],
+)
+def test_a_comparison_that_is_refused_leaves_no_folder_but_one_that_was_there(folder, more, refused):
+    (folder / "plan.toml").write_text(PLAN.replace('model = "bert-tiny"', more))
+    for out in (folder / "out", folder / "kept"):
+        (folder / "kept").mkdir(exist_ok=True)
+        with pytest.raises(refused):
+            compare_files(read_comparison(folder / "plan.toml", out=out))
+    assert not (folder / "out").exists()
+    assert (folder / "kept").is_dir()
 
 
 def test_arms_that_are_not_named_are_all_that_can_be_run(folder):

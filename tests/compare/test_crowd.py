@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from rapt.compare.plan import (
 )
 from rapt.compare.report import draw_conclusions, list_exposures, write_comparison
 from rapt.compare.results import AttackRow, ModelRow, read_row
-from rapt.compare.summary import summarize
+from rapt.compare.summary import HomeWin, Mean, Summary, summarize
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import UsageError
 from rapt.local.codes.codebook import PublicStates, make_codebook
@@ -151,6 +152,32 @@ def test_home_stands_first_where_it_wins(plan, results, tmp_path):
     said = list(draw_conclusions(summarize(worse)))
     assert not any(sentence.startswith("Home ") for sentence in said)
     assert "is worse than the best way that sends something" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "said"),
+    [
+        (0.1, 2.0, 4.0, "Home wins: with 50 labelled texts of one's own, .* is better than the best way"),
+        (0.0, 0.4, 1.0, "Home may be as good: .* is above, by less than can be told from chance, the best way"),
+        (-1.0, -0.4, 0.0, "Home may be as good: .* is below, by less than can be told from chance, the best way"),
+        (-1.0, 0.0, 1.0, "Home may be as good: .* is as good as the best way"),
+        (-4.0, -2.0, -0.1, "With 50 texts of one's own, .* is worse than the best way"),
+    ],
+)
+def test_home_wins_only_where_that_can_be_told_from_chance(low, value, high, said):
+    win = HomeWin(
+        home=WORDS_AT_HOME,
+        texts=50,
+        accuracy=0.8,
+        other=CODES_AT_HOME,
+        other_eta=None,
+        other_epsilon=4.0,
+        other_crowd=0,
+        other_accuracy=0.8,
+        points=Mean(value=value, low=low, high=high, each_seed=(value,)),
+    )
+    (first, *_) = draw_conclusions(Summary(accuracies=(), differences=(), attacks=(), home_wins=(win,)))
+    assert re.match(said, first)
 
 
 def test_crowds_are_nested_and_own_texts_are_in_none(plan):

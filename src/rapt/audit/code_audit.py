@@ -55,10 +55,10 @@ class CodeAudit:
         repeated: The same attack on several releases of one text.
         readings: Readers of words, length and attributes.
         authors: Linkage of an author over several codes.
-        membership: Which text of a pair a head was tuned on; None where it was not asked.
-        canaries: Whether a head was tuned on a certain text.
+        membership: Attack on which text of a pair a head was tuned on; None where it was not run.
+        canaries: Attacks on whether a head was tuned on a certain text.
         skipped: Attacks that were not run, with the reason.
-        fit: Whether the file is what its mechanism draws.
+        fit: Comparison of the file with what its mechanism draws.
     """
 
     epsilon: float

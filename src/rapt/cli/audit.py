@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -14,6 +15,7 @@ from rapt.cli.options import AsJson, AuditSeed, list_given
 from rapt.cli.output import format_table as columns
 from rapt.cli.output import show, show_json
 from rapt.errors import UsageError
+from rapt.local.text_page import ceil_nats, ceil_percent
 
 if TYPE_CHECKING:
     from rapt.audit.artefact.membership import Estimate
@@ -320,16 +322,16 @@ def _audit_codes(
 def code_audit_table(found: CodeAudit) -> str:
     """Make the table of what is learned from codes, for a terminal."""
     named = [
-        [f"the text, among {item.candidates:,}", *_share(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
+        [f"the text, among {item.candidates:,}", *_share(item.first), f"{item.chance:.2%}", _most(item.bound)]
         for item in found.naming
     ]
     named += [
-        [f"the same from {item.releases} releases", *_share(item.first), f"{item.chance:.2%}", f"{item.bound:.1%}"]
+        [f"the same from {item.releases} releases", *_share(item.first), f"{item.chance:.2%}", _most(item.bound)]
         for item in found.repeated
         if item.releases > 1
     ]
     read = [
-        [f"{item.what}, {item.reader}", *_share(item.first), f"{item.blind:.1%}", f"{item.bound:.1%}"]
+        [f"{item.what}, {item.reader}", *_share(item.first), f"{item.blind:.1%}", _most(item.bound)]
         for item in found.readings
     ]
     read += [
@@ -337,7 +339,7 @@ def code_audit_table(found: CodeAudit) -> str:
             f"two sets of {item.codes} codes of one author",
             *_share(item.first),
             f"{item.chance:.1%}",
-            f"{item.bound:.1%}",
+            _most(item.bound),
         ]
         for item in found.authors
     ]
@@ -346,7 +348,7 @@ def code_audit_table(found: CodeAudit) -> str:
             f"a text of {item.copies} codes in a tuned head",
             *_share(item.first),
             f"{item.chance:.1%}",
-            f"{item.bound:.1%}",
+            _most(item.bound),
         ]
         for item in found.canaries
     ]
@@ -365,18 +367,25 @@ def code_audit_table(found: CodeAudit) -> str:
             *(
                 [
                     f"which of two texts a head was tuned on: area {_area(member.area)}, {member.chance:g} without the "
-                    f"head, at most {member.bound:.3f} ({member.models} heads, {member.texts:,} texts)"
+                    f"head, at most {math.ceil(1000 * member.bound) / 1000:.3f} ({member.models} heads, "
+                    f"{member.texts:,} texts)"
                 ]
                 if member is not None
                 else []
             ),
             f"codewords that are preferred ones: {fit.hits:.2%}, stated {fit.stated:.2%}; spent at least "
-            f"epsilon = {fit.spent:.2f}, and at most {fit.largest:.2f} could have been shown by so many texts",
+            f"epsilon = {math.floor(100 * fit.spent) / 100:.2f}, and at most {ceil_nats(fit.largest)} could have been "
+            "shown by so many texts",
             *(f"not run: {item.attack}: {item.reason}" for item in found.skipped),
             *(f"warning: {warning}" for warning in found.warnings),
             *([] if found.warnings else ["nothing speaks against the stated epsilon"]),
         ]
     )
+
+
+def _most(bound: float) -> str:
+    """A bound in the table's percent: rounded up, so that it is one as it stands."""
+    return ceil_percent(bound).replace(" ", "")
 
 
 def _share(share: Share) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from rapt.compare.plan import ARMS, LONGER, ComparisonPlan
 from rapt.compare.report import write_comparison
 from rapt.compare.summary import Summary, summarize
 from rapt.compare.texts import Split, read_split
-from rapt.errors import UsageError
+from rapt.errors import RaptError, UsageError
 from rapt.narration import SILENT, Narrator
 from rapt.service.adapter.methods import LORA
 
@@ -134,18 +135,24 @@ def compare_files(comparison: Comparison, *, narrator: Narrator = SILENT) -> Com
     """
     plan, texts, out = comparison.plan, comparison.texts, comparison.out
     split = texts.read()
+    made = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"--out must be a folder, got {error.strerror}; choose another") from None
-    with narrator.meter("comparing", unit="results") as meter:
-        rows = run_comparison(
-            plan,
-            split,
-            results=out / RESULTS,
-            processes=comparison.processes,
-            on_row=lambda done, total: meter(done, total=total),
-        )
+    try:
+        with narrator.meter("comparing", unit="results") as meter:
+            rows = run_comparison(
+                plan,
+                split,
+                results=out / RESULTS,
+                processes=comparison.processes,
+                on_row=lambda done, total: meter(done, total=total),
+            )
+    except RaptError:
+        if made:
+            _remove_if_empty(out)
+        raise
     named = [turn.most_frequent_label_is_right for turn in split.turns]
     summary = summarize(rows, most_frequent_label=named, turns=len(split.turns))
     page = write_comparison(
@@ -159,6 +166,15 @@ def compare_files(comparison: Comparison, *, narrator: Narrator = SILENT) -> Com
     )
     narrator.say(f"report: {page}")
     return ComparisonReport(page=page, summary=summary)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a folder that holds nothing but a file for results without a line."""
+    with suppress(OSError):
+        if (folder / RESULTS).stat().st_size == 0:
+            (folder / RESULTS).unlink()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def rebuild_comparison(plan: ComparisonPlan, texts: TextFiles, split: Split) -> str:

@@ -200,14 +200,16 @@ def draw_conclusions(summary: Summary) -> Iterator[str]:
 
 def _praise_home(summary: Summary) -> Iterator[str]:
     """Where home wins, and where it may be as good, each with the fewest texts; then where it is worse."""
-    won = [item for item in summary.home_wins if item.points.value >= 0]
-    near = [item for item in summary.home_wins if item.points.value < 0 <= item.points.high]
+    won = [item for item in summary.home_wins if item.points.low > 0]
+    near = [item for item in summary.home_wins if item.points.low <= 0 <= item.points.high]
     lost = [item for item in summary.home_wins if item.points.high < 0]
     for item in won[:1]:
-        verb = "is better than" if item.points.low > 0 else "is above, by less than can be told from chance,"
-        yield f"Home wins: with {_texts(item.texts)} labelled texts of one's own, {_compare_home(item, verb)}."
+        said = _compare_home(item, "is better than")
+        yield f"Home wins: with {_texts(item.texts)} labelled texts of one's own, {said}."
     for item in near[:1]:
-        said = _compare_home(item, "is below, by less than can be told from chance,")
+        side = "above" if item.points.value > 0 else "below"
+        verb = f"is {side}, by less than can be told from chance," if item.points.value else "is as good as"
+        said = _compare_home(item, verb)
         yield f"Home may be as good: with {_texts(item.texts)} labelled texts of one's own, {said}."
     for item in lost[-1:]:
         yield f"With {_texts(item.texts)} texts of one's own, {_compare_home(item, 'is worse than')}."

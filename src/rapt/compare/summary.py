@@ -151,12 +151,12 @@ class HomeWin:
     Attributes:
         home: Arm at home.
         texts: Texts of the contributor; 0 for all.
-        accuracy: Its accuracy.
+        accuracy: Accuracy of the arm at home.
         other: The best arm that protects what it sends.
         other_eta: η of that arm; None on codes.
         other_epsilon: ε of that arm; None on tokens.
-        other_crowd: Its crowd.
-        other_accuracy: Its accuracy.
+        other_crowd: Number of training texts of that arm; 0 for all.
+        other_accuracy: Accuracy of that arm.
         points: Home minus the other, in points of accuracy.
     """
 
@@ -178,7 +178,7 @@ class Summary:
     Attributes:
         most_frequent_label: Accuracy of always naming the label that most training texts have, with the interval of
             the evaluation texts: what a model must be above to have learned anything. None where nobody told.
-        home_wins: For each number of texts at home, what they reach beside the best way that sends something.
+        home_wins: Best arm at home for each number of texts, beside the best way that sends something.
     """
 
     accuracies: tuple[Accuracy, ...]

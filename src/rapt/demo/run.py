@@ -42,6 +42,7 @@ from rapt.demo.trusted_side import TrustedSide, attack_own_file, prepare_trusted
 from rapt.drawing import Figure, Line
 from rapt.errors import ServiceError, UsageError
 from rapt.local.client import ServiceClient
+from rapt.local.text_page import ceil_percent
 from rapt.narration import Narrator
 from rapt.version import __version__
 
@@ -152,7 +153,8 @@ def _describe_codes(codes: CodeAudit) -> Fact:
     most = max(codes.naming, key=lambda item: item.candidates)
     return Fact(
         name=f"the right tweet named among {most.candidates:,}, by its code",
-        value=f"{most.first.value:.1%} of the time; no attack can more than {most.bound:.1%}, blind {most.chance:.2%}",
+        value=f"{most.first.value:.1%} of the time; no attack can more than {ceil_percent(most.bound)}, "
+        f"blind {most.chance:.2%}",
     )
 
 

@@ -183,11 +183,17 @@ def project_states(states: NDArray[np.float32], bundle: CodeBundle) -> NDArray[n
     )
 
 
-def _shift(codes: NDArray[np.float64], offset: NDArray[np.float64], *, codes_of_a_text: int) -> NDArray[np.float64]:
-    """Codes from another centre: each run of a code has length 1, less the centre of that run; the whole length 1."""
+def split_into_units(codes: NDArray[np.float64], *, codes_of_a_text: int) -> NDArray[np.float64]:
+    """Return the runs of codes, (n, k) to (n, r, k / r), each of length 1, as it is released; 0 where a run is 0."""
     runs = codes.reshape(len(codes), codes_of_a_text, -1)
     lengths = np.linalg.norm(runs, axis=2, keepdims=True)
-    units = np.divide(runs, lengths, out=np.zeros_like(runs), where=lengths > 0)
+    found: NDArray[np.float64] = np.divide(runs, lengths, out=np.zeros_like(runs), where=lengths > 0)
+    return found
+
+
+def _shift(codes: NDArray[np.float64], offset: NDArray[np.float64], *, codes_of_a_text: int) -> NDArray[np.float64]:
+    """Codes from another centre: each run of a code has length 1, less the centre of that run; the whole length 1."""
+    units = split_into_units(codes, codes_of_a_text=codes_of_a_text)
     moved = (units - offset.reshape(1, codes_of_a_text, -1)).reshape(codes.shape)
     moved[~codes.any(axis=1)] = 0  # a state without a direction stays one
     whole = np.linalg.norm(moved, axis=1, keepdims=True)

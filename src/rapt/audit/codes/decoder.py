@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from rapt.audit.codes.readers import Lesson, WordCounts
+from rapt.audit.codes.readers import Floats, Lesson, WordCounts
 from rapt.audit.language.networks import Decoder
 from rapt.local.vocabulary import Vocabulary
 from rapt.service.backbone.library import with_cache
@@ -35,8 +35,6 @@ _RATE: Final = 1e-3
 _TOGETHER: Final = 32
 # Texts that count as much as the frequencies of the attacker's own texts.
 _PRIOR: Final = 1.0
-
-Floats = NDArray[np.float64]
 
 
 class Prefix(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +21,7 @@ from rapt.audit.codes.readers import (
     WordCounts,
     compare_lengths,
     count_words,
-    explain_missing_reader,
+    explain_missing_torch,
     infer_column,
     judge_words,
     read_words,
@@ -31,6 +30,7 @@ from rapt.audit.codes.readers import (
 from rapt.local.codes.code_privatizer import Encoder
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.local.corpus import read_corpus
+from rapt.wire.code_bundle import split_into_units
 from rapt.wire.privatized_file import PrivatizedFile
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ class CodeDesk:
         return tuple(see_codes(self.mechanism, self.mechanism.privatize(codes, rng=self.rng)) for _ in range(releases))
 
     def _explain_skipped(self, reader: str) -> str | None:
-        return "the audit was to be quick" if self.quick and reader != "linear" else explain_missing_reader(reader)
+        if reader == "linear":
+            return None
+        return "the audit was to be quick" if self.quick else explain_missing_torch()
 
     def read_words(self, skipped: list[Skipped]) -> Iterator[Reading]:
         """Yield how many words each reader names."""
@@ -136,6 +138,9 @@ class CodeDesk:
         """Yield how many words a language model names, if one was named."""
         if model is None:
             skipped.append(Skipped(attack="language model", reason="none was named; give --language-model MODEL"))
+            return
+        if (reason := explain_missing_torch()) is not None:
+            skipped.append(Skipped(attack="language model", reason=reason))
             return
         from rapt.audit.codes.decoder import MOST_JUDGED, write_words
 
@@ -196,8 +201,8 @@ class CodeDesk:
             reason = "the file has no labels"
         elif self.quick:
             reason = "the audit was to be quick"
-        elif find_spec("torch") is None:
-            reason = "it needs torch, which comes with the extra service"
+        else:
+            reason = explain_missing_torch()
         chosen = self.rng.permutation(len(labels))[:_MOST_MEMBERS]
         own = np.array([labels[place] or 0 for place in chosen], dtype=np.int64)
         if reason is None and np.sum(np.bincount(own) // 2) < _LEAST_PAIRS:
@@ -208,11 +213,9 @@ class CodeDesk:
         from rapt.audit.codes.models import CrowdInClear, find_canary, play_membership
 
         codes = self.mechanism.bundle.codes
-        runs = self.codes[chosen].reshape(len(chosen), codes, -1)
-        lengths = np.linalg.norm(runs, axis=2, keepdims=True)
-        clear = np.divide(runs, lengths, out=np.zeros_like(runs), where=lengths > 0).reshape(len(chosen), -1) / codes
+        clear = split_into_units(self.codes[chosen], codes_of_a_text=codes)
         crowd = CrowdInClear(
-            codes=clear,
+            codes=clear.reshape(len(chosen), -1) / codes,
             labels=own,
             classes=len(file.manifest.labels or ()),
             release=lambda those: (

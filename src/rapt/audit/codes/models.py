@@ -27,6 +27,7 @@ from torch import Tensor
 
 from rapt.audit.artefact.membership import Estimate, attack_each
 from rapt.audit.codes.naming import bound_belief
+from rapt.audit.codes.readers import Floats
 from rapt.audit.intervals import Share, independent_share
 from rapt.service.tuning.code_head import choose_penalty, solve_head, tally_labels
 from rapt.wire.manifest import LabelPrivacy
@@ -37,7 +38,6 @@ COPIES: Final = (1, 10, 100)
 MOST_PAIRS: Final = 500
 _LEAST_ODDS: Final = 1e-30
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 # Codes, (n, k), to what a head reads of a fresh release of each, (n, k), float64.
 Release = Callable[[Floats], Floats]
@@ -51,7 +51,7 @@ class Membership:
         models: Heads that were attacked.
         texts: Texts that were asked about.
         attack: Name of the strongest attack in `MEMBERSHIP_ATTACKS`.
-        area: Its area under the curve, over texts and models.
+        area: Area under the curve of that attack, over texts and models.
         chance: Area without the model.
         bound: Area that no attack exceeds.
     """

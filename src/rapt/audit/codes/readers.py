@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rapt.audit.codes.naming import bound_belief
-from rapt.audit.intervals import Share, independent_share
+from rapt.audit.intervals import LEVEL, Share, independent_share
 from rapt.local.codes.subset import SubsetMechanism
 
 WORDS: Final = 5  # that a reader names of each text
@@ -152,11 +152,9 @@ def fit_neural(learned: Sequence[Floats], wanted: Floats, *, loss: Loss, seed: i
 READERS: Final[Mapping[str, Callable[..., Predict]]] = {"linear": fit_linear, "neural": fit_neural}
 
 
-def explain_missing_reader(name: str) -> str | None:
-    """Return why a reader cannot run on this machine, or None."""
-    if name == "neural" and find_spec("torch") is None:
-        return "it needs torch, which comes with the extra service"
-    return None
+def explain_missing_torch() -> str | None:
+    """Return why networks cannot be trained on this machine, or None."""
+    return "it needs torch, which comes with the extra service" if find_spec("torch") is None else None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -259,8 +257,8 @@ def infer_column(
 
 
 def _mean(values: Floats) -> Share:
-    """The mean of one share a text, with Student's interval."""
+    """Return the mean of one share a text, with Student's interval."""
     n = len(values)
     value = float(values.mean())
-    half = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
     return Share(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n, clusters=n)
