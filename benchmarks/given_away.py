@@ -17,16 +17,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+from attacks_sst2 import privatized
 
 from rapt.audit.truth import match_truth
 from rapt.audit.view import adversary_view
 from rapt.compare.bench import link_among
 from rapt.drawing import Figure, Line, draw_picture
-from rapt.local.mechanisms import make_mechanism
-from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import load_vocabulary
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 
 CANDIDATES = 1_000
 
@@ -39,17 +36,9 @@ def link(options):
     contents = vocabulary.encode(texts)
     attacked = contents[: options.sentences]
     for eta in options.eta:
-        made = make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
-        flat = np.array([token for content in attacked for token in content], dtype=np.int64)
-        released = np.split(
-            made.privatize(flat, rng=np.random.default_rng(options.seed)),
-            np.cumsum([len(content) for content in attacked])[:-1],
-        )
-        records = tuple(PrivatizedRecord(token_ids=tuple(part.tolist())) for part in released)
-        manifest = Privatizer(vocabulary, made, NO_PLAIN_TOKENS).manifest(
-            labels=None, randomness=Randomness(source=f"PCG64 (numpy), seed {options.seed}, public text")
-        )
-        file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+        # The recognition reads no labels.
+        labels = [0] * len(attacked)
+        file = privatized(vocabulary, attacked, labels, mechanism="laplace", eta=eta, seed=options.seed)
         view = adversary_view(file, vocabulary.bundle)
         found = link_among(view, match_truth(view, attacked), [np.array(ids, dtype=np.int64) for ids in contents])
         line = {"eta": eta, "model": options.model, "sentences": len(attacked), "seed": options.seed, **found}
@@ -73,7 +62,7 @@ def draw(options):
         scores = [result["score"]["all_tokens"] for result in line["audit"]["results"]]
         best = max(scores, key=lambda score: score["first"]["value"])
         words.append((line["eta"], *(best["first"][name] - best["chance"] for name in ("value", "low", "high"))))
-    told = [(line["epsilon"], *(line[name] - line["blind"] for name in ("recovered", "low", "high"))) for line in codes]
+    read = [(line["epsilon"], *(line[name] - line["blind"] for name in ("recovered", "low", "high"))) for line in codes]
 
     def curve(name, rows, style):
         return Line(
@@ -102,15 +91,15 @@ def draw(options):
         ),
         top=100.0,
     )
-    read = Figure(
+    below = Figure(
         title="words",
         across="codes: ε of a whole text, nats · tokens: η of each token, 1/distance",
         up="words, points beyond blind",
-        lines=(curve("codes", told, "first"), curve("tokens", words, "second")),
+        lines=(curve("codes", read, "first"), curve("tokens", words, "second")),
         top=100.0,
     )
     picture = draw_picture(
-        [recognized, read],
+        [recognized, below],
         title="What codes and tokens give away",
         subtitle="SST-2, MiniLM; words: five of each text for codes, all for tokens, less what a blind guess has",
         description="Above, how often a text is recognized among 1,000: codes stay low, tokens reach nearly all. "

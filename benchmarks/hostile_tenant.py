@@ -250,7 +250,7 @@ def measure(
                     attacker = spawn.Process(target=attack, args=(name, keys["attacker"], world, over, answered))
                     if when == "attack":
                         attacker.start()
-                        while not answered.value:  # until it has begun
+                        while not answered.value and attacker.is_alive():  # until it has begun
                             time.sleep(0.1)
                         time.sleep(1.0)
                         answers -= answered.value

@@ -29,7 +29,7 @@ from rapt.at_home import sharpen_head
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
-from rapt.wire.code_bundle import project_states
+from rapt.wire.code_bundle import project_states, split_into_units
 
 PENALTIES = np.geomspace(1e-1, 1e-5, 5)
 FIRST_ROUND = 0.2
@@ -103,8 +103,7 @@ def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng
     head = tune(released, kept, transition)
     shares = np.exp(log_softmax(released @ head[:-1] + head[-1], axis=1)).mean(axis=0)
     clear = project_states(asked, bundle)
-    runs = clear.reshape(len(clear), bundle.codes, -1)
-    clear = (runs / np.maximum(np.linalg.norm(runs, axis=2, keepdims=True), 1e-12)).reshape(clear.shape)
+    clear = split_into_units(clear, codes_of_a_text=bundle.codes).reshape(clear.shape)
     attenuation = mechanism.measure_attenuation(np.random.default_rng(0).standard_normal((256, clear.shape[1])))
     weight, bias = sharpen_head(head[:-1].T, head[-1], shares=np.maximum(shares, 1e-6), attenuation=attenuation)
     logits = (

@@ -6,8 +6,7 @@
 The contributors of `text_codes.py`, their codewords, seeds and heads: one arm reads the codeword, the other the state
 that the backbone has behind the reader, turned to its first principal directions over the codebook. Both choose their
 ridge by cross-validation of the private codes. *At home* both see the clear code, *privately* a codeword at the same ε.
-`--prompt` tunes a soft prompt of four vectors
-through `rapt.service` as well, on so many contributors.
+`--prompt` tunes a soft prompt of four vectors through `rapt.service` as well, on so many contributors.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def test_public_text_teaches_the_readers_and_all_texts_are_read(encoder, bundle,
         audit_codes(file, replace(originals, public=("a", "b", "c")), bundle=bundle, encoder=encoder)
 
 
-def test_a_language_model_writes_what_a_code_may_be_of(encoder, bundle, texts, states, tmp_path):
+def test_a_language_model_writes_what_a_code_may_be_of(encoder, bundle, texts, states, tmp_path, monkeypatch):
     mechanism = make_subset(bundle, epsilon=4.0)
     seen = see_codes(mechanism, draw(mechanism, bundle, states)[:40])
     lesson, contents = Lesson(learned=(seen[:30],), asked=seen[30:]), encoder.vocabulary.encode(texts[:40])
@@ -229,6 +229,11 @@ def test_a_language_model_writes_what_a_code_may_be_of(encoder, bundle, texts, s
             encoder=encoder,
             language_model="bert-tiny",
         )
+    monkeypatch.setattr("rapt.audit.codes.readers.find_spec", lambda name: None)
+    file, originals = file_of(mechanism, draw(mechanism, bundle, states)[:40]), Originals(texts=tuple(texts[:40]))
+    without = audit_codes(file, originals, bundle=bundle, encoder=encoder, language_model=model)
+    reasons = {item.attack: item.reason for item in without.skipped}
+    assert reasons["language model"] == reasons["neural reader"] == "it needs torch, which comes with the extra service"
 
 
 def test_what_does_not_belong_together_is_refused(encoder, bundle, texts, states):
