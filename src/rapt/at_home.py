@@ -271,8 +271,8 @@ def sharpen_head(
         T (c w u + b - log(share)) + log(share),   T = 1 + 2 (1 / c² - 1).
 
     A clear code is worth 1 / c² releases by the variance of their mean, and more where texts of a label are alike. The
-    2 was chosen on R8 and SST-2 (docs/results/text_codes.md); half of it and twice of it are within two points. Where
-    nothing is noise, c = 1, the head stays as it is.
+    2 was chosen on R8 and SST-2 (docs/results/text_codes.md); half of it and twice of it were within two points (not
+    kept). Where nothing is noise, c = 1, the head stays as it is.
 
     Args:
         weight: Weights w of the head, (C, k).
