@@ -24,7 +24,7 @@ from rapt.errors import (
     WireError,
 )
 from rapt.local import client as client_module
-from rapt.local import service_connection
+from rapt.local import service_connection, service_downloads
 from rapt.local.client import UPLOAD_NAME, ServiceClient
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
@@ -222,7 +222,7 @@ def endless(seconds=None):
 @pytest.mark.parametrize("status", [200, 400])
 def test_an_endless_answer_is_not_read_to_its_end(status, monkeypatch, tmp_path):
     monkeypatch.setattr(service_connection, "_MOST_JSON", 2**20)
-    monkeypatch.setattr(client_module, "_MOST_OF_A_DESCRIPTION", 2**20)
+    monkeypatch.setattr(service_downloads, "_MOST_OF_A_DESCRIPTION", 2**20)
     with answering(lambda path, body: (status, {}, endless())) as connected:
         for ask in (connected.models, lambda: connected.vocabulary("bert-tiny", tmp_path / "mine")):
             with pytest.raises(ServiceError, match="at most 1,048,576 bytes"):

@@ -22,7 +22,7 @@ from rapt.cli.calibrate import calibrate
 from rapt.cli.codebook import center, codebook
 from rapt.cli.compare import compare
 from rapt.cli.demo import demo
-from rapt.cli.denoise import denoise
+from rapt.cli.denoise import denoise, reader
 from rapt.cli.holdings import files, jobs, models
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms, statement
@@ -31,7 +31,6 @@ from rapt.cli.pool import contribute, pool
 from rapt.cli.preview import preview
 from rapt.cli.privatize import privatize
 from rapt.cli.profiles import add_shared_options
-from rapt.cli.reader import reader
 from rapt.cli.remote import export, predict, tune
 from rapt.cli.serve import serve, worker
 from rapt.cli.show import show as show_file

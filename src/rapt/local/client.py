@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, Self, TypeVar
 
 from rapt.errors import CorpusError, TuningError, UsageError, VocabularyError, WireError
 from rapt.local.service_connection import Connection, quote_part
+from rapt.local.service_downloads import fetch_adapter, fetch_codebook, fetch_vocabulary
 from rapt.local.service_objects import (
     FileInfo,
     JobEvent,
@@ -35,10 +33,7 @@ from rapt.local.service_objects import (
     read_model_info,
     read_pool_info,
 )
-from rapt.this_machine import find_cache_folder
-from rapt.whole_files import check_folder, open_whole_folder
-from rapt.wire.adapter_files import KNOWN_FILES, unpack_adapter
-from rapt.wire.code_bundle import HASH, CodeBundle, read_code_bundle
+from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.manifest import Manifest, digest_setting, dump_manifest
 from rapt.wire.privatized_file import (
     PrivatizedFile,
@@ -49,11 +44,8 @@ from rapt.wire.privatized_file import (
     read_bounded_lines,
     remove_labels,
 )
-from rapt.wire.strict_json import parse_object, read_field
-from rapt.wire.vocabulary_bundle import VocabularyBundle, read_bundle
-
-with suppress(ImportError):  # Windows has none
-    import fcntl
+from rapt.wire.strict_json import read_field
+from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 __all__ = ["FileInfo", "JobEvent", "JobInfo", "ModelInfo", "Prediction", "ServiceClient"]
 
@@ -63,16 +55,6 @@ RECORDS_PER_REQUEST: Final = 256
 _EVENTS_PER_REQUEST: Final = 100
 _JOBS_PER_REQUEST: Final = 100
 _MOST_LISTED: Final = 1000
-_BUNDLE_FILES: Final = ("vocabulary.json", "tokenizer.json", "embeddings.safetensors")
-# Most bytes of the first two; those of the third follow from the shape that the first states, within a limit.
-_MOST_OF_A_DESCRIPTION: Final = 16 * 2**20
-_MOST_OF_A_TOKENIZER: Final = 128 * 2**20
-_MOST_ENTRIES: Final = 2**32
-_ROOM_FOR_A_HEADER: Final = 2**20
-_CODE_FILES: Final = ("code.json", "code.safetensors")
-# A codebook of 65,536 codewords in 256 dimensions, and an adapter of LoRA on a model of some billion weights.
-_MOST_OF_A_CODEBOOK: Final = 128 * 2**20
-_MOST_OF_AN_ADAPTER: Final = 512 * 2**20
 
 
 class ServiceClient:
@@ -407,20 +389,7 @@ class ServiceClient:
             VocabularyError: What came does not match its hash, or the folder cannot be written.
             UsageError: The folder holds something else, or is a link.
         """
-        with _fetched(folder, _BUNDLE_FILES) as partial:
-            description, tokenizer, table = (partial / name for name in _BUNDLE_FILES)
-            path = f"/v1/vocabularies/{quote_part(model)}"
-            self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
-            most, digest = _read_description(description)
-            with suppress(VocabularyError, WireError):
-                if (have := read_bundle(folder)).hash == f"sha256:{digest}":
-                    for name in _BUNDLE_FILES[1:]:
-                        shutil.copyfile(folder / name, partial / name)
-                    return have
-            self._service.download(f"{path}/{tokenizer.name}", tokenizer, most=_MOST_OF_A_TOKENIZER)
-            with _kept_in_part(digest, table) as part:
-                self._service.download(f"{path}/{table.name}", part, most=most, tag=f'"sha256:{digest}"')
-            return read_bundle(partial)
+        return fetch_vocabulary(self._service, model, folder)
 
     def codebook(self, model: str, folder: Path) -> CodeBundle:
         """The codebook of a model, fetched into a folder as `vocabulary` is; the encoder of its codes does not come.
@@ -434,12 +403,7 @@ class ServiceClient:
             UsageError: The folder holds something else, or is a link.
             NotFoundError: The model has a vocabulary of tokens.
         """
-        with _fetched(folder, _CODE_FILES) as partial:
-            description, table = (partial / name for name in _CODE_FILES)
-            path = f"/v1/codes/{quote_part(model)}"
-            self._service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
-            self._service.download(f"{path}/{table.name}", table, most=_MOST_OF_A_CODEBOOK)
-            return read_code_bundle(partial)
+        return fetch_codebook(self._service, model, folder)
 
     def adapter(self, model: str, *, form: Literal["rapt", "hub"] = "rapt") -> dict[str, bytes]:
         """The files of a tuned model by name: its card and weights, and PEFT's configuration where it has one.
@@ -452,27 +416,7 @@ class ServiceClient:
             NotFoundError: There is no such tuned model.
             WireError: What came is no adapter.
         """
-        with TemporaryDirectory() as folder:
-            archive = Path(folder) / "adapter.zip"
-            path = f"/v1/models/{quote_part(model)}/adapter" + ("" if form == "rapt" else f"?form={form}")
-            self._service.download(path, archive, most=_MOST_OF_AN_ADAPTER)
-            files = unpack_adapter(archive.read_bytes())
-        if not files.keys() <= KNOWN_FILES:  # they become names on this machine
-            raise WireError("an adapter's archive must have the files of an adapter alone, got others; upgrade rapt")
-        return files
-
-
-@contextmanager
-def _fetched(folder: Path, files: tuple[str, ...]) -> Iterator[Path]:
-    """A folder beside the one that is asked for, in whose place it is put when the block ends without an error."""
-    try:
-        check_folder(folder, replaceable=files)  # before gigabytes are fetched
-        with open_whole_folder(folder, replaceable=files) as partial:
-            yield partial
-    except OSError as error:
-        raise VocabularyError(
-            f"the folder of a vocabulary must be writable, got {error.strerror or type(error).__name__}; choose another"
-        ) from None
+        return fetch_adapter(self._service, model, form=form)
 
 
 def check_same_vocabulary(model: ModelInfo, manifest: Manifest) -> None:
@@ -501,38 +445,6 @@ def _other_vocabulary(manifest: Manifest) -> VocabularyError:
         "the model must have the vocabulary that the file was privatized with; privatize the texts again with the "
         "vocabulary of a model of the service, as `rapt vocabulary fetch` gets it"
     )
-
-
-@contextmanager
-def _kept_in_part(digest: str, target: Path) -> Iterator[Path]:
-    """A file in the cache folder, one for each content, that becomes `target` when the block ends without an error.
-
-    While another process fetches the same content, or where files cannot be locked, it is the target itself.
-    """
-    part = find_cache_folder() / "parts" / digest
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (OSError, NameError):
-            yield target
-            return
-        yield part
-        shutil.move(part, target)
-
-
-def _read_description(description: Path) -> tuple[int, str]:
-    """Most bytes of an embedding table, and the digest that `vocabulary.json` states; `WireError` without either."""
-    stated = parse_object(description.read_bytes(), what="vocabulary.json")
-    shape, digest = stated.get("shape"), stated.get("hash")
-    if not (type(digest) is str and HASH.fullmatch(digest)):
-        raise WireError("vocabulary.json must state the hash of its vocabulary; fetch it again")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(type(item) is int and item > 0 for item in shape)):
-        raise WireError("vocabulary.json must state the shape of its table as two whole numbers; fetch it again")
-    entries = int(shape[0] * shape[1])
-    if entries > _MOST_ENTRIES:
-        raise WireError(f"vocabulary.json must state a table of at most {_MOST_ENTRIES:,} numbers; use another model")
-    return 4 * entries + _ROOM_FOR_A_HEADER, digest.removeprefix("sha256:")
 
 
 def _read_each(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any], *, name: str = "data") -> list[T]:
