@@ -14,7 +14,6 @@ from safetensors.torch import load as load_tensors
 from closeness import assert_close
 from rapt.service.adapter.adapter import CARD, PEFT_CONFIG, WEIGHTS, Adapter
 from rapt.service.adapter.hub_folder import hub_files
-from rapt.service.adapter.methods import METHODS
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.backbone.layout import embed_with_prompts, lay_out
@@ -198,7 +197,7 @@ def test_the_readme_says_what_it_is_and_that_no_license_is_stated(opened, method
     ):
         assert said in text
     assert json.dumps(["bad", "`good`\n# x"]) in text  # on one line, and no heading of its own
-    assert ("library_name: peft" in text) == METHODS[method].form.peft.__name__.startswith("_peft")
+    assert ("library_name: peft" in text) == (PEFT_CONFIG in files)
 
 
 def test_what_stands_behind_a_reader_is_not_for_peft_and_says_so(opened):

@@ -32,7 +32,9 @@ def url(backbones, tmp_path_factory):
 
 @pytest.fixture
 def http(url):
-    with open_client(url, headers={"authorization": f"Bearer {ADMIN}"}) as one:
+    # One that waits may be closed for others while it is taken again.
+    headers = {"authorization": f"Bearer {ADMIN}", "connection": "close"}
+    with open_client(url, headers=headers) as one:
         yield one
 
 
