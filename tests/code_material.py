@@ -1,5 +1,7 @@
 """A small public code bundle, a manifest of codes, and a reader: arrays drawn from a seed stand for learned ones."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from rapt.local.codes.code_privatizer import CodePrivatizer
@@ -7,6 +9,7 @@ from rapt.local.codes.subset import SubsetMechanism
 from rapt.wire.code_bundle import make_code_bundle
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
 from rapt.wire.model_files import hash_model
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from rapt.wire.reader_bundle import ReaderMeasure, make_reader_bundle, write_reader_bundle
 
 ENCODER_HASH = "sha256:" + "cd" * 32
@@ -35,6 +38,16 @@ def code_bundle(**sizes):
     return make_code_bundle(**code_parts(**sizes))
 
 
+def parts_for(encoder, *, public, **sizes):
+    """What `make_code_bundle` takes for a real encoder, centred on a few public sentences."""
+    return code_parts(width=encoder.hidden_size, **sizes) | {
+        "model": encoder.model,
+        "encoder_hash": encoder.hash,
+        "center": encoder.encode(public).mean(axis=0),
+        "max_tokens": encoder.max_tokens,
+    }
+
+
 def codes_manifest(*, epsilon=4.0, preferred=3, codewords=12, codes=1, labels=("no", "yes"), **others):
     parameters = {"epsilon": epsilon, "preferred": preferred, "codewords": codewords, "codes": codes}
     return Manifest(
@@ -50,6 +63,20 @@ def codes_manifest(*, epsilon=4.0, preferred=3, codewords=12, codes=1, labels=("
         created_by="rapt test",
         **others,
     )
+
+
+def codes_file(code, *, records=24, **others):
+    """Texts of one codeword each, of two labels in turn."""
+    manifest = replace(codes_manifest(codewords=code.size, **others), vocabulary_hash=code.hash)
+    made = tuple(
+        PrivatizedRecord(
+            token_ids=(7 * number % code.size,),
+            label=number % 2,
+            second_token_ids=(5 * number % code.size,) if manifest.pairs else None,
+        )
+        for number in range(records)
+    )
+    return PrivatizedFile(manifest=seal_manifest(manifest, made), records=made)
 
 
 def reader_parts(code, *, width=32, vectors=3, hidden=5, plain=4, seed=0):

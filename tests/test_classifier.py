@@ -11,7 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from code_material import code_parts
+from code_material import parts_for
 from rapt.classifier import RaptClassifier
 from rapt.errors import CorpusError, UsageError
 from rapt.local.client import ServiceClient
@@ -31,12 +31,7 @@ EPSILON = 12.0
 def code(tmp_path_factory):
     """A code of the encoder bert-tiny."""
     folder, encoder = tmp_path_factory.mktemp("codes") / "tiny-codes", read_encoder("bert-tiny")
-    parts = code_parts(width=encoder.hidden_size, size=64) | {
-        "model": "bert-tiny",
-        "encoder_hash": encoder.hash,
-        "center": encoder.encode(["The film is good.", "What a dull evening."]).mean(axis=0),
-        "max_tokens": encoder.max_tokens,
-    }
+    parts = parts_for(encoder, public=["The film is good.", "What a dull evening."], size=64)
     write_code_bundle(make_code_bundle(**parts), folder)
     return folder
 

@@ -145,6 +145,7 @@ def test_a_document_names_no_path_of_a_machine_and_no_unexpected_host(path: Path
 
 INSTALL = re.compile(r"\b(?:(?:pip3?|pipx|uv|npm) (?:install|add|run)|uvx)\b([^\n]*)")
 OPTIONS_WITH_VALUES = ("-c", "-r", "--target", "--prefix", "--upgrade-strategy", "--index-url")
+# In errors of ours, which put a distribution that is pinned in their place.
 PLACEHOLDERS = {"{known.distribution}", "{DISTRIBUTION}"}
 
 

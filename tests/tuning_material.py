@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
+import numpy as np
+import pytest
+
+from rapt.service.adapter.adapter import adapter_to_files
+from rapt.service.tuning.tuner import TuningCancelled, tune
 from rapt.wire.manifest import (
     NO_PLAIN_TOKENS,
     Manifest,
@@ -52,3 +57,40 @@ def separable_file(backbone, *, records=64, plain=0, fixed=False, seed=0):
             )
         )
     return PrivatizedFile(manifest=seal_manifest(manifest_for(backbone, plain_tokens=pool), made), records=tuple(made))
+
+
+def few_words_file(backbone, *, targets=False):
+    """Eight records of a backbone of any vocabulary: two classes of different words, and perhaps a text to write."""
+    ids = backbone.bundle.eligible.tolist()
+    words = (ids[5:10], ids[15:20])
+    records = tuple(
+        PrivatizedRecord(
+            token_ids=tuple(words[place % 2][: 3 + place % 3]),
+            label=place % 2,
+            target_ids=tuple(words[place % 2][:2]) if targets else None,
+        )
+        for place in range(8)
+    )
+    manifest = replace(manifest_for(backbone), targets="public" if targets else None)
+    return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+
+
+def tune_stop_and_resume(backbone, file, *, config):
+    """The adapter of a run that was stopped and resumed, and the state it was resumed from.
+
+    The loss of the run falls, and without a stop the run ends in the same bits.
+    """
+    steps, kept = [], []
+    whole = tune(backbone, file, config=config, on_progress=steps.append)
+    assert steps[-1].losses["train_loss"] < steps[0].losses["train_loss"]
+    with pytest.raises(TuningCancelled):
+        tune(
+            backbone,
+            file,
+            config=config,
+            should_stop=iter([False, False, True]).__next__,
+            on_run_state=lambda state, adapter: kept.append(state),
+        )
+    resumed = tune(backbone, file, config=config, resume_from=kept[-1])
+    assert adapter_to_files(resumed) == adapter_to_files(whole)
+    return resumed, kept[-1]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from code_material import code_parts, codes_manifest
+from code_material import codes_manifest, parts_for
 from rapt.local.codes.encoder import read_encoder
 from rapt.public_models import PUBLIC_CODES
 from rapt.wire.code_bundle import make_code_bundle, write_code_bundle
@@ -49,12 +49,7 @@ def test_a_guess_among_so_many_texts_gives_an_epsilon(rapt):
 def codes(tmp_path_factory):
     """A code of the encoder bert-tiny, centred on a few public sentences; and others that do not fit a machine."""
     folder, encoder = tmp_path_factory.mktemp("codes"), read_encoder("bert-tiny")
-    parts = code_parts(width=encoder.hidden_size) | {
-        "model": "bert-tiny",
-        "encoder_hash": encoder.hash,
-        "center": encoder.encode(["The film is good.", "What a dull evening.", "We went home early."]).mean(axis=0),
-        "max_tokens": encoder.max_tokens,
-    }
+    parts = parts_for(encoder, public=["The film is good.", "What a dull evening.", "We went home early."])
     write_code_bundle(make_code_bundle(**parts), folder / "good")
     write_code_bundle(make_code_bundle(**parts | {"model": "no-such-encoder"}), folder / "unknown")
     write_code_bundle(make_code_bundle(**parts | {"encoder_hash": "sha256:" + "ef" * 32}), folder / "other")

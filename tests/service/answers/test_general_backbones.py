@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelFo
 
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError, VocabularyError
-from rapt.service.adapter.adapter import adapter_to_files, load_adapter, save_adapter
+from rapt.service.adapter.adapter import load_adapter, save_adapter
 from rapt.service.adapter.adapter_check import check_method, list_methods
 from rapt.service.adapter.methods import METHODS
 from rapt.service.adapter.methods.lora import _sizes
@@ -24,11 +24,10 @@ from rapt.service.backbone.injection import keys_and_values
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
-from rapt.service.tuning.tuner import TuningCancelled, tune
+from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import FAMILIES, TINY, model_type_of, write_family
-from tuning_material import manifest_for
+from tuning_material import few_words_file, tune_stop_and_resume
 
 # Older versions of transformers compile a part of DeBERTa by a way that torch has left.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -44,23 +43,8 @@ def backbone(request, tmp_path_factory):
     return load_backbone(str(folder), precision="float32", device="cpu")
 
 
-def records_of(backbone):
-    ids = backbone.bundle.eligible.tolist()
-    words = (ids[5:10], ids[15:20])
-    return tuple(
-        PrivatizedRecord(
-            token_ids=tuple(words[place % 2][: 3 + place % 3]),
-            label=place % 2,
-            target_ids=None if backbone.kind == "encoder" else tuple(words[place % 2][:2]),
-        )
-        for place in range(8)
-    )
-
-
 def file_of(backbone):
-    records = records_of(backbone)
-    manifest = replace(manifest_for(backbone), targets=None if backbone.kind == "encoder" else "public")
-    return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+    return few_words_file(backbone, targets=backbone.kind != "encoder")
 
 
 def tasks_by_method(backbone):
@@ -79,19 +63,7 @@ def test_every_method_that_fits_tunes_resumes_is_saved_and_shares_a_batch(backbo
     for method, task in tasks_by_method(backbone):
         words = ("good", "bad") if task == "label_words" else ()
         config = replace(default_config(method), task=task, label_words=words, prompt_length=2, epochs=4, batch_size=8)
-        steps, kept = [], []
-        whole = tune(backbone, file, config=config, on_progress=steps.append)
-        assert steps[-1].losses["train_loss"] < steps[0].losses["train_loss"]
-        with pytest.raises(TuningCancelled):
-            tune(
-                backbone,
-                file,
-                config=config,
-                should_stop=iter([False, False, True]).__next__,
-                on_run_state=lambda *handed, kept=kept: kept.append(handed[0]),
-            )
-        resumed = tune(backbone, file, config=config, resume_from=kept[-1])
-        assert adapter_to_files(resumed) == adapter_to_files(whole)
+        resumed, _ = tune_stop_and_resume(backbone, file, config=config)
         save_adapter(resumed, tmp_path / method)
         adapters.append(load_adapter(tmp_path / method, backbone=backbone))
     choose = [adapter for adapter in adapters if adapter.card.task != "generation"]
@@ -112,7 +84,7 @@ def check_rows_write_the_same_alone_and_among_others(backbone, adapters):
     check_cached_writing(backbone)
     rows = [
         GenerationRow(token_ids=record.token_ids, adapter=adapter, most_tokens=4)
-        for record in records_of(backbone)[:2]
+        for record in file_of(backbone).records[:2]
         for adapter in adapters
     ]
 

@@ -6,17 +6,15 @@ import pytest
 import torch
 
 from rapt.errors import TuningError, UsageError
-from rapt.service.adapter.adapter import adapter_to_files
 from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone import library
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.tuning.tuner import TuningCancelled, tune
+from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import write_family, write_tiny_model
-from tuning_material import manifest_for
+from tuning_material import few_words_file, tune_stop_and_resume
 
 WIDE = {"hidden_size": 64, "head_dim": 16}
 CASES = {
@@ -89,35 +87,14 @@ def test_its_weights_are_nearly_the_same_in_a_part_of_the_memory(pair):
         check_cached_writing(few)
 
 
-def file_of(backbone):
-    """Two classes of different words."""
-    ids = backbone.bundle.eligible.tolist()
-    words = (ids[5:10], ids[15:20])
-    records = tuple(
-        PrivatizedRecord(token_ids=tuple(words[place % 2][: 3 + place % 3]), label=place % 2) for place in range(8)
-    )
-    return PrivatizedFile(manifest=seal_manifest(manifest_for(backbone), records), records=records)
-
-
 def test_it_is_tuned_resumed_and_asked_among_others(pair):
     whole, few = pair
-    file, adapters = file_of(few), []
+    file, adapters = few_words_file(few), []
     for method in list_methods(few):
         config = replace(default_config(method), prompt_length=2, epochs=4, batch_size=8)
-        steps, kept = [], []
-        done = tune(few, file, config=config, on_progress=steps.append)
-        assert steps[-1].losses["train_loss"] < steps[0].losses["train_loss"]
-        with pytest.raises(TuningCancelled):
-            tune(
-                few,
-                file,
-                config=config,
-                should_stop=iter([False, False, True]).__next__,
-                on_run_state=lambda *handed, kept=kept: kept.append(handed[0]),
-            )
-        assert adapter_to_files(tune(few, file, config=config, resume_from=kept[-1])) == adapter_to_files(done)
+        done, state = tune_stop_and_resume(few, file, config=config)
         with pytest.raises(TuningError, match="another precision"):
-            tune(whole, file, config=config, resume_from=kept[-1])
+            tune(whole, file, config=config, resume_from=state)
         adapters.append(done)
     rows = [
         ClassificationRow(adapter=adapter, token_ids=record.token_ids)

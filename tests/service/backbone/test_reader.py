@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from closeness import assert_close
-from code_material import code_bundle, codes_manifest, reader_folder
+from code_material import code_bundle, codes_file, codes_manifest, reader_folder
 from rapt.at_home import ReaderModel
 from rapt.errors import VocabularyError
 from rapt.service.adapter.adapter import adapter_from_files, adapter_to_files
@@ -41,19 +41,6 @@ def pair(request, code, tmp_path_factory):
     return load_backbone(str(folder / "tiny"), **settings), load_backbone(
         str(reader), behind=str(folder / "tiny"), **settings
     )
-
-
-def codes_file(code, *, records=24, **others):
-    manifest = replace(codes_manifest(codewords=code.size, **others), vocabulary_hash=code.hash)
-    made = tuple(
-        PrivatizedRecord(
-            token_ids=(7 * number % code.size,),
-            label=number % 2,
-            second_token_ids=(5 * number % code.size,) if manifest.pairs else None,
-        )
-        for number in range(records)
-    )
-    return PrivatizedFile(manifest=seal_manifest(manifest, made), records=made)
 
 
 def tokens_file(backbone, *, records=24):

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from code_material import code_bundle, codes_manifest, reader_folder
+from code_material import code_bundle, codes_file, reader_folder
 from http_requests import done_job, error_of, open_client, upload
 from rapt.local.client import ServiceClient
 from rapt.service.backbone.opening import load_backbone, load_served
 from rapt.service.http.assembly import precision_of
 from rapt.wire.code_bundle import write_code_bundle
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
+from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import running_service, save_privatized
 from tiny_backbones import write_tiny_model
 
@@ -48,15 +48,9 @@ def http(service):
         yield client
 
 
-def file_of(code, *, records=24, **others):
-    manifest = replace(codes_manifest(codewords=code.size, **others), vocabulary_hash=code.hash)
-    made = tuple(PrivatizedRecord(token_ids=(5 * n % code.size,), label=n % 2) for n in range(records))
-    return PrivatizedFile(manifest=seal_manifest(manifest, made), records=made)
-
-
 @pytest.fixture(scope="module")
 def job(http, code, tmp_path_factory):
-    path = save_privatized(file_of(code), tmp_path_factory.mktemp("files") / "codes.jsonl")
+    path = save_privatized(codes_file(code), tmp_path_factory.mktemp("files") / "codes.jsonl")
     run = {"num_virtual_tokens": 2, "n_epochs": 2, "batch_size": 8}
     method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": run}}
     return done_job(http, {"model": NAME, "training_file": upload(http, path).json()["id"], "method": method})
@@ -67,14 +61,14 @@ def test_a_prompt_is_tuned_on_codes_with_events_checkpoints_and_predictions(http
     checkpoints = http.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json()["data"]
     assert any("train_loss" in (event["data"] or {}) for event in events)
     assert len(checkpoints) == 2
-    query = dump_query(remove_labels(file_of(code, epsilon=2.0)))  # an ε of the asker's own
+    query = dump_query(remove_labels(codes_file(code, epsilon=2.0)))  # an ε of the asker's own
     for model in (job["fine_tuned_model"], checkpoints[0]["fine_tuned_model_checkpoint"]):
         answer = http.post("/v1/classify", json={"model": model, **query}).json()
         assert len(answer["predictions"]) == 24
 
 
 def test_a_label_is_written_as_a_completion_and_a_bare_model_goes_on_from_a_code(http, code, job):
-    query = dump_query(remove_labels(file_of(code, records=1)))
+    query = dump_query(remove_labels(codes_file(code, records=1)))
     for model in (job["fine_tuned_model"], NAME):
         body = {"model": model, "prompt": [0], "max_tokens": 2, "rapt": {"manifest": query["manifest"]}}
         answer = http.post("/v1/completions", json=body)
@@ -90,7 +84,7 @@ def test_a_codeword_costs_as_many_tokens_as_the_vectors_that_are_read(code, serv
             files = client.adapter(job["fine_tuned_model"])
         form = {"weights": "adapter_model.safetensors", "config": "adapter_config.json", "card": "rapt.json"}
         model = other.post("/v1/adapters", files={name: files[file] for name, file in form.items()}).json()["id"]
-        query = dump_query(remove_labels(file_of(code)))
+        query = dump_query(remove_labels(codes_file(code)))
         error = error_of(other.post("/v1/classify", json={"model": model, **query}), 429, "rate_limit_exceeded")
         assert f"tokens of a minute, {read - 1}, got {read}" in error["message"]
         body = {"model": NAME, "prompt": [[5 * n % code.size] for n in range(24)], "max_tokens": 3}
@@ -129,7 +123,7 @@ def test_an_adapter_goes_out_and_comes_in_where_its_reader_is(http, service, job
 
 
 def test_codes_of_another_codebook_are_refused(http, job, tmp_path):
-    other = file_of(code_bundle(size=24, run=4, seed=3))
+    other = codes_file(code_bundle(size=24, run=4, seed=3))
     assert "served here" in upload(http, save_privatized(other, tmp_path / "other.jsonl")).json()["error"]["message"]
     body = {"model": job["fine_tuned_model"], **dump_query(remove_labels(other))}
     error_of(http.post("/v1/classify", json=body), 409, "vocabulary_mismatch")
