@@ -84,10 +84,11 @@ def test_a_codeword_costs_as_many_tokens_as_the_vectors_that_are_read(code, serv
             files = client.adapter(job["fine_tuned_model"])
         form = {"weights": "adapter_model.safetensors", "config": "adapter_config.json", "card": "rapt.json"}
         model = other.post("/v1/adapters", files={name: files[file] for name, file in form.items()}).json()["id"]
-        query = dump_query(remove_labels(codes_file(code)))
+        asked = remove_labels(codes_file(code))
+        query = dump_query(asked)
         error = error_of(other.post("/v1/classify", json={"model": model, **query}), 429, "rate_limit_exceeded")
         assert f"tokens of a minute, {read - 1}, got {read}" in error["message"]
-        body = {"model": NAME, "prompt": [[5 * n % code.size] for n in range(24)], "max_tokens": 3}
+        body = {"model": NAME, "prompt": [list(record.token_ids) for record in asked.records], "max_tokens": 3}
         # 96 for what is read as ids and written are there, and 48 for the other vectors are not.
         answer = other.post("/v1/completions", json=body | {"rapt": {"manifest": query["manifest"]}})
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded"), answer.text
