@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import UsageError
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
+from rapt.local.distances import TableDistances
 from rapt.wire.code_bundle import write_code_bundle
 
 GOOD = ("good", "great", "fine", "happy", "love", "best")
@@ -131,6 +132,9 @@ def test_what_is_given_away_stands_beside_what_is_gained(results):
     assert few.linked_low <= 1 / 120 < much.linked
     table = list_exposures(summarize(rows), distances=None)
     assert [line[0] for line in table] == ["setting", "ε = 0.01", "ε = 12"]
+    tokens = replace(few, eta=75.0, epsilon=None)
+    far = TableDistances(**dict.fromkeys((item.name for item in fields(TableDistances)), 2.3601))
+    assert list_exposures(summarize([tokens]), distances=far)[1][-1] == "177.1, one word"
     assert "film" not in path.read_text()
 
 

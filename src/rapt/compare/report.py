@@ -33,6 +33,7 @@ from rapt.compare.texts import Split
 from rapt.drawing import Figure, Line, write_values
 from rapt.errors import UsageError
 from rapt.local.distances import TableDistances, measure_distances
+from rapt.local.text_page import ceil_nats
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.noise_expected import read_noise_expected
 from rapt.version import __version__
@@ -95,7 +96,7 @@ def list_exposures(summary: Summary, *, distances: TableDistances | None) -> lis
             continue
         formal = f"{item.epsilon:g}, whole text" if item.epsilon is not None else "—"
         if item.eta is not None and distances is not None:
-            formal = f"{item.eta * distances.largest_seen:.0f}, one word"
+            formal = f"{ceil_nats(item.eta * distances.largest_seen)}, one word"
         lines.append(
             [
                 f"η = {item.eta:g}" if item.eta is not None else f"ε = {item.epsilon:g}",
@@ -449,8 +450,8 @@ def _tables(summary: Summary, distances: TableDistances | None) -> tuple[Table, 
             note=(
                 "Words: tokens recovered of tokens, five tokens that are named of each text of codes. Recognized: the "
                 "right text among so many in clear, by the best attack. Bits: what a release says about which it is. "
-                "ε is the formal bound: of a whole text for codes, of the farthest two words for tokens; the two are "
-                "other promises and never compared."
+                "ε is the formal bound: of a whole text for codes, of the farthest two words that were found for "
+                "tokens; the two are other promises and never compared."
             ),
             cells=list_exposures(summary, distances=distances),
         ),
