@@ -97,7 +97,7 @@ class GgufFile:
 
     Attributes:
         metadata: Key-value pairs of the file.
-        tensors: Its tensors by name, as the package describes them.
+        tensors: Tensors of the file by name, as the package describes them.
     """
 
     metadata: Mapping[str, Any]

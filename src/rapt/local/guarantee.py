@@ -185,7 +185,7 @@ def _promise(setting: MechanismSetting) -> Promise:
             f"mechanism={setting.name!r} must have exactly the parameters {', '.join(sorted(kind.known.parameters))}, "
             f"got {len(setting.parameters)}; upgrade rapt, or privatize again"
         )
-    check_eta(setting.parameters["eta"])  # type: ignore[arg-type]  # it checks the type as well
+    check_eta(setting.parameters["eta"])
     return kind.promise
 
 

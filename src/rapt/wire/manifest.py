@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from dataclasses import field as field_of
 from functools import cached_property
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeGuard, get_args
 
 from rapt.errors import MechanismError, WireError
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS, MOST_EPSILON, Unit, find_unit
@@ -242,7 +242,7 @@ def digest_setting(manifest: Manifest) -> str:
     return hashlib.sha256(dump_line(parts).encode("ascii")).hexdigest()
 
 
-def check_eta(eta: float) -> float:
+def check_eta(eta: object) -> float:
     """Return `eta` as a float, if it is a finite number above zero.
 
     Raises:
@@ -269,7 +269,7 @@ def check_epsilon(epsilon: float, *, most: float = MOST_EPSILON) -> float:
     return float(epsilon)
 
 
-def _is_finite(value: object) -> bool:
+def _is_finite(value: object) -> TypeGuard[int | float]:
     """Whether a value is a number that a float can hold."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
