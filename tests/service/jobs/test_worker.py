@@ -1,4 +1,5 @@
 import json
+import threading
 import warnings
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ from job_material import messages_of, queue_job, run_job, runner_on, weights_of
 from rapt.service.adapter.adapter import adapter_from_files
 from rapt.service.http.admission import Gate
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
+from rapt.service.jobs.job_log import JobLog
 from rapt.service.jobs.job_run import MOST_CHECKPOINTS, MOST_EVENTS, ProgressEvents
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
@@ -185,6 +187,22 @@ def test_figures_go_into_a_log_of_the_job_and_a_log_that_cannot_be_written_costs
     run_job(store, other, backbones=backbones, should_stop=never, log_folder=str(logs))
     assert get_job(store, other.id, tenant=other.tenant).status == "succeeded"
     assert "the log of a job ends" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore")  # of packages that TensorBoard imports, and of its thread that finds no room
+def test_a_disk_that_fills_ends_the_log_and_closing_it_raises_nothing(tmp_path, caplog):
+    before = set(threading.enumerate())
+    log = JobLog(str(tmp_path), tenant="clinic", job_id="job")
+    log.add({"step": 1, "train_loss": 1.0})
+    (file,) = (tmp_path / "clinic" / "job").iterdir()
+    file.unlink()
+    file.symlink_to("/dev/full")  # TensorBoard opens the file for each write
+    log.add({"step": 2, "train_loss": 1.0})
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=30)  # it writes, and ends when it cannot
+    log.add({"step": 3, "train_loss": 1.0})
+    log.close()
+    assert "the log of a job ends: No space left on device" in caplog.text
 
 
 def test_an_event_has_the_means_of_its_steps():
