@@ -19,7 +19,7 @@ class PrivateRow:
 
     Attributes:
         token_ids: M(x).
-        adapter: Or None.
+        adapter: Adapter that answers, or None.
         privatized_plain_tokens: M(k).
         second_token_ids: M(x2), or None.
     """

@@ -257,7 +257,7 @@ def written_out(
         bias: Added to the scores, broadcastable to (B, H, Tq, Tk).
         causal: Whether the first query sees the first key only, the next one two, and so on.
         scale: s; None takes 1/sqrt(d).
-        cap: With a cap c, scores are c tanh(score / c) before anything is added; None takes them as they are.
+        cap: Cap c; scores are c tanh(score / c) before anything is added. None takes them as they are.
     """
     shared = query.shape[1] // key.shape[1]
     if shared > 1:

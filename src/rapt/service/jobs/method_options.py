@@ -64,7 +64,7 @@ class ReconstructionOptions(Request):
 
     weight: Annotated[float, Field(ge=0, le=10_000)] | Auto = "auto"
     hidden_size: Annotated[int, Field(ge=1, le=MOST_HIDDEN)] | Auto = "auto"
-    schedule: Annotated[Literal["constant", "rise", "fall"] | Auto, Field(description="of the weight over the run")] = (
+    schedule: Annotated[Literal["constant", "rise", "fall"] | Auto, Field(description="how the weight goes over the run")] = (
         "auto"
     )
 
