@@ -74,7 +74,7 @@ class FairQueue(Generic[T]):
         Args:
             item: Item to be taken later.
             tenant: Tenant in whose line the item waits; a new line is visited last.
-            cost: Cost of a row, at least 1.
+            cost: Cost of the item, at least 1.
         """
         line = self._lines.setdefault(tenant, _Line())
         line.items.append((item, cost))

@@ -64,9 +64,9 @@ class ReconstructionOptions(Request):
 
     weight: Annotated[float, Field(ge=0, le=10_000)] | Auto = "auto"
     hidden_size: Annotated[int, Field(ge=1, le=MOST_HIDDEN)] | Auto = "auto"
-    schedule: Annotated[Literal["constant", "rise", "fall"] | Auto, Field(description="how the weight goes over the run")] = (
-        "auto"
-    )
+    schedule: Annotated[
+        Literal["constant", "rise", "fall"] | Auto, Field(description="change of the weight over the run")
+    ] = "auto"
 
 
 class HyperparameterOptions(Request):
