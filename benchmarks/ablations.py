@@ -36,16 +36,16 @@ PAIR, TRIO = (PROMPT, RAPT), (PROMPT, RAPT, NO_LOSS)
 
 @dataclass(frozen=True)
 class Setting:
-    """One choice, changed.
+    """A setting in which one choice is changed.
 
     Attributes:
-        name: For the command line.
-        changed: What is changed.
-        to: Its value.
-        plan: With the change.
-        records: How many texts train.
-        source: The file that they come from.
-        shortest: Words that each has at least.
+        name: Name on the command line.
+        changed: Choice that is changed.
+        to: Value that the choice is changed to.
+        plan: Plan with the change made.
+        records: Number of training texts.
+        source: File that the texts come from.
+        shortest: Smallest number of words in a text.
     """
 
     name: str
@@ -126,8 +126,8 @@ def table(folder: Path, *, known: Sequence[dict[str, Any]]) -> list[dict[str, An
     """One row a setting and arm: accuracy, and the difference from no reconstruction on the same files.
 
     Args:
-        folder: Of the results.
-        known: Rows of earlier, which stay where the folder has no result of a setting.
+        folder: Folder of the results.
+        known: Rows of an earlier table, which stay where the folder has no result of a setting.
     """
     found = []
     for setting in settings():

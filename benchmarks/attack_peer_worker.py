@@ -73,7 +73,7 @@ def privacy_meter(arm: str, target: int, answers, members, population):
     """Two metrics of Privacy Meter; a score is the share of error rates at which it says "member"."""
     # Before the empty modules: SciPy asks a torch that is there for its tensors.
     import sklearn.linear_model
-    import sklearn.metrics  # noqa: F401
+    import sklearn.metrics  # noqa: F401  # imported so that Privacy Meter finds it
 
     # Its module of models imports these at its top; models of ours are answers in a table, and none of them is used.
     for name in ("tensorflow", "torch", "opacus"):

@@ -95,7 +95,7 @@ class Clock:
     device: torch.device
 
     def time(self, work: Callable[[], object]) -> float:
-        """Of the clock where the device is a GPU, which is waited for; else of this process."""
+        """Return the clock's time after waiting for a GPU; on a processor, the time that this process used."""
         read = time.process_time if self.device.type == "cpu" else time.perf_counter
         self._wait()
         start = read()

@@ -237,7 +237,7 @@ def measure(
     seconds: float,
     rounds: int,
 ) -> Any:
-    """Of each attack and each kind of request, medians and the slowest at rest and under attack, and their ratio."""
+    """Measure medians and slowest answers at rest and under each attack, and their ratio, for each kind of request."""
     rows = []
     for name in names:
         found: dict[str, dict[str, list[float]]] = {"rest": {}, "attack": {}}

@@ -163,7 +163,7 @@ def environment(folder: Path, package: str, *, packages: tuple[str, ...], bare: 
     """The Python of the package's environment, made where there is none yet.
 
     Args:
-        folder: Of all environments.
+        folder: Folder of all environments.
         package: Name of this one.
         packages: The package itself, then what it needs and does not ask for.
         bare: Whether the package comes without what it asks for.

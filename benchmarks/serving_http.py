@@ -108,7 +108,7 @@ def body_for(backbone: Backbone, texts: list[tuple[int, ...]]) -> dict[str, Any]
 
 
 def spent(pid: int) -> tuple[float, float]:
-    """Of all threads of a process so far: processor time, and time in which they waited for a processor, s."""
+    """Return the processor time of all threads of a process so far, and the time they waited for a processor, s."""
     ran = waited = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended

@@ -250,7 +250,7 @@ def watch(pid: int, found: list[tuple[float, float]], done: Event, *, every: flo
 
 
 def times_of(accepted: list[tuple[float, float]]) -> dict[str, float]:
-    """Of answers, ms."""
+    """Return the times of answers, ms."""
     seconds = sorted(seconds for _, seconds in accepted)
     if len(seconds) < 2:
         return {"answers": len(seconds)}

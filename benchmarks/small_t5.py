@@ -71,7 +71,7 @@ def corrupt(ids: Sequence[int], rng: np.random.Generator) -> tuple[list[int], li
 
     Args:
         ids: Content tokens, two at least.
-        rng: Of the spans.
+        rng: Generator that chooses the spans.
     """
     hidden = min(len(ids) - 1, max(1, round(NOISE_SHARE * len(ids))))
     spans = min(hidden, len(ids) - hidden, SENTINELS - 1, max(1, round(hidden / SPAN)))

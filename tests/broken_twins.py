@@ -93,7 +93,7 @@ def radius_for_each_coordinate() -> Twin:
 
 
 def solid_ball(dim: int = 2) -> Twin:
-    """Its density is infinite at 0, so near tokens are told apart by far more than exp(η d)."""
+    """The density is infinite at 0, so near tokens are told apart by far more than exp(η d)."""
     vocabulary = toy_vocabulary(np.concatenate([np.zeros((1, dim)), 0.5 * np.eye(dim), -0.5 * np.eye(dim)]))
     return Twin(
         noisy(vocabulary, uniform_in_the_ball),

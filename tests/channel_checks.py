@@ -77,7 +77,7 @@ def grid_channel(table, kernel, *, eta, root=None):
     Args:
         table: (V, 1) or (V, 2).
         kernel: Gives K(y|v) for grid points v, (n, C).
-        eta: Of the noise.
+        eta: Slope of the noise.
         root: L, for noise of density proportional to exp(-eta * ||L^-1 z||).
     """
     table = np.asarray(table, dtype=float)

@@ -57,7 +57,7 @@ def mutated(value: object, changes: object) -> object:
     """A copy of a JSON value with other values in some of its places, some fields gone and some added.
 
     Args:
-        value: Of a document that is good.
+        value: Value of a good document.
         changes: Pairs of a place and what happens there: `("set", new)`, `("drop",)` or `("add", name, new)`.
     """
     changed = copy.deepcopy(value)

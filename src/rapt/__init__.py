@@ -148,5 +148,5 @@ __getattr__, _ = load_lazily(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """Names that the package offers."""
     return list(__all__)

@@ -58,7 +58,7 @@ def assert_every_record_once(target: Path, ledger: Path | None = None):
 
 
 def with_files_of_at_most(size):
-    """As on a disk that is full at that size; sooner than a disk, because each file has the limit for itself."""
+    """Limit the size of each file, as a full disk limits the size of all."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 

@@ -47,7 +47,7 @@ def radius_law(dim):
 
 
 def cosine_law(dim):
-    """Of one coordinate of a uniform point on the unit sphere in d >= 2 dimensions."""
+    """The law of one coordinate of a uniform point on the unit sphere in d >= 2 dimensions."""
     return stats.beta((dim - 1) / 2, (dim - 1) / 2, loc=-1, scale=2)
 
 

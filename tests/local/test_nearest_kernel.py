@@ -45,7 +45,7 @@ def integer_products(words, starts, tiles, packed, blocks, groups, out):
 
 
 def saturating_products(words, starts, tiles, packed, blocks, groups, out):
-    """As vpmaddubsw does it: the sum of two products is cut off at 16 bits."""
+    """Multiply like vpmaddubsw: the sum of two products is cut off at 16 bits."""
     rows = packed.transpose(0, 2, 1, 3).reshape(blocks * BLOCK, groups * 4).astype(np.int64)
     pairs = (as_numbers(words)[:, None, :] * rows[None]).reshape(len(out), blocks * BLOCK, -1, 2).sum(axis=3)
     out[:] = pairs.clip(-(2**15), 2**15 - 1).sum(axis=2) + starts[:, None]

@@ -91,7 +91,7 @@ def infer_attribute(
         values: Values of the column, one for each record.
         column: Name of the column, for the report.
         seed: Seed of the folds and of the attacker's own noise.
-        folds: K.
+        folds: Number K of folds.
         on_progress: Called with the share done.
 
     Raises:

@@ -99,7 +99,7 @@ class FormalSide:
     """Knowledge about a setting without any attack.
 
     Attributes:
-        eta: Stated.
+        eta: Stated η.
         curves: None for a mechanism without a proved guarantee.
         pure_only: Whether the curves know no more than the pure bound.
         slope: None where the channel has no closed form.

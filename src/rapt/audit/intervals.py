@@ -20,7 +20,7 @@ class Share:
     Attributes:
         value: Between 0 and 1.
         low, high: Bounds of the interval.
-        n: Tokens counted.
+        n: Number of tokens counted.
         clusters: Records they come from.
     """
 

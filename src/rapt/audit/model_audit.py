@@ -41,7 +41,7 @@ class ModelAuditPlan:
         mechanism: Name in `MECHANISMS`.
         options: Options of the mechanism; not η.
         allow_unproved: Whether a mechanism without a proved guarantee is taken.
-        method: Tuning method.
+        method: Name of the tuning method.
         epochs: Passes over the texts.
         batch_size: Records a step.
         learning_rate: Rate of what the method trains; None takes the method's own.

@@ -50,7 +50,7 @@ class Fit:
     """How well outputs follow the stated channel.
 
     Attributes:
-        tokens: Inputs.
+        tokens: Number of input tokens.
         runs: Draws of each input, from the program and from the second implementation.
         tests: Tests that share alpha.
         p: Smallest p of all tests times their number, at most 1.
@@ -116,7 +116,7 @@ def audit_program(
     """Compare the outputs of a program with what a mechanism states.
 
     Args:
-        draw: The program.
+        draw: Function that asks the program for draws.
         mechanism: The mechanism that is stated, on the table that is stated.
         vocabulary: The stated table.
         pairs: Tokens that the bounds tell apart; the fit looks at them too.
@@ -153,7 +153,7 @@ def check_fit(
     """Compare outputs of a program with those of a second implementation; see the module.
 
     Args:
-        draw: The program.
+        draw: Function that asks the program for draws.
         reference: Second implementation of the mechanism that is stated.
         tokens: Inputs, (n,). Choose them before looking at outputs.
         vocabulary: Table in which outputs are put together by distance.

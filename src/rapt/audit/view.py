@@ -123,7 +123,7 @@ def read_public_text(
     """A public corpus: CSV, TSV or JSONL with a column of texts.
 
     Args:
-        path: The corpus.
+        path: File of the public corpus.
         bundle: Vocabulary of the attacked file.
         text_column: Column of the texts.
         label_column: Column of the labels; None where they have none.

@@ -100,7 +100,7 @@ def audit_model(
     allow_unproved: AllowUnproved = False,
     method: Annotated[str, typer.Option(help="Tuning method, one of those of `rapt tune`.")] = "prompt_tuning",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the texts.")] = 3,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Records a step.")] = 32,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Number of records in each step.")] = 32,
     learning_rate: Annotated[float | None, typer.Option(metavar="NUMBER", help="Default: the method's own.")] = None,
     records: Annotated[
         int, typer.Option(metavar="N", min=2, help="Play with at most so many texts, drawn at random.")

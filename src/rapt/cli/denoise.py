@@ -14,7 +14,7 @@ from rapt.cli.output import format_table, say, show, show_json
 PublicText = Annotated[list[Path], typer.Argument(metavar="PUBLIC...", help="Files of public text; never a user's.")]
 TextColumn = Annotated[str, typer.Option(help="Column that holds the text.")]
 Epochs = Annotated[float, typer.Option(help="Passes over the text; may be a fraction.")]
-BatchSize = Annotated[int, typer.Option(help="Texts a step.")]
+BatchSize = Annotated[int, typer.Option(help="Number of texts in each step.")]
 LearningRate = Annotated[float, typer.Option(help="Learning rate at its peak.")]
 Computing = Annotated[ChosenPrecision, typer.Option(help="Number format of the backbone; auto takes the faster one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch; default: its own.")]

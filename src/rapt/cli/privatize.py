@@ -146,7 +146,7 @@ def privatize(
     no_header: Annotated[
         bool, typer.Option("--no-header", help="The first line is a record; give columns as numbers from 1.")
     ] = False,
-    no_label: Annotated[bool, typer.Option("--no-label", help="Send no labels.")] = False,
+    no_label: Annotated[bool, typer.Option("--no-label", help="Leave the labels out of the file.")] = False,
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="Names of all classes in order; default: those found, sorted.")
     ] = None,

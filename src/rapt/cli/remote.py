@@ -81,7 +81,7 @@ def tune(
         list[str] | None, typer.Option(metavar="NAME", help="A linear layer that LoRA changes, such as query.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(metavar="N", min=1, help="Passes over the file.")] = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Records a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Number of records in each step.")] = None,
     learning_rate: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Learning rate of the method at its peak.")
     ] = None,

@@ -23,7 +23,7 @@ _RED, _PLAIN = "\033[31m", "\033[0m"
 
 
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Privatized file that is shown.")],
     original: Annotated[
         Path | None, typer.Option(metavar="TEXTS", help="Source of the file, to show each text beside what left.")
     ] = None,

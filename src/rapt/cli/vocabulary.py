@@ -240,7 +240,7 @@ def check_new(target: Path) -> None:
 def certify(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Vocabulary as `fetch` and `vectors` write it.")],
     eta: Eta,
-    mechanism: Annotated[str, typer.Option(help="exponential or soft-pos.")] = "exponential",
+    mechanism: Annotated[str, typer.Option(help="Mechanism of the table: exponential or soft-pos.")] = "exponential",
     settings: MechanismOptions = None,
     as_json: AsJson = False,
 ) -> None:

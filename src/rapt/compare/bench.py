@@ -100,7 +100,7 @@ class Bench:
         Args:
             cell: Cell of the comparison, whose arm, η and seed say how the file is changed.
             texts: Texts that the file was made of; told to the oracle alone.
-            file: Privatized.
+            file: Privatized file.
             place: Place of the file among those of its seed, 0 for the training file.
         """
         arm = ARMS[cell.arm]
@@ -192,7 +192,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
 
     Args:
         plan: Plan of the comparison.
-        split: The texts.
+        split: Texts of training and evaluation.
         threads: Threads of torch, in this process.
 
     Raises:
@@ -265,7 +265,7 @@ def run_comparison(
 
     Args:
         plan: Plan of the comparison.
-        split: The texts.
+        split: Texts of training and evaluation.
         results: JSONL file that is appended to.
         processes: How many cells at once, one thread each.
         on_row: Called with the number of results and their total, first before any work.

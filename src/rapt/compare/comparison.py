@@ -227,7 +227,7 @@ def read_comparison(path: Path, *, out: Path, processes: int = 1) -> Comparison:
     out: all that can be run.
 
     Args:
-        path: TOML file.
+        path: TOML file with the plan.
         out: Folder for results and report.
         processes: Processes, as in `Comparison`.
 

@@ -66,7 +66,7 @@ class RememberedEncoder:
     """An encoder that encodes a text once: arms, seeds and settings ask for the same ones."""
 
     def __init__(self, encoder: Encoder) -> None:
-        """Remember nothing yet."""
+        """Start with no release remembered."""
         self._encoder = encoder
         self._states: dict[str, NDArray[np.float32]] = {}
 
@@ -323,7 +323,7 @@ def open_crowd_bench(plan: ComparisonPlan, split: Split) -> CrowdBench:
 
     Args:
         plan: Plan of the comparison.
-        split: The texts.
+        split: Texts of training and evaluation.
 
     Raises:
         UsageError: There are too few texts for own ones beside those of a crowd.

@@ -273,7 +273,7 @@ class ComparisonPlan:
         weight: λ of the arms that reconstruct.
         method: A tuning method.
         epochs: Passes over the training text.
-        prompt_length: P.
+        prompt_length: Number P of prompt vectors.
         batch_size: Records a step.
         learning_rate: Learning rate of what the method trains; None takes the method's own.
         attacks: Names in the audit's dict, run once at each η; empty for none.
@@ -395,7 +395,7 @@ class ComparisonPlan:
         What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.
 
         Args:
-            split: The texts.
+            split: Texts of training and evaluation.
             denoised: Whether it is of results that need the backbone that expects noise. Without, they are those of any
                 such backbone, and of none.
             codes: Whether it is of results that need the code; without, they are those of any, and of none.

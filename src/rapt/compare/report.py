@@ -290,7 +290,7 @@ def write_comparison(
         summary: Summary of the results.
         folder: Existing folder that holds the results.
         title: Title of the page.
-        created: Date.
+        created: Date of the report.
         command: Command that makes the numbers again.
 
     Raises:

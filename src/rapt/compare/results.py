@@ -66,15 +66,15 @@ class AttackRow:
         attack_tokens: Approximate number of tokens that were asked for.
         strongest: The one that recovered most.
         recovered: Share of all tokens, with its 95 % interval; of codes, of the five tokens named of a text.
-        low: Lower end.
-        high: Upper end.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
         tokens: Attacked; of codes, texts.
         unchanged: Share of the tokens that the mechanism left as they were, over the whole training file.
         epsilon: ε of a whole text; None for tokens.
         blind: Share that is named without the file; None where nobody told.
         linked: Share of texts that are recognized among so many candidates in clear; None where it was not asked.
-        linked_low: Lower end.
-        linked_high: Upper end.
+        linked_low: Lower end of its interval.
+        linked_high: Upper end of its interval.
         candidates: Candidates, the right one among them.
         bits: Bits that a release says about which of the candidates it is of; None where it was not asked.
     """

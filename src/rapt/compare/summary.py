@@ -39,8 +39,8 @@ class Mean:
 
     Attributes:
         value: Over the whole table.
-        low: Lower end.
-        high: Upper end.
+        low: Lower end of its interval.
+        high: Upper end of its interval.
         each_seed: Mean of each row.
     """
 

@@ -62,8 +62,8 @@ class Split:
     """Texts to train on and texts to judge; no text is in both, be it first or second of a pair.
 
     Attributes:
-        training: Labelled.
-        evaluation: Labelled.
+        training: Labelled texts for training.
+        evaluation: Labelled texts for evaluation.
         public: Anybody's, without labels, for arms whose plain tokens are sentences; empty where there are none.
         further: The same texts split in other ways, each with as many to judge on and no text to judge on in common;
             empty unless seeds take turns.
@@ -123,7 +123,7 @@ def read_split(
     A training pair that shares a text with a pair to be judged is left out.
 
     Args:
-        training: Labelled texts.
+        training: File of labelled texts.
         evaluation: Labelled texts to judge on; None keeps a fifth of `training` for it.
         public: Texts of any kind that are nobody's secret, in the same text column; None for none.
         training_records: At most so many; None takes all.

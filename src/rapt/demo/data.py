@@ -30,7 +30,7 @@ class Tweets:
     """Texts with their labels; the texts never stand in a repr.
 
     Attributes:
-        texts: Private.
+        texts: Private texts.
         labels: Names out of `CLASSES`, one a text.
     """
 

@@ -28,7 +28,7 @@ class LeakCheck:
 
     Attributes:
         files: Number of files read.
-        bytes: Their size.
+        bytes: Size of the files, in bytes.
         runs: Number of different runs of words that were searched for.
         leaked: Names of files, relative to the folder, that hold at least one run.
     """

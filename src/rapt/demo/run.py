@@ -106,7 +106,7 @@ def write_demo_report(
         plan: Plan of the demo.
         side: The trusted side, whose first sentences are shown: they are public tweets.
         rows: Clear text, prompt tuning, RAPT, codes.
-        audit: The attacks.
+        audit: Results of the attacks.
         codes: What an attacker learns from codes.
         losses: Losses of the service's runs.
         leak: The search through what the service kept.

@@ -31,7 +31,7 @@ def check_target(folder: Path) -> None:
     """Refuse a folder that holds something, before hours of work.
 
     Raises:
-        UsageError: It does.
+        UsageError: The folder holds something, or is none.
     """
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
         raise UsageError("--out must be a new or empty folder; choose another name")
@@ -41,7 +41,7 @@ def check_source(model: str) -> None:
     """Refuse a model whose weights are in several files, before hours of work.
 
     Raises:
-        UsageError: They are.
+        UsageError: The weights are in several files.
         VocabularyError: The model is not here.
     """
     if not (find_model_folder(model) / _WEIGHTS).is_file():

@@ -237,7 +237,7 @@ def teach_reader(
 
     Args:
         backbone: Frozen language model; left as it is found.
-        texts: Public.
+        texts: Public texts.
         code: Code bundle that made their codes.
         plan: Plan of the training.
         backbone_hash: Hash of the backbone's files.

@@ -56,7 +56,7 @@ def count_word_prior(texts: Iterable[Sequence[int]], *, vocabulary: Vocabulary) 
     """How often each token is in public texts, (V,), smoothed; sums to 1.
 
     Args:
-        texts: Token ids.
+        texts: Token ids of the texts.
         vocabulary: Vocabulary of the ids.
     """
     counts = np.zeros(vocabulary.size)

@@ -127,7 +127,7 @@ def warm_up(
 
     Args:
         student: Student of the plan's model.
-        texts: Public.
+        texts: Public texts.
         vocabulary: Vocabulary of the same model.
         plan: Plan of the warm-up.
         soft_draws: Draws for soft embeddings at each η, where the channel has no closed form.

@@ -59,7 +59,7 @@ class CurvePoint:
     """Measurements of one η.
 
     Attributes:
-        eta: η.
+        eta: The η of this point.
         unchanged, low, high: Share of tokens that stay themselves, with its 95 % interval.
         epsilon_neighbour, epsilon_median: Pure ε, nats, at the median distance to the nearest neighbour and of two
             tokens; None where no statement is known for the mechanism.

@@ -353,8 +353,8 @@ def check_output(target: Path, *, source: Path, overwrite: bool) -> None:
     """Refuse an output that would destroy the source, or what is no regular file, before any work.
 
     Raises:
-        UsageError: It would, or a file is there that must not be replaced.
-        CorpusError: Its folder is missing.
+        UsageError: The output would destroy the source, or a file is there that must not be replaced.
+        CorpusError: The folder of the output is missing.
     """
     check_target(target, overwrite=True)
     if not target.absolute().parent.is_dir():

@@ -121,7 +121,7 @@ def check_corpus(
     """Read the whole source, and look at each record as privatizing will.
 
     Args:
-        path: The source.
+        path: File of the corpus.
         columns: Columns to read: the text, one column for each of `parts`, the label.
         file_format: How it is written.
         parts: Parts of a record that the texts beside the first one become.

@@ -210,8 +210,8 @@ def _unpack(file: BinaryIO) -> Iterator[BinaryIO | gzip.GzipFile]:
     if begin != _GZIP:
         yield file
         return
-    with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-        yield unpacked
+    with gzip.GzipFile(fileobj=file, mode="rb") as content:
+        yield content
 
 
 @contextmanager

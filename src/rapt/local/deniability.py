@@ -56,7 +56,7 @@ class UnchangedShare:
         basis: Tokens that it is taken over, in words.
         types: Different tokens tried.
         draws: Draws over all of them; 0 where the probabilities are exact.
-        share: The share.
+        share: Share of tokens that stay as they are.
         low, high: Ends of the 95 % interval of the share.
     """
 
@@ -79,7 +79,7 @@ def measure_unchanged(
     """How much stays, over running public text; without draws, for a mechanism that can write its channel down.
 
     Args:
-        mechanism: M.
+        mechanism: Mechanism M.
         vocabulary: Vocabulary of the mechanism.
         rng: Source of the noise; nothing private depends on it.
         weighting: Tokens that the share is taken over; None takes `weigh_running_text`.
@@ -150,10 +150,10 @@ class PlausibleDeniability:
     """N_w and S_w over eligible tokens, chosen at random.
 
     Attributes:
-        types: Tokens tried.
+        types: Number of tokens that were tried.
         draws: Draws of each; 0 where both are exact.
         outside: Share of outputs that the set of S_w may miss.
-        unchanged: N_w.
+        unchanged: Share N_w of draws that leave a token as it is.
         set_size: S_w: exact where `draws` is 0, else a lower bound for each token.
         confidence: Probability, at least, that the bound holds for a given token; 1 where it is exact.
     """
@@ -183,7 +183,7 @@ def measure_deniability(
     """N_w and S_w on a sample of tokens; exactly, for a mechanism that can write its channel down.
 
     Args:
-        mechanism: M.
+        mechanism: Mechanism M.
         vocabulary: Vocabulary whose eligible tokens are tried.
         rng: Chooses the tokens, and draws the noise where it has to be drawn; nothing private depends on it.
         types: Tokens to try, at most; None takes 256 of a closed channel, 32 of another.

@@ -49,7 +49,7 @@ class RandomizedResponse:
     Estimation under Local Privacy", ICML 2016. Status: proved.
 
     Attributes:
-        classes: K.
+        classes: Number K of classes.
         epsilon: ε, nats.
     """
 

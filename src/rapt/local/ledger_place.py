@@ -147,7 +147,7 @@ def find_receipt(beside: Path, records_sha256: str) -> Path | None:
     belongs to another user is passed over: it would give the records another order.
 
     Args:
-        beside: The file.
+        beside: File that the receipt may lie beside.
         records_sha256: Digest of its records.
     """
     folder = beside.resolve().parent

@@ -72,7 +72,7 @@ def privatize_through(
     """Return one record for each record of the chunk, every one of them accounted for when this returns.
 
     Args:
-        ledger: Open ledger.
+        ledger: Ledger that is open.
         chunk: Texts and labels in clear; the ledger keeps keyed hashes of the texts.
         setting: Privatization of the records; labels that it does not randomize are sent in clear and not counted.
         stream: Source of labels, plain tokens and noise.

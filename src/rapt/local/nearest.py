@@ -43,8 +43,8 @@ def choose_nearest(
     """For each vector, the nearest of its candidate rows in float64, ties to the lowest.
 
     Args:
-        vectors: (n, d).
-        table: (V, d).
+        vectors: Vectors that are searched for, (n, d).
+        table: Table that is searched, (V, d).
         positions: Positions of vectors, (m,); every vector occurs.
         rows: Rows of the table, (m,), each a candidate of the vector beside it.
 
@@ -97,7 +97,7 @@ class Float32Screen:
     """Searches the eligible rows of one table by a float32 product, tile by tile."""
 
     def __init__(self, embeddings: NDArray[np.float32], eligible: NDArray[np.int64], *, copied: bool) -> None:
-        """Prepare the search.
+        """Prepare a table for the search.
 
         Args:
             embeddings: The table, (V, d), float32.

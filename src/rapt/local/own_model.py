@@ -62,7 +62,7 @@ def count_words(texts: Sequence[str], labels: NDArray[np.int64], *, classes: int
     Args:
         texts: Texts in clear; their words are kept in the model, which stays here.
         labels: Index of each text's class, (n,).
-        classes: C.
+        classes: Number C of classes.
     """
     words: dict[str, int] = {}
     rows = [[words.setdefault(word, len(words)) for word in _list_words(text)] for text in texts]
@@ -83,8 +83,8 @@ class Fusion:
 
     Attributes:
         own: Model of the user's words.
-        trust_other: a.
-        trust_own: b.
+        trust_other: Weight a of the other model.
+        trust_own: Weight b of the own model.
     """
 
     own: OwnModel

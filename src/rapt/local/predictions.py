@@ -60,7 +60,7 @@ def predict_file(
     """Predictions of a tuned model for a privatized file; labels in the file are not sent, but compared with them here.
 
     Args:
-        file: Privatized queries.
+        file: File of privatized queries.
         client: Connection to the service.
         model: Name of the tuned model.
         out: Output, `.jsonl` or `.csv`; predictions are kept beside it until it is whole. None writes no file.

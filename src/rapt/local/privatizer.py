@@ -196,7 +196,7 @@ class Privatizer:
 
     Attributes:
         vocabulary: Vocabulary of the backbone that will read the records.
-        mechanism: M.
+        mechanism: Mechanism M.
         plain_tokens: k, or the pool that k is drawn from for each record.
         truncate_to: Content tokens to keep of a longer text; None refuses texts that are too long.
         length_bucket: Number whose multiples the lengths are rounded up to, by public words that go through the

@@ -49,7 +49,7 @@ def read_in_order_of_source(path: Path, *, receipt: Path | None, ledger: Path | 
     """Read a privatized file with its records in the order of its source, as comparing it with the source needs.
 
     Args:
-        path: Privatized file.
+        path: Path of the privatized file.
         receipt: Receipt of the run that wrote it; None looks for it.
         ledger: Ledger to look beside; None looks beside those in the folder of the file and above.
 

@@ -87,7 +87,7 @@ def measure_retention(
     """How often each of these tokens stays; exactly, for a mechanism that can write its channel down.
 
     Args:
-        mechanism: M.
+        mechanism: Mechanism M.
         vocabulary: Vocabulary of the tokens.
         token_ids: Rows of the table, in any order; one that may not be an output never stays.
         rng: Source of the draws. Nothing is released, so they need not be secret.
@@ -128,7 +128,7 @@ class WordChance:
     """How often a word stays as it is.
 
     Attributes:
-        word: The word.
+        word: Word that the chance is of.
         tokens: Number of its tokens; it stays if all of them do.
         kept: Chance that it stays.
         low, high: 95 % interval for one token; at least as sure for more.

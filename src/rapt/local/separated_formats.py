@@ -40,7 +40,7 @@ def read_separated(path: Path, columns: Columns, found: Findings, *, usual: str)
     """The records of a CSV or TSV file; None for one that is a fault.
 
     Args:
-        path: The file.
+        path: Path of the file.
         columns: Columns to read.
         found: Findings, whose separator is used where it is set and else set here.
         usual: The separator of the format.
@@ -173,7 +173,7 @@ def _fields(
 
     Args:
         lines: Lines with their ends.
-        separator: One character.
+        separator: Character between two fields.
         quotes: Whether a quote at the beginning of a field encloses it.
         letters: Whether a quote elsewhere is a letter; otherwise it is refused.
 

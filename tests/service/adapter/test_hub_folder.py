@@ -161,7 +161,7 @@ def test_an_encoder_has_the_same_states_in_plain_peft(opened, method, tmp_path):
 
 
 def test_the_names_are_those_that_vllm_takes(opened):
-    """Its loader takes off `base_model.model.`, and wants a layer of the model and `.lora_A.weight` or B."""
+    """vLLM's loader takes off `base_model.model.`, and wants a layer of the model and `.lora_A.weight` or B."""
     for architecture in ("llama-2", "gpt2", "qwen3"):
         backbone, folder = opened(architecture)
         files = hub_files(adapter_of(backbone, "lora"), backbone=backbone)

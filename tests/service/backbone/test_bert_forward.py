@@ -138,7 +138,7 @@ def test_steered_rows_are_those_of_hugging_face(pair, kinds):
 @pytest.mark.parametrize("lengths", [LENGTHS, (9, 9, 9)], ids=str)
 @pytest.mark.parametrize("kinds", [(0,), (1, 2, 0, 1), (0, 3, 4, 3)], ids=str)
 def test_states_that_are_asked_for_are_those_of_a_whole_pass(pair, lengths, kinds):
-    """Of a run of positions, of one alone, and of scattered ones, in rows of any length, with prefixes or without."""
+    """Positions in a run, one alone, and scattered ones, in rows of any length, with prefixes or without."""
     ours, theirs = pair
     batch = batch_for(theirs, lengths=lengths)
     made = adapters(theirs)

@@ -92,7 +92,7 @@ def test_an_encoder_decoder_reads_what_is_replaced_in_the_layers_of_its_cache(ti
 
 @pytest.mark.parametrize("name", ["bert", "t5", "llama", "gpt2"])
 def test_an_attention_function_is_called_with_what_the_librarys_own_takes(tiny, name):
-    """Its own, by way of ours, gives its own states; the mask is boolean, and a masked key is not seen."""
+    """The library's function, called by ours, gives its own states; the mask is boolean, a masked key unseen."""
     model, masks = tiny(name).sites.model, []
 
     def noted(*tensors, **settings):

@@ -52,7 +52,7 @@ def pair(request, tmp_path_factory):
 
 
 def layers_of(backbone):
-    """Its linear layers by name, but the head."""
+    """Return the linear layers of a model by name, but the head."""
     layers = dict(backbone.sites.model.named_modules())
     return {name: layers[name] for name in backbone.sites.linear if not name.endswith("lm_head")}
 

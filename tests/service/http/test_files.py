@@ -323,7 +323,7 @@ def test_a_full_disk_is_503_and_in_the_log_and_keeps_nothing(backbones, tmp_path
 
 
 def test_a_part_has_at_least_one_byte(http):
-    """Of nothing a tenant could have made files on the disk without end."""
+    """With empty parts a tenant could have made files on the disk without end."""
     error_of(add(http, begin(http, 10), b""), 400, "invalid_request")
 
 

@@ -1,4 +1,4 @@
-"""Whose job is next, and what becomes of one that rests or whose worker died, on a real store."""
+"""The job that is next, and what becomes of one that rests or whose worker died, on a real store."""
 
 import pytest
 

@@ -115,8 +115,8 @@ def read_config_of_card(card: AdapterCard) -> TuningConfig:
         name: tuple(str(known[name]).split()) for name in _WORDS if known.get(name) is not None
     }
     try:
-        head = ReconstructionConfig(**own) if own else None  # type: ignore[arg-type]
-        return TuningConfig(**values, reconstruction=head)  # type: ignore[arg-type]
+        head = ReconstructionConfig(**own) if own else None  # type: ignore[arg-type]  # the classes themselves
+        return TuningConfig(**values, reconstruction=head)  # type: ignore[arg-type]  # check what a card says
     except TypeError:
         raise AuditError("an adapter's card must describe its run; tune again with this version") from None
 
@@ -135,7 +135,7 @@ def attack_given(
 
     Args:
         workshop: Workshop, as the adapter's card describes it, with its mechanism and its plain tokens.
-        adapter: Attacked.
+        adapter: Adapter that is attacked.
         owned: The owner's texts.
         shadows: Models to tune, three at least.
         queries: Fresh privatizations of a text that are asked about, averaged.

@@ -48,7 +48,7 @@ def compute_confidences(
 
     Args:
         backbone: Backbone that the adapter was tuned on.
-        adapter: Asked.
+        adapter: Adapter that is asked.
         contents: Token ids of each text, as they are sent.
         plain: The privatized plain tokens before each, for an adapter that was tuned with some.
     """
@@ -109,7 +109,7 @@ class MembershipScore:
         auc: Chance that a member scores above another text, ties counted half; guessing has 0.5.
         true_positives: One for each of `FALSE_POSITIVE_RATES`.
         members, others: Pairs of a model and a text that were scored.
-        models: Attacked.
+        models: Models that were attacked.
         p: Probability, at most, of such a success if the models did not depend on their members.
     """
 
@@ -216,7 +216,7 @@ class MembershipResult:
     Attributes:
         tuned_on: `clear` or `privatized` text.
         asked_with: The same of the queries.
-        texts: Asked about.
+        texts: Texts that were asked about.
         shadows: Shadow models of each attacker.
         attacks: Scores of the attacks, in the order of `MEMBERSHIP_ATTACKS`.
     """
@@ -247,7 +247,7 @@ def ask(
     Args:
         workshop: Workshop that tuned the models, or would have.
         adapters: Asked, N of them.
-        texts: Asked about.
+        texts: Texts that are asked about.
         privatized: Whether texts are asked about in fresh privatizations.
         queries: Privatizations of each text, averaged.
         seed: Seed of the noise; every model gets the same queries.

@@ -55,7 +55,7 @@ class CanaryResult:
     Attributes:
         tuned_on: `clear` or `privatized` text.
         repetitions: R; 0 is the control, a model that never had the sentences.
-        canaries: Different sentences.
+        canaries: Number of different canary sentences.
         candidates: Sentences that each was ranked among, itself included.
         ranks: Ranks of each canary, 1 for the first; a tie counts as the worst place.
         exposure: Mean, in bits.

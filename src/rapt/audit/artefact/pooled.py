@@ -40,8 +40,8 @@ class ReleasesView:
 
     Attributes:
         releases: Outputs, (R, n).
-        setting: The mechanism.
-        vocabulary: Public.
+        setting: Mechanism of the releases.
+        vocabulary: Public vocabulary.
         prior: Public frequencies.
     """
 
@@ -56,7 +56,7 @@ class PooledRelease:
     """Success with R releases.
 
     Attributes:
-        releases: R.
+        releases: Number R of releases.
         recovered: Share of tokens named rightly, the text as the unit of chance.
         chance: Chance of always naming the most frequent token.
     """
@@ -104,7 +104,7 @@ def score_releases(guesses: dict[int, Ints], *, true: Ints, lengths: Ints) -> tu
 
     Args:
         guesses: Guessed tokens by the number of releases, (n,) each.
-        true: (n,).
+        true: True tokens, (n,).
         lengths: Tokens of each text, adding up to n.
     """
     chance = float(np.bincount(true).max() / len(true))

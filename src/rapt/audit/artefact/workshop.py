@@ -176,7 +176,7 @@ class Workshop:
     """A place to tune models: everything that the attacker knows about how the attacked one was tuned.
 
     Attributes:
-        backbone: Frozen.
+        backbone: Frozen backbone.
         vocabulary: Vocabulary of the backbone.
         mechanism: Through which the texts went; None for models tuned on the clear text.
         config: Settings of each run but for its seed, which nobody knows of another's run.
@@ -236,9 +236,9 @@ def tune_models(
     """Models tuned on a random part of the texts each.
 
     Args:
-        workshop: Tunes them.
+        workshop: Workshop that tunes them.
         texts: Texts to draw from.
-        models: N.
+        models: Number N of models.
         seed: Seed of parts, noise and runs.
         share: Share of the texts that each model gets.
         on_progress: Called with the number of models tuned.

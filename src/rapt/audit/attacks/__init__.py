@@ -42,7 +42,7 @@ class Attack:
     """An attack and what a report says about it.
 
     Attributes:
-        run: The function.
+        run: Function that runs the attack.
         title: Title for people.
         uses: Work of the attacker, in plain words, one sentence.
         source: Publication of the attack.

@@ -159,7 +159,7 @@ def train_pair_classifier(
         bundle: The public vocabulary.
         seen: Privatized tokens of his own texts, (n,).
         candidates: Candidates of each, the likeliest without context, (n, K).
-        truth: (n,).
+        truth: True tokens, (n,).
         lengths: Tokens of each text.
         longest: Tokens of the longest text that is ever asked about.
         seed: Seed of initialization, choice and order.

@@ -28,7 +28,7 @@ class ChannelQuestion:
     """The part of a channel that is asked for.
 
     Attributes:
-        bundle: Public table.
+        bundle: Bundle with the public table.
         setting: Mechanism, from the manifest.
         outputs: Sorted eligible ids, (O,).
         prior: Prior that chooses which sources are looked at, (V,); it does not enter P(y|x).

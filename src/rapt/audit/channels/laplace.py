@@ -88,7 +88,7 @@ def estimate_laplace_channel(
     Args:
         asked: Question; of its mechanism eta is read.
         rng: Generator of the draws.
-        draws: K.
+        draws: Number K of draws.
         on_progress: Called with the share done.
     """
     outputs, prior = asked.outputs, asked.prior
@@ -246,7 +246,7 @@ def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int
     """P(y|x) of each draw for a block of outputs: steps 2 to 4 of the module's docstring.
 
     Args:
-        game: The draws.
+        game: Draws of the noise.
         places: Places of the outputs among the competitors, (B,).
         sources: Rows of the sources, (B, S, d).
         names: Places of the competitors of each source and draw, (B, S, K, M).

@@ -88,7 +88,7 @@ class CrowdInClear:
     Attributes:
         codes: What a head reads of the clear codes, (n, k).
         labels: Places of the labels, (n,).
-        classes: C.
+        classes: Number C of classes.
         release: Draws what a head reads of fresh releases.
         label_privacy: Mechanism that randomized the labels of the file; None for true ones.
         epsilon: Stated ε of a text.

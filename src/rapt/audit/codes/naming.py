@@ -82,7 +82,7 @@ def count_hits(
     """Count, for each record and text, how many codewords of the record are preferred ones of the text, (n, texts).
 
     Args:
-        mechanism: Stated mechanism.
+        mechanism: Mechanism that the release states.
         codes: Codes of the texts, (texts, k).
         released: Codewords of all releases, (R, n, r).
     """
@@ -105,7 +105,7 @@ def name_texts(
     """Name each text among candidates as likely as each other: one of those with the largest P(y|x), all y together.
 
     Args:
-        mechanism: Stated mechanism.
+        mechanism: Mechanism that the release states.
         codes: Codes of the texts, (n, k).
         released: Codewords of R releases of each text, (R, n, r).
         among: Numbers of candidates; larger ones than n are n.
@@ -146,7 +146,7 @@ def name_repeated(
     """Name each text from its release in the file, and further ones that are drawn here, among the largest candidates.
 
     Args:
-        mechanism: Stated mechanism.
+        mechanism: Mechanism that the releases state.
         codes: Codes of the texts, (n, k).
         first: Codewords of the file, (n, r).
         releases: Numbers of releases of one text.

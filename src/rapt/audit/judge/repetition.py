@@ -68,7 +68,7 @@ class RepeatedWords:
 
 @dataclass(frozen=True, kw_only=True)
 class RepetitionResult:
-    """What repetition costs.
+    """The words that an attack reads because they come back.
 
     Attributes:
         fresh: Words of the text, released afresh: what a word that comes back so often is open to.

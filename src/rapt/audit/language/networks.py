@@ -244,7 +244,7 @@ class Decoder:
     """A decoder, its tokenizer, and the written form of every row of the other vocabulary."""
 
     def __init__(self, rows: Sequence[str], *, model: str) -> None:
-        """Load it.
+        """Load the network from its folder.
 
         Args:
             rows: Written form of each row of the table: words, and pieces that begin with "##".

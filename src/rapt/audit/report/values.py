@@ -71,7 +71,7 @@ class Report:
         title: Title for people.
         created: Date, as it is to be printed.
         created_by: Program and version.
-        audit: The attacks.
+        audit: Results of the attacks.
         statement: Text of the privacy statement; empty when it was not made.
         commands: Lines that make the numbers again.
         facts: Anything else a reader may ask: the model, seconds, memory.

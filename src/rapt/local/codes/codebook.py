@@ -84,7 +84,7 @@ def read_public_states(
         dimensions: k of the code that is to be made of the states.
         text_column: Column of the text in all of them.
         label_column: Column of the label in the tasks.
-        narrator: Receives progress.
+        narrator: Narrator that receives the progress.
 
     Raises:
         CorpusError: A file cannot be read, there are too few texts, or a task has fewer than two labels or too many.
@@ -125,7 +125,7 @@ def learn_directions(
 
     Args:
         states: States of public texts and tasks.
-        dimensions: k.
+        dimensions: Number k of directions.
         discriminants: Most directions that the tasks get; None for a quarter of k, and one at least.
 
     Raises:

@@ -241,7 +241,7 @@ def choose_preferred(epsilon: float, *, bundle: CodeBundle) -> int:
 
     Args:
         epsilon: ε of a whole text, nats.
-        bundle: Public code.
+        bundle: Bundle of the public code.
 
     Raises:
         MechanismError: epsilon is outside its domain.

@@ -53,8 +53,8 @@ class Slope:
 
     Attributes:
         value: sup of (log P(y|x) - log P(y|x')) / d(x, x'), 1/distance, rounded up.
-        token: x.
-        other: x'.
+        token: Token x.
+        other: Token x'.
     """
 
     value: float

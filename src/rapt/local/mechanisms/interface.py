@@ -130,7 +130,7 @@ class Noise:
     """Size of the noise vector, in distances of the table.
 
     Attributes:
-        mean_length: E‖z‖.
+        mean_length: Mean length E‖z‖ of the noise.
         deviation_along_a_line: Standard deviation of the noise along a line through two tokens.
     """
 

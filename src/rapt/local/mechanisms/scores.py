@@ -41,7 +41,7 @@ class Scores:
     d(x, x') (Chatzikokolakis et al., PETS 2013).
 
     Attributes:
-        metric: d.
+        metric: Metric d.
         eligible: Sorted ids y, (C,).
         beta: Slope of the scores, 1/distance, above 0.
         log_prior: log of q(y) over its largest value, (C,), so <= 0; None for a uniform q.

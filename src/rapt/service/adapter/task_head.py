@@ -27,7 +27,7 @@ class TaskHead(nn.Module):
 
         Args:
             hidden_size: h, of a state.
-            classes: C.
+            classes: Number C of classes.
             generator: Generator of the initial weights.
             compares: Whether it reads `compare_texts` in place of `pool_text`.
         """

@@ -46,7 +46,7 @@ class FairQueue(Generic[T]):
     """Items by tenant, each with a cost; not safe between threads, whoever uses it holds a lock."""
 
     def __init__(self, *, quantum: int) -> None:
-        """Start empty.
+        """Start with no request.
 
         Args:
             quantum: Cost that a line may spend at a visit, in units of cost; about the cost of a long item.

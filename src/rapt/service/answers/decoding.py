@@ -194,7 +194,7 @@ class EncoderDecoderRows:
         """Rows that have read nothing of their answers.
 
         Args:
-            backbone: An encoder-decoder.
+            backbone: Backbone with an encoder and a decoder.
             cache: Empty; the first step fills in what the decoder sees of the texts.
             read: Real positions of each row in the encoder, (B,).
         """
@@ -205,7 +205,7 @@ class EncoderDecoderRows:
         """Read one more word a row, (B,); returns the states that the next ones are chosen from, (B, h).
 
         Args:
-            last: The words.
+            last: Words that were written last.
             steering: Steering of the rows; None leaves the model as it is.
             texts: Encoder states of the texts with the first step, (B, S, h); from then on they are in the cache.
         """

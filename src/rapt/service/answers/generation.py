@@ -87,7 +87,7 @@ class GenerationRow(PrivateRow):
 
     Attributes:
         most_tokens: Most that are written.
-        sampling: How.
+        sampling: Rule by which the tokens are chosen.
     """
 
     most_tokens: int

@@ -18,9 +18,9 @@ class PrivateRow:
     """One privatized text or pair, and the adapter that answers it; without one, the bare backbone does.
 
     Attributes:
-        token_ids: M(x).
+        token_ids: Privatized token ids M(x).
         adapter: Adapter that answers, or None.
-        privatized_plain_tokens: M(k).
+        privatized_plain_tokens: Privatized plain tokens M(k).
         second_token_ids: M(x2), or None.
     """
 

@@ -198,7 +198,7 @@ class Backbone:
         return logits
 
     def require_language_head(self) -> LanguageHead:
-        """The language head.
+        """Return the language head.
 
         Raises:
             UsageError: The checkpoint has none.

@@ -35,7 +35,7 @@ class Packed:
     """Some positions of B rows, one after the other: N of the B * T that there are.
 
     Attributes:
-        count: N.
+        count: Number N of positions.
         places: Place of each among all positions, (N,); after them, the first of them as often as sizes ask for.
         rows: Index among the N of the one at each position, (B * T,); any index at a position that is left out.
         columns: The same with the positions of each row moved to its beginning, (B, A): A is their largest number.

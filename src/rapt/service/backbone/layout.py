@@ -71,8 +71,8 @@ def check_length(
 
     Args:
         backbone: Backbone whose positions are counted.
-        prompt_length: P.
-        plain_tokens: m.
+        prompt_length: Number P of prompt vectors.
+        plain_tokens: Number m of plain tokens.
         text_tokens: Number of tokens of the text; of a pair, of both texts together.
         position: Place of the record in its file, for the message.
         other_tokens: Whatever else stands in the row: what is between two texts, a cue, a continuation.

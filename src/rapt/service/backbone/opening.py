@@ -57,7 +57,7 @@ def load_backbone(
         model: A name in `PUBLIC_MODELS`, a folder in Hugging Face's layout, of a code bundle or of a reader, or a name
             of the hub that is in its local cache.
         precision: `auto` takes bfloat16 where it is measured to be faster on this processor, else float32.
-        device: As `choose_device` takes it.
+        device: Name of a device that `choose_device` takes.
         behind: Name or folder of the backbone that a reader was trained for; None goes by the name in the reader.
         weights: `8bit` and `4bit` keep the linear layers in as many bits, by a package of the extra `[quantized]`.
 
@@ -204,7 +204,7 @@ def load_served(
         model: Known name or folder.
         name: Name that it is served under.
         precision: Number format of the frozen weights.
-        device: As `choose_device` takes it.
+        device: Name of a device that `choose_device` takes.
         weights: How those of linear layers are kept, as in `load_backbone`.
         served: All served models by name, among which a reader finds its backbone first.
     """

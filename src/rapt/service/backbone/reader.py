@@ -114,7 +114,7 @@ def load_reader(bundle: ReaderBundle, *, points: Tensor, first_id: int) -> Reade
     """The frozen reader of a checked bundle.
 
     Args:
-        bundle: Bundle.
+        bundle: Reader bundle that is opened.
         points: Rows of its codewords, (r N, k).
         first_id: Number of words of the backbone.
     """

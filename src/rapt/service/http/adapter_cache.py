@@ -25,7 +25,7 @@ class AdapterCache:
     """Adapters by name; safe to use from many threads. A name stands for the same weights for ever."""
 
     def __init__(self, capacity: int) -> None:
-        """Start empty.
+        """Start with no adapter.
 
         Args:
             capacity: Most bytes; one adapter is kept whatever its size.

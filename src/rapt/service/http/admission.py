@@ -38,7 +38,7 @@ class Gate:
 
         Args:
             bundles: Vocabularies, those that stand for a codebook among them.
-            codes: The codebooks.
+            codes: Codebooks of the models that take codes.
         """
         self._codes = {code.hash: code for code in codes}
         self._bundles = {bundle.hash: bundle for bundle in bundles}

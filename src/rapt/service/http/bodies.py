@@ -56,7 +56,7 @@ class BodyRoute(APIRoute):
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **of_the_framework: Any) -> None:
-        """Prepare a route."""
+        """Prepare a route whose body is bounded."""
         if not iscoroutinefunction(endpoint):
             endpoint = _answering_in_thread(endpoint)
         super().__init__(path, endpoint, **of_the_framework)

@@ -129,7 +129,9 @@ class CompletionRequest(SamplingOptions):
     ] = Field(description="privatized token ids")
     rapt: PromptPrivacy
     max_tokens: Annotated[int, Field(ge=1)] = 16
-    logprobs: Annotated[int, Field(ge=0, le=20)] | Annotated[Literal[False], Field(description="none")] | None = None
+    logprobs: (
+        Annotated[int, Field(ge=0, le=20)] | Annotated[Literal[False], Field(description="no log probabilities")] | None
+    ) = None
 
 
 class TokenPart(Request):
@@ -170,7 +172,7 @@ class ChatMessage(OpenAIRequest):
 
     @property
     def token_ids(self) -> list[TokenIds]:
-        """The private parts."""
+        """Token ids of the private parts."""
         return [part.token_ids for part in self.content if isinstance(part, TokenPart)]
 
 

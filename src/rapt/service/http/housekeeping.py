@@ -38,7 +38,7 @@ class Housekeeper:
         self._thread = Thread(target=self._loop, name="rapt-housekeeping", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread that tidies."""
         self._thread.start()
 
     def close(self) -> None:

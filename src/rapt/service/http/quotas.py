@@ -55,7 +55,7 @@ class ArrivingBytes:
     """Bytes on their way in, by tenant: together with what is stored they stay within its quota, on the disk too."""
 
     def __init__(self, store: Store, *, default: int) -> None:
-        """Count none yet.
+        """Start with nothing counted.
 
         Args:
             store: Knows what is stored.

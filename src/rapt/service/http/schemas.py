@@ -181,7 +181,7 @@ class JobObject(BaseModel):
     fine_tuned_model: str | None
     trained_tokens: int | None
     error: JobError | None
-    organization_id: str = Field(description="the tenant")
+    organization_id: str = Field(description="name of the tenant")
     result_files: list[str] = Field(default_factory=list)
     metadata: dict[str, str] | None
     rapt: JobDetail
@@ -337,8 +337,8 @@ class AdapterRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    card: UploadFile = Field(description="rapt.json")
-    weights: UploadFile = Field(description="adapter_model.safetensors")
+    card: UploadFile = Field(description="content of rapt.json")
+    weights: UploadFile = Field(description="content of adapter_model.safetensors")
     config: UploadFile | None = Field(None, description="adapter_config.json; checked against the weights")
     suffix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] | None = None
 

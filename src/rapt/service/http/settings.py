@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     tenant_tokens_per_minute: int = Field(
         10_000_000, ge=0, description="most tokens of a tenant's predictions a minute, unless it has its own quota"
     )
-    max_file_bytes: int = Field(1024 * MEBIBYTE, ge=1, description="largest upload")
+    max_file_bytes: int = Field(1024 * MEBIBYTE, ge=1, description="size of the largest upload")
     max_part_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest part of an upload in parts")
     max_request_bytes: int = Field(32 * MEBIBYTE, ge=1, description="largest adapter that is imported")
     max_json_bytes: int = Field(4 * MEBIBYTE, ge=1, description="largest body of JSON")

@@ -203,7 +203,7 @@ class Meter:
     """What one request takes of the processor, charged to its tenant once that is known."""
 
     def __init__(self) -> None:
-        """Start at zero."""
+        """Start with no time used."""
         self._guard = Lock()
         self._spent = 0.0
         self._charged = 0.0
@@ -352,11 +352,11 @@ class Metered:
     """Outermost: measures what a request takes in the event loop, and charges it in the end."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Wrap an application."""
+        """Wrap an application in fair shares."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request in its tenant's share."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -53,7 +53,7 @@ def check_job(
     """Refuse a job that would take too much, or whose files, targets or words do not go with its backbone.
 
     Args:
-        config: The run.
+        config: Settings of the run.
         store: Store of the files; their manifests are read, and not their records.
         training: Checked by itself already.
         validation: Validation file; None without one.

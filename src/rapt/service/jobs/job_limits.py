@@ -103,7 +103,7 @@ class Sizes:
         target: Tokens of the longest target.
         plain_tokens: m that take part.
         pool: Plain tokens to choose among.
-        classes: Labels.
+        classes: Number of labels.
         tokens: Tokens of all files.
         records: Records of all files.
     """
@@ -131,7 +131,7 @@ def check_cost(
     """Refuse a run that takes more than one job may.
 
     Args:
-        config: The run.
+        config: Settings of the run.
         files: Training file, and validation file if there is one.
         manifest: Manifest of the training file, with the pool of plain tokens; None before it was read.
         backbone: Backbone of the run.

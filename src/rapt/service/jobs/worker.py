@@ -47,7 +47,7 @@ class JobRunner:
         Args:
             store: Store of the jobs.
             models: Names of base models; jobs for others are left to other workers.
-            run: Runs one.
+            run: Function that runs one job.
             most_deaths: A job that has had so many without getting any further fails.
             on_idle: Called now and then while no job waits.
             on_close: Called once no job runs any more.

@@ -111,7 +111,7 @@ def open_blob(blobs: BlobStore, sha256: str, *, size: int) -> BinaryIO:
 
     Args:
         blobs: Place of the blobs.
-        sha256: Their digest.
+        sha256: Digest of the bytes.
         size: How many there must be.
 
     Raises:

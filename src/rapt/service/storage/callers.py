@@ -34,7 +34,7 @@ KEPT_SECONDS: Final = 7 * 24 * 3600
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks.
+    """The tenant and the key that a request came with.
 
     Attributes:
         tenant: Name of the tenant that everything made belongs to, and that everything seen must belong to.
@@ -64,7 +64,7 @@ def check_tenant_name(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class AuditEntry:
-    """One change.
+    """One change that the audit trail keeps.
 
     Attributes:
         id: `audit-...`.

@@ -38,8 +38,8 @@ def add_checkpoint_model(
         store: Store of the service.
         job: The claimed job.
         staged: The archive of the adapter.
-        step: Steps made.
-        metrics: Numbers only.
+        step: Number of steps made.
+        metrics: Losses and accuracy, numbers only.
         now: Present Unix time, s.
         max_bytes: Most bytes that a tenant without a quota of its own may store.
 

@@ -104,7 +104,7 @@ class Remembered:
         *,
         most: int = _MOST_ANSWERS,
     ) -> None:
-        """Start empty.
+        """Start with nothing remembered.
 
         Args:
             version: A number that changes whenever anything is committed; None if nobody knows.

@@ -43,7 +43,7 @@ class StoredFile:
         tenant: Tenant that owns it.
         filename: Name that the client gave it; shown, never used.
         purpose: `fine-tune`.
-        bytes: Size.
+        bytes: Size in bytes.
         sha256: Hex digest, and name of its blob.
         created_at: Time of creation, Unix time, s.
         vocabulary_hash: Hash of the vocabulary that it was privatized for.
@@ -90,7 +90,7 @@ def add_file(
 
     Args:
         store: Store of the service.
-        staged: The bytes.
+        staged: Bytes that were staged.
         summary: Summary of the content.
         filename: Name that the client gives it.
         caller: Caller that becomes the owner.

@@ -78,7 +78,7 @@ def add_event(
 
 @dataclass(frozen=True, kw_only=True)
 class StoredJob:
-    """One tuning job.
+    """One tuning job as the database has it.
 
     Attributes:
         id: `ftjob-...`.
@@ -145,13 +145,13 @@ def add_job(
     priority: int = 0,
     request: Repeatable | None = None,
 ) -> StoredJob:
-    """Queue a job.
+    """Put a job into the queue.
 
     Args:
         store: Store of the service.
         model: Name of the base model.
         training_file: A file of the caller's tenant.
-        method: Resolved.
+        method: Method with every setting resolved.
         seed: Seed of the training.
         suffix: Suffix for the name of the result.
         caller: Caller that becomes the owner.

@@ -25,7 +25,7 @@ from rapt.service.storage.tenant_rows import MOST_MODELS, check_bytes, check_mod
 
 @dataclass(frozen=True, kw_only=True)
 class StoredModel:
-    """One tuned model.
+    """One tuned model as the database has it.
 
     Attributes:
         id: `ft:{base}:{tenant}:{suffix}:{number}`, of a checkpoint with `:ckpt-step-{step}`.

@@ -44,7 +44,7 @@ Status = Literal["open", "closing", "closed"]
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPool:
-    """A pool.
+    """One pool as the database has it.
 
     Attributes:
         id: `pool-...`.
@@ -84,7 +84,7 @@ def open_pool(
     now: int,
     max_bytes: int,
 ) -> StoredPool:
-    """Open a pool.
+    """Open a pool for contributions.
 
     Args:
         store: Store of the service.

@@ -91,7 +91,7 @@ def open_store(
     Jobs whose workers died are queued again; bytes that no row names are deleted.
 
     Args:
-        data_directory: The folder.
+        data_directory: Folder of the data.
         url: URL of a PostgreSQL database; None for SQLite in the folder.
         blobs: URL of an object store; None for the folder.
         connections: The most that this process has open to the database.

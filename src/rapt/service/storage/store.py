@@ -36,7 +36,7 @@ class Store:
     """Database, blobs and data directory. The functions of the `..._rows` modules take one.
 
     Attributes:
-        database: Rows.
+        database: Database of the rows.
         directory: Folder of uploads on their way, states of runs, and locks.
         blobs: Files and adapters, by their digests; which of them are needed is known to `list_named_blobs`.
     """

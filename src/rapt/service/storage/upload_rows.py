@@ -25,7 +25,7 @@ MOST_PARTS: Final = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class StoredUpload:
-    """An upload.
+    """One upload in parts as the database has it.
 
     Attributes:
         id: `upload-...`.
@@ -62,7 +62,7 @@ class StoredPart:
 
 
 def add_upload(store: Store, *, filename: str, purpose: str, size: int, caller: Caller, now: int) -> StoredUpload:
-    """Begin an upload.
+    """Begin an upload in parts.
 
     Raises:
         NotFoundError: The tenant was deleted meanwhile.
@@ -95,7 +95,7 @@ def get_upload(store: Store, upload_id: str, *, tenant: str) -> StoredUpload:
 def add_part(
     store: Store, upload_id: str, staged: StagedFile, *, caller: Caller, now: int, max_bytes: int
 ) -> StoredPart:
-    """Keep a part.
+    """Keep a part of an upload.
 
     Args:
         store: Store of the service.

@@ -114,7 +114,7 @@ def solve_head(
     Args:
         states: States that the head reads, (U, h), float64.
         counts: How often each state came with each label, (U, C), float64.
-        penalty: λ.
+        penalty: Weight λ of the penalty.
         label_privacy: Mechanism that randomized the labels; None for true ones.
     """
     total = counts.sum()
@@ -207,7 +207,7 @@ def choose_penalty(
         states: Different states, (U, h), float64.
         places: Place of each record's state, (n,).
         labels: Label of each record, (n,).
-        classes: C.
+        classes: Number C of classes.
         private: Mechanism that randomized the labels; None for true ones.
         seed: Seed that cuts the folds.
         should_stop: Asked before each penalty that is tried.

@@ -47,7 +47,7 @@ class Losses:
         """L = L_task + λ L_rec; of a part of a batch, by its shares of answers and rows.
 
         Args:
-            weight: λ.
+            weight: Weight λ of the reconstruction loss.
             of_answers: Share of the batch's answers.
             of_rows: Share of its rows.
         """

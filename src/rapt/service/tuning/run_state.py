@@ -59,7 +59,7 @@ class RunState:
 
     Attributes:
         run: Identity of the run that the state belongs to.
-        step: Steps made.
+        step: Number of steps made.
         micro_batch_size: Records computed at once, as in the settings or fewer if memory was too small.
         tensors: `parameter/...`, `optimizer/...` and `best/...`.
         best_losses: Validation loss and accuracy of the best evaluation, by name; empty before the first.

@@ -236,7 +236,7 @@ class Classes:
         """A head that is trained, or one made of the label words' rows of the language head, which is not.
 
         Args:
-            backbone: Frozen.
+            backbone: Frozen backbone.
             labels: Names of the classes.
             label_words: A word for each class; None takes the names. Only read by words.
             pairs: Whether every record is of two texts.

@@ -60,7 +60,7 @@ def tune(
     Args:
         backbone: Frozen; left as it is found.
         training: Privatized with the backbone's vocabulary, with labels or targets.
-        config: The run.
+        config: Settings of the run.
         validation: Privatized likewise. It is evaluated after every epoch, and the adapter is the one of the lowest
             loss on it; `config.patience` may end the run early.
         on_progress: Called after each step.

@@ -56,7 +56,7 @@ class ReconstructionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningConfig(MethodSettings):
-    """One run.
+    """The settings of one run.
 
     Attributes:
         task: Task to learn, a key of `tasks.TASKS`.

@@ -45,7 +45,7 @@ class MethodSettings:
         reparametrization: The network that makes the prompt or prefix in training and is gone from the adapter:
             `none`, `mlp`, or `lstm`.
         reparametrization_size: The hidden width of that network; 0 takes the backbone's.
-        lora_rank: r.
+        lora_rank: Rank r of LoRA's matrices.
         lora_alpha: The change is scaled by alpha / r.
         lora_targets: Last part of the names of the changed linear layers; empty takes the query and value projections,
             or what stands in their place.

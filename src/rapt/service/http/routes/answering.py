@@ -121,7 +121,7 @@ def admit_prompts(
 
     Args:
         service: Service that answers.
-        prompts: Privatized ids.
+        prompts: Privatized token ids of the prompts.
         model: Model of the prompts for which `privacy` names none.
         privacy: Manifest, and what else stands in the records.
         caller: Sender of the request.
@@ -190,7 +190,7 @@ def check_answer(prompts: Sequence[Prompt], *, most_tokens: int, top: int) -> No
     """Refuse what would be answered with too many numbers: they are kept, sorted and written as JSON (`LimitError`).
 
     Args:
-        prompts: Admitted.
+        prompts: Prompts that were admitted.
         most_tokens: Most that are written to each prompt whose answer is a text.
         top: Likeliest tokens that are told of each of these.
     """
