@@ -70,7 +70,7 @@ def renormalized(mechanism):
 
     def sampler(rng, *, eta, dim, size):
         noise = sample_noise(rng, eta=eta, dim=dim, size=size)
-        stretched = noise @ mechanism._root.T
+        stretched = noise @ mechanism.root.T
         scale = np.linalg.norm(noise, axis=1, keepdims=True) / np.linalg.norm(stretched, axis=1, keepdims=True)
         return stretched * scale
 

@@ -160,7 +160,7 @@ def test_the_guarantee_test_sees_an_eta_five_percent_too_large(setting):
 def test_the_noise_is_gamma_in_the_metric_of_the_guarantee(rng):
     vocabulary = toy_vocabulary(rng.standard_normal((50, 12)) * np.linspace(0.2, 3, 12))
     mechanism = MahalanobisMechanism(vocabulary=vocabulary, eta=ETA, mixing=0.9)
-    noise = sample_noise(rng, eta=ETA, dim=12, size=20_000) @ mechanism._root.T
+    noise = sample_noise(rng, eta=ETA, dim=12, size=20_000) @ mechanism.root.T
     white = noise @ np.linalg.inv(naive_root(vocabulary, 0.9)).T
     assert_distributed(np.linalg.norm(white, axis=1), stats.gamma(a=12, scale=1 / ETA))
     cosine = white[:, 0] / np.linalg.norm(white, axis=1)

@@ -49,7 +49,7 @@ KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
     "laplace": _known("eta", "laplace"),
     "exponential": _known("eta beta calibrated prior", "closed"),
     "soft-pos": _known("eta beta calibrated metric penalty tags", "closed"),
-    "mahalanobis": _known("eta metric mixing", "counted"),
+    "mahalanobis": _known("eta metric mixing", "laplace"),
     "unit-laplace": _known("eta metric", "laplace"),
     "vickrey": _known("eta tuning", "counted"),
     "rank-fix": _known("eta decay", "counted"),

@@ -9,7 +9,6 @@ from rapt.audit.channels import laplace as laplace_channel
 from rapt.audit.channels.estimate import ChannelQuestion
 from rapt.audit.channels.laplace import estimate_laplace_channel, sample_mixture
 from rapt.local.mechanisms import make_mechanism
-from rapt.wire.manifest import MechanismSetting
 from significance import assert_distributed
 from toy_vocabularies import toy_vocabulary
 
@@ -25,11 +24,11 @@ def exact_line_channel(*, eta):
     return np.array([np.diff(law.cdf(edges - x)) for x in LINE])
 
 
-def estimate(vocabulary, *, eta, rng, draws, outputs=None, prior=None):
+def estimate(vocabulary, *, eta, rng, draws, outputs=None, prior=None, mechanism="laplace"):
     size = vocabulary.size
     asked = ChannelQuestion(
         bundle=vocabulary.bundle,
-        setting=MechanismSetting(name="laplace", parameters={"eta": eta}),
+        setting=make_mechanism(mechanism, vocabulary=vocabulary, eta=eta).setting,
         outputs=vocabulary.eligible if outputs is None else np.asarray(outputs),
         prior=np.full(size, 1 / size) if prior is None else prior,
     )
@@ -83,8 +82,8 @@ def disagreement(channel, counted, *, source):
     return worst
 
 
-def counted_outputs(vocabulary, *, eta, source, rng, trials=20_000):
-    mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=eta)
+def counted_outputs(vocabulary, *, eta, source, rng, trials=20_000, mechanism="laplace"):
+    mechanism = make_mechanism(mechanism, vocabulary=vocabulary, eta=eta)
     return np.bincount(mechanism.privatize(np.full(trials, source), rng=rng), minlength=vocabulary.size)
 
 
@@ -104,6 +103,17 @@ def test_the_counting_test_can_fail():
         channel = estimate(vocabulary, eta=5.0, rng=rng, draws=1500)
         counted = counted_outputs(vocabulary, eta=1.2 * 5.0, source=7, rng=rng)
         assert disagreement(channel, counted, source=7) > stats.norm.isf(ALPHA / 2 / 14)
+
+
+def test_stretched_noise_has_the_channel_of_stretched_noise(rng):
+    rows = np.random.default_rng(11).standard_normal((14, 5)) * [3.0, 1.0, 0.5, 0.2, 0.2]
+    vocabulary = toy_vocabulary(rows)
+    channel = estimate(vocabulary, eta=4.0, rng=rng, draws=1500, mechanism="mahalanobis")
+    counted = counted_outputs(vocabulary, eta=4.0, source=7, rng=rng, mechanism="mahalanobis")
+    assert (counted >= 10).sum() >= 4
+    assert disagreement(channel, counted, source=7) < stats.norm.isf(ALPHA / 2 / 14)
+    round_noise = estimate(vocabulary, eta=4.0, rng=rng, draws=1500)
+    assert disagreement(round_noise, counted, source=7) > stats.norm.isf(ALPHA / 2 / 14), "the twin: noise of a ball"
 
 
 def test_looking_at_few_competitors_overstates_a_probability_and_barely(rng, monkeypatch):

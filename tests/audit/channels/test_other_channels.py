@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from audit_material import scattered_vocabulary, zipf_prior
-from rapt.audit.channels import count_channel, estimate_channel, estimate_laplace_channel, explain_unknown_channel
+from rapt.audit.channels import (
+    count_channel,
+    counted,
+    estimate_channel,
+    estimate_laplace_channel,
+    explain_unknown_channel,
+)
 from rapt.audit.channels.estimate import ChannelQuestion
 from rapt.errors import AuditError
 from rapt.local.mechanisms import make_mechanism
@@ -86,6 +92,31 @@ def test_the_channel_of_scaled_rows_is_estimated_on_the_scaled_rows(vocabulary, 
     assert np.abs(matrix_of(estimated) - counted)[often].max() < 0.08
     other = matrix_of(estimate_laplace_channel(asked, rng=rng))
     assert np.abs(other - counted)[often].max() > 0.15, "the twin: rows as they are"
+
+
+def success(vocabulary, *, rng, tokens):
+    """Shares of 20,000 words by a flat prior that a counted channel names rightly, and that stay, at `rank-fix`."""
+    prior = zipf_prior(vocabulary.size).probabilities ** 0.3
+    prior /= prior.sum()
+    mechanism = made(vocabulary, "rank-fix", eta=24.0)
+    words = rng.choice(vocabulary.size, size=20_000, p=prior)
+    released = mechanism.privatize(words, rng=rng)
+    asked = ChannelQuestion(
+        bundle=vocabulary.bundle, setting=mechanism.setting, outputs=np.unique(released), prior=prior
+    )
+    found = count_channel(asked, rng=rng, tokens=tokens)
+    guesses = found.rank_sources(prior)[np.searchsorted(found.outputs, released), 0]
+    return (guesses == words).mean(), (released == words).mean()
+
+
+def test_an_attacker_who_counts_few_draws_does_no_worse_than_one_who_copies(rng, monkeypatch):
+    vocabulary = scattered_vocabulary(size=1500, dim=24)
+    named, copied = success(vocabulary, rng=rng, tokens=4000)
+    assert 0.2 < copied < 0.8
+    assert named > copied - 3 * np.sqrt(0.25 / 20_000)
+    monkeypatch.setattr(counted, "_STRENGTHS", np.array([1e-9]))
+    named, copied = success(vocabulary, rng=rng, tokens=4000)
+    assert named < copied - 0.02, "the twin: counts as they are"
 
 
 @pytest.mark.parametrize("name", [name for name, known in KNOWN_MECHANISMS.items() if known.channel == "counted"])

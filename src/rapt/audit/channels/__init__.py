@@ -2,9 +2,7 @@
 
 The ways to a channel are in one closed dict; which one a mechanism takes stands in `rapt.wire.mechanisms`. A closed
 form is exact, in one draw. Any mechanism that can be run is counted on public words that the attacker privatizes
-himself: words are drawn by the attacker's prior, so that the pairs which matter are counted most often. A source that
-never gave an output among them is unknown there; each output keeps itself as a source, with the share of its own tokens
-that came back, or of all tokens where it was not drawn. Weaker than a closed form, and nothing is assumed.
+himself.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from typing import Final, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.audit.channels.counted import count_channel
 from rapt.audit.channels.estimate import SOURCES, ChannelEstimate, ChannelQuestion
 from rapt.audit.channels.laplace import compute_rough_log_channel, estimate_laplace_channel
 from rapt.errors import AuditError, MechanismError
@@ -83,62 +82,6 @@ def compute_exact_channel(
     )
 
 
-TOKENS: Final = 131_072
-_BLOCK: Final = 8192
-# What a count of an output's own tokens is worth before any was seen, in tokens.
-_BELIEF: Final = 2.0
-
-
-def count_channel(
-    asked: ChannelQuestion,
-    *,
-    rng: np.random.Generator,
-    tokens: int = TOKENS,
-    on_progress: Callable[[float], None] | None = None,
-) -> ChannelEstimate:
-    """The channel of any mechanism, as counted.
-
-    Args:
-        asked: Question; its prior is that of the words that are drawn.
-        rng: Generator of the words and of the noise.
-        tokens: Words to privatize.
-        on_progress: Called with the share done.
-
-    Raises:
-        MechanismError: The mechanism cannot be made from its setting alone.
-    """
-    outputs, prior, sources = asked.outputs, asked.prior, asked.sources
-    mechanism = remake_mechanism(asked.setting, vocabulary=Vocabulary(asked.bundle), allow_unproved=True)
-    # A systematic sample: the number of times each word is drawn is its expected number, rounded.
-    drawn = np.searchsorted(np.cumsum(prior), (np.arange(tokens) + rng.random()) / tokens, side="right")
-    drawn = np.minimum(drawn, len(prior) - 1)
-    released = np.empty(tokens, dtype=np.int64)
-    for start in range(0, tokens, _BLOCK):
-        part = slice(start, start + _BLOCK)
-        released[part] = mechanism.privatize(drawn[part], rng=rng)
-        if on_progress is not None:
-            on_progress(min(1.0, (start + _BLOCK) / tokens))
-    times = np.bincount(drawn, minlength=len(prior))
-    stayed = np.bincount(drawn[released == drawn], minlength=len(prior))
-    overall = float((released == drawn).mean())
-    pairs, counts = np.unique(np.stack([released, drawn]), axis=1, return_counts=True)
-    listed = np.repeat(outputs[:, None], 1 + sources, axis=1)
-    likelihood = np.zeros(listed.shape, dtype=np.float32)
-    unlisted = np.zeros(len(outputs))
-    likelihood[:, 0] = (stayed[outputs] + _BELIEF * overall) / (times[outputs] + _BELIEF)
-    first, last = np.searchsorted(pairs[0], outputs), np.searchsorted(pairs[0], outputs, side="right")
-    for place, (start, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-        names, seen = pairs[1, start:end], counts[start:end]
-        others = names != outputs[place]
-        names, seen = names[others], seen[others]
-        order = np.argsort(-seen, kind="stable")
-        names, seen, beyond = names[order[:sources]], seen[order[:sources]], seen[order[sources:]]
-        listed[place, 1 : 1 + len(names)] = names
-        likelihood[place, 1 : 1 + len(names)] = seen / times[names]
-        unlisted[place] = beyond.sum() / tokens
-    return ChannelEstimate(outputs=outputs, sources=listed, likelihood=likelihood[:, :, None], unlisted=unlisted)
-
-
 class ChannelFunction(Protocol):
     """Computes or estimates P(y|x)."""
 
@@ -180,7 +123,7 @@ def compute_log_channel(
         raise AuditError(f"every pair of words must have a probability: {reason}; leave the attack out")
     if KNOWN_MECHANISMS[setting.name].channel == "laplace":
         space = find_space(setting.name, Vocabulary(bundle)).bundle
-        return compute_rough_log_channel(space, eta=setting.eta, sources=sources, outputs=outputs, rng=rng)
+        return compute_rough_log_channel(space, setting, sources=sources, outputs=outputs, rng=rng)
     mechanism = cast(ClosedChannel, remake_mechanism(setting, vocabulary=Vocabulary(bundle), allow_unproved=True))
     places = np.searchsorted(bundle.eligible, outputs)
     found = np.empty((len(sources), len(outputs)), dtype=np.float32)

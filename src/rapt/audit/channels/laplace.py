@@ -1,4 +1,4 @@
-"""P(y|x) of the multivariate Laplace mechanism, which has no closed form above one dimension.
+"""P(y|x) of mechanisms with Laplace noise, stretched or not, which has no closed form above one dimension.
 
 Counting outputs would need about 1 / P(y|x) draws a pair, and the pairs that matter have P near 10^-5. Here each draw
 gives every pair a smooth value, because one direction of the noise is integrated exactly:
@@ -12,6 +12,9 @@ gives every pair a smooth value, because one direction of the noise is integrate
    every v with a positive divisor, below it for every v with a negative one.
 4. P(y|x) is the mean over draws of the normal probability of that interval: the law of total expectation, no more.
 
+`mahalanobis` adds Lz in place of z. (Lz)·E(v) is z·(L'E(v)), so every product of the noise with a row is one with the
+stretched row L'E(v); products of the source and lengths stay as they are, and u is the unit vector along L'E(y).
+
 Truncation: of the tokens that compete with y, only the `COMPETITORS` nearest to the noisy vector and the `NEIGHBOURS`
 nearest to y are looked at; in a vocabulary no larger than that, all are. Leaving one out can only raise P(y|x), and for
 x = y hardly at all.
@@ -21,13 +24,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr
 
 from rapt.audit.channels.estimate import ChannelEstimate, ChannelQuestion
+from rapt.local.mechanisms import remake_mechanism
+from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
+from rapt.local.vocabulary import Vocabulary
+from rapt.wire.manifest import MechanismSetting
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Draws of the noise shared by all pairs. More cost time in proportion; a report states what so few may have lost.
@@ -62,15 +69,19 @@ class _Game:
         rows: The competitors' rows, (C, d).
         eligible: Their ids, (C,).
         half_square: ||row||² / 2, (C,).
+        stretched: L'row of each competitor, as the noise meets it, (C, d); `rows` where the noise is not stretched.
+        reach: ||L'row||, (C,).
         variance: w of each draw, (K,).
         noise: z of each draw, (K, d).
-        level: z·row - ||row||² / 2, the part of a competitor's score that does not depend on the source, (K, C).
+        level: z·L'row - ||row||² / 2, the part of a competitor's score that does not depend on the source, (K, C).
     """
 
     table: Floats
     rows: Floats
     eligible: Ints
     half_square: Floats
+    stretched: Floats
+    reach: Floats
     variance: Floats
     noise: Floats
     level: Floats
@@ -83,17 +94,17 @@ def estimate_laplace_channel(
     draws: int = DRAWS,
     on_progress: Callable[[float], None] | None = None,
 ) -> ChannelEstimate:
-    """The channel of Laplace noise.
+    """The channel of Laplace noise, isotropic or stretched.
 
     Args:
-        asked: Question; of its mechanism eta is read.
+        asked: Question; of its mechanism eta is read, and the mixing of `mahalanobis`.
         rng: Generator of the draws.
         draws: Number K of draws.
         on_progress: Called with the share done.
     """
     outputs, prior = asked.outputs, asked.prior
     eta = asked.setting.eta
-    game = _draw(asked.bundle, eta=eta, draws=draws, rng=rng)
+    game = _draw(asked.bundle, asked.setting, draws=draws, rng=rng)
     places = np.searchsorted(game.eligible, outputs)
     tried = np.flatnonzero(prior > 0)
     tried = np.sort(tried[np.argsort(-prior[tried], kind="stable")[:_TRIED]])
@@ -118,7 +129,7 @@ def estimate_laplace_channel(
 
 
 def compute_rough_log_channel(
-    bundle: VocabularyBundle, *, eta: float, sources: Ints, outputs: Ints, rng: np.random.Generator
+    bundle: VocabularyBundle, setting: MechanismSetting, *, sources: Ints, outputs: Ints, rng: np.random.Generator
 ) -> Floats:
     """A rough log P(y|x) of every pair, (sources, outputs): y must beat a level that depends on the source alone.
 
@@ -126,10 +137,9 @@ def compute_rough_log_channel(
     names is on average the share that it names rightly, within 4 points from η = 25 to 75. Over releases of a word:
     docs/results/attacks.md.
     """
-    game = _draw(bundle, eta=eta, draws=_ADDED_DRAWS, rng=rng)
+    game = _draw(bundle, setting, draws=_ADDED_DRAWS, rng=rng)
     places = np.searchsorted(game.eligible, outputs)
-    deviation = np.sqrt(bundle.embeddings.shape[1] + 1) / eta * np.sqrt(2 * game.half_square[places])
-    deviation = np.maximum(deviation, np.finfo(np.float32).tiny)
+    deviation = _deviation(game, places, eta=setting.eta)
     found = np.empty((len(sources), len(outputs)), dtype=np.float32)
     for block in _blocks(len(sources), _SOURCE_BLOCK):
         level, others = _rough_level(game, sources[block], draws=_ADDED_DRAWS, strongest=_ADDED_STRONGEST)
@@ -148,14 +158,26 @@ def sample_mixture(
     return variance, np.sqrt(variance)[:, None] * rng.standard_normal((size, dim))
 
 
-def _draw(bundle: VocabularyBundle, *, eta: float, draws: int, rng: np.random.Generator) -> _Game:
+def _draw(bundle: VocabularyBundle, setting: MechanismSetting, *, draws: int, rng: np.random.Generator) -> _Game:
     table = bundle.embeddings - bundle.embeddings[bundle.eligible].mean(axis=0)
     rows = np.ascontiguousarray(table[bundle.eligible])
     half_square = np.einsum("ij,ij->i", rows, rows) / 2
-    variance, noise = sample_mixture(rng, eta=eta, dim=table.shape[1], size=draws)
+    variance, noise = sample_mixture(rng, eta=setting.eta, dim=table.shape[1], size=draws)
     noise32 = noise.astype(np.float32)
-    level = noise32 @ rows.T - half_square
-    return _Game(table, rows, bundle.eligible, half_square, variance.astype(np.float32), noise32, level)
+    stretched = rows
+    if setting.name == "mahalanobis":
+        mechanism = cast(MahalanobisMechanism, remake_mechanism(setting, vocabulary=Vocabulary(bundle)))
+        stretched = rows @ mechanism.root.astype(np.float32)
+    reach = np.linalg.norm(stretched, axis=1)
+    level = noise32 @ stretched.T - half_square
+    variance32 = variance.astype(np.float32)
+    return _Game(table, rows, bundle.eligible, half_square, stretched, reach, variance32, noise32, level)
+
+
+def _deviation(game: _Game, places: Ints, *, eta: float) -> Floats:
+    """The standard deviation of the noise's part in the score of each output, (O,), above 0."""
+    found: Floats = np.float32(np.sqrt(game.table.shape[1] + 1) / eta) * game.reach[places]
+    return np.maximum(found, np.finfo(np.float32).tiny)
 
 
 def _nominate(
@@ -167,10 +189,8 @@ def _nominate(
     the competitors were independent of y. What is left out is the sum of those values over the other sources, as a
     multiple of their sum over the kept ones: the values are off by a factor, which is much the same for both.
     """
-    dim = game.table.shape[1]
     level, _ = _rough_level(game, tried)
-    deviation = np.sqrt(dim + 1) / eta * np.sqrt(2 * game.half_square[places])
-    deviation = np.maximum(deviation, np.finfo(np.float32).tiny)
+    deviation = _deviation(game, places, eta=eta)
     log_prior = np.log(prior).astype(np.float32)
     sources = np.repeat(outputs[:, None], 1 + kept, axis=1)
     beyond = np.zeros(len(outputs))
@@ -253,11 +273,10 @@ def _integrate(game: _Game, places: Ints, sources: Floats, names: NDArray[np.int
         scores: Their scores, (B, S, K, M).
     """
     size = len(places)
-    outputs = game.rows[places]
-    length = np.linalg.norm(outputs, axis=1, keepdims=True)
-    unit = np.where(length > 0, outputs / np.where(length > 0, length, 1), np.eye(1, outputs.shape[1]))
+    outputs, length = game.rows[places], game.reach[places, None]
+    unit = np.where(length > 0, game.stretched[places] / np.where(length > 0, length, 1), np.eye(1, outputs.shape[1]))
     unit = unit.astype(np.float32)
-    along = unit @ game.rows.T  # (B, C)
+    along = unit @ game.stretched.T  # (B, C)
     own_along = along[np.arange(size), places]
     product = np.einsum("bsd,bd->bs", sources, outputs)
     score = product[:, :, None] + game.level[:, places].T[:, None, :]  # (B, S, K)

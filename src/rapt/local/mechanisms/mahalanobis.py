@@ -95,8 +95,8 @@ class MahalanobisMechanism:
         return shape_matrix(self.vocabulary, mixing=self.mixing)
 
     @cached_property
-    def _root(self) -> NDArray[np.float64]:
-        """L with S = L L', (d, d)."""
+    def root(self) -> NDArray[np.float64]:
+        """L with S = L L', (d, d), which stretches the noise."""
         return np.linalg.cholesky(self.shape_matrix).astype(np.float64)
 
     @cached_property
@@ -107,7 +107,7 @@ class MahalanobisMechanism:
         """d_RM of pairs of rows, (n,)."""
         difference = np.subtract(self.vocabulary.embeddings[left], self.vocabulary.embeddings[right], dtype=np.float64)
         # sqrt(D' S^-1 D) is the length of L^-1 D.
-        found: NDArray[np.float64] = np.linalg.norm(np.linalg.solve(self._root, difference.T), axis=0)
+        found: NDArray[np.float64] = np.linalg.norm(np.linalg.solve(self.root, difference.T), axis=0)
         return found
 
     def privatize(self, token_ids: NDArray[np.int64], *, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -119,7 +119,7 @@ class MahalanobisMechanism:
             rng=rng,
             at_once=_BATCH,
             choose=lambda noisy, _: self._nearest.search(noisy),
-            root=self._root,
+            root=self.root,
         )
 
 
