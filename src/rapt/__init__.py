@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rapt.local.in_memory import Privatized, privatize
     from rapt.local.ledger import open_ledger
     from rapt.local.mechanisms import MECHANISMS, Mechanism, make_mechanism
+    from rapt.local.policy.policy import Policy
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import RandomStream, insecure_stream, secure_stream
     from rapt.local.vocabulary import Vocabulary, load_vocabulary
@@ -65,6 +66,7 @@ __all__ = [
     "MechanismError",
     "NotFoundError",
     "PlainTokens",
+    "Policy",
     "PrivacyStatement",
     "Privatized",
     "PrivatizedFile",
@@ -132,6 +134,7 @@ _MODULES: Final = {
     "rapt.local.in_memory": ("Privatized", "privatize"),
     "rapt.local.ledger": ("open_ledger",),
     "rapt.local.mechanisms": ("MECHANISMS", "Mechanism", "make_mechanism"),
+    "rapt.local.policy.policy": ("Policy",),
     "rapt.local.privatizer": ("Privatizer", "plan_plain_tokens"),
     "rapt.local.randomness": ("RandomStream", "insecure_stream", "secure_stream"),
     "rapt.local.vocabulary": ("Vocabulary", "load_vocabulary"),

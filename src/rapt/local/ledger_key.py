@@ -123,6 +123,22 @@ class KeyringEntry:
 KeyPlace = Path | KeyringEntry
 
 
+@dataclass(frozen=True)
+class KeyOwner:
+    """What a key is of, in messages.
+
+    Attributes:
+        name: Name of what it is of.
+        option: How the user names its place.
+    """
+
+    name: str
+    option: str
+
+
+LEDGER: Final = KeyOwner("a ledger", "--ledger-key")
+
+
 def parse_key_place(given: str) -> KeyPlace:
     """Parse `keyring`, `keyring:NAME`, or the path of a file; a file of the name `keyring` is `./keyring`.
 
@@ -154,38 +170,43 @@ def locate_key(ledger: Path, key: KeyPlace | None) -> KeyPlace:
     return KeyringEntry(str(ledger.resolve())) if key == KeyringEntry() else key
 
 
-def refuse_old_key(key: KeyPlace) -> None:
+def refuse_old_key(key: KeyPlace, *, owner: KeyOwner = LEDGER) -> None:
     """Refuse to begin a ledger with a key that is there, because what its own ledger spent would be forgotten.
 
     Raises:
         LedgerError: A key lies there, or the keyring cannot be asked.
     """
-    if key.exists() if isinstance(key, Path) else _ask_keyring(key) is not None:
+    if has_key(key, owner=owner):
         raise LedgerError(
-            f"a new ledger must have a new key, got an older one at {str(key)!r}; "
-            "restore the ledger it belongs to, or move it away"
+            f"{owner.name} that is new must have a new key, got an older one at {str(key)!r}; "
+            "restore what it belongs to, or move it away"
         )
 
 
-def make_key(place: KeyPlace) -> LedgerKey:
-    """Make a fresh key, for the owner only. The caller holds the ledger's lock.
+def has_key(key: KeyPlace, *, owner: KeyOwner = LEDGER) -> bool:
+    """Whether a key lies there. Raises `LedgerError` where the keyring cannot be asked."""
+    return key.exists() if isinstance(key, Path) else _ask_keyring(key, owner) is not None
+
+
+def make_key(place: KeyPlace, *, owner: KeyOwner = LEDGER) -> LedgerKey:
+    """Make a fresh key, readable for nobody else. The caller holds the lock of what it is of.
 
     Raises:
         LedgerError: A key lies there already, the folder cannot be written, or the keyring does not keep the key.
     """
-    refuse_old_key(place)
+    refuse_old_key(place, owner=owner)
     secret = secrets.token_bytes(_BYTES)
     if isinstance(place, KeyringEntry):
-        with _keyring() as backend:
+        with _keyring(owner) as backend:
             backend.set_password(SERVICE, str(place.name), secret.hex())
-        if _ask_keyring(place) != secret.hex():
-            raise LedgerError("the keyring must keep the key of a ledger, got another back; name a file instead")
+        if _ask_keyring(place, owner) != secret.hex():
+            raise LedgerError(f"the keyring must keep the key of {owner.name}, got another back; name a file instead")
         return LedgerKey(secret)
     try:
         descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise LedgerError(
-            f"the key of a ledger must be writable, got {error.strerror}; choose another folder"
+            f"the key of {owner.name} must be writable, got {error.strerror}; choose another folder"
         ) from None
     with os.fdopen(descriptor, "w", encoding="ascii") as stream:
         stream.write(secret.hex() + "\n")
@@ -207,40 +228,40 @@ def remove_key(place: KeyPlace) -> None:
         backend.delete_password(SERVICE, str(place.name))
 
 
-def read_key(place: KeyPlace) -> LedgerKey:
+def read_key(place: KeyPlace, *, owner: KeyOwner = LEDGER) -> LedgerKey:
     """Read the key at its place.
 
     Raises:
         LedgerError: It is missing, readable by others, or not a key; or the keyring cannot be asked.
     """
-    content = _read_file(place) if isinstance(place, Path) else _ask_keyring(place)
+    content = _read_file(place, owner) if isinstance(place, Path) else _ask_keyring(place, owner)
     if content is None:
         raise LedgerError(
-            f"a ledger must have its key, got none at {str(place)!r}; name the entry with --ledger-key keyring:NAME: "
-            "it is the path that the ledger had when it was begun, unless another was given"
+            f"{owner.name} must have its key, got none at {str(place)!r}; name the entry with {owner.option} "
+            f"keyring:NAME: it is the path that the {owner.name[2:]} had when it was begun, unless another was given"
         )
     try:
         secret = bytes.fromhex(content.strip())
     except ValueError:  # its own message would quote the key
         secret = b""
     if len(secret) != _BYTES:
-        raise LedgerError(f"the key of a ledger must be {2 * _BYTES} hex digits; restore {str(place)!r}")
+        raise LedgerError(f"the key of {owner.name} must be {2 * _BYTES} hex digits; restore {str(place)!r}")
     return LedgerKey(secret)
 
 
-def _read_file(path: Path) -> str:
+def _read_file(path: Path, owner: KeyOwner) -> str:
     try:
         with path.open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
             content = stream.read(2 * _BYTES + 2)
     except OSError as error:
         raise LedgerError(
-            f"a ledger must have its key, got {error.strerror} for {str(path)!r}; restore both together, or name the "
-            "key with --ledger-key"
+            f"{owner.name} must have its key, got {error.strerror} for {str(path)!r}; restore both together, or name "
+            f"the key with {owner.option}"
         ) from None
     if os.name == "posix" and mode & 0o077:
         raise LedgerError(
-            f"the key of a ledger must be for its owner only, got mode={mode & 0o777:03o}; run: chmod 600 {path}"
+            f"the key of {owner.name} must be for its owner only, got mode={mode & 0o777:03o}; run: chmod 600 {path}"
         )
     return content.decode("ascii", errors="replace")
 
@@ -251,13 +272,13 @@ def check_keyring() -> None:
         pass
 
 
-def _ask_keyring(entry: KeyringEntry) -> str | None:
-    with _keyring() as backend:
+def _ask_keyring(entry: KeyringEntry, owner: KeyOwner) -> str | None:
+    with _keyring(owner) as backend:
         return backend.get_password(SERVICE, str(entry.name))
 
 
 @contextmanager
-def _keyring() -> Iterator[KeyringBackend]:
+def _keyring(owner: KeyOwner = LEDGER) -> Iterator[KeyringBackend]:
     """The keyring of this machine. Its errors become ours without their text, which may quote what it was given.
 
     Raises:
@@ -269,7 +290,7 @@ def _keyring() -> Iterator[KeyringBackend]:
     except ImportError:
         raise LedgerError(
             "a key in the keyring needs the package keyring; run in the checkout: pip install -e '.[keyring]', or name "
-            "a file with --ledger-key"
+            f"a file with {owner.option}"
         ) from None
     name = "none"
     try:
@@ -284,11 +305,11 @@ def _keyring() -> Iterator[KeyringBackend]:
     except Exception as error:  # another project's code for each system, which raises whatever it likes
         raise LedgerError(
             f"the keyring must be unlocked and do what it is asked, got {type(error).__name__} from {name}; unlock it, "
-            "or name a file with --ledger-key"
+            f"or name a file with {owner.option}"
         ) from None
     raise LedgerError(
         f"a key in the keyring must have a keyring that keeps secrets, got {name}; log in to a desktop with one, or "
-        "name a file with --ledger-key"
+        f"name a file with {owner.option}"
     )
 
 
