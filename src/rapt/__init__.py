@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         WireError,
     )
     from rapt.local.calibration import calibrate_epsilon, calibrate_unchanged
-    from rapt.local.client import ServiceClient, follow_job
+    from rapt.local.client import AsyncServiceClient, ServiceClient, follow_job
     from rapt.local.codes.code_privatizer import CodePrivatizer, load_code_privatizer
     from rapt.local.codes.text_statement import TextStatement, state_text_privacy
     from rapt.local.corpus import LabelledText, privatize_corpus, read_corpus
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MECHANISMS",
     "NO_PLAIN_TOKENS",
+    "AsyncServiceClient",
     "AuditError",
     "BudgetError",
     "CodePrivatizer",
@@ -125,7 +126,7 @@ _MODULES: Final = {
         "WireError",
     ),
     "rapt.local.calibration": ("calibrate_epsilon", "calibrate_unchanged"),
-    "rapt.local.client": ("ServiceClient", "follow_job"),
+    "rapt.local.client": ("AsyncServiceClient", "ServiceClient", "follow_job"),
     "rapt.local.codes.code_privatizer": ("CodePrivatizer", "load_code_privatizer"),
     "rapt.local.codes.text_statement": ("TextStatement", "state_text_privacy"),
     "rapt.local.corpus": ("LabelledText", "privatize_corpus", "read_corpus"),

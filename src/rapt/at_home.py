@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.local.client.objects import Prediction
 from rapt.local.codes.code_privatizer import Encoder
 from rapt.local.codes.encoder import TextEncoder, read_encoder
 from rapt.local.codes.subset import remake_subset
@@ -35,7 +36,6 @@ from rapt.local.own_model import Fusion, fit_fusion
 from rapt.local.predictions import FilePredictions, Row, check_beside, check_output, make_rows, write_rows
 from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
-from rapt.local.service_objects import Prediction
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card

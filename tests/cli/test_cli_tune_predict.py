@@ -298,6 +298,10 @@ def test_what_a_service_keeps_is_listed_shown_and_deleted(rapt, service, privati
     table = rapt("jobs", "list", "--service", service).out
     assert re.search(rf"{done['job']}  succeeded +bert-tiny +\d{{4}}-\d\d-\d\d \d\d:\d\d +{model}", table)
     assert ask("files", "delete", file) == 9  # a job needs it
+    assert ask("jobs", "pause", job)["status"] == "paused"
+    assert ask("jobs", "pause", job) == 9
+    assert ask("jobs", "resume", job)["status"] == "queued"
+    assert ask("jobs", "checkpoints", job) == {"checkpoints": []}
     assert ask("jobs", "cancel", job)["status"] == "cancelled"
     assert ask("jobs", "cancel", job) == 9
     kept = ask("files", "show", file)
@@ -339,7 +343,7 @@ def test_interrupting_cancels_a_job_that_was_begun_here_and_not_one_that_is_foll
         raise KeyboardInterrupt
 
     followed: list[str] = []
-    monkeypatch.setattr(ServiceClient, "wait", interrupt)
+    monkeypatch.setattr(ServiceClient, "follow", interrupt)
     assert rapt("tune", privatized / "train", "--service", service, "--epochs", 1000).code == 130
     with ServiceClient(service) as client:
         assert client.job(followed[0]).status == "cancelled"

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import re
 import socket
@@ -18,19 +19,20 @@ from rapt.errors import (
     LimitError,
     NotFoundError,
     ServiceError,
+    TuningError,
     UnavailableError,
     UsageError,
     VocabularyError,
     WireError,
 )
-from rapt.local import client as client_module
-from rapt.local import service_connection, service_downloads
-from rapt.local.client import UPLOAD_NAME, ServiceClient
+from rapt.local.client import AsyncServiceClient, ServiceClient, answer_steps, connection, downloads, job_steps
+from rapt.local.client.file_steps import UPLOAD_NAME
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
-from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from rapt.wire.vocabulary_bundle import write_bundle
 from running_service import running_service, save_privatized
+from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for, separable_file
 
 SECRET = "the patient said that it hurts"
@@ -38,6 +40,10 @@ METHOD = {
     "type": "prompt_tuning",
     "prompt_tuning": {"hyperparameters": {"num_virtual_tokens": 4, "n_epochs": 4, "batch_size": 16}},
 }
+
+
+ENDLESS = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}}
+PATIENT = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 4, "patience": 3}}}
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +67,30 @@ def service(backbones, tmp_path_factory):
         yield url
 
 
-@pytest.fixture
-def client(service):
-    with ServiceClient(service) as connected:
+class Awaited:
+    """An `AsyncServiceClient` each answer of which is awaited in a loop of its own."""
+
+    def __init__(self, *args, **options):
+        self._loop = asyncio.Runner()
+        self._client = AsyncServiceClient(*args, **options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        self.close()
+        self._loop.close()
+
+    def __getattr__(self, name):
+        return lambda *args, **options: self._loop.run(getattr(self._client, name)(*args, **options))
+
+
+BOTH = pytest.mark.parametrize("kind", [ServiceClient, Awaited])
+
+
+@pytest.fixture(params=[ServiceClient, Awaited])
+def client(service, request):
+    with request.param(service) as connected:
         yield connected
 
 
@@ -76,9 +103,9 @@ def done(service, path):
 
 
 @contextmanager
-def answering(answer, *, patience=0.0, **options):
+def answering(answer, *, kind=ServiceClient, patience=0.0, **options):
     """A client of a stranger; see `strange_service`."""
-    with strange_service.answering(answer) as url, ServiceClient(url, patience=patience, **options) as connected:
+    with strange_service.answering(answer) as url, kind(url, patience=patience, **options) as connected:
         yield connected
 
 
@@ -95,9 +122,10 @@ def busy(*, after, times):
     return answer, asked
 
 
-def test_what_comes_too_early_is_sent_again():
+@BOTH
+def test_what_comes_too_early_is_sent_again(kind):
     answer, asked = busy(after="0", times=4)
-    with answering(answer) as connected:
+    with answering(answer, kind=kind) as connected:
         assert list(connected.models()) == []
     assert len(asked) == 5
 
@@ -128,38 +156,42 @@ def nothing(path, body):
     return 200, {}, b'{"object": "list", "data": []}'
 
 
-def test_a_connection_that_was_there_and_is_lost_is_tried_again_and_a_person_is_told_once():
+@BOTH
+def test_a_connection_that_was_there_and_is_lost_is_tried_again_and_a_person_is_told_once(kind):
     answer, asked = lost(times=3, after=nothing)
     told = []
-    with answering(answer, patience=30.0, on_retry=told.append) as connected:
+    with answering(answer, patience=30.0, on_retry=told.append, kind=kind) as connected:
         connected.models()
         assert connected.models() == []
     assert len(asked) == 5
     assert told == ["the connection to the service is lost; trying again"]
 
 
+@BOTH
 @pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_service_that_is_away_for_a_moment_is_asked_again(status):
+def test_a_service_that_is_away_for_a_moment_is_asked_again(kind, status):
     asked = []
 
     def answer(path, body):
         asked.append(path)
         return (status, {}, b"away") if len(asked) < 3 else nothing(path, body)
 
-    with answering(answer, patience=30.0) as connected:
+    with answering(answer, patience=30.0, kind=kind) as connected:
         assert connected.models() == []
     assert len(asked) == 3
 
 
-def test_patience_has_an_end():
-    with answering(lambda path, body: (503, {}, b""), patience=0.0) as connected:
+@BOTH
+def test_patience_has_an_end(kind):
+    with answering(lambda path, body: (503, {}, b""), patience=0.0, kind=kind) as connected:
         with pytest.raises(UnavailableError, match="status=503"):
             connected.models()
 
 
-def test_what_is_not_harmless_twice_is_not_sent_twice():
+@BOTH
+def test_what_is_not_harmless_twice_is_not_sent_twice(kind):
     answer, asked = lost(times=1, after=nothing)
-    with answering(answer, patience=30.0) as connected:
+    with answering(answer, patience=30.0, kind=kind) as connected:
         connected.models()
         with pytest.raises(UnavailableError):
             connected.cancel_job("ftjob-1")
@@ -181,12 +213,13 @@ def in_front(service, *, loses):
     return answer, seen
 
 
-def test_a_job_and_a_file_whose_answers_were_lost_are_made_once(service, path, tmp_path):
+@BOTH
+def test_a_job_and_a_file_whose_answers_were_lost_are_made_once(kind, service, path, tmp_path):
     other = tmp_path / "other.jsonl"
     lines = path.read_bytes()
-    other.write_bytes(lines.replace(b"\n", b" \n", 1))  # other bytes of the same records
+    other.write_bytes(lines.replace(b"\n", b" " * len(kind.__name__) + b"\n", 1))  # other bytes of the same records
     answer, seen = in_front(service, loses={"/v1/files": 1, "/v1/fine_tuning/jobs": 1})
-    with answering(answer, patience=30.0) as connected, ServiceClient(service) as direct:
+    with answering(answer, patience=30.0, kind=kind) as connected, ServiceClient(service) as direct:
         connected.models()
         before = len(jobs_of(service)), len(files_of(service))
         uploaded = connected.upload(other)
@@ -219,18 +252,20 @@ def endless(seconds=None):
         yield b" " * 65536
 
 
+@BOTH
 @pytest.mark.parametrize("status", [200, 400])
-def test_an_endless_answer_is_not_read_to_its_end(status, monkeypatch, tmp_path):
-    monkeypatch.setattr(service_connection, "_MOST_JSON", 2**20)
-    monkeypatch.setattr(service_downloads, "_MOST_OF_A_DESCRIPTION", 2**20)
-    with answering(lambda path, body: (status, {}, endless())) as connected:
+def test_an_endless_answer_is_not_read_to_its_end(kind, status, monkeypatch, tmp_path):
+    monkeypatch.setattr(connection, "_MOST_JSON", 2**20)
+    monkeypatch.setattr(downloads, "_MOST_OF_A_DESCRIPTION", 2**20)
+    with answering(lambda path, body: (status, {}, endless()), kind=kind) as connected:
         for ask in (connected.models, lambda: connected.vocabulary("bert-tiny", tmp_path / "mine")):
             with pytest.raises(ServiceError, match="at most 1,048,576 bytes"):
                 ask()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_answer_that_drips_is_not_waited_for_without_end():
+@BOTH
+def test_an_answer_that_drips_is_not_waited_for_without_end(kind):
     pause = Event()
 
     def drip():
@@ -238,14 +273,15 @@ def test_an_answer_that_drips_is_not_waited_for_without_end():
             pause.wait(0.01)
             yield b" "
 
-    with answering(lambda path, body: (200, {}, drip()), timeout=0.3) as connected:
+    with answering(lambda path, body: (200, {}, drip()), timeout=0.3, kind=kind) as connected:
         with pytest.raises(ServiceError, match="end in time"):
             connected.models()
 
 
-def test_a_compressed_answer_is_not_unpacked():
+@BOTH
+def test_a_compressed_answer_is_not_unpacked(kind):
     bomb = zlib.compress(b" " * 2**20)
-    with answering(lambda path, body: (200, {"content-encoding": "deflate"}, bomb)) as connected:
+    with answering(lambda path, body: (200, {"content-encoding": "deflate"}, bomb), kind=kind) as connected:
         with pytest.raises(ServiceError, match="is it a rapt service"):
             connected.models()
 
@@ -344,7 +380,7 @@ def test_a_job_is_followed_to_its_model(client, service, path, file):
 
 
 def test_events_after_one_are_those_that_came_later(client, done, monkeypatch):
-    monkeypatch.setattr(client_module, "_EVENTS_PER_REQUEST", 2)  # several pages
+    monkeypatch.setattr(job_steps, "_PER_REQUEST", 2)  # several pages
     everything = client.events(done.id)
     assert everything[0].message == "the job is queued"
     for position, event in enumerate(everything):
@@ -352,17 +388,89 @@ def test_events_after_one_are_those_that_came_later(client, done, monkeypatch):
 
 
 def test_a_job_is_cancelled(client, path):
-    method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}}
-    job = client.create_job(file_id=client.upload(path).id, model="bert-tiny", method=method)
+    job = client.create_job(file_id=client.upload(path).id, model="bert-tiny", method=ENDLESS)
     assert client.cancel_job(job.id).status == "cancelled"
     assert client.wait(job.id).fine_tuned_model is None
+
+
+def test_a_job_is_paused_and_goes_on_to_the_weights_of_one_that_was_not(client, path, done):
+    file_id = client.upload(path).id
+    blocker = client.create_job(file_id=file_id, model="bert-tiny", method=ENDLESS)
+    job = client.create_job(file_id=file_id, model="bert-tiny", method=METHOD, seed=1)
+    assert client.pause_job(job.id).status == "paused"
+    with pytest.raises(ServiceError, match="to pause, got status=paused"):
+        client.pause_job(job.id)
+    assert client.resume_job(job.id).status == "queued"
+    client.cancel_job(blocker.id)
+    steps = []
+    model = client.follow(job.id, on_step=lambda done, total, losses: steps.append((done, total))).fine_tuned_model
+    assert steps == [(10, 16), (16, 16)]
+    weights = [client.adapter(name)["adapter_model.safetensors"] for name in (model, done.fine_tuned_model)]
+    assert weights[0] == weights[1]
+
+
+def test_following_a_job_that_was_cancelled_is_an_error(client, path):
+    job = client.create_job(file_id=client.upload(path).id, model="bert-tiny", method=ENDLESS)
+    client.cancel_job(job.id)
+    with pytest.raises(TuningError, match="status='cancelled'"):
+        client.follow(job.id)
+
+
+def test_the_best_epoch_is_chosen_by_a_validation_file_with_patience_and_its_checkpoints_are_listed(client, path):
+    file_id = client.upload(path).id
+    given = {"file_id": file_id, "model": "bert-tiny", "method": METHOD, "metadata": {"team": "a"}}
+    job = client.follow(client.create_job(**given, validation_file=file_id, patience=2).id)
+    assert job.validation_file == file_id
+    assert job.method["prompt_tuning"]["hyperparameters"]["patience"] == 2
+    checkpoints = client.checkpoints(job.id)
+    assert [found.step for found in checkpoints] == [16, 12, 8, 4]
+    assert all("full_valid_loss" in found.metrics for found in checkpoints)
+    assert client.model(checkpoints[0].model).base == "bert-tiny"
+    for wrong in ({"patience": 2}, {"patience": 2, "validation_file": file_id, "method": PATIENT}):
+        with pytest.raises(UsageError, match="patience must"):
+            client.create_job(**{**given, **wrong})
+
+
+def test_a_program_that_was_killed_finds_its_job_again_by_the_key_that_it_kept(client, path):
+    given = {"file_id": client.upload(path).id, "model": "bert-tiny", "method": ENDLESS}
+    first = client.create_job(**given, idempotency_key="of my own")
+    assert client.create_job(**given, idempotency_key="of my own").id == first.id
+    assert client.create_job(**given).id != first.id
+    for job in client.jobs():
+        if not job.ended:
+            client.cancel_job(job.id)
+
+
+def test_a_file_is_fetched_back_whole_or_not_at_all(client, path, tmp_path):
+    info = client.upload(path)
+    assert client.fetch_file(info.id, tmp_path / "back.jsonl") == info
+    assert (tmp_path / "back.jsonl").read_bytes() == path.read_bytes()
+    with pytest.raises(UsageError):
+        client.fetch_file(info.id, tmp_path / "back.jsonl")
+    with pytest.raises(NotFoundError):
+        client.fetch_file("file-none", tmp_path / "other.jsonl")
+    assert [item.name for item in tmp_path.iterdir()] == ["back.jsonl"]
+
+
+@BOTH
+def test_other_bytes_than_those_of_a_file_are_not_kept(kind, service, path, tmp_path):
+    with ServiceClient(service) as direct:
+        info = direct.upload(path)
+    changed = path.read_bytes().replace(b"1", b"2")
+
+    def answer(route, body):
+        whole = httpx2.get(service + route, trust_env=False)
+        return 200, {}, changed if route.endswith("/content") else whole.content
+
+    with answering(answer, kind=kind) as connected, pytest.raises(ServiceError, match="is it a rapt service"):
+        connected.fetch_file(info.id, tmp_path / "back.jsonl")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_job_says_why(backbones, path, tmp_path):
     data = tmp_path / "data"
     with running_service(data, backbones=backbones) as url, ServiceClient(url) as connected:
-        method = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {"n_epochs": 1000}}}
-        blocker = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=method)
+        blocker = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=ENDLESS)
         job = connected.create_job(file_id=connected.upload(path).id, model="bert-tiny", method=METHOD)
         next(data.glob("blobs/??/*")).write_bytes(b"damaged")
         connected.cancel_job(blocker.id)
@@ -392,7 +500,7 @@ def test_a_deleted_model_is_not_found(client, path):
 
 def test_predictions_come_in_order_whatever_the_size_of_a_request(client, done, file, monkeypatch):
     whole = client.classify(done.fine_tuned_model, file)
-    monkeypatch.setattr(client_module, "RECORDS_PER_REQUEST", 7)
+    monkeypatch.setattr(answer_steps, "RECORDS_PER_REQUEST", 7)
     progress = []
     parts = client.classify(done.fine_tuned_model, file, on_progress=progress.append)
     assert progress == [*range(7, 64, 7), 64]
@@ -400,6 +508,30 @@ def test_predictions_come_in_order_whatever_the_size_of_a_request(client, done, 
     for one, other in zip(parts, whole, strict=True):
         assert_close(one.probabilities, other.probabilities, layers=3, width=128)  # of bert-tiny
     assert {item.label for item in whole} <= {"no", "yes"}
+
+
+def test_texts_are_written_behind_each_record_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(answer_steps, "TEXTS_PER_REQUEST", 2)
+    writer = tiny_backbone("llama", tmp_path / "tiny-llama")
+    records = [
+        PrivatizedRecord(token_ids=tuple(writer.bundle.eligible[place : place + 4].tolist())) for place in range(3)
+    ]
+    queries = PrivatizedFile(manifest=manifest_for(writer, labels=None), records=tuple(records))
+    with running_service(tmp_path / "data", backbones={writer.model: writer}) as url:
+        for kind in (ServiceClient, Awaited):
+            with kind(url) as connected:
+                progress = []
+                asked = {"max_tokens": 5, "seed": 3}
+                texts = connected.generate(writer.model, queries, on_progress=progress.append, **asked)
+                assert progress == [2, 3]
+                assert [item.finish_reason for item in texts] == ["length"] * 3
+                assert texts == connected.generate(writer.model, queries, **asked)
+                assert texts[0].text not in repr(texts[0])
+
+
+def test_a_model_of_classes_writes_the_label_that_it_would_predict(client, done, file):
+    written = client.generate(done.fine_tuned_model, file)  # with plain tokens beside the prompts
+    assert [item.text for item in written] == [item.label for item in client.classify(done.fine_tuned_model, file)]
 
 
 def test_nothing_to_predict_is_no_request(client, backbones):
@@ -468,10 +600,11 @@ def breaking_off(folder, *, after):
     return answer, asked
 
 
-def test_a_table_whose_connection_is_lost_is_fetched_from_there_on(backbones, tmp_path, parts):
+@BOTH
+def test_a_table_whose_connection_is_lost_is_fetched_from_there_on(kind, backbones, tmp_path, parts):
     write_bundle(backbones["bert-tiny"].bundle, tmp_path / "theirs")
     answer, asked = breaking_off(tmp_path / "theirs", after=5000)
-    with answering(answer, patience=0) as connected:
+    with answering(answer, patience=0, kind=kind) as connected:
         with pytest.raises(ServiceError):
             connected.vocabulary("bert-tiny", tmp_path / "mine")
         assert [path.stat().st_size for path in parts.iterdir()] == [5000]

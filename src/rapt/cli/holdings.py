@@ -13,13 +13,13 @@ from rapt.cli.output import format_table, say, show, show_json
 from rapt.cli.profiles import ServiceAccess, asks_a_service
 
 if TYPE_CHECKING:
-    from rapt.local.service_objects import FileInfo, JobInfo, ModelInfo
+    from rapt.local.client.objects import CheckpointInfo, FileInfo, JobInfo, ModelInfo
 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as `rapt jobs list` prints it.")]
 FileId = Annotated[str, typer.Argument(metavar="FILE", help="Id of the file, as `rapt files list` prints it.")]
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model, as `rapt models list` prints it.")]
 
-jobs = typer.Typer(help="List, show and cancel the tuning jobs of a service.")
+jobs = typer.Typer(help="List, show, pause, resume and cancel the tuning jobs of a service.")
 files = typer.Typer(help="List, show and delete the privatized files that a service has.")
 models = typer.Typer(help="List and show the models of a service, and delete tuned ones.")
 
@@ -60,12 +60,52 @@ def cancel_job(job_id: JobId, access: ServiceAccess, as_json: AsJson = False) ->
       rapt jobs cancel ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
     """
     with access.open() as client:
-        found = client.cancel_job(job_id)
-    if as_json:
-        show_json(_describe_job(found))
-    else:
-        show(job_id)
-        say("the job is cancelled")
+        _say_switched(client.cancel_job(job_id), "the job is cancelled", as_json=as_json)
+
+
+@jobs.command("pause")
+@asks_a_service
+def pause_job(job_id: JobId, access: ServiceAccess, as_json: AsJson = False) -> None:
+    """Let a job rest; one that runs stops within a step, and what it has learned is kept.
+
+    \b
+    Example:
+      rapt jobs pause ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    with access.open() as client:
+        _say_switched(client.pause_job(job_id), "the job is paused; go on with: rapt jobs resume", as_json=as_json)
+
+
+@jobs.command("resume")
+@asks_a_service
+def resume_job(job_id: JobId, access: ServiceAccess, as_json: AsJson = False) -> None:
+    """Let a paused job go on where it stopped, to the same model as if it had not been paused.
+
+    \b
+    Example:
+      rapt jobs resume ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    with access.open() as client:
+        _say_switched(client.resume_job(job_id), "the job is queued again", as_json=as_json)
+
+
+@jobs.command("checkpoints")
+@asks_a_service
+def list_checkpoints(job_id: JobId, access: ServiceAccess, as_json: AsJson = False) -> None:
+    """List the models at the ends of a job's epochs that the service keeps, newest first.
+
+    \b
+    Example:
+      rapt jobs checkpoints ftjob-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    with access.open() as client:
+        _show_list(
+            "checkpoints",
+            client.checkpoints(job_id),
+            _describe_checkpoint,
+            ("model", "step", "valid_loss", "created"),
+            as_json=as_json,
+        )
 
 
 @files.command("list")
@@ -161,7 +201,19 @@ def _describe_job(found: JobInfo) -> dict[str, Any]:
         "seed": found.seed,
         "model": found.fine_tuned_model,
         "trained_tokens": found.trained_tokens,
+        "validation_file": found.validation_file,
+        "waits_because": found.waits_because,
         "error": found.error_message,
+    }
+
+
+def _describe_checkpoint(found: CheckpointInfo) -> dict[str, Any]:
+    return {
+        "model": found.model,
+        "step": found.step,
+        "valid_loss": found.metrics.get("full_valid_loss"),
+        "created": found.created_at,
+        "metrics": dict(found.metrics),
     }
 
 
@@ -217,7 +269,7 @@ def _show_one(described: Mapping[str, Any], *, as_json: bool) -> None:
 
 def _write(name: str, value: Any) -> str:
     """Write a value for people; what a stranger's service says has no control characters when it reaches a terminal."""
-    from rapt.local.service_objects import clean_line
+    from rapt.local.client.objects import clean_line
 
     if value is None:
         return ""
@@ -228,6 +280,14 @@ def _write(name: str, value: Any) -> str:
     if isinstance(value, int) and name != "seed":  # which is typed again as it stands
         return f"{value:,}"
     return clean_line(", ".join(map(str, value)) if isinstance(value, list) else value)
+
+
+def _say_switched(found: JobInfo, line: str, *, as_json: bool) -> None:
+    if as_json:
+        show_json(_describe_job(found))
+    else:
+        show(found.id)
+        say(line)
 
 
 def _say_deleted(what: str, name: str, *, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from rapt.cli.output import say, show, show_json
 from rapt.cli.profiles import ServiceAccess, asks_a_service
 
 if TYPE_CHECKING:
-    from rapt.local.service_objects import PoolInfo
+    from rapt.local.client.objects import PoolInfo
 
 PoolId = Annotated[str, typer.Argument(metavar="POOL", help="Id of the pool, as `rapt pool open` prints it.")]
 

@@ -169,13 +169,11 @@ def tune(
         if follow is not None:
             job = client.job(follow)
         else:
-            sent = {"file_id": str(file_id), "model": str(model)}
-            if file is not None:
-                sent = send_file(client, file, model=model)
-            if validation is not None:
-                sent["validation_file"] = send_file(client, validation, model=sent["model"])["file_id"]
+            sent, base = (str(file_id), str(model)) if file is None else send_file(client, file, model=model)
             job = client.create_job(
-                **sent,
+                file_id=sent,
+                model=base,
+                validation_file=None if validation is None else send_file(client, validation, model=base)[0],
                 method={"type": method, method: {"hyperparameters": hyperparameters}},
                 suffix=suffix,
                 seed=seed,
@@ -219,8 +217,8 @@ def tune(
         raise
 
 
-def send_file(client: ServiceClient, file: Path, *, model: str | None) -> dict[str, str]:
-    """Upload a privatized file, and return the arguments `file_id` and `model` of a job on it."""
+def send_file(client: ServiceClient, file: Path, *, model: str | None) -> tuple[str, str]:
+    """Upload a privatized file, and return its id and the base model of a job on it."""
     from rapt.wire.privatized_file import read_manifest
 
     manifest = read_manifest(file)
@@ -229,7 +227,7 @@ def send_file(client: ServiceClient, file: Path, *, model: str | None) -> dict[s
         say(f"the service has the vocabulary of the file under another name: tuning {base}")
     name = "standard input" if str(file).startswith("/proc/self/fd/") else file.name
     say(f"sending {name}: {manifest.records:,} privatized texts, no plain text")
-    return {"file_id": client.upload(file).id, "model": base}
+    return client.upload(file).id, base
 
 
 def describe(method: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ from rapt.demo.trusted_side import TrustedSide
 from rapt.drawing import Line
 from rapt.errors import ServiceError, UnavailableError
 from rapt.local.client import ServiceClient, follow_job
-from rapt.local.service_objects import JobInfo
+from rapt.local.client.objects import JobInfo
 from rapt.narration import Narrator
 
 LOG: Final = "service.log"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from rapt.errors import CorpusError, NotFoundError, UsageError, WireError
-from rapt.local.client import ServiceClient, check_pool_setting
+from rapt.local.client import ServiceClient
+from rapt.local.client.pool_steps import check_pool_setting
 from rapt.narration import SILENT, Narrator
 from rapt.whole_files import write_whole
 from rapt.wire.manifest import digest_setting

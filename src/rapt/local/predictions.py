@@ -16,7 +16,7 @@ from typing import IO, Any, Final
 
 from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.client import ServiceClient
-from rapt.local.service_objects import Prediction, not_understood, prediction
+from rapt.local.client.objects import Prediction, not_understood, prediction
 from rapt.narration import SILENT, Narrator
 from rapt.whole_files import check_target, free_name, open_alone, write_whole
 from rapt.wire.manifest import Manifest

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
 
 from rapt.errors import ServiceError, WireError
 from rapt.wire.adapter_files import AdapterCard, parse_card
 from rapt.wire.manifest import Manifest, parse_manifest
 from rapt.wire.strict_json import read_field
 
+T = TypeVar("T")
 ENDED: Final = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -43,6 +44,9 @@ class JobInfo:
         error_code: Why it failed, for machines; None unless it did.
         error_message: Why it failed, for people; None unless it did.
         created_at: When it was created, s since 1970; None where the service does not say.
+        finished_at: When it ended, s since 1970; None before.
+        validation_file: Id of the file by whose loss the best epoch is chosen; None without one.
+        waits_because: Why the service will not run it for now; None where nothing but time stands in its way.
     """
 
     id: str
@@ -56,6 +60,9 @@ class JobInfo:
     error_code: str | None
     error_message: str | None
     created_at: int | None = None
+    finished_at: int | None = None
+    validation_file: str | None = None
+    waits_because: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -73,6 +80,25 @@ class JobEvent:
     type: str
     message: str
     data: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointInfo:
+    """The model at the end of an epoch of a job.
+
+    Attributes:
+        id: Id of the checkpoint.
+        created_at: When it was made, s since 1970.
+        model: Name of the tuned model, which is asked as any other.
+        step: Steps that were made.
+        metrics: Figures of the epoch, such as `full_valid_loss`.
+    """
+
+    id: str
+    created_at: int
+    model: str
+    step: int
+    metrics: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +156,19 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What a model wrote behind a text, or the label that it chose.
+
+    Attributes:
+        text: Text of the answer, which may hold what the service makes of the private text: it is for its owner.
+        finish_reason: `stop` where the model ended, `length` where it wrote as many tokens as were asked for.
+    """
+
+    text: str = field(repr=False)
+    finish_reason: str
+
+
 def read_file_info(value: Mapping[str, Any]) -> FileInfo:
     """The file in an answer. Raises `WireError`, as all below, when it is not one."""
     what, detail = "a file", read_field(value, "rapt", dict, what="a file")
@@ -143,7 +182,7 @@ def read_file_info(value: Mapping[str, Any]) -> FileInfo:
 def read_job_info(value: Mapping[str, Any]) -> JobInfo:
     """The job in an answer."""
     what = "a job"
-    error = read_field(value, "error", dict, what=what) if value.get("error") is not None else {}
+    error, detail = (_optional(value, name, dict, what=what) or {} for name in ("error", "rapt"))
     kinds = {"id": str, "model": str, "training_file": str, "status": str, "method": dict, "seed": int}
     return JobInfo(
         **_fields(value, kinds, what=what),
@@ -152,6 +191,19 @@ def read_job_info(value: Mapping[str, Any]) -> JobInfo:
         error_code=_optional(error, "code", str, what=what),
         error_message=clean_line(error["message"]) if "message" in error else None,
         created_at=_optional(value, "created_at", int, what=what),
+        finished_at=_optional(value, "finished_at", int, what=what),
+        validation_file=_optional(value, "validation_file", str, what=what),
+        waits_because=None if detail.get("waits_because") is None else clean_line(detail["waits_because"]),
+    )
+
+
+def read_checkpoint_info(value: Mapping[str, Any]) -> CheckpointInfo:
+    """The checkpoint in an answer."""
+    what = "a checkpoint"
+    return CheckpointInfo(
+        **_fields(value, {"id": str, "created_at": int, "metrics": dict}, what=what),
+        model=read_field(value, "fine_tuned_model_checkpoint", str, what=what),
+        step=read_field(value, "step_number", int, what=what),
     )
 
 
@@ -202,6 +254,24 @@ def prediction(value: Mapping[str, Any]) -> Prediction:
         label_index=index,
         probabilities=tuple(float(item) for item in probabilities),
     )
+
+
+def read_completion(value: Mapping[str, Any]) -> Completion:
+    """One completion in an answer."""
+    return Completion(**_fields(value, {"text": str, "finish_reason": str}, what="a completion"))
+
+
+def read_answer(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T:
+    """The value in an answer. Raises `ServiceError` when it is not what the API says."""
+    try:
+        return parse(answer)
+    except WireError:
+        raise not_understood() from None
+
+
+def read_answers(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any], *, name: str = "data") -> list[T]:
+    """The values of a list in an answer; raises as `read_answer`."""
+    return read_answer(lambda value: [parse(item) for item in read_items(value, name)], answer)
 
 
 def read_items(value: Mapping[str, Any], name: str = "data") -> list[Mapping[str, Any]]:

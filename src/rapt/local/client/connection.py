@@ -1,7 +1,8 @@
 """The connection to a service: its address, who is trusted to be it, and what each kind of answer means.
 
-What is sent is decided in `client`; here it is sent, again if it comes too early or if the connection is lost, and the
-answer is JSON or an error of the tree. A service is a stranger: every answer is bounded in size and in time.
+What is sent is decided in the files of the nouns; here it becomes steps, repeated if it comes too early or if the
+connection is lost, and the answer is JSON or an error of the tree. A service is a stranger: every answer is bounded in
+size and in time.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 from urllib.parse import quote
 
 import httpx2
@@ -29,7 +31,8 @@ from rapt.errors import (
     UsageError,
     WireError,
 )
-from rapt.local.service_objects import not_understood, read_refusal
+from rapt.local.client.objects import not_understood, read_refusal
+from rapt.local.client.steps import Exchange, Pause, Sink, Steps
 from rapt.this_machine import is_loopback
 from rapt.wire.strict_json import parse_json
 
@@ -46,13 +49,14 @@ _LONGEST_PAUSE: Final = 15.0
 _AWAY: Final = (502, 503, 504)
 _MOST_JSON: Final = 64 * 2**20
 _KEY: Final = re.compile(r"[!-~]+")
+Http = TypeVar("Http", httpx2.Client, httpx2.AsyncClient)
 _KINDS: Final[Mapping[int, type[ServiceError]]] = {
     kind.status: kind for kind in (NotFoundError, AccessError, ForbiddenError, LimitError, UnavailableError)
 }
 
 
 class Connection:
-    """Requests to one service; close it."""
+    """Requests to one service, as steps; see `steps`."""
 
     def __init__(
         self,
@@ -74,29 +78,34 @@ class Connection:
             parsed = httpx2.URL("")
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise UsageError("the service must be given as a URL, such as http://127.0.0.1:8420")
-        here = is_loopback(parsed.host)
-        if api_key is not None and parsed.scheme == "http" and not (here or insecure):
+        self._here = is_loopback(parsed.host)
+        if api_key is not None and parsed.scheme == "http" and not (self._here or insecure):
             raise UsageError(
                 "an API key must not go to another machine over http://, where everybody on the way can read it; use "
                 "https://, or add --insecure"
             )
-        self._http = httpx2.Client(
-            base_url=parsed,
-            # Compressed answers are not asked for: a few bytes of one may become gigabytes.
-            headers={"accept-encoding": "identity"}
-            | ({} if api_key is None else {"authorization": f"Bearer {api_key}"}),
-            timeout=httpx2.Timeout(timeout, connect=10.0),
-            verify=_trusted(ca_file),
-            # A proxy of the environment must not get to see what is meant for this machine.
-            trust_env=not here,
-            follow_redirects=False,
-        )
+        self._url, self._api_key, self._trusted = parsed, api_key, _trusted(ca_file)
         self._timeout, self._patience, self._on_retry = timeout, patience, on_retry
         self._reached = False
 
-    def close(self) -> None:
-        """Close the connection."""
-        self._http.close()
+    @property
+    def address(self) -> str:
+        """Where the service is, without what may be secret in a URL."""
+        return str(self._url.copy_with(username=None, password=None, path="/", query=None))[:120]
+
+    def open(self, kind: type[Http]) -> Http:
+        """Open a client of HTTP that waits or one that awaits."""
+        return kind(
+            base_url=self._url,
+            # Compressed answers are not asked for: a few bytes of one may become gigabytes.
+            headers={"accept-encoding": "identity"}
+            | ({} if self._api_key is None else {"authorization": f"Bearer {self._api_key}"}),
+            timeout=httpx2.Timeout(self._timeout, connect=10.0),
+            verify=self._trusted,
+            # A proxy of the environment must not get to see what is meant for this machine.
+            trust_env=not self._here,
+            follow_redirects=False,
+        )
 
     def ask(
         self,
@@ -109,7 +118,7 @@ class Connection:
         files: Mapping[str, tuple[str, IO[bytes], str]] | None = None,
         key: str | None = None,
         repeatable: bool = False,
-    ) -> dict[str, Any]:
+    ) -> Steps[dict[str, Any]]:
         """The JSON object in the answer to one request, which is sent again where that is worth while and harmless.
 
         Args:
@@ -125,21 +134,15 @@ class Connection:
         Raises:
             ServiceError: The service refused, gave no answer, or one that is not of the API.
         """
+        headers = {} if key is None else {"idempotency-key": key}
 
-        def send() -> tuple[httpx2.Response, bytes]:
+        def build(http: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
             for _name, stream, _kind in (files or {}).values():
                 stream.seek(0)
-            headers = {} if key is None else {"idempotency-key": key}
-            request = self._http.build_request(
-                method, path, json=json, params=params, data=data, files=files, headers=headers
-            )
-            response = self._http.send(request, stream=True)
-            try:
-                return response, self._content(response)
-            finally:
-                response.close()
+            return http.build_request(method, path, json=json, params=params, data=data, files=files, headers=headers)
 
-        response, content = self._persevere(send, repeatable=repeatable or key is not None or method == "GET")
+        repeatable = repeatable or key is not None or method == "GET"
+        response, content = yield from self._persevere(build, self._keep, repeatable=repeatable)
         if not response.is_success:
             raise _refused(response, content)
         value = _json(content)
@@ -147,12 +150,12 @@ class Connection:
             raise not_understood()
         return value
 
-    def download(self, path: str, target: Path, *, most: int, tag: str | None = None) -> None:
+    def download(self, path: str, target: Path | IO[bytes], *, most: int, tag: str | None = None) -> Steps[None]:
         """Write the bytes of an answer, `most` of them at most, into a file.
 
         Args:
             path: Path below the service's URL.
-            target: File to write.
+            target: File to write, or a stream that is written anew.
             most: Most bytes of it.
             tag: Entity tag of content of which `target` may hold the beginning already: then the rest is asked for, and
                 what came stays when the connection is lost. None begins anew each time.
@@ -162,36 +165,63 @@ class Connection:
             OSError: The file cannot be written.
         """
 
-        def send() -> tuple[httpx2.Response, bytes]:
-            size = target.stat().st_size if tag is not None and target.is_file() else 0
-            headers = {} if tag is None or not size else {"range": f"bytes={size}-", "if-range": tag}
-            with self._http.stream("GET", path, headers=headers) as response:
-                if not response.is_success:
-                    return response, self._content(response)
-                rest = bool(headers) and response.headers.get("content-range", "").startswith(f"bytes {size}-")
-                if (response.status_code == _REST) != rest:
-                    raise not_understood()
-                size = size if rest else 0
-                with target.open("ab" if rest else "wb") as stream:
-                    for chunk in response.iter_raw():
-                        size += len(chunk)
-                        if size > most:
-                            raise _too_long(most)
-                        stream.write(chunk)
-                return response, b""
+        def measure() -> int:
+            return target.stat().st_size if tag is not None and isinstance(target, Path) and target.is_file() else 0
 
-        response, content = self._persevere(send, repeatable=True)
+        @contextmanager
+        def open_target(*, rest: bool) -> Iterator[IO[bytes]]:
+            if isinstance(target, Path):
+                with target.open("ab" if rest else "wb") as stream:
+                    yield stream
+            else:
+                target.seek(0)
+                target.truncate()
+                yield target
+
+        def build(http: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
+            size = measure()
+            headers = {} if tag is None or not size else {"range": f"bytes={size}-", "if-range": tag}
+            return http.build_request("GET", path, headers=headers)
+
+        @contextmanager
+        def write(response: httpx2.Response, content: bytearray) -> Iterator[Sink]:
+            if not response.is_success:
+                with self._keep(response, content) as take:
+                    yield take
+                return
+            size = measure()
+            rest = size > 0 and response.headers.get("content-range", "").startswith(f"bytes {size}-")
+            if (response.status_code == _REST) != rest:
+                raise not_understood()
+            written = size if rest else 0
+            with open_target(rest=rest) as stream:
+
+                def take_chunk(chunk: bytes) -> None:
+                    nonlocal written
+                    written += len(chunk)
+                    if written > most:
+                        raise _too_long(most)
+                    stream.write(chunk)
+
+                yield take_chunk
+
+        response, content = yield from self._persevere(build, write, repeatable=True)
         if not response.is_success:
             raise _refused(response, content)
 
     def _persevere(
-        self, send: Callable[[], tuple[httpx2.Response, bytes]], *, repeatable: bool
-    ) -> tuple[httpx2.Response, bytes]:
+        self,
+        build: Callable[[httpx2.Client | httpx2.AsyncClient], httpx2.Request],
+        receive: Callable[[httpx2.Response, bytearray], AbstractContextManager[Sink]],
+        *,
+        repeatable: bool,
+    ) -> Steps[tuple[httpx2.Response, bytes]]:
         """The answer to a request, sent again while the service is busy, or away after it has been there."""
         busy, lost, pause = 0, None, _FIRST_PAUSE
         while True:
+            content = bytearray()
             try:
-                response, content = send()
+                response: httpx2.Response = yield Exchange(build, receive, content)
                 self._reached = True
             except _NO_ANSWER as error:
                 # A service that has never answered is taken for a wrong address, and said so at once.
@@ -202,11 +232,11 @@ class Connection:
                 after = _retry_after(response)
                 busy += 1
                 if after is not None and busy < _ATTEMPTS and repeatable:
-                    time.sleep(after)
+                    yield Pause(after)
                     continue
                 if response.status_code not in _AWAY or not repeatable:
-                    return response, content
-                failure = _refused(response, content)
+                    return response, bytes(content)
+                failure = _refused(response, bytes(content))
             now = time.monotonic()
             lost = now if lost is None else lost
             wait = pause * random.uniform(0.5, 1.0)  # so that many clients do not come back at once
@@ -214,20 +244,22 @@ class Connection:
                 raise failure from None
             if pause == _FIRST_PAUSE:
                 self._on_retry("the connection to the service is lost; trying again")
-            time.sleep(wait)
+            yield Pause(wait)
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _content(self, response: httpx2.Response) -> bytes:
-        """The body of an answer, within limits; nothing of one that was compressed although nobody asked."""
+    @contextmanager
+    def _keep(self, response: httpx2.Response, content: bytearray) -> Iterator[Sink]:
+        """Keep the body of an answer, within limits; nothing of one that was compressed although nobody asked."""
         if response.headers.get("content-encoding", "identity") != "identity":
             raise not_understood()
-        until, parts, size = time.monotonic() + self._timeout, [], 0
-        for chunk in response.iter_raw():
-            size += len(chunk)
-            if size > _MOST_JSON or time.monotonic() > until:
+        until = time.monotonic() + self._timeout
+
+        def take(chunk: bytes) -> None:
+            content.extend(chunk)
+            if len(content) > _MOST_JSON or time.monotonic() > until:
                 raise _too_long(_MOST_JSON)
-            parts.append(chunk)
-        return b"".join(parts)
+
+        yield take
 
 
 def quote_part(name: str) -> str:

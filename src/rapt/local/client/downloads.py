@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal
 
 from rapt.errors import VocabularyError, WireError
-from rapt.local.service_connection import Connection, quote_part
+from rapt.local.client.connection import Connection, quote_part
+from rapt.local.client.steps import Steps, work
 from rapt.this_machine import find_cache_folder
 from rapt.whole_files import check_folder, open_whole_folder
 from rapt.wire.adapter_files import KNOWN_FILES, unpack_adapter
@@ -37,41 +38,83 @@ _MOST_OF_A_CODEBOOK: Final = 128 * 2**20
 _MOST_OF_AN_ADAPTER: Final = 512 * 2**20
 
 
-def fetch_vocabulary(service: Connection, model: str, folder: Path) -> VocabularyBundle:
-    """Fetch the vocabulary of a model into a folder; see `ServiceClient.vocabulary`."""
+def fetch_vocabulary(service: Connection, model: str, folder: Path | str) -> Steps[VocabularyBundle]:
+    """The vocabulary of a model, fetched into a folder, its hash computed again from what came.
+
+    The bundle that stands in the folder is kept if it is the same. What came of a table whose connection was lost
+    waits in the cache folder, and the next time the rest is fetched.
+
+    Args:
+        service: Connection to the service.
+        model: A base model, or a tuned one for that of its base.
+        folder: Appears whole or not at all; another bundle that stands there already is replaced.
+
+    Raises:
+        VocabularyError: What came does not match its hash, or the folder cannot be written.
+        UsageError: The folder holds something else, or is a link.
+    """
+    folder = Path(folder)
     with _fetched(folder, _BUNDLE_FILES) as partial:
         description, tokenizer, table = (partial / name for name in _BUNDLE_FILES)
         path = f"/v1/vocabularies/{quote_part(model)}"
-        service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
+        yield from service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
         most, digest = _read_description(description)
-        with suppress(VocabularyError, WireError):
-            if (have := read_bundle(folder)).hash == f"sha256:{digest}":
-                for name in _BUNDLE_FILES[1:]:
-                    shutil.copyfile(folder / name, partial / name)
-                return have
-        service.download(f"{path}/{tokenizer.name}", tokenizer, most=_MOST_OF_A_TOKENIZER)
+
+        def take_what_is_there() -> VocabularyBundle | None:
+            with suppress(VocabularyError, WireError):
+                if (have := read_bundle(folder)).hash == f"sha256:{digest}":
+                    for name in _BUNDLE_FILES[1:]:
+                        shutil.copyfile(folder / name, partial / name)
+                    return have
+            return None
+
+        have = yield from work(take_what_is_there)
+        if have is not None:
+            return have
+        yield from service.download(f"{path}/{tokenizer.name}", tokenizer, most=_MOST_OF_A_TOKENIZER)
         with _kept_in_part(digest, table) as part:
-            service.download(f"{path}/{table.name}", part, most=most, tag=f'"sha256:{digest}"')
-        return read_bundle(partial)
+            yield from service.download(f"{path}/{table.name}", part, most=most, tag=f'"sha256:{digest}"')
+        return (yield from work(lambda: read_bundle(partial)))
 
 
-def fetch_codebook(service: Connection, model: str, folder: Path) -> CodeBundle:
-    """Fetch the codebook of a model into a folder; see `ServiceClient.codebook`."""
-    with _fetched(folder, _CODE_FILES) as partial:
+def fetch_codebook(service: Connection, model: str, folder: Path | str) -> Steps[CodeBundle]:
+    """The codebook of a model, fetched into a folder as `vocabulary` is; the encoder of its codes does not come.
+
+    Args:
+        service: Connection to the service.
+        model: A base model whose unit is the text, or a tuned one for that of its base.
+        folder: Appears whole or not at all; a code bundle that stands there already is replaced.
+
+    Raises:
+        VocabularyError: What came does not match its hash, or the folder cannot be written.
+        UsageError: The folder holds something else, or is a link.
+        NotFoundError: The model has a vocabulary of tokens.
+    """
+    with _fetched(Path(folder), _CODE_FILES) as partial:
         description, table = (partial / name for name in _CODE_FILES)
         path = f"/v1/codes/{quote_part(model)}"
-        service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
-        service.download(f"{path}/{table.name}", table, most=_MOST_OF_A_CODEBOOK)
-        return read_code_bundle(partial)
+        yield from service.download(path, description, most=_MOST_OF_A_DESCRIPTION)
+        yield from service.download(f"{path}/{table.name}", table, most=_MOST_OF_A_CODEBOOK)
+        return (yield from work(lambda: read_code_bundle(partial)))
 
 
-def fetch_adapter(service: Connection, model: str, *, form: Literal["rapt", "hub"]) -> dict[str, bytes]:
-    """Fetch the files of a tuned model by name; see `ServiceClient.adapter`."""
+def fetch_adapter(service: Connection, model: str, *, form: Literal["rapt", "hub"] = "rapt") -> Steps[dict[str, bytes]]:
+    """The files of a tuned model by name: its card and weights, and PEFT's configuration where it has one.
+
+    Args:
+        service: Connection to the service.
+        model: Name of a tuned model.
+        form: `rapt`, as a service imports it, or `hub`, as plain PEFT, vLLM and the hub take it, with a README.
+
+    Raises:
+        NotFoundError: There is no such tuned model.
+        WireError: What came is no adapter.
+    """
     with TemporaryDirectory() as folder:
         archive = Path(folder) / "adapter.zip"
         path = f"/v1/models/{quote_part(model)}/adapter" + ("" if form == "rapt" else f"?form={form}")
-        service.download(path, archive, most=_MOST_OF_AN_ADAPTER)
-        files = unpack_adapter(archive.read_bytes())
+        yield from service.download(path, archive, most=_MOST_OF_AN_ADAPTER)
+        files = yield from work(lambda: unpack_adapter(archive.read_bytes()))
     if not files.keys() <= KNOWN_FILES:  # they become names on this machine
         raise WireError("an adapter's archive must have the files of an adapter alone, got others; upgrade rapt")
     return files
