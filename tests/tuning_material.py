@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from rapt.service.adapter.adapter import adapter_to_files
+from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuner import TuningCancelled, tune
 from rapt.wire.manifest import (
     NO_PLAIN_TOKENS,
@@ -73,6 +75,27 @@ def few_words_file(backbone, *, targets=False):
     )
     manifest = replace(manifest_for(backbone), targets="public" if targets else None)
     return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+
+
+def check_recomputed_gradient(backbone, file, *, config):
+    """The gradient of a step has the same bits where layers are computed again, and that less is kept is seen."""
+    found, kept = [], []
+    for recompute in (False, True):
+        run = Run(backbone, file, validation=None, config=config, warn=print, recompute=recompute)
+        counted = set()
+
+        def count(tensor, counted=counted):
+            counted.add((tensor.data_ptr(), tensor.nbytes))
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            next(run.make_steps())
+        found.append({name: value.grad for name, value in run._tuning.trained().items()})
+        kept.append(sum(size for _, size in counted))
+    for name, gradient in found[0].items():  # that of a part which the task does not use is None
+        again = found[1][name]
+        assert torch.equal(gradient, again) if gradient is not None else again is None, name
+    assert kept[1] < kept[0]
 
 
 def tune_stop_and_resume(backbone, file, *, config):

@@ -27,7 +27,7 @@ from rapt.service.http.settings import load_settings
 from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
 from tiny_backbones import FAMILIES, TINY, model_type_of, write_family
-from tuning_material import few_words_file, tune_stop_and_resume
+from tuning_material import check_recomputed_gradient, few_words_file, tune_stop_and_resume
 
 # Older versions of transformers compile a part of DeBERTa by a way that torch has left.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -54,6 +54,16 @@ def tasks_by_method(backbone):
     for place, method in enumerate(list_methods(backbone)):
         tasks = [task for task in offered if task in METHODS[method].tasks]
         yield method, tasks[(first + place) % len(tasks)]
+
+
+def test_layers_that_are_computed_again_give_the_same_gradient(backbone):
+    file = file_of(backbone)
+    for method, task in tasks_by_method(backbone):
+        config = replace(
+            default_config(method), task=task, label_words=("good", "bad") if task == "label_words" else ()
+        )
+        if METHODS[method].prompt or METHODS[method].options:
+            check_recomputed_gradient(backbone, file, config=replace(config, prompt_length=2, epochs=1))
 
 
 def test_every_method_that_fits_tunes_resumes_is_saved_and_shares_a_batch(backbone, tmp_path):

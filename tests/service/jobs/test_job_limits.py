@@ -13,6 +13,7 @@ import pytest
 from job_material import LIMITS
 from rapt.errors import LimitError
 from rapt.service.adapter.methods import METHODS
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.jobs.job_limits import Sizes, check_cost, memory_of, parameters_of
 from rapt.service.tuning.tuner import ReconstructionConfig, Tuning
 from rapt.service.tuning.tuning_config import default_config
@@ -23,11 +24,13 @@ LSTM = {"reparametrization": "lstm", "reparametrization_size": 512}
 WIDE = ReconstructionConfig(head_size=65)
 SIZES = Sizes(batch=32, text=100, second=0, target=0, plain_tokens=0, pool=0, classes=2, tokens=0, records=0)
 
-# Model, batch, tokens a record, method, task, changes of the run, plain tokens, tokens of a target.
+# Model, batch, tokens a record, method, task, changes of the run, plain tokens, tokens of a target; and `again`, where
+# layers are computed again.
 CASES = [
     ("bert-tiny", 64, 300, "prompt_tuning", "classification", {}, 40, 0),
     ("bert-tiny", 32, 100, "p_tuning", "classification", LSTM, 0, 0),
     ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0),
+    ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0, "again"),
     ("gpt2", 512, 40, "prompt_tuning", "classification", {}, 0, 0),
 ]
 MORE_CASES = [
@@ -35,6 +38,9 @@ MORE_CASES = [
     ("minilm", 16, 100, "lora", "classification", {"lora_rank": 256}, 0, 0),
     ("llama", 512, 20, "prompt_tuning", "generation", {}, 0, 20),
     ("t5", 512, 40, "prompt_tuning", "generation", {}, 0, 40),
+    ("t5", 512, 40, "prompt_tuning", "generation", {}, 0, 40, "again"),
+    ("minilm", 16, 100, "lora", "classification", {"lora_rank": 256}, 0, 0, "again"),
+    ("minilm", 8, 100, "prefix_tuning", "classification", {"prompt_length": 256}, 0, 0, "again"),
 ]
 
 # For each case a process, forked from one that has loaded the libraries, makes two steps, and says by how much its
@@ -44,6 +50,7 @@ import gc, json, os, sys, tempfile
 from dataclasses import replace
 from pathlib import Path
 import torch
+from rapt.service.backbone.opening import load_backbone
 from rapt.service.jobs.job_limits import Sizes, memory_of
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.run import Run
@@ -59,7 +66,7 @@ def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
-def measure(model, batch, tokens, method, task, changes, plain, target):
+def measure(model, batch, tokens, method, task, changes, plain, target, again=None):
     if model in TINY:
         with tempfile.TemporaryDirectory() as folder:
             backbone = tiny_backbone(model, Path(folder) / "model")
@@ -91,7 +98,7 @@ def measure(model, batch, tokens, method, task, changes, plain, target):
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    run = Run(backbone, file, validation=None, config=config, warn=print)
+    run = Run(backbone, file, validation=None, config=config, warn=print, recompute=bool(again))
     steps = run.make_steps()
     next(steps)
     run.state()
@@ -100,7 +107,8 @@ def measure(model, batch, tokens, method, task, changes, plain, target):
         batch=batch, text=tokens, second=0, target=target, plain_tokens=plain, pool=len(pool.pool), classes=2,
         tokens=0, records=0,
     )
-    print("took", json.dumps([status("VmHWM") - before, memory_of(backbone, config, sizes=sizes)]), flush=True)
+    estimated = memory_of(backbone, config, sizes=sizes, recompute=bool(again))
+    print("took", json.dumps([status("VmHWM") - before, estimated]), flush=True)
 
 for case in json.loads(sys.argv[1]):
     child = os.fork()
@@ -187,6 +195,25 @@ def test_a_validation_file_that_is_read_for_hours_is_refused(backbones):
     with pytest.raises(LimitError, match="job_validation_records") as caught:
         check_cost(config, files=files, manifest=None, backbone=backbones["bert-tiny"], limits=limits)
     assert caught.value.param == "validation_file"
+
+
+def test_layers_are_computed_again_where_memory_or_the_provider_asks_for_it():
+    backbone = load_backbone("minilm", precision="float32", device="cpu")
+    config = default_config("prompt_tuning")
+    less, more = (memory_of(backbone, config, sizes=SIZES, recompute=again) for again in (True, False))
+    assert less < 0.7 * more
+    row = file_of(longest=SIZES.text, tokens=0, records=SIZES.batch)
+
+    def ask(way, memory):
+        limits = replace(LIMITS, memory_bytes=memory, gradient_checkpointing=way)
+        return check_cost(config, files=[row], manifest=None, backbone=backbone, limits=limits)
+
+    between = (less + more) // 2
+    assert [ask("auto", 2 * more), ask("auto", between)] == [False, True]
+    assert [ask("never", 2 * more), ask("always", 2 * more)] == [False, True]
+    for way, memory in (("never", between), ("auto", less // 2)):
+        with pytest.raises(LimitError, match="lower batch_size"):
+            ask(way, memory)
 
 
 def test_memory_rises_with_the_batch_the_records_and_the_vocabulary_that_is_written(backbones):

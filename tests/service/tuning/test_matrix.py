@@ -18,7 +18,7 @@ from rapt.service.tuning.tuning_config import default_config
 from rapt.wire.manifest import PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from tiny_backbones import TINY
-from tuning_material import manifest_for
+from tuning_material import check_recomputed_gradient, manifest_for
 
 # A pair is a layout, not a task, and gets its own row of the matrix.
 TASK_ROWS = ("classification", "pairs", "label_words", "generation")
@@ -80,6 +80,14 @@ def answers(backbone, file, adapter):
         )
         losses.append(outcome.loss.detach())
     return torch.stack(losses)
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.reconstructs])
+@pytest.mark.parametrize("architecture", TINY)
+def test_layers_that_are_computed_again_give_the_same_gradient(tiny, architecture, method):
+    backbone = tiny(architecture)
+    row = "classification" if architecture == "bert" else "generation"
+    check_recomputed_gradient(backbone, file_for(backbone, row), config=config_for(method, row))
 
 
 @pytest.mark.parametrize(("architecture", "method", "row"), CELLS, ids=map("-".join, CELLS))

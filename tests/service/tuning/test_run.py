@@ -1,13 +1,18 @@
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError
+from rapt.service.adapter.adapter import adapter_to_files
 from rapt.service.tuning.run import Run, batches_of_epoch, out_of_memory, parts_of_batch
-from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig, tune
+from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
+from tiny_backbones import write_family
 from tuning_material import manifest_for, separable_file
 
 SHORT = TuningConfig(prompt_length=4, epochs=2, batch_size=16, seed=1)
@@ -110,3 +115,63 @@ def test_a_record_that_was_privatized_to_nothing_is_refused_by_its_position(back
     empty = (*file.records[:3], dataclasses.replace(file.records[3], token_ids=()), *file.records[4:])
     with pytest.raises(UsageError, match="record 4 must have at least one token"):
         tune(backbone, PrivatizedFile(manifest=file.manifest, records=empty), config=SHORT)
+
+
+def test_a_run_that_is_resumed_may_compute_its_layers_again_and_ends_in_the_same_bits(backbone, file):
+    kept = []
+    whole = tune(backbone, file, config=WITH_L_REC)
+    with pytest.raises(TuningCancelled):
+        tune(
+            backbone,
+            file,
+            config=WITH_L_REC,
+            recompute=True,
+            should_stop=iter([False, False, True]).__next__,
+            on_run_state=lambda state, adapter: kept.append(state),
+        )
+    assert adapter_to_files(tune(backbone, file, config=WITH_L_REC, resume_from=kept[-1])) == adapter_to_files(whole)
+
+
+SHORT_OF_MEMORY = """
+import sys
+from dataclasses import replace
+import torch
+from rapt.service.backbone.opening import load_backbone
+from rapt.service.jobs.tuning_process import limit_memory
+from rapt.service.tuning.tuner import tune
+from rapt.service.tuning.tuning_config import default_config
+from tuning_material import few_words_file
+from rapt.wire.privatized_file import PrivatizedFile
+
+torch.set_num_threads(1)
+backbone = load_backbone(sys.argv[1], precision="float32", device="cpu")
+file = few_words_file(backbone)
+ids = backbone.bundle.eligible.tolist()
+long = tuple(replace(record, token_ids=tuple((ids * 250)[:250])) for record in file.records[:2])
+config = replace(default_config("prompt_tuning"), prompt_length=2, epochs=1, batch_size=2)
+tune(backbone, file, config=config)
+limit_memory(int(sys.argv[2]) * 2**20)
+tune(backbone, PrivatizedFile(manifest=file.manifest, records=long), config=config, on_warning=print)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit holds for all memory on Linux alone")
+def test_where_one_record_is_too_large_its_layers_are_computed_again(tmp_path):
+    """A record keeps about 90 MiB for its gradient, and 10 MiB where only what goes into layers is kept."""
+    sizes = {"num_hidden_layers": 40, "hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 300}
+    folder = write_family("roberta", tmp_path / "deep", **sizes)
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(folder), "32"],
+        # Blocks of this size are given back when they are freed; left alone, the C library keeps them, and the limit
+        # counts them.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == [
+        "memory is too small for 2 records at once: computing 1 at a time from step=0 on, with the same gradient",
+        "memory is too small for one record: computing each layer again in place of keeping what it holds from step=0 "
+        "on, with the same gradient",
+    ]

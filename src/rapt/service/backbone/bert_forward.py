@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, layer_norm, linear
 
 from rapt.service.backbone.injection import attend
+from rapt.service.backbone.recomputing import run_layer
 from rapt.service.backbone.steering import Steering
 
 if TYPE_CHECKING:  # the pass itself needs no library
@@ -140,7 +141,8 @@ class BertForward(nn.Module):
         x = self._normed(x + nn.functional.embedding(places, self.get_buffer("positions")), "norm")
         seen = _visible(attention_mask, steering)
         for layer in range(self.layers):
-            x = self._layer(
+            x = run_layer(
+                self._layer,
                 x,
                 layer,
                 shape=(rows, longest),

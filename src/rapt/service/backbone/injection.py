@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rapt.service.backbone.library import fused_attention, linear_sizes, quiet, register_attention
+from rapt.service.backbone.recomputing import prepare_layers
 from rapt.service.backbone.steering import Steering, current_steering
 
 if TYPE_CHECKING:
@@ -50,11 +51,15 @@ class Sites:
         attention: Attention layers in the order in which a forward pass meets them.
         linear: Sizes (in, out) of every linear layer by its name.
         model: The model that was prepared.
+        layers: Names of the layers that a run may compute again in place of keeping what they hold.
+        repeats: How often a forward pass goes through one layer: more than once where layers share their weights.
     """
 
     attention: tuple[AttentionSite, ...]
     linear: Mapping[str, tuple[int, int]]
     model: PreTrainedModel
+    layers: tuple[str, ...] = ()
+    repeats: int = 1
 
 
 def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
@@ -90,13 +95,16 @@ def install(model: PreTrainedModel) -> Sites:
     register_attention(ATTENTION, _attention)
     model.set_attn_implementation(ATTENTION)
     names = {module: name for name, module in model.named_modules()}
-    found = _first_calls(attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device)))
+    calls = attention_calls(model, torch.zeros(1, dtype=torch.long, device=model.device))
+    found = _first_calls(calls)
     for index, (module, _, _) in enumerate(found):
         setattr(module, _SITE, index)
     return Sites(
         attention=tuple(AttentionSite(names[module], key.shape[1], key.shape[3]) for module, key, _ in found),
         linear=_hook_linear(model),
         model=model,
+        layers=prepare_layers(model),
+        repeats=max(1, len(calls) // max(1, len(found))),
     )
 
 
@@ -112,7 +120,9 @@ def install_where_it_can(model: PreTrainedModel) -> Sites:
     if found.attention:
         return found
     model.set_attn_implementation(usual)
-    return found if found.linear else Sites(attention=(), linear=_hook_linear(model), model=model)
+    if found.linear:
+        return found
+    return Sites(attention=(), linear=_hook_linear(model), model=model, layers=prepare_layers(model))
 
 
 def _hook_linear(model: PreTrainedModel) -> dict[str, tuple[int, int]]:

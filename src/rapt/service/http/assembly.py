@@ -131,6 +131,7 @@ def make_job_settings(settings: Settings) -> JobSettings:
             steps=settings.job_steps,
             records=settings.job_records,
             validation_records=settings.job_validation_records,
+            gradient_checkpointing=settings.job_gradient_checkpointing,
         ),
         seconds_between_run_states=settings.run_state_seconds,
         slice_seconds=settings.job_slice_seconds,

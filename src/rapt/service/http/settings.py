@@ -124,6 +124,9 @@ class Settings(BaseSettings):
     job_validation_records: int = Field(
         50_000, ge=1, description="records of a validation file: all are read after each epoch, while others wait"
     )
+    job_gradient_checkpointing: Literal["auto", "always", "never"] = Field(
+        "auto", description="compute layers again in place of keeping what they hold; auto: where memory asks for it"
+    )
     job_attempts: int = Field(
         3, ge=1, description="times that a job may end what runs it, without getting any further, before it fails"
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
@@ -22,6 +22,8 @@ from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuner import batches_per_epoch
 from rapt.service.tuning.tuning_config import TuningConfig
 from rapt.wire.manifest import Manifest
+
+Checkpointing = Literal["auto", "always", "never"]
 
 MEBIBYTE: Final = 1024 * 1024
 _FLOAT: Final = 4
@@ -37,6 +39,8 @@ _KEPT_BY_OTHERS: Final = 4.8
 _BYTES_A_SCORE: Final = 4
 _BYTES_A_WRITTEN_SCORE: Final = 18
 _BYTES_A_KEPT_SCORE: Final = 7
+# Of what a pass keeps: what one layer among L takes beside the inputs of all of them, in parts of an L-th.
+_LAYERS_AT_ONCE: Final = 1.5
 # Logits, their softmax and both gradients.
 _COPIES_OF_LOGITS: Final = 5
 # A token id of a record in Python, and a record beside its ids.
@@ -59,6 +63,8 @@ class JobLimits:
         steps: Most steps of a run.
         records: Most records that a run reads: those of its file times its epochs.
         validation_records: Most records of its validation file, which is read in one go after each epoch.
+        gradient_checkpointing: Whether layers are computed again on the way back, in place of keeping what they hold:
+            `auto` does so for a run that would need more memory than it may have.
     """
 
     memory_bytes: int
@@ -69,6 +75,7 @@ class JobLimits:
     steps: int = 5_000_000
     records: int = 100_000_000
     validation_records: int = 50_000
+    gradient_checkpointing: Checkpointing = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +134,8 @@ def check_cost(
     backbone: Backbone,
     limits: JobLimits,
     longest_target: int = 0,
-) -> None:
-    """Refuse a run that takes more than one job may.
+) -> bool:
+    """Refuse a run that takes more than one job may; say whether it must compute layers again to keep within it.
 
     Args:
         config: Settings of the run.
@@ -137,6 +144,9 @@ def check_cost(
         backbone: Backbone of the run.
         limits: Limits of one job.
         longest_target: Tokens of the longest target of both files, as far as it is known.
+
+    Returns:
+        Whether the run must compute its layers again on the way back, to take no more memory than it may.
 
     Raises:
         LimitError: It takes more; `param` names what to change.
@@ -190,22 +200,25 @@ def check_cost(
         tokens=sum(file.tokens * backbone.vectors_per_id + file.records * file.plain_tokens for file in files),
         records=sum(file.records for file in files),
     )
-    needed = memory_of(backbone, config, sizes=sizes)
-    if needed > limits.memory_bytes:
-        raise _too_large(
-            config,
-            "batch_size",
-            f"a run must need at most {limits.memory_bytes // MEBIBYTE} MiB of memory, got about "
-            f"{needed // MEBIBYTE} MiB for batch_size={config.batch_size} of records of up to {sizes.text} tokens",
-            "job_memory_bytes",
-        )
+    needed = 0
+    for recompute in {"auto": (False, True), "always": (True,), "never": (False,)}[limits.gradient_checkpointing]:
+        needed = memory_of(backbone, config, sizes=sizes, recompute=recompute)
+        if needed <= limits.memory_bytes:
+            return recompute
+    raise _too_large(
+        config,
+        "batch_size",
+        f"a run must need at most {limits.memory_bytes // MEBIBYTE} MiB of memory, got about "
+        f"{needed // MEBIBYTE} MiB for batch_size={config.batch_size} of records of up to {sizes.text} tokens",
+        "job_memory_bytes",
+    )
 
 
-def memory_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> int:
-    """Most bytes that a run takes beside its backbone: an estimate from above."""
+def memory_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes, recompute: bool = False) -> int:
+    """Most bytes that a run takes beside its backbone, an estimate from above; less where it recomputes its layers."""
     trained = _COPIES_OF_PARAMETERS * _FLOAT * parameters_of(backbone, config, sizes=sizes)
     read = _BYTES_A_TOKEN * sizes.tokens + _BYTES_A_RECORD * sizes.records
-    return _LEAST + trained + read + _memory_of_a_step(backbone, config, sizes=sizes)
+    return _LEAST + trained + read + _memory_of_a_step(backbone, config, sizes=sizes, recompute=recompute)
 
 
 def parameters_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> int:
@@ -222,7 +235,7 @@ def parameters_of(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> 
     return found
 
 
-def _memory_of_a_step(backbone: Backbone, config: TuningConfig, *, sizes: Sizes) -> int:
+def _memory_of_a_step(backbone: Backbone, config: TuningConfig, *, sizes: Sizes, recompute: bool) -> int:
     """Most bytes of the forward and the backward pass of one batch."""
     width, rows, frame = backbone.hidden_size, sizes.batch, backbone.frame
     around = len(frame.start) + len(frame.end) + len(TASKS[config.task].cue(backbone)) + sizes.second
@@ -242,16 +255,19 @@ def _memory_of_a_step(backbone: Backbone, config: TuningConfig, *, sizes: Sizes)
     factor = _KEPT.get(backbone.architecture, _KEPT_BY_OTHERS)
     kept = 12 * _FLOAT * rows * positions * width  # vectors that are put in, states that come out
     for half, length in passes:
-        kept += int(factor * _FLOAT * rows * length * half.outputs)
+        held = factor * _FLOAT * rows * length * half.outputs
         seen = heads * (length + prefix)
+        scores = _BYTES_A_SCORE * rows * length * seen  # of one layer at a time
         if backbone.dtype == torch.bfloat16:
-            kept += (_BYTES_A_WRITTEN_SCORE + _BYTES_A_KEPT_SCORE * half.sites) * rows * length * seen
-        else:
-            kept += _BYTES_A_SCORE * rows * length * seen
+            scores = _BYTES_A_WRITTEN_SCORE * rows * length * seen
+            held += _BYTES_A_KEPT_SCORE * half.sites * rows * length * seen
+        if config.asks("lora_rank"):
+            held += _FLOAT * rows * length * half.layers * config.lora_rank + 2 * _FLOAT * rows * length * half.sums
+        if recompute and half.depth:
+            held = held * min(1.0, _LAYERS_AT_ONCE / half.depth) + 2 * _FLOAT * rows * length * width * half.depth
+        kept += int(held) + scores
         if prefix:
             kept += 3 * _FLOAT * rows * (length + 2 * prefix) * half.keys
-        if config.asks("lora_rank"):
-            kept += _FLOAT * rows * length * half.layers * config.lora_rank + 2 * _FLOAT * rows * length * half.sums
     logits = rows * (sizes.classes + sizes.plain_tokens * sizes.pool + written * len(backbone.word_embeddings))
     if config.task != "generation":
         logits -= rows * written * len(backbone.word_embeddings)
@@ -270,6 +286,7 @@ class _PassSizes:
         layers: How many linear layers.
         sites: How many attention sites.
         keys: Numbers of the keys and values of a position, at all sites.
+        depth: How many layers can be computed again, one after the other; 0 where none can.
     """
 
     outputs: int
@@ -277,6 +294,7 @@ class _PassSizes:
     layers: int
     sites: int
     keys: int
+    depth: int
 
     @classmethod
     def of(cls, backbone: Backbone, *, second_half: bool) -> _PassSizes:
@@ -290,12 +308,14 @@ class _PassSizes:
             size for name, size in backbone.sites.linear.items() if is_here(name) and not name.endswith("lm_head")
         ]
         sites = [site for site in backbone.sites.attention if is_here(site.name)]
+        times = backbone.sites.repeats  # a layer that is passed through many times holds as much each time
         return cls(
-            outputs=sum(outputs for _, outputs in linear),
-            sums=sum(inputs + outputs for inputs, outputs in linear),
-            layers=len(linear),
-            sites=len(sites),
-            keys=sum(2 * site.key_heads * site.head_size for site in sites),
+            outputs=times * sum(outputs for _, outputs in linear),
+            sums=times * sum(inputs + outputs for inputs, outputs in linear),
+            layers=times * len(linear),
+            sites=times * len(sites),
+            keys=times * sum(2 * site.key_heads * site.head_size for site in sites),
+            depth=times * sum(is_here(name) for name in backbone.sites.layers),
         )
 
 

@@ -203,7 +203,7 @@ def run_job(
     check_cost(config, files=rows, manifest=None, backbone=backbone, limits=settings.limits)
     training, *others = waiting(lambda: [_read(store, row) for row in rows])
     targets = (len(record.target_ids or ()) for file in (training, *others) for record in file.records)
-    check_cost(
+    recompute = check_cost(
         config,
         files=rows,
         manifest=training.manifest,
@@ -234,6 +234,7 @@ def run_job(
             run_state_every=STEPS_BETWEEN_RUN_STATES,
             on_epoch=lambda step, adapter: waiting(lambda: checkpoints.keep(step, adapter)),
             resume_from=waiting(states.latest),
+            recompute=recompute,
         )
     except TuningCancelled:
         if turn.gives_way:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.recomputing import layers_recomputed
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes
 from rapt.service.tuning.result import Best, Progress, adapter_of, evaluate
@@ -41,6 +42,7 @@ class Run:
         config: TuningConfig,
         warn: Callable[[str], None],
         processes: Processes = ALONE,
+        recompute: bool = False,
     ) -> None:
         """Stand before the first step. The files must have been checked."""
         self.config = config
@@ -55,6 +57,7 @@ class Run:
             way_out="lower the learning rate, or continue from the state before",
         )
         self._micro = config.micro_batch_size
+        self._recomputes = recompute
         self._best = Best()
         self._losses: Losses = {}
 
@@ -174,17 +177,21 @@ class Run:
                 if not out_of_memory(error):
                     raise
                 at_once = min(self._micro or len(positions), len(positions))
-                if at_once == 1:
+                if at_once == 1 and (self._recomputes or not self._backbone.sites.layers):
                     raise TuningError(
                         "memory must hold one record at least, got too little; choose a smaller model or privatize "
                         "with a lower --truncate"
                     ) from None
-                self._micro = at_once // 2
+                self._recomputes = self._recomputes or at_once == 1
+                self._micro = max(1, at_once // 2)
             self._trainer.clear()  # outside of `except`: the traceback holds on to the memory of the failed pass
-            self._warn(
-                f"memory is too small for {at_once} records at once: computing {self._micro} at a time from "
-                f"step={self.step} on, with the same gradient"
-            )
+            if at_once > 1:
+                told = f"memory is too small for {at_once} records at once: computing {self._micro} at a time"
+            else:
+                told = (
+                    "memory is too small for one record: computing each layer again in place of keeping what it holds"
+                )
+            self._warn(f"{told} from step={self.step} on, with the same gradient")
 
     def _descend_in_parts(self, positions: Sequence[int]) -> Losses:
         records = self._training.records
@@ -193,9 +200,10 @@ class Run:
         weight = 0.0 if reconstructs is None else reconstructs.weight_at(self.step / self.steps)
         task = right = reconstruction = 0.0
         for part in parts_of_batch(self._processes.share(positions), size=self._micro):
-            losses = self._tuning.losses(
-                [records[position] for position in part], draws=[(self.step, position) for position in part]
-            )
+            with layers_recomputed(self._recomputes):
+                losses = self._tuning.losses(
+                    [records[position] for position in part], draws=[(self.step, position) for position in part]
+                )
             of_answers, of_rows = losses.total / answers, losses.rows / len(positions)
             torch.autograd.backward(losses.combined(weight=weight, of_answers=of_answers, of_rows=of_rows))
             task += losses.task.item() * of_answers
@@ -232,9 +240,11 @@ def _parameter_groups(tuning: Tuning, config: TuningConfig) -> list[ParameterGro
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was too small."""
-    # torch has a class of its own for a GPU's memory only; for the processor's, its message is all there is.
+    # torch has a class of its own for a GPU's memory only; for the processor's, its message is all there is, and that
+    # of oneDNN, whose products need memory of their own.
     words = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in words
+    said = "DefaultCPUAllocator" in words or "could not create a primitive" in words
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or said
 
 
 def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int) -> list[list[int]]:

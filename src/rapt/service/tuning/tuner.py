@@ -54,6 +54,7 @@ def tune(
     resume_from: RunState | None = None,
     on_warning: Callable[[str], None] = log.warning,
     processes: Processes = ALONE,
+    recompute: bool = False,
 ) -> Adapter:
     """An adapter tuned on a privatized file.
 
@@ -73,6 +74,8 @@ def tune(
         on_warning: Told what went otherwise than asked, such as memory that was too small for a batch.
         processes: Result of `join_processes`, where several train together; each must be given all the same. Only the
             first one reports, is asked whether to stop, and hands anything over; every one has the adapter at last.
+        recompute: Whether layers are computed again on the way back, which takes a third more time and much less
+            memory, and gives the same gradient. Without it a run does so once memory is too small for one record.
 
     Raises:
         TuningError: The file has no labels or one class only, no plain tokens to reconstruct, or a loss that is
@@ -96,7 +99,15 @@ def tune(
             on_progress=on_progress if processes.first else lambda progress: None,
             should_stop=lambda: processes.as_first_says(should_stop()),
         )
-    run = Run(backbone, training, validation=validation, config=config, warn=on_warning, processes=processes)
+    run = Run(
+        backbone,
+        training,
+        validation=validation,
+        config=config,
+        warn=on_warning,
+        processes=processes,
+        recompute=recompute,
+    )
     if resume_from is not None:
         run.restore(resume_from)
 
