@@ -45,6 +45,49 @@ def make(request, tmp_path):
     return lambda columns, **options: MAKE[request.param](tmp_path / request.param, columns, **options)
 
 
+def shards(folder, names, *, columns=lambda place: {"text": [f"text {place}"] * 2}):
+    folder.mkdir()
+    for place, name in enumerate(names):
+        parquet(folder / name, columns(place))
+    return folder
+
+
+SHARDS = [f"train-0000{place}-of-00003.parquet" for place in range(3)]
+
+
+@pytest.mark.parametrize("names", [SHARDS, [f"train-0000{i}-of-00002-0a1b.parquet" for i in (0, 1)], ["b.parquet"]])
+def test_a_folder_of_shards_is_read_as_one_file(tmp_path, names):
+    folder = shards(tmp_path / "data", names)
+    (folder / "README.md").write_text("a data set")
+    expected = [(f"text {place}", None) for place in range(len(names)) for _ in range(2)]
+    reading = Reading()
+    assert rows(folder, label_column=None, reading=reading) == expected
+    assert (reading.done, reading.total) == (len(expected), len(expected))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([SHARDS[0], SHARDS[2]], "must have all of its shards, got 2 of 3"),
+        ([*SHARDS, "test-00000-of-00001.parquet"], "must hold those of one split, got 4 files of 2"),
+        ([*SHARDS, "more.parquet"], "must hold those of one split, got 4 files of 1"),
+    ],
+)
+def test_a_folder_of_other_shards_than_those_of_one_split_is_refused(tmp_path, names, message):
+    with pytest.raises(CorpusError, match=message):
+        rows(shards(tmp_path / "data", names), label_column=None)
+
+
+def test_a_fault_in_a_later_shard_is_named_by_its_place_in_all(tmp_path):
+    folder = shards(
+        tmp_path / "data",
+        SHARDS,
+        columns=lambda place: {"text": pa.array([None if place == 2 else "fine"], pa.string())},
+    )
+    with pytest.raises(CorpusError, match="record 3 must have a text in 'text', got null"):
+        rows(folder, label_column=None)
+
+
 @pytest.mark.parametrize(
     ("labels", "names"),
     [
@@ -145,7 +188,7 @@ def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(CorpusError, match="a corpus must be readable, got No such file"):
         rows(tmp_path / "none.parquet")
     (tmp_path / "folder.parquet").mkdir()
-    with pytest.raises(CorpusError, match="must be a regular file"):
+    with pytest.raises(CorpusError, match="must hold some, got none"):
         rows(tmp_path / "folder.parquet")
 
 

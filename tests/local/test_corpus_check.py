@@ -301,16 +301,6 @@ def test_a_json_field_that_nobody_reads_may_be_anything(run, field):
     assert run("a.jsonl", f'{{"text":"fine","label":"yes","n":{field},"n":1}}\n')[0].records == 1
 
 
-@pytest.mark.parametrize("name", ["messages", "conversations"])
-def test_a_chat_is_called_one(run, name):
-    content = json.dumps({name: [{"role": "user", "content": SECRET}, {"role": "assistant", "content": SECRET}]})
-    with pytest.raises(
-        CorpusError, match=rf"line 1 must have a text in 'text', got a chat in '{name}'; write what"
-    ) as caught:
-        run("a.jsonl", content, label_column=None)
-    assert SECRET not in str(caught.value)
-
-
 def test_an_existing_target_is_replaced_only_when_told(run, tmp_path):
     run("a.csv", "text,label\nfine,yes\n")
     before = (tmp_path / "out").read_bytes()

@@ -76,8 +76,9 @@ def privatize(
         typer.Argument(
             metavar="IN",
             callback=take_standard_input,
-            help="CSV, TSV, JSONL or Parquet with one text a row, or a saved dataset; CSV, TSV and JSONL also "
-            "compressed as .gz. - is standard input, with --format; it is kept in memory alone.",
+            help="CSV, TSV, JSON (an object a line, or one array) or Parquet with one text a row; a folder of Parquet "
+            "shards, or a saved dataset. CSV, TSV and JSON also compressed as .gz or .zst. - is standard input, with "
+            "--format; it is kept in memory alone.",
         ),
     ],
     target: Annotated[
@@ -270,6 +271,7 @@ def privatize(
       rapt privatize reviews.csv reviews.rapt.jsonl --eta 75 --cap 150
       rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
+      rapt privatize chats.jsonl out --eta 75 --no-label --text-column messages.user --target-column messages.assistant
       zcat logs.csv.gz | rapt privatize - - --format csv --eta 75 | rapt tune -
     """
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus

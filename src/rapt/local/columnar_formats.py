@@ -1,4 +1,4 @@
-"""Corpora in columns: a Parquet file, or the folder that the `datasets` library saves. Read with pyarrow, an extra.
+"""Corpora in columns: Parquet files, or the folder that the `datasets` library saves. Read with pyarrow, an extra.
 
 Both are read a few hundred rows at a time. A row that is null or of another type is named by its position, from 1,
 never by what it holds. Of a folder of `datasets` the Arrow files are read as they are, so that library is not needed;
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Generator, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,27 +21,62 @@ from rapt.local.corpus_formats import Columns, Findings, Reading, Row, is_empty
 from rapt.local.separated_formats import explain_missing_column
 
 _BATCH_ROWS: Final = 512
+_PARQUET: Final = ".parquet"
+# Shards as the `datasets` library and the hub name them: train-00000-of-00005.parquet, perhaps with a hash behind.
+_SHARD: Final = re.compile(r"(?P<split>.+)-(?P<number>\d{1,8})-of-(?P<count>\d{1,8})(-[0-9a-f]+)?\.parquet")
 _DAMAGED_PARQUET: Final = "a parquet corpus must be a whole parquet file; it is damaged or cut off"
 _DAMAGED_DATASET: Final = "a dataset folder must hold whole arrow files; save the dataset again"
 
 
 def read_parquet(path: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
-    """The records of a Parquet file, None for a fault; raises as `read_corpus`, and `UsageError` without pyarrow."""
+    """The records of a Parquet file, or of a folder of its shards in the order of their names; None for a fault.
+
+    Raises:
+        CorpusError: Reasons of `read_corpus`; also for shards of several splits, or of which one is missing.
+        UsageError: There is no pyarrow.
+    """
     arrow = _pyarrow()
     parquet = import_module("pyarrow.parquet")
-    if path.exists() and not path.is_file():
-        raise CorpusError("a parquet corpus must be a regular file; give its parts one at a time")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise CorpusError("a parquet corpus must be a regular file, or a folder of them; write it to one first")
+    shards = find_shards(path) if path.is_dir() else [path]
     try:
-        with parquet.ParquetFile(path) as file:
-            _check_columns(arrow, file.schema_arrow, columns)
-            found.class_names = _class_names(file.schema_arrow, columns, described=None)
-            batches = _counted(file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns.wanted)), found.reading)
-            found.reading.total = file.metadata.num_rows
-            yield from _rows(batches, columns, found, first=0)
+        found.reading.total = sum(parquet.read_metadata(shard).num_rows for shard in shards)
+        names, position = None, 0
+        for shard in shards:
+            with parquet.ParquetFile(shard) as file:
+                _check_columns(arrow, file.schema_arrow, columns)
+                found.class_names = _class_names(file.schema_arrow, columns, described=None)
+                if position and found.class_names != names:
+                    raise CorpusError("the shards of a parquet corpus must declare the same classes; write them anew")
+                names = found.class_names
+                cells = file.iter_batches(batch_size=_BATCH_ROWS, columns=list(columns.wanted))
+                yield from _rows(_counted(cells, found.reading), columns, found, first=position)
+                position += file.metadata.num_rows
     except OSError as error:
         raise _unreadable(error, damaged=_DAMAGED_PARQUET) from None
     except arrow.ArrowException:
         raise CorpusError(_DAMAGED_PARQUET) from None
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """The Parquet files of a folder in the order of their names, all of one split; raises `CorpusError`."""
+    shards = sorted(path for path in folder.glob(f"*{_PARQUET}") if not path.name.startswith((".", "_")))
+    if not shards:
+        raise CorpusError("a folder of parquet files must hold some, got none; give the right folder")
+    numbered = [match for match in (_SHARD.fullmatch(path.name) for path in shards) if match]
+    splits = {match["split"] for match in numbered}
+    if (numbered and len(numbered) < len(shards)) or len(splits) > 1:
+        raise CorpusError(
+            f"a folder of parquet files must hold those of one split, got {len(shards)} files of {len(splits)}; give "
+            "one file, or a folder for each split"
+        )
+    if numbered and [int(match["number"]) for match in numbered] != list(range(int(numbered[0]["count"]))):
+        raise CorpusError(
+            f"a folder of parquet files must have all of its shards, got {len(shards)} of {int(numbered[0]['count'])}; "
+            "fetch the rest"
+        )
+    return shards
 
 
 def read_dataset(folder: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:

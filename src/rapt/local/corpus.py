@@ -70,11 +70,14 @@ def read_corpus(
 
     Args:
         path: A regular file in UTF-8, with or without a byte order mark, or in UTF-16 with one, plain or compressed by
-            gzip; a Parquet file; or a folder that the `datasets` library saved.
-        text_column: Column, or JSON field, of the text; of CSV and TSV also its number, from 1.
+            gzip or zstd; a Parquet file, or a folder of its shards; or a folder that the `datasets` library saved.
+        text_column: Column, or JSON field, of the text; of CSV and TSV also its number, from 1. `messages` takes each
+            message of a chat for a record, whose role is the label if that is named `role`; `messages.user` takes the
+            one message of that role.
         label_column: Column, or JSON field, of the label: a name or a whole number, without the spaces around it. None
             when there is none.
-        file_format: Format of the file; None goes by the suffix of its name, and takes another folder for a dataset.
+        file_format: Format of the file; None goes by the suffix of its name, and takes a folder for a dataset, or for
+            shards where Parquet files are in it. JSON may be an object a line or one array.
         delimiter: Separator of the fields of CSV and TSV; None recognizes it by the columns that are asked for.
         header: Whether the first line of CSV and TSV names the columns; else they have numbers only.
         skip_empty: Whether records with an empty text, and blank lines, are passed over; a file that rapt privatized
@@ -384,7 +387,7 @@ _FORMATS: Final[tuple[FileFormat, ...]] = get_args(FileFormat)
 
 
 def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
-    packed = path.suffix.lower() == ".gz"
+    packed = path.suffix.lower() in (".gz", ".zst")
     suffix = (Path(path.stem) if packed else path).suffix.lower().removeprefix(".")
     suffix = file_format or {"ndjson": "jsonl", "json": "jsonl"}.get(suffix, suffix)
     if packed and suffix in ("parquet", "dataset"):
@@ -392,8 +395,8 @@ def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
     for known in _FORMATS:
         if suffix == known:
             return known
-    if file_format is None and path.is_dir():
-        return "dataset"
+    if file_format is None and path.is_dir():  # what `save_to_disk` wrote has Arrow files alone
+        return "parquet" if any(path.glob("*.parquet")) else "dataset"
     raise UsageError(
         f"the format of a corpus must be one of {', '.join(_FORMATS)}, got {suffix!r}; state it (--format)"
     )

@@ -1,7 +1,7 @@
-"""Values that a corpus is read into, its lines, and the format of one JSON object a line.
+"""Values that a corpus is read into, and its lines, whatever their encoding and compression.
 
-Messages name lines, counted from 1 with the header among them, never what stands there. CSV and TSV are read in
-`separated_formats`, Parquet and saved datasets in `columnar_formats`.
+Messages name lines, counted from 1 with the header among them, never what stands there. JSON is read in `json_formats`,
+CSV and TSV in `separated_formats`, Parquet and saved datasets in `columnar_formats`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
-import json
-import math
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NoReturn, cast
 
-from rapt.errors import CorpusError
+from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import is_unicode
 
 FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "dataset"]
@@ -27,11 +26,9 @@ FileFormat = Literal["csv", "tsv", "jsonl", "parquet", "dataset"]
 # A line is held in memory as a whole. The longest context of a backbone is about a million tokens, 5 MB of English.
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 _PEEK_BYTES: Final = 64 * 1024
-_GZIP: Final = b"\x1f\x8b"
+_MAGIC_BYTES: Final = 4
 _UTF16: Final = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _MOST_FAULTS_SHOWN: Final = 10
-# Fields in which files for the tuning of chat models hold a list of turns.
-_CHATS: Final = ("messages", "conversations")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +110,7 @@ class Findings:
         faults: Records that are wrong.
         skipped: Records that were passed over, because a text of theirs is empty.
         utf16: Whether the file is UTF-16, as its byte order mark says.
+        packed: Whether the file is compressed.
     """
 
     reading: Reading = field(default_factory=Reading)
@@ -126,6 +124,7 @@ class Findings:
     faults: int = 0
     skipped: int = 0
     utf16: bool = False
+    packed: bool = False
     _shown: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def fault(self, place: str, rule: str) -> None:
@@ -161,38 +160,66 @@ class Findings:
 def read_lines(path: Path, found: Findings) -> Generator[str, None, None]:
     """The lines of a file, their ends kept, each decoded on its own so that an error can say where.
 
-    Lines end with a line feed; in a file that has none, with a carriage return. A file that gzip compressed is read as
-    what it holds, and one that begins with a byte order mark of UTF-16 as that.
+    Lines end with a line feed; in a file that has none, with a carriage return. A file that gzip or zstd compressed is
+    read as what it holds, and one that begins with a byte order mark of UTF-16 as that.
+    """
+    with open_corpus(path, found) as (file, stream), _cut(stream, found) as cut:
+        for number, line in enumerate(cut, 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise CorpusError(
+                    f"line {number} must be at most {MAX_LINE_BYTES} bytes; split its text, because no backbone "
+                    "takes so many tokens"
+                )
+            found.reading.done = file.tell() if found.packed else found.reading.done + len(line)
+            text = _decode(line, encoding="utf-8-sig" if number == 1 else "utf-8")
+            if text is None:
+                rule = "be utf-8; convert the file, for instance with iconv"
+                if number == 1:  # it names the columns
+                    raise CorpusError(f"line 1 must {rule}")
+                found.fault(f"line {number}", rule)
+                found.undecoded += 1
+                text = line.decode("utf-8", errors="replace")  # to go on; nothing of it is used
+            yield text
+
+
+@contextmanager
+def open_corpus(path: Path, found: Findings) -> Iterator[tuple[io.FileIO, io.BufferedReader[Any]]]:
+    """The file of a corpus, and the stream of what it holds, by its first bytes; `found` learns what it is.
+
+    Raises:
+        CorpusError: The file cannot be read; also while the block reads it, where it is damaged.
+        UsageError: It is compressed by zstd, and pyarrow is not installed.
     """
     if path.exists() and not path.is_file():
         raise CorpusError("a corpus must be a regular file, because it may be read twice; write it to one first")
     try:
-        with path.open("rb") as file, _unpack(file) as stream, _cut(stream, found) as cut:
+        with path.open("rb", buffering=0) as file:
             found.reading.total = os.fstat(file.fileno()).st_size
-            for number, line in enumerate(cut, 1):
-                if len(line) > MAX_LINE_BYTES:
-                    raise CorpusError(
-                        f"line {number} must be at most {MAX_LINE_BYTES} bytes; split its text, because no backbone "
-                        "takes so many tokens"
-                    )
-                found.reading.done = file.tell() if stream is not file else found.reading.done + len(line)
-                text = _decode(line, encoding="utf-8-sig" if number == 1 else "utf-8")
-                if text is None:
-                    rule = "be utf-8; convert the file, for instance with iconv"
-                    if number == 1:  # it names the columns
-                        raise CorpusError(f"line 1 must {rule}")
-                    found.fault(f"line {number}", rule)
-                    found.undecoded += 1
-                    text = line.decode("utf-8", errors="replace")  # to go on; nothing of it is used
-                yield text
+            begin = file.read(_MAGIC_BYTES)
+            file.seek(0)
+            unpack = next((way for magic, way in _UNPACKERS.items() if begin.startswith(magic)), None)
+            found.packed = unpack is not None
+            with io.BufferedReader(file if unpack is None else unpack(file), _PEEK_BYTES) as stream:
+                peeked = stream.peek()
+                # That of UTF-32 begins with that of UTF-16, and no text begins with the zero that follows there.
+                found.utf16 = peeked.startswith(_UTF16) and not peeked.startswith(codecs.BOM_UTF32_LE)
+                yield file, stream
     except (gzip.BadGzipFile, EOFError, zlib.error):
-        raise CorpusError("a compressed corpus must be whole; it is damaged or cut off") from None
-    except UnicodeError:  # of UTF-16, which is decoded as a stream; its message quotes the bytes
-        raise CorpusError("a corpus in utf-16 must be whole; write it again, in utf-8 if you can") from None
+        raise _explain_damage() from None
+    except UnicodeError:  # of what is decoded as a stream; its message quotes the bytes
+        if found.utf16:
+            raise CorpusError("a corpus in utf-16 must be whole; write it again, in utf-8 if you can") from None
+        raise CorpusError("a corpus must be utf-8; convert the file, for instance with iconv") from None
     except OSError as error:
+        if found.packed and error.errno is None:  # what pyarrow raises
+            raise _explain_damage() from None
         raise CorpusError(
             f"a corpus must be readable, got {error.strerror or type(error).__name__}; check the path"
         ) from None
+
+
+def _explain_damage() -> CorpusError:
+    return CorpusError("a compressed corpus must be whole; it is damaged or cut off")
 
 
 def _decode(line: bytes, *, encoding: str) -> str | None:
@@ -202,25 +229,32 @@ def _decode(line: bytes, *, encoding: str) -> str | None:
         return None
 
 
-@contextmanager
-def _unpack(file: BinaryIO) -> Iterator[BinaryIO | gzip.GzipFile]:
-    """What a file holds that gzip compressed, by its first bytes; else the file."""
-    begin = file.read(len(_GZIP))
-    file.seek(0)
-    if begin != _GZIP:
-        yield file
-        return
-    with gzip.GzipFile(fileobj=file, mode="rb") as content:
-        yield content
+def _unpack_gzip(file: io.FileIO) -> io.RawIOBase:
+    return cast(io.RawIOBase, gzip.GzipFile(fileobj=file, mode="rb"))
+
+
+def _unpack_zstd(file: io.FileIO) -> io.RawIOBase:
+    try:
+        arrow = import_module("pyarrow")
+    except ImportError:
+        raise UsageError(
+            "a corpus that zstd compressed must be read with pyarrow; unpack it with zstd -d, or run in the checkout: "
+            "pip install -e '.[parquet]'"
+        ) from None
+    return cast(io.RawIOBase, arrow.CompressedInputStream(file, "zstd"))
+
+
+# What unpacks a file, by the bytes that it begins with. Neither takes more memory for a file that holds more.
+_UNPACKERS: Final[Mapping[bytes, Callable[[io.FileIO], io.RawIOBase]]] = {
+    b"\x1f\x8b": _unpack_gzip,
+    b"\x28\xb5\x2f\xfd": _unpack_zstd,
+}
 
 
 @contextmanager
-def _cut(stream: BinaryIO | gzip.GzipFile, found: Findings) -> Iterator[Iterator[bytes]]:
+def _cut(stream: io.BufferedReader[Any], found: Findings) -> Iterator[Iterator[bytes]]:
     """Lines as bytes of UTF-8, none longer than one byte above the limit; of UTF-16 so many letters."""
-    begin = stream.read(_PEEK_BYTES)
-    stream.seek(0)
-    # That of UTF-32 begins with that of UTF-16, and no text begins with the zero that follows there.
-    found.utf16 = begin.startswith(_UTF16) and not begin.startswith(codecs.BOM_UTF32_LE)
+    begin = stream.peek()
     # Latin-1 maps every byte to a character and back, so with it this cuts bytes.
     encoding, back = ("utf-16", "utf-8") if found.utf16 else ("latin-1", "latin-1")
     start = begin.decode(encoding, errors="ignore") if found.utf16 else begin.decode(encoding)
@@ -249,123 +283,9 @@ def skip_blank_lines(
         yield number, row
 
 
-class _Pairs(list[tuple[str, Any]]):
-    """The fields of a JSON object in order; the same key may come twice in one that nobody reads."""
-
-    def once(self, name: str) -> tuple[bool, Any]:
-        """Whether the field is there at most once, and its value, or `_NOTHING`."""
-        values = [value for key, value in self if key == name]
-        return len(values) < 2, values[0] if values else _NOTHING
-
-
-class _Nothing:
-    """The value of a field that is not there."""
-
-
-_NOTHING: Final = _Nothing()
-_KINDS: Final = {
-    _Pairs: "an object",
-    _Nothing: "nothing",
-    list: "a list",
-    type(None): "null",
-    bool: "true or false",
-    int: "a whole number",
-}
-_MOST_DIGITS: Final = 100
-
-
-def read_jsonl(path: Path, columns: Columns, found: Findings) -> Generator[Row | None, None, None]:
-    """The records of a file of JSON objects, one a line; None for a fault. Fields that are not read may be anything."""
-    lines = enumerate(read_lines(path, found), 1)
-    undecoded = 0
-    rows = ((number, line.strip()) for number, line in lines)
-    for number, line in skip_blank_lines(rows, found, skip=columns.skip_empty):
-        place = f"line {number}"
-        if found.undecoded > undecoded:
-            undecoded = found.undecoded
-            yield None
-            continue
-        fields = _parse(line)
-        if fields is None:
-            if line.startswith("["):
-                raise CorpusError(
-                    f"{place} must be one JSON object, got an array; write one object a line (jq -c '.[]')"
-                )
-            found.fault(place, "be one JSON object; the file is damaged or of another kind")
-            yield None
-            continue
-        if columns.skip_empty and any(is_empty(fields.once(column)[1]) for column in columns.texts):
-            found.skipped += 1
-            continue
-        read = [_text(fields, column, place, found, privatized=columns.privatized) for column in columns.texts]
-        texts = tuple(text for text in read if text is not None)
-        label = None if columns.label is None else _json_label(fields, columns.label, place, found)
-        if len(texts) < len(read) or (columns.label is not None and label is None):
-            yield None
-        else:
-            kept = tuple(_plain(fields.once(column)[1]) for column in columns.kept)
-            yield Row(place, texts, label, kept)
-
-
-def _parse(line: str) -> _Pairs | None:
-    try:
-        # NaN is taken, and a number of any length, because the field may be one that nobody reads.
-        value = json.loads(
-            line,
-            object_pairs_hook=_Pairs,
-            parse_int=lambda digits: int(digits) if len(digits) <= _MOST_DIGITS else float("inf"),
-        )
-    except (ValueError, RecursionError):
-        # The decoder's own message quotes its input: it is dropped on purpose.
-        return None
-    return value if isinstance(value, _Pairs) else None
-
-
-def _text(fields: _Pairs, column: str, place: str, found: Findings, *, privatized: bool) -> str | None:
-    once, value = fields.once(column)
-    chat = next((name for name in _CHATS if isinstance(fields.once(name)[1], list)), None)
-    if not once:
-        found.fault(place, f"have the field {column!r} once, got it several times; write the line again")
-    elif isinstance(value, str):
-        return value
-    elif value is _NOTHING and chat is not None:
-        ways = "write each message as a text in a field of its own, and name that one"
-        if privatized:
-            ways = (
-                "write what is asked and what is answered as two fields of text, and name them as the text and the "
-                "target column"
-            )
-        found.fault(place, f"have a text in {column!r}, got a chat in {chat!r}; {ways}")
-    else:
-        found.fault(place, f"have a text in {column!r}, got {_kind(value)}; name the right field")
-    return None
-
-
-def _json_label(fields: _Pairs, column: str, place: str, found: Findings) -> str | None:
-    once, value = fields.once(column)
-    if once and type(value) in (str, int):
-        return found.label(place, str(value))
-    got = _kind(value) if once else "it several times"
-    found.fault(place, f"have a name or a whole number in {column!r}, got {got}; name the right field")
-    return None
-
-
 def is_empty(value: object) -> bool:
     """Whether a cell is null, or a text of spaces alone."""
     return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _plain(value: Any) -> Any:
-    """The value of a field that is handed back; None where there is none."""
-    if isinstance(value, _Pairs):
-        return {name: _plain(item) for name, item in value}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return None if value is _NOTHING or (isinstance(value, float) and not math.isfinite(value)) else value
-
-
-def _kind(value: object) -> str:
-    return _KINDS.get(type(value), "a number that is not whole" if isinstance(value, float) else "a text")
 
 
 Reader = Callable[[Path, Columns, Findings], Generator[Row | None, None, None]]

@@ -25,10 +25,10 @@ from rapt.local.corpus_formats import (
     Reader,
     Row,
     is_empty,
-    read_jsonl,
     read_lines,
     skip_blank_lines,
 )
+from rapt.local.json_formats import read_json
 
 SEPARATOR_NAMES: Final = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 # The first line of what Excel writes for itself where the comma is taken by decimals.
@@ -245,5 +245,5 @@ def _never_closed(opened: int, instead: str) -> CorpusError:
 LINE_READERS: Final[dict[FileFormat, Reader]] = {
     "csv": partial(read_separated, usual=","),
     "tsv": partial(read_separated, usual="\t"),
-    "jsonl": read_jsonl,
+    "jsonl": read_json,
 }
