@@ -33,6 +33,7 @@ from rapt.local.codes.subset import remake_subset
 from rapt.local.corpus import LabelledText, read_corpus
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.own_model import Fusion, fit_fusion
+from rapt.local.policy.policy import Policy
 from rapt.local.predictions import FilePredictions, Row, check_beside, check_output, make_rows, write_rows
 from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
@@ -408,7 +409,13 @@ class FusedModel:
 
 
 def fuse_with_own_texts(
-    model: HomeModel, own: Path, *, text_column: str = "text", second_column: str | None = None, label_column: str
+    model: HomeModel,
+    own: Path,
+    *,
+    text_column: str = "text",
+    second_column: str | None = None,
+    label_column: str,
+    policy: Policy | None = None,
 ) -> FusedModel:
     """Return a tuned model that also counts the words of labelled texts of the user's own. Nothing leaves.
 
@@ -418,12 +425,13 @@ def fuse_with_own_texts(
         text_column: Column of the text.
         second_column: Column of the second text of a pair; None for single texts.
         label_column: Column of the label.
+        policy: Policy that the texts are rewritten by; that of the training texts, if they had one.
 
     Raises:
         CorpusError: The file cannot be read.
         UsageError: There are too few texts, or a label is none of the model's.
     """
-    records, seconds = _read_queries(own, model.card, text_column, second_column, label_column)
+    records, seconds = _read_queries(own, model.card, text_column, second_column, label_column, policy)
     texts = [record.text for record in records]
     places = {name: place for place, name in enumerate(model.card.labels)}
     labels = np.array([places[str(record.label)] for record in records], dtype=np.int64)
@@ -441,16 +449,22 @@ def join_pairs(texts: Sequence[str], seconds: Sequence[str] | None) -> list[str]
 
 
 def _read_queries(
-    source: Path, card: AdapterCard, text_column: str, second_column: str | None, label_column: str | None
+    source: Path,
+    card: AdapterCard,
+    text_column: str,
+    second_column: str | None,
+    label_column: str | None,
+    policy: Policy | None,
 ) -> tuple[list[LabelledText], list[str] | None]:
     """The records of a file, and their second texts, checked against what the model knows."""
     if card.pairs != (second_column is not None):
         wanted = "two texts, with --text-column-2" if card.pairs else "one text, without --text-column-2"
         raise UsageError(f"a query must have {wanted}, as the training text had")
-    records = list(read_corpus(source, text_column=text_column, label_column=label_column))
+    records = list(read_corpus(source, text_column=text_column, label_column=label_column, policy=policy))
     seconds = None
     if second_column is not None:
-        seconds = [item.text for item in read_corpus(source, text_column=second_column, label_column=None)]
+        others = read_corpus(source, text_column=second_column, label_column=None, policy=policy)
+        seconds = [item.text for item in others]
     unknown = {item.label for item in records if item.label is not None}.difference(card.labels)
     if unknown:
         raise UsageError(
@@ -502,6 +516,7 @@ def predict_at_home(
     beside: Sequence[Mapping[str, Any]] | None = None,
     on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
     narrator: Narrator = SILENT,
+    policy: Policy | None = None,
 ) -> FilePredictions:
     """Answer the clear texts of a file. Nothing is sent, and nothing is written but the output.
 
@@ -516,6 +531,7 @@ def predict_at_home(
         beside: Values that stand before each prediction, such as ids of the texts.
         on_rows: Called with the rows of each batch.
         narrator: Receiver of remarks and progress.
+        policy: Policy that the texts are rewritten by; that of the training texts, if they had one.
 
     Raises:
         CorpusError: The file cannot be read, or a text cannot be answered.
@@ -525,7 +541,7 @@ def predict_at_home(
     if out is not None:
         check_output(out, queries=source, overwrite=overwrite)
     card = model.card
-    records, seconds = _read_queries(source, card, text_column, second_column, label_column)
+    records, seconds = _read_queries(source, card, text_column, second_column, label_column, policy)
     check_beside(beside, records=len(records))
     found: list[Row] = []
     right = 0

@@ -310,6 +310,7 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
         "labels_sent",
         "label_privacy",
         "randomness",
+        "policy",
         "reading",
         "not_protected",
     ]

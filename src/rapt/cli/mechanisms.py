@@ -14,10 +14,12 @@ from rapt.cli.options import (
     AllowUnproved,
     AsJson,
     MechanismOptions,
+    PolicyFile,
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
     load_checked_vocabulary,
+    read_policy,
     remake_file_mechanism,
 )
 from rapt.cli.output import format_table, show, show_json
@@ -268,6 +270,7 @@ def statement(
         typer.Option(metavar="TEXTS", help="Texts of FILE in clear: show what repeats in them, and how much stays."),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of --original that holds the text.")] = "text",
+    policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a setting protects, and what it does not.
@@ -324,7 +327,9 @@ def statement(
         labels_sent, label_privacy = True, None
         two_texts, targets, arrangement = False, None, UNARRANGED
     rng = secure_stream().generator
-    own = None if original is None else count_own_texts(original, loaded, text_column=text_column)
+    own = None
+    if original is not None:
+        own = count_own_texts(original, loaded, text_column=text_column, policy=read_policy(policy))
     own_weights = None if own is None else weigh_counts(own.counts, source=f"the tokens of your {own.texts:,} texts")
     found = state_privacy(
         loaded,
@@ -335,6 +340,7 @@ def statement(
         two_texts=two_texts,
         targets=targets,
         arrangement=arrangement,
+        policy=() if manifest is None else manifest.policy,
         word_pairs=pairs,
         randomness=randomness,
         file=None if file is None else measure_file(file),

@@ -21,6 +21,7 @@ from rapt.this_machine import measure_half_of_memory
 
 if TYPE_CHECKING:
     from rapt.local.mechanisms import Mechanism
+    from rapt.local.policy.policy import Policy
     from rapt.local.vocabulary import Unknown, Vocabulary
     from rapt.wire.manifest import MechanismSetting, Parameter
 
@@ -54,6 +55,14 @@ TrustVocabulary = Annotated[
     typer.Option(
         "--trust-vocabulary",
         help="Take a vocabulary that is not the known one of its name, or that has rows which stand out from the rest.",
+    ),
+]
+PolicyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--policy",
+        metavar="TOML",
+        help="Entity policy: what becomes of names, numbers and addresses before a text is privatized.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -153,6 +162,13 @@ def load_checked_vocabulary(name: str, *, trusted: bool, unknown: Unknown = "unk
     loaded = load_vocabulary(name, unknown=unknown, remark=lambda line: say(f"rapt: {line}"))
     check_vocabulary(loaded, trusted=trusted)
     return loaded
+
+
+def read_policy(path: Path | None) -> Policy | None:
+    """Read the policy that is named, if one is. Raises as `Policy.read`."""
+    from rapt.local.policy.policy import Policy
+
+    return None if path is None else Policy.read(path)
 
 
 def choose_mechanism(

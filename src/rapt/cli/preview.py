@@ -16,10 +16,12 @@ from rapt.cli.options import (
     AsJson,
     Eta,
     MechanismOptions,
+    PolicyFile,
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
     load_checked_vocabulary,
+    read_policy,
 )
 from rapt.cli.output import meter, say, show, show_json
 from rapt.errors import CorpusError, UsageError
@@ -52,6 +54,7 @@ def preview(
     vocabulary: VocabularyName = "minilm",
     trust_vocabulary: TrustVocabulary = False,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
+    policy: PolicyFile = None,
     word: Annotated[
         list[str] | None, typer.Option(metavar="WORD", help="Show how often this word stays; repeat.")
     ] = None,
@@ -99,7 +102,9 @@ def preview(
         return choose_mechanism(mechanism, vocabulary=loaded, eta=at, settings=settings, allow_unproved=allow_unproved)
 
     made, rng = make(eta), secure_stream().generator
-    own = None if texts is None else count_own_texts(texts, loaded, text_column=text_column, shown=shown)
+    own = None
+    if texts is not None:
+        own = count_own_texts(texts, loaded, text_column=text_column, shown=shown, policy=read_policy(policy))
     counts = Counter[int]() if own is None else own.counts
     draws = min(_MOST, max(_FEWEST, _DRAWS // max(len(counts), 1)))
     known = measure_retention(made, loaded, list(counts), rng=rng, draws=draws) if counts else None

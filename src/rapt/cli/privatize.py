@@ -16,11 +16,13 @@ from rapt.cli.options import (
     AsJson,
     Drawn,
     MechanismOptions,
+    PolicyFile,
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
     list_given,
     load_checked_vocabulary,
+    read_policy,
     take_standard_input,
 )
 from rapt.cli.output import meter, say, show, show_file, show_json
@@ -125,6 +127,7 @@ def privatize(
         UnknownWords,
         typer.Option(help="A word outside the vocabulary becomes the unknown token and is privatized, or is refused."),
     ] = UnknownWords.UNK,
+    policy: PolicyFile = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text.")] = "text",
     text_column_2: Annotated[
         str | None,
@@ -264,6 +267,8 @@ def privatize(
     text whose tokens were released before with the same setting is sent as it was then, and costs nothing: whoever sees
     both files, or both records, sees that it is the same text. Two texts of one record are never sent as one release.
 
+    With --policy names, numbers and addresses are masked before that, or get pseudonyms, or an eta of their own.
+
     \b
     Examples:
       rapt privatize reviews.csv reviews.codes.jsonl --epsilon 4
@@ -277,6 +282,7 @@ def privatize(
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
     from rapt.local.kept_share import KeptShares, check_kept_shares
     from rapt.local.ledger_place import describe_run, name_receipt, refuse_ledger_files, write_receipt
+    from rapt.local.policy.policy_privatizer import PolicyPrivatizer
     from rapt.local.privatizer import Privatizer, plan_plain_tokens
     from rapt.local.randomness import insecure_stream, secure_stream
     from rapt.local.record_order import make_order_key
@@ -310,6 +316,14 @@ def privatize(
         context.call_on_close(waiting.cleanup)
         target = Path(waiting.name) / "privatized.jsonl"
     check_output(target, source=source, overwrite=overwrite)
+    rules = read_policy(policy)
+    if policy is not None and rules is not None:
+        of_policy = (policy, *(() if rules.names is None else rules.names.files))
+        for path in (target, *(() if receipt is None else (receipt,))):
+            if path.resolve() in [file.resolve() for file in of_policy]:
+                raise UsageError(
+                    "the output must be another file than the policy, its map and their key; choose another name"
+                )
     key = read_key_place(ledger_key)
     if receipt is not None:
         _check_receipt(receipt, used=(source, target, key if isinstance(key, Path) else None), overwrite=overwrite)
@@ -353,6 +367,8 @@ def privatize(
             truncate_to=truncate,
             length_bucket=length_bucket,
         )
+    if rules is not None:
+        privatizer = PolicyPrivatizer(privatizer, rules)
     # Queries keep their order, because their predictions are joined to them by it.
     if shuffle is None:
         shuffle = not no_label or target_column is not None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AsJson, take_standard_input
+from rapt.cli.options import AsJson, PolicyFile, read_policy, take_standard_input
 from rapt.cli.output import format_json, meter, say, show, show_json
 from rapt.cli.profiles import ServiceAccess, asks_a_service
 from rapt.errors import CorpusError, ServiceError, UnavailableError, UsageError
@@ -271,6 +271,7 @@ def predict(
         str | None,
         typer.Option(metavar="NAME", help="Column of true labels, compared with the answers; with --local."),
     ] = None,
+    policy: PolicyFile = None,
     own_texts: Annotated[
         Path | None,
         typer.Option(
@@ -329,7 +330,7 @@ def predict(
             show("\n".join(map(format_json, rows)))
 
     columns = {"--text-column": text_column, "--text-column-2": text_column_2, "--label-column": label_column}
-    only = {**columns, "--truncate": truncate, "--backbone": backbone, "--own-texts": own_texts}
+    only = {**columns, "--truncate": truncate, "--backbone": backbone, "--own-texts": own_texts, "--policy": policy}
     given = [
         name for name, value in only.items() if value is not None and (original is None or name != "--text-column")
     ]
@@ -351,6 +352,7 @@ def predict(
                 check_output(out, queries=own_texts, overwrite=overwrite)
             from rapt.at_home import HomeModel, fetch_home_model, fuse_with_own_texts, predict_at_home
 
+            rules = read_policy(policy)
             asked: HomeModel = fetch_home_model(client, model, backbone=backbone, truncate_to=truncate)
             if own_texts is not None:
                 asked = fuse_with_own_texts(
@@ -359,6 +361,7 @@ def predict(
                     text_column=text_column or "text",
                     second_column=text_column_2,
                     label_column=own_label_column or "label",
+                    policy=rules,
                 )
             found = predict_at_home(
                 file,
@@ -371,6 +374,7 @@ def predict(
                 beside=beside,
                 on_rows=show_rows,
                 narrator=output,
+                policy=rules,
             )
             say("answered here: nothing of the texts left, and no budget was spent")
         else:

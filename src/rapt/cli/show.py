@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AsJson, TrustVocabulary, load_checked_vocabulary
+from rapt.cli.options import AsJson, PolicyFile, TrustVocabulary, load_checked_vocabulary, read_policy
 
 if TYPE_CHECKING:
     from rapt.local.shown_texts import ShownFile, ShownText
@@ -28,6 +28,7 @@ def show(
         Path | None, typer.Option(metavar="TEXTS", help="Source of the file, to show each text beside what left.")
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column of TEXTS that holds the text.")] = "text",
+    policy: PolicyFile = None,
     vocabulary: Annotated[
         str | None, typer.Option(metavar="NAME", help="Vocabulary of the file; default: the one that the file names.")
     ] = None,
@@ -64,7 +65,9 @@ def show(
         released = read_privatized_file(file)
     else:
         released = read_in_order_of_source(file, receipt=receipt, ledger=ledger)
-        with closing(read_corpus(original, text_column=text_column, label_column=None, skip_empty=True)) as records:
+        rules = read_policy(policy)
+        source = read_corpus(original, text_column=text_column, label_column=None, skip_empty=True, policy=rules)
+        with closing(source) as records:
             originals = [record.text for record in records]
     manifest = released.manifest
     if manifest.unit == "text":

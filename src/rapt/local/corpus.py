@@ -23,6 +23,8 @@ from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_place import refuse_ledger_files
 from rapt.local.ledger_releases import ReleasePlan, plan_releases, privatize_chunks, settle_releases
+from rapt.local.policy.policy import Policy
+from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.record_order import draw_order
@@ -63,6 +65,7 @@ def read_corpus(
     header: bool = True,
     skip_empty: bool = False,
     reading: Reading | None = None,
+    policy: Policy | None = None,
 ) -> Generator[LabelledText, None, None]:
     """The records of a file, one at a time. Blank lines are allowed at its end only.
 
@@ -83,6 +86,7 @@ def read_corpus(
         skip_empty: Whether records with an empty text, and blank lines, are passed over; a file that rapt privatized
             has none.
         reading: Position in the file, moved as it is read, to show progress.
+        policy: Policy that each text is rewritten by; None gives texts as they are.
 
     Raises:
         CorpusError: The file cannot be read, is empty, is not UTF-8, lacks a column, or has a damaged line. Messages
@@ -100,7 +104,8 @@ def read_corpus(
     with closing(read_rows(source, columns, file_format=kind, found=found)) as rows:
         for row in rows:
             assert row is not None  # a fault is raised where faults are not collected
-            yield LabelledText(text=row.texts[0], label=row.label)
+            text = row.texts[0] if policy is None else policy.apply(row.texts[0]).text
+            yield LabelledText(text=text, label=row.label)
 
 
 def read_columns(path: Path, names: Sequence[str], *, text_column: str | None = None) -> list[dict[str, Any]]:
@@ -238,6 +243,8 @@ def privatize_corpus(
         public_labels=public_labels,
         delimiter=delimiter,
     )
+    if isinstance(privatizer, PolicyPrivatizer):
+        privatizer.policy.save()
     if on_checked is not None:
         on_checked(check)
     names = check.labels

@@ -18,7 +18,7 @@ from typing import Final
 from rapt.errors import CorpusError, VocabularyError
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
-from rapt.local.privatizer import Privatizer, TextPrivatizer
+from rapt.local.privatizer import TextPrivatizer
 from rapt.local.records import Part, explain_long_pair
 from rapt.local.repeated_runs import RepeatedRuns, RunCounter
 from rapt.local.separated_formats import LINE_READERS, SEPARATOR_NAMES
@@ -254,7 +254,7 @@ def _check_texts(
         columns[0],
         *(column for part, column in zip(parts, columns[1:], strict=True) if part != "public_target"),
     ]
-    if isinstance(privatizer, Privatizer):  # of a text that leaves as a whole no word is released
+    if privatizer.mechanism.setting.unit == "token":  # of a text that leaves as a whole no word is released
         runs.add(list(zip(*privatized, strict=True)))
         counts.update(token for column in privatized for content in column for token in content)
     unknown = privatizer.vocabulary.unknown_id

@@ -24,6 +24,7 @@ from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.mechanisms import MECHANISMS, find_space
 from rapt.local.mechanisms.interface import Promise
 from rapt.local.own_texts import FileShape, OwnTexts
+from rapt.local.policy.policy_statement import find_weakest, list_policy_exposures
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
 from rapt.local.retention import KindShare, WordChance
 from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, explain_numbers, list_exposures
@@ -39,6 +40,7 @@ from rapt.wire.manifest import (
     check_eta,
 )
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
+from rapt.wire.policy_setting import KindSetting
 
 __all__ = ["PrivacyStatement", "state_privacy"]
 
@@ -66,6 +68,7 @@ def state_privacy(
     own: OwnTexts | None = None,
     own_unchanged: UnchangedShare | None = None,
     arrangement: Arrangement = UNARRANGED,
+    policy: Sequence[KindSetting] = (),
 ) -> PrivacyStatement:
     """State what `setting` promises on `vocabulary`, and what it does not.
 
@@ -88,11 +91,13 @@ def state_privacy(
         own: Result of `count_own_texts`, to be shown as well.
         own_unchanged: Result of `measure_unchanged` over those texts, to be shown as well.
         arrangement: Equality, order and lengths of the records, as the manifest states them.
+        policy: Kinds of entities that were treated otherwise; bounds are those of the largest η among all.
 
     Raises:
         MechanismError: The mechanism or one of its parameters is unknown, or η is outside its domain.
         UsageError: The two words of a pair have different numbers of tokens, or none.
     """
+    setting = find_weakest(setting, policy) if policy else setting
     promise = _promise(setting)
     noise = None if promise.noise is None else promise.noise(setting, vocabulary.dimension)
     # η is measured in the metric of the mechanism, which may scale the rows of the table first.
@@ -150,12 +155,14 @@ def state_privacy(
         labels_sent=labels_sent,
         label_privacy=label_privacy if labels_sent else None,
         randomness=randomness,
+        policy=tuple(policy),
         reading=(
             *(() if promise.remark is None else (promise.remark(setting),)),
             *explain_numbers(pairs[0], texts[0], delta=DELTA, pure_only=promise.pure_only),
         ),
-        not_protected=tuple(
-            list_exposures(
+        not_protected=(
+            *list_policy_exposures(policy, unit="token"),
+            *list_exposures(
                 plain_tokens,
                 labels_sent=labels_sent,
                 label_privacy=label_privacy,
@@ -163,7 +170,7 @@ def state_privacy(
                 targets=targets,
                 noise_drawn=not promise.pure_only,
                 arrangement=arrangement,
-            )
+            ),
         ),
     )
 

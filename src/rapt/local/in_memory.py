@@ -29,6 +29,8 @@ from rapt.local.ledger import Ledger, open_ledger
 from rapt.local.ledger_place import FOLDER, describe_run, find_ledger, make_folder, name_receipt, write_receipt
 from rapt.local.ledger_releases import privatize_chunks
 from rapt.local.mechanisms import make_mechanism
+from rapt.local.policy.policy import Policy
+from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.privatizer import USUAL_POOL, Privatizer, TextPrivatizer, plan_plain_tokens
 from rapt.local.randomness import RandomStream, secure_stream
 from rapt.local.record_order import draw_order, make_order_key
@@ -124,6 +126,7 @@ class Privatized(Sequence[PrivatizedRecord]):
             randomness=manifest.randomness,
             label_privacy=manifest.label_privacy,
             arrangement=manifest.arrangement,
+            policy=manifest.policy,
         )
 
     def save(self, path: Path | str, *, shuffle: bool | None = None, overwrite: bool = False) -> Manifest:
@@ -167,6 +170,7 @@ def privatize(
     epsilon: float | None = None,
     eta: float | None = None,
     privatizer: TextPrivatizer | None = None,
+    policy: Policy | Path | str | None = None,
     labels: Any = None,
     text_column: str = "text",
     label_column: str | None = None,
@@ -194,6 +198,7 @@ def privatize(
         epsilon: ε of each whole text; 1 to 8 are usual.
         eta: η of each token, in 1/embedding distance; see `calibrate_unchanged`.
         privatizer: A setting that is ready, in place of both; saves the time of loading for each call.
+        policy: What becomes of names, numbers and addresses before that; a policy, or its TOML file.
         labels: Labels of the texts, of any kind with a name: they leave in clear unless `label_epsilon` is set.
         text_column: Column of the texts of a table.
         label_column: Column of the labels of a table; None sends none.
@@ -249,6 +254,8 @@ def privatize(
         )
     elif epsilon is not None or eta is not None:
         raise UsageError("one guarantee must be named; give epsilon, eta or a privatizer, and not two of them")
+    if policy is not None:
+        privatizer = PolicyPrivatizer(privatizer, policy if isinstance(policy, Policy) else Policy.read(policy))
     check = check_rows(
         _make_rows(given, names),
         found=Findings(collects=True),
@@ -258,6 +265,8 @@ def privatize(
         labels=check_class_names(None if classes is None else name_labels(classes, count=len(classes))),
         public_labels=False,
     )
+    if isinstance(privatizer, PolicyPrivatizer):
+        privatizer.policy.save()
     kept = check_kept_shares(
         privatizer, check.counts, rng=secure_stream().generator, insist=None if allow_weak else "allow_weak=True"
     )

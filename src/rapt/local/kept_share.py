@@ -10,13 +10,15 @@ it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from rapt.errors import MechanismError
 from rapt.local.deniability import UnchangedShare, measure_unchanged
+from rapt.local.mechanisms import remake_mechanism
+from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.privatizer import Privatizer, TextPrivatizer
 from rapt.local.weighting import weigh_own_tokens
 
@@ -79,6 +81,10 @@ def check_kept_shares(
     Raises:
         MechanismError: Nine of ten tokens or more stay, and nobody insists.
     """
+    strengths = [0.0]
+    if isinstance(privatizer, PolicyPrivatizer):
+        strengths += [rule.strength or 0.0 for rule in privatizer.policy.rules.values() if rule.treatment == "eta"]
+        privatizer = privatizer.inner
     if not isinstance(privatizer, Privatizer):
         return None
     mechanism, vocabulary = privatizer.mechanism, privatizer.vocabulary
@@ -87,6 +93,20 @@ def check_kept_shares(
         running=measure_unchanged(mechanism, vocabulary, rng=rng, draws=_DRAWS),
         own=measure_unchanged(mechanism, vocabulary, rng=rng, weighting=weigh_own_tokens(counts), draws=_DRAWS),
     )
+    weakest = max(strengths)
+    if insist is not None and weakest > kept.eta:
+        weak = remake_mechanism(
+            replace(mechanism.setting, parameters={**mechanism.setting.parameters, "eta": weakest}),
+            vocabulary=vocabulary,
+            allow_unproved=True,
+        )
+        share = measure_unchanged(weak, vocabulary, rng=rng, draws=_DRAWS).share
+        if share >= NEARLY_ALL:
+            raise MechanismError(
+                f"the eta of a kind must change more than a tenth of the tokens, got eta={weakest:g} at which "
+                f"{100 * share:.1f} % of running public text stay as they are; take a smaller one, or insist with "
+                f"{insist}"
+            )
     if insist is not None and kept.largest >= NEARLY_ALL:
         own, running = (f"{100 * found.share:.1f} %" for found in (kept.own, kept.running))
         raise MechanismError(

@@ -27,6 +27,7 @@ from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream
 from rapt.local.records import Chunk, ChunkSetting, privatize_records, put_text
 from rapt.wire.manifest import NO_PLAIN_TOKENS, RANDOMIZED_RESPONSE, dump_mechanism
+from rapt.wire.policy_setting import dump_policy
 from rapt.wire.privatized_file import PrivatizedPart, PrivatizedRecord, list_privatized_texts
 
 
@@ -120,8 +121,12 @@ def plan_releases(ledger: Ledger, chunk: Chunk, setting: ChunkSetting, *, redraw
         part: (setting.privatizer if part == "first" else bare).contents(own, first_position=chunk.position)
         for part, own in texts.items()
     }
+    marks = {part: setting.privatizer.marks(own, first_position=chunk.position) for part, own in texts.items()}
     hashes = {
-        part: [key.content_hash([content], vocabulary_hash=vocabulary) for content in own]
+        part: [
+            key.content_hash([content, mark] if mark else [content], vocabulary_hash=vocabulary)
+            for content, mark in zip(own, marks[part], strict=True)
+        ]
         for part, own in contents.items()
     }
     copies = {part: _count_copies(hashes, part) for part in hashes}
@@ -177,7 +182,7 @@ def settle_releases(
             text = plan.texts[part][place]
             if text.stored is None:
                 places.append((place, part))
-                releases.append(_release_text(text, ids, setting.privatizer, setting=described, position=position))
+                releases.append(_release_text(text, ids, setting, described=described, position=position))
         if plan.labels:
             assert setting.response is not None
             assert record.label is not None
@@ -211,13 +216,15 @@ def settle_releases(
 
 def write_text_setting(setting: ChunkSetting) -> str:
     """Write all that M(x) depends on beside the tokens of the text, as canonical JSON."""
-    return _canonical(
-        {
-            "mechanism": dump_mechanism(setting.privatizer.mechanism.setting),
-            "vocabulary_hash": setting.privatizer.vocabulary_hash,
-            "length_bucket": setting.manifest.arrangement.length_bucket,
-        }
-    )
+    described: dict[str, Any] = {
+        "mechanism": dump_mechanism(setting.privatizer.mechanism.setting),
+        "vocabulary_hash": setting.privatizer.vocabulary_hash,
+        "length_bucket": setting.manifest.arrangement.length_bucket,
+    }
+    # Masks and pseudonyms are in the tokens already.
+    if any(one.strength is not None for one in setting.manifest.policy):
+        described["policy"] = dump_policy(setting.manifest.policy)
+    return _canonical(described)
 
 
 def find_budget(privatizer: TextPrivatizer) -> Budget:
@@ -226,17 +233,18 @@ def find_budget(privatizer: TextPrivatizer) -> Budget:
 
 
 def _release_text(
-    text: _Planned, ids: tuple[int, ...], privatizer: TextPrivatizer, *, setting: str, position: int
+    text: _Planned, ids: tuple[int, ...], setting: ChunkSetting, *, described: str, position: int
 ) -> Release:
-    stated = privatizer.mechanism.setting
+    stated = setting.privatizer.mechanism.setting
     if stated.unit == "text":
         on_text = in_all = stated.epsilon
     else:
         # In all: ε of the release against a text whose tokens all lie at distance 1 from those of this one.
-        on_text, in_all = stated.eta, stated.eta * text.tokens
+        on_text = setting.manifest.weakest_eta
+        in_all = on_text * text.tokens
     return Release(
-        kind=find_budget(privatizer),
-        setting=setting,
+        kind=find_budget(setting.privatizer),
+        setting=described,
         text_hash=text.text_hash,
         content_hash=text.content_hash,
         release_hash=text.release_hash,

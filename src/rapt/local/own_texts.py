@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 
 from rapt.local.corpus import read_corpus
+from rapt.local.policy.policy import Policy
 from rapt.local.retention import STOP_WORDS
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.privatized_file import list_privatized_texts, read_privatized_file
@@ -47,8 +48,15 @@ class OwnTexts:
     alike: int
 
 
-def count_own_texts(path: Path, vocabulary: Vocabulary, *, text_column: str = "text", shown: int = 0) -> OwnTexts:
-    """Count the tokens of a corpus, and keep those of the first `shown` texts.
+def count_own_texts(
+    path: Path,
+    vocabulary: Vocabulary,
+    *,
+    text_column: str = "text",
+    shown: int = 0,
+    policy: Policy | None = None,
+) -> OwnTexts:
+    """Count the tokens of a corpus as a policy leaves it, and keep those of the first `shown` texts.
 
     Raises:
         CorpusError: The corpus cannot be read.
@@ -74,7 +82,7 @@ def count_own_texts(path: Path, vocabulary: Vocabulary, *, text_column: str = "t
         position += len(waiting)
         waiting.clear()
 
-    with closing(read_corpus(path, text_column=text_column, label_column=None)) as records:
+    with closing(read_corpus(path, text_column=text_column, label_column=None, policy=policy)) as records:
         for record in records:
             waiting.append(record.text)
             if len(waiting) == _CHUNK:

@@ -169,6 +169,10 @@ class TextPrivatizer(Protocol):
         """The content tokens of each text in clear, as the mechanism sees them."""
         ...
 
+    def marks(self, texts: Sequence[str], *, first_position: int = 0) -> list[tuple[int, ...]]:
+        """What beside the tokens of each text says how they are replaced; nothing where all are replaced alike."""
+        ...
+
     def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
         """How many ids the record of each text has."""
         ...
@@ -302,6 +306,10 @@ class Privatizer:
             )
             start = end
         return records
+
+    def marks(self, texts: Sequence[str], *, first_position: int = 0) -> list[tuple[int, ...]]:
+        """Nothing: all tokens are replaced by the same mechanism."""
+        return [()] * len(texts)
 
     def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
         """How many tokens the record of each text has; raises `CorpusError` as `privatize` does."""

@@ -27,6 +27,7 @@ from rapt.local.text_page import (
 )
 from rapt.wire.manifest import Arrangement, LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets
 from rapt.wire.mechanisms import GuaranteeStatus
+from rapt.wire.policy_setting import KindSetting, describe_policy, dump_policy
 
 SCHEMA: Final = "rapt.statement/2"
 PROTECTS_NOTHING: Final = (
@@ -103,6 +104,7 @@ class PrivacyStatement:
         labels_sent: Whether labels leave.
         label_privacy: Mechanism that privatized the labels; None where they leave in clear, or not at all.
         randomness: Origin of the noise; None where no file is meant.
+        policy: Kinds of entities that were treated otherwise than the rest; empty where none were.
         reading: How to read the numbers.
         not_protected: Exposures that the mechanism leaves open.
     """
@@ -134,6 +136,7 @@ class PrivacyStatement:
     labels_sent: bool
     label_privacy: LabelPrivacy | None
     randomness: Randomness | None
+    policy: tuple[KindSetting, ...]
     reading: tuple[str, ...]
     not_protected: tuple[Exposure, ...]
 
@@ -197,6 +200,7 @@ class PrivacyStatement:
             "labels_sent": self.labels_sent,
             "label_privacy": None if self.label_privacy is None else asdict(self.label_privacy),
             "randomness": None if self.randomness is None else asdict(self.randomness),
+            "policy": dump_policy(self.policy),
             "reading": list(self.reading),
             "not_protected": [asdict(exposure) for exposure in self.not_protected],
         }
@@ -319,7 +323,9 @@ class PrivacyStatement:
             labels = "sent in clear"
         words = f"{plain.count} public words before each text, from a pool of {len(plain.pool):,}"
         named = "named in the manifest of each file" if source is None else source.source
+        policy = [("policy", describe_policy(self.policy))] if self.policy else []
         return [
+            *policy,
             ("labels", labels),
             ("plain tokens", words if plain.count else "none"),
             ("randomness", f"{named}: INSECURE" if source is not None and source.insecure_seed is not None else named),

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, TypeGuard, get_args
 
 from rapt.errors import MechanismError, WireError
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS, MOST_EPSILON, Unit, find_unit
+from rapt.wire.policy_setting import KIND_NAME, MOST_KINDS, KindSetting, dump_policy
 from rapt.wire.strict_json import check_fields, check_json, dump_line, read_count, read_field, read_ids, read_name
 
 SCHEMA: Final = "rapt.privatized/1"
@@ -193,6 +194,7 @@ class Manifest:
         pairs: Whether each record has a second text, privatized as the first.
         targets: Whether each record's target text was privatized or is public; None when records have none.
         arrangement: Equality, order and lengths of the records.
+        policy: Kinds of entities that were treated otherwise than the rest of a text; empty where none were.
     """
 
     model: str
@@ -209,6 +211,7 @@ class Manifest:
     pairs: bool = False
     targets: Targets | None = None
     arrangement: Arrangement = UNARRANGED
+    policy: tuple[KindSetting, ...] = ()
 
     def __repr__(self) -> str:
         """Describe the file without its labels and pools."""
@@ -221,6 +224,15 @@ class Manifest:
     def unit(self) -> Unit:
         """Unit of one guarantee of the mechanism: each token, or each whole text."""
         return self.mechanism.unit
+
+    @property
+    def weakest_eta(self) -> float:
+        """The largest loss of a token of the file against one at distance 1: of η, and of each kind's own η or ε.
+
+        Raises:
+            MechanismError: The mechanism protects whole texts.
+        """
+        return max(self.mechanism.eta, *(one.strength or 0.0 for one in self.policy), 0.0)
 
     @property
     def schema(self) -> str:
@@ -284,7 +296,11 @@ def dump_manifest(manifest: Manifest) -> dict[str, Any]:
     if manifest.schema != SCHEMA:
         parts = {"pairs": manifest.pairs, "targets": manifest.targets}
     # Absent where nothing is to be said, so that such files stay as they were, byte for byte.
-    arranged = {} if manifest.arrangement == UNARRANGED else {"arrangement": asdict(manifest.arrangement)}
+    arranged: dict[str, Any] = (
+        {} if manifest.arrangement == UNARRANGED else {"arrangement": asdict(manifest.arrangement)}
+    )
+    if manifest.policy:
+        arranged["policy"] = dump_policy(manifest.policy)
     unit = {"unit": manifest.unit} if manifest.schema == SCHEMA_OF_CODES else {}
     return {
         "schema": manifest.schema,
@@ -344,7 +360,10 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
     if schema == SCHEMA_OF_CODES:
         names |= {"unit"}
     check_fields(
-        value, required=names | {"tokens", "records_sha256", "created_by"}, optional={"arrangement"}, what=what
+        value,
+        required=names | {"tokens", "records_sha256", "created_by"},
+        optional={"arrangement", "policy"},
+        what=what,
     )
     pairs = read_field(value, "pairs", bool, what=what) if schema != SCHEMA else False
     targets = _parse_targets(value["targets"]) if schema != SCHEMA else None
@@ -376,6 +395,7 @@ def parse_manifest(value: Mapping[str, Any]) -> Manifest:
         pairs=pairs,
         targets=targets,
         arrangement=_parse_arrangement(value),
+        policy=_parse_policy(read_field(value, "policy", dict, what=what)) if "policy" in value else (),
     )
     if (schema == SCHEMA_OF_CODES) != (manifest.unit == "text"):
         raise WireError(
@@ -395,6 +415,8 @@ def count_codes(manifest: Manifest) -> int:
 def _check_codes(manifest: Manifest, *, unit: Any) -> None:
     if unit != "text":
         raise WireError("the manifest of codes must have unit as text; write the file again")
+    if any(one.strength is not None for one in manifest.policy):
+        raise WireError("the manifest of codes must have no kinds with a strength of their own; write the file again")
     if manifest.plain_tokens != NO_PLAIN_TOKENS or manifest.targets is not None:
         raise WireError("the manifest of codes must have no plain tokens and no targets; write the file again")
     tokens = manifest.records * count_codes(manifest) * (2 if manifest.pairs else 1)
@@ -448,6 +470,26 @@ def _parse_arrangement(manifest: Mapping[str, Any]) -> Arrangement:
     if found == UNARRANGED:
         raise WireError(f"{what} must say something, or be left out; write the file again")
     return found
+
+
+def _parse_policy(value: Mapping[str, Any]) -> tuple[KindSetting, ...]:
+    what = "the policy of a manifest"
+    if not 1 <= len(value) <= MOST_KINDS or not all(map(KIND_NAME.fullmatch, value)):
+        raise WireError(
+            f"{what} must have 1 to {MOST_KINDS} kinds, named by small letters, digits and underscores; write the file "
+            "again"
+        )
+    found = []
+    for kind, stated in value.items():
+        if stated in ("mask", "pseudonym"):
+            found.append(KindSetting(kind=kind, treatment=stated))
+        elif type(stated) is dict and stated.keys() == {"eta"}:
+            found.append(KindSetting(kind=kind, treatment="eta", strength=check_eta(stated["eta"])))
+        elif type(stated) is dict and stated.keys() == {"epsilon"}:
+            found.append(KindSetting(kind=kind, treatment="epsilon", strength=check_epsilon(stated["epsilon"])))
+        else:
+            raise WireError(f"{what} must say mask, pseudonym, eta or epsilon of each kind; upgrade rapt")
+    return tuple(found)
 
 
 def dump_mechanism(setting: MechanismSetting) -> dict[str, Any]:

@@ -166,6 +166,10 @@ class CodePrivatizer:
             for place, ids in enumerate(stored)
         ]
 
+    def marks(self, texts: Sequence[str], *, first_position: int = 0) -> list[tuple[int, ...]]:
+        """Nothing: a text is replaced as a whole."""
+        return [()] * len(texts)
+
     def token_counts(self, texts: Sequence[str], *, first_position: int = 0) -> list[int]:
         """How many ids the record of each text has, which is the same for all; raises `CorpusError` as `privatize`."""
         self.contents(texts, first_position=first_position)

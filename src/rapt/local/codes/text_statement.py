@@ -13,15 +13,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from rapt.errors import MechanismError
+from rapt.local.policy.policy_statement import list_policy_exposures
 from rapt.local.statement import PROTECTS_NOTHING, Exposure
 from rapt.local.text_page import ceil_nats, ceil_odds, ceil_percent, facts, items, table, wrap
 from rapt.wire.manifest import Arrangement, LabelPrivacy, Manifest, check_epsilon
 from rapt.wire.mechanisms import USUAL_EPSILON
+from rapt.wire.policy_setting import describe_policy, dump_policy
 
 SCHEMA: Final = "rapt.text-statement/1"
 NAMES_TEXTS: Final = (
     "THIS PROTECTS NEXT TO NOTHING. At this epsilon a text is named among a thousand others nearly always. Privatize "
     f"again at an epsilon below {USUAL_EPSILON:g}, such as 4, before anything leaves this machine."
+)
+_WITH_A_POLICY: Final = (
+    "The texts were rewritten by an entity policy first, each on its own. ε holds for them as they were before: that a "
+    "name stood in one, how many and where, is part of the text, which it covers."
 )
 _AMONG: Final = (2, 10, 1_000, 100_000)
 _USUAL_AMONG: Final = 1_000
@@ -136,6 +142,7 @@ class TextStatement:
                 "code_hash": file.vocabulary_hash,
                 "mechanism": {"name": file.mechanism.name, "parameters": dict(file.mechanism.parameters)},
                 "pairs": file.pairs,
+                "policy": dump_policy(file.policy),
                 "labels_sent": file.labels is not None,
                 "label_privacy": None if file.label_privacy is None else asdict(file.label_privacy),
                 "randomness": asdict(file.randomness),
@@ -190,6 +197,8 @@ class TextStatement:
         if file.label_privacy is not None:
             parts.append(f"{ceil_nats(file.label_privacy.epsilon)} for its label")
         yield "a record", f"ε {' and '.join(parts)}: {ceil_nats(self.record_epsilon)} in all"
+        if file.policy:
+            yield "policy", describe_policy(file.policy)
         labels = "not sent" if file.labels is None else "sent in clear"
         if file.label_privacy is not None:
             labels = f"sent after {file.label_privacy.mechanism}"
@@ -219,14 +228,15 @@ def state_text_privacy(epsilon: float, *, manifest: Manifest | None = None) -> T
         persons=tuple(
             PersonSum(texts=n, epsilon=n * record, right=bound_guess(n * record, among=_USUAL_AMONG)) for n in _TEXTS
         ),
-        reading=tuple(_explain(epsilon)),
-        not_protected=tuple(
-            _list_exposures(
+        reading=(*_explain(epsilon), *((_WITH_A_POLICY,) if manifest is not None and manifest.policy else ())),
+        not_protected=(
+            *list_policy_exposures(() if manifest is None else manifest.policy, unit="text"),
+            *_list_exposures(
                 pairs=manifest is not None and manifest.pairs,
                 labels_sent=manifest is None or manifest.labels is not None,
                 label_privacy=label,
                 arrangement=None if manifest is None else manifest.arrangement,
-            )
+            ),
         ),
     )
 

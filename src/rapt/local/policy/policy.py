@@ -25,7 +25,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError
 from rapt.local.ledger_key import KeyPlace, parse_key_place
@@ -40,15 +40,11 @@ from rapt.local.policy.recognizers import (
 )
 from rapt.local.vocabulary import check_texts
 from rapt.wire.manifest import check_epsilon, check_eta
-
-Treatment = Literal["mask", "pseudonym", "epsilon", "eta"]
-TREATMENTS: Final[tuple[Treatment, ...]] = ("mask", "pseudonym", "epsilon", "eta")  # the strictest first
+from rapt.wire.policy_setting import KIND_NAME, MOST_KINDS, TREATMENTS, KindSetting, Treatment
 
 _MOST_BYTES: Final = 65_536
-_MOST_KINDS: Final = 64
 _MOST_PATTERNS: Final = 64
 _LONGEST_PLACEHOLDER: Final = 64
-_KIND: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _LINE: Final = re.compile(r"\(at line (\d+)")
 
 
@@ -169,6 +165,14 @@ class Policy:
         """Kinds with an η or ε of their own: tokens can have one, words that leave and codes of whole texts cannot."""
         return tuple(kind for kind, rule in self.rules.items() if rule.strength is not None)
 
+    @property
+    def setting(self) -> tuple[KindSetting, ...]:
+        """What a manifest says of it: kinds and treatments, neither patterns nor placeholders."""
+        return tuple(
+            KindSetting(kind=kind, treatment=rule.treatment, strength=rule.strength)
+            for kind, rule in self.rules.items()
+        )
+
     def apply(self, text: str) -> PolicyText:
         """Return the text with masks and pseudonyms, and where the kinds with a strength of their own stand in it.
 
@@ -285,8 +289,8 @@ def _read_policy(stated: Mapping[str, Any], *, place: Path | None, key: KeyPlace
     _read_table(stated, ("kinds", "patterns", "pseudonyms"), where=where)
     patterns = _read_patterns(stated.get("patterns", {}))
     kinds = stated.get("kinds")
-    if not isinstance(kinds, dict) or not 1 <= len(kinds) <= _MOST_KINDS:
-        raise UsageError(f"a policy must have 1 to {_MOST_KINDS} kinds in [kinds]; name one, such as email")
+    if not isinstance(kinds, dict) or not 1 <= len(kinds) <= MOST_KINDS:
+        raise UsageError(f"a policy must have 1 to {MOST_KINDS} kinds in [kinds]; name one, such as email")
     known = [*PATTERNS, *NAMES, *dict.fromkeys(pattern.kind for pattern in patterns)]
     rules = {}
     for kind, value in kinds.items():
@@ -337,7 +341,7 @@ def _read_patterns(value: Any) -> tuple[OwnPattern, ...]:
         raise UsageError("a policy must have a table for [patterns]; mend it")
     found: list[OwnPattern] = []
     for kind, stated in value.items():
-        if not _KIND.fullmatch(kind):
+        if not KIND_NAME.fullmatch(kind):
             raise UsageError(
                 f"a kind must have a name of small letters, digits and _, at most 32, got {kind[:60]!r}; rename it"
             )

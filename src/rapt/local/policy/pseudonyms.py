@@ -20,10 +20,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_bytes
 from threading import Lock
-from typing import Final
+from typing import Any, Final
 
 from rapt.errors import CorpusError, LedgerError, UsageError
-from rapt.local.ledger_key import KeyOwner, KeyPlace, LedgerKey, has_key, locate_key, make_key, read_key
+from rapt.local.ledger_key import KeyOwner, KeyPlace, LedgerKey, has_key, locate_key, make_key, name_key, read_key
 from rapt.whole_files import open_alone, write_whole
 
 SCHEMA: Final = "rapt.pseudonyms/1"
@@ -67,6 +67,9 @@ class PseudonymMap:
             ) from None
         secrets = HKDF(algorithm=SHA256(), length=64, salt=None, info=_HEADER).derive(key.secret)
         self._naming, self._sealing = secrets[:32], secrets[32:]
+        self._begin(path)
+
+    def _begin(self, path: Path | None) -> None:
         self._path = path
         self._names: dict[str, str] = {}
         self._kinds: frozenset[str] = frozenset()
@@ -81,6 +84,15 @@ class PseudonymMap:
     def __len__(self) -> int:
         """The number of names."""
         return len(self._names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a process of this one's own needs to give the same pseudonyms: no name, and no file to write."""
+        return {"_naming": self._naming, "_sealing": self._sealing}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin an empty map with the same secrets."""
+        self._naming, self._sealing = state["_naming"], state["_sealing"]
+        self._begin(None)
 
     @classmethod
     def open(cls, path: Path | str, *, key: KeyPlace | None = None) -> PseudonymMap:
@@ -119,6 +131,11 @@ class PseudonymMap:
         with self._lock:
             self._take({found: name})
         return found
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Files of the map; none where it is in memory alone."""
+        return () if self._path is None else (self._path, name_key(self._path), _name_lock(self._path))
 
     def find(self, pseudonym: str) -> str | None:
         """The name of a pseudonym; None for one that the map does not have."""
@@ -195,10 +212,14 @@ class PseudonymMap:
         return names
 
 
+def _name_lock(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold the lock of a map, which another process may have for a moment."""
-    lock = path.with_name(path.name + ".lock")
+    lock = _name_lock(path)
     deadline = time.monotonic() + _PATIENCE
     with ExitStack() as held:
         while True:
