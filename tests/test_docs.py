@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import io
+import json
 import os
 import re
 import shlex
@@ -34,7 +35,7 @@ DOCUMENTS = sorted(
 )
 README = ROOT / "README.md"
 # Hosts that a document may send a reader to; everything else is a relative link or loopback.
-HOSTS = {"arxiv.org", "doi.org", "github.com", "keepachangelog.com", "127.0.0.1:8420", "127.0.0.1"}
+HOSTS = {"arxiv.org", "doi.org", "github.com", "keepachangelog.com", "127.0.0.1:8420", "127.0.0.1:8421", "127.0.0.1"}
 FENCE = re.compile(r"(<!-- runs -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -101,6 +102,29 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     failed, tried = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
     assert (failed, tried > 10) == (0, True)
+
+
+def test_the_blocks_of_the_gateways_page_run(service, tmp_path: Path):
+    page = ROOT / "docs" / "gateway.md"
+    rows = [f"the soup was {'good' if i % 2 else 'bad'},{('negative', 'positive')[i % 2]}\n" for i in range(8)]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows))
+    (command,) = blocks(page, "bash", only_runs=True)
+    (program,) = blocks(page, "python", only_runs=True)
+    words = shlex.split(command.replace("http://127.0.0.1:8420", service).replace("8421", "0"))
+    with subprocess.Popen(
+        [sys.executable, "-m", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            ready = json.loads(process.stdout.readline())
+            program = program.replace("http://127.0.0.1:8421/v1", ready["base_url"])
+            done = subprocess.run(
+                [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+        finally:
+            process.terminate()
+            process.communicate()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("negative", "positive")
 
 
 @cache

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from rapt.local.privatizer import TextPrivatizer
 
 # Options that say something of tokens, and of codes, by the names of the arguments.
-_OF_TOKENS: Final = {
+OF_TOKENS: Final = {
     "mechanism": "--mechanism",
     "settings": "--set",
     "allow_unproved": "--allow-unproved",
@@ -49,7 +49,7 @@ _OF_TOKENS: Final = {
     "truncate": "--truncate",
     "length_bucket": "--length-bucket",
 }
-_OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
+OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
 
 _MOST_KEY_BYTES: Final = 80
 
@@ -300,8 +300,8 @@ def privatize(
         raise UsageError(
             "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens, and not both"
         )
-    _refuse_options(
-        context, _OF_CODES if epsilon is None else _OF_TOKENS, beside="--eta" if epsilon is None else "--epsilon"
+    refuse_options(
+        context, OF_CODES if epsilon is None else OF_TOKENS, beside="--eta" if epsilon is None else "--epsilon"
     )
     if eta is not None:
         check_eta(eta)
@@ -349,7 +349,7 @@ def privatize(
         say("rapt: warning: anybody who knows --insecure-seed can undo this file; use it for tests only")
     privatizer: TextPrivatizer
     if epsilon is not None:
-        privatizer = _load_codes(codes, epsilon=epsilon, encoder=encoder, allow_large=allow_large_epsilon)
+        privatizer = load_codes(codes, epsilon=epsilon, encoder=encoder, allow_large=allow_large_epsilon)
     else:
         assert eta is not None
         table = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary, unknown=unknown_words.value)
@@ -447,14 +447,15 @@ def privatize(
     say("to see what this protects and what it does not, run: rapt statement OUT")
 
 
-def _refuse_options(context: typer.Context, options: dict[str, str], *, beside: str) -> None:
+def refuse_options(context: typer.Context, options: dict[str, str], *, beside: str) -> None:
+    """Refuse options of the other unit of protection (`UsageError`)."""
     named = set(list_given(context))
     given = [option for name, option in options.items() if name in named]
     if given:
         raise UsageError(f"{', '.join(given)} must not stand beside {beside}, whose unit is another; leave it out")
 
 
-def _load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large: bool) -> CodePrivatizer:
+def load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large: bool) -> CodePrivatizer:
     """Load what turns whole texts into codes.
 
     Raises:

@@ -106,13 +106,13 @@ def asks_a_service(command: Callable[..., None]) -> Callable[..., None]:
     # By keyword alone, as Typer calls it: then an option without a default may stand behind one that has one.
     found = [
         item.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for item in (*own.values(), *options.values())
+        for item in {**own, **options}.values()  # both may ask for the context
         if item.name != "access"
     ]
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
-        access = _take_access(**{name: given.pop(name) for name in options})
+        access = _take_access(**{name: given[name] if name in own else given.pop(name) for name in options})
         command(access=access, **given)
 
     called.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]  # of `inspect`, not of functions

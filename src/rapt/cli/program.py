@@ -23,6 +23,7 @@ from rapt.cli.codebook import center, codebook
 from rapt.cli.compare import compare
 from rapt.cli.demo import demo
 from rapt.cli.denoise import denoise, reader
+from rapt.cli.gateway import gateway
 from rapt.cli.holdings import files, jobs, models
 from rapt.cli.ledger import ledger
 from rapt.cli.mechanisms import mechanisms, statement
@@ -41,7 +42,7 @@ from rapt.version import __version__
 # Commands by who one is, in the order of a first visit; a group stands by its name.
 SECTIONS: Final[Mapping[str, tuple[Callable[..., None] | str, ...]]] = {
     "Your text": (demo, preview, privatize, show_file, statement, calibrate, "ledger", "vocabulary"),
-    "A service's customer": (tune, predict, export, "jobs", "files", "models", "pool", contribute),
+    "A service's customer": (tune, predict, gateway, export, "jobs", "files", "models", "pool", contribute),
     "A provider": (serve, worker, "admin"),
     "A laboratory": (audit, audit_model, audit_adapter, compare, mechanisms, denoise, codebook, center, reader),
 }
@@ -63,13 +64,14 @@ EXTRAS: Final = {
     "torch": "service",
     "transformers": "service",
     "fastapi": "service",
-    "uvicorn": "service",
+    "starlette": "gateway",
+    "uvicorn": "gateway",
     "sqlalchemy": "service",
     "alembic": "service",
     "prometheus_client": "service",
     "psycopg": "postgresql",
     "pydantic_settings": "service",
-    "python_multipart": "service",
+    "python_multipart": "gateway",
     "scipy": "audit",
     "jinja2": "audit",
 }

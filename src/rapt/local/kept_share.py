@@ -20,6 +20,7 @@ from rapt.local.deniability import UnchangedShare, measure_unchanged
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.privatizer import Privatizer, TextPrivatizer
+from rapt.local.randomness import secure_stream
 from rapt.local.weighting import weigh_own_tokens
 
 # Shares from which a person is warned, and from which a release is refused unless it is insisted on.
@@ -114,3 +115,27 @@ def check_kept_shares(
             f"{running} of running public text stay as they are; see `rapt calibrate`, or insist with {insist}"
         )
     return kept
+
+
+def check_running_share(privatizer: TextPrivatizer, *, insist: str | None) -> str | None:
+    """Say how much stays of running public text, before any text of the user's is there; None of whole texts.
+
+    Args:
+        privatizer: Setting of the release.
+        insist: How the user says that a weak setting is meant, such as an option; None where that was said.
+
+    Raises:
+        MechanismError: Nine of ten tokens or more stay, and nobody insists.
+    """
+    if not isinstance(privatizer, Privatizer):
+        return None
+    mechanism, rng = privatizer.mechanism, secure_stream().generator
+    share = measure_unchanged(mechanism, privatizer.vocabulary, rng=rng, draws=_DRAWS).share
+    eta = mechanism.setting.eta
+    if insist is not None and share >= NEARLY_ALL:
+        raise MechanismError(
+            f"eta must change more than a tenth of the tokens, got eta={eta:g} at which {100 * share:.1f} % of running "
+            f"public text stay as they are; see `rapt calibrate`, or insist with {insist}"
+        )
+    said = f"{100 * share:.0f} % of the tokens of running public text stay as they are at eta={eta:g}"
+    return f"rapt: warning: {said}; rapt preview says which" if share >= MUCH else said

@@ -37,7 +37,7 @@ from rapt.this_machine import is_loopback
 from rapt.wire.strict_json import parse_json
 
 # The last two are what a host name that cannot be one becomes.
-_NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
+NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
 # How often a request is sent while the service says that it is busy, and the longest wait that is obeyed, s.
 _REST: Final = 206  # the status of an answer that is a part
 _ATTEMPTS: Final = 5
@@ -93,8 +93,8 @@ class Connection:
         """Where the service is, without what may be secret in a URL."""
         return str(self._url.copy_with(username=None, password=None, path="/", query=None))[:120]
 
-    def open(self, kind: type[Http]) -> Http:
-        """Open a client of HTTP that waits or one that awaits."""
+    def open(self, kind: type[Http], *, connections: int = 100) -> Http:
+        """Open a client of HTTP that waits or one that awaits, with so many connections at once."""
         return kind(
             base_url=self._url,
             # Compressed answers are not asked for: a few bytes of one may become gigabytes.
@@ -105,6 +105,7 @@ class Connection:
             # A proxy of the environment must not get to see what is meant for this machine.
             trust_env=not self._here,
             follow_redirects=False,
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
 
     def ask(
@@ -223,7 +224,7 @@ class Connection:
             try:
                 response: httpx2.Response = yield Exchange(build, receive, content)
                 self._reached = True
-            except _NO_ANSWER as error:
+            except NO_ANSWER as error:
                 # A service that has never answered is taken for a wrong address, and said so at once.
                 if not (repeatable and self._reached and isinstance(error, httpx2.TransportError)):
                     raise _no_answer(error) from None

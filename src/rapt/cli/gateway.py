@@ -1,0 +1,200 @@
+"""`rapt gateway`: a local endpoint with OpenAI's routes, which privatizes what programs send on to a service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rapt.cli.ledger import LedgerKey, Of, choose_ledger, read_key_place, say_what_was_counted
+from rapt.cli.options import (
+    AllowUnproved,
+    MechanismOptions,
+    TrustVocabulary,
+    VocabularyName,
+    choose_mechanism,
+    load_checked_vocabulary,
+)
+from rapt.cli.output import say, show_json
+from rapt.cli.privatize import OF_CODES, OF_TOKENS, load_codes, refuse_options, split_names
+from rapt.cli.profiles import ServiceAccess, asks_a_service
+from rapt.errors import UsageError
+
+if TYPE_CHECKING:
+    from rapt.local.privatizer import TextPrivatizer
+
+
+@asks_a_service
+def gateway(
+    context: typer.Context,
+    access: ServiceAccess,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Protect each whole text at this ε, as a code; 1 to 8 are usual."),
+    ] = None,
+    codes: Annotated[
+        str, typer.Option(metavar="NAME", help="Public code of whole texts, a name or a folder; with --epsilon.")
+    ] = "minilm-codes",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Encoder of the code, a name or a folder; with --epsilon. Default: the code's name for it.",
+        ),
+    ] = None,
+    allow_large_epsilon: Annotated[
+        bool, typer.Option("--allow-large-epsilon", help="Accept an ε above 16, up to 64: texts can then be named.")
+    ] = False,
+    eta: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Protect each token instead, at this slope in 1/embedding distance: smaller protects more.",
+        ),
+    ] = None,
+    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
+    settings: MechanismOptions = None,
+    allow_unproved: AllowUnproved = False,
+    allow_weak: Annotated[
+        bool, typer.Option("--allow-weak", help="Accept an η at which nine of ten tokens or more stay as they are.")
+    ] = False,
+    vocabulary: VocabularyName = "minilm",
+    trust_vocabulary: TrustVocabulary = False,
+    truncate: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Keep the first tokens of a longer text instead of refusing it."),
+    ] = None,
+    plain_tokens: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Number of public plain tokens before each text of a training file."),
+    ] = 20,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Classes whose names may leave: an answer in a training file that is one of them is a label.",
+        ),
+    ] = None,
+    label_epsilon: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Send each label by randomized response with this ε; needs --labels."),
+    ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ledger that counts every release, and answers texts that come again. Default: .rapt/ledger.sqlite "
+            "here or above, begun here where there is none.",
+        ),
+    ] = None,
+    ledger_key: LedgerKey = None,
+    cap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER", help="Largest sum of η, or ε, over all releases of one text; the ledger keeps it."
+        ),
+    ] = None,
+    label_cap: Annotated[
+        float | None,
+        typer.Option(metavar="NUMBER", help="Largest sum of ε over all releases of one label; the ledger keeps it."),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8421,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File with the key of programs, made where there is none.  [default: gateway.key beside the ledger]",
+        ),
+    ] = None,
+) -> None:
+    """Serve OpenAI's routes on this machine, and privatize what goes on to a service.
+
+    A program changes its `base_url` to the address that is printed, and takes the key of the key file. Its texts leave
+    as codes or random tokens with a manifest, each message once: what comes again, also after a restart, leaves as it
+    did at first. Training files are privatized in memory. What the gateway does not understand is refused, by the name
+    of the field. It listens on loopback alone, and stops at SIGINT or SIGTERM.
+
+    \b
+    Examples:
+      rapt gateway --service http://127.0.0.1:8420 --epsilon 4 --labels negative,positive
+      rapt gateway --service http://127.0.0.1:8420 --eta 75
+    """
+    from rapt.gateway.door import make_program_key
+    from rapt.gateway.releases import open_releases
+    from rapt.gateway.server import create_gateway, listen, name_address, serve_on
+    from rapt.gateway.training_files import TrainingSetting
+    from rapt.gateway.upstream import Upstream
+    from rapt.local.kept_share import check_running_share
+    from rapt.local.ledger_place import FOLDER, make_folder
+    from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
+    from rapt.local.randomness import secure_stream
+    from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, check_eta
+
+    if (eta is None) == (epsilon is None):
+        raise UsageError(
+            "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens, and not both"
+        )
+    refuse_options(
+        context,
+        OF_CODES if epsilon is None else OF_TOKENS,
+        beside="--eta" if epsilon is None else "--epsilon",
+    )
+    if label_epsilon is not None and labels is None:
+        raise UsageError("--label-epsilon must come with --labels, because which classes occur is private too")
+    label_privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
+    account = choose_ledger(
+        Path.cwd() / "gateway",
+        ledger=ledger,
+        no_ledger=False,
+        key=read_key_place(ledger_key),
+        cap=cap,
+        label_cap=label_cap,
+        redraw=False,
+        seeded=False,
+        of=Of.METRIC if epsilon is None else Of.TEXT,
+    )
+    assert account is not None
+    with listen(host, port) as listener:
+        stream = secure_stream()
+        asked: TextPrivatizer
+        trained: TextPrivatizer
+        if epsilon is not None:
+            asked = trained = load_codes(codes, epsilon=epsilon, encoder=encoder, allow_large=allow_large_epsilon)
+        else:
+            assert eta is not None
+            check_eta(eta)
+            table = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary)
+            made = choose_mechanism(
+                mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved
+            )
+            asked = Privatizer(vocabulary=table, mechanism=made, plain_tokens=NO_PLAIN_TOKENS, truncate_to=truncate)
+            trained = asked.with_plain_tokens(
+                plan_plain_tokens(table, count=plain_tokens, pool_size=USUAL_POOL, drawn="record", rng=stream.generator)
+            )
+        shares = check_running_share(asked, insist=None if allow_weak else "--allow-weak")
+        if shares is not None:
+            say(shares)
+        if account.path.parent.name == FOLDER:
+            make_folder(account.path)
+        key_file = key_file or account.path.with_name("gateway.key")
+        key = make_program_key(key_file)
+        upstream = Upstream(access.url, api_key=access.api_key, ca_file=access.ca_file, insecure=access.insecure)
+        training = TrainingSetting(
+            privatizer=trained,
+            labels=None if labels is None else split_names(labels),
+            label_privacy=label_privacy,
+            allow_weak=allow_weak,
+        )
+        address = name_address(listener)
+        with open_releases(asked, account.open, stream=stream) as releases:
+            say(f"programs take {address} as base_url, and as API key what stands in {key_file}")
+            serve_on(
+                listener,
+                create_gateway(upstream, releases, training, key=key),
+                on_ready=lambda server: show_json({"base_url": address, "key_file": str(key_file.resolve())}),
+            )
+    say_what_was_counted(account, replaced=False, insecure=False)

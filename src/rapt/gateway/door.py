@@ -1,0 +1,141 @@
+"""The door: programs of this machine with the gateway's key, and nobody else.
+
+A web page that is open in a browser reaches loopback too, by a name that was bound anew to 127.0.0.1, or by a form; so
+the host must be a loopback name, a page of another origin is refused, and whatever a proxy forwards. What nobody
+foresaw is written to the log by its class: its message could quote a text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rapt.errors import AccessError, BusyError, ForbiddenError, UsageError
+from rapt.gateway.refusals import answer_error, make_error
+from rapt.this_machine import is_loopback
+from rapt.whole_files import write_whole
+
+log = logging.getLogger(__name__)
+
+MOST_IN_FLIGHT: Final = 512
+_KEY: Final = re.compile(r"[A-Za-z0-9_-]{43,128}")
+# What proxies say of those for whom they ask; besides these, whatever begins with `x-forwarded-`.
+_FORWARDED: Final = frozenset("forwarded via x-real-ip x-client-ip x-original-host x-host true-client-ip".split())
+_OWN_SITE: Final = frozenset({"same-origin", "none"})
+
+
+def make_program_key(path: Path) -> str:
+    """Return the key of programs in a file, made for its owner alone where there is none.
+
+    Raises:
+        UsageError: What lies there is no such key, or others can read it; or the file cannot be written.
+    """
+    try:
+        if not os.path.lexists(path):
+            write_whole(path, secrets.token_urlsafe(32) + "\n", overwrite=False, private=True)
+        with path.open("rb") as stream:
+            mode, content = os.fstat(stream.fileno()).st_mode, stream.read(256)
+    except OSError as error:
+        raise UsageError(
+            f"the key of programs must be in a file that can be written, got {error.strerror}; name another with "
+            "--key-file"
+        ) from None
+    key = content.decode("ascii", errors="replace").strip()
+    if not stat.S_ISREG(mode) or (os.name == "posix" and mode & 0o077) or not _KEY.fullmatch(key):
+        raise UsageError(
+            f"the key of programs must be one that the gateway made, in a file for its owner alone, got "
+            f"mode={mode & 0o777:03o}; remove the file to have a new one, or name another with --key-file"
+        )
+    return key
+
+
+class Door:
+    """Lets a request of a program in, or refuses it."""
+
+    def __init__(self, app: ASGIApp, *, key: str, open_paths: frozenset[str] = frozenset()) -> None:
+        """Wrap an application so that it is asked only after the key is checked.
+
+        Args:
+            app: The application.
+            key: Key of programs.
+            open_paths: Paths that are answered without a key.
+        """
+        self._app, self._digest, self._open_paths = app, _digest(key), open_paths
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve or refuse one request."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+        refusal = self._refusal(Headers(scope=scope), scope)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        begun = False
+
+        async def note(message: Message) -> None:
+            nonlocal begun
+            begun = begun or message["type"] == "http.response.start"
+            await send(message)
+
+        self._in_flight += 1
+        try:
+            await self._app(scope, receive, note)
+        except Exception as error:
+            log.error("a request ended with an unforeseen %s", type(error).__name__)
+            if not begun:
+                await make_error("internal error; see the log of the gateway", status=500, code="internal_error")(
+                    scope, receive, send
+                )
+        finally:
+            self._in_flight -= 1
+
+    def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
+        if not _is_of_this_machine(headers, scope["scheme"]):
+            return answer_error(
+                ForbiddenError(
+                    "the gateway answers programs of this machine alone, by a loopback name, and no proxy and no page "
+                    "of another origin"
+                )
+            )
+        if scope["path"] not in self._open_paths:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            # Of digests, so that the time says nothing about the key, its length included.
+            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._digest):
+                return answer_error(AccessError("the API key must be that of the gateway's key file"))
+        if "content-encoding" in headers:
+            return answer_error(UsageError("a request must come without content-encoding; send it as it is"))
+        if self._in_flight >= MOST_IN_FLIGHT:
+            return answer_error(
+                BusyError(f"the gateway answers {MOST_IN_FLIGHT} requests at once; come again", retry_after=1.0)
+            )
+        return None
+
+
+def _is_of_this_machine(headers: Headers, scheme: str) -> bool:
+    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
+        return False
+    host = headers.get("host", "")
+    name, colon, port = host.rpartition(":")
+    has_port = bool(colon) and not host.endswith("]")
+    if (has_port and not port.isdecimal()) or not is_loopback(name if has_port else host):
+        return False
+    own = f"{scheme}://{host}"
+    return headers.get("origin", own) == own and headers.get("sec-fetch-site", "none") in _OWN_SITE
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,60 @@
+"""`rapt gateway`: one command before a real service, asked by the official client, stopped and started again."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import pytest
+
+ASKED = ("--eta", "1", "--vocabulary", "bert-tiny", "--labels", "negative,positive", "--port", "0")
+
+
+def started(service, folder, *more):
+    command = [sys.executable, "-m", "rapt", "gateway", "--service", service, *ASKED, *more]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_program_changes_its_base_url_and_the_ledger_counts_once(service, reviews, tmp_path, never_shows):
+    files = []
+    for _ in range(2):  # the second one finds the releases of the first
+        process = started(service, tmp_path)
+        try:
+            ready = json.loads(process.stdout.readline())
+            key_file = Path(ready["key_file"])
+            assert key_file.stat().st_mode & 0o777 == 0o600
+            with openai.OpenAI(base_url=ready["base_url"], api_key=key_file.read_text().strip()) as client:
+                file = client.files.create(file=(reviews.name, reviews.read_bytes()), purpose="fine-tune")
+                content = client.files.content(file.id).text
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (0, "")
+        never_shows(content + err)
+        files.append(sorted(json.loads(line)["token_ids"] for line in content.splitlines()[1:]))
+    assert files[0] == files[1]
+    assert "of the tokens of running public text stay as they are at eta=1" in err
+    assert "0 texts released, 6 answered by earlier releases of theirs" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "rule"),
+    [
+        (("--eta", "75", "--epsilon", "4"), 2, "one guarantee must be named"),
+        (("--epsilon", "4", "--truncate", "8"), 2, "must not stand beside --epsilon"),
+        (("--eta", "75", "--host", "0.0.0.0"), 2, "must listen on this machine alone"),
+        (("--eta", "40000", "--vocabulary", "bert-tiny"), 6, "--allow-weak"),
+        (("--eta", "75", "--label-epsilon", "1"), 2, "must come with --labels"),
+    ],
+    ids=["two", "unit", "host", "weak", "labels"],
+)
+def test_a_setting_that_betrays_is_refused_in_one_line_before_anything_listens(
+    asked, code, rule, rapt, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    found = rapt("gateway", "--service", "http://127.0.0.1:9", "--port", "0", *asked)
+    assert (found.code, found.out, found.err.count("\n")) == (code, "", 1)
+    assert rule in found.err
+    assert list(tmp_path.iterdir()) == []
