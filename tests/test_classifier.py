@@ -15,10 +15,11 @@ from code_material import parts_for
 from rapt.classifier import RaptClassifier
 from rapt.errors import CorpusError, UsageError
 from rapt.local.client import ServiceClient
+from rapt.local.codes.codebook import PublicStates, make_pair_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.ledger_report import summarize_ledger
 from rapt.service.backbone.opening import load_backbone, load_served
-from rapt.wire.code_bundle import make_code_bundle, write_code_bundle
+from rapt.wire.code_bundle import compare_pairs, make_code_bundle, write_code_bundle
 from running_service import running_service
 
 TEXTS = ["the best film of the year", "a dull and empty evening"] * 30
@@ -129,3 +130,24 @@ def test_mistakes_are_named_before_anything_is_read_or_sent(settings, y, error, 
         RaptClassifier(**settings).fit(TEXTS, y)
     with pytest.raises(UsageError, match="contributes to a pool"):
         RaptClassifier(**settings).partial_fit(TEXTS, LABELS)
+
+
+def test_pairs_in_two_columns_are_tuned_on_as_one_code_each(tmp_path):
+    words = np.array("film actor story music scene ending joke camera voice light".split())
+    orders = [np.random.default_rng(number).permutation(words) for number in range(160)]
+    same = np.arange(160) % 2 == 0
+    table = pd.DataFrame(
+        {
+            "one": [" ".join(order[:4]) for order in orders],
+            "two": [" ".join(order[:4] if alike else order[4:8]) for order, alike in zip(orders, same, strict=True)],
+        }
+    )
+    encoder = read_encoder("bert-tiny")
+    states = compare_pairs(encoder.encode(list(table["one"])), encoder.encode(list(table["two"])))
+    write_code_bundle(make_pair_codebook(encoder, PublicStates(texts=states)), tmp_path / "code")
+    settings = {"epsilon": EPSILON, "code": tmp_path / "code", "text_column": "one", "text_column_2": "two"}
+    model = RaptClassifier(**settings).fit(table[:120], same[:120])
+    assert model.privatized_.manifest.mechanism.texts == 2
+    assert model.score(table[120:], same[120:]) == 1
+    with pytest.raises(UsageError, match="a code of pairs must have two texts"):
+        RaptClassifier(epsilon=EPSILON, code=tmp_path / "code", text_column="one").fit(table[:120], same[:120])

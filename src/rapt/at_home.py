@@ -6,7 +6,8 @@ with it most of what privacy costs: what was trained on many noisy texts is righ
 
 *Codes.* The head was trained on codewords y with E[y | u] = c u for the code u of a text. On such noise the shares of
 the labels weigh more than a codeword does: of eight labels the most frequent one may always be the answer. A clear code
-says more, so it is read like T independent releases of itself (`sharpen_head`). Heads over pairs are left as they are.
+says more, so it is read like T independent releases of itself (`sharpen_head`), one of a pair too. Heads over two codes
+are left as they are.
 *Tokens.* The backbone reads the tokens of the text as they are; the plain tokens of an adapter that was tuned with
 reconstruction stand before them in privatized form, as it has always seen them.
 """
@@ -27,9 +28,9 @@ from safetensors.numpy import load as load_arrays
 
 from rapt.errors import UsageError, VocabularyError, WireError
 from rapt.local.client.objects import Prediction
-from rapt.local.codes.code_privatizer import Encoder
+from rapt.local.codes.code_privatizer import Encoder, encode_codes, join_pair
 from rapt.local.codes.encoder import TextEncoder, read_encoder
-from rapt.local.codes.subset import remake_subset
+from rapt.local.codes.subset import SubsetMechanism, remake_subset
 from rapt.local.corpus import LabelledText, read_corpus
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.own_model import Fusion, fit_fusion
@@ -40,7 +41,7 @@ from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card
-from rapt.wire.code_bundle import CodeBundle, project_states, split_into_units
+from rapt.wire.code_bundle import CodeBundle, place_on_arc, project_states, split_into_units
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.strict_json import parse_document
@@ -119,15 +120,19 @@ class CodeModel:
         self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
     ) -> NDArray[np.float64]:
         """Return the probability of each class for each text, (n, C); as the service reads codewords."""
-        states = self._states(texts, first_position=first_position)
-        if seconds is not None:
-            states = compare_states(states, self._states(seconds, first_position=first_position))
+        if self.code.pairs and seconds is not None:
+            joined = [join_pair(*pair) for pair in zip(texts, seconds, strict=True)]
+            states = self._states(joined, first_position=first_position)
+        else:
+            states = self._states(texts, first_position=first_position)
+            if seconds is not None:
+                states = compare_states(states, self._states(seconds, first_position=first_position))
         logits = states @ self.weight.T + self.bias
         odds: NDArray[np.float64] = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
     def _states(self, texts: Sequence[str], *, first_position: int) -> NDArray[np.float64]:
-        codes = project_states(self.encoder.encode(texts, first_position=first_position), self.code)
+        codes = encode_codes(self.encoder, texts, bundle=self.code, first_position=first_position)
         # Each run is released by its direction alone, and the service reads the mean state of the runs' codewords.
         return split_into_units(codes, codes_of_a_text=self.code.codes).reshape(codes.shape) / self.code.codes
 
@@ -159,7 +164,7 @@ def load_code_model(
         shares = None if _SHARES not in tensors else np.asarray(tensors[_SHARES], dtype=np.float64)
     except (SafetensorError, KeyError, ValueError, TypeError):
         raise WireError("an adapter's weights must be a whole safetensors file with a head; fetch it again") from None
-    width, classes = len(code.directions), len(card.labels)
+    width, classes = code.width, len(card.labels)
     wide = 3 * width if card.pairs else width
     if weight.shape != (classes, wide) or bias.shape != (classes,) or not np.isfinite(weight).all():
         raise WireError(f"an adapter's head must be of shape ({classes}, {wide}), finite; fetch it again")
@@ -169,8 +174,12 @@ def load_code_model(
                 f"an adapter's label shares must be {classes} numbers above 0 and at most 1; fetch it again"
             )
         mechanism = remake_subset(card.mechanism, bundle=code)
-        points = np.random.default_rng(0).standard_normal((_DRAWS, width))
-        weight, bias = sharpen_head(weight, bias, shares=shares, attenuation=mechanism.measure_attenuation(points))
+        if code.pairs:
+            kept, offset = fit_attenuation(mechanism, place_on_arc(np.linspace(-1, 1, _DRAWS)))
+            bias = bias + weight @ offset
+        else:
+            kept = mechanism.measure_attenuation(np.random.default_rng(0).standard_normal((_DRAWS, width)))
+        weight, bias = sharpen_head(weight, bias, shares=shares, attenuation=kept)
     return CodeModel(card=card, code=code, encoder=own, weight=weight, bias=bias)
 
 
@@ -285,6 +294,15 @@ def sharpen_head(
     releases = 1 + _RELEASES * (1 / kept**2 - 1)
     prior = np.log(shares)
     return releases * kept * weight, releases * (bias - prior) + prior
+
+
+def fit_attenuation(mechanism: SubsetMechanism, points: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Return c and o of the nearest E[y | u] = c u + o for codewords y, over codes u on a part of a sphere, (n, k)."""
+    (words,) = mechanism.bundle.codewords.astype(np.float64)
+    means = np.exp(mechanism.log_probabilities(points)[:, 0]) @ words
+    middle, center = points.mean(axis=0), means.mean(axis=0)
+    kept = float(((means - center) * (points - middle)).sum() / ((points - middle) ** 2).sum())
+    return kept, center - kept * middle
 
 
 def compare_states(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -457,8 +475,9 @@ def _read_queries(
     policy: Policy | None,
 ) -> tuple[list[LabelledText], list[str] | None]:
     """The records of a file, and their second texts, checked against what the model knows."""
-    if card.pairs != (second_column is not None):
-        wanted = "two texts, with --text-column-2" if card.pairs else "one text, without --text-column-2"
+    pairs = card.pairs or card.mechanism.texts > 1
+    if pairs != (second_column is not None):
+        wanted = "two texts, with --text-column-2" if pairs else "one text, without --text-column-2"
         raise UsageError(f"a query must have {wanted}, as the training text had")
     records = list(read_corpus(source, text_column=text_column, label_column=label_column, policy=policy))
     seconds = None

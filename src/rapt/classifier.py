@@ -22,7 +22,15 @@ from rapt.lazy_names import is_installed
 from rapt.local.client import ServiceClient, follow_job
 from rapt.local.codes.code_privatizer import read_code
 from rapt.local.contributions import contribute_file
-from rapt.local.in_memory import PROJECT, DefaultLedger, Privatized, list_texts, name_labels, privatize
+from rapt.local.in_memory import (
+    PROJECT,
+    DefaultLedger,
+    Privatized,
+    list_column,
+    list_texts,
+    name_labels,
+    privatize,
+)
 from rapt.local.ledger import Ledger
 
 try:
@@ -59,6 +67,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         service: str | ServiceClient = HERE,
         ask: Literal["home", "privately"] = "home",
         text_column: str = "text",
+        text_column_2: str | None = None,
         label_epsilon: float | None = None,
         classes: Sequence[Any] | None = None,
         vocabulary: str | Path = "minilm",
@@ -78,6 +87,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             ask: Way to ask it: at `home`, where nothing of a query leaves; or `privately`, by a service, where each is
                 privatized as the training text was and counted in the ledger.
             text_column: Column of the texts, where X is a table.
+            text_column_2: Column of the second texts, where X is a table of pairs; `code` must then be one of pairs.
             label_epsilon: ε of randomized response for each label; needs `classes`.
             classes: All classes that there can be; None takes those of y.
             vocabulary: Name or folder of the backbone, for `eta`.
@@ -92,6 +102,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         self.service = service
         self.ask = ask
         self.text_column = text_column
+        self.text_column_2 = text_column_2
         self.label_epsilon = label_epsilon
         self.classes = classes
         self.vocabulary = vocabulary
@@ -123,7 +134,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
                 "tuning here needs torch; install the extra `service` from the checkout, or name a service: "
                 "pip install -e '.[service]'"
             )
-        texts = list_texts(X, column=self.text_column)
+        texts, seconds = self._list_texts(X)
         names = name_labels(y, count=len(texts))
         # By their names, so that labels of any kind are compared as what leaves.
         by_name = dict(zip(names, _as_list(y), strict=True))
@@ -133,7 +144,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         if len(by_name) < 2:
             raise UsageError("a classifier must have two classes at least, got labels of one; add texts of another")
         self.privatized_ = self._privatize(
-            texts, labels=names, ledger=None if here and self.ledger is PROJECT else self.ledger, listed=listed
+            texts, seconds, labels=names, ledger=None if here and self.ledger is PROJECT else self.ledger, listed=listed
         )
         sent = self.privatized_.manifest.labels or ()
         values = np.array([by_name[name] for name in sent])
@@ -161,11 +172,11 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         """
         if self.pool is None or self.service == HERE:
             raise UsageError("partial_fit contributes to a pool of a service; name both, or call fit")
-        texts = list_texts(X, column=self.text_column)
+        texts, seconds = self._list_texts(X)
         names = name_labels(y, count=len(texts))
         with self._open_client() as client:
             asked = client.pool(self.pool).manifest.labels
-            found = self._privatize(texts, labels=names, ledger=self.ledger, listed=list(asked or ()) or None)
+            found = self._privatize(texts, seconds, labels=names, ledger=self.ledger, listed=list(asked or ()) or None)
             folder = Path(self.contributions)
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = folder / f"{found.manifest.records_sha256[:16]}.rapt.jsonl"
@@ -181,14 +192,15 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             CorpusError: A text is empty, too long or no text; named by its position.
         """
         check_is_fitted(self)
-        texts = list_texts(X, column=self.text_column)
+        texts, seconds = self._list_texts(X)
         if self._home is not None:
+            cuts = [slice(start, start + _TEXTS_AT_ONCE) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
             parts = [
-                self._home.answer(texts[start : start + _TEXTS_AT_ONCE], None, first_position=start)
-                for start in range(0, len(texts), _TEXTS_AT_ONCE)
+                self._home.answer(texts[cut], None if seconds is None else seconds[cut], first_position=cut.start)
+                for cut in cuts
             ]
             return np.asarray(np.concatenate(parts)[:, self._order])
-        queries = self._privatize(texts, labels=None, ledger=self.ledger, listed=None)
+        queries = self._privatize(texts, seconds, labels=None, ledger=self.ledger, listed=None)
         with self._open_client() as client:
             assert self.model_ is not None
             found = client.classify(self.model_, queries.file)
@@ -208,9 +220,14 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         tags.non_deterministic = True
         return tags
 
+    def _list_texts(self, X: Any) -> tuple[list[str], list[str] | None]:
+        second = self.text_column_2
+        return list_texts(X, column=self.text_column), None if second is None else list_column(X, second)
+
     def _privatize(
         self,
         texts: list[str],
+        seconds: list[str] | None = None,
         *,
         labels: list[str] | None,
         ledger: Ledger | Path | str | DefaultLedger | None,
@@ -218,6 +235,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
     ) -> Privatized:
         return privatize(
             texts,
+            second_texts=seconds,
             epsilon=self.epsilon,
             eta=self.eta,
             labels=labels,

@@ -108,20 +108,20 @@ def test_the_ledger_counts_epsilon_apart_from_eta_and_answers_a_text_again(rapt,
     assert not list(tmp_path.glob("c*"))
 
 
-def test_pairs_randomized_labels_and_processes_come_as_with_tokens(rapt, tmp_path, codes):
+def test_randomized_labels_and_processes_come_as_with_tokens(rapt, tmp_path, codes):
     rows = [f"a film of number {i},an answer to {i},{'yes' if i % 3 else 'no'}" for i in range(600)]
     (tmp_path / "in.csv").write_text("\n".join(["one,two,label", *rows]) + "\n")
     outcome = rapt(
         "privatize", tmp_path / "in.csv", tmp_path / "out", "--epsilon", 2, "--codes", codes / "good", "--no-ledger",
-        "--text-column", "one", "--text-column-2", "two", "--label-epsilon", 1, "--labels", "no,yes",
+        "--text-column", "one", "--label-epsilon", 1, "--labels", "no,yes",
         "--processes", 2,
     )  # fmt: skip
     assert outcome.code == 0
     file = read_privatized_file(tmp_path / "out")
-    assert (file.manifest.records, file.manifest.tokens, file.manifest.pairs) == (600, 1200, True)
+    assert (file.manifest.records, file.manifest.tokens, file.manifest.pairs) == (600, 600, False)
     assert file.manifest.label_privacy == LabelPrivacy(epsilon=1.0)
     assert len({record.token_ids for record in file.records}) > 1
-    assert "5.00 in all" in " ".join(rapt("statement", tmp_path / "out").out.split())
+    assert "3.00 in all" in " ".join(rapt("statement", tmp_path / "out").out.split())
 
 
 def test_an_epsilon_that_lets_texts_be_named_is_taken_only_from_who_says_so(rapt, reviews, tmp_path, codes):

@@ -121,7 +121,7 @@ def test_arrays_of_another_kind_are_refused(tmp_path, change):
 
 def test_a_description_of_another_version_is_refused(tmp_path):
     write_code_bundle(code_bundle(), tmp_path)
-    (tmp_path / "code.json").write_text(json.dumps({**describe_code_bundle(code_bundle()), "schema": "rapt.code/3"}))
+    (tmp_path / "code.json").write_text(json.dumps({**describe_code_bundle(code_bundle()), "schema": "rapt.code/9"}))
     with pytest.raises(WireError, match="upgrade rapt or fetch the bundle again"):
         read_code_bundle(tmp_path)
 

@@ -30,10 +30,10 @@ from rapt.audit.codes.readers import WORDS_OF_A_TEXT, Reading
 from rapt.audit.intervals import Share
 from rapt.audit.language.decoders import NONE, choose_decoder
 from rapt.errors import AuditError, name_record
-from rapt.local.codes.code_privatizer import Encoder, check_encoder
+from rapt.local.codes.code_privatizer import Encoder, check_encoder, encode_codes
 from rapt.local.codes.subset import remake_subset
 from rapt.narration import SILENT, Narrator
-from rapt.wire.code_bundle import CodeBundle, project_states
+from rapt.wire.code_bundle import CodeBundle
 from rapt.wire.privatized_file import PrivatizedFile
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def audit_codes(
     """Attack a file of codes.
 
     Args:
-        file: Codes of single texts.
+        file: Codes of single texts, or of pairs, whose texts are then joined (`join_pair`).
         originals: The texts that it was made from, and what an attacker holds.
         bundle: Code bundle that the file names.
         encoder: Encoder of that bundle.
@@ -138,7 +138,7 @@ def audit_codes(
     """
     manifest = file.manifest
     if manifest.pairs:
-        raise AuditError("an audit of codes takes files of single texts, got pairs; privatize each text by itself")
+        raise AuditError("an audit of codes takes one code a record, got two; privatize with a code of pairs")
     if manifest.vocabulary_hash != bundle.hash:
         raise AuditError("the code bundle must be the one that the file was made with, got another; give that one")
     if len(file.records) < _LEAST_RECORDS:
@@ -167,9 +167,9 @@ def audit_codes(
         narrator.say(f"words are read from codes by {decoder.described}")
     mechanism = remake_subset(manifest.mechanism, bundle=bundle)
     with narrator.meter("encoding", total=len(originals.texts) + len(originals.public), unit="texts") as show_progress:
-        codes = project_states(encoder.encode(originals.texts), bundle)
+        codes = encode_codes(encoder, originals.texts, bundle=bundle)
         show_progress(len(codes))
-        public = project_states(encoder.encode(originals.public), bundle) if originals.public else None
+        public = encode_codes(encoder, originals.public, bundle=bundle) if originals.public else None
     released = np.array([record.token_ids for record in file.records], dtype=np.int64)  # (n, r)
     rng = np.random.default_rng(seed)
     desk = CodeDesk(mechanism, encoder, codes, released, originals, public, quick=quick, seed=seed, rng=rng)

@@ -29,8 +29,19 @@ QUICK_TOKENS: Final = 1500
 # What an audit of whole texts reads; every other option is one of tokens.
 _OF_CODES: Final = frozenset(
     (
-        *("file", "original", "text_column", "attribute", "author", "public_text", "public_text_column", "codes"),
-        *("encoder", "language_model", "receipt", "ledger", "quick", "seed", "out", "as_json"),
+        *("file", "original", "text_column", "text_column_2", "attribute", "author", "public_text"),
+        *(
+            "public_text_column",
+            "codes",
+            "encoder",
+            "language_model",
+            "receipt",
+            "ledger",
+            "quick",
+            "seed",
+            "out",
+            "as_json",
+        ),
     )
 )
 
@@ -192,6 +203,7 @@ def audit(
             codes=codes,
             encoder=encoder,
             text_column=text_column,
+            second_column=text_column_2,
             attributes=attribute or [],
             author=author,
             public_text=public_text,
@@ -264,6 +276,7 @@ def _audit_codes(
     codes: Path | None,
     encoder: str | None,
     text_column: str,
+    second_column: str | None,
     attributes: list[str],
     author: str | None,
     public_text: Path | None,
@@ -292,11 +305,15 @@ def _audit_codes(
     if codes is None and known is None:
         raise UsageError("a file of whole texts must be audited with its code bundle; name its folder with --codes")
     bundle = read_code(codes or known or "")
+    if bundle.pairs != (second_column is not None):
+        wanted = "two texts a record, with --text-column-2" if bundle.pairs else "one text, without --text-column-2"
+        raise UsageError(f"the original must be read as the file was made from it: {wanted}")
     found = audit_codes(
         released,
         read_originals(
             original,
             text_column=text_column,
+            second_column=second_column,
             attributes=attributes,
             author=author,
             public=public_text,

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AsJson
+from rapt.cli.options import AsJson, list_given
 from rapt.cli.output import format_table, say, show, show_json
 from rapt.cli.vocabulary import check_new
 
+# Options of a code of single texts alone, by the names of the arguments.
+_OF_SINGLE_TEXTS: Final = {
+    "tasks": "--task",
+    "label_column": "--label-column",
+    "dimensions": "--dimensions",
+    "codes_per_text": "--codes-per-text",
+}
+
 
 def codebook(
+    context: typer.Context,
     public: Annotated[list[Path], typer.Argument(metavar="PUBLIC...", help="Files of public text; never a user's.")],
     out: Annotated[Path, typer.Option(help="New folder for the code.")],
     model: Annotated[str, typer.Option(help="Public encoder: a known model or a model folder.")] = "minilm",
@@ -22,11 +31,20 @@ def codebook(
         typer.Option("--task", metavar="FILE", help="Public texts with labels, whose kinds a code should tell apart."),
     ] = None,
     text_column: Annotated[str, typer.Option(help="Column that holds the text, in all files.")] = "text",
+    text_column_2: Annotated[
+        str | None,
+        typer.Option(
+            "--text-column-2", metavar="NAME", help="Column of the second text: makes a code of pairs, one for both."
+        ),
+    ] = None,
     label_column: Annotated[str, typer.Option(help="Column that holds the label, in the files of --task.")] = "label",
     dimensions: Annotated[int, typer.Option(min=2, help="Numbers in a code: few for queries, more for tuning.")] = 8,
-    codewords: Annotated[int, typer.Option(min=2, help="Codewords to choose from; 4,096 lose nothing up to ε = 8.")] = (
-        4096
-    ),
+    codewords: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Codewords to choose from; 4,096 lose nothing up to ε = 8.  [default: 4096; of pairs 8]"
+        ),
+    ] = None,
     codes_per_text: Annotated[
         int, typer.Option(min=1, help="Codewords that a text becomes, each at a part of its ε.")
     ] = 1,
@@ -43,37 +61,65 @@ def codebook(
     Run by whoever serves; no private text may come near it. Public text of the users' kind makes better codes. The
     folder is what `--codes` of `rapt privatize` takes. PUBLIC and --task take the formats that it takes.
 
+    With --text-column-2 the code is of pairs: it says how alike the two texts of a record are, at one ε for both. Where
+    most pairs of PUBLIC lie, from its tenth to its ninetieth percentile, is what it tells apart.
+
     \b
-    Example:
+    Examples:
       rapt codebook public.csv --model minilm --task tweets.csv --out code
+      rapt codebook pairs.csv --text-column question --text-column-2 other --out pair-code
     """
-    from rapt.local.codes.codebook import check_sizes, make_codebook, measure_attenuations, read_public_states
+    from rapt.errors import UsageError
+    from rapt.local.codes.codebook import (
+        CODEWORDS,
+        CODEWORDS_OF_PAIRS,
+        check_sizes,
+        make_codebook,
+        make_pair_codebook,
+        measure_attenuations,
+        read_pair_states,
+        read_public_states,
+    )
     from rapt.local.codes.encoder import read_encoder
     from rapt.wire.code_bundle import write_code_bundle
 
     check_new(out)
     epsilons = tuple(epsilon or (1.0, 2.0, 4.0, 8.0))
-    check_sizes(codes=codes_per_text, codewords=codewords, dimensions=dimensions, epsilons=epsilons)
-    encoder = read_encoder(model)
-    states = read_public_states(
-        encoder,
-        public,
-        tasks=tasks or [],
-        dimensions=dimensions,
-        text_column=text_column,
-        label_column=label_column,
-        narrator=output,
-    )
-    bundle = make_codebook(
-        encoder, states, dimensions=dimensions, codewords=codewords, codes=codes_per_text, languages=languages or []
-    )
+    if text_column_2 is not None:
+        given = [_OF_SINGLE_TEXTS[name] for name in list_given(context) if name in _OF_SINGLE_TEXTS]
+        if given:
+            raise UsageError(f"{', '.join(given)} must not stand beside --text-column-2: a code of pairs has none")
+        size = codewords or CODEWORDS_OF_PAIRS
+        check_sizes(codes=1, codewords=size, dimensions=2, epsilons=epsilons)
+        encoder = read_encoder(model)
+        states = read_pair_states(
+            encoder, public, text_column=text_column, second_column=text_column_2, narrator=output
+        )
+        bundle = make_pair_codebook(encoder, states, codewords=size, languages=languages or [])
+    else:
+        size = codewords or CODEWORDS
+        check_sizes(codes=codes_per_text, codewords=size, dimensions=dimensions, epsilons=epsilons)
+        encoder = read_encoder(model)
+        states = read_public_states(
+            encoder,
+            public,
+            tasks=tasks or [],
+            dimensions=dimensions,
+            text_column=text_column,
+            label_column=label_column,
+            narrator=output,
+        )
+        bundle = make_codebook(
+            encoder, states, dimensions=dimensions, codewords=size, codes=codes_per_text, languages=languages or []
+        )
     measured = measure_attenuations(bundle, states, epsilons=epsilons)
     write_code_bundle(bundle, out)
     if as_json:
         values = [{"epsilon": eps, "preferred": preferred, "attenuation": c} for eps, preferred, c in measured]
         show_json({"folder": str(out), "model": bundle.model, "hash": bundle.hash, "measured": values})
         return
-    show(f"{len(states.texts):,} public texts; mean inner product of a code and the codeword that leaves for it:\n")
+    what = "pairs" if bundle.pairs else "texts"
+    show(f"{len(states.texts):,} public {what}; mean inner product of a code and the codeword that leaves for it:\n")
     show(format_table(["ε", "preferred", "c"], [[f"{eps:g}", f"{m:,}", f"{c:.3f}"] for eps, m, c in measured]))
     say(f"{bundle.model}: {bundle.codes} x {bundle.size:,} codewords, {bundle.hash}")
 

@@ -159,6 +159,8 @@ def train_reader(
     if threads is not None:
         torch.set_num_threads(threads)
     code = read_code_bundle(find_model_folder(plan.codes))
+    if code.pairs:
+        raise UsageError("a reader must be of a code of single texts, got one of pairs; a head reads that as it is")
     backbone = load_backbone(plan.model, precision=precision)
     if backbone.code is not None:
         raise UsageError("a reader must be made for a language model, got a codebook or a reader; give --model another")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
-from rapt.local.corpus_check import CorpusCheck, check_corpus, read_rows
+from rapt.local.corpus_check import CorpusCheck, check_corpus, join_rows, joins_pairs, read_rows
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.ledger import Ledger
@@ -223,6 +223,7 @@ def privatize_corpus(
         )
     if processes < 1:
         raise UsageError(f"processes must be at least 1, got processes={processes}")
+    joined = joins_pairs(privatizer, second=other_texts.second is not None)
     others = other_texts.by_part
     if len({text_column, *others.values()}) != 1 + len(others) or label_column in (text_column, *others.values()):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
@@ -233,11 +234,12 @@ def privatize_corpus(
         header=header,
         privatized=True,
     )
+    parts = tuple(others)[1:] if joined else tuple(others)
     check = check_corpus(
         source,
         columns,
         file_format=kind,
-        parts=tuple(others),
+        parts=parts,
         privatizer=privatizer,
         labels=check_class_names(labels),
         public_labels=public_labels,
@@ -259,7 +261,7 @@ def privatize_corpus(
         labels=names,
         randomness=stream.provenance,
         label_privacy=label_privacy,
-        pairs=other_texts.second is not None,
+        pairs=other_texts.second is not None and not joined,
         targets=other_texts.targets,
     )
     arrangement = replace(
@@ -272,7 +274,8 @@ def privatize_corpus(
         account = opened.enter_context(ledger()) if callable(ledger) else ledger
         found = replace(check.found, reading=Reading() if reading is None else reading, collects=False, skipped=0)
         rows = opened.enter_context(closing(read_rows(source, columns, file_format=kind, found=found)))
-        texts = _indexed(rows, None if names is None else index, parts=tuple(others))
+        read = join_rows(rows) if joined else rows
+        texts = _indexed(read, None if names is None else index, parts=parts)
         setting = ChunkSetting(privatizer, response, manifest)
         done, tokens = skip_kept(writer.kept(), texts, setting=setting, ledger=account)
         if done > 0:  # with a seed, the noise of the first records must not come again

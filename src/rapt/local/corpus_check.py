@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from rapt.errors import CorpusError, VocabularyError
+from rapt.errors import CorpusError, UsageError, VocabularyError
+from rapt.local.codes.code_privatizer import join_pair
 from rapt.local.columnar_formats import read_dataset, read_parquet
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, Reader, Row
 from rapt.local.privatizer import TextPrivatizer
@@ -122,7 +124,8 @@ def check_corpus(
 
     Args:
         path: File of the corpus.
-        columns: Columns to read: the text, one column for each of `parts`, the label.
+        columns: Columns to read: the text, one column for each of `parts`, the label. One more text is the second of a
+            pair that leaves as one.
         file_format: How it is written.
         parts: Parts of a record that the texts beside the first one become.
         privatizer: The setting; nothing is drawn with it.
@@ -138,7 +141,7 @@ def check_corpus(
     found = Findings(collects=True, separator=delimiter)
     reader = read_rows(path, columns, file_format=file_format, found=found)
     return check_rows(
-        reader,
+        reader if len(columns.texts) == 1 + len(parts) else join_rows(reader),
         found=found,
         labelled=columns.label is not None,
         parts=parts,
@@ -146,6 +149,38 @@ def check_corpus(
         labels=labels,
         public_labels=public_labels,
     )
+
+
+def joins_pairs(privatizer: TextPrivatizer, *, second: bool) -> bool:
+    """Whether both texts of a record leave as one: they do with a code of pairs, and tokens leave text by text.
+
+    Args:
+        privatizer: The setting.
+        second: Whether records have a second text.
+
+    Raises:
+        UsageError: A code of pairs meets single texts, or a code of single texts meets pairs.
+    """
+    setting = privatizer.mechanism.setting
+    of_pairs = setting.texts > 1
+    if of_pairs and not second:
+        raise UsageError(
+            "a code of pairs must have two texts in each record, got one; name the column of the second "
+            "(--text-column-2), or take a code of single texts"
+        )
+    if second and not of_pairs and setting.unit == "text":
+        raise UsageError(
+            "pairs must have a code of pairs, whose ε is for both texts together, got a code of single texts; make one "
+            "with `rapt codebook --text-column-2`, or leave out the second text"
+        )
+    return of_pairs
+
+
+def join_rows(rows: Generator[Row | None, None, None]) -> Generator[Row | None, None, None]:
+    """Give the records with their first two texts as one; the readers close at the end."""
+    with closing(rows):
+        for row in rows:
+            yield row if row is None else replace(row, texts=(join_pair(*row.texts[:2]), *row.texts[2:]))
 
 
 def check_rows(

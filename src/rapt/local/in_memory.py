@@ -17,10 +17,10 @@ from typing import Any, Final, overload
 import numpy as np
 
 from rapt.errors import CorpusError, UsageError, name_record
-from rapt.local.codes.code_privatizer import load_code_privatizer, refuse_large_epsilon
+from rapt.local.codes.code_privatizer import join_pair, load_code_privatizer, refuse_large_epsilon
 from rapt.local.codes.text_statement import TextStatement, state_text_privacy
 from rapt.local.corpus import check_class_names
-from rapt.local.corpus_check import check_rows
+from rapt.local.corpus_check import check_rows, joins_pairs
 from rapt.local.corpus_formats import Findings, Row
 from rapt.local.guarantee import PrivacyStatement, state_privacy
 from rapt.local.kept_share import KeptShares, check_kept_shares
@@ -34,7 +34,7 @@ from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.privatizer import USUAL_POOL, Privatizer, TextPrivatizer, plan_plain_tokens
 from rapt.local.randomness import RandomStream, secure_stream
 from rapt.local.record_order import draw_order, make_order_key
-from rapt.local.records import ChunkSetting, SourceItem, cut_into_chunks
+from rapt.local.records import ChunkSetting, Part, SourceItem, cut_into_chunks
 from rapt.local.vocabulary import Vocabulary, check_texts, load_vocabulary
 from rapt.wire.manifest import LabelPrivacy, Manifest, check_eta
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest, write_record_lines
@@ -125,6 +125,7 @@ class Privatized(Sequence[PrivatizedRecord]):
             labels_sent=manifest.labels is not None,
             randomness=manifest.randomness,
             label_privacy=manifest.label_privacy,
+            two_texts=manifest.pairs,
             arrangement=manifest.arrangement,
             policy=manifest.policy,
         )
@@ -172,7 +173,9 @@ def privatize(
     privatizer: TextPrivatizer | None = None,
     policy: Policy | Path | str | None = None,
     labels: Any = None,
+    second_texts: Any = None,
     text_column: str = "text",
+    text_column_2: str | None = None,
     label_column: str | None = None,
     classes: Sequence[Any] | None = None,
     label_epsilon: float | None = None,
@@ -200,7 +203,9 @@ def privatize(
         privatizer: A setting that is ready, in place of both; saves the time of loading for each call.
         policy: What becomes of names, numbers and addresses before that; a policy, or its TOML file.
         labels: Labels of the texts, of any kind with a name: they leave in clear unless `label_epsilon` is set.
+        second_texts: Second text of each pair, as `texts` are given; a code must then be one of pairs.
         text_column: Column of the texts of a table.
+        text_column_2: Column of the second text of each pair, in the place of `second_texts`.
         label_column: Column of the labels of a table; None sends none.
         classes: Classes in order, of the kinds that labels may have; None collects and sorts them.
         label_epsilon: ε of randomized response for each label; needs `classes`.
@@ -226,6 +231,13 @@ def privatize(
         LedgerError: The ledger is busy, damaged, or cannot be written.
     """
     given = list_texts(texts, column=text_column)
+    if text_column_2 is not None:
+        if second_texts is not None:
+            raise UsageError("second texts must be given once, got two of them; leave out second_texts or the column")
+        second_texts = list_column(texts, text_column_2)
+    seconds = None if second_texts is None else list_texts(second_texts, column=text_column)
+    if seconds is not None and len(seconds) != len(given):
+        raise UsageError(f"each text must have one second text, got {len(seconds)} for {len(given)} texts")
     if label_column is not None:
         if labels is not None:
             raise UsageError("labels must be given once, got labels and label_column; leave one of them out")
@@ -256,11 +268,14 @@ def privatize(
         raise UsageError("one guarantee must be named; give epsilon, eta or a privatizer, and not two of them")
     if policy is not None:
         privatizer = PolicyPrivatizer(privatizer, policy if isinstance(policy, Policy) else Policy.read(policy))
+    if joins_pairs(privatizer, second=seconds is not None) and seconds is not None:
+        given, seconds = [join_pair(*pair) for pair in zip(given, seconds, strict=True)], None
+    parts: tuple[Part, ...] = () if seconds is None else ("second",)
     check = check_rows(
-        _make_rows(given, names),
+        _make_rows(given, names, seconds),
         found=Findings(collects=True),
         labelled=names is not None,
-        parts=(),
+        parts=parts,
         privatizer=privatizer,
         labels=check_class_names(None if classes is None else name_labels(classes, count=len(classes))),
         public_labels=False,
@@ -272,12 +287,19 @@ def privatize(
     )
     privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
     response = None if privacy is None else RandomizedResponse(classes=len(check.labels or ()), epsilon=privacy.epsilon)
-    manifest = privatizer.manifest(labels=check.labels, randomness=stream.provenance, label_privacy=privacy)
+    manifest = privatizer.manifest(
+        labels=check.labels, randomness=stream.provenance, label_privacy=privacy, pairs=seconds is not None
+    )
     replayed = replace(manifest.arrangement, replayed=ledger is not None and not redraw)
     manifest = replace(manifest, arrangement=replayed)
     index = {name: place for place, name in enumerate(check.labels or ())}
     items = (
-        SourceItem(text, None if names is None else index[names[place].strip()]) for place, text in enumerate(given)
+        SourceItem(
+            text,
+            None if names is None else index[names[place].strip()],
+            {} if seconds is None else {"second": seconds[place]},
+        )
+        for place, text in enumerate(given)
     )
     chunks = cut_into_chunks(items, first_position=0, labelled=names is not None)
     counted: dict[str, Any] = {}
@@ -346,6 +368,11 @@ def list_texts(texts: Any, *, column: str) -> list[str]:
     return found
 
 
+def list_column(table: Any, name: str) -> list[str]:
+    """The texts in a column of a table (`UsageError` for what is no table, or has no such column)."""
+    return list_texts(_find_column(table, name), column=name)
+
+
 def _is_table(value: Any) -> bool:
     """Whether a value has columns with names: pandas, polars, Arrow and `datasets` say so in one of two ways."""
     return hasattr(value, "column_names") or hasattr(value, "columns")
@@ -397,9 +424,11 @@ def name_labels(labels: Any, *, count: int) -> list[str]:
     return names
 
 
-def _make_rows(texts: Sequence[str], names: Sequence[str] | None) -> Generator[Row | None, None, None]:
+def _make_rows(
+    texts: Sequence[str], names: Sequence[str] | None, seconds: Sequence[str] | None
+) -> Generator[Row | None, None, None]:
     """The records, as a file's reader gives them; a label is checked as one of a file."""
     check: Callable[[str, str], str | None] = Findings().label
     for place, text in enumerate(texts):
         label = None if names is None else check(name_record(place), names[place])
-        yield Row(name_record(place), (text,), label)
+        yield Row(name_record(place), (text,) if seconds is None else (text, seconds[place]), label)

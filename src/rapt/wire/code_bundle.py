@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,8 @@ from rapt.wire.strict_json import check_fields, parse_document, read_count, read
 SCHEMA: Final = "rapt.code/1"
 # A code that is centred by what a first round of contributors released.
 SCHEMA_CENTERED: Final = "rapt.code/2"
+# A code of pairs of texts.
+SCHEMA_OF_PAIRS: Final = "rapt.code/3"
 DESCRIPTION: Final = "code.json"
 TENSORS: Final = "code.safetensors"
 MOST_DIMENSIONS: Final = 4096  # of a code; 4 to 64 are usual
@@ -77,6 +80,8 @@ class CodeBundle:
         offset: Second centre, which is subtracted from a code of length 1 before it is scaled to length 1 again, (k,),
             float32, read-only; None without a first round.
         first_round: Releases that the second centre was computed from; None without one.
+        pairs: Whether a code is of a pair of texts: of how alike their two states are, which is one number (h = 1). It
+            lies between -1 and 1 after the map, and its code on a half circle, so k = 1 and codewords have two numbers.
     """
 
     model: str
@@ -89,6 +94,12 @@ class CodeBundle:
     hash: str
     offset: NDArray[np.float32] | None = field_of(repr=False, default=None)
     first_round: FirstRound | None = None
+    pairs: bool = False
+
+    @property
+    def width(self) -> int:
+        """The numbers of a code, all of its runs together."""
+        return int(self.codewords.shape[0] * self.codewords.shape[2])
 
     @property
     def codes(self) -> int:
@@ -112,6 +123,7 @@ def make_code_bundle(
     languages: Sequence[str] = (),
     offset: NDArray[np.float32] | None = None,
     first_round: FirstRound | None = None,
+    pairs: bool = False,
 ) -> CodeBundle:
     """Make the bundle of a map and its codebooks; arrays have the shapes of `CodeBundle`.
 
@@ -126,7 +138,12 @@ def make_code_bundle(
                 f"the {name} of a code must be finite float32 of {axes} axes, got {array.dtype} {array.shape}"
             )
     (width,), (dimensions, seen), (codes, size, run) = center.shape, directions.shape, codewords.shape
-    if seen != width or codes * run != dimensions or not 0 < dimensions <= MOST_DIMENSIONS:
+    if pairs and (width, dimensions, codes, run, offset) != (1, 1, 1, 2, None):
+        raise VocabularyError(
+            "a code of pairs must have center (1,), directions (1, 1), codewords (1, N, 2) and no second centre, got "
+            f"{center.shape}, {directions.shape} and {codewords.shape}"
+        )
+    if seen != width or codes * run != (2 if pairs else dimensions) or not 0 < dimensions <= MOST_DIMENSIONS:
         raise VocabularyError(
             "a code must have center (h,), directions (k, h) and codewords (r, N, k / r), with k from 1 to "
             f"{MOST_DIMENSIONS}; got {center.shape}, {directions.shape} and {codewords.shape}"
@@ -149,6 +166,8 @@ def make_code_bundle(
     stated: list[Any] = [SCHEMA, encoder_hash, max_tokens, list(languages), shapes]
     if first_round is not None:
         stated = [SCHEMA_CENTERED, *stated[1:], asdict(first_round)]
+    if pairs:
+        stated[0] = SCHEMA_OF_PAIRS
     digest = hashlib.sha256(json.dumps(stated).encode())
     for item in kept.values():
         digest.update(item.data.cast("B"))
@@ -161,18 +180,23 @@ def make_code_bundle(
         languages=tuple(languages),
         hash=f"sha256:{digest.hexdigest()}",
         first_round=first_round,
+        pairs=pairs,
         **kept,
     )
 
 
 def project_states(states: NDArray[np.float32], bundle: CodeBundle) -> NDArray[np.float64]:
-    """Return the codes of states, (n, h) to (n, k), each of length 1; 0 where a state has no direction at all.
+    """Return the codes of states, (n, h) to (n, width), each of length 1; 0 where a state has no direction at all.
+
+    Of pairs, a state is what `compare_pairs` returns.
 
     A state that is not finite has the code 0, like one at the centre: nothing that a text does to its encoder can stop
     a release, or be seen by its stopping.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         codes = (states.astype(np.float64) - bundle.center) @ bundle.directions.T.astype(np.float64)
+        if bundle.pairs:
+            codes = place_on_arc(codes[:, 0])
         lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     known = np.isfinite(lengths) & (lengths > 0)
     found: NDArray[np.float64] = np.divide(codes, lengths, out=np.zeros_like(codes), where=known)
@@ -181,6 +205,23 @@ def project_states(states: NDArray[np.float32], bundle: CodeBundle) -> NDArray[n
         if bundle.offset is None
         else _shift(found, bundle.offset.astype(np.float64), codes_of_a_text=bundle.codes)
     )
+
+
+def place_on_arc(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points of a half circle for numbers that are cut at -1 and 1, (n,) to (n, 2)."""
+    angles = places.clip(-1, 1) * (math.pi / 2)
+    return np.stack([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def compare_pairs(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the state of each pair of texts, the cosine of their two states, (n, h) twice to (n, 1); 0 without one."""
+    one, other = first.astype(np.float64), second.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        products, sizes = (one * other).sum(axis=1), np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        known = np.isfinite(products) & np.isfinite(sizes) & (sizes > 0)
+        found: NDArray[np.float64] = np.divide(products, sizes, out=np.zeros(len(one)), where=known)
+    state: NDArray[np.float32] = found[:, None].astype(np.float32)
+    return state
 
 
 def split_into_units(codes: NDArray[np.float64], *, codes_of_a_text: int) -> NDArray[np.float64]:
@@ -243,7 +284,7 @@ def _list_arrays(bundle: CodeBundle) -> tuple[str, ...]:
 def describe_code_bundle(bundle: CodeBundle) -> dict[str, Any]:
     """Return the content of `code.json`."""
     return {
-        "schema": SCHEMA if bundle.first_round is None else SCHEMA_CENTERED,
+        "schema": _find_schema(bundle),
         "model": bundle.model,
         "encoder_hash": bundle.encoder_hash,
         "hash": bundle.hash,
@@ -255,6 +296,12 @@ def describe_code_bundle(bundle: CodeBundle) -> dict[str, Any]:
         "languages": list(bundle.languages),
         **({} if bundle.first_round is None else {"first_round": asdict(bundle.first_round)}),
     }
+
+
+def _find_schema(bundle: CodeBundle) -> str:
+    if bundle.pairs:
+        return SCHEMA_OF_PAIRS
+    return SCHEMA if bundle.first_round is None else SCHEMA_CENTERED
 
 
 def holds_code_bundle(folder: Path) -> bool:
@@ -284,7 +331,7 @@ def read_code_bundle(folder: Path) -> CodeBundle:
         raise VocabularyError(
             f"a code bundle must have {DESCRIPTION} and {TENSORS}; fetch it again, or make it with `rapt codebook`"
         ) from None
-    if described.get("schema") not in (SCHEMA, SCHEMA_CENTERED):
+    if described.get("schema") not in (SCHEMA, SCHEMA_CENTERED, SCHEMA_OF_PAIRS):
         raise WireError(f"{DESCRIPTION} must be of schema {SCHEMA!r}; upgrade rapt or fetch the bundle again")
     names = {"schema", "model", "encoder_hash", "hash", "state_width", "dimensions", "codewords", "codes"}
     names |= {"max_tokens", "languages"} | ({"first_round"} if "offset" in arrays else set())
@@ -298,6 +345,7 @@ def read_code_bundle(folder: Path) -> CodeBundle:
         max_tokens=read_count(described, "max_tokens", what=DESCRIPTION),
         languages=[read_name({"languages": name}, "languages", what=DESCRIPTION) for name in languages],
         first_round=_read_first_round(described) if "offset" in arrays else None,
+        pairs=described["schema"] == SCHEMA_OF_PAIRS,
         **arrays,
     )
     if describe_code_bundle(bundle) != described:

@@ -38,6 +38,7 @@ MOST_PLAIN_TOKENS: Final = 4096  # before a text: more than a backbone has posit
 LONGEST_BUCKET: Final = 4096
 MOST_LABELS: Final = 1000
 LONGEST_LABEL: Final = 256
+_OF_A_PAIR: Final = 2  # texts
 _PARAMETER_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SHA256: Final = re.compile(r"([0-9a-f]{64})?")  # nothing before the records are counted
 
@@ -80,6 +81,11 @@ class MechanismSetting:
                 "epsilon is of mechanisms that protect whole texts, got one that protects tokens; take its eta"
             )
         return float(self.parameters["epsilon"])
+
+    @property
+    def texts(self) -> int:
+        """Number of texts that one release stands for: 2 for a code of a pair, whose ε is for the pair, else 1."""
+        return int(self.parameters.get("texts", 1)) if self.unit == "text" else 1
 
     def describe_strength(self) -> str:
         """Return the parameter that says how strong the guarantee is, such as `eta=75` or `epsilon=4`."""
@@ -301,7 +307,7 @@ def dump_manifest(manifest: Manifest) -> dict[str, Any]:
     )
     if manifest.policy:
         arranged["policy"] = dump_policy(manifest.policy)
-    unit = {"unit": manifest.unit} if manifest.schema == SCHEMA_OF_CODES else {}
+    unit = {"unit": _name_unit(manifest)} if manifest.schema == SCHEMA_OF_CODES else {}
     return {
         "schema": manifest.schema,
         **unit,
@@ -412,9 +418,17 @@ def count_codes(manifest: Manifest) -> int:
     return int(manifest.mechanism.parameters["codes"])
 
 
+def _name_unit(manifest: Manifest) -> str:
+    return "pair" if manifest.mechanism.texts == _OF_A_PAIR else manifest.unit
+
+
 def _check_codes(manifest: Manifest, *, unit: Any) -> None:
-    if unit != "text":
-        raise WireError("the manifest of codes must have unit as text; write the file again")
+    if unit != _name_unit(manifest):
+        raise WireError("the manifest of codes must have unit as text, or as pair for one of pairs; write it again")
+    if manifest.pairs and manifest.mechanism.texts == _OF_A_PAIR:
+        raise WireError(
+            "the manifest of a code of pairs must have pairs as false: a record has one code; write it again"
+        )
     if any(one.strength is not None for one in manifest.policy):
         raise WireError("the manifest of codes must have no kinds with a strength of their own; write the file again")
     if manifest.plain_tokens != NO_PLAIN_TOKENS or manifest.targets is not None:
@@ -522,7 +536,11 @@ def parse_mechanism(value: Mapping[str, Any]) -> MechanismSetting:
 
 def _read_parameters_of_codes(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
     what = "the mechanism of a file of codes"
-    check_fields(parameters, required={"epsilon", "preferred", "codewords", "codes"}, optional=set(), what=what)
+    names = {"epsilon", "preferred", "codewords", "codes"}
+    check_fields(parameters, required=names, optional={"texts"}, what=what)
+    of_pairs = "texts" in parameters
+    if of_pairs and read_count(parameters, "texts", what=what) != _OF_A_PAIR:
+        raise WireError(f"{what} must have texts={_OF_A_PAIR} for codes of pairs, or none; write the file again")
     size = read_count(parameters, "codewords", what=what, most=MOST_CODEWORDS)
     preferred = read_count(parameters, "preferred", what=what, most=MOST_CODEWORDS)
     codes = read_count(parameters, "codes", what=what, most=MOST_CODES)
@@ -531,7 +549,8 @@ def _read_parameters_of_codes(parameters: Mapping[str, Any]) -> dict[str, Parame
             f"{what} must have at least one code and fewer preferred codewords than codewords; write the file again"
         )
     epsilon = check_epsilon(parameters["epsilon"])
-    return {"epsilon": epsilon, "preferred": preferred, "codewords": size, "codes": codes}
+    found: dict[str, Parameter] = {"epsilon": epsilon, "preferred": preferred, "codewords": size, "codes": codes}
+    return found | {"texts": _OF_A_PAIR} if of_pairs else found
 
 
 def _parse_randomness(value: Mapping[str, Any]) -> Randomness:

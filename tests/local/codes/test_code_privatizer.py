@@ -143,19 +143,16 @@ def test_a_corpus_becomes_a_file_of_codes(corpus, tmp_path, privatizer):
     assert "film" not in (tmp_path / "out").read_text()
 
 
-def test_a_corpus_of_pairs_has_codes_of_both_texts_and_randomized_labels(corpus, tmp_path, privatizer):
+def test_a_corpus_has_codes_of_its_texts_and_randomized_labels(corpus, tmp_path, privatizer):
     manifest = privatize_corpus(
         corpus,
         tmp_path / "out",
         privatizer=privatizer,
-        other_texts=PartColumns(second="other"),
         labels=("bad", "good"),
         label_privacy=LabelPrivacy(epsilon=1.0),
         stream=secure_stream(),
     )
-    records = read_privatized_file(tmp_path / "out").records
-    assert (manifest.pairs, manifest.tokens, manifest.label_privacy) == (True, 80, LabelPrivacy(epsilon=1.0))
-    assert all(len(record.second_token_ids) == 1 for record in records)
+    assert (manifest.pairs, manifest.tokens, manifest.label_privacy) == (False, 40, LabelPrivacy(epsilon=1.0))
     assert RandomizedResponse(classes=2, epsilon=1.0).keep_probability == pytest.approx(math.e / (math.e + 1))
 
 

@@ -27,7 +27,7 @@ from rapt.audit.codes.readers import (
     read_words,
     see_codes,
 )
-from rapt.local.codes.code_privatizer import Encoder
+from rapt.local.codes.code_privatizer import Encoder, join_pair
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.local.corpus import read_corpus
 from rapt.wire.code_bundle import split_into_units
@@ -63,20 +63,32 @@ def read_originals(
     path: Path,
     *,
     text_column: str,
+    second_column: str | None = None,
     attributes: Sequence[str] = (),
     author: str | None = None,
     public: Path | None = None,
     public_text_column: str = "text",
 ) -> Originals:
-    """Read the texts that a file of codes was made from. Raises `CorpusError`."""
+    """Read the texts that a file of codes was made from, pairs joined; public pairs have the same second column.
+
+    Raises:
+        CorpusError: A file cannot be read.
+    """
 
     def read(column: str) -> tuple[str, ...]:
         return tuple(str(record.label) for record in read_corpus(path, text_column=text_column, label_column=column))
 
-    texts = tuple(record.text for record in read_corpus(path, text_column=text_column, label_column=None))
+    def read_texts(place: Path, column: str) -> list[str]:
+        texts = [record.text for record in read_corpus(place, text_column=column, label_column=None)]
+        if second_column is None:
+            return texts
+        seconds = (record.text for record in read_corpus(place, text_column=second_column, label_column=None))
+        return [join_pair(*pair) for pair in zip(texts, seconds, strict=True)]
+
+    texts = tuple(read_texts(path, text_column))
     known = set(texts)
-    found = () if public is None else read_corpus(public, text_column=public_text_column, label_column=None)
-    own = dict.fromkeys(record.text for record in found if record.text.strip() and record.text not in known)
+    found = () if public is None else read_texts(public, public_text_column)
+    own = dict.fromkeys(text for text in found if text.strip() and text not in known)
     return Originals(
         texts=texts,
         attributes={name: read(name) for name in attributes},

@@ -57,9 +57,11 @@ def estimate_center(mechanism: SubsetMechanism, token_ids: NDArray[np.int64]) ->
         token_ids: Ids of codewords, (n, r).
 
     Raises:
-        UsageError: There are fewer than two.
+        UsageError: There are fewer than two, or the code is of pairs.
     """
     count, bundle = len(token_ids), mechanism.bundle
+    if bundle.pairs:
+        raise UsageError("a code of pairs has no centre: public pairs say where it lies; keep the code as it is")
     if count < 2:
         raise UsageError(f"a first round must have at least two texts, got {count}; collect more")
     width = bundle.codewords.shape[2]

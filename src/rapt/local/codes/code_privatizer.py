@@ -3,6 +3,9 @@
 The privatizer has what files, records and ledgers need of any; see `rapt.local.privatizer`. A record has as many ids
 for every text, so the length of a text leaves as little as its words do. A text that is longer than its encoder reads
 is cut: what is cut off changes nothing that leaves.
+
+A code of pairs stands for two texts together, at one ε for both. Files, ledgers and audits take such a pair as one
+text, with a sign between its halves that neither has (`join_pair`).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +27,13 @@ from rapt.local.randomness import RandomStream
 from rapt.local.vocabulary import Vocabulary
 from rapt.public_models import PUBLIC_CODES, find_model_folder
 from rapt.version import __version__
-from rapt.wire.code_bundle import CodeBundle, holds_code_bundle, project_states, read_code_bundle
+from rapt.wire.code_bundle import (
+    CodeBundle,
+    compare_pairs,
+    holds_code_bundle,
+    project_states,
+    read_code_bundle,
+)
 from rapt.wire.manifest import (
     NO_PLAIN_TOKENS,
     LabelPrivacy,
@@ -37,6 +46,21 @@ from rapt.wire.manifest import (
 from rapt.wire.mechanisms import MOST_EPSILON, USUAL_EPSILON
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.vocabulary_bundle import shorten_hash
+
+# Between spaces: no pattern of a word, a number or a space goes over it.
+_SIGN: Final = "\0"
+_BETWEEN: Final = f" {_SIGN} "
+
+
+def join_pair(first: str, second: str) -> str:
+    """Return a pair of texts as one, which `split_pair` takes apart; the sign between them is a space in either."""
+    return _BETWEEN.join(text.replace(_SIGN, " ") for text in (first, second))
+
+
+def split_pair(joined: str) -> tuple[str, str]:
+    """Return the two texts of a joined pair."""
+    first, _, second = joined.partition(_BETWEEN)
+    return first, second
 
 
 class Encoder(Protocol):
@@ -156,8 +180,8 @@ class CodePrivatizer:
         stored = [None] * len(texts) if known is None else list(known)
         check_known(stored, counts, first_position=first_position)
         places = [place for place, ids in enumerate(stored) if ids is None]
-        states = self.encoder.encode([texts[place] for place in places], first_position=first_position)
-        codes = project_states(states, self.mechanism.bundle)
+        drawn_of = [texts[place] for place in places]
+        codes = encode_codes(self.encoder, drawn_of, bundle=self.mechanism.bundle, first_position=first_position)
         drawn = iter(self.mechanism.privatize(codes, rng=stream.generator).tolist())
         return [
             PrivatizedRecord(
@@ -177,7 +201,7 @@ class CodePrivatizer:
 
     def count_cut(self, texts: Sequence[str]) -> int:
         """How many texts are longer than the encoder reads; raises `CorpusError` as `privatize`."""
-        return sum(len(content) > self._room for content in self.vocabulary.encode(texts))
+        return sum(len(content) > self._room for content in self.vocabulary.encode(self._halves(texts)))
 
     def manifest(
         self,
@@ -215,14 +239,27 @@ class CodePrivatizer:
     def contents(self, texts: Sequence[str], *, first_position: int = 0) -> list[list[int]]:
         """Return what the encoder sees of each text: its tokens in clear, cut where the encoder cuts them.
 
+        Of a pair, both texts with an id between them that no token has.
+
         Raises:
             CorpusError: The reasons of `privatize`.
         """
-        encoded = self.vocabulary.encode(texts, first_position=first_position)
-        for position, content in enumerate(encoded, first_position):
-            if not content:
+        each = 2 if self.mechanism.bundle.pairs else 1
+        found = []
+        # Text by text of a pair, because a message names a record by the place of its text.
+        parts = [
+            self.vocabulary.encode(half, first_position=first_position)
+            for half in (zip(*map(split_pair, texts), strict=True) if each > 1 and texts else (texts,))
+        ]
+        for position, halves in enumerate(zip(*parts, strict=True), first_position):
+            if not all(halves):
                 raise CorpusError(f"{name_record(position)} must have at least one token, got an empty text; remove it")
-        return [content[: self._room] for content in encoded]
+            first, *rest = (content[: self._room] for content in halves)
+            found.append(first + [item for content in rest for item in (self.vocabulary.size, *content)])
+        return found
+
+    def _halves(self, texts: Sequence[str]) -> Sequence[str]:
+        return [half for text in texts for half in split_pair(text)] if self.mechanism.bundle.pairs else texts
 
     @property
     def _room(self) -> int:
@@ -246,6 +283,21 @@ def check_encoder(encoder: Encoder, *, bundle: CodeBundle) -> None:
             f"the encoder must read {bundle.max_tokens} tokens of a text, as the code was made with, got "
             f"max_tokens={encoder.max_tokens}; take the code of this encoder"
         )
+
+
+def encode_codes(
+    encoder: Encoder, texts: Sequence[str], *, bundle: CodeBundle, first_position: int = 0
+) -> NDArray[np.float64]:
+    """Return the clear code of each text, or of each joined pair for a code of pairs, (n, width).
+
+    Raises:
+        CorpusError: A text cannot be read by the encoder.
+    """
+    if not bundle.pairs:
+        return project_states(encoder.encode(texts, first_position=first_position), bundle)
+    halves = list(zip(*map(split_pair, texts), strict=True)) or [(), ()]
+    states = (encoder.encode(half, first_position=first_position) for half in halves)
+    return project_states(compare_pairs(*states), bundle)
 
 
 def read_code(codes: Path | str) -> CodeBundle:

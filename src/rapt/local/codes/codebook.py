@@ -11,6 +11,10 @@ float32 numbers.
 
 *How many codewords.* The mean inner product of a code and its codeword hardly grows with N beyond a few times e^ε: at
 ε = 8 and k = 8 it is 0.767, 0.785, 0.790, 0.791 with 256, 1,024, 4,096 and 16,384.
+
+*Pairs.* How alike the two states of a pair are is one number, their cosine. The part of it where public pairs lie is
+laid on a half circle, and the codewords are the middles of N equal pieces of that. All that is learned of a pair is
+where on one line it lies, which a crowd knows at every ε.
 """
 
 from __future__ import annotations
@@ -27,16 +31,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, UsageError
+from rapt.local.codes.code_privatizer import join_pair, split_pair
 from rapt.local.codes.encoder import TextEncoder
 from rapt.local.codes.subset import make_subset
 from rapt.local.corpus import read_corpus
 from rapt.narration import SILENT, Narrator
-from rapt.wire.code_bundle import MOST_DIMENSIONS, CodeBundle, check_codewords, make_code_bundle, project_states
+from rapt.wire.code_bundle import (
+    MOST_DIMENSIONS,
+    CodeBundle,
+    check_codewords,
+    compare_pairs,
+    make_code_bundle,
+    place_on_arc,
+    project_states,
+)
 from rapt.wire.manifest import check_epsilon
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
 
 DIMENSIONS: Final = 8
 CODEWORDS: Final = 4096
+CODEWORDS_OF_PAIRS: Final = 8
+_LIKENESSES: Final = (0.1, 0.9)  # percentiles of public pairs whose likeness is at the ends of the half circle
 MOST_TEXTS: Final = 20_000
 LEAST_TEXTS: Final = 64
 _CHUNK: Final = 256
@@ -48,6 +63,7 @@ _SEED: Final = "rapt codebook 1"
 _RIDGE: Final = 3.0
 _MOST_LABELS: Final = 100
 _MEASURED: Final = 500
+_LEAST_SPREAD: Final = 1e-3  # of a cosine
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -229,6 +245,64 @@ def make_codebook(
     )
 
 
+def read_pair_states(
+    encoder: TextEncoder,
+    files: Iterable[Path],
+    *,
+    text_column: str = "text",
+    second_column: str,
+    narrator: Narrator = SILENT,
+) -> PublicStates:
+    """Read public pairs, at most `MOST_TEXTS` different ones, and return how alike the two texts of each are, (n, 1).
+
+    Raises:
+        CorpusError: A file cannot be read, or there are too few pairs.
+        UsageError: Both columns are the same.
+    """
+    if second_column == text_column:
+        raise UsageError("the two texts of a pair must stand in different columns; name each once")
+    joined = {}
+    for path in files:
+        columns = (
+            _read(path, text_column=name, label_column=None, blank=True) for name in (text_column, second_column)
+        )
+        for (first, _), (second, _) in zip(*columns, strict=True):
+            if first.strip() and second.strip():
+                joined[join_pair(first, second)] = ""
+    kept = [split_pair(pair) for pair in _take(joined)]
+    if len(kept) < LEAST_TEXTS:
+        raise CorpusError(
+            f"a code of pairs needs at least {LEAST_TEXTS} different public pairs, got {len(kept)}; add public pairs"
+        )
+    states = (_encode(encoder, half, "public pairs", narrator) for half in zip(*kept, strict=True))
+    return PublicStates(texts=compare_pairs(*states))
+
+
+def make_pair_codebook(
+    encoder: TextEncoder, states: PublicStates, *, codewords: int = CODEWORDS_OF_PAIRS, languages: Sequence[str] = ()
+) -> CodeBundle:
+    """Make the code of pairs of an encoder from the states of public pairs, (n, 1).
+
+    Raises:
+        UsageError: Nearly all public pairs are equally alike.
+        VocabularyError: There are fewer than two codewords, or too many.
+    """
+    low, high = np.quantile(states.texts.astype(np.float64), _LIKENESSES)
+    if not high - low > _LEAST_SPREAD:
+        raise UsageError("public pairs must differ in how alike their texts are; add pairs of both kinds")
+    places = (2 * np.arange(codewords) + 1) / codewords - 1
+    return make_code_bundle(
+        model=encoder.model,
+        encoder_hash=encoder.hash,
+        center=np.array([(low + high) / 2], dtype=np.float32),
+        directions=np.array([[2 / (high - low)]], dtype=np.float32),
+        codewords=place_on_arc(places)[None].astype(np.float32),
+        max_tokens=encoder.max_tokens,
+        languages=languages,
+        pairs=True,
+    )
+
+
 def measure_attenuations(
     bundle: CodeBundle, states: PublicStates, *, epsilons: Sequence[float]
 ) -> list[tuple[float, int, float]]:
@@ -266,10 +340,10 @@ def _discriminate(
     return np.asarray((turns[:, kept].T @ stacked) / np.sqrt(weights[kept])[:, None])
 
 
-def _read(path: Path, *, text_column: str, label_column: str | None) -> Iterable[tuple[str, str]]:
+def _read(path: Path, *, text_column: str, label_column: str | None, blank: bool = False) -> Iterable[tuple[str, str]]:
     with closing(read_corpus(path, text_column=text_column, label_column=label_column)) as records:
         for record in records:
-            if record.text.strip():
+            if blank or record.text.strip():
                 yield record.text, record.label or ""
 
 

@@ -59,6 +59,10 @@ class SubsetMechanism:
            all texts. Hence P(y|x) / P(y|x') is one of A / B, 1 and B / A, and at most e^ε. ∎
         With r codes a text, each is drawn so at ε / r, independently; the logarithms add up to at most ε.
 
+    *Pairs.* Over a code of pairs, x is a pair of texts and y one codeword for both of them: the proof reads x nowhere
+    but in step 2, which holds for whatever x is. So ε is for the pair, and no two pairs can be told apart beyond it,
+    whether they differ in one text or in both.
+
     Nothing about the encoder is used: it may be wrong, cut a long text, or be chosen by an adversary. The bundle and m
     must be chosen before any private text is read, because they are published.
 
@@ -100,7 +104,7 @@ class SubsetMechanism:
             "codewords": self.bundle.size,
             "codes": self.bundle.codes,
         }
-        return MechanismSetting(name=NAME, parameters=parameters)
+        return MechanismSetting(name=NAME, parameters=parameters | ({"texts": 2} if self.bundle.pairs else {}))
 
     @cached_property
     def weights(self) -> tuple[int, int]:
@@ -260,7 +264,8 @@ def choose_preferred(epsilon: float, *, bundle: CodeBundle) -> int:
     area = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
     height = np.sin(angles) ** (dimension - 1)
     shares = np.array(ladder) / size
-    reached = np.interp(shares, area / area[-1], height)
+    # Pairs lie on half of the circle, so a share of their codewords reaches half as far.
+    reached = np.interp(shares / 2 if bundle.pairs else shares, area / area[-1], height)
     gain = (growth - 1) * reached / (shares * growth + 1 - shares)
     return ladder[int(gain.argmax())]
 

@@ -119,11 +119,19 @@ class TextStatement:
     @property
     def unit(self) -> str:
         """The part of the input that is protected, and from what."""
+        what, other, tied = "whole text", "text", ""
+        if self.of_pairs:
+            what, other, tied = "pair of texts", "pair of texts", ", and which two belong together"
         return (
-            "Protected: each whole text, with its words, their order, their number and its style. Nobody who sees what "
-            "was released for it can tell it from any other text, of any length, at better odds than e^"
+            f"Protected: each {what}, with its words, their order, their number and its style{tied}. Nobody who "
+            f"sees what was released for it can tell it from any other {other}, of any length, at better odds than e^"
             f"{ceil_nats(self.epsilon)} : 1 = {ceil_odds(self.epsilon)} : 1."
         )
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether one release is of a pair of texts, so that ε is for both together."""
+        return self.manifest is not None and self.manifest.mechanism.texts > 1
 
     @property
     def warning(self) -> str | None:
@@ -151,7 +159,7 @@ class TextStatement:
             "schema": SCHEMA,
             "protects": self.warning is None,
             "warning": self.warning,
-            "unit": "text",
+            "unit": "pair" if self.of_pairs else "text",
             "says": self.unit,
             "status": "proved",
             "epsilon": self.epsilon,
@@ -184,7 +192,7 @@ class TextStatement:
 
     def _facts(self) -> Iterator[tuple[str, str]]:
         yield "mechanism", "subset; its guarantee is proved, for any two texts and any encoder"
-        yield "epsilon", f"{self.epsilon:g} for each text"
+        yield "epsilon", f"{self.epsilon:g} for each {'pair of texts' if self.of_pairs else 'text'}"
         if (file := self.manifest) is None:
             return
         size, near = (int(file.mechanism.parameters[name]) for name in ("codewords", "preferred"))
@@ -193,7 +201,8 @@ class TextStatement:
         yield "released", each if codes == 1 else f"{codes} codes, each {each}; their ε are parts of the text's"
         yield "model", file.model
         yield "code", file.vocabulary_hash
-        parts = [f"{ceil_nats(self.epsilon)} for {'each of its two texts' if file.pairs else 'its text'}"]
+        each = "both of its texts together" if self.of_pairs else "each of its two texts" if file.pairs else "its text"
+        parts = [f"{ceil_nats(self.epsilon)} for {each}"]
         if file.label_privacy is not None:
             parts.append(f"{ceil_nats(file.label_privacy.epsilon)} for its label")
         yield "a record", f"ε {' and '.join(parts)}: {ceil_nats(self.record_epsilon)} in all"
@@ -228,7 +237,10 @@ def state_text_privacy(epsilon: float, *, manifest: Manifest | None = None) -> T
         persons=tuple(
             PersonSum(texts=n, epsilon=n * record, right=bound_guess(n * record, among=_USUAL_AMONG)) for n in _TEXTS
         ),
-        reading=(*_explain(epsilon), *((_WITH_A_POLICY,) if manifest is not None and manifest.policy else ())),
+        reading=(
+            *_explain(epsilon, of_pairs=manifest is not None and manifest.mechanism.texts > 1),
+            *((_WITH_A_POLICY,) if manifest is not None and manifest.policy else ()),
+        ),
         not_protected=(
             *list_policy_exposures(() if manifest is None else manifest.policy, unit="text"),
             *_list_exposures(
@@ -241,7 +253,7 @@ def state_text_privacy(epsilon: float, *, manifest: Manifest | None = None) -> T
     )
 
 
-def _explain(epsilon: float) -> Iterator[str]:
+def _explain(epsilon: float, *, of_pairs: bool) -> Iterator[str]:
     odds = ceil_odds(epsilon)
     yield (
         "ε: whatever was believed before, what is released changes the odds between any two texts by at most the "
@@ -266,6 +278,11 @@ def _explain(epsilon: float) -> Iterator[str]:
         "What is computed from released codes, such as a tuned model, its answers, and the centre of a code that other "
         "texts were released for in a first round, costs nothing more."
     )
+    if of_pairs:
+        yield (
+            "A code of a pair says how alike its two texts are, and nothing else of them. A text that was also "
+            "released in another pair, or by itself, has spent the ε of each; the ledger counts each pair as a text."
+        )
     yield (
         "One text released twice, or several texts of one person, spend the sum of their ε. `rapt ledger` counts it; "
         "it is never added to the η of tokens, which is another promise."
