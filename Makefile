@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node check format bench help-pages sbom dist clean
+.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node test-ray check format bench help-pages sbom dist clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -70,6 +70,15 @@ test-s3: $(READY)  ## blobs in an object store once more, on a server of S3 of i
 test-node: $(READY)  ## the official npm client against the service; needs node, and fetches the client
 	npm install --silent --no-audit --no-fund --prefix $(VENV)/node openai@7
 	RAPT_NODE_MODULES=$(abspath $(VENV)/node/node_modules) $(BIN)/python -m pytest -q tests/service/http/test_openai_node.py
+
+# Not in continuous integration: clusters take long to start, and some tests wait until Ray believes that a node is gone.
+RAY := 'ray[serve]==2.60.0'
+test-ray: $(READY)  ## the same jobs on Ray clusters of this machine, nodes killed on the way; fetches Ray
+	$(PYTHON) -m venv $(VENV)/ray
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $(VENV)/ray/below
+	mv $(VENV)/ray/below $$($(VENV)/ray/bin/python -c 'import site; print(site.getsitepackages()[0])')/zz_below.pth
+	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(RAY)
+	OMP_NUM_THREADS=1 $(VENV)/ray/bin/python -m pytest -q tests/cluster
 
 check: $(READY)  ## format, lint, types, import contracts, documents
 	$(BIN)/ruff format --check .

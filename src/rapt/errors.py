@@ -17,8 +17,9 @@
     │   │   └── QuotaError                  the tenant has used up its room or its share of a minute
     │   ├── UnavailableError                no answer
     │   └── DamagedError                    stored bytes are missing, or do not match their digest
-    └── LedgerError                exit 10  a ledger of releases is damaged, busy, or not what it was
-        └── BudgetError                     a release would spend more than the ledger allows
+    ├── LedgerError                exit 10  a ledger of releases is damaged, busy, or not what it was
+    │   └── BudgetError                     a release would spend more than the ledger allows
+    └── ClusterError               exit 11  a Ray cluster could not be joined, or was lost
 
 A message is one line: rule, name=value, way out; lower case, no full stop. It never holds a user's text, tokens or
 keys: positions and counts only. The command line prints the message and leaves with `exit_code`; the service
@@ -183,6 +184,14 @@ class BudgetError(LedgerError):
     """A release would spend more than the ledger allows; nothing was released."""
 
     code = "budget_exhausted"
+
+
+class ClusterError(RaptError):
+    """A Ray cluster could not be joined, was lost, or has no room for the work."""
+
+    exit_code = 11
+    status = 503
+    code = "cluster_error"
 
 
 def name_record(position: int) -> str:

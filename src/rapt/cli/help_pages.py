@@ -40,6 +40,7 @@ document stands on stdout. An error is one line, `rapt: error: ...`, and an exit
 | 8 | an audit cannot say anything true about this input |
 | 9 | the service refused, or could not be reached |
 | 10 | a ledger is damaged, busy, or without its key, or a release would spend more than it allows |
+| 11 | a Ray cluster could not be joined, was lost, or is full |
 | 130 | interrupted |
 
 What one gives again and again can stand in `~/.config/rapt/config.toml` (or in `$XDG_CONFIG_HOME/rapt/`):

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from rapt.errors import CorpusError, UsageError
 from rapt.this_machine import measure_half_of_memory
 
 if TYPE_CHECKING:
+    from rapt.cluster import Cluster
     from rapt.local.mechanisms import Mechanism
     from rapt.local.policy.policy import Policy
     from rapt.local.vocabulary import Unknown, Vocabulary
@@ -88,6 +90,27 @@ Blobs = Annotated[
 ]
 
 
+class Engine(StrEnum):
+    """What spreads the work: this machine, or a Ray cluster."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+ChosenEngine = Annotated[
+    Engine, typer.Option("--engine", help="What does the work: this machine, or a Ray cluster (extra [ray]).")
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="Head node of the Ray cluster, all of which must be trusted as this machine is; with --engine ray. "
+        "Default: one that is started on this machine.",
+    ),
+]
+
+
 class Precision(StrEnum):
     """Number formats that a backbone can compute in."""
 
@@ -108,6 +131,27 @@ class Drawn(StrEnum):
 
     FILE = "file"
     RECORD = "record"
+
+
+@contextmanager
+def open_engine(engine: Engine, *, address: str | None, cores: int) -> Iterator[Cluster | None]:
+    """Join the cluster that the options name, for the block; None where this machine does the work.
+
+    Raises:
+        UsageError: Options contradict each other, or the reasons of `join_cluster`.
+        ClusterError: The reasons of `join_cluster`.
+    """
+    if engine is Engine.LOCAL:
+        if address is not None:
+            raise UsageError("--ray-address must come with --engine ray; add that, or leave the address out")
+        yield None
+        return
+    if address is not None and cores > 1:
+        raise UsageError("--processes must not stand beside --ray-address: the cluster has its cores; leave it out")
+    from rapt.cluster import join_cluster
+
+    with join_cluster(address, cores=cores) as cluster:
+        yield cluster
 
 
 def list_given(context: typer.Context) -> list[str]:

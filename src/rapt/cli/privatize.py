@@ -14,14 +14,18 @@ from rapt.cli.ledger import LedgerKey, Of, choose_ledger, read_key_place, say_wh
 from rapt.cli.options import (
     AllowUnproved,
     AsJson,
+    ChosenEngine,
     Drawn,
+    Engine,
     MechanismOptions,
     PolicyFile,
+    RayAddress,
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
     list_given,
     load_checked_vocabulary,
+    open_engine,
     read_policy,
     take_standard_input,
 )
@@ -250,8 +254,15 @@ def privatize(
         typer.Option("--resume", help="Continue where an earlier run with the same settings was killed."),
     ] = False,
     processes: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Worker processes, each with noise and a table of its own.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Worker processes, each with noise and a table of its own; or cores of a Ray that is started here.",
+        ),
     ] = 1,
+    engine: ChosenEngine = Engine.LOCAL,
+    ray_address: RayAddress = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT, or an unfinished OUT.partial.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -277,6 +288,7 @@ def privatize(
       rapt privatize pairs.csv pairs.rapt.jsonl --eta 75 --text-column sentence1 --text-column-2 sentence2
       rapt privatize large.parquet large.rapt.jsonl --eta 75 --resume --processes 2
       rapt privatize chats.jsonl out --eta 75 --no-label --text-column messages.user --target-column messages.assistant
+      rapt privatize huge.parquet huge.codes.jsonl --epsilon 4 --resume --engine ray --ray-address 10.0.0.5:6379
       zcat logs.csv.gz | rapt privatize - - --format csv --eta 75 | rapt tune -
     """
     from rapt.local.corpus import CorpusCheck, Reading, check_output, privatize_corpus
@@ -390,7 +402,10 @@ def privatize(
         if kept is not None and kept.is_much:
             say(f"rapt: {kept.sentence}")
 
-    with meter("privatizing", unit="texts") as progress:
+    with (
+        open_engine(engine, address=ray_address, cores=processes) as cluster,
+        meter("privatizing", unit="texts") as progress,
+    ):
         manifest = privatize_corpus(
             source,
             target,
@@ -412,6 +427,7 @@ def privatize(
             resume=resume,
             overwrite=overwrite,
             processes=processes,
+            cluster=cluster,
             on_checked=checked,
             on_progress=lambda records, tokens: progress(records, note=pace(tokens, share=reading.share)),
             reading=reading,

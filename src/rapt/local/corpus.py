@@ -12,11 +12,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from rapt.cluster import Cluster
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
+from rapt.local.cluster_blocks import privatize_on_cluster
 from rapt.local.corpus_check import CorpusCheck, check_corpus, join_rows, joins_pairs, read_rows
 from rapt.local.corpus_formats import Columns, FileFormat, Findings, LabelledText, Reading, Row
 from rapt.local.label_privacy import RandomizedResponse
@@ -41,7 +44,7 @@ from rapt.local.records import (
 from rapt.local.vocabulary import is_unicode
 from rapt.local.worker_processes import privatize_in_processes
 from rapt.whole_files import check_target
-from rapt.wire.manifest import LabelPrivacy, Manifest
+from rapt.wire.manifest import CLUSTER_SOURCE, LabelPrivacy, Manifest, Randomness
 from rapt.wire.privatized_file import (
     PrivatizedRecord,
     iterate_privatized_lines,
@@ -153,6 +156,7 @@ def privatize_corpus(
     resume: bool = False,
     overwrite: bool = False,
     processes: int = 1,
+    cluster: Cluster | None = None,
     on_checked: Callable[[CorpusCheck], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     reading: Reading | None = None,
@@ -193,6 +197,8 @@ def privatize_corpus(
         overwrite: Replace a file at `target`, and, without `resume`, an unfinished one.
         processes: How many workers privatize, each with a stream and a copy of the table of its own. 1 works in this
             process.
+        cluster: Ray cluster whose tasks privatize instead, each with a stream of its own; every node of it must be as
+            trusted as this machine, which the manifest's statement says. None works on this machine.
         on_checked: Called once, when the source was checked, before anything is drawn.
         on_progress: Called with the records and the text tokens written so far, about once a second.
         reading: Position in the source, moved as it is read, to show progress.
@@ -200,6 +206,7 @@ def privatize_corpus(
     Raises:
         CorpusError: Reasons of `read_corpus`; also a text without a token or with too many, a label that is not among
             `labels`, labels that are no classes, or an output that cannot be written.
+        ClusterError: The cluster was lost, or is full; what was written stays with `resume`.
         BudgetError: A text would exceed a cap of the ledger. Nothing appears at `target`; what was accounted for up to
             there, which the message says, stays so, and is released by the next run at no cost.
         LedgerError: The ledger is busy, damaged, or its disk is full.
@@ -224,6 +231,9 @@ def privatize_corpus(
     if processes < 1:
         raise UsageError(f"processes must be at least 1, got processes={processes}")
     joined = joins_pairs(privatizer, second=other_texts.second is not None)
+    provenance = stream.provenance
+    if cluster is not None and provenance.insecure_seed is None:
+        provenance = Randomness(source=CLUSTER_SOURCE)
     others = other_texts.by_part
     if len({text_column, *others.values()}) != 1 + len(others) or label_column in (text_column, *others.values()):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
@@ -259,7 +269,7 @@ def privatize_corpus(
         privatizer = take_plain_tokens(begun, privatizer)
     manifest = privatizer.manifest(
         labels=names,
-        randomness=stream.provenance,
+        randomness=provenance,
         label_privacy=label_privacy,
         pairs=other_texts.second is not None and not joined,
         targets=other_texts.targets,
@@ -280,12 +290,16 @@ def privatize_corpus(
         done, tokens = skip_kept(writer.kept(), texts, setting=setting, ledger=account)
         if done > 0:  # with a seed, the noise of the first records must not come again
             stream = worker_stream(stream.provenance, position=done)
-        size = CHUNK if processes == 1 else CHUNK_OF_A_WORKER
+        apart = processes > 1 or cluster is not None
+        size = CHUNK_OF_A_WORKER if apart else CHUNK
         chunks = cut_into_chunks(texts, first_position=done, labelled=names is not None, size=size)
-        if processes > 1:
-            results = _privatize_apart(
-                chunks, setting, processes=processes, first_stream=done, ledger=account, redraw=redraw
+        if apart:
+            draw = (
+                partial(privatize_in_processes, setting=setting, processes=processes, first_stream=done)
+                if cluster is None
+                else partial(privatize_on_cluster, setting=setting, cluster=cluster)
             )
+            results = _privatize_apart(chunks, setting, draw=draw, ledger=account, redraw=redraw)
         else:
             results = privatize_chunks(chunks, setting, stream=stream, ledger=account, redraw=redraw)
         with closing(results):
@@ -312,8 +326,7 @@ def _privatize_apart(
     chunks: Iterator[Chunk],
     setting: ChunkSetting,
     *,
-    processes: int,
-    first_stream: int,
+    draw: Callable[[Iterator[Chunk]], Generator[list[PrivatizedRecord], None, None]],
     ledger: Ledger | None,
     redraw: bool,
 ) -> Generator[Sequence[PrivatizedRecord], None, None]:
@@ -327,7 +340,7 @@ def _privatize_apart(
                 chunk = plans[-1].chunk
             yield chunk
 
-    with closing(privatize_in_processes(planned(), setting, processes=processes, first_stream=first_stream)) as results:
+    with closing(draw(planned())) as results:
         for records in results:
             if ledger is not None:
                 records = settle_releases(ledger, plans.popleft(), records, setting, redraw=redraw)

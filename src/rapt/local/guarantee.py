@@ -27,7 +27,15 @@ from rapt.local.own_texts import FileShape, OwnTexts
 from rapt.local.policy.policy_statement import find_weakest, list_policy_exposures
 from rapt.local.privacy_loss import PrivacyLoss, choose_loss_step, compose
 from rapt.local.retention import KindShare, WordChance
-from rapt.local.statement import AS_GOOD_AS_TEXT, UNIT, Bound, PrivacyStatement, explain_numbers, list_exposures
+from rapt.local.statement import (
+    AS_GOOD_AS_TEXT,
+    UNIT,
+    Bound,
+    PrivacyStatement,
+    explain_numbers,
+    list_exposures,
+    list_trusted_machines,
+)
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import (
     UNARRANGED,
@@ -171,6 +179,7 @@ def state_privacy(
                 noise_drawn=not promise.pure_only,
                 arrangement=arrangement,
             ),
+            *list_trusted_machines(randomness),
         ),
     )
 

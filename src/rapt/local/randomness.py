@@ -7,6 +7,7 @@ noise and with it the text. Hence a cipher with a full random key is the default
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from dataclasses import dataclass, field
@@ -84,6 +85,25 @@ def worker_stream(provenance: Randomness, *, position: int) -> RandomStream:
     if provenance.insecure_seed is None:
         return secure_stream()
     return _seeded(provenance.insecure_seed, position=position)
+
+
+def block_stream(provenance: Randomness, *, key: bytes, position: int) -> RandomStream:
+    """The stream of one block of records on a cluster: whoever draws the block again, on any node, draws the same.
+
+    ChaCha20 under a key that BLAKE2b, keyed, makes of the position: a pseudorandom function, so blocks are independent,
+    and who has the stream of one learns nothing of another. The cipher is the same on every processor. With an insecure
+    seed, derived from that and the position.
+
+    Args:
+        provenance: Provenance that the manifest states.
+        key: Secret key of the run, 32 bytes, drawn for it alone and never kept: two runs share no stream.
+        position: Position of the first record of the block in its source.
+    """
+    if provenance.insecure_seed is not None:
+        return _seeded(provenance.insecure_seed, position=position)
+    own = hashlib.blake2b(position.to_bytes(8, "little"), key=key, digest_size=32, person=b"rapt block").digest()
+    stream = ChaCha(key=int.from_bytes(own, "little"), rounds=20)
+    return RandomStream(np.random.Generator(stream), provenance)
 
 
 def _seeded(seed: int, *, position: int | None) -> RandomStream:

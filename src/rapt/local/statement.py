@@ -25,7 +25,15 @@ from rapt.local.text_page import (
     wrap,
     write_scientific,
 )
-from rapt.wire.manifest import Arrangement, LabelPrivacy, MechanismSetting, PlainTokens, Randomness, Targets
+from rapt.wire.manifest import (
+    CLUSTER_SOURCE,
+    Arrangement,
+    LabelPrivacy,
+    MechanismSetting,
+    PlainTokens,
+    Randomness,
+    Targets,
+)
 from rapt.wire.mechanisms import GuaranteeStatus
 from rapt.wire.policy_setting import KindSetting, describe_policy, dump_policy
 
@@ -520,4 +528,14 @@ def list_exposures(
             what="plain tokens",
             why="they are public by design and stand beside their privatized forms; they were chosen before any text "
             "was read and say nothing about one",
+        )
+
+
+def list_trusted_machines(randomness: Randomness | None) -> Iterator[Exposure]:
+    """Say whom a file that was drawn on a cluster trusts beside the machine of its owner."""
+    if randomness is not None and randomness.source == CLUSTER_SOURCE:
+        yield Exposure(
+            what="the cluster",
+            why="the texts and the key of the noise were on every node of a Ray cluster, in memory and perhaps on "
+            "disk. The whole cluster is trusted as the machine of the owner is, and so is its network",
         )

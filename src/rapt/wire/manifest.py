@@ -101,6 +101,12 @@ class Randomness:
     insecure_seed: int | None = None
 
 
+# Origin of noise that was drawn on a cluster of machines, as `rapt.local.cluster_blocks` does.
+CLUSTER_SOURCE: Final = (
+    "ChaCha20 (randomgen) on a Ray cluster, 256-bit keys of blocks by BLAKE2b under a key from the operating system"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlainTokens:
     """The public plain tokens k of RAPT, Sec. 3: chosen before any text is read, privatized with the record.

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from rapt.errors import MechanismError
 from rapt.local.policy.policy_statement import list_policy_exposures
-from rapt.local.statement import PROTECTS_NOTHING, Exposure
+from rapt.local.statement import PROTECTS_NOTHING, Exposure, list_trusted_machines
 from rapt.local.text_page import ceil_nats, ceil_odds, ceil_percent, facts, items, table, wrap
 from rapt.wire.manifest import Arrangement, LabelPrivacy, Manifest, check_epsilon
 from rapt.wire.mechanisms import USUAL_EPSILON
@@ -249,6 +249,7 @@ def state_text_privacy(epsilon: float, *, manifest: Manifest | None = None) -> T
                 label_privacy=label,
                 arrangement=None if manifest is None else manifest.arrangement,
             ),
+            *list_trusted_machines(None if manifest is None else manifest.randomness),
         ),
     )
 
