@@ -17,6 +17,13 @@ from rapt.audit.attributes import AttributeResult, infer_attribute
 from rapt.audit.audit import audit_view
 from rapt.audit.formal import measure_formal_side
 from rapt.audit.judge.detail import add_entities, explain_missing_entities
+from rapt.audit.judge.labelled_entities import (
+    LabelledText,
+    MissedKind,
+    add_labelled_entities,
+    measure_missed,
+    read_labelled_texts,
+)
 from rapt.audit.kept_results import keep_results
 from rapt.audit.known_plaintext import known_plaintext
 from rapt.audit.language.decoders import AUTO, NONE, WORTH_ASKING, ChosenDecoder, choose_decoder
@@ -33,6 +40,7 @@ from rapt.local.corpus import read_corpus
 from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import find_promise
+from rapt.local.policy.policy import Policy
 from rapt.local.record_order import read_in_order_of_source
 from rapt.local.records import PartColumns, put_text
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
@@ -75,6 +83,8 @@ class AuditPlan:
             no attacks are named, too. None asks that one where it is large enough to be worth it; `none` asks none.
         attributes: Columns of `original` to infer from each text.
         entities: Whether names, places and dates are counted by kind.
+        entities_labelled: Labelled entities of the same texts, to be counted in place of those that spaCy finds.
+        policy: Policy that the texts were privatized under.
         vocabulary: Known model, model folder or fetched bundle; None takes the file's model.
         truncate: Tokens that each text was cut to when it was privatized; None where nothing was cut.
         limit: About how many tokens are attacked, in whole records; None attacks all.
@@ -102,6 +112,8 @@ class AuditPlan:
     language_model: str | None = None
     attributes: tuple[str, ...] = ()
     entities: bool = False
+    entities_labelled: Path | None = None
+    policy: Path | None = None
     vocabulary: str | None = None
     truncate: int | None = None
     limit: int | None = None
@@ -148,6 +160,8 @@ class AuditPlan:
             vocabulary=None if self.vocabulary is None else Path(self.vocabulary),
             truncate=self.truncate,
             entities=self.entities,
+            entities_labelled=self.entities_labelled,
+            policy=self.policy,
             seed=self.seed,
             limit=self.tokens,
             lend=None if public else self.lend,
@@ -182,6 +196,9 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         VocabularyError: The model's files are missing.
     """
     _check_outputs(plan)
+    if plan.entities and plan.entities_labelled is not None:
+        raise UsageError("entities must be found by spaCy or labelled, got both; leave one of them out")
+    policy = None if plan.policy is None else Policy.read(plan.policy)
     private = read_in_order_of_source(plan.file, receipt=plan.receipt, ledger=plan.ledger)
     check_parts(private.manifest, plan.other_texts.by_part)
     vocabulary = load_vocabulary(plan.vocabulary or private.manifest.model)
@@ -195,7 +212,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
             labels=private.manifest.labels,
         )
         public = _randomize_labels(public, private.manifest, seed=plan.seed)
-    private = _remove_padding(plan, private, vocabulary, narrator=narrator)
+    private = _remove_padding(plan, private, vocabulary, policy=policy, narrator=narrator)
     view = adversary_view(private, vocabulary.bundle, public=public)
     if plan.export_prompts is not None:
         # Before texts are lent: those are the user's own.
@@ -210,14 +227,21 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         label_column=plan.label_column,
         other_texts=plan.other_texts,
         truncate_to=plan.truncate,
+        policy=policy,
     )
+    missed: tuple[MissedKind, ...] = ()
+    if plan.entities_labelled is not None:
+        labelled = _read_labelled(plan, plan.entities_labelled)
+        applied = [None if policy is None else policy.apply(one.text) for one in labelled]
+        truth = add_labelled_entities(view, truth, labelled, applied, policy=policy, truncate_to=plan.truncate)
+        missed = measure_missed(labelled, applied)
     inferred = _infer_columns(plan, view, truth, narrator=narrator)
     if public is None and plan.lend > 0 and len(view.records) >= LEAST_TO_LEND:
         view, truth = lend_texts(view, truth, share=plan.lend, seed=plan.seed)
     if plan.tokens is not None:
         view, truth = sample_records(view, truth, tokens=plan.tokens, seed=plan.seed)
     if plan.entities:
-        truth = _find_entities(plan, view, truth, narrator=narrator)
+        truth = _find_entities(plan, view, truth, policy=policy, narrator=narrator)
     kept = None if plan.out is None else keep_results(plan.out / "unfinished", view, truth, seed=plan.seed)
     attacks, decoder = choose_attacks(plan, tokens=len(view.observed))
     weights = {name: attack.weight for name, attack in _list_attacks() if name in attacks}
@@ -243,6 +267,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
         known_plaintext=known_plaintext(adversary_view(private, vocabulary.bundle)),
         commands=(_write_command(plan, attacks, decoder),),
         attributes=inferred,
+        missed=missed,
     )
     if plan.out is not None:
         page, _ = write_report(report, plan.out)
@@ -329,7 +354,7 @@ def read_word_list(path: Path) -> Words:
 
 
 def _remove_padding(
-    plan: AuditPlan, file: PrivatizedFile, vocabulary: Vocabulary, *, narrator: Narrator
+    plan: AuditPlan, file: PrivatizedFile, vocabulary: Vocabulary, *, policy: Policy | None, narrator: Narrator
 ) -> PrivatizedFile:
     """Take away the words that texts were filled up with: attackers are told the true lengths, which they may guess."""
     bucket = file.manifest.arrangement.length_bucket
@@ -337,9 +362,10 @@ def _remove_padding(
         return file
     narrator.say(f"lengths were rounded up to multiples of {bucket}: the attackers are told the true ones")
     records = list(file.records)
-    first = [record.text for record in read_corpus(plan.original, text_column=plan.text_column, label_column=None)]
+    source = read_corpus(plan.original, text_column=plan.text_column, label_column=None, policy=policy)
+    first = [record.text for record in source]
     columns: dict[PrivatizedPart, list[str]] = {"first": first}
-    for other, texts in read_others(plan.original, plan.other_texts).items():
+    for other, texts in read_others(plan.original, plan.other_texts, policy=policy).items():
         if other != "public_target":
             columns[other] = texts
     for place, part in enumerate(columns):
@@ -374,18 +400,29 @@ def _read_column(plan: AuditPlan, column: str) -> Sequence[str]:
     return [str(record.label) for record in records]
 
 
-def _find_entities(plan: AuditPlan, view: AdversaryView, truth: Truth, *, narrator: Narrator) -> Truth:
+def _read_labelled(plan: AuditPlan, path: Path) -> list[LabelledText]:
+    """The labelled texts, which must be those that the file was made from (`AuditError`)."""
+    found = read_labelled_texts(path)
+    given = [one.text for one in read_corpus(plan.original, text_column=plan.text_column, label_column=None)]
+    if [one.text for one in found] != given:
+        raise AuditError("labelled texts must be those of --original, in its order; give the labels of these texts")
+    return found
+
+
+def _find_entities(
+    plan: AuditPlan, view: AdversaryView, truth: Truth, *, policy: Policy | None, narrator: Narrator
+) -> Truth:
     """The truth with its named entities, or as it is where they cannot be looked for, which is said."""
     if (reason := explain_missing_entities()) is not None:
         narrator.say(reason)
         return truth
-    records = read_corpus(plan.original, text_column=plan.text_column, label_column=None)
+    records = read_corpus(plan.original, text_column=plan.text_column, label_column=None, policy=policy)
     with narrator.meter("finding entities", total=100, unit="%") as meter:
         return add_entities(
             view,
             truth,
             [record.text for record in records],
-            others=read_others(plan.original, plan.other_texts),
+            others=read_others(plan.original, plan.other_texts, policy=policy),
             truncate_to=plan.truncate,
             on_progress=lambda share: meter(int(100 * share)),
         )
@@ -404,5 +441,6 @@ def _write_statement(vocabulary: Vocabulary, manifest: Manifest) -> str:
         two_texts=manifest.pairs,
         targets=manifest.targets,
         arrangement=manifest.arrangement,
+        policy=manifest.policy,
         randomness=manifest.randomness,
     ).to_text()

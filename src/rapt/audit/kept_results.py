@@ -151,6 +151,8 @@ def keep_results(folder: Path, view: AdversaryView, truth: Truth, *, seed: int) 
     digest.update(view.observed.tobytes() + view.lengths.tobytes() + truth.token_ids.tobytes())
     if truth.entity is not None:
         digest.update(truth.entity.tobytes() + "|".join(truth.entity_kinds).encode())
+    if truth.gone:
+        digest.update(repr(truth.gone).encode())
     for content in () if view.public is None else view.public.contents:
         digest.update(content.tobytes() + b"|")
     if view.prior is not None:

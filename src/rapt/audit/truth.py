@@ -20,10 +20,26 @@ from numpy.typing import NDArray
 from rapt.audit.view import PART_NAMES, AdversaryView, PublicText
 from rapt.errors import AuditError, name_record
 from rapt.local.corpus import ONE_TEXT, read_corpus
+from rapt.local.policy.policy import Policy
 from rapt.local.records import Part, PartColumns
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import Manifest
 from rapt.wire.privatized_file import list_privatized_parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class GoneEntity:
+    """A labelled entity of which nothing is left in what went through the mechanism.
+
+    Attributes:
+        record: Place of its record among those of the view.
+        kind: Name of its kind.
+        name: Number of its words, equal for equal words.
+    """
+
+    record: int
+    kind: str
+    name: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,12 +51,14 @@ class Truth:
         records: Place of each record in the corpus; None where it is all of them.
         entity: Number of the named entity that each token is part of, or -1, (n,); None where nobody looked.
         entity_kinds: Kind of each of these entities.
+        gone: Labelled entities without a token, because a policy replaced them; no attack on tokens recovers them.
     """
 
     token_ids: NDArray[np.int64] = field(repr=False)
     records: NDArray[np.int64] | None = field(default=None, repr=False)
     entity: NDArray[np.int64] | None = field(default=None, repr=False)
     entity_kinds: tuple[str, ...] = field(default=(), repr=False)
+    gone: tuple[GoneEntity, ...] = field(default=(), repr=False)
 
 
 _OPTIONS: Final[Mapping[Literal["second", "target"], str]] = MappingProxyType(
@@ -124,6 +142,7 @@ def read_truth(
     label_column: str | None = "label",
     other_texts: PartColumns = ONE_TEXT,
     truncate_to: int | None = None,
+    policy: Policy | None = None,
 ) -> Truth:
     """The truth of a view, from the corpus that the privatized file was made from.
 
@@ -134,6 +153,7 @@ def read_truth(
         label_column: Label column, as given when the file was privatized; ignored when the manifest names no labels.
         other_texts: Other texts, as given when the file was privatized; without targets that are public.
         truncate_to: Tokens that each text was cut to, as given when the file was privatized.
+        policy: Policy that the texts were rewritten by, as given when the file was privatized.
 
     Raises:
         AuditError: Texts, records, tokens or labels do not belong to the file.
@@ -141,12 +161,15 @@ def read_truth(
     """
     check_parts(view.manifest, other_texts.by_part)
     names = view.manifest.labels
-    records = list(read_corpus(path, text_column=text_column, label_column=None if names is None else label_column))
+    column = None if names is None else label_column
+    records = list(read_corpus(path, text_column=text_column, label_column=column, policy=policy))
     vocabulary = Vocabulary(view.bundle)
     truth = match_truth(
         view,
         vocabulary.encode([record.text for record in records]),
-        others={part: vocabulary.encode(texts) for part, texts in read_others(path, other_texts).items()},
+        others={
+            part: vocabulary.encode(texts) for part, texts in read_others(path, other_texts, policy=policy).items()
+        },
         truncate_to=truncate_to,
     )
     # Randomized labels differ from the true ones on purpose, and say nothing about whose file this is.
@@ -160,10 +183,10 @@ def read_truth(
     return truth
 
 
-def read_others(path: Path, columns: PartColumns) -> dict[Part, list[str]]:
-    """The other texts of the records of a corpus, in clear. Raises `CorpusError` when it cannot be read."""
+def read_others(path: Path, columns: PartColumns, *, policy: Policy | None = None) -> dict[Part, list[str]]:
+    """The other texts of the records of a corpus, as a policy leaves them. Raises `CorpusError`."""
     return {
-        part: [record.text for record in read_corpus(path, text_column=column, label_column=None)]
+        part: [record.text for record in read_corpus(path, text_column=column, label_column=None, policy=policy)]
         for part, column in columns.by_part.items()
     }
 
@@ -190,11 +213,13 @@ def keep_records(view: AdversaryView, truth: Truth, places: NDArray[np.int64]) -
     """The records at these places, in their order, as a view and a truth of their own."""
     chosen = np.repeat(np.isin(np.arange(len(view.records)), places), view.record_lengths)
     records = tuple(view.records[place] for place in places)
+    moved = {place: number for number, place in enumerate(places.tolist())}
     kept = replace(
         truth,
         token_ids=truth.token_ids[chosen],
         records=places if truth.records is None else truth.records[places],
         entity=None if truth.entity is None else truth.entity[chosen],
+        gone=tuple(replace(one, record=moved[one.record]) for one in truth.gone if one.record in moved),
     )
     return replace(view, records=records), kept
 

@@ -11,7 +11,7 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.demo import percent
-from rapt.cli.options import AsJson, AuditSeed, list_given
+from rapt.cli.options import AsJson, AuditSeed, PolicyFile, list_given, read_policy
 from rapt.cli.output import format_table as columns
 from rapt.cli.output import show, show_json
 from rapt.errors import UsageError
@@ -30,18 +30,8 @@ QUICK_TOKENS: Final = 1500
 _OF_CODES: Final = frozenset(
     (
         *("file", "original", "text_column", "text_column_2", "attribute", "author", "public_text"),
-        *(
-            "public_text_column",
-            "codes",
-            "encoder",
-            "language_model",
-            "receipt",
-            "ledger",
-            "quick",
-            "seed",
-            "out",
-            "as_json",
-        ),
+        *("public_text_column", "codes", "encoder", "policy", "language_model", "receipt", "ledger", "quick", "seed"),
+        *("out", "as_json"),
     )
 )
 
@@ -120,6 +110,14 @@ def audit(
             help="Count names, places, dates and the like by kind. Needs the extra [entities], spaCy",
         ),
     ] = False,
+    entities_labelled: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSONL",
+            help="Labelled entities of FILE's texts: count these, and what --policy misses of them, by kind.",
+        ),
+    ] = None,
+    policy: PolicyFile = None,
     vocabulary: Annotated[
         str | None, typer.Option(help="Known model, model folder or fetched bundle; default: PRIVATIZED's model.")
     ] = None,
@@ -208,6 +206,7 @@ def audit(
             author=author,
             public_text=public_text,
             public_text_column=public_text_column,
+            policy=policy,
             language_model=language_model,
             receipt=receipt,
             ledger=ledger,
@@ -238,6 +237,8 @@ def audit(
             language_model=language_model,
             attributes=tuple(attribute or ()),
             entities=entities,
+            entities_labelled=entities_labelled,
+            policy=policy,
             vocabulary=vocabulary,
             truncate=truncate,
             receipt=receipt,
@@ -254,6 +255,8 @@ def audit(
         show_json(report_to_json(report))
         return
     show(audit_table(report.audit))
+    for kind in report.missed:
+        show(f"{kind.kind}: the policy misses {_with_interval(kind.missed)}, {kind.whole:.1%} as a whole")
     for result in report.attributes:
         show("\n" + attribute_table(result))
 
@@ -281,6 +284,7 @@ def _audit_codes(
     author: str | None,
     public_text: Path | None,
     public_text_column: str,
+    policy: Path | None,
     language_model: str | None,
     receipt: Path | None,
     ledger: Path | None,
@@ -318,6 +322,7 @@ def _audit_codes(
             author=author,
             public=public_text,
             public_text_column=public_text_column,
+            policy=read_policy(policy),
         ),
         bundle=bundle,
         encoder=read_encoder(bundle.model if encoder is None else encoder),

@@ -139,7 +139,7 @@ def test_a_truth_shows_nothing_of_its_entities(audited_entities):
 
 
 def test_without_spacy_one_line_says_so(monkeypatch):
-    monkeypatch.setattr("rapt.audit.judge.detail.find_spec", lambda name: None)
+    monkeypatch.setattr("rapt.local.policy.recognizers.find_spec", lambda name: None)
     assert "pip install -e '.[entities]'" in explain_missing_entities()
 
 

@@ -46,12 +46,12 @@ def test_entities_that_overlap_become_one_under_the_strictest_treatment():
     assert policy.apply("https://example.org/a@example.org").text == "[URL]"
 
 
-def test_what_was_replaced_is_known_by_its_place_in_both_texts():
+def test_what_was_found_is_known_by_its_place_in_both_texts():
     policy = Policy.make({"email": "mask", "ticket": {"eta": 1}}, patterns={"ticket": "TCK"})
     applied = policy.apply("x a@example.org TCK y")
     assert applied.text == "x [EMAIL] TCK y"
-    assert applied.replaced == (Entity(2, 15, "email"),)
-    assert applied.moves == (9,)
+    assert applied.found == (Entity(2, 15, "email"), Entity(16, 19, "ticket"))
+    assert applied.ends == (9, 13)
     assert applied.marked == (Entity(10, 13, "ticket"),)
     assert "TCK" not in repr(applied)
 

@@ -30,6 +30,7 @@ from rapt.audit.codes.readers import (
 from rapt.local.codes.code_privatizer import Encoder, join_pair
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.local.corpus import read_corpus
+from rapt.local.policy.policy import Policy
 from rapt.wire.code_bundle import split_into_units
 from rapt.wire.privatized_file import PrivatizedFile
 
@@ -68,8 +69,10 @@ def read_originals(
     author: str | None = None,
     public: Path | None = None,
     public_text_column: str = "text",
+    policy: Policy | None = None,
 ) -> Originals:
-    """Read the texts that a file of codes was made from, pairs joined; public pairs have the same second column.
+    """Read the texts that a file of codes was made from, pairs joined, as a policy left them; public pairs have the same second
+    column.
 
     Raises:
         CorpusError: A file cannot be read.
@@ -79,10 +82,11 @@ def read_originals(
         return tuple(str(record.label) for record in read_corpus(path, text_column=text_column, label_column=column))
 
     def read_texts(place: Path, column: str) -> list[str]:
-        texts = [record.text for record in read_corpus(place, text_column=column, label_column=None)]
+        texts = [record.text for record in read_corpus(place, text_column=column, label_column=None, policy=policy)]
         if second_column is None:
             return texts
-        seconds = (record.text for record in read_corpus(place, text_column=second_column, label_column=None))
+        others = read_corpus(place, text_column=second_column, label_column=None, policy=policy)
+        seconds = (record.text for record in others)
         return [join_pair(*pair) for pair in zip(texts, seconds, strict=True)]
 
     texts = tuple(read_texts(path, text_column))

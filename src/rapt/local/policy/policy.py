@@ -75,14 +75,14 @@ class PolicyText:
     Attributes:
         text: The text, in which only kinds with an η or ε of their own still stand in clear.
         marked: Places of those in it.
-        replaced: Places of the original text that were replaced.
-        moves: For each of `replaced`, where its replacement ends in `text`.
+        found: Places in the original text of all entities, in order and apart from each other.
+        ends: For each of `found`, where what stands in its place ends in `text`.
     """
 
     text: str = field(repr=False)
     marked: tuple[Entity, ...] = field(repr=False)
-    replaced: tuple[Entity, ...] = field(repr=False)
-    moves: tuple[int, ...] = field(repr=False)
+    found: tuple[Entity, ...] = field(repr=False)
+    ends: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -180,11 +180,11 @@ class Policy:
             CorpusError: The text is too long, or a pattern of the policy takes too long on it.
             UsageError: Two names have one pseudonym, or the map is full.
         """
-        found = find_entities(text, kinds=list(self.rules), patterns=self.patterns)
+        found = list(self._join(find_entities(text, kinds=list(self.rules), patterns=self.patterns)))
         parts: list[str] = []
-        marked, replaced, moves = [], [], []
+        marked, ends = [], []
         start = length = 0
-        for entity in self._join(found):
+        for entity in found:
             rule = self.rules[entity.kind]
             written = text[entity.start : entity.end]
             before = text[start : entity.start]
@@ -198,11 +198,9 @@ class Policy:
                 marked.append(Entity(length, length + len(written), entity.kind))
             parts += [before, written]
             length += len(written)
-            if rule.strength is None:
-                replaced.append(entity)
-                moves.append(length)
+            ends.append(length)
             start = entity.end
-        return PolicyText("".join([*parts, text[start:]]), tuple(marked), tuple(replaced), tuple(moves))
+        return PolicyText("".join([*parts, text[start:]]), tuple(marked), tuple(found), tuple(ends))
 
     def rewrite(self, texts: Sequence[str]) -> list[str]:
         """Return the texts with masks and pseudonyms, as words.
