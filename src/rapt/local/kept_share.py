@@ -127,6 +127,8 @@ def check_running_share(privatizer: TextPrivatizer, *, insist: str | None) -> st
     Raises:
         MechanismError: Nine of ten tokens or more stay, and nobody insists.
     """
+    if isinstance(privatizer, PolicyPrivatizer):
+        privatizer = privatizer.inner
     if not isinstance(privatizer, Privatizer):
         return None
     mechanism, rng = privatizer.mechanism, secure_stream().generator

@@ -7,6 +7,7 @@ import pytest
 import rapt
 from code_material import code_privatizer
 from rapt.errors import CorpusError, LedgerError, MechanismError, UsageError, WireError
+from rapt.local.codes.code_privatizer import join_pair, split_pair
 from rapt.local.ledger import open_ledger
 from rapt.local.ledger_report import summarize_ledger
 from rapt.local.mechanisms import make_mechanism
@@ -147,6 +148,13 @@ def test_a_kind_at_which_nearly_all_stays_is_refused_unless_it_is_insisted_on(be
     inner = Privatizer(bert_tiny, make_mechanism("laplace", vocabulary=bert_tiny, eta=5.0), NO_PLAIN_TOKENS)
     with pytest.raises(MechanismError, match="the eta of a kind must change more than a tenth"):
         rapt.privatize(TEXTS, privatizer=inner, policy=policy(ticket={"eta": 900}), ledger=None)
+
+
+def test_neither_text_of_a_pair_that_leaves_as_one_code_takes_the_other_with_it(bert_tiny):
+    rules = Policy.make({"rest": "mask"}, patterns={"rest": "(?s)secret.*"})
+    privatizer = PolicyPrivatizer(code_privatizer(bert_tiny), rules)
+    first, second = split_pair(privatizer._apply([join_pair("a secret one", "a film")], first_position=0)[0].text)
+    assert (first, second) == ("a [REST]", "a film")
 
 
 @pytest.mark.parametrize(

@@ -71,8 +71,9 @@ def read_originals(
     public_text_column: str = "text",
     policy: Policy | None = None,
 ) -> Originals:
-    """Read the texts that a file of codes was made from, pairs joined, as a policy left them; public pairs have the same second
-    column.
+    """Read the texts that a file of codes was made from, as its policy left them, and public ones as they are.
+
+    Pairs are joined; public pairs have the same second column.
 
     Raises:
         CorpusError: A file cannot be read.
@@ -81,17 +82,17 @@ def read_originals(
     def read(column: str) -> tuple[str, ...]:
         return tuple(str(record.label) for record in read_corpus(path, text_column=text_column, label_column=column))
 
-    def read_texts(place: Path, column: str) -> list[str]:
-        texts = [record.text for record in read_corpus(place, text_column=column, label_column=None, policy=policy)]
+    def read_texts(place: Path, column: str, under: Policy | None) -> list[str]:
+        texts = [record.text for record in read_corpus(place, text_column=column, label_column=None, policy=under)]
         if second_column is None:
             return texts
-        others = read_corpus(place, text_column=second_column, label_column=None, policy=policy)
+        others = read_corpus(place, text_column=second_column, label_column=None, policy=under)
         seconds = (record.text for record in others)
         return [join_pair(*pair) for pair in zip(texts, seconds, strict=True)]
 
-    texts = tuple(read_texts(path, text_column))
+    texts = tuple(read_texts(path, text_column, policy))
     known = set(texts)
-    found = () if public is None else read_texts(public, public_text_column)
+    found = () if public is None else read_texts(public, public_text_column, None)
     own = dict.fromkeys(text for text in found if text.strip() and text not in known)
     return Originals(
         texts=texts,

@@ -44,6 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import CorpusError, MechanismError, UsageError, name_record
+from rapt.local.codes.code_privatizer import join_pair, split_pair
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import check_useful_eta, find_space, remake_mechanism
 from rapt.local.mechanisms.interface import share_memory
@@ -54,8 +55,9 @@ from rapt.local.vocabulary import Vocabulary, check_texts
 from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
 from rapt.wire.privatized_file import PrivatizedRecord
 
-# Texts whose rewriting is remembered: those of two chunks, which are looked at before they are drawn.
-_REMEMBERED: Final = 1024
+# Texts whose rewriting is remembered, because each is looked at more than once before it is drawn; 64 MB at the most.
+_REMEMBERED: Final = 16_384
+_LONGEST_REMEMBERED: Final = 4_096
 
 
 class _Replaces(Protocol):
@@ -82,16 +84,15 @@ class _AnyToken:
 class PolicyPrivatizer:
     """A setting with an entity policy before it; the guarantee and its proof stand in the module.
 
-    The rewriting of the last texts is remembered, in memory alone, because each is looked at before it is drawn.
-
     Attributes:
         inner: Setting of the rewritten texts.
         policy: The policy.
+        remembered: Rewriting of the last texts, which several settings under one policy may share; in memory alone.
     """
 
     inner: TextPrivatizer
     policy: Policy
-    _remembered: dict[str, PolicyText] = field(default_factory=dict, init=False, compare=False)
+    remembered: dict[str, PolicyText] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse kinds with a strength of their own in codes of whole texts (`UsageError`), or a useless one."""
@@ -150,7 +151,7 @@ class PolicyPrivatizer:
 
     def share_memory(self, *, among: int) -> Self:
         """The same setting for one of several processes, without a text that this one remembers."""
-        return replace(self, inner=self.inner.share_memory(among=among))
+        return replace(self, inner=self.inner.share_memory(among=among), remembered={})
 
     def privatize(
         self,
@@ -161,13 +162,15 @@ class PolicyPrivatizer:
         first_position: int = 0,
         known: Sequence[tuple[int, ...] | None] | None = None,
     ) -> list[PrivatizedRecord]:
-        """One record for each text, in order; arguments and errors as those of the inner setting.
+        """One record for each text, in order, as the inner setting makes it; new pseudonyms are written first.
 
         Raises:
             CorpusError: The reasons of the inner setting and of `Policy.apply`, by the position of the text.
             UsageError: The reasons of the inner setting and of `Policy.apply`.
+            LedgerError: The map of pseudonyms cannot be written.
         """
         applied = self._apply(texts, first_position=first_position)
+        self.policy.save()
         rewritten = [one.text for one in applied]
         records = self.inner.privatize(
             rewritten, labels=labels, stream=stream, first_position=first_position, known=known
@@ -232,16 +235,26 @@ class PolicyPrivatizer:
         texts = check_texts(texts, first_position=first_position)
         found = []
         for position, text in enumerate(texts, first_position):
-            if (applied := self._remembered.get(text)) is None:
+            if (applied := self.remembered.get(text)) is None:
                 try:
-                    applied = self.policy.apply(text)
+                    applied = self._rewrite(text)
                 except CorpusError as error:
                     raise CorpusError(f"{name_record(position)} must have what a policy can read: {error}") from None
-                if len(self._remembered) >= _REMEMBERED:
-                    self._remembered.clear()
-                self._remembered[text] = applied
+                if len(self.remembered) >= _REMEMBERED:
+                    self.remembered.clear()
+                if len(text) <= _LONGEST_REMEMBERED:
+                    self.remembered[text] = applied
             found.append(applied)
         return found
+
+    def _rewrite(self, text: str) -> PolicyText:
+        """Apply the policy to a text, or to both texts of a pair that codes take as one."""
+        if self.mechanism.setting.unit == "text":
+            first, second = split_pair(text)
+            if second:
+                joined = join_pair(self.policy.apply(first).text, self.policy.apply(second).text)
+                return PolicyText(joined, (), (), ())
+        return self.policy.apply(text)
 
     @cached_property
     def _strengths(self) -> tuple[_Replaces, ...]:
