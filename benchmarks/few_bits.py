@@ -31,9 +31,9 @@ WHOLE = "whole"
 # Number format and weights of each arm.
 ARMS = {
     WHOLE: ("float32", "whole"),
-    "bfloat16": ("bfloat16", "whole"),
     "8bit": ("float32", "8bit"),
     "4bit": ("float32", "4bit"),
+    "bfloat16": ("bfloat16", "whole"),
 }
 
 
@@ -46,7 +46,10 @@ def run(options):
     """Every seed and arm that the file does not have yet."""
     eta = None if options.eta == "clear" else float(options.eta)
     plan = ComparisonPlan(
-        model=options.model, etas=() if eta is None else (eta,), arms=(CLEAN if eta is None else PROMPT,)
+        model=options.model,
+        etas=() if eta is None else (eta,),
+        arms=(CLEAN if eta is None else PROMPT,),
+        privatizations=options.privatizations,
     )
     split = read_split(
         options.data / "train.csv",
@@ -58,7 +61,8 @@ def run(options):
     bench = open_bench(plan, split, threads=1)
     known = {(line["model"], line["eta"], line["seed"], line["arm"]) for line in read_lines(options.out)}
     for seed in range(options.seeds):
-        for arm, (precision, weights) in ARMS.items():
+        for arm in options.arms:
+            precision, weights = ARMS[arm]
             if (options.model, eta, seed, arm) in known:
                 continue
             backbone = load_backbone(options.model, precision=precision, device="cpu", weights=weights)
@@ -102,6 +106,8 @@ def main():
     parser.add_argument("--eta", default="75", help="1/distance, or clear")
     parser.add_argument("--records", type=int, default=2_000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--privatizations", type=int, default=1, help="of dev, each judged once")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()

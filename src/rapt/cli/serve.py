@@ -16,6 +16,14 @@ Device = Annotated[
     str | None,
     typer.Option(help="Device of base models and jobs: cpu, cuda, cuda:N.  [default: auto]", show_default=False),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Devices of the layers of base models: auto, over all GPUs, or a file.",
+        metavar="auto|FILE",
+        show_default=False,
+    ),
+]
 
 
 def serve(
@@ -35,6 +43,7 @@ def serve(
     ] = None,
     blobs: Blobs = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     page: Annotated[
         bool | None,
         typer.Option("--page/--no-page", help="Serve the page at /.  [default: --page]", show_default=False),
@@ -69,6 +78,7 @@ def serve(
             "models": tuple(model) if model else None,
             "blobs": blobs,
             "device": device,
+            "device_map": device_map,
             "page": page,
             "debug": debug,
             "tls_cert": tls_cert,
@@ -91,6 +101,7 @@ def worker(
     ] = None,
     blobs: Blobs = None,
     device: Device = None,
+    device_map: DeviceMap = None,
     debug: Debug = None,
 ) -> None:
     """Run jobs of a service in a process of their own; start as many as there are cores to spare.
@@ -110,6 +121,7 @@ def worker(
             "models": tuple(model) if model else None,
             "blobs": blobs,
             "device": device,
+            "device_map": device_map,
             "debug": debug,
         }
     )

@@ -5,6 +5,9 @@ what lies elsewhere, as a GPU does (not products: a GPU refuses those too).
 """
 
 import dataclasses
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,11 +15,19 @@ from torch import nn
 from transformers import masking_utils
 
 from rapt.errors import UsageError
+from rapt.service.adapter.adapter import adapter_to_files
+from rapt.service.adapter.adapter_check import list_methods
+from rapt.service.answers.decoding import check_cached_writing
+from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.layout import embed_with_prompts, lay_out
-from rapt.service.backbone.placement import VARIABLE, choose_device, move_to
+from rapt.service.backbone.opening import load_backbone
+from rapt.service.backbone.placement import VARIABLE, choose_device, fill_in_turn, move_to
 from rapt.service.backbone.steering import LoraPair, Tuned, steer
 from rapt.service.tuning.tasks import TASKS
-from tiny_backbones import tiny_backbone
+from rapt.service.tuning.tuner import tune
+from rapt.service.tuning.tuning_config import default_config
+from tiny_backbones import TINY, tiny_backbone, write_family, write_tiny_model
+from tuning_material import few_words_file
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 
@@ -100,3 +111,78 @@ def test_no_pass_mixes_devices(architecture, tmp_path, monkeypatch):
     # The twin: vectors that were left on the processor.
     with pytest.raises(RuntimeError, match=r"device|meta"):
         states(torch.randn(found.shape))
+
+
+def test_devices_are_filled_in_turn():
+    assert fill_in_turn([4, 4, 4, 4], [9, 8]) == [0, 0, 1, 1]
+    assert fill_in_turn([4, 9, 1], [5, 9, 1]) == [0, 1, 2]  # layers keep their order
+    assert fill_in_turn([4, 4, 4], [9, 3]) is None
+    assert fill_in_turn([1], [-5, 2]) == [1]  # the main device may be full of tables
+
+
+@needs_no_gpu
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "must be auto, or a file with a JSON object"),
+        ('{"a": 1, "a": 2}', "must be auto, or a file with a JSON object"),
+        ('{"the patient": "disk"}', "must name layers of model='map', such as 'layers.0', got another name"),
+        ('{"model.embed_tokens": "disk"}', "everything else stays on the main device"),
+        ('{"model.layers.1": "cuda:1"}', "a GPU was asked for, and torch finds none"),
+        ('{"model.layers.1": "the patient"}', "the device must be auto, cpu, cuda or cuda:N"),
+        ('{"model.layers.1": 1}', "the device must be auto, cpu, cuda or cuda:N"),
+        ("auto", "the device map auto is for GPUs, and the main device is cpu"),
+        (None, "must be auto, or a file with a JSON object"),
+    ],
+)
+def test_a_device_map_that_cannot_be_followed_is_refused_in_one_line(tmp_path, content, said):
+    folder, path = write_tiny_model("llama", tmp_path / "map"), tmp_path / "map.json"
+    if content not in (None, "auto"):
+        path.write_text(content)
+    chosen = content if content == "auto" else str(path)
+    with pytest.raises(UsageError, match=re.escape(said)) as error:
+        load_backbone(str(folder), precision="float32", device="cpu", device_map=chosen)
+    assert "patient" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_few_bits_and_a_map_do_not_go_together(tmp_path):
+    with pytest.raises(UsageError, match="a device map spreads whole weights, got weights=4bit"):
+        load_backbone(
+            str(write_tiny_model("llama", tmp_path / "map")),
+            precision="float32",
+            device="cpu",
+            weights="4bit",
+            device_map="auto",
+        )
+
+
+@pytest.mark.parametrize("architecture", ["bert", "t5", "llama", "gpt2", "bart"])
+def test_a_model_whose_layers_lie_on_disk_tunes_and_answers_to_the_same_bits(architecture, tmp_path, monkeypatch):
+    pytest.importorskip("accelerate", reason="the extra [processes] is not installed")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    write = write_tiny_model if architecture in TINY else write_family
+    folder = write(architecture, tmp_path / architecture)
+    whole = load_backbone(str(folder), precision="float32", device="cpu")
+    layers = whole.sites.layers
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps({layers[-1]: "disk", layers[0]: "cpu"}))
+    spread_out = load_backbone(str(folder), precision="float32", device="cpu", device_map=str(path))
+    last = spread_out.sites.model.get_submodule(layers[-1])
+    assert {weight.device.type for weight in last.parameters()} == {"meta"}
+    assert spread_out.own_forward is None
+    plain = dataclasses.replace(whole, own_forward=None)
+    file = few_words_file(spread_out, targets=spread_out.kind != "encoder")
+    for method in list_methods(spread_out):
+        config = dataclasses.replace(default_config(method), prompt_length=2, epochs=2, batch_size=8)
+        tuned = tune(spread_out, file, config=config)
+        assert adapter_to_files(tuned) == adapter_to_files(tune(plain, file, config=config))
+        rows = [ClassificationRow(adapter=tuned, token_ids=record.token_ids) for record in file.records]
+        assert torch.equal(torch.tensor(classify(spread_out, rows)), torch.tensor(classify(plain, rows)))
+    if spread_out.kind != "encoder":
+        check_cached_writing(spread_out)
+    # Passes of several threads share a layer, whose weights come and go.
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: classify(spread_out, rows), range(8)):
+            assert found == classify(plain, rows)

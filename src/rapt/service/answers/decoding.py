@@ -60,8 +60,9 @@ class RowCache:
             self._values.append(values)
             return keys, values
         rows = torch.arange(len(self.lengths), device=keys.device)
-        self._keys[layer][rows, :, self.lengths] = keys[:, :, 0]
-        self._values[layer][rows, :, self.lengths] = values[:, :, 0]
+        places = self.lengths.to(keys.device)  # a layer may be on a device of its own
+        self._keys[layer][rows, :, places] = keys[:, :, 0]
+        self._values[layer][rows, :, places] = values[:, :, 0]
         return self._keys[layer], self._values[layer]
 
     def get_seq_length(self, layer: int = 0) -> int:
@@ -90,8 +91,8 @@ class RowCache:
         chosen = torch.tensor(rows, device=self.lengths.device, dtype=torch.long)
         self.lengths = self.lengths[chosen]
         width = int(self.lengths.max()) if rows else 0
-        self._keys = [keys[chosen, :, :width] for keys in self._keys]
-        self._values = [values[chosen, :, :width] for values in self._values]
+        self._keys = [keys[chosen.to(keys.device), :, :width] for keys in self._keys]
+        self._values = [values[chosen.to(values.device), :, :width] for values in self._values]
 
     def part(self, rows: Sequence[int]) -> RowCache:
         """A cache of these rows alone."""
@@ -233,9 +234,11 @@ class EncoderDecoderRows:
         first = self._cache.get_seq_length() - int(self._written.max())
         width = int(self._read.max())
         for layer in cache_layers(self._cache.self_attention_cache):
-            layer.keys, layer.values = layer.keys[chosen, :, first:], layer.values[chosen, :, first:]
+            here = chosen.to(layer.keys.device)  # a layer may be on a device of its own
+            layer.keys, layer.values = layer.keys[here, :, first:], layer.values[here, :, first:]
         for layer in cache_layers(self._cache.cross_attention_cache):
-            layer.keys, layer.values = layer.keys[chosen, :, :width], layer.values[chosen, :, :width]
+            here = chosen.to(layer.keys.device)
+            layer.keys, layer.values = layer.keys[here, :, :width], layer.values[here, :, :width]
 
     def part(self, rows: Sequence[int]) -> EncoderDecoderRows:
         """Return a copy of these rows alone; the rows here stay as they are."""

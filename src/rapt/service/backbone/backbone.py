@@ -53,6 +53,8 @@ class Backbone:
         expects: The noise that it was distilled for; None for a model that has only seen clear text.
         chat: Tokens that its chat template puts around a message, of a decoder that has one.
         weights: How the weights of linear layers are kept: `whole`, `8bit` or `4bit`.
+        fetches_layers: Whether weights of layers are fetched for each pass: then a run computes its layers again, so as
+            not to keep them all.
         position_offset: Number that is added to positions before the encoder sees them.
         code: The codebook of the whole texts that it takes; None where it takes tokens.
         reader: Network that puts input vectors in the place of codewords; None where no language model follows a
@@ -79,6 +81,7 @@ class Backbone:
     expects: NoiseExpected | None = None
     chat: ChatFrame | None = None
     weights: Weights = "whole"
+    fetches_layers: bool = False
     position_offset: int = 0
     code: CodeBundle | None = None
     reader: Reader | None = None

@@ -65,7 +65,7 @@ class Sites:
 def keys_and_values(sites: Sites, token_ids: Tensor) -> Tensor:
     """Compute what every attention site makes of a sequence of P tokens, (P,) -> (S, 2, H, P, d), float32."""
     calls = _first_calls(attention_calls(sites.model, token_ids))
-    return torch.stack([torch.cat([key, value]).float() for _, key, value in calls])
+    return torch.stack([torch.cat([key, value]).float().to(token_ids.device) for _, key, value in calls])
 
 
 def _first_calls(calls: list[AttentionCall]) -> list[AttentionCall]:
@@ -146,7 +146,7 @@ class _Change:
         steering = current_steering()
         if steering is None or self._name not in steering.lora:
             return None
-        return output + steering.lora[self._name].change(inputs[0])
+        return output + steering.lora[self._name].change(inputs[0].to(output.device))
 
 
 def _attention(
@@ -168,7 +168,9 @@ def _attention(
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         attention_mask = _mask_with_prefix(attention_mask, steering, query=query, key=key, causal=bool(causal))
         is_causal = False  # whatever must not be seen is in the mask now
-        own = steering.prefix[getattr(module, _SITE)].to(key.dtype)  # (2, B, H, P, d)
+        own = steering.prefix[getattr(module, _SITE)].to(
+            key
+        )  # (2, B, H, P, d); this layer may be on a device of its own
         key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
         if position_bias is not None:  # T5: a prefix is at no distance, so it has no bias
             position_bias = nn.functional.pad(position_bias, (own.shape[3], 0))
@@ -213,8 +215,7 @@ def _mask_with_prefix(
         else:
             mask = torch.ones(1, 1, 1, keys, dtype=torch.bool, device=key.device)
     seen = steering.prefix_mask
-    if seen is None:
-        seen = torch.ones(rows, length, dtype=torch.bool, device=key.device)
+    seen = torch.ones(rows, length, dtype=torch.bool, device=key.device) if seen is None else seen.to(key.device)
     if mask.dtype != torch.bool:
         seen = torch.zeros_like(seen, dtype=mask.dtype).masked_fill(~seen, torch.finfo(mask.dtype).min)
     before = seen[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import torch
 from torch import nn
 
-from rapt.errors import VocabularyError
+from rapt.errors import UsageError, VocabularyError
 from rapt.public_models import find_model_folder, name_model
 from rapt.service.backbone.architectures import ALIASES, ARCHITECTURES, load_parts
 from rapt.service.backbone.backbone import Backbone, Weights
@@ -29,7 +30,7 @@ from rapt.service.backbone.injection import Sites, install, install_where_it_can
 from rapt.service.backbone.laws import admit, check_weights
 from rapt.service.backbone.library import make_loading_arguments
 from rapt.service.backbone.noise_expected import read_noise_expected, read_soft_embeddings
-from rapt.service.backbone.placement import choose_device, move_to
+from rapt.service.backbone.placement import MAP_VARIABLE, choose_device, move_to, spread
 from rapt.service.backbone.reader import load_reader
 from rapt.wire.code_bundle import holds_code_bundle, read_code_bundle
 from rapt.wire.model_files import hash_model
@@ -50,6 +51,7 @@ def load_backbone(
     device: str = "auto",
     behind: str | None = None,
     weights: Weights = "whole",
+    device_map: str = "",
 ) -> Backbone:
     """The named model, frozen; loading it twice gives the same object.
 
@@ -60,6 +62,7 @@ def load_backbone(
         device: Name of a device that `choose_device` takes.
         behind: Name or folder of the backbone that a reader was trained for; None goes by the name in the reader.
         weights: `8bit` and `4bit` keep the linear layers in as many bits, by a package of the extra `[quantized]`.
+        device_map: Devices of the layers, as `spread` takes it.
 
     Raises:
         VocabularyError: The model's files are missing or damaged, or a reader was trained for another backbone.
@@ -71,9 +74,14 @@ def load_backbone(
     if holds_reader_bundle(folder):
         bundle_read = read_reader_bundle(folder)
         base = behind or bundle_read.model
-        return _read_through(bundle_read, base, model=model, precision=precision, device=device, weights=weights)
+        return _read_through(
+            bundle_read, base, model=model, precision=precision, device=device, weights=weights, device_map=device_map
+        )
     if holds_code_bundle(folder):
         return _load_codes(folder, model=model, place=place)
+    device_map = device_map or os.environ.get(MAP_VARIABLE, "")
+    if device_map and weights != "whole":
+        raise UsageError(f"a device map spreads whole weights, got weights={weights}; leave out one of the two")
     bundle = read_model_bundle(folder, model=model)
     config = json.loads((folder / "config.json").read_bytes())
     architecture = str(config.get("model_type"))
@@ -89,7 +97,8 @@ def load_backbone(
         kind, parts = loaded.kind, loaded.parts
     whole: nn.Module = parts.whole
     check_weights(whole, model=model)
-    move_to(place, whole.requires_grad_(False).eval(), model=model)
+    # Before the layers are prepared: whatever computes one again fetches its weights again.
+    fetches = spread(place, whole.requires_grad_(False).eval(), device_map=device_map, model=model)
     head = parts.language_head
     if head is not None:
         move_to(place, head.requires_grad_(False).eval(), model=model)
@@ -102,6 +111,7 @@ def load_backbone(
     chat = None
     if kind == "decoder":
         chat = read_chat_frame(folder, tokenizer_json=bundle.tokenizer_json, start=frame.start)
+    own_forward = parts.own_forward if not device_map else None  # of weights that are in one place
     backbone = Backbone(
         model=model,
         bundle=bundle,
@@ -118,10 +128,11 @@ def load_backbone(
         frame=frame,
         segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
         takes_positions=parts.takes_positions,
-        own_forward=None if parts.own_forward is None else parts.own_forward.to(place),
+        own_forward=None if own_forward is None else own_forward.to(place),
         expects=read_noise_expected(folder),
         chat=chat,
         weights=weights,
+        fetches_layers=fetches,
     )
     return backbone if loaded is None else admit(backbone, loaded)
 
@@ -153,7 +164,14 @@ def _load_codes(folder: Path, *, model: str, place: torch.device) -> Backbone:
 
 
 def _read_through(
-    reader: ReaderBundle, base: str, *, model: str, precision: Precision, device: str, weights: Weights
+    reader: ReaderBundle,
+    base: str,
+    *,
+    model: str,
+    precision: Precision,
+    device: str,
+    weights: Weights,
+    device_map: str,
 ) -> Backbone:
     """The backbone of a reader, which takes codes, and rows of tokens beside them."""
     try:
@@ -169,7 +187,9 @@ def _read_through(
             "that backbone, or make the reader again with `rapt reader`"
         )
     # Asked for as `load_served` does, in the same order: so one that is served as well is loaded once.
-    backbone = load_backbone(base, precision=precision, device=device, behind=None, weights=weights)
+    backbone = load_backbone(
+        base, precision=precision, device=device, behind=None, weights=weights, device_map=device_map
+    )
     if len(reader.tensors["output.bias"]) != reader.vectors * backbone.embedding_size:
         raise VocabularyError(
             f"a reader must make vectors of {backbone.embedding_size} numbers for this backbone, got another width; "
@@ -197,6 +217,7 @@ def load_served(
     device: str = "auto",
     served: Mapping[str, str] | None = None,
     weights: Weights = "whole",
+    device_map: str = "",
 ) -> Backbone:
     """A model under the name that it is served by, which is the last part of a folder's. Raises as `load_backbone`.
 
@@ -206,11 +227,14 @@ def load_served(
         precision: Number format of the frozen weights.
         device: Name of a device that `choose_device` takes.
         weights: How those of linear layers are kept, as in `load_backbone`.
+        device_map: Devices of the layers, as `spread` takes it.
         served: All served models by name, among which a reader finds its backbone first.
     """
     folder = find_model_folder(model)
     behind = (served or {}).get(read_reader_bundle(folder).model) if holds_reader_bundle(folder) else None
-    backbone = load_backbone(model, precision=precision, device=device, behind=behind, weights=weights)
+    backbone = load_backbone(
+        model, precision=precision, device=device, behind=behind, weights=weights, device_map=device_map
+    )
     return replace(backbone, model=name, bundle=replace(backbone.bundle, model=name))
 
 

@@ -1,18 +1,33 @@
-"""The device that models compute on: chosen by name, and refused in one line where it is not there or is too small."""
+"""The devices that models compute on: chosen by name, and refused in one line where one is not there or is too small.
+
+A model may be spread over several: its layers go where a map says, and everything else, tables, norms and heads, stays
+on the main device, to which every layer hands its states back.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from typing import Final
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
 
-from rapt.errors import UsageError
+from rapt.errors import UsageError, WireError
+from rapt.service.backbone.recomputing import find_layers
+from rapt.wire.strict_json import parse_object
 
 # What `auto` means on this machine, for every command.
 VARIABLE: Final = "RAPT_DEVICE"
+MAP_VARIABLE: Final = "RAPT_DEVICE_MAP"
 _DEVICE: Final = re.compile(r"cpu|cuda(?::(\d{1,3}))?", re.ASCII)
 
 
@@ -52,3 +67,164 @@ def move_to(place: torch.device, module: nn.Module, *, model: str) -> None:
             f"the device {place} must hold model={model!r}, of {needed} MiB, and has too little memory free; "
             "take another device, or a smaller model"
         ) from None
+
+
+# Where weights of a layer lie that are fetched for each pass: a folder that is memory-mapped.
+_DISK: Final = "disk"
+_LARGEST_MAP: Final = 1 << 20  # bytes
+# Share of the free memory of a GPU that layers may take; the rest is for passes and for jobs.
+_FOR_LAYERS: Final = 0.7
+_FOLDER: Final = "rapt-layers-"
+
+
+def spread(place: torch.device, whole: nn.Module, *, device_map: str, model: str) -> bool:
+    """Put a model on its devices; whether weights of a layer are fetched for each pass.
+
+    Args:
+        place: Main device.
+        whole: Model on the processor.
+        device_map: `auto` fills the GPUs in turn, beginning with the main device; a file is a JSON object from names of
+            layers, or beginnings of them, to `cpu`, `cuda:N` or `disk`. Empty leaves all on the main device.
+        model: Name of the model, for messages.
+
+    Raises:
+        UsageError: The map is damaged, names no layer, or names a device that is not there or too small.
+    """
+    if not device_map:
+        move_to(place, whole, model=model)
+        return False
+    if find_spec("accelerate") is None:
+        raise UsageError("a device map needs the package accelerate; run: pip install accelerate")
+    layers = find_layers(whole)
+    if device_map == "auto":
+        chosen = _fill_gpus(place, whole, layers, model=model)
+    else:
+        prefix = f"{getattr(whole, 'base_model_prefix', '')}."
+        chosen = _read_map(Path(device_map), layers, prefix=prefix, model=model)
+    elsewhere = {name: where for name, where in chosen.items() if where != str(place)}
+    folder = _make_folder() if _DISK in elsewhere.values() else None
+    fetched = False
+    for name, where in elsewhere.items():
+        if where in (_DISK, "cpu"):
+            _fetch_for_each_pass(layers[name], place, folder=folder / name if folder and where == _DISK else None)
+            fetched = True
+        else:
+            _send_away(layers[name], torch.device(where), model=model)
+    with _without(whole, elsewhere):
+        move_to(place, whole, model=model)
+    return fetched
+
+
+@contextmanager
+def _without(whole: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Take layers out of a model for the block."""
+    places = [(cast(nn.ModuleList, whole.get_submodule(name.rpartition(".")[0])), name) for name in names]
+    out = [(parent, int(name.rpartition(".")[2])) for parent, name in places]
+    layers = [parent[place] for parent, place in out]
+    for parent, place in out:
+        parent[place] = nn.Identity()
+    try:
+        yield
+    finally:
+        for (parent, place), layer in zip(out, layers, strict=True):
+            parent[place] = layer
+
+
+def fill_in_turn(sizes: Sequence[int], room: Sequence[int]) -> list[int] | None:
+    """Place of each layer among devices that are filled one after the other; None where they do not all fit.
+
+    Args:
+        sizes: Bytes of each layer, in order.
+        room: Bytes of each device.
+    """
+    found, device, left = [], 0, list(room)
+    for size in sizes:
+        while device < len(left) and left[device] < size:
+            device += 1
+        if device == len(left):
+            return None
+        left[device] -= size
+        found.append(device)
+    return found
+
+
+def _fill_gpus(place: torch.device, whole: nn.Module, layers: Mapping[str, nn.Module], *, model: str) -> dict[str, str]:
+    if place.type != "cuda":
+        raise UsageError("the device map auto is for GPUs, and the main device is cpu; name a file, or no map")
+    first = place.index or 0
+    gpus = [first, *(number for number in range(torch.cuda.device_count()) if number != first)]
+    room = [int(torch.cuda.mem_get_info(number)[0] * _FOR_LAYERS) for number in gpus]
+    sizes = [_measure(layer) for layer in layers.values()]
+    room[0] -= _measure(whole) - sum(sizes)
+    found = fill_in_turn(sizes, room)
+    if found is None:
+        raise UsageError(
+            f"{len(gpus)} GPUs must hold model={model!r}, of {_measure(whole) // 2**20} MiB, and have "
+            f"{sum(room) // 2**20} MiB for its layers; name a map that puts some on cpu or disk, or a smaller model"
+        )
+    return {name: str(place) if not at else f"cuda:{gpus[at]}" for name, at in zip(layers, found, strict=True)}
+
+
+def _read_map(path: Path, layers: Mapping[str, nn.Module], *, prefix: str, model: str) -> dict[str, str]:
+    """Device of each named layer; names are those of the model with its head, or without the `prefix` of it."""
+    try:
+        if path.stat().st_size > _LARGEST_MAP:
+            raise WireError("too large")
+        asked = parse_object(path.read_bytes(), what="a device map")
+    except (OSError, WireError):
+        raise UsageError(
+            'a device map must be auto, or a file with a JSON object such as {"model.layers.0": "cuda:1"}; correct it'
+        ) from None
+    found: dict[str, str] = {}
+    for name, where in asked.items():
+        begins = f"{name}.".removeprefix(prefix)
+        own = [layer for layer in layers if f"{layer}.".removeprefix(prefix).startswith(begins)]
+        if not own:
+            example = next(iter(layers), None)
+            raise UsageError(
+                f"a device map must name layers of model={model!r}, such as {example!r}, got another name; everything "
+                "else stays on the main device"
+            )
+        if where != _DISK:
+            where = str(choose_device(where if isinstance(where, str) and where != "auto" else "another"))
+        found |= dict.fromkeys(own, where)
+    return found
+
+
+def _measure(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _send_away(layer: nn.Module, where: torch.device, *, model: str) -> None:
+    """Let a layer compute on a device of its own, and hand its states back to where they came from."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    move_to(where, layer, model=model)
+    add_hook_to_module(layer, AlignDevicesHook(execution_device=where, io_same_device=True))
+
+
+def _fetch_for_each_pass(layer: nn.Module, place: torch.device, *, folder: Path | None) -> None:
+    """Keep the weights of a layer in memory or in a folder, and compute it on a device, one pass at a time."""
+    from accelerate import cpu_offload, disk_offload
+
+    if folder is None:
+        cpu_offload(layer, execution_device=place)
+    else:
+        disk_offload(layer, folder, execution_device=place)
+    # A pass that ends takes the weights away, which another one may be reading.
+    layer.forward = functools.partial(_one_at_a_time, Lock(), layer.forward)
+
+
+def _one_at_a_time(lock: Lock, forward: Callable[..., Any], *inputs: Any, **others: Any) -> Any:
+    with lock:
+        return forward(*inputs, **others)
+
+
+def _make_folder() -> Path:
+    """Make a folder of this process for weights, and remove those of processes that have ended."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        number = old.name.removeprefix(_FOLDER).partition("-")[0]
+        with suppress(OSError):
+            if number.isdecimal() and not Path(f"/proc/{number}").exists() and Path("/proc/self").exists():
+                shutil.rmtree(old)
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))

@@ -51,15 +51,18 @@ def run_layer(layer: Callable[..., T], /, *inputs: object, **others: object) -> 
     return found
 
 
-def prepare_layers(model: nn.Module) -> tuple[str, ...]:
-    """Let the layers of a model be recomputed; their names.
-
-    A layer is a member of an outermost `ModuleList`: so it is in every family that `laws` admits.
-    """
+def find_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers of a model by name: the members of its outermost `ModuleList`s, in each family that `laws` admits."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(f"{layer}.") for layer in found):
             found |= {f"{name}.{place}": layer for place, layer in enumerate(module)}
-    for layer in found.values():
+    return found
+
+
+def prepare_layers(model: nn.Module) -> tuple[str, ...]:
+    """Let the layers of a model be recomputed; their names."""
+    layers = find_layers(model)
+    for layer in layers.values():
         layer.forward = functools.partial(run_layer, layer.forward)
-    return tuple(found)
+    return tuple(layers)

@@ -79,7 +79,7 @@ class LoraRows:
 
     def change(self, inputs: Tensor) -> Tensor:
         """Return what is added to the layer's output, (B, T, in) -> (B, T, out), in the dtype of the inputs."""
-        a, b = self.a.to(inputs.dtype), self.b.to(inputs.dtype)
+        a, b = self.a.to(inputs), self.b.to(inputs)  # their type, and the device of their layer
         if self.pair_of_row is None:
             return (inputs @ a[0].T) @ b[0].T
         return (inputs @ a[self.pair_of_row].mT) @ b[self.pair_of_row].mT

@@ -104,6 +104,7 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
             device=settings.device,
             served=models,
             weights=settings.weights,
+            device_map=settings.device_map,
         )
         for name, model in models.items()
     }
@@ -170,6 +171,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         precision=precision,
         device=settings.device,
         weights=settings.weights,
+        device_map=settings.device_map,
         torch_threads=settings.torch_threads,
         debug=settings.debug,
         jobs=jobs,

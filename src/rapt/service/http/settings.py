@@ -146,6 +146,9 @@ class Settings(BaseSettings):
     weights: Literal["whole", "8bit", "4bit"] = Field(
         "whole", description="how weights of linear layers are kept in memory; 8bit and 4bit need [quantized]"
     )
+    device_map: str = Field(
+        "", description="devices of the layers of base models: auto, over all GPUs, or a file; needs [processes]"
+    )
     torch_threads: int | None = Field(None, ge=1, description="threads of one matrix product; default: all cores")
     debug: bool = Field(
         False, description="print tracebacks with their messages, which may hold private text; also --debug"

@@ -74,6 +74,7 @@ class ChildSettings:
         precision: `float32` or `bfloat16`, of all models: a run must go on in the precision it was begun in.
         device: Device of all models, as `choose_device` takes it.
         weights: How the weights of linear layers are kept, of all models.
+        device_map: Devices of layers, of all models.
         torch_threads: Threads of one matrix product; None for all cores.
         debug: Whether tracebacks are printed.
         jobs: How jobs are run.
@@ -87,6 +88,7 @@ class ChildSettings:
     precision: str
     device: str
     weights: Weights = "whole"
+    device_map: str = ""
     torch_threads: int | None
     debug: bool
     jobs: JobSettings
@@ -292,7 +294,13 @@ def _load(settings: ChildSettings, name: str) -> Backbone:
     # The second time, the same object.
     model, device = settings.models[name], settings.device
     return load_served(
-        model, name=name, precision=precision, device=device, served=settings.models, weights=settings.weights
+        model,
+        name=name,
+        precision=precision,
+        device=device,
+        served=settings.models,
+        weights=settings.weights,
+        device_map=settings.device_map,
     )
 
 

@@ -76,7 +76,7 @@ def join_processes() -> Iterator[Processes]:
         UsageError: Accelerate is not installed, or the others have been left before.
     """
     try:
-        from accelerate import PartialState  # type: ignore[import-untyped]  # an extra, and without stubs
+        from accelerate import PartialState
     except ImportError:
         raise UsageError(
             "several processes need accelerate; run in the checkout: pip install -e '.[processes]'"

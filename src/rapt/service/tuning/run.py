@@ -57,7 +57,7 @@ class Run:
             way_out="lower the learning rate, or continue from the state before",
         )
         self._micro = config.micro_batch_size
-        self._recomputes = recompute
+        self._recomputes = recompute or backbone.fetches_layers
         self._best = Best()
         self._losses: Losses = {}
 
