@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node test-ray check format bench help-pages sbom dist clean
+.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node test-ray check format bench help-pages site sbom dist clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -98,14 +98,22 @@ format: $(READY)  ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-help-pages: $(READY)  ## write docs/cli.md from the program's help, and the list of files from their docstrings
+help-pages: $(READY)  ## write docs/cli.md from the program's help, the reference and the list of files from docstrings
 	$(BIN)/python tests/file_list.py
+	$(BIN)/python tests/reference_page.py
 	$(BIN)/python -m rapt.cli.help_pages > docs/cli.md.partial
 	mv docs/cli.md.partial docs/cli.md
 
 dist: $(READY)  ## the source archive and the wheel for this machine, in dist/
 	rm -rf dist
 	$(BIN)/hatchling build -d dist
+
+# In an environment of its own: nothing here needs it.
+site:  ## the site of docs/ in site/, built strictly: a link that leads nowhere is an error
+	$(PYTHON) -m venv $(VENV)/site
+	$(VENV)/site/bin/pip install --quiet --disable-pip-version-check -r requirements/site.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV)/site/bin/mkdocs build --quiet
+	@echo "open site/README.html, or run $(VENV)/site/bin/mkdocs serve"
 
 # In an environment of its own: what writes the list is not on it.
 sbom:  ## write sbom.json, a bill of materials (CycloneDX) of all that is pinned
@@ -115,4 +123,4 @@ sbom:  ## write sbom.json, a bill of materials (CycloneDX) of all that is pinned
 	  --pyproject pyproject.toml --mc-type library --output-reproducible -o sbom.json
 
 clean:  ## remove what `make` made
-	rm -rf $(VENV) rapt-demo dist sbom.json
+	rm -rf $(VENV) rapt-demo dist site sbom.json

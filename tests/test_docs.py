@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 
 import file_list
+import rapt
+import reference_page
 from rapt.cli.help_pages import GROUPS, write_help_pages
 from rapt.cli.program import COMMANDS, EXTRAS, name_command, run
 from rapt.demo.data import DISTRIBUTION
@@ -59,9 +61,27 @@ def calls_of_rapt(path: Path) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    backbones = load_backbones(load_settings({"models": "minilm", "precision": "float32"}))
-    with running_service(tmp_path_factory.mktemp("data"), backbones=backbones) as url:
+    settings = load_settings({"models": "minilm,minilm-codes", "precision": "float32"})
+    with running_service(tmp_path_factory.mktemp("data"), backbones=load_backbones(settings)) as url:
         yield url
+
+
+def run_shell_blocks(page: Path, folder: Path, service: str, **changes: str) -> str:
+    """What the blocks of a page that are marked to run print, in one shell; `changes` make them smaller."""
+    script = "set -euo pipefail\n" + "\n".join(blocks(page, "bash", only_runs=True))
+    for before, after in {"http://127.0.0.1:8420": service, **changes}.items():
+        assert before in script
+        script = script.replace(before, after)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_help_pages_are_the_programs_own_and_name_every_exit_code():
@@ -71,37 +91,63 @@ def test_the_help_pages_are_the_programs_own_and_name_every_exit_code():
         assert f"| {kind.exit_code} |" in text
 
 
+def test_the_reference_is_made_of_the_docstrings_and_has_every_public_name():
+    assert reference_page.PAGE.read_text(encoding="utf-8") == reference_page.write_reference(), "run `make help-pages`"
+    named = [name for names in reference_page.GROUPS.values() for name in names]
+    assert sorted([*named, "__version__"]) == sorted(rapt.__all__)
+
+
+def write_reviews(folder: Path, labels: tuple[str, str]) -> None:
+    """Write the two files that README and recipes begin with."""
+    rows = [f"the soup was {('bad', 'good')[i % 2]} and so was the bread,{labels[i % 2]}\n" for i in range(12)]
+    (folder / "reviews.csv").write_text("text,label\n" + "".join(rows))
+    (folder / "queries.csv").write_text("text\nthe bread was good\nthe soup was bad\n")
+
+
 def test_the_readmes_shell_blocks_run(service, tmp_path: Path):
-    rows = [f"the soup was {'good' if i % 2 else 'bad'} and so was the bread,{i % 2}\n" for i in range(12)]
-    (tmp_path / "reviews.csv").write_text("text,label\n" + "".join(rows))
-    (tmp_path / "queries.csv").write_text("text\nthe bread was good\nthe soup was bad\n")
-    script = "set -euo pipefail\n" + "\n".join(blocks(README, "bash", only_runs=True))
-    done = subprocess.run(
-        ["bash", "-c", script.replace("http://127.0.0.1:8420", service)],
-        cwd=tmp_path,
-        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count('"label"') == 2
+    write_reviews(tmp_path, ("0", "1"))
+    printed = run_shell_blocks(README, tmp_path, service)
+    assert printed.count('"label"') == 2
     assert (tmp_path / "audit" / "report.html").is_file()
+
+
+def test_the_recipes_shell_blocks_run(service, tmp_path: Path):
+    write_reviews(tmp_path, ("bad", "good"))
+    fewer_draws = {"--unchanged 0.5": "--unchanged 0.5 --draws 100"}
+    run_shell_blocks(ROOT / "docs" / "how_to.md", tmp_path, service, **fewer_draws)
+    answers = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert len(answers) == 12
+    assert all('"text": "the soup was ' in line for line in answers)
+    (block,) = blocks(ROOT / "docs" / "how_to.md", "python")
+    assert run_python(block, tmp_path).endswith("['bad', 'good']\n")
+
+
+def test_the_tutorials_shell_blocks_run(service, tmp_path: Path):
+    smaller = {"training=1000, queries=200": "training=40, queries=20"}
+    run_shell_blocks(ROOT / "docs" / "tutorial.md", tmp_path, service, **smaller)
+    assert (tmp_path / "answers.jsonl").read_text().count("probabilities") == 20
+    assert "left as" in (tmp_path / "side-by-side.txt").read_text()
+    assert (tmp_path / "audit-of-tokens" / "report.html").is_file()
+
+
+def run_python(block: str, folder: Path) -> str:
+    """What a block prints, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", block], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_the_readmes_python_blocks_run(tmp_path: Path):
     found = list(blocks(README, "python", only_runs=True))
     assert found
-    for block in found:
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip()
+    assert all(run_python(block, tmp_path).strip() for block in found)
 
 
-def test_the_examples_of_the_python_page_run(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize(("page", "least"), [("python.md", 10), ("two_promises.md", 2)])
+def test_the_examples_of_a_page_run(page: str, least: int, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    failed, tried = doctest.testfile(str(ROOT / "docs" / "python.md"), module_relative=False)
-    assert (failed, tried > 10) == (0, True)
+    failed, tried = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
+    assert (failed, tried >= least) == (0, True)
 
 
 def test_the_blocks_of_the_gateways_page_run(service, tmp_path: Path):
@@ -270,6 +316,17 @@ def test_the_map_names_files_and_functions_that_exist():
             found = [node for node in body if isinstance(node, kinds) and node.name == part]
             assert found, f"{path} has no {name}; correct docs/architecture.md"
             body = found[0].body
+
+
+def test_every_page_is_in_the_menu_of_the_site():
+    """`make site` refuses a page that no menu names; CI does not build the site."""
+    named = set(
+        re.findall(r"^ +- [^:\n]+: ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {name for name in pages if not name.startswith("decisions/0")} == named - {
+        "security.md", "contributing.md", "changelog.md"
+    }  # fmt: skip
 
 
 def test_every_decision_is_in_the_list():
