@@ -19,7 +19,8 @@ from rapt.service.storage.job_runs import (
     put_back_all,
     warn_of_models_not_served,
 )
-from rapt.service.storage.recovery import hold_worker_lock, is_alive, requeue_abandoned_jobs
+from rapt.service.storage.recovery import requeue_abandoned_jobs
+from rapt.service.storage.worker_rows import hold_worker_lock, holds_lock
 from stored_material import claim, finish, queue, tenant
 
 
@@ -97,13 +98,13 @@ def test_a_job_of_a_worker_that_died_is_queued_again_and_that_of_a_living_one_is
     queue(store, ada)
     queue(store, ada)
     with hold_worker_lock(store.directory) as name:
-        assert is_alive(store.directory, name)
+        assert holds_lock(store.directory, name)
         mine = claim(store, worker=name)
         lost = claim(store, worker="worker-that-was-killed")
         assert requeue_abandoned_jobs(store) == 1
         assert get_job(store, lost.id, tenant="ada").status == "queued"
         assert get_job(store, mine.id, tenant="ada").status == "running"
-    assert not is_alive(store.directory, name)
+    assert not holds_lock(store.directory, name)
     assert requeue_abandoned_jobs(store) == 1
 
 

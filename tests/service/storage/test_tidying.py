@@ -10,7 +10,6 @@ from rapt.service.storage.callers import KEPT_SECONDS, OPERATOR, mark_repeatable
 from rapt.service.storage.database import Cursor
 from rapt.service.storage.job_rows import cancel_job, list_events
 from rapt.service.storage.key_rows import create_key, has_keys, list_keys, rotate_key
-from rapt.service.storage.recovery import hold_worker_lock, list_models_of_living
 from rapt.service.storage.tables import AUDIT, EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
 from rapt.service.storage.tenant_rows import (
     MOST_PAST_ROWS,
@@ -20,6 +19,7 @@ from rapt.service.storage.tenant_rows import (
 )
 from rapt.service.storage.tidying import KEPT_ENTRIES, KEPT_ROWS, tidy, warn_jobs_without_model
 from rapt.service.storage.upload_rows import LIFETIME, MOST_PARTS, add_part, add_upload, end_upload, get_upload
+from rapt.service.storage.worker_rows import hold_worker_lock, list_models_of_living
 from running_service import wait_until
 from stored_material import claim, finish, queue, upload
 
@@ -186,13 +186,13 @@ def test_the_audit_log_and_idempotency_keys_are_kept_for_the_newest_of_each_tena
 def test_a_job_whose_base_model_nobody_has_says_so_once_and_is_taken_up_when_somebody_has_it(store, ada):
     job = queue(store, ada)
     with hold_worker_lock(store.directory, models=["other"]):
-        assert list_models_of_living(store.directory) == {"other"}
+        assert list_models_of_living(store) == {"other"}
         for said in (1, 0):
-            assert warn_jobs_without_model(store, served=list_models_of_living(store.directory), now=9) == said
+            assert warn_jobs_without_model(store, served=list_models_of_living(store), now=9) == said
     latest = list_events(store, job.id, Cursor(limit=1), tenant="ada").items[0]
     assert latest.message == "no worker has the base model toy now; the job waits until one has"
     assert latest.level == "warn"
     with hold_worker_lock(store.directory, models=["other", "toy"]):
-        assert warn_jobs_without_model(store, served=list_models_of_living(store.directory), now=9) == 0
+        assert warn_jobs_without_model(store, served=list_models_of_living(store), now=9) == 0
         assert claim(store).id == job.id
-    assert list_models_of_living(store.directory) == set()
+    assert list_models_of_living(store) == set()

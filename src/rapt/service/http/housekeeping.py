@@ -16,9 +16,9 @@ from threading import Event, Thread
 from typing import Final
 
 from rapt.errors import UnavailableError
-from rapt.service.storage.recovery import list_models_of_living
 from rapt.service.storage.store import Store
 from rapt.service.storage.tidying import tidy, warn_jobs_without_model
+from rapt.service.storage.worker_rows import list_models_of_living
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Housekeeper:
             try:
                 if done := tidy(self._store, now=now, should_stop=self._closing.is_set):
                     log.info("%d rows had had their time", done)
-                warn_jobs_without_model(self._store, served=list_models_of_living(self._store.directory), now=now)
+                warn_jobs_without_model(self._store, served=list_models_of_living(self._store), now=now)
             except UnavailableError:  # which is in the log already
                 continue
             except Exception as error:  # a thread that ended would let rows and parts pile up

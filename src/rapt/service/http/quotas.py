@@ -1,7 +1,9 @@
 """What each tenant may have of the service: tokens a minute, bytes that arrive, and places for what is done at once.
 
-Kept in memory, because the one serving process does all predictions; a restart fills the buckets. Quotas that are about
-what is stored (bytes, jobs) are checked in the transaction that stores it, and bytes before that, while they arrive.
+On SQLite one process serves and buckets of tokens are in its memory; a restart fills them. On PostgreSQL they are rows
+that all serving processes share. Places and shares are of each process, because they keep its own threads. Quotas that
+are about what is stored (bytes, jobs) are checked in the transaction that stores it, and bytes before that, while they
+arrive.
 
 Threads are few and a body may be large. So that one tenant's requests leave room for those of another, each has so many
 places of each kind; a request that finds none free waits before its body is read, holding no thread and no memory. And
@@ -18,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import Final, NoReturn
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -30,6 +32,7 @@ from rapt.service.http.settings import Settings
 from rapt.service.http.shares import OPEN_TO_ALL, Shares, meter_of, pace, run_in_thread
 from rapt.service.storage.store import Store
 from rapt.service.storage.tenant_rows import count_room, get_tenant
+from rapt.service.storage.token_buckets import spend_tokens
 
 _PREDICTIONS: Final = frozenset({"/v1/classify", "/v1/completions", "/v1/chat/completions"})
 # What is long in coming or going, and computes little meanwhile.
@@ -110,6 +113,7 @@ class TokenQuotas:
         self._default = default
         self._clock = clock
         self._buckets: dict[str, _Bucket] = {}
+        self._given_back: Counter[str] = Counter()
         self._guard = Lock()
 
     def spend_tokens(self, tenant: str, count: int) -> None:
@@ -125,6 +129,11 @@ class TokenQuotas:
                 retry_after=None,
             )
         rate, now = limit / 60.0, self._clock()
+        if not self._store.database.is_sqlite:
+            missing = self._spend_together(tenant, count, limit=limit)
+            if missing is None:
+                return
+            self._refuse(limit, missing)
         with self._guard:
             bucket = self._buckets.setdefault(tenant, _Bucket(level=float(limit), at=now))
             bucket.level = min(float(limit), bucket.level + rate * (now - bucket.at))
@@ -133,17 +142,36 @@ class TokenQuotas:
                 bucket.level -= count
                 return
             missing = count - bucket.level
+        self._refuse(limit, missing)
+
+    def _spend_together(self, tenant: str, count: int, *, limit: int) -> float | None:
+        """Take tokens from the bucket that all serving processes share; returns how many are missing, or None."""
+        with self._guard:
+            given_back = self._given_back.pop(tenant, 0)
+        missing: float | None = 0.0
+        try:
+            missing = spend_tokens(self._store, tenant, count, limit=limit, given_back=given_back)
+        finally:
+            if missing is not None:  # nothing was taken, and nothing put back
+                self.give_back(tenant, given_back)
+        return missing
+
+    def _refuse(self, limit: int, missing: float) -> NoReturn:
         raise QuotaError(
             f"a tenant must have at most {limit} tokens of predictions a minute; send less, or ask the provider",
-            retry_after=missing / rate,
+            retry_after=missing / (limit / 60.0),
         )
 
     def give_back(self, tenant: str, count: int) -> None:
         """Put back what was taken for tokens that were not written.
 
-        Called by the event loop, so the limit is not asked for: `spend_tokens` takes from no more than a full bucket.
+        Called by the event loop, so nothing is asked for: `spend_tokens` takes from no more than a full bucket, and on
+        PostgreSQL puts it back with what this process takes next.
         """
         with self._guard:
+            if not self._store.database.is_sqlite:
+                self._given_back[tenant] += count
+                return
             bucket = self._buckets.get(tenant)
             if bucket is not None:
                 bucket.level += count

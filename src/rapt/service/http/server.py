@@ -332,7 +332,8 @@ def work(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> 
         VocabularyError: The files of a model are missing.
     """
     _prepare_process(settings)
-    refuse_other_folder(settings.data_directory, instead="start `rapt serve` first, or give its --data")
+    if settings.database_url is None or settings.blobs is None:  # else a folder of its own will do
+        refuse_other_folder(settings.data_directory, instead="start `rapt serve` first, or give its --data")
     with stop_at_signals(), give_back_regularly():
         backbones = {} if settings.job_process else load_backbones(settings)
         if settings.job_process:

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from threading import Event
 from typing import Final, TypeVar
 
-from rapt.errors import UnavailableError, WireError
+from rapt.errors import DamagedError, UnavailableError, WireError
+from rapt.service.storage.blobs import read_blob
 from rapt.service.storage.data_directory import explain_not_stored
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import add_run_state, latest_run_state
-from rapt.service.storage.store import Store
-from rapt.service.tuning.run_state import RunState, load_run_state, save_run_state
+from rapt.service.storage.store import Store, is_blob, keeps_run_states, naming, release
+from rapt.service.tuning.run_state import RunState, load_run_state, pack_run_state, save_run_state, unpack_run_state
 from rapt.service.tuning.tuner import TuningCancelled
 from rapt.whole_files import sync_folder
 
@@ -80,9 +81,16 @@ class RunStates:
         if found is None:
             return None
         try:
-            return load_run_state(self._store.directory.run_state(found.folder))
-        except WireError as error:
-            log.warning("job %s begins again: its state is not good (%s)", self._job.id, error.code)
+            if not is_blob(found.folder):
+                return load_run_state(self._store.directory.run_state(found.folder))
+            content = retry_while_away(
+                lambda: read_blob(self._store.blobs, found.folder, size=found.bytes), should_stop=self._should_stop
+            )
+            with self._store.directory.scratch() as folder:
+                unpack_run_state(content, folder)
+                return load_run_state(folder)
+        except (WireError, DamagedError, FileNotFoundError) as error:
+            log.warning("job %s begins again: its state is not good (%s)", self._job.id, type(error).__name__)
             return None
 
     def stops(self, asked: bool) -> bool:
@@ -99,13 +107,33 @@ class RunStates:
         if not due or not state.step:
             return
         self._kept_at = time.monotonic()
+        try:
+            self._keep_blob(state) if keeps_run_states(self._store) else self._keep_folder(state)
+        except OSError as error:
+            log.warning("job %s: no state of step %d, %s", self._job.id, state.step, explain_not_stored(error))
+
+    def _keep_blob(self, state: RunState) -> None:
+        """Keep a state where workers on every machine reach it."""
+        with self._store.directory.scratch() as folder:
+            save_run_state(state, folder)
+            content = pack_run_state(folder)
+
+        def put() -> None:
+            with self._store.directory.stage_bytes(content) as staged:
+                name, size, now = staged.sha256, staged.bytes, int(time.time())
+                with naming(self._store, staged):
+                    kept = add_run_state(self._store, self._job, step=state.step, folder=name, now=now, size=size)
+            if not kept:
+                release(self._store, [name])
+
+        retry_while_away(put, should_stop=self._should_stop)
+
+    def _keep_folder(self, state: RunState) -> None:
         name, kept = secrets.token_hex(12), False
         try:
             save_run_state(state, self._store.directory.run_state(name))
             sync_folder(self._store.directory.run_states)
             kept = retry_while_away(lambda: self._add(state, name), should_stop=self._should_stop)
-        except OSError as error:
-            log.warning("job %s: no state of step %d, %s", self._job.id, state.step, explain_not_stored(error))
         finally:
             if not kept:
                 self._store.directory.remove_run_state(name)

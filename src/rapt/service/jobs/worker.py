@@ -12,12 +12,14 @@ from collections.abc import Callable, Collection
 from threading import Event, Lock, Thread
 from typing import Final
 
+from rapt.errors import UnavailableError
 from rapt.service.jobs.job_run import Outcome, RunsAJob
 from rapt.service.jobs.run_states import retry_while_away
 from rapt.service.storage.job_rows import StoredJob
 from rapt.service.storage.job_runs import MOST_DEATHS, claim_next_job, fail_job, lose_job, put_back, put_back_all
-from rapt.service.storage.recovery import hold_worker_lock, requeue_abandoned_jobs
+from rapt.service.storage.recovery import requeue_abandoned_jobs
 from rapt.service.storage.store import Store
+from rapt.service.storage.worker_rows import live_as_worker
 from rapt.service.traces import log_unforeseen
 
 log = logging.getLogger(__name__)
@@ -96,9 +98,9 @@ class JobRunner:
     def _loop(self) -> None:
         while not self._closing.is_set():
             try:
-                with hold_worker_lock(self._store.directory, models=self._models) as name:
+                with live_as_worker(self._store, models=self._models) as name:
                     self._work(name)
-            except OSError as error:  # the disk has no room for its lock
+            except (OSError, UnavailableError) as error:  # the disk has no room for its lock, or the database is away
                 log_unforeseen(log, "the worker's lock", error)
                 self._wait_for_the_store()
 

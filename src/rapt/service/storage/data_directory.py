@@ -1,6 +1,7 @@
 """The folder that holds all state but rows in PostgreSQL and blobs in an object store, and files on their way into it.
 
     lock            held while a service runs: a second one on the same folder is refused
+    place           id of the folder, by which processes know whether they see the same locks
     rapt.sqlite3    the database
     incoming/       uploads on their way in; emptied at every start
     blobs/ab/ab..   privatized files and adapters, named by the sha256 of their bytes
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _CHUNK: Final = 1024 * 1024
 _LOCK: Final = "lock"
+_PLACE: Final = "place"
 _OTHERS: Final = 0o077  # what the mode of a file says of everybody but its owner
 
 
@@ -190,6 +192,11 @@ class DataDirectory:
         """Folder of the locks of living workers."""
         return self.root / "workers"
 
+    @property
+    def place(self) -> str:
+        """The id of this folder: whoever reads the same sees the same locks."""
+        return (self.root / _PLACE).read_text("ascii")
+
     def run_state(self, name: str) -> Path:
         """The folder of a run state; `name` is one of ours."""
         return self.run_states / name
@@ -225,6 +232,15 @@ class DataDirectory:
         """Put bytes from memory on the disk as `stage` does; they are gone at the end of the block unless taken."""
         with self.stage(io.BytesIO(content), max_bytes=len(content)) as staged:
             yield staged
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder that does not exist yet, and is gone at the end of the block."""
+        folder = self.incoming / secrets.token_hex(16)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def keep_part(self, staged: StagedFile, *, name: str) -> None:
         """Give staged bytes their name as a part of an upload. Raises `UnavailableError`."""
@@ -291,11 +307,24 @@ def make_data_directory(root: Path) -> DataDirectory:
         ):
             folder.mkdir(mode=0o700, exist_ok=True)
         (directory.root / _LOCK).touch(mode=0o600)
+        with suppress(FileExistsError):
+            _write_place(directory.root)
     except OSError as error:
         raise UsageError(
             f"the data directory must be writable, got {error.strerror or type(error).__name__}; choose another"
         ) from None
     return directory
+
+
+def _write_place(root: Path) -> None:
+    """Give the folder an id, unless it has one (`FileExistsError`); nobody sees half of it."""
+    path = root / f"{_PLACE}.{secrets.token_hex(8)}"
+    path.write_text(secrets.token_hex(12), "ascii")
+    try:
+        path.chmod(0o600)
+        os.link(path, root / _PLACE)
+    finally:
+        path.unlink()
 
 
 def holds_service(root: Path) -> bool:

@@ -19,6 +19,7 @@ itself is not passed on, because it may hold values; the kind of its error is in
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import sqlite3
@@ -46,6 +47,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoConnectionError
+from sqlalchemy.pool import NullPool
 
 from rapt.errors import NotFoundError, UnavailableError, UsageError
 from rapt.service.storage.migrations import migrate
@@ -70,6 +72,8 @@ _WRITES: Final = "rapt_writes"
 _SQLITE_AWAY: Final = frozenset({5, 6, 7, 8, 10, 13, 14, 15})
 # Any number will do, as long as nothing else in the same database uses it.
 _WRITE_LOCK: Final = 7_241_986_353
+# Of the locks for names, whose numbers are pairs: they never meet the one above.
+_NAME_LOCKS: Final = 724_198
 
 Stored = TypeVar("Stored", bound="DataclassInstance")
 
@@ -215,6 +219,8 @@ class Database:
         """
         self._engine = _engine(url, connections=connections, waiting=waiting)
         self._writing = self._engine.execution_options(**{_WRITES: True})
+        # Connections that hold a lock while others write: from the pool they would keep those from writing.
+        self._locking = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._watching: sqlite3.Connection | None = None
         self.remembered = Remembered(self._version, self._list_changes)
         try:
@@ -251,6 +257,29 @@ class Database:
         about_to_wait()
         with _answering(), self._writing.begin() as connection:
             yield connection
+
+    @contextmanager
+    def change_alone(self) -> Iterator[Connection]:
+        """A connection each statement of which is a transaction of its own, beside whoever holds the write lock.
+
+        For rows whose order nobody reads, such as buckets of tokens. Raises `UnavailableError` while it is away.
+        """
+        about_to_wait()
+        with _answering(), self._engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    @contextmanager
+    def hold_name(self, name: str, *, shared: bool) -> Iterator[None]:
+        """Hold PostgreSQL's lock for a name within the block: by one connection of its own, which ends with it.
+
+        So it is held in whatever process on whatever machine, and let go of when that dies.
+        """
+        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big", signed=True)
+        how = "pg_advisory_lock_shared" if shared else "pg_advisory_lock"
+        with _answering(), self._locking.connect() as connection:
+            connection.execute(text(f"SET lock_timeout = {math.ceil(1000 * WAITING_SECONDS)}"))
+            connection.execute(text(f"SELECT {how}({_NAME_LOCKS}, {number})"))
+            yield
 
     def check(self) -> None:
         """Ask it something. Raises `UnavailableError` if it does not answer."""

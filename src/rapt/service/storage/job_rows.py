@@ -23,7 +23,7 @@ from rapt.errors import LimitError, UsageError
 from rapt.service.storage.callers import Caller, Repeatable, find_made_before, note, record
 from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
 from rapt.service.storage.model_rows import delete_models_of, release_adapters
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, discard_run_states
 from rapt.service.storage.tables import EVENTS, FILES, JOBS, RUN_STATES
 from rapt.service.storage.tenant_rows import MOST_MODELS, check_bytes, check_jobs, check_models, check_tenant
 
@@ -241,8 +241,7 @@ def cancel_job(store: Store, job_id: str, *, caller: Caller, now: int) -> tuple[
         record(connection, caller, "job.cancel", job_id)
         folders, models = delete_run_states(connection, job_id), delete_models_of(connection, job_id)
         cancelled = make_value(find(connection, JOBS, job_id, tenant=caller.tenant), StoredJob)
-    for folder in folders:
-        store.directory.remove_run_state(folder)
+    discard_run_states(store, folders)
     return cancelled, release_adapters(store, models)
 
 

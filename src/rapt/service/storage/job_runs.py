@@ -23,7 +23,7 @@ from rapt.service.storage.data_directory import StagedFile
 from rapt.service.storage.database import find, make_value
 from rapt.service.storage.job_rows import StoredJob, add_event, delete_run_states
 from rapt.service.storage.model_rows import StoredModel, insert_model, make_adapter_name, model_name
-from rapt.service.storage.store import Store, naming, release
+from rapt.service.storage.store import Store, discard_run_states, naming, release
 from rapt.service.storage.tables import JOBS, RUN_STATES, TENANTS
 
 DEFAULT_SUFFIX: Final = "rapt"
@@ -39,11 +39,13 @@ class StoredRunState:
 
     Attributes:
         step: Number of steps made.
-        folder: Name of what is on the disk, made by us.
+        folder: Name of what is on the disk, made by us; or digest of a blob.
+        bytes: Size of it.
     """
 
     step: int
     folder: str
+    bytes: int
 
 
 def claim_next_job(
@@ -61,7 +63,7 @@ def claim_next_job(
     with store.database.write() as connection:
         folders = _give_up(connection, most_deaths=most_deaths, now=now)
         claimed = _claim(connection, worker=worker, models=models, now=now)
-    _remove(store, folders)
+    discard_run_states(store, folders)
     return claimed
 
 
@@ -195,13 +197,22 @@ def record_progress(store: Store, job: StoredJob, *, message: str, data: Mapping
         return True
 
 
-def add_run_state(store: Store, job: StoredJob, *, step: int, folder: str, now: int) -> bool:
-    """A state that is on the disk becomes the one to go on from; the one before is deleted.
+def add_run_state(store: Store, job: StoredJob, *, step: int, folder: str, now: int, size: int | None = None) -> bool:
+    """A state that is kept becomes the one to go on from; the one before is deleted.
+
+    Args:
+        store: Store of the service.
+        job: The claimed job.
+        step: Number of steps made.
+        folder: Name of the folder, or digest of the blob.
+        now: Present Unix time, s.
+        size: Bytes of the blob; None for a folder.
 
     Returns:
         False when the caller must delete the folder: the job was cancelled, deleted, or taken by another worker.
     """
-    size = store.directory.run_state_bytes(folder)
+    if size is None:
+        size = store.directory.run_state_bytes(folder)
     with store.database.write() as connection:
         # A paused job keeps its state: that is what it will go on from.
         if not is_mine(connection, job, status=("running", "paused")):
@@ -213,7 +224,7 @@ def add_run_state(store: Store, job: StoredJob, *, step: int, folder: str, now: 
         # It got further: what killed it before does not count any more.
         connection.execute(update(JOBS).where(_mine(job)).values(deaths=0, last_death=None))
     # It is its own predecessor if it was added before, and the word that it was never came.
-    _remove(store, [name for name in doomed if name != folder])
+    discard_run_states(store, [name for name in doomed if name != folder])
     return True
 
 
@@ -253,7 +264,7 @@ def succeed_job(
             folders = delete_run_states(connection, job.id)
     if not mine:
         release(store, [staged.sha256])
-    _remove(store, folders)
+    discard_run_states(store, folders)
     return mine
 
 
@@ -264,7 +275,7 @@ def fail_job(store: Store, job: StoredJob, *, code: str, message: str, now: int)
             return False
         add_event(connection, job.id, message=f"the job failed: {message}", level="error", now=now)
         folders = delete_run_states(connection, job.id)
-    _remove(store, folders)
+    discard_run_states(store, folders)
     return True
 
 
@@ -318,8 +329,3 @@ def _mine(job: StoredJob) -> ColumnElement[bool]:
 def _end(connection: Connection, job: StoredJob, *, status: str, now: int, values: Mapping[str, str | int]) -> bool:
     change = update(JOBS).where(_mine(job), JOBS.c.status == "running")
     return connection.execute(change.values(status=status, finished_at=now, **values)).rowcount == 1
-
-
-def _remove(store: Store, folders: list[str]) -> None:
-    for folder in folders:
-        store.directory.remove_run_state(folder)

@@ -1,19 +1,12 @@
-"""Opening a store, after what a crash left behind was put in order; and which workers live.
-
-Each worker holds a lock on a file of its own, and the system lets go of it when the worker dies. So a job whose worker
-was killed is known at once, without a clock: nobody waits for a lease to run out, and a machine that slept does not
-lose its job to another one. All workers see the data directory, because the files are there.
-"""
+"""Opening a store, after what a crash left behind was put in order."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
-import secrets
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sqlalchemy import select
@@ -24,62 +17,9 @@ from rapt.service.storage.database import CONNECTIONS, Database, database_url
 from rapt.service.storage.job_runs import requeue_jobs
 from rapt.service.storage.store import Store, list_named_blobs, move_blobs, own_blobs, refuse_foreign, release
 from rapt.service.storage.tables import PARTS, RUN_STATES
+from rapt.service.storage.worker_rows import delete_dead_locks, holds_lock, list_workers_elsewhere
 
 log = logging.getLogger(__name__)
-
-
-@contextmanager
-def hold_worker_lock(directory: DataDirectory, *, models: Iterable[str] = ()) -> Iterator[str]:
-    """The name of a new worker, which lives until the end of the block or of the process.
-
-    Args:
-        directory: Data directory that has its lock.
-        models: Base models that it runs jobs of; they stand in the lock's file.
-    """
-    name = f"worker-{os.getpid()}-{secrets.token_hex(6)}"
-    path = directory.workers / name
-    # Locked under another name first: no one may see the lock's file before it is held.
-    partial = directory.incoming / name
-    with partial.open("w", encoding="utf-8") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("\n".join(models))
-        lock.flush()
-        partial.rename(path)
-        try:
-            yield name
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def is_alive(directory: DataDirectory, worker: str) -> bool:
-    """Whether a worker holds its lock."""
-    try:
-        lock = (directory.workers / worker).open("r+")
-    except FileNotFoundError:
-        return False
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        return False
-
-
-def list_models_of_living(directory: DataDirectory) -> set[str]:
-    """The base models that some worker runs jobs of."""
-    found = set[str]()
-    for path in directory.workers.iterdir():
-        if is_alive(directory, path.name):
-            with suppress(FileNotFoundError):  # it has ended meanwhile
-                found.update(path.read_text("utf-8").splitlines())
-    return found
-
-
-def delete_dead_locks(directory: DataDirectory) -> None:
-    """Delete the locks that nobody holds."""
-    for path in directory.workers.iterdir():
-        if not is_alive(directory, path.name):
-            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -123,7 +63,18 @@ def join_store(
 
 def requeue_abandoned_jobs(store: Store) -> int:
     """Queue again what dead workers left. Returns how many."""
-    requeued = requeue_jobs(store, is_alive=lambda worker: is_alive(store.directory, worker), now=int(time.time()))
+    now = int(time.time())
+    elsewhere: dict[str, list[str]] | None = None
+
+    def is_alive(worker: str) -> bool:
+        nonlocal elsewhere
+        if holds_lock(store.directory, worker):
+            return True
+        if elsewhere is None:
+            elsewhere = list_workers_elsewhere(store)
+        return worker in elsewhere
+
+    requeued = requeue_jobs(store, is_alive=is_alive, now=now)
     delete_dead_locks(store.directory)
     return requeued
 
@@ -163,7 +114,7 @@ def _sweep(store: Store) -> int:
     if lost := len(named - there):
         log.error("%d of the %d blobs that files and models name are missing", lost, len(named))
     swept = release(store, there - named)
-    if any(is_alive(store.directory, path.name) for path in store.directory.workers.iterdir()):
+    if any(holds_lock(store.directory, path.name) for path in store.directory.workers.iterdir()):
         # A worker of its own process outlived the service, and may be writing what it has not named yet.
         return swept
     return swept + store.directory.sweep(run_states=run_states, parts=parts)

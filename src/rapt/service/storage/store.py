@@ -5,8 +5,12 @@ at worst bytes that no row names, and the next start (`recovery`) deletes those.
 
 A blob stays as long as one row names it, whoever's it is. Between putting bytes and writing their row, and between the
 last row and deleting them, another process may come with the same bytes, so both happen under a lock for their digest,
-in the data directory, which all workers see: whoever puts shares it, whoever deletes holds it alone and counts the rows
-once more. The system lets go of a lock when its holder dies.
+in the data directory: whoever puts shares it, whoever deletes holds it alone and counts the rows
+once more. The system lets go of a lock when its holder dies. On PostgreSQL the lock is the database's, so that workers
+need no disk in common.
+
+Where blobs are in an object store, so is the state of a run, under the digest of its archive: a worker on another
+machine goes on from it.
 
 A service writes its id beside its blobs, and takes none that have another's: at its start it deletes those that no row
 of its own names, and in the place of another service that would be all of them.
@@ -20,15 +24,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
 from rapt.errors import UnavailableError, UsageError
 from rapt.service.storage.blobs import BlobStore, LocalBlobs
 from rapt.service.storage.data_directory import DataDirectory, StagedFile, explain_not_stored
 from rapt.service.storage.database import Database
-from rapt.service.storage.tables import FILES, IDENTITY, MODELS
+from rapt.service.storage.tables import FILES, IDENTITY, MODELS, RUN_STATES
 
-_NAMING = (FILES.c.sha256, MODELS.c.sha256)
+_NAMING = (FILES.c.sha256, MODELS.c.sha256, RUN_STATES.c.folder)
+_DIGEST_LETTERS = 64  # other states of runs are folders, with shorter names
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +86,36 @@ def is_named(connection: Connection, digest: str) -> bool:
 
 def list_named_blobs(connection: Connection) -> set[str]:
     """All blobs that rows name."""
-    return {digest for name in _NAMING for digest in connection.execute(select(name).distinct()).scalars()}
+    named = (select(name).distinct().where(func.length(name) == _DIGEST_LETTERS) for name in _NAMING)
+    return {digest for query in named for digest in connection.execute(query).scalars()}
+
+
+def keeps_run_states(store: Store) -> bool:
+    """Whether states of runs are blobs, which workers on every machine reach."""
+    return not isinstance(store.blobs, LocalBlobs)
+
+
+def is_blob(run_state: str) -> bool:
+    """Whether the name of a state is the digest of a blob; those of folders are shorter."""
+    return len(run_state) == _DIGEST_LETTERS
+
+
+def discard_run_states(store: Store, names: Iterable[str]) -> None:
+    """Delete states that no row names any more: folders, or blobs."""
+    for name in names:
+        if is_blob(name):
+            with suppress(UnavailableError):  # then the next start deletes it
+                release(store, [name])
+        else:
+            store.directory.remove_run_state(name)
 
 
 @contextmanager
 def _locked(store: Store, digest: str, how: int) -> Iterator[None]:
+    if not store.database.is_sqlite:
+        with store.database.hold_name(digest, shared=how == fcntl.LOCK_SH):
+            yield
+        return
     # One of 256 files, which stay: a lock's file that came and went would need a lock of its own.
     try:
         descriptor = os.open(store.directory.naming / digest[:2], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

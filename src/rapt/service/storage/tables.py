@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -227,6 +228,25 @@ REQUESTS: Final = _table(
     Column("object", String, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("tenant", "key_digest", name="uq_repeatable_requests_key"),
+)
+
+# Workers on other machines, on PostgreSQL: where their locks are, and when they were last heard of by its clock.
+WORKERS: Final = Table(
+    "workers",
+    METADATA,
+    Column("name", String, primary_key=True),
+    Column("place", String, nullable=False),
+    Column("models", JSON, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+)
+
+# Tokens of predictions that each tenant may have, for all serving processes, on PostgreSQL; times are of its clock.
+BUCKETS: Final = Table(
+    "token_buckets",
+    METADATA,
+    Column("tenant", String, primary_key=True),
+    Column("level", Float, nullable=False),
+    Column("at", Float, nullable=False),
 )
 
 POOLS: Final = _table(

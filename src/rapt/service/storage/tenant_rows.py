@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, ex
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_name, record
 from rapt.service.storage.database import Cursor, Page, read_page
-from rapt.service.storage.store import Store, release
+from rapt.service.storage.store import Store, discard_run_states, release
 from rapt.service.storage.tables import (
     FILES,
     JOBS,
@@ -234,8 +234,7 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
         removed = _delete_rows(connection, name, now=now)
         record(connection, caller, "tenant.delete", name)
     store.database.forget_deleted()
-    for folder in removed.run_states:
-        store.directory.remove_run_state(folder)
+    discard_run_states(store, removed.run_states)
     for part in removed.parts:
         store.directory.remove_part(part)
     release(store, removed.blobs)

@@ -150,6 +150,20 @@ def save_run_state(state: RunState, folder: Path) -> None:
     write_folder(folder, {TENSORS: tensors, STATE: json.dumps(described, indent=2, allow_nan=False).encode()})
 
 
+def pack_run_state(folder: Path) -> bytes:
+    """The files of a run state in one piece: the length of the first in eight bytes, and both."""
+    first, second = ((folder / name).read_bytes() for name in (STATE, TENSORS))
+    return len(first).to_bytes(8, "big") + first + second
+
+
+def unpack_run_state(content: bytes, folder: Path) -> None:
+    """Write the files that `pack_run_state` put together; what is no run state is for `load_run_state` to refuse."""
+    end = 8 + int.from_bytes(content[:8], "big")
+    folder.mkdir(mode=0o700)
+    (folder / STATE).write_bytes(content[8:end])
+    (folder / TENSORS).write_bytes(content[end:])
+
+
 def load_run_state(folder: Path) -> RunState:
     """The run state in a folder. `tune` checks that it is of the run that is to go on.
 

@@ -1,0 +1,28 @@
+"""What several machines share on PostgreSQL: workers that live, and tokens that tenants may have."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: Final = "0.4.0"
+down_revision: Final = "0.3.0"
+
+
+def upgrade() -> None:
+    """Make the tables."""
+    op.create_table(
+        "workers",
+        sa.Column("name", sa.String, primary_key=True),
+        sa.Column("place", sa.String, nullable=False),
+        sa.Column("models", sa.JSON, nullable=False),
+        sa.Column("seen_at", sa.BigInteger, nullable=False),
+    )
+    op.create_table(
+        "token_buckets",
+        sa.Column("tenant", sa.String, primary_key=True),
+        sa.Column("level", sa.Float, nullable=False),
+        sa.Column("at", sa.Float, nullable=False),
+    )
