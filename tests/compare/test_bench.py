@@ -17,6 +17,7 @@ from rapt.compare.plan import (
     CLEAN,
     DENOISED,
     DENOISED_RAPT,
+    POLICY,
     PROMPT,
     RAPT,
     SENTENCES,
@@ -190,6 +191,28 @@ def test_arms_on_sentences_run_and_need_public_text(tmp_path):
     assert replace(SPLIT, public=PUBLIC).digest != SPLIT.digest
 
 
+def test_a_policy_that_finds_nothing_changes_no_answer_and_one_that_masks_every_telling_word_leaves_chance(tmp_path):
+    pytest.importorskip("regex")
+    rights = []
+    for name, pattern in (("nothing", "zanzibar"), ("all", "|".join((*GOOD, *BAD)))):
+        (tmp_path / name).write_text(f"[kinds]\nword = {{mask = 'thing'}}\n[patterns]\nword = '{pattern}'\n")
+        plan = replace(PLAN, etas=(500.0,), seeds=(0,), arms=(PROMPT, POLICY), attacks=(), policy=str(tmp_path / name))
+        rows = run_comparison(plan, SPLIT, results=tmp_path / "r.jsonl" if name == "nothing" else tmp_path / "s.jsonl")
+        rights.append([row.right for row in rows])
+        assert plan.digest_setting(SPLIT) == replace(plan, policy=None, arms=(PROMPT,)).digest_setting(SPLIT)
+    assert rights[0][0] == rights[0][1]
+    assert sum(rights[1][1]) <= sum(rights[1][0])
+    texts = [
+        list(
+            FileMaker(plan, load_vocabulary("bert-tiny"))
+            .training(SPLIT.training, eta=1e4, seed=0, policy=under)
+            .records
+        )
+        for under in (False, True)
+    ]
+    assert len({record.token_ids[3] for record in texts[1]}) == 1 < len({record.token_ids[3] for record in texts[0]})
+
+
 def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
     source = find_model_folder("bert-tiny")
     folders = []
@@ -312,6 +335,7 @@ def test_every_arm_trains_and_judges_a_decoder(tmp_path, seconds):
     folder.mkdir()
     write_tiny_model("llama", folder)
     assert load_backbone(str(folder)).kind == "decoder"
+    (tmp_path / "policy.toml").write_text("[kinds]\nemail = 'mask'\n")
     parts = (pairs(16, start=0), pairs(12, start=100))
     training, evaluation = (part if seconds else replace(part, seconds=()) for part in parts)
     plan = ComparisonPlan(
@@ -319,6 +343,7 @@ def test_every_arm_trains_and_judges_a_decoder(tmp_path, seconds):
         etas=(5.0,),
         seeds=(0,),
         arms=ON_TOKENS,
+        policy=str(tmp_path / "policy.toml"),
         denoised=str(folder),  # the original itself: its arms must agree with those on the original
         privatizations=2,
         plain_tokens=2,

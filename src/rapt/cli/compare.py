@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AllowUnproved, AsJson, Drawn, MechanismOptions, Precision, list_given, read_options
+from rapt.cli.options import (
+    AllowUnproved,
+    AsJson,
+    Drawn,
+    MechanismOptions,
+    PolicyFile,
+    Precision,
+    list_given,
+    read_options,
+)
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
@@ -45,6 +54,7 @@ def compare(
     denoised: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Backbone made by `rapt denoise`; adds arms.")
     ] = None,
+    policy: PolicyFile = None,
     public: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Public text, for the arms whose plain tokens are sentences.")
     ] = None,
@@ -128,6 +138,7 @@ def compare(
             etas=bool(eta),
             codes=codes is not None,
             epsilons=bool(epsilon),
+            policy=policy is not None,
         )
         comparison = Comparison(
             plan=ComparisonPlan(
@@ -143,6 +154,7 @@ def compare(
                 seeds=tuple(range(seeds)),
                 arms=arms_to_run,
                 denoised=None if denoised is None else str(denoised),
+                policy=None if policy is None else str(policy),
                 privatizations=privatizations,
                 plain_tokens=plain_tokens,
                 plain_pool=plain_pool,

@@ -49,6 +49,7 @@ class Bench:
         split: The texts, in clear.
         setting: Digest under which results are kept.
         denoised_setting: The same of arms that need the denoised backbone.
+        policy_setting: The same of arms that need the policy.
         backbone: Frozen; every model here is tuned on it, but for those of the next.
         denoised: The backbone that expects noise, if the plan has one.
         files: Makes what the models read.
@@ -58,6 +59,7 @@ class Bench:
     split: Split
     setting: str
     denoised_setting: str
+    policy_setting: str
     backbone: Backbone
     denoised: Backbone | None
     files: FileMaker
@@ -72,19 +74,20 @@ class Bench:
         texts = split.training
         if cell.crowd:
             texts = texts.at(order_texts(len(texts), seed=cell.seed)[: cell.crowd])
-        file = arm.change_file(self.files.training(texts, eta=cell.eta, seed=cell.seed), cell.seed)
+        file = self.files.training(texts, eta=cell.eta, seed=cell.seed, policy=arm.policy)
+        file = arm.change_file(file, cell.seed)
         config = arm.configure(plan.make_config(seed=cell.seed), plan.weight, plan.plain_tokens)
         backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
         training = self.change_file(cell, texts, file, place=0)
         start = time.perf_counter()
         adapter = tune(backbone, training, config=config)
         seconds = time.perf_counter() - start
-        judged = self.files.evaluation(split.evaluation, eta=cell.eta, seed=cell.seed)
+        judged = self.files.evaluation(split.evaluation, eta=cell.eta, seed=cell.seed, policy=arm.policy)
         right = np.zeros(len(split.evaluation), dtype=np.int64)
         for place, queries in enumerate(judged, start=1):
             right += judge_answers(backbone, adapter, self.change_file(cell, split.evaluation, queries, place=place))
         return ModelRow(
-            setting=self.denoised_setting if arm.denoised else self.setting,
+            setting=self.denoised_setting if arm.denoised else self.policy_setting if arm.policy else self.setting,
             arm=cell.arm,
             eta=cell.eta,
             crowd=cell.crowd,
@@ -218,6 +221,7 @@ def open_bench(plan: ComparisonPlan, split: Split, *, threads: int) -> Bench:
         split=split,
         setting=plan.digest_setting(split, denoised=False),
         denoised_setting=plan.digest_setting(split),
+        policy_setting=plan.digest_setting(split, denoised=False, policy=True),
         backbone=backbone,
         denoised=denoised,
         files=files,
@@ -276,7 +280,7 @@ def run_comparison(
     """
     check_crowds(plan, split)
     settings = {plan.digest_setting(split, denoised=needed) for needed in (False, True)}
-    settings.add(plan.digest_setting(split, denoised=False, codes=True))
+    settings |= {plan.digest_setting(split, denoised=False, **one) for one in ({"codes": True}, {"policy": True})}
     with open_results(results, settings=settings) as file:
         wanted: list[Task] = [*plan.list_attacks(), *plan.list_cells()]
         done = {row.cell for row in file.rows}

@@ -98,7 +98,14 @@ class ComparisonReport:
 
 
 def list_possible_arms(
-    *, denoised: bool, public: bool, method: str, etas: bool = True, codes: bool = False, epsilons: bool = False
+    *,
+    denoised: bool,
+    public: bool,
+    method: str,
+    etas: bool = True,
+    codes: bool = False,
+    epsilons: bool = False,
+    policy: bool = False,
 ) -> tuple[str, ...]:
     """The arms that can be run; those on codes and at home only where a code is given.
 
@@ -109,6 +116,7 @@ def list_possible_arms(
         etas: Whether there is an η.
         codes: Whether there is a code of whole texts.
         epsilons: Whether there is an ε.
+        policy: Whether there is an entity policy.
     """
     able = {"token": etas or not codes, "home": codes, "text": codes and epsilons}
     return tuple(
@@ -116,6 +124,7 @@ def list_possible_arms(
         for name, arm in ARMS.items()
         if (denoised or not arm.denoised)
         and (public or not arm.sentences)
+        and (policy or not arm.policy)
         and (method != LORA or name != LONGER)
         and (able[arm.unit] or arm.clean)
     )
@@ -189,6 +198,7 @@ def rebuild_comparison(plan: ComparisonPlan, texts: TextFiles, split: Split) -> 
         cross_validate=bool(split.further),
         public=texts.public,
         denoised=None if plan.denoised is None else Path(plan.denoised),
+        policy=None if plan.policy is None else Path(plan.policy),
         epsilon=plan.epsilons,
         codes=None if plan.codes is None else Path(plan.codes),
         encoder=None if plan.encoder is None else Path(plan.encoder),
@@ -252,6 +262,8 @@ def read_comparison(path: Path, *, out: Path, processes: int = 1) -> Comparison:
     for name in ("model", "denoised", "codes", "encoder"):  # names of known models stay what they are
         if isinstance(values.get(name), str) and (path.parent / values[name]).is_dir():
             values[name] = str(path.parent / values[name])
+    if isinstance(values.get("policy"), str):
+        values["policy"] = str(path.parent / values["policy"])
     if "arms" not in values:
         method = values.get("method", ComparisonPlan.method)
         values["arms"] = list(
@@ -262,6 +274,7 @@ def read_comparison(path: Path, *, out: Path, processes: int = 1) -> Comparison:
                 etas=bool(values.get("etas")),
                 codes="codes" in values,
                 epsilons=bool(values.get("epsilons")),
+                policy="policy" in values,
             )
         )
     plan = _fill(ComparisonPlan, values, folder=path.parent, where="the file")

@@ -14,7 +14,9 @@ from rapt.compare.plan import ComparisonPlan
 from rapt.compare.texts import LabelledTexts
 from rapt.errors import CorpusError
 from rapt.local.mechanisms import Mechanism, make_mechanism
-from rapt.local.privatizer import Privatizer, plan_plain_tokens
+from rapt.local.policy.policy import Policy, PolicyText
+from rapt.local.policy.policy_privatizer import PolicyPrivatizer
+from rapt.local.privatizer import Privatizer, TextPrivatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream
 from rapt.local.records import Chunk, ChunkSetting, Part, privatize_records
 from rapt.local.vocabulary import Vocabulary
@@ -40,33 +42,47 @@ class FileMaker:
     vocabulary: Vocabulary
     public: tuple[str, ...] = ()
 
-    def training(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> PrivatizedFile:
-        """The training file of a seed at an η; in clear where η is None."""
-        return self._kept(texts, eta, _TRAINING + seed)
+    def training(self, texts: LabelledTexts, *, eta: float | None, seed: int, policy: bool = False) -> PrivatizedFile:
+        """The training file of a seed at an η, under the policy if one is asked for; in clear where η is None."""
+        return self._kept(texts, eta, _TRAINING + seed, policy)
 
-    def evaluation(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> list[PrivatizedFile]:
-        """The evaluation files of a seed at an η; a single one in clear where η is None."""
+    def evaluation(
+        self, texts: LabelledTexts, *, eta: float | None, seed: int, policy: bool = False
+    ) -> list[PrivatizedFile]:
+        """The evaluation files of a seed at an η, as `training`; a single one in clear where η is None."""
         draws = 1 if eta is None else self.plan.privatizations
-        return [self._kept(texts, eta, _EVALUATION + _PER_SEED * seed + draw) for draw in range(draws)]
+        return [self._kept(texts, eta, _EVALUATION + _PER_SEED * seed + draw, policy) for draw in range(draws)]
 
     @cached_property
-    def _kept(self) -> Callable[[LabelledTexts, float | None, int], PrivatizedFile]:
+    def _kept(self) -> Callable[[LabelledTexts, float | None, int, bool], PrivatizedFile]:
         """The files of one seed at one η are kept: the next arm asks for the same ones."""
         return lru_cache(maxsize=1 + self.plan.privatizations)(
-            lambda texts, eta, seed: self._file(texts, eta=eta, seed=seed)
+            lambda texts, eta, seed, policy: self._file(texts, eta=eta, seed=seed, policy=policy)
         )
 
-    def _file(self, texts: LabelledTexts, *, eta: float | None, seed: int) -> PrivatizedFile:
+    def _file(self, texts: LabelledTexts, *, eta: float | None, seed: int, policy: bool) -> PrivatizedFile:
         if eta is None:
             return self._clear(texts)
         stream = insecure_stream(seed)
         plain = self._plain_tokens(stream.generator)
-        privatizer = Privatizer(self.vocabulary, self.mechanism(eta), plain)
+        privatizer: TextPrivatizer = Privatizer(self.vocabulary, self.mechanism(eta), plain)
+        if policy:
+            privatizer = PolicyPrivatizer(privatizer, self._policy, self._rewritten)
         seconds: dict[Part, list[str]] = {"second": list(texts.seconds)} if texts.pairs else {}
         manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance, pairs=texts.pairs)
         chunk = Chunk(0, list(texts.texts), list(texts.labels), seconds)
         records = privatize_records(chunk, ChunkSetting(privatizer, None, manifest), stream=stream)
         return PrivatizedFile(manifest=count_file(manifest, records), records=tuple(records))
+
+    @cached_property
+    def _policy(self) -> Policy:
+        assert self.plan.policy is not None
+        return Policy.read(self.plan.policy)
+
+    @cached_property
+    def _rewritten(self) -> dict[str, PolicyText]:
+        """Rewritten texts, which every file of the plan shares."""
+        return {}
 
     def unchanged_only(self, texts: LabelledTexts, file: PrivatizedFile) -> PrivatizedFile:
         """The file without the tokens that were changed. A text of which nothing is left keeps its first token."""

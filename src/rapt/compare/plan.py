@@ -47,6 +47,7 @@ LONGER: Final = "longer prompt"
 ORACLE: Final = "oracle"
 SENTENCES: Final = "RAPT on sentences"
 SENTENCES_NO_LOSS: Final = "sentences without loss"
+POLICY: Final = "policy"
 DENOISED: Final = "denoised"
 DENOISED_RAPT: Final = "denoised RAPT"
 PROBING: Final = "linear probing"
@@ -71,6 +72,7 @@ class Arm:
         unchanged_only: Whether tokens that the mechanism changed are dropped, in training and in judging.
         sentences: Whether its plain tokens are public sentences, which the comparison must be given.
         denoised: Whether it stands on the plan's denoised backbone.
+        policy: Whether the plan's entity policy rewrites the texts first, in training and in judging.
         configure: Function from the common run, λ and m to this arm's run.
         change_file: Change of the training file; most do nothing.
     """
@@ -83,6 +85,7 @@ class Arm:
     unchanged_only: bool = False
     sentences: bool = False
     denoised: bool = False
+    policy: bool = False
     configure: Callable[[TuningConfig, float, int], TuningConfig] = lambda config, weight, m: config
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
 
@@ -144,6 +147,11 @@ ARMS: Final[Mapping[str, Arm]] = {
         unchanged_only=True,
         configure=_plain,
     ),
+    POLICY: Arm(
+        says="the same tuning on texts that an entity policy rewrote before they were privatized",
+        policy=True,
+        configure=_plain,
+    ),
     DENOISED: Arm(
         says="the same tuning on a backbone that expects noise, as `rapt denoise` makes it from public text",
         denoised=True,
@@ -177,7 +185,9 @@ ARMS: Final[Mapping[str, Arm]] = {
 }
 
 # What a comparison runs that is given texts and nothing else.
-USUAL: Final = tuple(name for name, arm in ARMS.items() if not (arm.denoised or arm.sentences) and arm.unit == "token")
+USUAL: Final = tuple(
+    name for name, arm in ARMS.items() if not (arm.denoised or arm.sentences or arm.policy) and arm.unit == "token"
+)
 
 # Pairs whose difference the report states, where both were run.
 DIFFERENCES: Final = (
@@ -199,6 +209,7 @@ DIFFERENCES: Final = (
     (DENOISED_PROBING, DENOISED),
     (DENOISED_PROBING, ORACLE),
     (ORACLE, PROMPT),
+    (POLICY, PROMPT),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),
     (HEAD_AT_HOME, RAPT),
@@ -266,6 +277,7 @@ class ComparisonPlan:
             evaluation text, initialization and order, so arms with one seed meet identical files.
         arms: Names in `ARMS`; without `denoised` those that need it must be left out.
         denoised: Folder that `rapt denoise` made from the model; None where there is none.
+        policy: TOML file of the entity policy; None where no arm needs one.
         privatizations: Releases of the evaluation text for each model; every model of one seed answers the same ones.
         plain_tokens: m, before each text.
         plain_pool: How many tokens they are drawn from, |T|.
@@ -294,6 +306,7 @@ class ComparisonPlan:
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     arms: tuple[str, ...] = USUAL
     denoised: str | None = None
+    policy: str | None = None
     privatizations: int = 3
     plain_tokens: int = 20
     plain_pool: int = 500
@@ -318,6 +331,8 @@ class ComparisonPlan:
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
         if self.denoised is None and (needy := [name for name in self.arms if ARMS[name].denoised]):
             raise UsageError(f"the arm {needy[0]!r} needs a backbone that expects noise; give --denoised FOLDER")
+        if self.policy is None and (needy := [name for name in self.arms if ARMS[name].policy]):
+            raise UsageError(f"the arm {needy[0]!r} needs an entity policy; give --policy TOML")
         if self.method == LINEAR_PROBING:
             raise UsageError(
                 f"linear probing has arms of its own, got method={LINEAR_PROBING!r}; "
@@ -389,7 +404,7 @@ class ComparisonPlan:
             seed=seed,
         )
 
-    def digest_setting(self, split: Split, *, denoised: bool = True, codes: bool = False) -> str:
+    def digest_setting(self, split: Split, *, denoised: bool = True, codes: bool = False, policy: bool = False) -> str:
         """A digest of all that changes a number, and of the texts; results with another one are not mixed.
 
         What tells one cell from another is left out: further η, seeds, arms and attacks may be added later.
@@ -399,18 +414,21 @@ class ComparisonPlan:
             denoised: Whether it is of results that need the backbone that expects noise. Without, they are those of any
                 such backbone, and of none.
             codes: Whether it is of results that need the code; without, they are those of any, and of none.
+            policy: Whether it is of results that need the policy; without, they are those of any, and of none.
 
         Raises:
             VocabularyError: The code is not on this machine.
         """
         common: dict[str, Any] = asdict(self)
         for name in (
-            *("etas", "epsilons", "codes", "encoder", "crowds", "own_texts"),
+            *("etas", "epsilons", "codes", "encoder", "crowds", "own_texts", "policy"),
             *("seeds", "arms", "attacks", "attack_tokens", "allow_unproved"),
         ):
             del common[name]
         if codes and self.codes is not None:
             common |= {"codes": read_code(self.codes).hash, "own_texts": self.own_texts}
+        if policy and self.policy is not None:
+            common["policy"] = digest_policy(self.policy)
         if self.plain_drawn == "record":  # results from before there was a choice stay what they are
             del common["plain_drawn"]
         if self.precision == "float32":  # likewise
@@ -429,6 +447,14 @@ class ComparisonPlan:
 def order_texts(count: int, *, seed: int) -> NDArray[np.int64]:
     """The order in which a seed's crowds take the training texts, (n,): a larger crowd holds the smaller ones."""
     return np.random.default_rng([_CROWDS, seed]).permutation(count)
+
+
+def digest_policy(path: str) -> str:
+    """SHA-256 of a policy's file. Raises `UsageError` where there is none."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        raise UsageError("--policy must be a readable TOML file; name one") from None
 
 
 def digest_weights(folder: str) -> str:
