@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -11,15 +12,28 @@ from rapt.cli.ledger import LedgerKey, Of, choose_ledger, read_key_place, say_wh
 from rapt.cli.options import (
     AllowUnproved,
     MechanismOptions,
+    PolicyFile,
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
     load_checked_vocabulary,
+    read_policy,
 )
 from rapt.cli.output import say, show_json
 from rapt.cli.privatize import OF_CODES, OF_TOKENS, load_codes, refuse_options, split_names
 from rapt.cli.profiles import ServiceAccess, asks_a_service
 from rapt.errors import UsageError
+
+# What says something of a service of rapt, by the names of the arguments.
+_OF_SERVICES: Final = {
+    "epsilon": "--epsilon",
+    "codes": "--codes",
+    "encoder": "--encoder",
+    "labels": "--labels",
+    "label_epsilon": "--label-epsilon",
+    "plain_tokens": "--plain-tokens",
+}
+USE_OF_WORDS: Final = "what such words are worth to a language model was not measured"
 
 if TYPE_CHECKING:
     from rapt.local.privatizer import TextPrivatizer
@@ -61,6 +75,15 @@ def gateway(
     ] = False,
     vocabulary: VocabularyName = "minilm",
     trust_vocabulary: TrustVocabulary = False,
+    policy: PolicyFile = None,
+    words: Annotated[
+        bool,
+        typer.Option(
+            "--words",
+            help="Send words to any service with OpenAI's routes: rewritten by --policy, or each word replaced with "
+            "--eta and word vectors as --vocabulary, or both.",
+        ),
+    ] = False,
     truncate: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Keep the first tokens of a longer text instead of refusing it."),
@@ -118,31 +141,39 @@ def gateway(
     did at first. Training files are privatized in memory. What the gateway does not understand is refused, by the name
     of the field. It listens on loopback alone, and stops at SIGINT or SIGTERM.
 
+    With --policy names, numbers and addresses are masked before that, or get pseudonyms, which become names again in
+    answers, streamed ones too. With --words the service may be any that has OpenAI's chats and completions.
+
     \b
     Examples:
       rapt gateway --service http://127.0.0.1:8420 --epsilon 4 --labels negative,positive
-      rapt gateway --service http://127.0.0.1:8420 --eta 75
+      rapt gateway --service http://127.0.0.1:8420 --eta 75 --policy policy.toml
+      rapt gateway --service http://127.0.0.1:8420/v1 --words --policy policy.toml
     """
     from rapt.gateway.door import make_program_key
     from rapt.gateway.releases import open_releases
-    from rapt.gateway.server import create_gateway, listen, name_address, serve_on
+    from rapt.gateway.server import create_gateway, create_word_gateway, listen, name_address, serve_on
     from rapt.gateway.training_files import TrainingSetting
     from rapt.gateway.upstream import Upstream
+    from rapt.gateway.words import check_whole_words, rewrite_by_policy, rewrite_by_releases
     from rapt.local.kept_share import check_running_share
     from rapt.local.ledger_place import FOLDER, make_folder
+    from rapt.local.policy.policy_privatizer import PolicyPrivatizer
     from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
     from rapt.local.randomness import secure_stream
     from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, check_eta
 
-    if (eta is None) == (epsilon is None):
+    if words:
+        refuse_options(context, _OF_SERVICES, beside="--words")
+    if (eta is None) == (epsilon is None) and not (words and policy is not None and eta is None):
         raise UsageError(
             "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens, and not both"
+            + ("; or --policy alone" if words else "")
         )
-    refuse_options(
-        context,
-        OF_CODES if epsilon is None else OF_TOKENS,
-        beside="--eta" if epsilon is None else "--epsilon",
-    )
+    if eta is not None or epsilon is not None:
+        refuse_options(
+            context, OF_CODES if epsilon is None else OF_TOKENS, beside="--eta" if epsilon is None else "--epsilon"
+        )
     if label_epsilon is not None and labels is None:
         raise UsageError("--label-epsilon must come with --labels, because which classes occur is private too")
     label_privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
@@ -158,43 +189,62 @@ def gateway(
         of=Of.METRIC if epsilon is None else Of.TEXT,
     )
     assert account is not None
-    with listen(host, port) as listener:
-        stream = secure_stream()
-        asked: TextPrivatizer
-        trained: TextPrivatizer
+    rules = read_policy(policy)
+    stream = secure_stream()
+    with listen(host, port) as listener, ExitStack() as opened:
+        address = name_address(listener)
+        url = access.url.rstrip("/").removesuffix("/v1") if words else access.url
+        upstream = Upstream(url, api_key=access.api_key, ca_file=access.ca_file, insecure=access.insecure)
+        asked: TextPrivatizer | None = None
+        plan = NO_PLAIN_TOKENS
         if epsilon is not None:
-            asked = trained = load_codes(codes, epsilon=epsilon, encoder=encoder, allow_large=allow_large_epsilon)
-        else:
-            assert eta is not None
+            asked = load_codes(codes, epsilon=epsilon, encoder=encoder, allow_large=allow_large_epsilon)
+        elif eta is not None:
             check_eta(eta)
             table = load_checked_vocabulary(vocabulary, trusted=trust_vocabulary)
+            if words:
+                check_whole_words(table)
             made = choose_mechanism(
                 mechanism, vocabulary=table, eta=eta, settings=settings, allow_unproved=allow_unproved
             )
             asked = Privatizer(vocabulary=table, mechanism=made, plain_tokens=NO_PLAIN_TOKENS, truncate_to=truncate)
-            trained = asked.with_plain_tokens(
-                plan_plain_tokens(table, count=plain_tokens, pool_size=USUAL_POOL, drawn="record", rng=stream.generator)
-            )
-        shares = check_running_share(asked, insist=None if allow_weak else "--allow-weak")
-        if shares is not None:
-            say(shares)
+            if not words:
+                plan = plan_plain_tokens(
+                    table, count=plain_tokens, pool_size=USUAL_POOL, drawn="record", rng=stream.generator
+                )
+        if asked is not None and rules is not None:
+            asked = PolicyPrivatizer(asked, rules)
+        if asked is not None:
+            shares = check_running_share(asked, insist=None if allow_weak else "--allow-weak")
+            if shares is not None:
+                say(shares)
         if account.path.parent.name == FOLDER:
             make_folder(account.path)
         key_file = key_file or account.path.with_name("gateway.key")
         key = make_program_key(key_file)
-        upstream = Upstream(access.url, api_key=access.api_key, ca_file=access.ca_file, insecure=access.insecure)
-        training = TrainingSetting(
-            privatizer=trained,
-            labels=None if labels is None else split_names(labels),
-            label_privacy=label_privacy,
-            allow_weak=allow_weak,
+        if asked is None:
+            assert rules is not None
+            rules.rewrite([])  # refuses kinds that need tokens
+            app = create_word_gateway(upstream, rewrite_by_policy(rules), policy=rules, key=key)
+            say("rapt: warning: words that no rule of the policy takes leave in clear, and nothing counts them")
+        else:
+            releases = opened.enter_context(open_releases(asked, account.open, stream=stream))
+            if words:
+                app = create_word_gateway(upstream, rewrite_by_releases(releases), policy=rules, key=key)
+                say(f"rapt: warning: {USE_OF_WORDS}")
+            else:
+                training = TrainingSetting(
+                    privatizer=asked.with_plain_tokens(plan),
+                    labels=None if labels is None else split_names(labels),
+                    label_privacy=label_privacy,
+                    allow_weak=allow_weak,
+                )
+                app = create_gateway(upstream, releases, training, key=key)
+        say(f"programs take {address} as base_url, and as API key what stands in {key_file}")
+        serve_on(
+            listener,
+            app,
+            on_ready=lambda server: show_json({"base_url": address, "key_file": str(key_file.resolve())}),
         )
-        address = name_address(listener)
-        with open_releases(asked, account.open, stream=stream) as releases:
-            say(f"programs take {address} as base_url, and as API key what stands in {key_file}")
-            serve_on(
-                listener,
-                create_gateway(upstream, releases, training, key=key),
-                on_ready=lambda server: show_json({"base_url": address, "key_file": str(key_file.resolve())}),
-            )
-    say_what_was_counted(account, replaced=False, insecure=False)
+    if asked is not None:
+        say_what_was_counted(account, replaced=False, insecure=False)

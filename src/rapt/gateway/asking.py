@@ -9,7 +9,7 @@ digits is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rapt.errors import CorpusError
+from rapt.gateway.answers import Answers
 from rapt.gateway.models import Models
 from rapt.gateway.refusals import (
     Check,
@@ -31,7 +32,7 @@ from rapt.gateway.refusals import (
     take_whole,
 )
 from rapt.gateway.releases import Releases, describe_queries
-from rapt.gateway.upstream import Upstream
+from rapt.gateway.upstream import Upstream, pass_answer
 from rapt.local.privatizer import USUAL_POOL, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.records import Chunk, ChunkSetting
@@ -183,9 +184,9 @@ def read_texts(value: Any, param: str) -> list[str]:
 class Asking:
     """Routes that ask a model."""
 
-    def __init__(self, upstream: Upstream, models: Models, releases: Releases) -> None:
-        """Take what they ask, and the way out."""
-        self._upstream, self._models, self._releases = upstream, models, releases
+    def __init__(self, upstream: Upstream, models: Models, releases: Releases, answers: Answers) -> None:
+        """Take what they ask, the way out, and what puts names back into answers."""
+        self._upstream, self._models, self._releases, self._answers = upstream, models, releases, answers
         self._settings: dict[int, ChunkSetting] = {}
 
     def routes(self) -> list[Route]:
@@ -253,10 +254,7 @@ class Asking:
         return await self._ask("/v1/classify", {"model": model.id, **query})
 
     async def _ask(self, path: str, body: Mapping[str, Any]) -> Response:
-        if body.get("stream"):
-            answer = await self._upstream.stream(path, json=body)
-        else:
-            answer = await self._upstream.pass_on("POST", path, json=body)
+        answer = await ask(self._upstream, path, body, answers=self._answers)
         if answer.status_code == 404:
             self._models.forget(body["model"])
         return answer
@@ -283,6 +281,14 @@ class Asking:
                 )
             self._settings[plain_tokens] = describe_queries(self._releases, privatizer.with_plain_tokens(plan))
         return self._settings[plain_tokens]
+
+
+async def ask(upstream: Upstream, path: str, body: Mapping[str, Any], *, answers: Answers) -> Response:
+    """Send what may leave, and return the answer with its names. Raises as `Upstream.ask`."""
+    if body.get("stream"):
+        return await upstream.stream(path, json=body, change=answers.restore_events)
+    answer = await upstream.ask("POST", path, json=body)
+    return pass_answer(replace(answer, content=answers.restore(answer.content)) if answer.is_success else answer)
 
 
 def seal(records: Sequence[PrivatizedRecord], setting: ChunkSetting) -> dict[str, Any]:

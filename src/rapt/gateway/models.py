@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from rapt.errors import NotFoundError, VocabularyError
 from rapt.gateway.upstream import Upstream, pass_answer
 from rapt.local.client.connection import quote_part
-from rapt.local.client.objects import ModelInfo, read_answer, read_answers, read_model_info
+from rapt.local.client.objects import read_answer, read_answers, read_model_info
+from rapt.wire.strict_json import read_field
 
 _CHECKPOINT: Final = re.compile(r"(.+):ckpt-step-\d{1,15}")
 _PAGES: Final = 100
@@ -38,19 +40,13 @@ class KnownModel:
     plain_tokens: int
 
 
-class Models:
-    """Models of a service, remembered by their names."""
+class ModelNames:
+    """Names of the models of a service, remembered as it listed them."""
 
-    def __init__(self, upstream: Upstream, *, vocabulary_hash: str) -> None:
-        """Know none yet.
-
-        Args:
-            upstream: The service.
-            vocabulary_hash: Hash of the vocabulary, or code, whose ids leave.
-        """
-        self._upstream, self._hash = upstream, vocabulary_hash
-        self._listed: dict[str, ModelInfo] = {}
-        self._asked: dict[str, KnownModel] = {}
+    def __init__(self, upstream: Upstream) -> None:
+        """Know none yet."""
+        self._upstream = upstream
+        self._listed: dict[str, Mapping[str, Any]] = {}
         self._listed_at = -_BETWEEN_LISTS
         self._listing = asyncio.Lock()
 
@@ -61,33 +57,68 @@ class Models:
             NotFoundError: There is no such model.
         """
         if isinstance(given, str):
-            checkpoint = _CHECKPOINT.fullmatch(given)
-            base = checkpoint[1] if checkpoint else given
+            base = _base_of(given)
             if base not in self._listed:
                 await self._list(since=time.monotonic())
             if base in self._listed:
                 return given
-        error = NotFoundError("the model must be one of the service's; list them to see their names")
-        error.param = "model"
-        raise error
+        raise _unknown()
+
+    def forget(self, name: str) -> None:
+        """Ask the service about a model anew: it may be gone."""
+        self._listed.pop(name, None)
+
+    async def _list(self, *, since: float) -> None:
+        """Learn the names anew, unless that was begun since somebody asked; times are of the monotonic clock, s."""
+        async with self._listing:
+            if self._listed_at >= since:
+                return
+            await asyncio.sleep(self._listed_at + _BETWEEN_LISTS - time.monotonic())
+            begun = time.monotonic()
+            params: dict[str, str | int] = {}
+            found: dict[str, Mapping[str, Any]] = {}
+            for _ in range(_PAGES):
+                answer = await self._upstream.ask("GET", "/v1/models", params=params)
+                if not answer.is_success:
+                    raise RefusedByService(answer)
+                value = answer.read_object()
+                found |= {item["id"]: item for item in read_answers(_read_named, value)}
+                if value.get("has_more") is not True or not isinstance(value.get("last_id"), str):
+                    break
+                params["after"] = value["last_id"]
+            self._listed = found
+            self._listed_at = begun
+
+
+class Models(ModelNames):
+    """Models of a service of rapt, checked to read what leaves here."""
+
+    def __init__(self, upstream: Upstream, *, vocabulary_hash: str) -> None:
+        """Know none yet.
+
+        Args:
+            upstream: The service.
+            vocabulary_hash: Hash of the vocabulary, or code, whose ids leave.
+        """
+        super().__init__(upstream)
+        self._hash = vocabulary_hash
+        self._asked: dict[str, KnownModel] = {}
 
     async def find(self, given: object) -> KnownModel:
-        """Return the model of a name, checked to read what leaves here.
+        """Return the model of a name.
 
         Raises:
             NotFoundError: There is no such model.
-            VocabularyError: It has another vocabulary or code.
+            VocabularyError: It has another vocabulary or code than that of the gateway.
         """
         name = await self.name(given)
         if name not in self._asked:
-            found = self._listed.get(name)
+            found = read_answer(read_model_info, self._listed[name]) if name in self._listed else None
             if found is None or found.base != found.id:  # the card stands in the answer to its name alone
                 answer = await self._upstream.ask("GET", f"/v1/models/{quote_part(name)}")
                 if not answer.is_success:
                     self.forget(name)
-                    error = NotFoundError("the model must be one of the service's; list them to see their names")
-                    error.param = "model"
-                    raise error
+                    raise _unknown()
                 found = read_answer(read_model_info, answer.read_object())
             if found.vocabulary_hash != self._hash:
                 mismatch = VocabularyError(
@@ -102,30 +133,8 @@ class Models:
 
     def forget(self, name: str) -> None:
         """Ask the service about a model anew: it may be gone."""
-        self._listed.pop(name, None)
+        super().forget(name)
         self._asked.pop(name, None)
-
-    async def _list(self, *, since: float) -> None:
-        """Learn the names anew, unless that was begun since somebody asked; times are of the monotonic clock, s."""
-        async with self._listing:
-            if self._listed_at >= since:
-                return
-            await asyncio.sleep(self._listed_at + _BETWEEN_LISTS - time.monotonic())
-            begun = time.monotonic()
-            params: dict[str, str | int] = {"limit": 1000}
-            found: dict[str, ModelInfo] = {}
-            for _ in range(_PAGES):
-                answer = await self._upstream.ask("GET", "/v1/models", params=params)
-                if not answer.is_success:
-                    raise RefusedByService(answer)
-                value = answer.read_object()
-                found |= {model.id: model for model in read_answers(read_model_info, value)}
-                if value.get("has_more") is not True or not isinstance(value.get("last_id"), str):
-                    break
-                params["after"] = value["last_id"]
-            self._listed = found
-            self._asked = {name: model for name, model in self._asked.items() if _base_of(name) in found}
-            self._listed_at = begun
 
 
 class RefusedByService(Exception):
@@ -140,3 +149,14 @@ class RefusedByService(Exception):
 def _base_of(name: str) -> str:
     checkpoint = _CHECKPOINT.fullmatch(name)
     return checkpoint[1] if checkpoint else name
+
+
+def _read_named(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    read_field(value, "id", str, what="a model")
+    return value
+
+
+def _unknown() -> NotFoundError:
+    error = NotFoundError("the model must be one of the service's; list them to see their names")
+    error.param = "model"
+    return error

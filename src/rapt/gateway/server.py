@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from rapt.errors import RaptError, UsageError
+from rapt.gateway.answers import Answers
 from rapt.gateway.asking import Asking
 from rapt.gateway.door import Door
 from rapt.gateway.holdings import Holdings
@@ -26,6 +27,9 @@ from rapt.gateway.refusals import answer_error, make_error
 from rapt.gateway.releases import Releases
 from rapt.gateway.training_files import TrainingSetting
 from rapt.gateway.upstream import Upstream
+from rapt.gateway.words import Rewrite, WordAsking
+from rapt.local.policy.policy import Policy
+from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.this_machine import is_loopback
 
 # No line of it has a path, a header or a body.
@@ -66,18 +70,37 @@ def create_gateway(
         open_paths: Paths of theirs that are answered without a key.
     """
     models = Models(upstream, vocabulary_hash=releases.privatizer.vocabulary_hash)
+    policy = releases.privatizer.policy if isinstance(releases.privatizer, PolicyPrivatizer) else None
+    routes = [
+        *Asking(upstream, models, releases, Answers(policy)).routes(),
+        *Holdings(upstream, models, releases, training).routes(),
+        *pages,
+    ]
+    return _assemble(upstream, routes, key=key, open_paths=open_paths)
 
+
+def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy | None, key: str) -> Door:
+    """Put a gateway together that sends words to any service with OpenAI's routes.
+
+    Args:
+        upstream: The service; it is closed when the gateway ends.
+        rewrite: Returns the words that leave in place of texts.
+        policy: Policy of the texts, whose pseudonyms lead back in answers.
+        key: Key of programs.
+    """
+    return _assemble(upstream, WordAsking(upstream, rewrite, Answers(policy)).routes(), key=key)
+
+
+def _assemble(
+    upstream: Upstream, routes: Sequence[BaseRoute], *, key: str, open_paths: frozenset[str] = frozenset()
+) -> Door:
     @asynccontextmanager
     async def live(_app: Starlette) -> AsyncIterator[None]:
         yield
         await upstream.close()
 
     app = Starlette(
-        routes=[
-            *Asking(upstream, models, releases).routes(),
-            *Holdings(upstream, models, releases, training).routes(),
-            *pages,
-        ],
+        routes=routes,
         exception_handlers={
             RaptError: _answer_known,
             RefusedByService: _answer_refused,
@@ -121,9 +144,10 @@ def listen(host: str, port: int) -> Iterator[socket.socket]:
             "the gateway must listen on this machine alone, because texts come to it in clear; take 127.0.0.1"
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol by its name asyncio sends what is written at once: else a body waits 40 ms behind its head.
-    with socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Connections inherit it: else the kernel keeps the body of an answer 40 ms behind its head.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             listener.bind((host.removeprefix("[").removesuffix("]"), port))
         except OSError as error:

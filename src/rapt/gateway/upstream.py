@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -127,15 +127,17 @@ class Upstream:
         """Send a request as `ask` does, and return the answer for the program."""
         return pass_answer(await self.ask(method, path, **asked))
 
-    async def stream(self, path: str, *, json: Mapping[str, Any]) -> Response:
-        """Send a request, and return its events for the program as they come. Raises as `ask`."""
+    async def stream(
+        self, path: str, *, json: Mapping[str, Any], change: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
+    ) -> Response:
+        """Send a request, and return its events for the program as they come, changed. Raises as `ask`."""
         await self._places.acquire()
         response = None
         try:
             response = await self._send(self._request("POST", path, json, None, None, None), repeatable=True)
             if not response.is_success:
                 return pass_answer(Answer(response.status_code, response.headers, await _read(response)))
-            events, response = _Events(response, self._places), None
+            events, response = _Events(response, self._places, change), None
             return events
         except NO_ANSWER as error:
             raise _no_answer(error) from None
@@ -177,9 +179,14 @@ class Upstream:
 class _Events(StreamingResponse):
     """Events of the service, passed on as they come; where the connection is lost, the last one says so."""
 
-    def __init__(self, response: httpx2.Response, places: asyncio.Semaphore) -> None:
+    def __init__(
+        self,
+        response: httpx2.Response,
+        places: asyncio.Semaphore,
+        change: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]],
+    ) -> None:
         super().__init__(self._pass(), media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._response, self._places = response, places
+        self._response, self._places, self._change = response, places, change
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events, and give the place among the requests back, however that ends."""
@@ -191,10 +198,11 @@ class _Events(StreamingResponse):
 
     async def _pass(self) -> AsyncIterator[bytes]:
         try:
-            async for chunk in self._response.aiter_raw():
+            async for chunk in self._change(self._response.aiter_raw()):
                 yield chunk
-        except NO_ANSWER as error:
-            yield b"data: " + bytes(answer_error(_no_answer(error)).body) + b"\n\ndata: [DONE]\n\n"
+        except (*NO_ANSWER, ServiceError) as error:
+            known = error if isinstance(error, ServiceError) else _no_answer(error)
+            yield b"data: " + bytes(answer_error(known).body) + b"\n\ndata: [DONE]\n\n"
 
 
 def pass_answer(answer: Answer) -> Response:

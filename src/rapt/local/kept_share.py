@@ -17,10 +17,11 @@ import numpy as np
 
 from rapt.errors import MechanismError
 from rapt.local.deniability import UnchangedShare, measure_unchanged
-from rapt.local.mechanisms import remake_mechanism
+from rapt.local.mechanisms import Mechanism, remake_mechanism
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.privatizer import Privatizer, TextPrivatizer
 from rapt.local.randomness import secure_stream
+from rapt.local.vocabulary import Vocabulary
 from rapt.local.weighting import weigh_own_tokens
 
 # Shares from which a person is warned, and from which a release is refused unless it is insisted on.
@@ -82,10 +83,7 @@ def check_kept_shares(
     Raises:
         MechanismError: Nine of ten tokens or more stay, and nobody insists.
     """
-    strengths = [0.0]
-    if isinstance(privatizer, PolicyPrivatizer):
-        strengths += [rule.strength or 0.0 for rule in privatizer.policy.rules.values() if rule.treatment == "eta"]
-        privatizer = privatizer.inner
+    privatizer, strengths = _take_off_policy(privatizer)
     if not isinstance(privatizer, Privatizer):
         return None
     mechanism, vocabulary = privatizer.mechanism, privatizer.vocabulary
@@ -94,20 +92,7 @@ def check_kept_shares(
         running=measure_unchanged(mechanism, vocabulary, rng=rng, draws=_DRAWS),
         own=measure_unchanged(mechanism, vocabulary, rng=rng, weighting=weigh_own_tokens(counts), draws=_DRAWS),
     )
-    weakest = max(strengths)
-    if insist is not None and weakest > kept.eta:
-        weak = remake_mechanism(
-            replace(mechanism.setting, parameters={**mechanism.setting.parameters, "eta": weakest}),
-            vocabulary=vocabulary,
-            allow_unproved=True,
-        )
-        share = measure_unchanged(weak, vocabulary, rng=rng, draws=_DRAWS).share
-        if share >= NEARLY_ALL:
-            raise MechanismError(
-                f"the eta of a kind must change more than a tenth of the tokens, got eta={weakest:g} at which "
-                f"{100 * share:.1f} % of running public text stay as they are; take a smaller one, or insist with "
-                f"{insist}"
-            )
+    _refuse_weak_kind(mechanism, vocabulary, max(strengths), rng=rng, insist=insist)
     if insist is not None and kept.largest >= NEARLY_ALL:
         own, running = (f"{100 * found.share:.1f} %" for found in (kept.own, kept.running))
         raise MechanismError(
@@ -127,11 +112,11 @@ def check_running_share(privatizer: TextPrivatizer, *, insist: str | None) -> st
     Raises:
         MechanismError: Nine of ten tokens or more stay, and nobody insists.
     """
-    if isinstance(privatizer, PolicyPrivatizer):
-        privatizer = privatizer.inner
+    privatizer, strengths = _take_off_policy(privatizer)
     if not isinstance(privatizer, Privatizer):
         return None
     mechanism, rng = privatizer.mechanism, secure_stream().generator
+    _refuse_weak_kind(mechanism, privatizer.vocabulary, max(strengths), rng=rng, insist=insist)
     share = measure_unchanged(mechanism, privatizer.vocabulary, rng=rng, draws=_DRAWS).share
     eta = mechanism.setting.eta
     if insist is not None and share >= NEARLY_ALL:
@@ -141,3 +126,31 @@ def check_running_share(privatizer: TextPrivatizer, *, insist: str | None) -> st
         )
     said = f"{100 * share:.0f} % of the tokens of running public text stay as they are at eta={eta:g}"
     return f"rapt: warning: {said}; rapt preview says which" if share >= MUCH else said
+
+
+def _take_off_policy(privatizer: TextPrivatizer) -> tuple[TextPrivatizer, list[float]]:
+    """The setting behind a policy, and the η of its kinds; 0 among them."""
+    if not isinstance(privatizer, PolicyPrivatizer):
+        return privatizer, [0.0]
+    rules = privatizer.policy.rules.values()
+    return privatizer.inner, [0.0, *(rule.strength or 0.0 for rule in rules if rule.treatment == "eta")]
+
+
+def _refuse_weak_kind(
+    mechanism: Mechanism, vocabulary: Vocabulary, weakest: float, *, rng: np.random.Generator, insist: str | None
+) -> None:
+    """Refuse an η of a kind, above that of the setting, at which nearly all stays (`MechanismError`)."""
+    if insist is None or weakest <= mechanism.setting.eta:
+        return
+    weak = remake_mechanism(
+        replace(mechanism.setting, parameters={**mechanism.setting.parameters, "eta": weakest}),
+        vocabulary=vocabulary,
+        allow_unproved=True,
+    )
+    share = measure_unchanged(weak, vocabulary, rng=rng, draws=_DRAWS).share
+    if share >= NEARLY_ALL:
+        raise MechanismError(
+            f"the eta of a kind must change more than a tenth of the tokens, got eta={weakest:g} at which "
+            f"{100 * share:.1f} % of running public text stay as they are; take a smaller one, or insist with "
+            f"{insist}"
+        )
