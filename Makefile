@@ -113,7 +113,7 @@ site:  ## the site of docs/ in site/, built strictly: a link that leads nowhere 
 	$(PYTHON) -m venv $(VENV)/site
 	$(VENV)/site/bin/pip install --quiet --disable-pip-version-check -r requirements/site.txt
 	NO_MKDOCS_2_WARNING=1 $(VENV)/site/bin/mkdocs build --quiet
-	@echo "open site/README.html, or run $(VENV)/site/bin/mkdocs serve"
+	@echo "read it at http://127.0.0.1:8000 after: python3 -m http.server --bind 127.0.0.1 --directory site"
 
 # In an environment of its own: a linter of 56 MB that nothing else needs.
 lint-images: $(READY)  ## hadolint on deploy/Dockerfile, systemd and Compose files by our own tests
