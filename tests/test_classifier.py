@@ -123,6 +123,12 @@ def test_tuning_here_without_torch_says_what_is_missing_before_anything_is_drawn
         ({"epsilon": 4.0}, [True] * 60, UsageError, "two classes at least"),
         ({"epsilon": 4.0}, [True, None] * 30, CorpusError, "record 2 must have a label"),
         ({"epsilon": 4.0, "label_epsilon": 1.0}, LABELS, UsageError, "must be listed"),
+        (
+            {"epsilon": 4.0, "classes": [*sorted(set(LABELS)), "new"]},
+            LABELS,
+            UsageError,
+            "got 1 that do not; leave them",
+        ),
     ],
 )
 def test_mistakes_are_named_before_anything_is_read_or_sent(settings, y, error, said):

@@ -84,6 +84,123 @@ def test_paths_may_be_strings(tmp_path):
     assert (tmp_path / "ledger").exists()
 
 
+TEXTS, LABELS = ["the soup was cold", "we came back twice"] * 3, ["bad", "good"] * 3
+
+
+def door(**arguments):
+    """A call of `privatize` with one mistake in it."""
+    given = {"eta": 100.0, "vocabulary": "bert-tiny", "ledger": None, **arguments}
+    return lambda: rapt.privatize(given.pop("texts", TEXTS), **given)
+
+
+def of_file(source="a.csv", target="out.jsonl", **arguments):
+    """A call of `privatize_corpus` with one mistake in it."""
+
+    def call():
+        vocabulary = rapt.load_vocabulary("bert-tiny")
+        mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=100.0)
+        privatizer = Privatizer(vocabulary=vocabulary, mechanism=mechanism, plain_tokens=rapt.NO_PLAIN_TOKENS)
+        given = {"privatizer": privatizer, "stream": insecure_stream(1), **arguments}
+        return rapt.privatize_corpus(source, target, **given)
+
+    return call
+
+
+MISTAKES = {
+    "a string for texts": door(texts=SECRET),
+    "bytes for texts": door(texts=SECRET.encode()),
+    "bytes among texts": door(texts=[SECRET.encode()]),
+    "a number for texts": door(texts=5),
+    "nothing for texts": door(texts=None),
+    "no texts": door(texts=[]),
+    "NaN among texts": door(texts=[SECRET, float("nan")]),
+    "None among texts": door(texts=[SECRET, None]),
+    "an empty text": door(texts=[SECRET, ""]),
+    "lists for texts": door(texts=[[SECRET]]),
+    "a mapping for texts": door(texts={SECRET: 1}),
+    "a set of texts": door(texts={SECRET}),
+    "no guarantee": door(eta=None),
+    "two guarantees": door(epsilon=4),
+    "eta as a string": door(eta="75"),
+    "eta of 0": door(eta=0),
+    "eta below 0": door(eta=-1),
+    "eta that is NaN": door(eta=float("nan")),
+    "eta that is True": door(eta=True),
+    "eta that changes nothing": door(eta=1e6),
+    "epsilon as a string": door(eta=None, epsilon="4"),
+    "epsilon of 0": door(eta=None, epsilon=0),
+    "epsilon of 100": door(eta=None, epsilon=100),
+    "half a plain token": door(plain_tokens=1.5),
+    "plain tokens as a string": door(plain_tokens="20"),
+    "plain tokens below 0": door(plain_tokens=-1),
+    "a billion plain tokens": door(plain_tokens=10**9),
+    "half a token to keep": door(truncate_to=1.5),
+    "no token to keep": door(truncate_to=0),
+    "a vocabulary that is not there": door(vocabulary="nope"),
+    "no vocabulary": door(vocabulary=None),
+    "an unknown mechanism": door(mechanism="gauss"),
+    "a mechanism for its name": door(mechanism=object()),
+    "a code that is not there": door(eta=None, epsilon=4, code="nope"),
+    "a string for labels": door(labels="abcdef"),
+    "one label for six texts": door(labels=["a"]),
+    "NaN among labels": door(labels=[1, float("nan")] * 3),
+    "objects for labels": door(labels=[object()] * 6),
+    "a label of its own for each text": door(labels=list("abcdef")),
+    "label_epsilon without classes": door(labels=LABELS, label_epsilon=1),
+    "label_epsilon as a string": door(labels=LABELS, label_epsilon="1", classes=["bad", "good"]),
+    "a class that is not listed": door(labels=LABELS, classes=["bad"]),
+    "a class twice": door(labels=LABELS, classes=["bad", "bad", "good"]),
+    "classes without labels": door(classes=["bad"]),
+    "False for no ledger": door(ledger=False),
+    "a folder for a ledger": door(ledger="."),
+    "another file for a ledger": door(ledger="a.csv"),
+    "a name for a privatizer": door(privatizer="laplace"),
+    "a generator of NumPy for a stream": door(stream=np.random.default_rng(1)),
+    "a source that is not there": of_file("b.csv"),
+    "a source of an unknown format": of_file("a.xls"),
+    "the source as the output": of_file("a.csv", "a.csv"),
+    "a folder as the output": of_file("a.csv", "."),
+    "a folder that is not there": of_file("a.csv", "no/out.jsonl"),
+    "a column that is not there": of_file(text_column="t"),
+    "no stream": of_file(stream=None),
+    "half a process": of_file(processes=1.5),
+    "a delimiter of two letters": of_file(delimiter=";;"),
+    "a privatized file that is none": lambda: rapt.read_privatized_file("a.csv"),
+    "the name of a vocabulary for one": lambda: make_mechanism("laplace", vocabulary="bert-tiny", eta=5.0),
+    "a seed that is a word": lambda: rapt.insecure_stream(SECRET),
+    "a host for a URL": lambda: rapt.ServiceClient("localhost:1"),
+    "a text for a privatized file": lambda: rapt.ServiceClient("http://127.0.0.1:1").upload(SECRET),
+    "a table for a privatized file": lambda: rapt.ServiceClient("http://127.0.0.1:1").upload("a.csv"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_each_of_64_typical_mistakes_is_one_line_in_the_words_of_python(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text(f"text,label\n{SECRET},bad\nwe came back twice,good\n")
+    with pytest.raises(rapt.RaptError) as caught:
+        MISTAKES[name]()
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) > 20
+    assert "--" not in said
+    assert SECRET not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_what_a_function_takes_besides_what_it_says_is_left_to_it(tmp_path):
+    whole = rapt.plan_plain_tokens(
+        rapt.load_vocabulary("bert-tiny"),
+        count=np.int64(3),
+        pool_size=50,
+        drawn="record",
+        rng=insecure_stream(1).generator,
+    )
+    assert whole.count == 3
+    with pytest.raises(TypeError, match=r"privatize_corpus\(\) missing"):
+        rapt.privatize_corpus(tmp_path / "a.csv", tmp_path / "b")
+
+
 def test_no_public_value_prints_more_than_two_lines(bert_tiny, privatizer):
     manifest = privatizer.manifest(labels=(SECRET, "b") * 20, randomness=insecure_stream(1).provenance)
     records = privatizer.privatize([SECRET + " good film " * 60], labels=[0], stream=insecure_stream(1))

@@ -252,7 +252,7 @@ def load_reader_model(
 
     card = read_home_card(files)
     if reader is None:
-        raise UsageError("a model that was tuned behind a reader needs the reader's folder; name it with --backbone")
+        raise UsageError("a model that was tuned behind a reader needs the reader's folder; name it with `backbone`")
     backbone = load_served(reader, name=card.model, precision="auto")
     adapter = adapter_from_files(files, backbone=backbone)
     assert backbone.code is not None, "an adapter that names a reader is refused on a backbone without one"
@@ -264,7 +264,7 @@ def _read_own_encoder(code: CodeBundle, encoder: str | Path | None) -> TextEncod
     found = read_encoder(code.model if encoder is None else encoder)
     if found.hash != code.encoder_hash:
         raise VocabularyError(
-            "the encoder must be the one that the codebook was made for, got another; give its folder with --backbone"
+            "the encoder must be the one that the codebook was made for, got another; give its folder with `backbone`"
         )
     return found
 
@@ -477,7 +477,7 @@ def _read_queries(
     """The records of a file, and their second texts, checked against what the model knows."""
     pairs = card.pairs or card.mechanism.texts > 1
     if pairs != (second_column is not None):
-        wanted = "two texts, with --text-column-2" if pairs else "one text, without --text-column-2"
+        wanted = "two texts, with `second_column`" if pairs else "one text, without `second_column`"
         raise UsageError(f"a query must have {wanted}, as the training text had")
     records = list(read_corpus(source, text_column=text_column, label_column=label_column, policy=policy))
     seconds = None
@@ -488,7 +488,7 @@ def _read_queries(
     if unknown:
         raise UsageError(
             f"labels of queries must be among the {len(card.labels)} labels of the model, got {len(unknown)} others; "
-            "leave out --label-column, or correct them"
+            "leave out `label_column`, or correct them"
         )
     return records, seconds
 
@@ -515,7 +515,7 @@ def fetch_home_model(
     if not is_of_codes(card):
         return load_token_model(files, backbone=backbone, truncate_to=truncate_to)
     if truncate_to is not None:
-        raise UsageError("--truncate must come with a model on tokens, got one on codes; leave it out")
+        raise UsageError("`truncate_to` must come with a model on tokens, got one on codes; leave it out")
     if card.reader is not None:
         return load_reader_model(files, reader=backbone)
     with TemporaryDirectory() as folder:

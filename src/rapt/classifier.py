@@ -7,7 +7,7 @@ what it stands on is public, so both are fetched, and a query leaves nothing and
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -143,10 +143,15 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             by_name = dict(zip(listed, self.classes or (), strict=True)) | by_name
         if len(by_name) < 2:
             raise UsageError("a classifier must have two classes at least, got labels of one; add texts of another")
+        if self.label_epsilon is None:
+            _check_classes(listed, {name.strip() for name in names})  # before anything is paid for
         self.privatized_ = self._privatize(
             texts, seconds, labels=names, ledger=None if here and self.ledger is PROJECT else self.ledger, listed=listed
         )
         sent = self.privatized_.manifest.labels or ()
+        _check_classes(
+            sent, set(self.privatized_.labels or ())
+        )  # randomized ones may leave another class without texts
         values = np.array([by_name[name] for name in sent])
         order = np.argsort(values, kind="stable")
         self.classes_, self._order = values[order], order
@@ -279,6 +284,15 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         if isinstance(self.service, ServiceClient):
             return nullcontext(self.service)  # who opened it closes it
         return ServiceClient(self.service, api_key=os.environ.get("RAPT_API_KEY"))
+
+
+def _check_classes(listed: Sequence[str] | None, names: Set[str]) -> None:
+    """Refuse classes that no text has (`UsageError`): nothing can be learned of them."""
+    if missing := len(set(listed or ()) - names):
+        raise UsageError(
+            f"every class must occur among the labels that leave, got {missing} that do not; leave them out of "
+            "classes, or add texts of theirs"
+        )
 
 
 def _as_list(values: Any) -> list[Any]:

@@ -56,6 +56,11 @@ def show_stages(meter: Meter, weights: Mapping[str, float]) -> Callable[[str, fl
     return show_stage
 
 
+def write_count(number: int, noun: str) -> str:
+    """Return how many there are of something: `1 text`, `1,200 texts`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Pace:
     """Measures from its first report on, so that what an earlier run had written does not count as speed."""
 

@@ -65,7 +65,9 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         raise UsageError(f"the output must be a regular file or a new one, got {kind} at {str(path)!r}; name another")
     _refuse_database(path)
     if not overwrite:
-        raise UsageError(f"the output must not exist yet, got {str(path)!r}; choose another name or add --overwrite")
+        raise UsageError(
+            f"the output must not exist yet, got {str(path)!r}; choose another name or add `overwrite=True`"
+        )
 
 
 def write_whole(path: Path, content: str | bytes, *, overwrite: bool = True, private: bool = False) -> Path:
@@ -270,7 +272,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _name_beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    return path.parent / f"{path.name}.{secrets.token_hex(4)}.partial"
 
 
 def _refuse_database(path: Path) -> None:

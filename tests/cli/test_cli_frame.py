@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rapt.cli import program
 from rapt.cli.help_pages import GROUPS
-from rapt.cli.output import format_table
+from rapt.cli.output import OPTIONS, format_table, name_options
 from rapt.errors import RaptError, TuningError
 
+SOURCE = Path(program.__file__).parent.parent
+HELP_PAGES = Path(__file__).parents[2] / "docs" / "cli.md"
 HEAVY = ("torch", "transformers", "fastapi", "sqlalchemy", "scipy", "jinja2", "numpy", "rich")
 
 
@@ -46,6 +51,40 @@ def test_help_has_an_example_for_every_command(rapt):
         assert shown.code == 0
         assert "Example" in shown.out
         assert f"  rapt {name}" in shown.out
+
+
+ROOMS = ("local", "wire", "audit", "compare", "denoise", "service/tuning", "service/jobs", "service/answers")
+FILES = [path for room in ROOMS for path in (SOURCE / room).rglob("*.py")] + [*SOURCE.glob("*.py")]
+# Words in backquotes that are no arguments: the program, extras, methods, a name in a file of settings.
+NO_ARGUMENTS = {"auto", "rapt", "service", "sklearn", "supervised", "training"}
+
+
+def messages_of(path: Path) -> Iterator[str]:
+    """The texts in a module's code that are no docstrings; what is put into one is a space."""
+    tree = ast.parse(path.read_text())
+    held = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(part.value if isinstance(part, ast.Constant) else " " for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and not {id(node)} & (held | inner):
+            yield node.value
+
+
+def test_messages_of_the_library_name_arguments_of_python_and_the_command_line_makes_options_of_them():
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", HELP_PAGES.read_text()))
+    assert set(OPTIONS.values()) <= options
+    known = {name.partition("=")[0] for name in OPTIONS} | NO_ARGUMENTS
+    for path in FILES:
+        for message in messages_of(path):
+            bare = re.sub(r"`rapt [^`]*`|pip install .*", "", message)
+            assert " " not in bare or not re.search(r"(?<![\w-])--[a-z]", bare), (path, message)
+            assert set(re.findall(r"`([a-z][a-z0-9_]*)(?:=\w*)?`", message)) <= known, (path, message)
+    for line, said in (
+        ("add `overwrite=True`, or `truncate_to=12`", "add --overwrite, or --truncate 12"),
+        ("see `rapt tune`; `header=False`; `no_such`", "see `rapt tune`; --no-header; `no_such`"),
+    ):
+        assert name_options(line) == said
 
 
 @pytest.mark.parametrize("kind", every_error(), ids=lambda kind: kind.__name__)

@@ -186,7 +186,7 @@ def test_arms_on_sentences_run_and_need_public_text(tmp_path):
     plan = replace(PLAN, etas=(500.0,), seeds=(0,), arms=(SENTENCES, SENTENCES_NO_LOSS), attacks=(), epochs=2)
     rows = run_comparison(plan, replace(SPLIT, public=PUBLIC), results=tmp_path / "r.jsonl")
     assert [row.cell.arm for row in rows] == [SENTENCES, SENTENCES_NO_LOSS]
-    with pytest.raises(CorpusError, match="public texts of plain_tokens=2 tokens, got 0; give --public FILE"):
+    with pytest.raises(CorpusError, match="public texts of plain_tokens=2 tokens, got 0; give `public`"):
         run_comparison(plan, SPLIT, results=tmp_path / "other.jsonl")
     assert replace(SPLIT, public=PUBLIC).digest != SPLIT.digest
 
@@ -230,7 +230,7 @@ def test_a_denoised_backbone_is_compared_by_its_weights(tmp_path):
     moved = replace(plan, denoised=str(folders[1]))
     assert moved.digest_setting(SPLIT) == plan.digest_setting(SPLIT)
     assert replace(plan, denoised=None, arms=(PROMPT,)).digest_setting(SPLIT) != plan.digest_setting(SPLIT)
-    with pytest.raises(UsageError, match="--denoised must be a folder that rapt denoise made"):
+    with pytest.raises(UsageError, match="`denoised` must be a folder that rapt denoise made"):
         replace(plan, denoised=str(tmp_path)).digest_setting(SPLIT)
 
 

@@ -114,7 +114,7 @@ def test_the_folder_is_a_backbone_with_the_vocabulary_of_the_original(trained, t
     assert original.expects is None
     assert loaded.expects == NoiseExpected(mechanism="laplace", options={}, etas=(85.0, 110.0))
     assert card["explained"][0]["after"] == explained[0].after
-    with pytest.raises(UsageError, match="--out must be a new or empty folder"):
+    with pytest.raises(UsageError, match="`out` must be a new or empty folder"):
         check_target(folder)
 
 

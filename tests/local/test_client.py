@@ -301,7 +301,7 @@ def test_a_vocabulary_of_an_impossible_size_is_refused_before_it_is_fetched(shap
 
 @pytest.mark.parametrize("url", ["http://example.org", "http://192.168.1.7:8420", "http://localhost.example.org"])
 def test_a_key_does_not_go_to_another_machine_in_clear(url):
-    with pytest.raises(UsageError, match="--insecure") as error:
+    with pytest.raises(UsageError, match="`insecure=True`") as error:
         ServiceClient(url, api_key="a-key-of-a-tenant")
     assert "a-key" not in str(error.value)
     ServiceClient(url, api_key="a-key-of-a-tenant", insecure=True).close()

@@ -207,9 +207,9 @@ BAD = [
     (
         "no_header.csv",
         f"my {SECRET} is this,1\n{SECRET},0\n",
-        r"got 2 columns without it; .* and --no-header if the first line is a record already",
+        r"got 2 columns without it; .* and `header=False` if the first line is a record already",
     ),
-    ("no_header.tsv", f"i met {SECRET}\t1\n", r"got 2 columns without it; .* and --no-header if"),
+    ("no_header.tsv", f"i met {SECRET}\t1\n", r"got 2 columns without it; .* and `header=False` if"),
     ("column.jsonl", f'{{"sentence": "{SECRET}", "label": 1}}\n', "line 1 must have a text in 'text', got nothing"),
     ("twice.csv", f"text,text,label\n{SECRET},b,1\n", "column 'text' must stand once in the header, got it 2 times"),
     ("ragged.csv", f"text,label\nfine,1\n{SECRET}\n", "line 3 must have 2 fields like the first line, got 1"),
@@ -485,7 +485,7 @@ def test_an_error_names_only_options_that_the_command_has(file, privatizer, tmp_
             privatize_corpus(source, tmp_path / "out", privatizer=privatizer, stream=insecure_stream(1))
         return str(read.value), str(privatized.value)
 
-    for content, option in (("a,b\n1,2\n", "--no-header"), ("a~b\n1~2\n", "--delimiter")):
+    for content, option in (("a,b\n1,2\n", "`header=False`"), ("a~b\n1~2\n", "`delimiter`")):
         read, privatized = refusals("a.csv", content)
         assert (option in read, option in privatized) == (False, True)
         assert "a line of names" in read

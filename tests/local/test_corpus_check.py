@@ -168,7 +168,7 @@ def test_labels_are_sorted_as_numbers_where_all_of_them_are(run, labels, expecte
 def test_a_label_of_its_own_in_every_row_is_refused_unless_somebody_insists(run):
     content = "text,label\n" + "".join(f"w,patient {i} {SECRET}\n" for i in range(50))
     with pytest.raises(
-        CorpusError, match=r"must be classes .* got 50 different ones in 50 records; .* \(--public-labels\)"
+        CorpusError, match=r"must be classes .* got 50 different ones in 50 records; .* \(`public_labels=True`\)"
     ) as e:
         run("a.csv", content)
     assert SECRET not in str(e.value)

@@ -543,7 +543,7 @@ def test_the_key_may_lie_elsewhere(tmp_path, path):
     assert not name_key(path).exists()
     assert summarize_ledger(path).releases == 6
     assert verify_ledger(path, key=key).rows == 6
-    with pytest.raises(LedgerError, match="name the key with --ledger-key"), open_ledger(path):
+    with pytest.raises(LedgerError, match="name the key with `key`"), open_ledger(path):
         pass
 
 

@@ -148,7 +148,7 @@ def test_an_unfinished_run_is_neither_lost_by_forgetting_resume_nor_kept_against
 ):
     kept = begin(source, target, partial, setting(bert_tiny, eta=1.0))
     before = partial.read_bytes()
-    with pytest.raises(UsageError, match="go on with --resume, or begin anew with --overwrite"):
+    with pytest.raises(UsageError, match="go on with `resume=True`, or begin anew with `overwrite=True`"):
         run(source, target, setting(bert_tiny, eta=1.0))
     assert partial.read_bytes() == before
     run(source, target, setting(bert_tiny, eta=1.0), overwrite=True)

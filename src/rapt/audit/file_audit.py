@@ -217,7 +217,7 @@ def audit_file(plan: AuditPlan, *, narrator: Narrator = SILENT) -> Report:
     if plan.export_prompts is not None:
         # Before texts are lent: those are the user's own.
         if public is None:
-            raise AuditError("prompts are made of public text only, and none was given; give --public-text")
+            raise AuditError("prompts are made of public text only, and none was given; give `public_text`")
         count = export_prompts(Desk(view, seed=plan.seed), plan.export_prompts)
         narrator.say(f"prompts about {count} public texts, and the answers beside them: {plan.export_prompts}")
     truth = read_truth(
@@ -375,7 +375,7 @@ def _remove_padding(
             if len(ids) != -(-tokens // bucket) * bucket:
                 raise AuditError(
                     f"the plain text must belong to the privatized file, got {tokens} tokens for {len(ids)} in "
-                    f"{name_record(position)}; give the corpus it was made from, and --truncate if it was cut"
+                    f"{name_record(position)}; give the corpus it was made from, and `truncate` if it was cut"
                 )
             records[position] = put_text(records[position], part, ids[:tokens])
     return replace(file, records=tuple(records))

@@ -62,7 +62,7 @@ class Truth:
 
 
 _OPTIONS: Final[Mapping[Literal["second", "target"], str]] = MappingProxyType(
-    {"second": "--text-column-2", "target": "--target-column"}
+    {"second": "`text_column_2`", "target": "`target_column`"}
 )
 NO_OTHERS: Final[Mapping[Part, Sequence[Any]]] = MappingProxyType({})
 

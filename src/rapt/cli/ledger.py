@@ -16,6 +16,7 @@ import typer
 from rapt.cli.options import AsJson
 from rapt.cli.output import format_table, say, show, show_json
 from rapt.errors import LedgerError, UsageError
+from rapt.narration import write_count
 
 if TYPE_CHECKING:
     from rapt.local.ledger import Ledger
@@ -301,7 +302,8 @@ def say_what_was_counted(account: ChosenLedger | None, *, replaced: bool, insecu
     if done["new"]:
         say("a ledger was begun: it counts what is released, and answers texts that come again; keep it and its key")
     new, old = (sum(done[name].values()) - done[name].get("label", 0) for name in ("released", "answered"))
-    say(f"ledger: {new:,} texts released, {old:,} answered by earlier releases of theirs; head {done['head']}")
+    released = write_count(new, "text")
+    say(f"ledger: {released} released, {old:,} answered by earlier releases of theirs; head {done['head']}")
     if old:
         say("  an answered text looks in OUT as it did before: whoever sees both sees that they are the same text")
     if labels := done["answered"].get("label"):
@@ -332,7 +334,7 @@ def describe_summary(found: LedgerSummary) -> list[str]:
     """Describe a summary in lines for people."""
     metric, text, label = (found.spent[budget] for budget in ("metric", "text", "label"))
     lines = [
-        f"releases   {found.releases:,} of {found.texts:,} texts, {found.tokens:,} tokens",
+        f"releases   {found.releases:,} of {write_count(found.texts, 'text')}, {write_count(found.tokens, 'token')}",
         f"spent      {metric.in_all:,.6g} η·tokens in all; at most {metric.most_on_one_text:,.6g} η on one text",
         f"caps       {_describe_caps(found.caps)}",
         f"rows       {found.rows:,}" + (f", from {found.first} to {found.last}" if found.rows else ""),

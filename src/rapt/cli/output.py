@@ -14,13 +14,14 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rapt.errors import CorpusError
 from rapt.narration import Meter
@@ -36,6 +37,41 @@ _IN_ASCII = {
     **{"─": "-", "│": "|", "–": "-", "—": "-", "−": "-", "…": "...", "’": "'", "→": "->", "\u00a0": " "},
 }
 _HANDLER = "rapt.cli.output"
+
+# Errors and remarks of the library name arguments of Python in backquotes, because programs see them too. Here they
+# become the options that stand for them: those of the same name, and these others.
+_SAME_NAME = (
+    *(
+        "author",
+        "backbone",
+        "codes",
+        "delimiter",
+        "denoised",
+        "encoder",
+        "epsilon",
+        "eta",
+        "evaluation",
+        "label_column",
+    ),
+    *("labels", "language_model", "ledger", "limit", "model", "out", "own_texts", "plain_tokens", "public"),
+    *("public_text", "receipt", "target_column", "text_column_2", "truncate", "vocabulary"),
+    *("allow_unproved=True", "insecure=True", "overwrite=True", "public_labels=True", "resume=True"),
+)
+OPTIONS: Final[Mapping[str, str]] = {
+    **{name: "--" + name.removesuffix("=True").replace("_", "-") for name in _SAME_NAME},
+    "epsilons": "--epsilon",
+    "etas": "--eta",
+    "file_format": "--format",
+    "header=False": "--no-header",
+    "key": "--ledger-key",
+    "label_column=None": "--no-label",
+    "ledger=None": "--no-ledger",
+    "order_key=None": "--keep-order",
+    "second_column": "--text-column-2",
+    "truncate_to": "--truncate",
+    "trusted=True": "--trust-vocabulary",
+}
+_ARGUMENT: Final = re.compile(r"`([a-z][a-z0-9_]*)(?:=(\w+))?`")
 
 # How a line begins that is said even to who wants to hear nothing, and how those begin that are said in this run.
 _ALARMS = ("rapt: warning: ", "rapt: error: ")
@@ -70,8 +106,21 @@ def be_quiet(quiet: bool) -> None:
     _spoken = _ALARMS if quiet else ("",)
 
 
+def name_options(line: str) -> str:
+    """Return a line of the library with the options of the command line in place of the arguments of Python."""
+
+    def name_option(found: re.Match[str]) -> str:
+        whole, (name, value) = found[0].strip("`"), found.groups()
+        if whole in OPTIONS:
+            return OPTIONS[whole]
+        return f"{OPTIONS[name]} {value}" if name in OPTIONS and value is not None else found[0]
+
+    return _ARGUMENT.sub(name_option, line)
+
+
 def say(line: str) -> None:
     """Write one line for people to stderr; a stderr that takes nothing stops no work."""
+    line = name_options(line)
     if not line.startswith(_spoken):
         return
     if sys.stderr:  # None where it is closed

@@ -31,6 +31,7 @@ from rapt.cli.options import (
 )
 from rapt.cli.output import meter, say, show, show_file, show_json
 from rapt.errors import UsageError
+from rapt.narration import write_count
 
 if TYPE_CHECKING:
     from rapt.local.codes.code_privatizer import CodePrivatizer
@@ -452,7 +453,7 @@ def privatize(
     how = "sent in clear" if label_privacy is None else f"randomized, ε = {label_privacy.epsilon:g} for each"
     sent = "none" if manifest.labels is None else f"{len(manifest.labels)} classes ({how})"
     released = f"{manifest.tokens:,} tokens" if epsilon is None else f"ε = {epsilon:g} for each"
-    say(f"{manifest.records:,} texts, {released}; labels: {sent}")
+    say(f"{write_count(manifest.records, 'text')}, {released}; labels: {sent}")
     if manifest.targets == "public":
         say("rapt: warning: the targets are sent as they are, because --public-target says that they are public")
     if order_key is not None and account is None and receipt is None and insecure_seed is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -14,10 +14,13 @@ from rapt.cli.options import AsJson, PolicyFile, read_policy, take_standard_inpu
 from rapt.cli.output import format_json, meter, say, show, show_json
 from rapt.cli.profiles import ServiceAccess, asks_a_service
 from rapt.errors import CorpusError, ServiceError, UnavailableError, UsageError
-from rapt.service.adapter.methods import METHODS
+from rapt.narration import write_count
+from rapt.service.adapter.methods import LINEAR_PROBING, METHODS
 
 if TYPE_CHECKING:
     from rapt.local.client import ServiceClient
+
+_OF_STEPS: Final = ("n_epochs", "batch_size", "learning_rate", "patience")
 
 
 @asks_a_service
@@ -179,7 +182,9 @@ def tune(
                 seed=seed,
                 priority=priority,
             )
-        say(f"job {job.id}: {describe(job.method)} on {job.model}")
+        # A head over codes is solved at once.
+        solved = job.method.get("type") == LINEAR_PROBING and client.model(job.model).unit == "text"
+        say(f"job {job.id}: {describe(job.method, solved=solved)} on {job.model}")
         made = {"job": job.id, "file": job.training_file, "method": dict(job.method), "seed": job.seed}
         if no_wait:
             if as_json:
@@ -226,18 +231,23 @@ def send_file(client: ServiceClient, file: Path, *, model: str | None) -> tuple[
     if base != manifest.model and model is None:
         say(f"the service has the vocabulary of the file under another name: tuning {base}")
     name = "standard input" if str(file).startswith("/proc/self/fd/") else file.name
-    say(f"sending {name}: {manifest.records:,} privatized texts, no plain text")
+    say(f"sending {name}: {write_count(manifest.records, 'privatized text')}, no plain text")
     return client.upload(file).id, base
 
 
-def describe(method: Mapping[str, Any]) -> str:
-    """Describe a job's method on one line."""
+def describe(method: Mapping[str, Any], *, solved: bool = False) -> str:
+    """Describe a job's method on one line; of one that is solved without steps, nothing about steps."""
     kind = str(method.get("type"))
     values = dict(method.get(kind, {}).get("hyperparameters", {}))
+    if solved:
+        values = {name: value for name, value in values.items() if name not in _OF_STEPS}
     reconstruction = values.pop("reconstruction", None)
     # A method has settings that most runs leave alone; they are not worth a word when they say nothing.
     parts = [f"{name}={value}" for name, value in values.items() if value not in (None, [], 0, "none")]
-    parts.append("no reconstruction" if reconstruction is None else f"reconstruction λ={reconstruction['weight']}")
+    if solved:
+        parts.append("solved without steps")
+    else:
+        parts.append("no reconstruction" if reconstruction is None else f"reconstruction λ={reconstruction['weight']}")
     return f"{kind}, {', '.join(parts)}"
 
 

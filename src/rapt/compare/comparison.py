@@ -148,7 +148,7 @@ def compare_files(comparison: Comparison, *, narrator: Narrator = SILENT) -> Com
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--out must be a folder, got {error.strerror}; choose another") from None
+        raise UsageError(f"`out` must be a folder, got {error.strerror}; choose another") from None
     try:
         with narrator.meter("comparing", unit="results") as meter:
             rows = run_comparison(

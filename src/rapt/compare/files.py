@@ -122,7 +122,7 @@ class FileMaker:
         if not len(self.sentences):
             raise CorpusError(
                 f"arms on sentences need public texts of plain_tokens={self.plan.plain_tokens} tokens, got 0; "
-                "give --public FILE"
+                "give `public`"
             )
 
     def tokenize(self, texts: LabelledTexts) -> list[list[list[int]]]:

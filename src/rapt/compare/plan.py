@@ -330,9 +330,9 @@ class ComparisonPlan:
             if not getattr(self, name) or len(set(getattr(self, name))) != len(getattr(self, name)):
                 raise UsageError(f"{name} must be named once each and at least one, got {len(getattr(self, name))}")
         if self.denoised is None and (needy := [name for name in self.arms if ARMS[name].denoised]):
-            raise UsageError(f"the arm {needy[0]!r} needs a backbone that expects noise; give --denoised FOLDER")
+            raise UsageError(f"the arm {needy[0]!r} needs a backbone that expects noise; give `denoised`")
         if self.policy is None and (needy := [name for name in self.arms if ARMS[name].policy]):
-            raise UsageError(f"the arm {needy[0]!r} needs an entity policy; give --policy TOML")
+            raise UsageError(f"the arm {needy[0]!r} needs an entity policy; give `policy`")
         if self.method == LINEAR_PROBING:
             raise UsageError(
                 f"linear probing has arms of its own, got method={LINEAR_PROBING!r}; "
@@ -341,14 +341,14 @@ class ComparisonPlan:
         if LONGER in self.arms and self.method == LORA:
             raise UsageError(f"the arm {LONGER!r} needs a method with a prompt, got method={LORA!r}; leave it out")
         if self.codes is None and (needy := [name for name in self.arms if ARMS[name].code]):
-            raise UsageError(f"the arm {needy[0]!r} needs a code of whole texts; give --codes NAME")
+            raise UsageError(f"the arm {needy[0]!r} needs a code of whole texts; give `codes`")
         if any(not (math.isfinite(eta) and eta > 0) for eta in self.etas) or len(set(self.etas)) != len(self.etas):
             raise UsageError("every eta must be finite, above 0 and named once; leave the others out")
         units = {ARMS[name].unit for name in self.arms if not ARMS[name].clean}
         if not self.etas and "token" in units:
-            raise UsageError("a comparison on privatized text must have an eta; give --eta")
+            raise UsageError("a comparison on privatized text must have an eta; give `etas`")
         if not self.epsilons and "text" in units:
-            raise UsageError("a comparison on codes must have an epsilon; give --epsilon")
+            raise UsageError("a comparison on codes must have an epsilon; give `epsilons`")
         if len(set(self.epsilons)) != len(self.epsilons):
             raise UsageError("every epsilon must be named once; leave the others out")
         for epsilon in self.epsilons:
@@ -471,4 +471,4 @@ def digest_weights(folder: str) -> str:
             found.update(soft_embeddings.read_bytes())
         return found.hexdigest()
     except OSError:
-        raise UsageError("--denoised must be a folder that rapt denoise made, with model.safetensors") from None
+        raise UsageError("`denoised` must be a folder that rapt denoise made, with model.safetensors") from None

@@ -120,7 +120,7 @@ class ResultsFile:
         self.rows: list[Row] = [read_row(line) for line in content[:whole].splitlines()]
         if any(row.setting not in settings for row in self.rows):
             raise UsageError(
-                "results of one file must be of one setting and the same texts; name another --out folder, "
+                "results of one file must be of one setting and the same texts; name another folder as `out`, "
                 "or give the options that this one was begun with"
             )
 
@@ -164,5 +164,5 @@ def read_row(line: bytes) -> Row:
                 known[name] = tuple(known[name])
         row: Row = kind(**known)
     except (ValueError, KeyError, TypeError):
-        raise UsageError(f"results must be lines of schema {SCHEMA!r}; name another --out folder") from None
+        raise UsageError(f"results must be lines of schema {SCHEMA!r}; name another folder as `out`") from None
     return row

@@ -143,7 +143,7 @@ def read_split(
     if len({label_column, *columns}) != 1 + len(columns):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")
     if cross_validate and evaluation is not None:
-        raise UsageError("cross-validation must judge on the texts to train on; leave out --evaluation or it")
+        raise UsageError("cross-validation must judge on the texts to train on; leave out `evaluation` or it")
     known = () if public is None else read_corpus(public, text_column=text_column, label_column=None)
     others = tuple(record.text for record in known)
     trained = _in_hash_order(training, columns=columns, label_column=label_column, min_words=min_words)

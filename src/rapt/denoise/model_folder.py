@@ -34,7 +34,7 @@ def check_target(folder: Path) -> None:
         UsageError: The folder holds something, or is none.
     """
     if folder.is_symlink() or (folder.exists() and (not folder.is_dir() or any(folder.iterdir()))):
-        raise UsageError("--out must be a new or empty folder; choose another name")
+        raise UsageError("`out` must be a new or empty folder; choose another name")
 
 
 def check_source(model: str) -> None:
@@ -100,7 +100,7 @@ def _write(folder: Path, files: Mapping[str, bytes], *, vocabulary_hash: str) ->
         write_folder(folder, files)
     except OSError as error:
         raise UsageError(
-            f"--out must be writable, got {error.strerror or type(error).__name__}; choose another"
+            f"`out` must be writable, got {error.strerror or type(error).__name__}; choose another"
         ) from None
     check_hash(read_model_bundle(folder, model=folder.name), expected=vocabulary_hash)
 

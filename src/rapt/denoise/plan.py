@@ -44,7 +44,7 @@ class WarmUpPlan:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         if not self.etas or any(not (math.isfinite(eta) and eta > 0) for eta in self.etas):
-            raise UsageError("a warm-up must have an eta, and each finite and above 0; give --eta")
+            raise UsageError("a warm-up must have an eta, and each finite and above 0; give `etas`")
         if not (math.isfinite(self.epochs) and self.epochs >= 0 and (self.epochs > 0 or self.soft_embeddings)):
             raise UsageError(
                 f"epochs must be finite and above 0, or 0 with soft embeddings, got epochs={self.epochs}; raise it"

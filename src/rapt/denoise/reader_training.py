@@ -95,7 +95,9 @@ class ReaderPlan:
         for epsilon in self.epsilons:
             check_epsilon(epsilon)
         if not 1 <= len(set(self.epsilons)) == len(self.epsilons) <= MOST_EPSILONS:
-            raise UsageError(f"a reader must expect 1 to {MOST_EPSILONS} different epsilons; give each --epsilon once")
+            raise UsageError(
+                f"a reader must expect 1 to {MOST_EPSILONS} different epsilons; give each of `epsilons` once"
+            )
         if not (1 <= self.vectors <= MOST_VECTORS and 1 <= self.width <= MOST_HIDDEN):
             raise UsageError(
                 f"a reader must make 1 to {MOST_VECTORS} vectors from 1 to {MOST_HIDDEN} hidden numbers, got "
@@ -163,7 +165,7 @@ def train_reader(
         raise UsageError("a reader must be of a code of single texts, got one of pairs; a head reads that as it is")
     backbone = load_backbone(plan.model, precision=precision)
     if backbone.code is not None:
-        raise UsageError("a reader must be made for a language model, got a codebook or a reader; give --model another")
+        raise UsageError("a reader must be made for a language model, got a codebook or a reader; give another `model`")
     texts = read_coded_texts(
         public, code, model=plan.model, encoder=encoder, text_column=text_column, narrator=narrator
     )
@@ -213,7 +215,7 @@ def read_coded_texts(
     own = read_encoder(code.model if encoder is None else encoder)
     if own.hash != code.encoder_hash:
         raise VocabularyError(
-            "the encoder must be the one that the codebook was made for, got another; give its folder with --encoder"
+            "the encoder must be the one that the codebook was made for, got another; give its folder with `encoder`"
         )
     states = []
     with narrator.meter("encoding public text", total=len(kept), unit="texts") as meter:

@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from rapt.arguments import check_arguments
 from rapt.drawing import Figure, Line, draw_picture
 from rapt.errors import MechanismError, UsageError
 from rapt.local.calibration_search import (
@@ -121,6 +122,7 @@ class Calibration:
     curve: tuple[CurvePoint, ...]
 
 
+@check_arguments
 def calibrate_unchanged(
     make: MakeMechanism,
     vocabulary: Vocabulary,
@@ -183,6 +185,7 @@ def calibrate_unchanged(
     )
 
 
+@check_arguments
 def calibrate_epsilon(
     make: MakeMechanism,
     vocabulary: Vocabulary,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, NotFoundError, UsageError, WireError
 from rapt.local.client import ServiceClient
 from rapt.local.client.pool_steps import check_pool_setting
@@ -48,6 +49,7 @@ def name_receipts(file: Path) -> Path:
     return file.with_name(file.name + ".contributions.json")
 
 
+@check_arguments
 def contribute_file(file: Path, client: ServiceClient, *, pool: str, narrator: Narrator = SILENT) -> int:
     """Give the records of a privatized file to a pool, and return their number.
 
@@ -65,7 +67,7 @@ def contribute_file(file: Path, client: ServiceClient, *, pool: str, narrator: N
     """
     records = read_privatized_file(file)
     if records.manifest.randomness.insecure_seed is not None:
-        raise UsageError("a contribution must not come from --insecure-seed, which protects nothing; privatize again")
+        raise UsageError("a contribution must not come from a seed, which protects nothing; privatize again")
     asked, setting = client.pool(pool), digest_setting(records.manifest)
     check_pool_setting(asked, setting)
     kept = _find_receipts(file, records, pool=asked.id)
@@ -77,6 +79,7 @@ def contribute_file(file: Path, client: ServiceClient, *, pool: str, narrator: N
     return len(records.records)
 
 
+@check_arguments
 def take_file_back(file: Path, client: ServiceClient, *, pool: str, narrator: Narrator = SILENT) -> int:
     """Take back what was given of a privatized file, and return how many contributions that were.
 

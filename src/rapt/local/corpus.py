@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from rapt.arguments import check_arguments
 from rapt.cluster import Cluster
 from rapt.errors import BudgetError, CorpusError, UsageError, WireError, name_record
 from rapt.local.cluster_blocks import privatize_on_cluster
@@ -58,6 +59,7 @@ ONE_TEXT: Final = PartColumns()
 __all__ = ["CorpusCheck", "LabelledText", "Reading", "privatize_corpus", "read_corpus"]
 
 
+@check_arguments
 def read_corpus(
     path: Path | str,
     *,
@@ -134,6 +136,7 @@ def read_columns(path: Path, names: Sequence[str], *, text_column: str | None = 
         return [dict(zip(names, row.kept, strict=True)) for row in rows if row is not None]
 
 
+@check_arguments
 def privatize_corpus(
     source: Path | str,
     target: Path | str,
@@ -226,7 +229,7 @@ def privatize_corpus(
     if label_privacy is not None and labels is None:
         raise UsageError(
             "labels that are randomized must be listed, because which of them occur in the file is private too; list "
-            "every class that there can be (--labels A,B,...)"
+            "every class that there can be (`labels`)"
         )
     if processes < 1:
         raise UsageError(f"processes must be at least 1, got processes={processes}")
@@ -421,7 +424,7 @@ def _format_of(path: Path, file_format: FileFormat | None) -> FileFormat:
     if file_format is None and path.is_dir():  # what `save_to_disk` wrote has Arrow files alone
         return "parquet" if any(path.glob("*.parquet")) else "dataset"
     raise UsageError(
-        f"the format of a corpus must be one of {', '.join(_FORMATS)}, got {suffix!r}; state it (--format)"
+        f"the format of a corpus must be one of {', '.join(_FORMATS)}, got {suffix!r}; state it (`file_format`)"
     )
 
 

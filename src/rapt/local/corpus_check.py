@@ -71,7 +71,7 @@ class CorpusCheck:
         found = self.found
         if found.guessed and found.separator is not None:
             name = SEPARATOR_NAMES.get(found.separator, "another character")
-            said.append(f"fields are taken to have a {name} between them; --delimiter says otherwise")
+            said.append(f"fields are taken to have a {name} between them; `delimiter` says otherwise")
         if found.quoted is not None:
             how = (
                 "enclose fields, as all of them fit"
@@ -240,7 +240,7 @@ def check_rows(
             raise CorpusError(
                 f"labels must be classes of several records, got {len(counts)} different ones in {records} records; "
                 "their names leave in clear: choose the column of classes, list the labels, or insist that they are "
-                "public (--public-labels)"
+                "public (`public_labels=True`)"
             )
         labels = found.class_names or sort_names(counts)
         if not public_labels and (len(labels) > _MOST_LABELS or max(map(len, labels)) > _LONGEST_LABEL):
@@ -269,7 +269,7 @@ def _too_large(where: str) -> CorpusError:
     return CorpusError(
         f"labels must be at most {_MOST_LABELS} names of at most {_LONGEST_LABEL} characters, got more by {where}; "
         "they leave in clear: choose the column of classes, list the labels, or insist that they are public "
-        "(--public-labels)"
+        "(`public_labels=True`)"
     )
 
 

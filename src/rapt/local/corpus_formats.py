@@ -67,7 +67,7 @@ class Columns:
         kept: Columns whose values are handed back as they are, beside the texts.
         skip_empty: Whether a record with a text that is empty, or null, is passed over.
         header: Whether the first line of a CSV or TSV file names its columns.
-        privatized: Whether a command reads them that has `--no-header`, `--delimiter` and `--target-column`, which
+        privatized: Whether a command reads them that has `header`, `delimiter` and `target_column`, which
             errors then name.
     """
 

@@ -29,6 +29,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.arguments import check_arguments
 from rapt.errors import UsageError
 from rapt.local.calibration_search import compute_share_interval
 from rapt.local.mechanisms.interface import Mechanism, find_closed_channel
@@ -171,6 +172,7 @@ class PlausibleDeniability:
         return self.draws == 0
 
 
+@check_arguments
 def measure_deniability(
     mechanism: Mechanism,
     vocabulary: Vocabulary,

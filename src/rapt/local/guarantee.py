@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from rapt.arguments import check_arguments
 from rapt.errors import MechanismError, UsageError
 from rapt.local.deniability import PlausibleDeniability, UnchangedShare
 from rapt.local.distances import TableDistances, measure_distances
@@ -56,6 +57,7 @@ DELTA: Final = 1e-5
 TEXT_LENGTHS: Final = (10, 20)
 
 
+@check_arguments
 def state_privacy(
     vocabulary: Vocabulary,
     setting: MechanismSetting,

@@ -16,6 +16,7 @@ from typing import Any, Final, overload
 
 import numpy as np
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError, name_record
 from rapt.local.codes.code_privatizer import join_pair, load_code_privatizer, refuse_large_epsilon
 from rapt.local.codes.text_statement import TextStatement, state_text_privacy
@@ -36,6 +37,7 @@ from rapt.local.randomness import RandomStream, secure_stream
 from rapt.local.record_order import draw_order, make_order_key
 from rapt.local.records import ChunkSetting, Part, SourceItem, cut_into_chunks
 from rapt.local.vocabulary import Vocabulary, check_texts, load_vocabulary
+from rapt.narration import write_count
 from rapt.wire.manifest import LabelPrivacy, Manifest, check_eta
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest, write_record_lines
 from rapt.wire.privatized_writer import write_privatized_file
@@ -72,7 +74,7 @@ class Privatized(Sequence[PrivatizedRecord]):
         """Counts and the setting."""
         mechanism = self.manifest.mechanism
         of = f"epsilon={mechanism.epsilon:g}" if mechanism.unit == "text" else f"eta={mechanism.eta:g}"
-        return f"Privatized({len(self)} texts, mechanism={mechanism.name!r}, {of})"
+        return f"Privatized({write_count(len(self), 'text')}, mechanism={mechanism.name!r}, {of})"
 
     def __len__(self) -> int:
         """The number of texts."""
@@ -130,6 +132,7 @@ class Privatized(Sequence[PrivatizedRecord]):
             policy=manifest.policy,
         )
 
+    @check_arguments
     def save(self, path: Path | str, *, shuffle: bool | None = None, overwrite: bool = False) -> Manifest:
         """Write the privatized file, whole or not at all; returns its manifest.
 
@@ -165,6 +168,7 @@ class Privatized(Sequence[PrivatizedRecord]):
         return whole
 
 
+@check_arguments
 def privatize(
     texts: Any,
     *,
@@ -407,7 +411,10 @@ def name_labels(labels: Any, *, count: int) -> list[str]:
     if isinstance(values, str | bytes):
         raise UsageError("labels must be a list with one label for each text, got a single string")
     if len(values) != count:
-        raise UsageError(f"there must be one label for each text, got {len(values)} labels for {count} texts")
+        raise UsageError(
+            f"there must be one label for each text, got {write_count(len(values), 'label')} for "
+            f"{write_count(count, 'text')}"
+        )
     names = []
     for place, value in enumerate(values):
         if isinstance(value, np.generic):

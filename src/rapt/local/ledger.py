@@ -33,6 +33,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from rapt.arguments import check_arguments
 from rapt.errors import BudgetError, LedgerError, UsageError, name_record
 from rapt.local.ledger_file import (
     BUDGETS,
@@ -274,6 +275,7 @@ class Ledger:
             yield
 
 
+@check_arguments
 @contextmanager
 def open_ledger(path: Path | str, *, key: KeyPlace | None = None) -> Iterator[Ledger]:
     """Open a ledger to release through, made with a fresh key when nothing is there.

@@ -136,7 +136,7 @@ class KeyOwner:
     option: str
 
 
-LEDGER: Final = KeyOwner("a ledger", "--ledger-key")
+LEDGER: Final = KeyOwner("a ledger", "`key`")
 
 
 def parse_key_place(given: str) -> KeyPlace:

@@ -51,7 +51,7 @@ def find_ledger(beside: Path) -> Path:
         if not own:
             raise LedgerError(
                 f"a ledger that is found must be your own, got another user's at {str(found)!r}; name yours with "
-                "--ledger, or say --no-ledger"
+                "`ledger`, or say `ledger=None`"
             )
         return found
     return folder / FOLDER / DEFAULT_NAME
@@ -75,7 +75,7 @@ def make_folder(ledger: Path) -> None:
             (folder / ".gitignore").write_text("*\n", encoding="ascii")
     except OSError as error:
         raise LedgerError(
-            f"a ledger must be writable, got {error.strerror}; name another place with --ledger, or say --no-ledger"
+            f"a ledger must be writable, got {error.strerror}; name another place with `ledger`, or say `ledger=None`"
         ) from None
 
 
@@ -110,7 +110,7 @@ def refuse_place(ledger: Path, *, key: KeyPlace | None) -> None:
         ledger.resolve() == key.resolve() or (ledger.exists() and key.exists() and ledger.samefile(key))
     ):
         raise LedgerError(
-            f"a ledger and its key must be two files, got {str(key)!r} for both; name another file with --ledger-key"
+            f"a ledger and its key must be two files, got {str(key)!r} for both; name another file with `key`"
         )
     if key is not None and not isinstance(key, Path):
         check_keyring()

@@ -110,7 +110,7 @@ def fit_fusion(texts: Sequence[str], labels: NDArray[np.int64], odds: NDArray[np
     if len(texts) < LEAST_TEXTS or len(np.unique(labels)) < 2:
         raise UsageError(
             f"texts of one's own must be at least {LEAST_TEXTS} with two labels or more, got {len(texts)} with "
-            f"{len(np.unique(labels))}; leave out --own-texts"
+            f"{len(np.unique(labels))}; leave out `own_texts`"
         )
     classes = odds.shape[1]
     own = np.empty_like(odds)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.client import ServiceClient
 from rapt.local.client.objects import Prediction, not_understood, prediction
@@ -46,6 +47,7 @@ class FilePredictions:
     right: int | None
 
 
+@check_arguments
 def predict_file(
     file: Path,
     client: ServiceClient,
@@ -83,7 +85,7 @@ def predict_file(
     if queries.manifest.arrangement.shuffled and beside is not None:
         raise UsageError(
             "queries must be in the order of their source where its columns are kept, got a shuffled file; privatize "
-            "them with --keep-order"
+            "them with `order_key=None`"
         )
     if queries.manifest.arrangement.shuffled:
         narrator.say(
@@ -96,7 +98,7 @@ def predict_file(
     if names is not None and (unknown := set(names) - set(card.labels)):
         raise UsageError(
             f"labels of queries must be among the {len(card.labels)} labels of the model, got {len(unknown)} others; "
-            "privatize with --no-label, or with the same labels"
+            "privatize with `label_column=None`, or with the same labels"
         )
     place = None if out is None else name_partial(out)
     keeping = (
@@ -134,7 +136,7 @@ def predict_file(
 def check_output(out: Path, *, queries: Path, overwrite: bool) -> None:
     """Refuse an output of an unknown form, the queries themselves, or what must not be replaced (`UsageError`)."""
     if out.suffix not in FORMATS:
-        raise UsageError(f"--out must end in {' or '.join(FORMATS)}, got {out.suffix!r}; rename it")
+        raise UsageError(f"`out` must end in {' or '.join(FORMATS)}, got {out.suffix!r}; rename it")
     if out.exists() and queries.exists() and out.samefile(queries):
         raise UsageError("the output must be another file than the queries; choose another name")
     check_target(out, overwrite=overwrite)
@@ -211,7 +213,7 @@ class KeptPredictions:
         if first.endswith(b"\n") and first != head and not overwrite:
             raise UsageError(
                 f"unfinished predictions must not be lost, got those of another model or file at {str(path)!r}; finish "
-                "them with their command, or begin anew with --overwrite"
+                "them with their command, or begin anew with `overwrite=True`"
             )
         if first != head:
             self._stream.seek(0)

@@ -17,6 +17,7 @@ from typing import Final, Literal, Protocol, Self
 
 import numpy as np
 
+from rapt.arguments import check_arguments, check_fields
 from rapt.errors import CorpusError, UsageError, name_record
 from rapt.local.mechanisms.interface import Mechanism, share_memory
 from rapt.local.randomness import RandomStream
@@ -42,6 +43,7 @@ USUAL_POOL: Final = 500
 PADDING_WORDS: Final = 500
 
 
+@check_arguments
 def plan_plain_tokens(
     vocabulary: Vocabulary, *, count: int, pool_size: int, drawn: Drawn, rng: np.random.Generator
 ) -> PlainTokens:
@@ -215,6 +217,7 @@ class Privatizer:
 
     def __post_init__(self) -> None:
         """Refuse a setting that no text can satisfy (`UsageError`)."""
+        check_fields(self)
         if self.truncate_to is not None and self.truncate_to < 1:
             raise UsageError(f"truncate_to must be at least 1 token, got truncate_to={self.truncate_to}")
         if self.length_bucket is not None and not 2 <= self.length_bucket <= LONGEST_BUCKET:
@@ -381,7 +384,7 @@ class Privatizer:
                 raise CorpusError(
                     f"{name_record(position)} must have at most {most} tokens beside "
                     f"{self.plain_tokens.count} plain and {self.vocabulary.bundle.special_tokens} special ones, got "
-                    f"{tokens}; split it, or cut it there with --truncate {most}"
+                    f"{tokens}; split it, or cut it there with `truncate_to={most}`"
                 )
         return contents
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from randomgen import AESCounter, ChaCha  # type: ignore[import-untyped]  # it ships no type stubs
 
+from rapt.arguments import check_arguments
 from rapt.errors import UsageError
 from rapt.wire.manifest import Randomness
 from rapt.wire.strict_json import LARGEST
@@ -62,6 +63,7 @@ def secure_stream() -> RandomStream:
     return RandomStream(np.random.Generator(stream), Randomness(source=source))
 
 
+@check_arguments
 def insecure_stream(seed: int) -> RandomStream:
     """A stream that anyone who guesses the seed can repeat: for tests and for experiments on public text.
 

@@ -59,7 +59,7 @@ def read_in_order_of_source(path: Path, *, receipt: Path | None, ledger: Path | 
         WireError: The reasons of `read_privatized_file`.
     """
     if receipt is not None and ledger is not None:
-        raise UsageError("--receipt and --ledger both name the receipt; give one of them")
+        raise UsageError("`receipt` and `ledger` both name the receipt; give one of them")
     file = read_privatized_file(path)
     manifest = file.manifest
     if not manifest.arrangement.shuffled:
@@ -74,7 +74,7 @@ def read_in_order_of_source(path: Path, *, receipt: Path | None, ledger: Path | 
         where = "in its folder or above" if place is None else "there"
         raise LedgerError(
             "the records of this file were shuffled: the receipt of the run that wrote them must be at hand to compare "
-            f"them with their source, got none {where}; name the run's ledger (--ledger), or the receipt (--receipt)"
+            f"them with their source, got none {where}; name the run's ledger (`ledger`), or the receipt (`receipt`)"
         )
     found = read_receipt(place)
     key = found.get("order_key")

@@ -72,7 +72,7 @@ def explain_long_pair(privatizer: TextPrivatizer, tokens: int) -> str | None:
     most = privatizer.longest_text - _BETWEEN
     if tokens <= most:
         return None
-    return f"have at most {most} tokens in both texts, got {tokens}; cut both with --truncate {most // 2}"
+    return f"have at most {most} tokens in both texts, got {tokens}; cut both with `truncate_to={most // 2}`"
 
 
 def check_pairs(

@@ -111,11 +111,11 @@ def explain_missing_column(
         return CorpusError(f"the first line must name the columns, got an empty file; add {column!r} as a header")
     ways = "name the right column"
     if separator is not None:
-        how = "and --no-header" if privatized else "after a line of names is added,"
+        how = "and `header=False`" if privatized else "after a line of names is added,"
         ways += f", or give its number from 1 to {len(header)}, {how} if the first line is a record already"
         if len(header) == 1:
             ways += f"; if another character than {SEPARATOR_NAMES.get(separator, separator)!r} stands between fields, "
-            ways += "give it as --delimiter" if privatized else "put one of comma, semicolon, tab and bar there"
+            ways += "give it as `delimiter`" if privatized else "put one of comma, semicolon, tab and bar there"
     return CorpusError(f"the columns must have {column!r} among them, got {len(header)} columns without it; {ways}")
 
 

@@ -74,7 +74,7 @@ def show_texts(
     """
     if file.manifest.vocabulary_hash != vocabulary.hash:
         raise VocabularyError(
-            "the vocabulary must be the one that the file was privatized with; name it (--vocabulary)"
+            "the vocabulary must be the one that the file was privatized with; name it (`vocabulary`)"
         )
     check_count(file, originals)
     shown: list[ShownText] = []

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError, VocabularyError, name_record
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, find_model_folder, name_model
@@ -314,6 +315,7 @@ def keep_by_hash(measure: Callable[[Vocabulary], _Found]) -> Callable[[Vocabular
     return find
 
 
+@check_arguments
 def load_vocabulary(
     model_or_folder: str | Path, *, unknown: Unknown = "unk", remark: Callable[[str], None] | None = None
 ) -> Vocabulary:

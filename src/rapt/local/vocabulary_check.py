@@ -36,7 +36,7 @@ _TAIL: Final = 2.0
 # Rows that the law must still allow where the outermost one lies.
 _ALONE: Final = 0.05
 _LEAST_ROWS: Final = 256
-_WAY_OUT: Final = "take it from a source of your own, or add --trust-vocabulary"
+_WAY_OUT: Final = "take it from a source of your own, or add `trusted=True`"
 
 
 def check_vocabulary(vocabulary: Vocabulary, *, trusted: bool = False, asked: str | None = None) -> None:

@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
 from rapt.local.privatizer import find_whole_words
@@ -81,6 +82,7 @@ def weigh_own_tokens(counts: Mapping[int, int]) -> Weighting:
     return Weighting(token_ids=token_ids, shares=times / times.sum(), source="your own texts", private=True)
 
 
+@check_arguments
 @keep_by_hash
 def weigh_running_text(vocabulary: Vocabulary) -> Weighting:
     """The tokens of running public text, as often as they come in it: the basis of "how much stays".
@@ -112,6 +114,7 @@ def count_tokens(vocabulary: Vocabulary, words: Mapping[str, int]) -> NDArray[np
     return counts
 
 
+@check_arguments
 def weigh_common_words(vocabulary: Vocabulary, *, count: int = COMMON_WORDS) -> Weighting:
     """The first whole words of the vocabulary, each as much as another; in BERT's files these are the most frequent.
 

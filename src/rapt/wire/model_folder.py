@@ -58,7 +58,7 @@ def read_folder(folder: Path, *, model: str) -> ModelFolder:
         if (folder / "code.json").is_file():
             raise VocabularyError(
                 f"model={model!r} must be a model, got a code of whole texts; name a model, or use it as a code, with "
-                "--codes and --epsilon"
+                "`codes` and `epsilon`"
             ) from None
         raise VocabularyError(
             f"model={model!r} must have config.json, tokenizer.json and model.safetensors; install it again"

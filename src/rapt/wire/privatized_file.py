@@ -16,7 +16,9 @@ from dataclasses import field as field_of
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, WireError, name_record
+from rapt.narration import write_count
 from rapt.wire.manifest import Manifest, count_codes, dump_manifest, parse_manifest
 from rapt.wire.strict_json import check_fields, dump_line, parse_document, read_field, read_ids
 
@@ -47,7 +49,8 @@ class PrivatizedRecord:
 
     def __repr__(self) -> str:
         """Say how long the record is, and nothing that it holds."""
-        return f"PrivatizedRecord({len(self.token_ids)} tokens, {'no label' if self.label is None else 'a label'})"
+        label = "no label" if self.label is None else "a label"
+        return f"PrivatizedRecord({write_count(len(self.token_ids), 'token')}, {label})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +253,7 @@ def read_privatized_lines(lines: Iterable[bytes]) -> PrivatizedFile:
     )
 
 
+@check_arguments
 def read_privatized_file(path: Path | str) -> PrivatizedFile:
     """Read a whole privatized file into memory, and check it.
 

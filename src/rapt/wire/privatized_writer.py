@@ -17,6 +17,7 @@ from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import IO, Final
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError, WireError, name_record
 from rapt.whole_files import check_target, flush, free_name, open_alone, put_in_place
 from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
@@ -124,6 +125,7 @@ class PrivatizedFileWriter:
         self._tokens += encoded.tokens
 
 
+@check_arguments
 @contextmanager
 def write_privatized_file(
     path: Path | str,
@@ -222,8 +224,8 @@ def _check_unfinished(stream: IO[bytes], partial: Path, *, resume: bool, overwri
     _check_begun(first, partial)
     if more and not (resume or overwrite):
         raise UsageError(
-            f"an unfinished run of this output must not be lost, got one at {str(partial)!r}; go on with --resume, or "
-            "begin anew with --overwrite"
+            f"an unfinished run of this output must not be lost, got one at {str(partial)!r}; go on with "
+            "`resume=True`, or begin anew with `overwrite=True`"
         )
 
 
@@ -238,7 +240,7 @@ def _check_begun(first: bytes, partial: Path) -> None:
 
 def name_partial(path: Path) -> Path:
     """Return the path at which a file is written until it is whole."""
-    return path.with_name(path.name + ".partial")
+    return path.parent / f"{path.name}.partial"
 
 
 def read_unfinished_manifest(path: Path) -> Manifest | None:

@@ -77,7 +77,7 @@ def test_the_largest_that_fits_is_chosen_and_why_is_said():
     smaller = choose_decoder("auto", tokens=int(few * 1.03))
     assert smaller.model == ordered[-2]
     assert "too large for half of the free memory or an hour of processor time" in smaller.described
-    with pytest.raises(VocabularyError, match="attack less with --limit"):
+    with pytest.raises(VocabularyError, match="attack less with `limit`"):
         choose_decoder(None, tokens=10**12)
 
 

@@ -106,7 +106,7 @@ def test_an_encoder_that_the_code_was_not_made_with_is_refused(bert_tiny):
     other = RowsEncoder(bert_tiny)
     other.hash = "sha256:" + "ff" * 32
     with pytest.raises(
-        VocabularyError, match="tiny-encoder cdcdcdcdcdcd, got ffffffffffff; name that one with --encoder"
+        VocabularyError, match="tiny-encoder cdcdcdcdcdcd, got ffffffffffff; name that one with `encoder`"
     ):
         code_privatizer(bert_tiny, encoder=other)
     with pytest.raises(VocabularyError, match="must read 16 tokens of a text"):

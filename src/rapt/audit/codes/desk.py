@@ -154,7 +154,7 @@ class CodeDesk:
     def write_words(self, model: str | None, skipped: list[Skipped]) -> Iterator[Reading]:
         """Yield how many words a language model names, if one was named."""
         if model is None:
-            skipped.append(Skipped(attack="language model", reason="none was named; give --language-model MODEL"))
+            skipped.append(Skipped(attack="language model", reason="none was named; give `language_model`"))
             return
         if (reason := explain_missing_torch()) is not None:
             skipped.append(Skipped(attack="language model", reason=reason))
@@ -196,7 +196,7 @@ class CodeDesk:
         """Return how well authors are linked."""
         authors = self.originals.authors
         if not authors:
-            skipped.append(Skipped(attack="authors", reason="nobody said who wrote what; give --author COLUMN"))
+            skipped.append(Skipped(attack="authors", reason="nobody said who wrote what; give `author`"))
             return ()
         known, asked = ([authors[place] for place in places] for places in (self.learn, self.judge))
         learned = self.of_half.learned[0][:, :-1]

@@ -108,7 +108,7 @@ def choose_decoder(asked: str | ChosenDecoder | None, *, tokens: int) -> ChosenD
         if found:
             raise VocabularyError(
                 f"no decoder on this machine has at most {most / 1e6:,.0f} million parameters, which memory and an "
-                "hour of processor time allow; name one with --language-model, or attack less with --limit"
+                "hour of processor time allow; name one with `language_model`, or attack less with `limit`"
             )
         known = next(model for model in PUBLIC_MODELS.values() if model.gguf is not None)
         raise VocabularyError(

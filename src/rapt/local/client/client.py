@@ -13,6 +13,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx2
 
+from rapt.arguments import check_arguments
 from rapt.local.client import answer_steps, downloads, file_steps, job_steps, model_steps, pool_steps
 from rapt.local.client.connection import Connection, Http
 from rapt.local.client.objects import JobInfo, Prediction
@@ -26,9 +27,10 @@ _FIRST_ARGUMENT = "    service: Connection to the service.\n"
 
 def _waiting(steps: Callable[Concatenate[Connection, P], Steps[T]]) -> Callable[Concatenate[Any, P], T]:
     """Make a method of `ServiceClient` of a function that gives steps."""
+    checked = check_arguments(steps)
 
     def method(self: ServiceClient, /, *args: P.args, **options: P.kwargs) -> T:
-        return take_steps(steps(self._service, *args, **options), self._http)
+        return take_steps(checked(self._service, *args, **options), self._http)
 
     _describe(method, steps, client="ServiceClient")
     return method
@@ -38,9 +40,10 @@ def _awaiting(
     steps: Callable[Concatenate[Connection, P], Steps[T]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
     """Make a method of `AsyncServiceClient` of a function that gives steps."""
+    checked = check_arguments(steps)
 
     async def method(self: AsyncServiceClient, /, *args: P.args, **options: P.kwargs) -> T:
-        return await take_steps_async(steps(self._service, *args, **options), self._http)
+        return await take_steps_async(checked(self._service, *args, **options), self._http)
 
     _describe(method, steps, client="AsyncServiceClient")
     return method
@@ -64,6 +67,7 @@ class _Client(Generic[Http]):
 
     _kind: type[Http]
 
+    @check_arguments
     def __init__(
         self,
         url: str,

@@ -82,7 +82,7 @@ class Connection:
         if api_key is not None and parsed.scheme == "http" and not (self._here or insecure):
             raise UsageError(
                 "an API key must not go to another machine over http://, where everybody on the way can read it; use "
-                "https://, or add --insecure"
+                "https://, or add `insecure=True`"
             )
         self._url, self._api_key, self._trusted = parsed, api_key, _trusted(ca_file)
         self._timeout, self._patience, self._on_retry = timeout, patience, on_retry

@@ -43,7 +43,7 @@ def choose_base_model(service: Connection, manifest: Manifest, *, asked: str | N
     if fitting:
         raise UsageError(
             f"a tuning must be of one model, got {len(fitting)} with the vocabulary of the file "
-            f"({clean_line(', '.join(fitting))}); name one with --model"
+            f"({clean_line(', '.join(fitting))}); name one as `model`"
         )
     raise _other_vocabulary(manifest)
 
@@ -62,8 +62,8 @@ def check_same_vocabulary(model: ModelInfo, manifest: Manifest) -> None:
 def _other_vocabulary(manifest: Manifest) -> VocabularyError:
     if manifest.unit == "text":
         return VocabularyError(
-            "the model must have the codebook that the file was privatized with; name the model of that codebook with "
-            "--model, or privatize the texts again with the code of a model of the service, as "
+            "the model must have the codebook that the file was privatized with; name the model of that codebook as "
+            "`model`, or privatize the texts again with the code of a model of the service, as "
             "`ServiceClient.codebook` fetches it"
         )
     return VocabularyError(

@@ -19,6 +19,7 @@ from typing import Final, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, MechanismError, UsageError, VocabularyError, name_record
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import SubsetMechanism, make_subset
@@ -219,7 +220,7 @@ class CodePrivatizer:
         """
         if targets is not None:
             raise UsageError(
-                "codes of whole texts must have no targets; privatize tokens (--eta) to have text generated"
+                "codes of whole texts must have no targets; privatize tokens (`eta`) to have text generated"
             )
         return Manifest(
             model=self.mechanism.bundle.model,
@@ -275,7 +276,7 @@ def check_encoder(encoder: Encoder, *, bundle: CodeBundle) -> None:
     if encoder.hash != bundle.encoder_hash:
         raise VocabularyError(
             f"the encoder of a code must be the one it was made with, {bundle.model[:60]} "
-            f"{shorten_hash(bundle.encoder_hash)}, got {shorten_hash(encoder.hash)}; name that one with --encoder, or "
+            f"{shorten_hash(bundle.encoder_hash)}, got {shorten_hash(encoder.hash)}; name that one with `encoder`, or "
             "take the code of this one"
         )
     if encoder.max_tokens != bundle.max_tokens:
@@ -340,6 +341,7 @@ def refuse_large_epsilon(epsilon: float, *, insist: str) -> None:
         )
 
 
+@check_arguments
 def load_code_privatizer(codes: Path | str, *, epsilon: float, encoder: Path | str | None = None) -> CodePrivatizer:
     """Load what turns whole texts into codes at ε.
 
@@ -362,6 +364,6 @@ def load_code_privatizer(codes: Path | str, *, epsilon: float, encoder: Path | s
         if encoder is not None:
             raise
         raise VocabularyError(
-            f"the encoder of this code must be on this machine: {error}; or name it with --encoder"
+            f"the encoder of this code must be on this machine: {error}; or name it with `encoder`"
         ) from None
     return CodePrivatizer(found, mechanism)

@@ -126,7 +126,7 @@ def read_public_states(
         if not 2 <= len(names) <= _MOST_LABELS or len(chosen) < LEAST_TEXTS:
             raise CorpusError(
                 f"a public task must have {LEAST_TEXTS} different texts and 2 to {_MOST_LABELS} labels, got "
-                f"{len(chosen)} and {len(names)}; leave it out, or name its column with --label-column"
+                f"{len(chosen)} and {len(names)}; leave it out, or name its column with `label_column`"
             )
         labels = np.array([names.index(labelled[text]) for text in chosen], dtype=np.int64)
         chosen_of.append((chosen, labels))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from rapt.arguments import check_arguments
 from rapt.errors import MechanismError
 from rapt.local.policy.policy_statement import list_policy_exposures
 from rapt.local.statement import PROTECTS_NOTHING, Exposure, list_trusted_machines
@@ -216,6 +217,7 @@ class TextStatement:
         yield "randomness", f"{file.randomness.source}: INSECURE" if seeded else file.randomness.source
 
 
+@check_arguments
 def state_text_privacy(epsilon: float, *, manifest: Manifest | None = None) -> TextStatement:
     """State what ε for a whole text promises, and what it does not.
 
@@ -304,7 +306,7 @@ def _list_exposures(
         yield Exposure(
             what="labels",
             why="the label of each text, and the names of the labels, are sent in clear unless they are randomized "
-            "(--label-epsilon) or left out (--no-label)",
+            "or left out",
         )
     if pairs:
         yield Exposure(

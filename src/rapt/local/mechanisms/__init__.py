@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 
+from rapt.arguments import check_arguments
 from rapt.errors import MechanismError
 from rapt.local.mechanisms.custext import CUSTEXT
 from rapt.local.mechanisms.exponential import EXPONENTIAL, SANTEXT, TEM
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 
+@check_arguments
 def make_mechanism(
     name: str,
     *,
@@ -82,7 +84,7 @@ def make_mechanism(
     if kind.known.status != "proved" and not allow_unproved:
         raise MechanismError(
             f"the guarantee of mechanism={name!r} is {kind.known.status}: {kind.known.caveat}; "
-            "or allow it with allow_unproved=True, --allow-unproved"
+            "or allow it with `allow_unproved=True`"
         )
     return kind.make(vocabulary=vocabulary, eta=eta, options=options)
 

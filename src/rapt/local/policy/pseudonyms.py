@@ -28,7 +28,7 @@ from rapt.whole_files import open_alone, write_whole
 
 SCHEMA: Final = "rapt.pseudonyms/1"
 MOST_BYTES: Final = 128 * 1024 * 1024  # of a map in clear: a million names and more
-OWNER: Final = KeyOwner("a pseudonym map", "`key` in [pseudonyms] of the policy")
+OWNER: Final = KeyOwner("a pseudonym map", "key in [pseudonyms] of the policy")
 _HEADER: Final = f"{SCHEMA}\n".encode("ascii")
 _NONCE: Final = 12
 # Without I, L, O and U, as Crockford's base 32: nobody reads one letter for another.

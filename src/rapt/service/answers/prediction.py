@@ -72,7 +72,7 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
     check_plain_tokens(row.adapter, row.plain, position=position)
     if row.compares and row.second_token_ids is None:
         raise UsageError(
-            f"{name_record(position)} must have two texts as in tuning, got one; privatize it with --text-column-2"
+            f"{name_record(position)} must have two texts as in tuning, got one; privatize it with `second_column`"
         )
     check_texts(
         backbone,

@@ -90,7 +90,7 @@ def check_length(
         raise UsageError(
             f"{name_record(position)} must fit into {backbone.max_positions} positions, got {needed} "
             f"({text_tokens} text, {plain_tokens} plain, {prompt_length} prompt, {special} special, {other_tokens} to "
-            "write and of templates); privatize with a lower --truncate, shorten the prompt, or lower max_tokens"
+            "write and of templates); privatize with a lower `truncate_to`, shorten the prompt, or lower max_tokens"
         )
 
 

@@ -106,7 +106,7 @@ class Gate:
         """Refuse tokens for a codebook, codes for a vocabulary of tokens, and codes of another number or size."""
         code = self._codes.get(manifest.vocabulary_hash)
         if (code is not None) != (manifest.unit == "text"):
-            wanted = "whole texts, with --epsilon" if code is not None else "tokens, with --eta"
+            wanted = "whole texts, with `epsilon`" if code is not None else "tokens, with `eta`"
             raise MechanismError(f"a file for this model must be privatized as {wanted}; privatize again for the model")
         if code is None:
             return
@@ -134,7 +134,7 @@ class Gate:
         if needed > bundle.max_tokens:
             raise UsageError(
                 f"{name_record(position)} must fit into {bundle.max_tokens} positions, got {needed} with plain and "
-                "special tokens; privatize with a lower --truncate"
+                "special tokens; privatize with a lower `truncate_to`"
             )
         privatized = (*record.token_ids, *(second or ()), *record.privatized_plain_tokens)
         if manifest.targets == "privatized":
@@ -174,7 +174,7 @@ def check_tuned(manifest: Manifest, *, card: AdapterCard) -> None:
     if manifest.pairs != pairs:
         raise UsageError(
             f"a query must have {'two texts' if pairs else 'one text'} a record, as the training text had, "
-            f"got {'one' if pairs else 'two'}; privatize it again {'with' if pairs else 'without'} --text-column-2"
+            f"got {'one' if pairs else 'two'}; privatize it again {'with' if pairs else 'without'} `second_column`"
         )
     # A model tuned without reconstruction has never seen plain tokens and leaves those of a query out.
     if card.plain_tokens and manifest.plain_tokens.count != card.plain_tokens:

@@ -71,11 +71,11 @@ def check_run(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
         )
     if config.task != "generation" and file.labels < 2:
         raise TuningError(
-            f"a training file must name two labels at least, got labels={file.labels}; privatize with --label-column"
+            f"a training file must name two labels at least, got labels={file.labels}; privatize with `label_column`"
         )
     if config.reconstruction is not None and file.plain_tokens == 0 and not backbone.plain_texts:
         raise TuningError(
-            "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
+            "reconstruction needs plain tokens, got plain_tokens=0; privatize with `plain_tokens`, or tune without it"
         )
     check_fit(config, file=file, backbone=backbone)
 
@@ -96,7 +96,7 @@ def check_fit(config: TuningConfig, *, file: StoredFile, backbone: Backbone) -> 
     if needed > backbone.max_positions:
         raise UsageError(
             f"the longest record must fit into {backbone.max_positions} positions, got {needed} with a prompt of "
-            f"{config.prompt_positions}; privatize with a lower --truncate, or shorten the prompt"
+            f"{config.prompt_positions}; privatize with a lower `truncate_to`, or shorten the prompt"
         )
 
 

@@ -180,7 +180,7 @@ class Run:
                 if at_once == 1 and (self._recomputes or not self._backbone.sites.layers):
                     raise TuningError(
                         "memory must hold one record at least, got too little; choose a smaller model or privatize "
-                        "with a lower --truncate"
+                        "with a lower `truncate_to`"
                     ) from None
                 self._recomputes = self._recomputes or at_once == 1
                 self._micro = max(1, at_once // 2)

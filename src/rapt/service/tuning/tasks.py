@@ -109,7 +109,7 @@ class Generation:
                 "choose another model"
             )
         if manifest.targets is None:
-            raise TuningError("a file to tune generation on must have targets; privatize it with --target-column")
+            raise TuningError("a file to tune generation on must have targets; privatize it with `target_column`")
 
     def make_head(
         self,
@@ -134,7 +134,7 @@ class Generation:
         if backbone.kind == "encoder-decoder" and needed > backbone.max_positions:
             raise UsageError(
                 f"the target of {name_record(position)} must fit into {backbone.max_positions} positions, got "
-                f"{needed}; privatize with a lower --truncate"
+                f"{needed}; privatize with a lower `truncate_to`"
             )
         check_texts(
             backbone,
@@ -220,7 +220,7 @@ class Classes:
     def check(self, backbone: Backbone, manifest: Manifest) -> None:
         """Refuse a file without labels (`TuningError`), and words where there is no head for them (`UsageError`)."""
         if manifest.labels is None:
-            raise TuningError("a file to tune on must have labels; privatize it again with --label-column")
+            raise TuningError("a file to tune on must have labels; privatize it again with `label_column`")
         if self.by_words:
             backbone.require_language_head()
 

@@ -161,7 +161,7 @@ def check_training_file(backbone: Backbone, training: PrivatizedFile, *, config:
         _check_labels(training)
     if config.reconstruction is not None and manifest.plain_tokens.count == 0 and not backbone.plain_texts:
         raise TuningError(
-            "reconstruction needs plain tokens, got plain_tokens=0; privatize with --plain-tokens, or tune without it"
+            "reconstruction needs plain tokens, got plain_tokens=0; privatize with `plain_tokens`, or tune without it"
         )
     check_records(backbone, training, config=config)
 
