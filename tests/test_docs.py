@@ -36,6 +36,7 @@ DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/**/*.md", "requirements/*.md", "benchmarks/*.md") for path in ROOT.glob(pattern)
 )
 README = ROOT / "README.md"
+PYTHON = ROOT / "docs" / "python.md"
 # Hosts that a document may send a reader to; everything else is a relative link or loopback.
 HOSTS = {"arxiv.org", "doi.org", "github.com", "keepachangelog.com", "127.0.0.1:8420", "127.0.0.1:8421", "127.0.0.1"}
 FENCE = re.compile(r"(<!-- runs -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
@@ -146,7 +147,9 @@ def test_the_readmes_python_blocks_run(tmp_path: Path):
 @pytest.mark.parametrize(("page", "least"), [("python.md", 10), ("two_promises.md", 2)])
 def test_the_examples_of_a_page_run(page: str, least: int, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    failed, tried = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
+    backbones = load_backbones(load_settings({"models": "bert-tiny", "precision": "float32"}))
+    with running_service(tmp_path / "data", backbones=backbones) as url:
+        failed, tried = doctest.testfile(str(ROOT / "docs" / page), module_relative=False, globs={"url": url})
     assert (failed, tried >= least) == (0, True)
 
 
@@ -171,6 +174,17 @@ def test_the_blocks_of_the_gateways_page_run(service, tmp_path: Path):
             process.communicate()
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("negative", "positive")
+
+
+def test_every_public_name_stands_in_an_example_that_runs():
+    examples = doctest.DocTestParser().get_examples(PYTHON.read_text(encoding="utf-8"))
+    used = {
+        node.attr
+        for example in examples
+        for node in ast.walk(ast.parse(example.source))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rapt"
+    }
+    assert set(rapt.__all__) - used == set()
 
 
 @cache

@@ -54,7 +54,9 @@ def test_help_has_an_example_for_every_command(rapt):
 
 
 ROOMS = ("local", "wire", "audit", "compare", "denoise", "service/tuning", "service/jobs", "service/answers")
-FILES = [path for room in ROOMS for path in (SOURCE / room).rglob("*.py")] + [*SOURCE.glob("*.py")]
+FILES = [path for room in ROOMS for path in (SOURCE / room).rglob("*.py")] + [
+    SOURCE / f"{name}.py" for name in ("at_home", "classifier", "training", "whole_files")
+]
 # Words in backquotes that are no arguments: the program, extras, methods, a name in a file of settings.
 NO_ARGUMENTS = {"auto", "rapt", "service", "sklearn", "supervised", "training"}
 
@@ -77,7 +79,7 @@ def test_messages_of_the_library_name_arguments_of_python_and_the_command_line_m
     known = {name.partition("=")[0] for name in OPTIONS} | NO_ARGUMENTS
     for path in FILES:
         for message in messages_of(path):
-            bare = re.sub(r"`rapt [^`]*`|pip install .*", "", message)
+            bare = re.sub(r"`[a-z]+ [^`]*`|pip install .*", "", message)
             assert " " not in bare or not re.search(r"(?<![\w-])--[a-z]", bare), (path, message)
             assert set(re.findall(r"`([a-z][a-z0-9_]*)(?:=\w*)?`", message)) <= known, (path, message)
     for line, said in (

@@ -74,7 +74,7 @@ def test_clean_text_is_run_once_a_seed_whatever_the_etas():
         ({"privatizations": 0}, "privatizations must be at least 1"),
         ({"plain_tokens": 0}, "arms with plain tokens need some"),
         ({"method": "lora"}, "the arm 'longer prompt' needs a method with a prompt, got method='lora'; leave it out"),
-        ({"arms": ("policy",)}, "the arm 'policy' needs an entity policy; give --policy TOML"),
+        ({"arms": ("policy",)}, "the arm 'policy' needs an entity policy; give `policy`"),
         ({"arms": ("denoised",)}, "the arm 'denoised' needs a backbone that expects noise; give --denoised FOLDER"),
     ],
 )

@@ -405,7 +405,7 @@ def _read_labelled(plan: AuditPlan, path: Path) -> list[LabelledText]:
     found = read_labelled_texts(path)
     given = [one.text for one in read_corpus(plan.original, text_column=plan.text_column, label_column=None)]
     if [one.text for one in found] != given:
-        raise AuditError("labelled texts must be those of --original, in its order; give the labels of these texts")
+        raise AuditError("labelled texts must be those of `original`, in its order; give the labels of these texts")
     return found
 
 

@@ -336,7 +336,7 @@ def open_crowd_bench(plan: ComparisonPlan, split: Split) -> CrowdBench:
     if plan.codes is not None:
         code = read_code(plan.codes)
         if code.pairs:
-            raise UsageError("a comparison must have a code of single texts, got one of pairs; leave out --codes")
+            raise UsageError("a comparison must have a code of single texts, got one of pairs; leave out `codes`")
         encoder = RememberedEncoder(read_encoder(code.model if plan.encoder is None else plan.encoder))
         check_encoder(encoder, bundle=code)
         codebook = load_backbone(plan.codes)

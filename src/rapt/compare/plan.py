@@ -454,7 +454,7 @@ def digest_policy(path: str) -> str:
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
-        raise UsageError("--policy must be a readable TOML file; name one") from None
+        raise UsageError("`policy` must be a readable TOML file; name one") from None
 
 
 def digest_weights(folder: str) -> str:

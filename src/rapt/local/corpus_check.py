@@ -166,7 +166,7 @@ def joins_pairs(privatizer: TextPrivatizer, *, second: bool) -> bool:
     if of_pairs and not second:
         raise UsageError(
             "a code of pairs must have two texts in each record, got one; name the column of the second "
-            "(--text-column-2), or take a code of single texts"
+            "(`second_column`), or take a code of single texts"
         )
     if second and not of_pairs and setting.unit == "text":
         raise UsageError(
