@@ -149,11 +149,11 @@ BOTH = PartColumns(second="other", target="answer")
 @pytest.mark.parametrize(
     ("sent", "given", "message"),
     [
-        (PartColumns(second="other"), PartColumns(), "has a second text; name its column with --text-column-2"),
-        (BOTH, PartColumns(target="answer"), "has a second text; name its column with --text-column-2"),
-        (BOTH, PartColumns(second="other"), "has a target; name its column with --target-column"),
-        (PartColumns(), PartColumns(second="other"), "second texts are not in this file; leave out --text-column-2"),
-        (PartColumns(), PartColumns(target="answer"), "targets are not in this file; leave out --target-column"),
+        (PartColumns(second="other"), PartColumns(), "has a second text; name its column with `text_column_2`"),
+        (BOTH, PartColumns(target="answer"), "has a second text; name its column with `text_column_2`"),
+        (BOTH, PartColumns(second="other"), "has a target; name its column with `target_column`"),
+        (PartColumns(), PartColumns(second="other"), "second texts are not in this file; leave out `text_column_2`"),
+        (PartColumns(), PartColumns(target="answer"), "targets are not in this file; leave out `target_column`"),
         (PartColumns(target="answer", public_target=True), PartColumns(target="answer"), "targets are public"),
     ],
 )

@@ -90,7 +90,7 @@ def test_arms_that_are_not_named_are_all_that_can_be_run(folder):
         ("epochs = 1", 'epochs = "1"', "the field epochs must be of another type, got str"),
         ("epochs = 1", "epochs = true", "the field epochs must be of another type, got bool"),
         ("etas = [90]", "etas = 90", "the field etas must be of another type, got int"),
-        ("etas = [90]", "", "a comparison on privatized text must have an eta; give --eta"),
+        ("etas = [90]", "", "a comparison on privatized text must have an eta; give `etas`"),
         ('model = "bert-tiny"', "", "the file must have every field without a default"),
         ("records = 12", 'lines = "12"', r"1 fields of \[texts\] are unknown"),
         ("[texts]", "[text]", r"must have a table \[texts\]"),

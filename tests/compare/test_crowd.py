@@ -211,8 +211,8 @@ def test_pairs_are_compared_by_the_same_arms(plan, tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"codes": None}, "needs a code of whole texts; give --codes"),
-        ({"epsilons": ()}, "must have an epsilon; give --epsilon"),
+        ({"codes": None}, "needs a code of whole texts; give `codes`"),
+        ({"epsilons": ()}, "must have an epsilon; give `epsilons`"),
         ({"epsilons": (1.0, 1.0)}, "every epsilon must be named once"),
         ({"crowds": (5, 5)}, "crowds must be named once each"),
         ({"crowds": (-1,)}, "crowds must be at least 0"),

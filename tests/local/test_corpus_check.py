@@ -61,7 +61,7 @@ def test_all_faults_of_a_file_are_named_in_one_run(run):
         "line 7 must have 2 fields like the first line, got 3; check its separators and quotes",
         "line 4, line 9 must have at least one token, got an empty text; remove it",
         "line 8 must have at most 510 tokens beside 0 plain and 2 special ones, got 600; "
-        "split it, or cut it there with --truncate 510",
+        "split it, or cut it there with `truncate_to=510`",
     ]
 
 

@@ -134,7 +134,7 @@ def test_a_text_that_does_not_fit_is_refused_with_its_position_its_length_and_a_
         make(toy, count=10).privatize([toy_word(1), text], labels=None, stream=insecure_stream(2), first_position=100)
     assert str(caught.value) == (
         "record 102 must have at most 52 tokens beside 10 plain and 2 special ones, got 53; "
-        "split it, or cut it there with --truncate 52"
+        "split it, or cut it there with `truncate_to=52`"
     )
 
 

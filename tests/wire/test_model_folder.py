@@ -91,7 +91,7 @@ def shrink_table(folder):
         (forget_weights, r"must have config\.json, tokenizer\.json and model\.safetensors"),
         (forget_tokenizer, r"or the vocab\.txt of a BERT; install it again"),
         (change_tokenizer, r"import AutoTokenizer as T; T\.from_pretrained\('\.'\)\.save_pretrained"),
-        (put_a_code_there, r"must be a model, got a code of whole texts; name a model, or .* with --codes"),
+        (put_a_code_there, r"must be a model, got a code of whole texts; name a model, or .* with `codes`"),
         (shrink_table, r"a tokenizer must fit its embedding table, got ids up to \d+ for \d+ rows"),
     ],
 )

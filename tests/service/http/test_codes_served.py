@@ -124,7 +124,7 @@ def test_tokens_for_a_codebook_and_codes_of_another_size_are_refused(http, code,
         return answer.json()["error"]["message"]
 
     of_tokens = replace(training.manifest, mechanism=MechanismSetting(name="laplace", parameters={"eta": 50.0}))
-    assert "with --epsilon" in refusal(of_tokens)
+    assert "with `epsilon`" in refusal(of_tokens)
     parameters = {**training.manifest.mechanism.parameters, "codewords": 64}
     other = replace(training.manifest, mechanism=MechanismSetting(name="subset", parameters=parameters))
     assert "codewords=32" in refusal(other)
