@@ -268,12 +268,12 @@ def test_a_class_that_is_not_there_is_named_by_its_record(run, tmp_path):
         (
             "a.csv",
             "text;label\nfine;yes\n",
-            "fields are taken to have a semicolon between them; --delimiter says otherwise",
+            "fields are taken to have a semicolon between them; `delimiter` says otherwise",
         ),
         (
             "a.csv",
             "text\tlabel\nfine\tyes\n",
-            "fields are taken to have a tab between them; --delimiter says otherwise",
+            "fields are taken to have a tab between them; `delimiter` says otherwise",
         ),
         ("a.tsv", 'text\tlabel\n"fine"\tyes\n', "quotes are taken to enclose fields, as all of them fit"),
         (

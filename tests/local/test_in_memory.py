@@ -143,7 +143,7 @@ def test_a_saved_file_is_shuffled_if_it_has_labels_and_its_receipt_says_how(toke
         ({"texts": {SECRET, "a fine day"}}, UsageError, "must be lists, got set"),
         ({"labels": {"a": 1, "b": 2}}, UsageError, "must be lists, got dict"),
         ({"texts": pd.DataFrame({"body": [SECRET]})}, UsageError, "must have the column 'text'"),
-        ({"labels": ["a"]}, UsageError, "one label for each text, got 1 labels for 2 texts"),
+        ({"labels": ["a"]}, UsageError, "one label for each text, got 1 label for 2 texts"),
         ({"labels": "ab"}, UsageError, "labels must be a list"),
         ({"labels": ["a", None]}, CorpusError, "record 2 must have a label, got none"),
         ({"labels": ["a", math.nan]}, CorpusError, "record 2 must have a label, got none"),
