@@ -64,6 +64,11 @@ def privatized_view(
     return view_of(vocabulary, tokens, released, eta=eta, prior=prior, public=public, mechanism=mechanism)
 
 
+def file_of(vocabulary: Vocabulary, *records) -> PrivatizedFile:
+    manifest = manifest_of(vocabulary, eta=2.0, records=len(records), tokens=sum(map(len, records)))
+    return PrivatizedFile(manifest=manifest, records=tuple(PrivatizedRecord(token_ids=tuple(r)) for r in records))
+
+
 def view_of(
     vocabulary: Vocabulary,
     tokens,

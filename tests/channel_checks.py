@@ -15,6 +15,7 @@ DRAWS = 20_000
 LINE = np.array([-2.0, 3.5, -0.5, 0.0, 0.25, 1.0, 1.5, 0.6])[:, None]
 PLANE = np.array([[0, 0], [1, 0], [0, 1], [1, 1], [3, -1], [0.2, 0.1], [-1.5, 2], [0.5, 0.5], [1, 0.05]], dtype=float)
 SPECIAL = (7,)
+TABLES = {"line": LINE, "plane": PLANE}
 
 
 def euclidean(table):

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from manifest_material import hand_made_manifest
 from rapt.local.codes.code_privatizer import CodePrivatizer
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.wire.code_bundle import make_code_bundle
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.manifest import MechanismSetting
 from rapt.wire.model_files import hash_model
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from rapt.wire.reader_bundle import ReaderMeasure, make_reader_bundle, write_reader_bundle
@@ -48,21 +49,10 @@ def parts_for(encoder, *, public, **sizes):
     }
 
 
-def codes_manifest(*, epsilon=4.0, preferred=3, codewords=12, codes=1, labels=("no", "yes"), **others):
+def codes_manifest(*, epsilon=4.0, preferred=3, codewords=12, codes=1, **others):
     parameters = {"epsilon": epsilon, "preferred": preferred, "codewords": codewords, "codes": codes}
-    return Manifest(
-        model="tiny-encoder",
-        vocabulary_hash="sha256:" + "ab" * 32,
-        mechanism=MechanismSetting(name="subset", parameters=parameters),
-        randomness=Randomness(source="a test", insecure_seed=3),
-        plain_tokens=NO_PLAIN_TOKENS,
-        labels=labels,
-        records=0,
-        tokens=0,
-        records_sha256="",
-        created_by="rapt test",
-        **others,
-    )
+    mechanism = MechanismSetting(name="subset", parameters=parameters)
+    return hand_made_manifest(model="tiny-encoder", mechanism=mechanism, **others)
 
 
 def codes_file(code, *, records=24, **others):

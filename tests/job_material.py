@@ -43,20 +43,21 @@ def run_job(store, job, *, backbones, should_stop, between_questions=job_run.BET
     )
 
 
-def queue_job(store, backbones, path, config, *, caller=DEVELOPER, validation=None, model="bert-tiny"):
-    """A job that waits, on a file of its own; returns its row."""
+def queue_job(store, backbones, content, config, *, caller=DEVELOPER, validation=None, model="bert-tiny"):
+    """Put a job on the queue, on a file of its own, given as a path or bytes; return its row."""
     gate = Gate([backbone.bundle for backbone in backbones.values()])
 
-    def keep(content):
-        with store.directory.stage_bytes(content) as staged:
+    def keep(given):
+        read = given if isinstance(given, bytes) else given.read_bytes()
+        with store.directory.stage_bytes(read) as staged:
             summary = gate.admit_file(staged.path)
             return add_file(store, staged, summary, filename="f", caller=caller, now=1, max_bytes=10**9)
 
     return add_job(
         store,
         model=model,
-        training_file=keep(path.read_bytes()).id,
-        validation_file=None if validation is None else keep(validation.read_bytes()).id,
+        training_file=keep(content).id,
+        validation_file=None if validation is None else keep(validation).id,
         method=method_to_json(config),
         seed=config.seed,
         suffix=None,

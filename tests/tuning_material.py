@@ -8,34 +8,19 @@ import numpy as np
 import pytest
 import torch
 
+from manifest_material import hand_made_manifest
 from rapt.service.adapter.adapter import adapter_to_files
 from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuner import TuningCancelled, tune
-from rapt.wire.manifest import (
-    NO_PLAIN_TOKENS,
-    Manifest,
-    MechanismSetting,
-    PlainTokens,
-    Randomness,
-)
+from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting, PlainTokens
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 
 POOL = (2204, 2919, 2307, 6659, 3376, 3866, 2312, 2235)
 
 
-def manifest_for(backbone, *, plain_tokens=NO_PLAIN_TOKENS, labels=("no", "yes")):
-    return Manifest(
-        model=backbone.model,
-        vocabulary_hash=backbone.bundle.hash,
-        mechanism=MechanismSetting(name="laplace", parameters={"eta": 60.0}),
-        randomness=Randomness(source="by hand", insecure_seed=0),
-        plain_tokens=plain_tokens,
-        labels=labels,
-        records=0,
-        tokens=0,
-        records_sha256="",
-        created_by="test",
-    )
+def manifest_for(backbone, **others):
+    mechanism = MechanismSetting(name="laplace", parameters={"eta": 60.0})
+    return hand_made_manifest(model=backbone.model, vocabulary_hash=backbone.bundle.hash, mechanism=mechanism, **others)
 
 
 def separable_file(backbone, *, records=64, plain=0, fixed=False, seed=0):

@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-from audit_material import manifest_of, privatized_view, scattered_vocabulary, several_texts_view, view_of
+from audit_material import file_of, privatized_view, scattered_vocabulary, several_texts_view, view_of
 from rapt.audit.truth import lend_texts, match_truth, read_truth, sample_records
 from rapt.audit.view import adversary_view
 from rapt.errors import AuditError
@@ -20,18 +20,13 @@ from rapt.local.privatizer import Privatizer
 from rapt.local.randomness import insecure_stream
 from rapt.local.records import PartColumns
 from rapt.wire.manifest import NO_PLAIN_TOKENS
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
+from rapt.wire.privatized_file import read_privatized_file
 from toy_vocabularies import toy_word
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
     return scattered_vocabulary(size=30, dim=4)
-
-
-def file_of(vocabulary, *records):
-    manifest = manifest_of(vocabulary, eta=2.0, records=len(records), tokens=sum(map(len, records)))
-    return PrivatizedFile(manifest=manifest, records=tuple(PrivatizedRecord(token_ids=tuple(r)) for r in records))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from audit_material import (
-    manifest_of,
+    file_of,
     privatized_view,
     public_of,
     scattered_vocabulary,
@@ -33,18 +33,13 @@ from rapt.audit.view import (
     read_public_text,
 )
 from rapt.errors import AuditError, CorpusError
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, count_privatized_tokens
+from rapt.wire.privatized_file import PrivatizedFile, count_privatized_tokens
 from toy_vocabularies import toy_vocabulary, toy_word
 
 
 @pytest.fixture(scope="module")
 def vocabulary():
     return scattered_vocabulary(size=30, dim=4)
-
-
-def file_of(vocabulary, *records):
-    manifest = manifest_of(vocabulary, eta=2.0, records=len(records), tokens=sum(map(len, records)))
-    return PrivatizedFile(manifest=manifest, records=tuple(PrivatizedRecord(token_ids=tuple(r)) for r in records))
 
 
 def test_no_field_of_the_view_can_hold_a_truth():

@@ -9,6 +9,7 @@ from importlib import resources
 
 import pytest
 
+from comparison_material import texts
 from denoised_material import write_denoised
 from rapt.compare.bench import run_comparison
 from rapt.compare.files import FileMaker
@@ -34,19 +35,6 @@ from rapt.public_models import find_model_folder
 from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.backbone.opening import load_backbone
 from tiny_backbones import write_tiny_model
-
-GOOD = ("good", "great", "fine", "happy", "love", "best")
-BAD = ("bad", "awful", "poor", "sad", "hate", "worst")
-
-
-def texts(count, *, start):
-    words = [(BAD, GOOD)[place % 2][place // 2 % 6] for place in range(start, start + count)]
-    return LabelledTexts(
-        texts=tuple(f"the film was {word} in scene {place}" for place, word in enumerate(words, start)),
-        labels=tuple(place % 2 for place in range(start, start + count)),
-        names=("negative", "positive"),
-    )
-
 
 ON_TOKENS = tuple(name for name, arm in ARMS.items() if arm.unit == "token")
 SPLIT = Split(training=texts(48, start=0), evaluation=texts(24, start=100))

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from comparison_material import texts
 from rapt.compare.bench import Benches, run_comparison
 from rapt.compare.comparison import list_possible_arms, read_comparison
 from rapt.compare.crowd import PENALTIES, WAYS, fit_ridge
@@ -28,27 +29,14 @@ from rapt.compare.plan import (
 from rapt.compare.report import draw_conclusions, list_exposures, write_comparison
 from rapt.compare.results import AttackRow, ModelRow, read_row
 from rapt.compare.summary import HomeWin, Mean, Summary, summarize
-from rapt.compare.texts import LabelledTexts, Split
+from rapt.compare.texts import Split
 from rapt.errors import UsageError
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.distances import TableDistances
 from rapt.wire.code_bundle import write_code_bundle
 
-GOOD = ("good", "great", "fine", "happy", "love", "best")
-BAD = ("bad", "awful", "poor", "sad", "hate", "worst")
 NEW = (WORDS_AT_HOME, HEAD_AT_HOME, CODES_PRIVATELY, CODES_AT_HOME, FUSED)
-
-
-def texts(count, *, start):
-    words = [(BAD, GOOD)[place % 2][place // 2 % 6] for place in range(start, start + count)]
-    return LabelledTexts(
-        texts=tuple(f"the film was {word} in scene {place}" for place, word in enumerate(words, start)),
-        labels=tuple(place % 2 for place in range(start, start + count)),
-        names=("negative", "positive"),
-    )
-
-
 SPLIT = Split(training=texts(120, start=0), evaluation=texts(40, start=200))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from channel_checks import LINE, PLANE, SPECIAL, assert_drawn_as_stated, count_outputs, euclidean, largest_excess
+from channel_checks import LINE, SPECIAL, TABLES, assert_drawn_as_stated, count_outputs, euclidean, largest_excess
 from rapt.errors import MechanismError, VocabularyError
 from rapt.local.mechanisms import make_mechanism, remake_mechanism
 from rapt.local.mechanisms.certificate import find_largest_slopes
@@ -24,7 +24,6 @@ from significance import assert_counts
 from toy_vocabularies import toy_vocabulary, toy_word
 
 SEEDS = range(5)
-TABLES = {"line": LINE, "plane": PLANE}
 
 
 @pytest.fixture(autouse=True)

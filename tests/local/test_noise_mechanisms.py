@@ -6,8 +6,8 @@ from scipy import stats
 
 from channel_checks import (
     LINE,
-    PLANE,
     SPECIAL,
+    TABLES,
     assert_drawn_as_stated,
     count_outputs,
     distances_to,
@@ -25,7 +25,6 @@ from significance import assert_counts, assert_distributed
 from toy_vocabularies import toy_vocabulary
 
 SEEDS = range(5)
-TABLES = {"line": LINE, "plane": PLANE}
 ETA = 2.0
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from manifest_material import hand_made_manifest
 from rapt.errors import CorpusError
 from rapt.local.own_texts import count_own_texts, measure_file
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.manifest import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.privatized_writer import write_privatized_file
 
@@ -43,19 +44,8 @@ def test_the_shape_of_a_file_is_that_of_its_texts(tmp_path, pairs):
         )
         for place, text in enumerate(texts)
     ]
-    manifest = Manifest(
-        model="toy",
-        vocabulary_hash="sha256:" + "0" * 64,
-        mechanism=MechanismSetting(name="laplace", parameters={"eta": 2.0}),
-        randomness=Randomness(source="a cipher"),
-        plain_tokens=NO_PLAIN_TOKENS,
-        labels=None,
-        pairs=pairs,
-        records=0,
-        tokens=0,
-        records_sha256="",
-        created_by="a test",
-    )
+    mechanism = MechanismSetting(name="laplace", parameters={"eta": 2.0})
+    manifest = hand_made_manifest(model="toy", mechanism=mechanism, labels=None, pairs=pairs)
     path = tmp_path / "file"
     with write_privatized_file(path, manifest) as writer:
         for record in records:

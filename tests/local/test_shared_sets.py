@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from channel_checks import (
-    LINE,
     PLANE,
     SPECIAL,
+    TABLES,
     assert_drawn_as_stated,
     count_outputs,
     distances_to,
@@ -25,7 +25,6 @@ from significance import assert_counts
 from toy_vocabularies import toy_vocabulary
 
 SEEDS = range(5)
-TABLES = {"line": LINE, "plane": PLANE}
 
 
 @pytest.fixture(params=TABLES)

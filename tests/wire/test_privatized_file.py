@@ -5,14 +5,12 @@ from dataclasses import replace
 import pytest
 
 from code_material import codes_manifest
+from manifest_material import hand_made_manifest
 from rapt.errors import CorpusError, MechanismError, WireError
 from rapt.wire.manifest import (
-    NO_PLAIN_TOKENS,
     LabelPrivacy,
     Manifest,
-    MechanismSetting,
     PlainTokens,
-    Randomness,
     check_eta,
     dump_manifest,
     parse_manifest,
@@ -32,48 +30,33 @@ from rapt.wire.privatized_writer import write_privatized_file
 SECRET = "zanzibarsecret"
 
 
-def manifest_of(*, plain_tokens=NO_PLAIN_TOKENS, labels=("no", "yes")):
-    return Manifest(
-        model="bert-tiny",
-        vocabulary_hash="sha256:" + "ab" * 32,
-        mechanism=MechanismSetting(name="laplace", parameters={"eta": 75.0}),
-        randomness=Randomness(source="a test", insecure_seed=3),
-        plain_tokens=plain_tokens,
-        labels=labels,
-        records=0,
-        tokens=0,
-        records_sha256="",
-        created_by="rapt test",
-    )
-
-
 FRESH = PlainTokens(count=2, pool=(5, 6, 7), fixed=None)
 FIXED = PlainTokens(count=2, pool=(5, 6, 7), fixed=(7, 7))
 CASES = {
-    "bare": (manifest_of(labels=None), [PrivatizedRecord(token_ids=(1, 2)), PrivatizedRecord(token_ids=())]),
+    "bare": (hand_made_manifest(labels=None), [PrivatizedRecord(token_ids=(1, 2)), PrivatizedRecord(token_ids=())]),
     "labelled": (
-        manifest_of(),
+        hand_made_manifest(),
         [PrivatizedRecord(token_ids=(1, 2), label=1), PrivatizedRecord(token_ids=(9,), label=0)],
     ),
     "fixed plain tokens": (
-        manifest_of(plain_tokens=FIXED),
+        hand_made_manifest(plain_tokens=FIXED),
         [PrivatizedRecord(token_ids=(3,), label=0, privatized_plain_tokens=(8, 9))],
     ),
     "fresh plain tokens": (
-        manifest_of(plain_tokens=FRESH),
+        hand_made_manifest(plain_tokens=FRESH),
         [PrivatizedRecord(token_ids=(3,), label=0, privatized_plain_tokens=(8, 9), plain_tokens=(5, 7))],
     ),
-    "no records": (manifest_of(), []),
+    "no records": (hand_made_manifest(), []),
     "pairs": (
-        replace(manifest_of(plain_tokens=FIXED), pairs=True),
+        replace(hand_made_manifest(plain_tokens=FIXED), pairs=True),
         [PrivatizedRecord(token_ids=(3, 4), label=0, privatized_plain_tokens=(8, 9), second_token_ids=(5,))],
     ),
     "privatized targets": (
-        replace(manifest_of(labels=None), targets="privatized"),
+        replace(hand_made_manifest(labels=None), targets="privatized"),
         [PrivatizedRecord(token_ids=(3,), target_ids=(5, 6))],
     ),
     "pairs with public targets": (
-        replace(manifest_of(), pairs=True, targets="public"),
+        replace(hand_made_manifest(), pairs=True, targets="public"),
         [PrivatizedRecord(token_ids=(3,), label=1, second_token_ids=(7,), target_ids=(5, 6))],
     ),
     "codes": (
@@ -97,7 +80,7 @@ def write(path, manifest, records):
 @pytest.fixture
 def good(tmp_path):
     records = [PrivatizedRecord(token_ids=tuple(range(i + 1)), label=i % 2) for i in range(20)]
-    return write(tmp_path / "good.jsonl", manifest_of(), records)
+    return write(tmp_path / "good.jsonl", hand_made_manifest(), records)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -222,51 +205,51 @@ def test_an_enormous_line_is_refused(good):
 # Records that contradict their manifest are refused on both sides.
 
 CONTRADICTIONS = {
-    "a label without names": (manifest_of(labels=None), PrivatizedRecord(token_ids=(1,), label=0), "no label"),
-    "no label": (manifest_of(), PrivatizedRecord(token_ids=(1,)), "a label from 0 to 1"),
-    "a label out of range": (manifest_of(), PrivatizedRecord(token_ids=(1,), label=2), "a label from 0 to 1"),
+    "a label without names": (hand_made_manifest(labels=None), PrivatizedRecord(token_ids=(1,), label=0), "no label"),
+    "no label": (hand_made_manifest(), PrivatizedRecord(token_ids=(1,)), "a label from 0 to 1"),
+    "a label out of range": (hand_made_manifest(), PrivatizedRecord(token_ids=(1,), label=2), "a label from 0 to 1"),
     "plain tokens that were not announced": (
-        manifest_of(),
+        hand_made_manifest(),
         PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5,)),
         "0 privatized plain tokens, got 1",
     ),
     "too few plain tokens": (
-        manifest_of(plain_tokens=FIXED),
+        hand_made_manifest(plain_tokens=FIXED),
         PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5,)),
         "2 privatized plain tokens, got 1",
     ),
     "fresh ones that are missing": (
-        manifest_of(plain_tokens=FRESH),
+        hand_made_manifest(plain_tokens=FRESH),
         PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6)),
         "2 plain tokens of its own",
     ),
     "fresh ones outside the pool": (
-        manifest_of(plain_tokens=FRESH),
+        hand_made_manifest(plain_tokens=FRESH),
         PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6), plain_tokens=(5, 8)),
         "of the manifest's pool",
     ),
     "a second text that was not announced": (
-        manifest_of(),
+        hand_made_manifest(),
         PrivatizedRecord(token_ids=(1,), label=0, second_token_ids=(2,)),
         "must have no second text",
     ),
     "a second text that is missing": (
-        replace(manifest_of(), pairs=True),
+        replace(hand_made_manifest(), pairs=True),
         PrivatizedRecord(token_ids=(1,), label=0),
         "must have a second text",
     ),
     "a target that was not announced": (
-        manifest_of(),
+        hand_made_manifest(),
         PrivatizedRecord(token_ids=(1,), label=0, target_ids=(2,)),
         "must have no target",
     ),
     "a target that is missing": (
-        replace(manifest_of(), targets="privatized"),
+        replace(hand_made_manifest(), targets="privatized"),
         PrivatizedRecord(token_ids=(1,), label=0),
         "must have a target",
     ),
     "its own although they are fixed": (
-        manifest_of(plain_tokens=FIXED),
+        hand_made_manifest(plain_tokens=FIXED),
         PrivatizedRecord(token_ids=(1,), label=0, privatized_plain_tokens=(5, 6), plain_tokens=(5, 6)),
         "no plain tokens of its own",
     ),
@@ -291,7 +274,7 @@ def test_an_error_leaves_no_partial_file_and_keeps_the_earlier_one(tmp_path):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        write(path, manifest_of(), records())
+        write(path, hand_made_manifest(), records())
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
@@ -302,7 +285,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(CorpusError, match="the output must be writable, got No space left on device"):
-        write(tmp_path / "file", manifest_of(), records())
+        write(tmp_path / "file", hand_made_manifest(), records())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -319,19 +302,19 @@ def test_a_file_of_single_texts_keeps_the_first_schema_to_the_byte(good):
     first = json.loads(good.read_bytes().splitlines()[0])
     assert first["schema"] == "rapt.privatized/1"
     assert not {"pairs", "targets"} & first.keys()
-    assert dump_manifest(replace(manifest_of(), pairs=True))["schema"] == "rapt.privatized/2"
+    assert dump_manifest(replace(hand_made_manifest(), pairs=True))["schema"] == "rapt.privatized/2"
 
 
 @pytest.mark.parametrize(("targets", "tokens"), [("privatized", 2 + 1 + 3), ("public", 2 + 1)])
 def test_tokens_are_those_that_went_through_the_mechanism(tmp_path, targets, tokens):
     record = PrivatizedRecord(token_ids=(1, 2), label=0, second_token_ids=(3,), target_ids=(4, 5, 6))
-    path = write(tmp_path / "file", replace(manifest_of(), pairs=True, targets=targets), [record])
+    path = write(tmp_path / "file", replace(hand_made_manifest(), pairs=True, targets=targets), [record])
     assert read_privatized_file(path).manifest.tokens == tokens
 
 
 def test_a_query_has_neither_label_nor_target():
     records = (PrivatizedRecord(token_ids=(1,), label=0, second_token_ids=(3,), target_ids=(4,)),)
-    manifest = replace(manifest_of(), pairs=True, targets="privatized")
+    manifest = replace(hand_made_manifest(), pairs=True, targets="privatized")
     query = remove_labels(PrivatizedFile(manifest=manifest, records=records))
     assert query.records == (PrivatizedRecord(token_ids=(1,), second_token_ids=(3,)),)
     assert (query.manifest.pairs, query.manifest.targets, query.manifest.tokens) == (True, None, 2)
@@ -341,7 +324,7 @@ HIDDEN = {"mechanism": "randomized-response", "epsilon": 1.0}
 
 
 def changed(**fields):
-    return {**dump_manifest(manifest_of(plain_tokens=FIXED)), **fields}
+    return {**dump_manifest(hand_made_manifest(plain_tokens=FIXED)), **fields}
 
 
 @pytest.mark.parametrize(
@@ -385,11 +368,11 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(value, message):
 
 
 def test_a_manifest_says_how_its_labels_were_privatized():
-    manifest = replace(manifest_of(), label_privacy=LabelPrivacy(epsilon=1))
+    manifest = replace(hand_made_manifest(), label_privacy=LabelPrivacy(epsilon=1))
     stated = dump_manifest(manifest)
     assert stated["label_privacy"] == {"mechanism": "randomized-response", "epsilon": 1.0}
     assert parse_manifest(json.loads(json.dumps(stated))) == manifest
-    assert parse_manifest(dump_manifest(manifest_of())).label_privacy is None
+    assert parse_manifest(dump_manifest(hand_made_manifest())).label_privacy is None
 
 
 @pytest.mark.parametrize("epsilon", [0, -1, 1e-7, float("nan"), float("inf"), True, "1", None])
@@ -404,7 +387,7 @@ def test_an_unknown_mechanism_for_labels_is_refused():
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in dump_manifest(manifest_of()) if name != "schema"])
+@pytest.mark.parametrize("name", [name for name in dump_manifest(hand_made_manifest()) if name != "schema"])
 def test_a_manifest_without_one_of_its_fields_is_refused(name):
     value = changed()
     del value[name]
@@ -440,11 +423,11 @@ def test_a_manifest_of_codes_says_what_its_unit_is_and_has_a_schema_of_its_own()
     assert (described["schema"], described["unit"]) == ("rapt.codes/1", "text")
     assert (manifest.unit, manifest.mechanism.epsilon) == ("text", 4.0)
     assert manifest.mechanism.describe_strength() == "epsilon=4"
-    assert (manifest_of().unit, manifest_of().mechanism.describe_strength()) == ("token", "eta=75")
+    assert (hand_made_manifest().unit, hand_made_manifest().mechanism.describe_strength()) == ("token", "eta=75")
     with pytest.raises(MechanismError, match="protects whole texts"):
         _ = manifest.mechanism.eta
     with pytest.raises(MechanismError, match="one that protects tokens"):
-        _ = manifest_of().mechanism.epsilon
+        _ = hand_made_manifest().mechanism.epsilon
 
 
 @pytest.mark.parametrize("epsilon", [0, -1.0, 64.5, 10**401, float("nan"), float("inf"), "4", True, None])
@@ -495,7 +478,7 @@ def test_what_no_file_of_codes_has_is_refused(changes, reason):
 
 
 def test_a_mechanism_of_whole_texts_is_in_no_file_of_tokens():
-    described = dump_manifest(manifest_of()) | {"mechanism": dump_manifest(codes_manifest())["mechanism"]}
+    described = dump_manifest(hand_made_manifest()) | {"mechanism": dump_manifest(codes_manifest())["mechanism"]}
     with pytest.raises(WireError, match="and no other, must have a mechanism that protects whole texts"):
         parse_manifest(described)
 

@@ -10,17 +10,14 @@ from dataclasses import replace
 
 import pytest
 
-from job_material import runner_on
+from job_material import queue_job, runner_on
 from rapt.errors import UnavailableError
-from rapt.service.http.admission import Gate
-from rapt.service.jobs.hyperparameters import method_to_json
 from rapt.service.jobs.run_states import retry_while_away
 from rapt.service.storage.blobs import LocalBlobs
-from rapt.service.storage.callers import DEVELOPER, LOCAL
+from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.data_directory import lock_data_directory
 from rapt.service.storage.database import Cursor, Database, database_url
-from rapt.service.storage.file_rows import add_file
-from rapt.service.storage.job_rows import add_job, get_job, list_events
+from rapt.service.storage.job_rows import get_job, list_events
 from rapt.service.storage.job_runs import add_run_state, claim_next_job, latest_run_state
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.store import Store
@@ -42,25 +39,6 @@ def impatient_store(folder):
             yield Store(database, directory, LocalBlobs(directory.blobs))
         finally:
             database.close()
-
-
-def queue(store, backbones, path, config=LONG):
-    gate = Gate([backbone.bundle for backbone in backbones.values()])
-    with store.directory.stage_bytes(path.read_bytes()) as staged:
-        summary = gate.admit_file(staged.path)
-        file = add_file(store, staged, summary, filename="f", caller=DEVELOPER, now=1, max_bytes=10**9)
-    return add_job(
-        store,
-        model="bert-tiny",
-        training_file=file.id,
-        method=method_to_json(config),
-        seed=config.seed,
-        suffix=None,
-        caller=DEVELOPER,
-        now=2,
-        max_jobs=100,
-        max_bytes=10**9,
-    )
 
 
 @contextmanager
@@ -93,7 +71,7 @@ def check_that_it_never_stopped(store, job):
 
 def test_a_lock_on_the_database_that_lasts_is_waited_for(tmp_path, backbones, training_path, caplog):
     with impatient_store(tmp_path) as store:
-        job = queue(store, backbones, training_path)
+        job = queue_job(store, backbones, training_path, LONG)
         with running(store, backbones):
             wait_until(lambda: steps(store, job))
             other = sqlite3.connect(store.directory.database, isolation_level=None)
@@ -106,7 +84,7 @@ def test_a_lock_on_the_database_that_lasts_is_waited_for(tmp_path, backbones, tr
 
 def test_a_disk_that_takes_no_more_is_waited_for(tmp_path, backbones, training_path, caplog):
     with impatient_store(tmp_path) as store:
-        job = queue(store, backbones, training_path)
+        job = queue_job(store, backbones, training_path, LONG)
         with running(store, backbones):
             wait_until(lambda: steps(store, job))
             before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -142,7 +120,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_waited_for(small_disk, backbones, training_path, caplog):
     with open_store(small_disk / "data") as store:
-        job = queue(store, backbones, training_path)
+        job = queue_job(store, backbones, training_path, LONG)
         with running(store, backbones):
             wait_until(lambda: steps(store, job))
             filler = small_disk / "filler"
@@ -154,7 +132,7 @@ def test_a_full_disk_is_waited_for(small_disk, backbones, training_path, caplog)
 
 def test_a_worker_that_is_closed_while_its_store_is_away_ends(tmp_path, backbones, training_path, caplog):
     with impatient_store(tmp_path) as store:
-        job = queue(store, backbones, training_path)
+        job = queue_job(store, backbones, training_path, LONG)
         with running(store, backbones):
             wait_until(lambda: latest_run_state(store, job) is not None and steps(store, job))
             other = sqlite3.connect(store.directory.database, isolation_level=None)
@@ -186,7 +164,7 @@ def test_work_on_a_store_is_done_again_until_it_passes_or_it_is_time_to_stop():
 
 def test_a_state_that_was_added_before_its_answer_was_lost_is_still_there(tmp_path, backbones, training_path):
     with open_store(tmp_path) as store:
-        queue(store, backbones, training_path, replace(LONG, epochs=1))
+        queue_job(store, backbones, training_path, replace(LONG, epochs=1))
         job = claim_next_job(store, worker="worker-of-a-test", models=["bert-tiny"], now=3)
         store.directory.run_state("aa").mkdir()
         for _ in range(2):

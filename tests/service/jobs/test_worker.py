@@ -7,15 +7,14 @@ import pytest
 
 from job_material import messages_of, queue_job, run_job, runner_on, weights_of
 from rapt.service.adapter.adapter import adapter_from_files
-from rapt.service.http.admission import Gate
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
 from rapt.service.jobs.job_log import JobLog
 from rapt.service.jobs.job_run import MOST_CHECKPOINTS, MOST_EVENTS, ProgressEvents
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
 from rapt.service.storage.database import Cursor
-from rapt.service.storage.file_rows import add_file, get_file
-from rapt.service.storage.job_rows import ENDED, add_job, cancel_job, get_job, list_events, pause_job, resume_job
+from rapt.service.storage.file_rows import get_file
+from rapt.service.storage.job_rows import ENDED, cancel_job, get_job, list_events, pause_job, resume_job
 from rapt.service.storage.job_runs import claim_next_job, latest_run_state
 from rapt.service.storage.model_rows import get_model, list_models, read_adapter_archive
 from rapt.service.storage.recovery import requeue_abandoned_jobs
@@ -42,26 +41,9 @@ def runner(store, backbones):
 @pytest.fixture
 def queue(store, backbones, training_path):
     """Put one job on the queue; returns its row."""
-    gate = Gate([backbone.bundle for backbone in backbones.values()])
 
-    def put(config=SHORT, content=None):
-        with store.directory.stage_bytes(content or training_path.read_bytes()) as staged:
-            file = add_file(
-                store, staged, gate.admit_file(staged.path), filename="f", caller=DEVELOPER, now=1, max_bytes=10**9
-            )
-        method = method_to_json(config)
-        return add_job(
-            store,
-            model="bert-tiny",
-            training_file=file.id,
-            method=method,
-            seed=config.seed,
-            suffix=None,
-            caller=DEVELOPER,
-            now=2,
-            max_jobs=100,
-            max_bytes=10**9,
-        )
+    def put(config=SHORT, content=training_path):
+        return queue_job(store, backbones, content, config)
 
     return put
 
