@@ -6,6 +6,7 @@ in every test, and fresh everywhere with another `--seed`, as the nightly run do
 
 import os
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,27 @@ settings.register_profile("rapt", deadline=None)
 settings.load_profile("rapt")
 
 DEFAULT_SEED = 2305_06212
+
+# The files that take longest come first: with `--dist loadfile` one that came last would be waited for by all.
+LONGEST_FIRST = (
+    "service/test_hostile_tenant.py",
+    "service/test_crash.py",
+    "service/jobs/test_tuning_process.py",
+    "service/http/test_connections.py",
+    "cli/test_cli_streams.py",
+    "demo/test_demo_run.py",
+    "compare/test_bench.py",
+    "cli/test_cli_audit.py",
+    "test_docs.py",
+    "service/http/test_server.py",
+    "service/http/test_openapi_contract.py",
+    "service/tuning/test_processes.py",
+    "service/tuning/test_matrix.py",
+    "service/jobs/test_worker.py",
+    "audit/test_code_audit.py",
+    "audit/attacks/test_attacks.py",
+    "audit/test_program_audit.py",
+)
 
 
 def pytest_addoption(parser):
@@ -35,6 +57,8 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     for marker in ("slow", "network"):
         if not config.getoption(f"--{marker}"):
             skip = pytest.mark.skip(reason=f"marked {marker}; run with --{marker}")

@@ -10,7 +10,6 @@ from broken_twins import gamma_per_coordinate, uniform_in_the_ball
 from rapt.errors import MechanismError, VocabularyError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.mechanisms.laplace import LaplaceMechanism, sample_noise
-from rapt.local.nearest import NearestToken
 from rapt.local.randomness import insecure_stream, secure_stream, worker_stream
 from significance import assert_counts, assert_distributed, assert_probability
 from toy_vocabularies import toy_vocabulary
@@ -320,7 +319,6 @@ def test_an_id_without_a_row_is_refused_by_its_position_only(bert_tiny, outside,
         mechanism.privatize(np.array([5000, 6000, outside]), rng=rng)
 
 
-def test_the_table_is_prepared_once(bert_tiny):
-    mechanism = LaplaceMechanism(vocabulary=bert_tiny, eta=1.0)
-    assert mechanism._nearest is mechanism._nearest
-    assert isinstance(mechanism._nearest, NearestToken)
+def test_the_table_is_prepared_once_for_every_eta(bert_tiny):
+    found = [LaplaceMechanism(vocabulary=bert_tiny, eta=eta).vocabulary.nearest for eta in (1.0, 2.0)]
+    assert found[0] is found[1]

@@ -32,6 +32,7 @@ from tokenizers import Encoding, Tokenizer
 
 from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError, VocabularyError, name_record
+from rapt.local.nearest import NearestToken
 from rapt.local.word_vectors import read_word_vectors
 from rapt.public_models import PUBLIC_MODELS, find_model_folder, name_model
 from rapt.wire.model_files import catch_panic, find_control_ids, make_tokenizer
@@ -172,6 +173,11 @@ class Vocabulary:
                 return words.encode(texts)
         except Exception:  # tokenizers raises plain Exception; its message may quote the text
             return None
+
+    @cached_property
+    def nearest(self) -> NearestToken:
+        """The search among the rows of the eligible tokens, which every η shares."""
+        return NearestToken(self.embeddings, self.eligible)
 
     @cached_property
     def _control(self) -> tuple[frozenset[int], int | None]:

@@ -304,6 +304,7 @@ def knock(connection, url):
         connection.send(b"GET /v1/files HTTP/1.1\r\nhost: a\r\n")
 
 
+@pytest.mark.slow  # test_hostile_tenant.py holds a service with as few descriptors open to others
 def test_with_64_descriptors_1100_half_open_connections_leave_the_service_reachable(tmp_path):
     with serving_process(tmp_path, descriptors=64) as (_, url):
         most = min(1100, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200)

@@ -48,6 +48,7 @@ def method(epochs):
     return {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": values}}
 
 
+@pytest.mark.slow  # test_crash.py kills services and workers, test_tuning_process.py the processes of jobs
 def test_a_service_that_is_killed_loses_nothing(tmp_path, backbones, training_path):
     with serving_process(tmp_path) as (process, url), ServiceClient(url) as client:
         file = client.upload(training_path)

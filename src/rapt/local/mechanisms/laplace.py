@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -19,7 +18,6 @@ from rapt.local.mechanisms.interface import (
     check_token_ids,
 )
 from rapt.local.mechanisms.metric import PublicMetric
-from rapt.local.nearest import NearestToken
 from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, check_eta
@@ -70,10 +68,6 @@ class LaplaceMechanism:
         """Public setting: the mechanism's name and eta."""
         return MechanismSetting(name="laplace", parameters={"eta": float(self.eta)})
 
-    @cached_property
-    def _nearest(self) -> NearestToken:
-        return NearestToken(self.vocabulary.embeddings, self.vocabulary.eligible)
-
     def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
         """Euclidean distance of pairs of rows, (n,)."""
         return PublicMetric(embeddings=self.vocabulary.embeddings).pairs(left, right)
@@ -86,7 +80,7 @@ class LaplaceMechanism:
             eta=self.eta,
             rng=rng,
             at_once=_BATCH,
-            choose=lambda noisy, _: self._nearest.search(noisy),
+            choose=lambda noisy, _: self.vocabulary.nearest.search(noisy),
         )
 
 

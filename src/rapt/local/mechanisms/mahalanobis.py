@@ -18,7 +18,6 @@ from rapt.local.mechanisms.interface import (
     read_number,
 )
 from rapt.local.mechanisms.laplace import replace_noisy
-from rapt.local.nearest import NearestToken
 from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
 from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
@@ -99,10 +98,6 @@ class MahalanobisMechanism:
         """L with S = L L', (d, d), which stretches the noise."""
         return np.linalg.cholesky(self.shape_matrix).astype(np.float64)
 
-    @cached_property
-    def _nearest(self) -> NearestToken:
-        return NearestToken(self.vocabulary.embeddings, self.vocabulary.eligible)
-
     def distances(self, left: NDArray[np.int64], right: NDArray[np.int64]) -> NDArray[np.float64]:
         """d_RM of pairs of rows, (n,)."""
         difference = np.subtract(self.vocabulary.embeddings[left], self.vocabulary.embeddings[right], dtype=np.float64)
@@ -118,7 +113,7 @@ class MahalanobisMechanism:
             eta=self.eta,
             rng=rng,
             at_once=_BATCH,
-            choose=lambda noisy, _: self._nearest.search(noisy),
+            choose=lambda noisy, _: self.vocabulary.nearest.search(noisy),
             root=self.root,
         )
 
