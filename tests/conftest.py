@@ -46,6 +46,19 @@ def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=DEFAULT_SEED, help="seed of all statistical tests")
 
 
+# What one run leaves in its folders is below 2 GB.
+ROOM_IN_MEMORY = 8 * 2**30
+
+
+def pytest_configure(config):
+    """Put the folders of tests into memory where there is room: on a disk, databases wait for it 50,000 times."""
+    memory = Path("/dev/shm")
+    if memory.is_dir() and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
+        found = os.statvfs(memory)
+        if found.f_bavail * found.f_frsize > ROOM_IN_MEMORY and not found.f_flag & os.ST_NOEXEC:
+            os.environ["PYTEST_DEBUG_TEMPROOT"] = str(memory)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
     """Half as many processes more than cores: tests wait for disks, clocks and processes of their own."""

@@ -28,12 +28,7 @@ SIZES = Sizes(batch=32, text=100, second=0, target=0, plain_tokens=0, pool=0, cl
 # layers are computed again.
 CASES = [
     ("bert-tiny", 64, 300, "prompt_tuning", "classification", {}, 40, 0),
-<<<<<<< HEAD
-    ("bert-tiny", 32, 100, "p_tuning", "classification", LSTM, 0, 0),
-    ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0),
     ("minilm", 16, 200, "prompt_tuning", "classification", {}, 0, 0, "again"),
-=======
->>>>>>> 3e625db (x)
     ("gpt2", 512, 40, "prompt_tuning", "classification", {}, 0, 0),
 ]
 MORE_CASES = [
