@@ -51,7 +51,7 @@ ROOM_IN_MEMORY = 8 * 2**30
 
 
 def pytest_configure(config):
-    """Put the folders of tests into memory where there is room: on a disk, databases wait for it 50,000 times."""
+    """Put the folders of tests into memory where there is room: databases wait for a disk at every commit."""
     memory = Path("/dev/shm")
     if memory.is_dir() and "PYTEST_DEBUG_TEMPROOT" not in os.environ:
         found = os.statvfs(memory)

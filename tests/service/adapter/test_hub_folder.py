@@ -24,8 +24,6 @@ from rapt.wire.adapter_files import HEAD, KNOWN_FILES, README, AdapterCard
 from tiny_backbones import TINY, write_family, write_tiny_model
 from tuning_material import manifest_for
 
-peft = pytest.importorskip("peft")
-
 WRITERS = ("gpt2", "t5", "llama-2", "qwen3", "granite", "bart")
 MOST = 9
 
@@ -96,7 +94,7 @@ def loaded(folder, files, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's own, of names that transformers has renamed
         model = getattr(transformers, name).from_pretrained(str(folder))
-        return peft.PeftModel.from_pretrained(model, str(tmp_path / "out")).eval()
+        return pytest.importorskip("peft").PeftModel.from_pretrained(model, str(tmp_path / "out")).eval()
 
 
 def written_by_peft(model, text, *, begin, end):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
 from tuning_material import separable_file
 
-peft = pytest.importorskip("peft")
+# Imported when it is needed, by the process that needs it: the import takes seconds.
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="needs peft")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def with_peft(backbone, folder, batch, *, positions=True):
     ids, mask, own = batch
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore", FutureWarning)  # PEFT uses names that transformers has renamed
-        model = peft.PeftModel.from_pretrained(bare(backbone), str(folder)).eval()
+        model = pytest.importorskip("peft").PeftModel.from_pretrained(bare(backbone), str(folder)).eval()
         told = {"position_ids": own} if positions else {}
         return model(input_ids=ids, attention_mask=mask, **told).last_hidden_state
 
