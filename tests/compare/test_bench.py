@@ -9,7 +9,7 @@ from importlib import resources
 
 import pytest
 
-from comparison_material import texts
+from comparison_material import BAD, GOOD, texts
 from denoised_material import write_denoised
 from rapt.compare.bench import run_comparison
 from rapt.compare.files import FileMaker
