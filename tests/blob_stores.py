@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
+import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
@@ -64,17 +65,13 @@ def own_s3() -> Iterator[None]:
         "AWS_SECRET_ACCESS_KEY": "of-a-test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-        server.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in told.items():
+            patch.setenv(name, value)
+        try:
+            yield
+        finally:
+            server.stop()
 
 
 def _bucket(name: str) -> None:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rapt.errors import UsageError, name_record
 from rapt.service.adapter.adapter import check_plain_tokens
-from rapt.service.answers.rows import PrivateRow
+from rapt.service.answers.rows import PrivateRow, check_fit
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.layout import check_texts
 
 # The next token of each row: the likeliest, or a draw from the likeliest few, from the row's own generator.
 #
@@ -124,12 +123,5 @@ def check_generation(backbone: Backbone, row: GenerationRow, *, position: int) -
             f"the answer to {name_record(position)} must fit into {backbone.max_positions} positions, got "
             f"max_tokens={row.most_tokens}; ask for less"
         )
-    check_texts(
-        backbone,
-        row.token_ids,
-        row.second_token_ids,
-        prompt_length=row.tuned.prompt_length,
-        plain_tokens=len(row.plain),
-        position=position,
-        other_tokens=len(row.cue(backbone)) + row.most_tokens if shares else 0,
-    )
+    other_tokens = len(row.cue(backbone)) + row.most_tokens if shares else 0
+    check_fit(backbone, row, position=position, other_tokens=other_tokens)

@@ -23,13 +23,14 @@ from rapt.service.answers.rows import (
     SHORT_PREFIX,
     SHORT_RANK,
     PrivateRow,
+    check_fit,
     cut_into_passes,
     lay_out_rows,
     size_class,
     spell_row,
 )
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.layout import check_texts, embed_with_prompts
+from rapt.service.backbone.layout import embed_with_prompts
 from rapt.service.backbone.steering import steer
 from rapt.service.tuning.tasks import TASKS, Classes
 from rapt.wire.privatized_file import PrivatizedRecord
@@ -74,15 +75,7 @@ def check_row(backbone: Backbone, row: ClassificationRow, *, position: int) -> N
         raise UsageError(
             f"{name_record(position)} must have two texts as in tuning, got one; privatize it with `second_column`"
         )
-    check_texts(
-        backbone,
-        row.token_ids,
-        row.second_token_ids,
-        prompt_length=row.tuned.prompt_length,
-        plain_tokens=len(row.plain),
-        position=position,
-        other_tokens=len(_classes(row.task).cue(backbone)),
-    )
+    check_fit(backbone, row, position=position, other_tokens=len(_classes(row.task).cue(backbone)))
 
 
 def plan(rows: Sequence[ClassificationRow], *, device: str = "cpu") -> list[list[int]]:

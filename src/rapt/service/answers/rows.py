@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
-from rapt.service.backbone.layout import Layout, lay_out, sequence_length
+from rapt.service.backbone.layout import Layout, check_texts, lay_out, sequence_length
 from rapt.service.backbone.steering import NOTHING, Steering, Tuned
 from rapt.wire.manifest import MechanismSetting
 
@@ -84,6 +84,19 @@ def spell_row(backbone: Backbone, row: Row, *, mechanism: MechanismSetting | Non
         row,
         token_ids=reader.spell(row.token_ids, epsilon=epsilon),
         second_token_ids=None if second is None else reader.spell(second, epsilon=epsilon),
+    )
+
+
+def check_fit(backbone: Backbone, row: PrivateRow, *, position: int, other_tokens: int) -> None:
+    """Refuse a row whose texts do not fit beside what its adapter adds and `other_tokens` (`UsageError`)."""
+    check_texts(
+        backbone,
+        row.token_ids,
+        row.second_token_ids,
+        prompt_length=row.tuned.prompt_length,
+        plain_tokens=len(row.plain),
+        position=position,
+        other_tokens=other_tokens,
     )
 
 
