@@ -212,10 +212,11 @@ def test_a_hostile_service_learns_no_more_and_its_errors_are_one_clean_line(read
     model["rapt"]["vocabulary_hash"] = reader_privatizer.vocabulary_hash
     replies = [
         (500, {}, b"<html>\n" + TEXTS[0].encode()),
-        (429, {"retry-after": "7"}, json.dumps({"error": {"message": "a\nb\x1b[31m" * 400, "code": "A B"}}).encode()),
+        (429, {"retry-after": "600"}, json.dumps({"error": {"message": "a\nb\x1b[31m" * 400, "code": "A B"}}).encode()),
         (307, {"location": "http://127.0.0.1:9/elsewhere"}, b""),
         (200, {"content-encoding": "gzip"}, b"x"),
-        *3 * (None,),  # a connection that is lost is taken again
+        *4 * (None,),  # a connection that is lost is taken again
+        (429, {"retry-after": "0"}, b"{}"),  # and a service that is busy for a moment is asked again
         (200, {"content-type": "text/html"}, b"{}"),
     ]
     waiting = iter(replies)
@@ -236,7 +237,7 @@ def test_a_hostile_service_learns_no_more_and_its_errors_are_one_clean_line(read
         body = {"model": "bert-tiny", "prompt": TEXTS[0]}
         answers = [client.post("/v1/completions", json=body) for _ in range(6)]
     assert [found.status_code for found in answers] == [500, 429, 502, 502, 503, 200]
-    assert answers[1].headers["retry-after"] == "7"
+    assert answers[1].headers["retry-after"] == "600"
     assert answers[5].headers["content-type"] == "application/json"
     for found in answers[:5]:
         error = found.json()["error"]

@@ -33,7 +33,11 @@ _OF_SERVICES: Final = {
     "label_epsilon": "--label-epsilon",
     "plain_tokens": "--plain-tokens",
 }
-USE_OF_WORDS: Final = "what such words are worth to a language model was not measured"
+# docs/results/serving.md, "The gateway".
+USE_OF_WORDS: Final = (
+    "replaced words are worth less to a model that was not tuned for them: a small one told the mood of 87 % of 400 "
+    "sentences in clear, of 73 % where 70 % of the words stayed and of 63 % where 47 % did"
+)
 
 if TYPE_CHECKING:
     from rapt.local.privatizer import TextPrivatizer

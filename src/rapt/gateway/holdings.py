@@ -5,6 +5,7 @@ A name that a program gives to its file, a job or a model stays here, and so do 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -42,6 +43,8 @@ _ID: Final = re.compile(r"(file|ftjob|ftevent|ftckpt)-[0-9a-f]{24}")
 _ROOM_FOR_A_FORM: Final = 64 * 1024
 # Uploads whose files are remembered, so that one that is repeated makes no second file.
 _MOST_REMEMBERED: Final = 256
+# Each is in memory, several times over; the others wait.
+_UPLOADS_AT_ONCE: Final = 2
 
 
 def take_id(value: Any, param: str) -> str:
@@ -121,6 +124,7 @@ class Holdings:
         self._upstream, self._models, self._releases, self._training = upstream, models, releases, training
         self._key = secrets.token_bytes(32)
         self._made: OrderedDict[bytes, str] = OrderedDict()
+        self._uploading = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     def routes(self) -> list[Route]:
         """Return the routes."""
@@ -176,6 +180,10 @@ class Holdings:
 
     async def upload(self, request: Request) -> Response:
         """Privatize training records, and upload the privatized file alone."""
+        async with self._uploading:
+            return await self._upload(request)
+
+    async def _upload(self, request: Request) -> Response:
         content, is_csv = await _read_upload(request)
         digest = self._digest(content)
         if (made := self._made.get(digest)) is not None:
@@ -183,7 +191,7 @@ class Holdings:
             known = answer.read_object().get("data") if answer.is_success else None
             if isinstance(known, list) and len(known) == 1 and isinstance(known[0], dict):
                 return await self._upstream.pass_on("GET", f"/v1/files/{take_id(known[0].get('id'), 'id')}")
-        records = read_training_records(content, is_csv=is_csv)
+        records = await asyncio.to_thread(read_training_records, content, is_csv=is_csv)
         file, _ = await privatize_training(records, self._training, self._releases)
         self._made[digest] = hashlib.sha256(file).hexdigest()
         while len(self._made) > _MOST_REMEMBERED:

@@ -17,7 +17,7 @@ import httpx2
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from rapt.errors import ServiceError, UnavailableError, WireError
+from rapt.errors import BusyError, ServiceError, UnavailableError, WireError
 from rapt.gateway.refusals import answer_error, make_error
 from rapt.local.client.connection import NO_ANSWER, Connection
 from rapt.local.client.objects import not_understood, read_refusal
@@ -28,7 +28,9 @@ _MOST: Final = 64 * 2**20
 MOST_AT_ONCE: Final = 96
 _ASKING: Final = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/classify"})
 # Pauses before a request whose connection was refused or lost is sent again, s.
-_PAUSES: Final = (0.1, 0.4)
+_PAUSES: Final = (0.1, 0.4, 1.0)
+# When a service that is busy wants to be asked again, s, as far as a program is left waiting for it.
+_SOON: Final = re.compile("[0-9]|[1-5][0-9]", re.ASCII)
 _KINDS: Final = ("application/json", "application/jsonl")
 _CODE: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _PARAM: Final = re.compile(r"[a-z][a-z0-9_.]{0,127}")
@@ -96,7 +98,7 @@ class Upstream:
         file: bytes | None = None,
         key: str | None = None,
     ) -> Answer:
-        """Send one request; again where that is harmless and the connection was refused or lost before an answer.
+        """Send one request; again where that is harmless, and the connection was lost or the service is busy for now.
 
         Args:
             method: Method of HTTP.
@@ -149,11 +151,17 @@ class Upstream:
     async def _send(self, request: httpx2.Request, *, repeatable: bool) -> httpx2.Response:
         for pause in _PAUSES:
             try:
-                return await self._http.send(request, stream=True)
+                response = await self._http.send(request, stream=True)
             except httpx2.TransportError as error:
                 is_late = isinstance(error, httpx2.TimeoutException)
                 if is_late or not (repeatable or isinstance(error, httpx2.ConnectError)):
                     raise
+            else:
+                after = response.headers.get("retry-after", "")
+                if response.status_code != BusyError.status or not repeatable or not _SOON.fullmatch(after):
+                    return response
+                await response.aclose()
+                pause = float(after)
             await asyncio.sleep(pause)
         return await self._http.send(request, stream=True)
 
