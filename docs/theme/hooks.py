@@ -33,6 +33,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Turn links that leave docs/, and links of pages from the root, to pages of the site."""
     here = page.file.src_uri
+    if here.startswith("decisions/") or here == "changelog.md":
+        page.meta["search"] = {"boost": 0.3}  # who searches wants to do something first, and its reasons later
     from_root = here in FROM_ROOT.values()
     folder = "" if from_root else posixpath.join("docs", posixpath.dirname(here))
 
