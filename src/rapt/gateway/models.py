@@ -44,7 +44,7 @@ class ModelNames:
     """Names of the models of a service, remembered as it listed them."""
 
     def __init__(self, upstream: Upstream) -> None:
-        """Know none yet."""
+        """Start with no name known."""
         self._upstream = upstream
         self._listed: dict[str, Mapping[str, Any]] = {}
         self._listed_at = -_BETWEEN_LISTS
@@ -94,7 +94,7 @@ class Models(ModelNames):
     """Models of a service of rapt, checked to read what leaves here."""
 
     def __init__(self, upstream: Upstream, *, vocabulary_hash: str) -> None:
-        """Know none yet.
+        """Start with no model known.
 
         Args:
             upstream: The service.

@@ -104,7 +104,7 @@ def find_canaries(
         workshop: Tunes the model.
         texts: Texts that the canaries are put among.
         repetitions: R; with 0 the sentences are looked for in a model that never had them.
-        canaries: Different sentences.
+        canaries: Number of different canary sentences.
         candidates: Sentences that each is ranked among, itself included.
         words: Words of each sentence.
         seed: Seed of sentences, noise and run; the same seed gives the same canaries for every R and mechanism.

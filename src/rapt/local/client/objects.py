@@ -30,7 +30,7 @@ class FileInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class JobInfo:
-    """A tuning job.
+    """A tuning job as the service describes it.
 
     Attributes:
         id: `ftjob-...`.

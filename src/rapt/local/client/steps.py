@@ -71,7 +71,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Pause:
-    """A pause.
+    """A pause between two requests.
 
     Attributes:
         seconds: Length of the pause, s.

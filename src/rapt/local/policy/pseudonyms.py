@@ -238,7 +238,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def leave_as_it_is(name: str) -> str:
-    """The name."""
+    """Return the name unchanged."""
     return name
 
 
