@@ -58,7 +58,7 @@ def test_an_insecure_stream_repeats_and_records_its_seed():
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True, "3", None])
 def test_a_seed_that_is_not_a_whole_number_is_refused(seed):
-    with pytest.raises(UsageError, match="an insecure seed must be a whole number >= 0"):
+    with pytest.raises(UsageError, match="must be a whole number"):
         insecure_stream(seed)
 
 
