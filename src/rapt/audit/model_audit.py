@@ -13,10 +13,12 @@ import torch
 from rapt.audit.artefact.given import OwnersTexts, fit_workshop, read_card
 from rapt.audit.artefact.run import ArtefactFindings, ArtefactPlan, audit_artefact
 from rapt.audit.artefact.run import audit_adapter as attack_adapter
+from rapt.audit.artefact.shared_work import SharedWork, Shop
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, read_texts
 from rapt.audit.report.artefact import ArtefactReport, write_artefact_report
+from rapt.cluster import Cluster
 from rapt.command_line import rebuild_command
-from rapt.local.mechanisms import make_mechanism, remake_mechanism
+from rapt.local.mechanisms import remake_mechanism
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.service.adapter.adapter import load_adapter
@@ -149,14 +151,17 @@ class AdapterAuditPlan:
         )
 
 
-def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT) -> ArtefactReport:
+def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT, cluster: Cluster | None = None) -> ArtefactReport:
     """The report on models that are tuned here on random halves of the texts, in clear and through the mechanism.
 
     Args:
         plan: Plan of the audit.
         narrator: Takes the progress.
+        cluster: Ray cluster whose tasks tune the models; those that are done are kept in the folder of the report, in
+            `models`. Its nodes must be trusted, and have the model's files. None tunes them here.
 
     Raises:
+        ClusterError: The cluster was lost.
         AuditError: There are too few texts, or the report cannot be written.
         CorpusError: The texts cannot be read.
         MechanismError: The mechanism is unknown, or its options do not fit.
@@ -164,19 +169,16 @@ def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT) -> Artefac
     """
     config = replace(default_config(plan.method), epochs=plan.epochs, batch_size=plan.batch_size)
     config = config if plan.learning_rate is None else replace(config, learning_rate=plan.learning_rate)
-    vocabulary = load_vocabulary(plan.model)
-    workshop = Workshop(
-        backbone=load_backbone(plan.model, precision="float32"),
-        vocabulary=vocabulary,
-        mechanism=make_mechanism(
-            plan.mechanism,
-            vocabulary=vocabulary,
-            eta=plan.eta,
-            options=dict(plan.options),
-            allow_unproved=plan.allow_unproved,
-        ),
+    shop = Shop(
+        model=plan.model,
+        mechanism=plan.mechanism,
+        eta=plan.eta,
+        options=dict(plan.options),
+        allow_unproved=plan.allow_unproved,
         config=config,
+        threads=plan.threads,
     )
+    workshop, vocabulary = shop.workshop, shop.workshop.vocabulary
     texts = read_texts(
         plan.file,
         vocabulary,
@@ -186,12 +188,15 @@ def audit_model(plan: ModelAuditPlan, *, narrator: Narrator = SILENT) -> Artefac
     )
     texts = _draw(texts, plan.records, rng=_choice(plan.attacks.seed))
     torch.set_num_threads(plan.threads)
+    kept = None if plan.out is None else plan.out / "models"
+    shared = None if cluster is None else SharedWork(cluster=cluster, shop=shop, texts=texts, kept=kept)
     with narrator.meter("attacking", unit="steps") as meter:
         found = audit_artefact(
             workshop,
             texts,
             plan=plan.attacks,
             on_progress=lambda what, done, total: meter(done, total=total, note=what),
+            shared=shared,
         )
     return _report(found, f"Models tuned on {plan.file.name}", plan.command, out=plan.out, narrator=narrator)
 

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AllowUnproved, AsJson, AuditSeed, Eta, MechanismOptions, read_options, warn_of_calibration
+from rapt.cli.options import (
+    AllowUnproved,
+    AsJson,
+    AuditSeed,
+    ChosenEngine,
+    Engine,
+    Eta,
+    MechanismOptions,
+    RayAddress,
+    open_engine,
+    read_options,
+    warn_of_calibration,
+)
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
@@ -125,6 +137,11 @@ def audit_model(
     seed: AuditSeed = 0,
     threads: _Threads = 1,
     out: _Out = None,
+    processes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Cores of a Ray that is started here, with --engine ray.")
+    ] = 1,
+    engine: ChosenEngine = Engine.LOCAL,
+    ray_address: RayAddress = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure what models tuned on your texts give away: who was in the training, and what repetition costs.
@@ -137,42 +154,47 @@ def audit_model(
     \b
     Example:
       rapt audit-model reviews.csv --eta 75 --out audit-model
+      rapt audit-model reviews.csv --eta 75 --out audit-model --engine ray --processes 2
     """
     from rapt.audit import ModelAuditPlan
     from rapt.audit import audit_model as run_audit
     from rapt.audit.artefact.run import PARTS, ArtefactPlan
 
+    if engine is Engine.LOCAL and processes > 1:
+        raise UsageError("--processes must come with --engine ray; add that, or give --threads")
     options = read_options(mechanism, settings)
     warn_of_calibration(options)
-    report = run_audit(
-        ModelAuditPlan(
-            file=file,
-            eta=eta,
-            text_column=text_column,
-            label_column=label_column,
-            model=model,
-            mechanism=mechanism,
-            options=options,
-            allow_unproved=allow_unproved,
-            method=method,
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            records=records,
-            attacks=ArtefactPlan(
-                parts=PARTS if attacks is None else tuple(name.strip() for name in attacks.split(",")),
-                models=models,
-                queries=queries,
-                canaries=canaries,
-                repetitions=read_numbers(repetitions, option="--repetitions", least=0),
-                releases=read_numbers(releases, option="--releases", least=1),
-                seed=seed,
+    with open_engine(engine, address=ray_address, cores=processes) as cluster:
+        report = run_audit(
+            ModelAuditPlan(
+                file=file,
+                eta=eta,
+                text_column=text_column,
+                label_column=label_column,
+                model=model,
+                mechanism=mechanism,
+                options=options,
+                allow_unproved=allow_unproved,
+                method=method,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                records=records,
+                attacks=ArtefactPlan(
+                    parts=PARTS if attacks is None else tuple(name.strip() for name in attacks.split(",")),
+                    models=models,
+                    queries=queries,
+                    canaries=canaries,
+                    repetitions=read_numbers(repetitions, option="--repetitions", least=0),
+                    releases=read_numbers(releases, option="--releases", least=1),
+                    seed=seed,
+                ),
+                threads=threads,
+                out=out,
             ),
-            threads=threads,
-            out=out,
-        ),
-        narrator=output,
-    )
+            narrator=output,
+            cluster=cluster,
+        )
     _show_report(report, as_json=as_json)
 
 

@@ -11,18 +11,22 @@ from rapt.cli import output
 from rapt.cli.options import (
     AllowUnproved,
     AsJson,
+    ChosenEngine,
     Drawn,
+    Engine,
     MechanismOptions,
     PolicyFile,
     Precision,
+    RayAddress,
     list_given,
+    open_engine,
     read_options,
 )
 from rapt.cli.output import format_table, show, show_json
 from rapt.errors import UsageError
 
 # What a comparison that is read from a file does not say.
-_BESIDE_A_FILE = frozenset({"file", "out", "processes", "as_json"})
+_BESIDE_A_FILE = frozenset({"file", "out", "processes", "engine", "ray_address", "as_json"})
 
 
 def compare(
@@ -108,6 +112,8 @@ def compare(
     ] = None,
     attack_tokens: Annotated[int, typer.Option(min=1, help="About how many tokens are attacked.")] = 5_000,
     processes: Annotated[int, typer.Option(metavar="N", min=1, help="Models trained at once, a thread each.")] = 1,
+    engine: ChosenEngine = Engine.LOCAL,
+    ray_address: RayAddress = None,
     allow_unproved: AllowUnproved = False,
     as_json: AsJson = False,
 ) -> None:
@@ -121,6 +127,7 @@ def compare(
       rapt compare reviews.csv --eta 60 --eta 75 --eta 90 --out comparison --processes 2
       rapt compare reviews.csv --codes minilm-codes --epsilon 2 --epsilon 4 --crowd 100 --crowd 1000 --out comparison
       rapt compare plan.toml --out comparison
+      rapt compare plan.toml --out comparison --engine ray --ray-address 10.0.0.5:6379
       rapt compare pairs.csv --text-column sentence1 --text-column-2 sentence2 --eta 75 --out comparison
     """
     from rapt.compare import Comparison, ComparisonPlan, TextFiles, compare_files, read_comparison
@@ -184,7 +191,8 @@ def compare(
             out=out,
             processes=processes,
         )
-    found = compare_files(comparison, narrator=output)
+    with open_engine(engine, address=ray_address, cores=processes) as cluster:
+        found = compare_files(comparison, narrator=output, cluster=cluster)
     if as_json:
         show_json({"report": str(found.page)})
         return
@@ -200,8 +208,8 @@ def _refuse_other_options(context: typer.Context) -> None:
     given = [name for name in list_given(context) if name not in _BESIDE_A_FILE]
     if given:
         raise UsageError(
-            f"a comparison in a file must say all but --out and --processes, got {len(given)} options beside it; "
-            "put them into the file"
+            f"a comparison in a file must say all but --out, --processes and the engine, got {len(given)} options "
+            "beside it; put them into the file"
         )
 
 

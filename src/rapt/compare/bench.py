@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rapt.cluster import Cluster
 from rapt.compare.crowd import CrowdBench, check_crowds, open_crowd_bench
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ARMS, AttackCell, Cell, ComparisonPlan, order_texts
@@ -254,6 +255,11 @@ class Benches:
         return (self._tokens if ARMS[task.arm].unit == "token" else self._crowd).train_and_judge(task)
 
 
+def run_task(benches: Benches, task: Task) -> Row:
+    """One line of the results, in a task of a cluster, whose worker keeps the benches for the next."""
+    return benches.run(task)
+
+
 _benches: Benches | None = None  # of a worker process, set once when it starts
 
 
@@ -263,6 +269,7 @@ def run_comparison(
     *,
     results: Path,
     processes: int = 1,
+    cluster: Cluster | None = None,
     on_row: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Row]:
     """Every result of the plan; what the file holds already is not run again.
@@ -272,6 +279,7 @@ def run_comparison(
         split: Texts of training and evaluation.
         results: JSONL file that is appended to.
         processes: How many cells at once, one thread each.
+        cluster: Ray cluster whose tasks run the cells instead; its nodes must be trusted, and have the models' files.
         on_row: Called with the number of results and their total, first before any work.
 
     Raises:
@@ -286,14 +294,19 @@ def run_comparison(
         done = {row.cell for row in file.rows}
         left = [task for task in wanted if task not in done]
         on_row(len(wanted) - len(left), len(wanted))
-        for count, row in enumerate(_rows(plan, split, left, processes=processes), start=1):
+        for count, row in enumerate(_rows(plan, split, left, processes=processes, cluster=cluster), start=1):
             file.add(row)
             on_row(len(wanted) - len(left) + count, len(wanted))
         return [row for row in file.rows if row.cell in wanted]
 
 
-def _rows(plan: ComparisonPlan, split: Split, left: list[Task], *, processes: int) -> Iterator[Row]:
+def _rows(
+    plan: ComparisonPlan, split: Split, left: list[Task], *, processes: int, cluster: Cluster | None
+) -> Iterator[Row]:
     if not left:
+        return
+    if cluster is not None:
+        yield from (row for _, row in cluster.run(run_task, left, setting=Benches(plan, split)))
         return
     if processes == 1:
         benches = Benches(plan, split)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
+from rapt.cluster import Cluster
 from rapt.command_line import rebuild_command
 from rapt.compare.bench import run_comparison
 from rapt.compare.plan import ARMS, LONGER, ComparisonPlan
@@ -130,14 +131,18 @@ def list_possible_arms(
     )
 
 
-def compare_files(comparison: Comparison, *, narrator: Narrator = SILENT) -> ComparisonReport:
+def compare_files(
+    comparison: Comparison, *, narrator: Narrator = SILENT, cluster: Cluster | None = None
+) -> ComparisonReport:
     """Train every model of a comparison that is not trained yet, and write the report.
 
     Args:
         comparison: Description of the comparison.
         narrator: Takes the progress.
+        cluster: Ray cluster whose tasks train the models; None trains them here.
 
     Raises:
+        ClusterError: The cluster was lost; models that were trained are kept.
         UsageError: The folder cannot be written, or holds results of other texts or another plan.
         CorpusError: The texts cannot be read or compared.
         RaptError: A model cannot be trained; those that were are kept.
@@ -156,6 +161,7 @@ def compare_files(comparison: Comparison, *, narrator: Narrator = SILENT) -> Com
                 split,
                 results=out / RESULTS,
                 processes=comparison.processes,
+                cluster=cluster,
                 on_row=lambda done, total: meter(done, total=total),
             )
     except RaptError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,7 @@ from rapt.audit.artefact.given import GivenAdapter, OwnersTexts, attack_given
 from rapt.audit.artefact.membership import MembershipResult, play_membership
 from rapt.audit.artefact.memory import CanaryResult, WordRecovery, find_canaries, read_words
 from rapt.audit.artefact.pooled import PooledRelease, ReleasesView, pool_guesses, score_releases
+from rapt.audit.artefact.shared_work import SharedWork
 from rapt.audit.artefact.workshop import TokenTexts, Workshop, tune_models
 from rapt.audit.view import PublicText
 from rapt.errors import AuditError
@@ -102,6 +104,7 @@ def audit_artefact(
     *,
     plan: ArtefactPlan,
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    shared: SharedWork | None = None,
 ) -> ArtefactFindings:
     """Tune models in clear and through the mechanism, and attack them.
 
@@ -110,6 +113,7 @@ def audit_artefact(
         texts: Texts of which each model gets a random half.
         plan: Plan of the attacks.
         on_progress: Called with the name of a part, what is done of it and its total.
+        shared: Tasks of a cluster that tune the models, of the same workshop and texts; None tunes them here.
 
     Raises:
         AuditError: The texts are too few, or the mechanism's channel is not known for the pooled releases.
@@ -127,7 +131,8 @@ def audit_artefact(
         def one_more(done: int, before: int = tuned) -> None:
             on_progress("models", before + done, 2 * plan.models)
 
-        models = tune_models(shop, texts, models=plan.models, seed=plan.seed, on_progress=one_more)
+        tune_all = None if shared is None else partial(shared.tune, privatized=shop.mechanism is not None)
+        models = tune_models(shop, texts, models=plan.models, seed=plan.seed, on_progress=one_more, tune_all=tune_all)
         tuned += plan.models
         if "membership" in plan.parts:
             for privatized in (False, True) if shop.mechanism is not None else (False,):
@@ -138,6 +143,14 @@ def audit_artefact(
             words += read_words(shop, models, texts, seed=plan.seed)
     if "canaries" in plan.parts:
         runs = [(shop, times) for shop in workshops for times in plan.repetitions]
+        if shared is not None:
+            canaries = shared.find_canaries(
+                [(shop.mechanism is not None, times) for shop, times in runs],
+                canaries=plan.canaries,
+                seed=plan.seed,
+                on_done=lambda done: on_progress("canaries", done, len(runs)),
+            )
+            runs = []
         for place, (shop, times) in enumerate(runs):
             canaries.append(find_canaries(shop, texts, repetitions=times, canaries=plan.canaries, seed=plan.seed))
             on_progress("canaries", place + 1, len(runs))

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
+
+# What models that are tuned on clear text state in place of a mechanism; no file may.
+CLEAR: Final = MechanismSetting(name="none", parameters={"eta": math.inf})
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +124,7 @@ def make_tuning_file(
         rng: Generator of the noise.
         plain_tokens: Plain tokens that stand before each text, for tuning with reconstruction.
     """
-    setting = MechanismSetting(name="none", parameters={"eta": math.inf}) if mechanism is None else mechanism.setting
+    setting = CLEAR if mechanism is None else mechanism.setting
     contents = texts.contents if mechanism is None else privatize(texts.contents, mechanism=mechanism, rng=rng)
     manifest = Manifest(
         model=vocabulary.model,
@@ -169,6 +173,16 @@ def privatize(
 
 
 _TRIES = 100
+
+
+class TuneAll(Protocol):
+    """Tunes a model on each part of the texts, the places of its texts and the seed of its run."""
+
+    def __call__(
+        self, parts: Sequence[tuple[NDArray[np.int64], int]], *, on_done: Callable[[int], None]
+    ) -> Sequence[Adapter]:
+        """The models, in order."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,6 +246,7 @@ def tune_models(
     seed: int,
     share: float = 0.5,
     on_progress: Callable[[int], None] = lambda done: None,
+    tune_all: TuneAll | None = None,
 ) -> Models:
     """Models tuned on a random part of the texts each.
 
@@ -242,6 +257,7 @@ def tune_models(
         seed: Seed of parts, noise and runs.
         share: Share of the texts that each model gets.
         on_progress: Called with the number of models tuned.
+        tune_all: Tunes all models elsewhere; None tunes them here.
 
     Raises:
         AuditError: There are too few texts to draw parts with every class.
@@ -249,10 +265,13 @@ def tune_models(
     """
     rng = np.random.default_rng([seed, 5])
     members = np.stack([_part(texts, share=share, rng=rng) for _ in range(models)])
+    parts = [(np.flatnonzero(members[model]), seed * 10_007 + model) for model in range(models)]
+    if tune_all is not None:
+        return Models(adapters=tuple(tune_all(parts, on_done=on_progress)), members=members)
     adapters = []
-    for model in range(models):
-        adapters.append(workshop.tune(texts.at(np.flatnonzero(members[model])), seed=seed * 10_007 + model))
-        on_progress(model + 1)
+    for places, own_seed in parts:
+        adapters.append(workshop.tune(texts.at(places), seed=own_seed))
+        on_progress(len(adapters))
     return Models(adapters=tuple(adapters), members=members)
 
 
