@@ -110,7 +110,8 @@ class RowsEncoder:
         room = self.max_tokens - self.vocabulary.bundle.special_tokens
         contents = self.vocabulary.encode(texts, first_position=first_position)
         self.encoded += len(texts)
-        return np.array([self.vocabulary.embeddings[ids[:room]].mean(axis=0) for ids in contents], np.float32)
+        states = [self.vocabulary.embeddings[ids[:room]].mean(axis=0) for ids in contents]
+        return np.array(states, np.float32).reshape(len(texts), self.vocabulary.dimension)
 
 
 def code_privatizer(vocabulary, *, epsilon=4.0, preferred=3, encoder=None, **sizes):

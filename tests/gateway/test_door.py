@@ -1,6 +1,7 @@
 """Programs of this machine with the key come in; pages, proxies, other names of this machine and others do not."""
 
 import pytest
+from starlette.routing import Route
 
 from http_requests import open_client
 from rapt.errors import UsageError
@@ -75,6 +76,23 @@ def test_routes_that_are_not_there_are_404_and_name_nothing_of_the_request(url):
     assert [answer.status_code for answer in answers] == [404, 404]
     assert wrong.status_code == 405
     assert not [answer for answer in answers if "secret" in answer.text]
+
+
+def test_what_nobody_foresaw_is_in_the_log_by_its_class_alone(reader_privatizer, tmp_path, caplog, capfd):
+    async def fail(_request):
+        raise LookupError("the patient's name is Ada")
+
+    pages = [Route("/fails", fail)]
+    with (
+        answering(lambda path, body: (200, {}, b"{}")) as service,
+        running_gateway(service, reader_privatizer, ledger=tmp_path / "ledger.sqlite", pages=pages) as found,
+        open_client(found.removesuffix("/v1"), headers={"authorization": f"Bearer {KEY}"}) as client,
+    ):
+        answer = client.get("/fails")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    told = caplog.text + capfd.readouterr().err
+    assert "unforeseen LookupError" in told
+    assert "Ada" not in told + answer.text
 
 
 def test_the_key_is_made_once_for_its_owner_alone_and_kept(tmp_path):

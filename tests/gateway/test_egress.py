@@ -176,7 +176,7 @@ class Identity:
     """A mechanism that changes nothing."""
 
     def __init__(self, mechanism):
-        self.setting = mechanism.setting
+        self.setting, self.distances = mechanism.setting, mechanism.distances
 
     def privatize(self, token_ids, *, rng):
         return np.asarray(token_ids)

@@ -19,10 +19,10 @@ from typing import Final
 
 from starlette.datastructures import Headers
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rapt.errors import AccessError, BusyError, ForbiddenError, UsageError
-from rapt.gateway.refusals import answer_error, make_error
+from rapt.gateway.refusals import answer_error
 from rapt.this_machine import is_loopback
 from rapt.whole_files import write_whole
 
@@ -84,22 +84,11 @@ class Door:
         if refusal is not None:
             await refusal(scope, receive, send)
             return
-        begun = False
-
-        async def note(message: Message) -> None:
-            nonlocal begun
-            begun = begun or message["type"] == "http.response.start"
-            await send(message)
-
         self._in_flight += 1
         try:
-            await self._app(scope, receive, note)
-        except Exception as error:
+            await self._app(scope, receive, send)
+        except Exception as error:  # it was answered, or its answer had begun
             log.error("a request ended with an unforeseen %s", type(error).__name__)
-            if not begun:
-                await make_error("internal error; see the log of the gateway", status=500, code="internal_error")(
-                    scope, receive, send
-                )
         finally:
             self._in_flight -= 1
 

@@ -106,6 +106,7 @@ def _assemble(
             RefusedByService: _answer_refused,
             HTTPException: _answer_unrouted,
             ClientDisconnect: _answer_gone,
+            Exception: _answer_unforeseen,
         },
         lifespan=live,
     )
@@ -130,6 +131,10 @@ async def _answer_unrouted(_request: Request, error: Exception) -> Response:
 
 async def _answer_gone(_request: Request, _error: Exception) -> Response:
     return make_error("the program closed the connection before its answer", status=499, code="client_left")
+
+
+async def _answer_unforeseen(_request: Request, _error: Exception) -> Response:
+    return make_error("internal error; see the log of the gateway", status=500, code=RaptError.code)
 
 
 @contextmanager
