@@ -5,6 +5,7 @@ import pytest
 
 import rapt
 from rapt.errors import CorpusError, UsageError
+from rapt.local.client.objects import read_job_info
 from rapt.local.guarantee import state_privacy
 from rapt.local.label_privacy import RandomizedResponse
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
@@ -201,27 +202,57 @@ def test_what_a_function_takes_besides_what_it_says_is_left_to_it(tmp_path):
         rapt.privatize_corpus(tmp_path / "a.csv", tmp_path / "b")
 
 
-def test_no_public_value_prints_more_than_two_lines(bert_tiny, privatizer):
+def test_no_public_value_prints_more_than_200_characters_or_anything_secret(bert_tiny, privatizer, tmp_path):
+    """One value of every public class that is no error, of those that functions return, and of what a service says."""
     manifest = privatizer.manifest(labels=(SECRET, "b") * 20, randomness=insecure_stream(1).provenance)
     records = privatizer.privatize([SECRET + " good film " * 60], labels=[0], stream=insecure_stream(1))
-    statement = state_privacy(
-        bert_tiny, privatizer.mechanism.setting, plain_tokens=privatizer.plain_tokens, labels_sent=True
-    )
-    values = [
-        bert_tiny,
-        bert_tiny.bundle,
-        privatizer,
-        privatizer.plain_tokens,
-        manifest,
-        records[0],
-        statement,
-        PrivatizedFile(manifest=manifest, records=tuple(records * 9)),
-        insecure_stream(1),
-        rapt.LabelledText(text=SECRET),
-        rapt.LabelPrivacy(epsilon=1.0),
-        rapt.ServiceClient("http://127.0.0.1:1", api_key=SECRET),
-        *(make_mechanism(name, vocabulary=bert_tiny, eta=30.0, allow_unproved=True) for name in MECHANISMS),
-    ]
+    setting, plain = privatizer.mechanism.setting, privatizer.plain_tokens
+    private = rapt.privatize([SECRET], privatizer=privatizer, labels=[SECRET], classes=[SECRET, "b"], ledger=None)
+    common, rng = rapt.weigh_common_words(bert_tiny, count=20), insecure_stream(1).generator
+    job = {"id": "ftjob-" + "0" * 24, "model": "m" * 60, "training_file": "file-" + "0" * 24, "status": "succeeded"}
+    rest = {"method": {"type": "lora", "lora": {"a": [1] * 99}}, "seed": 1, "fine_tuned_model": "ft:" + "m" * 60}
+    with rapt.open_ledger(tmp_path / "book") as ledger:
+        values = [
+            ledger,
+            bert_tiny,
+            bert_tiny.bundle,
+            privatizer,
+            plain,
+            manifest,
+            private,
+            records[0],
+            state_privacy(bert_tiny, setting, plain_tokens=plain, labels_sent=True),
+            rapt.state_text_privacy(4.0),
+            PrivatizedFile(manifest=manifest, records=tuple(records * 9)),
+            insecure_stream(1),
+            rapt.LabelledText(text=SECRET, label=SECRET),
+            rapt.LabelPrivacy(epsilon=1.0),
+            rapt.RaptClassifier(epsilon=4, classes=["a"] * 99),
+            rapt.Policy.make(
+                {kind: "mask" for kind in ("email", "phone", "iban", "card", "ip", "secret", "url", "date", "number")}
+            ),
+            rapt.load_code_privatizer("minilm-codes", epsilon=4.0),
+            *(
+                kind(f"http://user:{SECRET}@127.0.0.1:1/{'x' * 300}?key={SECRET}", api_key=SECRET)
+                for kind in (rapt.ServiceClient, rapt.AsyncServiceClient)
+            ),
+            common,
+            rapt.calibrate_unchanged(
+                lambda eta: make_mechanism("laplace", vocabulary=bert_tiny, eta=eta),
+                bert_tiny,
+                share=0.5,
+                weighting=common,
+                rng=rng,
+                draws=100,
+                curve_steps=1,
+            ),
+            rapt.measure_deniability(privatizer.mechanism, bert_tiny, rng=rng, types=2, draws=20),
+            read_job_info({**job, **rest, "created_at": 1, "error": None}),
+            *(make_mechanism(name, vocabulary=bert_tiny, eta=30.0, allow_unproved=True) for name in MECHANISMS),
+        ]
+    public = {value for value in map(rapt.__dict__.get, rapt.__all__) if isinstance(value, type)}
+    shown = {kind for value in values for kind in type(value).__mro__}
+    assert {kind for kind in public - shown if not issubclass(kind, Exception)} <= {rapt.Mechanism}
     for value in values:
-        assert len(repr(value)) <= 200, type(value)
+        assert len(repr(value)) <= 200, (type(value), repr(value))
         assert SECRET not in repr(value)

@@ -216,6 +216,10 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         found = self.predict_proba(X)
         return np.asarray(self.classes_[found.argmax(axis=1)])
 
+    def __repr__(self, N_CHAR_MAX: int = 150) -> str:
+        """Say the settings that are not the usual ones, on one line."""
+        return " ".join(str(super().__repr__(N_CHAR_MAX=N_CHAR_MAX)).split())
+
     def __sklearn_tags__(self) -> Any:
         """Say to scikit-learn that X is a list of strings, and that noise makes each fit another."""
         tags = super().__sklearn_tags__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -104,22 +104,22 @@ class Calibration:
 
     target: Target
     wanted: float
-    at: str | None = None
-    distance: float | None = None
-    delta: float | None = None
-    model: str
-    vocabulary_hash: str
+    at: str | None = field(default=None, repr=False)
+    distance: float | None = field(default=None, repr=False)
+    delta: float | None = field(default=None, repr=False)
+    model: str = field(repr=False)
+    vocabulary_hash: str = field(repr=False)
     mechanism: str
     eta: float
-    eta_low: float | None
-    eta_high: float | None
+    eta_low: float | None = field(repr=False)
+    eta_high: float | None = field(repr=False)
     reached: float
-    reached_low: float
-    reached_high: float
-    draws: int
-    weighting: str
-    depends_on_private_data: bool
-    curve: tuple[CurvePoint, ...]
+    reached_low: float = field(repr=False)
+    reached_high: float = field(repr=False)
+    draws: int = field(repr=False)
+    weighting: str = field(repr=False)
+    depends_on_private_data: bool = field(repr=False)
+    curve: tuple[CurvePoint, ...] = field(repr=False)
 
 
 @check_arguments

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -162,8 +162,8 @@ class PlausibleDeniability:
     types: int
     draws: int
     outside: float
-    unchanged: Spread
-    set_size: Spread
+    unchanged: Spread = field(repr=False)
+    set_size: Spread = field(repr=False)
     confidence: float
 
     @property

@@ -50,19 +50,19 @@ class JobInfo:
     """
 
     id: str
-    model: str
-    training_file: str
+    model: str = field(repr=False)
+    training_file: str = field(repr=False)
     status: str
-    method: Mapping[str, Any]
-    seed: int
+    method: Mapping[str, Any] = field(repr=False)
+    seed: int = field(repr=False)
     fine_tuned_model: str | None
-    trained_tokens: int | None
-    error_code: str | None
-    error_message: str | None
-    created_at: int | None = None
-    finished_at: int | None = None
-    validation_file: str | None = None
-    waits_because: str | None = None
+    trained_tokens: int | None = field(repr=False)
+    error_code: str | None = field(repr=False)
+    error_message: str | None = field(repr=False)
+    created_at: int | None = field(default=None, repr=False)
+    finished_at: int | None = field(default=None, repr=False)
+    validation_file: str | None = field(default=None, repr=False)
+    waits_because: str | None = field(default=None, repr=False)
 
     @property
     def ended(self) -> bool:
