@@ -278,7 +278,7 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
         every_token=measure_every_token(mechanism, vocabulary, rng=rng),
         kinds=[KindShare(kind="numbers", tokens=9, share=0.5, low=0.4, high=0.6)],
         words=measure_words(mechanism, vocabulary, pairs[0], rng=rng, draws=4),
-        file=FileShape(texts=3, shortest=1, median=4, longest=300, alike=0),
+        file=FileShape(texts=3, shortest=1, median=4, longest=20, alike=0),
         own=OwnTexts(texts=3, counts=Counter({1: 3}), first=((1,),), often=0, most=3, alike=1),
         own_unchanged=measured,
         deniability=denied,
@@ -347,7 +347,7 @@ def test_the_json_has_these_keys_and_no_others(vocabulary, rng):
     ]
     assert list(value["file"]) == ["texts", "shortest", "median", "longest", "alike"]
     assert list(value["own_texts"]) == ["texts", "often", "most", "alike", "unchanged"]
-    assert [bound["tokens"] for bound in value["texts"]] == [4, 4, 4, 300, 300, 300]
+    assert [bound["tokens"] for bound in value["texts"]] == [4, 4, 4, 20, 20, 20]
     assert list(value["unchanged_every_token"]) == list(value["unchanged"])
     assert [list(word) for word in value["words"]] == [["word", "tokens", "kept", "low", "high", "draws"]] * 2
     assert [list(kind) for kind in value["unchanged_by_kind"]] == [["kind", "tokens", "share", "low", "high"]]
