@@ -60,7 +60,7 @@ def run(options):
     )
     bench = open_bench(plan, split, threads=1)
     known = {(line["model"], line["eta"], line["seed"], line["arm"]) for line in read_lines(options.out)}
-    for seed in range(options.seeds):
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
         for arm in options.arms:
             precision, weights = ARMS[arm]
             if (options.model, eta, seed, arm) in known:
@@ -106,6 +106,7 @@ def main():
     parser.add_argument("--eta", default="75", help="1/distance, or clear")
     parser.add_argument("--records", type=int, default=2_000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--privatizations", type=int, default=1, help="of dev, each judged once")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--out", type=Path)

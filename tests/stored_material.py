@@ -58,11 +58,19 @@ def tenant(store, name, **quotas):
     return Caller(tenant=name, key=f"key-of-{name}", role="tenant")
 
 
-def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9):
+def upload(store, caller, content=b"some bytes", request=None, max_bytes=10**9, seconds=None):
     """A file of a tenant."""
     with store.directory.stage(io.BytesIO(content), max_bytes=1000) as staged:
         return add_file(
-            store, staged, SUMMARY, filename="f", caller=caller, now=7, max_bytes=max_bytes, request=request
+            store,
+            staged,
+            SUMMARY,
+            filename="f",
+            caller=caller,
+            now=7,
+            max_bytes=max_bytes,
+            request=request,
+            seconds=seconds,
         )
 
 

@@ -84,6 +84,9 @@ def test_a_file_for_another_vocabulary_is_a_conflict(http, training_path, traini
     [
         ({"purpose": "batch"}, "purpose"),
         ({"purpose": SECRET}, "purpose"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "2592001"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": SECRET, "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
         ({"expires_after[seconds]": "3600"}, None),
         ({SECRET: SECRET}, None),
     ],
@@ -338,3 +341,18 @@ def test_whatever_charset_a_form_names_it_is_read_or_refused(http, training_path
     answer = http.post("/v1/files", content=content + b"--b--\r\n", headers=headers)
     assert answer.status_code in (200, 400)
     assert http.get("/v1/files").status_code == 200
+
+
+def test_a_file_and_what_becomes_of_an_upload_say_when_they_go(http, training_path):
+    form = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    found = upload(http, training_path, **form).json()
+    assert found["expires_at"] == found["created_at"] + 3600
+    assert http.get(f"/v1/files/{found['id']}").json() == found
+    assert upload(http, training_path).json()["expires_at"] is None
+    content = training_path.read_bytes()
+    start = {"filename": "f", "purpose": "fine-tune", "bytes": len(content), "mime_type": "text/plain"}
+    start["expires_after"] = {"anchor": "created_at", "seconds": 7200}
+    begun = http.post("/v1/uploads", json=start).json()
+    part = http.post(f"/v1/uploads/{begun['id']}/parts", files={"data": content}).json()
+    ended = http.post(f"/v1/uploads/{begun['id']}/complete", json={"part_ids": [part["id"]]}).json()
+    assert ended["file"]["expires_at"] == ended["file"]["created_at"] + 7200

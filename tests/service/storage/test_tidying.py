@@ -4,10 +4,11 @@ import pytest
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import DatabaseError
 
-from rapt.errors import QuotaError, UsageError
+from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.storage.callers import KEPT_SECONDS, OPERATOR, mark_repeatable
 from rapt.service.storage.database import Cursor
+from rapt.service.storage.file_rows import get_file
 from rapt.service.storage.job_rows import cancel_job, list_events
 from rapt.service.storage.key_rows import create_key, has_keys, list_keys, rotate_key
 from rapt.service.storage.tables import AUDIT, EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
@@ -21,7 +22,7 @@ from rapt.service.storage.tidying import KEPT_ENTRIES, KEPT_ROWS, tidy, warn_job
 from rapt.service.storage.upload_rows import LIFETIME, MOST_PARTS, add_part, add_upload, end_upload, get_upload
 from rapt.service.storage.worker_rows import hold_worker_lock, list_models_of_living
 from running_service import wait_until
-from stored_material import claim, finish, queue, upload
+from stored_material import actions, claim, finish, queue, upload
 
 # Several transactions; and one more than SQLite takes as arguments of a statement, and many more than PostgreSQL.
 MANY = [12_000, pytest.param(250_001, marks=pytest.mark.slow)]
@@ -196,3 +197,22 @@ def test_a_job_whose_base_model_nobody_has_says_so_once_and_is_taken_up_when_som
         assert warn_jobs_without_model(store, served=list_models_of_living(store), now=9) == 0
         assert claim(store).id == job.id
     assert list_models_of_living(store) == set()
+
+
+def test_a_file_goes_when_its_time_has_come_unless_a_job_needs_it(store, ada, bob):
+    kept = upload(store, ada)
+    ends, needed = upload(store, ada, b"for an hour", seconds=3600), upload(store, bob, b"for a job", seconds=3600)
+    assert (ends.expires_at, kept.expires_at) == (3607, None)
+    job = queue(store, bob, needed)
+    blobs = set(store.blobs.list())
+    assert tidy(store, now=3606) == 0
+    assert tidy(store, now=3607) == 1
+    with pytest.raises(NotFoundError):
+        get_file(store, ends.id, tenant="ada")
+    assert blobs - set(store.blobs.list()) == {ends.sha256}
+    assert get_file(store, kept.id, tenant="ada") == kept
+    assert actions(store)[-1] == ("file.delete", ends.id)
+    cancel_job(store, job.id, caller=bob, now=3700)
+    assert tidy(store, now=3701) == 1
+    with pytest.raises(NotFoundError):
+        get_file(store, needed.id, tenant="bob")

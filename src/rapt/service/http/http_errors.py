@@ -67,7 +67,8 @@ def _field_names() -> frozenset[str]:
         "audio best_of echo frequency_penalty function_call functions logit_bias metadata modalities "
         "parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_retention reasoning_effort "
         "response_format safety_identifier service_tier store suffix tool_choice tools verbosity web_search_options "
-        "integrations expires_after name tool_calls tool_call_id refusal annotations dpo reinforcement"
+        "integrations expires_after expires_after[anchor] expires_after[seconds] name tool_calls tool_call_id refusal "
+        "annotations dpo reinforcement"
     )
     models = [item for item in found if isinstance(item, type) and issubclass(item, BaseModel)]
     return frozenset(name for model in models for name in model.model_fields) | {

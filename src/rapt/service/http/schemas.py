@@ -6,10 +6,10 @@ A request with a field that is not here is refused, never half understood.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Final, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Generic, Literal, Self, TypeVar
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rapt.errors import UsageError
 from rapt.service.adapter.methods.method import Text
@@ -30,6 +30,10 @@ _LARGEST = 2**53  # what every JSON reader still counts exactly
 Count = Annotated[int, Field(ge=0, le=_LARGEST)]
 
 
+# How long a file is kept, s: an hour to 30 days, as at OpenAI.
+Lifetime = Annotated[int, Field(ge=3600, le=2_592_000, description="seconds after which the file goes by itself")]
+
+
 class UploadRequest(BaseModel):
     """Form of `POST /v1/files`."""
 
@@ -37,6 +41,15 @@ class UploadRequest(BaseModel):
 
     file: UploadFile = Field(description="a privatized file, as `rapt privatize` writes it")
     purpose: Literal["fine-tune"]
+    # As OpenAI's clients write an object into a form.
+    anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
+    seconds: Lifetime | None = Field(None, alias="expires_after[seconds]")
+
+    @model_validator(mode="after")
+    def _need_both(self) -> Self:
+        if (self.anchor is None) != (self.seconds is None):
+            raise ValueError("expires_after must have anchor and seconds; send both, or none")
+        return self
 
 
 Metadata = Annotated[
@@ -149,6 +162,7 @@ class FileObject(BaseModel):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
+    expires_at: int | None = None
     filename: str
     purpose: str
     status: Literal["processed"] = "processed"
@@ -280,6 +294,13 @@ class Health(BaseModel):
     version: str
 
 
+class ExpiresAfter(Request):
+    """How long the file that an upload becomes is kept."""
+
+    anchor: Literal["created_at"]
+    seconds: Lifetime
+
+
 class UploadStart(Request):
     """Body of `POST /v1/uploads`."""
 
@@ -287,6 +308,7 @@ class UploadStart(Request):
     purpose: Literal["fine-tune"]
     bytes: Annotated[int, Field(ge=1, le=2**53)]
     mime_type: Annotated[str, Field(max_length=256, description="not looked at: the file says what it is")]
+    expires_after: ExpiresAfter | None = None
 
 
 class PartRequest(BaseModel):

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from sqlalchemy import delete, func, insert, or_, select
+from sqlalchemy import ColumnElement, delete, insert, or_, select
 
 from rapt.errors import DamagedError, UsageError
 from rapt.service.storage.blobs import open_blob
@@ -19,6 +19,9 @@ from rapt.service.storage.tenant_rows import ACTIVE, MOST_FILES, check_bytes, ch
 from rapt.wire.manifest import Manifest, dump_mechanism
 
 PURPOSE: Final = "fine-tune"
+_AT_ONCE: Final = 500
+# What stands in the audit log in the place of a key, where time deleted a file.
+_CLOCK: Final = "expiry"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,7 @@ class StoredFile:
         longest: Tokens of the longest text.
         plain_tokens: m, before each text.
         labels: Number of classes; 0 without labels.
+        expires_at: Unix time from which on it goes by itself, s; None keeps it.
     """
 
     id: str
@@ -71,6 +75,7 @@ class StoredFile:
     longest: int
     plain_tokens: int
     labels: int
+    expires_at: int | None = None
 
 
 def add_file(
@@ -85,6 +90,7 @@ def add_file(
     max_files: int = MOST_FILES,
     counted: int = 0,
     request: Repeatable | None = None,
+    seconds: int | None = None,
 ) -> StoredFile:
     """Keep admitted bytes under a new id.
 
@@ -99,6 +105,7 @@ def add_file(
         max_files: Most files of a tenant.
         counted: Bytes of it that the tenant has already, as parts of an upload.
         request: Marks of a request that may come again; then the file of the first time is the answer.
+        seconds: How long it is kept, s; None keeps it until it is deleted.
 
     Raises:
         QuotaError: The tenant has too many bytes, or files.
@@ -121,6 +128,7 @@ def add_file(
         longest=summary.longest,
         plain_tokens=manifest.plain_tokens.count,
         labels=len(manifest.labels or ()),
+        expires_at=None if seconds is None else now + seconds,
     )
     with store.database.read() as connection:
         if (before := find_made_before(connection, caller, request)) is not None:
@@ -180,12 +188,31 @@ def delete_file(store: Store, file_id: str, *, caller: Caller) -> None:
     """
     with store.database.write() as connection:
         file = make_value(find(connection, FILES, file_id, tenant=caller.tenant), StoredFile)
-        needed = select(func.count()).where(
-            or_(JOBS.c.training_file == file_id, JOBS.c.validation_file == file_id), JOBS.c.status.in_(ACTIVE)
-        )
-        if connection.execute(needed).scalar_one():
+        if connection.execute(select(FILES.c.id).where(FILES.c.id == file_id, _is_needed())).first() is not None:
             raise UsageError("a file must not be deleted while a job needs it; cancel the job first")
         connection.execute(delete(FILES).where(FILES.c.id == file_id))
         record(connection, caller, "file.delete", file_id)
     store.database.forget_deleted()
     release(store, [file.sha256])
+
+
+def expire_files(store: Store, *, now: int) -> int:
+    """Delete files whose time has come and that no unfinished job needs, at most so many; returns how many."""
+    due = select(FILES.c.id, FILES.c.tenant, FILES.c.sha256).where(FILES.c.expires_at <= now, ~_is_needed())
+    with store.database.read() as connection:
+        if connection.execute(due.limit(1)).first() is None:
+            return 0
+    with store.database.write() as connection:
+        rows = connection.execute(due.limit(_AT_ONCE)).all()
+        connection.execute(delete(FILES).where(FILES.c.id.in_([row.id for row in rows])))
+        for row in rows:
+            record(connection, Caller(tenant=row.tenant, key=_CLOCK, role="tenant"), "file.delete", row.id)
+    store.database.forget_deleted()
+    release(store, [row.sha256 for row in rows])
+    return len(rows)
+
+
+def _is_needed() -> ColumnElement[bool]:
+    """Whether a job that has not ended reads a file."""
+    reads = or_(JOBS.c.training_file == FILES.c.id, JOBS.c.validation_file == FILES.c.id)
+    return select(JOBS.c.id).where(reads, JOBS.c.status.in_(ACTIVE)).correlate(FILES).exists()

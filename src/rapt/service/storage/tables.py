@@ -102,7 +102,10 @@ FILES: Final = _table(
     Column("longest", BigInteger, nullable=False),
     Column("plain_tokens", BigInteger, nullable=False),
     Column("labels", BigInteger, nullable=False),
+    # Unix time from which on it goes by itself, s.
+    Column("expires_at", BigInteger),
     Index("ix_files_tenant", "tenant", "number"),
+    Index("ix_files_expires_at", "expires_at"),
 )
 
 JOBS: Final = _table(
@@ -205,6 +208,8 @@ UPLOADS: Final = _table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger, nullable=False),
     Column("file_id", String),
+    # How long the file is kept that it becomes, s.
+    Column("file_seconds", BigInteger),
     Index("ix_uploads_tenant", "tenant", "number"),
 )
 

@@ -1,4 +1,4 @@
-"""Tidying by the clock: uploads that expire, and rows that nobody will ask for again, go without a request.
+"""Tidying by the clock: files and uploads that expire, and rows that nobody will ask for again, go without a request.
 
 In small transactions, because whoever writes waits for the writer before. Rows of a tenant that only tell what was once
 are kept for the newest thousand; `tenant_rows` refuses to make so many more of them in between that they fill the disk.
@@ -13,6 +13,7 @@ from typing import Final
 from sqlalchemy import ColumnElement, Connection, Table, delete, func, or_, select, true, update
 
 from rapt.service.storage.callers import KEPT_SECONDS
+from rapt.service.storage.file_rows import expire_files
 from rapt.service.storage.job_rows import add_event
 from rapt.service.storage.store import Store
 from rapt.service.storage.tables import AUDIT, EVENTS, JOBS, KEYS, PARTS, REQUESTS, UPLOADS
@@ -36,8 +37,9 @@ def tidy(store: Store, *, now: int, should_stop: Callable[[], bool] = lambda: Fa
         UnavailableError: The database is away; what was not done yet is done the next time.
     """
     done = 0
-    while not should_stop() and (changed := _expire_uploads(store, now=now)):
-        done += changed
+    for expire in (_expire_uploads, expire_files):
+        while not should_stop() and (changed := expire(store, now=now)):
+            done += changed
     for table, of_the_past, kept in (
         (UPLOADS, UPLOADS.c.status != "pending", KEPT_ROWS),
         (JOBS, ENDED_FOR_NOTHING, KEPT_ROWS),

@@ -37,6 +37,7 @@ class StoredUpload:
         created_at: Time of creation, Unix time, s.
         expires_at: Unix time, s, after which nothing more is taken.
         file_id: Id of the file that it became; None until it is completed.
+        file_seconds: How long that file is kept, s; None keeps it.
     """
 
     id: str
@@ -48,6 +49,7 @@ class StoredUpload:
     created_at: int
     expires_at: int
     file_id: str | None = None
+    file_seconds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,17 @@ class StoredPart:
     created_at: int
 
 
-def add_upload(store: Store, *, filename: str, purpose: str, size: int, caller: Caller, now: int) -> StoredUpload:
-    """Begin an upload in parts.
+def add_upload(
+    store: Store,
+    *,
+    filename: str,
+    purpose: str,
+    size: int,
+    caller: Caller,
+    now: int,
+    file_seconds: int | None = None,
+) -> StoredUpload:
+    """Begin an upload in parts, of a file that is kept so many seconds, or until it is deleted.
 
     Raises:
         NotFoundError: The tenant was deleted meanwhile.
@@ -77,6 +88,7 @@ def add_upload(store: Store, *, filename: str, purpose: str, size: int, caller: 
         status="pending",
         created_at=now,
         expires_at=now + LIFETIME,
+        file_seconds=file_seconds,
     )
     with store.database.write() as connection:
         check_tenant(connection, caller.tenant)

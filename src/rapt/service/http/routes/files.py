@@ -52,7 +52,7 @@ def file_router(service: Service) -> APIRouter:
     route = staged_route(service, most=service.settings.max_file_bytes)
     routes = APIRouter(prefix="/v1/files", tags=["files"], route_class=route)
 
-    @routes.post("", form_limits={"max_files": 1, "max_fields": 4, "max_part_size": 4096})
+    @routes.post("", form_limits={"max_files": 1, "max_fields": 6, "max_part_size": 4096})
     def create_file(
         form: Annotated[UploadRequest, Form(media_type="multipart/form-data")],
         caller: CallerOf,
@@ -71,6 +71,7 @@ def file_router(service: Service) -> APIRouter:
             max_bytes=service.settings.tenant_bytes,
             max_files=service.settings.tenant_files,
             request=mark_repeatable(idempotency_key, "file", arrived.sha256),
+            seconds=form.seconds,
         )
         return show_file(stored)
 
@@ -118,6 +119,7 @@ def show_file(file: StoredFile) -> FileObject:
         id=file.id,
         bytes=file.bytes,
         created_at=file.created_at,
+        expires_at=file.expires_at,
         filename=file.filename,
         purpose=PURPOSE,
         rapt=FileDetail(
@@ -165,6 +167,7 @@ def upload_router(service: Service) -> APIRouter:
             size=request.bytes,
             caller=caller,
             now=int(time.time()),
+            file_seconds=None if request.expires_after is None else request.expires_after.seconds,
         )
         return _show_upload(upload)
 
@@ -215,6 +218,7 @@ def upload_router(service: Service) -> APIRouter:
                     counted=upload.bytes,
                     # After a crash between the file and the end of the upload, the file is found and not made again.
                     request=mark_repeatable(upload.id, "upload", whole.sha256),
+                    seconds=upload.file_seconds,
                 )
             ended = end_upload(service.store, upload_id, status="completed", caller=caller, now=now, file_id=file.id)
         return _show_upload(ended, file=file)

@@ -1,4 +1,4 @@
-"""What several machines share on PostgreSQL: workers that live, and tokens that tenants may have."""
+"""What several machines share on PostgreSQL, workers that live and tokens that tenants may have; and when files go."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ down_revision: Final = "0.3.0"
 
 
 def upgrade() -> None:
-    """Make the tables."""
+    """Make the tables, and columns of which what is there says nothing: no file of it goes by itself."""
     op.create_table(
         "workers",
         sa.Column("name", sa.String, primary_key=True),
@@ -26,3 +26,6 @@ def upgrade() -> None:
         sa.Column("level", sa.Float, nullable=False),
         sa.Column("at", sa.Float, nullable=False),
     )
+    op.add_column("files", sa.Column("expires_at", sa.BigInteger))
+    op.create_index("ix_files_expires_at", "files", ["expires_at"])
+    op.add_column("uploads", sa.Column("file_seconds", sa.BigInteger))
