@@ -3,7 +3,7 @@ import time
 import pytest
 
 from rapt.errors import CorpusError, UsageError
-from rapt.local.policy.recognizers import MOST_CHARACTERS, PATTERNS, OwnPattern, find_entities
+from rapt.local.policy.recognizers import MOST_CHARACTERS, PATTERNS, OwnPattern, find_entities, load_model
 
 KINDS = list(PATTERNS)
 
@@ -128,3 +128,6 @@ def test_names_are_found_in_parts_of_a_long_text_too():
     found = find_entities(text, kinds=["person", "place"])
     assert sum(text[entity.start : entity.end] == "Berlin" for entity in found) > 550
     assert {entity.kind for entity in found} == {"person", "place"}
+    assert "zanzibarsecret" not in load_model().vocab.strings
+    find_entities("Ann zanzibarsecret came", kinds=["person"])
+    assert "zanzibarsecret" not in load_model().vocab.strings

@@ -17,6 +17,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from ipaddress import ip_address
+from threading import Lock
 from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError
@@ -212,6 +213,9 @@ def explain_missing_model() -> str | None:
     return None
 
 
+_ALONE: Final = Lock()
+
+
 @cache
 def load_model() -> Any:
     """The entity recognizer of spaCy's small English model; takes seconds."""
@@ -222,11 +226,13 @@ def find_names(text: str, kinds: frozenset[str]) -> Iterator[Entity]:
     """Persons, places and organizations of one text, each text on its own."""
     labels = {label: kind for kind in kinds for label in NAMES[kind]}
     for start, part in _cut(text):
-        for found in load_model()(part).ents:
-            if found.label_ in labels:
-                written = found.text
-                end = found.end_char - (2 if written.endswith(("'s", "\u2019s")) else 0)
-                yield Entity(start + found.start_char, start + end, labels[found.label_])
+        # One thread at a time, and nothing of the words stays in the model's own memory.
+        with _ALONE, load_model().memory_zone():
+            entities = [(found.start_char, found.text, found.label_) for found in load_model()(part).ents]
+        for begins, written, label in entities:
+            if label in labels:
+                end = begins + len(written) - (2 if written.endswith(("'s", "\u2019s")) else 0)
+                yield Entity(start + begins, start + end, labels[label])
 
 
 def _cut(text: str) -> Iterator[tuple[int, str]]:
