@@ -41,7 +41,7 @@ from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import load_vocabulary
 from rapt.narration import SILENT, Narrator
 from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card
-from rapt.wire.code_bundle import CodeBundle, place_on_arc, project_states, split_into_units
+from rapt.wire.code_bundle import CodeBundle, apply_center, place_on_arc, project_states, split_into_units
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.strict_json import parse_document
@@ -153,7 +153,9 @@ def load_code_model(
         UsageError: The model writes text.
     """
     card = read_home_card(files)
-    if card.vocabulary_hash != code.hash:
+    if card.mechanism.center is not None and card.vocabulary_hash == code.hash:
+        code = apply_center(code, card.mechanism.center)
+    elif card.vocabulary_hash != code.hash:
         raise VocabularyError("the codebook must be the one that the model was tuned on, got another; fetch it again")
     if card.reader is not None:
         raise UsageError("a model that was tuned behind a reader must be asked with the folder of its reader")
@@ -190,11 +192,13 @@ class ReaderModel:
     Attributes:
         adapter: Tuned tensors and their task head.
         backbone: Backbone behind its reader.
+        code: Code of the reader, with the centre of the adapter's training where that has one.
         encoder: The public encoder of texts.
     """
 
     adapter: Adapter
     backbone: Backbone
+    code: CodeBundle
     encoder: TextEncoder
 
     @property
@@ -210,8 +214,7 @@ class ReaderModel:
 
         from rapt.service.answers.prediction import ClassificationRow, classify
 
-        code, reader = self.backbone.code, self.backbone.reader
-        assert code is not None
+        code, reader = self.code, self.backbone.reader
         assert reader is not None
         given = [*texts, *(seconds or ())]
         codes = project_states(self.encoder.encode(given, first_position=first_position), code)
@@ -255,8 +258,14 @@ def load_reader_model(
         raise UsageError("a model that was tuned behind a reader needs the reader's folder; name it with `backbone`")
     backbone = load_served(reader, name=card.model, precision="auto")
     adapter = adapter_from_files(files, backbone=backbone)
-    assert backbone.code is not None, "an adapter that names a reader is refused on a backbone without one"
-    return ReaderModel(adapter=adapter, backbone=backbone, encoder=_read_own_encoder(backbone.code, encoder))
+    code, center = backbone.code, card.mechanism.center
+    assert code is not None, "an adapter that names a reader is refused on a backbone without one"
+    return ReaderModel(
+        adapter=adapter,
+        backbone=backbone,
+        code=code if center is None else apply_center(code, center),
+        encoder=_read_own_encoder(code, encoder),
+    )
 
 
 def _read_own_encoder(code: CodeBundle, encoder: str | Path | None) -> TextEncoder:

@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx2
+import numpy as np
 import pytest
 
 from code_material import code_bundle, codes_manifest
+from rapt.at_home import load_code_model
+from rapt.centering import center_codes, estimate_center
+from rapt.errors import ServiceError
 from rapt.local import contributions
+from rapt.local.client import ServiceClient
+from rapt.local.codes.subset import make_subset
 from rapt.local.contributions import name_receipts
 from rapt.service.backbone.opening import load_served
-from rapt.wire.code_bundle import write_code_bundle
+from rapt.wire.code_bundle import project_states, read_code_bundle, write_code_bundle
 from rapt.wire.manifest import Randomness
-from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
+from rapt.wire.privatized_file import (
+    PrivatizedFile,
+    PrivatizedRecord,
+    read_privatized_file,
+    remove_labels,
+    seal_manifest,
+)
 from running_service import running_service, save_privatized
 
 NAME = "crowd-codes"
@@ -148,3 +161,78 @@ def test_a_job_is_named_in_one_way(rapt, url, code, tmp_path):
     for arguments in (("--file-id", "file-1"), (file, "--file-id", "file-1", "--model", NAME), ()):
         outcome = rapt("tune", *arguments, "--service", url)
         assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+
+
+def test_a_pool_of_two_rounds_finds_its_centre_and_is_tuned_and_asked(rapt, url, code, tmp_path):
+    # Texts of a narrow kind: far from the public centre, and two labels that differ by little.
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=400)
+    states = (
+        rng.standard_normal(6) * 3 + labels[:, None] * 3 * rng.standard_normal(6) + 0.2 * rng.standard_normal((400, 6))
+    )
+
+    def release(bundle, part, *, named, seed):
+        mechanism = make_subset(bundle, epsilon=8.0)
+        ids = mechanism.privatize(
+            project_states(states[part].astype(np.float32), bundle), rng=np.random.default_rng(seed)
+        )
+        records = tuple(
+            PrivatizedRecord(token_ids=(int(one),), label=int(label) if named else None)
+            for (one,), label in zip(ids, labels[part], strict=True)
+        )
+        manifest = replace(
+            codes_manifest(labels=("no", "yes") if named else None),
+            vocabulary_hash=bundle.hash,
+            mechanism=mechanism.setting,
+            randomness=Randomness(source="os", insecure_seed=None),
+        )
+        return PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+
+    like = save_privatized(release(code, slice(0, 2), named=True, seed=1), tmp_path / "like")
+    opened = rapt("pool", "open", like, "--least", 60, "--rounds", 2, "--first", 200, "--service", url)
+    assert (opened.code, "round 1 of 2, which needs 200 contributions without labels" in opened.err) == (0, True)
+    pool = opened.out.strip()
+    to_pool = ("--pool", pool, "--service", url)
+    first = save_privatized(release(code, slice(0, 200), named=False, seed=2), tmp_path / "first")
+    assert "before it is closed" in rapt("pool", "close", pool, "--service", url).err
+    assert "got 0; wait for more" in rapt("pool", "advance", pool, "--service", url).err
+    named = save_privatized(release(code, slice(0, 5), named=True, seed=2), tmp_path / "named")
+    assert "must be privatized as the pool asks" in rapt("contribute", named, *to_pool).err
+    assert rapt("contribute", first, *to_pool).code == 0
+    advanced = json.loads(rapt("pool", "advance", pool, "--service", url, "--json").out)
+    assert (advanced["round"], advanced["contributions"]) == (2, 0)
+    assert "first of two rounds to go on" in rapt("pool", "advance", pool, "--service", url).err
+
+    base = tmp_path / "base"
+    write_code_bundle(code, base)
+    assert rapt("pool", "code", pool, "--codes", base, "--out", tmp_path / "centred", "--service", url).code == 0
+    centred = read_code_bundle(tmp_path / "centred")
+    ids = np.array([record.token_ids for record in read_privatized_file(first).records])
+    there = center_codes(code, estimate_center(code, read_privatized_file(first).manifest.mechanism, ids))
+    np.testing.assert_allclose(centred.offset, there.offset, atol=1e-5)  # added up in another order
+    assert centred.hash != code.hash
+    assert "must be privatized as the pool asks" in rapt("contribute", named, *to_pool).err  # of the first code
+
+    second = save_privatized(release(centred, slice(200, 400), named=True, seed=3), tmp_path / "second")
+    assert rapt("contribute", second, *to_pool).code == 0
+    closed = rapt("pool", "close", pool, "--service", url)
+    assert "200 contributions" in closed.err
+    tuned = rapt("tune", "--file-id", closed.out.strip(), "--model", NAME, "--service", url)
+    assert tuned.code == 0, tuned.err
+    model = tuned.out.strip()
+    with ServiceClient(url) as client:
+        queries = release(centred, slice(200, 400), named=True, seed=4)
+        said = client.classify(model, remove_labels(queries))
+        other = replace(queries.manifest, vocabulary_hash="sha256:" + "1" * 64)
+        with pytest.raises(ServiceError, match="vocabulary"):
+            client.classify(model, remove_labels(replace(queries, manifest=other)))
+        files = client.adapter(model)
+    right = np.array([int(item.label_index) for item in said]) == labels[200:]
+    known = SimpleNamespace(
+        encode=lambda texts, first_position: states[[int(text) for text in texts]].astype(np.float32)
+    )
+    head = load_code_model(files, code=code, encoder=known)
+    assert head.code.hash == centred.hash
+    at_home = head.answer([str(place) for place in range(200, 400)], None, first_position=0)
+    assert right.mean() > 0.7
+    assert (at_home.argmax(axis=1) == labels[200:]).mean() > 0.8

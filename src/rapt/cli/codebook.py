@@ -144,8 +144,8 @@ def center(
     """
     import numpy as np
 
+    from rapt.centering import center_codes, estimate_center
     from rapt.errors import UsageError, VocabularyError
-    from rapt.local.codes.centering import center_codes, estimate_center
     from rapt.local.codes.code_privatizer import read_code
     from rapt.local.codes.subset import remake_subset
     from rapt.wire.code_bundle import write_code_bundle
@@ -161,7 +161,8 @@ def center(
             "the first round must be of single texts and not come from --insecure-seed; privatize it again"
         )
     ids = np.array([record.token_ids for record in file.records], dtype=np.int64).reshape(-1, bundle.codes)
-    found = estimate_center(remake_subset(manifest.mechanism, bundle=bundle), ids)
+    remake_subset(manifest.mechanism, bundle=bundle)
+    found = estimate_center(bundle, manifest.mechanism, ids)
     made = center_codes(bundle, found)
     write_code_bundle(made, out)
     if as_json:

@@ -36,21 +36,37 @@ def open_pool(
         int, typer.Option(metavar="N", min=2, help="Contributions below which the pool cannot be closed.")
     ] = 20,
     most: Annotated[int, typer.Option(metavar="N", min=2, help="Contributions that the pool takes.")] = 100_000,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=2, help="2: the first contributors give the centre of the code alone.")
+    ] = 1,
+    first: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=2, help="Contributions of the first round.  [default: a quarter of --least]"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open a pool and print its id.
 
     Of FILE the setting is taken alone: codebook or vocabulary, mechanism, epsilon or eta, labels. No record is sent.
 
+    With --rounds 2, for texts whose kind the code was not made of: the first contributors give codes without labels,
+    `rapt pool advance` turns these into the centre of the code, and the others privatize with `rapt pool code`.
+
     \b
-    Example:
+    Examples:
       rapt pool open mine.rapt.jsonl --least 100 --service http://127.0.0.1:8420
+      rapt pool open mine.rapt.jsonl --least 1000 --rounds 2 --first 250 --service http://127.0.0.1:8420
     """
+    from rapt.errors import UsageError
     from rapt.wire.privatized_file import read_manifest
 
+    if first is not None and rounds == 1:
+        raise UsageError("--first must come with --rounds 2; leave it out")
+    if rounds > 1 and first is None:
+        first = max(2, least // 4)
     manifest = read_manifest(like)
     with access.open() as client:
-        made = client.open_pool(manifest, least=least, most=most)
+        made = client.open_pool(manifest, least=least, most=most, first=first)
     _show(made, as_json=as_json)
 
 
@@ -95,6 +111,59 @@ def keys(
         show_json({"pool": pool_id, "keys": made})
     else:
         show("\n".join(made))
+
+
+@pool.command()
+@asks_a_service
+def advance(
+    pool_id: PoolId,
+    access: ServiceAccess,
+    as_json: AsJson = False,
+) -> None:
+    """End the first of two rounds: its codes become the centre of the code, and are deleted.
+
+    Whoever gave has given: a key adds no more than it may in both rounds together. The others privatize with the code
+    that `rapt pool code` writes. Where noise hides the centre, the pool stays in its first round.
+
+    \b
+    Example:
+      rapt pool advance pool-0123456789abcdef01234567 --service http://127.0.0.1:8420
+    """
+    with access.open() as client:
+        _show(client.advance_pool(pool_id), as_json=as_json)
+
+
+@pool.command()
+@asks_a_service
+def code(
+    pool_id: PoolId,
+    out: Annotated[Path, typer.Option(help="New folder for the code.")],
+    access: ServiceAccess,
+    codes: Annotated[
+        str, typer.Option(help="Code that the pool was opened with: its name or folder.")
+    ] = "minilm-codes",
+) -> None:
+    """Write the code that texts for a pool are privatized with: in a second round, from the centre of the first.
+
+    \b
+    Example:
+      rapt pool code pool-0123456789abcdef01234567 --out pool-code --service http://127.0.0.1:8420
+    """
+    from rapt.cli.vocabulary import check_new
+    from rapt.errors import VocabularyError
+    from rapt.local.codes.code_privatizer import read_code
+    from rapt.wire.code_bundle import apply_center, write_code_bundle
+
+    check_new(out)
+    with access.open() as client:
+        asked = client.pool(pool_id)
+    found = read_code(codes)
+    if asked.center is not None:
+        found = apply_center(found, asked.center)
+    if found.hash != asked.manifest.vocabulary_hash:
+        raise VocabularyError("the pool must be of the code, got one of another; name its code with --codes")
+    write_code_bundle(found, out)
+    show(str(out))
 
 
 @pool.command()
@@ -180,6 +249,9 @@ def _show(found: PoolInfo, *, as_json: bool) -> None:
     show(found.id)
     setting = found.manifest.mechanism
     labels = "none" if found.manifest.labels is None else ", ".join(found.manifest.labels)
+    if found.first is not None:
+        needed = f", which needs {found.first:,} contributions without labels" if found.round == 1 else ""
+        say(f"round {found.round} of 2{needed}")
     say(
         f"{found.status}, {found.contributions:,} contributions of {found.least:,} to {found.most:,}; "
         f"{setting.name} at {setting.describe_strength()}; labels: {labels}"
@@ -194,5 +266,7 @@ def _describe(found: PoolInfo) -> dict[str, Any]:
         "least": found.least,
         "most": found.most,
         "setting": found.setting,
+        "round": found.round,
+        "first": found.first,
         "file": found.file,
     }

@@ -5,11 +5,12 @@ is never the code, but the id of a codeword that a mechanism drew: a codebook is
 of two public files: `code.safetensors` (centre, directions, codewords, float32) and `code.json` (encoder, hash, longest
 input). The encoder's weights are not in it: they come by name or folder, and `encoder_hash` says whether they are the
 right ones. Centre, directions and codewords must come from public text alone; no file can show that they do. A code may
-be centred a second time, by codes that others released (`rapt.local.codes.centering`).
+be centred a second time, by codes that others released (`rapt.centering`).
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -251,6 +252,32 @@ def check_codewords(codewords: NDArray[np.float32]) -> None:
         rows = np.ascontiguousarray(book + np.float32(0)).view(f"V{book.shape[1] * book.itemsize}")
         if len(np.unique(rows)) < len(book):
             raise VocabularyError("every codeword must be in its codebook once; leave out what is there twice")
+
+
+def write_center(bundle: CodeBundle) -> str:
+    """Return the second centre of a centred code as one word, `TEXTS:EPSILON:NUMBERS`, as `apply_center` reads it."""
+    assert bundle.offset is not None
+    assert bundle.first_round is not None
+    numbers = base64.b64encode(bundle.offset.tobytes()).decode("ascii")
+    return f"{bundle.first_round.texts}:{bundle.first_round.epsilon!r}:{numbers}"
+
+
+def apply_center(bundle: CodeBundle, center: str) -> CodeBundle:
+    """Return the centred code that `write_center` was of, from the code that it came from.
+
+    Raises:
+        WireError: `center` is no centre of this code.
+        VocabularyError: It is one that no code can have.
+    """
+    texts, _, rest = center.partition(":")
+    epsilon, _, numbers = rest.partition(":")
+    try:
+        first_round = FirstRound(code_hash=bundle.hash, epsilon=float(epsilon), texts=int(texts))
+        offset = np.frombuffer(base64.b64decode(numbers, validate=True), dtype="<f4").astype(np.float32)
+    except (ValueError, OverflowError):
+        raise WireError("the centre of a code must be TEXTS:EPSILON:NUMBERS; fetch it again") from None
+    parts = {name: getattr(bundle, name) for name in ("model", "encoder_hash", *_NAMES, "max_tokens", "languages")}
+    return make_code_bundle(**parts, offset=offset, first_round=first_round)
 
 
 def write_code_bundle(bundle: CodeBundle, folder: Path) -> None:

@@ -39,6 +39,7 @@ LONGEST_BUCKET: Final = 4096
 MOST_LABELS: Final = 1000
 LONGEST_LABEL: Final = 256
 _OF_A_PAIR: Final = 2  # texts
+LONGEST_CENTER: Final = 24_000  # letters of a second centre in 4,096 dimensions
 _PARAMETER_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _SHA256: Final = re.compile(r"([0-9a-f]{64})?")  # nothing before the records are counted
 
@@ -86,6 +87,12 @@ class MechanismSetting:
     def texts(self) -> int:
         """Number of texts that one release stands for: 2 for a code of a pair, whose ε is for the pair, else 1."""
         return int(self.parameters.get("texts", 1)) if self.unit == "text" else 1
+
+    @property
+    def center(self) -> str | None:
+        """Second centre of the code, where a pool of two rounds found one; `rapt.wire.code_bundle.apply_center`."""
+        found = self.parameters.get("center") if self.unit == "text" else None
+        return None if found is None else str(found)
 
     def describe_strength(self) -> str:
         """Return the parameter that says how strong the guarantee is, such as `eta=75` or `epsilon=4`."""
@@ -528,12 +535,12 @@ def parse_mechanism(value: Mapping[str, Any]) -> MechanismSetting:
         )
     if not all(type(item) in (float, int, str, bool) for item in parameters.values()):
         raise WireError(f"{what} must have numbers, words or true/false as parameters")
-    for name, item in parameters.items():
-        if type(item) is str:
-            read_name(parameters, name, what=f"a parameter of {what}")
     name = read_name(value, "name", what=what)
     if find_unit(name) == "text":
         return MechanismSetting(name=name, parameters=_read_parameters_of_codes(parameters))
+    for one, item in parameters.items():
+        if type(item) is str:
+            read_name(parameters, one, what=f"a parameter of {what}")
     if "eta" not in parameters:
         raise WireError(f"{what} must state eta; a file without a guarantee is not accepted")
     check_eta(parameters["eta"])
@@ -543,7 +550,7 @@ def parse_mechanism(value: Mapping[str, Any]) -> MechanismSetting:
 def _read_parameters_of_codes(parameters: Mapping[str, Any]) -> dict[str, Parameter]:
     what = "the mechanism of a file of codes"
     names = {"epsilon", "preferred", "codewords", "codes"}
-    check_fields(parameters, required=names, optional={"texts"}, what=what)
+    check_fields(parameters, required=names, optional={"texts", "center"}, what=what)
     of_pairs = "texts" in parameters
     if of_pairs and read_count(parameters, "texts", what=what) != _OF_A_PAIR:
         raise WireError(f"{what} must have texts={_OF_A_PAIR} for codes of pairs, or none; write the file again")
@@ -556,7 +563,11 @@ def _read_parameters_of_codes(parameters: Mapping[str, Any]) -> dict[str, Parame
         )
     epsilon = check_epsilon(parameters["epsilon"])
     found: dict[str, Parameter] = {"epsilon": epsilon, "preferred": preferred, "codewords": size, "codes": codes}
-    return found | {"texts": _OF_A_PAIR} if of_pairs else found
+    if of_pairs:
+        found["texts"] = _OF_A_PAIR
+    if "center" in parameters:
+        found["center"] = read_name(parameters, "center", what=what, longest=LONGEST_CENTER)
+    return found
 
 
 def _parse_randomness(value: Mapping[str, Any]) -> Randomness:

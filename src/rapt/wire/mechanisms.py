@@ -67,7 +67,9 @@ KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
         status="broken-as-published",
         caveat="words of different classes have no outputs in common, so their ε is infinite; use soft-pos",
     ),
-    "subset": KnownMechanism(frozenset({"epsilon", "preferred", "codewords", "codes", "texts"}), "closed", unit="text"),
+    "subset": KnownMechanism(
+        frozenset({"epsilon", "preferred", "codewords", "codes", "texts", "center"}), "closed", unit="text"
+    ),
 }
 
 

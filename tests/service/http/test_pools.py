@@ -82,7 +82,7 @@ def give(client, pool, *, code=3, label=1, receipt=None, setting=None):
     body = {
         "setting": setting or pool["setting"],
         "receipt": receipt or secrets.token_hex(32),
-        "record": {"token_ids": [code], "label": label},
+        "record": {"token_ids": [code]} | ({} if label is None else {"label": label}),
     }
     return client.post(f"/v1/pools/{pool['id']}/contributions", json=body)
 
@@ -271,3 +271,35 @@ def test_contributions_count_as_bytes_of_the_tenant_until_they_are_gone(http, ur
         assert http.get("/v1/usage").json()["bytes"] > before
         one.post(f"/v1/pools/{pool['id']}/contributions/take-back", json={"receipt": receipt})
     assert http.get("/v1/usage").json()["bytes"] == before
+
+
+def test_who_gave_to_the_first_of_two_rounds_has_given(http, url, code):
+    pool = opened(http, code, least=2, first=20)
+    assert (pool["round"], pool["first"], pool["manifest"]["labels"], pool["center"]) == (1, 20, None, None)
+    receipt = secrets.token_hex(32)
+    with contributor(http, url, pool) as one, contributor(http, url, pool, contributions=30) as many:
+        assert give(one, pool, label=1).status_code == 400  # labels are for the second round
+        assert give(one, pool, label=None, receipt=receipt).status_code == 200
+        early = http.post(f"/v1/pools/{pool['id']}/advance")
+        assert (early.status_code, "got 1; wait for more" in message(early)) == (400, True)
+        assert [give(many, pool, label=None).status_code for _ in range(20)] == [200] * 20
+        after = http.post(f"/v1/pools/{pool['id']}/advance").json()
+        assert (after["round"], after["contributions"]) == (2, 0)
+        assert after["manifest"]["labels"] == ["no", "yes"]
+        assert after["manifest"]["vocabulary_hash"] != code.hash
+        refused = give(one, after)
+        assert (refused.status_code, "as many contributions as it may" in message(refused)) == (429, True)
+        path = f"/v1/pools/{pool['id']}/contributions/take-back"
+        assert one.post(path, json={"receipt": receipt}).status_code == 404  # it is in the centre
+        assert give(many, pool, label=None).status_code == 400  # of the first round's setting
+        assert [give(many, after).status_code for _ in range(2)] == [200, 200]
+    closed = http.post(f"/v1/pools/{pool['id']}/close").json()
+    manifest = json.loads(http.get(f"/v1/files/{closed['file']}/content").text.splitlines()[0])
+    assert manifest["vocabulary_hash"] == code.hash
+    assert manifest["mechanism"]["parameters"]["center"] == after["center"]
+
+
+def test_two_rounds_are_of_a_code_that_has_no_centre(http, code):
+    manifest = dump_manifest(replace(codes_manifest(codewords=code.size, pairs=True), vocabulary_hash=code.hash))
+    answer = http.post("/v1/pools", json={"manifest": manifest, "first": 20})
+    assert (answer.status_code, "a pool of two rounds must be of a code" in message(answer)) == (400, True)

@@ -158,6 +158,7 @@ class ServiceClient(_Client[httpx2.Client]):
     make_pool_keys = _waiting(pool_steps.make_pool_keys)
     contribute = _waiting(pool_steps.contribute)
     take_back = _waiting(pool_steps.take_back)
+    advance_pool = _waiting(pool_steps.advance_pool)
     close_pool = _waiting(pool_steps.close_pool)
     delete_pool = _waiting(pool_steps.delete_pool)
 
@@ -221,6 +222,7 @@ class AsyncServiceClient(_Client[httpx2.AsyncClient]):
     make_pool_keys = _awaiting(pool_steps.make_pool_keys)
     contribute = _awaiting(pool_steps.contribute)
     take_back = _awaiting(pool_steps.take_back)
+    advance_pool = _awaiting(pool_steps.advance_pool)
     close_pool = _awaiting(pool_steps.close_pool)
     delete_pool = _awaiting(pool_steps.delete_pool)
 

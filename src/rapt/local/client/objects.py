@@ -135,6 +135,9 @@ class PoolInfo:
         most: Number of contributions that it takes.
         contributions: Number of contributions that it has.
         file: Id of the file that it became; None until it is closed.
+        round: 1 while contributions give the centre of the code, and of a pool of one round; else 2.
+        first: Contributions that the first of two rounds needs; None of one round.
+        center: Second centre of the code in the second round; None before, and of one round.
     """
 
     id: str
@@ -145,6 +148,9 @@ class PoolInfo:
     most: int
     contributions: int
     file: str | None
+    round: int = 1
+    first: int | None = None
+    center: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +243,9 @@ def read_pool_info(value: Mapping[str, Any]) -> PoolInfo:
         **_fields(value, kinds, what=what),
         manifest=parse_manifest(read_field(value, "manifest", dict, what=what)),
         file=_optional(value, "file", str, what=what),
+        round=_optional(value, "round", int, what=what) or 1,
+        first=_optional(value, "first", int, what=what),
+        center=_optional(value, "center", str, what=what),
     )
 
 

@@ -13,7 +13,9 @@ from rapt.wire.privatized_file import PrivatizedRecord, dump_record
 from rapt.wire.strict_json import read_field
 
 
-def open_pool(service: Connection, manifest: Manifest, *, least: int = 20, most: int = 100_000) -> Steps[PoolInfo]:
+def open_pool(
+    service: Connection, manifest: Manifest, *, least: int = 20, most: int = 100_000, first: int | None = None
+) -> Steps[PoolInfo]:
     """A new pool, for contributions that are privatized as a manifest says.
 
     Args:
@@ -21,8 +23,11 @@ def open_pool(service: Connection, manifest: Manifest, *, least: int = 20, most:
         manifest: Manifest of a privatized file, the setting of which contributions must have.
         least: Number of contributions below which the pool cannot be closed.
         most: Number of contributions that it takes.
+        first: Contributions of a first round, without labels, which give the centre of the code; None for one round.
     """
     body = {"manifest": dump_manifest(manifest), "least": least, "most": most}
+    if first is not None:
+        body["first"] = first
     answer = yield from service.ask("POST", "/v1/pools", json=body)
     return read_answer(read_pool_info, answer)
 
@@ -74,6 +79,12 @@ def take_back(service: Connection, pool: str, *, receipt: str) -> Steps[None]:
     """Take a contribution out of an open pool. Raises `NotFoundError` where it is not in it."""
     path = f"/v1/pools/{quote_part(pool)}/contributions/take-back"
     yield from service.ask("POST", path, json={"receipt": receipt})
+
+
+def advance_pool(service: Connection, pool: str) -> Steps[PoolInfo]:
+    """End the first round of a pool: its codes become the centre of the code of the second, and are deleted."""
+    answer = yield from service.ask("POST", f"/v1/pools/{quote_part(pool)}/advance")
+    return read_answer(read_pool_info, answer)
 
 
 def close_pool(service: Connection, pool: str) -> Steps[PoolInfo]:

@@ -9,6 +9,7 @@ half-uploaded file.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from rapt.service.backbone.layout import sequence_length
 from rapt.service.http.shares import give_way
 from rapt.service.storage.file_rows import FileSummary
 from rapt.wire.adapter_files import AdapterCard
-from rapt.wire.code_bundle import CodeBundle
+from rapt.wire.code_bundle import CodeBundle, apply_center
 from rapt.wire.manifest import Manifest, MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, iterate_privatized_lines, read_bounded_lines
@@ -28,6 +29,7 @@ from rapt.wire.vocabulary_bundle import VocabularyBundle, shorten_hash
 
 # Records of a file after which others are let go on: a millisecond or two.
 RECORDS_AT_ONCE: Final = 32
+_MOST_CENTERED: Final = 256  # centred codes whose hashes are remembered
 
 
 class Gate:
@@ -42,6 +44,7 @@ class Gate:
         """
         self._codes = {code.hash: code for code in codes}
         self._bundles = {bundle.hash: bundle for bundle in bundles}
+        self._centered: dict[tuple[str, str], str] = {}  # hashes of centred codes, by the code and the centre
         self._eligible = {hash_: _mask(bundle) for hash_, bundle in self._bundles.items()}
 
     def admit_file(self, path: Path) -> FileSummary:
@@ -72,9 +75,45 @@ class Gate:
             UsageError: The query was privatized otherwise than the training text.
             WireError, MechanismError, VocabularyError: The query is refused for a reason that `admit_file` names.
         """
+        manifest, center = query.manifest, card.mechanism.center
+        if center is not None and manifest.vocabulary_hash != card.vocabulary_hash:
+            stated = replace(manifest.mechanism, parameters={**manifest.mechanism.parameters, "center": center})
+            own = replace(manifest, vocabulary_hash=card.vocabulary_hash, mechanism=stated)
+            if self.name_centered(own).vocabulary_hash == manifest.vocabulary_hash:
+                query = replace(query, manifest=own)
         self.check_manifest(query.manifest)
         check_tuned(query.manifest, card=card)
         self.check_records(query)
+
+    def find_code(self, vocabulary_hash: str) -> CodeBundle:
+        """The codebook that is served under a hash. Raises `VocabularyError`."""
+        if (code := self._codes.get(vocabulary_hash)) is None:
+            raise VocabularyError("the code must be one that is served here; ask its provider to serve it again")
+        return code
+
+    def name_centered(self, manifest: Manifest) -> Manifest:
+        """The manifest of a code with a second centre, as whoever privatizes with the centred code writes it.
+
+        Inside the service it names the code that is served, and the centre beside it; outside the hash of both.
+        """
+        parameters = dict(manifest.mechanism.parameters)
+        center = str(parameters.pop("center"))
+        known = (manifest.vocabulary_hash, center)
+        if known not in self._centered:
+            if len(self._centered) >= _MOST_CENTERED:
+                self._centered.clear()
+            self._centered[known] = apply_center(self.find_code(known[0]), center).hash
+        mechanism = replace(manifest.mechanism, parameters=parameters)
+        return replace(manifest, vocabulary_hash=self._centered[known], mechanism=mechanism)
+
+    def check_can_be_centered(self, manifest: Manifest) -> None:
+        """Refuse two rounds for what has no centre: tokens, pairs, and codes that have a second one (`UsageError`)."""
+        code = self._codes.get(manifest.vocabulary_hash)
+        if code is None or code.pairs or code.offset is not None or manifest.pairs or manifest.mechanism.center:
+            raise UsageError(
+                "a pool of two rounds must be of a code of single texts that has no second centre yet; open a pool of "
+                "one round"
+            )
 
     def check_records(self, query: PrivatizedFile) -> None:
         """Check the records of a checked manifest, whatever model is asked. Raises as `admit_file`."""
@@ -111,6 +150,8 @@ class Gate:
         if code is None:
             return
         stated = manifest.mechanism.parameters
+        if manifest.mechanism.center is not None:
+            self.name_centered(manifest)  # one that is none is refused
         if (stated.get("codes"), stated.get("codewords")) != (code.codes, code.size):
             raise MechanismError(
                 f"codes must be released over the codebook that is served here, codes={code.codes} and "

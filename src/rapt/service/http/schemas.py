@@ -471,6 +471,15 @@ class PoolRequest(Request):
         int, Field(ge=2, le=MOST_CONTRIBUTIONS, description="contributions below which no file is made")
     ] = 20
     most: Annotated[int, Field(ge=2, le=MOST_CONTRIBUTIONS, description="contributions that it takes")] = 100_000
+    first: Annotated[
+        int | None,
+        Field(
+            ge=2,
+            le=MOST_CONTRIBUTIONS,
+            description="contributions of a first round, which give the centre of the code and are in no file; "
+            "null for one round",
+        ),
+    ] = None
 
 
 class PoolKeysRequest(Request):
@@ -529,6 +538,9 @@ class PoolObject(BaseModel):
     contributions: int
     created_at: int
     file: str | None = Field(description="the file that it became, once it is closed")
+    round: int = Field(description="1 while contributions give the centre of the code, and of one round; else 2")
+    first: int | None = Field(description="contributions that the first of two rounds needs; null of one round")
+    center: str | None = Field(description="second centre of the code that the manifest is of; null of a code as it is")
 
 
 class PoolKeysObject(BaseModel):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -58,6 +58,8 @@ class StoredPool:
         bytes: Size of their records and of the manifest.
         created_at: Time of creation, Unix time, s.
         file_id: Id of the file that it became; None until it is closed.
+        rounds: Of a pool of two rounds `first`, the contributions that its first one needs, and `manifest`, that of the
+            second one before its centre is known, None once it is; None of one round.
     """
 
     id: str
@@ -71,6 +73,12 @@ class StoredPool:
     bytes: int
     created_at: int
     file_id: str | None = None
+    rounds: dict[str, Any] | None = None
+
+    @property
+    def is_first_round(self) -> bool:
+        """Whether what is contributed now gives the centre of the code, and is in no file."""
+        return self.rounds is not None and self.rounds["manifest"] is not None
 
 
 def open_pool(
@@ -83,6 +91,8 @@ def open_pool(
     caller: Caller,
     now: int,
     max_bytes: int,
+    second: Manifest | None = None,
+    first: int = 0,
 ) -> StoredPool:
     """Open a pool for contributions.
 
@@ -95,6 +105,8 @@ def open_pool(
         caller: Caller that becomes the owner.
         now: Present Unix time, s.
         max_bytes: Most bytes of a tenant without a quota of its own.
+        second: Manifest of a second round, without the centre that the first one is for; None for one round.
+        first: Contributions that the first of two rounds needs.
 
     Raises:
         NotFoundError: The tenant was deleted meanwhile.
@@ -119,6 +131,7 @@ def open_pool(
         contributions=0,
         bytes=size,
         created_at=now,
+        rounds=None if second is None else {"first": first, "manifest": dump_manifest(second)},
     )
     with store.database.write() as connection:
         check_tenant(connection, caller.tenant)
@@ -233,15 +246,71 @@ def take_back(store: Store, pool_id: str, *, receipt: str, caller: Caller) -> No
     store.database.forget_deleted()
 
 
+def begin_second_round(
+    store: Store,
+    pool_id: str,
+    *,
+    center: Callable[[StoredPool, list[str]], Manifest],
+    setting: Callable[[Manifest], str],
+    caller: Caller,
+) -> StoredPool:
+    """Turn the contributions of a first round into the manifest of the second, and delete them.
+
+    Nothing is contributed or taken back meanwhile. Keys stay, with as many contributions as each may still add: whoever
+    gave to the first round has given.
+
+    Args:
+        store: Store of the service.
+        pool_id: Id of the pool.
+        center: Finds the manifest of the second round from the pool and the records of the first.
+        setting: Finds the digest of a manifest, as contributors name it.
+        caller: Caller that owns the pool.
+
+    Raises:
+        NotFoundError: There is no such pool.
+        UsageError: It is closed, has one round, or fewer contributions than its first one needs; or `center` says so.
+    """
+    with store.database.write() as connection:
+        row = find(connection, POOLS, pool_id, tenant=caller.tenant)
+        _require_open(row)
+        pool = make_value(row, StoredPool)
+        if pool.rounds is None or not pool.is_first_round:
+            raise UsageError("the pool must be in the first of two rounds to go on; close it instead")
+        if pool.contributions < pool.rounds["first"]:
+            raise UsageError(
+                f"a first round must have at least {pool.rounds['first']} contributions, got {pool.contributions}; "
+                "wait for more, or delete the pool"
+            )
+        own = CONTRIBUTIONS.c.pool_id == pool_id
+        lines = [str(found.line) for found in connection.execute(select(CONTRIBUTIONS.c.line).where(own))]
+        manifest = center(pool, lines)
+        dumped = dump_manifest(manifest)
+        values = {
+            "manifest": dumped,
+            "setting": setting(manifest),
+            "contributions": 0,
+            "bytes": len(dump_line(dumped)),
+            "rounds": {**pool.rounds, "manifest": None},
+        }
+        connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(values))
+        connection.execute(delete(CONTRIBUTIONS).where(own))
+        record(connection, caller, "pool.advance", pool_id)
+        pool = make_value(find(connection, POOLS, pool_id, tenant=caller.tenant), StoredPool)
+    store.database.forget_deleted()
+    return pool
+
+
 def begin_closing(store: Store, pool_id: str, *, caller: Caller, now: int) -> tuple[StoredPool, list[str]]:
     """Take nothing more into a pool, and return its records in a random order.
 
     Raises:
         NotFoundError: There is no such pool.
-        UsageError: It has fewer contributions than it must have.
+        UsageError: It has fewer contributions than it must have, or is in the first of two rounds.
     """
     with store.database.write() as connection:
         pool = make_value(find(connection, POOLS, pool_id, tenant=caller.tenant), StoredPool)
+        if pool.is_first_round:
+            raise UsageError("a pool in the first of two rounds must go on to the second before it is closed")
         if pool.contributions < pool.least:
             raise UsageError(
                 f"a pool must have at least {pool.least} contributions to be closed, got {pool.contributions}; "

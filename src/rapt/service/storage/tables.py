@@ -269,6 +269,8 @@ POOLS: Final = _table(
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("file_id", String),
+    # Of two rounds: how many contributions end the first, and the manifest of the second, until that has begun.
+    Column("rounds", JSON),
     Index("ix_pools_tenant", "tenant", "number"),
 )
 

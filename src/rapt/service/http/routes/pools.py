@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import time
 from dataclasses import replace
 from typing import Final
 
+import numpy as np
 from fastapi import APIRouter
 
+from rapt.centering import center_codes, estimate_center
 from rapt.errors import UsageError
 from rapt.service.http.admission import RECORDS_AT_ONCE
 from rapt.service.http.assembly import Service
@@ -33,6 +36,7 @@ from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.pool_rows import (
     StoredPool,
     begin_closing,
+    begin_second_round,
     contribute,
     delete_pool,
     end_closing,
@@ -43,7 +47,8 @@ from rapt.service.storage.pool_rows import (
     read_pool_manifest,
     take_back,
 )
-from rapt.wire.manifest import Randomness, digest_setting, dump_manifest, parse_manifest
+from rapt.wire.code_bundle import write_center
+from rapt.wire.manifest import Manifest, Randomness, digest_setting, dump_manifest, parse_manifest
 from rapt.wire.privatized_file import count_privatized_tokens, parse_record, seal_manifest, write_record_lines
 from rapt.wire.strict_json import dump_line, parse_document
 
@@ -62,28 +67,34 @@ def pool_router(service: Service) -> APIRouter:
             raise UsageError(f"a pool must take its least number, got least={request.least}, most={request.most}")
         stated = parse_manifest(request.manifest)
         service.gate.check_setting(stated)
-        manifest = replace(seal_manifest(stated, ()), randomness=_RANDOMNESS)
+        manifest, second = replace(seal_manifest(stated, ()), randomness=_RANDOMNESS), None
+        if request.first is not None:
+            service.gate.check_can_be_centered(manifest)
+            second, manifest = manifest, replace(manifest, labels=None, label_privacy=None)
         pool = open_pool(
             service.store,
             manifest,
             setting=digest_setting(manifest),
+            second=second,
+            first=request.first or 0,
             least=request.least,
             most=request.most,
             caller=caller,
             now=int(time.time()),
             max_bytes=service.settings.tenant_bytes,
         )
-        return show_pool(pool)
+        return show_pool(pool, service)
 
     @routes.get("")
     def list_all_pools(caller: CallerOf, after: After = None, limit: Limit = 20) -> ListOf[PoolObject]:
         """List pools, newest first."""
-        return make_list(list_pools(service.store, make_cursor(after, limit), tenant=caller.tenant), show_pool)
+        page = list_pools(service.store, make_cursor(after, limit), tenant=caller.tenant)
+        return make_list(page, functools.partial(show_pool, service=service))
 
     @routes.get("/{pool_id}")
     def retrieve_pool(pool_id: str, caller: CallerOf) -> PoolObject:
         """A pool: its setting, and how many contributions it has."""
-        return show_pool(get_pool(service.store, pool_id, tenant=caller.tenant))
+        return show_pool(get_pool(service.store, pool_id, tenant=caller.tenant), service)
 
     @routes.delete("/{pool_id}")
     def remove_pool(pool_id: str, caller: CallerOf) -> Deleted:
@@ -139,12 +150,36 @@ def pool_router(service: Service) -> APIRouter:
         take_back(service.store, pool_id, receipt=request.receipt, caller=caller)
         return ContributionObject(pool=pool_id, taken=False)
 
+    @routes.post("/{pool_id}/advance")
+    def advance_pool(pool_id: str, caller: CallerOf) -> PoolObject:
+        """Find the centre of the code from the first round, whose records are deleted, and begin the second round."""
+
+        def center(pool: StoredPool, lines: list[str]) -> Manifest:
+            assert pool.rounds is not None
+            stated = read_pool_manifest(pool)
+            code = service.gate.find_code(stated.vocabulary_hash)
+            records = (parse_record(parse_document(line, what="a contribution"), position=0) for line in lines)
+            ids = np.array([record.token_ids for record in records], dtype=np.int64)
+            found = center_codes(code, estimate_center(code, stated.mechanism, ids))
+            second = parse_manifest(pool.rounds["manifest"])
+            parameters = {**second.mechanism.parameters, "center": write_center(found)}
+            return replace(second, mechanism=replace(second.mechanism, parameters=parameters))
+
+        pool = begin_second_round(
+            service.store,
+            pool_id,
+            center=center,
+            setting=lambda manifest: digest_setting(service.gate.name_centered(manifest)),
+            caller=caller,
+        )
+        return show_pool(pool, service)
+
     @routes.post("/{pool_id}/close")
     def close_pool(pool_id: str, caller: CallerOf) -> PoolObject:
         """Take nothing more, and make a file of the contributions, in a random order. Closing again is harmless."""
         pool, lines = begin_closing(service.store, pool_id, caller=caller, now=int(time.time()))
         if pool.file_id is not None:
-            return show_pool(pool)
+            return show_pool(pool, service)
         body = "".join(lines).encode("ascii")
         with service.store.directory.stage(io.BytesIO(_seal(pool, body)), max_bytes=2**62) as staged:
             file = add_file(
@@ -159,7 +194,7 @@ def pool_router(service: Service) -> APIRouter:
                 # After a crash between the two halves the file that was made is the answer.
                 request=mark_repeatable(f"close {pool_id}", "pool", pool_id),
             )
-        return show_pool(end_closing(service.store, pool_id, file_id=file.id, tenant=caller.tenant))
+        return show_pool(end_closing(service.store, pool_id, file_id=file.id, tenant=caller.tenant), service)
 
     return routes
 
@@ -177,12 +212,17 @@ def _seal(pool: StoredPool, body: bytes) -> bytes:
     return dump_line(dump_manifest(manifest)).encode("ascii") + b"\n" + body
 
 
-def show_pool(pool: StoredPool) -> PoolObject:
-    """A pool in the shape of the API."""
+def show_pool(pool: StoredPool, service: Service) -> PoolObject:
+    """A pool in the shape of the API; its manifest as those write it who privatize with the code that it is of."""
+    manifest = read_pool_manifest(pool)
+    center = manifest.mechanism.center
     return PoolObject(
         id=pool.id,
         status=pool.status,
-        manifest=pool.manifest,
+        manifest=pool.manifest if center is None else dump_manifest(service.gate.name_centered(manifest)),
+        round=1 if pool.rounds is None or pool.is_first_round else 2,
+        first=None if pool.rounds is None else pool.rounds["first"],
+        center=center,
         setting=pool.setting,
         least=pool.least,
         most=pool.most,

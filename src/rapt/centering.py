@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import UsageError
-from rapt.local.codes.subset import SubsetMechanism
 from rapt.wire.code_bundle import CodeBundle, FirstRound, make_code_bundle
+from rapt.wire.manifest import MechanismSetting
 
 _POINTS: Final = 512
 _LONGEST: Final = 0.95  # of the centre of codes of length 1
@@ -44,7 +44,7 @@ class SecondCenter:
     first_round: FirstRound
 
 
-def estimate_center(mechanism: SubsetMechanism, token_ids: NDArray[np.int64]) -> SecondCenter:
+def estimate_center(bundle: CodeBundle, setting: MechanismSetting, token_ids: NDArray[np.int64]) -> SecondCenter:
     """Estimate the mean code of the texts whose releases these are.
 
     A codeword y of a code u has E[y | u] = c u, and a share of the mean codeword that is taken off. So the mean
@@ -53,27 +53,33 @@ def estimate_center(mechanism: SubsetMechanism, token_ids: NDArray[np.int64]) ->
     (James and Stein 1961), and is 0 where noise explains all of it.
 
     Args:
-        mechanism: Mechanism that released them.
+        bundle: Code that they were released by.
+        setting: Mechanism that released them, over that code.
         token_ids: Ids of codewords, (n, r).
 
     Raises:
         UsageError: There are fewer than two, or the code is of pairs.
     """
-    count, bundle = len(token_ids), mechanism.bundle
+    count, preferred = len(token_ids), int(setting.parameters["preferred"])
     if bundle.pairs:
         raise UsageError("a code of pairs has no centre: public pairs say where it lies; keep the code as it is")
     if count < 2:
         raise UsageError(f"a first round must have at least two texts, got {count}; collect more")
     width = bundle.codewords.shape[2]
-    points = np.random.default_rng(0).standard_normal((_POINTS, bundle.codes * width))
-    kept = mechanism.measure_attenuation(points)
-    high, low = mechanism.weights
-    even = low * bundle.size / (high * mechanism.preferred + low * (bundle.size - mechanism.preferred))
+    growth = float(np.exp(setting.epsilon / bundle.codes))
+    total = growth * preferred + bundle.size - preferred
+    even = bundle.size / total
+    points = np.random.default_rng(0).standard_normal((_POINTS, width))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    books = bundle.codewords.astype(np.float64)
+    # c: the mean inner product of a code and its codeword, which is a preferred one `growth` times as often as another.
+    scores = np.sort(np.concatenate([points @ words.T for words in books]), axis=1)
+    kept = float((scores.sum(axis=1) + (growth - 1) * scores[:, -preferred:].sum(axis=1)).mean() / total)
     runs, error = [], 0.0
-    for words, ids in zip(bundle.codewords.astype(np.float64), token_ids.T, strict=True):
+    for words, ids in zip(books, token_ids.T, strict=True):
         mean = words[ids].mean(axis=0)
         found = (mean - even * words.mean(axis=0)) / kept
-        noise = (1 - mean @ mean) / (count * kept**2)
+        noise = max(0.0, 1 - mean @ mean) / (count * kept**2)
         square = found @ found
         found *= max(0.0, 1 - noise / square) if square > 0 else 0.0
         runs.append(found * min(1.0, _LONGEST / max(float(np.linalg.norm(found)), _LONGEST)))
@@ -83,7 +89,7 @@ def estimate_center(mechanism: SubsetMechanism, token_ids: NDArray[np.int64]) ->
         offset=offset,
         length=float(np.linalg.norm(offset) / bundle.codes**0.5),
         error=float(error**0.5),
-        first_round=FirstRound(code_hash=bundle.hash, epsilon=float(mechanism.epsilon), texts=count),
+        first_round=FirstRound(code_hash=bundle.hash, epsilon=float(setting.epsilon), texts=count),
     )
 
 

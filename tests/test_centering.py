@@ -6,11 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rapt.centering import center_codes, estimate_center
 from rapt.errors import UsageError, VocabularyError, WireError
-from rapt.local.codes.centering import center_codes, estimate_center
 from rapt.local.codes.codebook import draw_codewords
 from rapt.local.codes.subset import make_subset
-from rapt.wire.code_bundle import make_code_bundle, project_states, read_code_bundle, write_code_bundle
+from rapt.wire.code_bundle import (
+    apply_center,
+    make_code_bundle,
+    project_states,
+    read_code_bundle,
+    write_center,
+    write_code_bundle,
+)
 
 WIDTH = 6
 
@@ -45,7 +52,7 @@ def run_means(bundle, codes):
 def test_the_estimate_is_as_near_to_the_mean_code_as_it_says(bundle, rng):
     states, _ = narrow_states(3000)
     mechanism, codes = make_subset(bundle, epsilon=4.0), project_states(states, bundle)
-    found = estimate_center(mechanism, mechanism.privatize(codes, rng=rng))
+    found = estimate_center(bundle, mechanism.setting, mechanism.privatize(codes, rng=rng))
     truth = run_means(bundle, codes)
     # Beside noise, the codebook is not quite even. Ten standard errors: fails by chance in one run of 10^20.
     assert np.linalg.norm(found.offset - truth) < 10 * found.error * bundle.codes**0.5 + 0.05
@@ -59,7 +66,7 @@ def test_labels_that_the_noise_hid_are_told_by_codes_from_the_centre(bundle):
     (first, _), (states, labels) = narrow_states(2000), narrow_states(4000, seed=1)
     mechanism = make_subset(bundle, epsilon=4.0)
     centred = center_codes(
-        bundle, estimate_center(mechanism, mechanism.privatize(project_states(first, bundle), rng=rng))
+        bundle, estimate_center(bundle, mechanism.setting, mechanism.privatize(project_states(first, bundle), rng=rng))
     )
     gaps = []
     for one in (bundle, centred):
@@ -73,9 +80,13 @@ def test_a_centred_code_is_another_code_with_codes_of_length_1_and_is_read_as_it
     mechanism = make_subset(bundle, epsilon=8.0)
     states, _ = narrow_states(1000)
     given = mechanism.privatize(project_states(states, bundle), rng=np.random.default_rng(0))
-    centred = center_codes(bundle, estimate_center(mechanism, given))
+    centred = center_codes(bundle, estimate_center(bundle, mechanism.setting, given))
     assert centred.hash != bundle.hash
-    other = center_codes(bundle, estimate_center(mechanism, given[:900]))
+    assert apply_center(bundle, write_center(centred)).hash == centred.hash
+    for wrong in ("", "a:b:c", "1000:8.0:AAA", "1000:8.0:AAAA"):
+        with pytest.raises((WireError, VocabularyError)):
+            apply_center(bundle, wrong)
+    other = center_codes(bundle, estimate_center(bundle, mechanism.setting, given[:900]))
     assert other.hash != centred.hash
     codes = project_states(np.concatenate([states, [[0] * WIDTH, [np.nan] * WIDTH]]).astype(np.float32), centred)
     np.testing.assert_allclose(np.linalg.norm(codes, axis=1), [1] * 1000 + [0, 0], atol=1e-12)
@@ -97,13 +108,13 @@ def test_a_centre_that_is_noise_and_a_second_centring_are_refused(bundle):
     rng = np.random.default_rng(0)
     mechanism = make_subset(bundle, epsilon=0.5)
     with pytest.raises(UsageError, match="at least two"):
-        estimate_center(mechanism, np.zeros((1, bundle.codes), np.int64))
+        estimate_center(bundle, mechanism.setting, np.zeros((1, bundle.codes), np.int64))
     even = mechanism.privatize(project_states(rng.standard_normal((40, WIDTH)).astype(np.float32), bundle), rng=rng)
     with pytest.raises(UsageError, match="more than its noise"):
-        center_codes(bundle, estimate_center(mechanism, even))
+        center_codes(bundle, estimate_center(bundle, mechanism.setting, even))
     strong = make_subset(bundle, epsilon=8.0)
     given = strong.privatize(project_states(narrow_states(500)[0], bundle), rng=rng)
-    found = estimate_center(strong, given)
+    found = estimate_center(bundle, strong.setting, given)
     with pytest.raises(UsageError, match="centred once"):
         center_codes(center_codes(bundle, found), found)
     long = replace(found, offset=np.full(WIDTH, 1.0))
