@@ -11,7 +11,7 @@ from scipy import stats
 
 from code_material import code_bundle
 from rapt.audit.codes.authors import link_authors, measure_area
-from rapt.audit.codes.models import CrowdInClear, find_canary, pair_texts, play_membership
+from rapt.audit.codes.models import CrowdInClear, decide, find_canary, pair_texts, play_membership
 from rapt.audit.codes.naming import (
     ALPHA,
     bound_belief,
@@ -180,3 +180,15 @@ def test_a_head_on_codes_of_a_program_that_spends_more_gives_its_texts_away():
     (found,) = find_canary(leaking, copies=(10,), trials=100)
     assert breaks_bound(found.first, bound=bound_belief(0.5, epsilon=0.5))
     assert found.bound == pytest.approx(bound_belief(0.5, epsilon=0.5))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("telling", ["confidence", "head", "neither"])
+def test_the_attacker_takes_the_statistic_that_tells_his_own_models_apart(telling, seed):
+    rng, truth = np.random.default_rng(seed), np.arange(400) % 2 == 0
+    statistics = {"confidence": rng.standard_normal((400, 1)), "head": rng.standard_normal((400, 30))}
+    if telling != "neither":  # the shift lies in one number of the head
+        statistics[telling][truth, 0] += 3
+    name, answers = decide(statistics, truth[:200])
+    right = (answers == truth[200:]).mean()
+    assert (name, right > 0.85) == (telling, True) if telling != "neither" else 0.35 < right < 0.65

@@ -85,6 +85,7 @@ def test_the_openapi_document_knows_every_route(http):
         "POST /v1/pools/{pool_id}/contributions",
         "POST /v1/pools/{pool_id}/contributions/take-back",
         "POST /v1/pools/{pool_id}/close",
+        "POST /v1/pools/{pool_id}/advance",
         "GET /v1/vocabularies/{model}",
         "GET /v1/vocabularies/{model}/tokenizer.json",
         "GET /v1/vocabularies/{model}/embeddings.safetensors",

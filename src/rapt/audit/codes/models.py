@@ -6,8 +6,10 @@ secret. So each text that is left out has another one with the same label in its
 *Membership.* Of each pair of texts with one label a coin says which is contributed. Every model is attacked with all
 others as shadow models, and asked about the clear codes of both texts, as whoever asks at home can.
 *Canary.* One text with a wrong label is contributed k times, each time as a fresh code, or another text k times in its
-place. The attacker knows the law of the model's confidence in both cases from shadow models of his own, takes both for
-normal, and decides by the ratio of the likelihoods.
+place. The attacker has shadow models of his own for both cases, and two statistics: the model's *confidence* in the
+canary, and the whole *head*, all of its weights and biases along the linear discriminant of his models (Fisher 1936).
+He takes the one that tells more of his own models apart that he has not learned from, both cases for normal, and
+decides by the ratio of the likelihoods.
 
 *Bound.* A model is computed from the codes, so no attack is right more often than e^ε / (e^ε + 1) of the time about
 one code, both cases as likely before, and e^(kε) / (e^(kε) + 1) about k. The area under a curve has the same bound.
@@ -15,7 +17,7 @@ one code, both cases as likely before, and e^(kε) / (e^(kε) + 1) about k. The 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,6 +39,8 @@ TRIALS: Final = 200
 COPIES: Final = (1, 10, 100)
 MOST_PAIRS: Final = 500
 _LEAST_ODDS: Final = 1e-30
+_FOLDS: Final = 5
+_RIDGE: Final = 0.1  # of the variance of each number, added to it: a head may have more numbers than there are trials
 
 Ints = NDArray[np.int64]
 # Codes, (n, k), to what a head reads of a fresh release of each, (n, k), float64.
@@ -70,12 +74,14 @@ class Canary:
 
     Attributes:
         copies: k, times that it was contributed.
+        statistic: `confidence` or `head`, which the attacker chose by his own models.
         first: Share of right answers, over independent heads.
         chance: Share without the head.
         bound: Share that no attack exceeds.
     """
 
     copies: int
+    statistic: str
     first: Share
     chance: float
     bound: float
@@ -165,6 +171,7 @@ def find_canary(
     found = []
     for count in copies:
         said, truth = np.empty(trials), np.arange(trials) % 2 == 0
+        heads = np.empty((trials, crowd.classes * (crowd.codes.shape[1] + 1)))
         for trial in range(trials):
             put = canary if truth[trial] else int(rng.choice(others))
             crowd_of = rng.choice(others, size=len(others) // 2, replace=False)
@@ -172,18 +179,52 @@ def find_canary(
             labels = np.concatenate([crowd.labels[crowd_of], np.repeat(wrong, count)])
             head = crowd.tune(crowd.release(crowd.codes[chosen]), labels, penalty=penalty)
             said[trial] = _confidences(head, crowd.codes[[canary]], wrong)[0]
-        known = np.arange(trials) < trials // 2  # the attacker's own
-        laws = [stats.norm(*_fit(said[known & (truth == side)])) for side in (True, False)]
-        ratio = laws[0].logpdf(said[~known]) - laws[1].logpdf(said[~known])
+            heads[trial] = np.concatenate([part.numpy().ravel() for part in head])
+        half = trials // 2  # the attacker's own
+        statistic, answers = decide({"confidence": said[:, None], "head": heads}, truth[:half])
         found.append(
             Canary(
                 copies=count,
-                first=independent_share((ratio > 0) == truth[~known]),
+                statistic=statistic,
+                first=independent_share(answers == truth[half:]),
                 chance=0.5,
                 bound=bound_belief(0.5, epsilon=count * crowd.epsilon),
             )
         )
     return tuple(found)
+
+
+def decide(statistics: Mapping[str, Floats], truth: NDArray[np.bool_]) -> tuple[str, NDArray[np.bool_]]:
+    """Return the statistic that tells the attacker's own trials apart best, and his answers about the other trials.
+
+    Args:
+        statistics: Numbers of every trial by the name of the statistic, (n, d) each; his own trials are the first.
+        truth: Whether the canary was in, of his own trials, (m,).
+    """
+    own, folds = len(truth), np.arange(len(truth)) // 2 % _FOLDS  # each has both cases
+
+    def judge(values: Floats) -> float:
+        right = [
+            _answer(values[:own][folds != fold], truth[folds != fold], values[:own][folds == fold])
+            == truth[folds == fold]
+            for fold in range(_FOLDS)
+        ]
+        return float(np.concatenate(right).mean())
+
+    best = max(statistics, key=lambda name: judge(statistics[name]))
+    return best, _answer(statistics[best][:own], truth, statistics[best][own:])
+
+
+def _answer(values: Floats, truth: NDArray[np.bool_], asked: Floats) -> NDArray[np.bool_]:
+    """Return whether the canary is in, (n,), by the likelihoods along the discriminant of labelled trials, (m, d)."""
+    sides = [values[truth == side] for side in (True, False)]
+    within = np.cov(np.concatenate([side - side.mean(axis=0) for side in sides]), rowvar=False).reshape(
+        values.shape[1], -1
+    )
+    within += _RIDGE * np.diag(np.diag(within)) + 1e-12 * np.eye(len(within))
+    along = np.linalg.solve(within, sides[0].mean(axis=0) - sides[1].mean(axis=0))
+    laws = [stats.norm(*_fit(side @ along)) for side in sides]
+    return np.asarray(laws[0].logpdf(asked @ along) > laws[1].logpdf(asked @ along))
 
 
 def _fit(values: Floats) -> tuple[float, float]:
