@@ -8,9 +8,11 @@ Each contributor of `train.csv` releases one code of one text at ε; a logistic 
 penalty chosen by the loss on a third of those codewords; it is judged on `test.csv`, *at home* by the clear code of
 a text and `rapt.at_home.sharpen_head`, *plainly* by that code without it, and *privately* by a codeword at the same ε.
 The map is made of `public.csv` of the task, or of the file of `--public`, without labels. With `--center` a fifth of
-the contributors release codes for the centre alone (`rapt.local.codes.centering`), and the others release centred ones.
-`--label-epsilon` randomizes labels as well. `--codes` is r, each at ε / r. One JSON line for each cell. `--select`
-judges on a fifth of `train.csv` instead, tuned on the rest: that is where dimensions and centring are chosen.
+the contributors release codes for the centre alone (`rapt.centering`), and the others release centred ones. `--teach`
+asks a second head at home, *taught*: over the encoder's whole state, fitted on what the first one says of the map's
+public text. `--label-epsilon` randomizes labels as well. `--codes` is r, each at ε / r. One JSON line for each cell.
+`--select` judges on a fifth of `train.csv` instead, tuned on the rest: that is where dimensions and centring are
+chosen.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from scipy.special import log_softmax
 from text_codes import interval, states_of
 
 from rapt.at_home import sharpen_head
+from rapt.centering import center_codes, estimate_center
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
@@ -34,6 +37,7 @@ from rapt.wire.code_bundle import project_states, split_into_units
 PENALTIES = np.geomspace(1e-1, 1e-5, 5)
 FIRST_ROUND = 0.2
 PUBLIC = 8_000
+TAUGHT_PENALTY = 1e-2
 
 
 def read(path, most=None):
@@ -76,16 +80,31 @@ def tune(inputs, labels, transition):
     return fit(inputs, labels, transition, PENALTIES[int(np.argmin(losses))], start=head, steps=60)
 
 
-def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng, classes):
-    """Right answers, one each: at home, plainly, privately; and the attenuation."""
-    from rapt.local.codes.centering import center_codes, estimate_center
+def teach(public, chances):
+    """A logistic head over whole states, (h + 1, C), fitted on chances of the labels of public text, (n, C)."""
+    center, scale = public.mean(axis=0), np.sqrt(public.var(axis=0).mean())
+    padded = np.column_stack([(public - center) / scale, np.ones(len(public))])
 
+    def loss(flat):
+        head = flat.reshape(padded.shape[1], -1)
+        logs = log_softmax(padded @ head, axis=1)
+        slope = padded.T @ (np.exp(logs) - chances) / len(chances)
+        slope[:-1] += 2 * TAUGHT_PENALTY * head[:-1]
+        return -(chances * logs).sum() / len(chances) + TAUGHT_PENALTY * (head[:-1] ** 2).sum(), slope.ravel()
+
+    first = np.zeros(padded.shape[1] * chances.shape[1])
+    found = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": 40}).x.reshape(padded.shape[1], -1)
+    return np.vstack([found[:-1] / scale, found[-1:] - center / scale @ found[:-1]])
+
+
+def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng, classes, public=None):
+    """Right answers, one each: at home, plainly, privately, and taught where there is public text; and c."""
     mechanism = make_subset(bundle, epsilon=epsilon)
     rows = rng.permutation(len(states))[: options.contributors]
     if options.center:
         cut = int(FIRST_ROUND * len(rows))
         given = mechanism.privatize(project_states(states[rows[:cut]], bundle), rng=rng)
-        bundle = center_codes(bundle, estimate_center(mechanism, given))
+        bundle = center_codes(bundle, estimate_center(bundle, mechanism.setting, given))
         mechanism, rows = make_subset(bundle, epsilon=epsilon), rows[cut:]
     words = bundle.codewords.astype(np.float64)
 
@@ -111,6 +130,10 @@ def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng
         clear @ head[:-1] + head[-1],
         draw(project_states(asked, bundle)) @ head[:-1] + head[-1],
     )
+    if public is not None:
+        said = np.exp(log_softmax(project_states(public, bundle) @ weight.T + bias, axis=1))
+        taught = teach(public.astype(float), said)
+        logits = (*logits, asked @ taught[:-1] + taught[-1])
     return [one.argmax(axis=1) == truth for one in logits], attenuation
 
 
@@ -130,6 +153,7 @@ def main():
     parser.add_argument("--label-epsilon", type=float, default=0.0)
     parser.add_argument("--center", action="store_true")
     parser.add_argument("--select", action="store_true")
+    parser.add_argument("--teach", action="store_true")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -165,6 +189,7 @@ def main():
                     epsilon=epsilon,
                     rng=np.random.default_rng(seed),
                     classes=len(classes),
+                    public=public if options.teach else None,
                 )
                 for seed in range(options.seeds)
             ]
@@ -186,7 +211,7 @@ def main():
                 "attenuation": round(float(runs[0][1]), 4),
                 "seeds": options.seeds,
             }
-            for place, name in enumerate(("at_home", "plainly", "privately")):
+            for place, name in enumerate(("at_home", "plainly", "privately", "taught")[: right.shape[1]]):
                 cell[name] = round(float(right[:, place].mean()), 4)
                 cell[f"{name}_interval"] = round(interval(right[:, place]), 4)
             print(json.dumps(cell), flush=True)

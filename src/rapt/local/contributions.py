@@ -20,11 +20,13 @@ from rapt.local.client.pool_steps import check_pool_setting
 from rapt.narration import SILENT, Narrator
 from rapt.whole_files import write_whole
 from rapt.wire.manifest import digest_setting
+from rapt.wire.packed_contributions import RECEIPT_BYTES
 from rapt.wire.privatized_file import PrivatizedFile, read_privatized_file
 from rapt.wire.strict_json import check_fields, parse_document, read_field, read_name
 
 SCHEMA: Final = "rapt.contributions/1"
-_DIGITS: Final = 64
+_DIGITS: Final = 2 * RECEIPT_BYTES
+_EARLIER_DIGITS: Final = 64
 _AT_ONCE: Final = 250  # contributions of one request
 _MOST_BYTES: Final = 128 * 2**20
 
@@ -36,7 +38,7 @@ class Receipts:
     Attributes:
         pool: Id of the pool.
         records_sha256: Digest of the records that they are of.
-        receipts: 64 hexadecimal digits for each record, in order.
+        receipts: 24 hexadecimal digits for each record, in order; 64 in files of earlier versions.
     """
 
     pool: str
@@ -117,8 +119,10 @@ def read_receipts(path: Path) -> Receipts:
         ) from None
     check_fields(found, required={"schema", "pool", "records_sha256", "receipts"}, optional=set(), what=what)
     receipts = read_field(found, "receipts", list, what=what)
-    if found["schema"] != SCHEMA or not all(type(item) is str and len(item) == _DIGITS for item in receipts):
-        raise WireError(f"{what} must be of schema {SCHEMA!r}, 64 digits each; take the file as it was written")
+    if found["schema"] != SCHEMA or not all(
+        type(item) is str and len(item) in (_DIGITS, _EARLIER_DIGITS) for item in receipts
+    ):
+        raise WireError(f"{what} must be of schema {SCHEMA!r}, {_DIGITS} digits each; take the file as it was written")
     return Receipts(
         pool=read_name(found, "pool", what=what),
         records_sha256=read_name(found, "records_sha256", what=what),

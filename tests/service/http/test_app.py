@@ -83,6 +83,7 @@ def test_the_openapi_document_knows_every_route(http):
         "DELETE /v1/pools/{pool_id}",
         "POST /v1/pools/{pool_id}/keys",
         "POST /v1/pools/{pool_id}/contributions",
+        "POST /v1/pools/{pool_id}/contributions/packed",
         "POST /v1/pools/{pool_id}/contributions/take-back",
         "POST /v1/pools/{pool_id}/close",
         "POST /v1/pools/{pool_id}/advance",

@@ -10,6 +10,7 @@ import pytest
 
 from code_material import code_bundle, codes_manifest
 from http_requests import done_job
+from rapt.errors import UsageError, WireError
 from rapt.service.backbone.opening import load_served
 from rapt.service.storage import pool_rows
 from rapt.service.storage.callers import OPERATOR
@@ -17,7 +18,9 @@ from rapt.service.storage.key_rows import create_key
 from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.code_bundle import write_code_bundle
-from rapt.wire.manifest import dump_manifest
+from rapt.wire.manifest import dump_manifest, parse_manifest
+from rapt.wire.packed_contributions import measure_contribution, pack_contributions, unpack_contributions
+from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.strict_json import dump_line
 from running_service import running_service
 
@@ -303,3 +306,56 @@ def test_two_rounds_are_of_a_code_that_has_no_centre(http, code):
     manifest = dump_manifest(replace(codes_manifest(codewords=code.size, pairs=True), vocabulary_hash=code.hash))
     answer = http.post("/v1/pools", json={"manifest": manifest, "first": 20})
     assert (answer.status_code, "a pool of two rounds must be of a code" in message(answer)) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("codewords", "labels", "size"), [(16, 2, 14), (4096, 2, 15), (65_536, 256, 15), (4096, 1000, 16)]
+)
+def test_a_contribution_is_at_most_16_bytes_beside_its_manifest(codewords, labels, size):
+    manifest = codes_manifest(codewords=codewords, labels=tuple(map(str, range(labels))))
+    assert measure_contribution(manifest) == size
+    records = [
+        PrivatizedRecord(token_ids=(codewords - 1,), label=labels - 1),
+        PrivatizedRecord(token_ids=(0,), label=0),
+    ]
+    receipts, setting = [secrets.token_hex(12) for _ in records], "ab" * 32
+    body = pack_contributions(records, receipts, manifest=manifest, setting=setting)
+    assert len(body) == 32 + 2 * size
+    assert unpack_contributions(body, manifest=manifest) == (setting, list(zip(receipts, records, strict=True)))
+    for wrong in (body[:-1], body[:32], b"", body + b"x"):
+        with pytest.raises(WireError):
+            unpack_contributions(wrong, manifest=manifest)
+
+
+def test_packed_contributions_of_several_codes_of_a_pair_without_labels_are_read_as_they_were():
+    manifest = codes_manifest(codewords=300, codes=3, labels=None, pairs=True)
+    records = [PrivatizedRecord(token_ids=(1, 2, 299), second_token_ids=(0, 256, 3))]
+    body = pack_contributions(records, ["0" * 24], manifest=manifest, setting="ab" * 32)
+    assert unpack_contributions(body, manifest=manifest)[1] == [("0" * 24, records[0])]
+    with pytest.raises(UsageError, match="at most 1000 contributions"):
+        unpack_contributions(body[:32] + body[32:] * 1001, manifest=manifest)
+
+
+def test_packed_contributions_are_taken_and_refused_as_others_are(http, url, pool):
+    manifest = parse_manifest(pool["manifest"])
+    path = f"/v1/pools/{pool['id']}/contributions"
+
+    def pack(code, label, *, receipt, setting=None):
+        record = PrivatizedRecord(token_ids=(code,), label=label)
+        return pack_contributions([record], [receipt], manifest=manifest, setting=setting or pool["setting"])
+
+    with contributor(http, url, pool, contributions=2) as one:
+        for _ in range(2):  # the same receipt twice is one contribution
+            assert one.post(f"{path}/packed", content=pack(3, 1, receipt="a" * 24)).json()["taken"]
+        assert count(http, pool) == 1
+        refused = {
+            "another record of the receipt": (400, pack(4, 1, receipt="a" * 24)),
+            "no codeword": (409, pack(16, 1, receipt="b" * 24)),
+            "no label": (400, pack(3, 2, receipt="b" * 24)),
+            "another setting": (400, pack(3, 1, receipt="b" * 24, setting="0" * 64)),
+            "cut": (400, pack(3, 1, receipt="b" * 24)[:-1]),
+        }
+        for name, (status, body) in refused.items():
+            assert one.post(f"{path}/packed", content=body).status_code == status, name
+        assert one.post(f"{path}/take-back", json={"receipt": "a" * 24}).status_code == 200
+        assert count(http, pool) == 0

@@ -117,6 +117,7 @@ class Connection:
         params: Mapping[str, str | int] | None = None,
         data: Mapping[str, str] | None = None,
         files: Mapping[str, tuple[str, IO[bytes], str]] | None = None,
+        content: bytes | None = None,
         key: str | None = None,
         repeatable: bool = False,
     ) -> Steps[dict[str, Any]]:
@@ -129,6 +130,7 @@ class Connection:
             params: Query.
             data: Fields of a form.
             files: Files of a form; each is read from its start again when the request is repeated.
+            content: Body of bytes, in the place of the others.
             key: Idempotency key: then the service makes one object, however often the request comes.
             repeatable: Whether a request that changes something is harmless when it comes twice; a GET always is.
 
@@ -140,7 +142,16 @@ class Connection:
         def build(http: httpx2.Client | httpx2.AsyncClient) -> httpx2.Request:
             for _name, stream, _kind in (files or {}).values():
                 stream.seek(0)
-            return http.build_request(method, path, json=json, params=params, data=data, files=files, headers=headers)
+            return http.build_request(
+                method,
+                path,
+                json=json,
+                params=params,
+                data=data,
+                files=files,
+                content=content,
+                headers=headers,
+            )
 
         repeatable = repeatable or key is not None or method == "GET"
         response, content = yield from self._persevere(build, self._keep, repeatable=repeatable)

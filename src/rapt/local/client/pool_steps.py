@@ -9,6 +9,7 @@ from rapt.local.client.connection import Connection, quote_part
 from rapt.local.client.objects import PoolInfo, read_answer, read_answers, read_pool_info
 from rapt.local.client.steps import Steps
 from rapt.wire.manifest import Manifest, digest_setting, dump_manifest
+from rapt.wire.packed_contributions import RECEIPT_BYTES, pack_contributions
 from rapt.wire.privatized_file import PrivatizedRecord, dump_record
 from rapt.wire.strict_json import read_field
 
@@ -61,18 +62,23 @@ def contribute(
         pool: Pool, as the service describes it.
         records: 1 to 1,000 records, privatized by the manifest of the pool.
         setting: Digest of the manifest that they were privatized by, `digest_setting`.
-        receipts: 64 hexadecimal digits for each that nobody else can guess; they take the contribution back.
+        receipts: 24 hexadecimal digits for each that nobody else can guess, or 64; they take the contribution back.
 
     Raises:
         UsageError: The record was privatized by another setting than the pool's.
         ServiceError: The pool takes no more.
     """
     check_pool_setting(pool, setting)
+    path = f"/v1/pools/{quote_part(pool.id)}/contributions"
+    if pool.manifest.unit == "text" and {len(receipt) for receipt in receipts} == {2 * RECEIPT_BYTES}:
+        body = pack_contributions(records, receipts, manifest=pool.manifest, setting=setting)
+        yield from service.ask("POST", f"{path}/packed", content=body, repeatable=True)
+        return
     first, *others = (
         {"receipt": receipt, "record": dump_record(record)} for receipt, record in zip(receipts, records, strict=True)
     )
-    body = {"setting": setting, **first, "others": others}
-    yield from service.ask("POST", f"/v1/pools/{quote_part(pool.id)}/contributions", json=body, repeatable=True)
+    request = {"setting": setting, **first, "others": others}
+    yield from service.ask("POST", path, json=request, repeatable=True)
 
 
 def take_back(service: Connection, pool: str, *, receipt: str) -> Steps[None]:

@@ -116,7 +116,7 @@ def _may_contribute(caller: Caller, method: str, path: str) -> bool:
     """Whether a contributor asks for its own pool, adds, takes back, or fetches what texts are privatized with."""
     own = f"/v1/pools/{caller.pool}"
     if method == "POST":
-        return path in (f"{own}/contributions", f"{own}/contributions/take-back")
+        return path in (f"{own}/contributions", f"{own}/contributions/packed", f"{own}/contributions/take-back")
     return method in ("GET", "HEAD") and (path == own or path.startswith(("/v1/codes/", "/v1/vocabularies/")))
 
 
@@ -125,7 +125,12 @@ def _is_for_any_page(method: str, path: str) -> bool:
     if path.startswith("/v1/codes/"):
         return method in ("GET", "OPTIONS")
     _, _, rest = path.partition("/v1/pools/")
-    return bool(rest) and rest.partition("/")[2] in ("", "contributions", "contributions/take-back")
+    return bool(rest) and rest.partition("/")[2] in (
+        "",
+        "contributions",
+        "contributions/packed",
+        "contributions/take-back",
+    )
 
 
 def _allow_any_origin(send: Send) -> Send:

@@ -492,12 +492,13 @@ class PoolKeysRequest(Request):
 
 
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+_Receipt = Annotated[str, Field(pattern="^([0-9a-f]{24}|[0-9a-f]{64})$")]
 
 
 class Contribution(Request):
     """A privatized record and its receipt."""
 
-    receipt: Annotated[_Digest, Field(description="256 random bits of the contributor, which take it back")]
+    receipt: Annotated[_Receipt, Field(description="96 or 256 random bits of the contributor, which take it back")]
     record: dict[str, Any]
 
 
@@ -514,7 +515,7 @@ class ContributionRequest(Contribution):
 class TakeBackRequest(Request):
     """A contribution to be taken back."""
 
-    receipt: _Digest
+    receipt: _Receipt
 
 
 class ContributionObject(BaseModel):

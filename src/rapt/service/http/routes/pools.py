@@ -6,17 +6,19 @@ import functools
 import hashlib
 import io
 import time
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from fastapi import APIRouter
+from starlette.requests import Request
 
 from rapt.centering import center_codes, estimate_center
 from rapt.errors import UsageError
 from rapt.service.http.admission import RECORDS_AT_ONCE
 from rapt.service.http.assembly import Service
-from rapt.service.http.bodies import BodyRoute
+from rapt.service.http.bodies import BodyRoute, run_in_body_thread
 from rapt.service.http.parameters import After, CallerOf, Limit, make_cursor, make_list
 from rapt.service.http.routes.admin import show_new_key
 from rapt.service.http.schemas import (
@@ -31,7 +33,7 @@ from rapt.service.http.schemas import (
     TakeBackRequest,
 )
 from rapt.service.http.shares import give_way
-from rapt.service.storage.callers import DEVELOPER, mark_repeatable
+from rapt.service.storage.callers import DEVELOPER, Caller, mark_repeatable
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.pool_rows import (
     StoredPool,
@@ -49,9 +51,22 @@ from rapt.service.storage.pool_rows import (
 )
 from rapt.wire.code_bundle import write_center
 from rapt.wire.manifest import Manifest, Randomness, digest_setting, dump_manifest, parse_manifest
-from rapt.wire.privatized_file import count_privatized_tokens, parse_record, seal_manifest, write_record_lines
+from rapt.wire.packed_contributions import unpack_contributions
+from rapt.wire.privatized_file import (
+    PrivatizedRecord,
+    count_privatized_tokens,
+    parse_record,
+    seal_manifest,
+    write_record_lines,
+)
 from rapt.wire.strict_json import dump_line, parse_document
 
+_PACKED: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
 # What a manifest says of the noise of many contributors, each of whom drew at home.
 _RANDOMNESS: Final = Randomness(source="the contributors of a pool, each at home")
 
@@ -124,25 +139,23 @@ def pool_router(service: Service) -> APIRouter:
     @routes.post("/{pool_id}/contributions")
     def add_contribution(pool_id: str, request: ContributionRequest, caller: CallerOf) -> ContributionObject:
         """Add privatized records, all or none. The same receipt twice is one contribution."""
-        pool = get_pool(service.store, pool_id, tenant=caller.tenant)
-        manifest = read_pool_manifest(pool)
-        service.gate.check_setting(manifest)
-        lines: dict[str, str] = {}
-        for position, given in enumerate((request, *request.others)):
-            record = parse_record(given.record, position=position)
-            service.gate.check_record(record, manifest, position=position)
-            line = write_record_lines([record], manifest, first_position=position).lines.decode("ascii")
-            if lines.setdefault(given.receipt, line) != line:
-                raise UsageError("a receipt must be of one contribution; make one for each record")
-        contribute(
-            service.store,
-            pool_id,
-            lines=lines,
-            setting=request.setting,
-            caller=caller,
-            max_bytes=service.settings.tenant_bytes,
+        given = (
+            (one.receipt, parse_record(one.record, position=position))
+            for position, one in enumerate((request, *request.others))
         )
-        return ContributionObject(pool=pool_id, taken=True)
+        return _take(service, get_pool(service.store, pool_id, tenant=caller.tenant), request.setting, given, caller)
+
+    @routes.post("/{pool_id}/contributions/packed", openapi_extra=_PACKED)
+    async def add_packed_contributions(pool_id: str, request: Request, caller: CallerOf) -> ContributionObject:
+        """Add privatized codes as bytes, at most 16 each in a pool of one codeword a text; all or none."""
+        body = await request.body()
+
+        def take() -> ContributionObject:
+            pool = get_pool(service.store, pool_id, tenant=caller.tenant)
+            setting, given = unpack_contributions(body, manifest=read_pool_manifest(pool))
+            return _take(service, pool, setting, given, caller)
+
+        return await run_in_body_thread(request, take)
 
     @routes.post("/{pool_id}/contributions/take-back")
     def take_contribution_back(pool_id: str, request: TakeBackRequest, caller: CallerOf) -> ContributionObject:
@@ -197,6 +210,29 @@ def pool_router(service: Service) -> APIRouter:
         return show_pool(end_closing(service.store, pool_id, file_id=file.id, tenant=caller.tenant), service)
 
     return routes
+
+
+def _take(
+    service: Service, pool: StoredPool, setting: str, given: Iterable[tuple[str, PrivatizedRecord]], caller: Caller
+) -> ContributionObject:
+    """Take records with their receipts into a pool, all or none."""
+    manifest = read_pool_manifest(pool)
+    service.gate.check_setting(manifest)
+    lines: dict[str, str] = {}
+    for position, (receipt, record) in enumerate(given):
+        service.gate.check_record(record, manifest, position=position)
+        line = write_record_lines([record], manifest, first_position=position).lines.decode("ascii")
+        if lines.setdefault(receipt, line) != line:
+            raise UsageError("a receipt must be of one contribution; make one for each record")
+    contribute(
+        service.store,
+        pool.id,
+        lines=lines,
+        setting=setting,
+        caller=caller,
+        max_bytes=service.settings.tenant_bytes,
+    )
+    return ContributionObject(pool=pool.id, taken=True)
 
 
 def _seal(pool: StoredPool, body: bytes) -> bytes:
