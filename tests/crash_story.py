@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from rapt.errors import NotFoundError, RaptError
 from rapt.local.client import ServiceClient
+from rapt.local.client.steps import take_steps
 from rapt.wire.adapter_files import unpack_adapter
 from running_service import save_privatized, wait_until
 
@@ -19,6 +20,11 @@ VALUES = {"num_virtual_tokens": 4, "n_epochs": 40, "batch_size": 16, "reconstruc
 # How long the client asks a service again that was killed, s: it is told to go on from the next one.
 PATIENCE = 2.0
 METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": VALUES}}
+
+
+def ask(client, method, path, **others):
+    """The answer to a request for which the client has no function."""
+    return take_steps(client._service.ask(method, path, **others), client._http)
 
 
 class Story:
@@ -41,8 +47,7 @@ class Story:
         done = self.wait(client, self.jobs[0])
         assert done.status == "succeeded"
         self.answers[done.fine_tuned_model] = client.classify(done.fine_tuned_model, self.file)
-        client._service.download(f"/v1/models/{done.fine_tuned_model}/adapter", self.folder / "adapter.zip", most=2**30)
-        self.adapter = unpack_adapter((self.folder / "adapter.zip").read_bytes())
+        self.adapter = client.adapter(done.fine_tuned_model)
 
     def upload(self, client):
         self.files[client.upload(self.path).id] = self.path
@@ -87,7 +92,7 @@ class Story:
         card["metrics"]["round"] = number
         form = {"card": json.dumps(card).encode(), "weights": self.adapter["adapter_model.safetensors"]}
         files = {name: (name, io.BytesIO(content), "application/octet-stream") for name, content in form.items()}
-        return client._service.ask("POST", "/v1/adapters", files=files)["id"]
+        return ask(client, "POST", "/v1/adapters", files=files)["id"]
 
     def work(self, phase, url, stop):
         """Do what the phase is about until the service is gone."""
@@ -122,11 +127,11 @@ class Story:
         """All that was acknowledged is there, and right; all that was deleted is gone."""
         downloaded = self.folder / "downloaded"
         for file_id, path in self.files.items():
-            client._service.download(f"/v1/files/{file_id}/content", downloaded, most=2**30)
+            client.fetch_file(file_id, downloaded, overwrite=True)
             assert downloaded.read_bytes() == path.read_bytes()
         for place in self.gone:
             try:
-                client._service.ask("GET", place)
+                ask(client, "GET", place)
             except NotFoundError:
                 continue
             raise AssertionError("what was deleted has come back")
