@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 FROM_ROOT = {"SECURITY.md": "security.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 PAGES = {**FROM_ROOT, "README.md": "README.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)")
+# Markdown on the usual hosts begins a list right below a paragraph; Python's wants a line between them.
+LIST_BELOW = re.compile(r"^((?![ |#>-]|\d+\. ).+\n)(?=- |1\. )", re.MULTILINE)
 # What a browser asks for by itself, as opposed to a link that somebody may follow.
 ASKED_FOR = re.compile(r"""(?:\ssrc=|url\(|@import\s|<link\b[^>]*?\bhref=)\s*["']?((?:https?:)?//[^"')\s>]+)""")
 
@@ -55,7 +57,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         return f"[{words}]({address}{'#' if anchor else ''}{anchor})"
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.DOTALL | re.MULTILINE)  # blocks of code stay as they are
-    return "".join(part if place % 2 else LINK.sub(turn, part) for place, part in enumerate(parts))
+    return "".join(
+        part if place % 2 else LIST_BELOW.sub(r"\1\n", LINK.sub(turn, part)) for place, part in enumerate(parts)
+    )
 
 
 def on_post_build(config: Any) -> None:
