@@ -113,8 +113,8 @@ def test_the_readmes_shell_blocks_run(tmp_path: Path):
 
 def test_the_recipes_shell_blocks_run(service, tmp_path: Path):
     write_reviews(tmp_path, ("bad", "good"))
-    fewer_draws = {"--unchanged 0.5": "--unchanged 0.5 --draws 100"}
-    run_shell_blocks(ROOT / "docs" / "how_to.md", tmp_path, **{STATED: service}, **fewer_draws)
+    faster = {"--unchanged 0.5": "--unchanged 0.5 --draws 100", "--out audit ": "--quick --out audit "}
+    run_shell_blocks(ROOT / "docs" / "how_to.md", tmp_path, **{STATED: service}, **faster)
     assert (tmp_path / "private-answers.jsonl").read_text().count('"label"') == 2
     assert (tmp_path / "audit" / "report.html").is_file()
     answers = (tmp_path / "answers.jsonl").read_text().splitlines()
