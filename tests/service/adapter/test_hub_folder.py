@@ -170,7 +170,10 @@ def test_the_names_are_those_that_vllm_takes(opened):
             assert layer in layers
             assert layer.rsplit(".", 1)[-1] in config["target_modules"]
         assert (config["peft_type"], config["bias"], config["r"], config["lora_alpha"]) == ("LORA", "none", 2, 2)
-        assert not config.keys() & {"modules_to_save", "use_dora", "rank_pattern"}
+        assert not config.keys() & {"modules_to_save", "use_dora", "use_rslora", "rank_pattern"}
+        # It scales every layer by alpha / r, and takes (r, in) and (out, r).
+        for name, tensor in load_tensors(files[WEIGHTS]).items():
+            assert tensor.shape[0 if ".lora_A." in name else 1] == config["r"] == config["lora_alpha"]
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning", "linear_probing"])

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from job_material import messages_of, queue_job, run_job, runner_on, weights_of
+from rapt.errors import UsageError
 from rapt.service.adapter.adapter import adapter_from_files
 from rapt.service.jobs.hyperparameters import config_from_json, method_to_json
-from rapt.service.jobs.job_log import JobLog
+from rapt.service.jobs.job_log import JobLog, load_job_logger
 from rapt.service.jobs.job_run import MOST_CHECKPOINTS, MOST_EVENTS, ProgressEvents
 from rapt.service.storage.callers import DEVELOPER, LOCAL
 from rapt.service.storage.checkpoint_models import list_checkpoint_models
@@ -185,6 +186,44 @@ def test_a_disk_that_fills_ends_the_log_and_closing_it_raises_nothing(tmp_path, 
     log.add({"step": 3, "train_loss": 1.0})
     log.close()
     assert "the log of a job ends: No space left on device" in caplog.text
+
+
+OWN_LOGGER = """
+import json
+from pathlib import Path
+
+class Log:
+    def __init__(self, tenant, job):
+        self.path = Path(__file__).with_name(f"{tenant}-{job}")
+
+    def add(self, figures, *, step):
+        with self.path.open("a") as stream:
+            stream.write(json.dumps([step, dict(figures)]) + chr(10))
+        if step == 3:
+            raise RuntimeError("the patient")
+
+    def close(self):
+        self.path.with_suffix(".closed").touch()
+
+nothing = None
+"""
+
+
+def test_a_logger_of_the_provider_is_given_numbers_and_ends_no_job(tmp_path, monkeypatch, caplog):
+    (tmp_path / "own_logger.py").write_text(OWN_LOGGER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    log = JobLog(None, tenant="clinic", job_id="job", logger="own_logger:Log")
+    for step in (1, 3, 4):
+        log.add({"step": step, "train_loss": 0.5, "epoch": 1, "note": "no number"})
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "clinic-job").read_text().splitlines()]
+    assert lines == [[step, {"train_loss": 0.5, "epoch": 1}] for step in (1, 3)]
+    assert (tmp_path / "clinic-job.closed").exists()
+    assert "the logger of a job ends: RuntimeError" in caplog.text
+    assert "patient" not in caplog.text
+    for name in ("own_logger:other", "own_logger:nothing", "own_logger", "no_such_module:Log", ""):
+        with pytest.raises(UsageError, match="the setting job_logger must name a function as module:function"):
+            load_job_logger(name)
 
 
 def test_an_event_has_the_means_of_its_steps():

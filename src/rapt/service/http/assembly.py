@@ -27,7 +27,7 @@ from rapt.service.http.middleware import Metrics
 from rapt.service.http.quotas import ArrivingBytes, TokenQuotas
 from rapt.service.http.settings import Settings, name_served_model, reveal
 from rapt.service.jobs.job_limits import JobLimits, JobSettings
-from rapt.service.jobs.job_log import check_job_log
+from rapt.service.jobs.job_log import check_job_log, load_job_logger
 from rapt.service.jobs.job_run import make_runner_here
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
 from rapt.service.jobs.worker import JobRunner
@@ -138,6 +138,7 @@ def make_job_settings(settings: Settings) -> JobSettings:
         slice_seconds=settings.job_slice_seconds,
         most_deaths=settings.job_attempts,
         log_folder=None if settings.job_log is None else str(settings.job_log.absolute()),
+        logger=settings.job_logger,
     )
 
 
@@ -159,6 +160,8 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
     jobs = make_job_settings(settings)
     if settings.job_log is not None:
         check_job_log(settings.job_log)
+    if settings.job_logger is not None:
+        load_job_logger(settings.job_logger)
     if not settings.job_process:
         run = make_runner_here(store, backbones, jobs)
         return JobRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)

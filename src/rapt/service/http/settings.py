@@ -137,6 +137,9 @@ class Settings(BaseSettings):
     job_log: Path | None = Field(
         None, description="folder for TensorBoard's event files of jobs; ids, numbers and times. Needs [tensorboard]"
     )
+    job_logger: str | None = Field(
+        None, description="function of your own, as module:function, that makes what takes the figures of a job"
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the base models; auto measures. Name one where several processes run jobs"
     )

@@ -89,6 +89,7 @@ class JobSettings:
         slice_seconds: After so long a job gives way to a waiting one of another tenant, s; 0 never.
         most_deaths: A job that has killed what runs it so often, without getting any further, fails.
         log_folder: Folder for TensorBoard's event files of jobs; None keeps none.
+        logger: The provider's function that makes loggers of jobs, as `module:function`.
     """
 
     tenant_bytes: int
@@ -97,6 +98,7 @@ class JobSettings:
     slice_seconds: float = 300.0
     most_deaths: int = MOST_DEATHS
     log_folder: str | None = None
+    logger: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -214,7 +214,7 @@ def run_job(
     turn = _Turn(store, job, should_stop, waiting, models=models, settings=settings, between=between_questions)
     states = RunStates(store, job, between=settings.seconds_between_run_states, should_stop=should_stop)
 
-    figures = JobLog(settings.log_folder, tenant=job.tenant, job_id=job.id)
+    figures = JobLog(settings.log_folder, tenant=job.tenant, job_id=job.id, logger=settings.logger)
 
     def report(message: str, data: dict[str, Any]) -> None:
         waiting(lambda: record_progress(store, job, message=message, data=data, now=_now()))
