@@ -80,6 +80,8 @@ def test_files_of_a_crowd_become_one_model(rapt, url, code, pool, tmp_path):
     assert "40 contributions" in closed.err
     tuned = rapt("tune", "--file-id", closed.out.strip(), "--model", NAME, "--service", url)
     assert tuned.out.startswith(f"ft:{NAME}:")
+    assert "solved without steps" in tuned.err
+    assert "n_epochs" not in tuned.err
 
 
 def test_what_was_given_is_taken_back_by_its_receipts_alone(rapt, url, code, pool, tmp_path):
