@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import resource
 import secrets
 import sys
 import tempfile
@@ -26,7 +25,6 @@ import numpy as np
 from results import digits, machine, publish
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from http_requests import done_job
 from rapt.local.codes.code_privatizer import read_code
 from rapt.local.codes.subset import make_subset
 from rapt.service.backbone.opening import load_served
@@ -159,13 +157,13 @@ def main() -> None:
             assert get_pool(store, str(pool["id"]), tenant="ada").contributions == options.contributions - own
             closed = ask(f"{path}/close")
             timed("closed", options.contributions - own)
-            headers = {"Authorization": f"Bearer {key}"}
-            job = ask("/v1/fine_tuning/jobs", {"model": "codes", "training_file": closed["file"]})
-            done = done_job(replace_client(client, headers), job["id"])
+            client.headers.update({"Authorization": f"Bearer {key}"})
+            asked = ask("/v1/fine_tuning/jobs", {"model": "codes", "training_file": closed["file"]})
+            where = f"/v1/fine_tuning/jobs/{asked['id']}"
+            while (done := client.get(where).json())["status"] in ("queued", "running"):
+                time.sleep(0.5)
             timed("tuned", options.contributions - own)
-            found["tuned"]["peak_mib_of_the_job"] = digits(
-                resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-            )
+            found["tuned"]["peak_mib_of_the_job"] = digits(max(map(peak, list_children())))
             assert done["status"] == "succeeded", json.dumps(done)
             database = sum(one.stat().st_size for one in (folder / "data").glob("rapt.sqlite3*"))
         result = {"contributions": options.contributions, "phases": found, "machine": machine()}
@@ -173,15 +171,14 @@ def main() -> None:
     publish(result, file=options.json)
 
 
-def replace_client(client: httpx2.Client, headers: dict[str, str]) -> httpx2.Client:
-    """The client, which sends these headers from now on."""
-    client.headers.update(headers)
-    return client
+def peak(process: str = "self") -> float:
+    """Peak of a process's memory since it was forgotten, MiB."""
+    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc", process, "status").read_text())[1]) / 1024
 
 
-def peak() -> float:
-    """Peak of this process's memory since it was forgotten, MiB."""
-    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+def list_children() -> list[str]:
+    """The processes that this one has started."""
+    return [one for path in Path("/proc/self/task").glob("*/children") for one in path.read_text().split()]
 
 
 def forget_peak() -> None:
