@@ -186,7 +186,9 @@ def test_every_answer_is_one_that_the_document_names(real):
         answered = {
             operation.label
             for operation in operations_of(http, url)
+            # A few made-up requests may all be refused; what can be reached is reached by more of them.
             if 200 in send(operation, http, url, values, bodies, EXAMPLES)
+            or (operation.label in REACHED and 200 in send(operation, http, url, values, bodies, 16 * EXAMPLES))
         }
     assert answered >= REACHED
 
