@@ -80,12 +80,13 @@ test-ray: $(READY)  ## the same jobs on Ray clusters of this machine, nodes kill
 	$(VENV)/ray/bin/pip install --quiet --disable-pip-version-check $(RAY)
 	OMP_NUM_THREADS=1 $(VENV)/ray/bin/python -m pytest -q tests/cluster
 
+# Blocks of documents that run are tests like any other: `make test` has them, on all cores.
 check: $(READY)  ## format, lint, types, import contracts, documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q tests/test_docs.py tests/test_glossary.py tests/test_public_surface.py
+	$(BIN)/python -m pytest -q -k "not blocks" tests/test_docs.py tests/test_glossary.py tests/test_public_surface.py
 
 # One thread, so that tokens a second are tokens per core. Quick forms; docs/results/ names the long ones.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
