@@ -271,7 +271,6 @@ def test_too_few_texts_are_said_to_be_too_few(encoder, bundle, texts, states):
         "--entities",
         "--truncate 5",
         "--vocabulary bert-tiny",
-        "--text-column-2 other",
         "--target-column answer",
         "--label-column label",
         "--keywords words.txt",

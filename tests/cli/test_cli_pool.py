@@ -125,7 +125,7 @@ def test_what_no_pool_should_get_does_not_leave(rapt, url, code, pool, tmp_path)
     manifest = replace(codes_manifest(codewords=code.size), vocabulary_hash=code.hash)
     save_privatized(PrivatizedFile(manifest=seal_manifest(manifest, records), records=records), seeded)
     for file, asked, says in (
-        (seeded, pool, "insecure-seed"),
+        (seeded, pool, "from a seed"),
         (save(code, tmp_path / "weaker", range(3), epsilon=9.0), pool, "as the pool asks"),
         (given, other, "given to one pool"),
         (tmp_path / "none", pool, "readable"),

@@ -40,6 +40,9 @@ LONG = {
     "vocabulary certify",
     "vocabulary download",
     "pool keys",
+    "pool advance",  # with `pool code`, of pools of two rounds, which are of codes: test_cli_pool.py
+    "pool code",
+    "gateway",
 }
 
 

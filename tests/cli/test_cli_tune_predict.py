@@ -363,7 +363,7 @@ def test_the_base_model_is_the_one_with_the_vocabulary_of_the_file(rapt, privati
     two = {"first": replace(backbone, model="first"), "second": replace(backbone, model="second")}
     with running_service(tmp_path_factory.mktemp("two"), backbones=two) as url:
         several = rapt(*arguments, "--service", url)
-        assert (several.code, "(first, second); name one with --model" in several.err) == (2, True)
+        assert (several.code, "(first, second); name one as --model" in several.err) == (2, True)
         assert httpx2.get(f"{url}/v1/files", trust_env=False).json()["data"] == []
         assert rapt(*arguments, "--service", url, "--model", "second").out.startswith("ft:second:")
     with running_service(tmp_path_factory.mktemp("one"), backbones={"first": two["first"]}) as url:

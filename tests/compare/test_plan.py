@@ -75,7 +75,7 @@ def test_clean_text_is_run_once_a_seed_whatever_the_etas():
         ({"plain_tokens": 0}, "arms with plain tokens need some"),
         ({"method": "lora"}, "the arm 'longer prompt' needs a method with a prompt, got method='lora'; leave it out"),
         ({"arms": ("policy",)}, "the arm 'policy' needs an entity policy; give `policy`"),
-        ({"arms": ("denoised",)}, "the arm 'denoised' needs a backbone that expects noise; give --denoised FOLDER"),
+        ({"arms": ("denoised",)}, "the arm 'denoised' needs a backbone that expects noise; give `denoised`"),
     ],
 )
 def test_a_plan_that_cannot_be_run_is_refused(changes, message):

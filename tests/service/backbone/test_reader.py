@@ -140,7 +140,7 @@ def test_at_home_the_reader_takes_the_clear_code_for_a_codeword(pair, code, pair
     adapter = tune(behind, codes_file(code, pairs=pairs), config=config)
     states = code.center + code.codewords[0] @ np.linalg.pinv(code.directions).T  # whose codes are the codewords
     encoder = SimpleNamespace(encode=lambda texts, first_position: states[[int(text) for text in texts]])
-    model = ReaderModel(adapter=adapter, backbone=behind, encoder=encoder)
+    model = ReaderModel(adapter=adapter, backbone=behind, code=code, encoder=encoder)
     found = model.answer(["3", "7"], ["5", "1"] if pairs else None, first_position=0)
     others = ((5,), (1,)) if pairs else (None, None)
     rows = [

@@ -264,7 +264,7 @@ def endless(process):
     """A body whose first piece comes, and the next when the service has gone or its time is over."""
     yield b"{"
     try:
-        process.wait(timeout=6)
+        process.wait(timeout=40)
     except subprocess.TimeoutExpired:
         return
 

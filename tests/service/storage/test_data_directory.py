@@ -1,6 +1,8 @@
 """Who may read what a service keeps: its owner, whatever the folder and what is in it were before."""
 
+import os
 import stat
+from contextlib import ExitStack
 
 import pytest
 
@@ -52,3 +54,18 @@ def test_a_folder_of_somebody_else_is_left_as_it_was(tmp_path, open_it):
     assert [path.name for path in (tmp_path / "home").iterdir()] == ["letters"]
     with open_it(tmp_path / "home" / "new"):
         assert readable_by_others(tmp_path / "home" / "new") == []
+
+
+def test_the_mask_of_new_files_comes_back_when_stores_overlap(tmp_path):
+    (tmp_path / "one").mkdir(mode=0o700)
+    before = os.umask(0o022)
+    try:
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(open_store(tmp_path / "one"))
+        second.enter_context(open_store(tmp_path / "two"))
+        first.close()
+        assert os.umask(0o077) == 0o077, "a store is open"
+        second.close()
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)

@@ -260,6 +260,7 @@ def test_a_database_of_the_first_release_is_brought_along_with_all_that_is_in_it
             connection.execute("DROP INDEX ix_files_expires_at")
             connection.execute("ALTER TABLE files DROP COLUMN expires_at")
             connection.execute("ALTER TABLE uploads DROP COLUMN file_seconds")
+            connection.execute("ALTER TABLE pools DROP COLUMN rounds")
             connection.execute("UPDATE alembic_version SET version_num = '0.2.0'")
         connection.close()
         return found

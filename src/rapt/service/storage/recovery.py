@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import select
 
@@ -20,6 +22,10 @@ from rapt.service.storage.tables import PARTS, RUN_STATES
 from rapt.service.storage.worker_rows import delete_dead_locks, holds_lock, list_workers_elsewhere
 
 log = logging.getLogger(__name__)
+
+_MASK_LOCK: Final = threading.Lock()
+# The mask of new files as each store that is open found it, the first one first.
+_MASKS: Final[list[int]] = []
 
 
 @contextmanager
@@ -81,17 +87,32 @@ def requeue_abandoned_jobs(store: Store) -> int:
 
 @contextmanager
 def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None, connections: int) -> Iterator[Store]:
-    # What libraries write is for nobody else either: the database, tensors, vocabularies.
-    before = os.umask(0o077)
-    try:
+    with _new_files_are_private():
         where = open_blobs(blobs, folder=directory.blobs)
         database = Database(database_url(url, file=directory.database), connections=connections)
         try:
             yield Store(database, directory, where)
         finally:
             database.close()
+
+
+@contextmanager
+def _new_files_are_private() -> Iterator[None]:
+    """What libraries write is for nobody else either: the database, tensors, vocabularies.
+
+    The mask is the whole process's. Two stores that each put back what they found would leave it changed where they
+    overlap, so the first one open sets it and the last one restores it.
+    """
+    with _MASK_LOCK:
+        _MASKS.append(os.umask(0o077))
+    try:
+        yield
     finally:
-        os.umask(before)
+        with _MASK_LOCK:
+            # Of stores that are open, each but the first found the mask of the first.
+            before = _MASKS[0] if len(_MASKS) == 1 else 0o077
+            _MASKS.pop()
+            os.umask(before)
 
 
 def _recover(store: Store) -> None:
