@@ -8,6 +8,7 @@ import pytest
 
 from http_requests import done_job, job_body, open_client, upload
 from rapt.errors import UsageError
+from rapt.service.storage import recovery
 from rapt.service.storage.recovery import join_store, open_store
 from running_service import running_service
 
@@ -48,6 +49,8 @@ def test_what_an_earlier_version_left_open_is_closed(tmp_path, caplog):
 def test_a_folder_of_somebody_else_is_left_as_it_was(tmp_path, open_it):
     (tmp_path / "home").mkdir(mode=0o755)
     (tmp_path / "home" / "letters").touch(mode=0o644)
+    (tmp_path / "home").chmod(0o755)  # whatever the mask of a service in this process made of it
+    (tmp_path / "home" / "letters").chmod(0o644)
     with pytest.raises(UsageError, match="readable by its owner only"), open_it(tmp_path / "home"):
         pass
     assert stat.S_IMODE((tmp_path / "home").stat().st_mode) == 0o755
@@ -56,7 +59,8 @@ def test_a_folder_of_somebody_else_is_left_as_it_was(tmp_path, open_it):
         assert readable_by_others(tmp_path / "home" / "new") == []
 
 
-def test_the_mask_of_new_files_comes_back_when_stores_overlap(tmp_path):
+def test_the_mask_of_new_files_comes_back_when_stores_overlap(tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery, "_MASKS", [])  # another test's service may be open in this process
     (tmp_path / "one").mkdir(mode=0o700)
     before = os.umask(0o022)
     try:
