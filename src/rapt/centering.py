@@ -19,12 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import UsageError
-from rapt.wire.code_bundle import CodeBundle, FirstRound, make_code_bundle
+from rapt.wire.code_bundle import CodeBundle, FirstRound, add_second_center
 from rapt.wire.manifest import MechanismSetting
 
 _POINTS: Final = 512
 _LONGEST: Final = 0.95  # of the centre of codes of length 1
-_NAMES: Final = ("model", "encoder_hash", "center", "directions", "codewords", "max_tokens", "languages")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,8 +106,4 @@ def center_codes(bundle: CodeBundle, found: SecondCenter) -> CodeBundle:
             f"the centre of a first round must be more than its noise, got no more in {found.first_round.texts} texts "
             f"at epsilon={found.first_round.epsilon:g}; keep the code as it is, or collect more"
         )
-    return make_code_bundle(
-        **{name: getattr(bundle, name) for name in _NAMES},
-        offset=found.offset.astype(np.float32),
-        first_round=found.first_round,
-    )
+    return add_second_center(bundle, found.offset.astype(np.float32), first_round=found.first_round)

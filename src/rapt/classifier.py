@@ -149,9 +149,8 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             texts, seconds, labels=names, ledger=None if here and self.ledger is PROJECT else self.ledger, listed=listed
         )
         sent = self.privatized_.manifest.labels or ()
-        _check_classes(
-            sent, set(self.privatized_.labels or ())
-        )  # randomized ones may leave another class without texts
+        # Once more: labels that were randomized may leave another class without texts.
+        _check_classes(sent, set(self.privatized_.labels or ()))
         values = np.array([by_name[name] for name in sent])
         order = np.argsort(values, kind="stable")
         self.classes_, self._order = values[order], order

@@ -69,6 +69,7 @@ def test_a_folder_of_shards_is_read_as_one_file(tmp_path, names):
     ("names", "message"),
     [
         ([SHARDS[0], SHARDS[2]], "must have all of its shards, got 2 of 3"),
+        (["train-00000-of-99999999.parquet"], "must have all of its shards, got 1 of 99999999"),
         ([*SHARDS, "test-00000-of-00001.parquet"], "must hold those of one split, got 4 files of 2"),
         ([*SHARDS, "more.parquet"], "must hold those of one split, got 4 files of 1"),
     ],

@@ -111,7 +111,7 @@ def _read_row(item: _Item, columns: Columns, found: Findings) -> Row | None:
 
 
 def _begins_with_an_array(path: Path) -> bool:
-    """Whether a file is an array of objects, and not one of lines that happen to be arrays."""
+    """Whether the first letter of a file, behind spaces, opens an array."""
     found = Findings()
     with open_corpus(path, found) as (_, stream):
         begin = stream.peek().decode("utf-16" if found.utf16 else "utf-8-sig", errors="ignore").lstrip(_BLANK)

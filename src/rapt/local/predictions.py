@@ -17,7 +17,7 @@ from typing import IO, Any, Final
 from rapt.arguments import check_arguments
 from rapt.errors import CorpusError, UsageError, WireError
 from rapt.local.client import ServiceClient
-from rapt.local.client.objects import Prediction, not_understood, prediction
+from rapt.local.client.objects import Prediction, not_understood, read_prediction
 from rapt.narration import SILENT, Narrator
 from rapt.whole_files import check_target, free_name, open_alone, write_whole
 from rapt.wire.manifest import Manifest
@@ -223,7 +223,7 @@ class KeptPredictions:
         end = len(head)
         for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
             try:
-                self.found.append(prediction(parse_document(line, what="a prediction")))
+                self.found.append(read_prediction(parse_document(line, what="a prediction")))
             except WireError:
                 break
             end += len(line)

@@ -189,7 +189,7 @@ def make_code_bundle(
 def project_states(states: NDArray[np.float32], bundle: CodeBundle) -> NDArray[np.float64]:
     """Return the codes of states, (n, h) to (n, width), each of length 1; 0 where a state has no direction at all.
 
-    Of pairs, a state is what `compare_pairs` returns.
+    The state of a pair is what `compare_pairs` returns.
 
     A state that is not finite has the code 0, like one at the centre: nothing that a text does to its encoder can stop
     a release, or be seen by its stopping.
@@ -276,6 +276,11 @@ def apply_center(bundle: CodeBundle, center: str) -> CodeBundle:
         offset = np.frombuffer(base64.b64decode(numbers, validate=True), dtype="<f4").astype(np.float32)
     except (ValueError, OverflowError):
         raise WireError("the centre of a code must be TEXTS:EPSILON:NUMBERS; fetch it again") from None
+    return add_second_center(bundle, offset, first_round=first_round)
+
+
+def add_second_center(bundle: CodeBundle, offset: NDArray[np.float32], *, first_round: FirstRound) -> CodeBundle:
+    """Return the code with a second centre, (k,); raises as `make_code_bundle`."""
     parts = {name: getattr(bundle, name) for name in ("model", "encoder_hash", *_NAMES, "max_tokens", "languages")}
     return make_code_bundle(**parts, offset=offset, first_round=first_round)
 

@@ -1,4 +1,4 @@
-"""What a manifest says of an entity policy: its kinds and what became of each; neither patterns nor placeholders.
+"""The entity policy in a manifest: its kinds and what became of each, neither patterns nor placeholders.
 
 It follows from the setting and not from a text: how many entities were found stays on the user's machine.
 """

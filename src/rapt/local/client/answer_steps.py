@@ -11,9 +11,9 @@ from rapt.local.client.objects import (
     Completion,
     Prediction,
     not_understood,
-    prediction,
     read_answers,
     read_completion,
+    read_prediction,
 )
 from rapt.local.client.steps import Steps
 from rapt.wire.privatized_file import PrivatizedFile, dump_query, remove_labels
@@ -36,7 +36,7 @@ def classify_part(service: Connection, model: str, part: PrivatizedFile) -> Step
     """Predictions for the records of one request."""
     body = {"model": model, **dump_query(part)}
     answer = yield from service.ask("POST", "/v1/classify", json=body, repeatable=True)
-    return _one_for_each(part, read_answers(prediction, answer, name="predictions"))
+    return _one_for_each(part, read_answers(read_prediction, answer, name="predictions"))
 
 
 def classify(

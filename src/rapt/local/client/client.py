@@ -49,7 +49,7 @@ def _awaiting(
     return method
 
 
-def _describe(method: Callable[..., Any], steps: Callable[..., Any], *, client: str) -> None:
+def _describe(method: Any, steps: Callable[..., Any], *, client: str) -> None:
     """Give a method the words and the signature of the function that it is made of, for `help` and editors."""
     method.__name__, method.__qualname__ = steps.__name__, f"{client}.{steps.__name__}"
     method.__doc__ = (inspect.getdoc(steps) or "").replace(_FIRST_ARGUMENT, "")
@@ -57,9 +57,8 @@ def _describe(method: Callable[..., Any], steps: Callable[..., Any], *, client: 
     _, *arguments = described.parameters.values()
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     result = str(described.return_annotation).removeprefix("Steps[").removesuffix("]")
-    method.__signature__ = described.replace(  # type: ignore[attr-defined]  # of `inspect`, not of functions
-        parameters=[itself, *arguments], return_annotation=result
-    )
+    # `inspect` reads it from any callable, though the type of functions has no such attribute.
+    method.__signature__ = described.replace(parameters=[itself, *arguments], return_annotation=result)
 
 
 class _Client(Generic[Http]):

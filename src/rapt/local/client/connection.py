@@ -2,7 +2,7 @@
 
 What is sent is decided in the files of the nouns; here it becomes steps, repeated if it comes too early or if the
 connection is lost, and the answer is JSON or an error of the tree. A service is a stranger: every answer is bounded in
-size and in time.
+size, and in time too unless it is a download, which may take as long as bytes come.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from rapt.wire.strict_json import parse_json
 
 # The last two are what a host name that cannot be one becomes.
 NO_ANSWER: Final = (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError)
+_PARTIAL_CONTENT: Final = 206  # status of an answer that is the rest of a file
 # How often a request is sent while the service says that it is busy, and the longest wait that is obeyed, s.
-_REST: Final = 206  # the status of an answer that is a part
 _ATTEMPTS: Final = 5
 _LONGEST_WAIT: Final = 60
 # Pauses before a request whose connection was lost is sent again, s: the first, and the longest.
@@ -203,7 +203,7 @@ class Connection:
                 return
             size = measure()
             rest = size > 0 and response.headers.get("content-range", "").startswith(f"bytes {size}-")
-            if (response.status_code == _REST) != rest:
+            if (response.status_code == _PARTIAL_CONTENT) != rest:
                 raise not_understood()
             written = size if rest else 0
             with open_target(rest=rest) as stream:

@@ -41,12 +41,12 @@ class JobInfo:
         seed: Seed of the training.
         fine_tuned_model: Name of the result; None unless it succeeded.
         trained_tokens: Text tokens seen; None unless it succeeded.
-        error_code: Why it failed, for machines; None unless it did.
-        error_message: Why it failed, for people; None unless it did.
-        created_at: When it was created, s since 1970; None where the service does not say.
-        finished_at: When it ended, s since 1970; None before.
+        error_code: Reason of its failure, for machines; None unless it failed.
+        error_message: Reason of its failure, for people; None unless it failed.
+        created_at: Time of its creation, s since 1970; None where the service does not say.
+        finished_at: Time of its end, s since 1970; None before.
         validation_file: Id of the file by whose loss the best epoch is chosen; None without one.
-        waits_because: Why the service will not run it for now; None where nothing but time stands in its way.
+        waits_because: Reason why the service will not run it for now; None where nothing but time stands in its way.
     """
 
     id: str
@@ -88,9 +88,9 @@ class CheckpointInfo:
 
     Attributes:
         id: Id of the checkpoint.
-        created_at: When it was made, s since 1970.
+        created_at: Time of its making, s since 1970.
         model: Name of the tuned model, which is asked as any other.
-        step: Steps that were made.
+        step: Number of steps that were made.
         metrics: Figures of the epoch, such as `full_valid_loss`.
     """
 
@@ -135,9 +135,9 @@ class PoolInfo:
         most: Number of contributions that it takes.
         contributions: Number of contributions that it has.
         file: Id of the file that it became; None until it is closed.
-        round: 1 while contributions give the centre of the code, and of a pool of one round; else 2.
-        first: Contributions that the first of two rounds needs; None of one round.
-        center: Second centre of the code in the second round; None before, and of one round.
+        round: Number of the round: 2 once the centre of the code was found; else 1, as in a pool of one round.
+        first: Number of contributions that the first of two rounds needs; None for a pool of one round.
+        center: Second centre of the code in the second round; None before, and in a pool of one round.
     """
 
     id: str
@@ -249,7 +249,7 @@ def read_pool_info(value: Mapping[str, Any]) -> PoolInfo:
     )
 
 
-def prediction(value: Mapping[str, Any]) -> Prediction:
+def read_prediction(value: Mapping[str, Any]) -> Prediction:
     """One prediction in an answer."""
     what = "a prediction"
     probabilities = read_field(value, "probabilities", list, what=what)

@@ -24,7 +24,8 @@ def open_pool(
         manifest: Manifest of a privatized file, the setting of which contributions must have.
         least: Number of contributions below which the pool cannot be closed.
         most: Number of contributions that it takes.
-        first: Contributions of a first round, without labels, which give the centre of the code; None for one round.
+        first: Number of contributions of a first round, without labels, which give the centre of the code; None for one
+            round.
     """
     body = {"manifest": dump_manifest(manifest), "least": least, "most": most}
     if first is not None:
@@ -65,7 +66,7 @@ def contribute(
         receipts: 24 hexadecimal digits for each that nobody else can guess, or 64; they take the contribution back.
 
     Raises:
-        UsageError: The record was privatized by another setting than the pool's.
+        UsageError: The records were privatized by another setting than the pool's.
         ServiceError: The pool takes no more.
     """
     check_pool_setting(pool, setting)

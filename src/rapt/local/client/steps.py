@@ -2,7 +2,9 @@
 
 A method of a client is a generator of steps: it yields what is to be done next, such as a request or a pause, and is
 sent what came of it. `take_steps` does each step and waits; `take_steps_async` awaits it, so that an event loop goes
-on meanwhile. Neither knows what the steps mean, and no generator knows by which of them it is driven.
+on meanwhile. Neither knows what the steps mean, and no generator knows by which of them it is driven. So every error of
+a step, whatever its kind, is thrown into the generator, which alone knows whether it repeats, explains or ends; an
+interrupt and a cancelled task are no `Exception`, and close it.
 """
 
 from __future__ import annotations
@@ -40,9 +42,9 @@ class Exchange:
     """A request and its answer: the response, whose body went to the sink.
 
     Attributes:
-        build: Makes the request, with the client's address and headers.
-        receive: Opens the sink of the body, by status and headers; it is closed when the body has ended.
-        content: What a sink keeps in memory goes here.
+        build: Function that makes the request, with the client's address and headers.
+        receive: Function that opens the sink of the body, by status and headers; it is closed when the body has ended.
+        content: Bytes of the body that a sink keeps in memory.
     """
 
     build: Callable[[httpx2.Client | httpx2.AsyncClient], httpx2.Request]
@@ -127,7 +129,7 @@ def take_steps(steps: Steps[T], http: httpx2.Client) -> T:
             outcome, error = None, None
             try:
                 outcome = step.do(http)
-            except Exception as raised:
+            except Exception as raised:  # of any kind: it is the generator's; see the module
                 error = raised
 
 
@@ -145,5 +147,5 @@ async def take_steps_async(steps: Steps[T], http: httpx2.AsyncClient) -> T:
             outcome, error = None, None
             try:
                 outcome = await step.do_async(http)
-            except Exception as raised:
+            except Exception as raised:  # of any kind: it is the generator's; see the module
                 error = raised

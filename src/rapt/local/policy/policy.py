@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -74,9 +74,9 @@ class PolicyText:
 
     Attributes:
         text: The text, in which only kinds with an η or ε of their own still stand in clear.
-        marked: Places of those in it.
+        marked: Places in it of the entities of those kinds.
         found: Places in the original text of all entities, in order and apart from each other.
-        ends: For each of `found`, where what stands in its place ends in `text`.
+        ends: Ends in `text` of what stands in the place of each of `found`.
     """
 
     text: str = field(repr=False)
@@ -135,7 +135,6 @@ class Policy:
             {"kinds": dict(kinds), "patterns": dict(patterns or {})},
             place=None if pseudonyms is None else Path(pseudonyms),
             key=parse_key_place(key) if isinstance(key, str) else key,
-            where="a policy",
         )
 
     @classmethod
@@ -158,7 +157,7 @@ class Policy:
             if (named := table.get("key")) is not None:
                 key = parse_key_place(named)
                 key = path.parent / key if isinstance(key, Path) else key
-        return _read_policy(stated, place=place, key=key, where="a policy")
+        return _read_policy(stated, place=place, key=key)
 
     @property
     def needs_tokens(self) -> tuple[str, ...]:
@@ -167,7 +166,7 @@ class Policy:
 
     @property
     def setting(self) -> tuple[KindSetting, ...]:
-        """What a manifest says of it: kinds and treatments, neither patterns nor placeholders."""
+        """Kinds and treatments, as a manifest states them; neither patterns nor placeholders."""
         return tuple(
             KindSetting(kind=kind, treatment=rule.treatment, strength=rule.strength)
             for kind, rule in self.rules.items()
@@ -225,8 +224,8 @@ class Policy:
                 raise CorpusError(f"record {position + 1}: {error}") from None
         return found
 
-    def restorer(self, *, escape: Any = leave_as_it_is) -> PseudonymRestorer | None:
-        """What puts names back into one answer; None where no kind has pseudonyms. Arguments as there."""
+    def restorer(self, *, escape: Callable[[str], str] = leave_as_it_is) -> PseudonymRestorer | None:
+        """Return the restorer of names of one answer, a `PseudonymRestorer`; None where no kind has pseudonyms."""
         return None if self.names is None else PseudonymRestorer(self.names, escape=escape)
 
     def save(self) -> None:
@@ -283,8 +282,8 @@ def _read_table(value: Any, known: Sequence[str], *, where: str) -> dict[str, An
     return value
 
 
-def _read_policy(stated: Mapping[str, Any], *, place: Path | None, key: KeyPlace | None, where: str) -> Policy:
-    _read_table(stated, ("kinds", "patterns", "pseudonyms"), where=where)
+def _read_policy(stated: Mapping[str, Any], *, place: Path | None, key: KeyPlace | None) -> Policy:
+    _read_table(stated, ("kinds", "patterns", "pseudonyms"), where="its file")
     patterns = _read_patterns(stated.get("patterns", {}))
     kinds = stated.get("kinds")
     if not isinstance(kinds, dict) or not 1 <= len(kinds) <= MOST_KINDS:

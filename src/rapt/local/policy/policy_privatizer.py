@@ -55,7 +55,8 @@ from rapt.local.vocabulary import Vocabulary, check_texts
 from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness, Targets
 from rapt.wire.privatized_file import PrivatizedRecord
 
-# Texts whose rewriting is remembered, because each is looked at more than once before it is drawn; 64 MB at the most.
+# Texts whose rewriting is remembered, because each is looked at more than once before it is drawn, and the characters
+# of the longest of them: together 67 million characters, and those of their rewritings.
 _REMEMBERED: Final = 16_384
 _LONGEST_REMEMBERED: Final = 4_096
 

@@ -1,4 +1,4 @@
-"""What an entity policy leaves open, as lines of a privacy statement."""
+"""Exposures that an entity policy leaves open, as lines of a privacy statement."""
 
 from __future__ import annotations
 

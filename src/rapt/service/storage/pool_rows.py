@@ -58,8 +58,8 @@ class StoredPool:
         bytes: Size of their records and of the manifest.
         created_at: Time of creation, Unix time, s.
         file_id: Id of the file that it became; None until it is closed.
-        rounds: Of a pool of two rounds `first`, the contributions that its first one needs, and `manifest`, that of the
-            second one before its centre is known, None once it is; None of one round.
+        rounds: Plan of a pool of two rounds: `first`, the number of contributions that the first one needs, and
+            `manifest`, that of the second one before its centre is known, None once it is. None for one round.
     """
 
     id: str
