@@ -45,7 +45,8 @@ from rapt.service.storage.callers import LOCAL
 from rapt.service.storage.model_rows import StoredModel, insert_model
 from rapt.service.storage.recovery import open_store
 from rapt.wire.adapter_files import pack_adapter
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query
 
 SERVE = """

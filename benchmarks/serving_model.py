@@ -31,7 +31,7 @@ from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.backbone.steering import Tuned
 from rapt.wire.adapter_files import AdapterCard
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 
 PROMPT = 10
 

@@ -40,7 +40,8 @@ from rapt.service.backbone.layout import embed_with_prompts, lay_out
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.run import Run, batches_of_epoch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningConfig
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, PlainTokens, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 
 MEDIAN, SPREAD, LONGEST = 22, 0.55, 64

@@ -8,7 +8,7 @@ from manifest_material import hand_made_manifest
 from rapt.local.codes.code_privatizer import CodePrivatizer
 from rapt.local.codes.subset import SubsetMechanism
 from rapt.wire.code_bundle import make_code_bundle
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.model_files import hash_model
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from rapt.wire.reader_bundle import ReaderMeasure, make_reader_bundle, write_reader_bundle

@@ -1,6 +1,7 @@
 """A manifest made by hand: no mechanism has run, and nothing is counted yet."""
 
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 
 TOKENS = MechanismSetting(name="laplace", parameters={"eta": 75.0})
 

@@ -13,7 +13,8 @@ from rapt.service.storage.job_runs import claim_next_job, succeed_job
 from rapt.service.storage.model_rows import add_imported_model
 from rapt.service.storage.tables import MODELS
 from rapt.service.storage.tenant_rows import Quotas, create_tenant
-from rapt.wire.manifest import Manifest, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import Manifest, PlainTokens, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 
 METHOD = {"type": "prompt_tuning", "prompt_tuning": {"hyperparameters": {}}}
 SUMMARY = FileSummary(

@@ -12,7 +12,8 @@ from manifest_material import hand_made_manifest
 from rapt.service.adapter.adapter import adapter_to_files
 from rapt.service.tuning.run import Run
 from rapt.service.tuning.tuner import TuningCancelled, tune
-from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting, PlainTokens
+from rapt.wire.manifest import NO_PLAIN_TOKENS, PlainTokens
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 
 POOL = (2204, 2919, 2307, 6659, 3376, 3866, 2312, 2235)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rapt.errors import UsageError
 from rapt.wire.code_bundle import CodeBundle, FirstRound, add_second_center
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 
 _POINTS: Final = 512
 _LONGEST: Final = 0.95  # of the centre of codes of length 1

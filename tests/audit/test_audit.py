@@ -21,7 +21,8 @@ from rapt.audit.questions import QUESTIONS
 from rapt.audit.report.verdict import list_not_attacked
 from rapt.audit.truth import Truth
 from rapt.errors import AuditError
-from rapt.wire.manifest import MechanismSetting, Randomness
+from rapt.wire.manifest import Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 
 ETA = 9.0
 FAST = [name for name, attack in ATTACKS.items() if attack.fast]

@@ -10,7 +10,7 @@ from rapt.audit.calibration import ExactSuccess, SimulatedSuccess, calibrate_suc
 from rapt.errors import AuditError, UsageError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.weighting import Weighting, weigh_all
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from toy_vocabularies import toy_vocabulary
 
 ALPHA = 1e-6

@@ -17,7 +17,7 @@ from rapt.errors import AuditError
 from rapt.local.mechanisms import MECHANISMS, make_mechanism
 from rapt.local.mechanisms.laplace import LaplaceMechanism
 from rapt.local.vocabulary import Vocabulary, load_vocabulary
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.vocabulary_bundle import make_bundle
 from significance import ALPHA
 from toy_vocabularies import toy_vocabulary

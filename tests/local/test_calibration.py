@@ -22,7 +22,8 @@ from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.guarantee import measure_word_distances, state_privacy
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.weighting import Weighting, weigh_all, weigh_common_words
-from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting
+from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.mechanism_setting import MechanismSetting
 from toy_vocabularies import toy_vocabulary
 
 ALPHA = 1e-6

@@ -20,7 +20,8 @@ from rapt.local.privacy_loss import compose, laplace_loss
 from rapt.local.retention import KindShare, measure_words
 from rapt.local.statement import PROTECTS_NOTHING
 from rapt.local.vocabulary import load_vocabulary
-from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, PlainTokens, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 from toy_vocabularies import toy_vocabulary, toy_word
 
 LAPLACE = MechanismSetting(name="laplace", parameters={"eta": 2.0})

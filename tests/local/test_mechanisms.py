@@ -12,7 +12,8 @@ from rapt.local.deniability import measure_unchanged
 from rapt.local.guarantee import state_privacy
 from rapt.local.mechanisms import MECHANISMS, check_useful_eta, make_mechanism, remake_mechanism
 from rapt.local.randomness import insecure_stream
-from rapt.wire.manifest import NO_PLAIN_TOKENS, dump_mechanism, parse_mechanism
+from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.mechanism_setting import dump_mechanism, parse_mechanism
 from toy_vocabularies import toy_vocabulary
 
 ETA = 3.0

@@ -7,7 +7,7 @@ import pytest
 from manifest_material import hand_made_manifest
 from rapt.errors import CorpusError
 from rapt.local.own_texts import count_own_texts, measure_file
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.privatized_writer import write_privatized_file
 

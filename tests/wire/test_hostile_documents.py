@@ -12,15 +12,8 @@ from code_material import codes_manifest
 from hostile_documents import MARKER, mutations_of, value_or_refusal
 from rapt.errors import MechanismError, WireError
 from rapt.wire.adapter_files import AdapterCard, dump_card, pack_adapter, parse_card, unpack_adapter
-from rapt.wire.manifest import (
-    LabelPrivacy,
-    Manifest,
-    MechanismSetting,
-    PlainTokens,
-    Randomness,
-    dump_manifest,
-    parse_manifest,
-)
+from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, Randomness, dump_manifest, parse_manifest
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import (
     PrivatizedFile,
     PrivatizedRecord,

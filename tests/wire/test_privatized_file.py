@@ -7,14 +7,8 @@ import pytest
 from code_material import codes_manifest
 from manifest_material import hand_made_manifest
 from rapt.errors import CorpusError, MechanismError, WireError
-from rapt.wire.manifest import (
-    LabelPrivacy,
-    Manifest,
-    PlainTokens,
-    check_eta,
-    dump_manifest,
-    parse_manifest,
-)
+from rapt.wire.manifest import LabelPrivacy, Manifest, PlainTokens, dump_manifest, parse_manifest
+from rapt.wire.mechanism_setting import check_eta
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,
     PrivatizedFile,

@@ -25,7 +25,7 @@ from rapt.local.mechanisms import Mechanism, find_promise, find_space, remake_me
 from rapt.local.mechanisms.interface import find_closed_channel
 from rapt.local.privacy_loss import compose
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 
 # Below 10⁻⁷ the allowance for mass that was cut off makes ε of a text needlessly large (docs/guarantee.md).
 DELTAS: Final = tuple(10.0**-power for power in range(7, 0, -1))

@@ -26,7 +26,8 @@ from rapt.service.adapter.methods import PROMPT_TUNING
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import default_config
 from rapt.version import __version__
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Parameter
+from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.mechanism_setting import Parameter
 from rapt.wire.privatized_file import read_privatized_file
 
 

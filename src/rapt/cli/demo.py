@@ -35,7 +35,7 @@ def demo(
     from rapt.audit.report import HTML
     from rapt.demo.plan import DemoPlan
     from rapt.demo.run import run_demo
-    from rapt.wire.manifest import check_eta
+    from rapt.wire.mechanism_setting import check_eta
 
     plan = DemoPlan() if eta is None else replace(DemoPlan(), eta=check_eta(eta))
     result = run_demo(plan, out=out, narrator=output)

@@ -165,7 +165,8 @@ def gateway(
     from rapt.local.policy.policy_privatizer import PolicyPrivatizer
     from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
     from rapt.local.randomness import secure_stream
-    from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy, check_eta
+    from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy
+    from rapt.wire.mechanism_setting import check_eta
 
     if words:
         refuse_options(context, _OF_SERVICES, beside="--words")

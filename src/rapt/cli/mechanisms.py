@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rapt.audit.program_audit import ProgramAudit
     from rapt.local.mechanisms import Mechanism
     from rapt.local.vocabulary import Vocabulary
-    from rapt.wire.manifest import Parameter
+    from rapt.wire.mechanism_setting import Parameter
 
 
 def mechanisms(

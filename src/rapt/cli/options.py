@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rapt.local.mechanisms import Mechanism
     from rapt.local.policy.policy import Policy
     from rapt.local.vocabulary import Unknown, Vocabulary
-    from rapt.wire.manifest import MechanismSetting, Parameter
+    from rapt.wire.mechanism_setting import MechanismSetting, Parameter
 
 _CHUNK_BYTES: Final = 1024 * 1024
 

@@ -301,7 +301,8 @@ def privatize(
     from rapt.local.record_order import make_order_key
     from rapt.local.records import PartColumns
     from rapt.narration import Pace
-    from rapt.wire.manifest import LabelPrivacy, check_eta
+    from rapt.wire.manifest import LabelPrivacy
+    from rapt.wire.mechanism_setting import check_eta
 
     to_stdout = str(target) == "-"
     if to_stdout and (as_json or resume or overwrite):

@@ -20,7 +20,8 @@ from rapt.local.privatizer import Privatizer, TextPrivatizer, plan_plain_tokens
 from rapt.local.randomness import insecure_stream
 from rapt.local.records import Chunk, ChunkSetting, Part, privatize_records
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, PlainTokens, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, count_privatized_tokens
 
 # Seeds of different things are kept apart by steps that no number of seeds or privatizations reaches.

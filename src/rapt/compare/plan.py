@@ -35,7 +35,7 @@ from rapt.local.own_model import LEAST_TEXTS
 from rapt.service.adapter.methods import LINEAR_PROBING, LORA, METHODS, PROMPT_TUNING
 from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig, default_config
-from rapt.wire.manifest import Parameter, check_epsilon
+from rapt.wire.mechanism_setting import Parameter, check_epsilon
 from rapt.wire.privatized_file import PrivatizedFile
 
 CLEAN: Final = "clean"

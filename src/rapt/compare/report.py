@@ -38,7 +38,7 @@ from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.noise_expected import read_noise_expected
 from rapt.version import __version__
 from rapt.whole_files import write_whole
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 
 STYLES: Final = {name: f"arm-{place}" for place, name in enumerate(ARMS)}
 _STEP: Final = 5.0  # points of accuracy; the axis ends at multiples of it

@@ -34,7 +34,8 @@ from rapt.narration import Narrator
 from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuner import Progress, TuningConfig, tune
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, read_privatized_file
 
 # Sentences that are shown fit on a line of a terminal.

@@ -12,7 +12,7 @@ from typing import Final
 from rapt.errors import CorpusError, UsageError
 from rapt.local.corpus import read_corpus
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import Parameter
+from rapt.wire.mechanism_setting import Parameter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ from rapt.service.backbone.reader import Reader, ReaderNetwork
 from rapt.service.tuning.tasks import TASKS, answer_states
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, scale_rate
 from rapt.wire.code_bundle import CodeBundle, project_states, read_code_bundle
-from rapt.wire.manifest import check_epsilon
+from rapt.wire.mechanism_setting import check_epsilon
 from rapt.wire.model_files import hash_model
 from rapt.wire.privatized_file import PrivatizedRecord
 from rapt.wire.reader_bundle import (

@@ -38,16 +38,8 @@ from rapt.local.statement import (
     list_trusted_machines,
 )
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import (
-    UNARRANGED,
-    Arrangement,
-    LabelPrivacy,
-    MechanismSetting,
-    PlainTokens,
-    Randomness,
-    Targets,
-    check_eta,
-)
+from rapt.wire.manifest import UNARRANGED, Arrangement, LabelPrivacy, PlainTokens, Randomness, Targets
+from rapt.wire.mechanism_setting import MechanismSetting, check_eta
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.policy_setting import KindSetting
 

@@ -38,7 +38,8 @@ from rapt.local.record_order import draw_order, make_order_key
 from rapt.local.records import ChunkSetting, Part, SourceItem, cut_into_chunks
 from rapt.local.vocabulary import Vocabulary, check_texts, load_vocabulary
 from rapt.narration import write_count
-from rapt.wire.manifest import LabelPrivacy, Manifest, check_eta
+from rapt.wire.manifest import LabelPrivacy, Manifest
+from rapt.wire.mechanism_setting import check_eta
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest, write_record_lines
 from rapt.wire.privatized_writer import write_privatized_file
 

@@ -26,7 +26,8 @@ from rapt.local.ledger_file import Budget, Release
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream
 from rapt.local.records import Chunk, ChunkSetting, privatize_records, put_text
-from rapt.wire.manifest import NO_PLAIN_TOKENS, RANDOMIZED_RESPONSE, dump_mechanism
+from rapt.wire.manifest import NO_PLAIN_TOKENS, RANDOMIZED_RESPONSE
+from rapt.wire.mechanism_setting import dump_mechanism
 from rapt.wire.policy_setting import dump_policy
 from rapt.wire.privatized_file import PrivatizedPart, PrivatizedRecord, list_privatized_texts
 

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
-from rapt.wire.manifest import check_eta
+from rapt.wire.mechanism_setting import check_eta
 
 # Cells of the two laws: for d >= 50, epsilon at delta = 1e-5 is then at most 0.2 % above its true value for a token
 # and 0.5 % for twenty tokens.

@@ -29,11 +29,11 @@ from rapt.wire.manifest import (
     Arrangement,
     LabelPrivacy,
     Manifest,
-    MechanismSetting,
     PlainTokens,
     Randomness,
     Targets,
 )
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedRecord
 
 Drawn = Literal["file", "record"]

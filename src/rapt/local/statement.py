@@ -25,15 +25,8 @@ from rapt.local.text_page import (
     wrap,
     write_scientific,
 )
-from rapt.wire.manifest import (
-    CLUSTER_SOURCE,
-    Arrangement,
-    LabelPrivacy,
-    MechanismSetting,
-    PlainTokens,
-    Randomness,
-    Targets,
-)
+from rapt.wire.manifest import CLUSTER_SOURCE, Arrangement, LabelPrivacy, PlainTokens, Randomness, Targets
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.mechanisms import GuaranteeStatus
 from rapt.wire.policy_setting import KindSetting, describe_policy, dump_policy
 

@@ -17,13 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from rapt.errors import WireError
-from rapt.wire.manifest import (
-    MOST_PLAIN_TOKENS,
-    MechanismSetting,
-    dump_mechanism,
-    parse_mechanism,
-    read_labels,
-)
+from rapt.wire.manifest import MOST_PLAIN_TOKENS, read_labels
+from rapt.wire.mechanism_setting import MechanismSetting, dump_mechanism, parse_mechanism
 from rapt.wire.strict_json import check_fields, check_json, read_count, read_field, read_name
 
 SCHEMA: Final = "rapt.adapter/1"

@@ -16,7 +16,7 @@ from code_material import code_bundle, code_parts, draw_codewords
 from rapt.errors import MechanismError
 from rapt.local.codes.subset import SubsetMechanism, choose_preferred, make_subset, remake_subset
 from rapt.wire.code_bundle import make_code_bundle
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from significance import assert_counts
 
 BUNDLE = code_bundle()

@@ -7,7 +7,8 @@ from rapt.local.mechanisms import MECHANISMS
 from rapt.service.http.admission import Gate
 from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.adapter_files import AdapterCard
-from rapt.wire.manifest import LONGEST_LABEL, MOST_LABELS, MechanismSetting, PlainTokens
+from rapt.wire.manifest import LONGEST_LABEL, MOST_LABELS, PlainTokens
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS
 from rapt.wire.privatized_file import (
     MAX_LINE_BYTES,

@@ -16,7 +16,7 @@ from rapt.service.answers.prediction import ClassificationRow, classify
 from rapt.service.backbone.layout import lay_out
 from rapt.service.backbone.opening import load_backbone, load_served
 from rapt.wire.code_bundle import write_code_bundle
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, save_privatized
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from http_requests import ENDLESS, RUN, SECRET, error_of, job_body, open_client, upload
-from rapt.wire.manifest import NO_PLAIN_TOKENS, MechanismSetting
+from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 from running_service import running_service, save_privatized
 from tuning_material import manifest_for

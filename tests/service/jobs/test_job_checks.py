@@ -19,7 +19,7 @@ from rapt.service.backbone.noise_expected import CARD, NoiseExpected, read_noise
 from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.jobs.job_checks import choose_backbone
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import dump_query, remove_labels
 from running_service import running_service, save_privatized
 from tuning_material import separable_file

@@ -21,7 +21,7 @@ from rapt.audit.view import TokenPrior
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.mechanisms.interface import find_closed_channel
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

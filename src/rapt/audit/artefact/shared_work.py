@@ -29,7 +29,7 @@ from rapt.service.backbone.opening import load_backbone
 from rapt.service.tuning.tuning_config import TuningConfig, card_settings
 from rapt.version import __version__
 from rapt.whole_files import write_folder
-from rapt.wire.manifest import MechanismSetting, Parameter
+from rapt.wire.mechanism_setting import MechanismSetting, Parameter
 
 _RESULT = "canaries.json"
 Files = dict[str, bytes]

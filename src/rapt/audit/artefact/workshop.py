@@ -22,7 +22,8 @@ from rapt.local.vocabulary import Vocabulary
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.tuning.tuner import TuningConfig, tune
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, MechanismSetting, PlainTokens, Randomness
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, PlainTokens, Randomness
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 
 # What models that are tuned on clear text state in place of a mechanism; no file may.

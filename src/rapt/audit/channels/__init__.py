@@ -20,7 +20,7 @@ from rapt.audit.channels.laplace import compute_rough_log_channel, estimate_lapl
 from rapt.errors import AuditError, MechanismError
 from rapt.local.mechanisms import ClosedChannel, find_space, remake_mechanism
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.mechanisms import KNOWN_MECHANISMS, ChannelKind
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 

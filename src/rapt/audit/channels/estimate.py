@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Sources kept for each output beside itself, where nobody asks for more.

@@ -34,7 +34,7 @@ from rapt.audit.channels.estimate import ChannelEstimate, ChannelQuestion
 from rapt.local.mechanisms import remake_mechanism
 from rapt.local.mechanisms.mahalanobis import MahalanobisMechanism
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.vocabulary_bundle import VocabularyBundle
 
 # Draws of the noise shared by all pairs. More cost time in proportion; a report states what so few may have lost.

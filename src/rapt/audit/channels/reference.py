@@ -23,7 +23,7 @@ from rapt.local.mechanisms.interface import Mechanism, find_closed_channel
 from rapt.local.mechanisms.mahalanobis import shape_matrix
 from rapt.local.mechanisms.word_classes import Pct2tMechanism
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -45,7 +45,7 @@ from rapt.wire.code_bundle import (
     place_on_arc,
     project_states,
 )
-from rapt.wire.manifest import check_epsilon
+from rapt.wire.mechanism_setting import check_epsilon
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
 
 DIMENSIONS: Final = 8

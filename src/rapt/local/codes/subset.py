@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rapt.errors import MechanismError
 from rapt.wire.code_bundle import CodeBundle
-from rapt.wire.manifest import MechanismSetting, check_epsilon
+from rapt.wire.mechanism_setting import MechanismSetting, check_epsilon
 
 NAME: Final = "subset"
 # Every weight and every sum of weights is below it: one uniform whole number of 63 bits decides.

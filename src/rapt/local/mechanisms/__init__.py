@@ -18,7 +18,7 @@ from rapt.local.mechanisms.near_tokens import RANK_FIX, VICKREY
 from rapt.local.mechanisms.unit_rows import UNIT_LAPLACE
 from rapt.local.mechanisms.word_classes import PCT2T, SOFT_POS
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta
 
 # Nats between two usual tokens, beyond which no token is changed by any mechanism: e^-50,000 is 0 in every arithmetic.
 _MOST_NATS: Final = 50_000.0

@@ -15,7 +15,7 @@ from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.mechanisms.near_tokens import find_nearest_tokens
 from rapt.local.mechanisms.scores import LARGEST_DROP
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta
 
 # The paper's K.
 SET_SIZE: Final = 20

@@ -27,7 +27,7 @@ from rapt.local.mechanisms.scores import LARGEST_DROP, Scores
 from rapt.local.privacy_loss import PrivacyLoss, pure_loss
 from rapt.local.vocabulary import Vocabulary
 from rapt.whole_files import write_whole
-from rapt.wire.manifest import MechanismSetting, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, check_eta
 from rapt.wire.strict_json import parse_object
 
 UNIFORM: Final = "uniform"

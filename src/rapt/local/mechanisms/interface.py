@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rapt.errors import MechanismError, VocabularyError
 from rapt.local.privacy_loss import PrivacyLoss
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta
 from rapt.wire.mechanisms import KNOWN_MECHANISMS, KnownMechanism
 
 

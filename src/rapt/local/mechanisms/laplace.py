@@ -20,7 +20,7 @@ from rapt.local.mechanisms.interface import (
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, check_eta
 
 # 3 MB of noise in float64 at d = 384.
 _BATCH: Final = 1024

@@ -20,7 +20,7 @@ from rapt.local.mechanisms.interface import (
 from rapt.local.mechanisms.laplace import replace_noisy
 from rapt.local.privacy_loss import PrivacyLoss, laplace_loss
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta
 
 # The paper tries several; from 0, which is `laplace`, to below 1.
 MIXING: Final = 0.5

@@ -18,7 +18,7 @@ from rapt.local.mechanisms.interface import MechanismKind, Option
 from rapt.local.mechanisms.laplace import LAPLACE_PROMISE, LaplaceMechanism, replace_noisy
 from rapt.local.mechanisms.metric import PublicMetric
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, check_eta
 
 _TILE: Final = 1024
 _VECTORS: Final = 128

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rapt.local.mechanisms.interface import MechanismKind, Promise
 from rapt.local.mechanisms.laplace import LAPLACE_PROMISE, LaplaceMechanism
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, check_eta
 
 METRIC: Final = "unit-rows"
 

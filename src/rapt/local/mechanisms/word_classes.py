@@ -25,7 +25,7 @@ from rapt.local.nearest import NearestToken
 from rapt.local.privacy_loss import PrivacyLoss, pure_loss
 from rapt.local.text_page import ceil_nats
 from rapt.local.vocabulary import Vocabulary
-from rapt.wire.manifest import MechanismSetting, Parameter, check_eta
+from rapt.wire.mechanism_setting import MechanismSetting, Parameter, check_eta
 
 # Half of MiniLM's distance to the nearest neighbour. At the beta where half of the tokens change it makes another part
 # of speech about 30 times less likely, and adds half as much to a bound.

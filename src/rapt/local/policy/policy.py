@@ -39,7 +39,7 @@ from rapt.local.policy.recognizers import (
     find_entities,
 )
 from rapt.local.vocabulary import check_texts
-from rapt.wire.manifest import check_epsilon, check_eta
+from rapt.wire.mechanism_setting import check_epsilon, check_eta
 from rapt.wire.policy_setting import KIND_NAME, MOST_KINDS, TREATMENTS, KindSetting, Treatment
 
 _MOST_BYTES: Final = 65_536

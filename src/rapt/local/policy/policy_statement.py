@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rapt.local.statement import Exposure
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.mechanisms import Unit
 from rapt.wire.policy_setting import KindSetting, describe_policy
 

@@ -10,7 +10,7 @@ from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, check_texts, lay_out, sequence_length
 from rapt.service.backbone.steering import NOTHING, Steering, Tuned
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

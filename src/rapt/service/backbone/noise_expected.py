@@ -14,7 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from rapt.errors import VocabularyError
-from rapt.wire.manifest import MechanismSetting, Parameter
+from rapt.wire.mechanism_setting import MechanismSetting, Parameter
 
 SCHEMA: Final = "rapt.denoised-backbone/1"
 CARD: Final = "denoising.json"

@@ -22,7 +22,8 @@ from rapt.service.storage.store import Store
 from rapt.service.tuning.code_head import check_code_config, is_solved
 from rapt.service.tuning.tasks import TASKS, label_word_ids
 from rapt.service.tuning.tuner import TuningConfig, check_validation_manifest
-from rapt.wire.manifest import Manifest, parse_mechanism
+from rapt.wire.manifest import Manifest
+from rapt.wire.mechanism_setting import parse_mechanism
 from rapt.wire.privatized_file import iterate_privatized_lines, read_bounded_lines
 
 

@@ -16,7 +16,8 @@ from rapt.service.storage.database import Cursor, Page, find, make_value, read_p
 from rapt.service.storage.store import Store, naming, release
 from rapt.service.storage.tables import FILES, JOBS
 from rapt.service.storage.tenant_rows import ACTIVE, MOST_FILES, check_bytes, check_files, check_tenant
-from rapt.wire.manifest import Manifest, dump_mechanism
+from rapt.wire.manifest import Manifest
+from rapt.wire.mechanism_setting import dump_mechanism
 
 PURPOSE: Final = "fine-tune"
 _AT_ONCE: Final = 500

@@ -28,7 +28,7 @@ from rapt.service.http.routes.models import load_tuned_adapters
 from rapt.service.http.routes.pieces import Piece, Spelling, Token
 from rapt.service.http.shares import run_in_thread
 from rapt.service.storage.callers import Caller
-from rapt.wire.manifest import MechanismSetting
+from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.privatized_file import PrivatizedRecord, parse_query
 
 Begun = TypeVar("Begun")
