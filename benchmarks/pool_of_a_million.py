@@ -22,6 +22,7 @@ from pathlib import Path
 
 import httpx2
 import numpy as np
+from pool_of_codes import draw_crowd, state_setting
 from results import digits, machine, publish
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -34,7 +35,7 @@ from rapt.service.storage.pool_rows import contribute, get_pool
 from rapt.service.storage.recovery import join_store, open_store
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.wire.code_bundle import write_code_bundle
-from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness, dump_manifest
+from rapt.wire.manifest import dump_manifest
 from rapt.wire.privatized_file import PrivatizedRecord, write_record_lines
 from running_service import running_service
 
@@ -53,27 +54,13 @@ def main() -> None:
     mechanism = make_subset(code, epsilon=4.0)
 
     def draw(count: int) -> list[PrivatizedRecord]:
-        labels = rng.integers(2, size=count)
-        states = rng.standard_normal((count, len(code.directions)))
-        states[:, 0] += 2 * labels - 1
-        codes = mechanism.privatize(states / np.linalg.norm(states, axis=1, keepdims=True), rng=rng)
+        codes, labels = draw_crowd(mechanism, count, rng=rng)
         return [
-            PrivatizedRecord(token_ids=tuple(ids), label=label)
-            for ids, label in zip(codes.tolist(), labels.tolist(), strict=True)
+            PrivatizedRecord(token_ids=(one,), label=label)
+            for one, label in zip(codes.tolist(), labels.tolist(), strict=True)
         ]
 
-    manifest = Manifest(
-        model=code.model,
-        vocabulary_hash=code.hash,
-        mechanism=mechanism.setting,
-        randomness=Randomness(source="a benchmark"),
-        plain_tokens=NO_PLAIN_TOKENS,
-        labels=("no", "yes"),
-        records=0,
-        tokens=0,
-        records_sha256="",
-        created_by="rapt benchmark",
-    )
+    manifest = state_setting(mechanism)
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -15,7 +15,6 @@ import secrets
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -37,6 +36,30 @@ from running_service import running_service
 AT_ONCE = 1_000
 
 
+def draw_crowd(mechanism, count, *, rng):
+    """Codewords of so many made-up texts, (count,), and their labels of two, which the first direction shows."""
+    labels = rng.integers(2, size=count)
+    states = rng.standard_normal((count, len(mechanism.bundle.directions)))
+    states[:, 0] += 2 * labels - 1
+    return mechanism.privatize(states / np.linalg.norm(states, axis=1, keepdims=True), rng=rng)[:, 0], labels
+
+
+def state_setting(mechanism):
+    """The manifest of a pool of such codes."""
+    return Manifest(
+        model=mechanism.bundle.model,
+        vocabulary_hash=mechanism.bundle.hash,
+        mechanism=mechanism.setting,
+        randomness=Randomness(source="a benchmark"),
+        plain_tokens=NO_PLAIN_TOKENS,
+        labels=("no", "yes"),
+        records=0,
+        tokens=0,
+        records_sha256="",
+        created_by="a benchmark",
+    )
+
+
 def contribution(code, label):
     """A code and a label, with a receipt."""
     return {"receipt": secrets.token_hex(32), "record": {"token_ids": [int(code)], "label": int(label)}}
@@ -50,22 +73,7 @@ def main():
     options = parser.parse_args()
     rng, code = np.random.default_rng(0), read_code("minilm-codes")
     mechanism = make_subset(code, epsilon=4.0)
-    labels = rng.integers(2, size=options.contributions)
-    states = rng.standard_normal((options.contributions, len(code.directions)))
-    states[:, 0] += 2 * labels - 1
-    codes = mechanism.privatize(states / np.linalg.norm(states, axis=1, keepdims=True), rng=rng)[:, 0]
-    manifest = Manifest(
-        model=code.model,
-        vocabulary_hash=code.hash,
-        mechanism=mechanism.setting,
-        randomness=Randomness(source="a benchmark"),
-        plain_tokens=NO_PLAIN_TOKENS,
-        labels=("no", "yes"),
-        records=0,
-        tokens=0,
-        records_sha256="",
-        created_by="a benchmark",
-    )
+    codes, labels = draw_crowd(mechanism, options.contributions, rng=rng)
     figures: dict[str, float] = {"contributions": options.contributions, "single": options.single}
     with tempfile.TemporaryDirectory() as work:
         data, folder = Path(work) / "data", Path(work) / "code"
@@ -93,8 +101,10 @@ def main():
                 answer.raise_for_status()
                 return answer.json()
 
-            stated = dump_manifest(replace(manifest, labels=("no", "yes")))
-            pool = ask("/v1/pools", {"manifest": stated, "least": 100, "most": options.contributions})
+            pool = ask(
+                "/v1/pools",
+                {"manifest": dump_manifest(state_setting(mechanism)), "least": 100, "most": options.contributions},
+            )
             path = f"/v1/pools/{pool['id']}"
             keys = ask(f"{path}/keys", {"count": options.single}) if options.single else {"data": []}
             given = [contribution(*pair) for pair in zip(codes, labels, strict=True)]

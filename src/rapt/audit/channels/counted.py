@@ -12,9 +12,9 @@ g(y) is the share of y among outputs that are not their input, f how much more o
 makes the counts likeliest when each is foretold by the others (leave one out; Zhai and Lafferty, "A Study of Smoothing
 Methods for Language Models", TOIS 2004, section 6).
 
-Counting pairs as they come lets an attacker do worse than one who takes each output for its input: 47.1 % against 49.3
-% on SST-2 with `rank-fix` at η = 75, where this way reads 49.3 %. What is counted is weaker than a closed form; nothing
-is assumed.
+Counting pairs as they come lets an attacker do worse than one who takes each output for its input. Counted this way, he
+reads as much within the interval: 49.2 % against 49.3 % on SST-2 with `rank-fix` at η = 75 (docs/results/attacks.md).
+What is counted is weaker than a closed form; nothing is assumed.
 """
 
 from __future__ import annotations
