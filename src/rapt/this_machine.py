@@ -1,10 +1,11 @@
-"""Facts of this machine alone: where what can be made again is kept, its memory, and which addresses stay here."""
+"""Facts of this machine alone: where what can be made again is kept, its memory, and which requests come from it."""
 
 from __future__ import annotations
 
 import ipaddress
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,14 @@ _SURELY: Final = 4 * 1024**3
 # Where the memory of a control group stands: version 2, then 1.
 _GROUPS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _FREE: Final = re.compile(r"^MemAvailable:\s*(\d+) kB$", re.MULTILINE)
+
+# What browsers say of a request of a page to where it came from, and of one that no page made.
+_OWN_SITE: Final = frozenset({"same-origin", "none"})
+# What proxies say of those for whom they ask; besides these, whatever begins with `x-forwarded-`.
+_FORWARDED: Final = frozenset(
+    "forwarded via x-real-ip x-client-ip x-cluster-client-ip x-original-host x-original-url x-host true-client-ip "
+    "cf-connecting-ip cf-ray fastly-client-ip fly-client-ip x-envoy-external-address x-appengine-user-ip".split()
+)
 
 
 def find_cache_folder() -> Path:
@@ -31,6 +40,28 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
         return False
+
+
+def is_asked_from_here(headers: Mapping[str, str], *, scheme: str) -> bool:
+    """Return whether a program of this machine asks, or a page of the very origin that is asked, and no other page.
+
+    A page in the user's browser reaches loopback too, but the browser says of each request which origin it comes from,
+    or that it is of another site; and a host name that was rebound to 127.0.0.1 is not a loopback name. A proxy on this
+    machine asks for somebody who may be anywhere.
+
+    Args:
+        headers: Headers of a request that came over loopback, their names in small letters.
+        scheme: Scheme of its URL.
+    """
+    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
+        return False
+    host = headers.get("host", "")
+    name, colon, port = host.rpartition(":")
+    has_port = bool(colon) and not host.endswith("]")
+    if (has_port and not port.isdecimal()) or not is_loopback(name if has_port else host):
+        return False
+    own = f"{scheme}://{host}"
+    return headers.get("origin", own) == own and headers.get("sec-fetch-site", "none") in _OWN_SITE
 
 
 def measure_half_of_memory() -> int:

@@ -6,10 +6,12 @@ was sent. A gateway that sends one field on as it came is found.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
 import re
+import socket
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +19,9 @@ import pytest
 
 from http_requests import open_client
 from rapt.demo.leak_check import search_folder
+from rapt.errors import UnavailableError
 from rapt.gateway import asking, holdings
+from rapt.gateway.upstream import Upstream
 from rapt.local.randomness import RandomStream
 from rapt.wire.manifest import Randomness
 from recording_proxy import Recorder
@@ -276,3 +280,32 @@ def test_a_stream_that_breaks_ends_with_an_event_that_says_so(reader_privatizer,
     assert events[0] == b'data: {"choices": []}'
     assert b"the service must be reachable" in events[1]
     assert events[2] == b"data: [DONE]"
+
+
+def test_streams_that_get_no_answer_keep_no_place_among_the_requests():
+    async def ask_twice(port):
+        upstream = Upstream(f"http://127.0.0.1:{port}", timeout=0.05, most_at_once=1)
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                await asyncio.wait_for(upstream.stream("/v1/completions", json={}, change=lambda chunks: chunks), 60)
+        await upstream.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asyncio.run(ask_twice(silent.getsockname()[1]))
+
+
+def test_a_service_that_cannot_say_what_a_model_is_now_keeps_its_status(reader_privatizer, tmp_path):
+    listed = {"id": "m", "rapt": {"base": "other", "max_tokens": 64, "vocabulary_hash": "sha256:" + "0" * 64}}
+
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, {}, json.dumps({"data": [listed]}).encode()
+        return 503, {"retry-after": "600"}, b"{}"
+
+    with (
+        answering(answer) as service,
+        running_gateway(service, reader_privatizer, ledger=tmp_path / "ledger.sqlite") as url,
+        open_client(url, headers=HEADERS) as client,
+    ):
+        found = client.post("/completions", json={"model": "m", "prompt": "it"})
+    assert (found.status_code, found.headers["retry-after"]) == (503, "600")

@@ -1,7 +1,9 @@
 """Programs of this machine with the key come in; pages, proxies, other names of this machine and others do not."""
 
+import json
+from dataclasses import replace
+
 import pytest
-from starlette.routing import Route
 
 from http_requests import open_client
 from rapt.errors import UsageError
@@ -36,6 +38,7 @@ def url(reader_privatizer, tmp_path_factory):
         ({"sec-fetch-site": "cross-site"}, 403),
         ({"x-forwarded-for": "10.0.0.1"}, 403),
         ({"forwarded": "for=10.0.0.1"}, 403),
+        ({"cf-connecting-ip": "10.0.0.1"}, 403),
         ({"content-encoding": "gzip"}, 400),
     ],
     ids=str,
@@ -78,17 +81,25 @@ def test_routes_that_are_not_there_are_404_and_name_nothing_of_the_request(url):
     assert not [answer for answer in answers if "secret" in answer.text]
 
 
-def test_what_nobody_foresaw_is_in_the_log_by_its_class_alone(reader_privatizer, tmp_path, caplog, capfd):
-    async def fail(_request):
+class Failing:
+    """A mechanism that fails as nobody foresaw."""
+
+    def __init__(self, mechanism):
+        self.setting, self.distances = mechanism.setting, mechanism.distances
+
+    def privatize(self, token_ids, *, rng):
         raise LookupError("the patient's name is Ada")
 
-    pages = [Route("/fails", fail)]
+
+def test_what_nobody_foresaw_is_in_the_log_by_its_class_alone(reader_privatizer, tmp_path, caplog, capfd):
+    failing = replace(reader_privatizer, mechanism=Failing(reader_privatizer.mechanism))
+    model = {"id": "m", "rapt": {"base": "m", "max_tokens": 64, "vocabulary_hash": failing.vocabulary_hash}}
     with (
-        answering(lambda path, body: (200, {}, b"{}")) as service,
-        running_gateway(service, reader_privatizer, ledger=tmp_path / "ledger.sqlite", pages=pages) as found,
-        open_client(found.removesuffix("/v1"), headers={"authorization": f"Bearer {KEY}"}) as client,
+        answering(lambda path, body: (200, {}, json.dumps({"data": [model]}).encode())) as service,
+        running_gateway(service, failing, ledger=tmp_path / "ledger.sqlite") as found,
+        open_client(found, headers={"authorization": f"Bearer {KEY}"}) as client,
     ):
-        answer = client.get("/fails")
+        answer = client.post("/completions", json={"model": "m", "prompt": "Ada is ill"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
     told = caplog.text + capfd.readouterr().err
     assert "unforeseen LookupError" in told

@@ -153,7 +153,8 @@ def test_the_rest_of_a_text_that_no_event_ends_is_said_before_the_end(policy):
         async def chunks():
             for piece in pieces:
                 event = {"choices": [{"index": 0, "text": piece}]}
-                yield f"data: {json.dumps(event)}\r\n\r\n".encode()
+                for byte in f"data: {json.dumps(event)}\r\n\r\n".encode():  # a line end may be cut, too
+                    yield bytes([byte])
             yield b": a comment\n\ndata: not json\n\ndata: [DONE]\n\n"
 
         found = b"".join([part async for part in Answers(policy).restore_events(chunks())]).decode()

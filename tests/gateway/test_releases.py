@@ -3,6 +3,8 @@
 import asyncio
 import json
 import sqlite3
+from dataclasses import replace
+from threading import Event
 
 import httpx2
 import pytest
@@ -101,6 +103,30 @@ def test_a_text_that_cannot_be_released_fails_its_own_request_and_no_other(reade
         first, second, third = asyncio.run(release_all(releases))
     assert isinstance(second, CorpusError)
     assert (len(first), len(third)) == (1, 1)
+
+
+def test_what_nobody_foresaw_ends_no_thread_on_which_later_texts_wait(reader_privatizer, tmp_path):
+    class Failing:
+        setting, distances = reader_privatizer.mechanism.setting, reader_privatizer.mechanism.distances
+
+        def privatize(self, token_ids, *, rng):
+            raise LookupError
+
+    async def release_all(releases):
+        setting = describe_queries(releases, replace(reader_privatizer, mechanism=Failing()))
+        # The ledger is held until all of them wait, so that they are joined.
+        held = Event()
+        asked = [releases.ask(lambda _ledger: held.wait())]
+        asked += [releases.release(Chunk(0, [text], None), setting) for text in ("it hurts", "in the knee")]
+        waiting = asyncio.gather(*asked, return_exceptions=True)
+        asyncio.get_running_loop().call_soon(held.set)
+        found = await waiting
+        return found, await asyncio.wait_for(releases.ask(lambda ledger: ledger.head()), 60)
+
+    with open_releases(reader_privatizer, lambda: open_ledger(tmp_path / "ledger.sqlite")) as releases:
+        (_, *found), (rows, _) = asyncio.run(release_all(releases))
+    assert [type(error) for error in found] == [LookupError] * 2
+    assert rows == 0
 
 
 def test_a_ledger_that_cannot_be_opened_is_an_error_at_the_start(reader_privatizer, tmp_path):

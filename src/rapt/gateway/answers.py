@@ -17,6 +17,8 @@ from rapt.local.policy.pseudonyms import PseudonymRestorer
 from rapt.wire.strict_json import parse_json
 
 _MOST_EVENT: Final = 2**20
+# Choices of one answer that are followed: a request has no more prompts, and each choice costs memory.
+_MOST_CHOICES: Final = 2048
 _DONE: Final = "[DONE]"
 
 
@@ -44,7 +46,7 @@ class Answers:
         """Yield the events of an answer with its names.
 
         Raises:
-            ServiceError: An event is too long.
+            ServiceError: An event is too long, or there are too many choices.
         """
         if self._policy is None:
             async for chunk in chunks:
@@ -53,8 +55,8 @@ class Answers:
         open_choices: dict[int, tuple[PseudonymRestorer, Any]] = {}
         waiting = b""
         async for chunk in chunks:
-            waiting += chunk.replace(b"\r\n", b"\n")
-            *events, waiting = waiting.split(b"\n\n")
+            # Put together first: a line end may be cut, too.
+            *events, waiting = (waiting + chunk).replace(b"\r\n", b"\n").split(b"\n\n")
             if len(waiting) > _MOST_EVENT:
                 raise ServiceError(f"an event of the service must have at most {_MOST_EVENT:,} bytes; ask for less")
             for event in events:
@@ -84,6 +86,8 @@ class Answers:
             index = choice.get("index")
             index = index if isinstance(index, int) else 0
             for place, name in _texts_of_choice(choice):
+                if index not in open_choices and len(open_choices) == _MOST_CHOICES:
+                    raise ServiceError(f"an answer of the service must have at most {_MOST_CHOICES:,} choices at once")
                 restorer = open_choices[index][0] if index in open_choices else self._restorer()
                 open_choices[index] = restorer, {**value, "choices": [deepcopy(choice)]}
                 place[name] = restorer.feed(place[name])

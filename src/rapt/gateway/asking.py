@@ -37,10 +37,9 @@ from rapt.local.privatizer import USUAL_POOL, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.records import Chunk, ChunkSetting
 from rapt.wire.manifest import NO_PLAIN_TOKENS
+from rapt.wire.openai_options import HARMLESS_OF_A_MESSAGE, HARMLESS_OPTIONS, MOST_MESSAGES, MOST_PARTS
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query
 
-MOST_MESSAGES: Final = 64
-MOST_PARTS: Final = 16
 MOST_TEXTS: Final = 2048
 _LONGEST_STOP: Final = 64
 _ROLES: Final = ("system", "developer", "user", "assistant")
@@ -81,37 +80,6 @@ CHAT: Final[Mapping[str, Check]] = {
 }
 # What a program says of its user or to its own records; a service has no need of it.
 KEPT: Final = frozenset({"user", "safety_identifier", "prompt_cache_key", "metadata"})
-# Options that no service of rapt offers, and the values by which they ask for nothing.
-HARMLESS: Final[Mapping[str, tuple[object, ...]]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "store": (False,),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "service_tier": ("auto", "default"),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "prompt_cache_retention": ("in-memory", "in_memory"),
-}
-_OF_A_MESSAGE: Final[Mapping[str, tuple[object, ...]]] = {
-    "refusal": (),
-    "tool_calls": ([],),
-    "function_call": (),
-    "audio": (),
-    "annotations": ([],),
-}
 
 
 @dataclass(frozen=True)
@@ -144,7 +112,7 @@ def read_messages(value: Any) -> list[Message]:
 
 def _read_message(value: Any, *, at: str) -> Message:
     own, kept = frozenset({"role", "content"}), frozenset({"name"})
-    read_fields(value, {}, at=f"{at}.", own=own, kept=kept, harmless=_OF_A_MESSAGE)
+    read_fields(value, {}, at=f"{at}.", own=own, kept=kept, harmless=HARMLESS_OF_A_MESSAGE)
     role, content = value.get("role"), value.get("content")
     if role not in _ROLES:
         refuse(f"{at}.role must be one of {', '.join(_ROLES)}; a message of another role stays", f"{at}.role")
@@ -202,7 +170,7 @@ class Asking:
         """Answer prompts, each of them a release."""
         body = await read_json(request)
         own = frozenset({"model", "prompt"})
-        asked = read_fields(body, COMPLETION, own=own, kept=KEPT, harmless=HARMLESS)
+        asked = read_fields(body, COMPLETION, own=own, kept=KEPT, harmless=HARMLESS_OPTIONS)
         texts = read_texts(body.get("prompt"), "prompt")
         model = await self._models.find(body.get("model"))
         setting = self._setting(model.plain_tokens)
@@ -213,7 +181,7 @@ class Asking:
     async def chat(self, request: Request) -> Response:
         """Answer a chat, each message of which is a release of its own, whenever it comes again."""
         body = await read_json(request)
-        asked = read_fields(body, CHAT, own=frozenset({"model", "messages"}), kept=KEPT, harmless=HARMLESS)
+        asked = read_fields(body, CHAT, own=frozenset({"model", "messages"}), kept=KEPT, harmless=HARMLESS_OPTIONS)
         messages = read_messages(body.get("messages"))
         model = await self._models.find(body.get("model"))
         if model.is_tuned:

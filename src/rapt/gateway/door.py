@@ -23,16 +23,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rapt.errors import AccessError, BusyError, ForbiddenError, UsageError
 from rapt.gateway.refusals import answer_error
-from rapt.this_machine import is_loopback
+from rapt.this_machine import is_asked_from_here
 from rapt.whole_files import write_whole
 
 log = logging.getLogger(__name__)
 
 MOST_IN_FLIGHT: Final = 512
 _KEY: Final = re.compile(r"[A-Za-z0-9_-]{43,128}")
-# What proxies say of those for whom they ask; besides these, whatever begins with `x-forwarded-`.
-_FORWARDED: Final = frozenset("forwarded via x-real-ip x-client-ip x-original-host x-host true-client-ip".split())
-_OWN_SITE: Final = frozenset({"same-origin", "none"})
 
 
 def make_program_key(path: Path) -> str:
@@ -63,15 +60,14 @@ def make_program_key(path: Path) -> str:
 class Door:
     """Lets a request of a program in, or refuses it."""
 
-    def __init__(self, app: ASGIApp, *, key: str, open_paths: frozenset[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp, *, key: str) -> None:
         """Wrap an application so that it is asked only after the key is checked.
 
         Args:
             app: The application.
             key: Key of programs.
-            open_paths: Paths that are answered without a key.
         """
-        self._app, self._digest, self._open_paths = app, _digest(key), open_paths
+        self._app, self._digest = app, _digest(key)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,18 +89,17 @@ class Door:
             self._in_flight -= 1
 
     def _refusal(self, headers: Headers, scope: Scope) -> Response | None:
-        if not _is_of_this_machine(headers, scope["scheme"]):
+        if not is_asked_from_here(headers, scheme=scope["scheme"]):
             return answer_error(
                 ForbiddenError(
                     "the gateway answers programs of this machine alone, by a loopback name, and no proxy and no page "
                     "of another origin"
                 )
             )
-        if scope["path"] not in self._open_paths:
-            scheme, _, given = headers.get("authorization", "").partition(" ")
-            # Of digests, so that the time says nothing about the key, its length included.
-            if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._digest):
-                return answer_error(AccessError("the API key must be that of the gateway's key file"))
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        # Digests are compared, so that the time says nothing about the key, its length included.
+        if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._digest):
+            return answer_error(AccessError("the API key must be that of the gateway's key file"))
         if "content-encoding" in headers:
             return answer_error(UsageError("a request must come without content-encoding; send it as it is"))
         if self._in_flight >= MOST_IN_FLIGHT:
@@ -112,18 +107,6 @@ class Door:
                 BusyError(f"the gateway answers {MOST_IN_FLIGHT} requests at once; come again", retry_after=1.0)
             )
         return None
-
-
-def _is_of_this_machine(headers: Headers, scheme: str) -> bool:
-    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
-        return False
-    host = headers.get("host", "")
-    name, colon, port = host.rpartition(":")
-    has_port = bool(colon) and not host.endswith("]")
-    if (has_port and not port.isdecimal()) or not is_loopback(name if has_port else host):
-        return False
-    own = f"{scheme}://{host}"
-    return headers.get("origin", own) == own and headers.get("sec-fetch-site", "none") in _OWN_SITE
 
 
 def _digest(key: str) -> bytes:

@@ -118,7 +118,7 @@ class Models(ModelNames):
                 answer = await self._upstream.ask("GET", f"/v1/models/{quote_part(name)}")
                 if not answer.is_success:
                     self.forget(name)
-                    raise _unknown()
+                    raise _unknown() if answer.status == NotFoundError.status else RefusedByService(answer)
                 found = read_answer(read_model_info, answer.read_object())
             if found.vocabulary_hash != self._hash:
                 mismatch = VocabularyError(

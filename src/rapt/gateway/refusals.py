@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from rapt.errors import BusyError, LimitError, RaptError, UsageError, WireError
+from rapt.wire.openai_options import is_one_of
 from rapt.wire.strict_json import parse_document
 
 MOST_JSON: Final = 4 * 2**20
@@ -112,7 +113,7 @@ def read_fields(
         if name in sent:
             if item is not None:
                 found[name] = sent[name](item, f"{at}{name}")
-        elif not (harmless and name in harmless and (item is None or _is_one_of(item, harmless[name]))):
+        elif not (harmless and name in harmless and (item is None or is_one_of(item, harmless[name]))):
             place = "a field with no usual name" if param is None else f"the field {param}"
             refuse(f"{place} must be left out: the gateway does not know it, and what it does not know stays", param)
     return found
@@ -151,7 +152,7 @@ def take_one_of(*values: object) -> Check:
     """Make the check of a value that is one of a few."""
 
     def take(value: Any, param: str) -> Any:
-        if not _is_one_of(value, values):
+        if not is_one_of(value, values):
             refuse(f"{param} must be one of {', '.join(map(str, values))}", param)
         return value
 
@@ -179,8 +180,3 @@ def take_object(sent: Mapping[str, Check]) -> Check:
         return read_fields(value, sent, at=f"{param}.")
 
     return take
-
-
-def _is_one_of(value: object, values: tuple[object, ...]) -> bool:
-    # True is 1 in Python, and not in JSON.
-    return any(isinstance(value, bool) == isinstance(one, bool) and value == one for one in values)

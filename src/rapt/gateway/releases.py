@@ -18,7 +18,6 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Final, TypeVar
 
-from rapt.errors import RaptError
 from rapt.local.ledger import Ledger
 from rapt.local.ledger_releases import privatize_through
 from rapt.local.privatizer import TextPrivatizer
@@ -99,7 +98,7 @@ class Releases:
                 self._ready.set_result(None)
                 while jobs := self._take():
                     self._answer_all(jobs, ledger)
-        except BaseException as error:
+        except BaseException as error:  # whatever it is, it is for whoever waits for the start
             if not self._ready.done():
                 self._ready.set_exception(error)
                 return
@@ -139,8 +138,10 @@ class Releases:
             joined = Chunk(0, [text for job in jobs for text in job.chunk.texts], None)
             try:
                 records = iter(privatize_through(ledger, joined, jobs[0].setting, stream=self._stream))
-            except RaptError:
-                pass  # nothing of it was released; whose it was is found one by one
+            except Exception:
+                # Nothing of it was released. Whose it was is found one by one; what nobody foresaw, too, because a
+                # thread that ends would leave every later text waiting for ever.
+                pass
             else:
                 for job in jobs:
                     job.found.set_result([next(records) for _ in job.chunk.texts])
@@ -152,7 +153,7 @@ class Releases:
 def _settle(found: Future[T], work: Callable[[], T]) -> None:
     try:
         found.set_result(work())
-    except Exception as error:
+    except Exception as error:  # it is raised where somebody waits for it
         found.set_exception(error)
 
 

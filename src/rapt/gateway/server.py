@@ -56,8 +56,6 @@ def create_gateway(
     training: TrainingSetting,
     *,
     key: str,
-    pages: Sequence[BaseRoute] = (),
-    open_paths: frozenset[str] = frozenset(),
 ) -> Door:
     """Put the gateway together.
 
@@ -66,17 +64,14 @@ def create_gateway(
         releases: The way of every text that leaves.
         training: Setting of the files that are made of uploads.
         key: Key of programs.
-        pages: Further routes.
-        open_paths: Paths of theirs that are answered without a key.
     """
     models = Models(upstream, vocabulary_hash=releases.privatizer.vocabulary_hash)
     policy = releases.privatizer.policy if isinstance(releases.privatizer, PolicyPrivatizer) else None
     routes = [
         *Asking(upstream, models, releases, Answers(policy)).routes(),
         *Holdings(upstream, models, releases, training).routes(),
-        *pages,
     ]
-    return _assemble(upstream, routes, key=key, open_paths=open_paths)
+    return _assemble(upstream, routes, key=key)
 
 
 def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy | None, key: str) -> Door:
@@ -91,9 +86,7 @@ def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy 
     return _assemble(upstream, WordAsking(upstream, rewrite, Answers(policy)).routes(), key=key)
 
 
-def _assemble(
-    upstream: Upstream, routes: Sequence[BaseRoute], *, key: str, open_paths: frozenset[str] = frozenset()
-) -> Door:
+def _assemble(upstream: Upstream, routes: Sequence[BaseRoute], *, key: str) -> Door:
     @asynccontextmanager
     async def live(_app: Starlette) -> AsyncIterator[None]:
         yield
@@ -111,7 +104,7 @@ def _assemble(
         lifespan=live,
     )
     app.router.redirect_slashes = False
-    return Door(app, key=key, open_paths=open_paths)
+    return Door(app, key=key)
 
 
 async def _answer_known(_request: Request, error: Exception) -> Response:

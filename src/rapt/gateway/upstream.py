@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -133,20 +134,16 @@ class Upstream:
         self, path: str, *, json: Mapping[str, Any], change: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]]
     ) -> Response:
         """Send a request, and return its events for the program as they come, changed. Raises as `ask`."""
-        await self._places.acquire()
-        response = None
-        try:
-            response = await self._send(self._request("POST", path, json, None, None, None), repeatable=True)
-            if not response.is_success:
-                return pass_answer(Answer(response.status_code, response.headers, await _read(response)))
-            events, response = _Events(response, self._places, change), None
-            return events
-        except NO_ANSWER as error:
-            raise _no_answer(error) from None
-        finally:
-            if response is not None:
-                await response.aclose()
-                self._places.release()
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._places)
+            try:
+                response = await self._send(self._request("POST", path, json, None, None, None), repeatable=True)
+                held.push_async_callback(response.aclose)
+                if not response.is_success:
+                    return pass_answer(Answer(response.status_code, response.headers, await _read(response)))
+            except NO_ANSWER as error:
+                raise _no_answer(error) from None
+            return _Events(response, held.pop_all(), change)
 
     async def _send(self, request: httpx2.Request, *, repeatable: bool) -> httpx2.Response:
         for pause in _PAUSES:
@@ -190,19 +187,16 @@ class _Events(StreamingResponse):
     def __init__(
         self,
         response: httpx2.Response,
-        places: asyncio.Semaphore,
+        held: AsyncExitStack,
         change: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]],
     ) -> None:
         super().__init__(self._pass(), media_type="text/event-stream", headers={"cache-control": "no-store"})
-        self._response, self._places, self._change = response, places, change
+        self._response, self._held, self._change = response, held, change
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events, and give the place among the requests back, however that ends."""
-        try:
+        """Send the events, and give the connection and its place back, however that ends."""
+        async with self._held:
             await super().__call__(scope, receive, send)
-        finally:
-            self._places.release()
-            await self._response.aclose()
 
     async def _pass(self) -> AsyncIterator[bytes]:
         try:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from rapt.errors import CorpusError, UsageError
 from rapt.gateway.answers import Answers
-from rapt.gateway.asking import CHAT, COMPLETION, HARMLESS, KEPT, ask, read_messages, read_texts
+from rapt.gateway.asking import CHAT, COMPLETION, KEPT, ask, read_messages, read_texts
 from rapt.gateway.models import ModelNames
 from rapt.gateway.refusals import read_fields, read_json
 from rapt.gateway.releases import Releases, describe_queries
@@ -27,6 +27,7 @@ from rapt.local.client.connection import quote_part
 from rapt.local.policy.policy import Policy
 from rapt.local.records import Chunk
 from rapt.local.vocabulary import Vocabulary
+from rapt.wire.openai_options import HARMLESS_OPTIONS
 
 # Returns the words that leave in place of each text.
 Rewrite = Callable[[list[str]], Awaitable[list[str]]]
@@ -102,7 +103,7 @@ class WordAsking:
     async def complete(self, request: Request) -> Response:
         """Answer prompts."""
         body = await read_json(request)
-        asked = read_fields(body, COMPLETION, own=frozenset({"model", "prompt"}), kept=KEPT, harmless=HARMLESS)
+        asked = read_fields(body, COMPLETION, own=frozenset({"model", "prompt"}), kept=KEPT, harmless=HARMLESS_OPTIONS)
         texts = read_texts(body.get("prompt"), "prompt")
         model = await self._models.name(body.get("model"))
         words = await self._leave(texts, param="prompt")
@@ -114,7 +115,7 @@ class WordAsking:
     async def chat(self, request: Request) -> Response:
         """Answer a chat."""
         body = await read_json(request)
-        asked = read_fields(body, CHAT, own=frozenset({"model", "messages"}), kept=KEPT, harmless=HARMLESS)
+        asked = read_fields(body, CHAT, own=frozenset({"model", "messages"}), kept=KEPT, harmless=HARMLESS_OPTIONS)
         messages = read_messages(body.get("messages"))
         model = await self._models.name(body.get("model"))
         private = [text for message in messages for is_public, text in message.parts if not is_public]

@@ -10,13 +10,11 @@ from pydantic_core import PydanticCustomError
 
 from rapt.service.http.schemas import MOST_RECORDS, Metadata, Name
 from rapt.service.jobs.method_options import OpenAIRequest, Request
+from rapt.wire.openai_options import HARMLESS_OF_A_MESSAGE, HARMLESS_OPTIONS, MOST_MESSAGES, MOST_PARTS
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=2**20, fail_fast=True)]
 Stop = Annotated[str, Field(min_length=1, max_length=64)]
-# Bounds of a conversation: what is public in it is put into a template and tokenized before it is counted.
-MOST_MESSAGES: Final = 64
-MOST_PARTS: Final = 16
 MOST_PUBLIC: Final = 32_768
 
 
@@ -44,30 +42,6 @@ class StreamOptions(Request):
     ] = None
 
 
-# Options of OpenAI that this service does not offer, and the values with which they ask for nothing.
-_HARMLESS: Final[Mapping[str, tuple[object, ...]]] = {
-    "frequency_penalty": (0, 0.0),
-    "presence_penalty": (0, 0.0),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "store": (False,),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "service_tier": ("auto", "default"),
-    "web_search_options": (),
-    "prompt_cache_retention": ("in-memory", "in_memory"),
-}
 _UNREAD: Final = "taken, not looked at and not kept"
 
 
@@ -97,7 +71,7 @@ class SamplingOptions(OpenAIRequest):
     Clients send some of OpenAI's options with the values that change nothing, or null: those are taken.
     """
 
-    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = _HARMLESS
+    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = HARMLESS_OPTIONS
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -154,14 +128,7 @@ Part = Annotated[TokenPart | PublicPart, Field(discriminator="type")]
 class ChatMessage(OpenAIRequest):
     """A message of a chat."""
 
-    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = {
-        "name": (),
-        "refusal": (),
-        "tool_calls": ([],),
-        "function_call": (),
-        "audio": (),
-        "annotations": ([],),
-    }
+    harmless: ClassVar[Mapping[str, tuple[object, ...]]] = {"name": (), **HARMLESS_OF_A_MESSAGE}
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[

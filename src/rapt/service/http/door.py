@@ -26,21 +26,14 @@ from rapt.service.storage.callers import DEVELOPER, LOCAL, Caller
 from rapt.service.storage.database import WouldWait, at_hand_only
 from rapt.service.storage.key_rows import find_holder, has_keys
 from rapt.service.storage.store import Store
-from rapt.this_machine import is_loopback
+from rapt.this_machine import is_asked_from_here, is_loopback
 
 Arguments = TypeVarTuple("Arguments")
 Answer = TypeVar("Answer")
 
 OPEN_PATHS: Final = frozenset({"/healthz", "/readyz"})
-# What browsers say of a request of a page to where it came from, and of one that no page made.
-_OWN_SITE: Final = frozenset({"same-origin", "none"})
 # How often a long answer is stopped to look at its key, s: one that was revoked must not go on getting answers.
 _BETWEEN_LOOKS: Final = 1.0
-# What proxies say of those for whom they ask; besides these, whatever begins with `x-forwarded-`.
-_FORWARDED: Final = frozenset(
-    "forwarded via x-real-ip x-client-ip x-cluster-client-ip x-original-host x-original-url x-host true-client-ip "
-    "cf-connecting-ip cf-ray fastly-client-ip fly-client-ip x-envoy-external-address x-appengine-user-ip".split()
-)
 # The answer to a browser that asks whether a page of another origin may contribute.
 _PREFLIGHT: Final = {
     "access-control-allow-origin": "*",
@@ -102,12 +95,12 @@ class Door:
 
     def _caller(self, headers: Headers, scheme: str) -> Caller | None:
         key = _bearer(headers)
-        # Of digests, so that the time says nothing about the key, its length included.
+        # Digests are compared, so that the time says nothing about the key, its length included.
         if self._key is not None and key and hmac.compare_digest(_digest(key), self._key):
             return _PROVIDER
         if key and (holder := find_holder(self._store, key, now=int(time.time()))) is not None:
             return holder
-        if self._may_be_open and _is_of_this_machine(headers, scheme) and not has_keys(self._store):
+        if self._may_be_open and is_asked_from_here(headers, scheme=scheme) and not has_keys(self._store):
             return DEVELOPER
         return None
 
@@ -177,24 +170,6 @@ class _StillGood:
 def _bearer(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
-
-
-def _is_of_this_machine(headers: Headers, scheme: str) -> bool:
-    """Whether a local program asks, or the service's own page, and no other page.
-
-    A page in the user's browser reaches loopback too, but the browser says of each request which origin it comes from,
-    or that it is of another site; and a host name that was rebound to 127.0.0.1 is not a loopback name. A proxy on this
-    machine asks for somebody who may be anywhere.
-    """
-    if any(name in _FORWARDED or name.startswith("x-forwarded-") for name in headers):
-        return False
-    host = headers.get("host", "")
-    name, colon, port = host.rpartition(":")
-    has_port = bool(colon) and not host.endswith("]")
-    if (has_port and not port.isdecimal()) or not is_loopback(name if has_port else host):
-        return False
-    own = f"{scheme}://{host}"
-    return headers.get("origin", own) == own and headers.get("sec-fetch-site", "none") in _OWN_SITE
 
 
 def _digest(key: str) -> bytes:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from rapt.service.adapter.methods import METHODS, PROMPT_TUNING
 from rapt.service.adapter.methods.method import MOST_HIDDEN, Method, Word
 from rapt.wire.manifest import MOST_LABELS
+from rapt.wire.openai_options import is_one_of
 
 Auto = Literal["auto"]
 # What OpenAI calls tuning on given answers; here the service chooses the method, as with `auto`.
@@ -46,17 +47,12 @@ class OpenAIRequest(Request):
         for name, item in value.items():
             field = cls.model_fields.get(name)
             if field is None and name in cls.harmless:
-                if item is None or any(_is_same(item, one) for one in cls.harmless[name]):
+                if item is None or is_one_of(item, cls.harmless[name]):
                     continue
             elif item is None and field is not None and not field.is_required() and name != "reconstruction":
                 continue  # null is the default, but for reconstruction, which it leaves out
             kept[name] = item
         return kept
-
-
-def _is_same(value: object, other: object) -> bool:
-    # True is 1 in Python, and not in JSON.
-    return isinstance(value, bool) == isinstance(other, bool) and value == other
 
 
 class ReconstructionOptions(Request):
