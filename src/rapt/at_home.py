@@ -15,11 +15,11 @@ reconstruction stand before them in privatized form, as it has always seen them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,19 +27,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 
 from rapt.errors import UsageError, VocabularyError, WireError
-from rapt.local.client.objects import Prediction
 from rapt.local.codes.code_privatizer import Encoder, encode_codes, join_pair
 from rapt.local.codes.encoder import TextEncoder, read_encoder
 from rapt.local.codes.subset import SubsetMechanism, remake_subset
-from rapt.local.corpus import LabelledText, read_corpus
 from rapt.local.mechanisms import remake_mechanism
-from rapt.local.own_model import Fusion, fit_fusion
-from rapt.local.policy.policy import Policy
-from rapt.local.predictions import FilePredictions, Row, check_beside, check_output, make_rows, write_rows
 from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import load_vocabulary
-from rapt.narration import SILENT, Narrator
 from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card
 from rapt.wire.code_bundle import CodeBundle, apply_center, place_on_arc, project_states, split_into_units
 from rapt.wire.manifest import NO_PLAIN_TOKENS
@@ -73,6 +67,15 @@ class HomeModel(Protocol):
     ) -> NDArray[np.float64]:
         """Return the probability of each class for each text, or pair, (n, C)."""
         ...
+
+
+def answer_in_parts(
+    model: HomeModel, texts: Sequence[str], seconds: Sequence[str] | None
+) -> Iterator[NDArray[np.float64]]:
+    """Yield the probability of each class for some hundred texts, or pairs, after the other, (n, C)."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = slice(start, start + _TEXTS_AT_ONCE)
+        yield model.answer(texts[part], None if seconds is None else seconds[part], first_position=start)
 
 
 def is_of_codes(card: AdapterCard) -> bool:
@@ -410,98 +413,6 @@ def load_token_model(
     return TokenModel(adapter=adapter, backbone=loaded, privatizer=privatizer)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class FusedModel:
-    """A tuned model fused with counts of the user's own words.
-
-    Attributes:
-        model: Tuned model, loaded here.
-        fusion: The words, and how much either is believed.
-    """
-
-    model: HomeModel
-    fusion: Fusion
-
-    @property
-    def card(self) -> AdapterCard:
-        """Card of the adapter."""
-        return self.model.card
-
-    def answer(
-        self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
-    ) -> NDArray[np.float64]:
-        """Return the probability of each class for each text, or pair, (n, C)."""
-        odds = self.model.answer(texts, seconds, first_position=first_position)
-        return self.fusion.fuse(odds, join_pairs(texts, seconds))
-
-
-def fuse_with_own_texts(
-    model: HomeModel,
-    own: Path,
-    *,
-    text_column: str = "text",
-    second_column: str | None = None,
-    label_column: str,
-    policy: Policy | None = None,
-) -> FusedModel:
-    """Return a tuned model that also counts the words of labelled texts of the user's own. Nothing leaves.
-
-    Args:
-        model: Tuned model, loaded here.
-        own: Labelled texts in clear, which are not those that are to be answered.
-        text_column: Column of the text.
-        second_column: Column of the second text of a pair; None for single texts.
-        label_column: Column of the label.
-        policy: Policy that the texts are rewritten by; that of the training texts, if they had one.
-
-    Raises:
-        CorpusError: The file cannot be read.
-        UsageError: There are too few texts, or a label is none of the model's.
-    """
-    records, seconds = _read_queries(own, model.card, text_column, second_column, label_column, policy)
-    texts = [record.text for record in records]
-    places = {name: place for place, name in enumerate(model.card.labels)}
-    labels = np.array([places[str(record.label)] for record in records], dtype=np.int64)
-    parts = [slice(start, start + _TEXTS_AT_ONCE) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
-    odds = [
-        model.answer(texts[part], None if seconds is None else seconds[part], first_position=part.start)
-        for part in parts
-    ]
-    return FusedModel(model=model, fusion=fit_fusion(join_pairs(texts, seconds), labels, np.concatenate(odds)))
-
-
-def join_pairs(texts: Sequence[str], seconds: Sequence[str] | None) -> list[str]:
-    """Return what is counted of each record: its text, or both of a pair in two lines."""
-    return list(texts) if seconds is None else [f"{one}\n{two}" for one, two in zip(texts, seconds, strict=True)]
-
-
-def _read_queries(
-    source: Path,
-    card: AdapterCard,
-    text_column: str,
-    second_column: str | None,
-    label_column: str | None,
-    policy: Policy | None,
-) -> tuple[list[LabelledText], list[str] | None]:
-    """The records of a file, and their second texts, checked against what the model knows."""
-    pairs = card.pairs or card.mechanism.texts > 1
-    if pairs != (second_column is not None):
-        wanted = "two texts, with `second_column`" if pairs else "one text, without `second_column`"
-        raise UsageError(f"a query must have {wanted}, as the training text had")
-    records = list(read_corpus(source, text_column=text_column, label_column=label_column, policy=policy))
-    seconds = None
-    if second_column is not None:
-        others = read_corpus(source, text_column=second_column, label_column=None, policy=policy)
-        seconds = [item.text for item in others]
-    unknown = {item.label for item in records if item.label is not None}.difference(card.labels)
-    if unknown:
-        raise UsageError(
-            f"labels of queries must be among the {len(card.labels)} labels of the model, got {len(unknown)} others; "
-            "leave out `label_column`, or correct them"
-        )
-    return records, seconds
-
-
 def fetch_home_model(
     client: ServiceClient, model: str, *, backbone: str | None = None, truncate_to: int | None = None
 ) -> HomeModel:
@@ -530,68 +441,3 @@ def fetch_home_model(
     with TemporaryDirectory() as folder:
         code = client.codebook(model, Path(folder) / "code")
     return load_code_model(files, code=code, encoder=backbone)
-
-
-def predict_at_home(
-    source: Path,
-    model: HomeModel,
-    *,
-    text_column: str = "text",
-    second_column: str | None = None,
-    label_column: str | None = None,
-    out: Path | None = None,
-    overwrite: bool = False,
-    beside: Sequence[Mapping[str, Any]] | None = None,
-    on_rows: Callable[[Sequence[Row]], None] = lambda rows: None,
-    narrator: Narrator = SILENT,
-    policy: Policy | None = None,
-) -> FilePredictions:
-    """Answer the clear texts of a file. Nothing is sent, and nothing is written but the output.
-
-    Args:
-        source: CSV, TSV, JSONL, Parquet or a saved dataset, one text a record.
-        model: Tuned model, loaded here.
-        text_column: Column of the text.
-        second_column: Column of the second text of a pair; None for single texts.
-        label_column: Column of true labels, which answers are compared with; None compares nothing.
-        out: Output, `.jsonl` or `.csv`; None writes no file.
-        overwrite: Whether an output that exists is replaced.
-        beside: Values that stand before each prediction, such as ids of the texts.
-        on_rows: Called with the rows of each batch.
-        narrator: Receiver of remarks and progress.
-        policy: Policy that the texts are rewritten by; that of the training texts, if they had one.
-
-    Raises:
-        CorpusError: The file cannot be read, or a text cannot be answered.
-        UsageError: The output must not be written, the model knows pairs and got single texts or the reverse, or a
-            label is none of the model's.
-    """
-    if out is not None:
-        check_output(out, queries=source, overwrite=overwrite)
-    card = model.card
-    records, seconds = _read_queries(source, card, text_column, second_column, label_column, policy)
-    check_beside(beside, records=len(records))
-    found: list[Row] = []
-    right = 0
-    with narrator.meter("predicting", total=len(records), unit="texts") as show_progress:
-        for start in range(0, len(records), _TEXTS_AT_ONCE):
-            part = slice(start, start + _TEXTS_AT_ONCE)
-            odds = model.answer(
-                [item.text for item in records[part]],
-                None if seconds is None else seconds[part],
-                first_position=start,
-            )
-            rows = make_rows([_to_prediction(line, card.labels) for line in odds], card.labels, beside, first=start)
-            right += sum(row["label"] == item.label for row, item in zip(rows, records[part], strict=True))
-            found += rows
-            if out is None:
-                on_rows(rows)
-            show_progress(len(found))
-    if out is not None:
-        write_rows(out, found, overwrite=overwrite)
-    return FilePredictions(labels=card.labels, rows=tuple(found), right=None if label_column is None else right)
-
-
-def _to_prediction(odds: NDArray[np.float64], labels: Sequence[str]) -> Prediction:
-    best = int(odds.argmax())
-    return Prediction(label=labels[best], label_index=best, probabilities=tuple(odds.tolist()))

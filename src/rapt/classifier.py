@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.at_home import HomeModel, fetch_home_model, load_code_model, load_token_model
+from rapt.at_home import HomeModel, answer_in_parts, fetch_home_model, load_code_model, load_token_model
 from rapt.errors import UsageError
 from rapt.lazy_names import is_installed
 from rapt.local.client import ServiceClient, follow_job
@@ -43,7 +43,6 @@ except ImportError:
     ) from None
 
 HERE: Final = "here"
-_TEXTS_AT_ONCE: Final = 256
 
 
 class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # its bases have no types
@@ -198,12 +197,8 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         check_is_fitted(self)
         texts, seconds = self._list_texts(X)
         if self._home is not None:
-            cuts = [slice(start, start + _TEXTS_AT_ONCE) for start in range(0, len(texts), _TEXTS_AT_ONCE)]
-            parts = [
-                self._home.answer(texts[cut], None if seconds is None else seconds[cut], first_position=cut.start)
-                for cut in cuts
-            ]
-            return np.asarray(np.concatenate(parts)[:, self._order])
+            odds = np.concatenate(list(answer_in_parts(self._home, texts, seconds)))
+            return np.asarray(odds[:, self._order])
         queries = self._privatize(texts, seconds, labels=None, ledger=self.ledger, listed=None)
         with self._open_client() as client:
             assert self.model_ is not None

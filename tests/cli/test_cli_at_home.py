@@ -11,8 +11,9 @@ import pytest
 
 from code_material import codes_manifest
 from http_requests import done_job, upload
-from rapt.at_home import fetch_home_model, load_code_model, load_token_model, predict_at_home
+from rapt.at_home import fetch_home_model, load_code_model, load_token_model
 from rapt.errors import UsageError, VocabularyError, WireError
+from rapt.home_files import predict_at_home
 from rapt.local.client import ServiceClient
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.vocabulary import load_vocabulary

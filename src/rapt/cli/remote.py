@@ -360,7 +360,8 @@ def predict(
         if local:
             if out is not None and own_texts is not None:
                 check_output(out, queries=own_texts, overwrite=overwrite)
-            from rapt.at_home import HomeModel, fetch_home_model, fuse_with_own_texts, predict_at_home
+            from rapt.at_home import HomeModel, fetch_home_model
+            from rapt.home_files import fuse_with_own_texts, predict_at_home
 
             rules = read_policy(policy)
             asked: HomeModel = fetch_home_model(client, model, backbone=backbone, truncate_to=truncate)

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.at_home import compare_states, join_pairs, load_code_model
+from rapt.at_home import compare_states, load_code_model
 from rapt.compare.files import count_file
 from rapt.compare.plan import (
     ARMS,
@@ -35,6 +35,7 @@ from rapt.compare.plan import (
 from rapt.compare.results import LINKED, AttackRow, ModelRow
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import UsageError
+from rapt.home_files import join_pairs
 from rapt.local.codes.code_privatizer import CodePrivatizer, Encoder, check_encoder, read_code
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
