@@ -1,10 +1,10 @@
 """What replaced words are worth to a language model that reads words, as the gateway sends them with --words and --eta.
 
-    OMP_NUM_THREADS=1 python benchmarks/words_to_model.py SST2_DEV.tsv --eta 75 90 --texts 150 --json FILE
+    OMP_NUM_THREADS=2 python benchmarks/words_to_model.py SST2_DEV.tsv --texts 400 --eta 75 90 --json FILE
 
 The vocabulary is that of MiniLM's whole words, written as a file of word vectors. A small language model, which was not
 tuned, sees four public examples and then a sentence, in clear or replaced, and says by which of two words it goes on.
-The same sentences in all arms; a difference is by McNemar's pairs. Prints one JSON object.
+The same sentences in all arms. Prints one JSON object.
 """
 
 from __future__ import annotations
