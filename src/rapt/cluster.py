@@ -195,7 +195,7 @@ def _attend(connection: Connection, address: str | None, cores: int, store_bytes
         pass  # the parent is gone, killed or done
     except RaptError as error:
         connection.send(error)
-    with suppress(Exception):
+    with suppress(Exception):  # a cluster that is lost cannot be left in order, and this process ends now
         ray.shutdown()
 
 
@@ -215,7 +215,7 @@ def _join(ray: Any, address: str | None, cores: int, store_bytes: int | None, fo
             )
         else:
             ray.init(address, **quiet)
-    except Exception as error:
+    except Exception as error:  # Ray has no one class for them; the message may hold an address or the token
         if "ersion mismatch" in str(error):
             version = ".".join(map(str, sys.version_info[:3]))
             raise ClusterError(
@@ -252,7 +252,7 @@ class _Submitter:
             try:
                 # The reference is in a list: else each task would unpickle the value anew.
                 future = self._remote.remote(__version__, [setting], task, item).future()
-            except Exception as error:
+            except Exception as error:  # also of pickling; the caller waits for an answer to each item
                 self._answer(run, number, _explain(self._ray, error))
                 continue
             future.add_done_callback(partial(self._done, run, number))
@@ -260,7 +260,7 @@ class _Submitter:
     def _put(self, value: object) -> Any:
         try:
             return self._ray.put(value)
-        except Exception as error:
+        except Exception as error:  # likewise: it is the answer to each item
             return _explain(self._ray, error)
 
     def _done(self, run: int, number: int, future: Any) -> None:
@@ -318,5 +318,5 @@ def compute(version: str, setting: Sequence[Any], task: Task, item: Any) -> Any:
         return task(_AT_HAND[name], item)
     except RaptError as error:
         return error
-    except Exception as error:
+    except Exception as error:  # an answer, as the docstring says
         return _explain(ray, error)

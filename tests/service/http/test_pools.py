@@ -308,6 +308,12 @@ def test_two_rounds_are_of_a_code_that_has_no_centre(http, code):
     assert (answer.status_code, "a pool of two rounds must be of a code" in message(answer)) == (400, True)
 
 
+def test_a_pool_takes_no_fewer_contributions_than_its_first_round_needs(http, code):
+    manifest = dump_manifest(replace(codes_manifest(codewords=code.size), vocabulary_hash=code.hash))
+    answer = http.post("/v1/pools", json={"manifest": manifest, "least": 2, "most": 20, "first": 21})
+    assert (answer.status_code, "got first=21, most=20" in message(answer)) == (400, True)
+
+
 @pytest.mark.parametrize(
     ("codewords", "labels", "size"), [(16, 2, 14), (4096, 2, 15), (65_536, 256, 15), (4096, 1000, 16)]
 )

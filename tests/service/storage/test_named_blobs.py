@@ -1,7 +1,7 @@
 """A blob stays as long as one row names it, whatever happens at the same time, and nobody learns of others' rows."""
 
-import fcntl
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from threading import Thread
 
@@ -89,7 +89,7 @@ def test_bytes_that_others_are_about_to_name_are_not_deleted(store, ada, monkeyp
     model = imported(store, ada, b"both")
     delete_model(store, model.id, caller=ada)
     if lock != "held":
-        monkeypatch.setattr(fcntl, "flock", lambda descriptor, how: None)
+        monkeypatch.setattr("rapt.service.storage.store._locked", lambda store, digest, how: nullcontext())
     with store.directory.stage_bytes(b"both") as staged, naming(store, staged):
         # Here the bytes are there and the row is not: whoever deletes the other row, or sweeps, has to wait.
         deleting = Thread(target=release, args=(store, [staged.sha256]))

@@ -15,7 +15,7 @@ import test_tidying
 import torch
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 import stored_material
 from blob_stores import object_store
@@ -30,6 +30,7 @@ from rapt.service.storage.store import release
 from rapt.service.storage.tables import METADATA, WORKERS
 from rapt.service.storage.worker_rows import BELIEVED, list_models_of_living, live_as_worker
 from rapt.service.tuning.run_state import RunIdentity, RunState
+from running_service import wait_until
 
 pytestmark = pytest.mark.skipif(
     "RAPT_TEST_POSTGRESQL" not in os.environ, reason="needs a PostgreSQL server; run make test-postgres"
@@ -138,6 +139,15 @@ def test_a_worker_on_another_disk_keeps_its_job_while_it_says_that_it_lives(mach
         assert requeue_abandoned_jobs(here) == 1
         assert not is_still_mine(there, job)
     assert list_models_of_living(here) == set()
+
+
+def test_a_worker_that_the_others_forgot_meanwhile_is_believed_again(machines, monkeypatch):
+    here, there = machines
+    monkeypatch.setattr("rapt.service.storage.worker_rows._BETWEEN_WORDS", 0.05)
+    with live_as_worker(there, models=["toy"]):
+        with here.database.write() as connection:  # as after a day without a word
+            connection.execute(delete(WORKERS))
+        wait_until(lambda: list_models_of_living(here) == {"toy"})
 
 
 def test_a_worker_that_died_on_this_disk_is_known_at_once_whatever_it_said_before(machines):

@@ -168,9 +168,8 @@ def _attention(
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         attention_mask = _mask_with_prefix(attention_mask, steering, query=query, key=key, causal=bool(causal))
         is_causal = False  # whatever must not be seen is in the mask now
-        own = steering.prefix[getattr(module, _SITE)].to(
-            key
-        )  # (2, B, H, P, d); this layer may be on a device of its own
+        # (2, B, H, P, d); this layer may be on a device of its own.
+        own = steering.prefix[getattr(module, _SITE)].to(key)
         key, value = torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
         if position_bias is not None:  # T5: a prefix is at no distance, so it has no bias
             position_bias = nn.functional.pad(position_bias, (own.shape[3], 0))

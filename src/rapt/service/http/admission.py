@@ -100,12 +100,13 @@ class Gate:
         parameters = dict(manifest.mechanism.parameters)
         center = str(parameters.pop("center"))
         known = (manifest.vocabulary_hash, center)
-        if known not in self._centered:
+        named = self._centered.get(known)  # once: other threads forget all when there are too many
+        if named is None:
+            named = apply_center(self.find_code(known[0]), center).hash
             if len(self._centered) >= _MOST_CENTERED:
                 self._centered.clear()
-            self._centered[known] = apply_center(self.find_code(known[0]), center).hash
-        mechanism = replace(manifest.mechanism, parameters=parameters)
-        return replace(manifest, vocabulary_hash=self._centered[known], mechanism=mechanism)
+            self._centered[known] = named
+        return replace(manifest, vocabulary_hash=named, mechanism=replace(manifest.mechanism, parameters=parameters))
 
     def check_can_be_centered(self, manifest: Manifest) -> None:
         """Refuse two rounds for what has no centre: tokens, pairs, and codes that have a second one (`UsageError`)."""

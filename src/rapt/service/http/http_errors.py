@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Match
 
 from rapt.errors import BusyError, LimitError, NotFoundError, RaptError, UnavailableError, UsageError
-from rapt.service.http import completion_schemas, schemas
+from rapt.service.http import admin_schemas, completion_schemas, pool_schemas, schemas
 from rapt.service.jobs import method_options
 from rapt.service.traces import list_causes, log_unforeseen
 
@@ -57,21 +57,17 @@ _FRAMEWORK: Final[dict[int, tuple[str, str]]] = {
 
 
 def _field_names() -> frozenset[str]:
-    found = [
-        *vars(schemas).values(),
-        *vars(completion_schemas).values(),
-        *vars(method_options).values(),
-    ]
+    shapes = (schemas, completion_schemas, admin_schemas, pool_schemas, method_options)
+    found = [item for module in shapes for item in vars(module).values()]
     # OpenAI's own, which this service does not offer: to be refused by name.
     others = (
         "audio best_of echo frequency_penalty function_call functions logit_bias metadata modalities "
         "parallel_tool_calls prediction presence_penalty prompt_cache_key prompt_cache_retention reasoning_effort "
         "response_format safety_identifier service_tier store suffix tool_choice tools verbosity web_search_options "
-        "integrations expires_after expires_after[anchor] expires_after[seconds] name tool_calls tool_call_id refusal "
-        "annotations dpo reinforcement"
+        "integrations name tool_calls tool_call_id refusal annotations dpo reinforcement"
     )
     models = [item for item in found if isinstance(item, type) and issubclass(item, BaseModel)]
-    return frozenset(name for model in models for name in model.model_fields) | {
+    return frozenset(field.alias or name for model in models for name, field in model.model_fields.items()) | {
         "after",
         "form",
         "limit",

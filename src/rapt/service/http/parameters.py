@@ -9,18 +9,9 @@ from fastapi import Depends, Header, Query
 from starlette.requests import Request
 
 from rapt.errors import ForbiddenError
-from rapt.service.http.schemas import (
-    AuditObject,
-    CheckpointObject,
-    EventObject,
-    FileObject,
-    JobObject,
-    KeyObject,
-    ListOf,
-    ModelObject,
-    PoolObject,
-    TenantObject,
-)
+from rapt.service.http.admin_schemas import AuditObject, KeyObject, TenantObject
+from rapt.service.http.pool_schemas import PoolObject
+from rapt.service.http.schemas import CheckpointObject, EventObject, FileObject, JobObject, ListOf, ModelObject
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.database import Cursor, Page
 

@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
 CONNECTIONS: Final = 10
 # How long a writer waits for the others, a request for a connection, and a connection for its server, s.
 WAITING_SECONDS: Final = 30.0
-_CONNECTING_SECONDS: Final = 10
+_PATIENCE: Final = {"connect_timeout": 10}
 _WRITES: Final = "rapt_writes"
 # Primary result codes of SQLite that tell of the moment and not of the statement: busy, locked, no memory, read-only,
 # input or output, full, cannot open, locking protocol.
@@ -220,7 +220,7 @@ class Database:
         self._engine = _engine(url, connections=connections, waiting=waiting)
         self._writing = self._engine.execution_options(**{_WRITES: True})
         # Connections that hold a lock while others write: from the pool they would keep those from writing.
-        self._locking = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._locking = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT", connect_args=_PATIENCE)
         self._watching: sqlite3.Connection | None = None
         self.remembered = Remembered(self._version, self._list_changes)
         try:
@@ -416,7 +416,7 @@ def _engine(url: URL, *, connections: int, waiting: float) -> Engine:
         url,
         pool_pre_ping=True,
         isolation_level="REPEATABLE READ",
-        connect_args={"connect_timeout": _CONNECTING_SECONDS},
+        connect_args=_PATIENCE,
         **pool,
     )
     lock_timeout = f"SET LOCAL lock_timeout = {math.ceil(1000 * waiting)}"

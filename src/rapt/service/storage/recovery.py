@@ -24,7 +24,7 @@ from rapt.service.storage.worker_rows import delete_dead_locks, holds_lock, list
 log = logging.getLogger(__name__)
 
 _MASK_LOCK: Final = threading.Lock()
-# The mask of new files as each store that is open found it, the first one first.
+# The mask of new files as each store that is open found it, the first one first: those after it found the private one.
 _MASKS: Final[list[int]] = []
 
 
@@ -100,8 +100,7 @@ def _opened(directory: DataDirectory, *, url: str | None, blobs: str | None, con
 def _new_files_are_private() -> Iterator[None]:
     """What libraries write is for nobody else either: the database, tensors, vocabularies.
 
-    The mask is the whole process's. Two stores that each put back what they found would leave it changed where they
-    overlap, so the first one open sets it and the last one restores it.
+    The mask is the whole process's, and stores may overlap: the last one to close puts back what the first one found.
     """
     with _MASK_LOCK:
         _MASKS.append(os.umask(0o077))
@@ -109,10 +108,7 @@ def _new_files_are_private() -> Iterator[None]:
         yield
     finally:
         with _MASK_LOCK:
-            # Of stores that are open, each but the first found the mask of the first.
-            before = _MASKS[0] if len(_MASKS) == 1 else 0o077
-            _MASKS.pop()
-            os.umask(before)
+            os.umask(_MASKS.pop())
 
 
 def _recover(store: Store) -> None:

@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Final
 
-from sqlalchemy import BigInteger, Float, cast, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Float, cast, delete, func, select
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.sql.elements import ColumnElement
 
 from rapt.errors import UnavailableError
@@ -53,10 +54,12 @@ def live_as_worker(store: Store, *, models: Sequence[str] = ()) -> Iterator[str]
             yield name
             return
         values = {"name": name, "place": store.directory.place, "models": list(models), "seen_at": _now()}
+        # The row is gone where the database was away, or this machine asleep, for so long that the others forgot it.
+        alive = insert(WORKERS).values(values).on_conflict_do_update(index_elements=["name"], set_={"seen_at": _now()})
         with store.database.change_alone() as connection:
-            connection.execute(insert(WORKERS).values(values))
+            connection.execute(alive)
         ended = Event()
-        saying = Thread(target=_say_so, args=(store, name, ended), name="rapt-alive", daemon=True)
+        saying = Thread(target=_say_so, args=(store, alive, ended), name="rapt-alive", daemon=True)
         saying.start()
         try:
             yield name
@@ -67,10 +70,10 @@ def live_as_worker(store: Store, *, models: Sequence[str] = ()) -> Iterator[str]
                 connection.execute(delete(WORKERS).where(WORKERS.c.name == name))
 
 
-def _say_so(store: Store, name: str, ended: Event) -> None:
+def _say_so(store: Store, alive: Insert, ended: Event) -> None:
     while not ended.wait(_BETWEEN_WORDS):
         with suppress(UnavailableError), store.database.change_alone() as connection:
-            connection.execute(update(WORKERS).where(WORKERS.c.name == name).values(seen_at=_now()))
+            connection.execute(alive)
 
 
 def _now() -> ColumnElement[int]:

@@ -14,16 +14,11 @@ from fastapi import APIRouter, Query
 from fastapi.responses import Response
 
 from rapt.errors import UnavailableError
-from rapt.service.http.assembly import Service
-from rapt.service.http.bodies import BodyRoute
-from rapt.service.http.parameters import AdminOf, After, CallerOf, Limit, make_cursor, make_list
-from rapt.service.http.schemas import (
+from rapt.service.http.admin_schemas import (
     AuditObject,
     DeletedTenant,
-    Health,
     KeyObject,
     KeyRequest,
-    ListOf,
     NewKeyObject,
     QuotasObject,
     QuotasRequest,
@@ -32,6 +27,10 @@ from rapt.service.http.schemas import (
     TenantRequest,
     UsageObject,
 )
+from rapt.service.http.assembly import Service
+from rapt.service.http.bodies import BodyRoute
+from rapt.service.http.parameters import AdminOf, After, CallerOf, Limit, make_cursor, make_list
+from rapt.service.http.schemas import Health, ListOf
 from rapt.service.storage.callers import AuditEntry, list_audit
 from rapt.service.storage.key_rows import StoredKey, create_key, list_keys, revoke_key, rotate_key
 from rapt.service.storage.tenant_rows import (

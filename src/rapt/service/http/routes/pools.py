@@ -20,18 +20,17 @@ from rapt.service.http.admission import RECORDS_AT_ONCE
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute, run_in_body_thread
 from rapt.service.http.parameters import After, CallerOf, Limit, make_cursor, make_list
-from rapt.service.http.routes.admin import show_new_key
-from rapt.service.http.schemas import (
+from rapt.service.http.pool_schemas import (
     ContributionObject,
     ContributionRequest,
-    Deleted,
-    ListOf,
     PoolKeysObject,
     PoolKeysRequest,
     PoolObject,
     PoolRequest,
     TakeBackRequest,
 )
+from rapt.service.http.routes.admin import show_new_key
+from rapt.service.http.schemas import Deleted, ListOf
 from rapt.service.http.shares import give_way
 from rapt.service.storage.callers import DEVELOPER, Caller, mark_repeatable
 from rapt.service.storage.file_rows import add_file
@@ -80,6 +79,8 @@ def pool_router(service: Service) -> APIRouter:
         """Open a pool whose contributions are privatized as the manifest says."""
         if request.least > request.most:
             raise UsageError(f"a pool must take its least number, got least={request.least}, most={request.most}")
+        if (request.first or 0) > request.most:
+            raise UsageError(f"a pool must take its first round, got first={request.first}, most={request.most}")
         stated = parse_manifest(request.manifest)
         service.gate.check_setting(stated)
         manifest, second = replace(seal_manifest(stated, ()), randomness=_RANDOMNESS), None
@@ -171,8 +172,9 @@ def pool_router(service: Service) -> APIRouter:
             assert pool.rounds is not None
             stated = read_pool_manifest(pool)
             code = service.gate.find_code(stated.vocabulary_hash)
-            records = (parse_record(parse_document(line, what="a contribution"), position=0) for line in lines)
-            ids = np.array([record.token_ids for record in records], dtype=np.int64)
+            # Each line once: of one codeword a text there are few, and whoever writes waits meanwhile.
+            read = {one: parse_record(parse_document(one, what="a contribution"), position=0) for one in set(lines)}
+            ids = np.array([read[line].token_ids for line in lines], dtype=np.int64)
             found = center_codes(code, estimate_center(code, stated.mechanism, ids))
             second = parse_manifest(pool.rounds["manifest"])
             parameters = {**second.mechanism.parameters, "center": write_center(found)}
