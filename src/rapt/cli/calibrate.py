@@ -14,6 +14,7 @@ from rapt.cli.mechanisms import split_pair
 from rapt.cli.options import (
     AllowUnproved,
     AsJson,
+    MechanismName,
     MechanismOptions,
     TrustVocabulary,
     VocabularyName,
@@ -83,7 +84,7 @@ def calibrate(
     delta: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Aim at ε at this δ, such as 1e-5, not at the pure ε.")
     ] = None,
-    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
+    mechanism: MechanismName = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",

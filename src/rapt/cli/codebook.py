@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 
 from rapt.cli import output
-from rapt.cli.options import AsJson, list_given
+from rapt.cli.options import AsJson, refuse_options
 from rapt.cli.output import format_table, say, show, show_json
 from rapt.cli.vocabulary import check_new
 
@@ -69,7 +69,6 @@ def codebook(
       rapt codebook public.csv --model minilm --task tweets.csv --out code
       rapt codebook pairs.csv --text-column question --text-column-2 other --out pair-code
     """
-    from rapt.errors import UsageError
     from rapt.local.codes.codebook import (
         CODEWORDS,
         CODEWORDS_OF_PAIRS,
@@ -86,9 +85,7 @@ def codebook(
     check_new(out)
     epsilons = tuple(epsilon or (1.0, 2.0, 4.0, 8.0))
     if text_column_2 is not None:
-        given = [_OF_SINGLE_TEXTS[name] for name in list_given(context) if name in _OF_SINGLE_TEXTS]
-        if given:
-            raise UsageError(f"{', '.join(given)} must not stand beside --text-column-2: a code of pairs has none")
+        refuse_options(context, _OF_SINGLE_TEXTS, beside="--text-column-2", because="whose code of pairs has none")
         size = codewords or CODEWORDS_OF_PAIRS
         check_sizes(codes=1, codewords=size, dimensions=2, epsilons=epsilons)
         encoder = read_encoder(model)

@@ -10,17 +10,28 @@ import typer
 
 from rapt.cli.ledger import LedgerKey, Of, choose_ledger, read_key_place, say_what_was_counted
 from rapt.cli.options import (
+    AllowLargeEpsilon,
     AllowUnproved,
+    AllowWeak,
+    Cap,
+    CodeEncoder,
+    CodeName,
+    LabelCap,
+    MechanismName,
     MechanismOptions,
     PolicyFile,
+    TextEpsilon,
+    TokenEta,
+    Truncate,
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
     load_checked_vocabulary,
     read_policy,
+    refuse_options,
 )
 from rapt.cli.output import say, show_json
-from rapt.cli.privatize import OF_CODES, OF_TOKENS, load_codes, refuse_options, split_names
+from rapt.cli.privatize import load_codes, refuse_other_unit, split_names
 from rapt.cli.profiles import ServiceAccess, asks_a_service
 from rapt.errors import UsageError
 
@@ -47,36 +58,15 @@ if TYPE_CHECKING:
 def gateway(
     context: typer.Context,
     access: ServiceAccess,
-    epsilon: Annotated[
-        float | None,
-        typer.Option(metavar="NUMBER", help="Protect each whole text at this ε, as a code; 1 to 8 are usual."),
-    ] = None,
-    codes: Annotated[
-        str, typer.Option(metavar="NAME", help="Public code of whole texts, a name or a folder; with --epsilon.")
-    ] = "minilm-codes",
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Encoder of the code, a name or a folder; with --epsilon. Default: the code's name for it.",
-        ),
-    ] = None,
-    allow_large_epsilon: Annotated[
-        bool, typer.Option("--allow-large-epsilon", help="Accept an ε above 16, up to 64: texts can then be named.")
-    ] = False,
-    eta: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Protect each token instead, at this slope in 1/embedding distance: smaller protects more.",
-        ),
-    ] = None,
-    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
+    epsilon: TextEpsilon = None,
+    codes: CodeName = "minilm-codes",
+    encoder: CodeEncoder = None,
+    allow_large_epsilon: AllowLargeEpsilon = False,
+    eta: TokenEta = None,
+    mechanism: MechanismName = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
-    allow_weak: Annotated[
-        bool, typer.Option("--allow-weak", help="Accept an η at which nine of ten tokens or more stay as they are.")
-    ] = False,
+    allow_weak: AllowWeak = False,
     vocabulary: VocabularyName = "minilm",
     trust_vocabulary: TrustVocabulary = False,
     policy: PolicyFile = None,
@@ -88,10 +78,7 @@ def gateway(
             "--eta and word vectors as --vocabulary, or both.",
         ),
     ] = False,
-    truncate: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Keep the first tokens of a longer text instead of refusing it."),
-    ] = None,
+    truncate: Truncate = None,
     plain_tokens: Annotated[
         int,
         typer.Option(metavar="N", min=0, help="Number of public plain tokens before each text of a training file."),
@@ -116,16 +103,8 @@ def gateway(
         ),
     ] = None,
     ledger_key: LedgerKey = None,
-    cap: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER", help="Largest sum of η, or ε, over all releases of one text; the ledger keeps it."
-        ),
-    ] = None,
-    label_cap: Annotated[
-        float | None,
-        typer.Option(metavar="NUMBER", help="Largest sum of ε over all releases of one label; the ledger keeps it."),
-    ] = None,
+    cap: Cap = None,
+    label_cap: LabelCap = None,
     host: Annotated[str, typer.Option(help="Loopback address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
@@ -169,16 +148,14 @@ def gateway(
     from rapt.wire.mechanism_setting import check_eta
 
     if words:
-        refuse_options(context, _OF_SERVICES, beside="--words")
+        refuse_options(context, _OF_SERVICES, beside="--words", because="whose service takes words alone")
     if (eta is None) == (epsilon is None) and not (words and policy is not None and eta is None):
         raise UsageError(
             "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens, and not both"
             + ("; or --policy alone" if words else "")
         )
     if eta is not None or epsilon is not None:
-        refuse_options(
-            context, OF_CODES if epsilon is None else OF_TOKENS, beside="--eta" if epsilon is None else "--epsilon"
-        )
+        refuse_other_unit(context, epsilon=epsilon)
     if label_epsilon is not None and labels is None:
         raise UsageError("--label-epsilon must come with --labels, because which classes occur is private too")
     label_privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)

@@ -36,6 +36,51 @@ Eta = Annotated[
         help="Slope of the guarantee in 1/embedding distance: smaller protects more. It has no default.",
     ),
 ]
+# What guards a text, in a file as in a message.
+TextEpsilon = Annotated[
+    float | None,
+    typer.Option(metavar="NUMBER", help="Protect each whole text at this ε, as a code; 1 to 8 are usual."),
+]
+CodeName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Public code of whole texts; or the folder of one, as `rapt codebook` makes it. With --epsilon.",
+    ),
+]
+CodeEncoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Encoder of the code, a name or a folder; with --epsilon. Default: the code's name for it.",
+    ),
+]
+AllowLargeEpsilon = Annotated[
+    bool, typer.Option("--allow-large-epsilon", help="Accept an ε above 16, up to 64: texts can then be named.")
+]
+TokenEta = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="Protect each token instead, at this slope in 1/embedding distance: smaller protects more.",
+    ),
+]
+MechanismName = Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")]
+AllowWeak = Annotated[
+    bool, typer.Option("--allow-weak", help="Accept an η at which nine of ten tokens or more stay as they are.")
+]
+Truncate = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Keep the first tokens of a longer text instead of refusing it."),
+]
+Cap = Annotated[
+    float | None,
+    typer.Option(metavar="NUMBER", help="Largest sum of η, or ε, over all releases of one text; the ledger keeps it."),
+]
+LabelCap = Annotated[
+    float | None,
+    typer.Option(metavar="NUMBER", help="Largest sum of ε over all releases of one label; the ledger keeps it."),
+]
 VocabularyName = Annotated[
     str,
     typer.Option(
@@ -161,6 +206,14 @@ def list_given(context: typer.Context) -> list[str]:
         for name in context.params
         if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
     ]
+
+
+def refuse_options(context: typer.Context, options: Mapping[str, str], *, beside: str, because: str) -> None:
+    """Refuse options, written behind the names of their arguments, that the command line gives (`UsageError`)."""
+    named = set(list_given(context))
+    given = [option for name, option in options.items() if name in named]
+    if given:
+        raise UsageError(f"{', '.join(given)} must not stand beside {beside}, {because}; leave it out")
 
 
 def take_standard_input(context: typer.Context, path: Path | None) -> Path | None:

@@ -41,34 +41,10 @@ _HANDLER = "rapt.cli.output"
 # Errors and remarks of the library name arguments of Python in backquotes, because programs see them too. Here they
 # become the options that stand for them: those of the same name, and these others.
 _SAME_NAME = (
-    *(
-        "author",
-        "backbone",
-        "codes",
-        "delimiter",
-        "denoised",
-        "encoder",
-        "epsilon",
-        "eta",
-        "evaluation",
-        "label_column",
-    ),
-    *(
-        "labels",
-        "language_model",
-        "ledger",
-        "limit",
-        "model",
-        "original",
-        "out",
-        "own_texts",
-        "plain_tokens",
-        "policy",
-        "public",
-    ),
-    *("public_text", "receipt", "target_column", "text_column_2", "truncate", "vocabulary"),
-    *("allow_unproved=True", "insecure=True", "overwrite=True", "public_labels=True", "resume=True"),
-)
+    "author backbone codes delimiter denoised encoder epsilon eta evaluation label_column labels language_model ledger "
+    "limit model original out own_texts plain_tokens policy public public_text receipt target_column text_column_2 "
+    "truncate vocabulary allow_unproved=True insecure=True overwrite=True public_labels=True resume=True"
+).split()
 OPTIONS: Final[Mapping[str, str]] = {
     **{name: "--" + name.removesuffix("=True").replace("_", "-") for name in _SAME_NAME},
     "epsilons": "--epsilon",

@@ -15,6 +15,7 @@ from rapt.cli.options import (
     AllowUnproved,
     AsJson,
     Eta,
+    MechanismName,
     MechanismOptions,
     PolicyFile,
     TrustVocabulary,
@@ -48,7 +49,7 @@ def preview(
     texts: Annotated[
         Path | None, typer.Argument(metavar="[TEXTS]", help="Your texts: CSV, TSV, JSONL or Parquet, one a row.")
     ] = None,
-    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
+    mechanism: MechanismName = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
     vocabulary: VocabularyName = "minilm",

@@ -12,21 +12,31 @@ import typer
 
 from rapt.cli.ledger import LedgerKey, Of, choose_ledger, read_key_place, say_what_was_counted
 from rapt.cli.options import (
+    AllowLargeEpsilon,
     AllowUnproved,
+    AllowWeak,
     AsJson,
+    Cap,
     ChosenEngine,
+    CodeEncoder,
+    CodeName,
     Drawn,
     Engine,
+    LabelCap,
+    MechanismName,
     MechanismOptions,
     PolicyFile,
     RayAddress,
+    TextEpsilon,
+    TokenEta,
+    Truncate,
     TrustVocabulary,
     VocabularyName,
     choose_mechanism,
-    list_given,
     load_checked_vocabulary,
     open_engine,
     read_policy,
+    refuse_options,
     take_standard_input,
 )
 from rapt.cli.output import meter, say, show, show_file, show_json
@@ -38,7 +48,7 @@ if TYPE_CHECKING:
     from rapt.local.privatizer import TextPrivatizer
 
 # Options that say something of tokens, and of codes, by the names of the arguments.
-OF_TOKENS: Final = {
+_OF_TOKENS: Final = {
     "mechanism": "--mechanism",
     "settings": "--set",
     "allow_unproved": "--allow-unproved",
@@ -54,7 +64,7 @@ OF_TOKENS: Final = {
     "truncate": "--truncate",
     "length_bucket": "--length-bucket",
 }
-OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
+_OF_CODES: Final = {"codes": "--codes", "encoder": "--encoder", "allow_large_epsilon": "--allow-large-epsilon"}
 
 _MOST_KEY_BYTES: Final = 80
 
@@ -92,40 +102,15 @@ def privatize(
         Path,
         typer.Argument(metavar="OUT", help="Privatized file to write: JSONL of token ids. - is standard output."),
     ],
-    epsilon: Annotated[
-        float | None,
-        typer.Option(metavar="NUMBER", help="Protect each whole text at this ε, as a code; 1 to 8 are usual."),
-    ] = None,
-    codes: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="Public code of whole texts; or the folder of one, as `rapt codebook` makes it. With --epsilon.",
-        ),
-    ] = "minilm-codes",
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Encoder of the code, a name or a folder; with --epsilon. Default: the code's name for it.",
-        ),
-    ] = None,
-    allow_large_epsilon: Annotated[
-        bool, typer.Option("--allow-large-epsilon", help="Accept an ε above 16, up to 64: texts can then be named.")
-    ] = False,
-    eta: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Protect each token instead, at this slope in 1/embedding distance: smaller protects more.",
-        ),
-    ] = None,
-    mechanism: Annotated[str, typer.Option(help="Mechanism that replaces tokens; see `rapt mechanisms`.")] = "laplace",
+    epsilon: TextEpsilon = None,
+    codes: CodeName = "minilm-codes",
+    encoder: CodeEncoder = None,
+    allow_large_epsilon: AllowLargeEpsilon = False,
+    eta: TokenEta = None,
+    mechanism: MechanismName = "laplace",
     settings: MechanismOptions = None,
     allow_unproved: AllowUnproved = False,
-    allow_weak: Annotated[
-        bool, typer.Option("--allow-weak", help="Accept an η at which nine of ten tokens or more stay as they are.")
-    ] = False,
+    allow_weak: AllowWeak = False,
     vocabulary: VocabularyName = "minilm",
     trust_vocabulary: TrustVocabulary = False,
     unknown_words: Annotated[
@@ -183,10 +168,7 @@ def privatize(
     plain_tokens_drawn: Annotated[
         Drawn, typer.Option(help="One sequence for the whole file, or a fresh one for each record.")
     ] = Drawn.RECORD,
-    truncate: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Keep the first tokens of a longer text instead of refusing it."),
-    ] = None,
+    truncate: Truncate = None,
     insecure_seed: Annotated[
         int | None,
         typer.Option(
@@ -205,16 +187,8 @@ def privatize(
         bool, typer.Option("--no-ledger", help="Count nothing, and draw every text anew, whatever was released before.")
     ] = False,
     ledger_key: LedgerKey = None,
-    cap: Annotated[
-        float | None,
-        typer.Option(
-            metavar="NUMBER", help="Largest sum of η, or ε, over all releases of one text; the ledger keeps it."
-        ),
-    ] = None,
-    label_cap: Annotated[
-        float | None,
-        typer.Option(metavar="NUMBER", help="Largest sum of ε over all releases of one label; the ledger keeps it."),
-    ] = None,
+    cap: Cap = None,
+    label_cap: LabelCap = None,
     redraw: Annotated[
         bool, typer.Option("--redraw", help="Draw anew and pay again for texts and labels released before.")
     ] = False,
@@ -314,9 +288,7 @@ def privatize(
         raise UsageError(
             "one guarantee must be named: give --epsilon for whole texts, or --eta for tokens, and not both"
         )
-    refuse_options(
-        context, OF_CODES if epsilon is None else OF_TOKENS, beside="--eta" if epsilon is None else "--epsilon"
-    )
+    refuse_other_unit(context, epsilon=epsilon)
     if eta is not None:
         check_eta(eta)
     label_privacy = None if label_epsilon is None else LabelPrivacy(epsilon=label_epsilon)
@@ -465,12 +437,10 @@ def privatize(
     say("to see what this protects and what it does not, run: rapt statement OUT")
 
 
-def refuse_options(context: typer.Context, options: dict[str, str], *, beside: str) -> None:
+def refuse_other_unit(context: typer.Context, *, epsilon: float | None) -> None:
     """Refuse options of the other unit of protection (`UsageError`)."""
-    named = set(list_given(context))
-    given = [option for name, option in options.items() if name in named]
-    if given:
-        raise UsageError(f"{', '.join(given)} must not stand beside {beside}, whose unit is another; leave it out")
+    of_other, beside = (_OF_CODES, "--eta") if epsilon is None else (_OF_TOKENS, "--epsilon")
+    refuse_options(context, of_other, beside=beside, because="whose unit is another")
 
 
 def load_codes(codes: str, *, epsilon: float, encoder: str | None, allow_large: bool) -> CodePrivatizer:
