@@ -1,7 +1,7 @@
 """Centring a code by what a first round of contributors released, for pools without public text of their kind.
 
-Texts of a narrow kind lie in one corner of a map that was made of another kind: their codes have a mean of length 0.6
-to 0.9, and noise hides what little tells them apart. So some contributors spend their ε on the centre, and the others
+Texts of a narrow kind lie in one corner of a map that was made of another kind: their codes have a mean far from
+0, and noise hides what little tells them apart. So some contributors spend their ε on the centre, and the others
 release codes from that centre.
 
 *Guarantee*: the centre is computed from released codes alone, so a text of the first round is protected by its own ε,

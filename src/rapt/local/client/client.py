@@ -86,7 +86,8 @@ class _Client(Generic[Http]):
             ca_file: PEM certificates that vouch for the service, in place of those that this machine trusts.
             timeout: Longest silence before an answer, s; the service checks an upload before it answers.
             insecure: Send the key to another machine over `http://` too, where everybody on the way can read it.
-            patience: How long a request that is harmless when repeated is sent again after a connection was lost, s.
+            patience: Longest time for which a request that is harmless when repeated is sent again after a lost
+                connection, s.
             on_retry: Called with what to tell a person when that begins.
 
         Raises:

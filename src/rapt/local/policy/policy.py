@@ -121,7 +121,7 @@ class Policy:
             ['write to [EMAIL] about [TICKET]']
 
         Args:
-            kinds: What becomes of each kind, as in `[kinds]`.
+            kinds: Treatment of each kind, as in `[kinds]`.
             patterns: Regular expressions of kinds, as in `[patterns]`.
             pseudonyms: File of the map; needed where a kind has pseudonyms.
             key: Place of the map's key.

@@ -321,9 +321,11 @@ class PseudonymRestorer:
 
     def _follow(self, text: str) -> None:
         """Note whether what comes next stands in an address."""
-        run = text
-        for found in _END_OF_LINK.finditer(text):
-            run, self._in_link, self._last = text[found.end() :], False, ""
+        # Only the last end matters: a copy of the rest for each would make a text of spaces quadratic.
+        end = max((found.end() for found in _END_OF_LINK.finditer(text)), default=0)
+        run = text[end:]
+        if end > 0:
+            self._in_link, self._last = False, ""
         self._in_link = self._in_link or "//" in self._last + run
         self._last = (self._last + run)[-1:]
 
