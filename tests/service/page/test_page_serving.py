@@ -8,11 +8,11 @@ import pytest
 
 import rapt.audit.report
 from http_requests import error_of, open_client
-from rapt.service.page.assets import ASSETS, ENTRY, PAGE_PATHS
+from rapt.page_parts import ENTRY, SHARED
+from rapt.service.page.assets import ASSETS, PAGE_PATHS, contents
 from running_service import running_service
 
-STATIC = files("rapt.service.page") / "static"
-TEXTS = {name: (STATIC / name).read_text(encoding="utf-8") for name in ASSETS}
+TEXTS = {name: content.decode() for name, content in contents().items()}
 SCRIPTS = {name: text for name, text in TEXTS.items() if name.endswith(".js")}
 KEY = "correct-horse-battery-staple"
 PALETTE = re.compile(r"--([a-z-]+): (#[0-9a-f]{6});")
@@ -105,7 +105,10 @@ def test_without_keys_the_services_own_page_may_ask_and_no_other(http):
 
 
 def test_the_list_of_files_is_what_lies_in_the_folder_and_git_keeps_them():
-    assert set(ASSETS) == {item.name for item in STATIC.iterdir()}
+    own, shared = (
+        {item.name for item in (files(f"rapt.{at}") / "static").iterdir()} for at in ("service.page", "page_parts")
+    )
+    assert (set(ASSETS), set(SHARED)) == (own | shared, shared)
     ignored = (Path(__file__).parents[3] / ".gitignore").read_text(encoding="utf-8").split()
     # The wheel takes what git keeps.
     assert not [name for name in ASSETS if f"*{Path(name).suffix}" in ignored]
@@ -128,7 +131,7 @@ def test_no_file_names_another_host_or_writes_html_from_a_string(name):
 
 
 def test_one_file_alone_talks_to_the_service_and_only_by_routes_of_the_api(http):
-    assert [name for name, text in SCRIPTS.items() if "fetch(" in text] == ["service.js"]
+    assert [name for name, text in SCRIPTS.items() if "fetch(" in text] == ["connection.js"]
     assert [name for name, text in SCRIPTS.items() if "/v1/" in text] == ["service.js"]
     described = http.get("/openapi.json").json()["paths"]
     known = {f"{method.upper()} {path}" for path, item in described.items() for method in item}

@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from rapt.errors import NotFoundError
+from rapt.page_parts import ENTRY, HEADERS
 from rapt.service.http.assembly import Service, locate_vocabulary
 from rapt.service.http.bodies import BodyRoute
 from rapt.service.http.parameters import NOT_MODIFIED, CallerOf, IfNoneMatch, is_current
-from rapt.service.page.assets import ASSETS, ENTRY, HEADERS, contents
+from rapt.service.page.assets import ASSETS, contents
 from rapt.service.storage.callers import Caller
 from rapt.service.storage.model_rows import get_model
 
