@@ -45,7 +45,7 @@ class Question:
     Attributes:
         ask: Puts it to the attacker at a desk, and scores his answer.
         answer: Type of the answer.
-        reason_to_skip: Why it cannot be put to this attacker, with these words, or None.
+        reason_to_skip: Reason why it cannot be put to this attacker, with these words, or None.
         weight: Seconds, as in `Attack`.
         fast: Whether it is part of a quick look.
     """

@@ -150,7 +150,7 @@ class PrivacyStatement:
 
     @property
     def warning(self) -> str | None:
-        """Why it does not protect; None where it does."""
+        """Reason why it does not protect; None where it does."""
         if self.protects:
             return None
         seeded = self.randomness is not None and self.randomness.insecure_seed is not None

@@ -30,7 +30,7 @@ class KnownMechanism:
         parameters: Names of all its public parameters.
         channel: Way in which an attacker learns P(y|x).
         status: Whether the guarantee is proved for all pairs of tokens, or of texts.
-        caveat: Why it is not, and what to use instead; empty where it is.
+        caveat: Reason why it is not, and what to use instead; empty where it is.
         unit: Unit of the guarantee: each token, at slope `eta`, or the whole text, at `epsilon`.
     """
 

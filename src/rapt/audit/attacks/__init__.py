@@ -66,7 +66,7 @@ class Attack:
     most_tokens: int | None = None
 
     def reason_to_skip(self, desk: Desk) -> str | None:
-        """Why it cannot run on this file, or None when it can."""
+        """Reason why it cannot run on this file, or None when it can."""
         if "channel" in self.needs and (reason := desk.channel_unknown) is not None:
             return reason
         if "public" in self.needs and desk.view.public is None:

@@ -129,7 +129,7 @@ class Desk:
 
     @property
     def channel_unknown(self) -> str | None:
-        """Why the mechanism's channel is not known, or None."""
+        """Reason why the mechanism's channel is not known, or None."""
         return explain_unknown_channel(self.view.manifest.mechanism, self.view.bundle)
 
     @property

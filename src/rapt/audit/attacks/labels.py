@@ -37,7 +37,7 @@ _LEAST_TEXTS: Final = 10
 
 
 def explain_missing_labels(view: AdversaryView) -> str | None:
-    """Why labels tell this attacker nothing, or None where they may."""
+    """Reason why labels tell this attacker nothing, or None where they may."""
     if all(record.label is None for record in view.records):
         return "no record has a label"
     if view.public is None or view.public.labels is None:

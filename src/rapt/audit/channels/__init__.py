@@ -98,7 +98,7 @@ CHANNELS: Final[Mapping[ChannelKind, ChannelFunction]] = MappingProxyType(
 
 
 def explain_missing_pairs(setting: MechanismSetting, bundle: VocabularyBundle) -> str | None:
-    """Why P(y|x) is not known for every pair of words, or None where it is."""
+    """Reason why P(y|x) is not known for every pair of words, or None where it is."""
     if (reason := explain_unknown_channel(setting, bundle)) is not None:
         return reason
     if KNOWN_MECHANISMS[setting.name].channel == "counted":
@@ -134,7 +134,7 @@ def compute_log_channel(
 
 
 def explain_unknown_channel(setting: MechanismSetting, bundle: VocabularyBundle) -> str | None:
-    """Why the channel of a mechanism cannot be known here, or None where it can."""
+    """Reason why the channel of a mechanism cannot be known here, or None where it can."""
     if setting.name not in KNOWN_MECHANISMS:
         return f"the channel of mechanism={setting.name!r} is not known here"
     try:

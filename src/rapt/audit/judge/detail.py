@@ -39,7 +39,7 @@ _BATCH: Final = 200
 
 
 def explain_missing_entities() -> str | None:
-    """Why entities cannot be looked for, or None where they can."""
+    """Reason why entities cannot be looked for, or None where they can."""
     missing = explain_missing_model()
     return None if missing is None else f"entities by kind were not counted: that {missing}"
 

@@ -137,7 +137,7 @@ class TextStatement:
 
     @property
     def warning(self) -> str | None:
-        """Why it does not protect; None where it does."""
+        """Reason why it does not protect; None where it does."""
         if self.manifest is not None and self.manifest.randomness.insecure_seed is not None:
             return PROTECTS_NOTHING
         return NAMES_TEXTS if self.epsilon > USUAL_EPSILON else None

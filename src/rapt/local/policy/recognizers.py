@@ -207,7 +207,7 @@ NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 def explain_missing_model() -> str | None:
-    """Why names cannot be recognized, or None where they can."""
+    """Reason why names cannot be recognized, or None where they can."""
     if find_spec("spacy") is None or find_spec(SPACY_MODEL) is None:
         return "needs spaCy and its English model; run in the checkout: pip install -e '.[entities]'"
     return None

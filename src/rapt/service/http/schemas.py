@@ -165,7 +165,7 @@ class FileObject(BaseModel):
 
 
 class JobError(BaseModel):
-    """Why a job failed."""
+    """Reason why a job failed."""
 
     code: str
     message: str

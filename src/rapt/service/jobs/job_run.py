@@ -111,7 +111,7 @@ class Outcome:
         kind: `done`; `stopped` by a wish, with its state kept; `gave way` to another tenant's job, likewise; `away`,
             because the store cannot be used; `failed` for good; or `died`, with the process that it ran in.
         code: Code of the error of a job that failed, from the error tree.
-        message: Why it failed or died; one line for its tenant.
+        message: Reason why it failed or died; one line for its tenant.
     """
 
     kind: Literal["done", "stopped", "gave way", "away", "failed", "died"]

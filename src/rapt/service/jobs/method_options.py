@@ -99,7 +99,7 @@ class AskedMethod(Request):
 
     @property
     def hyperparameters(self) -> HyperparameterOptions:
-        """Those of the method that `type` names."""
+        """Return the options of the method that `type` names."""
         found: HyperparameterOptions = getattr(self, self.type).hyperparameters
         return found
 
