@@ -33,12 +33,12 @@ text { font: 13px system-ui, sans-serif; fill: #24292f; }
 .dashed { stroke-dasharray: 6 4; }
 .band { fill-opacity: .2; stroke: none; }
 .first { stroke: #0969da; fill: #0969da; } .second { stroke: #bc4c00; fill: #bc4c00; }
-.third { stroke: #1a7f37; fill: #1a7f37; } .fourth { stroke: #6e7781; fill: #6e7781; }
+.third { stroke: #7a3e9d; fill: #7a3e9d; } .fourth { stroke: #6e7781; fill: #6e7781; }
 .line { fill: none !important; } .band { stroke: none !important; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; } .small { fill: #9198a1; }
   .first { stroke: #58a6ff; fill: #58a6ff; } .second { stroke: #f0883e; fill: #f0883e; }
-  .third { stroke: #3fb950; fill: #3fb950; } .fourth { stroke: #9198a1; fill: #9198a1; }
+  .third { stroke: #c79be0; fill: #c79be0; } .fourth { stroke: #9198a1; fill: #9198a1; }
   .line { fill: none !important; }
 }
 """

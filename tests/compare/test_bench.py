@@ -25,7 +25,7 @@ from rapt.compare.plan import (
     SENTENCES_NO_LOSS,
     ComparisonPlan,
 )
-from rapt.compare.report import STYLES, write_comparison
+from rapt.compare.report import STYLES, weigh_exposure, write_comparison
 from rapt.compare.results import ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split
@@ -34,6 +34,7 @@ from rapt.local.vocabulary import load_vocabulary
 from rapt.public_models import find_model_folder
 from rapt.service.backbone.noise_expected import SOFT_EMBEDDINGS
 from rapt.service.backbone.opening import load_backbone
+from rapt.severity import Severity
 from tiny_backbones import write_tiny_model
 
 ON_TOKENS = tuple(name for name, arm in ARMS.items() if arm.unit == "token")
@@ -295,6 +296,9 @@ def test_the_report_says_what_the_results_say_and_no_text(results, tmp_path):
         assert ARMS[name].says.replace("'", "&#39;") in content
     assert content.count('class="plot"') == 3
     assert "below 5, an interval understates" in content
+    (attack,) = (item for item in summary.attacks if item.eta == max(summary.etas))
+    assert weigh_exposure(replace(attack, recovered=0.57, blind=0.04, linked=None)) is Severity.BAD
+    assert f'class="toned {weigh_exposure(attack)}"' in content
     assert "<script" not in content
     assert "http" not in content.replace("http-equiv", "")
     for written in tmp_path.iterdir():

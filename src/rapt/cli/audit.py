@@ -13,7 +13,7 @@ from rapt.cli import output
 from rapt.cli.demo import percent
 from rapt.cli.options import AsJson, AuditSeed, PolicyFile, list_given, read_policy
 from rapt.cli.output import format_table as columns
-from rapt.cli.output import show, show_json
+from rapt.cli.output import show, show_finding, show_json
 from rapt.errors import UsageError
 from rapt.local.text_page import ceil_nats, ceil_percent
 
@@ -191,6 +191,7 @@ def audit(
     """
     from rapt.audit import AuditPlan, audit_file
     from rapt.audit.report import report_to_json
+    from rapt.audit.report.verdict import state_verdict
     from rapt.wire.privatized_file import read_manifest
 
     if read_manifest(file).unit == "text":
@@ -254,6 +255,8 @@ def audit(
     if as_json:
         show_json(report_to_json(report))
         return
+    verdict = state_verdict(report.audit, attributes=report.attributes)
+    show_finding(verdict.headline + "\n", verdict.severity)
     show(audit_table(report.audit))
     for kind in report.missed:
         show(f"{kind.kind}: the policy misses {_with_interval(kind.missed)}, {kind.whole:.1%} as a whole")

@@ -21,7 +21,7 @@ from rapt.cli.options import (
     read_options,
     warn_of_calibration,
 )
-from rapt.cli.output import format_table, show, show_json
+from rapt.cli.output import format_table, show, show_finding, show_json
 from rapt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -199,11 +199,13 @@ def audit_model(
 
 
 def _show_report(report: ArtefactReport, *, as_json: bool) -> None:
-    from rapt.audit.report.artefact import artefact_report_to_json
+    from rapt.audit.report.artefact import artefact_report_to_json, state_artefact_verdict
 
     if as_json:
         show_json(artefact_report_to_json(report))
     else:
+        verdict = state_artefact_verdict(report.findings)
+        show_finding(verdict.headline + "\n", verdict.severity)
         show(findings_tables(report.findings))
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rapt.errors import CorpusError
 from rapt.narration import Meter
+from rapt.severity import Severity, paint
 from rapt.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -126,6 +127,16 @@ def show(text: str) -> None:
     with _taken():
         sys.stdout.write(f"{text}\n")
         sys.stdout.flush()
+
+
+def is_coloured() -> bool:
+    """Return whether stdout is a terminal whose user has not asked for no colours (https://no-color.org)."""
+    return bool(sys.stdout) and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def show_finding(text: str, severity: Severity) -> None:
+    """Write a finding to stdout, in the colour of its severity on a terminal. Raises as `show`."""
+    show(paint(text, severity) if is_coloured() else text)
 
 
 def show_file(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +10,7 @@ import typer
 
 from rapt.cli import output
 from rapt.cli.options import AsJson, PolicyFile, TrustVocabulary, load_checked_vocabulary, read_policy
+from rapt.severity import Severity, paint
 
 if TYPE_CHECKING:
     from rapt.local.shown_texts import ShownFile, ShownText
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "rapt.show/1"
 # What stayed is exposed: red, as danger is everywhere.
-_RED, _PLAIN = "\033[31m", "\033[0m"
 
 
 def show(
@@ -81,7 +79,7 @@ def show(
     if as_json:
         output.show_json({"schema": SCHEMA} | describe(found))
         return
-    output.show("\n".join(write_page(found, coloured=sys.stdout.isatty() and "NO_COLOR" not in os.environ)))
+    output.show("\n".join(write_page(found, coloured=output.is_coloured())))
 
 
 def describe(found: ShownFile) -> dict[str, Any]:
@@ -119,9 +117,10 @@ def write_page(found: ShownFile, *, coloured: bool) -> list[str]:
 
 
 def _mark(text: ShownText, *, coloured: bool) -> str:
-    left, right = (_RED, _PLAIN) if coloured else ("[", "]")
     marked = zip(map(_print, text.after), text.stayed, strict=True)
-    return " ".join(f"{left}{token}{right}" if stayed else token for token, stayed in marked)
+    return " ".join(
+        token if not stayed else paint(token, Severity.BAD) if coloured else f"[{token}]" for token, stayed in marked
+    )
 
 
 def _print(token: str) -> str:

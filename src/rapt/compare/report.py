@@ -10,9 +10,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, PackageLoader, Template
 
 from rapt import drawing
+from rapt.audit.report import open_templates
 from rapt.compare.plan import (
     ARMS,
     CLEAN,
@@ -28,7 +29,7 @@ from rapt.compare.plan import (
     ComparisonPlan,
     digest_weights,
 )
-from rapt.compare.summary import Accuracy, Difference, HomeWin, Mean, Summary
+from rapt.compare.summary import Accuracy, Attack, Difference, HomeWin, Mean, Summary
 from rapt.compare.texts import Split
 from rapt.drawing import Figure, Line, write_values
 from rapt.errors import UsageError
@@ -36,6 +37,7 @@ from rapt.local.distances import TableDistances, measure_distances
 from rapt.local.text_page import ceil_nats
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.noise_expected import read_noise_expected
+from rapt.severity import Severity, find_worst, weigh_attack
 from rapt.version import __version__
 from rapt.whole_files import write_whole
 from rapt.wire.mechanism_setting import MechanismSetting
@@ -86,6 +88,14 @@ def list_attacks(summary: Summary) -> list[list[str]]:
             interval = f"{100 * item.low:.1f}–{100 * item.high:.1f}"
             lines.append([_eta(item.eta), item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
     return lines
+
+
+def weigh_exposure(item: Attack) -> Severity:
+    """Severity of what a setting gives away: its words, and which text among others it is where that was tried."""
+    weighed = [weigh_attack(item.recovered, blind=item.blind or 0.0)]
+    if item.linked is not None and item.candidates:
+        weighed.append(weigh_attack(item.linked, blind=1 / item.candidates))
+    return find_worst(weighed)
 
 
 def list_exposures(summary: Summary, *, distances: TableDistances | None) -> list[list[str]]:
@@ -252,11 +262,12 @@ CURVES: Final = "comparison.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of the page."""
+    """A table of the page; `severities` are those of the rows below the header, or none."""
 
     title: str
     note: str
     cells: Sequence[Sequence[str]]
+    severities: Sequence[Severity] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,6 +455,7 @@ def _tables(summary: Summary, distances: TableDistances | None) -> tuple[Table, 
             title="What an attacker recovers",
             note="The strongest of the attacks that were asked for, on the training file of the first seed.",
             cells=list_attacks(summary),
+            severities=[weigh_exposure(item) for item in summary.attacks if item.eta is not None],
         ),
         Table(
             title="What is given away",
@@ -454,6 +466,11 @@ def _tables(summary: Summary, distances: TableDistances | None) -> tuple[Table, 
                 "tokens; the two are other promises and never compared."
             ),
             cells=list_exposures(summary, distances=distances),
+            severities=[
+                weigh_exposure(item)
+                for item in summary.attacks
+                if None not in (item.linked, item.linked_low, item.linked_high, item.bits)
+            ],
         ),
     )
     return tuple(table for table in found if len(table.cells) > 1)
@@ -493,9 +510,6 @@ def _noise_fact(plan: ComparisonPlan) -> Iterator[tuple[str, str]]:
 
 @cache
 def _template() -> Template:
-    # The style is the audit's, so that a reader of both finds his way.
+    # Style and colours are the audit's, so that a reader of both finds his way.
     loader = ChoiceLoader([PackageLoader("rapt.compare"), PackageLoader("rapt.audit.report")])
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("comparison.html.j2")
+    return open_templates().overlay(loader=loader).get_template("comparison.html.j2")

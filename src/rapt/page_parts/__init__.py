@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Final
 
+from rapt.severity import PALETTE
+
 ENTRY: Final = "index.html"
 # Parts that every page has.
-SHARED: Final = ("style.css", "icon.svg", "connection.js", "elements.js", "status.js")
+STYLE: Final = "style.css"
+SHARED: Final = (STYLE, "icon.svg", "connection.js", "elements.js", "status.js")
 _TYPES: Final[Mapping[str, str]] = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -57,11 +60,12 @@ def list_paths(assets: Iterable[str]) -> frozenset[str]:
 
 
 def read_contents(package: str, assets: Iterable[str]) -> dict[str, bytes]:
-    """Read every file of a page.
+    """Read every file of a page; the colours come before its style.
 
     Args:
         package: Package with the page's own files in its folder `static`.
         assets: Names of all files.
     """
     own, shared = files(package) / "static", files(__package__) / "static"
-    return {name: ((shared if name in SHARED else own) / name).read_bytes() for name in assets}
+    read = {name: ((shared if name in SHARED else own) / name).read_bytes() for name in assets}
+    return read | {STYLE: PALETTE.encode() + read[STYLE]}

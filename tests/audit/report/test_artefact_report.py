@@ -15,6 +15,7 @@ from rapt.audit.report.artefact import (
     state_artefact_verdict,
     write_artefact_report,
 )
+from rapt.severity import Severity
 
 
 def read_back(report):
@@ -47,6 +48,9 @@ def test_the_verdict_depends_on_what_was_found(found):
     assert "No attack tried" in state_artefact_verdict(found).headline
     leaking = replace(found, membership=(membership("privatized", memory=3.0),))
     assert "shows whose texts" in state_artefact_verdict(leaking).headline
+    assert state_artefact_verdict(leaking).severity is Severity.BAD
+    calm = replace(found, releases=())
+    assert state_artefact_verdict(calm).severity is Severity.PLAIN, "good only where every attack was made"
     assert any("97 of 100" in sentence for sentence in state_artefact_verdict(found).sentences)
 
 

@@ -25,6 +25,7 @@ from rapt.audit.report.values import Example, Fact, Report, Utility, UtilityRow
 from rapt.audit.report.verdict import between, list_not_attacked, state_verdict, write_of_100
 from rapt.drawing import Figure, Line
 from rapt.errors import AuditError
+from rapt.severity import GIVEN_AWAY, Severity
 
 FORMAL = FormalSide(
     eta=9.0,
@@ -393,6 +394,31 @@ def test_a_file_near_chance_is_not_called_readable(found):
 )
 def test_nothing_reassuring_is_said_where_any_attack_beats_what_is_known_without_it(found, other, attributes):
     assert not is_reassuring(near_chance(found, **other), attributes=attributes)
+
+
+@pytest.mark.parametrize(
+    ("other", "attributes", "severity"),
+    [
+        ({}, (inferred(0.5),), Severity.GOOD),
+        ({"linkage": None}, (), Severity.CAUTION),
+        ({"value": 0.08}, (), Severity.CAUTION),
+        ({"value": 0.57}, (), Severity.BAD),
+        ({"linkage": linkage(0.6)}, (), Severity.BAD),
+        ({"repetition": repeated(0.6)}, (), Severity.BAD),
+        ({"keywords": told(0.3)}, (), Severity.BAD),
+        ({}, (inferred(0.9),), Severity.BAD),
+        ({"insecure": True}, (), Severity.BAD),
+    ],
+)
+def test_the_verdict_and_its_bars_stand_in_the_colour_of_the_worst_finding(found, bare, other, attributes, severity):
+    report = near_chance(found, **other)
+    assert state_verdict(report, attributes=attributes).severity is severity
+    page = render_report(replace(bare, audit=report, attributes=attributes))
+    assert f'<section class="verdict {severity}"' in page
+    assert f'<p class="grade">{GIVEN_AWAY[severity]}</p>' in page
+    if other.get("value") == 0.57:
+        assert 'class="attack bad"' in page
+        assert 'class="attack good"' not in page
 
 
 def test_a_file_whose_texts_are_recognized_says_so_and_is_not_called_anonymous(found):

@@ -6,16 +6,15 @@ from pathlib import Path
 
 import pytest
 
-import rapt.audit.report
 from http_requests import error_of, open_client
 from rapt.page_parts import ENTRY, SHARED
 from rapt.service.page.assets import ASSETS, PAGE_PATHS, contents
+from rapt.severity import PALETTE
 from running_service import running_service
 
 TEXTS = {name: content.decode() for name, content in contents().items()}
 SCRIPTS = {name: text for name, text in TEXTS.items() if name.endswith(".js")}
 KEY = "correct-horse-battery-staple"
-PALETTE = re.compile(r"--([a-z-]+): (#[0-9a-f]{6});")
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +143,6 @@ def test_one_file_alone_talks_to_the_service_and_only_by_routes_of_the_api(http)
     assert set(routes.values()) <= known
 
 
-def test_the_page_has_the_colours_of_the_reports():
-    report = (files(rapt.audit.report) / "templates" / "report.css").read_text(encoding="utf-8")
-    assert PALETTE.findall(TEXTS["style.css"]) == PALETTE.findall(report.partition("@media print")[0])
+def test_the_page_has_the_colours_of_the_reports_and_none_of_its_own():
+    assert TEXTS["style.css"].startswith(PALETTE)
+    assert not re.search(r"#[0-9a-f]{6}\b", TEXTS["style.css"].removeprefix(PALETTE))

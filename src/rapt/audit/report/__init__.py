@@ -20,6 +20,7 @@ from rapt.audit.report.values import Report
 from rapt.audit.report.verdict import list_not_attacked, state_verdict
 from rapt.drawing import Figure, Line
 from rapt.errors import AuditError, UsageError
+from rapt.severity import GIVEN_AWAY, PALETTE, weigh_attack
 from rapt.whole_files import check_target, write_whole
 from rapt.wire.vocabulary_bundle import shorten_hash
 
@@ -106,6 +107,7 @@ def open_templates() -> Environment:
     )
     made.filters |= {"percent": _percent, "signed": _signed, "interval": _interval, "count": _count}
     made.filters |= {"short_hash": shorten_hash, "delta": write_power_of_ten}
+    made.globals |= {"palette": PALETTE, "given_away": GIVEN_AWAY, "weigh_attack": weigh_attack}
     return made
 
 

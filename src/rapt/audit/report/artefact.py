@@ -21,6 +21,7 @@ from rapt.audit.kept_results import to_json
 from rapt.audit.report import open_templates, write_pair
 from rapt.audit.report.verdict import Verdict, write_of_100
 from rapt.drawing import Figure, Line
+from rapt.severity import Severity, find_worst, weigh_attack
 
 # A success this unlikely by chance, when all tests are taken together, is called one.
 SURE: Final = 1e-3
@@ -56,12 +57,14 @@ def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
         return _on_given(found.given)
     clear, private = (_strongest(found.membership, tuned_on) for tuned_on in ("clear", "privatized"))
     sentences = [_on_membership(result) for result in (clear, private) if result is not None]
-    headline = "What models tuned on these texts give away"
+    headline, severity = "What models tuned on these texts give away", Severity.PLAIN
     tests = weigh_evidence_on_models(found, tuned_on="privatized")
     if tests:
         headline = "No attack tried learns more from a model of the privatized texts than chance allows."
+        # Nothing was found, which is good news of the attacks that ran: it takes all of them to call it good.
+        severity = Severity.GOOD if all(getattr(found, part) for part in PARTS) else Severity.PLAIN
         if tests[0].corrected < SURE:
-            headline = _SHOWN[tests[0].part]
+            headline, severity = _SHOWN[tests[0].part], Severity.BAD
         sentences.append(_on_chance(tests[0].corrected, len(tests)))
     sentences += [
         f"A sentence that was put into the {result.tuned_on} texts {_times(result.repetitions)} is ranked "
@@ -78,7 +81,8 @@ def state_artefact_verdict(found: ArtefactFindings) -> Verdict:
             f"with {_times(last.releases, 'release')} {write_of_100(last.recovered.value)}. A blind guess is right for "
             f"{write_of_100(last.chance)}."
         )
-    return Verdict(headline=headline, sentences=tuple(sentences))
+        severity = find_worst([severity, weigh_attack(last.recovered.value, blind=last.chance)])
+    return Verdict(headline=headline, severity=severity, sentences=tuple(sentences))
 
 
 def list_not_tried(found: ArtefactFindings) -> tuple[tuple[str, str], ...]:
@@ -105,13 +109,15 @@ def _on_given(given: GivenAdapter) -> Verdict:
     if not tests:
         return Verdict(
             headline="The two files of texts differ in kind, so nothing can be said of what the adapter remembers.",
+            severity=Severity.PLAIN,
             sentences=tuple(sentences),
         )
-    headline = "No attack tried tells the texts that this adapter was tuned on from others."
+    # Membership alone was tried, so nothing found is not yet good.
+    headline, severity = "No attack tried tells the texts that this adapter was tuned on from others.", Severity.PLAIN
     if tests[0].corrected < SURE:
-        headline = "This adapter shows which texts it was tuned on."
+        headline, severity = "This adapter shows which texts it was tuned on.", Severity.BAD
     sentences.append(_on_chance(tests[0].corrected, len(given.attacks)))
-    return Verdict(headline=headline, sentences=tuple(sentences))
+    return Verdict(headline=headline, severity=severity, sentences=tuple(sentences))
 
 
 def _strongest(results: tuple[MembershipResult, ...], tuned_on: str) -> MembershipResult | None:

@@ -14,11 +14,7 @@ from rapt.audit.intervals import Share
 from rapt.audit.judge.keywords import OF_TOKENS, KeywordResult
 from rapt.audit.judge.linkage import LinkageResult
 from rapt.audit.judge.repetition import RECORDS, RepetitionResult
-
-# Beyond chance, as a share of the words and of chance itself: below both an attacker with the file is hardly better off
-# than one without, if no other attack says otherwise.
-_NEAR_CHANCE: Final = 0.05
-_NEAR_CHANCE_OF_CHANCE: Final = 0.25
+from rapt.severity import NEAR_CHANCE, Severity, find_worst, weigh_attack
 
 _NOT_ATTACKED: Final = (
     (
@@ -87,9 +83,10 @@ def uses_context(report: AuditReport) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A headline and what stands behind it, one sentence each."""
+    """A headline, how bad it is, and what stands behind it, one sentence each."""
 
     headline: str
+    severity: Severity
     sentences: tuple[str, ...]
 
 
@@ -102,7 +99,7 @@ def is_near_chance(report: AuditReport, *, attributes: tuple[AttributeResult, ..
     best = report.strongest.score.all_tokens
     return (
         not report.insecure
-        and best.advantage < min(_NEAR_CHANCE, _NEAR_CHANCE_OF_CHANCE * best.chance)
+        and weigh_attack(best.first.value, blind=best.chance) is Severity.GOOD
         and report.linkage is not None
         and not report.linkage.beats_length
         and report.repetition is not None
@@ -113,12 +110,31 @@ def is_near_chance(report: AuditReport, *, attributes: tuple[AttributeResult, ..
     )
 
 
+def weigh_findings(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()) -> Severity:
+    """Severity of all findings on a file: that of the worst, and good only where all attacks are near chance."""
+    if report.insecure:
+        return Severity.BAD
+    if is_near_chance(report, attributes=attributes):
+        return Severity.GOOD
+    best = report.strongest.score.all_tokens
+    weighed = [Severity.CAUTION, weigh_attack(best.first.value, blind=best.chance)]
+    if (linked := report.linkage) is not None:
+        weighed.append(weigh_attack(linked.first.value, blind=max(linked.chance, linked.blind)))
+    if report.repetition is not None:
+        weighed += [weigh_attack(row.named.value, blind=row.blind) for row in report.repetition.own]
+    if report.keywords is not None and (uses := report.keywords.everything.found) is not None:
+        weighed.append(weigh_attack(uses.value, blind=report.keywords.everything.blind))
+    for column in attributes:
+        weighed += [weigh_attack(attacker.first.value, blind=column.chance) for attacker in column.attackers]
+    return find_worst(weighed)
+
+
 def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...] = ()) -> Verdict:
     """The verdict on a file, and on what it tells about the authors of its texts."""
     best = report.strongest.score.all_tokens
     if report.insecure:
         headline = "This file protects nothing: its noise can be drawn again and taken off."
-    elif best.advantage >= _NEAR_CHANCE:
+    elif best.advantage >= NEAR_CHANCE:
         headline = f"An attacker can rightly name about {write_of_100(best.first.value)} words of these texts."
     elif is_near_chance(report, attributes=attributes):
         named = write_of_100(best.first.value)
@@ -159,7 +175,8 @@ def state_verdict(report: AuditReport, *, attributes: tuple[AttributeResult, ...
     sentences += [_on_attribute(result) for result in attributes]
     if not is_near_chance(report, attributes=attributes) and not report.insecure:
         sentences.append("These texts must not be treated as anonymous.")
-    return Verdict(headline=headline, sentences=tuple(sentences))
+    severity = weigh_findings(report, attributes=attributes)
+    return Verdict(headline=headline, severity=severity, sentences=tuple(sentences))
 
 
 def _on_linkage(linkage: LinkageResult | None) -> str:

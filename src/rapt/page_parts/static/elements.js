@@ -65,14 +65,21 @@ export function item({ name, detail, value, inside, open = false }) {
 /** A list of items, or a word about why there are none. */
 export const list = (items, empty) => (items.length ? el("div", {}, items) : el("p", { class: "empty" }, empty));
 
-/** A bar for a share between 0 and 1, with words above it. */
-export function bar({ name, value, share, other = false }) {
+/** The severity of a share of a quota that is used, by the limits that `rapt.severity` put into the style. */
+export function weighUse(share) {
+  const style = getComputedStyle(document.documentElement);
+  const [warned, full] = ["--nearly-used", "--used-up"].map((name) => Number(style.getPropertyValue(name)));
+  return share >= full ? "bad" : share >= warned ? "caution" : "plain";
+}
+
+/** A bar for a share between 0 and 1, with words above it; `tone` is its severity. */
+export function bar({ name, value, share, other = false, tone = "plain" }) {
   const width = `${(100 * Math.min(Math.max(share, 0), 1)).toFixed(2)}%`;
   return el("div", { class: other ? "row other" : "row" },
     el("span", { class: "name" }, name), el("span", { class: "value" }, value),
     drawn("svg", { class: "bar", width: "100%", height: 14, "aria-hidden": "true" },
       drawn("rect", { class: "track", width: "100%", height: 14, rx: 3 }),
-      drawn("rect", { class: "filled", width, height: 14, rx: 3 })));
+      drawn("rect", { class: other ? "filled" : `filled ${tone}`, width, height: 14, rx: 3 })));
 }
 
 /** Whether the user means it. */

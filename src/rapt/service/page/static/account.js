@@ -1,6 +1,6 @@
 // What the tenant has and may have, and its keys.
 
-import { bar, bytes, count, el } from "./elements.js";
+import { bar, bytes, count, el, weighUse } from "./elements.js";
 import { keyList } from "./keys.js";
 import { ROUTES, all, ask } from "./service.js";
 
@@ -17,10 +17,13 @@ export async function showAccount(place) {
 
 /** Quotas and what of them is used. */
 export function quotaBars({ quotas, ...used }) {
-  const share = (part, whole) => (whole ? part / whole : 0);
+  const use = (name, part, whole, write) => {
+    const share = whole ? part / whole : 0;
+    return bar({ name, value: `${write(part)} of ${write(whole)}`, share, tone: weighUse(share) });
+  };
   return el("div", { class: "bars" },
-    bar({ name: "Bytes stored", value: `${bytes(used.bytes)} of ${bytes(quotas.max_bytes)}`, share: share(used.bytes, quotas.max_bytes) }),
-    bar({ name: "Jobs that have not ended", value: `${count(used.jobs)} of ${count(quotas.max_jobs)}`, share: share(used.jobs, quotas.max_jobs) }),
+    use("Bytes stored", used.bytes, quotas.max_bytes, bytes),
+    use("Jobs that have not ended", used.jobs, quotas.max_jobs, count),
     el("p", { class: "note" },
       `${count(used.files)} files and ${count(used.models)} tuned models. Predictions may take ${count(quotas.tokens_per_minute)} tokens a minute.`));
 }

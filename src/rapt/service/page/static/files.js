@@ -77,7 +77,7 @@ function statement({ rapt: { mechanism, insecure_seed } }) {
   const { eta, epsilon, ...others } = mechanism.parameters;
   const unit = epsilon == null ? "per embedding distance" : "for each whole text";
   const rest = Object.entries(others).map(([name, value]) => `, ${name} = ${value}`).join("");
-  return el("div", { class: "statement" },
+  return el("div", { class: `statement ${insecure_seed ? "bad" : "plain"}` },
     el("p", { class: "headline" }, `Privatized with ${mechanism.name}, ${strength({ epsilon, eta })} ${unit}${rest}`),
     insecure_seed ? el("p", { class: "warning" }, "The noise came from a seed: anybody can replay it, and it protects nothing.") : "",
     mechanism.name === "laplace" ? el("p", {}, "If the embeddings of two tokens are a distance d apart, any output is at most ",

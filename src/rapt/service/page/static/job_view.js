@@ -15,6 +15,9 @@ const ACTIONS = {
   },
 };
 
+// Severity of a state; one that is not here says nothing.
+const TONES = { running: "plain", paused: "caution", succeeded: "good", failed: "bad" };
+
 export const isActive = (job) => ACTIVE.includes(job.status);
 
 /** A job on the page. `update` takes its newest state; `poll` asks for what happened since. */
@@ -46,7 +49,7 @@ export class JobView {
 
   update(job) {
     this.job = job;
-    this.state.className = `state ${job.status}`;
+    this.state.className = `state ${job.status} ${TONES[job.status] ?? ""}`;
     this.state.textContent = job.status;
     const asked = job.method[job.method.type].hyperparameters;
     this.told.replaceChildren(

@@ -27,7 +27,7 @@ export function secret(made) {
 function keyItem(key, { routes, again, shown }) {
   const now = Date.now() / 1000;
   const ended = key.revoked_at ?? (key.expires_at && key.expires_at <= now ? key.expires_at : null);
-  const state = ended ? "ended" : key.expires_at ? "ends" : "good";
+  const [state, tone] = ended ? ["ended", ""] : key.expires_at ? ["ends", "caution"] : ["good", "good"];
   const rotate = async (grace) => {
     const made = await ask(routes.rotate, { where: { key_id: key.id }, body: { grace_seconds: grace } });
     await again();
@@ -41,7 +41,7 @@ function keyItem(key, { routes, again, shown }) {
   };
   return item({
     name: key.id, detail: ["role ", key.role, " · created ", moment(key.created_at)],
-    value: el("span", { class: `state ${state === "good" ? "succeeded" : ""}` }, state),
+    value: el("span", { class: `state ${tone}` }, state),
     inside: () => [
       ended ? el("p", { class: "note" }, "It ended ", moment(ended), ".") : key.expires_at ? el("p", { class: "note" }, "It ends ", moment(key.expires_at), ".") : "",
       ended ? "" : el("div", { class: "buttons" },

@@ -16,8 +16,8 @@ export async function showOperation(place) {
   const total = sum("rapt_requests_total");
   const rows = (name, label) => samples.filter((one) => one.name === name).map((one) => [one.labels[label], one.value]);
   place.replaceChildren(
-    el("div", { class: "statement" },
-      el("p", { class: unready ? "warning" : "headline" }, unready ? `Not ready: ${unready.message}` : "The service is ready."),
+    el("div", { class: `statement ${unready ? "bad" : "good"}` },
+      el("p", { class: "headline" }, unready ? `Not ready: ${unready.message}` : "The service is ready."),
       el("p", { class: "note" }, `Version ${alive.version}. Its database answers, its disk has room and its worker lives, or it says which does not.`)),
     facts({
       "Requests since the start": count(total), Succeeded: count(answered("2") + answered("3")),
