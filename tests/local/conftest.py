@@ -1,5 +1,6 @@
 import pytest
 
+from rapt.local.ledger import open_ledger
 from rapt.local.vocabulary import load_vocabulary
 
 
@@ -19,3 +20,16 @@ def file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return the place of a ledger that is not there yet."""
+    return tmp_path / "releases.ledger"
+
+
+@pytest.fixture
+def ledger(path):
+    """Open a new ledger."""
+    with open_ledger(path) as opened:
+        yield opened
