@@ -12,11 +12,13 @@ from rapt.gateway.releases import open_releases
 from rapt.gateway.server import create_gateway, listen, name_address, serve_on
 from rapt.gateway.training_files import TrainingSetting
 from rapt.gateway.upstream import Upstream
+from rapt.local.client import ServiceClient
 from rapt.local.ledger import open_ledger
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.privatizer import Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import Vocabulary
+from rapt.own_page.routes import OPEN_PATHS, open_page
 from rapt.wire.manifest import NO_PLAIN_TOKENS
 
 KEY = "k" * 43
@@ -39,7 +41,14 @@ def training_setting(privatizer, *, plain=2, **others):
 
 @contextmanager
 def running_gateway(
-    service: str, privatizer, *, ledger: Path, training: TrainingSetting | None = None, stream=None, **others
+    service: str,
+    privatizer,
+    *,
+    ledger: Path,
+    training: TrainingSetting | None = None,
+    stream=None,
+    page=False,
+    **others,
 ) -> Iterator[str]:
     """The `base_url` of a gateway that runs until the end of the block; further arguments are `create_gateway`'s."""
     ready: Queue = Queue()
@@ -48,7 +57,11 @@ def running_gateway(
         open_releases(privatizer, lambda: open_ledger(ledger), stream=stream) as releases,
     ):
         training = TrainingSetting(privatizer=privatizer) if training is None else training
-        app = create_gateway(Upstream(service), releases, training, key=KEY, **others)
+        upstream = Upstream(service)
+        if page:
+            others |= {"open_paths": OPEN_PATHS}
+            others["pages"] = open_page(upstream, releases, training, lambda: ServiceClient(service)).routes()
+        app = create_gateway(upstream, releases, training, key=KEY, **others)
 
         def run() -> None:
             try:

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from rapt.errors import CorpusError
 from rapt.gateway.answers import Answers
-from rapt.gateway.models import Models
+from rapt.gateway.models import KnownModel, Models
 from rapt.gateway.refusals import (
     Check,
     read_fields,
@@ -172,11 +172,9 @@ class Asking:
         own = frozenset({"model", "prompt"})
         asked = read_fields(body, COMPLETION, own=own, kept=KEPT, harmless=HARMLESS_OPTIONS)
         texts = read_texts(body.get("prompt"), "prompt")
-        model = await self._models.find(body.get("model"))
-        setting = self._setting(model.plain_tokens)
-        query = seal(await self._release(texts, setting, param="prompt"), setting)
+        model, query = await self.release_query(body.get("model"), texts, param="prompt")
         prompts = [record.pop("token_ids") for record in query["records"]]
-        return await self._ask("/v1/completions", {"model": model.id, "prompt": prompts, "rapt": query, **asked})
+        return await self.ask("/v1/completions", {"model": model.id, "prompt": prompts, "rapt": query, **asked})
 
     async def chat(self, request: Request) -> Response:
         """Answer a chat, each message of which is a release of its own, whenever it comes again."""
@@ -209,19 +207,33 @@ class Asking:
             for message in messages
         ]
         privacy = {**sealed[-1], "earlier": [query["manifest"] for query in sealed[:-1]]}
-        return await self._ask("/v1/chat/completions", {"model": model.id, "messages": turns, "rapt": privacy, **asked})
+        return await self.ask("/v1/chat/completions", {"model": model.id, "messages": turns, "rapt": privacy, **asked})
 
     async def classify(self, request: Request) -> Response:
         """Answer with a label for each text."""
         body = await read_json(request)
         read_fields(body, {}, own=frozenset({"model", "input"}), kept=KEPT)
         texts = read_texts(body.get("input"), "input")
-        model = await self._models.find(body.get("model"))
-        setting = self._setting(model.plain_tokens)
-        query = seal(await self._release(texts, setting, param="input"), setting)
-        return await self._ask("/v1/classify", {"model": model.id, **query})
+        model, query = await self.release_query(body.get("model"), texts, param="input")
+        return await self.ask("/v1/classify", {"model": model.id, **query})
 
-    async def _ask(self, path: str, body: Mapping[str, Any]) -> Response:
+    async def release_query(self, given: object, texts: list[str], *, param: str) -> tuple[KnownModel, dict[str, Any]]:
+        """Release texts for a model, each a record of one query, which has all that leaves of them.
+
+        Args:
+            given: Name of the model, as it came in.
+            texts: The texts, in clear.
+            param: Field that the texts came in, named where one of them is refused.
+
+        Raises:
+            Others: The reasons of `Models.find` and `Releases.release`.
+        """
+        model = await self._models.find(given)
+        setting = self._setting(model.plain_tokens)
+        return model, seal(await self._release(texts, setting, param=param), setting)
+
+    async def ask(self, path: str, body: Mapping[str, Any]) -> Response:
+        """Send what may leave to the service; a model that it no longer has is asked about anew. Raises as `ask`."""
         answer = await ask(self._upstream, path, body, answers=self._answers)
         if answer.status_code == 404:
             self._models.forget(body["model"])

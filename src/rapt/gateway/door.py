@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final
 
@@ -60,14 +61,15 @@ def make_program_key(path: Path) -> str:
 class Door:
     """Lets a request of a program in, or refuses it."""
 
-    def __init__(self, app: ASGIApp, *, key: str) -> None:
+    def __init__(self, app: ASGIApp, *, key: str, open_paths: Collection[str] = ()) -> None:
         """Wrap an application so that it is asked only after the key is checked.
 
         Args:
             app: The application.
             key: Key of programs.
+            open_paths: Paths that a program of this machine may read without the key: nothing of anybody is there.
         """
-        self._app, self._digest = app, _digest(key)
+        self._app, self._digest, self._open_paths = app, _digest(key), frozenset(open_paths)
         self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,8 +99,10 @@ class Door:
                 )
             )
         scheme, _, given = headers.get("authorization", "").partition(" ")
+        is_open = scope["method"] in ("GET", "HEAD") and scope["path"] in self._open_paths
         # Digests are compared, so that the time says nothing about the key, its length included.
-        if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), self._digest):
+        has_key = scheme.lower() == "bearer" and hmac.compare_digest(_digest(given.strip()), self._digest)
+        if not (is_open or has_key):
             return answer_error(AccessError("the API key must be that of the gateway's key file"))
         if "content-encoding" in headers:
             return answer_error(UsageError("a request must come without content-encoding; send it as it is"))

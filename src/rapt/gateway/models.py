@@ -33,11 +33,13 @@ class KnownModel:
         id: Name of the model, as the service gave it.
         is_tuned: Whether it is asked as it was tuned: one text, no template.
         plain_tokens: Number of plain tokens that a query must have.
+        chooses: Whether it chooses among classes, and writes no text.
     """
 
     id: str
     is_tuned: bool
     plain_tokens: int
+    chooses: bool
 
 
 class ModelNames:
@@ -127,8 +129,9 @@ class Models(ModelNames):
                 )
                 mismatch.param = "model"
                 raise mismatch
-            count = 0 if found.card is None else found.card.plain_tokens
-            self._asked[name] = KnownModel(name, found.base != found.id, count)
+            card = found.card
+            count, chooses = (0, False) if card is None else (card.plain_tokens, card.task != "generation")
+            self._asked[name] = KnownModel(name, found.base != found.id, count, chooses)
         return self._asked[name]
 
     def forget(self, name: str) -> None:

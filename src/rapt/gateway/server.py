@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import logging.config
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -56,6 +56,8 @@ def create_gateway(
     training: TrainingSetting,
     *,
     key: str,
+    pages: Sequence[BaseRoute] = (),
+    open_paths: Collection[str] = (),
 ) -> Door:
     """Put the gateway together.
 
@@ -64,14 +66,17 @@ def create_gateway(
         releases: The way of every text that leaves.
         training: Setting of the files that are made of uploads.
         key: Key of programs.
+        pages: Routes beside those of programs, such as those of a page, behind the same door.
+        open_paths: Paths among them that need no key to be read, because nothing of anybody is there.
     """
     models = Models(upstream, vocabulary_hash=releases.privatizer.vocabulary_hash)
     policy = releases.privatizer.policy if isinstance(releases.privatizer, PolicyPrivatizer) else None
     routes = [
         *Asking(upstream, models, releases, Answers(policy)).routes(),
         *Holdings(upstream, models, releases, training).routes(),
+        *pages,
     ]
-    return _assemble(upstream, routes, key=key)
+    return _assemble(upstream, routes, key=key, open_paths=open_paths)
 
 
 def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy | None, key: str) -> Door:
@@ -86,7 +91,7 @@ def create_word_gateway(upstream: Upstream, rewrite: Rewrite, *, policy: Policy 
     return _assemble(upstream, WordAsking(upstream, rewrite, Answers(policy)).routes(), key=key)
 
 
-def _assemble(upstream: Upstream, routes: Sequence[BaseRoute], *, key: str) -> Door:
+def _assemble(upstream: Upstream, routes: Sequence[BaseRoute], *, key: str, open_paths: Collection[str] = ()) -> Door:
     @asynccontextmanager
     async def live(_app: Starlette) -> AsyncIterator[None]:
         yield
@@ -104,7 +109,7 @@ def _assemble(upstream: Upstream, routes: Sequence[BaseRoute], *, key: str) -> D
         lifespan=live,
     )
     app.router.redirect_slashes = False
-    return Door(app, key=key)
+    return Door(app, key=key, open_paths=open_paths)
 
 
 async def _answer_known(_request: Request, error: Exception) -> Response:

@@ -39,10 +39,10 @@ _FORMS: Final = (("text", "label"), ("prompt", "completion"))
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """A text and the answer that a model should give to it, in clear; nothing of it shows."""
+    """A text and the answer that a model should give to it, in clear, or none to a query; nothing of it shows."""
 
     text: str = field(repr=False)
-    answer: str = field(repr=False)
+    answer: str | None = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,14 @@ class TrainingSetting:
     Attributes:
         privatizer: Setting of the texts, with the plain tokens of training.
         labels: Classes that leave as labels; None privatizes answers as targets.
+        collects_labels: Whether answers are labels, collected from the records, where no classes are named.
         label_privacy: Randomized response of the labels; None sends them in clear.
         allow_weak: Whether a setting is accepted at which nine of ten tokens of the texts or more stay.
     """
 
     privatizer: TextPrivatizer
     labels: tuple[str, ...] | None = None
+    collects_labels: bool = False
     label_privacy: LabelPrivacy | None = None
     allow_weak: bool = False
 
@@ -68,15 +70,9 @@ def read_training_records(content: bytes, *, is_csv: bool) -> list[TrainingRecor
     Raises:
         CorpusError: A record is not of a form that is known; named by its number, never by what stands in it.
     """
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise CorpusError("a training file must be UTF-8; write it again") from None
     records: list[TrainingRecord] = []
     instructions: str | None = None
-    for place, value in enumerate(_read_csv(text) if is_csv else _read_lines(text)):
-        if place == MOST_RECORDS:
-            raise CorpusError(f"a training file must have at most {MOST_RECORDS:,} records; upload several")
+    for place, value in enumerate(read_rows(content, is_csv=is_csv)):
         try:
             record, own = _read_record(value)
         except UsageError as error:
@@ -85,9 +81,26 @@ def read_training_records(content: bytes, *, is_csv: bool) -> list[TrainingRecor
             raise CorpusError(f"{name_record(place)} must have the same system message as the first one: it stays here")
         records.append(record)
         instructions = own
-    if not records:
-        raise CorpusError("a training file must have at least one record, got none")
     return records
+
+
+def read_rows(content: bytes, *, is_csv: bool) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file of CSV or JSONL by their columns, one at least and `MOST_RECORDS` at most.
+
+    Raises:
+        CorpusError: A record cannot be read, named by its number; or there are too many, or none.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise CorpusError("a training file must be UTF-8; write it again") from None
+    place = -1
+    for place, value in enumerate(_read_csv(text) if is_csv else _read_lines(text)):
+        if place == MOST_RECORDS:
+            raise CorpusError(f"a training file must have at most {MOST_RECORDS:,} records; upload several")
+        yield value
+    if place < 0:
+        raise CorpusError("a training file must have at least one record, got none")
 
 
 def _read_lines(text: str) -> Iterator[dict[str, Any]]:
@@ -135,9 +148,10 @@ def _read_record(value: dict[str, Any]) -> tuple[TrainingRecord, str | None]:
 async def privatize_training(
     records: Sequence[TrainingRecord], setting: TrainingSetting, releases: Releases
 ) -> tuple[bytes, KeptShares | None]:
-    """Return a privatized file of records in an order drawn at random, and how much of their tokens stays as it is.
+    """Return a privatized file of records, and how much of their tokens stays as it is.
 
-    A receipt is written beside the ledger.
+    Records with an answer, which all have or none, are in an order drawn at random; queries keep theirs. A receipt is
+    written beside the ledger.
 
     Raises:
         CorpusError: A text or an answer cannot be privatized; nothing was drawn.
@@ -146,10 +160,12 @@ async def privatize_training(
         BudgetError: A cap of the ledger would be exceeded.
         LedgerError: The ledger is busy or damaged, or the receipt cannot be written.
     """
-    labels = setting.labels
-    if labels is None and setting.privatizer.mechanism.setting.unit == "text":
+    answered = records[0].answer is not None
+    labelled = answered and (setting.labels is not None or setting.collects_labels)
+    if answered and not labelled and setting.privatizer.mechanism.setting.unit == "text":
         raise UsageError("answers to codes of whole texts must be classes; start the gateway with --labels")
-    check = await asyncio.to_thread(_check, records, setting)
+    check = await asyncio.to_thread(_check, records, setting, labelled=labelled)
+    labels, privacy = check.labels, setting.label_privacy if labelled else None
     kept = await asyncio.to_thread(
         check_kept_shares,
         setting.privatizer,
@@ -160,15 +176,17 @@ async def privatize_training(
     manifest = setting.privatizer.manifest(
         labels=labels,
         randomness=releases.provenance,
-        label_privacy=setting.label_privacy,
-        targets=None if labels is not None else "privatized",
+        label_privacy=privacy,
+        targets="privatized" if answered and labels is None else None,
     )
-    manifest = replace(manifest, arrangement=replace(manifest.arrangement, replayed=True, shuffled=True))
+    manifest = replace(manifest, arrangement=replace(manifest.arrangement, replayed=True, shuffled=answered))
     response = None
-    if setting.label_privacy is not None:
-        response = RandomizedResponse(classes=len(labels or ()), epsilon=setting.label_privacy.epsilon)
+    if privacy is not None:
+        response = RandomizedResponse(classes=len(labels or ()), epsilon=privacy.epsilon)
     items = (
-        SourceItem(record.text, None, {"target": record.answer})
+        SourceItem(record.text, None)
+        if record.answer is None
+        else SourceItem(record.text, None, {"target": record.answer})
         if labels is None
         else SourceItem(record.text, labels.index(record.answer.strip()))
         for record in records
@@ -180,33 +198,35 @@ async def privatize_training(
     path, (rows, head) = await releases.ask(lambda ledger: (ledger.path, ledger.head()))
 
     def write() -> bytes:
-        key = make_order_key(releases.provenance)
-        shuffled = [drawn[place] for place in draw_order(len(drawn), key=key).tolist()]
-        whole = seal_manifest(manifest, shuffled)
+        key = make_order_key(releases.provenance) if answered else None
+        order = range(len(drawn)) if key is None else draw_order(len(drawn), key=key).tolist()
+        ordered = [drawn[place] for place in order]
+        whole = seal_manifest(manifest, ordered)
         unchanged = None if kept is None else kept.to_json()
         facts = describe_run(whole, order_key=key, unchanged=unchanged, counted={"head": head, "rows": rows})
         write_receipt(name_receipt(path, whole.records_sha256), facts)
-        lines = write_record_lines(shuffled, manifest, first_position=0).lines
+        lines = write_record_lines(ordered, manifest, first_position=0).lines
         return dump_line(dump_manifest(whole)).encode("ascii") + b"\n" + lines
 
     return await asyncio.to_thread(write), kept
 
 
-def _check(records: Sequence[TrainingRecord], setting: TrainingSetting) -> CorpusCheck:
-    labels = setting.labels
-    parts: tuple[Part, ...] = ("target",) if labels is None else ()
+def _check(records: Sequence[TrainingRecord], setting: TrainingSetting, *, labelled: bool) -> CorpusCheck:
+    has_targets = not labelled and records[0].answer is not None
+    parts: tuple[Part, ...] = ("target",) if has_targets else ()
 
     def rows() -> Generator[Row | None, None, None]:
         for place, record in enumerate(records):
-            texts = (record.text,) if labels is not None else (record.text, record.answer)
-            yield Row(name_record(place), texts, None if labels is None else record.answer.strip())
+            answer = record.answer or ""
+            texts = (record.text, answer) if has_targets else (record.text,)
+            yield Row(name_record(place), texts, answer.strip() if labelled else None)
 
     return check_rows(
         rows(),
         found=Findings(collects=True),
-        labelled=labels is not None,
+        labelled=labelled,
         parts=parts,
         privatizer=setting.privatizer,
-        labels=labels,
+        labels=setting.labels if labelled else None,
         public_labels=False,
     )

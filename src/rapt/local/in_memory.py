@@ -118,20 +118,7 @@ class Privatized(Sequence[PrivatizedRecord]):
 
     def statement(self) -> PrivacyStatement | TextStatement:
         """What this protects and what it leaves open, for these records; print its `to_text()`."""
-        manifest = self.manifest
-        if manifest.mechanism.unit == "text":
-            return state_text_privacy(manifest.mechanism.epsilon, manifest=manifest)
-        return state_privacy(
-            self._vocabulary,
-            manifest.mechanism,
-            plain_tokens=manifest.plain_tokens,
-            labels_sent=manifest.labels is not None,
-            randomness=manifest.randomness,
-            label_privacy=manifest.label_privacy,
-            two_texts=manifest.pairs,
-            arrangement=manifest.arrangement,
-            policy=manifest.policy,
-        )
+        return state_manifest(self.manifest, self._vocabulary)
 
     @check_arguments
     def save(self, path: Path | str, *, shuffle: bool | None = None, overwrite: bool = False) -> Manifest:
@@ -167,6 +154,24 @@ class Privatized(Sequence[PrivatizedRecord]):
             facts = describe_run(whole, order_key=key, unchanged=unchanged, counted=self._counted)
             write_receipt(name_receipt(self._ledger, whole.records_sha256), facts)
         return whole
+
+
+def state_manifest(manifest: Manifest, vocabulary: Vocabulary) -> PrivacyStatement | TextStatement:
+    """State what the setting of a manifest protects and what it leaves open; `vocabulary` is that of its tokens."""
+    if manifest.mechanism.unit == "text":
+        return state_text_privacy(manifest.mechanism.epsilon, manifest=manifest)
+    return state_privacy(
+        vocabulary,
+        manifest.mechanism,
+        plain_tokens=manifest.plain_tokens,
+        labels_sent=manifest.labels is not None,
+        randomness=manifest.randomness,
+        label_privacy=manifest.label_privacy,
+        two_texts=manifest.pairs,
+        targets=manifest.targets,
+        arrangement=manifest.arrangement,
+        policy=manifest.policy,
+    )
 
 
 @check_arguments
