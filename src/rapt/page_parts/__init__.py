@@ -15,7 +15,7 @@ from rapt.severity import PALETTE
 ENTRY: Final = "index.html"
 # Parts that every page has.
 STYLE: Final = "style.css"
-SHARED: Final = (STYLE, "icon.svg", "connection.js", "elements.js", "status.js")
+SHARED: Final = (STYLE, "icon.svg", "connection.js", "elements.js", "sections.js", "status.js")
 _TYPES: Final[Mapping[str, str]] = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",

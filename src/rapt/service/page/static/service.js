@@ -1,6 +1,6 @@
 // The routes of the service that the page asks; `connection.js` asks them.
 
-export { all, ask, hasKey, lines, send, streamed, useKey } from "./connection.js";
+export { all, ask, hasKey, lines, send, streamed } from "./connection.js";
 
 export const ROUTES = {
   usage: "GET /v1/usage",
