@@ -6,7 +6,7 @@
 *One for the pair*: a code of pairs, `rapt.local.codes.codebook.make_pair_codebook`, made of a sixth of the pairs whose
 labels are not used; the head that the service solves, asked at home as `rapt.at_home` has it and privately. *One each*:
 each text leaves as a codeword at ε / 2, and a logistic head reads the products of the two, at home as
-`rapt.at_home.sharpen_head` has it. Folds, and the public sixth, are by a hash of the pair. One JSON line for each cell.
+`rapt.teaching.sharpen_head` has it. Folds, and the public sixth, are by a hash of the pair. One JSON line a cell.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from scipy.special import log_softmax
 from task_codes import tune
 from text_codes import interval, states_of
 
-from rapt.at_home import fit_attenuation, sharpen_head
+from rapt.at_home import fit_attenuation
 from rapt.local.codes.codebook import PublicStates, make_codebook, make_pair_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
 from rapt.service.tuning.code_head import choose_penalty, solve_head, tally_labels
+from rapt.teaching import sharpen_head
 from rapt.wire.code_bundle import compare_pairs, place_on_arc, project_states
 
 FOLDS, DRAWS, DIMENSIONS = 5, 5, 8

@@ -6,13 +6,12 @@
 
 Each contributor of `train.csv` releases one code of one text at ε; a logistic head is fitted on the codewords, its
 penalty chosen by the loss on a third of those codewords; it is judged on `test.csv`, *at home* by the clear code of
-a text and `rapt.at_home.sharpen_head`, *plainly* by that code without it, and *privately* by a codeword at the same ε.
+a text and `rapt.teaching.sharpen_head`, *plainly* by that code without it, and *privately* by a codeword at the same ε.
 The map is made of `public.csv` of the task, or of the file of `--public`, without labels. With `--center` a fifth of
 the contributors release codes for the centre alone (`rapt.centering`), and the others release centred ones. `--teach`
-asks a second head at home, *taught*: over the encoder's whole state, fitted on what the first one says of the map's
-public text. `--label-epsilon` randomizes labels as well. `--codes` is r, each at ε / r. One JSON line for each cell.
-`--select` judges on a fifth of `train.csv` instead, tuned on the rest: that is where dimensions and centring are
-chosen.
+asks the head of `rapt.teaching` at home as well, *taught*, on the map's public text. `--label-epsilon` randomizes
+labels as well. `--codes` is r, each at ε / r. One JSON line for each cell. `--select` judges on a fifth of `train.csv`
+instead, tuned on the rest: that is where dimensions and centring are chosen.
 """
 
 from __future__ import annotations
@@ -27,17 +26,16 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from text_codes import interval, states_of
 
-from rapt.at_home import sharpen_head
 from rapt.centering import center_codes, estimate_center
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
+from rapt.teaching import estimate_attenuation, sharpen_head, teach_head
 from rapt.wire.code_bundle import project_states, split_into_units
 
 PENALTIES = np.geomspace(1e-1, 1e-5, 5)
 FIRST_ROUND = 0.2
 PUBLIC = 8_000
-TAUGHT_PENALTY = 1e-2
 
 
 def read(path, most=None):
@@ -80,23 +78,6 @@ def tune(inputs, labels, transition):
     return fit(inputs, labels, transition, PENALTIES[int(np.argmin(losses))], start=head, steps=60)
 
 
-def teach(public, chances):
-    """A logistic head over whole states, (h + 1, C), fitted on chances of the labels of public text, (n, C)."""
-    center, scale = public.mean(axis=0), np.sqrt(public.var(axis=0).mean())
-    padded = np.column_stack([(public - center) / scale, np.ones(len(public))])
-
-    def loss(flat):
-        head = flat.reshape(padded.shape[1], -1)
-        logs = log_softmax(padded @ head, axis=1)
-        slope = padded.T @ (np.exp(logs) - chances) / len(chances)
-        slope[:-1] += 2 * TAUGHT_PENALTY * head[:-1]
-        return -(chances * logs).sum() / len(chances) + TAUGHT_PENALTY * (head[:-1] ** 2).sum(), slope.ravel()
-
-    first = np.zeros(padded.shape[1] * chances.shape[1])
-    found = minimize(loss, first, jac=True, method="L-BFGS-B", options={"maxiter": 40}).x.reshape(padded.shape[1], -1)
-    return np.vstack([found[:-1] / scale, found[-1:] - center / scale @ found[:-1]])
-
-
 def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng, classes, public=None):
     """Right answers, one each: at home, plainly, privately, and taught where there is public text; and c."""
     mechanism = make_subset(bundle, epsilon=epsilon)
@@ -123,7 +104,7 @@ def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng
     shares = np.exp(log_softmax(released @ head[:-1] + head[-1], axis=1)).mean(axis=0)
     clear = project_states(asked, bundle)
     clear = split_into_units(clear, codes_of_a_text=bundle.codes).reshape(clear.shape)
-    attenuation = mechanism.measure_attenuation(np.random.default_rng(0).standard_normal((256, clear.shape[1])))
+    attenuation = estimate_attenuation(bundle, mechanism.setting)
     weight, bias = sharpen_head(head[:-1].T, head[-1], shares=np.maximum(shares, 1e-6), attenuation=attenuation)
     logits = (
         clear @ weight.T + bias,
@@ -131,9 +112,9 @@ def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng
         draw(project_states(asked, bundle)) @ head[:-1] + head[-1],
     )
     if public is not None:
-        said = np.exp(log_softmax(project_states(public, bundle) @ weight.T + bias, axis=1))
-        taught = teach(public.astype(float), said)
-        logits = (*logits, asked @ taught[:-1] + taught[-1])
+        shares = np.maximum(shares, 1e-6)
+        taught = teach_head(public, head[:-1].T, head[-1], bundle=bundle, setting=mechanism.setting, shares=shares)
+        logits = (*logits, asked @ taught[0].T + taught[1])
     return [one.argmax(axis=1) == truth for one in logits], attenuation
 
 

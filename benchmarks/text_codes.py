@@ -6,7 +6,7 @@
 
 Each of the contributors releases one code of one sentence of `train.csv` at ε, for the whole sentence; a logistic head
 is fitted on the codewords, its ridge chosen by five-fold cross-validation of the private codes; it is judged on
-`dev.csv`. *At home* it sees the clear code of a sentence and is asked as `rapt.at_home.sharpen_head` has it, *plainly*
+`dev.csv`. *At home* it sees the clear code of a sentence and is asked as `rapt.teaching.sharpen_head` has it, *plainly*
 without that, *privately* a codeword at the same ε. Directions come from `public.csv`, or the file of `--public`, and
 the public tasks. One JSON line for each cell. `--select` judges on a fifth of the contributors'
 sentences instead, tuned on the rest: that is where dimensions and maps are chosen.
@@ -24,10 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rapt.at_home import sharpen_head
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
+from rapt.teaching import estimate_attenuation, sharpen_head
 from rapt.wire.code_bundle import project_states
 
 RIDGES = np.geomspace(1e-3, 1e5, 9)  # the strongest is what the service tries, λ = 10 on 4,000 texts
@@ -145,7 +145,7 @@ def main():
         clear = ((margins(tune(*tuned), asked[0]) > 0) == (asked[1] > 0)).mean()
         for epsilon in options.epsilon or (1.0, 2.0, 4.0, 8.0):
             mechanism = make_subset(bundle, epsilon=epsilon)
-            kept = mechanism.measure_attenuation(np.random.default_rng(0).standard_normal((256, dimensions)))
+            kept = estimate_attenuation(bundle, mechanism.setting)
             runs = [
                 accuracies(mechanism, tuned, asked, seed=seed, contributors=options.contributors, kept=kept)
                 for seed in range(options.seeds)

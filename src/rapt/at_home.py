@@ -6,8 +6,9 @@ with it most of what privacy costs: what was trained on many noisy texts is righ
 
 *Codes.* The head was trained on codewords y with E[y | u] = c u for the code u of a text. On such noise the shares of
 the labels weigh more than a codeword does: of eight labels the most frequent one may always be the answer. A clear code
-says more, so it is read like T independent releases of itself (`sharpen_head`), one of a pair too. Heads over two codes
-are left as they are.
+says more, so it is read like T independent releases of itself (`rapt.teaching`), one of a pair too. Heads over two
+codes are left as they are. Where the service had public text of the code, the adapter has a second head that was taught
+on it: that one reads the whole state of the encoder.
 *Tokens.* The backbone reads the tokens of the text as they are; the plain tokens of an adapter that was tuned with
 reconstruction stand before them in privatized form, as it has always seen them.
 """
@@ -34,6 +35,7 @@ from rapt.local.mechanisms import remake_mechanism
 from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import load_vocabulary
+from rapt.teaching import estimate_attenuation, read_clear_codes, sharpen_head
 from rapt.wire.adapter_files import CARD, WEIGHTS, AdapterCard, parse_card
 from rapt.wire.code_bundle import CodeBundle, apply_center, place_on_arc, project_states, split_into_units
 from rapt.wire.manifest import NO_PLAIN_TOKENS
@@ -48,9 +50,8 @@ if TYPE_CHECKING:
 _HEAD: Final = ("classifier.weight", "classifier.bias")
 _TEXTS_AT_ONCE: Final = 256
 _SHARES: Final = "classifier.label_shares"
-_RELEASES: Final = 2.0
+_TAUGHT: Final = ("taught.weight", "taught.bias")
 _DRAWS: Final = 256
-_LEAST_ATTENUATION: Final = 0.01  # below it a crowd has told nothing
 _LEAST_LENGTH: Final = 1e-12  # of a vector that is divided by its length
 
 
@@ -109,8 +110,9 @@ class CodeModel:
         card: Card of the adapter.
         code: Map and codebook.
         encoder: The public encoder of texts.
-        weight: The head, (C, k) or (C, 3k), float64.
+        weight: The head, (C, k) or (C, 3k), float64; (C, h) of one that reads whole states.
         bias: Bias of the head, (C,), float64.
+        reads_states: Whether the head reads whole states of the encoder, and not codes.
     """
 
     card: AdapterCard
@@ -118,6 +120,7 @@ class CodeModel:
     encoder: Encoder
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
+    reads_states: bool = False
 
     def answer(
         self, texts: Sequence[str], seconds: Sequence[str] | None, *, first_position: int
@@ -135,9 +138,12 @@ class CodeModel:
         return np.asarray(odds / odds.sum(axis=1, keepdims=True))
 
     def _states(self, texts: Sequence[str], *, first_position: int) -> NDArray[np.float64]:
-        codes = encode_codes(self.encoder, texts, bundle=self.code, first_position=first_position)
-        # Each run is released by its direction alone, and the service reads the mean state of the runs' codewords.
-        return split_into_units(codes, codes_of_a_text=self.code.codes).reshape(codes.shape) / self.code.codes
+        if self.code.pairs:
+            return encode_codes(self.encoder, texts, bundle=self.code, first_position=first_position)
+        states = self.encoder.encode(texts, first_position=first_position)
+        if self.reads_states:  # one that is not finite says nothing, as its code would
+            return np.nan_to_num(states.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        return read_clear_codes(states, self.code)
 
 
 def load_code_model(
@@ -167,9 +173,19 @@ def load_code_model(
         tensors = load_arrays(files[WEIGHTS])
         weight, bias = (np.asarray(tensors[name], dtype=np.float64) for name in _HEAD)
         shares = None if _SHARES not in tensors else np.asarray(tensors[_SHARES], dtype=np.float64)
+        taught = [np.asarray(tensors[name], dtype=np.float64) for name in _TAUGHT if name in tensors]
     except (SafetensorError, KeyError, ValueError, TypeError):
         raise WireError("an adapter's weights must be a whole safetensors file with a head; fetch it again") from None
     width, classes = code.width, len(card.labels)
+    if taught:
+        if [one.shape for one in taught] != [(classes, len(code.center)), (classes,)] or not all(
+            np.isfinite(one).all() for one in taught
+        ):
+            raise WireError(
+                f"an adapter's taught head must be of shape ({classes}, {len(code.center)}), finite; fetch it again"
+            )
+        weight, bias = taught
+        return CodeModel(card=card, code=code, encoder=own, weight=weight, bias=bias, reads_states=True)
     wide = 3 * width if card.pairs else width
     if weight.shape != (classes, wide) or bias.shape != (classes,) or not np.isfinite(weight).all():
         raise WireError(f"an adapter's head must be of shape ({classes}, {wide}), finite; fetch it again")
@@ -179,11 +195,11 @@ def load_code_model(
                 f"an adapter's label shares must be {classes} numbers above 0 and at most 1; fetch it again"
             )
         mechanism = remake_subset(card.mechanism, bundle=code)
-        if code.pairs:
+        if code.pairs:  # which lie on half of a circle, and not anywhere
             kept, offset = fit_attenuation(mechanism, place_on_arc(np.linspace(-1, 1, _DRAWS)))
             bias = bias + weight @ offset
         else:
-            kept = mechanism.measure_attenuation(np.random.default_rng(0).standard_normal((_DRAWS, width)))
+            kept = estimate_attenuation(code, card.mechanism)
         weight, bias = sharpen_head(weight, bias, shares=shares, attenuation=kept)
     return CodeModel(card=card, code=code, encoder=own, weight=weight, bias=bias)
 
@@ -279,33 +295,6 @@ def _read_own_encoder(code: CodeBundle, encoder: str | Path | None) -> TextEncod
             "the encoder must be the one that the codebook was made for, got another; give its folder with `backbone`"
         )
     return found
-
-
-def sharpen_head(
-    weight: NDArray[np.float64], bias: NDArray[np.float64], *, shares: NDArray[np.float64], attenuation: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the head that reads a clear code u, of the one that reads codewords y with E[y | u] = c u.
-
-    A logistic head says log P(label | y) = w y + b, up to a number that all labels have in common. Over T independent
-    releases of one text the evidence w y + b - log(share) adds up, and its mean is c w u + b - log(share); the share
-    counts once:
-
-        T (c w u + b - log(share)) + log(share),   T = 1 + 2 (1 / c² - 1).
-
-    A clear code is worth 1 / c² releases by the variance of their mean, and more where texts of a label are alike. The
-    2 was chosen on R8 and SST-2 (docs/results/text_codes.md); half of it and twice of it were within two points (not
-    kept). Where nothing is noise, c = 1, the head stays as it is.
-
-    Args:
-        weight: Weights w of the head, (C, k).
-        bias: Biases b of the head, (C,).
-        shares: Share of each label, (C,).
-        attenuation: The mean inner product c of a code and its codeword, from 0 to 1.
-    """
-    kept = min(max(attenuation, _LEAST_ATTENUATION), 1.0)
-    releases = 1 + _RELEASES * (1 / kept**2 - 1)
-    prior = np.log(shares)
-    return releases * kept * weight, releases * (bias - prior) + prior
 
 
 def fit_attenuation(mechanism: SubsetMechanism, points: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

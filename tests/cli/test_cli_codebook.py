@@ -5,6 +5,7 @@ import numpy as np
 
 from code_material import code_bundle
 from rapt.wire.code_bundle import read_code_bundle, write_code_bundle
+from rapt.wire.public_states import PUBLIC_STATES, read_public_states
 from rapt.wire.reader_bundle import read_reader_bundle
 
 WORDS = "the film was good bad slow loud long story actors laughed stars enough".split()
@@ -44,6 +45,9 @@ def test_a_code_is_made_from_public_files(rapt, tmp_path):
     assert (bundle.model, bundle.size, bundle.languages, len(bundle.directions)) == ("bert-tiny", 64, ("en",), 4)
     assert [item["epsilon"] for item in described["measured"]] == [2]
     assert 0 < described["measured"][0]["attenuation"] < 1
+    states = read_public_states(tmp_path / "code", encoder_hash=bundle.encoder_hash, width=len(bundle.center))
+    assert len(states) == len(public.read_text().splitlines()) - 1
+    np.testing.assert_allclose(states.mean(axis=0), bundle.center, atol=2e-3)
     again = rapt("codebook", public, "--model", "bert-tiny", "--out", tmp_path / "code")
     assert (again.code, again.out) == (2, "")
     assert read_code_bundle(tmp_path / "code").hash == bundle.hash
@@ -130,6 +134,7 @@ def test_a_code_is_centred_by_a_file_of_the_first_round_alone(rapt, tmp_path):
     assert made.code == 0, made.err
     described, bundle = json.loads(made.out), read_code_bundle(tmp_path / "centred")
     assert (described["hash"], described["texts"]) == (bundle.hash, 60)
+    assert (tmp_path / "centred" / PUBLIC_STATES).read_bytes() == (code / PUBLIC_STATES).read_bytes()
     write_code_bundle(code_bundle(), tmp_path / "other")
     refused = rapt("center", first, "--codes", tmp_path / "other", "--out", tmp_path / "again")
     assert (refused.code, "must be of the code" in refused.err) == (5, True), refused.err

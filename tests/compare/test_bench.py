@@ -23,10 +23,11 @@ from rapt.compare.plan import (
     RAPT,
     SENTENCES,
     SENTENCES_NO_LOSS,
+    TOKENS_AT_HOME,
     ComparisonPlan,
 )
-from rapt.compare.report import STYLES, weigh_exposure, write_comparison
-from rapt.compare.results import ModelRow
+from rapt.compare.report import STYLES, list_attacks, weigh_exposure, write_comparison
+from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
@@ -184,13 +185,19 @@ def test_a_policy_that_finds_nothing_changes_no_answer_and_one_that_masks_every_
     pytest.importorskip("regex")
     rights = []
     for name, pattern in (("nothing", "zanzibar"), ("all", "|".join((*GOOD, *BAD)))):
-        (tmp_path / name).write_text(f"[kinds]\nword = {{mask = 'thing'}}\n[patterns]\nword = '{pattern}'\n")
+        (tmp_path / name).write_text(f"[kinds]\nword = {{mask = 'some thing'}}\n[patterns]\nword = '{pattern}'\n")
         plan = replace(PLAN, etas=(500.0,), seeds=(0,), arms=(PROMPT, POLICY), attacks=(), policy=str(tmp_path / name))
         rows = run_comparison(plan, SPLIT, results=tmp_path / "r.jsonl" if name == "nothing" else tmp_path / "s.jsonl")
         rights.append([row.right for row in rows])
         assert plan.digest_setting(SPLIT) == replace(plan, policy=None, arms=(PROMPT,)).digest_setting(SPLIT)
     assert rights[0][0] == rights[0][1]
     assert sum(rights[1][1]) <= sum(rights[1][0])
+    attacked = replace(plan, arms=(POLICY,), attacks=("embedding_inversion",), attack_tokens=10**6)
+    rows = run_comparison(attacked, SPLIT, results=tmp_path / "t.jsonl")
+    plain, under = (row for row in rows if isinstance(row, AttackRow))
+    assert (plain.policy, under.policy) == (False, True)
+    assert under.tokens > plain.tokens  # a mask has two words in the place of one
+    assert ["500, policy"] == [line[0] for line in list_attacks(summarize(rows))[2:]]
     texts = [
         list(
             FileMaker(plan, load_vocabulary("bert-tiny"))
@@ -353,3 +360,13 @@ def test_every_arm_trains_and_judges_a_decoder(tmp_path, seconds):
     assert answers[DENOISED] == answers[PROMPT]
     assert answers[DENOISED_RAPT] == answers[RAPT]
     assert 0 < attack.unchanged < 1
+
+
+def test_tokens_asked_at_home_are_answered_by_the_model_that_is_asked_privately(tmp_path):
+    plan = replace(PLAN, etas=(45.0, 10_000.0), seeds=(0,), arms=(PROMPT, TOKENS_AT_HOME, CLEAN), attacks=())
+    rows = {(row.arm, row.eta): row for row in run_comparison(plan, SPLIT, results=tmp_path / "r.jsonl")}
+    assert rows[TOKENS_AT_HOME, 45.0].privatizations == 1
+    asked, noisy = rows[PROMPT, 10_000.0], rows[PROMPT, 45.0]
+    # Where nothing is noise both ways are one.
+    assert tuple(plan.privatizations * one for one in rows[TOKENS_AT_HOME, 10_000.0].right) == asked.right
+    assert tuple(plan.privatizations * one for one in rows[TOKENS_AT_HOME, 45.0].right) != noisy.right

@@ -11,11 +11,15 @@ from rapt.compare.bench import open_bench, run_comparison
 from rapt.compare.files import FileMaker
 from rapt.compare.plan import ARMS, CLEAN, PROMPT, AttackCell, ComparisonPlan
 from rapt.compare.report import draw_conclusions, write_comparison
-from rapt.compare.results import ModelRow
+from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.summary import summarize
 from rapt.compare.texts import LabelledTexts, Split, read_split
 from rapt.errors import CorpusError, UsageError
+from rapt.local.codes.codebook import PublicStates, make_pair_codebook
+from rapt.local.codes.encoder import read_encoder
+from rapt.local.codes.text_statement import bound_guess
 from rapt.local.vocabulary import load_vocabulary
+from rapt.wire.code_bundle import compare_pairs, write_code_bundle
 
 WORDS = (("bad", "awful", "poor", "sad"), ("good", "great", "fine", "happy"))
 
@@ -216,3 +220,28 @@ def test_a_column_is_one_thing(tmp_path, column):
 def test_a_tie_of_labels_goes_to_the_first():
     tied = replace(SPLIT, training=LabelledTexts(texts=("a", "b"), labels=(1, 0), names=("no", "yes")))
     assert tied.most_frequent_label_is_right == tuple(label == 0 for label in SPLIT.evaluation.labels)
+
+
+def test_one_code_for_both_texts_of_a_pair_is_compared_attacked_and_asked_in_both_ways(tmp_path):
+    encoder, code = read_encoder("bert-tiny"), tmp_path / "code"
+    same = [f"it was {word} at {place}" for place in range(40) for word in ("good", "bad")]
+    both = (same, same[::2] + [f"a train left town {place}" for place in range(40)])
+    states = PublicStates(texts=compare_pairs(*(encoder.encode(part) for part in both)))
+    write_code_bundle(make_pair_codebook(encoder, states), code)
+    alike = tuple(np.random.default_rng(0).permutation(same * 2).tolist())
+    labels = tuple(place % 2 for place in range(len(alike)))
+    seconds = tuple(text if label else "a train left town" for text, label in zip(alike, labels, strict=True))
+    texts = LabelledTexts(texts=alike, labels=labels, names=("other", "same"), seconds=seconds)
+    split = Split(training=texts.at(range(100)), evaluation=texts.at(range(100, 160)))
+    arms = tuple(name for name, arm in ARMS.items() if arm.unit != "token")
+    plan = replace(PLAN, etas=(), epsilons=(8.0,), arms=arms, codes=str(code), own_texts=20, privatizations=1)
+    rows = run_comparison(plan, split, results=tmp_path / "r.jsonl")
+    right = {row.arm: np.mean(np.array(row.right) / row.privatizations) for row in rows if isinstance(row, ModelRow)}
+    assert set(right) == set(arms)
+    assert right["codes asked at home"] > 0.95
+    assert right["codes asked privately"] > 0.9
+    (attack,) = (row for row in rows if isinstance(row, AttackRow))
+    assert attack.linked_low <= bound_guess(8.0, among=attack.candidates)
+    single = Split(training=replace(split.training, seconds=()), evaluation=replace(split.evaluation, seconds=()))
+    with pytest.raises(UsageError, match="a code of pairs must be compared on pairs, got single texts"):
+        run_comparison(plan, single, results=tmp_path / "other.jsonl")

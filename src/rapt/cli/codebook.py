@@ -59,7 +59,9 @@ def codebook(
     """Make the code of whole texts from public text: encoder, directions and codewords.
 
     Run by whoever serves; no private text may come near it. Public text of the users' kind makes better codes. The
-    folder is what `--codes` of `rapt privatize` takes. PUBLIC and --task take the formats that it takes.
+    folder is what `--codes` of `rapt privatize` takes. PUBLIC and --task take the formats that it takes. States of
+    PUBLIC stand beside the code, where `rapt serve` teaches heads for answers at home on them;
+    contributors do not need them.
 
     With --text-column-2 the code is of pairs: it says how alike the two texts of a record are, at one ε for both. Where
     most pairs of PUBLIC lie, from its tenth to its ninetieth percentile, is what it tells apart.
@@ -110,7 +112,7 @@ def codebook(
             encoder, states, dimensions=dimensions, codewords=size, codes=codes_per_text, languages=languages or []
         )
     measured = measure_attenuations(bundle, states, epsilons=epsilons)
-    write_code_bundle(bundle, out)
+    write_code_bundle(bundle, out, public_states=None if bundle.pairs else states.texts)
     if as_json:
         values = [{"epsilon": eps, "preferred": preferred, "attenuation": c} for eps, preferred, c in measured]
         show_json({"folder": str(out), "model": bundle.model, "hash": bundle.hash, "measured": values})
@@ -145,8 +147,10 @@ def center(
     from rapt.errors import UsageError, VocabularyError
     from rapt.local.codes.code_privatizer import read_code
     from rapt.local.codes.subset import remake_subset
+    from rapt.public_models import find_model_folder
     from rapt.wire.code_bundle import write_code_bundle
     from rapt.wire.privatized_file import read_privatized_file
+    from rapt.wire.public_states import read_public_states
 
     check_new(out)
     bundle, file = read_code(codes), read_privatized_file(first)
@@ -161,7 +165,8 @@ def center(
     remake_subset(manifest.mechanism, bundle=bundle)
     found = estimate_center(bundle, manifest.mechanism, ids)
     made = center_codes(bundle, found)
-    write_code_bundle(made, out)
+    beside = read_public_states(find_model_folder(codes), encoder_hash=bundle.encoder_hash, width=len(bundle.center))
+    write_code_bundle(made, out, public_states=beside)
     if as_json:
         figures = {"texts": len(ids), "length": found.length, "error": found.error}
         show_json({"folder": str(out), "model": made.model, "hash": made.hash, **figures})

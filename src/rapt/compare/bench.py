@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rapt.cluster import Cluster
 from rapt.compare.crowd import CrowdBench, check_crowds, open_crowd_bench
 from rapt.compare.files import FileMaker
-from rapt.compare.plan import ARMS, AttackCell, Cell, ComparisonPlan, order_texts
+from rapt.compare.plan import ARMS, PROMPT, AttackCell, Cell, ComparisonPlan, order_texts
 from rapt.compare.results import LINKED, AttackRow, ModelRow, Row, open_results
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
@@ -64,6 +64,7 @@ class Bench:
     backbone: Backbone
     denoised: Backbone | None
     files: FileMaker
+    _tuned: dict[Cell, Adapter] = field(default_factory=dict, repr=False)
 
     def train_and_judge(self, cell: Cell) -> ModelRow:
         """One line of the results, of an arm on tokens.
@@ -79,11 +80,15 @@ class Bench:
         file = arm.change_file(file, cell.seed)
         config = arm.configure(plan.make_config(seed=cell.seed), plan.weight, plan.plain_tokens)
         backbone = self.denoised if arm.denoised and self.denoised is not None else self.backbone
-        training = self.change_file(cell, texts, file, place=0)
         start = time.perf_counter()
-        adapter = tune(backbone, training, config=config)
-        seconds = time.perf_counter() - start
-        judged = self.files.evaluation(split.evaluation, eta=cell.eta, seed=cell.seed, policy=arm.policy)
+        key = replace(cell, arm=PROMPT if arm.asked_at_home else cell.arm)
+        if key not in self._tuned:  # the arm that is asked at home comes after the one whose model it asks
+            training = self.change_file(cell, texts, file, place=0)
+            self._tuned.clear()
+            self._tuned[key] = tune(backbone, training, config=config)
+        adapter, seconds = self._tuned[key], time.perf_counter() - start
+        asked = None if arm.asked_at_home else cell.eta
+        judged = self.files.evaluation(split.evaluation, eta=asked, seed=cell.seed, policy=arm.policy)
         right = np.zeros(len(split.evaluation), dtype=np.int64)
         for place, queries in enumerate(judged, start=1):
             right += judge_answers(backbone, adapter, self.change_file(cell, split.evaluation, queries, place=place))
@@ -125,20 +130,23 @@ class Bench:
 
         assert cell.eta is not None, "codes have a bench of their own"
         seed = self.plan.seeds[0]
-        vocabulary, texts = self.files.vocabulary, self.split.turn_of(seed).training
-        view = adversary_view(self.files.training(texts, eta=cell.eta, seed=seed), vocabulary.bundle)
-        seconds: dict[Part, list[list[int]]] = {"second": vocabulary.encode(texts.seconds)} if texts.pairs else {}
-        truth = match_truth(view, vocabulary.encode(texts.texts), others=seconds)
+        texts = self.split.turn_of(seed).training
+        file = self.files.training(texts, eta=cell.eta, seed=seed, policy=cell.policy)
+        view = adversary_view(file, self.files.vocabulary.bundle)
+        contents, *others = (self.files.list_contents(part, eta=cell.eta, policy=cell.policy) for part in texts.parts)
+        seconds: dict[Part, list[list[int]]] = {"second": others[0]} if others else {}
+        truth = match_truth(view, contents, others=seconds)
         unchanged = float((view.observed == truth.token_ids).mean())
         # Half of the texts are the attacker's own: without any in clear, those who use context could not begin.
         view, truth = lend_texts(view, truth, share=0.5, seed=seed)
         view, truth = sample_records(view, truth, tokens=cell.tokens, seed=seed)
         found = audit_view(view, truth, attacks=cell.attacks, seed=seed)
         recovered = found.strongest.score.all_tokens.first
-        linked = link_among(view, truth, [np.array(ids, dtype=np.int64) for ids in vocabulary.encode(texts.texts)])
+        linked = link_among(view, truth, [np.array(ids, dtype=np.int64) for ids in contents])
         return AttackRow(
-            setting=self.setting,
+            setting=self.policy_setting if cell.policy else self.setting,
             eta=cell.eta,
+            policy=cell.policy,
             attacks=cell.attacks,
             attack_tokens=cell.tokens,
             strongest=found.strongest.attack,

@@ -36,7 +36,7 @@ from rapt.compare.results import LINKED, AttackRow, ModelRow
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import UsageError
 from rapt.home_files import join_pairs
-from rapt.local.codes.code_privatizer import CodePrivatizer, Encoder, check_encoder, read_code
+from rapt.local.codes.code_privatizer import CodePrivatizer, Encoder, check_encoder, join_pair, read_code
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
 from rapt.local.own_model import LEAST_TEXTS, count_words, fit_fusion
@@ -144,7 +144,7 @@ class CrowdBench:
         seed = self.plan.seeds[0]
         texts = self.split.turn_of(seed).training
         code, encoder = self._need_code()
-        chosen = texts.at(order_texts(len(texts), seed=seed)[: 2 * LINKED])
+        chosen = self._join_where_one_code(texts.at(order_texts(len(texts), seed=seed)[: 2 * LINKED]))
         single = LabelledTexts(texts=chosen.texts, labels=chosen.labels, names=chosen.names)
         # Without labels, so that no heads are tuned: what they give away is no axis of a comparison.
         file = self._release(single, epsilon=cell.epsilon, seed=_TRAINING + seed, labelled=False)
@@ -234,7 +234,8 @@ class CrowdBench:
     def _read(self, texts: LabelledTexts) -> Floats:
         """States of texts around the public centre, or what a head compares of pairs."""
         code, encoder = self._need_code()
-        states = [encoder.encode(part).astype(np.float64) - code.center for part in texts.parts]
+        center = 0.0 if code.pairs else code.center  # that of a code of pairs is a number that says how alike two are
+        states = [encoder.encode(part).astype(np.float64) - center for part in texts.parts]
         return compare_states(*states) if texts.pairs else states[0]
 
     def _answer_at_home(self, cell: Cell, split: Split, texts: LabelledTexts) -> Floats:
@@ -255,6 +256,7 @@ class CrowdBench:
     ) -> PrivatizedFile:
         code, encoder = self._need_code()
         assert epsilon is not None, "an arm on codes has an epsilon"
+        texts = self._join_where_one_code(texts)
         privatizer = CodePrivatizer(encoder=encoder, mechanism=make_subset(code, epsilon=epsilon))
         stream = insecure_stream(seed)
         names = texts.names if labelled else None
@@ -263,6 +265,13 @@ class CrowdBench:
         chunk = Chunk(0, list(texts.texts), list(texts.labels) if labelled else None, seconds)
         records = privatize_records(chunk, ChunkSetting(privatizer, None, manifest), stream=stream)
         return PrivatizedFile(manifest=count_file(manifest, records), records=tuple(records))
+
+    def _join_where_one_code(self, texts: LabelledTexts) -> LabelledTexts:
+        """The records as the code takes them: the two texts of a pair as one where it has one code for both."""
+        code, _ = self._need_code()
+        if not code.pairs:
+            return texts
+        return replace(texts, texts=tuple(map(join_pair, texts.texts, texts.seconds)), seconds=())
 
     def _need_code(self) -> tuple[CodeBundle, RememberedEncoder]:
         assert self.code is not None, "a plan whose arms need a code has one"
@@ -336,8 +345,8 @@ def open_crowd_bench(plan: ComparisonPlan, split: Split) -> CrowdBench:
     code = encoder = codebook = None
     if plan.codes is not None:
         code = read_code(plan.codes)
-        if code.pairs:
-            raise UsageError("a comparison must have a code of single texts, got one of pairs; leave out `codes`")
+        if code.pairs and not split.training.pairs:
+            raise UsageError("a code of pairs must be compared on pairs, got single texts; name `text_column_2`")
         encoder = RememberedEncoder(read_encoder(code.model if plan.encoder is None else plan.encoder))
         check_encoder(encoder, bundle=code)
         codebook = load_backbone(plan.codes)

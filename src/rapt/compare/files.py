@@ -65,10 +65,7 @@ class FileMaker:
         if eta is None:
             return self._clear(texts)
         stream = insecure_stream(seed)
-        plain = self._plain_tokens(stream.generator)
-        privatizer: TextPrivatizer = Privatizer(self.vocabulary, self.mechanism(eta), plain)
-        if policy:
-            privatizer = PolicyPrivatizer(privatizer, self._policy, self._rewritten)
+        privatizer = self._privatizer(eta, self._plain_tokens(stream.generator), policy=policy)
         seconds: dict[Part, list[str]] = {"second": list(texts.seconds)} if texts.pairs else {}
         manifest = privatizer.manifest(labels=texts.names, randomness=stream.provenance, pairs=texts.pairs)
         chunk = Chunk(0, list(texts.texts), list(texts.labels), seconds)
@@ -129,6 +126,14 @@ class FileMaker:
     def tokenize(self, texts: LabelledTexts) -> list[list[list[int]]]:
         """The tokens in clear of each record's one or two texts."""
         return [list(record) for record in zip(*(self.vocabulary.encode(part) for part in texts.parts), strict=True)]
+
+    def list_contents(self, texts: Sequence[str], *, eta: float, policy: bool) -> list[list[int]]:
+        """The tokens of texts that are privatized: those that the policy leaves where one is asked for."""
+        return self._privatizer(eta, NO_PLAIN_TOKENS, policy=policy).contents(texts)
+
+    def _privatizer(self, eta: float, plain: PlainTokens, *, policy: bool) -> TextPrivatizer:
+        inner = Privatizer(self.vocabulary, self.mechanism(eta), plain)
+        return PolicyPrivatizer(inner, self._policy, self._rewritten) if policy else inner
 
     def mechanism(self, eta: float) -> Mechanism:
         """The plan's mechanism at an η."""

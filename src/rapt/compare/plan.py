@@ -40,6 +40,7 @@ from rapt.wire.privatized_file import PrivatizedFile
 
 CLEAN: Final = "clean"
 PROMPT: Final = "without reconstruction"
+TOKENS_AT_HOME: Final = "tokens asked at home"
 RAPT: Final = "RAPT"
 NO_LOSS: Final = "no loss"
 SHUFFLED: Final = "shuffled targets"
@@ -73,6 +74,7 @@ class Arm:
         sentences: Whether its plain tokens are public sentences, which the comparison must be given.
         denoised: Whether it stands on the plan's denoised backbone.
         policy: Whether the plan's entity policy rewrites the texts first, in training and in judging.
+        asked_at_home: Whether the texts to judge stay at home, in clear; tuned as the arm `without reconstruction`.
         configure: Function from the common run, λ and m to this arm's run.
         change_file: Change of the training file; most do nothing.
     """
@@ -86,6 +88,7 @@ class Arm:
     sentences: bool = False
     denoised: bool = False
     policy: bool = False
+    asked_at_home: bool = False
     configure: Callable[[TuningConfig, float, int], TuningConfig] = lambda config, weight, m: config
     change_file: Callable[[PrivatizedFile, int], PrivatizedFile] = lambda file, seed: file
 
@@ -127,6 +130,7 @@ def _probing(config: TuningConfig, weight: float, m: int) -> TuningConfig:
 ARMS: Final[Mapping[str, Arm]] = {
     CLEAN: Arm(says="no privacy: trained and judged on clear text", clean=True, configure=_plain),
     PROMPT: Arm(says="the same tuning on privatized text", configure=_plain),
+    TOKENS_AT_HOME: Arm(says="the same model; queries stay at home, in clear", asked_at_home=True, configure=_plain),
     RAPT: Arm(
         says="with privatized token reconstruction, L = L_task + λ L_rec", plain_tokens=True, configure=_reconstruct
     ),
@@ -210,6 +214,8 @@ DIFFERENCES: Final = (
     (DENOISED_PROBING, ORACLE),
     (ORACLE, PROMPT),
     (POLICY, PROMPT),
+    (TOKENS_AT_HOME, PROMPT),
+    (TOKENS_AT_HOME, HEAD_AT_HOME),
     (PROMPT, CLEAN),
     (RAPT, CLEAN),
     (HEAD_AT_HOME, RAPT),
@@ -251,12 +257,13 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackCell:
-    """One setting to attack: with these attacks, on about so many tokens."""
+    """One setting to attack: with these attacks, on about so many tokens; under the entity policy, or without."""
 
     eta: float | None
     attacks: tuple[str, ...]
     tokens: int
     epsilon: float | None = None
+    policy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,8 +388,9 @@ class ComparisonPlan:
 
     def list_attacks(self) -> Iterator[AttackCell]:
         """Every setting that is attacked: of tokens where attacks were named, of codes always."""
-        for eta in self.etas if self.attacks else ():
-            yield AttackCell(eta=eta, attacks=self.attacks, tokens=self.attack_tokens)
+        under = [False, True] if any(ARMS[name].policy for name in self.arms) else [False]
+        for eta, policy in product(self.etas if self.attacks else (), under):
+            yield AttackCell(eta=eta, attacks=self.attacks, tokens=self.attack_tokens, policy=policy)
         if any(ARMS[name].unit == "text" for name in self.arms):
             for epsilon in self.epsilons:
                 yield AttackCell(eta=None, epsilon=epsilon, attacks=(), tokens=0)

@@ -43,6 +43,7 @@ from rapt.whole_files import write_whole
 from rapt.wire.mechanism_setting import MechanismSetting
 
 STYLES: Final = {name: f"arm-{place}" for place, name in enumerate(ARMS)}
+_UNDER_POLICY: Final = ", policy"
 _STEP: Final = 5.0  # points of accuracy; the axis ends at multiples of it
 _LATEX = {
     "η": r"$\eta$",
@@ -59,9 +60,14 @@ _LATEX = {
 def list_accuracies(summary: Summary) -> list[list[str]]:
     """A header, then one line for each arm at each setting; of crowds and codes only where there are some."""
     lines = [["η", "unchanged, %", "arm", "accuracy, %", "95 % interval", "seeds", "privatizations"]]
-    kept = {attack.eta: f"{100 * attack.unchanged:.1f}" for attack in summary.attacks if attack.eta is not None}
+    kept = {
+        (attack.eta, attack.policy): f"{100 * attack.unchanged:.1f}"
+        for attack in summary.attacks
+        if attack.eta is not None
+    }
     for item in summary.accuracies:
-        lines.append([_eta(item.eta), kept.get(item.eta or 0.0, "—"), *_accuracy(item)])
+        under = item.arm in ARMS and ARMS[item.arm].policy
+        lines.append([_eta(item.eta), kept.get((item.eta or 0.0, under), "—"), *_accuracy(item)])
     if (named := summary.most_frequent_label) is not None:
         lines.append(["—", "—", "most frequent label", *_percent(named), "—", "—"])
     if not _has_crowds(summary):
@@ -86,7 +92,8 @@ def list_attacks(summary: Summary) -> list[list[str]]:
     for item in summary.attacks:
         if item.eta is not None:
             interval = f"{100 * item.low:.1f}–{100 * item.high:.1f}"
-            lines.append([_eta(item.eta), item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
+            setting = _eta(item.eta) + (_UNDER_POLICY if item.policy else "")
+            lines.append([setting, item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
     return lines
 
 
@@ -109,7 +116,9 @@ def list_exposures(summary: Summary, *, distances: TableDistances | None) -> lis
             formal = f"{ceil_nats(item.eta * distances.largest_seen)}, one word"
         lines.append(
             [
-                f"η = {item.eta:g}" if item.eta is not None else f"ε = {item.epsilon:g}",
+                f"η = {item.eta:g}{_UNDER_POLICY if item.policy else ''}"
+                if item.eta is not None
+                else f"ε = {item.epsilon:g}",
                 f"{100 * item.recovered:.1f}",
                 "—" if item.blind is None else f"{100 * item.blind:.1f}",
                 f"{100 * item.linked:.1f}",
@@ -380,7 +389,7 @@ def plot_accuracies(summary: Summary, distances: TableDistances | None) -> tuple
         (
             "Accuracy over what the strongest attack recovers",
             "tokens recovered by the strongest attack, %",
-            {attack.eta: 100 * attack.recovered for attack in summary.attacks if attack.eta is not None},
+            {item.eta: 100 * item.recovered for item in summary.attacks if item.eta is not None and not item.policy},
         ),
     ]
     largest = max((item.crowd or math.inf for item in summary.accuracies), default=math.inf)

@@ -77,6 +77,7 @@ class AttackRow:
         linked_high: Upper end of its interval.
         candidates: Candidates, the right one among them.
         bits: Bits that a release says about which of the candidates it is of; None where it was not asked.
+        policy: Whether the entity policy had rewritten the texts; shares are then of what it left of them.
     """
 
     setting: str
@@ -96,11 +97,18 @@ class AttackRow:
     linked_high: float | None = None
     candidates: int = 0
     bits: float | None = None
+    policy: bool = False
 
     @property
     def cell(self) -> AttackCell:
         """The cell that this is the result of."""
-        return AttackCell(eta=self.eta, attacks=self.attacks, tokens=self.attack_tokens, epsilon=self.epsilon)
+        return AttackCell(
+            eta=self.eta,
+            attacks=self.attacks,
+            tokens=self.attack_tokens,
+            epsilon=self.epsilon,
+            policy=self.policy,
+        )
 
 
 Row = ModelRow | AttackRow

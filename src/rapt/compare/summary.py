@@ -142,6 +142,7 @@ class Attack:
     linked_high: float | None = None
     candidates: int = 0
     bits: float | None = None
+    policy: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +228,7 @@ def summarize(rows: Sequence[Row], *, most_frequent_label: Sequence[Sequence[boo
     return Summary(
         accuracies=tuple(_accuracy(models[key], named, turns) for key in keys),
         differences=tuple(_differences(models, turns)),
-        attacks=tuple(sorted(attacks, key=lambda attack: (attack.eta or 0.0, attack.epsilon or 0.0))),
+        attacks=tuple(sorted(attacks, key=lambda attack: (attack.eta or 0.0, attack.epsilon or 0.0, attack.policy))),
         most_frequent_label=None if named is None else estimate_mean(named, turns=range(len(named))),
         home_wins=tuple(_list_home_wins(models, turns)),
     )

@@ -30,6 +30,7 @@ from rapt.errors import VocabularyError, WireError
 from rapt.whole_files import open_whole_folder
 from rapt.wire.mechanism_setting import check_epsilon
 from rapt.wire.mechanisms import MOST_CODES, MOST_CODEWORDS
+from rapt.wire.public_states import write_public_states
 from rapt.wire.strict_json import check_fields, parse_document, read_count, read_field, read_name
 
 SCHEMA: Final = "rapt.code/1"
@@ -285,16 +286,23 @@ def add_second_center(bundle: CodeBundle, offset: NDArray[np.float32], *, first_
     return make_code_bundle(**parts, offset=offset, first_round=first_round)
 
 
-def write_code_bundle(bundle: CodeBundle, folder: Path) -> None:
+def write_code_bundle(bundle: CodeBundle, folder: Path, *, public_states: NDArray[np.float32] | None = None) -> None:
     """Write the two files into a new or empty folder, which appears whole or not at all.
+
+    Args:
+        bundle: The code.
+        folder: New or empty folder.
+        public_states: States of public texts in its encoder, (n, h), which stand beside it (`rapt.wire.public_states`).
 
     Raises:
         UsageError: The folder is not empty, or is something else.
-        VocabularyError: The folder cannot be written.
+        VocabularyError: The folder cannot be written, or the states cannot.
     """
     try:
         with open_whole_folder(folder) as partial:
             write_code_files(bundle, partial)
+            if public_states is not None:
+                write_public_states(public_states, partial, encoder_hash=bundle.encoder_hash)
     except (OSError, SafetensorError) as error:
         raise VocabularyError(
             f"the folder of a code must be writable, got {getattr(error, 'strerror', None) or type(error).__name__}; "

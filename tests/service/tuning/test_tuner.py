@@ -98,7 +98,7 @@ def test_fixed_plain_tokens_train_too(backbone):
 def test_the_reconstruction_head_is_thrown_away(backbone, file):
     adapter = tune(backbone, file, config=WITH_L_REC)
     assert adapter.prompt.shape == (4, backbone.hidden_size)
-    kept = {"tuned", "head_weight", "head_bias", "card", "label_shares"}
+    kept = {"tuned", "head_weight", "head_bias", "card", "label_shares", "taught"}
     assert {field.name for field in dataclasses.fields(adapter)} == kept
 
 

@@ -24,6 +24,8 @@ from rapt.service.adapter.adapter_check import (
     HEAD_BIAS,
     HEAD_SHARES,
     HEAD_WEIGHT,
+    TAUGHT_BIAS,
+    TAUGHT_WEIGHT,
     check_card,
     check_numbers,
     check_peft_config,
@@ -55,6 +57,8 @@ class Adapter:
         card: Description and origin of the adapter.
         label_shares: Share of each label among the training records as the head sees them, (C,), float32; None but for
             a head over codes that was solved. Answers at home need it (`rapt.at_home`).
+        taught: Weight (C, h) and bias (C,) of a head over whole states of the code's encoder, taught on public text
+            (`rapt.teaching`), float32; for answers at home alone. None where the service had no public text.
     """
 
     tuned: Tuned
@@ -62,6 +66,7 @@ class Adapter:
     head_bias: Tensor
     card: AdapterCard
     label_shares: Tensor | None = None
+    taught: tuple[Tensor, Tensor] | None = None
 
     @property
     def compares(self) -> bool:
@@ -139,6 +144,7 @@ def adapter_from_files(files: Mapping[str, bytes], *, backbone: Backbone) -> Ada
         head_bias=tensors[HEAD_BIAS],
         card=card,
         label_shares=tensors.get(HEAD_SHARES),
+        taught=(tensors[TAUGHT_WEIGHT], tensors[TAUGHT_BIAS]) if TAUGHT_WEIGHT in tensors else None,
     )
     if PEFT_CONFIG in files:
         check_peft_config(parse_document(files[PEFT_CONFIG], what=PEFT_CONFIG), make_peft_config(adapter))
@@ -164,6 +170,8 @@ def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
     tensors = {HEAD_WEIGHT: adapter.head_weight, HEAD_BIAS: adapter.head_bias}
     if adapter.label_shares is not None:
         tensors[HEAD_SHARES] = adapter.label_shares
+    if adapter.taught is not None:
+        tensors |= dict(zip((TAUGHT_WEIGHT, TAUGHT_BIAS), adapter.taught, strict=True))
     tensors |= METHODS[adapter.card.method].form.to_tensors(adapter.tuned)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     try:

@@ -28,6 +28,7 @@ from rapt.wire.strict_json import parse_json
 
 HEAD_WEIGHT, HEAD_BIAS = "classifier.weight", "classifier.bias"
 HEAD_SHARES: Final = "classifier.label_shares"
+TAUGHT_WEIGHT, TAUGHT_BIAS = "taught.weight", "taught.bias"
 # Of a number in an adapter, and of what a low-rank change may make of inputs of size 1. Trained ones stay below 100.
 # At these bounds the largest value on the way, the square of a gated layer's output, is some 1e31 of 3e38 in float32.
 LARGEST_WEIGHT: Final = 1e4
@@ -144,6 +145,8 @@ def _check_shapes(found: Mapping[str, Shape], *, card: AdapterCard, backbone: Ba
     expected: dict[str, Shape] = {HEAD_WEIGHT: (classes, width), HEAD_BIAS: (classes,)}
     if backbone.code is not None and HEAD_SHARES in found:
         expected[HEAD_SHARES] = (classes,)
+    if backbone.is_codebook and backbone.code is not None and TAUGHT_WEIGHT in found:
+        expected |= {TAUGHT_WEIGHT: (classes, len(backbone.code.center)), TAUGHT_BIAS: (classes,)}
     expected |= METHODS[card.method].form.shapes(card, backbone, found)
     if found.keys() != expected.keys():
         raise WireError(

@@ -11,7 +11,9 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rapt.errors import UsageError
@@ -60,6 +62,8 @@ class Backbone:
         reader: Network that puts input vectors in the place of codewords; None where no language model follows a
             codebook, or where tokens are taken.
         words: Vocabulary of the language model itself, where users privatize with another; None where it is `bundle`.
+        public_states: States of public texts in the encoder of a codebook, (n, h), which heads for answers at home are
+            taught on; None where there are none.
     """
 
     model: str
@@ -86,6 +90,7 @@ class Backbone:
     code: CodeBundle | None = None
     reader: Reader | None = None
     words: VocabularyBundle | None = None
+    public_states: NDArray[np.float32] | None = None
 
     @property
     def vocabulary(self) -> VocabularyBundle:

@@ -34,6 +34,7 @@ from rapt.service.backbone.placement import MAP_VARIABLE, choose_device, move_to
 from rapt.service.backbone.reader import load_reader
 from rapt.wire.code_bundle import holds_code_bundle, read_code_bundle
 from rapt.wire.model_files import hash_model
+from rapt.wire.public_states import read_public_states
 from rapt.wire.reader_bundle import ReaderBundle, holds_reader_bundle, read_reader_bundle
 from rapt.wire.vocabulary_bundle import read_model_bundle
 
@@ -160,6 +161,7 @@ def _load_codes(folder: Path, *, model: str, place: torch.device) -> Backbone:
         segment_shift=None,
         takes_positions=False,
         code=code,
+        public_states=read_public_states(folder, encoder_hash=code.encoder_hash, width=len(code.center)),
     )
 
 

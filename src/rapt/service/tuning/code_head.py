@@ -5,6 +5,9 @@ optimum is computed, with all records at once, and the one thing that noise make
 back, is chosen on the private codes themselves by cross-validation: 100 texts at ε = 1 want it a thousand times
 stronger than 4,000 texts at ε = 8. That is post-processing of what was released, so it costs no privacy. Records of one
 id and label are counted and not repeated: a hundred thousand of them cost what the codebook costs.
+
+Where the folder of a codebook has states of public text, a second head for answers at home is taught on them
+(`rapt.teaching`).
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ from rapt.service.tuning.result import Progress, TuningCancelled, adapter_of, ev
 from rapt.service.tuning.run import batches_per_epoch
 from rapt.service.tuning.tasks import TASKS, Classes, label_losses
 from rapt.service.tuning.tuning_config import TuningConfig, default_config
+from rapt.teaching import teach_head
+from rapt.wire.code_bundle import apply_center
 from rapt.wire.manifest import LabelPrivacy
 from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 
@@ -102,8 +107,28 @@ def tune_code_head(
     on_progress(Progress(step=steps, steps=steps, epoch=config.epochs - 1, losses=losses, validation=judged, last=True))
     metrics = {"step": steps, "penalty": penalty, **losses, **judged}
     shares = (counts.sum(dim=1) / counts.sum()) @ logits.softmax(dim=1)
+    shares = shares.float().clamp(min=_LEAST_SHARE)
     made = adapter_of(backbone, training, tuning, config=config, metrics=metrics)
-    return replace(made, label_shares=shares.float().clamp(min=_LEAST_SHARE))
+    return replace(made, label_shares=shares, taught=_teach(backbone, training, weight, bias, shares))
+
+
+def _teach(
+    backbone: Backbone, training: PrivatizedFile, weight: Tensor, bias: Tensor, shares: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """The weight and the bias of a head over whole states; None without public text, and over pairs."""
+    code, mechanism = backbone.code, training.manifest.mechanism
+    if not backbone.is_codebook or code is None or backbone.public_states is None or training.manifest.pairs:
+        return None
+    head = teach_head(
+        backbone.public_states,
+        weight.numpy(),
+        bias.numpy(),
+        bundle=code if mechanism.center is None else apply_center(code, mechanism.center),
+        setting=mechanism,
+        shares=shares.double().numpy(),
+    )
+    on_device = (torch.from_numpy(part).float().to(backbone.device) for part in head)
+    return next(on_device), next(on_device)
 
 
 def solve_head(
