@@ -1,4 +1,4 @@
-"""Choosing η for the success of the Bayes attack: against closed forms, and by simulation against exact sums."""
+"""Choosing η for the success of an attack: against closed forms, exact sums, and the optimum of a known language."""
 
 import math
 
@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rapt.audit.calibration import ExactSuccess, SimulatedSuccess, calibrate_success
+from audit_material import markov_texts, public_of
+from markov_language import WORDS, alone, exact_posteriors, markov_material
+from rapt.audit.calibration import (
+    READING_ATTACKS,
+    ExactSuccess,
+    SimulatedSuccess,
+    StrongestSuccess,
+    calibrate_attack_success,
+    calibrate_success,
+)
 from rapt.errors import AuditError, UsageError
 from rapt.local.mechanisms import make_mechanism
 from rapt.local.weighting import Weighting, weigh_all
@@ -16,6 +25,7 @@ from toy_vocabularies import toy_vocabulary
 ALPHA = 1e-6
 # Two tokens at distance 2 on a line. By Laplace noise a token stays with probability 1 - e^-η / 2.
 TWO = toy_vocabulary([[0.0], [2.0]])
+MARKOV = toy_vocabulary(np.random.default_rng(4).normal(0, 0.6, (WORDS, 4)))  # that of `markov_language`
 UNEVEN = Weighting(token_ids=np.array([0, 1]), shares=np.array([0.8, 0.2]), source="by hand")
 
 
@@ -91,3 +101,42 @@ def test_a_mechanism_whose_channel_is_not_known_is_refused(rng):
 
     with pytest.raises(AuditError, match="a channel must be of one of"):
         calibrate_success(Unknown, TWO, success=0.75, weighting=weigh_all(TWO), rng=rng, trials=200)
+
+
+def test_the_strongest_attack_names_the_share_that_whoever_knows_the_language_names(rng):
+    # The optimum is worked out with the true steps of a Markov source; whoever looks at each token alone falls short.
+    trials, known = 500, markov_material(eta=3.0)
+    found = calibrate_attack_success(
+        maker(MARKOV, "exponential"),
+        MARKOV,
+        success=0.6,
+        texts=list(markov_texts(known.first, known.steps, texts=400, seed=5)),
+        weighting=weigh_all(MARKOV),
+        rng=rng,
+        trials=trials,
+        curve_steps=0,
+    )
+    there = markov_material(eta=found.eta)
+    best = (exact_posteriors(there).argmax(axis=1) == there.truth).mean()
+    error = stats.norm.isf(ALPHA / 2) * math.sqrt(0.6 * 0.4 / trials)
+    assert abs(best - 0.6) < error
+    assert alone(there).value < best - 0.05
+    assert (found.target, found.wanted) == ("attack-success", 0.6)
+    assert found.reached == found.curve[0].success
+    assert abs(found.reached - 0.6) < math.sqrt(2) * error
+
+
+def test_the_strongest_attack_is_the_one_that_names_most(rng):
+    known = markov_material(eta=3.0)
+    texts = list(markov_texts(known.first, known.steps, texts=200, seed=6))
+    held = public_of(texts[100:])
+    success = StrongestSuccess(maker(MARKOV, "exponential"), MARKOV, attacked=texts[:100], held=held, rng=rng)
+    shares = {name: named.mean() for name, named in success.attack(success.open_desk(4.0)).items()}
+    assert list(shares) == list(READING_ATTACKS)
+    assert success(4.0) == shares["context"] > shares["bayes"] > shares["embedding_inversion"]
+
+
+def test_too_few_public_texts_are_refused(rng):
+    texts = [np.array([0, 1])] * 5_000  # one text, over and over
+    with pytest.raises(UsageError, match="in different texts, got 2"):
+        calibrate_attack_success(maker(TWO), TWO, success=0.6, texts=texts, weighting=UNEVEN, rng=rng, trials=100)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from rapt.cli.calibrate import At
@@ -76,6 +77,21 @@ def test_a_success_of_the_attack_gives_an_eta(rapt):
     assert all(point["success"] is not None for point in found["curve"])
 
 
+def test_a_success_of_the_strongest_attack_gives_an_eta_for_public_text(rapt, tmp_path: Path):
+    places = [divmod(place, 4) for place in range(16)]
+    words = [chr(ord("a") + place) * 3 for place in range(16)]
+    rows = [f"{word} {left} {right}" for word, (left, right) in zip(words, places, strict=True)]
+    (tmp_path / "words.vec").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(words[place] for place in rng.integers(16, size=8)) for _ in range(120)]
+    (tmp_path / "public.csv").write_text("\n".join(["text", *texts]) + "\n", encoding="utf-8")
+    given = ("--vocabulary", tmp_path / "words.vec", "--public-text", tmp_path / "public.csv", "--draws", 100)
+    outcome = rapt("calibrate", "--attack-success", 0.6, "--mechanism", "exponential", *given)
+    assert outcome.code == 0
+    assert "60.0% of tokens found by the strongest attack that trains no network" in outcome.out
+    assert "measured with other draws" in outcome.out
+
+
 def test_the_names_of_distances_are_those_of_the_library():
     assert [name.value for name in At] == list(NAMED_DISTANCES)
 
@@ -92,6 +108,7 @@ def test_the_names_of_distances_are_those_of_the_library():
         ("--epsilon 3 --pair london,gastroenterologist", 2, "equally many tokens"),
         ("--epsilon 3 --delta 2", 6, "delta must be from 0 to 1"),
         ("--epsilon nan", 2, "epsilon=nan"),
+        ("--attack-success 0.5", 2, "add --public-text"),
         ("--guess 0.05 --epsilon 3", 2, "one target must be named"),
         ("--epsilon 3 --among 10", 2, "add --guess"),
         ("--guess 0.0001", 6, "more often than a blind one"),

@@ -1,25 +1,34 @@
-"""Choosing η for a success of the context-free Bayes attack, rather than for a number that bounds it.
+"""Choosing η for the success of an attack, rather than for a number that bounds it.
 
-The attacker sees one privatized token, knows the mechanism and the true frequencies of the words, and names the
-likeliest source: nobody who looks at each token alone does better. Where the mechanism's channel has a closed form the
-success is exact, Σ_y max_x prior(x) P(y|x). Elsewhere it is simulated as `bound` counts it: tokens in proportion to the
-weighting go through the real mechanism, and the choice by the estimated channel is compared with them.
+*The context-free Bayes attack.* The attacker sees one privatized token, knows the mechanism and the true frequencies of
+the words, and names the likeliest source: nobody who looks at each token alone does better. Where the mechanism's
+channel has a closed form the success is exact, Σ_y max_x prior(x) P(y|x). Elsewhere it is simulated as `bound` counts
+it: tokens in proportion to the weighting go through the real mechanism, and the choice by the estimated channel is
+compared with them.
 
-*What it is not.* A guarantee. An attacker who uses the context of a token finds more, and one who guesses the most
-frequent word always finds that word's share, whatever η is: a target below it cannot be reached.
+*The strongest attack.* Public texts go through the real mechanism, and the attacks of the audit that train no network
+read them, with the other public texts in the attackers' hands: copying, Bayes, and Bayes with context. The success is
+that of the one that names most tokens. This is the scale on which mechanisms can be compared.
+
+*What it is not.* A guarantee. Another attacker may find more, and one who guesses the most frequent word always finds
+that word's share, whatever η is: a target below it cannot be reached.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.audit.channels import estimate_channel
-from rapt.local.calibration import Calibration, add_success, calibrate_unchanged, measure_curve
+from rapt.audit.attacks import ATTACKS
+from rapt.audit.attacks.desk import Desk
+from rapt.audit.channels import estimate_channel, explain_unknown_channel
+from rapt.audit.view import PublicText, adversary_view
+from rapt.errors import AuditError, UsageError
+from rapt.local.calibration import Calibration, CurvePoint, add_success, calibrate_unchanged, measure_curve
 from rapt.local.calibration_search import (
     MakeMechanism,
     check_share,
@@ -30,8 +39,11 @@ from rapt.local.calibration_search import (
     round_down,
 )
 from rapt.local.mechanisms.interface import find_closed_channel
+from rapt.local.privatizer import Privatizer
 from rapt.local.vocabulary import Vocabulary
 from rapt.local.weighting import Weighting
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Randomness
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, seal_manifest
 
 # Tokens for each η: the channel at 2,048 outputs takes 5 to 9 seconds on one core (bert-tiny, MiniLM).
 TRIALS: Final = 2048
@@ -41,6 +53,12 @@ _TOLERANCE: Final = 5e-3
 _FIRST_STEP: Final = 1.05
 # Sources at once: with 30,000 outputs, 60 MB of float64.
 _ROWS: Final = 256
+# Attacks of the audit that train no network: a minute or less for each η.
+READING_ATTACKS: Final = ("embedding_inversion", "bayes", "context")
+# Tokens in the attackers' hands for each token that they attack, at least.
+_LEAST_HELD: Final = 4
+
+Ints = NDArray[np.int64]
 
 
 class ExactSuccess:
@@ -125,6 +143,72 @@ class SimulatedSuccess:
         return self._found[eta]
 
 
+class StrongestSuccess:
+    """The success of the strongest attack on public texts as a function of η, with the same draws for every η."""
+
+    def __init__(
+        self,
+        make: MakeMechanism,
+        vocabulary: Vocabulary,
+        *,
+        attacked: Sequence[Ints],
+        held: PublicText,
+        rng: np.random.Generator,
+        attacks: Sequence[str] = READING_ATTACKS,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Choose the texts and the draws.
+
+        Args:
+            make: The mechanism at an η.
+            vocabulary: Vocabulary of the mechanism.
+            attacked: Tokens of the texts that are privatized and attacked.
+            held: Other texts, which the attackers hold in clear.
+            rng: Gives the key of the draws and the seed of the attacks.
+            attacks: Names in `ATTACKS`.
+            on_progress: Called with the number of η tried so far.
+        """
+        self._make = make
+        self._vocabulary = vocabulary
+        self.tokens = np.concatenate(attacked)
+        self._cuts = np.cumsum([len(text) for text in attacked])[:-1]
+        self._held = held
+        self._attacks = attacks
+        self._key, self._seed = (int(key) for key in rng.integers(2**31, size=2))
+        self._found: dict[float, float] = {}
+        self._on_progress = on_progress
+
+    def __call__(self, eta: float) -> float:
+        """The success at η; known already where it was asked for before. Raises as `attack`."""
+        if eta not in self._found:
+            self._found[eta] = max(float(named.mean()) for named in self.attack(self.open_desk(eta)).values())
+            if self._on_progress is not None:
+                self._on_progress(len(self._found))
+        return self._found[eta]
+
+    def open_desk(self, eta: float) -> Desk:
+        """The desk of an attacker who sees the texts after the mechanism at η.
+
+        Raises:
+            AuditError: The mechanism's channel is not known, so that the attacks cannot be run.
+        """
+        mechanism = self._make(eta)
+        if (reason := explain_unknown_channel(mechanism.setting, self._vocabulary.bundle)) is not None:
+            raise AuditError(f"the attacks must know the mechanism's channel: {reason}; aim at a share unchanged")
+        # Public texts: the draws need not be secret, only the same for every η.
+        released = mechanism.privatize(self.tokens, rng=np.random.Generator(np.random.PCG64DXSM(self._key)))
+        records = tuple(PrivatizedRecord(token_ids=tuple(part.tolist())) for part in np.split(released, self._cuts))
+        manifest = Privatizer(self._vocabulary, mechanism, NO_PLAIN_TOKENS).manifest(
+            labels=None, randomness=Randomness(source="PCG64DXSM (numpy), public text")
+        )
+        file = PrivatizedFile(manifest=seal_manifest(manifest, records), records=records)
+        return Desk(adversary_view(file, self._vocabulary.bundle, public=self._held), seed=self._seed)
+
+    def attack(self, desk: Desk) -> Mapping[str, NDArray[np.bool_]]:
+        """Whether each token is named rightly by each attack, (n,)."""
+        return {name: ATTACKS[name].run(desk).token_ids[:, 0] == self.tokens for name in self._attacks}
+
+
 def calibrate_success(
     make: MakeMechanism,
     vocabulary: Vocabulary,
@@ -157,43 +241,125 @@ def calibrate_success(
     nearby = calibrate_unchanged(
         make, vocabulary, share=success, weighting=weighting, rng=rng, draws=trials, curve_steps=0
     )
+
+    def around(eta: float) -> Sequence[CurvePoint]:
+        return measure_curve(make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=trials, steps=curve_steps)
+
     if find_closed_channel(make(nearby.eta)) is None:
         simulated = [
             SimulatedSuccess(make, vocabulary, weighting, trials=trials, rng=rng, on_progress=on_progress)
             for _ in range(2)
         ]
-        eta, low, high = find_crossings(
-            simulated[0],
-            target=success,
-            start=nearby.eta,
-            margin=compute_share_error(success, trials),
-            factor=_FIRST_STEP,
-            tolerance=_TOLERANCE,
-        )
-
-        def measured(eta: float) -> tuple[float, float, float]:
-            value = simulated[1](eta)
-            return (value, *compute_share_interval(value, trials))
-
-    else:
-        exact = ExactSuccess(make, weighting, on_progress=on_progress)
-        eta = round_down(find_crossing(exact, target=success, start=nearby.eta, factor=_FIRST_STEP))
-        low, high = None, None
-
-        def measured(eta: float) -> tuple[float, float, float]:
-            return (exact(eta),) * 3
-
-    around = measure_curve(make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=trials, steps=curve_steps)
-    value, lower, upper = measured(eta)
+        return _calibrate_by_trials(nearby, *simulated, target="bayes-success", wanted=success, around=around)
+    exact = ExactSuccess(make, weighting, on_progress=on_progress)
+    eta = round_down(find_crossing(exact, target=success, start=nearby.eta, factor=_FIRST_STEP))
     return replace(
         nearby,
         target="bayes-success",
         wanted=success,
+        eta=eta,
+        eta_low=None,
+        eta_high=None,
+        reached=exact(eta),
+        reached_low=exact(eta),
+        reached_high=exact(eta),
+        curve=tuple(add_success(around(eta), lambda eta: (exact(eta),) * 3)),
+    )
+
+
+def calibrate_attack_success(
+    make: MakeMechanism,
+    vocabulary: Vocabulary,
+    *,
+    success: float,
+    texts: Sequence[Ints],
+    weighting: Weighting,
+    rng: np.random.Generator,
+    trials: int = TRIALS,
+    curve_steps: int = CURVE_STEPS,
+    on_progress: Callable[[int], None] | None = None,
+) -> Calibration:
+    """The η at which the strongest of the attacks that train no network names this share of tokens.
+
+    Two parts of the texts are attacked, one to find η and one to measure what is reached; the attackers hold the rest.
+
+    Args:
+        make: The mechanism at an η.
+        vocabulary: Vocabulary of the mechanism.
+        success: Target, between 0 and 1.
+        texts: Tokens of public texts, at least six times as many tokens as `trials`.
+        weighting: Frequencies of these tokens, for the shares of the curve.
+        rng: Source of the choice of texts and of the draws.
+        trials: Tokens to attack for each η, about; four times as many halve the error.
+        curve_steps: Points of the curve on either side of the answer.
+        on_progress: Called with the number of η tried so far.
+
+    Raises:
+        UsageError: The target is no share, no η reaches it, or there are too few texts.
+        AuditError: The mechanism's channel is not known.
+    """
+    check_share(success, name="attack_success")
+    once = list({text.tobytes(): text for text in texts if len(text)}.values())
+    total = sum(map(len, once))
+    if total < (2 + _LEAST_HELD) * trials:
+        raise UsageError(
+            f"public texts must have at least {(2 + _LEAST_HELD) * trials:,} tokens in different texts, got {total:,}; "
+            f"give more, or attack fewer tokens than {trials:,}"
+        )
+    order = [once[place] for place in rng.permutation(len(once))]
+    ends = np.searchsorted(np.cumsum([len(text) for text in order]), [trials, 2 * trials]) + 1
+    held = PublicText(contents=tuple(order[ends[1] :]), source=f"{len(order) - ends[1]:,} public texts")
+    simulated = [
+        StrongestSuccess(make, vocabulary, attacked=part, held=held, rng=rng, on_progress=on_progress)
+        for part in (order[: ends[0]], order[ends[0] : ends[1]])
+    ]
+    nearby = calibrate_unchanged(
+        make, vocabulary, share=success, weighting=weighting, rng=rng, draws=trials, curve_steps=0
+    )
+    return _calibrate_by_trials(
+        nearby,
+        *simulated,
+        target="attack-success",
+        wanted=success,
+        around=lambda eta: measure_curve(
+            make, vocabulary, eta=eta, weighting=weighting, rng=rng, draws=trials, steps=curve_steps
+        ),
+    )
+
+
+def _calibrate_by_trials(
+    nearby: Calibration,
+    search: Callable[[float], float],
+    judge: Callable[[float], float],
+    *,
+    target: Literal["bayes-success", "attack-success"],
+    wanted: float,
+    around: Callable[[float], Sequence[CurvePoint]],
+) -> Calibration:
+    """The crossing of one simulated success, and what another with draws of its own says there."""
+    eta, low, high = find_crossings(
+        search,
+        target=wanted,
+        start=nearby.eta,
+        margin=compute_share_error(wanted, nearby.draws),
+        factor=_FIRST_STEP,
+        tolerance=_TOLERANCE,
+    )
+
+    def measured(eta: float) -> tuple[float, float, float]:
+        value = judge(eta)
+        return (value, *compute_share_interval(value, nearby.draws))
+
+    value, lower, upper = measured(eta)
+    return replace(
+        nearby,
+        target=target,
+        wanted=wanted,
         eta=eta,
         eta_low=low,
         eta_high=high,
         reached=value,
         reached_low=lower,
         reached_high=upper,
-        curve=tuple(add_success(around, measured)),
+        curve=tuple(add_success(around(eta), measured)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +26,9 @@ from rapt.errors import RaptError, UsageError
 from rapt.whole_files import check_target
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from rapt.local.calibration import Calibration
     from rapt.local.mechanisms import Mechanism
     from rapt.local.vocabulary import Vocabulary
@@ -59,6 +62,13 @@ def calibrate(
     bayes_success: Annotated[
         float | None,
         typer.Option(metavar="SHARE", help="Target: the context-free Bayes attack finds this share; minutes."),
+    ] = None,
+    attack_success: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Target: the strongest attack that trains no network finds this share in --public-text; minutes.",
+        ),
     ] = None,
     guess: Annotated[
         float | None,
@@ -123,10 +133,15 @@ def calibrate(
       rapt calibrate --epsilon 20 --at median-neighbour
       rapt calibrate --epsilon 8 --delta 1e-5 --pair london,paris
       rapt calibrate --bayes-success 0.3
+      rapt calibrate --attack-success 0.57 --public-text reviews.csv --mechanism exponential
       rapt calibrate --guess 0.05 --among 1000
     """
-    if sum(target is not None for target in (unchanged, epsilon, bayes_success, guess)) != 1:
-        raise UsageError("one target must be named: give --unchanged, --epsilon, --bayes-success or --guess")
+    if sum(target is not None for target in (unchanged, epsilon, bayes_success, attack_success, guess)) != 1:
+        raise UsageError(
+            "one target must be named: give --unchanged, --epsilon, --bayes-success, --attack-success or --guess"
+        )
+    if attack_success is not None and public_text is None:
+        raise UsageError("--attack-success must have texts to attack and to hold; add --public-text")
     if among is not None and guess is None:
         raise UsageError("--among must come with a target for whole texts; add --guess")
     if guess is not None:
@@ -143,6 +158,10 @@ def calibrate(
     weighting = weigh(
         loaded, words=words, all_tokens=all_tokens, public=public_text, private=private_text, text_column=text_column
     )
+
+    attacked = None
+    if attack_success is not None and public_text is not None:
+        attacked = (attack_success, read_texts(public_text, loaded, text_column=text_column))
 
     def make(eta: float) -> Mechanism:
         return choose_mechanism(mechanism, vocabulary=loaded, eta=eta, settings=settings, allow_unproved=allow_unproved)
@@ -166,6 +185,7 @@ def calibrate(
                 loaded,
                 unchanged=unchanged,
                 bayes_success=bayes_success,
+                attacked=attacked,
                 weighting=weighting,
                 draws=draws,
                 on_progress=lambda tried: progress(tried),
@@ -251,17 +271,20 @@ def calibrate_for_share(
     *,
     unchanged: float | None,
     bayes_success: float | None,
+    attacked: tuple[float, Sequence[NDArray[np.int64]]] | None,
     weighting: Weighting,
     draws: int | None,
     on_progress: Callable[[int], None],
 ) -> Calibration:
-    """Calibrate for the share that is given. Raises as `calibrate_unchanged` and `calibrate_success`."""
+    """Calibrate for the share that is given; `attacked` has that of the strongest attack, and the texts.
+
+    Raises as `calibrate_unchanged`, `calibrate_success` and `calibrate_attack_success`.
+    """
     from rapt.local.calibration import DRAWS, calibrate_unchanged
     from rapt.local.randomness import secure_stream
 
     rng = secure_stream().generator
-    if bayes_success is None:
-        assert unchanged is not None
+    if unchanged is not None:
         return calibrate_unchanged(
             make,
             loaded,
@@ -271,8 +294,20 @@ def calibrate_for_share(
             draws=draws or DRAWS,
             on_progress=on_progress,
         )
-    from rapt.audit.calibration import TRIALS, calibrate_success
+    from rapt.audit.calibration import TRIALS, calibrate_attack_success, calibrate_success
 
+    if attacked is not None:
+        return calibrate_attack_success(
+            make,
+            loaded,
+            success=attacked[0],
+            texts=attacked[1],
+            weighting=weighting,
+            rng=rng,
+            trials=draws or TRIALS,
+            on_progress=on_progress,
+        )
+    assert bayes_success is not None
     return calibrate_success(
         make,
         loaded,
@@ -282,6 +317,13 @@ def calibrate_for_share(
         trials=draws or TRIALS,
         on_progress=on_progress,
     )
+
+
+def read_texts(path: Path, loaded: Vocabulary, *, text_column: str) -> list[NDArray[np.int64]]:
+    """Return the tokens of the texts of a file. Raises `CorpusError`."""
+    from rapt.audit.view import read_public_text
+
+    return list(read_public_text(path, loaded.bundle, text_column=text_column).contents)
 
 
 def weigh(
@@ -371,7 +413,9 @@ def _describe_target(found: Calibration) -> str:
         return f"ε = {found.wanted:g} nats, {kind}, at distance {found.distance:.4g} ({found.at})"
     if found.target == "unchanged":
         return f"{found.wanted:.1%} of tokens unchanged"
-    return f"{found.wanted:.1%} of tokens found by the context-free Bayes attack"
+    from rapt.local.calibration import NAMED_ATTACKS
+
+    return f"{found.wanted:.1%} of tokens found by {NAMED_ATTACKS[found.target]}"
 
 
 def _describe_reached(found: Calibration) -> str:

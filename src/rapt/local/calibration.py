@@ -9,7 +9,7 @@ Everything here is public: the table, the mechanism, and the weighting unless it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -46,13 +46,18 @@ NAMED_DISTANCES: Final = {
     "median": "median",
     "largest": "largest_bound",
 }
+# Attacks whose success is a target, in words.
+NAMED_ATTACKS: Final[Mapping[str, str]] = {
+    "bayes-success": "the context-free Bayes attack",
+    "attack-success": "the strongest attack that trains no network",
+}
 # Points of the curve on either side of the chosen η: from half of it to its double.
 CURVE_STEPS: Final = 4
 
 # Share of η to which a target is met where nothing is simulated.
 _EXACT: Final = 1e-5
 
-Target = Literal["unchanged", "epsilon", "bayes-success"]
+Target = Literal["unchanged", "epsilon", "bayes-success", "attack-success"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class CurvePoint:
         epsilon_neighbour, epsilon_median: Pure ε, nats, at the median distance to the nearest neighbour and of two
             tokens; None where no statement is known for the mechanism.
         delta_epsilon_neighbour, delta_epsilon_median: The same at δ = 10^-5.
-        success, success_low, success_high: Success of the Bayes attack with its 95 % interval, where it was measured.
+        success, success_low, success_high: Success of the attack with its 95 % interval, where it was measured.
     """
 
     eta: float
@@ -323,13 +328,13 @@ def add_success(points: Sequence[CurvePoint], found: Callable[[float], tuple[flo
 def draw_calibration(found: Calibration) -> str:
     """The picture, as the text of an SVG file; the chosen η is marked."""
     across = "η, 1/distance in the embedding table (logarithmic)"
-    level = 100 * found.wanted if found.target in ("unchanged", "bayes-success") else None
+    level = None if found.target == "epsilon" else 100 * found.wanted
     figures = [
         Figure(
             title="Shares",
             across=across,
             up="share of tokens, %",
-            lines=_shares(found.curve),
+            lines=_shares(found),
             level=level,
             top=100.0,
             mark=found.eta,
@@ -345,8 +350,9 @@ def draw_calibration(found: Calibration) -> str:
     )
 
 
-def _shares(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
-    found = [
+def _shares(found: Calibration) -> tuple[Line, ...]:
+    curve = found.curve
+    lines = [
         Line(
             name="unchanged, with 95 % interval",
             style="first",
@@ -355,15 +361,15 @@ def _shares(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
         )
     ]
     if all(point.success is not None for point in curve):
-        found.append(
+        lines.append(
             Line(
-                name="found by the Bayes attack",
+                name=f"found by {NAMED_ATTACKS[found.target]}",
                 style="second",
                 points=tuple((point.eta, 100 * (point.success or 0.0)) for point in curve),
                 ends=tuple((100 * (point.success_low or 0.0), 100 * (point.success_high or 0.0)) for point in curve),
             )
         )
-    return tuple(found)
+    return tuple(lines)
 
 
 def _epsilons(curve: Sequence[CurvePoint]) -> tuple[Line, ...]:
