@@ -157,3 +157,17 @@ def test_pairs_in_two_columns_are_tuned_on_as_one_code_each(tmp_path):
     assert model.score(table[120:], same[120:]) == 1
     with pytest.raises(UsageError, match="a code of pairs must have two texts"):
         RaptClassifier(epsilon=EPSILON, code=tmp_path / "code", text_column="one").fit(table[:120], same[:120])
+
+
+def test_a_policy_rewrites_what_is_privatized_and_what_is_asked_at_home(code, folder):
+    pytest.importorskip("regex")
+    words = sorted({word for text in TEXTS for word in text.split()})
+    (folder / "policy.toml").write_text(
+        "[kinds]\nword = {mask = 'thing'}\n[patterns]\nword = '" + "|".join(words) + "'\n"
+    )
+    model = RaptClassifier(epsilon=EPSILON, code=code, policy="policy.toml").fit(TEXTS, LABELS)
+    assert [one.kind for one in model.privatized_.manifest.policy] == ["word"]
+    assert len(np.unique(model.predict_proba(TEXTS), axis=0)) <= len({len(text.split()) for text in TEXTS})
+    without = RaptClassifier(epsilon=EPSILON, code=code).fit(TEXTS, LABELS)
+    assert len(np.unique(without.predict_proba(TEXTS), axis=0)) > len({len(text.split()) for text in TEXTS})
+    assert clone(model).policy == "policy.toml"

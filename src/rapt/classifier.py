@@ -32,6 +32,7 @@ from rapt.local.in_memory import (
     privatize,
 )
 from rapt.local.ledger import Ledger
+from rapt.local.policy.policy import Policy
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
@@ -73,6 +74,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         code: str | Path = "minilm-codes",
         encoder: str | Path | None = None,
         ledger: Ledger | Path | str | DefaultLedger | None = PROJECT,
+        policy: Policy | Path | str | None = None,
         pool: str | None = None,
         contributions: str | Path = "contributions",
     ) -> None:
@@ -93,6 +95,8 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             code: Name or folder of the public code, for `epsilon`.
             encoder: Name or folder of the code's encoder; None goes by the name in the code.
             ledger: Ledger of what a service gets. Tuning here counts nothing unless a ledger is named: nothing leaves.
+            policy: What becomes of names, numbers and addresses before a text is privatized, and before a query is
+                answered at home; a policy, or its TOML file.
             pool: Id of a pool of the service, which `partial_fit` contributes to.
             contributions: Folder of what was contributed, with the receipts that take it back; no text is in it.
         """
@@ -108,6 +112,7 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         self.code = code
         self.encoder = encoder
         self.ledger = ledger
+        self.policy = policy
         self.pool = pool
         self.contributions = contributions
 
@@ -197,6 +202,9 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
         check_is_fitted(self)
         texts, seconds = self._list_texts(X)
         if self._home is not None:
+            if (policy := self._read_policy()) is not None:
+                texts = [policy.apply(text).text for text in texts]
+                seconds = None if seconds is None else [policy.apply(text).text for text in seconds]
             odds = np.concatenate(list(answer_in_parts(self._home, texts, seconds)))
             return np.asarray(odds[:, self._order])
         queries = self._privatize(texts, seconds, labels=None, ledger=self.ledger, listed=None)
@@ -248,7 +256,12 @@ class RaptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # i
             code=self.code,
             encoder=self.encoder,
             ledger=ledger,
+            policy=self._read_policy(),
         )
+
+    def _read_policy(self) -> Policy | None:
+        policy = self.policy
+        return policy if policy is None or isinstance(policy, Policy) else Policy.read(policy)
 
     def _tune_here(self) -> HomeModel:
         """Tune in this process, on the privatized file alone; the model that answers clear text."""

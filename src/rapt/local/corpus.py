@@ -28,7 +28,7 @@ from rapt.local.ledger import Ledger
 from rapt.local.ledger_place import refuse_ledger_files
 from rapt.local.ledger_releases import ReleasePlan, plan_releases, privatize_chunks, settle_releases
 from rapt.local.policy.policy import Policy
-from rapt.local.policy.policy_privatizer import PolicyPrivatizer
+from rapt.local.policy.policy_privatizer import PolicyPrivatizer, keep_policy
 from rapt.local.privatizer import TextPrivatizer
 from rapt.local.randomness import RandomStream, worker_stream
 from rapt.local.record_order import draw_order
@@ -283,7 +283,8 @@ def privatize_corpus(
     manifest = replace(manifest, arrangement=arrangement)
     order = None if order_key is None else (lambda count: draw_order(count, key=order_key).tolist())
     unfinished = write_privatized_file(target, manifest, resume=resume, overwrite=overwrite, order=order)
-    with ExitStack() as opened, unfinished as writer:
+    under = keep_policy(name_partial(target), privatizer, begun=begun is not None)
+    with under, ExitStack() as opened, unfinished as writer:
         account = opened.enter_context(ledger()) if callable(ledger) else ledger
         found = replace(check.found, reading=Reading() if reading is None else reading, collects=False, skipped=0)
         rows = opened.enter_context(closing(read_rows(source, columns, file_format=kind, found=found)))

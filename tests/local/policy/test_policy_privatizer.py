@@ -8,6 +8,7 @@ import rapt
 from code_material import code_privatizer
 from rapt.errors import CorpusError, LedgerError, MechanismError, UsageError, WireError
 from rapt.local.codes.code_privatizer import join_pair, split_pair
+from rapt.local.corpus import privatize_corpus
 from rapt.local.ledger import open_ledger
 from rapt.local.ledger_report import summarize_ledger
 from rapt.local.mechanisms import make_mechanism
@@ -176,3 +177,37 @@ def test_names_of_a_map_that_is_not_written_leave_nothing(kept, tmp_path, monkey
     with pytest.raises(LedgerError, match="must be writable"):
         rapt.privatize(TEXTS, privatizer=kept, policy=made, ledger=tmp_path / "book", allow_weak=True)
     assert not (tmp_path / "book").exists()
+
+
+class Stopped(Exception):
+    """What ends a run in a test after its records were written."""
+
+
+@pytest.mark.parametrize("edited", [{"placeholder": "[NUMBER]"}, {"pattern": "good"}, {"pattern": "film|actors"}])
+def test_a_run_goes_on_under_the_policy_it_was_begun_with_and_under_no_other(kept, tmp_path, edited):
+    """Masks of one token for one token: neither the manifest nor a record's token count tells the policies apart."""
+    source, target = tmp_path / "a.csv", tmp_path / "out"
+    source.write_text("text\n" + "good film of actors\n" * 30)
+    note = tmp_path / "out.partial.policy"
+
+    def run(placeholder="it", pattern="film", **options):
+        masked = Policy.make({"ticket": {"mask": placeholder}}, patterns={"ticket": pattern})
+        privatizer = PolicyPrivatizer(kept, masked)
+        stream = insecure_stream(0)
+        return privatize_corpus(source, target, privatizer=privatizer, stream=stream, label_column=None, **options)
+
+    def stop(records, tokens):
+        raise Stopped
+
+    options = {"resume": True, "on_progress": stop}
+    with pytest.raises(Stopped):
+        run(**options)
+    begun = (tmp_path / "out.partial").read_bytes()
+    assert (note.stat().st_mode & 0o777, "film" in note.read_text()) == (0o600, False)
+    changed = {"placeholder": "one" if "placeholder" in edited else "it", "pattern": edited.get("pattern", "film")}
+    with pytest.raises(UsageError, match="under the policy that it was begun with"):
+        run(**changed, resume=True)
+    assert (tmp_path / "out.partial").read_bytes() == begun
+    run(resume=True)
+    assert target.is_file()
+    assert not note.exists()

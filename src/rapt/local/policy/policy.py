@@ -20,6 +20,8 @@ before pseudonym before epsilon before the smallest eta. Nothing that a recogniz
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -158,6 +160,14 @@ class Policy:
                 key = parse_key_place(named)
                 key = path.parent / key if isinstance(key, Path) else key
         return _read_policy(stated, place=place, key=key)
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that says how a text is rewritten, hexadecimal; it stays here, since it tests guesses."""
+        rules = [[kind, rule.treatment, rule.placeholder, rule.strength] for kind, rule in self.rules.items()]
+        patterns = [[one.kind, one.pattern] for one in self.patterns]
+        stated = json.dumps([rules, patterns, None if self.names is None else self.names.mark])
+        return hashlib.sha256(stated.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def needs_tokens(self) -> tuple[str, ...]:

@@ -35,9 +35,12 @@ What no recognizer finds is protected as any other word of the text, and no bett
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Final, Protocol, Self
 
 import numpy as np
@@ -79,6 +82,47 @@ class _AnyToken:
         places = np.searchsorted(self.eligible, token_ids).clip(max=len(self.eligible) - 1)
         places[self.eligible[places] != token_ids] = 0
         return self.eligible[self.response.randomize(places.tolist(), rng=rng)]
+
+
+@contextmanager
+def keep_policy(partial: Path, privatizer: TextPrivatizer, *, begun: bool) -> Iterator[None]:
+    """Refuse to go on with an unfinished file under another policy than the one it was begun with.
+
+    Its manifest states kinds and treatments alone. So a digest of the whole policy stands beside the file, as
+    `NAME.policy`, readable by its owner alone, for as long as the file is there.
+
+    Args:
+        partial: Name of the unfinished file, which is written, and put in place, in the block.
+        privatizer: Setting of the run.
+        begun: Whether an earlier run began the file.
+
+    Raises:
+        UsageError: The policy is another, or the digest of the one it was begun with is not there.
+        CorpusError: The digest cannot be written.
+    """
+    if not isinstance(privatizer, PolicyPrivatizer):
+        yield
+        return
+    note, digest = partial.with_name(f"{partial.name}.policy"), privatizer.policy.digest
+    if not begun:
+        try:
+            note.unlink(missing_ok=True)
+            with open(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+                stream.write(digest)
+        except OSError as error:
+            raise CorpusError(
+                f"the output must be writable, got {error.strerror}; free space or choose another folder"
+            ) from None
+    elif not note.is_file() or note.read_text(encoding="ascii", errors="replace") != digest:
+        raise UsageError(
+            "an unfinished run must go on under the policy that it was begun with, got another; give that one, or "
+            "begin anew with `overwrite=True`"
+        )
+    try:
+        yield
+    finally:
+        if not partial.exists():
+            note.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, repr=False)

@@ -31,6 +31,7 @@ MOST_BYTES: Final = 128 * 1024 * 1024  # of a map in clear: a million names and 
 OWNER: Final = KeyOwner("a pseudonym map", "key in [pseudonyms] of the policy")
 _HEADER: Final = f"{SCHEMA}\n".encode("ascii")
 _NONCE: Final = 12
+_MARK: Final = b"mark of a map"  # no kind and name: a kind ends with a byte 0
 # Without I, L, O and U, as Crockford's base 32: nobody reads one letter for another.
 _SIGNS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 # 50 bits: among a million names two have one pseudonym with probability 0.04 %, and such a text is refused.
@@ -76,6 +77,11 @@ class PseudonymMap:
         self._bytes = 0
         self._saved = 0
         self._lock = Lock()
+
+    @property
+    def mark(self) -> str:
+        """The same for two maps that give the same pseudonyms, and for no others; it tells nothing of their secret."""
+        return hmac.digest(self._naming, _MARK, "sha256").hex()
 
     def __repr__(self) -> str:
         """The number of names."""

@@ -280,6 +280,11 @@ class OwnPattern:
             raise UsageError(f"a pattern must not match the empty text, got one that does for kind={kind!r}")
         self.kind = kind
 
+    @property
+    def pattern(self) -> str:
+        """The regular expression; it may tell what it protects."""
+        return str(self._compiled.pattern)
+
     def find(self, text: str) -> Iterator[tuple[int, int]]:
         """Places where it matches.
 
