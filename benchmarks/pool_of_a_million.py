@@ -1,176 +1,191 @@
-"""A million codes in one pool: how long contributions, taking back, closing and tuning take, and in how much memory.
+"""A crowd's codes through HTTP into one pool, taken back, closed and tuned: how long it takes, in how much memory.
 
-    OMP_NUM_THREADS=1 python benchmarks/pool_of_a_million.py --contributions 1000000 --through-http 300
+    OMP_NUM_THREADS=1 python benchmarks/pool_of_a_million.py --contributions 1000000 --single 300
 
-A service in this process, on loopback, with SQLite; its jobs run in a process of their own. Most contributions are
-written through the store's own function, 1,000 at a time, beside the running service; so many come one by one through
-HTTP with a contributor's key, before and after the others, and some of those are taken back by their receipts. Then the
-pool is closed and a head is tuned on its file, through HTTP. Peaks of memory are of this process in each phase, the
-caller's lists included, and of the job's process over its life. Prints one JSON object.
+A service in a process of its own, on loopback, with SQLite; its jobs run in another. So many contributors give one code
+each with a key of their own and take it back; then all come as bytes, 1,000 in a request from one key, as a collector
+sends who relays them, and last so many one by one again. The pool is closed, and a head is tuned on its file. Peaks of
+memory are resident ones of the service in each phase, and of the job's process over its life; `client_s` of a phase is
+processor time of this process, which draws the codes. One JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import secrets
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
 import numpy as np
-from pool_of_codes import draw_crowd, state_setting
 from results import digits, machine, publish
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from rapt.local.codes.code_privatizer import read_code
-from rapt.local.codes.subset import make_subset
-from rapt.service.backbone.opening import load_served
-from rapt.service.storage.callers import OPERATOR, Caller
-from rapt.service.storage.key_rows import create_key
-from rapt.service.storage.pool_rows import contribute, get_pool
-from rapt.service.storage.recovery import join_store, open_store
-from rapt.service.storage.tenant_rows import ensure_tenant
-from rapt.wire.code_bundle import write_code_bundle
-from rapt.wire.manifest import dump_manifest
-from rapt.wire.privatized_file import PrivatizedRecord, write_record_lines
-from running_service import running_service
+from rapt.local.codes.subset import SubsetMechanism, make_subset
+from rapt.wire.manifest import NO_PLAIN_TOKENS, Manifest, Randomness, dump_manifest
+from rapt.wire.packed_contributions import MOST_AT_ONCE, pack_contributions
+from rapt.wire.privatized_file import PrivatizedRecord
+from running_service import serving_process
 
-AT_ONCE = 1_000
+ADMIN = secrets.token_urlsafe(24)
 DRAWN_AT_ONCE = 10_000
+T = TypeVar("T")
+
+
+def draw_crowd(mechanism: SubsetMechanism, count: int, *, rng: np.random.Generator) -> list[PrivatizedRecord]:
+    """Codes of so many made-up texts with labels of two, which the first direction shows."""
+    labels = rng.integers(2, size=count)
+    states = rng.standard_normal((count, len(mechanism.bundle.directions)))
+    states[:, 0] += 2 * labels - 1
+    codes = mechanism.privatize(states / np.linalg.norm(states, axis=1, keepdims=True), rng=rng)
+    return [
+        PrivatizedRecord(token_ids=tuple(ids), label=label)
+        for ids, label in zip(codes.tolist(), labels.tolist(), strict=True)
+    ]
+
+
+def state_setting(mechanism: SubsetMechanism) -> Manifest:
+    """The manifest of a pool of such codes."""
+    return Manifest(
+        model=mechanism.bundle.model,
+        vocabulary_hash=mechanism.bundle.hash,
+        mechanism=mechanism.setting,
+        randomness=Randomness(source="a benchmark"),
+        plain_tokens=NO_PLAIN_TOKENS,
+        labels=("no", "yes"),
+        records=0,
+        tokens=0,
+        records_sha256="",
+        created_by="a benchmark",
+    )
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contributions", type=int, default=1_000_000)
-    parser.add_argument("--through-http", type=int, default=300)
+    parser.add_argument("--single", type=int, default=300)
+    parser.add_argument("--database-url", help="PostgreSQL in the place of SQLite")
     parser.add_argument("--json", type=Path, help="file for the result, beside printing it")
     options = parser.parse_args()
-    rng, code = np.random.default_rng(0), read_code("minilm-codes")
-    mechanism = make_subset(code, epsilon=4.0)
+    rng, mechanism = np.random.default_rng(0), make_subset(read_code("minilm-codes"), epsilon=4.0)
+    manifest, own = state_setting(mechanism), options.single
+    phases: dict[str, dict[str, float]] = {}
+    settings = {"admin_key": ADMIN, "models": "minilm-codes", "tenant_bytes": 2**31, "job_process": True}
+    if options.database_url:
+        settings["database_url"] = options.database_url
+    with (
+        tempfile.TemporaryDirectory() as name,
+        serving_process(Path(name), **settings) as (process, url),
+        httpx2.Client(base_url=url, timeout=3600, trust_env=False) as http,
+    ):
 
-    def draw(count: int) -> list[PrivatizedRecord]:
-        codes, labels = draw_crowd(mechanism, count, rng=rng)
-        return [
-            PrivatizedRecord(token_ids=(one,), label=label)
-            for one, label in zip(codes.tolist(), labels.tolist(), strict=True)
-        ]
+        def ask(path: str, body: object = None, *, key: str) -> dict[str, object]:
+            content = {"content": body} if isinstance(body, bytes) else {"json": body or {}}
+            answer = http.post(path, headers={"authorization": f"Bearer {key}"}, **content)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
 
-    manifest = state_setting(mechanism)
-    found: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_code_bundle(code, folder / "codes")
-        with open_store(folder / "data") as store:
-            ensure_tenant(store, "ada", now=1)
-            _, key = create_key(store, tenant="ada", role="tenant", caller=OPERATOR, now=1)
-        backbones = {"codes": load_served(str(folder / "codes"), name="codes", precision="float32")}
-        limits = {"tenant_bytes": 2**31, "job_process": True, "models": (str(folder / "codes"),)}
-        with (
-            running_service(folder / "data", backbones=backbones, settings=limits) as url,
-            httpx2.Client(base_url=url, timeout=600) as client,
-            join_store(folder / "data") as store,
-        ):
+        def timed(what: str, count: int, work: Callable[[], T]) -> T:
+            forget_peak(process.pid)
+            wall, processor, served = time.perf_counter(), time.process_time(), used(process.pid)
+            found = work()
+            phases[what] = {
+                "count": count,
+                "seconds": digits(time.perf_counter() - wall),
+                "client_s": digits(time.process_time() - processor),
+                "service_s": digits(used(process.pid) - served),
+                "service_peak_mib": digits(peak(process.pid)),
+            }
+            print(what, phases[what], file=sys.stderr, flush=True)
+            return found
 
-            def ask(path: str, body: dict[str, object] | None = None, *, as_key: str = key) -> dict[str, object]:
-                answer = client.post(path, json=body or {}, headers={"Authorization": f"Bearer {as_key}"})
-                assert answer.status_code == 200, answer.text
-                return answer.json()
+        ask("/v1/admin/tenants", {"name": "ada", "max_bytes": 2**31}, key=ADMIN)
+        key = ask("/v1/admin/tenants/ada/keys", key=ADMIN)["value"]
+        asked = {"manifest": dump_manifest(manifest), "least": 10, "most": options.contributions}
+        pool = ask("/v1/pools", asked, key=key)
+        path, setting = f"/v1/pools/{pool['id']}", str(pool["setting"])
+        holders = [one["value"] for one in ask(f"{path}/keys", {"count": max(1, own)}, key=key)["data"]]
+        (relay,) = ask(f"{path}/keys", {"contributions": options.contributions}, key=key)["data"]
 
-            def timed(what: str, count: int) -> None:
-                nonlocal begun
-                found[what] = {
-                    "seconds": digits(time.perf_counter() - begun),
-                    "count": count,
-                    "peak_mib": digits(peak()),
-                }
-                forget_peak()
-                begun = time.perf_counter()
+        def give(records: list[PrivatizedRecord], *, key: str) -> list[str]:
+            receipts = [secrets.token_hex(12) for _ in records]
+            body = pack_contributions(records, receipts, manifest=manifest, setting=setting)
+            ask(f"{path}/contributions/packed", body, key=key)
+            return receipts
 
-            pool = ask("/v1/pools", {"manifest": dump_manifest(manifest), "least": 10, "most": options.contributions})
-            path, own = f"/v1/pools/{pool['id']}", options.through_http
-            keys = ask(f"{path}/keys", {"count": 1, "contributions": 2 * own})["data"]
-            contributor = keys[0]["value"]
-            caller = Caller(tenant="ada", key="bulk", role="tenant")
+        def one_by_one() -> list[str]:
+            drawn = draw_crowd(mechanism, own, rng=rng)
+            return [give([record], key=key)[0] for record, key in zip(drawn, holders, strict=False)]
 
-            def one_by_one(what: str) -> list[str]:
-                receipts = []
-                for record in draw(own):
-                    receipt = secrets.token_hex(32)
-                    body = {
-                        "setting": pool["setting"],
-                        "receipt": receipt,
-                        "record": {"token_ids": list(record.token_ids), "label": record.label},
-                    }
-                    ask(f"{path}/contributions", body, as_key=contributor)
-                    receipts.append(receipt)
-                timed(what, own)
-                return receipts
+        def relayed(count: int) -> None:
+            while count:
+                drawn = draw_crowd(mechanism, min(DRAWN_AT_ONCE, count), rng=rng)
+                for start in range(0, len(drawn), MOST_AT_ONCE):
+                    give(drawn[start : start + MOST_AT_ONCE], key=relay["value"])
+                count -= len(drawn)
 
-            forget_peak()
-            begun = time.perf_counter()
-            first = one_by_one("first, one by one through HTTP")
-            left = options.contributions - 2 * own
-            drawing = 0.0
-            while left:
-                before = time.perf_counter()
-                records = draw(min(DRAWN_AT_ONCE, left))
-                drawing += time.perf_counter() - before
-                for start in range(0, len(records), AT_ONCE):
-                    part = records[start : start + AT_ONCE]
-                    lines = {
-                        secrets.token_hex(32): write_record_lines([one], manifest, first_position=0).lines.decode()
-                        for one in part
-                    }
-                    contribute(
-                        store,
-                        str(pool["id"]),
-                        lines=lines,
-                        setting=str(pool["setting"]),
-                        caller=caller,
-                        max_bytes=2**31,
-                    )
-                left -= len(records)
-            timed("in bulk through the store", options.contributions - 2 * own)
-            found["in bulk through the store"]["of_which_drawing"] = digits(drawing)
-            one_by_one("last, one by one through HTTP")
-            for receipt in first:
-                ask(f"{path}/contributions/take-back", {"receipt": receipt}, as_key=contributor)
-            timed("taken back by receipt", own)
-            assert get_pool(store, str(pool["id"]), tenant="ada").contributions == options.contributions - own
-            closed = ask(f"{path}/close")
-            timed("closed", options.contributions - own)
-            client.headers.update({"Authorization": f"Bearer {key}"})
-            asked = ask("/v1/fine_tuning/jobs", {"model": "codes", "training_file": closed["file"]})
-            where = f"/v1/fine_tuning/jobs/{asked['id']}"
-            while (done := client.get(where).json())["status"] in ("queued", "running"):
-                time.sleep(0.5)
-            timed("tuned", options.contributions - own)
-            found["tuned"]["peak_mib_of_the_job"] = digits(max(map(peak, list_children())))
-            assert done["status"] == "succeeded", json.dumps(done)
-            database = sum(one.stat().st_size for one in (folder / "data").glob("rapt.sqlite3*"))
-        result = {"contributions": options.contributions, "phases": found, "machine": machine()}
-        result["database_mib_after"] = digits(database / 2**20)
-    publish(result, file=options.json)
+        def take_back(receipts: list[str]) -> None:
+            for receipt, key in zip(receipts, holders, strict=False):
+                ask(f"{path}/contributions/take-back", {"receipt": receipt}, key=key)
+
+        timed("relayed, 1,000 at once", options.contributions - own, lambda: relayed(options.contributions - own))
+        receipts = timed("one by one", own, one_by_one)
+        timed("taken back", own, lambda: take_back(receipts))
+        timed("one by one again", own, one_by_one)
+        database = sum(one.stat().st_size for one in Path(name).glob("data/rapt.sqlite3*"))
+        closed = timed("closed", options.contributions, lambda: ask(f"{path}/close", key=key))
+        assert closed["contributions"] == options.contributions
+        http.headers["authorization"] = f"Bearer {key}"
+        body = {"model": "minilm-codes", "training_file": closed["file"]}
+
+        def tune() -> None:
+            where = f"/v1/fine_tuning/jobs/{ask('/v1/fine_tuning/jobs', body, key=key)['id']}"
+            while (job := http.get(where).json())["status"] in ("queued", "running"):
+                time.sleep(0.2)
+            assert job["status"] == "succeeded", job
+
+        timed("tuned", options.contributions, tune)
+        phases["tuned"]["job_peak_mib"] = digits(max(map(peak, list_children(process.pid))))
+    publish(
+        {
+            "contributions": options.contributions,
+            "database": "PostgreSQL" if options.database_url else "SQLite",
+            "database_mib_before_closing": digits(database / 2**20),
+            "client_peak_mib": digits(peak("self")),
+            "phases": phases,
+            "machine": machine(),
+        },
+        file=options.json,
+    )
 
 
-def peak(process: str = "self") -> float:
-    """Peak of a process's memory since it was forgotten, MiB."""
-    return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc", process, "status").read_text())[1]) / 1024
+def peak(process: int | str) -> float:
+    """Peak of a process's resident memory since it was forgotten, MiB."""
+    return int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process}/status").read_text())[1]) / 1024
 
 
-def list_children() -> list[str]:
-    """The processes that this one has started."""
-    return [one for path in Path("/proc/self/task").glob("*/children") for one in path.read_text().split()]
+def used(process: int) -> float:
+    """Processor time of a process, s."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
 
 
-def forget_peak() -> None:
+def list_children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    found = Path(f"/proc/{process}/task").glob("*/children")
+    return [int(one) for path in found for one in path.read_text().split()]
+
+
+def forget_peak(process: int) -> None:
     """Begin to measure anew."""
-    Path("/proc/self/clear_refs").write_text("5")
+    Path(f"/proc/{process}/clear_refs").write_text("5")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,13 @@ def estimate_center(bundle: CodeBundle, setting: MechanismSetting, token_ids: ND
     Raises:
         UsageError: There are fewer than two, or the code is of pairs.
     """
-    count, preferred = len(token_ids), int(setting.parameters["preferred"])
+    counts = np.stack([np.bincount(ids, minlength=bundle.size) for ids in token_ids.T])
+    return estimate_center_of_counts(bundle, setting, counts)
+
+
+def estimate_center_of_counts(bundle: CodeBundle, setting: MechanismSetting, counts: NDArray[np.int64]) -> SecondCenter:
+    """Estimate the mean code from how often each codeword was released, (r, N); else as `estimate_center`."""
+    count, preferred = int(counts[0].sum()), int(setting.parameters["preferred"])
     if bundle.pairs:
         raise UsageError("a code of pairs has no centre: public pairs say where it lies; keep the code as it is")
     if count < 2:
@@ -75,8 +81,8 @@ def estimate_center(bundle: CodeBundle, setting: MechanismSetting, token_ids: ND
     scores = np.sort(np.concatenate([points @ words.T for words in books]), axis=1)
     kept = float((scores.sum(axis=1) + (growth - 1) * scores[:, -preferred:].sum(axis=1)).mean() / total)
     runs, error = [], 0.0
-    for words, ids in zip(books, token_ids.T, strict=True):
-        mean = words[ids].mean(axis=0)
+    for words, often in zip(books, counts, strict=True):
+        mean = often @ words / count
         found = (mean - even * words.mean(axis=0)) / kept
         noise = max(0.0, 1 - mean @ mean) / (count * kept**2)
         square = found @ found

@@ -12,7 +12,7 @@ from code_material import code_bundle, codes_manifest
 from http_requests import done_job
 from rapt.errors import UsageError, WireError
 from rapt.service.backbone.opening import load_served
-from rapt.service.storage import pool_rows
+from rapt.service.storage import contribution_rows
 from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.key_rows import create_key
 from rapt.service.storage.recovery import open_store
@@ -165,7 +165,7 @@ def test_a_pool_is_bounded_in_bytes_and_its_manifest_is_short(http, url, code, p
     long = dump_manifest(replace(manifest, labels=tuple(f"{'x' * 200}{number}" for number in range(500))))
     answer = http.post("/v1/pools", json={"manifest": long})
     assert (answer.status_code, "bytes" in message(answer)) == (413, True)
-    monkeypatch.setattr(pool_rows, "MOST_BYTES", len(dump_line(pool["manifest"])) + 100)
+    monkeypatch.setattr(contribution_rows, "MOST_BYTES", len(dump_line(pool["manifest"])) + 100)
     with contributor(http, url, pool, contributions=100) as one:
         statuses = [give(one, pool).status_code for _ in range(6)]
     assert (statuses[0], statuses[-1]) == (200, 413)

@@ -9,6 +9,7 @@ import pytest
 import test_checkpoint_models
 import test_job_runs
 import test_named_blobs
+import test_pool_rows
 import test_store
 import test_tenants
 import test_tidying
@@ -25,6 +26,7 @@ from rapt.service.http.quotas import TokenQuotas
 from rapt.service.jobs.run_states import RunStates
 from rapt.service.storage.database import Database, database_url
 from rapt.service.storage.job_runs import fail_job, is_still_mine
+from rapt.service.storage.pool_rows import begin_closing
 from rapt.service.storage.recovery import join_store, open_store, requeue_abandoned_jobs
 from rapt.service.storage.store import release
 from rapt.service.storage.tables import METADATA, WORKERS
@@ -79,6 +81,7 @@ def _shared():
         test_checkpoint_models,
         test_job_runs,
         test_named_blobs,
+        test_pool_rows,
         test_store,
         test_tenants,
         test_tidying,
@@ -115,6 +118,20 @@ def test_numbers_become_visible_in_order_however_many_write(store, url):
     other.close()
     # Without gaps: whoever has seen a number has seen all the lower ones.
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in seen)
+
+
+def test_contributions_wait_for_no_writer_and_a_pool_is_closed_when_all_are_in(store):
+    caller = stored_material.tenant(store, "ada")
+    pool = test_pool_rows.opened(store, caller)
+    test_pool_rows.give(store, pool, caller)  # shares the room out, by the writer
+    with ThreadPoolExecutor(2) as threads:
+        with store.database.write():
+            assert threads.submit(test_pool_rows.give, store, pool, caller).result(20) == 1
+        with store.database.add_beside(pool.id):
+            closing = threads.submit(begin_closing, store, pool.id, caller=caller, now=2)
+            with pytest.raises(TimeoutError):
+                closing.result(0.5)
+        assert closing.result(20).contributions == 2
 
 
 def test_jobs_are_claimed_once_by_many_workers(store):

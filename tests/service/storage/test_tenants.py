@@ -252,7 +252,7 @@ def test_a_database_of_the_first_release_is_brought_along_with_all_that_is_in_it
     def schema():
         with sqlite3.connect(tmp_path / "rapt.sqlite3") as connection:
             found = dict(connection.execute("SELECT name, sql FROM sqlite_master"))
-            for table in ("changes", "workers", "token_buckets"):
+            for table in ("changes", "workers", "token_buckets", "pool_counters"):
                 connection.execute(f"DROP TABLE {table}")
             for name in found:
                 if "_notes_" in name:

@@ -67,6 +67,7 @@ CONNECTIONS: Final = 10
 WAITING_SECONDS: Final = 30.0
 _PATIENCE: Final = {"connect_timeout": 10}
 _WRITES: Final = "rapt_writes"
+_BESIDE: Final = "rapt_beside"
 # Primary result codes of SQLite that tell of the moment and not of the statement: busy, locked, no memory, read-only,
 # input or output, full, cannot open, locking protocol.
 _SQLITE_AWAY: Final = frozenset({5, 6, 7, 8, 10, 13, 14, 15})
@@ -74,6 +75,8 @@ _SQLITE_AWAY: Final = frozenset({5, 6, 7, 8, 10, 13, 14, 15})
 _WRITE_LOCK: Final = 7_241_986_353
 # Of the locks for names, whose numbers are pairs: they never meet the one above.
 _NAME_LOCKS: Final = 724_198
+# Of those for names that many add to at once, held by transactions: pairs again.
+_SHARED_LOCKS: Final = 724_199
 
 Stored = TypeVar("Stored", bound="DataclassInstance")
 
@@ -259,6 +262,18 @@ class Database:
             yield connection
 
     @contextmanager
+    def add_beside(self, name: str) -> Iterator[Connection]:
+        """A connection of one transaction that on PostgreSQL runs beside the writer, unless that one holds the name.
+
+        For rows that have no number. Others add at the same moment, so each of its statements must hold whatever they
+        do. Nothing in it may wait for the write lock. On SQLite it is `write`. Raises `UnavailableError` likewise.
+        """
+        about_to_wait()
+        beside = self._engine.execution_options(**{_WRITES: self.is_sqlite, _BESIDE: name})
+        with _answering(), beside.begin() as connection:
+            yield connection
+
+    @contextmanager
     def change_alone(self) -> Iterator[Connection]:
         """A connection each statement of which is a transaction of its own, beside whoever holds the write lock.
 
@@ -274,11 +289,10 @@ class Database:
 
         So it is held in whatever process on whatever machine, and let go of when that dies.
         """
-        number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big", signed=True)
         how = "pg_advisory_lock_shared" if shared else "pg_advisory_lock"
         with _answering(), self._locking.connect() as connection:
             connection.execute(text(f"SET lock_timeout = {math.ceil(1000 * WAITING_SECONDS)}"))
-            connection.execute(text(f"SELECT {how}({_NAME_LOCKS}, {number})"))
+            connection.execute(text(f"SELECT {how}({_NAME_LOCKS}, {_number_of(name)})"))
             yield
 
     def check(self) -> None:
@@ -338,6 +352,17 @@ def database_url(setting: str | None, *, file: Path) -> URL:
             "directory"
         )
     return url.set(drivername="postgresql+psycopg")
+
+
+def hold_alone(connection: Connection, name: str) -> None:
+    """Wait until nobody adds to what has a name, and keep others from it until this writer's transaction ends."""
+    if connection.dialect.name != "sqlite":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_SHARED_LOCKS}, {_number_of(name)})"))
+
+
+def _number_of(name: str) -> int:
+    """Return the number of 32 bits that stands for a name among PostgreSQL's locks."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big", signed=True)
 
 
 def find(connection: Connection, table: Table, id_: str, *, tenant: str) -> Row[Any]:
@@ -423,10 +448,15 @@ def _engine(url: URL, *, connections: int, waiting: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        if connection.get_execution_options().get(_WRITES, False):
+        options = connection.get_execution_options()
+        beside = options.get(_BESIDE)
+        if options.get(_WRITES, False) or beside is not None:
             # In a statement of its own, at the level where the next one sees what the writer before has left.
             connection.execute(text(f"SET TRANSACTION ISOLATION LEVEL READ COMMITTED; {lock_timeout}"))
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})"))
+            if beside is None:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})"))
+            else:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({_SHARED_LOCKS}, {_number_of(beside)})"))
 
     return engine
 

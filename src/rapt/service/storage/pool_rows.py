@@ -9,35 +9,38 @@ is one contribution.
 
 *What it does not hide.* A service that wants to can note what comes in beside its tables, with addresses and times: the
 protection of a text is the ε that it was privatized with, and this module only keeps an honest service from gathering
-more. A log of the database, where the operator keeps one, has the order of changes.
+more. A log of the database, where the operator keeps one, has the order of changes, and so has PostgreSQL until a pool
+is closed: where a row lies in the table, and the number of the transaction that wrote it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.engine import Row
 
-from rapt.errors import LimitError, NotFoundError, QuotaError, UsageError
+from rapt.errors import LimitError, QuotaError, UsageError
 from rapt.service.storage.callers import Caller, record
-from rapt.service.storage.database import Cursor, Page, find, make_value, read_page
+from rapt.service.storage.contribution_rows import (
+    delete_contributions,
+    iterate_pages,
+    read_contributions,
+    require_open,
+)
+from rapt.service.storage.database import Cursor, Page, find, hold_alone, make_value, read_page
 from rapt.service.storage.key_rows import StoredKey, create_pool_keys, revoke_pool_keys
 from rapt.service.storage.store import Store
-from rapt.service.storage.tables import CONTRIBUTIONS, KEYS, POOLS
+from rapt.service.storage.tables import CONTRIBUTIONS, COUNTERS, POOLS
 from rapt.service.storage.tenant_rows import check_bytes, check_tenant
 from rapt.wire.manifest import Manifest, dump_manifest, parse_manifest
 from rapt.wire.strict_json import dump_line
 
 MOST_CONTRIBUTIONS: Final = 1_000_000
-LONGEST_LINE: Final = 65_536  # bytes of a record: 10,000 tokens
-# Of a pool, which is put together in memory: a million codes have 45 MB. Its manifest is read for each contribution.
-MOST_BYTES: Final = 256 * 2**20
-MOST_MANIFEST_BYTES: Final = 65_536
+MOST_MANIFEST_BYTES: Final = 65_536  # it is read for each contribution
 _MOST_POOLS: Final = 100  # of a tenant
 Status = Literal["open", "closing", "closed"]
 
@@ -55,7 +58,7 @@ class StoredPool:
         most: Number of contributions that it takes.
         status: `open`, `closing` or `closed`.
         contributions: Number of contributions that are in it, or in the file that it became.
-        bytes: Size of their records and of the manifest.
+        bytes: Size of the manifest, and of records that the tenant's quota has room for while the pool is open.
         created_at: Time of creation, Unix time, s.
         file_id: Id of the file that it became; None until it is closed.
         rounds: Plan of a pool of two rounds: `first`, the number of contributions that the first one needs, and
@@ -147,14 +150,14 @@ def open_pool(
 def get_pool(store: Store, pool_id: str, *, tenant: str) -> StoredPool:
     """The pool of an id. Raises `NotFoundError`."""
     with store.database.read() as connection:
-        return make_value(find(connection, POOLS, pool_id, tenant=tenant), StoredPool)
+        return _find(connection, pool_id, tenant=tenant)
 
 
 def list_pools(store: Store, cursor: Cursor, *, tenant: str) -> Page[StoredPool]:
     """One page of pools. Raises `NotFoundError` for an unknown cursor."""
     with store.database.read() as connection:
         rows, has_more = read_page(connection, POOLS, cursor, where=POOLS.c.tenant == tenant)
-    return Page(tuple(make_value(row, StoredPool) for row in rows), has_more)
+        return Page(tuple(_make_pool(connection, row) for row in rows), has_more)
 
 
 def make_pool_keys(
@@ -176,81 +179,15 @@ def make_pool_keys(
         QuotaError: The tenant has as many keys of contributors as it may have.
     """
     with store.database.write() as connection:
-        _require_open(find(connection, POOLS, pool_id, tenant=caller.tenant))
+        require_open(find(connection, POOLS, pool_id, tenant=caller.tenant).status)
         return create_pool_keys(connection, pool=pool_id, count=count, room=room, caller=caller, now=now)
-
-
-def contribute(
-    store: Store, pool_id: str, *, lines: Mapping[str, str], setting: str, caller: Caller, max_bytes: int
-) -> None:
-    """Take contributions, all or none; one that is there already, under the same receipt, is not taken twice.
-
-    Args:
-        store: Store of the service.
-        pool_id: Id of the pool.
-        lines: Records, checked against the pool's manifest, by the secrets of the contributor that take them back.
-        setting: Digest of the manifest that the contributor privatized by.
-        caller: Contributor, or a key of the tenant.
-        max_bytes: Most bytes of a tenant without a quota of its own.
-
-    Raises:
-        NotFoundError: There is no such pool.
-        UsageError: The pool takes no more, has another setting, or the receipt was used for another record.
-        QuotaError: The key has added as many as it may, or the tenant has too many bytes.
-        LimitError: The pool is full, or the record is too long.
-    """
-    longest = max(map(len, lines.values()))
-    if longest > LONGEST_LINE:
-        raise LimitError(f"a contribution must have at most {LONGEST_LINE} bytes, got {longest}; shorten the text")
-    given = {_digest(receipt): line for receipt, line in lines.items()}
-    with store.database.write() as connection:
-        pool = find(connection, POOLS, pool_id, tenant=caller.tenant)
-        _require_open(pool)
-        if setting != pool.setting:
-            raise UsageError("a contribution must have the setting of the pool; ask for the pool, and privatize by it")
-        own = (CONTRIBUTIONS.c.pool_id == pool_id) & CONTRIBUTIONS.c.receipt_digest.in_(given)
-        for row in connection.execute(select(CONTRIBUTIONS.c.receipt_digest, CONTRIBUTIONS.c.line).where(own)):
-            if row.line != given.pop(row.receipt_digest):
-                raise UsageError("a receipt must be of one contribution; take the first one back, or make another")
-        if not given:
-            return
-        size = sum(map(len, given.values()))
-        if pool.bytes + size > MOST_BYTES:
-            raise LimitError(f"a pool must have at most {MOST_BYTES} bytes, and has them; open another")
-        if pool.contributions + len(given) > pool.most:
-            raise LimitError(f"a pool must have at most {pool.most} contributions, and has them; thank you")
-        check_bytes(connection, caller.tenant, more=size, limit=max_bytes)
-        _use_room(connection, caller, count=len(given))
-        rows = [{"pool_id": pool_id, "receipt_digest": digest, "line": line} for digest, line in given.items()]
-        connection.execute(insert(CONTRIBUTIONS), rows)
-        _change(connection, pool, count=len(given), size=size)
-
-
-def take_back(store: Store, pool_id: str, *, receipt: str, caller: Caller) -> None:
-    """Take a contribution out of an open pool.
-
-    Raises:
-        NotFoundError: There is no such pool, or no contribution of this receipt in it.
-        UsageError: The pool is closed: its file may be in use.
-    """
-    with store.database.write() as connection:
-        pool = find(connection, POOLS, pool_id, tenant=caller.tenant)
-        _require_open(pool)
-        own = (CONTRIBUTIONS.c.pool_id == pool_id) & (CONTRIBUTIONS.c.receipt_digest == _digest(receipt))
-        row = connection.execute(select(CONTRIBUTIONS.c.line).where(own)).first()
-        if row is None:
-            raise NotFoundError("no contribution of this receipt is in the pool")
-        connection.execute(delete(CONTRIBUTIONS).where(own))
-        _use_room(connection, caller, count=-1)
-        _change(connection, pool, count=-1, size=-len(row.line))
-    store.database.forget_deleted()
 
 
 def begin_second_round(
     store: Store,
     pool_id: str,
     *,
-    center: Callable[[StoredPool, list[str]], Manifest],
+    center: Callable[[StoredPool, Iterable[str]], Manifest],
     setting: Callable[[Manifest], str],
     caller: Caller,
 ) -> StoredPool:
@@ -271,9 +208,9 @@ def begin_second_round(
         UsageError: It is closed, has one round, or fewer contributions than its first one needs; or `center` says so.
     """
     with store.database.write() as connection:
-        row = find(connection, POOLS, pool_id, tenant=caller.tenant)
-        _require_open(row)
-        pool = make_value(row, StoredPool)
+        hold_alone(connection, pool_id)
+        pool = _find(connection, pool_id, tenant=caller.tenant)
+        require_open(pool.status)
         if pool.rounds is None or not pool.is_first_round:
             raise UsageError("the pool must be in the first of two rounds to go on; close it instead")
         if pool.contributions < pool.rounds["first"]:
@@ -281,9 +218,7 @@ def begin_second_round(
                 f"a first round must have at least {pool.rounds['first']} contributions, got {pool.contributions}; "
                 "wait for more, or delete the pool"
             )
-        own = CONTRIBUTIONS.c.pool_id == pool_id
-        lines = [str(found.line) for found in connection.execute(select(CONTRIBUTIONS.c.line).where(own))]
-        manifest = center(pool, lines)
+        manifest = center(pool, iterate_pages(lambda after: read_contributions(connection, pool_id, after)))
         dumped = dump_manifest(manifest)
         values = {
             "manifest": dumped,
@@ -293,22 +228,24 @@ def begin_second_round(
             "rounds": {**pool.rounds, "manifest": None},
         }
         connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(values))
-        connection.execute(delete(CONTRIBUTIONS).where(own))
+        for table in (CONTRIBUTIONS, COUNTERS):
+            connection.execute(delete(table).where(table.c.pool_id == pool_id))
         record(connection, caller, "pool.advance", pool_id)
-        pool = make_value(find(connection, POOLS, pool_id, tenant=caller.tenant), StoredPool)
+        pool = _find(connection, pool_id, tenant=caller.tenant)
     store.database.forget_deleted()
     return pool
 
 
-def begin_closing(store: Store, pool_id: str, *, caller: Caller, now: int) -> tuple[StoredPool, list[str]]:
-    """Take nothing more into a pool, and return its records in a random order.
+def begin_closing(store: Store, pool_id: str, *, caller: Caller, now: int) -> StoredPool:
+    """Take nothing more into a pool, which is now read and becomes a file; of one that is closed nothing changes.
 
     Raises:
         NotFoundError: There is no such pool.
         UsageError: It has fewer contributions than it must have, or is in the first of two rounds.
     """
     with store.database.write() as connection:
-        pool = make_value(find(connection, POOLS, pool_id, tenant=caller.tenant), StoredPool)
+        hold_alone(connection, pool_id)
+        pool = _find(connection, pool_id, tenant=caller.tenant)
         if pool.is_first_round:
             raise UsageError("a pool in the first of two rounds must go on to the second before it is closed")
         if pool.contributions < pool.least:
@@ -316,25 +253,26 @@ def begin_closing(store: Store, pool_id: str, *, caller: Caller, now: int) -> tu
                 f"a pool must have at least {pool.least} contributions to be closed, got {pool.contributions}; "
                 "wait for more, or delete it"
             )
-        if pool.status == "open":
-            connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(status="closing"))
-            revoke_pool_keys(connection, pool_id, now=now)
-            record(connection, caller, "pool.close", pool_id)
-    query = select(CONTRIBUTIONS.c.line).where(CONTRIBUTIONS.c.pool_id == pool_id)
-    with store.database.read() as connection:  # nothing is added any more, and other writers need not wait
-        lines = [str(row.line) for row in connection.execute(query)]
-    secrets.SystemRandom().shuffle(lines)
-    return pool, lines
+        if pool.status != "open":
+            return pool
+        _end(connection, pool, status="closing", now=now)
+        record(connection, caller, "pool.close", pool_id)
+    return replace(pool, status="closing")
 
 
 def end_closing(store: Store, pool_id: str, *, file_id: str, tenant: str) -> StoredPool:
-    """Note the file that a pool became; its rows are in the file now. Raises `NotFoundError`."""
+    """Note the file that a pool became, and delete its rows, which are in the file now. Raises `NotFoundError`.
+
+    The file comes first: what a crash leaves of the rows is never made into another one.
+    """
+    own = POOLS.c.id == pool_id
     with store.database.write() as connection:
         size = len(dump_line(find(connection, POOLS, pool_id, tenant=tenant).manifest))
-        values = {"status": "closed", "file_id": file_id, "bytes": size}
-        connection.execute(update(POOLS).where(POOLS.c.id == pool_id).values(values))
-        connection.execute(delete(CONTRIBUTIONS).where(CONTRIBUTIONS.c.pool_id == pool_id))
-        pool = make_value(find(connection, POOLS, pool_id, tenant=tenant), StoredPool)
+        connection.execute(update(POOLS).where(own).values(file_id=file_id, bytes=size))
+    delete_contributions(store, pool_id)
+    with store.database.write() as connection:
+        connection.execute(update(POOLS).where(own).values(status="closed"))
+        pool = _find(connection, pool_id, tenant=tenant)
     store.database.forget_deleted()
     return pool
 
@@ -342,38 +280,36 @@ def end_closing(store: Store, pool_id: str, *, file_id: str, tenant: str) -> Sto
 def delete_pool(store: Store, pool_id: str, *, caller: Caller, now: int) -> None:
     """Delete a pool with all contributions and keys; the file that it became stays. Raises `NotFoundError`."""
     with store.database.write() as connection:
+        hold_alone(connection, pool_id)
+        # Closed, so that what a crash leaves of it neither takes more nor becomes a file.
+        _end(connection, _find(connection, pool_id, tenant=caller.tenant), status="closed", now=now)
+    delete_contributions(store, pool_id)
+    with store.database.write() as connection:
         find(connection, POOLS, pool_id, tenant=caller.tenant)
         connection.execute(delete(POOLS).where(POOLS.c.id == pool_id))
-        revoke_pool_keys(connection, pool_id, now=now)
         record(connection, caller, "pool.delete", pool_id)
     store.database.forget_deleted()
+
+
+def _end(connection: Connection, pool: StoredPool, *, status: Status, now: int) -> None:
+    """Let a pool take no more, and count what it has for the last time."""
+    values = {"status": status, "contributions": pool.contributions}
+    connection.execute(update(POOLS).where(POOLS.c.id == pool.id).values(values))
+    connection.execute(delete(COUNTERS).where(COUNTERS.c.pool_id == pool.id))
+    revoke_pool_keys(connection, pool.id, now=now)
+
+
+def _find(connection: Connection, pool_id: str, *, tenant: str) -> StoredPool:
+    return _make_pool(connection, find(connection, POOLS, pool_id, tenant=tenant))
+
+
+def _make_pool(connection: Connection, row: Row[Any]) -> StoredPool:
+    """The value of a row, with the contributions that its counters have."""
+    counted = select(COUNTERS.c.contributions).where(COUNTERS.c.pool_id == row.id)
+    pool = make_value(row, StoredPool)
+    return replace(pool, contributions=pool.contributions + sum(connection.execute(counted).scalars()))
 
 
 def read_pool_manifest(pool: StoredPool) -> Manifest:
     """The manifest that contributions of a pool are privatized by."""
     return parse_manifest(pool.manifest)
-
-
-def _require_open(pool: Row[Any]) -> None:
-    if pool.status != "open":
-        raise UsageError("the pool must be open, and is closed; ask who opened it for another")
-
-
-def _use_room(connection: Connection, caller: Caller, *, count: int) -> None:
-    """Count what a contributor's key adds or takes back: all that is known of it is how many more it may add."""
-    if caller.role != "contributor":
-        return
-    taken = connection.execute(
-        update(KEYS).where(KEYS.c.id == caller.key, KEYS.c.room >= count).values(room=KEYS.c.room - count)
-    )
-    if taken.rowcount != 1:
-        raise QuotaError("the key has added as many contributions as it may; ask for another", retry_after=None)
-
-
-def _change(connection: Connection, pool: Row[Any], *, count: int, size: int) -> None:
-    values = {"contributions": POOLS.c.contributions + count, "bytes": POOLS.c.bytes + size}
-    connection.execute(update(POOLS).where(POOLS.c.id == pool.id).values(values))
-
-
-def _digest(receipt: str) -> str:
-    return hashlib.sha256(receipt.encode()).hexdigest()

@@ -265,6 +265,7 @@ POOLS: Final = _table(
     Column("least", BigInteger, nullable=False),
     Column("most", BigInteger, nullable=False),
     Column("status", String, nullable=False),
+    # Those that are counted no more: of a pool that takes no more. The bytes are what its contributions may take.
     Column("contributions", BigInteger, nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
@@ -272,6 +273,20 @@ POOLS: Final = _table(
     # Of two rounds: how many contributions end the first, and the manifest of the second, until that has begun.
     Column("rounds", JSON),
     Index("ix_pools_tenant", "tenant", "number"),
+)
+
+# What is taken into an open pool is counted in one of several rows, so that those who give at once wait for none in
+# common; each row has a part of the room that the pool has left, of contributions and of bytes.
+COUNTERS: Final = Table(
+    "pool_counters",
+    METADATA,
+    Column("pool_id", String, ForeignKey("pools.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("contributions", BigInteger, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("room", BigInteger, nullable=False),
+    Column("bytes_room", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # Without a running number, a time or a key: rows are kept in the order of digests of what contributors alone know.

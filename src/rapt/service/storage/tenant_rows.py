@@ -9,9 +9,10 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, Table, delete, ex
 
 from rapt.errors import NotFoundError, QuotaError, UsageError
 from rapt.service.storage.callers import LOCAL, OPERATOR, Caller, check_tenant_name, record
-from rapt.service.storage.database import Cursor, Page, read_page
+from rapt.service.storage.database import Cursor, Page, hold_alone, read_page
 from rapt.service.storage.store import Store, discard_run_states, release
 from rapt.service.storage.tables import (
+    COUNTERS,
     FILES,
     JOBS,
     KEYS,
@@ -140,8 +141,10 @@ def check_tenant(connection: Connection, name: str) -> None:
 def get_usage(store: Store, name: str) -> Usage:
     """Return what a tenant has now; of one that is not there, nothing."""
     with store.database.read() as connection:
+        pools = select(COUNTERS.c.bytes_room).join(POOLS, POOLS.c.id == COUNTERS.c.pool_id)
+        set_aside = pools.where(POOLS.c.tenant == name)  # for contributions that have not come
         return Usage(
-            bytes=bytes_of(connection, name),
+            bytes=bytes_of(connection, name) - sum(connection.execute(set_aside).scalars()),
             jobs=count_jobs(connection, name),
             files=_count(connection, FILES, name),
             models=_count(connection, MODELS, name, and_=MODELS.c.step.is_(None)),
@@ -150,8 +153,8 @@ def get_usage(store: Store, name: str) -> Usage:
 
 def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -> None:
     """Refuse bytes beyond a tenant's quota, in the transaction that would add them. Raises `QuotaError`."""
-    most = _most_bytes(connection, tenant, limit=limit)
-    if bytes_of(connection, tenant) + more > most:
+    if more > room_of(connection, tenant, limit=limit):
+        most = _most_bytes(connection, tenant, limit=limit)
         raise QuotaError(
             f"a tenant must have at most {most} bytes of files and models; delete some, or ask the provider",
             retry_after=None,
@@ -161,7 +164,12 @@ def check_bytes(connection: Connection, tenant: str, *, more: int, limit: int) -
 def count_room(store: Store, tenant: str, *, limit: int) -> int:
     """Bytes that a tenant may store beside what it has; negative if it has too many. `limit` is as in `check_bytes`."""
     with store.database.read() as connection:
-        return _most_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
+        return room_of(connection, tenant, limit=limit)
+
+
+def room_of(connection: Connection, tenant: str, *, limit: int) -> int:
+    """Bytes that a tenant may store, as `count_room`, in a transaction."""
+    return _most_bytes(connection, tenant, limit=limit) - bytes_of(connection, tenant)
 
 
 def check_files(connection: Connection, tenant: str, *, limit: int) -> None:
@@ -242,7 +250,7 @@ def delete_tenant(store: Store, name: str, *, caller: Caller, now: int) -> Remov
 
 
 def bytes_of(connection: Connection, tenant: str) -> int:
-    """Bytes of a tenant's files, parts of uploads, models and pools, and of what its jobs can go on from."""
+    """Bytes of a tenant's files, parts and models, of what its pools may take, and of what its jobs can go on from."""
     files = select(func.coalesce(func.sum(FILES.c.bytes), 0)).where(FILES.c.tenant == tenant)
     parts = (
         select(func.coalesce(func.sum(PARTS.c.bytes), 0))
@@ -294,6 +302,8 @@ def _delete_rows(connection: Connection, name: str, *, now: int) -> Removed:
     def all_of(query: Select[Any]) -> tuple[str, ...]:
         return tuple(str(row[0]) for row in connection.execute(query))
 
+    for pool in all_of(select(POOLS.c.id).where(POOLS.c.tenant == name)):
+        hold_alone(connection, pool)
     removed = Removed(
         blobs=tuple(digest for table in (FILES, MODELS) for digest in all_of(_digests(table, name))),
         adapters=all_of(select(MODELS.c.adapter).where(MODELS.c.tenant == name)),

@@ -4,7 +4,7 @@ Where nothing but the task head is trained on codes, on a codebook or behind a r
 optimum is computed, with all records at once, and the one thing that noise makes matter, how far the weights are held
 back, is chosen on the private codes themselves by cross-validation: 100 texts at ε = 1 want it a thousand times
 stronger than 4,000 texts at ε = 8. That is post-processing of what was released, so it costs no privacy. Records of one
-id and label are counted and not repeated: a hundred thousand of them cost what the codebook costs.
+id and label are counted and not repeated: a million of them cost what the codebook costs, and 8 bytes each beside.
 
 Where the folder of a codebook has states of public text, a second head for answers at home is taught on them
 (`rapt.teaching`).
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -43,8 +43,11 @@ PENALTIES: Final = tuple(10.0 ** (half / 2) for half in range(-10, 3))
 _FOLDS: Final = 5
 _ITERATIONS: Final = 100
 _ROWS_AT_ONCE: Final = 4096
+Whole = NDArray[np.integer[Any]]
 _LEAST_SHARE: Final = 1e-6  # of a label that a home would divide by
 _ROWS_AT_ONCE_OF_A_MODEL: Final = 64
+# Records that are dealt to folds at once.
+_DEALT: Final = 65_536
 # Settings of a run of steps, which a head that is solved has not.
 _OF_STEPS: Final = ("epochs", "batch_size", "learning_rate", "patience")
 
@@ -91,7 +94,7 @@ def tune_code_head(
     tuning = Tuning(backbone, training.manifest, config)
     states, counts, place = _count(tuning, backbone, training.records, classes=len(training.manifest.labels or ()))
     private = training.manifest.label_privacy
-    labels = np.array([record.label for record in training.records])
+    labels = _labels_of(training.records)
     penalty = choose_penalty(
         states, place, labels, counts.shape[1], private=private, seed=config.seed, should_stop=should_stop
     )
@@ -168,16 +171,27 @@ def solve_head(
 
 def _count(
     tuning: Tuning, backbone: Backbone, records: Sequence[PrivatizedRecord], *, classes: int
-) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+) -> tuple[Tensor, Tensor, NDArray[np.int32]]:
     """Return the different states, (U, h), the labels of each, (U, C), and the place of each record in them, (n,)."""
     first: dict[object, int] = {}
-    places = np.array([first.setdefault((one.token_ids, one.second_token_ids), len(first)) for one in records])
-    chosen = [records[index] for index in np.unique(places, return_index=True)[1]]
+    chosen: list[PrivatizedRecord] = []
+
+    def place(one: PrivatizedRecord) -> int:
+        found = first.setdefault((one.token_ids, one.second_token_ids), len(first))
+        if found == len(chosen):
+            chosen.append(one)
+        return found
+
+    places = np.fromiter(map(place, records), dtype=np.int32, count=len(records))
     at_once = _rows_at_once(backbone)
     cut = range(0, len(chosen), at_once)
     states = torch.cat([_read(tuning, backbone, chosen[start : start + at_once]) for start in cut])
     states = states.cpu().double()  # a GPU reads, and a processor solves: in float64 few GPUs are fast
-    return states, tally_labels(places, np.array([one.label for one in records]), (len(first), classes)), places
+    return states, tally_labels(places, _labels_of(records), (len(first), classes)), places
+
+
+def _labels_of(records: Sequence[PrivatizedRecord]) -> NDArray[np.int32]:
+    return np.fromiter((one.label for one in records), dtype=np.int32, count=len(records))
 
 
 @torch.no_grad()
@@ -209,17 +223,19 @@ def _head_of(tuning: Tuning) -> TaskHead:
     return head
 
 
-def tally_labels(places: NDArray[np.int64], labels: NDArray[np.int64], shape: tuple[int, int]) -> Tensor:
+def tally_labels(places: Whole, labels: Whole, shape: tuple[int, int]) -> Tensor:
     """Return how often each state, by its place, came with each label, (U, C), float64."""
-    return torch.from_numpy(
-        np.bincount(places * shape[1] + labels, minlength=shape[0] * shape[1]).reshape(shape)
-    ).double()
+    counts = np.zeros(shape[0] * shape[1], dtype=np.int64)
+    for start in range(0, len(places), _DEALT):
+        some = slice(start, start + _DEALT)
+        counts += np.bincount(places[some].astype(np.int64) * shape[1] + labels[some], minlength=len(counts))
+    return torch.from_numpy(counts.reshape(shape)).double()
 
 
 def choose_penalty(
     states: Tensor,
-    places: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    places: Whole,
+    labels: Whole,
     classes: int,
     *,
     private: LabelPrivacy | None,
@@ -240,9 +256,13 @@ def choose_penalty(
     Raises:
         TuningCancelled: `should_stop` said yes.
     """
-    folds = np.random.default_rng(seed).permutation(len(labels)) % _FOLDS
-    shape = (len(states), classes)
-    tallies = [tally_labels(places[folds == fold], labels[folds == fold], shape) for fold in range(_FOLDS)]
+    rng, shape = np.random.default_rng(seed), (len(states), classes)
+    tallies = [torch.zeros(shape, dtype=torch.float64) for _ in range(_FOLDS)]
+    for start in range(0, len(labels), _DEALT):
+        some, tags = places[start : start + _DEALT], labels[start : start + _DEALT]
+        folds = rng.permutation(len(tags)) % _FOLDS
+        for fold, tally in enumerate(tallies):
+            tally += tally_labels(some[folds == fold], tags[folds == fold], shape)
     everything = sum(tallies[1:], tallies[0])
     best: tuple[float, float] = (math.inf, PENALTIES[-1])
     for penalty in reversed(PENALTIES):  # of equal ones the strongest

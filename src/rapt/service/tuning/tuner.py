@@ -18,7 +18,7 @@ from rapt.service.tuning.run import Run, batches_per_epoch
 from rapt.service.tuning.run_state import RunState
 from rapt.service.tuning.tasks import TASKS
 from rapt.service.tuning.tuning_config import ReconstructionConfig, TuningConfig
-from rapt.wire.privatized_file import PrivatizedFile
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord
 from rapt.wire.vocabulary_bundle import check_hash
 
 # One import for whoever tunes; what is not listed is for the room.
@@ -134,17 +134,21 @@ def spell_file(backbone: Backbone, file: PrivatizedFile) -> PrivatizedFile:
     reader = backbone.reader
     if reader is None or file.manifest.unit != "text":
         return file
-    epsilon = file.manifest.mechanism.epsilon
-    records = tuple(
-        replace(
+    epsilon, spelled = file.manifest.mechanism.epsilon, dict[int, PrivatizedRecord]()
+
+    def spell(record: PrivatizedRecord) -> PrivatizedRecord:
+        # By identity: of a file that was read, texts of one codeword and label share a record.
+        if (known := spelled.get(id(record))) is not None:
+            return known
+        second = record.second_token_ids
+        spelled[id(record)] = made = replace(
             record,
             token_ids=reader.spell(record.token_ids, epsilon=epsilon),
-            second_token_ids=None
-            if record.second_token_ids is None
-            else reader.spell(record.second_token_ids, epsilon=epsilon),
+            second_token_ids=None if second is None else reader.spell(second, epsilon=epsilon),
         )
-        for record in file.records
-    )
+        return made
+
+    records = tuple(map(spell, file.records))
     return replace(file, records=records)
 
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-import numpy as np
 from fastapi import APIRouter
 from starlette.requests import Request
 
-from rapt.centering import center_codes, estimate_center
+from rapt.centering import center_codes, estimate_center_of_counts
 from rapt.errors import UsageError
-from rapt.service.http.admission import RECORDS_AT_ONCE
 from rapt.service.http.assembly import Service
 from rapt.service.http.bodies import BodyRoute, run_in_body_thread
 from rapt.service.http.parameters import After, CallerOf, Limit, make_cursor, make_list
+from rapt.service.http.pool_files import count_codewords, pool_file
 from rapt.service.http.pool_schemas import (
     ContributionObject,
     ContributionRequest,
@@ -31,14 +28,13 @@ from rapt.service.http.pool_schemas import (
 )
 from rapt.service.http.routes.admin import show_new_key
 from rapt.service.http.schemas import Deleted, ListOf
-from rapt.service.http.shares import give_way
 from rapt.service.storage.callers import DEVELOPER, Caller, mark_repeatable
+from rapt.service.storage.contribution_rows import contribute, take_back
 from rapt.service.storage.file_rows import add_file
 from rapt.service.storage.pool_rows import (
     StoredPool,
     begin_closing,
     begin_second_round,
-    contribute,
     delete_pool,
     end_closing,
     get_pool,
@@ -46,19 +42,11 @@ from rapt.service.storage.pool_rows import (
     make_pool_keys,
     open_pool,
     read_pool_manifest,
-    take_back,
 )
 from rapt.wire.code_bundle import write_center
 from rapt.wire.manifest import Manifest, Randomness, digest_setting, dump_manifest, parse_manifest
 from rapt.wire.packed_contributions import unpack_contributions
-from rapt.wire.privatized_file import (
-    PrivatizedRecord,
-    count_privatized_tokens,
-    parse_record,
-    seal_manifest,
-    write_record_lines,
-)
-from rapt.wire.strict_json import dump_line, parse_document
+from rapt.wire.privatized_file import PrivatizedRecord, parse_record, seal_manifest, write_record_lines
 
 _PACKED: Final[dict[str, Any]] = {
     "requestBody": {
@@ -168,14 +156,12 @@ def pool_router(service: Service) -> APIRouter:
     def advance_pool(pool_id: str, caller: CallerOf) -> PoolObject:
         """Find the centre of the code from the first round, whose records are deleted, and begin the second round."""
 
-        def center(pool: StoredPool, lines: list[str]) -> Manifest:
+        def center(pool: StoredPool, lines: Iterable[str]) -> Manifest:
             assert pool.rounds is not None
             stated = read_pool_manifest(pool)
             code = service.gate.find_code(stated.vocabulary_hash)
-            # Each line once: of one codeword a text there are few, and whoever writes waits meanwhile.
-            read = {one: parse_record(parse_document(one, what="a contribution"), position=0) for one in set(lines)}
-            ids = np.array([read[line].token_ids for line in lines], dtype=np.int64)
-            found = center_codes(code, estimate_center(code, stated.mechanism, ids))
+            counts = count_codewords(lines, codes=code.codes, size=code.size)
+            found = center_codes(code, estimate_center_of_counts(code, stated.mechanism, counts))
             second = parse_manifest(pool.rounds["manifest"])
             parameters = {**second.mechanism.parameters, "center": write_center(found)}
             return replace(second, mechanism=replace(second.mechanism, parameters=parameters))
@@ -192,24 +178,24 @@ def pool_router(service: Service) -> APIRouter:
     @routes.post("/{pool_id}/close")
     def close_pool(pool_id: str, caller: CallerOf) -> PoolObject:
         """Take nothing more, and make a file of the contributions, in a random order. Closing again is harmless."""
-        pool, lines = begin_closing(service.store, pool_id, caller=caller, now=int(time.time()))
-        if pool.file_id is not None:
+        pool = begin_closing(service.store, pool_id, caller=caller, now=int(time.time()))
+        if pool.status == "closed":
             return show_pool(pool, service)
-        body = "".join(lines).encode("ascii")
-        with service.store.directory.stage(io.BytesIO(_seal(pool, body)), max_bytes=2**62) as staged:
-            file = add_file(
-                service.store,
-                staged,
-                service.gate.admit_file(staged.path),
-                filename=f"{pool_id}.jsonl",
-                caller=caller,
-                now=int(time.time()),
-                max_bytes=service.settings.tenant_bytes,
-                counted=pool.bytes,
-                # After a crash between the two halves the file that was made is the answer.
-                request=mark_repeatable(f"close {pool_id}", "pool", pool_id),
-            )
-        return show_pool(end_closing(service.store, pool_id, file_id=file.id, tenant=caller.tenant), service)
+        if (file_id := pool.file_id) is None:
+            with pool_file(service.store, service.gate, pool) as (staged, summary):
+                file_id = add_file(
+                    service.store,
+                    staged,
+                    summary,
+                    filename=f"{pool_id}.jsonl",
+                    caller=caller,
+                    now=int(time.time()),
+                    max_bytes=service.settings.tenant_bytes,
+                    counted=pool.bytes,
+                    # After a crash between the two halves the file that was made is the answer.
+                    request=mark_repeatable(f"close {pool_id}", "pool", pool_id),
+                ).id
+        return show_pool(end_closing(service.store, pool_id, file_id=file_id, tenant=caller.tenant), service)
 
     return routes
 
@@ -235,19 +221,6 @@ def _take(
         max_bytes=service.settings.tenant_bytes,
     )
     return ContributionObject(pool=pool.id, taken=True)
-
-
-def _seal(pool: StoredPool, body: bytes) -> bytes:
-    """The file of a pool: its manifest with counts and digest, and its lines."""
-    stated = read_pool_manifest(pool)
-    records = tokens = 0
-    for line in io.BytesIO(body):  # one at a time: a pool of a million fits into memory as bytes, and not as records
-        tokens += count_privatized_tokens(parse_record(parse_document(line, what="a contribution"), position=0), stated)
-        records += 1
-        if records % RECORDS_AT_ONCE == 0:
-            give_way()
-    manifest = replace(stated, records=records, tokens=tokens, records_sha256=hashlib.sha256(body).hexdigest())
-    return dump_line(dump_manifest(manifest)).encode("ascii") + b"\n" + body
 
 
 def show_pool(pool: StoredPool, service: Service) -> PoolObject:
