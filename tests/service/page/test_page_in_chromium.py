@@ -1,7 +1,9 @@
 """The page in a real browser, on a real service: what one sees and can do, by keyboard too, and what stays inside."""
 
+import csv
 import json
 import logging
+import re
 import time
 from typing import get_args
 
@@ -218,7 +220,7 @@ def test_events_that_are_asked_for_twice_at_once_are_shown_once(page, api, tuned
 
 
 def test_ids_that_are_tried_are_answered_as_by_the_api_and_stand_in_no_address_and_no_log(
-    page, api, tuned, plain_file, caplog
+    page, api, tuned, plain_file, caplog, tmp_path
 ):
     go(page, "models")
     page.wait_for("document.querySelector('.item[open] textarea')")
@@ -250,11 +252,22 @@ def test_ids_that_are_tried_are_answered_as_by_the_api_and_stand_in_no_address_a
     sent = json.loads(next(e["params"]["request"]["postData"] for e in page.events if "request" in e.get("params", {})))
     assert sent["manifest"]["labels"] is None
     assert not any("label" in record for record in sent["records"])
-    answers = api.post("/v1/classify", json=sent).json()["predictions"]
-    first = page.run(f"{box}.querySelector('.answer .value').textContent")
-    assert first == f"{100 * max(answers[0]['probabilities']):.1f} %"
+    found = api.post("/v1/classify", json=sent).json()
+    rows = [(max(answer["probabilities"]), answer["probabilities"]) for answer in found["predictions"]]
+    shown = page.run(f"[...{box}.querySelectorAll('.answer tbody tr')].map((row) => row.innerText.split('\\t'))")
+    assert len(shown) == len(rows) == 32
+    for place, (line, (best, shares)) in enumerate(zip(shown, rows, strict=True), 1):
+        label = found["labels"][shares.index(best)]
+        assert line[:1] + line[2:] == [str(place), label, *(f"{100 * share:.1f} %" for share in shares)]
     assert len(values) == 2
     assert abs(sum(float(value.split()[0]) for value in values) - 100) < 0.2
+    page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    click(page, "Download CSV", inside=box)
+    wait_until((tmp_path / "predictions.csv").exists)
+    with (tmp_path / "predictions.csv").open(newline="") as file:
+        head, *lines = csv.reader(file)
+    assert head == ["text", "tokens", "label", *(f"p({label})" for label in found["labels"])]
+    assert [[float(cell) for cell in line[3:]] for line in lines] == [shares for _, shares in rows]
     assert page.complaints() == []
 
 
@@ -271,6 +284,85 @@ def test_a_decoder_writes_into_the_page(page, writer, tuned):
     says(page, "Answered 1 text.")
     assert page.run(f"{box}.querySelector('.written').textContent.length") > 0
     assert page.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def validated(api, backbones, tmp_path_factory):
+    """A job with a reconstruction loss, judged on a validation file after each epoch; and its metrics, oldest first."""
+    folder = tmp_path_factory.mktemp("validated")
+    files = []
+    for name, records in (("training", 64), ("validation", 32)):
+        file = separable_file(backbones["bert-tiny"], records=records, plain=4, seed=records)
+        files.append(upload(api, save_privatized(file, folder / f"{name}.jsonl")).json()["id"])
+    body = job_body(files[0], n_epochs=4, reconstruction={"weight": 0.5})
+    job = done_job(api, body | {"validation_file": files[1], "suffix": "judged"})
+    events = api.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=100").json()["data"]
+    return job, [event["data"] for event in events[::-1] if event["type"] == "metrics"]
+
+
+def test_each_loss_has_an_axis_of_its_own_and_its_values_are_read_by_keyboard_and_pointer(page, validated):
+    job, data = validated
+    go(page, "jobs")
+    view = f"[...document.querySelectorAll('.item')].find((one) => one.dataset.search.includes('{job['id']}'))"
+    page.wait_for(f"{view}?.querySelector('.value small').textContent.includes('in validation')")
+    line = page.run(f"{view}.querySelector('.value').innerText")
+    assert f"{100 * data[-1]['full_valid_mean_token_accuracy']:.1f} % in validation" in line, "without being opened"
+    assert f" · {job['finished_at'] - job['created_at']} s" in line
+    page.run(f"for (const one of document.querySelectorAll('.item')) one.open = one === {view}")
+    page.wait_for(f"{view}.querySelectorAll('polyline').length === 5")
+    figures = page.run(
+        f"[...{view}.querySelectorAll('figure')].map((one) => [one.querySelector('strong').textContent,"
+        " one.querySelector('.up').textContent, one.getAttribute('aria-label')])"
+    )
+    assert [title for title, _, _ in figures] == ["Task loss", "Accuracy", "Reconstruction loss"]
+
+    def write(value):
+        return f"{value:.{3 if value < 0.1 else 2}f}"
+
+    for place, names in ((0, ("train_loss", "full_valid_loss")), (2, ("reconstruction_loss",))):
+        highest = max(row[name] for row in data for name in names if name in row)
+        assert figures[place][1] == write(highest), "each axis ends at its own largest value"
+    judged = [row for row in data if "full_valid_loss" in row]
+    assert len(judged) == 4, "once an epoch"
+    assert figures[0][2].endswith(f"{write(judged[-1]['full_valid_loss'])} at step {judged[-1]['step']}")
+    pad = f"{view}.querySelector('.pad')"
+    page.run(f"{pad}.focus()")
+    page.press("Home", code=36)
+    first, second = data[:2]
+    said = page.run(f"{pad}.getAttribute('aria-valuetext')")
+    assert said.startswith(f"step {first['step']}: training {write(first['train_loss'])}")
+    page.press("ArrowRight", code=39)
+    assert page.run(f"{pad}.getAttribute('aria-valuenow')") == str(second["step"])
+    assert f"training {write(second['train_loss'])}" in page.run(f"{view}.querySelector('figcaption').innerText")
+    box = page.run(f"{pad}.scrollIntoView({{ block: 'center' }}); {pad}.getBoundingClientRect().toJSON()")
+    middle = box["top"] + box["height"] / 2
+    page.call("Input.dispatchMouseEvent", type="mouseMoved", x=box["right"] - 1, y=middle)
+    page.wait_for(f"{pad}.getAttribute('aria-valuenow') === '{data[-1]['step']}'")
+    assert page.complaints() == []
+
+
+def test_a_list_is_narrowed_by_typing_and_a_finding_on_it_is_coloured_by_its_severity(page, api, plain_file, validated):
+    names = [f"file-{number}.jsonl" for number in range(5)]
+    for name in names:
+        with plain_file.open("rb") as stream:
+            api.post("/v1/files", data={"purpose": "fine-tune"}, files={"file": (name, stream)})
+    go(page, "files")
+    everything = page.run("document.querySelectorAll('.item').length")
+    page.run("document.querySelector('input[type=search]').focus()")
+    page.type("FILE-3 laplace")
+    shown = page.run("[...document.querySelectorAll('.item:not([hidden]) .name')].map((one) => one.firstChild.data)")
+    assert shown == ["file-3.jsonl"]
+    assert page.run("document.querySelector('.search [role=status]').textContent") == f"1 of {everything}"
+    page.run("document.querySelector('.item:not([hidden])').open = true")
+    page.wait_for("document.querySelector('.item[open] .statement')")
+    # The noise of this file came from a seed.
+    border = page.run("getComputedStyle(document.querySelector('.item[open] .statement')).borderLeftColor")
+    red, green, _ = map(int, re.findall(r"\d+", border))
+    assert red > 1.5 * green
+    go(page, "operation")
+    border = page.run("getComputedStyle(document.querySelector('.statement')).borderLeftColor")
+    red, green, _ = map(int, re.findall(r"\d+", border))
+    assert green > 1.5 * red
 
 
 def test_an_admin_creates_a_tenant_and_its_key_is_shown_once_and_works_until_revoked(page, service):
@@ -325,12 +417,12 @@ def test_by_keyboard_alone_one_signs_in_and_opens_a_model(browser, service, tune
     for _ in range(4):
         browser.tab()
     browser.enter()
-    browser.wait_for("document.title.startsWith('Models') && document.querySelector('.item[open] textarea')")
+    browser.wait_for("document.title.startsWith('Models') && document.querySelector('.item[open] form')")
     browser.tab()
     assert browser.run("document.activeElement.tagName") == "SUMMARY"
     assert browser.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     browser.tab()
-    assert browser.run("document.activeElement.tagName") == "TEXTAREA"
+    assert browser.run("document.activeElement.closest('form') === document.querySelector('.item[open] form')")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -351,10 +443,17 @@ def test_every_section_fits_a_phone_and_names_every_control(page, tuned, scheme)
     assert (brightness > 200) == (scheme == "light")
 
 
-def test_without_keys_the_page_is_open_to_this_machine(browser, backbones, tmp_path):
+def test_without_keys_the_page_is_open_to_this_machine_and_shows_first_steps_to_copy(browser, backbones, tmp_path):
     with running_service(tmp_path, backbones=backbones) as url:
         browser.open(f"{url}/")
         browser.wait_for("document.body.innerText.includes('Tenant local, admin, without a key')")
+        browser.wait_for("document.querySelectorAll('.steps > li').length === 4")
+        commands = browser.run("[...document.querySelectorAll('.command code')].map((one) => one.textContent)")
+        assert f"export RAPT_SERVICE={url}" in commands
+        browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+        browser.run("document.querySelector('.copy').click()")
+        browser.wait_for("document.querySelector('.copy').textContent === 'Copied'")
+        assert browser.run("navigator.clipboard.readText()") == commands[0]
         go(browser, "tenants")  # which asks by GET; creating asks by POST, with an origin
         browser.run("document.querySelector('#section form input').value = 'clinic'")
         click(browser, "Create the tenant")

@@ -62,6 +62,17 @@ export function item({ name, detail, value, inside, open = false }) {
   return made;
 }
 
+/** A button that puts a text on the clipboard; where browsers have none, because the page is not secure, it says so. */
+export function copyButton(text) {
+  const told = el("span", {}, "Copy");
+  const copy = async () => {
+    const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+    told.textContent = done ? "Copied" : "Select it and copy it by hand";
+    setTimeout(() => { told.textContent = "Copy"; }, 2000);
+  };
+  return el("button", { type: "button", class: "copy", "aria-live": "polite", onclick: copy }, told);
+}
+
 /** A list of items, or a word about why there are none. */
 export const list = (items, empty) => (items.length ? el("div", {}, items) : el("p", { class: "empty" }, empty));
 
@@ -105,6 +116,13 @@ export function bytes(number) {
   const units = ["bytes", "KiB", "MiB", "GiB", "TiB"];
   const power = number < 1024 ? 0 : Math.min(Math.floor(Math.log2(number) / 10), units.length - 1);
   return `${power ? (number / 1024 ** power).toFixed(1) : number} ${units[power]}`;
+}
+
+/** A span of time in the two largest units that fit. */
+export function duration(seconds) {
+  const whole = Math.max(0, Math.round(seconds));
+  const [hours, minutes, rest] = [Math.floor(whole / 3600), Math.floor(whole / 60) % 60, whole % 60];
+  return hours ? `${hours} h ${minutes} min` : minutes ? `${minutes} min ${rest} s` : `${rest} s`;
 }
 
 /** A time for a person, from seconds since 1970. */

@@ -1,6 +1,8 @@
 // Files: what each says of how it was privatized, a new one, and a job on one.
 
 import { bytes, confirmed, count, el, facts, field, item, list, moment, percent, plural, shortHash, strength, wide } from "./elements.js";
+import { firstSteps } from "./first_steps.js";
+import { searchable } from "./search.js";
 import { ROUTES, all, ask, lines, send } from "./service.js";
 import { guarded, say } from "./status.js";
 
@@ -9,8 +11,9 @@ export async function showFiles(place) {
   const [files, models] = await Promise.all([all(ROUTES.files), all(ROUTES.models)]);
   const bases = models.filter((model) => model.id === model.rapt.base);
   const again = () => showFiles(place);
-  place.replaceChildren(uploadForm(again), list(files.map((file) => fileItem(file, bases, again)),
-    "No files yet. Make one with `rapt privatize`: it stays on your machine until you upload what comes out."));
+  place.replaceChildren(uploadForm(again), files.length
+    ? searchable(list(files.map((file) => fileItem(file, bases, again))), "files").element
+    : firstSteps("privatize", { bases }));
 }
 
 function uploadForm(again) {

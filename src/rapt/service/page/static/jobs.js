@@ -1,7 +1,9 @@
 // Jobs, live: while one of them runs or waits the page looks every second, else every ten.
 
 import { el } from "./elements.js";
+import { firstSteps } from "./first_steps.js";
 import { JobView, isActive } from "./job_view.js";
+import { searchable } from "./search.js";
 import { ROUTES, all } from "./service.js";
 import { complain } from "./status.js";
 
@@ -12,11 +14,15 @@ const IDLE = 10_000;
 export async function showJobs(place, signal) {
   const views = new Map();
   const box = el("div", {});
-  place.replaceChildren(box);
+  const bases = (await all(ROUTES.models)).filter((model) => model.id === model.rapt.base);
+  const search = searchable(box, "jobs");
+  place.replaceChildren(search.element);
   const look = async () => {
     const jobs = await all(ROUTES.jobs, { most: 200 });
     if (!jobs.length) {
-      box.replaceChildren(el("p", { class: "empty" }, "No jobs yet. Open a file and tune on it."));
+      if (!box.hasChildNodes()) {
+        box.append(el("p", {}, "No jobs yet. Open a file and tune on it, or use a terminal."), firstSteps("privatize", { bases }));
+      }
     } else if (!views.size) {
       box.replaceChildren();
     }
@@ -30,6 +36,7 @@ export async function showJobs(place, signal) {
       previous = view.element;
       if (view.element.open && view.isBehind) await view.poll();
     }
+    search.again();
     return jobs.some(isActive);
   };
   const again = async () => {

@@ -1,25 +1,22 @@
 // API keys, of one's own tenant or, for the provider, of any: shown once when new, rotated, revoked.
 
-import { confirmed, el, item, list, moment } from "./elements.js";
+import { confirmed, copyButton, el, item, list, moment } from "./elements.js";
+import { searchable } from "./search.js";
 import { ask } from "./service.js";
 import { guarded, say } from "./status.js";
 
 /** The keys of a tenant; `routes` are those of the owner or of the provider, `again` shows them anew. */
 export function keyList(keys, { routes, again, shown }) {
-  return list(keys.map((key) => keyItem(key, { routes, again, shown })), "No keys.");
+  return searchable(list(keys.map((key) => keyItem(key, { routes, again, shown })), "No keys."), "keys").element;
 }
 
 /** A new key, with the only sight of it. */
 export function secret(made) {
   const value = el("code", {}, made.value);
-  const copy = async () => {
-    await navigator.clipboard.writeText(made.value);
-    say("Copied.");
-  };
   const box = el("div", { class: "secret", tabindex: -1 },
     el("strong", {}, `New key of ${made.tenant}, shown this once`), value,
     el("div", { class: "buttons" },
-      navigator.clipboard ? el("button", { type: "button", onclick: guarded(copy) }, "Copy") : "",
+      copyButton(made.value),
       el("button", { type: "button", onclick: () => box.remove() }, "I have stored it")));
   return box;
 }

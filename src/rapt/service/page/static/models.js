@@ -1,6 +1,8 @@
 // Models: what each was tuned on and how its queries must be privatized, and a box to try it.
 
 import { confirmed, el, facts, item, list, moment, percent, shortHash, strength } from "./elements.js";
+import { askAtHome, command, firstSteps } from "./first_steps.js";
+import { searchable } from "./search.js";
 import { ROUTES, all, ask } from "./service.js";
 import { guarded, say } from "./status.js";
 import { tryIt } from "./try_it.js";
@@ -9,12 +11,15 @@ import { tryIt } from "./try_it.js";
 export async function showModels(place) {
   const models = await all(ROUTES.models);
   const isBase = (model) => model.id === model.rapt.base;
+  const bases = models.filter(isBase);
   const tuned = models.filter((model) => !isBase(model));
   const again = () => showModels(place);
   place.replaceChildren(
-    list(tuned.map((model, rank) => tunedItem(model, again, rank === 0)), "No tuned models yet. A job that succeeds makes one."),
+    tuned.length
+      ? searchable(list(tuned.map((model, rank) => tunedItem(model, again, rank === 0))), "models").element
+      : el("div", {}, el("p", {}, "No tuned models yet. A job that succeeds makes one."), firstSteps("tune", { bases })),
     el("h2", {}, "Base models"),
-    el("div", {}, models.filter(isBase).map(baseItem)));
+    el("div", {}, bases.map(baseItem)));
 }
 
 function tunedItem(model, again, open) {
@@ -39,6 +44,7 @@ function cardWords(model) {
   return [
     el("h3", {}, "Try it"),
     tryIt(model, { writes }),
+    ...(writes ? [] : [el("h3", {}, "Ask at home"), command(askAtHome(model.id))]),
     el("h3", {}, "Card"),
     facts({
       Task: card.task.replaceAll("_", " "), Labels: card.labels.join(", "), Method: card.method.replaceAll("_", " "),

@@ -2,7 +2,6 @@
 
 const KNOWN = ["rapt.privatized/1", "rapt.privatized/2"];
 const CODES = "rapt.codes/1"; // codes of whole texts
-export const MOST_RECORDS = 32;
 
 /** What a query file holds: {manifest, records}, from JSON or from the lines of a privatized file. */
 export function readQuery(text) {
@@ -45,7 +44,7 @@ export function manifestFor({ model, vocabularyHash, mechanism }) {
 
 /** The query that is sent: without labels and targets, which no prediction needs, counted and digested anew. */
 export async function seal({ manifest, records }) {
-  const own = records.slice(0, MOST_RECORDS).map(withoutAnswer);
+  const own = records.map(withoutAnswer);
   const { pairs, targets, ...rest } = manifest;
   const schema = rest.schema === CODES ? CODES : KNOWN[pairs ? 1 : 0];
   const sent = { ...rest, labels: null, label_privacy: null, schema };

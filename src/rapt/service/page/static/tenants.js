@@ -3,6 +3,7 @@
 import { quotaBars } from "./account.js";
 import { el, field, item, list, moment } from "./elements.js";
 import { keyList, secret } from "./keys.js";
+import { searchable } from "./search.js";
 import { ROUTES, all, ask } from "./service.js";
 import { guarded, say } from "./status.js";
 
@@ -11,7 +12,7 @@ const QUOTAS = { max_bytes: "Bytes stored", max_jobs: "Jobs at a time", tokens_p
 /** The section of tenants. */
 export async function showTenants(place) {
   const tenants = await all(ROUTES.tenants);
-  place.replaceChildren(newTenant(() => showTenants(place)), list(tenants.map(tenantItem), "No tenants yet."));
+  place.replaceChildren(newTenant(() => showTenants(place)), searchable(list(tenants.map(tenantItem), "No tenants yet."), "tenants").element);
 }
 
 function newTenant(again) {

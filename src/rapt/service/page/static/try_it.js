@@ -1,10 +1,15 @@
 // The try-it box: privatized ids or a privatized query in; labels with probabilities, or a text, out.
 
 import { bar, el, field, percent, plural, strength, tick } from "./elements.js";
-import { MOST_RECORDS, manifestFor, readIds, readQuery, seal } from "./query.js";
+import { predictionTable } from "./predictions.js";
+import { manifestFor, readIds, readQuery, seal } from "./query.js";
 import { ROUTES, ask, streamed } from "./service.js";
 import { guarded, say } from "./status.js";
 
+// Texts that one prediction here takes, and of those at once in a request.
+const MOST_WRITTEN = 32;
+const MOST_CHOSEN = 5000;
+const AT_ONCE = 250;
 // Those whose only parameter is eta; a query with another comes as a file.
 const PLAIN_MECHANISMS = ["laplace", "exponential"];
 
@@ -37,22 +42,31 @@ export function tryIt(model, { writes }) {
   }
 
   async function run() {
-    const asked = await query();
-    const sealed = await seal(asked);
+    const { manifest, records } = await query();
+    const own = records.slice(0, writes ? MOST_WRITTEN : MOST_CHOSEN);
     stop = new AbortController();
     stopping.hidden = false;
     try {
-      await (writes ? write(sealed) : choose(sealed));
+      await (writes ? write(await seal({ manifest, records: own })) : choose(manifest, own));
     } finally {
       stopping.hidden = true;
     }
-    const left = asked.records.length - sealed.records.length;
-    say(`Answered ${plural(sealed.records.length, "text")}${left ? `; the first ${MOST_RECORDS} of ${asked.records.length}` : ""}.`);
+    const left = records.length - own.length;
+    say(`Answered ${plural(own.length, "text")}${left ? `; the first ${own.length} of ${records.length}` : ""}.`);
   }
 
-  async function choose({ manifest, records }) {
-    const found = await ask(ROUTES.classify, { body: { model: model.id, manifest, records }, signal: stop.signal });
-    answers.replaceChildren(...found.predictions.map(({ probabilities }, place) => labels(found.labels, probabilities, place, records)));
+  async function choose(manifest, records) {
+    let names = [];
+    const rows = [];
+    for (let from = 0; from < records.length; from += AT_ONCE) {
+      if (from) say(`Answered ${rows.length} of ${plural(records.length, "text")}…`);
+      const body = { model: model.id, ...await seal({ manifest, records: records.slice(from, from + AT_ONCE) }) };
+      const found = await ask(ROUTES.classify, { body, signal: stop.signal });
+      names = found.labels;
+      rows.push(...found.predictions.map(({ probabilities }) => probabilities));
+    }
+    const lengths = records.map((record) => record.token_ids.length + (record.second_token_ids?.length ?? 0));
+    answers.replaceChildren(rows.length > 1 ? predictionTable(names, rows, { lengths }) : labels(names, rows[0], 0, records));
   }
 
   async function write({ manifest, records }) {
