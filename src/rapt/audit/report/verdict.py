@@ -184,8 +184,8 @@ def _on_linkage(linkage: LinkageResult | None) -> str:
         return "Whether a text can be recognized among texts in clear was not tried."
     return (
         f"Of {linkage.first.n:,} texts, an attacker who holds {linkage.candidates:,} in clear, the right one among "
-        f"them, picks the right one for between {between(linkage.first)} of 100, with 95 % confidence; by length alone he is "
-        f"right for {write_of_100(linkage.chance)}, and without the file for {write_of_100(linkage.blind)}."
+        f"them, picks the right one for between {between(linkage.first)} of 100, with 95 % confidence; by length alone he "
+        f"is right for {write_of_100(linkage.chance)}, and without the file for {write_of_100(linkage.blind)}."
     )
 
 
@@ -205,8 +205,8 @@ def _on_repetition(found: RepetitionResult | None) -> list[str]:
     for row in found.own:
         sentences.append(
             f"{row.named.n:,} words of this file come back in {row.records} records or more; an attacker who has to "
-            f"find them himself names {write_of_100(row.named.value)} (between {between(row.named)}), from each place by "
-            f"itself {write_of_100(row.alone)}, and without the file {write_of_100(row.blind)}."
+            f"find them himself names {write_of_100(row.named.value)} (between {between(row.named)}), from each place "
+            f"by itself {write_of_100(row.alone)}, and without the file {write_of_100(row.blind)}."
         )
     if not found.own:
         sentences.append(f"No word was found to come back in {min(RECORDS)} records of this file or more.")
@@ -221,8 +221,8 @@ def _on_keywords(found: KeywordResult | None) -> list[str]:
         return [f"None of {found.listed:,} telling words that an attacker looks for stands in these texts."]
     return [
         f"Of {uses.n:,} uses of {found.listed:,} telling words, an attacker who looks for them finds "
-        f"{write_of_100(uses.value)} (between {between(uses)}), with {found.false_alarms:.1f} false alarms in {OF_TOKENS:,} "
-        f"words (at most {found.most_false_alarms:.1f}, with 95 % confidence); as many guesses without the file would "
+        f"{write_of_100(uses.value)} (between {between(uses)}), with {found.false_alarms:.1f} false alarms in "
+        f"{OF_TOKENS:,} words (at most {found.most_false_alarms:.1f}, with 95 % confidence); as many guesses without the file would "
         f"find {write_of_100(found.everything.blind)}."
     ]
 
