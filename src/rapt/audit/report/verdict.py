@@ -184,8 +184,8 @@ def _on_linkage(linkage: LinkageResult | None) -> str:
         return "Whether a text can be recognized among texts in clear was not tried."
     return (
         f"Of {linkage.first.n:,} texts, an attacker who holds {linkage.candidates:,} in clear, the right one among "
-        f"them, picks the right one for between {between(linkage.first)} of 100, with 95 % confidence; by length alone he "
-        f"is right for {write_of_100(linkage.chance)}, and without the file for {write_of_100(linkage.blind)}."
+        f"them, picks the right one for between {between(linkage.first)} of 100, with 95 % confidence; by length "
+        f"alone he is right for {write_of_100(linkage.chance)}, and without the file for {write_of_100(linkage.blind)}."
     )
 
 
@@ -222,8 +222,8 @@ def _on_keywords(found: KeywordResult | None) -> list[str]:
     return [
         f"Of {uses.n:,} uses of {found.listed:,} telling words, an attacker who looks for them finds "
         f"{write_of_100(uses.value)} (between {between(uses)}), with {found.false_alarms:.1f} false alarms in "
-        f"{OF_TOKENS:,} words (at most {found.most_false_alarms:.1f}, with 95 % confidence); as many guesses without the file would "
-        f"find {write_of_100(found.everything.blind)}."
+        f"{OF_TOKENS:,} words (at most {found.most_false_alarms:.1f}, with 95 % confidence); as many guesses without "
+        f"the file would find {write_of_100(found.everything.blind)}."
     ]
 
 
