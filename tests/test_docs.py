@@ -232,7 +232,7 @@ INSTALL = re.compile(r"\b(?:(?:pip3?|pipx|uv|npm) (?:install|add|run)|uvx)\b([^\
 OPTIONS_WITH_VALUES = ("-c", "-r", "--target", "--prefix", "--upgrade-strategy", "--index-url")
 # What is put in their place is known: the distributions of `PUBLIC_MODELS` and of the demo, which the test below finds
 # among the pins, and an archive that `make dist` has just built from the checkout.
-PLACEHOLDERS = {"{known.distribution}", "{DISTRIBUTION}", "$$archive"}
+PLACEHOLDERS = {"{known.distribution}", "{DISTRIBUTION}", "$$archive", "{wheel}", "{wheel}[demo]"}
 
 
 def installed(text: str) -> Iterator[str]:
