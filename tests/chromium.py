@@ -32,6 +32,13 @@ _FLAGS = (
     "--remote-debugging-pipe"
 ).split()
 _PATIENCE = 60.0  # s
+# Every control by what a screen reader calls it.
+UNNAMED = """
+[...document.querySelectorAll("a, button, input, select, textarea, summary")]
+  .filter((one) => one.offsetParent !== null)
+  .filter((one) => !(one.labels?.length || one.textContent.trim() || one.getAttribute("aria-label")))
+  .map((one) => one.outerHTML)
+"""
 
 
 class Chromium:
@@ -176,3 +183,32 @@ def chromium():
                 except subprocess.TimeoutExpired:
                     process.kill()
                 os.close(ours_in)
+
+
+def sign_in(browser, key):
+    """Sign in on any of our pages."""
+    browser.wait_for("!document.getElementById('sign-in').hidden")
+    browser.run("document.getElementById('key').focus()")
+    browser.type(key)
+    browser.enter()
+    browser.wait_for("!document.getElementById('sections').hidden")
+
+
+def go(browser, name):
+    """Go to a section, and wait for it."""
+    browser.run(f"document.querySelector('nav a[href=\"#/{name}\"]').click()")
+    browser.wait_for(
+        f"document.querySelector('nav [aria-current]')?.hash === '#/{name}' && !document.querySelector('[aria-busy]')"
+    )
+
+
+def click(browser, words, *, inside="document"):
+    """Press the button with these words, once it is there."""
+    button = f"[...{inside}.querySelectorAll('button')].find((one) => one.textContent === '{words}')"
+    browser.wait_for(f"Boolean({button})")
+    browser.run(f"{button}.click()")
+
+
+def says(browser, words):
+    """Wait until the line of the page that says what happened has these words."""
+    browser.wait_for(f"document.getElementById('status').textContent.includes({json.dumps(words)})")

@@ -9,6 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from http_requests import open_client
 from strange_service import answering
 
 ASKED = ("--eta", "1", "--vocabulary", "bert-tiny", "--labels", "negative,positive")
@@ -21,12 +22,15 @@ def started(service, folder, *asked):
 
 def test_a_program_changes_its_base_url_and_the_ledger_counts_once(service, reviews, tmp_path, never_shows):
     files = []
-    for _ in range(2):  # the second one finds the releases of the first
-        process = started(service, tmp_path, *ASKED)
+    for has_page in (True, False):  # the second one finds the releases of the first
+        process = started(service, tmp_path, *ASKED, *(() if has_page else ("--no-page",)))
         try:
             ready = json.loads(process.stdout.readline())
             key_file = Path(ready["key_file"])
             assert key_file.stat().st_mode & 0o777 == 0o600
+            assert ("page" in ready) is has_page
+            with open_client(ready["base_url"].removesuffix("v1")) as stranger:
+                assert stranger.get("/").status_code == (200 if has_page else 401)
             with openai.OpenAI(base_url=ready["base_url"], api_key=key_file.read_text().strip()) as client:
                 file = client.files.create(file=(reviews.name, reviews.read_bytes()), purpose="fine-tune")
                 content = client.files.content(file.id).text

@@ -116,6 +116,10 @@ def gateway(
             help="File with the key of programs, made where there is none.  [default: gateway.key beside the ledger]",
         ),
     ] = None,
+    page: Annotated[
+        bool,
+        typer.Option("--page/--no-page", help="Serve the page at /: what would leave of a text, files, the ledger."),
+    ] = True,
 ) -> None:
     """Serve OpenAI's routes on this machine, and privatize what goes on to a service.
 
@@ -126,6 +130,9 @@ def gateway(
 
     With --policy names, numbers and addresses are masked before that, or get pseudonyms, which become names again in
     answers, streamed ones too. With --words the service may be any that has OpenAI's chats and completions.
+
+    The page at / takes the same key: it shows what could leave of a text at any strength, makes privatized files,
+    counts the ledger, and asks a model privately or at home. There is none with --words.
 
     \b
     Examples:
@@ -144,6 +151,7 @@ def gateway(
     from rapt.local.policy.policy_privatizer import PolicyPrivatizer
     from rapt.local.privatizer import USUAL_POOL, Privatizer, plan_plain_tokens
     from rapt.local.randomness import secure_stream
+    from rapt.own_page.routes import OPEN_PATHS, open_page
     from rapt.wire.manifest import NO_PLAIN_TOKENS, LabelPrivacy
     from rapt.wire.mechanism_setting import check_eta
 
@@ -204,6 +212,7 @@ def gateway(
             make_folder(account.path)
         key_file = key_file or account.path.with_name("gateway.key")
         key = make_program_key(key_file)
+        said: dict[str, str] = {}
         if asked is None:
             assert rules is not None
             rules.rewrite([])  # refuses kinds that need tokens
@@ -221,12 +230,18 @@ def gateway(
                     label_privacy=label_privacy,
                     allow_weak=allow_weak,
                 )
-                app = create_gateway(upstream, releases, training, key=key)
+                pages = [] if not page else open_page(upstream, releases, training, access.open).routes()
+                app = create_gateway(
+                    upstream, releases, training, key=key, pages=pages, open_paths=OPEN_PATHS if page else ()
+                )
+                if page:
+                    said["page"] = f"{address.removesuffix('/v1')}/"
+                    say(f"the page is at {said['page']}; sign in with the same key")
         say(f"programs take {address} as base_url, and as API key what stands in {key_file}")
         serve_on(
             listener,
             app,
-            on_ready=lambda server: show_json({"base_url": address, "key_file": str(key_file.resolve())}),
+            on_ready=lambda server: show_json({"base_url": address, "key_file": str(key_file.resolve()), **said}),
         )
     if asked is not None:
         say_what_was_counted(account, replaced=False, insecure=False)

@@ -131,7 +131,7 @@ def describe_statement(statement: PrivacyStatement | TextStatement) -> dict[str,
                 "blind": 0.5,
                 "severity": weigh_attack(bound.right_guess, blind=0.5),
             }
-            for bound in (*statement.pairs, *statement.texts)
+            for bound in (*statement.pairs, *statement.texts[:1])
         ]
     return {
         "says": statement.unit,

@@ -37,11 +37,13 @@ from rapt.own_page.figures import find_figures
 from rapt.own_page.home_answers import HomeAnswers
 from rapt.own_page.looking import check_text, look_at_code, look_at_tokens, set_strength
 from rapt.page_parts import ENTRY, HEADERS, list_assets, list_paths, read_contents
-from rapt.severity import weigh_use
+from rapt.severity import GIVEN_AWAY, weigh_use
 from rapt.wire.policy_setting import describe_policy
 from rapt.wire.strict_json import parse_document
 
-ASSETS: Final = list_assets((ENTRY,))
+ASSETS: Final = list_assets(
+    (ENTRY, "ask.js", "file.js", "gateway.js", "ledger.js", "look.js", "measured.js", "own.css", "start.js")
+)
 OPEN_PATHS: Final = list_paths(ASSETS)
 # Looks that wait behind the one that is at work; a slider makes many.
 _MOST_WAITING: Final = 8
@@ -127,6 +129,7 @@ class OwnPage:
                 "label_epsilon": None if self._training.label_privacy is None else self._training.label_privacy.epsilon,
                 "most_bytes": MOST_BYTES,
                 "figures": figures,
+                "severities": GIVEN_AWAY,
             }
         )
 

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from chromium import chromium, needs_chromium
+from chromium import UNNAMED, chromium, click, go, needs_chromium, says, sign_in
 from http_requests import SECRET, done_job, job_body, open_client, status_of, upload
 from rapt.service.jobs.method_options import MethodOptions
 from running_service import running_service, save_privatized, wait_until
@@ -22,13 +22,6 @@ pytestmark = [needs_chromium, pytest.mark.slow]
 KEY = "correct-horse-battery-staple"
 IDS = "2204 2307 6659"
 SECTIONS = ("files", "jobs", "models", "account", "tenants", "operation")
-# Every control by what a screen reader calls it.
-UNNAMED = """
-[...document.querySelectorAll("a, button, input, select, textarea, summary")]
-  .filter((one) => one.offsetParent !== null)
-  .filter((one) => !(one.labels?.length || one.textContent.trim() || one.getAttribute("aria-label")))
-  .map((one) => one.outerHTML)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +72,6 @@ def page(browser, service):
     browser.open(f"{service}/")
     sign_in(browser, KEY)
     return browser
-
-
-def sign_in(browser, key):
-    browser.wait_for("!document.getElementById('sign-in').hidden")
-    browser.run("document.getElementById('key').focus()")
-    browser.type(key)
-    browser.enter()
-    browser.wait_for("!document.getElementById('sections').hidden")
-
-
-def go(browser, name):
-    browser.run(f"document.querySelector('nav a[href=\"#/{name}\"]').click()")
-    browser.wait_for(
-        f"document.querySelector('nav [aria-current]')?.hash === '#/{name}' && !document.querySelector('[aria-busy]')"
-    )
-
-
-def click(browser, words, *, inside="document"):
-    """Press the button with these words, once it is there."""
-    button = f"[...{inside}.querySelectorAll('button')].find((one) => one.textContent === '{words}')"
-    browser.wait_for(f"Boolean({button})")
-    browser.run(f"{button}.click()")
-
-
-def says(browser, words):
-    browser.wait_for(f"document.getElementById('status').textContent.includes({json.dumps(words)})")
 
 
 def test_a_key_stays_in_the_tab_and_is_forgotten_by_signing_out(browser, service):

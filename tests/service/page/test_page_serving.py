@@ -1,15 +1,12 @@
 """The page as it leaves the service: its headers, its files, who may have it, and what it would ask for."""
 
 import re
-from importlib.resources import files
-from pathlib import Path
 
 import pytest
 
 from http_requests import error_of, open_client
-from rapt.page_parts import ENTRY, SHARED
+from rapt.page_parts import ENTRY
 from rapt.service.page.assets import ASSETS, PAGE_PATHS, contents
-from rapt.severity import PALETTE
 from running_service import running_service
 
 TEXTS = {name: content.decode() for name, content in contents().items()}
@@ -103,34 +100,7 @@ def test_without_keys_the_services_own_page_may_ask_and_no_other(http):
         assert http.get("/v1/usage", headers=headers).status_code == 401, who
 
 
-def test_the_list_of_files_is_what_lies_in_the_folder_and_git_keeps_them():
-    own, shared = (
-        {item.name for item in (files(f"rapt.{at}") / "static").iterdir()} for at in ("service.page", "page_parts")
-    )
-    assert (set(ASSETS), set(SHARED)) == (own | shared, shared)
-    ignored = (Path(__file__).parents[3] / ".gitignore").read_text(encoding="utf-8").split()
-    # The wheel takes what git keeps.
-    assert not [name for name in ASSETS if f"*{Path(name).suffix}" in ignored]
-
-
-def test_every_file_that_another_names_is_there():
-    linked = {name for _, name in re.findall(r'(href|src)="page/([^"]+)"', TEXTS[ENTRY])}
-    imported = {name for text in SCRIPTS.values() for name in re.findall(r'from "\./([^"]+)"', text)}
-    assert linked | imported | {ENTRY} == set(ASSETS)
-
-
-@pytest.mark.parametrize("name", sorted(ASSETS))
-def test_no_file_names_another_host_or_writes_html_from_a_string(name):
-    text = TEXTS[name].replace("http://www.w3.org/2000/svg", "")  # a name, which nobody fetches
-    assert not re.findall(r"https?:|//\w+\.\w+|@import|url\(", text)
-    assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text)
-    assert not re.findall(r"localStorage|document\.cookie|console\.|indexedDB|sendBeacon", text)
-    if name.endswith(".html"):
-        assert not re.findall(r"<style|\sstyle=|\son\w+=|<script(?![^>]*src=)", text)
-
-
 def test_one_file_alone_talks_to_the_service_and_only_by_routes_of_the_api(http):
-    assert [name for name, text in SCRIPTS.items() if "fetch(" in text] == ["connection.js"]
     assert [name for name, text in SCRIPTS.items() if "/v1/" in text] == ["service.js"]
     described = http.get("/openapi.json").json()["paths"]
     known = {f"{method.upper()} {path}" for path, item in described.items() for method in item}
@@ -141,8 +111,3 @@ def test_one_file_alone_talks_to_the_service_and_only_by_routes_of_the_api(http)
     assert used == set(routes)
     # The parameters in braces have the names that the description gives them.
     assert set(routes.values()) <= known
-
-
-def test_the_page_has_the_colours_of_the_reports_and_none_of_its_own():
-    assert TEXTS["style.css"].startswith(PALETTE)
-    assert not re.search(r"#[0-9a-f]{6}\b", TEXTS["style.css"].removeprefix(PALETTE))
