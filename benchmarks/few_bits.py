@@ -5,9 +5,10 @@
 
 FOLDER holds `train.csv` and `dev.csv` of `benchmarks/public_text.py`. A seed fixes the noise of both files and the
 initialization; each of its arms reads the same files, prompt tuning without reconstruction, by `rapt.compare`'s own
-bench. `--eta clear` leaves the texts as they are. A line for each seed and arm is added to `--out`, and what is there
-is not computed again; `--table` prints accuracies on dev and differences from whole weights in points, each with a 95 %
-interval over seeds and sentences.
+bench, or `--method`. `--eta clear` leaves the texts as they are, `--judged` takes the first so many of dev. A line for
+each seed and arm is added to `--out`, and what is there is not computed again; `--table` prints accuracies on dev and
+differences from whole weights in points, each with a 95 % interval over seeds and sentences. `--arms whole` alone says
+how another model tunes: a `--model` may be a folder, whose name is kept.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from rapt.compare.bench import open_bench
 from rapt.compare.plan import CLEAN, PROMPT, Cell, ComparisonPlan
 from rapt.compare.summary import estimate_mean
 from rapt.compare.texts import read_split
+from rapt.public_models import name_model
+from rapt.service.adapter.methods import METHODS, PROMPT_TUNING
 from rapt.service.backbone.opening import load_backbone
 
 SHORTEST = 8
@@ -35,6 +38,15 @@ ARMS = {
     "4bit": ("float32", "4bit"),
     "bfloat16": ("bfloat16", "whole"),
 }
+
+
+# Setting of a line: lines that differ in it are apart. The first ones named no method.
+SETTING = ("model", "eta", "method", "records")
+
+
+def read_setting(line):
+    """What a line was measured on, beside its seed and arm."""
+    return tuple(line.get(name, PROMPT_TUNING) for name in SETTING)
 
 
 def read_lines(path):
@@ -50,28 +62,29 @@ def run(options):
         etas=() if eta is None else (eta,),
         arms=(CLEAN if eta is None else PROMPT,),
         privatizations=options.privatizations,
+        method=options.method,
     )
     split = read_split(
         options.data / "train.csv",
         evaluation=options.data / "dev.csv",
         training_records=options.records,
-        evaluation_records=None,
+        evaluation_records=options.judged,
         min_words=SHORTEST,
     )
     bench = open_bench(plan, split, threads=1)
-    known = {(line["model"], line["eta"], line["seed"], line["arm"]) for line in read_lines(options.out)}
+    setting = dict(zip(SETTING, (name_model(options.model), eta, options.method, options.records), strict=True))
+    known = {(*read_setting(line), line["seed"], line["arm"]) for line in read_lines(options.out)}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for arm in options.arms:
             precision, weights = ARMS[arm]
-            if (options.model, eta, seed, arm) in known:
+            if (*setting.values(), seed, arm) in known:
                 continue
             backbone = load_backbone(options.model, precision=precision, device="cpu", weights=weights)
             row = replace(bench, backbone=backbone).train_and_judge(Cell(arm=plan.arms[0], eta=eta, seed=seed))
             judged = asdict(row)
-            line = {
-                "model": options.model, "eta": eta, "seed": seed, "arm": arm, "records": options.records,
-                "privatizations": row.privatizations, "right": judged["right"], "seconds": row.seconds,
-                "machine": machine(),
+            line = setting | {
+                "seed": seed, "arm": arm, "privatizations": row.privatizations, "right": judged["right"],
+                "seconds": row.seconds, "machine": machine(),
             }  # fmt: skip
             with options.out.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -81,17 +94,18 @@ def run(options):
 def show(path):
     """Accuracies and differences, a line each."""
     lines = read_lines(path)
-    for model, eta in dict.fromkeys((line["model"], line["eta"]) for line in lines):
+    for setting in dict.fromkeys(map(read_setting, lines)):
         found = {}
         for line in lines:
-            if (line["model"], line["eta"]) == (model, eta):
+            if read_setting(line) == setting:
                 right = np.array(line["right"]) / line["privatizations"]
                 found.setdefault(line["arm"], {})[line["seed"]] = right
         for arm, runs in found.items():
             seeds = sorted(runs.keys() & found[WHOLE].keys())
             own = np.stack([runs[seed] for seed in seeds])
             said = estimate_mean(own)
-            text = f"{model} eta={eta} {arm}: {100 * said.value:.1f} ({100 * said.low:.1f} to {100 * said.high:.1f})"
+            named = " ".join(f"{name}={value}" for name, value in zip(SETTING, setting, strict=True))
+            text = f"{named} {arm}: {100 * said.value:.1f} ({100 * said.low:.1f} to {100 * said.high:.1f})"
             if arm != WHOLE:
                 apart = estimate_mean(own - np.stack([found[WHOLE][seed] for seed in seeds]))
                 text += f"; {100 * apart.value:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
@@ -104,7 +118,9 @@ def main():
     parser.add_argument("--data", type=Path)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--eta", default="75", help="1/distance, or clear")
+    parser.add_argument("--method", choices=sorted(METHODS), default=PROMPT_TUNING)
     parser.add_argument("--records", type=int, default=2_000)
+    parser.add_argument("--judged", type=int, help="sentences of dev; all without it")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--privatizations", type=int, default=1, help="of dev, each judged once")

@@ -1,7 +1,7 @@
 """What a GPU makes of tuning and serving, as ratios within one run and as a share of the chip's peak.
 
-    python benchmarks/gpu.py --sizes 0.1 1 --peak-tflops 989 --json gpu.json        # some minutes on one GPU
-    python benchmarks/gpu.py --sizes tiny --device cpu --rounds 1                   # seconds, and no result
+    python benchmarks/gpu.py --peak-tflops 989 --json gpu.json              # at most eight minutes on one GPU
+    python benchmarks/gpu.py --sizes tiny --device cpu --rounds 1           # seconds, and no result
 
 Backbones are of Llama's shape with random weights, written into a temporary folder; adapters and texts are random too,
 because what is computed does not depend on them. On a GPU a time is that of the clock, from one synchronization to the
@@ -11,22 +11,25 @@ next, after one run that is not counted; on a processor it is processor time. Th
   Trainer on the same model, precision and number of records; tokens a second, and the share of `--peak-tflops` that the
   frozen model's products take: 4 products a weight and position, forward and back to the activations.
 - `tenants`: 64 tenants, a short text each, in one batch of ours against a loop over PEFT's `set_adapter`.
-- `decoding`: 64 texts with a prompt of their own in one batch of ours against `generate` of the model without adapters.
+- `decoding`: 64 texts with a prompt of their own in one batch of ours against `generate` of the model without adapters,
+  and against the same batch of ours without adapters.
 - `search`: the float32 product and its best row on the device, which is not exact, against our exact search on one core
   of the processor: the user's half has no torch.
 
-Parts that the budget of `--seconds` leaves no room for are left out, and named.
+No part is begun after `--seconds`, and one that runs a minute longer is cut off; these, and parts that the GPU has too
+little memory for, are named under `left_out`. So all sizes come in one run, the largest last.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -36,9 +39,10 @@ import torch
 from results import machine, publish, spread
 from serving_model import PROMPT, made_adapter, made_texts
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 from tuning_speed import privatized_file
 
+from rapt.errors import UsageError
 from rapt.local.nearest import NearestToken
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
@@ -118,8 +122,8 @@ class Clock:
         return found
 
 
-def write_model(shape: Shape, folder: Path, *, dtype: torch.dtype) -> Path:
-    """A folder in Hugging Face's layout, of random weights and words that mean nothing."""
+def write_model(shape: Shape, folder: Path, *, dtype: torch.dtype, device: torch.device) -> Path:
+    """A folder in Hugging Face's layout, of words that mean nothing and random weights, drawn on the device."""
     folder.mkdir()
     words = {f"w{number}": number for number in range(shape.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
@@ -134,9 +138,9 @@ def write_model(shape: Shape, folder: Path, *, dtype: torch.dtype) -> Path:
         pad_token_id=0,
         dtype=dtype,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), device:
         torch.manual_seed(0)
-        LlamaForCausalLM(config).to(dtype).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
     return folder
 
 
@@ -306,16 +310,20 @@ def measure_decoding(backbone: Backbone, folder: Path, shape: Shape, clock: Cloc
             min_new_tokens=shape.written,
         )
 
-    def ours() -> None:
+    def write(rows: list[GenerationRow]) -> None:
         batch = DecodingBatch(backbone)
         batch.join(rows)
         for _ in range(shape.written - 1):
             batch.step()
 
-    seconds = clock.compare({"generate": theirs, "ours": ours}, rounds=rounds)
+    bare = [replace(row, adapter=None) for row in rows]
+    seconds = clock.compare(
+        {"generate": theirs, "ours": lambda: write(rows), "ours without adapters": lambda: write(bare)}, rounds=rounds
+    )
     tokens = shape.tenants * shape.written
     return {
         "ours_over_generate": ratio(seconds["generate"], seconds["ours"]),
+        "ours_over_ours_without_adapters": ratio(seconds["ours without adapters"], seconds["ours"]),
         "tokens_per_second": {name: spread([tokens / one for one in each]) for name, each in seconds.items()},
     }
 
@@ -337,25 +345,47 @@ def measure_search(rows: int, width: int, clock: Clock, *, rounds: int) -> dict[
             (part @ there.T - half).argmax(dim=1).tolist()
 
     seconds = clock.compare({"product": product}, rounds=rounds)
-    core = Clock(torch.device("cpu")).compare({"exact": lambda: search.search(vectors)}, rounds=1)
+    few = vectors[:256]  # a core takes its time with the widest table
+    core = Clock(torch.device("cpu")).compare({"exact": lambda: search.search(few)}, rounds=1)
+    exact, product_at_best = core["exact"][0] / len(few), min(seconds["product"]) / len(vectors)
     return {
-        "device_product_over_exact_search_on_a_core": core["exact"][0] / min(seconds["product"]),
+        "device_product_over_exact_search_on_a_core": exact / product_at_best,
         "tokens_per_second": {
             "product": spread([len(vectors) / one for one in seconds["product"]]),
-            "exact": len(vectors) / core["exact"][0],
+            "exact": 1 / exact,
         },
     }
+
+
+class TimeUp(Exception):
+    """The time of the whole run is over."""
+
+
+@contextmanager
+def cut_off_after(seconds: float) -> Iterator[None]:
+    """Raise `TimeUp` in the block once so many seconds have passed."""
+
+    def end(_signal: int, _frame: object) -> None:
+        raise TimeUp
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def main() -> None:
     """Measure, and print one JSON object."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["0.1", "1"], help="billions of parameters")
+    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["0.1", "1", "8"], help="billions of parameters")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peak-tflops", type=float, help="what the chip is said to reach in this precision")
-    parser.add_argument("--seconds", type=float, default=420, help="no part is begun after so many")
+    parser.add_argument("--seconds", type=float, default=400, help="no part is begun after so many")
     parser.add_argument("--json", type=Path, help="file for the result, beside printing it")
     arguments = parser.parse_args()
     began, device = time.monotonic(), choose_device(arguments.device)
@@ -366,24 +396,31 @@ def main() -> None:
     def run(name: str, part: Callable[[], object]) -> None:
         if time.monotonic() - began > arguments.seconds:
             left_out.append(name)
+            return
+        try:
+            found = part()
+        except (TimeUp, torch.OutOfMemoryError, UsageError) as error:
+            left_out.append(f"{name}: {type(error).__name__}")
         else:
-            parts[name] = part()
+            if found is not None:
+                parts[name] = found
 
-    with tempfile.TemporaryDirectory() as place:
-        for size in arguments.sizes:
-            if time.monotonic() - began > arguments.seconds:
-                left_out.append(f"all of {size}")
-                continue
-            shape, folder = SHAPES[size], Path(place) / f"model-{size}"
-            write_model(shape, folder, dtype=dtype)
-            backbone = load_backbone(str(folder), precision=arguments.precision, device=arguments.device)
-            of = (backbone, folder, shape, clock)
-            run(f"tuning {size}", lambda of=of: measure_tuning(*of, rounds=rounds, peak=arguments.peak_tflops))
-            run(f"tenants {size}", lambda of=of: measure_tenants(*of, rounds=rounds))
-            run(f"decoding {size}", lambda of=of: measure_decoding(*of, rounds=rounds))
-            load_backbone.cache_clear()
+    def measure_size(size: str, folder: Path) -> None:
+        shape = SHAPES[size]
+        write_model(shape, folder, dtype=dtype, device=device)
+        backbone = load_backbone(str(folder), precision=arguments.precision, device=arguments.device)
+        of = (backbone, folder, shape, clock)
+        run(f"tuning {size}", lambda: measure_tuning(*of, rounds=rounds, peak=arguments.peak_tflops))
+        run(f"tenants {size}", lambda: measure_tenants(*of, rounds=rounds))
+        run(f"decoding {size}", lambda: measure_decoding(*of, rounds=rounds))
+
+    with tempfile.TemporaryDirectory() as place, cut_off_after(arguments.seconds + 60):
+        # The searches are short, and need no model.
         for rows, width in TINY_TABLES if arguments.sizes == ["tiny"] else TABLES:
             run(f"search {rows} x {width}", lambda of=(rows, width): measure_search(*of, clock, rounds=rounds))
+        for size in arguments.sizes:
+            run(f"all of {size}", lambda size=size: measure_size(size, Path(place) / f"model-{size}"))
+            load_backbone.cache_clear()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU: these figures are no result"
     memory = torch.cuda.max_memory_allocated(device) // 2**20 if device.type == "cuda" else None
     result = {"device": name, "precision": arguments.precision, "rounds": rounds, "most_gpu_memory_mib": memory}

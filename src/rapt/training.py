@@ -60,6 +60,7 @@ class Trainer:
             way_out: Advice to a user about a loss that is not finite.
         """
         self.steps = 0
+        self._fused = fused
         groups = [group for group in groups if group.parameters]
         self._peaks = [group.rate for group in groups]
         self._parameters = {name: one for group in groups for name, one in group.parameters.items()}
@@ -116,8 +117,10 @@ class Trainer:
         for name, parameter in self._parameters.items():
             if f"step/{name}" in state:
                 self._optimizer.state[parameter] = {
-                    # The count of steps stays on the processor: AdamW wants it there.
-                    field: state[f"{field}/{name}"].clone().to("cpu" if field == "step" else parameter.device)
+                    # AdamW wants the count of steps on the processor, and its fused kernel beside the parameter.
+                    field: state[f"{field}/{name}"]
+                    .clone()
+                    .to("cpu" if field == "step" and not self._fused else parameter.device)
                     for field in _REMEMBERED
                 }
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def raise_out_of_memory():
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def numbers_in(value):
@@ -35,8 +40,16 @@ def test_every_part_runs_on_the_processor_and_a_budget_that_is_spent_leaves_part
     assert set(found["parts"]) == {"tuning tiny", "tenants tiny", "decoding tiny", "search 500 x 16"}
     assert "share_of_peak_of_a_plain_step" in found["parts"]["tuning tiny"]
     assert all(math.isfinite(number) and number > 0 for number in numbers_in(found["parts"]))
+    assert "ours_over_ours_without_adapters" in found["parts"]["decoding tiny"]
     monkeypatch.setattr(sys, "argv", [*small, "--seconds", "0"])
     gpu.main()
     late = json.loads(capsys.readouterr().out)
     assert late["parts"] == {}
-    assert late["left_out"] == ["all of tiny", "search 500 x 16"]
+    assert late["left_out"] == ["search 500 x 16", "all of tiny"]
+    # A part that runs on when all time is over ends there, and what was measured is printed.
+    monkeypatch.setattr(gpu, "measure_search", lambda *_arguments, **_options: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(gpu, "write_model", lambda *_arguments, **_options: raise_out_of_memory())
+    monkeypatch.setattr(sys, "argv", small)
+    gpu.main()
+    cut = json.loads(capsys.readouterr().out)
+    assert cut["left_out"] == ["search 500 x 16: TimeUp", "all of tiny: OutOfMemoryError"]

@@ -6,11 +6,13 @@ from threading import Event
 
 import numpy as np
 import pytest
+import torch
 
 from rapt.errors import BusyError, UnavailableError, UsageError
 from rapt.service.answers.batching import Batcher, BatchLimits, FairQueue
 
 LONG = 60.0  # s; ends a test that would hang
+TOO_LARGE = 10_000  # of all rows of a pass
 
 
 class Recorder:
@@ -26,6 +28,8 @@ class Recorder:
         self.passes.append(list(rows))
         self.started.put(len(rows))
         assert self.go_on.wait(LONG)
+        if sum(rows) > TOO_LARGE:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if any(row < 0 for row in rows):
             raise UsageError("a row must not be negative")
         if any(row == 666 for row in rows):
@@ -189,6 +193,16 @@ def test_a_row_that_fails_fails_its_own_caller_only(busy, recorder):
         worse.future.result(LONG)
     assert "patient" not in str(error.value)
     assert batcher.submit([4], tenant="a").future.result(LONG) == [8]
+
+
+def test_a_caller_whose_rows_are_too_many_for_the_memory_gets_them_in_smaller_passes(busy, recorder):
+    batcher, _ = busy()
+    many, large = batcher.submit([4000] * 5, tenant="a"), batcher.submit([2 * TOO_LARGE], tenant="a")
+    recorder.go_on.set()
+    assert many.future.result(LONG) == [8000] * 5
+    assert [len(rows) for rows in recorder.passes if 4000 in rows][-4:] == [2, 3, 1, 2]
+    with pytest.raises(UnavailableError, match="must have memory for a pass over a row, got too little"):
+        large.future.result(LONG)
 
 
 def test_it_stops_after_the_pass_that_runs_and_refuses_the_rest(busy, recorder):

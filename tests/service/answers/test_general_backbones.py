@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from rapt.service.http.assembly import load_backbones
 from rapt.service.http.settings import load_settings
 from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
-from tiny_backbones import FAMILIES, TINY, model_type_of, write_family
+from tiny_backbones import FAMILIES, TINY, model_type_of, write_family, write_tiny_model
 from tuning_material import check_recomputed_gradient, few_words_file, tune_stop_and_resume
 
 # Older versions of transformers compile a part of DeBERTa by a way that torch has left.
@@ -172,9 +173,28 @@ def test_a_table_that_the_model_does_not_read_is_refused(tmp_path):
         load_backbone(rewrite_weights(folder, lambda tensors: tensors.update(other)), precision="float32")
 
 
-@pytest.mark.parametrize(("family", "weight"), [("qwen2", "model.norm.weight"), ("llama-3", "model.norm.weight")])
+def lose_a_layer(tensors):
+    for name in [name for name in tensors if re.search(r"(layers?|block|h)\.1\.", name)]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "llama", "gpt2", "qwen2"])
+def test_a_model_of_which_a_layer_is_missing_is_refused_and_not_filled_up(family, tmp_path):
+    folder = (write_tiny_model if family in TINY else write_family)(family, tmp_path / family)
+    with pytest.raises(VocabularyError, match=r"must have all weights of its architecture '\w+', got \d+ too few"):
+        load_backbone(rewrite_weights(folder, lose_a_layer), precision="float32")
+
+
+@pytest.mark.parametrize(
+    ("family", "weight"),
+    [
+        ("qwen2", "model.norm.weight"),
+        ("llama", "model.norm.weight"),
+        ("bert", "cls.predictions.transform.dense.weight"),
+    ],
+)
 def test_weights_that_are_no_numbers_are_refused(family, weight, tmp_path):
-    folder = write_family(family, tmp_path / family)
+    folder = (write_tiny_model if family in TINY else write_family)(family, tmp_path / family)
     with pytest.raises(VocabularyError, match="must have finite weights, got 1 tensors"):
         load_backbone(rewrite_weights(folder, lambda tensors: tensors[weight].fill_(torch.nan)), precision="float32")
 

@@ -1,32 +1,30 @@
-"""Models on another device: what is asked for and is not there is refused, and a pass mixes no devices.
+"""Models on another device: what is asked for and is not there, or is too small, is refused in one line.
 
-No GPU is needed: torch's `meta` device computes shapes alone, refuses to tell a number, and refuses sums and copies of
-what lies elsewhere, as a GPU does (not products: a GPU refuses those too).
+No GPU is needed: what torch says of one is put in its mouth. Whole runs on another device are in `test_pretend_gpu`.
 """
 
 import dataclasses
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
-from transformers import masking_utils
 
 from rapt.errors import UsageError
 from rapt.service.adapter.adapter import adapter_to_files
 from rapt.service.adapter.adapter_check import list_methods
 from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import ClassificationRow, classify
-from rapt.service.backbone.layout import embed_with_prompts, lay_out
-from rapt.service.backbone.opening import load_backbone
-from rapt.service.backbone.placement import VARIABLE, choose_device, fill_in_turn, move_to
-from rapt.service.backbone.steering import LoraPair, Tuned, steer
-from rapt.service.tuning.tasks import TASKS
+from rapt.service.backbone import placement
+from rapt.service.backbone.gpu_memory import limit_gpu_memory, measure_half_of_gpu, share_gpus
+from rapt.service.backbone.opening import chosen_dtype, load_backbone
+from rapt.service.backbone.placement import VARIABLE, choose_device, fill_in_turn, move_to, send
 from rapt.service.tuning.tuner import tune
 from rapt.service.tuning.tuning_config import default_config
-from tiny_backbones import TINY, tiny_backbone, write_family, write_tiny_model
+from tiny_backbones import TINY, write_family, write_tiny_model
 from tuning_material import few_words_file
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -71,46 +69,107 @@ def test_a_model_that_its_device_cannot_hold_is_refused_with_its_size():
         move_to(torch.device("cpu"), Full(1024, 1024), model="large")
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2", "t5"])
-def test_no_pass_mixes_devices(architecture, tmp_path, monkeypatch):
-    # The library reads the mask to see whether it may leave it out, and not while it is traced: there is none to read.
-    monkeypatch.setattr(masking_utils, "is_tracing", lambda *_: True)
-    here = tiny_backbone(architecture, tmp_path / architecture)  # of its own: it is moved
-    for module in {here.sites.model, here.encoder, here.decoder, here.language_head} - {None}:
-        module.to("meta")
-    shift = None if here.segment_shift is None else here.segment_shift.to("meta")
-    there = dataclasses.replace(
-        here, word_embeddings=here.word_embeddings.to("meta"), own_forward=None, segment_shift=shift
-    )
-    name, (inner, outer) = next(iter(there.sites.linear.items()))
-    prompt = torch.randn(3, there.embedding_size, device="meta", requires_grad=True)
-    pair = LoraPair(a=torch.randn(2, inner, device="meta"), b=torch.randn(outer, 2, device="meta", requires_grad=True))
-    steering = steer([Tuned(prompt=prompt), Tuned(lora={name: pair})])
-    ids = [int(token) for token in there.bundle.eligible[5:12]]
-    layout = lay_out(
-        there,
-        prompt_lengths=steering.prompt_lengths,
-        privatized_plain_tokens=[(), ()],
-        texts=[ids, ids[:3]],
-        second_texts=[None, ids[:2]],
-    )
-    task = TASKS["classification"]
+class Gpus:
+    """What torch says of GPUs, by device; this machine may have none, and asks nothing else of them."""
 
-    def states(vectors):
-        return there.encode(
-            vectors,
-            attention_mask=layout.attention_mask,
-            position_ids=layout.position_ids,
-            steering=steering,
-        )
+    def __init__(self, monkeypatch, *, free, whole, capability=(9, 0), reserved=0):
+        self.shares = {}
+        cuda = torch.cuda
+        monkeypatch.setattr(cuda, "is_available", lambda: True)
+        monkeypatch.setattr(cuda, "is_initialized", lambda: True)
+        monkeypatch.setattr(cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(cuda, "mem_get_info", lambda device: (free, whole))
+        monkeypatch.setattr(cuda, "memory_reserved", lambda device: reserved)
+        monkeypatch.setattr(cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(cuda, "set_per_process_memory_fraction", self._share)
 
-    found = states(embed_with_prompts(there, layout, steering.prompts))
-    vectors = task.vectors(there, found, layout, steering=steering, compared=False)
-    vectors.sum().backward()
-    assert {found.device.type, vectors.device.type, prompt.grad.device.type, pair.b.grad.device.type} == {"meta"}
-    # The twin: vectors that were left on the processor.
-    with pytest.raises(RuntimeError, match=r"device|meta"):
-        states(torch.randn(found.shape))
+    def _share(self, share, device):
+        self.shares[device] = share
+
+
+class OnGpu(nn.Module):
+    """A model whose weights say that they are on a GPU."""
+
+    def __init__(self, mebibytes):
+        super().__init__()
+        self.sizes = [SimpleNamespace(device=torch.device("cuda:0"), nbytes=mebibytes * 2**20)]
+
+    def parameters(self, recurse=True):
+        return iter(self.sizes)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device\n"), "built for CUDA"),
+        (RuntimeError("The NVIDIA driver on your system is too old\n(found version 9000)"), "and its driver"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "must have memory free, and others have all of it"),
+    ],
+    ids=["kernels", "driver", "memory"],
+)
+def test_a_gpu_that_does_not_compute_is_refused_in_one_line_before_anything_is_loaded(monkeypatch, error, said):
+    Gpus(monkeypatch, free=0, whole=2**34)
+
+    def fail(*_sizes, device):
+        raise error
+
+    placement._try_out.cache_clear()
+    monkeypatch.setattr(torch, "ones", fail)
+    with pytest.raises(UsageError, match=said) as refused:
+        load_backbone("bert-tiny", device="cuda")
+    assert "\n" not in str(refused.value)
+    assert "install a torch for this GPU" in str(refused.value) or "take another device" in str(refused.value)
+
+
+def test_the_precision_of_a_gpu_is_what_it_has_units_for(monkeypatch):
+    gpu = torch.device("cuda:0")
+    for capability, dtype in (((7, 5), torch.float32), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        Gpus(monkeypatch, free=1, whole=2, capability=capability)
+        assert chosen_dtype("auto", gpu) == dtype
+        assert chosen_dtype("bfloat16", gpu) == torch.bfloat16
+
+
+def test_a_gpu_is_shared_between_answers_and_jobs_or_refused_before_anything_is_served(monkeypatch):
+    gibibyte = 2**30
+    gpus = Gpus(monkeypatch, free=10 * gibibyte, whole=16 * gibibyte, reserved=4 * gibibyte)
+    model = OnGpu(4096)
+    # The copy of the jobs, what one may take and its context are left alone; the rest is for answers.
+    share_gpus([model, model], [], job_bytes=2 * gibibyte)
+    assert gpus.shares == {0: (4 + 10 - (4 + 2 + 1)) / 16}
+    share_gpus([model], [], job_bytes=0)
+    assert gpus.shares == {0: 14 / 16}
+    with pytest.raises(
+        UsageError, match="must have, beside the models of 4096 MiB, 1024 MiB for answers, and 10240 MiB"
+    ):
+        share_gpus([model], [], job_bytes=5 * gibibyte)
+    limit_gpu_memory(3 * gibibyte)
+    assert gpus.shares == {0: 7 / 16}
+    limit_gpu_memory(None)
+    assert gpus.shares == {0: 1.0}
+    assert measure_half_of_gpu(torch.device("cuda")) == 8 * gibibyte
+    share_gpus([nn.Linear(2, 2)], [], job_bytes=gibibyte)  # a model on the processor takes nothing there
+    assert gpus.shares == {0: 1.0}
+
+
+def test_a_table_or_a_law_that_a_gpu_cannot_hold_is_no_damaged_file(tmp_path, monkeypatch):
+    folder = write_family("qwen3", tmp_path / "qwen3")
+
+    def fail(*_arguments, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    for part in ("transformers.AutoModelForCausalLM.from_pretrained", "torch.linspace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(part, fail)
+            with pytest.raises(UsageError, match="must hold model='qwen3' and a pass of it, and has too little memory"):
+                load_backbone(str(folder), precision="float32", device="cpu")
+
+
+def test_numbers_are_sent_in_one_copy_and_come_back_in_their_shapes():
+    tensors = [torch.arange(6).view(2, 3), torch.arange(0), torch.tensor([7])]
+    assert all(one is other for one, other in zip(send(tensors, torch.device("cpu")), tensors, strict=True))
+    there = send(tensors, torch.device("meta"))
+    assert [(one.shape, one.device.type) for one in there] == [(one.shape, "meta") for one in tensors]
 
 
 def test_devices_are_filled_in_turn():

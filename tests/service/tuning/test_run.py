@@ -9,7 +9,8 @@ import torch
 from closeness import assert_close
 from rapt.errors import TuningError, UsageError
 from rapt.service.adapter.adapter import adapter_to_files
-from rapt.service.tuning.run import Run, batches_of_epoch, out_of_memory, parts_of_batch
+from rapt.service.backbone.gpu_memory import out_of_memory
+from rapt.service.tuning.run import Run, batches_of_epoch, parts_of_batch
 from rapt.service.tuning.tuner import ReconstructionConfig, TuningCancelled, TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedFile, seal_manifest
 from tiny_backbones import write_family
@@ -53,6 +54,11 @@ def test_memory_that_is_too_small_is_told_from_other_errors():
     with pytest.raises(RuntimeError) as wrong:
         torch.zeros(2) @ torch.zeros(3)
     assert not out_of_memory(wrong.value)
+    # What torch says of a GPU, whose memory it does not take all by itself.
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"))
+    assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -157,14 +163,15 @@ tune(backbone, PrivatizedFile(manifest=file.manifest, records=long), config=conf
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit holds for all memory on Linux alone")
 def test_where_one_record_is_too_large_its_layers_are_computed_again(tmp_path):
-    """A record keeps about 90 MiB for its gradient, and 10 MiB where only what goes into layers is kept."""
+    """A record keeps about 90 MiB for its gradient, and 10 MiB where only what goes into layers is kept.
+
+    The C library must give the blocks of failed steps back: what it keeps counts within the limit.
+    """
     sizes = {"num_hidden_layers": 40, "hidden_size": 128, "intermediate_size": 512, "max_position_embeddings": 300}
     folder = write_family("roberta", tmp_path / "deep", **sizes)
     done = subprocess.run(
         [sys.executable, "-c", SHORT_OF_MEMORY, str(folder), "32"],
-        # Blocks of this size are given back when they are freed; left alone, the C library keeps them, and the limit
-        # counts them.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MALLOC_MMAP_THRESHOLD_": "65536"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=300,

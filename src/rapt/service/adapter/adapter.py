@@ -173,7 +173,7 @@ def _written(adapter: Adapter) -> tuple[AdapterCard, dict[str, bytes]]:
     if adapter.taught is not None:
         tensors |= dict(zip((TAUGHT_WEIGHT, TAUGHT_BIAS), adapter.taught, strict=True))
     tensors |= METHODS[adapter.card.method].form.to_tensors(adapter.tuned)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     try:
         check_numbers(tensors)
     except WireError as error:

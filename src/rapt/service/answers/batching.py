@@ -23,6 +23,7 @@ from threading import Condition, Thread
 from typing import Any, Final, Generic, TypeVar
 
 from rapt.errors import BusyError, RaptError, UnavailableError
+from rapt.service.backbone.gpu_memory import out_of_memory
 
 # A queue that is fair between tenants: deficit round robin (Shreedhar and Varghese 1995).
 #
@@ -341,15 +342,28 @@ class Batcher(Generic[Row, Answer]):
         try:
             answers = self._run([work.row for work in works])
         except Exception as error:  # whatever it is, callers wait for it, and the thread must go on for the others
-            callers = {id(work.ticket): work.ticket for work in works}
-            if len(callers) == 1:
+            parts = _split(works, error)
+            if not parts:
                 works[0].ticket.fail(told(error))
-                return
-            for ticket in callers.values():  # one of them is the reason; the others must not pay for it
-                self._serve_pass([work for work in works if work.ticket is ticket])
+        else:
+            for work, answer in zip(works, answers, strict=True):
+                work.ticket.answer(work.position, answer)
             return
-        for work, answer in zip(works, answers, strict=True):
-            work.ticket.answer(work.position, answer)
+        for part in parts:  # outside of `except`: the traceback holds on to the memory of the failed pass
+            self._serve_pass(part)
+
+
+def _split(works: list[_Work[Row, Answer]], error: Exception) -> list[list[_Work[Row, Answer]]]:
+    """The passes in place of one that failed, none where there is nothing to be gained.
+
+    One of several callers is the reason, and the others must not pay for it; one caller may have had too many rows for
+    the memory.
+    """
+    tickets = list({id(work.ticket): work.ticket for work in works}.values())
+    if len(tickets) > 1:
+        return [[work for work in works if work.ticket is ticket] for ticket in tickets]
+    half = len(works) // 2
+    return [works[:half], works[half:]] if half and out_of_memory(error) else []
 
 
 def require_room(queue: FairQueue[Any], cost: int, *, tenant: str, limit: int, seconds_per_cost: float) -> None:
@@ -379,6 +393,10 @@ def told(error: Exception) -> Exception:
     """An error as its caller sees it: one that nobody foresaw keeps its class and loses its message."""
     if isinstance(error, RaptError):
         return error
+    if out_of_memory(error):
+        return UnavailableError(
+            "the service must have memory for a pass over a row, got too little; send it again later, or a shorter text"
+        )
     seen = RuntimeError(f"a pass failed with {type(error).__name__}")
     seen.__cause__ = error  # for the log, which has places and no messages
     return seen

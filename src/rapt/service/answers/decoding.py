@@ -21,6 +21,7 @@ from rapt.service.backbone.architectures import Kind
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import embed_with_prompts, encode_with_prompts
 from rapt.service.backbone.library import cache_layers, empty_cache, rows_at, with_cache
+from rapt.service.backbone.placement import send
 from rapt.service.backbone.steering import NOTHING, Steering, steer, steered
 
 if TYPE_CHECKING:
@@ -387,7 +388,7 @@ class DecodingBatch:
     def step(self) -> list[Choice]:
         """The next token of every row, in their order."""
         assert self._read is not None
-        last = torch.tensor(self._last, device=self._backbone.device)
+        (last,) = send([torch.tensor(self._last)], self._backbone.device)
         choices = self._choose(self._read.step(last, steering=self._steering), self._rows, self._generators)
         self._last = [choice.token_id for choice in choices]
         return choices

@@ -5,7 +5,7 @@ The library of models takes seconds to import, and each loader imports what it n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -132,6 +132,30 @@ class Parts:
     own_forward: nn.Module | None = None
 
 
+def check_complete(missing: Collection[str], *, architecture: str) -> None:
+    """Refuse a checkpoint of which the library would make up weights (`VocabularyError`)."""
+    if missing:
+        raise VocabularyError(
+            f"a model must have all weights of its architecture {architecture!r}, got {len(missing)} too few; fetch it "
+            "again, or take another checkpoint"
+        )
+
+
+def _load_whole(kind: Any, folder: Path, *, dtype: torch.dtype, **more: Any) -> Any:
+    """A model of a class of the library, with all its weights."""
+    with quiet():
+        whole, notes = kind.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **more,
+        )
+    check_complete(notes["missing_keys"], architecture=whole.config.model_type)
+    return whole
+
+
 # BERT: a bidirectional encoder, with its masked-word head where the checkpoint has one.
 
 
@@ -142,10 +166,7 @@ def _load_bert(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """The encoder, the masked-word head or None, and what marks a second sentence."""
     from transformers import BertModel
 
-    with quiet():
-        encoder = BertModel.from_pretrained(
-            str(folder), add_pooling_layer=False, local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
-        )
+    encoder = _load_whole(BertModel, folder, dtype=dtype, add_pooling_layer=False, **more)
     types: Tensor = encoder.embeddings.token_type_embeddings.weight.detach().float()
     return Parts(
         whole=encoder,
@@ -195,10 +216,7 @@ def _load_t5(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """Encoder, decoder and head of a T5 checkpoint, 1.0, 1.1 or multilingual."""
     from transformers import AutoModelForSeq2SeqLM
 
-    with quiet():
-        whole = AutoModelForSeq2SeqLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
-        )
+    whole = _load_whole(AutoModelForSeq2SeqLM, folder, dtype=dtype, **more)
     whole.config.use_cache = whole.decoder.config.use_cache = False
     # A model that shares its table scales the states before it (Raffel et al. 2020, as released); T5 1.1, mT5 do not.
     scale = float(whole.config.d_model**-0.5) if getattr(whole.config, "scale_decoder_outputs", False) else 1.0
@@ -218,10 +236,7 @@ def _load_llama(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """The layers and the head, which may share its table with the input."""
     from transformers import LlamaForCausalLM
 
-    with quiet():
-        whole = LlamaForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
-        )
+    whole = _load_whole(LlamaForCausalLM, folder, dtype=dtype, **more)
     whole.config.use_cache = False  # a cache is asked for where it is used
     return Parts(whole=whole.model, encoder=whole.model, language_head=LanguageHead(whole.lm_head.weight))
 
@@ -233,10 +248,7 @@ def _load_gpt2(folder: Path, *, dtype: torch.dtype, **more: Any) -> Parts:
     """The layers and the head, which shares its table with the input."""
     from transformers import GPT2LMHeadModel
 
-    with quiet():
-        whole = GPT2LMHeadModel.from_pretrained(
-            str(folder), local_files_only=True, dtype=dtype, attn_implementation="sdpa", **more
-        )
+    whole = _load_whole(GPT2LMHeadModel, folder, dtype=dtype, **more)
     whole.config.use_cache = False  # a cache is asked for where it is used
     return Parts(whole=whole.transformer, encoder=whole.transformer, language_head=LanguageHead(whole.lm_head.weight))
 
@@ -280,6 +292,8 @@ def load_parts(architecture: str, folder: Path, *, dtype: torch.dtype, model: st
     """
     try:
         parts = ARCHITECTURES[architecture].load(folder, dtype=dtype, **more)
+    except torch.OutOfMemoryError:  # a RuntimeError as well, and `room_for` has the words for it
+        raise
     except (OSError, RuntimeError):  # a size that does not fit is a RuntimeError; both messages may name paths
         raise VocabularyError(
             f"model={model!r} must have config.json and model.safetensors that fit each other; install it again"

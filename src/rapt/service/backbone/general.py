@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rapt.errors import UsageError, VocabularyError
-from rapt.service.backbone.architectures import Kind, LanguageHead, Parts
+from rapt.service.backbone.architectures import Kind, LanguageHead, Parts, check_complete
 from rapt.service.backbone.library import StatesGiven, find_kinds, keep_layout, place_rows, quiet
 
 _TOKENS: Final = 7
@@ -135,6 +135,8 @@ def _load_whole(
         with quiet():
             whole: Any
             whole, notes = auto.from_pretrained(str(folder), dtype=dtype, **settings)
+    except torch.OutOfMemoryError:  # a RuntimeError as well, and `room_for` has the words for it
+        raise
     except (OSError, RuntimeError, ValueError, KeyError, ImportError, AttributeError):
         raise VocabularyError(
             f"model={model!r} must have config.json and model.safetensors that fit each other, of an architecture that "
@@ -144,11 +146,7 @@ def _load_whole(
     base = whole.base_model_prefix + "."
     of_head = [name for name in notes["missing_keys"] if kind == "encoder" and not name.startswith(base)]
     missing = [name for name in notes["missing_keys"] if name not in of_head and "pooler" not in name]
-    if missing:
-        raise VocabularyError(
-            f"model={model!r} must have all weights of its architecture {config.get('model_type')!r}, got "
-            f"{len(missing)} too few; take another checkpoint"
-        )
+    check_complete(missing, architecture=str(config.get("model_type")))
     keep_layout(whole)
     whole.config.use_cache = False  # a cache is asked for where it is used
     return whole.eval(), not of_head

@@ -24,12 +24,13 @@ _TOLERANCE: Final = {torch.float32: 1e-3}
 _SHORT_TOLERANCE: Final = 0.05
 
 
-def check_weights(whole: nn.Module, *, model: str) -> None:
+def check_weights(whole: nn.Module, head: nn.Module | None, *, model: str) -> None:
     """Refuse a model of which a weight is not a number, or infinite (`VocabularyError`): every answer would be."""
+    weights = [*whole.parameters(), *(() if head is None else (*head.parameters(), *head.buffers()))]
     with torch.no_grad():
         broken = sum(
             not torch.stack(weight.aminmax()).isfinite().all()
-            for weight in whole.parameters()
+            for weight in {weight.data_ptr(): weight for weight in weights}.values()  # tables are shared
             if weight.is_floating_point() and weight.numel()
         )
     if broken:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rapt.errors import UsageError, name_record
 from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.placement import send
 from rapt.service.backbone.steering import Steering
 
 Padding = Literal["right", "left"]
@@ -176,22 +177,24 @@ def lay_out(
     has_second = at([row.second is not None for row in rows])
     prompts, starts = torch.tensor(prompt_lengths), offsets + len(frame.start)
     answers = second_end[:, 0] + torch.tensor([row.answer(backbone) for row in rows])
-    place = backbone.device
-    return Layout(
-        token_ids=token_ids.to(place),
-        attention_mask=((columns >= 0) & (columns < lengths[:, None])).long().to(place),
+    numbers = {
+        "token_ids": token_ids,
+        "attention_mask": ((columns >= 0) & (columns < lengths[:, None])).long(),
         # Behind the end it counts on, but never past what the backbone has: padding may reach further than any row.
-        position_ids=columns.clamp(min=0).to(place),
-        prompt_rows=torch.repeat_interleave(torch.arange(count), prompts).to(place),
-        prompt_columns=torch.cat(
+        "position_ids": columns.clamp(min=0),
+        "prompt_rows": torch.repeat_interleave(torch.arange(count), prompts),
+        "prompt_columns": torch.cat(
             [torch.arange(start, start + row.prompt) for start, row in zip(starts.tolist(), rows, strict=True)]
-        ).to(place),
-        text_mask=in_text.float().to(place),
-        segments=(has_second & (columns >= second_start) & (columns < real_end)).float().to(place),
-        plain_start=(starts + prompts).to(place),
-        answer_column=(offsets + answers).to(place),
-        lengths=lengths.to(place),
-    )
+        ),
+        "text_mask": in_text.long(),
+        "segments": (has_second & (columns >= second_start) & (columns < real_end)).long(),
+        "plain_start": starts + prompts,
+        "answer_column": offsets + answers,
+        "lengths": lengths,
+    }
+    there = dict(zip(numbers, send(list(numbers.values()), backbone.device), strict=True))
+    masks = {name: there.pop(name).float() for name in ("text_mask", "segments")}
+    return Layout(**there, **masks)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,18 @@ from rapt.service.backbone.code_table import ARCHITECTURE as CODES
 from rapt.service.backbone.code_table import FRAME, CodeStates, view_as_vocabulary
 from rapt.service.backbone.frame import frame_of, read_chat_frame
 from rapt.service.backbone.general import find_table, find_window, load_general
+from rapt.service.backbone.gpu_memory import room_for
 from rapt.service.backbone.injection import Sites, install, install_where_it_can
 from rapt.service.backbone.laws import admit, check_weights
 from rapt.service.backbone.library import make_loading_arguments
 from rapt.service.backbone.noise_expected import read_noise_expected, read_soft_embeddings
-from rapt.service.backbone.placement import MAP_VARIABLE, choose_device, move_to, spread
+from rapt.service.backbone.placement import (
+    MAP_VARIABLE,
+    choose_device,
+    move_to,
+    prefers_bfloat16,
+    spread,
+)
 from rapt.service.backbone.reader import load_reader
 from rapt.wire.code_bundle import holds_code_bundle, read_code_bundle
 from rapt.wire.model_files import hash_model
@@ -88,54 +95,55 @@ def load_backbone(
     architecture = str(config.get("model_type"))
     architecture = ALIASES.get(architecture, architecture)
     dtype = chosen_dtype(precision, place)
-    loaded, more = None, make_loading_arguments(weights, dtype=dtype, device=place)
-    if architecture in ARCHITECTURES:
-        kind = ARCHITECTURES[architecture].kind
-        parts = load_parts(architecture, folder, dtype=dtype, model=model, more=more)
-    else:
-        eligible = torch.from_numpy(bundle.eligible.copy())
-        loaded = load_general(folder, config=config, dtype=dtype, eligible=eligible, model=model, more=more)
-        kind, parts = loaded.kind, loaded.parts
-    whole: nn.Module = parts.whole
-    check_weights(whole, model=model)
-    # Before the layers are prepared: whatever computes one again fetches its weights again.
-    fetches = spread(place, whole.requires_grad_(False).eval(), device_map=device_map, model=model)
-    head = parts.language_head
-    if head is not None:
-        move_to(place, head.requires_grad_(False).eval(), model=model)
-    table = torch.from_numpy(bundle.embeddings.copy()).to(place)
-    if loaded is not None:
-        loaded = loaded.to(place)
-        table = find_table(loaded, len(table))
-    soft = read_soft_embeddings(folder, like=table)
-    frame = frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder")
-    chat = None
-    if kind == "decoder":
-        chat = read_chat_frame(folder, tokenizer_json=bundle.tokenizer_json, start=frame.start)
-    own_forward = parts.own_forward if not device_map else None  # of weights that are in one place
-    backbone = Backbone(
-        model=model,
-        bundle=bundle,
-        architecture=architecture,
-        kind=kind,
-        encoder=parts.encoder,
-        decoder=parts.decoder,
-        language_head=head,
-        sites=install(parts.whole) if loaded is None else install_where_it_can(parts.whole),
-        word_embeddings=table if soft is None else soft,
-        hidden_size=table.shape[1] if loaded is None else loaded.states.shape[1],
-        dtype=dtype,
-        max_positions=min(bundle.max_tokens, find_window(config) or bundle.max_tokens),
-        frame=frame,
-        segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
-        takes_positions=parts.takes_positions,
-        own_forward=None if own_forward is None else own_forward.to(place),
-        expects=read_noise_expected(folder),
-        chat=chat,
-        weights=weights,
-        fetches_layers=fetches,
-    )
-    return backbone if loaded is None else admit(backbone, loaded)
+    with room_for(model, place):
+        loaded, more = None, make_loading_arguments(weights, dtype=dtype, device=place)
+        if architecture in ARCHITECTURES:
+            kind = ARCHITECTURES[architecture].kind
+            parts = load_parts(architecture, folder, dtype=dtype, model=model, more=more)
+        else:
+            eligible = torch.from_numpy(bundle.eligible.copy())
+            loaded = load_general(folder, config=config, dtype=dtype, eligible=eligible, model=model, more=more)
+            kind, parts = loaded.kind, loaded.parts
+        whole: nn.Module = parts.whole
+        check_weights(whole, parts.language_head, model=model)
+        # Before the layers are prepared: whatever computes one again fetches its weights again.
+        fetches = spread(place, whole.requires_grad_(False).eval(), device_map=device_map, model=model)
+        head = parts.language_head
+        if head is not None:
+            move_to(place, head.requires_grad_(False).eval(), model=model)
+        table = torch.from_numpy(bundle.embeddings.copy()).to(place)
+        if loaded is not None:
+            loaded = loaded.to(place)
+            table = find_table(loaded, len(table))
+        soft = read_soft_embeddings(folder, like=table)
+        frame = frame_of(bundle.tokenizer_json, config=config, causal=kind == "decoder")
+        chat = None
+        if kind == "decoder":
+            chat = read_chat_frame(folder, tokenizer_json=bundle.tokenizer_json, start=frame.start)
+        own_forward = parts.own_forward if not device_map else None  # of weights that are in one place
+        backbone = Backbone(
+            model=model,
+            bundle=bundle,
+            architecture=architecture,
+            kind=kind,
+            encoder=parts.encoder,
+            decoder=parts.decoder,
+            language_head=head,
+            sites=install(parts.whole) if loaded is None else install_where_it_can(parts.whole),
+            word_embeddings=table if soft is None else soft,
+            hidden_size=table.shape[1] if loaded is None else loaded.states.shape[1],
+            dtype=dtype,
+            max_positions=min(bundle.max_tokens, find_window(config) or bundle.max_tokens),
+            frame=frame,
+            segment_shift=None if parts.segment_shift is None else parts.segment_shift.to(place),
+            takes_positions=parts.takes_positions,
+            own_forward=None if own_forward is None else own_forward.to(place),
+            expects=read_noise_expected(folder),
+            chat=chat,
+            weights=weights,
+            fetches_layers=fetches,
+        )
+        return backbone if loaded is None else admit(backbone, loaded)
 
 
 def _load_codes(folder: Path, *, model: str, place: torch.device) -> Backbone:
@@ -254,7 +262,7 @@ def check_model_files(model: str) -> None:
 def chosen_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """Choose the number format that a backbone computes in on a device."""
     if precision == "auto":
-        faster = device.type == "cuda" or _bfloat16_speedup() > 1.2
+        faster = prefers_bfloat16(device) if device.type == "cuda" else _bfloat16_speedup() > 1.2
         return torch.bfloat16 if faster else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 

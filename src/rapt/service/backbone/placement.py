@@ -19,7 +19,7 @@ from threading import Lock
 from typing import Any, Final, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rapt.errors import UsageError, WireError
 from rapt.service.backbone.recomputing import find_layers
@@ -54,7 +54,51 @@ def choose_device(device: str) -> torch.device:
         )
     if device != "cpu" and int(found[1] or 0) >= torch.cuda.device_count():
         raise UsageError(f"the device must be below cuda:{torch.cuda.device_count()}, got {device}; choose another")
-    return torch.device(device)
+    place = torch.device(device)
+    if place.type == "cuda":
+        _try_out(place)
+    return place
+
+
+@functools.cache
+def _try_out(place: torch.device) -> None:
+    """Refuse a GPU that a torch of another build cannot compute on, or of which others have all memory."""
+    try:
+        torch.ones(1, device=place).add_(1).item()
+    except torch.OutOfMemoryError:
+        raise UsageError(
+            f"the device {place} must have memory free, and others have all of it; take another device, or end them"
+        ) from None
+    except RuntimeError as error:
+        raise UsageError(
+            f"the device {place} must compute with this torch, built for CUDA {torch.version.cuda}, and the first "
+            f"operation failed with {type(error).__name__}; install a torch for this GPU and its driver, or take the "
+            "device cpu"
+        ) from None
+
+
+def prefers_bfloat16(place: torch.device) -> bool:
+    """Whether a GPU has units for bfloat16, as all have since Ampere; older ones emulate it, slower than float32."""
+    return torch.cuda.get_device_capability(place) >= (8, 0)
+
+
+def send(tensors: Sequence[Tensor], place: torch.device) -> list[Tensor]:
+    """The same numbers on a device, in one copy that the processor does not wait for.
+
+    On a GPU, each copy out of ordinary memory has the processor wait. The GPU reads pinned memory by itself, in the
+    order in which operations were asked for, and torch uses it for nothing else before.
+
+    Args:
+        tensors: Tensors on the processor, of one type.
+        place: Device; where it is the processor, the tensors are as they were.
+    """
+    if place.type == "cpu":
+        return list(tensors)
+    whole = torch.cat([tensor.flatten() for tensor in tensors])
+    if place.type == "cuda":
+        whole = whole.pin_memory()
+    parts = torch.split(whole.to(place, non_blocking=True), [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def move_to(place: torch.device, module: nn.Module, *, model: str) -> None:

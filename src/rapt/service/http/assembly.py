@@ -19,7 +19,9 @@ from rapt.service.answers.prediction import Predictor
 from rapt.service.answers.writing import Writer
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.gpu_memory import measure_half_of_gpu, share_gpus
 from rapt.service.backbone.opening import load_served
+from rapt.service.backbone.placement import choose_device
 from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
@@ -93,7 +95,8 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
 
     Raises:
         VocabularyError: The files of one are missing.
-        UsageError: The architecture of one is not supported, or breaks a law that serving needs.
+        UsageError: The architecture of one is not supported, or breaks a law that serving needs; or a GPU lacks room
+            for them, their answers and jobs.
     """
     models = name_models(settings)
     found = {
@@ -111,6 +114,13 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
     for backbone in found.values():
         if backbone.kind != "encoder" and backbone.architecture not in ARCHITECTURES:
             check_cached_writing(backbone)
+    # A process of jobs has the models once more, on the same GPUs.
+    own = settings.job_process and settings.worker_in_service
+    share_gpus(
+        [backbone.sites.model for backbone in found.values()],
+        [backbone.word_embeddings for backbone in found.values()],
+        job_bytes=make_job_settings(settings).limits.memory_bytes if own else 0,
+    )
     return found
 
 
@@ -124,7 +134,7 @@ def make_job_settings(settings: Settings) -> JobSettings:
     return JobSettings(
         tenant_bytes=settings.tenant_bytes,
         limits=JobLimits(
-            memory_bytes=settings.job_memory_bytes or measure_half_of_memory(),
+            memory_bytes=settings.job_memory_bytes or _measure_memory_of_a_job(settings),
             hidden_size=settings.job_hidden_size,
             virtual_tokens=settings.job_virtual_tokens,
             rank=settings.job_rank,
@@ -140,6 +150,12 @@ def make_job_settings(settings: Settings) -> JobSettings:
         log_folder=None if settings.job_log is None else str(settings.job_log.absolute()),
         logger=settings.job_logger,
     )
+
+
+def _measure_memory_of_a_job(settings: Settings) -> int:
+    """Half of the memory of this machine, and of its GPU where jobs compute on one, bytes."""
+    here, there = measure_half_of_memory(), measure_half_of_gpu(choose_device(settings.device))
+    return here if there is None else min(here, there)
 
 
 def precision_of(backbones: Iterable[Backbone]) -> str:

@@ -113,7 +113,9 @@ class Settings(BaseSettings):
         True, description="run jobs in a process of their own, which has the base models in memory once more"
     )
     job_memory_bytes: int | None = Field(
-        None, ge=MEBIBYTE, description="memory of one job beside its base model; default: half of the machine's"
+        None,
+        ge=MEBIBYTE,
+        description="memory of one job beside its base model; default: half of the machine's, or of its GPU's",
     )
     job_hidden_size: int = Field(4096, ge=1, description="widest network that a job may train beside a base model")
     job_virtual_tokens: int = Field(256, ge=1, description="longest prompt or prefix of a job")

@@ -10,6 +10,7 @@ about a job, its files, its progress, its states, the child does in the store it
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import logging.config
@@ -30,6 +31,7 @@ from typing import Any, BinaryIO, Final
 import torch
 
 from rapt.service.backbone.backbone import Backbone, Weights
+from rapt.service.backbone.gpu_memory import limit_gpu_memory
 from rapt.service.backbone.opening import Precision, load_served
 from rapt.service.jobs.job_limits import MEBIBYTE, JobLimits, JobSettings
 from rapt.service.jobs.job_run import Outcome, run_job, run_to_outcome
@@ -55,6 +57,10 @@ _LOGGING: Final[dict[str, Any]] = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "loggers": {"rapt": {"handlers": ["stderr"], "level": "INFO", "propagate": False}},
 }
+# Number of an option of glibc's `mallopt`, and the size from which a block is given back when it is freed, bytes. No
+# cost can be told from chance: steps of MiniLM took 0.66 and 0.70 s with it, 0.72 and 0.66 without.
+_MMAP_THRESHOLD: Final = -3
+_LARGER: Final = 1 << 16
 # The system ends this process before the service when memory is short.
 _FIRST_TO_GO: Final = "800"
 # By how much its priority is below that of the service: where processors are few, answers go before jobs.
@@ -305,12 +311,14 @@ def _load(settings: ChildSettings, name: str) -> Backbone:
 
 
 def limit_memory(more: int | None) -> None:
-    """Let this process take so many bytes beyond what it has; None lets it take what there is.
+    """Let this process take so many bytes beyond what it has, and on each GPU as many; None lets it take what there is.
 
     A step that would take more fails with an error of memory, which a run answers with smaller parts of its batch.
     """
+    limit_gpu_memory(more)
     most = resource.RLIM_INFINITY
     if more is not None:
+        _give_back_what_is_freed()
         try:
             status = Path("/proc/self/status").read_text()
         except OSError:  # not Linux, where alone this limit holds for all memory that is written to
@@ -319,6 +327,15 @@ def limit_memory(more: int | None) -> None:
         most = has + more
     with suppress(ValueError, OSError):  # a lower one was set for all of us
         resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def _give_back_what_is_freed() -> None:
+    """Have the C library give each larger block back when it is freed, as glibc does until it has seen some freed.
+
+    What it keeps counts within the limit, in pieces that the smaller parts of a failed step may not fit into.
+    """
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGER)
 
 
 def _hear_worker(jobs: Queue[StoredJob], stopped: set[str]) -> None:

@@ -17,6 +17,7 @@ from rapt.service.adapter.methods import METHODS
 from rapt.service.adapter.task_head import pool_text
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, encode_with_prompts
+from rapt.service.backbone.placement import send
 from rapt.service.backbone.reader import Reader
 from rapt.service.backbone.steering import Steering, Tuned, steer
 from rapt.service.tuning.tasks import TASKS
@@ -217,4 +218,5 @@ def plain_token_targets(records: Sequence[PrivatizedRecord], plain: PlainTokens,
     """Index in the pool of each record's true plain tokens, (B, m), int64."""
     index = plain.pool_index
     rows = [record.plain_tokens if plain.fixed is None else plain.fixed for record in records]
-    return torch.tensor([[index[token] for token in row or ()] for row in rows], device=device)
+    (targets,) = send([torch.tensor([[index[token] for token in row or ()] for row in rows])], device)
+    return targets

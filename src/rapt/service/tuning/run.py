@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rapt.errors import TuningError
 from rapt.service.adapter.adapter import Adapter
 from rapt.service.backbone.backbone import Backbone
+from rapt.service.backbone.gpu_memory import out_of_memory
 from rapt.service.backbone.recomputing import layers_recomputed
 from rapt.service.tuning.losses import Tuning
 from rapt.service.tuning.processes import ALONE, Processes
@@ -236,15 +237,6 @@ def _parameter_groups(tuning: Tuning, config: TuningConfig) -> list[ParameterGro
         ParameterGroup(method, config.learning_rate, weight_decay=0.0),
         ParameterGroup(heads, head_rate, weight_decay=_HEAD_DECAY),
     ]
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was too small."""
-    # torch has a class of its own for a GPU's memory only; for the processor's, its message is all there is, and that
-    # of oneDNN, whose products need memory of their own.
-    words = str(error)
-    said = "DefaultCPUAllocator" in words or "could not create a primitive" in words
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or said
 
 
 def batches_of_epoch(lengths: Sequence[int], *, size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -25,6 +25,7 @@ from rapt.errors import TuningError, UsageError, name_record
 from rapt.service.adapter.task_head import TaskHead, compare_texts, pool_text
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.layout import Layout, check_texts, lay_out
+from rapt.service.backbone.placement import send
 from rapt.service.backbone.steering import Steering
 from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.model_files import is_byte_level
@@ -346,7 +347,7 @@ class Classes:
         """Cross-entropy of the C classes, corrected for randomized labels; `right` counts rows."""
         compared = isinstance(head, TaskHead) and head.compares
         logits: Tensor = head(self.vectors(backbone, states, layout, steering=steering, compared=compared))
-        labels = torch.tensor([record.label for record in records], device=states.device)
+        (labels,) = send([torch.tensor([record.label for record in records])], states.device)
         return Outcome(
             loss=task_loss(logits, labels, label_privacy=label_privacy),
             right=(logits.argmax(dim=1) == labels).sum(),
