@@ -30,7 +30,7 @@ from rapt.centering import center_codes, estimate_center
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
 from rapt.local.codes.subset import make_subset
-from rapt.teaching import estimate_attenuation, sharpen_head, teach_head
+from rapt.teaching import PENALTY, estimate_attenuation, sharpen_head, teach_head
 from rapt.wire.code_bundle import project_states, split_into_units
 
 PENALTIES = np.geomspace(1e-1, 1e-5, 5)
@@ -113,7 +113,15 @@ def right_answers(bundle, states, labels, asked, truth, options, *, epsilon, rng
     )
     if public is not None:
         shares = np.maximum(shares, 1e-6)
-        taught = teach_head(public, head[:-1].T, head[-1], bundle=bundle, setting=mechanism.setting, shares=shares)
+        taught = teach_head(
+            public,
+            head[:-1].T,
+            head[-1],
+            bundle=bundle,
+            setting=mechanism.setting,
+            shares=shares,
+            penalty=options.teach,
+        )
         logits = (*logits, asked @ taught[0].T + taught[1])
     return [one.argmax(axis=1) == truth for one in logits], attenuation
 
@@ -134,7 +142,7 @@ def main():
     parser.add_argument("--label-epsilon", type=float, default=0.0)
     parser.add_argument("--center", action="store_true")
     parser.add_argument("--select", action="store_true")
-    parser.add_argument("--teach", action="store_true")
+    parser.add_argument("--teach", type=float, nargs="?", const=PENALTY, help="with this penalty; default: rapt's")
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
@@ -190,6 +198,7 @@ def main():
                 "epsilon": epsilon,
                 "label_epsilon": options.label_epsilon,
                 "attenuation": round(float(runs[0][1]), 4),
+                **({"penalty": options.teach} if options.teach else {}),
                 "seeds": options.seeds,
             }
             for place, name in enumerate(("at_home", "plainly", "privately", "taught")[: right.shape[1]]):
