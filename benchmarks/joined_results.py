@@ -19,9 +19,9 @@ from pathlib import Path
 from results import publish
 
 from rapt.compare.plan import CLEAN, DENOISED, ORACLE, PROMPT, RAPT
-from rapt.compare.report import list_accuracies, list_differences, write_markdown
 from rapt.compare.results import ModelRow, read_row
 from rapt.compare.summary import summarize
+from rapt.compare.tables import list_accuracies, list_differences, write_markdown
 from rapt.drawing import Figure, Line, draw_picture
 
 

@@ -26,9 +26,10 @@ from rapt.compare.plan import (
     TOKENS_AT_HOME,
     ComparisonPlan,
 )
-from rapt.compare.report import STYLES, list_attacks, weigh_exposure, write_comparison
+from rapt.compare.report import STYLES, write_comparison
 from rapt.compare.results import AttackRow, ModelRow
 from rapt.compare.summary import summarize
+from rapt.compare.tables import list_attacks, weigh_exposure
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
 from rapt.local.vocabulary import load_vocabulary

@@ -26,9 +26,10 @@ from rapt.compare.plan import (
     ComparisonPlan,
     order_texts,
 )
-from rapt.compare.report import draw_conclusions, list_exposures, write_comparison
+from rapt.compare.report import draw_conclusions, write_comparison
 from rapt.compare.results import AttackRow, ModelRow, read_row
 from rapt.compare.summary import HomeWin, Mean, Summary, summarize
+from rapt.compare.tables import list_exposures
 from rapt.compare.texts import Split
 from rapt.errors import UsageError
 from rapt.local.codes.codebook import PublicStates, make_codebook

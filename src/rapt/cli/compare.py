@@ -132,7 +132,8 @@ def compare(
     """
     from rapt.compare import Comparison, ComparisonPlan, TextFiles, compare_files, read_comparison
     from rapt.compare.comparison import list_possible_arms
-    from rapt.compare.report import draw_conclusions, list_accuracies, list_differences
+    from rapt.compare.report import draw_conclusions
+    from rapt.compare.tables import list_accuracies, list_differences
 
     if file.suffix == ".toml":
         _refuse_other_options(context)

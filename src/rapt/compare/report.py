@@ -29,160 +29,32 @@ from rapt.compare.plan import (
     ComparisonPlan,
     digest_weights,
 )
-from rapt.compare.summary import Accuracy, Attack, Difference, HomeWin, Mean, Summary
+from rapt.compare.summary import Accuracy, Difference, HomeWin, Summary
+from rapt.compare.tables import (
+    list_accuracies,
+    list_attacks,
+    list_differences,
+    list_exposures,
+    name_crowd,
+    weigh_exposure,
+    write_latex,
+    write_markdown,
+    write_signed,
+    write_signed_interval,
+)
 from rapt.compare.texts import Split
 from rapt.drawing import Figure, Line, write_values
 from rapt.errors import UsageError
 from rapt.local.distances import TableDistances, measure_distances
-from rapt.local.text_page import ceil_nats
 from rapt.local.vocabulary import load_vocabulary
 from rapt.service.backbone.noise_expected import read_noise_expected
-from rapt.severity import Severity, find_worst, weigh_attack
+from rapt.severity import Severity
 from rapt.version import __version__
 from rapt.whole_files import write_whole
 from rapt.wire.mechanism_setting import MechanismSetting
 
 STYLES: Final = {name: f"arm-{place}" for place, name in enumerate(ARMS)}
-_UNDER_POLICY: Final = ", policy"
 _STEP: Final = 5.0  # points of accuracy; the axis ends at multiples of it
-_LATEX = {
-    "η": r"$\eta$",
-    "ε": r"$\varepsilon$",
-    "λ": r"$\lambda$",
-    "%": r"\%",
-    "–": "--",
-    "−": "$-$",
-    "—": "---",
-    "_": r"\_",
-}
-
-
-def list_accuracies(summary: Summary) -> list[list[str]]:
-    """A header, then one line for each arm at each setting; of crowds and codes only where there are some."""
-    lines = [["η", "unchanged, %", "arm", "accuracy, %", "95 % interval", "seeds", "privatizations"]]
-    kept = {
-        (attack.eta, attack.policy): f"{100 * attack.unchanged:.1f}"
-        for attack in summary.attacks
-        if attack.eta is not None
-    }
-    for item in summary.accuracies:
-        under = item.arm in ARMS and ARMS[item.arm].policy
-        lines.append([_eta(item.eta), kept.get((item.eta or 0.0, under), "—"), *_accuracy(item)])
-    if (named := summary.most_frequent_label) is not None:
-        lines.append(["—", "—", "most frequent label", *_percent(named), "—", "—"])
-    if not _has_crowds(summary):
-        return lines
-    others = [["texts", "ε"], *([_texts(item.crowd), _eta(item.epsilon)] for item in summary.accuracies), ["—", "—"]]
-    return [[*first, *rest] for first, rest in zip(others, lines, strict=False)]
-
-
-def list_differences(summary: Summary) -> list[list[str]]:
-    """A header, then one line for each difference at each setting."""
-    lines = [["η", "difference", "points", "95 % interval", "each seed"]]
-    lines += [[_eta(item.eta), *_difference(item)] for item in summary.differences]
-    if not _has_crowds(summary):
-        return lines
-    others = [["texts", "ε"], *([_texts(item.crowd), _eta(item.epsilon)] for item in summary.differences)]
-    return [[*first, *rest] for first, rest in zip(others, lines, strict=True)]
-
-
-def list_attacks(summary: Summary) -> list[list[str]]:
-    """A header, then the strongest attack at each η."""
-    lines = [["η", "strongest attack", "tokens recovered, %", "95 % interval", "tokens attacked"]]
-    for item in summary.attacks:
-        if item.eta is not None:
-            interval = f"{100 * item.low:.1f}–{100 * item.high:.1f}"
-            setting = _eta(item.eta) + (_UNDER_POLICY if item.policy else "")
-            lines.append([setting, item.name, f"{100 * item.recovered:.1f}", interval, f"{item.tokens:,}"])
-    return lines
-
-
-def weigh_exposure(item: Attack) -> Severity:
-    """Severity of what a setting gives away: its words, and which text among others it is where that was tried."""
-    weighed = [weigh_attack(item.recovered, blind=item.blind or 0.0)]
-    if item.linked is not None and item.candidates:
-        weighed.append(weigh_attack(item.linked, blind=1 / item.candidates))
-    return find_worst(weighed)
-
-
-def list_exposures(summary: Summary, *, distances: TableDistances | None) -> list[list[str]]:
-    """A header, then what each setting gives away: words, the text among others, bits of it, and the formal ε."""
-    lines = [["setting", "words read, %", "without the file", "recognized, %", "95 % interval", "among", "bits", "ε"]]
-    for item in summary.attacks:
-        if item.linked is None or item.linked_low is None or item.linked_high is None or item.bits is None:
-            continue
-        formal = f"{item.epsilon:g}, whole text" if item.epsilon is not None else "—"
-        if item.eta is not None and distances is not None:
-            formal = f"{ceil_nats(item.eta * distances.largest_seen)}, one word"
-        lines.append(
-            [
-                f"η = {item.eta:g}{_UNDER_POLICY if item.policy else ''}"
-                if item.eta is not None
-                else f"ε = {item.epsilon:g}",
-                f"{100 * item.recovered:.1f}",
-                "—" if item.blind is None else f"{100 * item.blind:.1f}",
-                f"{100 * item.linked:.1f}",
-                f"{100 * item.linked_low:.1f}–{100 * item.linked_high:.1f}",
-                f"{item.candidates:,}",
-                f"{item.bits:.2f}",
-                formal,
-            ]
-        )
-    return lines
-
-
-def _has_crowds(summary: Summary) -> bool:
-    return any(item.crowd or item.epsilon is not None or ARMS[item.arm].unit == "home" for item in summary.accuracies)
-
-
-def _texts(crowd: int) -> str:
-    return f"{crowd:,}" if crowd else "all"
-
-
-def write_markdown(cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first line of the cells is its header."""
-    rows = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
-
-
-def write_latex(cells: Sequence[Sequence[str]]) -> str:
-    """A LaTeX `tabular` in the style of `booktabs`; the first line of the cells is its header."""
-    rows = [" & ".join(_escape(cell) for cell in row) + r" \\" for row in cells]
-    columns = "l" * len(cells[0])
-    head = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", rows[0], r"\midrule"]
-    return "\n".join([*head, *rows[1:], r"\bottomrule", r"\end{tabular}", ""])
-
-
-def _accuracy(item: Accuracy) -> list[str]:
-    return [item.arm, *_percent(item.accuracy), str(len(item.seeds)), str(item.privatizations)]
-
-
-def _percent(mean: Mean) -> list[str]:
-    return [f"{100 * mean.value:.1f}", f"{100 * mean.low:.1f}–{100 * mean.high:.1f}"]
-
-
-def _difference(item: Difference) -> list[str]:
-    mean = item.points
-    each = ", ".join(write_signed(value) for value in mean.each_seed)
-    return [f"{item.arm} − {item.other}", write_signed(mean.value), write_signed_interval(mean), each]
-
-
-def write_signed(points: float) -> str:
-    """A difference with its sign, in typography's minus."""
-    return f"{points:+.1f}".replace("-", "−")
-
-
-def write_signed_interval(mean: Mean) -> str:
-    """Both ends with their signs."""
-    return f"{write_signed(mean.low)} to {write_signed(mean.high)}"
-
-
-def _eta(eta: float | None) -> str:
-    return "—" if eta is None else f"{eta:g}"
-
-
-def _escape(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def draw_conclusions(summary: Summary) -> Iterator[str]:
@@ -191,7 +63,7 @@ def draw_conclusions(summary: Summary) -> Iterator[str]:
     for item in summary.differences:
         if (item.arm, item.other) in ((CODES_AT_HOME, HEAD_AT_HOME), (CODES_PRIVATELY, HEAD_AT_HOME)):
             yield (
-                f"At ε = {item.epsilon:g}, {item.arm}, of {_texts(item.crowd)} contributors of one text, against "
+                f"At ε = {item.epsilon:g}, {item.arm}, of {name_crowd(item.crowd)} contributors of one text, against "
                 f"{item.other} with as many texts: {_says(item)}."
             )
     for item in summary.differences:
@@ -225,22 +97,22 @@ def _praise_home(summary: Summary) -> Iterator[str]:
     lost = [item for item in summary.home_wins if item.points.high < 0]
     for item in won[:1]:
         said = _compare_home(item, "is better than")
-        yield f"Home wins: with {_texts(item.texts)} labelled texts of one's own, {said}."
+        yield f"Home wins: with {name_crowd(item.texts)} labelled texts of one's own, {said}."
     for item in near[:1]:
         side = "above" if item.points.value > 0 else "below"
         verb = f"is {side}, by less than can be told from chance," if item.points.value else "is as good as"
         said = _compare_home(item, verb)
-        yield f"Home may be as good: with {_texts(item.texts)} labelled texts of one's own, {said}."
+        yield f"Home may be as good: with {name_crowd(item.texts)} labelled texts of one's own, {said}."
     for item in lost[-1:]:
-        yield f"With {_texts(item.texts)} texts of one's own, {_compare_home(item, 'is worse than')}."
+        yield f"With {name_crowd(item.texts)} texts of one's own, {_compare_home(item, 'is worse than')}."
 
 
 def _compare_home(item: HomeWin, verb: str) -> str:
     setting = f"η = {item.other_eta:g}" if item.other_eta is not None else f"ε = {item.other_epsilon:g}"
     return (
         f"{item.home} ({100 * item.accuracy:.1f} %), which sends nothing, {verb} the best way that sends something "
-        f"protected ({100 * item.other_accuracy:.1f} %: {item.other} at {setting}, {_texts(item.other_crowd)} texts); "
-        f"difference {write_signed(item.points.value)} points ({write_signed_interval(item.points)})"
+        f"protected ({100 * item.other_accuracy:.1f} %: {item.other} at {setting}, {name_crowd(item.other_crowd)} "
+        f"texts); difference {write_signed(item.points.value)} points ({write_signed_interval(item.points)})"
     )
 
 
@@ -251,7 +123,7 @@ def _seeds(count: int) -> str:
 def _name_setting(item: Accuracy) -> str:
     said = item.arm + ("" if item.eta is None else f" at η = {item.eta:g}")
     said += "" if item.epsilon is None else f" at ε = {item.epsilon:g}"
-    return said + (f", {_texts(item.crowd)} texts" if item.crowd else "")
+    return said + (f", {name_crowd(item.crowd)} texts" if item.crowd else "")
 
 
 def _says(item: Difference) -> str:
