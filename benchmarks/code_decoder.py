@@ -2,8 +2,9 @@
 
     python benchmarks/code_decoder.py --text TEXT --out code_decoder.jsonl --epsilon 4
 
-Sentences of SST-2's `train.csv` are judged; readers learn from `public.csv`, whose codes they draw themselves. Both name
-five tokens of each sentence (`rapt.audit.codes`). *Blind* is the share without the file, *bound* what no reader exceeds.
+Sentences of SST-2's `train.csv` are judged; readers learn from `public.csv`, whose codes they draw themselves. Both
+name five tokens of each sentence (`rapt.audit.codes`). *Blind* is the share without the file, *bound* what no reader
+exceeds.
 """
 
 from __future__ import annotations

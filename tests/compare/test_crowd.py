@@ -24,13 +24,14 @@ from rapt.compare.plan import (
     WORDS_AT_HOME,
     Cell,
     ComparisonPlan,
+    choose_crowd,
     order_texts,
 )
 from rapt.compare.report import draw_conclusions, write_comparison
 from rapt.compare.results import AttackRow, ModelRow, read_row
 from rapt.compare.summary import HomeWin, Mean, Summary, summarize
 from rapt.compare.tables import list_exposures
-from rapt.compare.texts import Split
+from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import UsageError
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder
@@ -261,3 +262,15 @@ def test_the_ridge_of_a_head_at_home_is_the_one_that_is_best_on_texts_left_out()
     near = [penalty for penalty, said in zip(penalties, errors, strict=True) if said < 1.01 * min(errors)]
     assert min(np.abs(weight - fit(np.arange(40), penalty)[0]).max() for penalty in near) < 1e-9
     assert any(np.allclose(bias, fit(np.arange(40), penalty)[1]) for penalty in near)
+
+
+def test_a_crowd_has_a_text_of_every_class_however_rare():
+    labels = (0,) * 97 + (1, 2, 2)
+    all_texts = LabelledTexts(texts=tuple(map(str, range(100))), labels=labels, names=("a", "b", "c"))
+    for seed in range(20):
+        order = order_texts(100, seed=seed)
+        small, large = (choose_crowd(all_texts, order, crowd=size) for size in (5, 60))
+        assert (len(small), set(small.labels), len(set(small.texts))) == (5, {0, 1, 2}, 5)
+        first = all_texts.at(order[:60])
+        assert len(set(first.texts) - set(large.texts)) == len({0, 1, 2} - set(first.labels))
+    assert choose_crowd(all_texts, order, crowd=1).texts == (all_texts.texts[order[0]],)

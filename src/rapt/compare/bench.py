@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rapt.cluster import Cluster
 from rapt.compare.crowd import CrowdBench, check_crowds, open_crowd_bench
 from rapt.compare.files import FileMaker
-from rapt.compare.plan import ARMS, PROMPT, AttackCell, Cell, ComparisonPlan, order_texts
+from rapt.compare.plan import ARMS, PROMPT, AttackCell, Cell, ComparisonPlan, choose_crowd, order_texts
 from rapt.compare.results import LINKED, AttackRow, ModelRow, Row, open_results
 from rapt.compare.texts import LabelledTexts, Split
 from rapt.errors import CorpusError, UsageError
@@ -75,7 +75,7 @@ class Bench:
         arm, plan, split = ARMS[cell.arm], self.plan, self.split.turn_of(cell.seed)
         texts = split.training
         if cell.crowd:
-            texts = texts.at(order_texts(len(texts), seed=cell.seed)[: cell.crowd])
+            texts = choose_crowd(texts, order_texts(len(texts), seed=cell.seed), crowd=cell.crowd)
         file = self.files.training(texts, eta=cell.eta, seed=cell.seed, policy=arm.policy)
         file = arm.change_file(file, cell.seed)
         config = arm.configure(plan.make_config(seed=cell.seed), plan.weight, plan.plain_tokens)

@@ -30,6 +30,7 @@ from rapt.compare.plan import (
     AttackCell,
     Cell,
     ComparisonPlan,
+    choose_crowd,
     order_texts,
 )
 from rapt.compare.results import LINKED, AttackRow, ModelRow
@@ -249,7 +250,7 @@ class CrowdBench:
         order = order_texts(len(texts), seed=cell.seed)
         rest = len(order) - _count_own(self.plan, len(order))
         others, own = order[:rest], order[rest:]
-        return texts.at(others[: cell.crowd or rest]), texts.at(own)
+        return choose_crowd(texts, others, crowd=cell.crowd or rest), texts.at(own)
 
     def _release(
         self, texts: LabelledTexts, *, epsilon: float | None, seed: int, labelled: bool = True
@@ -269,7 +270,7 @@ class CrowdBench:
     def _join_where_one_code(self, texts: LabelledTexts) -> LabelledTexts:
         """The records as the code takes them: the two texts of a pair as one where it has one code for both."""
         code, _ = self._need_code()
-        if not code.pairs:
+        if not (code.pairs and texts.pairs):
             return texts
         return replace(texts, texts=tuple(map(join_pair, texts.texts, texts.seconds)), seconds=())
 
