@@ -71,6 +71,8 @@ ARMS = {
     "vickrey": Arm("vickrey", 100),
 }
 
+NOISY = ("laplace", "unit-laplace", "mahalanobis", "rank-fix", "vickrey")
+
 
 class Bench:
     """Texts, tables and the encoder of all runs, each made once."""
@@ -330,32 +332,33 @@ def table(options: argparse.Namespace) -> None:
 
 
 def picture(options: argparse.Namespace) -> None:
-    """Accuracy over the share of tokens read and over the bits learned, a line an arm."""
+    """Accuracy over the bits that an attacker learns: a box of 95 % an arm, in two panels."""
     results = collect(read_lines(options.out))
-    shown = [name for name in ARMS if any(result.arm == name for result in results)]
     figures = []
-    for title, across, where in (
-        ("Tokens", "tokens that the strongest attack reads, %", lambda read: 100 * read["read"][read["strongest"]][0]),
-        ("Bits", "bits that the attacker learns of a token", lambda read: read["bits_learned"]),
-    ):  # fmt: skip
+    for title, noisy in (("Noise on the table's rows", True), ("All else", False)):
         lines = []
-        for place, name in enumerate(shown):
-            own = sorted((result for result in results if result.arm == name), key=lambda result: result.level)
-            style = ("first", "second", "third", "fourth")[place % 4] + (" dashed" if place >= 4 else "")
-            lines.append(
-                Line(
-                    name=name,
-                    style=style,
-                    points=tuple((where(result.read), result.accuracy[0]) for result in own),
-                    ends=tuple((sum(result.accuracy) - 2 * result.accuracy[1], sum(result.accuracy)) for result in own),
+        for name, arm in ARMS.items():
+            own = sorted((one for one in results if one.arm == name), key=lambda one: one.read["bits_learned"])
+            if (arm.mechanism in NOISY) == noisy and own:
+                style = ("first", "second", "third", "fourth")[len(lines) % 4] + (" dashed" if len(lines) >= 4 else "")
+                # Two points make a mark as wide as a hundredth of its place.
+                points = [(one.read["bits_learned"] * side, one.accuracy) for one in own for side in (0.99, 1.01)]
+                lines.append(
+                    Line(
+                        name=name,
+                        style=style,
+                        points=tuple((bits, middle) for bits, (middle, _) in points),
+                        ends=tuple((middle - half, middle + half) for _, (middle, half) in points),
+                    )
                 )
-            )
+        across = "bits that the attacker learns of a token (logarithmic)"
         figures.append(Figure(title=title, across=across, up="right on dev, %", lines=tuple(lines), step=5.0))
+    levels = " and ".join(f"{level:.0%}" for level in dict.fromkeys(one.level for one in results))
     drawn = draw_picture(
         figures,
-        title="What is left for a task, by what an attacker reads",
-        subtitle="SST-2, MiniLM, a linear head on privatized sentences; bands of 95 %",
-        description="Accuracy of each mechanism against the share of tokens read, and against the bits learned.",
+        title=f"What is left for a task where the strongest attack reads {levels} of the tokens",
+        subtitle="SST-2, MiniLM, a linear head on privatized sentences; boxes of 95 % over seeds and sentences",
+        description="Accuracy of each mechanism against the bits that the attacker learns of a token.",
     )
     options.picture.write_text(drawn, encoding="utf-8")
 

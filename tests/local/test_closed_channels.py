@@ -146,6 +146,18 @@ def test_tem_stays_within_gamma_as_often_as_it_says(vocabulary):
         assert (channel * beyond).sum(axis=1).max() <= outside + 1e-12
 
 
+def test_tem_draws_as_exponential_does_while_no_token_is_farther_than_gamma(vocabulary):
+    tokens = np.arange(vocabulary.size)
+    farthest = euclidean(vocabulary.embeddings.astype(float)).max()
+    reach = 2 * math.log(0.999 * (len(vocabulary.eligible) - 1) / 0.001)  # gamma * eta
+    for eta, alike in ((0.99 * reach / farthest, True), (1.5 * reach / farthest, False)):
+        tem, usual = (make_mechanism(name, vocabulary=vocabulary, eta=eta) for name in ("tem", "exponential"))
+        assert (tem.log_probabilities(tokens) == usual.log_probabilities(tokens)).all() == alike
+        if alike:
+            drawn = [kind.privatize(np.repeat(tokens, 50), rng=np.random.default_rng(1)) for kind in (tem, usual)]
+            assert (drawn[0] == drawn[1]).all()
+
+
 @pytest.mark.parametrize("outside", [0.0, 1e-7, 0.6, -1.0])
 def test_a_share_outside_its_domain_is_refused(outside, vocabulary):
     with pytest.raises(MechanismError, match="outside must be between"):
