@@ -37,6 +37,7 @@ def test_a_target_under_the_floor_ends_with_the_nearest_try(bench):
     tries = bench.solve(lambda eta: 0.6 + 0.4 / (1 + (70 / eta) ** 6), target=0.4, start=70.0)
     assert len(tries) == bench.TRIES
     assert tries[-1][1] == min(share for _, share in tries) > 0.6
+    assert bench.solve(lambda eta: 0.6, target=0.4, start=0.05) == [(0.05, 0.6)]  # a floor
 
 
 def test_every_arm_goes_from_sentences_to_a_table(bench, tmp_path, monkeypatch, capsys):

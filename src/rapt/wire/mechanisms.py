@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 GuaranteeStatus = Literal["proved", "conditional", "broken-as-published"]
-# How an attacker learns P(y|x): by a closed form, by the geometry of Laplace noise, or by counting draws of his own.
-ChannelKind = Literal["closed", "laplace", "counted"]
+# How an attacker learns P(y|x): by a closed form, by the geometry of Laplace noise, by that and the moves among near
+# tokens that follow it, or by counting draws of his own.
+ChannelKind = Literal["closed", "laplace", "ranked", "counted"]
 # What one guarantee is for: each token beside its neighbours by distance (eta), or the whole text beside any (epsilon).
 Unit = Literal["token", "text"]
 
@@ -52,7 +53,7 @@ KNOWN_MECHANISMS: Final[Mapping[str, KnownMechanism]] = {
     "mahalanobis": _known("eta metric mixing", "laplace"),
     "unit-laplace": _known("eta metric", "laplace"),
     "vickrey": _known("eta tuning", "counted"),
-    "rank-fix": _known("eta decay", "counted"),
+    "rank-fix": _known("eta decay", "ranked"),
     "tem": _known("eta outside", "closed"),
     "santext": _known("eta", "closed"),
     "custext": KnownMechanism(

@@ -119,6 +119,23 @@ def test_an_attacker_who_counts_few_draws_does_no_worse_than_one_who_copies(rng,
     assert named < copied - 0.02, "the twin: counts as they are"
 
 
+@pytest.mark.parametrize("decay", [0.05, 0.005])
+def test_the_channel_of_the_rank_fix_is_that_of_its_noise_and_of_the_moves_after_it(decay, rng):
+    # At the smaller decay a third of the draws move, and the channel is counted.
+    wide = scattered_vocabulary(size=SIZE, dim=24)
+    mechanism = make_mechanism("rank-fix", vocabulary=wide, eta=60.0, options={"decay": decay})
+    asked = question(wide, mechanism.setting, sources=SIZE)
+    given = {"outputs": wide.eligible, "prior": PRIOR, "sources": SIZE}
+    found = matrix_of(estimate_channel(mechanism.setting, wide.bundle, rng=rng, **given))
+    drawn = mechanism.privatize(np.repeat(np.arange(SIZE), 4_000), rng=rng).reshape(SIZE, -1)
+    shares = np.stack([np.bincount(row, minlength=SIZE) / len(row) for row in drawn])[:, asked.outputs]
+    assert np.abs(found - shares)[PRIOR > 0.02].max() < 0.06
+    if decay == 0.05:
+        first = np.argsort(np.linalg.norm(wide.embeddings - wide.embeddings[0], axis=1))[1]
+        assert found[0, first] == pytest.approx(shares[0, first], rel=0.35)
+        assert shares[0, first] > 0.02
+
+
 @pytest.mark.parametrize("name", [name for name, known in KNOWN_MECHANISMS.items() if known.channel == "counted"])
 def test_mechanisms_without_a_closed_form_are_counted(name, vocabulary, rng):
     setting = MechanismSetting(name=name, parameters={"eta": 4.0})

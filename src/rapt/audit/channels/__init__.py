@@ -1,4 +1,4 @@
-"""P(y|x) of every mechanism: by its closed form, by the geometry of Laplace noise, or counted.
+"""P(y|x) of every mechanism: by its closed form, by the geometry of Laplace noise and what follows it, or counted.
 
 The ways to a channel are in one closed dict; which one a mechanism takes stands in `rapt.wire.mechanisms`. A closed
 form is exact, in one draw. Any mechanism that can be run is counted on public words that the attacker privatizes
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rapt.audit.channels.counted import count_channel
 from rapt.audit.channels.estimate import SOURCES, ChannelEstimate, ChannelQuestion
 from rapt.audit.channels.laplace import compute_rough_log_channel, estimate_laplace_channel
+from rapt.audit.channels.ranked import estimate_ranked_channel
 from rapt.errors import AuditError, MechanismError
 from rapt.local.mechanisms import ClosedChannel, find_space, remake_mechanism
 from rapt.local.vocabulary import Vocabulary
@@ -93,7 +94,12 @@ class ChannelFunction(Protocol):
 
 
 CHANNELS: Final[Mapping[ChannelKind, ChannelFunction]] = MappingProxyType(
-    {"laplace": estimate_laplace_channel, "closed": compute_exact_channel, "counted": count_channel}
+    {
+        "laplace": estimate_laplace_channel,
+        "closed": compute_exact_channel,
+        "ranked": estimate_ranked_channel,
+        "counted": count_channel,
+    }
 )
 
 
@@ -101,8 +107,8 @@ def explain_missing_pairs(setting: MechanismSetting, bundle: VocabularyBundle) -
     """Reason why P(y|x) is not known for every pair of words, or None where it is."""
     if (reason := explain_unknown_channel(setting, bundle)) is not None:
         return reason
-    if KNOWN_MECHANISMS[setting.name].channel == "counted":
-        return f"the channel of mechanism={setting.name!r} is counted, which leaves out most pairs of words"
+    if (kind := KNOWN_MECHANISMS[setting.name].channel) in ("counted", "ranked"):
+        return f"the channel of mechanism={setting.name!r} is {kind}, which leaves out most pairs of words"
     return None
 
 
