@@ -2,9 +2,9 @@
 
 import { copyButton, el } from "./elements.js";
 
-/** A command with a button that copies it. */
+/** A command with a button that copies it; it breaks between words alone, so that no option is torn from its dashes. */
 export const command = (line) => el("div", { class: "command" },
-  el("code", {}, line), copyButton(line));
+  el("code", {}, line.split(" ").flatMap((word, place) => [place ? " " : "", el("span", {}, word)])), copyButton(line));
 
 /** What asks a tuned model from home, where the texts stay. */
 export const askAtHome = (model) => `rapt predict queries.csv --local --model ${model} > answers.jsonl`;
