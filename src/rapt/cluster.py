@@ -16,7 +16,9 @@ interface alone, and keeps what it writes in a folder that nobody else can open 
 from __future__ import annotations
 
 import os
+import pickle
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -36,6 +38,8 @@ from rapt.version import __version__
 
 # A function of a setting, which all items share, and an item.
 Task = Callable[[Any, Any], Any]
+# What speaks with a cluster that was joined: it is given the module `ray`, and a pipe to whoever asks.
+Attendant = Callable[[Any, Connection], None]
 
 # How often Ray tries a task again whose worker or node was killed.
 _TRIES: Final = 8
@@ -91,7 +95,8 @@ class Cluster:
             self._connection.send((self._runs, task, setting))
             while True:
                 while started - given < self.cores * _IN_FLIGHT and (found := next(source, None)) is not None:
-                    self._connection.send(found)
+                    # As bytes: the process between passes them on as they are.
+                    self._connection.send((found[0], pickle.dumps(found[1])))
                     started += 1
                 if given == started:
                     return
@@ -111,7 +116,7 @@ class Cluster:
                 continue
             if isinstance(answer, RaptError):
                 raise answer
-            return number, answer
+            return number, pickle.loads(answer)
 
 
 @contextmanager
@@ -127,6 +132,31 @@ def join_cluster(address: str | None = None, *, cores: int = 1, store_bytes: int
         UsageError: Ray is not installed, or the address is none.
         ClusterError: There is no cluster at the address, or one of another version, or it lets nobody in.
     """
+    with hold_attendant(_submit, address=address, cores=cores, store_bytes=store_bytes) as (connection, found):
+        yield Cluster(connection, cores=found)
+
+
+@contextmanager
+def hold_attendant(
+    attendant: Attendant, *, address: str | None, cores: int, store_bytes: int | None = None, wait: float = _JOINS
+) -> Iterator[tuple[Connection, int]]:
+    """Start a process that joins a Ray cluster and then calls `attendant`; it ends with the block.
+
+    Args:
+        attendant: Function of a module that is called with the module `ray` and the process's end of the pipe. An
+            `EOFError` ends it, and so does an error of ours, which is sent.
+        address: As `join_cluster` takes it.
+        cores: As `join_cluster` takes it.
+        store_bytes: As `join_cluster` takes it.
+        wait: How long the cluster may take to let the process in, s.
+
+    Yields:
+        Our end of the pipe, and the number of cores of the cluster.
+
+    Raises:
+        UsageError: The reasons of `join_cluster`.
+        ClusterError: The reasons of `join_cluster`.
+    """
     if find_spec("ray") is None:
         raise UsageError("a Ray cluster needs the package ray; run in the checkout: pip install -e '.[ray]'")
     if address is not None:
@@ -135,12 +165,12 @@ def join_cluster(address: str | None = None, *, cores: int = 1, store_bytes: int
         raise UsageError(f"a Ray cluster must have at least 1 core, got cores={cores}")
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    with TemporaryDirectory(prefix="rapt-ray-") as folder:
-        process = context.Process(target=_attend, args=(theirs, address, cores, store_bytes, folder))
+    with TemporaryDirectory(prefix="rapt-ray-", ignore_cleanup_errors=True) as folder:
+        process = context.Process(target=_attend, args=(theirs, attendant, address, cores, store_bytes, folder))
         with theirs:
             process.start()
         try:
-            yield Cluster(ours, cores=_wait_until_joined(ours, address))
+            yield ours, _wait_until_joined(ours, address, wait)
         finally:
             ours.close()
             process.join(_LEAVES)
@@ -163,22 +193,29 @@ def _check_address(address: str) -> None:
         ) from None
 
 
-def _wait_until_joined(connection: Connection, address: str | None) -> int:
+def _wait_until_joined(connection: Connection, address: str | None, wait: float) -> int:
     try:
-        if not connection.poll(_JOINS):
+        if not connection.poll(wait):
             raise EOFError
         answer = connection.recv()
     except (EOFError, ConnectionResetError):
         where = "on this machine" if address is None else "at the address"
         raise ClusterError(
-            f"a Ray cluster {where} must let this program in within {_JOINS:g} s, and did not; look at its logs"
+            f"a Ray cluster {where} must let this program in within {wait:g} s, and did not; look at its logs"
         ) from None
     if isinstance(answer, RaptError):
         raise answer
     return int(answer)
 
 
-def _attend(connection: Connection, address: str | None, cores: int, store_bytes: int | None, folder: str) -> None:
+def _attend(
+    connection: Connection,
+    attendant: Attendant,
+    address: str | None,
+    cores: int,
+    store_bytes: int | None,
+    folder: str,
+) -> None:
     """Speak with the cluster for the process that started this one, until the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted run ends by its parent's closing the pipe
     if os.environ.get("RAPT_DEBUG") != "1":
@@ -190,13 +227,15 @@ def _attend(connection: Connection, address: str | None, cores: int, store_bytes
     ray = import_module("ray")
     try:
         connection.send(_join(ray, address, cores, store_bytes, folder))
-        _Submitter(ray, connection).attend()
+        attendant(ray, connection)
     except (EOFError, OSError):
         pass  # the parent is gone, killed or done
     except RaptError as error:
         connection.send(error)
     with suppress(Exception):  # a cluster that is lost cannot be left in order, and this process ends now
         ray.shutdown()
+    if address is None:  # else it is left where the parent was killed
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(ray: Any, address: str | None, cores: int, store_bytes: int | None, folder: str) -> int:
@@ -208,7 +247,7 @@ def _join(ray: Any, address: str | None, cores: int, store_bytes: int | None, fo
                 "local",
                 num_cpus=cores,
                 object_store_memory=store_bytes,
-                _temp_dir=folder,
+                _temp_dir=f"{folder}/r",  # Ray opens its own folder to everybody, and not the one around it
                 _node_ip_address="127.0.0.1",
                 include_dashboard=False,
                 **quiet,
@@ -226,6 +265,10 @@ def _join(ray: Any, address: str | None, cores: int, store_bytes: int | None, fo
             f"the Ray cluster must let this program in, got {type(error).__name__}; look at its logs and at its token"
         ) from None
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _submit(ray: Any, connection: Connection) -> None:
+    _Submitter(ray, connection).attend()
 
 
 class _Submitter:
@@ -253,7 +296,7 @@ class _Submitter:
                 # The reference is in a list: else each task would unpickle the value anew.
                 future = self._remote.remote(__version__, [setting], task, item).future()
             except Exception as error:  # also of pickling; the caller waits for an answer to each item
-                self._answer(run, number, _explain(self._ray, error))
+                self._answer(run, number, explain(self._ray, error))
                 continue
             future.add_done_callback(partial(self._done, run, number))
 
@@ -261,18 +304,18 @@ class _Submitter:
         try:
             return self._ray.put(value)
         except Exception as error:  # likewise: it is the answer to each item
-            return _explain(self._ray, error)
+            return explain(self._ray, error)
 
     def _done(self, run: int, number: int, future: Any) -> None:
         error = future.exception()
-        self._answer(run, number, future.result() if error is None else _explain(self._ray, error))
+        self._answer(run, number, future.result() if error is None else explain(self._ray, error))
 
     def _answer(self, run: int, number: int, answer: object) -> None:
         with self._one_at_a_time, suppress(OSError):  # the parent is gone: the main thread sees that, too
             self._connection.send((run, number, answer))
 
 
-def _explain(ray: Any, error: BaseException) -> ClusterError:
+def explain(ray: Any, error: BaseException) -> ClusterError:
     """Say in one line what went wrong in the cluster; the error's own words may quote an argument, and are dropped."""
     kinds = ray.exceptions
     cause = getattr(error, "cause", None)
@@ -303,8 +346,11 @@ def _explain(ray: Any, error: BaseException) -> ClusterError:
 _AT_HAND: Final[dict[str, Any]] = {}
 
 
-def compute(version: str, setting: Sequence[Any], task: Task, item: Any) -> Any:
-    """Run a task in a worker; errors are answers, because Ray would write a raised one to its logs, with arguments."""
+def compute(version: str, setting: Sequence[Any], task: Task, item: bytes) -> bytes | RaptError:
+    """Run a task in a worker on a pickled item; returns the answer pickled.
+
+    Errors are answers, because Ray would write a raised one to its logs, with arguments.
+    """
     if version != __version__:
         return ClusterError(
             f"every node of the cluster must have rapt {version}, got {__version__} on one; install the same there"
@@ -315,8 +361,8 @@ def compute(version: str, setting: Sequence[Any], task: Task, item: Any) -> Any:
         if name not in _AT_HAND:
             _AT_HAND.clear()
             _AT_HAND[name] = ray.get(setting[0])
-        return task(_AT_HAND[name], item)
+        return pickle.dumps(task(_AT_HAND[name], pickle.loads(item)))
     except RaptError as error:
         return error
     except Exception as error:  # an answer, as the docstring says
-        return _explain(ray, error)
+        return explain(ray, error)

@@ -67,7 +67,7 @@ def test_a_worker_that_is_killed_each_time_is_one_line(cluster):
 
 
 def test_a_node_with_another_version_of_rapt_is_named():
-    answer = compute("0.0.1", [], hurt_tasks.square, 1)
+    answer = compute("0.0.1", [], hurt_tasks.square, b"")
     assert isinstance(answer, ClusterError)
     assert f"every node of the cluster must have rapt 0.0.1, got {__version__} on one" in str(answer)
 

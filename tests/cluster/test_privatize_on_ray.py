@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from ast import literal_eval
 from itertools import pairwise
+from multiprocessing import active_children
 
 import hurt_tasks
 import numpy as np
@@ -101,12 +102,15 @@ def test_a_ledger_is_charged_once_and_answers_the_next_run(cluster, privatizer, 
 
 
 def test_a_run_goes_on_after_its_head_node_was_lost(cluster, nodes, privatizer, source, tmp_path):
-    target, written = tmp_path / "out", []
+    target, written, others = tmp_path / "out", [], set(active_children())
+    source.write_text(4 * source.read_text())  # 11 blocks, of which three were begun when the first is written
     with nodes() as held, join_cluster(held.address) as joined:
 
         def kill(records, _tokens):
             if not written:
                 held.kill("head")
+                (between,) = set(active_children()) - others
+                between.join()  # Ray ends it when it believes that the head is gone
             written.append(records)
 
         given = {"privatizer": privatizer, "stream": secure_stream(), "resume": True}
@@ -119,7 +123,7 @@ def test_a_run_goes_on_after_its_head_node_was_lost(cluster, nodes, privatizer, 
     whole = target.read_bytes().splitlines()[1:]
     assert len(begun) == written[-1]
     assert whole[: len(begun)] == begun
-    assert len(whole) == 700
+    assert len(whole) == 2800
 
 
 @pytest.mark.parametrize("written", ["csv", "parquet"])

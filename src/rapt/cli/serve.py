@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rapt.cli.options import Blobs, Debug
+from rapt.cli.options import Blobs, Debug, Engine, RayAddress
 from rapt.cli.output import say, show_json
 
 Device = Annotated[
@@ -56,17 +56,42 @@ def serve(
     tls_key: Annotated[
         Path | None, typer.Option(help="Private key of the certificate, in PEM.", show_default=False)
     ] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(
+            help="What computes predictions and runs jobs: this machine, or a Ray cluster (extra [ray]).  "
+            "[default: local]",
+            show_default=False,
+        ),
+    ] = None,
+    ray_address: RayAddress = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Replicas of the base models, with --engine ray.  [default: 1]", show_default=False
+        ),
+    ] = None,
+    most_replicas: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Most replicas, where Ray Serve shall add some under load.  [default: as --replicas]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve tuning and prediction on privatized text.
 
     Without keys the service listens on this machine only, and serves local programs. To open it, create keys with
     `rapt admin`, and give --host and the files for TLS. Every setting is also an environment variable, such as
     RAPT_PORT. Once the service answers, one line of JSON with its address stands on stdout; it stops at SIGINT or
-    SIGTERM.
+    SIGTERM. With --engine ray it computes on a cluster, and SIGHUP replaces the replicas one by one.
 
     \b
-    Example:
+    Examples:
       rapt serve --data rapt-data --port 8420
+      rapt serve --engine ray --ray-address 10.0.0.5:6379 --replicas 4 --most-replicas 16
     """
     from rapt.service.http.settings import load_settings
 
@@ -83,6 +108,10 @@ def serve(
             "debug": debug,
             "tls_cert": tls_cert,
             "tls_key": tls_key,
+            "engine": None if engine is None else engine.value,
+            "ray_address": ray_address,
+            "replicas": replicas,
+            "most_replicas": most_replicas,
         }
     )
     from rapt.service.http.server import serve as run_service

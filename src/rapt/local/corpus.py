@@ -30,7 +30,7 @@ from rapt.local.ledger_releases import ReleasePlan, plan_releases, privatize_chu
 from rapt.local.policy.policy import Policy
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer, keep_policy
 from rapt.local.privatizer import TextPrivatizer
-from rapt.local.randomness import RandomStream, worker_stream
+from rapt.local.randomness import RandomStream, choose_cluster_randomness, worker_stream
 from rapt.local.record_order import draw_order
 from rapt.local.records import (
     CHUNK,
@@ -45,7 +45,7 @@ from rapt.local.records import (
 from rapt.local.vocabulary import is_unicode
 from rapt.local.worker_processes import privatize_in_processes
 from rapt.whole_files import check_target
-from rapt.wire.manifest import CLUSTER_SOURCE, LabelPrivacy, Manifest, Randomness
+from rapt.wire.manifest import LabelPrivacy, Manifest
 from rapt.wire.privatized_file import (
     PrivatizedRecord,
     iterate_privatized_lines,
@@ -236,7 +236,7 @@ def privatize_corpus(
     joined = joins_pairs(privatizer, second=other_texts.second is not None)
     provenance = stream.provenance
     if cluster is not None and provenance.insecure_seed is None:
-        provenance = Randomness(source=CLUSTER_SOURCE)
+        provenance = choose_cluster_randomness()
     others = other_texts.by_part
     if len({text_column, *others.values()}) != 1 + len(others) or label_column in (text_column, *others.values()):
         raise UsageError("the texts and the label of a record must stand in different columns; name each once")

@@ -17,7 +17,7 @@ from randomgen import AESCounter, ChaCha  # type: ignore[import-untyped]  # it s
 
 from rapt.arguments import check_arguments
 from rapt.errors import UsageError
-from rapt.wire.manifest import Randomness
+from rapt.wire.manifest import CLUSTER_SOURCE, CLUSTER_SOURCE_WITHOUT_AES, Randomness
 from rapt.wire.strict_json import LARGEST
 
 
@@ -92,9 +92,9 @@ def worker_stream(provenance: Randomness, *, position: int) -> RandomStream:
 def block_stream(provenance: Randomness, *, key: bytes, position: int) -> RandomStream:
     """The stream of one block of records on a cluster: whoever draws the block again, on any node, draws the same.
 
-    ChaCha20 under a key that BLAKE2b, keyed, makes of the position: a pseudorandom function, so blocks are independent,
-    and who has the stream of one learns nothing of another. The cipher is the same on every processor. With an insecure
-    seed, derived from that and the position.
+    The cipher that the provenance states, under a key that BLAKE2b, keyed, makes of the position: a pseudorandom
+    function, so blocks are independent, and who has the stream of one learns nothing of another. Every processor
+    computes the same bytes. With an insecure seed, derived from that and the position.
 
     Args:
         provenance: Provenance that the manifest states.
@@ -103,9 +103,20 @@ def block_stream(provenance: Randomness, *, key: bytes, position: int) -> Random
     """
     if provenance.insecure_seed is not None:
         return _seeded(provenance.insecure_seed, position=position)
-    own = hashlib.blake2b(position.to_bytes(8, "little"), key=key, digest_size=32, person=b"rapt block").digest()
-    stream = ChaCha(key=int.from_bytes(own, "little"), rounds=20)
+    is_aes = provenance.source == CLUSTER_SOURCE
+    size = 16 if is_aes else 32
+    own = hashlib.blake2b(position.to_bytes(8, "little"), key=key, digest_size=size, person=b"rapt block").digest()
+    number = int.from_bytes(own, "little")
+    stream = AESCounter(key=number) if is_aes else ChaCha(key=number, rounds=20)
     return RandomStream(np.random.Generator(stream), provenance)
+
+
+def choose_cluster_randomness() -> Randomness:
+    """The cipher of the blocks of a run, the same on all nodes: AES where this processor computes it.
+
+    A node that does not would be slower, and its timing would depend on the key; the cluster is trusted.
+    """
+    return Randomness(source=CLUSTER_SOURCE if AESCounter(key=0).use_aesni else CLUSTER_SOURCE_WITHOUT_AES)
 
 
 def _seeded(seed: int, *, position: int | None) -> RandomStream:

@@ -25,7 +25,15 @@ from rapt.local.text_page import (
     wrap,
     write_scientific,
 )
-from rapt.wire.manifest import CLUSTER_SOURCE, Arrangement, LabelPrivacy, PlainTokens, Randomness, Targets
+from rapt.wire.manifest import (
+    CLUSTER_SOURCE,
+    CLUSTER_SOURCE_WITHOUT_AES,
+    Arrangement,
+    LabelPrivacy,
+    PlainTokens,
+    Randomness,
+    Targets,
+)
 from rapt.wire.mechanism_setting import MechanismSetting
 from rapt.wire.mechanisms import GuaranteeStatus
 from rapt.wire.policy_setting import KindSetting, describe_policy, dump_policy
@@ -526,7 +534,7 @@ def list_exposures(
 
 def list_trusted_machines(randomness: Randomness | None) -> Iterator[Exposure]:
     """Say whom a file that was drawn on a cluster trusts beside the machine of its owner."""
-    if randomness is not None and randomness.source == CLUSTER_SOURCE:
+    if randomness is not None and randomness.source in (CLUSTER_SOURCE, CLUSTER_SOURCE_WITHOUT_AES):
         yield Exposure(
             what="the cluster",
             why="the texts and the key of the noise were on every node of a Ray cluster, in memory and perhaps on "

@@ -46,8 +46,12 @@ class Randomness:
     insecure_seed: int | None = None
 
 
-# Origin of noise that was drawn on a cluster of machines, as `rapt.local.cluster_blocks` does.
+# Origin of noise that was drawn on a cluster of machines, as `rapt.local.cluster_blocks` does; the second where the
+# processor of whoever asked does not compute AES.
 CLUSTER_SOURCE: Final = (
+    "AES-128 counter mode (randomgen) on a Ray cluster, keys of blocks by BLAKE2b under a key from the operating system"
+)
+CLUSTER_SOURCE_WITHOUT_AES: Final = (
     "ChaCha20 (randomgen) on a Ray cluster, 256-bit keys of blocks by BLAKE2b under a key from the operating system"
 )
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -182,11 +182,29 @@ def class_probabilities(pooled: Tensor, heads: Sequence[tuple[Tensor, Tensor]]) 
 Answer = tuple[float, ...]
 
 
+class Batches(Protocol):
+    """What answers rows of many callers, as a `Batcher` does."""
+
+    def submit(self, rows: Sequence[ClassificationRow], *, tenant: str) -> Ticket[Answer]:
+        """Let rows wait for their turn."""
+
+    def cancel(self, ticket: Ticket[Answer]) -> None:
+        """Forget a caller."""
+
+    def close(self) -> None:
+        """Refuse what waits."""
+
+
 class Predictor:
     """Predictions of one backbone; safe to use from many threads and event loops."""
 
     def __init__(
-        self, backbone: Backbone, *, limits: BatchLimits | None = None, beside: Predictor | None = None
+        self,
+        backbone: Backbone,
+        *,
+        limits: BatchLimits | None = None,
+        beside: Predictor | None = None,
+        elsewhere: Batches | None = None,
     ) -> None:
         """Start the thread that computes.
 
@@ -194,20 +212,23 @@ class Predictor:
             backbone: Backbone of the rows.
             limits: Limits of what waits.
             beside: Predictor of the same backbone behind a reader, whose passes then take these rows too.
+            elsewhere: What computes spelled and checked rows in place of a thread here.
         """
         self._backbone = backbone
         self._own = beside is None
-        self._batcher: Batcher[ClassificationRow, Answer] = (
-            beside._batcher
-            if beside is not None
-            else Batcher(
+        self._batcher: Batches
+        if elsewhere is not None:
+            self._batcher = elsewhere
+        elif beside is not None:
+            self._batcher = beside._batcher
+        else:
+            self._batcher = Batcher(
                 lambda rows: classify_pass(backbone, rows),
                 plan=partial(plan, device=backbone.device.type),
                 cost=lambda row: row.positions,
                 limits=limits,
                 name=f"rapt-predictor-{backbone.model}",
             )
-        )
 
     def submit(self, rows: Sequence[ClassificationRow], *, tenant: str) -> Ticket[Answer]:
         """Let a caller's rows wait for their turn; the answers are those of `classify`.
@@ -220,6 +241,10 @@ class Predictor:
         rows = [spell_row(self._backbone, row) for row in rows]
         for position, row in enumerate(rows):
             check_row(self._backbone, row, position=position)
+        return self.submit_spelled(rows, tenant=tenant)
+
+    def submit_spelled(self, rows: Sequence[ClassificationRow], *, tenant: str) -> Ticket[Answer]:
+        """As `submit`, of rows that another predictor of the same model has spelled and checked."""
         return self._batcher.submit(rows, tenant=tenant)
 
     def cancel(self, ticket: Ticket[Answer]) -> None:

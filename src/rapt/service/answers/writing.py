@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Final, Literal
+from typing import Final, Literal, Protocol, TypeVar
 
 from rapt.errors import UnavailableError
 from rapt.service.answers.batching import TENANT_SHARE, BatchLimits, FairQueue, require_room, running_mean, told
@@ -115,6 +115,25 @@ class LineSpeed:
             self._since = None
         elif self._since is None or taken:
             self._since = now
+
+
+T = TypeVar("T")
+
+
+class Writes(Protocol[T]):
+    """What writes texts for many callers, as a `Writer` does."""
+
+    def submit(
+        self, row: GenerationRow, *, tenant: str, tell: Callable[[Written], bool | None], position: int = 0
+    ) -> T:
+        """Let a text wait to be written."""
+
+    def cancel(self, text: T) -> None:
+        """Forget a caller."""
+
+    @property
+    def most_of_a_tenant(self) -> int:
+        """Cost that the texts of one tenant may have while they wait."""
 
 
 class Writer:

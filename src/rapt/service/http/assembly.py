@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
 
 from rapt.errors import NotFoundError, UsageError
+from rapt.service.adapter.adapter_cache import AdapterCache
 from rapt.service.answers.batching import BatchLimits
+from rapt.service.answers.computing import compute_answers
 from rapt.service.answers.decoding import check_cached_writing
 from rapt.service.answers.prediction import Predictor
-from rapt.service.answers.writing import Writer
+from rapt.service.answers.writing import Writes
 from rapt.service.backbone.architectures import ARCHITECTURES
 from rapt.service.backbone.backbone import Backbone
 from rapt.service.backbone.gpu_memory import measure_half_of_gpu, share_gpus
 from rapt.service.backbone.opening import load_served
 from rapt.service.backbone.placement import choose_device
-from rapt.service.http.adapter_cache import AdapterCache
 from rapt.service.http.admission import Gate
 from rapt.service.http.housekeeping import Housekeeper
 from rapt.service.http.middleware import Metrics
@@ -32,12 +35,15 @@ from rapt.service.jobs.job_limits import JobLimits, JobSettings
 from rapt.service.jobs.job_log import check_job_log, load_job_logger
 from rapt.service.jobs.job_run import make_runner_here
 from rapt.service.jobs.tuning_process import ChildSettings, TuningProcess
-from rapt.service.jobs.worker import JobRunner
+from rapt.service.jobs.worker import JobRunner, JobRunners
+from rapt.service.replicas.calls import ReplicaPlan
+from rapt.service.replicas.front import ReplicaBatches, Replicas, ReplicaSettings, ReplicaWriter, Room
 from rapt.service.storage.callers import LOCAL
+from rapt.service.storage.database import about_to_wait
 from rapt.service.storage.job_runs import warn_of_models_not_served
 from rapt.service.storage.key_rows import has_keys
 from rapt.service.storage.recovery import open_store
-from rapt.service.storage.store import Store
+from rapt.service.storage.store import Store, read_service_id
 from rapt.service.storage.tenant_rows import ensure_tenant
 from rapt.this_machine import is_loopback, measure_half_of_memory
 from rapt.wire.code_bundle import write_code_bundle
@@ -60,6 +66,7 @@ class Service:
         adapters: Tuned models in memory.
         predictors: Queues of predictions by the name of the backbone; all callers share batches.
         writers: Writers of texts by the name of the backbone; all callers share one batch.
+        replicas: Replicas that compute on a Ray cluster; None where this process computes.
         tokenizers: Tokenizers by the name of a backbone that writes, which spell what was written.
         quotas: Tokens a minute of each tenant.
         arriving: Bytes on their way in, of each tenant.
@@ -72,10 +79,11 @@ class Service:
     store: Store
     backbones: Mapping[str, Backbone]
     gate: Gate
-    runner: JobRunner
+    runner: JobRunner | JobRunners
     adapters: AdapterCache
     predictors: Mapping[str, Predictor]
-    writers: Mapping[str, Writer]
+    writers: Mapping[str, Writes[Any]]
+    replicas: Replicas | None
     tokenizers: Mapping[str, Tokenizer]
     quotas: TokenQuotas
     arriving: ArrivingBytes
@@ -115,7 +123,7 @@ def load_backbones(settings: Settings) -> dict[str, Backbone]:
         if backbone.kind != "encoder" and backbone.architecture not in ARCHITECTURES:
             check_cached_writing(backbone)
     # A process of jobs has the models once more, on the same GPUs.
-    own = settings.job_process and settings.worker_in_service
+    own = settings.job_process and settings.worker_in_service and settings.ray_address is None
     share_gpus(
         [backbone.sites.model for backbone in found.values()],
         [backbone.word_embeddings for backbone in found.values()],
@@ -181,7 +189,34 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
     if not settings.job_process:
         run = make_runner_here(store, backbones, jobs)
         return JobRunner(store, models=tuple(backbones), run=run, most_deaths=jobs.most_deaths)
-    child = ChildSettings(
+    child = make_child_settings(settings, precision=precision)
+    process = TuningProcess(child)
+    return JobRunner(
+        store,
+        models=tuple(child.models),
+        run=process.run,
+        most_deaths=jobs.most_deaths,
+        on_idle=process.rest,
+        on_close=process.close,
+    )
+
+
+def make_cluster_runners(
+    settings: Settings, store: Store, replicas: Replicas, *, models: tuple[str, ...]
+) -> JobRunners:
+    """Make the runners of jobs on a cluster: each claims a job, and has it run where there is room."""
+    jobs = make_job_settings(settings)
+    return JobRunners(
+        [
+            JobRunner(store, models=models, run=partial(replicas.run_job, slot), most_deaths=jobs.most_deaths)
+            for slot in range(settings.jobs_at_once)
+        ]
+    )
+
+
+def make_child_settings(settings: Settings, *, precision: str) -> ChildSettings:
+    """Settings of a process that runs jobs."""
+    return ChildSettings(
         data_directory=str(settings.data_directory.absolute()),
         database_url=reveal(settings.database_url),
         database_connections=settings.database_connections,
@@ -193,16 +228,7 @@ def make_runner(settings: Settings, store: Store, *, backbones: Mapping[str, Bac
         device_map=settings.device_map,
         torch_threads=settings.torch_threads,
         debug=settings.debug,
-        jobs=jobs,
-    )
-    process = TuningProcess(child)
-    return JobRunner(
-        store,
-        models=tuple(child.models),
-        run=process.run,
-        most_deaths=jobs.most_deaths,
-        on_idle=process.rest,
-        on_close=process.close,
+        jobs=make_job_settings(settings),
     )
 
 
@@ -221,7 +247,7 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             blobs=reveal(settings.blobs),
             connections=settings.database_connections,
         ) as store,
-        _computing(settings, backbones) as (predictors, writers),
+        _computing(settings, store, backbones) as (predictors, writers, replicas),
     ):
         _refuse_an_open_door(settings, store)
         ensure_tenant(store, LOCAL, now=started_at)
@@ -233,7 +259,11 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
                 write_code_bundle(backbone.code, locate_vocabulary(store, name))
         for job_id in warn_of_models_not_served(store, served=tuple(backbones), now=started_at):
             log.warning("job %s waits: its base model is not served any more", job_id)
-        runner = make_runner(settings, store, backbones=backbones, precision=precision_of(backbones.values()))
+        runner: JobRunner | JobRunners
+        if replicas is None:
+            runner = make_runner(settings, store, backbones=backbones, precision=precision_of(backbones.values()))
+        else:
+            runner = make_cluster_runners(settings, store, replicas, models=tuple(backbones))
         service = Service(
             settings=settings,
             store=store,
@@ -243,9 +273,10 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
                 codes=[backbone.code for backbone in backbones.values() if backbone.code is not None],
             ),
             runner=runner,
-            adapters=AdapterCache(settings.adapter_memory_bytes),
+            adapters=AdapterCache(settings.adapter_memory_bytes, before_waiting=about_to_wait),
             predictors=predictors,
             writers=writers,
+            replicas=replicas,
             tokenizers={name: make_tokenizer(backbones[name].vocabulary.tokenizer_json) for name in writers},
             metrics=Metrics(store),
             job_limits=make_job_settings(settings).limits,
@@ -264,25 +295,62 @@ def open_service(settings: Settings, *, backbones: Mapping[str, Backbone], start
             runner.close()
 
 
+Computing = tuple[Mapping[str, Predictor], Mapping[str, Writes[Any]], Replicas | None]
+
+
 @contextmanager
-def _computing(
-    settings: Settings, backbones: Mapping[str, Backbone]
-) -> Iterator[tuple[dict[str, Predictor], dict[str, Writer]]]:
-    limits = BatchLimits(waiting_cost=settings.max_waiting_tokens)
-    with ExitStack() as closing:
-        predictors: dict[str, Predictor] = {}
-        writers: dict[str, Writer] = {}
-        readers: dict[int, Predictor] = {}  # by the encoder that they share with a model of tokens
-        for name, backbone in sorted(backbones.items(), key=lambda item: item[1].reader is None):
-            beside = readers.get(id(backbone.encoder)) if backbone.reader is None else None
-            predictors[name] = Predictor(backbone, limits=limits, beside=beside)
-            if backbone.reader is not None:
-                readers.setdefault(id(backbone.encoder), predictors[name])
-            closing.callback(predictors[name].close)
-            if backbone.kind != "encoder":
-                writers[name] = Writer(backbone, limits=limits)
-                closing.callback(writers[name].close)
-        yield predictors, writers
+def _computing(settings: Settings, store: Store, backbones: Mapping[str, Backbone]) -> Iterator[Computing]:
+    if settings.engine == "local":
+        with compute_answers(backbones, limits=BatchLimits(waiting_cost=settings.max_waiting_tokens)) as both:
+            yield *both, None
+        return
+    found = make_replica_settings(settings, store, backbones)
+    room = Room(settings.max_waiting_tokens * found.plan.most)
+    replicas = Replicas(found)
+    predictors = {
+        name: Predictor(backbone, elsewhere=ReplicaBatches(replicas, name, room=room))
+        for name, backbone in backbones.items()
+    }
+    writers = {
+        name: ReplicaWriter(replicas, name, backbone, room=room)
+        for name, backbone in backbones.items()
+        if backbone.kind != "encoder"
+    }
+    replicas.start()
+    try:
+        yield predictors, writers, replicas
+    finally:
+        replicas.close()
+
+
+def make_replica_settings(settings: Settings, store: Store, backbones: Mapping[str, Backbone]) -> ReplicaSettings:
+    """What the replicas of a service are, and what runs its jobs."""
+    plan = ReplicaPlan(
+        service=read_service_id(store),
+        models=name_models(settings),
+        vocabularies={name: backbone.bundle.hash for name, backbone in backbones.items()},
+        precision="bfloat16" if precision_of(backbones.values()) == "bfloat16" else "float32",
+        device=settings.device,
+        weights=settings.weights,
+        device_map=settings.device_map,
+        torch_threads=settings.torch_threads,
+        waiting_cost=settings.max_waiting_tokens,
+        adapter_bytes=settings.adapter_memory_bytes,
+        least=settings.replicas,
+        most=settings.most_replicas or settings.replicas,
+        requests=settings.replica_requests,
+        cores=settings.replica_cores,
+        gpus=settings.replica_gpus,
+    )
+    runs_jobs = settings.worker_in_service
+    return ReplicaSettings(
+        plan=plan,
+        address=settings.ray_address,
+        keep=settings.keep_replicas,
+        jobs=make_child_settings(settings, precision=plan.precision) if runs_jobs else None,
+        jobs_at_once=settings.jobs_at_once,
+        shares_disk=settings.ray_address is None,
+    )
 
 
 def locate_vocabulary(store: Store, name: str) -> Path:

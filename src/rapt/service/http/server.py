@@ -15,6 +15,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -203,6 +204,9 @@ def serve_on(
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )
+        if service.replicas is not None and threading.current_thread() is threading.main_thread():
+            replicas = service.replicas
+            signal.signal(signal.SIGHUP, lambda _signal, _frame: replicas.restart())
         server = Server(
             config,
             listener=listener,

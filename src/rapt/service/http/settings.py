@@ -142,6 +142,27 @@ class Settings(BaseSettings):
     job_logger: str | None = Field(
         None, description="function of your own, as module:function, that makes what takes the figures of a job"
     )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="what computes predictions and runs jobs: this machine, or a Ray cluster; needs [ray]"
+    )
+    ray_address: str | None = Field(
+        None, description="HOST:PORT of the head node of the Ray cluster; default: one that is started here"
+    )
+    replicas: int = Field(
+        1, ge=1, description="replicas of the base models on the cluster; the fewest, where it scales"
+    )
+    most_replicas: int | None = Field(
+        None, ge=1, description="most replicas: Ray Serve adds and takes away by what is asked; default: as replicas"
+    )
+    replica_requests: float = Field(
+        8.0, gt=0, description="calls at once for each replica that Ray Serve aims at when it scales"
+    )
+    replica_cores: float = Field(1.0, ge=0, description="cores of a replica")
+    replica_gpus: float = Field(0.0, ge=0, description="GPUs of a replica, or a part of one")
+    keep_replicas: bool = Field(
+        False, description="leave the replicas on the cluster when the service stops, for the next or another one"
+    )
+    jobs_at_once: int = Field(1, ge=1, le=1000, description="jobs that run at once on the cluster, a core each")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="precision of the base models; auto measures. Name one where several processes run jobs"
     )
@@ -189,6 +210,26 @@ class Settings(BaseSettings):
             raise ValueError(
                 "the setting admin_key must be a secret of its own outside development, not a placeholder; leave it "
                 "out and create keys with `rapt admin create-key`"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _need_what_a_cluster_needs(self) -> Self:
+        if self.engine == "local":
+            if self.ray_address is not None:
+                raise ValueError("the setting ray_address must come with engine=ray; set both, or none")
+            return self
+        if self.most_replicas is not None and self.most_replicas < self.replicas:
+            raise ValueError("the setting most_replicas must be at least replicas; raise it, or leave it out")
+        if not self.job_process:
+            raise ValueError(
+                "the setting job_process must be true with engine=ray: jobs run where the cluster has room"
+            )
+        has_store = not (reveal(self.blobs) or "file:").startswith("file:")  # states of runs are kept in no other
+        if self.ray_address is not None and self.worker_in_service and not (self.database_url and has_store):
+            raise ValueError(
+                "jobs on a cluster must find a database and an object store from every node; set database_url and "
+                "blobs, other than file://, or worker_in_service=false, or leave ray_address out"
             )
         return self
 

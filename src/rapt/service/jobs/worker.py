@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from threading import Event, Lock, Thread
 from typing import Final
 
@@ -164,6 +164,44 @@ class JobRunner:
 
     def _stop_asked(self) -> bool:
         return self._closing.is_set() or self._stop_running.is_set()
+
+
+class JobRunners:
+    """Several runners as one: each has a job of its own."""
+
+    def __init__(self, runners: Sequence[JobRunner]) -> None:
+        """Take them together."""
+        self._runners = tuple(runners)
+
+    def start(self) -> None:
+        """Begin to run jobs."""
+        for runner in self._runners:
+            runner.start()
+
+    def wake(self) -> None:
+        """Look for jobs now."""
+        for runner in self._runners:
+            runner.wake()
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a job if it runs here."""
+        for runner in self._runners:
+            runner.cancel(job_id)
+
+    def is_alive(self) -> bool:
+        """Whether the threads of all are alive."""
+        return all(runner.is_alive() for runner in self._runners)
+
+    def stop(self) -> None:
+        """Take no more jobs, and stop those that run; does not wait for it."""
+        for runner in self._runners:
+            runner.stop()
+
+    def close(self) -> None:
+        """Stop, and wait for it."""
+        self.stop()
+        for runner in self._runners:
+            runner.close()
 
 
 def _now() -> int:

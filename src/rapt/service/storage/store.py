@@ -135,7 +135,7 @@ def refuse_foreign(store: Store) -> None:
         UsageError: They are another service's.
         UnavailableError: They cannot be reached.
     """
-    if store.blobs.owner() not in (None, _id(store)):
+    if store.blobs.owner() not in (None, read_service_id(store)):
         raise UsageError("the setting blobs must be of this service only, got that of another; give each its own")
 
 
@@ -156,10 +156,11 @@ def own_blobs(store: Store) -> None:
             "the setting blobs must be where this service keeps its files and adapters, and none of them is there; "
             "give the same to `rapt serve`, `rapt worker` and `rapt admin` every time"
         )
-    store.blobs.claim(_id(store))
+    store.blobs.claim(read_service_id(store))
 
 
-def _id(store: Store) -> str:
+def read_service_id(store: Store) -> str:
+    """The id of the service that a store is of: drawn once, and no secret."""
     with store.database.read() as connection:
         return str(connection.execute(select(IDENTITY.c.id)).scalar_one())
 

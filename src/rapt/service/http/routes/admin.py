@@ -207,12 +207,14 @@ def health_router(service: Service) -> APIRouter:
 
     @routes.get("/readyz")
     def readyz() -> Health:
-        """The service can work: its database answers, its disk has room, its worker lives."""
+        """The service can work: its database answers, its disk has room, its worker and its replicas live."""
         service.store.database.check()
         if shutil.disk_usage(service.store.directory.root).free < _LEAST_ROOM:
             raise UnavailableError("the disk must have room for what comes in; make some")
         if service.settings.worker_in_service and not service.runner.is_alive():
             raise UnavailableError("the worker must live; restart the service")
+        if service.replicas is not None and not service.replicas.is_there:
+            raise UnavailableError("the cluster of the replicas must be there; start it again")
         return Health(version=__version__)
 
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -7,8 +7,8 @@ import torch
 
 from rapt.errors import WireError
 from rapt.service.adapter.adapter import Adapter
+from rapt.service.adapter.adapter_cache import AdapterCache, bytes_of
 from rapt.service.backbone.steering import Tuned
-from rapt.service.http.adapter_cache import AdapterCache, bytes_of
 
 LONG = 60.0
 

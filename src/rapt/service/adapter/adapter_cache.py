@@ -15,7 +15,6 @@ from typing import Final
 from torch import Tensor
 
 from rapt.service.adapter.adapter import Adapter
-from rapt.service.storage.database import about_to_wait
 
 # Of an adapter beside its tensors: the card, and the objects that hold it all together.
 _OVERHEAD: Final = 8 * 1024
@@ -24,13 +23,15 @@ _OVERHEAD: Final = 8 * 1024
 class AdapterCache:
     """Adapters by name; safe to use from many threads. A name stands for the same weights for ever."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, before_waiting: Callable[[], None] = lambda: None) -> None:
         """Start with no adapter.
 
         Args:
             capacity: Most bytes; one adapter is kept whatever its size.
+            before_waiting: Called before an adapter is loaded or waited for; what it raises, `get` raises.
         """
         self._capacity = capacity
+        self._before_waiting = before_waiting
         self._adapters: OrderedDict[str, Adapter] = OrderedDict()
         self._loading: dict[str, Future[Adapter]] = {}
         self._bytes = 0
@@ -39,6 +40,11 @@ class AdapterCache:
     def __len__(self) -> int:
         """How many are kept."""
         return len(self._adapters)
+
+    def has(self, name: str) -> bool:
+        """Whether the adapter of a name is here."""
+        with self._guard:
+            return name in self._adapters
 
     @property
     def bytes(self) -> int:
@@ -51,7 +57,7 @@ class AdapterCache:
             if name in self._adapters:
                 self._adapters.move_to_end(name)
                 return self._adapters[name]
-            about_to_wait()
+            self._before_waiting()
             waiting = self._loading.get(name)
             if waiting is None:
                 mine = self._loading[name] = Future[Adapter]()

@@ -1,0 +1,256 @@
+"""`rapt serve --engine ray`: the answers of one machine, and none is lost when replicas, places or a head die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from closeness import assert_close
+from http_requests import ENDLESS, done_job, job_body, open_client, status_of, upload
+from rapt.cli.program import run as rapt
+from rapt.errors import ClusterError
+from rapt.service.adapter.adapter import adapter_from_files
+from rapt.service.answers.prediction import classify, row_of
+from rapt.service.backbone.opening import load_backbone
+from rapt.service.replicas.calls import ReplicaPlan
+from rapt.service.replicas.front import Replicas, ReplicaSettings
+from rapt.wire.adapter_files import unpack_adapter
+from rapt.wire.manifest import dump_manifest
+from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
+from running_service import save_privatized, serving_process, wait_until
+from tiny_backbones import tiny_backbone
+from tuning_material import manifest_for, separable_file
+
+pytestmark = pytest.mark.ray
+KEY = "k3y-Of-These-9-Tests"
+ON_RAY = [sys.executable, "-m", "rapt", "serve", "--engine", "ray", "--replicas", "2"]
+SECONDS = 600.0  # a limit for busy machines; no test waits for it to pass
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("bert-tiny", precision="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """A small decoder, and the folder that it is served from."""
+    folder = tmp_path_factory.mktemp("writer") / "tiny-llama"
+    return tiny_backbone("llama", folder), folder
+
+
+class Served:
+    """A service on a cluster of its own, and what tests ask of it."""
+
+    def __init__(self, folder, process, url, backbone):
+        self.folder, self.process = folder, process
+        self.http = open_client(url, headers={"authorization": f"Bearer {KEY}"}, timeout=SECONDS)
+        training = save_privatized(separable_file(backbone, records=32), folder / "training.jsonl")
+        self.file = upload(self.http, training).json()["id"]
+        self.model = done_job(self.http, job_body(self.file))["fine_tuned_model"]
+        self.query = remove_labels(separable_file(backbone, records=2, seed=1))
+        archive = self.http.get(f"/v1/models/{self.model}/adapter").content
+        adapter = adapter_from_files(unpack_adapter(archive), backbone=backbone)
+        self.expected = classify(backbone, [row_of(record, adapter=adapter) for record in self.query.records])
+
+    def ask(self, **headers):
+        """Ask for two labels."""
+        return self.http.post("/v1/classify", json={"model": self.model, **dump_query(self.query)}, headers=headers)
+
+    def find(self, title):
+        """The processes of the cluster with a title, by id."""
+        mine = f"RAPT_READY_FILE={self.folder}".encode()
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                if title in (path / "cmdline").read_bytes() and mine in (path / "environ").read_bytes():
+                    found.append(int(path.name))
+            except OSError:  # it has ended
+                continue
+        return found
+
+    def log(self):
+        return (self.folder / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def served(backbone, writer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served")
+    settings = {"models": f"bert-tiny,{writer[1]}", "admin_key": KEY, "precision": "float32", "run_state_seconds": 0}
+    with serving_process(folder, command=ON_RAY, **settings) as (process, url):
+        found = Served(folder, process, url, backbone)
+        yield found
+        found.http.close()
+
+
+def check(served, answers, backbone):
+    for answer in answers:
+        assert answer.status_code == 200, answer.text
+        found = [item["probabilities"] for item in answer.json()["predictions"]]
+        assert_close(found, served.expected, of=backbone)
+
+
+def test_labels_are_those_of_one_machine_and_clients_steer_no_proxy_of_ray(served, backbone):
+    check(served, [served.ask()], backbone)
+    # Ray Serve's own proxies obey these; here they are a client's words, and no such proxy listens.
+    spoofed = {"serve_multiplexed_model_id": "other", "x-request-timeout-seconds": "0.0001", "x-request-id": "mine"}
+    answer = served.ask(**spoofed, **{"x-forwarded-for": "127.0.0.1"})
+    check(served, [answer], backbone)
+    assert answer.headers["x-request-id"].startswith("req_")
+    with socket.socket() as one:
+        assert one.connect_ex(("127.0.0.1", 8000)) != 0
+    without = httpx2.post(f"{served.http.base_url}/v1/classify", json={}, headers={"x-forwarded-for": "127.0.0.1"})
+    assert without.status_code == 401
+
+
+def write(served, backbone):
+    """The pieces of a drawn text, as they come."""
+    record = PrivatizedRecord(token_ids=(5, 9, 17, 30))
+    manifest = dump_manifest(seal_manifest(manifest_for(backbone, labels=None), [record]))
+    body = {"model": backbone.model, "prompt": list(record.token_ids), "max_tokens": 40, "seed": 7, "stream": True}
+    with served.http.stream("POST", "/v1/completions", json=body | {"rapt": {"manifest": manifest}}) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))["choices"][0]
+
+
+def test_a_text_goes_on_behind_what_was_told_when_its_replica_is_killed(served, writer):
+    whole = list(write(served, writer[0]))
+    assert whole[-1]["finish_reason"] in ("length", "stop")
+    pieces = write(served, writer[0])
+    begun = [next(pieces)]
+    for replica in served.find(b"ServeReplica"):
+        os.kill(replica, signal.SIGKILL)
+    found = "".join(piece["text"] for piece in [*begun, *pieces])
+    assert found == "".join(piece["text"] for piece in whole)
+
+
+def test_a_body_is_limited_at_the_door(served):
+    def pieces():
+        for _ in range(6):
+            yield b" " * 2**20
+
+    refused = served.http.post("/v1/classify", content=pieces(), headers={"content-type": "application/json"})
+    assert refused.status_code == 413
+
+
+def test_replicas_that_are_killed_lose_no_request(served, backbone):
+    replicas = served.find(b"ServeReplica")
+    assert len(replicas) == 2
+    for replica in replicas:
+        os.kill(replica, signal.SIGSTOP)  # what is asked now is on its way until they die
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(served.ask) for _ in range(24)]
+        wait_until(lambda: any(future.running() for future in asked))
+        for replica in replicas:
+            os.kill(replica, signal.SIGKILL)
+        check(served, [future.result() for future in asked], backbone)
+    assert not set(served.find(b"ServeReplica")) & set(replicas)
+
+
+def test_replicas_are_replaced_without_a_lost_request(served, backbone):
+    before = served.find(b"ServeReplica")
+    served.process.send_signal(signal.SIGHUP)
+    answers = []
+
+    def is_done():
+        answers.append(served.ask())
+        return "replicas were replaced: done" in served.log()
+
+    wait_until(is_done, seconds=SECONDS)
+    check(served, answers, backbone)
+    wait_until(lambda: not set(served.find(b"ServeReplica")) & set(before), seconds=SECONDS)
+
+
+def test_a_job_whose_place_is_killed_goes_on_from_its_state(served):
+    job = served.http.post("/v1/fine_tuning/jobs", json=job_body(served.file, **ENDLESS)).json()["id"]
+    where = f"/v1/fine_tuning/jobs/{job}"
+
+    def steps(message):
+        """Steps that were told since the last event that begins so."""
+        events = [event["message"] for event in served.http.get(f"{where}/events?limit=100").json()["data"]]
+        since = next((number for number, one in enumerate(events) if one.startswith(message)), 0)
+        return [int(one[5:].partition("/")[0]) for one in events[:since] if one.startswith("step ")]
+
+    wait_until(lambda: max(steps("the job is running"), default=0) >= 128, seconds=SECONDS)
+    for place in served.find(b"ray::JobPlace"):
+        os.kill(place, signal.SIGKILL)
+    lost = "the process that ran the job died: its node was lost, or its worker was killed"
+    wait_until(lambda: steps(lost), seconds=SECONDS)
+    assert min(steps(lost)) > 64  # of 32,000, every 64th is told: what began anew would tell that
+    assert served.http.post(f"{where}/cancel").status_code == 200
+    wait_until(lambda: status_of(served.http, job) == "cancelled", seconds=SECONDS)
+
+
+def test_a_lost_cluster_is_one_line_and_comes_back(served, backbone):
+    for process in served.find(b"gcs_server"):
+        os.kill(process, signal.SIGKILL)
+    wait_until(lambda: served.http.get("/readyz").status_code == 503, seconds=SECONDS)
+    answer = served.ask()
+    if answer.status_code != 200:  # else it is back already
+        assert answer.status_code == 503
+        assert "the cluster that computes predictions must be there, and is away" in answer.json()["error"]["message"]
+    assert served.http.get("/v1/files").status_code == 200
+    wait_until(lambda: served.http.get("/readyz").status_code == 200, seconds=SECONDS)
+    check(served, [served.ask()], backbone)
+
+
+def plan(**changes):
+    given = {
+        "service": "tests",
+        "models": {"bert-tiny": "bert-tiny"},
+        "vocabularies": {"bert-tiny": ""},
+        "precision": "float32",
+        "device": "cpu",
+        "weights": "whole",
+        "device_map": "",
+        "torch_threads": 1,
+        "waiting_cost": 1000,
+        "adapter_bytes": 2**20,
+        "least": 1,
+        "most": 1,
+        "requests": 8.0,
+        "cores": 1.0,
+        "gpus": 0.0,
+    }
+    return ReplicaPlan(**given | changes)
+
+
+def start(plan, address):
+    settings = ReplicaSettings(plan=plan, address=address, keep=False, jobs=None, jobs_at_once=1, shares_disk=False)
+    replicas = Replicas(settings)
+    try:
+        replicas.start()
+    finally:
+        replicas.close()
+
+
+def test_nodes_that_cannot_hold_a_replica_are_one_line(nodes, tmp_path):
+    with nodes() as held:
+        with pytest.raises(ClusterError, match=r"every node of the cluster must have rapt 0\.0\.1") as caught:
+            start(plan(version="0.0.1"), held.address)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(ClusterError, match="every node of the cluster must be able to hold a replica") as caught:
+            start(plan(models={"bert-tiny": str(tmp_path / "nowhere")}), held.address)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_service_without_a_cluster_at_the_address_says_so_in_one_line(tmp_path, capsys):
+    given = ["--data", str(tmp_path), "--port", "0", "--model", "bert-tiny", "--engine", "ray"]
+    assert rapt(["serve", *given, "--ray-address", "127.0.0.1:9"]) == 2
+    assert "must find a database and an object store from every node" in capsys.readouterr().err.splitlines()[-1]
+    os.environ["RAPT_WORKER_IN_SERVICE"] = "false"
+    try:
+        assert rapt(["serve", *given, "--ray-address", "127.0.0.1:9"]) == 11
+    finally:
+        del os.environ["RAPT_WORKER_IN_SERVICE"]
+    assert "nothing answers there" in capsys.readouterr().err.splitlines()[-1]
