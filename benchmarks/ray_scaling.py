@@ -5,7 +5,10 @@
 Texts of 5 to 40 random words of MiniLM's vocabulary, `laplace` at eta = 75, no labels, no ledger. Each round takes one
 process, Ray with one core, and Ray with two, in turn, on clusters that are started anew and have drawn a few texts
 before they are timed. `overhead` is the time with one core over that of one process; `efficiency` is the time with one
-core over twice that with two. Nothing else should run meanwhile; `load` says what did. Prints one JSON object.
+core over twice that with two. Nothing else should run meanwhile; `load` says what did. `processor` is the time of all
+processors that each way takes, those of Ray's own processes counted; where other work runs, `processor_share`, one
+process's over that of Ray with two cores, says what the clock cannot: it bounds the efficiency of two full cores from
+above. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from results import digits, machine, publish, spread
 
 from rapt.cluster import Cluster, join_cluster
@@ -47,10 +51,14 @@ def main() -> None:
         rounds = [one_round(privatizer, folder) for _ in range(arguments.rounds)]
     result: dict[str, Any] = {
         "texts": arguments.texts,
-        "seconds": {key: [digits(each[key]) for each in rounds] for key in rounds[0]},
+        "seconds": {key: [digits(each[key]) for each in rounds] for key in rounds[0] if not key.startswith("cpu_")},
         "overhead": spread([each["ray_1"] / each["one_process"] for each in rounds]),
         "efficiency": spread([each["ray_1"] / (2 * each["ray_2"]) for each in rounds]),
         "two_processes": spread([each["one_process"] / (2 * each["two_processes"]) for each in rounds]),
+        "processor": {
+            key: [digits(each[f"cpu_{key}"]) for each in rounds] for key in ("one_process", "ray_1", "ray_2")
+        },
+        "processor_share": spread([each["cpu_one_process"] / each["cpu_ray_2"] for each in rounds]),
         "machine": machine(),
     }
     publish(result, file=arguments.json)
@@ -58,15 +66,25 @@ def main() -> None:
 
 def one_round(privatizer: Privatizer, folder: Path) -> dict[str, float]:
     """Seconds of each way."""
+    begun = used()
     found = {"one_process": seconds(privatizer, folder / "all.csv")}
+    found["cpu_one_process"] = used() - begun
     found["two_processes"] = seconds(privatizer, folder / "all.csv", processes=2)
     for cores in (1, 2):
         begun = time.perf_counter()
         with join_cluster(cores=cores) as cluster:
             found[f"start_{cores}"] = time.perf_counter() - begun
             seconds(privatizer, folder / "few.csv", cluster=cluster)
+            before = used()
             found[f"ray_{cores}"] = seconds(privatizer, folder / "all.csv", cluster=cluster)
+            found[f"cpu_ray_{cores}"] = used() - before
     return found
+
+
+def used() -> float:
+    """Time of processors that this process and those below it have taken, s."""
+    here = psutil.Process()
+    return sum(sum(one.cpu_times()[:2]) for one in [here, *here.children(recursive=True)])
 
 
 def seconds(privatizer: Privatizer, source: Path, *, cluster: Cluster | None = None, processes: int = 1) -> float:

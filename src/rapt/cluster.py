@@ -10,7 +10,8 @@ pipe: a lost head node is an error like any other, what was answered is kept, an
 *Trust.* What is given to tasks is pickled, by us into the pipe and by Ray between its nodes, and lies in their memory
 and, when that is full, on their disks: all of them must be trusted as this machine is. Both ends are this program.
 Nothing that came from outside of the cluster is ever unpickled. A cluster that is started here listens on the loopback
-interface alone, and keeps what it writes in a folder that nobody else can open and that is removed.
+interface alone, to those who have a token that is drawn for it, and keeps what it writes in a folder that nobody else
+can open and that is removed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -224,6 +226,10 @@ def _attend(
         for stream in (1, 2):
             os.dup2(nowhere, stream)
     os.environ |= _ONE_THREAD | {"RAY_USAGE_STATS_ENABLED": "0"}
+    if address is None:
+        # Ray takes the address of the network for that of loopback, but where it believes that it may not.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray = import_module("ray")
     try:
         connection.send(_join(ray, address, cores, store_bytes, folder))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 
 import hurt_tasks
 import numpy as np
+import psutil
 import pytest
 
 from rapt.cluster import compute, join_cluster
@@ -44,6 +46,21 @@ def test_answers_come_in_the_order_of_the_items(cluster):
     assert found == [(i, ("shared", i * i)) for i in range(30)]
     assert sorted(cluster.run(hurt_tasks.square, range(5))) == [(i, (None, i * i)) for i in range(5)]
     assert list(cluster.run(hurt_tasks.square, [])) == []
+
+
+@needs_ray
+def test_a_cluster_of_our_own_is_for_us_alone(cluster):
+    (between,) = [one for one in psutil.Process().children() if one.children() and "spawn" in " ".join(one.cmdline())]
+    of_ray = between.children(recursive=True)
+    for process in [between, *of_ray]:
+        for one in process.net_connections("inet"):
+            if one.status == psutil.CONN_LISTEN:
+                assert ip_address(one.laddr.ip.removeprefix("::ffff:")).is_loopback
+    (token,) = {process.environ()["RAY_AUTH_TOKEN"] for process in of_ray}
+    assert len(token) == 64
+    folders = {word.partition("=")[2] for one in of_ray for word in one.cmdline() if word.startswith("--temp-dir=")}
+    assert folders
+    assert all(Path(folder).parent.stat().st_mode & 0o077 == 0 for folder in folders)
 
 
 @needs_ray

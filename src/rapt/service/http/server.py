@@ -205,8 +205,9 @@ def serve_on(
             ssl_keyfile=settings.tls_key,
         )
         if service.replicas is not None and threading.current_thread() is threading.main_thread():
-            replicas = service.replicas
-            signal.signal(signal.SIGHUP, lambda _signal, _frame: replicas.restart())
+            restart = service.replicas.restart
+            # In a thread: whatever lock it needs may be held by what the signal has interrupted.
+            signal.signal(signal.SIGHUP, lambda _signal, _frame: threading.Thread(target=restart).start())
         server = Server(
             config,
             listener=listener,

@@ -43,9 +43,9 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE: Final = 1.0  # before a lost cluster is looked for again, s, and then ever longer
 _LONGEST_PAUSE: Final = 30.0
-_LEAVES: Final = 3.0  # how long the process between may take to leave before this one goes on, s
+_LEAVES: Final = 1.5  # how long the process between may take to leave before this one goes on, s
 _BETWEEN_LOOKS: Final = 0.1  # at whether a job shall stop, s
-_LONGEST_STOP: Final = 10.0  # of a job that was told to stop, s
+_LONGEST_STOP: Final = 5.0  # of a job that was told to stop, s
 _AWAY: Final = "the cluster that computes predictions must be there, and is away; ask again later"
 OnSaid = Callable[[str, Any], None]
 
