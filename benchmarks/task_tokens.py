@@ -1,139 +1,174 @@
-"""Tokens at η beside codes at ε on tasks of many kinds: the same contributors, the same judged texts, one encoder.
+"""Codes of whole texts beside RAPT's tokens and a denoised backbone, on tasks of many kinds, with every attack.
 
     python benchmarks/public_tasks.py ... --out TASKS
-    python benchmarks/task_tokens.py --tasks TASKS --cache STATES --out task_tokens.jsonl --eta 75 --epsilon 4
+    rapt denoise PUBLIC... --eta 30 --epochs 1 --precision bfloat16 --out denoised
+    python benchmarks/task_tokens.py --tasks TASKS --denoised denoised --work FOLDER --out task_tokens.jsonl \
+      --eta 30 --epsilon 4 [--task r8]
 
-Both arms tune a logistic head (`task_codes.tune`) on what `--contributors` texts released, cut to `--tokens` tokens.
-*Tokens*: each through `laplace` at η, read by MiniLM (mean state), asked privately at the same η, and at home in clear.
-*Codes*: `task_codes` with the map of the task's public text, asked at home and privately. Success of attacks: *stand*,
-the share of tokens that left as they were, which is what the simplest attack reads of tokens; *linked*, how often the
-released tokens name their text among 1,000 by the words they share, beside the bound of a code. The difference is that
-of the better of the two ways of asking tokens, paired over texts and seeds. One JSON line for each task.
+PUBLIC are the files `public.csv` that FOLDER has of each task after a first start. For each task the same contributors
+and the same judged texts go through `rapt compare`, all cut to their first `--words` words: tokens through `laplace` at
+η, tuned with RAPT and on a denoised backbone (with `--also-at-home` without reconstruction as well, asked privately and
+at home); and codes at ε, with the map of the task's public text, asked privately and at home. MRPC has one code for the
+pair, from a sixth of its pairs whose labels nobody reads. Attacks are those of `rapt compare --attacks`: of tokens the
+strongest reader and how often a text is recognized among 800, and the same of codes. A line a task: accuracies, and
+codes at home less each arm on tokens with the interval over seeds and texts. FOLDER keeps the results of each task, and
+a run that was cut off goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import torch
-from task_codes import read, right_answers, tune
-from text_codes import interval, states_of
-from transformers import AutoModel
 
-from rapt.local.codes.codebook import PublicStates, make_codebook
+from rapt.compare.bench import run_comparison
+from rapt.compare.plan import (
+    CODES_AT_HOME,
+    CODES_PRIVATELY,
+    DENOISED_PROBING,
+    PROMPT,
+    RAPT,
+    TOKENS_AT_HOME,
+    ComparisonPlan,
+)
+from rapt.compare.results import AttackRow, ModelRow
+from rapt.compare.summary import estimate_mean
+from rapt.compare.texts import read_split
+from rapt.local.codes.codebook import make_codebook, make_pair_codebook, read_pair_states, read_public_states
 from rapt.local.codes.encoder import read_encoder
-from rapt.local.codes.text_statement import bound_guess
-from rapt.local.mechanisms import make_mechanism
-from rapt.local.vocabulary import load_vocabulary
-from rapt.public_models import find_model_folder
+from rapt.wire.code_bundle import write_code_bundle
 
-TASKS = {"tweets": 8, "friends": 8, "r8": 32, "newsgroups": 32}  # and the dimensions of their codes
-AMONG, START, END, AT_ONCE = 1000, 101, 102, 50
-
-
-@torch.no_grad()
-def read_states(model, contents):
-    """Mean states of token sequences, (n, h)."""
-    found, order = np.empty((len(contents), model.config.hidden_size)), np.argsort([len(one) for one in contents])
-    for start in range(0, len(order), AT_ONCE):
-        places = order[start : start + AT_ONCE]
-        rows = [[START, *contents[place], END] for place in places]
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True)
-        states = model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        found[places] = ((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).float().numpy()
-    return found
+TASKS = {"r8": 32, "tweets": 8, "newsgroups": 32, "pairs": 0, "mail": 16, "friends": 8}  # dimensions; pairs have none
+OF_TOKENS = (RAPT, DENOISED_PROBING)
+ALSO_AT_HOME = (PROMPT, TOKENS_AT_HOME)
+ATTACKS = ("embedding_inversion", "bayes")
+PUBLIC = 2_000
 
 
-def linked(true, released):
-    """Share of released texts that share most words with their own text, among `AMONG` of them."""
-    bags = [set(one) for one in true[:AMONG]]
-    scores = np.array([[len(set(one) & bag) / max(len(bag), 1) ** 0.5 for bag in bags] for one in released[:200]])
-    best = scores == scores.max(axis=1, keepdims=True)
-    return float((best[np.arange(len(best)), np.arange(len(best))] / best.sum(axis=1)).mean())
+def cut(path, columns, words, most=None):
+    """Rows of a file, each text cut to its first words."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))[:most]
+    return [row | {name: " ".join(row[name].split()[:words]) for name in columns} for row in rows]
+
+
+def write(path, rows):
+    """A CSV file; a text that cutting has made twice stands once."""
+    kept = {tuple(value for name, value in row.items() if name != "label"): row for row in rows}.values()
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    return path
+
+
+def prepare(task, folder, work, words):
+    """Files to train and judge on, the code of the task's public text, and the columns of its texts."""
+    work.mkdir(parents=True, exist_ok=True)
+    columns = ("text", "other") if task == "pairs" else ("text",)
+    train = cut(folder / task / "train.csv", columns, words)
+    if task == "pairs":
+        parts = {"public": [], "train": [], "test": []}
+        for row in train:
+            digest = hashlib.sha256(f"{row['text']}\t{row['other']}".encode()).digest()[0] % 6
+            parts["public" if digest == 0 else "test" if digest == 1 else "train"].append(row)
+        public = parts["public"]
+    else:
+        # Mail has no public text of its kind: another kind stands for it.
+        source = "newsgroups" if task == "mail" else task
+        public = cut(folder / source / "public.csv", columns, words, PUBLIC)
+        parts = {"train": train, "test": cut(folder / task / "test.csv", columns, words)}
+    paths = {name: write(work / f"{name}.csv", rows) for name, rows in (parts | {"public": public}).items()}
+    code = work / "code"
+    if not code.exists():
+        encoder = read_encoder("minilm")
+        if task == "pairs":
+            states = read_pair_states(encoder, [paths["public"]], second_column="other")
+            write_code_bundle(make_pair_codebook(encoder, states), code)
+        else:
+            states = read_public_states(encoder, [paths["public"]], dimensions=TASKS[task])
+            write_code_bundle(make_codebook(encoder, states, dimensions=TASKS[task]), code)
+    return paths, code, columns
 
 
 def main():
     """Read the command line, write a line a task."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--tasks", "--cache", "--out"):
+    for name in ("--tasks", "--work", "--out", "--denoised"):
         parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--eta", type=float, default=75.0)
+    parser.add_argument("--eta", type=float, default=30.0)
     parser.add_argument("--epsilon", type=float, default=4.0)
-    parser.add_argument("--contributors", type=int, default=1_000)
-    parser.add_argument("--judged", type=int, default=500)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--task", action="append")
+    parser.add_argument("--contributors", type=int, default=400)
+    parser.add_argument("--judged", type=int, default=400)
+    parser.add_argument("--words", type=int, default=32)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--also-at-home", action="store_true", help="tokens without reconstruction, asked in both ways")
+    parser.add_argument("--task", action="append", choices=list(TASKS))
     options = parser.parse_args()
-    encoder, vocabulary = read_encoder("minilm"), load_vocabulary("minilm")
-    model = AutoModel.from_pretrained(find_model_folder("minilm")).eval()
-    mechanism = make_mechanism("laplace", vocabulary=vocabulary, eta=options.eta)
+    of_tokens = (*(ALSO_AT_HOME if options.also_at_home else ()), *OF_TOKENS)
     for task in options.task or TASKS:
-        folder = options.tasks / task
-        texts, names, states = {}, {}, {}
-        for part in ("train", "test"):
-            texts[part], names[part] = read(folder / f"{part}.csv")
-            states[part] = states_of(encoder, texts[part], options.cache)
-        public = states_of(encoder, read(folder / "public.csv")[0], options.cache)
-        classes = sorted(set(names["train"]))
-        labels = {part: np.array([classes.index(one) for one in found]) for part, found in names.items()}
-        bundle = make_codebook(encoder, PublicStates(texts=public), dimensions=TASKS[task])
-        rows = np.random.default_rng(1).permutation(len(labels["train"]))[: options.contributors]
-        asked = np.random.default_rng(2).permutation(len(labels["test"]))[: options.judged]
-        own = [ids[: options.tokens] for ids in vocabulary.encode([texts["train"][row] for row in rows])]
-        queries = [ids[: options.tokens] for ids in vocabulary.encode([texts["test"][row] for row in asked])]
-        truth, stand, clear = labels["test"][asked], [], read_states(model, queries)
-        right = {name: [] for name in ("tokens_privately", "tokens_at_home", "codes_at_home", "codes_privately")}
-        for seed in range(options.seeds):
-            rng = np.random.default_rng(seed)
-
-            def release(contents, rng=rng):
-                drawn = mechanism.privatize(np.concatenate(contents).astype(np.int64), rng=rng)
-                return np.split(drawn, np.cumsum([len(one) for one in contents])[:-1])
-
-            given, sent = release(own), release(queries)
-            stand.append(np.mean(np.concatenate(given) == np.concatenate(own)))
-            head = tune(read_states(model, given), labels["train"][rows], np.eye(len(classes)))
-            for name, inputs in (("tokens_privately", read_states(model, sent)), ("tokens_at_home", clear)):
-                right[name].append((inputs @ head[:-1] + head[-1]).argmax(axis=1) == truth)
-            found, _ = right_answers(
-                bundle,
-                states["train"][rows],
-                labels["train"][rows],
-                states["test"][asked],
-                truth,
-                SimpleNamespace(contributors=options.contributors, center=False, label_epsilon=0.0),
-                epsilon=options.epsilon,
-                rng=rng,
-                classes=len(classes),
-            )
-            right["codes_at_home"].append(found[0])
-            right["codes_privately"].append(found[2])
-        scored = {name: np.array(item, dtype=float) for name, item in right.items()}
-        better = max(("tokens_privately", "tokens_at_home"), key=lambda name: scored[name].mean())
+        work = options.work / task
+        paths, code, columns = prepare(task, options.tasks, work, options.words)
+        split = read_split(
+            paths["train"],
+            evaluation=paths["test"],
+            training_records=2 * options.contributors,  # those that are attacked; a crowd is half of them
+            evaluation_records=options.judged,
+            text_column_2=columns[1] if len(columns) > 1 else None,
+        )
+        plan = ComparisonPlan(
+            model="minilm",
+            etas=(options.eta,),
+            epsilons=(options.epsilon,),
+            codes=str(code),
+            crowds=(options.contributors,),
+            seeds=tuple(range(options.seeds)),
+            arms=(*of_tokens, CODES_PRIVATELY, CODES_AT_HOME),
+            denoised=str(options.denoised),
+            privatizations=1,
+            epochs=options.epochs,
+            attacks=ATTACKS,
+            attack_tokens=2_000,
+            precision=options.precision,
+        )
+        rows = run_comparison(plan, split, results=work / "results.jsonl")
+        attacks = {row.epsilon is None: row for row in rows if isinstance(row, AttackRow)}
+        right = {
+            arm: np.array([row.right for row in sorted(rows_of, key=lambda row: row.seed)], dtype=float)
+            for arm in plan.arms
+            if (rows_of := [row for row in rows if isinstance(row, ModelRow) and row.arm == arm])
+        }
         cell = {
             "task": task,
             "model": "minilm",
             "eta": options.eta,
             "epsilon": options.epsilon,
-            "contributors": len(rows),
-            "n": len(truth),
-            "tokens": options.tokens,
+            "contributors": options.contributors,
+            "n": len(split.evaluation),
+            "words": options.words,
+            "epochs": options.epochs,
             "seeds": options.seeds,
-            "blind": round(float(np.bincount(truth).max() / len(truth)), 4),
-            "stand": round(float(np.mean(stand)), 4),
-            "linked": round(linked(own, given), 4),
-            "bound_of_a_code": round(bound_guess(options.epsilon, among=AMONG), 4),
+            "most_frequent": round(float(np.mean(split.most_frequent_label_is_right)), 4),
         }
-        for name, item in scored.items():
-            cell |= {name: round(float(item.mean()), 4), f"{name}_interval": round(interval(item), 4)}
-        apart = scored["codes_at_home"] - scored[better]
-        cell |= {"against": better, "difference": round(float(apart.mean()), 4), "difference_interval": interval(apart)}
+        for name, row in (("tokens", attacks[True]), ("codes", attacks[False])):
+            cell[f"attacks_on_{name}"] = {
+                "strongest": row.strongest,
+                **{key: round(getattr(row, key), 4) for key in ("recovered", "low", "high", "blind", "unchanged")},
+                **{key: round(getattr(row, key), 4) for key in ("linked", "linked_low", "linked_high", "bits")},
+                "candidates": row.candidates,
+            }
+        for arm, found in right.items():
+            mean = estimate_mean(found)
+            cell[arm] = [round(value, 4) for value in (mean.value, mean.low, mean.high)]
+        for arm in of_tokens:
+            apart = estimate_mean(100 * (right[CODES_AT_HOME] - right[arm]))
+            cell[f"codes asked at home - {arm}"] = [round(value, 2) for value in (apart.value, apart.low, apart.high)]
         print(json.dumps(cell), flush=True)
         with options.out.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(cell) + "\n")

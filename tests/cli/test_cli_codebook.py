@@ -3,8 +3,8 @@ import json
 
 import numpy as np
 
-from code_material import code_bundle
-from rapt.wire.code_bundle import read_code_bundle, write_code_bundle
+from code_material import code_bundle, code_parts
+from rapt.wire.code_bundle import make_code_bundle, place_on_arc, read_code_bundle, write_code_bundle
 from rapt.wire.public_states import PUBLIC_STATES, read_public_states
 from rapt.wire.reader_bundle import read_reader_bundle
 
@@ -110,10 +110,17 @@ def test_a_reader_is_made_from_public_files_and_its_folder_serves_as_a_code(rapt
     assert (again.code, again.out) == (2, "")
 
 
-def test_a_reader_of_a_codebook_alone_is_refused(rapt, tmp_path):
+def test_a_reader_of_a_codebook_alone_or_of_a_code_of_pairs_is_refused(rapt, tmp_path):
     public = write_public(tmp_path / "public.csv")
-    refused = rapt("reader", public, "--model", "minilm-codes", "--out", tmp_path / "reader")
-    assert (refused.code, "language model" in refused.err) == (2, True)
+    pairs = {"center": np.zeros(1, np.float32), "directions": np.ones((1, 1), np.float32), "pairs": True}
+    pairs |= {"codewords": place_on_arc(np.linspace(-0.9, 0.9, 8))[None].astype(np.float32)}
+    write_code_bundle(make_code_bundle(**code_parts() | pairs), tmp_path / "pairs")
+    for settings, said in (
+        (("--model", "minilm-codes"), "for a language model, got a codebook"),
+        (("--model", "bert-tiny", "--codes", tmp_path / "pairs"), "of a code of single texts, got one of pairs"),
+    ):
+        refused = rapt("reader", public, *settings, "--out", tmp_path / "reader")
+        assert (refused.code, said in refused.err, len(refused.err.splitlines())) == (2, True, 1)
     assert not (tmp_path / "reader").exists()
 
 
