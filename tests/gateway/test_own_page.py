@@ -8,9 +8,11 @@ import pytest
 from code_material import code_privatizer
 from http_requests import done_job, open_client, upload
 from rapt.local.codes.text_statement import bound_guess
+from rapt.local.policy.policy import Policy
+from rapt.local.policy.policy_privatizer import PolicyPrivatizer
 from rapt.local.randomness import secure_stream
 from rapt.local.vocabulary import load_vocabulary
-from rapt.own_page.looking import look_at_code, set_strength
+from rapt.own_page.looking import look_at_code, look_at_tokens, set_strength
 from rapt.own_page.routes import OPEN_PATHS
 from rapt.severity import Severity, weigh_attack
 from rapt.wire.privatized_file import read_privatized_lines
@@ -145,8 +147,9 @@ def test_a_look_draws_what_could_leave_and_counts_and_sends_nothing(page, record
         send(page, "/own/look", {"text": "the soup was cold", "strength": eta}).json() for eta in (1000, 0.01)
     )
     assert [token["token"] for token in weak["tokens"]] == ["the", "soup", "was", "cold"] == weak["example"]
-    # At η = 1000 every draw is its token; at 0.01 the odds of even one of 2,048 draws of four tokens are below 1e-6
-    # for each token that is not on the hull of the table, and a half of the draws would be far beyond that.
+    # At η = 1000 half of the way to a nearest row, 0.21 or more, is 19 deviations of the noise along a line (0.0113).
+    # At 0.01 no output has a share above 0.01 (15 of 4,000 draws at most): half of 512 draws, or four outputs in all,
+    # is less likely than 1e-100.
     assert all(token["kept"]["value"] == 1 and not token["others"] for token in weak["tokens"])
     assert weak["own"]["severity"] == Severity.BAD == weak["running"]["severity"]
     assert all(token["kept"]["value"] < 0.5 and len(token["others"]) == 5 for token in strong["tokens"])
@@ -265,3 +268,14 @@ def test_a_look_at_a_code_shows_what_the_bound_lets_an_attacker_name_and_how_nea
         assert 0 < found.near < 1
         assert "soup" not in repr(found)
     assert set_strength(privatizer, privatizer.mechanism.epsilon).mechanism is privatizer.mechanism
+
+
+def test_a_look_under_a_policy_shows_the_rewritten_text_and_remembers_no_name(privatizer, tmp_path):
+    policy = Policy.make(
+        {"ticket": "pseudonym"}, patterns={"ticket": r"zeppelin-\d+"}, pseudonyms=tmp_path / "names.map"
+    )
+    found = look_at_tokens(PolicyPrivatizer(privatizer, policy), "see zeppelin-77 now", stream=secure_stream())
+    words = "".join(token.token.removeprefix("##") for token in found.tokens)
+    assert words.startswith("seeticket-")
+    assert "zeppelin" not in words
+    assert (len(policy.names), (tmp_path / "names.map").exists()) == (0, False)

@@ -230,7 +230,9 @@ def gateway(
                     label_privacy=label_privacy,
                     allow_weak=allow_weak,
                 )
-                pages = [] if not page else open_page(upstream, releases, training, access.open).routes()
+                pages = (
+                    [] if not page else open_page(upstream, releases, training, access.open, encoder=encoder).routes()
+                )
                 app = create_gateway(
                     upstream, releases, training, key=key, pages=pages, open_paths=OPEN_PATHS if page else ()
                 )

@@ -25,10 +25,19 @@ class HomeAnswers:
         open_client: Callable[[], AbstractContextManager[ServiceClient]],
         *,
         policy: Policy | None,
+        encoder: str | None,
         truncate_to: int | None,
     ) -> None:
-        """Take how the service is reached, and what is done to a text first; nothing is fetched yet."""
-        self._open, self._policy, self._truncate_to = open_client, policy, truncate_to
+        """Take how the service is reached, and what is done to a text first; nothing is fetched yet.
+
+        Args:
+            open_client: Opens a client of the service.
+            policy: Policy that texts are rewritten by, as those were that the model learned from.
+            encoder: Name or folder of the encoder of codes; None goes by the name in the code.
+            truncate_to: Tokens to keep of a longer text.
+        """
+        self._open, self._policy = open_client, policy
+        self._encoder, self._truncate_to = encoder, truncate_to
         self._models: OrderedDict[str, HomeModel] = OrderedDict()
         self._lock = Lock()
 
@@ -58,7 +67,7 @@ class HomeAnswers:
     def _fetch(self, name: str) -> HomeModel:
         try:
             with self._open() as client:
-                return fetch_home_model(client, name, truncate_to=self._truncate_to)
+                return fetch_home_model(client, name, backbone=self._encoder, truncate_to=self._truncate_to)
         except ImportError:
             raise UnavailableError(
                 "a model on tokens needs the extra `service` to answer at home; install it, or ask privately"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -178,7 +179,7 @@ def look_at_tokens(privatizer: TextPrivatizer, text: str, *, stream: RandomStrea
     Raises:
         CorpusError: The text has no token, or more than the setting takes.
     """
-    bare, vocabulary = privatizer.with_plain_tokens(NO_PLAIN_TOKENS), privatizer.vocabulary
+    bare, vocabulary = _keep_no_name(privatizer.with_plain_tokens(NO_PLAIN_TOKENS)), privatizer.vocabulary
     (content,) = bare.contents([text])
     shown = content[:MOST_TOKENS]
     draws = min(_MOST_DRAWS, max(1, _DRAWS // len(content)))
@@ -226,6 +227,7 @@ def look_at_code(privatizer: TextPrivatizer, text: str, *, stream: RandomStream)
     Raises:
         CorpusError: The text has no token.
     """
+    privatizer = _keep_no_name(privatizer)
     inner = privatizer.inner if isinstance(privatizer, PolicyPrivatizer) else privatizer
     assert isinstance(inner, CodePrivatizer)
     privatizer.contents([text])  # refuses what cannot be released
@@ -257,6 +259,15 @@ def look_at_code(privatizer: TextPrivatizer, text: str, *, stream: RandomStream)
         guesses=guesses,
         severity=find_worst(guess.severity for guess in guesses if guess.among == 1000),
     )
+
+
+def _keep_no_name(privatizer: TextPrivatizer) -> TextPrivatizer:
+    """Return the same setting, whose policy gives the same pseudonyms and remembers none of them."""
+    if not isinstance(privatizer, PolicyPrivatizer):
+        return privatizer
+    # The copy of a map has its secrets, and neither its names nor its file.
+    policy = replace(privatizer.policy, names=copy(privatizer.policy.names))
+    return replace(privatizer, policy=policy, remembered={})
 
 
 def _rank(

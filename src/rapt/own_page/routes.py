@@ -8,7 +8,6 @@ it is read, and each kind of work is done for few at once.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager
@@ -28,6 +27,7 @@ from rapt.gateway.releases import Releases
 from rapt.gateway.training_files import TrainingSetting
 from rapt.gateway.upstream import Upstream
 from rapt.local.client import ServiceClient
+from rapt.local.client.objects import not_understood, read_prediction
 from rapt.local.in_memory import state_manifest
 from rapt.local.ledger_report import LedgerSummary, summarize_ledger
 from rapt.local.policy.policy_privatizer import PolicyPrivatizer
@@ -39,7 +39,7 @@ from rapt.own_page.looking import check_text, look_at_code, look_at_tokens, set_
 from rapt.page_parts import ENTRY, HEADERS, list_assets, list_paths, read_contents
 from rapt.severity import GIVEN_AWAY, weigh_use
 from rapt.wire.policy_setting import describe_policy
-from rapt.wire.strict_json import parse_document
+from rapt.wire.strict_json import parse_document, read_field
 
 ASSETS: Final = list_assets(
     (ENTRY, "ask.js", "file.js", "gateway.js", "ledger.js", "look.js", "measured.js", "own.css", "start.js")
@@ -204,7 +204,7 @@ class OwnPage:
             answer = await self._asking.ask("/v1/completions", body)
         if answer.status_code != 200:
             return answer
-        return _answer({"left": left, "answer": _read_answer(json.loads(bytes(answer.body)), chooses=model.chooses)})
+        return _answer({"left": left, "answer": _read_answer(bytes(answer.body), chooses=model.chooses)})
 
     async def ask_at_home(self, request: Request) -> Response:
         """Ask a tuned model on this machine, with the text in clear, of which nothing leaves."""
@@ -237,6 +237,8 @@ def open_page(
     releases: Releases,
     training: TrainingSetting,
     open_client: Callable[[], AbstractContextManager[ServiceClient]],
+    *,
+    encoder: str | None = None,
 ) -> OwnPage:
     """Put the page of a gateway together.
 
@@ -245,10 +247,11 @@ def open_page(
         releases: The way of every text that leaves.
         training: Setting of the files that are made.
         open_client: Opens a client of the service, which fetches models that answer at home.
+        encoder: Name or folder of the encoder of codes; None goes by the name in the code.
     """
     privatizer = releases.privatizer
     policy = privatizer.policy if isinstance(privatizer, PolicyPrivatizer) else None
-    home = HomeAnswers(open_client, policy=policy, truncate_to=privatizer.truncate_to)
+    home = HomeAnswers(open_client, policy=policy, encoder=encoder, truncate_to=privatizer.truncate_to)
     return OwnPage(upstream, releases, training, home)
 
 
@@ -304,14 +307,19 @@ def _name_mechanism(setting: Mapping[str, Any]) -> str:
     return f"{stated['name']}, {said}"
 
 
-def _read_answer(answer: Mapping[str, Any], *, chooses: bool) -> dict[str, Any]:
-    """Return the classes and their probabilities, or the text, of an answer of the service (`WireError`)."""
+def _read_answer(content: bytes, *, chooses: bool) -> dict[str, Any]:
+    """Return the classes and their probabilities, or the text, of an answer of the service (`ServiceError`)."""
     try:
-        if chooses:
-            return {"labels": answer["labels"], "probabilities": answer["predictions"][0]["probabilities"]}
-        return {"text": answer["choices"][0]["text"]}
-    except (KeyError, IndexError, TypeError):
-        raise WireError("the answer of the service must be of its own form; is it a service of rapt?") from None
+        answer = parse_document(content, what="an answer")
+        (found,) = answer["predictions" if chooses else "choices"]
+        if not chooses:
+            return {"text": read_field(found, "text", str, what="an answer")}
+        labels, odds = answer["labels"], read_prediction(found).probabilities
+        if len(labels) == len(odds) and all(isinstance(label, str) for label in labels):
+            return {"labels": labels, "probabilities": odds}
+    except (WireError, KeyError, ValueError, TypeError):
+        pass
+    raise not_understood()
 
 
 async def _read(request: Request, known: Mapping[str, Check]) -> dict[str, Any]:

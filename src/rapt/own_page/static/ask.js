@@ -7,14 +7,15 @@ import { guarded, say } from "./status.js";
 
 /** The section of questions. */
 export async function showAsk(place, setting, signal) {
-  const models = (await ask(ROUTES.models, { signal })).data.filter((model) => model.rapt?.vocabulary_hash === setting.vocabulary);
+  const models = (await ask(ROUTES.models, { signal })).data.filter((model) => model.rapt?.vocabulary_hash === setting.vocabulary)
+    .sort((one, other) => (one.rapt.base === one.id) - (other.rapt.base === other.id));  // tuned ones first
   if (!models.length) {
     place.append(el("p", { class: "empty" }, "The service has no model that reads what this gateway sends."));
     return;
   }
   const model = el("select", {}, models.map(({ id, rapt }) => el("option", { value: id }, rapt.base === id ? `${id} (not tuned)` : id)));
   const text = el("textarea", { maxlength: 2000, autocomplete: "off", spellcheck: "false", required: true });
-  const [private_, home] = ["With a release, by the service", "At home, on this machine"].map((title) =>
+  const [served, home] = ["With a release, by the service", "At home, on this machine"].map((title) =>
     el("section", { class: "answer", "aria-label": title, "aria-live": "polite" }, el("h3", {}, title), el("div", {})));
   const body = () => {
     if (!text.reportValidity()) throw new Error("there must be a question");
@@ -27,13 +28,13 @@ export async function showAsk(place, setting, signal) {
     say("");
   });
   place.append(
-    el("form", { class: "panel", onsubmit: answering(ROUTES.ask, private_, privately) },
+    el("form", { class: "panel", onsubmit: answering(ROUTES.ask, served, privately) },
       el("div", { class: "fields" }, field("Model", model)),
       field("Your question", text, `Asked of the service it leaves privatized, at ${named(setting.unit, setting.strength)}, and the ledger counts it once.`),
       el("div", { class: "buttons" },
         el("button", { type: "submit", class: "primary" }, "Ask the service"),
         el("button", { type: "button", onclick: answering(ROUTES.askAtHome, home, atHome) }, "Ask at home"))),
-    el("div", { class: "answers" }, private_, home));
+    el("div", { class: "answers" }, served, home));
 }
 
 function privately({ left, answer }) {

@@ -18,7 +18,8 @@ export function showText(place, setting, signal) {
   const seen = el("div", { class: "seen" });
   const figures = el("div", {});
   const stated = el("div", {});
-  let asked = 0;
+  let looking = false;
+  let again = false;
   let settled = null;
   let chosen = 0;
 
@@ -30,22 +31,35 @@ export function showText(place, setting, signal) {
     slide.setAttribute("aria-valuetext", named(setting.unit, strength()));
   }
 
+  /** One look at a time: what moves meanwhile is looked at after it, in its last place. */
   async function look() {
-    const own = ++asked;
-    if (!(strength() > 0)) throw new Error(`${letter} must be above 0`);
-    figures.replaceChildren(measured(setting, strength()));
+    again = true;
+    if (looking) return;
+    looking = true;
+    try {
+      while (again) {
+        again = false;
+        await lookOnce(strength());
+      }
+    } finally {
+      looking = false;
+      seen.removeAttribute("aria-busy");
+    }
+  }
+
+  async function lookOnce(at) {
+    if (!(at > 0)) throw new Error(`${letter} must be above 0`);
+    figures.replaceChildren(measured(setting, at));
     if (text.value.trim()) {
       seen.setAttribute("aria-busy", "true");
-      try {
-        const found = await ask(ROUTES.look, { body: { text: text.value, strength: strength() }, signal });
-        if (own !== asked) return;
-        seen.replaceChildren(...(isCode ? codeLook(found, setting) : tokenLook(found, setting, chosen, (at) => { chosen = at; })));
-      } finally {
-        if (own === asked) seen.removeAttribute("aria-busy");
-      }
+      const found = await ask(ROUTES.look, { body: { text: text.value, strength: at }, signal });
+      seen.replaceChildren(...(isCode ? codeLook(found, setting) : tokenLook(found, setting, chosen, (place) => { chosen = place; })));
+      if (again) return;
+      seen.removeAttribute("aria-busy");
     }
-    const found = await ask(ROUTES.statement, { body: { strength: strength() }, signal });
-    if (own === asked) stated.replaceChildren(el("h2", {}, `What ${named(setting.unit, strength())} promises`), statement(found, { bounds: !isCode || !seen.hasChildNodes() }));
+    const found = await ask(ROUTES.statement, { body: { strength: at }, signal });
+    const bounds = !isCode || !seen.hasChildNodes(); // a look at a code has them already
+    stated.replaceChildren(el("h2", {}, `What ${named(setting.unit, at)} promises`), statement(found, { bounds }));
   }
 
   function later() {
