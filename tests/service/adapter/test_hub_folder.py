@@ -174,6 +174,11 @@ def test_the_names_are_those_that_vllm_takes(opened):
         # It scales every layer by alpha / r, and takes (r, in) and (out, r).
         for name, tensor in load_tensors(files[WEIGHTS]).items():
             assert tensor.shape[0 if ".lora_A." in name else 1] == config["r"] == config["lora_alpha"]
+        # It refuses what needs more than the rank that it was started with, and knows no head of ours.
+        said = "--enable-lora --max-lora-rank 8`, and post `lora_name` and `lora_path` to `/v1/load_lora_adapter`"
+        assert said in files[README].decode()
+        of_classes = hub_files(adapter_of(backbone, "lora", labels=("a", "b")), backbone=backbone)
+        assert "vLLM" not in of_classes[README].decode()
 
 
 @pytest.mark.parametrize("method", ["lora", "prompt_tuning", "linear_probing"])

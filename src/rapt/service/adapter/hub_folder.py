@@ -20,9 +20,11 @@ from rapt.service.adapter.methods import METHODS
 from rapt.service.adapter.methods.lora import NAME, A, B
 from rapt.service.adapter.methods.prompt_tuning import PROMPT
 from rapt.service.backbone.backbone import Backbone
-from rapt.wire.adapter_files import HEAD, README, AdapterCard, dump_card
+from rapt.wire.adapter_files import HEAD, README, dump_card
 from rapt.wire.strict_json import dump_line
 
+# What vLLM's `--max-lora-rank` may be, 16 without it; an adapter of a higher rank is refused.
+_VLLM_RANKS: Final = (8, 16, 32, 64, 128, 256)
 # The classes of transformers that load the model with which PEFT computes what we compute.
 _CLASSES: Final = {
     "encoder": "AutoModel",
@@ -126,7 +128,7 @@ def _write_readme(adapter: Adapter, backbone: Backbone, *, in_peft: bool) -> str
             "",
             "## Use",
             "",
-            *_write_use(card, backbone, in_peft=in_peft),
+            *_write_use(adapter, backbone, in_peft=in_peft),
             "",
             "## Figures",
             "",
@@ -140,7 +142,8 @@ def _write_readme(adapter: Adapter, backbone: Backbone, *, in_peft: bool) -> str
     )
 
 
-def _write_use(card: AdapterCard, backbone: Backbone, *, in_peft: bool) -> list[str]:
+def _write_use(adapter: Adapter, backbone: Backbone, *, in_peft: bool) -> list[str]:
+    card = adapter.card
     lines = ["Texts were privatized in training, so a text in clear is easier than what the model was tuned on.", ""]
     if not in_peft:
         lines += ["PEFT has no adapter that computes this: `rapt export --form rapt` writes what `rapt` loads.", ""]
@@ -155,8 +158,15 @@ def _write_use(card: AdapterCard, backbone: Backbone, *, in_peft: bool) -> list[
             "```",
             "",
         ]
-    if card.method == "lora" and card.kind == "decoder":
-        lines += ["vLLM takes the folder as it is: `/v1/load_lora_adapter` with its path.", ""]
+    # Where a head of our own reads the states, vLLM would write words that mean nothing.
+    if card.method == "lora" and card.kind == "decoder" and card.task != "classification":
+        room = next(rank for rank in _VLLM_RANKS if rank >= adapter.tuned.highest_rank)
+        lines += [
+            "vLLM takes the folder as it is, where its class of this model takes LoRA. Start it with "
+            "`VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve THE_BASE_MODEL --enable-lora --max-lora-rank "
+            f"{room}`, and post `lora_name` and `lora_path` to `/v1/load_lora_adapter`.",
+            "",
+        ]
     if METHODS[card.method].prompt == "sequence" and in_peft and (first := len(backbone.frame.start)):
         vectors, them = ("vector of the token", "it") if first == 1 else (f"vectors of the {first} tokens", "them")
         lines += [
