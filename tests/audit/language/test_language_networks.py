@@ -51,7 +51,8 @@ def whole(decoder, words):
     """Log P of these words, read at once."""
     ids = [decoder.begin, *(token for word in words for token in decoder.spelled(word))]
     with torch.inference_mode():
-        logs = decoder.network(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+        given = torch.tensor([ids], device=decoder.network.device)
+        logs = decoder.network(given).logits[0].log_softmax(dim=-1)
     return float(sum(logs[i, ids[i + 1]] for i in range(len(ids) - 1)))
 
 

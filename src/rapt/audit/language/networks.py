@@ -35,6 +35,7 @@ from rapt.audit.language.search import ENDED
 from rapt.errors import VocabularyError
 from rapt.public_models import find_model_folder
 from rapt.service.backbone.library import quiet, with_cache
+from rapt.service.backbone.placement import choose_device, move_to
 from rapt.training import Losses, ParameterGroup, Trainer, back_propagate, batch_by_length
 from rapt.wire.model_files import make_tokenizer
 from rapt.wire.vocabulary_bundle import VocabularyBundle
@@ -244,7 +245,7 @@ class Decoder:
     """A decoder, its tokenizer, and the written form of every row of the other vocabulary."""
 
     def __init__(self, rows: Sequence[str], *, model: str) -> None:
-        """Load the network from its folder.
+        """Load the network from its folder, onto a GPU where there is one or `RAPT_DEVICE` names it.
 
         Args:
             rows: Written form of each row of the table: words, and pieces that begin with "##".
@@ -262,6 +263,7 @@ class Decoder:
                 str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
         self.network = whole.requires_grad_(False)
+        move_to(choose_device("auto"), self.network, model=model)
         self.network.train(False)
         self.spelled = lru_cache(maxsize=200_000)(self._spell)
 
@@ -324,7 +326,7 @@ class DecoderReader:
         before, after = self._before[parents], self._after[parents]
         words = [self._words[parent] for parent in parents]
         last_score = self._last_score[parents]
-        self._cache.batch_select_indices(torch.from_numpy(parents))
+        self._cache.batch_select_indices(torch.from_numpy(parents).to(self._decoder.network.device))
         self._mask, self._is_last = self._mask[parents], self._is_last[parents]
         correction = np.zeros(len(parents))
         feed: list[tuple[int, ...]] = []
@@ -376,20 +378,21 @@ class DecoderReader:
     def _feed(self, ids: Ints, given: NDArray[np.bool_], positions: Ints) -> tuple[Tensor, Floats]:
         """Read tokens: log P of what follows the last of each row, (R, V), and the sum of log P within, (R,)."""
         network = self._decoder.network
+        place = network.device
         self._mask = np.concatenate([self._mask, given], axis=1)
         logits = network(
-            input_ids=torch.from_numpy(ids),
-            attention_mask=torch.from_numpy(self._mask.astype(np.int64)),
-            position_ids=torch.from_numpy(positions),
+            input_ids=torch.from_numpy(ids).to(place),
+            attention_mask=torch.from_numpy(self._mask.astype(np.int64)).to(place),
+            position_ids=torch.from_numpy(positions).to(place),
             **with_cache(network, self._cache),
         ).logits
         lengths = given.sum(axis=1)
         rows = torch.arange(len(ids))
-        last = logits[rows, torch.from_numpy(np.maximum(lengths - 1, 0))].log_softmax(dim=-1)
+        last = logits[rows, torch.from_numpy(np.maximum(lengths - 1, 0))].log_softmax(dim=-1).cpu()
         inner = np.zeros(len(ids))
         row, column = np.nonzero(given[:, 1:])
         if len(row):
-            logs = logits[torch.from_numpy(row), torch.from_numpy(column)].log_softmax(dim=-1)
+            logs = logits[torch.from_numpy(row), torch.from_numpy(column)].log_softmax(dim=-1).cpu()
             said = logs.gather(1, torch.from_numpy(ids[row, column + 1])[:, None]).double().numpy()[:, 0]
             np.add.at(inner, row, said)
         return last, inner
