@@ -416,7 +416,7 @@ def test_without_keys_the_page_is_open_to_this_machine_and_shows_first_steps_to_
         browser.wait_for("document.body.innerText.includes('Tenant local, admin, without a key')")
         browser.wait_for("document.querySelectorAll('.steps > li').length === 4")
         commands = browser.run("[...document.querySelectorAll('.command code')].map((one) => one.textContent)")
-        assert f"export RAPT_SERVICE={url}" in commands
+        assert f"rapt tune reviews.rapt.jsonl --service {url}" in commands
         browser.call("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
         browser.run("document.querySelector('.copy').click()")
         browser.wait_for("document.querySelector('.copy').textContent === 'Copied'")

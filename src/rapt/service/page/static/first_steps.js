@@ -2,12 +2,14 @@
 
 import { copyButton, el } from "./elements.js";
 
+const SERVICE = new URL(".", location.href).href.replace(/\/$/, "");
+
 /** A command with a button that copies it; it breaks between words alone, so that no option is torn from its dashes. */
 export const command = (line) => el("div", { class: "command" },
   el("code", {}, line.split(" ").flatMap((word, place) => [place ? " " : "", el("span", {}, word)])), copyButton(line));
 
 /** What asks a tuned model from home, where the texts stay. */
-export const askAtHome = (model) => `rapt predict queries.csv --local --model ${model} > answers.jsonl`;
+export const askAtHome = (model) => `rapt predict queries.csv --local --model ${model} --service ${SERVICE} > answers.jsonl`;
 
 const STEPS = {
   privatize: {
@@ -25,7 +27,7 @@ const STEPS = {
   tune: {
     title: "Tune a model on it",
     words: "It uploads the file and starts a job, as the form on Files does.",
-    lines: () => [`export RAPT_SERVICE=${location.origin}`, "rapt tune reviews.rapt.jsonl"],
+    lines: () => [`rapt tune reviews.rapt.jsonl --service ${SERVICE}`],
   },
   ask: {
     title: "Ask at home",
