@@ -210,7 +210,8 @@ def test_a_pool_of_two_rounds_finds_its_centre_and_is_tuned_and_asked(rapt, url,
     assert rapt("pool", "code", pool, "--codes", base, "--out", tmp_path / "centred", "--service", url).code == 0
     centred = read_code_bundle(tmp_path / "centred")
     ids = np.array([record.token_ids for record in read_privatized_file(first).records])
-    there = center_codes(code, estimate_center(code, read_privatized_file(first).manifest.mechanism, ids))
+    center = estimate_center(code, read_privatized_file(first).manifest.mechanism, ids)
+    there = center_codes(code, center)
     np.testing.assert_allclose(centred.offset, there.offset, atol=1e-5)  # added up in another order
     assert centred.hash != code.hash
     assert "must be privatized as the pool asks" in rapt("contribute", named, *to_pool).err  # of the first code
@@ -229,6 +230,21 @@ def test_a_pool_of_two_rounds_finds_its_centre_and_is_tuned_and_asked(rapt, url,
         with pytest.raises(ServiceError, match="vocabulary"):
             client.classify(model, remove_labels(replace(queries, manifest=other)))
         files = client.adapter(model)
+        # The same answer by every way in, and by none for codes from another centre, or from that of public text.
+        few = replace(remove_labels(queries), records=remove_labels(queries).records[:5])
+        labels_of = [item.label for item in said[:5]]
+        assert [item.text for item in client.generate(model, few)] == labels_of
+        assert client.chat(model, [replace(few, records=few.records[:1])]).text == labels_of[0]
+        for bundle in (code, center_codes(code, replace(center, offset=-center.offset))):
+            strange = release(bundle, slice(200, 203), named=False, seed=4)
+            for ask in (client.classify, client.generate):
+                with pytest.raises(ServiceError):
+                    ask(model, strange)
+        with pytest.raises(ServiceError, match="vocabulary"):
+            client.generate(NAME, few)  # the base model knows no centre
+    asked = save_privatized(few, tmp_path / "asked")
+    predicted = rapt("predict", asked, "--model", model, "--service", url)
+    assert [json.loads(line)["label"] for line in predicted.out.splitlines()] == labels_of
     right = np.array([int(item.label_index) for item in said]) == labels[200:]
     known = SimpleNamespace(
         encode=lambda texts, first_position: states[[int(text) for text in texts]].astype(np.float32)

@@ -9,6 +9,8 @@ import openai
 import pytest
 
 from closeness import assert_close
+from rapt.errors import UsageError
+from rapt.local.client import ServiceClient
 from rapt.service.answers.decoding import DecodingBatch
 from rapt.service.answers.generation import GenerationRow, Sampling
 from rapt.service.backbone.frame import Turn
@@ -19,7 +21,7 @@ from rapt.service.http.routes.conversation import Conversation, frame_chat
 from rapt.service.http.settings import load_settings
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.model_files import make_tokenizer
-from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
+from rapt.wire.privatized_file import PrivatizedFile, PrivatizedRecord, dump_query, remove_labels, seal_manifest
 from running_service import running_service, save_privatized, wait_until
 from tiny_backbones import tiny_backbone, write_tiny_model
 from tuning_material import manifest_for, separable_file
@@ -227,6 +229,51 @@ def test_a_chat_with_a_bare_decoder_is_put_into_its_template_and_a_completion_is
         assert said == spell([token.token_id for token in written(talker, wanted, most=7)])
     assert client.models.retrieve("talker").rapt["chat_template"] is True
     assert client.models.retrieve(next(iter(both))).rapt["chat_template"] is False
+
+
+def test_the_projects_own_client_holds_the_conversation_that_the_official_one_holds(client, url, both, chooser):
+    talker, asked = both["talker"], {"temperature": 0, "max_tokens": 3}
+
+    def message(ids):
+        manifest = manifest_for(talker, labels=("ill", "well"))
+        return PrivatizedFile(manifest=manifest, records=(PrivatizedRecord(token_ids=tuple(ids), label=1),))
+
+    def official(first, said=None, last=None):
+        """The answer of the official client to one message, or to the last of two."""
+        if said is None:
+            return client.chat.completions.create(**chat(talker, first, **asked)).choices[0].message.content
+        parts = (
+            ("user", {"type": "token_ids", "token_ids": first}),
+            ("assistant", {"type": "public_text", "text": said}),
+            ("user", {"type": "token_ids", "token_ids": last}),
+        )
+        rapt = privacy(talker, [last], earlier=[privacy(talker, [first])["rapt"]["manifest"]])
+        messages = [{"role": role, "content": [part]} for role, part in parts]
+        return (
+            client.chat.completions.create(model="talker", messages=messages, extra_body=rapt, **asked)
+            .choices[0]
+            .message.content
+        )
+
+    # Random weights write control characters at times, which this client takes from no service.
+    for first in texts_for(talker, 12):
+        last = [*first, first[0]]
+        answers = [official(first)]
+        if answers[0].isprintable() and answers[0]:
+            answers.append(official(first, answers[0], last))
+            if answers[1].isprintable():
+                break
+    with ServiceClient(url) as own:
+        said = own.chat("talker", [message(first)], **asked)
+        assert said.text not in repr(said)
+        assert [said.text, own.chat("talker", [message(first), said, message(last)], **asked).text] == answers
+        # A tuned model answers one message, with plain tokens beside it where it has some.
+        queries = separable_file(both["bert-tiny"], records=2)
+        one = replace(queries, records=queries.records[:1])
+        assert own.chat(chooser[0], [one]).text == own.generate(chooser[0], one)[0].text
+        for turns, words in ([], "last turn"), ([one, said], "last turn"), ([queries], "got records=2"):
+            with pytest.raises(UsageError, match=words):
+                own.chat("talker", turns)
 
 
 def test_a_pair_and_a_tuned_model_are_put_into_the_template_whole_and_not_at_all(both):

@@ -4,6 +4,9 @@ import pytest
 
 from closeness import assert_close
 from http_requests import SECRET, done_job, error_of, job_body, open_client, upload
+from rapt.errors import ServiceError, UsageError, WireError
+from rapt.local.client import ServiceClient
+from rapt.wire.adapter_files import CARD, WEIGHTS
 from rapt.wire.privatized_file import dump_query, remove_labels
 
 
@@ -44,6 +47,23 @@ def test_a_prediction_is_a_label_and_its_probabilities(http, tuned, query):
         assert_close(sum(item["probabilities"]), 1.0, width=2)
         assert item["label_index"] == item["probabilities"].index(max(item["probabilities"]))
         assert item["label"] == answer["labels"][item["label_index"]]
+
+
+def test_a_model_that_a_client_fetched_is_imported_and_predicts_the_same(service, tuned, training_file):
+    with ServiceClient(service) as client:
+        files = client.adapter(tuned)
+        made = client.import_adapter(files, suffix="again")
+        assert made.id != tuned
+        assert ":again:" in made.id
+        assert client.model(made.id).card == client.model(tuned).card
+        assert client.classify(made.id, training_file) == client.classify(tuned, training_file)
+        for broken, error in (
+            ({name: files[name] for name in files if name != CARD}, UsageError),
+            ({**files, CARD: b"{}"}, WireError),
+            ({**files, WEIGHTS: b"no weights"}, ServiceError),
+        ):
+            with pytest.raises(error):
+                client.import_adapter(broken)
 
 
 def test_labels_of_queries_are_not_looked_at(http, tuned, query, training_file):

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
+from rapt.errors import UsageError
 from rapt.local.client.connection import Connection
 from rapt.local.client.objects import (
     Completion,
     Prediction,
     not_understood,
     read_answers,
+    read_chat_answer,
     read_completion,
     read_prediction,
 )
@@ -86,8 +88,7 @@ def generate(
         stop: Up to four texts before the first of which an answer ends. They travel in clear, so take public ones.
         on_progress: Called with the number of records answered so far.
     """
-    given: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
-    given |= ({} if seed is None else {"seed": seed}) | ({"stop": list(stop)} if stop else {})
+    given = _state_sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
     found: list[Completion] = []
     for part in split_queries(file, size=TEXTS_PER_REQUEST):
         body = {"model": model, **given, **_dump_prompts(part)}
@@ -95,6 +96,70 @@ def generate(
         found += _one_for_each(part, read_answers(read_completion, answer, name="choices"))
         on_progress(len(found))
     return found
+
+
+def chat(
+    service: Connection,
+    model: str,
+    turns: Sequence[PrivatizedFile | Completion],
+    *,
+    max_tokens: int = 128,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+) -> Steps[Completion]:
+    """What a model answers to the last message of a chat.
+
+    Args:
+        service: Connection to the service.
+        model: A base model with a chat template, or a tuned one, which is asked as it was tuned: with one message.
+        turns: Messages of the user, a privatized record each, and between them the answers that the service gave.
+            These travel in clear, as they came; labels of records are not sent.
+        max_tokens: Most tokens of the answer.
+        temperature: Temperature of the draw, 0 to 2; 0 takes the likeliest token each time.
+        top_p: Share of the probability from which tokens are drawn, above 0 to 1.
+        seed: Seed that repeats the draw on the same machine; None draws anew.
+        stop: Up to four texts before the first of which the answer ends. They travel in clear, so take public ones.
+
+    Raises:
+        UsageError: The last turn is no message of the user, or a message is not of one record.
+    """
+    messages: list[dict[str, Any]] = []
+    privacy: list[dict[str, Any]] = []
+    for turn in turns:
+        if isinstance(turn, Completion):
+            part = {"type": "public_text", "text": turn.text}
+            messages.append({"role": "assistant", "content": [part]})
+            continue
+        if len(turn.records) != 1:
+            raise UsageError(f"a message of a chat must be one record, got records={len(turn.records)}; cut the file")
+        query = dump_query(remove_labels(turn))
+        (record,) = query["records"]
+        part = {"type": "token_ids", "token_ids": record.pop("token_ids")}
+        messages.append({"role": "user", "content": [part]})
+        privacy.append({"manifest": query["manifest"], **({"records": [record]} if record else {})})
+    if not turns or isinstance(turns[-1], Completion):
+        raise UsageError("the last turn of a chat must be a privatized message of the user; add one")
+    earlier = [one["manifest"] for one in privacy[:-1]]
+    body = {
+        "model": model,
+        "messages": messages,
+        "rapt": {**privacy[-1], **({"earlier": earlier} if earlier else {})},
+        **_state_sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop),
+    }
+    answer = yield from service.ask("POST", "/v1/chat/completions", json=body, repeatable=True)
+    found = read_answers(read_chat_answer, answer, name="choices")
+    if len(found) != 1:
+        raise not_understood()
+    return found[0]
+
+
+def _state_sampling(
+    *, max_tokens: int, temperature: float, top_p: float, seed: int | None, stop: Sequence[str]
+) -> dict[str, Any]:
+    given: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    return given | ({} if seed is None else {"seed": seed}) | ({"stop": list(stop)} if stop else {})
 
 
 def _dump_prompts(part: PrivatizedFile) -> Mapping[str, Any]:

@@ -151,6 +151,7 @@ class ServiceClient(_Client[httpx2.Client]):
     vocabulary = _waiting(downloads.fetch_vocabulary)
     codebook = _waiting(downloads.fetch_codebook)
     adapter = _waiting(downloads.fetch_adapter)
+    import_adapter = _waiting(model_steps.import_adapter)
 
     open_pool = _waiting(pool_steps.open_pool)
     pool = _waiting(pool_steps.get_pool)
@@ -164,6 +165,7 @@ class ServiceClient(_Client[httpx2.Client]):
 
     classify = _waiting(answer_steps.classify)
     generate = _waiting(answer_steps.generate)
+    chat = _waiting(answer_steps.chat)
 
     def classify_in_parts(self, model: str, file: PrivatizedFile, *, first: int = 0) -> Iterator[list[Prediction]]:
         """Predictions for the records from position `first` on, in order, as they come; see `classify`."""
@@ -215,6 +217,7 @@ class AsyncServiceClient(_Client[httpx2.AsyncClient]):
     vocabulary = _awaiting(downloads.fetch_vocabulary)
     codebook = _awaiting(downloads.fetch_codebook)
     adapter = _awaiting(downloads.fetch_adapter)
+    import_adapter = _awaiting(model_steps.import_adapter)
 
     open_pool = _awaiting(pool_steps.open_pool)
     pool = _awaiting(pool_steps.get_pool)
@@ -228,6 +231,7 @@ class AsyncServiceClient(_Client[httpx2.AsyncClient]):
 
     classify = _awaiting(answer_steps.classify)
     generate = _awaiting(answer_steps.generate)
+    chat = _awaiting(answer_steps.chat)
 
     async def classify_in_parts(
         self, model: str, file: PrivatizedFile, *, first: int = 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from io import BytesIO
+
 from rapt.errors import UsageError, VocabularyError
 from rapt.local.client.connection import Connection, quote_part
 from rapt.local.client.objects import ModelInfo, clean_line, read_answer, read_answers, read_model_info
 from rapt.local.client.steps import Steps
+from rapt.wire.adapter_files import CARD, CONFIGURATION, WEIGHTS, parse_card
 from rapt.wire.manifest import Manifest
+from rapt.wire.strict_json import parse_document
 
 
 def list_models(service: Connection) -> Steps[list[ModelInfo]]:
@@ -46,6 +51,33 @@ def choose_base_model(service: Connection, manifest: Manifest, *, asked: str | N
             f"({clean_line(', '.join(fitting))}); name one as `model`"
         )
     raise _other_vocabulary(manifest)
+
+
+def import_adapter(service: Connection, files: Mapping[str, bytes], *, suffix: str | None = None) -> Steps[ModelInfo]:
+    """Make a tuned model of weights that were tuned elsewhere, as `ServiceClient.adapter` fetches them.
+
+    Args:
+        service: Connection to the service.
+        files: Content by name: the card `rapt.json`, the weights `adapter_model.safetensors`, and PEFT's
+            `adapter_config.json` where there is one. The card names the base model, which the service must have.
+        suffix: End of the model's name; None leaves it to the service.
+
+    Raises:
+        UsageError: The card or the weights are missing; nothing was sent.
+        WireError: The card is none; nothing was sent.
+        MechanismError: The card names no mechanism with a setting; nothing was sent.
+        ServiceError: The service refused them, or gave no answer.
+    """
+    if not {CARD, WEIGHTS} <= files.keys():
+        raise UsageError(f"an adapter must have the files {CARD} and {WEIGHTS}; fetch or export it again")
+    parse_card(parse_document(files[CARD], what="the adapter card"))
+    sent = {
+        field: (name, BytesIO(files[name]), "application/octet-stream")
+        for field, name in (("card", CARD), ("weights", WEIGHTS), ("config", CONFIGURATION))
+        if name in files
+    }
+    answer = yield from service.ask("POST", "/v1/adapters", data={"suffix": suffix} if suffix else {}, files=sent)
+    return read_answer(read_model_info, answer)
 
 
 def delete_model(service: Connection, model: str) -> Steps[None]:

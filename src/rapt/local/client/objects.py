@@ -270,6 +270,16 @@ def read_completion(value: Mapping[str, Any]) -> Completion:
     return Completion(**_fields(value, {"text": str, "finish_reason": str}, what="a completion"))
 
 
+def read_chat_answer(value: Mapping[str, Any]) -> Completion:
+    """The message of the model in an answer to a chat."""
+    what = "an answer to a chat"
+    message = read_field(value, "message", dict, what=what)
+    return Completion(
+        text=read_field(message, "content", str, what=what),
+        finish_reason=read_field(value, "finish_reason", str, what=what),
+    )
+
+
 def read_answer(parse: Callable[[Mapping[str, Any]], T], answer: Mapping[str, Any]) -> T:
     """The value in an answer. Raises `ServiceError` when it is not what the API says."""
     try:

@@ -76,12 +76,7 @@ class Gate:
             UsageError: The query was privatized otherwise than the training text.
             WireError, MechanismError, VocabularyError: The query is refused for a reason that `admit_file` names.
         """
-        manifest, center = query.manifest, card.mechanism.center
-        if center is not None and manifest.vocabulary_hash != card.vocabulary_hash:
-            stated = replace(manifest.mechanism, parameters={**manifest.mechanism.parameters, "center": center})
-            own = replace(manifest, vocabulary_hash=card.vocabulary_hash, mechanism=stated)
-            if self.name_centered(own).vocabulary_hash == manifest.vocabulary_hash:
-                query = replace(query, manifest=own)
+        query = replace(query, manifest=self.name_served(query.manifest, card=card))
         self.check_manifest(query.manifest)
         check_tuned(query.manifest, card=card)
         self.check_records(query)
@@ -107,6 +102,22 @@ class Gate:
                 self._centered.clear()
             self._centered[known] = named
         return replace(manifest, vocabulary_hash=named, mechanism=replace(manifest.mechanism, parameters=parameters))
+
+    def name_served(self, manifest: Manifest, *, card: AdapterCard) -> Manifest:
+        """The manifest over the code that is served, if it is of that code with a model's second centre; else as it is.
+
+        The reverse of `name_centered`, for who asks a model that was tuned on codes from that centre.
+        """
+        center = card.mechanism.center
+        if center is None or manifest.vocabulary_hash == card.vocabulary_hash:
+            return manifest
+        stated = replace(manifest.mechanism, parameters={**manifest.mechanism.parameters, "center": center})
+        own = replace(manifest, vocabulary_hash=card.vocabulary_hash, mechanism=stated)
+        return own if self.name_centered(own).vocabulary_hash == manifest.vocabulary_hash else manifest
+
+    def serves(self, vocabulary_hash: str) -> bool:
+        """Whether a vocabulary or a code is served here as it is, without a second centre."""
+        return vocabulary_hash in self._bundles
 
     def check_can_be_centered(self, manifest: Manifest) -> None:
         """Refuse two rounds for what has no centre: tokens, pairs, and codes that have a second one (`UsageError`)."""

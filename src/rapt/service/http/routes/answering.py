@@ -153,18 +153,26 @@ def admit_prompts(
     query = parse_query(
         privacy.manifest, [{**record, "token_ids": ids} for record, ids in zip(rest, prompts, strict=True)]
     )
-    # Before anything is looked up or loaded, what is known without; what models add, before anything is computed.
+    # Before anything is looked up or loaded, what is known without; what models add, before anything is computed. Codes
+    # with a second centre are known to the models that were tuned on them.
     bare = sum(name in service.backbones for name in models)
     service.quotas.spend_tokens(caller.tenant, query.manifest.tokens + most_tokens * bare)
-    service.gate.check_manifest(query.manifest)
+    tuned = [name for name in names if name not in service.backbones]
+    loaded: list[Adapter] = []
+    manifest = stated = query.manifest
+    if not service.gate.serves(manifest.vocabulary_hash):
+        loaded = load_tuned_adapters(service, tuned, caller)
+        for adapter in loaded:
+            manifest = service.gate.name_served(manifest, card=adapter.card)
+    service.gate.check_manifest(manifest)
+    query = replace(query, manifest=manifest)
     service.gate.check_records(query)
     adapters: dict[str, tuple[str, Adapter | None]] = {}
     for name in names:
         if name in service.backbones:
-            check_vocabulary(query.manifest, expected=service.backbones[name].bundle.hash)
+            check_vocabulary(stated, expected=service.backbones[name].bundle.hash)
             adapters[name] = name, None
-    tuned = [name for name in names if name not in adapters]
-    for name, adapter in zip(tuned, load_tuned_adapters(service, tuned, caller), strict=True):
+    for name, adapter in zip(tuned, loaded or load_tuned_adapters(service, tuned, caller), strict=True):
         check_tuned(query.manifest, card=adapter.card)
         adapters[name] = adapter.card.model, adapter
     admitted = [
