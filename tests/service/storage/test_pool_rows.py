@@ -1,9 +1,9 @@
 """Pools in the store: many give at once, no bound is passed, nothing is lost between closing and the file."""
 
 import secrets
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 from sqlalchemy import func, select, update
@@ -23,6 +23,7 @@ from rapt.service.storage.pool_rows import (
     make_pool_keys,
     open_pool,
 )
+from rapt.service.storage.recovery import open_store
 from rapt.service.storage.tables import CONTRIBUTIONS, COUNTERS, KEYS, POOLS
 from rapt.service.storage.tenant_rows import bytes_of, delete_tenant, get_usage
 from stored_material import tenant
@@ -163,16 +164,23 @@ def test_a_pool_or_a_tenant_that_is_deleted_leaves_nothing(store, ada):
             assert connection.execute(select(func.count()).select_from(table)).scalar_one() == 0
 
 
-def test_contributions_of_an_earlier_version_are_counted_on(store, ada):
-    pool = opened(store, ada, most=5)
-    give(store, pool, ada, 3)
-    with store.database.write() as connection:  # as the migration leaves them
-        connection.execute(COUNTERS.delete())
-        row = {"pool_id": pool.id, "number": 0, "contributions": 3, "bytes": 3 * len(LINE), "room": 0, "bytes_room": 0}
-        connection.execute(COUNTERS.insert(), [row])
-        connection.execute(update(POOLS).values(bytes=pool.bytes + 3 * len(LINE)))
-    assert count(store, pool) == 3
-    give(store, pool, ada, 2)
-    assert count(store, replace(pool)) == 5
-    with pytest.raises(LimitError):
-        give(store, pool, ada)
+def test_contributions_of_an_earlier_version_are_counted_on(tmp_path):
+    with open_store(tmp_path) as store:
+        ada = tenant(store, "ada")
+        pool, closed = opened(store, ada, most=5), opened(store, ada)
+        for one in (pool, closed):
+            give(store, one, ada, 3)
+        begin_closing(store, closed.id, caller=ada, now=2)
+        end_closing(store, closed.id, file_id="file-1", tenant="ada")
+    with sqlite3.connect(tmp_path / "rapt.sqlite3") as connection:
+        connection.execute("UPDATE pools SET contributions = 3")
+        connection.execute("UPDATE pools SET bytes = ? WHERE id = ?", (pool.bytes + 3 * len(LINE), pool.id))
+        connection.execute("DROP TABLE pool_counters")
+        connection.execute("UPDATE alembic_version SET version_num = '0.4.0.rounds'")
+    connection.close()
+    with open_store(tmp_path) as store:
+        assert get_pool(store, closed.id, tenant="ada").contributions == count(store, pool) == 3
+        give(store, pool, ada, 2)
+        assert count(store, pool) == 5
+        with pytest.raises(LimitError):
+            give(store, pool, ada)
