@@ -318,8 +318,8 @@ def table(options: argparse.Namespace) -> None:
         of_level = [result for result in results if result.level == level]
         first = next((result for result in of_level if result.arm == "laplace"), of_level[0])
         print(
-            f"\nAt {level:.0%}\n\n| arm | η | dev right, % | points above laplace | seeds | copying | Bayes | context "
-            "| bits read, % | bits learned a token |\n|---|---|---|---|---|---|---|---|---|---|"
+            f"\nAt {level:.0%}\n\n| arm | η | right on `dev`, % | points above `laplace` | seeds | copying, % "
+            "| Bayes, % | context, % | bits read, % | bits learned |\n|---|---|---|---|---|---|---|---|---|---|"
         )
         for result in sorted(of_level, key=lambda result: -result.accuracy[0]):
             (accuracy, half), (lead, width) = result.accuracy, result.lead(first)
@@ -335,12 +335,17 @@ def table(options: argparse.Namespace) -> None:
 def picture(options: argparse.Namespace) -> None:
     """Accuracy over the bits that an attacker learns: a box of 95 % an arm, in two panels."""
     results = collect(read_lines(options.out))
+    reach = [one.read["bits_learned"] for one in results]
+    usual = next((one for one in results if one.arm == "laplace"), results[0]).accuracy[0]
+    # Both panels have the axis of the first, so that each has a line over all of it.
+    across_all = tuple((bits, usual) for bits in (0.9 * min(reach), 1.12 * max(reach)))
     figures = []
     for title, noisy in (("Noise on the table's rows", True), ("All else", False)):
         lines = []
+        reference = Line(name="level of laplace", style="fourth dashed", points=across_all)
         for name, arm in ARMS.items():
             own = sorted((one for one in results if one.arm == name), key=lambda one: one.read["bits_learned"])
-            if (arm.mechanism in NOISY) == noisy and own:
+            if (arm.mechanism in NOISY and not arm.is_sorted) == noisy and own:
                 style = ("first", "second", "third", "fourth")[len(lines) % 4] + (" dashed" if len(lines) >= 4 else "")
                 # Two points make a mark as wide as a hundredth of its place.
                 points = [(one.read["bits_learned"] * side, one.accuracy) for one in own for side in (0.99, 1.01)]
@@ -353,7 +358,7 @@ def picture(options: argparse.Namespace) -> None:
                     )
                 )
         across = "bits that the attacker learns of a token (logarithmic)"
-        figures.append(Figure(title=title, across=across, up="right on dev, %", lines=tuple(lines), step=5.0))
+        figures.append(Figure(title=title, across=across, up="right on dev, %", lines=(*lines, reference), step=5.0))
     levels = " and ".join(f"{level:.0%}" for level in dict.fromkeys(one.level for one in results))
     drawn = draw_picture(
         figures,
