@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 WIDTH = 8
+BERT_ROWS = 153
 LINES = [
     "The film was good, and the actors were better than the story.",
     "A bad film: slow, loud, and far too long. Nobody laughed!",
@@ -19,16 +22,29 @@ LINES = [
 ] * 5
 
 
+def _list_pieces(special: list[str]) -> list[str]:
+    """Letters, words and ends of words; the library's own trainer finds others in every run."""
+    words = sorted(set(re.findall(r"\w+", " ".join(LINES).lower())))
+    words = [unicodedata.normalize("NFD", word) for word in words]
+    words = ["".join(letter for letter in word if not unicodedata.combining(letter)) for word in words]
+    first = sorted(set("".join(words)) | set(".,:!'"))
+    rest = sorted({"##" + letter for word in words for letter in word[1:]})
+    ends = sorted({"##" + word[start:] for word in words for start in range(1, len(word) - 1)})
+    pieces = list(dict.fromkeys([*special, *first, *rest, *words, *ends]))
+    assert len(pieces) >= BERT_ROWS
+    return pieces[:BERT_ROWS]
+
+
 def bert(folder: Path) -> Path:
     """WordPiece, lower-case; two special tokens."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(
+        models.WordPiece(dict(zip(_list_pieces(special), range(BERT_ROWS), strict=True)), unk_token="[UNK]")
+    )
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        LINES, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    )
+    tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -45,6 +61,11 @@ def t5(folder: Path) -> Path:
         LINES,
         trainers.UnigramTrainer(vocab_size=150, special_tokens=special, unk_token="<unk>", show_progress=False),
     )
+    # The trainer leaves tokens of one score in any order.
+    trained = json.loads(tokenizer.to_str())
+    known = [(piece, round(score, 5)) for piece, score in trained["model"]["vocab"]]
+    trained["model"]["vocab"] = known[: len(special)] + sorted(known[len(special) :], key=lambda one: (-one[1], one[0]))
+    tokenizer = Tokenizer.from_str(json.dumps(trained))
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return _write(folder, tokenizer, "shared.weight", padding_rows=5, others=("encoder.embed_tokens.weight",))
 

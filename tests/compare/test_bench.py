@@ -354,13 +354,15 @@ def test_every_arm_trains_and_judges_a_decoder(tmp_path, seconds):
         attack_tokens=100,
     )
     split = Split(training=training, evaluation=evaluation, public=PUBLIC_PAIRS)
-    attack, *models = run_comparison(plan, split, results=tmp_path / "r.jsonl")
-    answers = {row.arm: row.right for row in models}
+    rows = run_comparison(plan, split, results=tmp_path / "r.jsonl")
+    attacks = [row for row in rows if isinstance(row, AttackRow)]
+    answers = {row.arm: row.right for row in rows if isinstance(row, ModelRow)}
     assert set(answers) == set(ON_TOKENS)
     assert all(len(right) == 12 for right in answers.values())
     assert answers[DENOISED] == answers[PROMPT]
     assert answers[DENOISED_RAPT] == answers[RAPT]
-    assert 0 < attack.unchanged < 1
+    assert {row.policy for row in attacks} == {False, True}
+    assert all(0 < row.unchanged < 1 for row in attacks)
 
 
 def test_tokens_asked_at_home_are_answered_by_the_model_that_is_asked_privately(tmp_path):

@@ -281,7 +281,10 @@ def test_the_picture_is_one_file_that_names_its_axes_and_stands_alone(rng):
         draws=200,
         curve_steps=2,
     )
-    for shown in (found, replace(found, curve=tuple(add_success(found.curve, lambda eta: (0.5, 0.4, 0.6))))):
+    for shown in (
+        found,
+        replace(found, target="bayes-success", curve=tuple(add_success(found.curve, lambda eta: (0.5, 0.4, 0.6)))),
+    ):
         text = draw_calibration(shown)
         root = ElementTree.fromstring(text)
         words = " ".join(root.itertext())
