@@ -1,3 +1,3 @@
 """The version of this distribution, alone in a file so that nothing else is imported to read it."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
