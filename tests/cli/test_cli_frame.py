@@ -123,6 +123,10 @@ def test_with_rapt_debug_an_unexpected_exception_keeps_its_traceback(rapt, monke
 def test_a_missing_extra_says_how_to_install_it(rapt, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in [name for name in sys.modules if name.startswith("rapt.service")]:
+        above, _, last = name.rpartition(".")
+        if hasattr(sys.modules[above], last):  # to put it back: what is imported below would stay there for other tests
+            monkeypatch.setattr(sys.modules[above], last, sys.modules[name])
+    for name in [name for name in sys.modules if name.startswith("rapt.service")]:
         monkeypatch.delitem(sys.modules, name)
     outcome = rapt("serve", "--port", "0")
     assert outcome.code == 2

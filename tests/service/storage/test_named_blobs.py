@@ -7,6 +7,7 @@ from threading import Thread
 
 import pytest
 
+import rapt.service.storage.store as store_module
 from rapt.errors import DamagedError, NotFoundError, UnavailableError
 from rapt.service.storage.callers import OPERATOR
 from rapt.service.storage.file_rows import add_file, delete_file, get_file, open_file
@@ -89,12 +90,12 @@ def test_bytes_that_others_are_about_to_name_are_not_deleted(store, ada, monkeyp
     model = imported(store, ada, b"both")
     delete_model(store, model.id, caller=ada)
     if lock != "held":
-        monkeypatch.setattr("rapt.service.storage.store._locked", lambda store, digest, how: nullcontext())
+        monkeypatch.setattr(store_module, "_locked", lambda store, digest, how: nullcontext())
     with store.directory.stage_bytes(b"both") as staged, naming(store, staged):
         # Here the bytes are there and the row is not: whoever deletes the other row, or sweeps, has to wait.
         deleting = Thread(target=release, args=(store, [staged.sha256]))
         deleting.start()
-        deleting.join(0.3 if lock == "held" else None)  # nothing holds the twin
+        deleting.join(0.3 if lock == "held" else 60)  # nothing holds the twin
         with store.database.write() as connection:
             insert_model(connection, model)
     deleting.join()
