@@ -165,6 +165,8 @@ def test_what_waits_on_replicas_has_the_room_of_one_machine():
     ("given", "rule"),
     [
         ({"ray_address": "10.0.0.5:6379"}, "ray_address must come with engine=ray"),
+        ({"replicas": 3}, "replicas must come with engine=ray"),
+        ({"jobs_at_once": 2}, "jobs_at_once must come with engine=ray"),
         ({"engine": "ray", "replicas": 3, "most_replicas": 2}, "most_replicas must be at least replicas"),
         ({"engine": "ray", "job_process": False}, "job_process must be true with engine=ray"),
         ({"engine": "ray", "ray_address": "10.0.0.5:6379"}, "must find a database and an object store"),

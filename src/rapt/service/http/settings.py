@@ -44,6 +44,19 @@ _OTHERS: Final = frozenset(
 _VARIABLE: Final = re.compile(r"[A-Z0-9_]{1,64}")
 
 
+# Settings that say something of a Ray cluster, and nothing without one.
+_OF_CLUSTERS: Final = (
+    "ray_address",
+    "replicas",
+    "most_replicas",
+    "replica_requests",
+    "replica_cores",
+    "replica_gpus",
+    "keep_replicas",
+    "jobs_at_once",
+)
+
+
 class Settings(BaseSettings):
     """Everything that a provider can set; each field is also the environment variable `RAPT_{FIELD}`."""
 
@@ -216,8 +229,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _need_what_a_cluster_needs(self) -> Self:
         if self.engine == "local":
-            if self.ray_address is not None:
-                raise ValueError("the setting ray_address must come with engine=ray; set both, or none")
+            for name in _OF_CLUSTERS:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"the setting {name} must come with engine=ray; set both, or none")
             return self
         if self.most_replicas is not None and self.most_replicas < self.replicas:
             raise ValueError("the setting most_replicas must be at least replicas; raise it, or leave it out")
