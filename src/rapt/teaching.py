@@ -99,7 +99,7 @@ def teach_head(
     Args:
         states: States of public texts, (n, h).
         weight: Weights of the head over codewords, (C, width).
-        bias: Its biases, (C,).
+        bias: Biases of the head over codewords, (C,).
         bundle: Code of the contributions, with their second centre where they had one.
         setting: Mechanism that released them.
         shares: Share of each label among them, as that head sees it, (C,).

@@ -20,11 +20,11 @@ from rapt.errors import ClusterError
 from rapt.service.adapter.adapter import adapter_from_files
 from rapt.service.answers.prediction import classify, row_of
 from rapt.service.backbone.opening import load_backbone
-from rapt.service.replicas.calls import ReplicaPlan
 from rapt.service.replicas.front import Replicas, ReplicaSettings
 from rapt.wire.adapter_files import unpack_adapter
 from rapt.wire.manifest import dump_manifest
 from rapt.wire.privatized_file import PrivatizedRecord, dump_query, remove_labels, seal_manifest
+from replica_material import make_plan
 from running_service import save_privatized, serving_process, wait_until
 from tiny_backbones import tiny_backbone
 from tuning_material import manifest_for, separable_file
@@ -205,24 +205,7 @@ def test_a_lost_cluster_is_one_line_and_comes_back(served, backbone):
 
 
 def plan(**changes):
-    given = {
-        "service": "tests",
-        "models": {"bert-tiny": "bert-tiny"},
-        "vocabularies": {"bert-tiny": ""},
-        "precision": "float32",
-        "device": "cpu",
-        "weights": "whole",
-        "device_map": "",
-        "torch_threads": 1,
-        "waiting_cost": 1000,
-        "adapter_bytes": 2**20,
-        "least": 1,
-        "most": 1,
-        "requests": 8.0,
-        "cores": 1.0,
-        "gpus": 0.0,
-    }
-    return ReplicaPlan(**given | changes)
+    return make_plan(**{"torch_threads": 1, **changes})
 
 
 def start(plan, address):

@@ -16,7 +16,6 @@ from rapt.service.answers.prediction import classify, row_of
 from rapt.service.http.settings import load_settings
 from rapt.service.replicas.calls import (
     MissingAdapter,
-    ReplicaPlan,
     Request,
     check_version,
     rank_replicas,
@@ -26,29 +25,13 @@ from rapt.service.replicas.front import Room
 from rapt.service.replicas.replica import Replica, check_node
 from rapt.service.tuning.tuner import TuningConfig, tune
 from rapt.wire.privatized_file import PrivatizedRecord, remove_labels
+from replica_material import make_plan
 from tiny_backbones import tiny_backbone
 from tuning_material import separable_file
 
 
 def plan(backbones, **changes):
-    given = {
-        "service": "tests",
-        "models": backbones,
-        "vocabularies": dict.fromkeys(backbones, ""),
-        "precision": "float32",
-        "device": "cpu",
-        "weights": "whole",
-        "device_map": "",
-        "torch_threads": None,
-        "waiting_cost": 1000,
-        "adapter_bytes": 2**20,
-        "least": 1,
-        "most": 1,
-        "requests": 8.0,
-        "cores": 1.0,
-        "gpus": 0.0,
-    }
-    return ReplicaPlan(**given | changes)
+    return make_plan(**{"models": backbones, "vocabularies": dict.fromkeys(backbones, ""), **changes})
 
 
 @pytest.fixture(scope="module")

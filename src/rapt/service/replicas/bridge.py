@@ -95,7 +95,7 @@ class _Bridge:
             )(Replica)
             try:
                 serve.run(replicas.bind(plan), name=plan.name, route_prefix=None)
-            except Exception as error:  # Serve has no class of its own for it
+            except Exception as error:  # Ray Serve raises errors of no common class where a deployment fails
                 raise self._explain(error) from None
         self._handle, self._handles = serve.get_app_handle(plan.name), {}
 
@@ -112,7 +112,7 @@ class _Bridge:
         ]
         try:
             answers = self._ray.get(asked)
-        except Exception as error:  # of Ray, which has no one class for them
+        except Exception as error:  # Ray's errors have no class in common
             raise explain(self._ray, error) from None
         for answer in answers:
             if answer is not None:
@@ -255,11 +255,9 @@ class _Bridge:
                 if pause is None:
                     return UnavailableError(f"a replica must answer, and {_TRIES} were lost in turn; ask again later")
                 await asyncio.sleep(pause)
-            except asyncio.CancelledError:
-                raise
             except RaptError as error:
                 return error
-            except Exception as error:  # callers wait for it, whatever it is
+            except Exception as error:  # callers wait: whatever it is, they are told
                 return told(error)
 
     async def _run(self, number: int, slot: int, job: StoredJob) -> None:
@@ -273,7 +271,7 @@ class _Bridge:
         except self._ray.exceptions.RayActorError:
             del self._places[slot]
             outcome = Outcome(kind="died", message="its node was lost, or its worker was killed")
-        except Exception as error:  # the job's worker waits for an outcome
+        except Exception as error:  # the job's worker waits: whatever it is, the job has ended
             outcome = Outcome(kind="died", message=f"the cluster met {type(error).__name__}")
         self._tasks.pop(number, None)
         self._say(number, "outcome", outcome)

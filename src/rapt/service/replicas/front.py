@@ -372,11 +372,11 @@ class ReplicaWriter:
         """Send a text; as `Writer.submit`, with `tell` in a thread that must not be held up."""
         check_generation(self._backbone, row, position=position)
         self._room.take(tenant, row.cost)
-        is_open = [True]
+        taken = [row.cost]
 
         def end() -> None:
-            if is_open and is_open.pop():
-                self._room.give_back(tenant, row.cost)
+            with suppress(IndexError):  # another thread was first
+                self._room.give_back(tenant, taken.pop())
 
         def say(kind: str, value: Any) -> None:
             written = Written(error=value) if kind == "error" else value
