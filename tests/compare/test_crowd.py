@@ -24,14 +24,13 @@ from rapt.compare.plan import (
     WORDS_AT_HOME,
     Cell,
     ComparisonPlan,
-    choose_crowd,
     order_texts,
 )
 from rapt.compare.report import draw_conclusions, write_comparison
 from rapt.compare.results import AttackRow, ModelRow, read_row
 from rapt.compare.summary import HomeWin, Mean, Summary, summarize
 from rapt.compare.tables import list_exposures
-from rapt.compare.texts import LabelledTexts, Split
+from rapt.compare.texts import LabelledTexts, Split, choose_crowd
 from rapt.errors import UsageError
 from rapt.local.codes.codebook import PublicStates, make_codebook
 from rapt.local.codes.encoder import read_encoder

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from rapt.cluster import Cluster
 from rapt.compare.crowd import CrowdBench, check_crowds, open_crowd_bench
 from rapt.compare.files import FileMaker
-from rapt.compare.plan import ARMS, PROMPT, AttackCell, Cell, ComparisonPlan, choose_crowd, order_texts
+from rapt.compare.plan import ARMS, PROMPT, AttackCell, Cell, ComparisonPlan, order_texts
 from rapt.compare.results import LINKED, AttackRow, ModelRow, Row, open_results
-from rapt.compare.texts import LabelledTexts, Split
+from rapt.compare.texts import LabelledTexts, Split, choose_crowd
 from rapt.errors import CorpusError, UsageError
 from rapt.local.records import Part
 from rapt.local.vocabulary import load_vocabulary

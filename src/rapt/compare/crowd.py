@@ -30,11 +30,10 @@ from rapt.compare.plan import (
     AttackCell,
     Cell,
     ComparisonPlan,
-    choose_crowd,
     order_texts,
 )
 from rapt.compare.results import LINKED, AttackRow, ModelRow
-from rapt.compare.texts import LabelledTexts, Split
+from rapt.compare.texts import LabelledTexts, Split, choose_crowd
 from rapt.errors import UsageError
 from rapt.home_files import join_pairs
 from rapt.local.codes.code_privatizer import CodePrivatizer, Encoder, check_encoder, join_pair, read_code

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -29,7 +28,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rapt.compare.texts import LabelledTexts, Split
+from rapt.compare.texts import Split
 from rapt.errors import UsageError
 from rapt.local.codes.code_privatizer import read_code
 from rapt.local.own_model import LEAST_TEXTS
@@ -456,24 +455,6 @@ class ComparisonPlan:
 def order_texts(count: int, *, seed: int) -> NDArray[np.int64]:
     """The order in which a seed's crowds take the training texts, (n,): a larger crowd holds the smaller ones."""
     return np.random.default_rng([_CROWDS, seed]).permutation(count)
-
-
-def choose_crowd(texts: LabelledTexts, order: NDArray[np.int64], *, crowd: int) -> LabelledTexts:
-    """The first texts in an order, with one of each class that occurs in it: nothing is tuned on a label without text.
-
-    Where a rare class is not among them, its first text takes the place of the last one whose class has another.
-    """
-    chosen = order[:crowd].tolist()
-    counts = Counter(texts.labels[place] for place in chosen)
-    for place in order[crowd:].tolist():
-        if texts.labels[place] not in counts:
-            spare = [at for at, other in enumerate(chosen) if counts[texts.labels[other]] > 1]
-            if not spare:
-                break
-            counts[texts.labels[chosen[spare[-1]]]] -= 1
-            chosen[spare[-1]] = place
-            counts[texts.labels[place]] = 1
-    return texts.at(chosen)
 
 
 def digest_policy(path: str) -> str:

@@ -221,3 +221,21 @@ def _records(path: Path, *, columns: Sequence[str], label_column: str) -> Iterat
             raise CorpusError(
                 "a corpus must stay as it is while it is read, got columns of different lengths; run it again"
             ) from None
+
+
+def choose_crowd(texts: LabelledTexts, order: NDArray[np.int64], *, crowd: int) -> LabelledTexts:
+    """The first texts in an order, with one of each class that occurs in it: nothing is tuned on a label without text.
+
+    Where a rare class is not among them, its first text takes the place of the last one whose class has another.
+    """
+    chosen = order[:crowd].tolist()
+    counts = Counter(texts.labels[place] for place in chosen)
+    for place in order[crowd:].tolist():
+        if texts.labels[place] not in counts:
+            spare = [at for at, other in enumerate(chosen) if counts[texts.labels[other]] > 1]
+            if not spare:
+                break
+            counts[texts.labels[chosen[spare[-1]]]] -= 1
+            chosen[spare[-1]] = place
+            counts[texts.labels[place]] = 1
+    return texts.at(chosen)
