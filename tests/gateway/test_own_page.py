@@ -130,9 +130,11 @@ def test_the_files_of_the_page_need_no_key_and_may_load_nothing_else(base):
         ("/own/file", b'{"kind":"xlsx"}\nzeppelin', 400),
         ("/own/file", b'{"kind":"csv","text_column":"text"}\nnote\nzeppelin\n', 400),
         ("/own/file", b'{"kind":"jsonl"}\n{"text": zeppelin}', 400),
+        ("/own/file", b'{"kind":"csv","text_column":"text"}\ntext\nthe soup, the zeppelin\n', 400),
+        ("/own/file", b'{"kind":"csv","text_column":"zeppelin"}\nzeppelin,zeppelin\nsoup,cold\n', 400),
         ("/own/file", b'{"kind":"csv"}\n' + b"x" * (16 * 2**20 + 4097), 413),
     ],
-    ids=range(14),
+    ids=range(16),
 )
 def test_what_is_refused_is_refused_in_one_line_that_quotes_no_text(page, path, body, status, caplog):
     answer = send(page, path, body)

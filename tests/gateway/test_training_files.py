@@ -60,6 +60,7 @@ def test_a_record_of_each_form_is_a_text_and_its_answer(content, is_csv):
         (b'text,label\n"zeppelin,yes\n', True, "must have quotes around fields"),
         (b"text,label\nzeppelin\n", True, "record 1: text and label must be texts"),
         (b"text,label\nzeppelin,yes,no\n", True, "record 1: a record must have messages alone"),
+        (b"text,label,label\nzeppelin,yes,no\n", True, "must name each column once"),
         (b'{"schema":"rapt.privatized/1","zeppelin":1}', False, "record 1: a record must have messages alone"),
     ],
 )

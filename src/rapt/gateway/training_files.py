@@ -35,6 +35,8 @@ MOST_RECORDS: Final = 100_000
 # Few at a time: messages of chats are drawn in between.
 _CHUNK: Final = 64
 _FORMS: Final = (("text", "label"), ("prompt", "completion"))
+# Name of the fields of a record of CSV for which the first line has no column.
+SURPLUS: Final = "fields without a column"
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,12 @@ def _read_lines(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _read_csv(text: str) -> Iterator[dict[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=SURPLUS, strict=True)
     try:
-        for row in reader:
-            yield {str(name): value for name, value in row.items()}
+        named = [name for name in reader.fieldnames or () if name]
+        if len(set(named)) < len(named):
+            raise CorpusError("the first line of a CSV file must name each column once; rename one")
+        yield from reader
     except csv.Error:
         raise CorpusError(
             "a CSV file must have quotes around fields with commas and line ends; write it again"

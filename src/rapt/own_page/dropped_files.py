@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from rapt.errors import CorpusError, UsageError, name_record
 from rapt.gateway.releases import Releases
-from rapt.gateway.training_files import TrainingRecord, TrainingSetting, privatize_training, read_rows
+from rapt.gateway.training_files import SURPLUS, TrainingRecord, TrainingSetting, privatize_training, read_rows
 from rapt.local.codes.text_statement import TextStatement
 from rapt.local.in_memory import state_manifest
 from rapt.local.statement import PrivacyStatement
@@ -48,7 +48,7 @@ def list_columns(file: DroppedFile) -> dict[str, Any]:
     """
     columns: dict[str, None] = {}
     count = 0
-    for row in read_rows(file.content, is_csv=file.is_csv):
+    for row in _read_whole_rows(file):
         count += 1
         columns |= dict.fromkeys(row)
         if len(columns) > _MOST_COLUMNS:
@@ -71,9 +71,19 @@ async def privatize_dropped(file: DroppedFile, setting: TrainingSetting, release
     return await asyncio.to_thread(_describe, content, None if kept is None else kept.sentence, releases)
 
 
+def _read_whole_rows(file: DroppedFile) -> Iterator[dict[str, Any]]:
+    for place, row in enumerate(read_rows(file.content, is_csv=file.is_csv)):
+        # A comma without quotes cuts a text in two, of which one half would leave and the other be lost.
+        if file.is_csv and SURPLUS in row:
+            raise CorpusError(
+                f"{name_record(place)} must have no more fields than the first line; put quotes around its texts"
+            )
+        yield row
+
+
 def _read_records(file: DroppedFile) -> list[TrainingRecord]:
     found = []
-    for place, row in enumerate(read_rows(file.content, is_csv=file.is_csv)):
+    for place, row in enumerate(_read_whole_rows(file)):
         text, label = row.get(file.text_column or ""), None
         if not isinstance(text, str):
             raise CorpusError(f"{name_record(place)} must have a text in the column of the texts")

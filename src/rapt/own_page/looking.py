@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -89,7 +89,7 @@ class TextLook:
     draws: int
     tokens: tuple[TokenLook, ...]
     left_out: int
-    example: tuple[str, ...] = field(repr=False)
+    example: tuple[str, ...]
     own: WeighedShare
     running: WeighedShare
     blind: float
